@@ -1,0 +1,1 @@
+"""Hosts run the chain: ``plain`` in bare PyTorch, ``zero`` under DeepSpeed."""

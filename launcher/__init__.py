@@ -1,0 +1,1 @@
+"""The command line and the ways to start processes. Knows nothing of the inside of a model."""

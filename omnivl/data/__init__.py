@@ -1,0 +1,1 @@
+"""Samples of images and videos with captions and labels: sources, order, decoding, augmentation, batches."""

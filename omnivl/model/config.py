@@ -1,0 +1,67 @@
+"""Configuration of the model: one frozen dataclass, one table of presets."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moe.feed_forward import DenseConfig, FeedForwardConfig
+
+
+@dataclass(frozen=True)
+class MomentumConfig:
+    """The momentum (EMA) twins of encoders and projections."""
+
+    decay: float = 0.995
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and choices of the chain. Defaults are the ``base`` preset.
+
+    Attributes:
+        hidden_size: Width D of all streams.
+        num_heads: Attention heads; head size is hidden_size / num_heads.
+        mlp_ratio: Inner size of the feed-forward layer over hidden_size.
+        vision_layers: Blocks of the unified visual encoder.
+        text_layers: Blocks of the text encoder.
+        alignment_layers: Blocks of the visual-grounded alignment decoder, on top of the text encoder's output.
+        generation_layers: Blocks of the visual-grounded generation decoder, on word embeddings, causal.
+        image_size: Side of a training image in pixels.
+        video_size: Side of a training frame in pixels.
+        num_frames: Frames of a training clip.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per 3D patch.
+        text_length: Token positions per text, special tokens included.
+        vocab_size: Rows of the word embedding.
+        projection_size: Size P of the contrastive embeddings.
+        drop_path: Stochastic depth rate of the last visual block, rising linearly from 0.
+        dropout: Dropout in text and decoder blocks.
+        layer_scale_init: Initial LayerScale of the visual blocks; None for none.
+        momentum: Momentum twins; None builds none.
+        ffn: What fills the feed-forward slot.
+        recompute: Recompute activations in the backward pass, block by block.
+    """
+
+    hidden_size: int = 768
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    vision_layers: int = 12
+    text_layers: int = 12
+    alignment_layers: int = 12
+    generation_layers: int = 12
+    image_size: int = 224
+    video_size: int = 112
+    num_frames: int = 32
+    patch_size: int = 16
+    tubelet_size: int = 1
+    text_length: int = 128
+    vocab_size: int = 30522
+    projection_size: int = 256
+    drop_path: float = 0.0
+    dropout: float = 0.0
+    layer_scale_init: float | None = None
+    momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
+    ffn: FeedForwardConfig = field(default_factory=DenseConfig)
+    recompute: bool = False
+
+
+PresetName = Literal["tiny", "small", "base", "large", "giant"]

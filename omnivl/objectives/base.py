@@ -1,0 +1,126 @@
+"""What an objective is: a stateless description of what it corrupts, which passes it needs and how its loss is made.
+
+Parameters never live in an objective. Heads are built by it but owned by the chain's last layer (or by ``Contrast``),
+so that an objective can be pickled into a data worker and a pipeline stage holds only the parameters that it needs.
+
+Life of an objective within one step:
+
+1. ``prepare`` (in a data worker, on the CPU): draws masks and the like from the batch; a pure function of the sample's
+   position. Results travel in ``Batch.prepared`` under ``name/...``.
+2. ``demands``: which streams and how many stacked rows the chain has to compute. Pure function of kind and size.
+3. ``loss`` (in the chain's last layer, or in ``Contrast`` for contrastive losses).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor, nn
+
+from omnivl.data.batch import Batch, DataKind
+from omnivl.model.gather import Gather
+from omnivl.model.state import State
+from omnivl.randomness import generator
+
+if TYPE_CHECKING:
+    from omnivl.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class SpecialTokens:
+    """Token ids that objectives need, from the tokenizer."""
+
+    pad: int
+    cls: int
+    sep: int
+    mask: int
+    decode: int  # [DEC], the start of the generation stream
+    vocab_size: int
+    num_reserved: int  # ids below this are special or unused and are never drawn as random replacements
+
+
+@dataclass(frozen=True)
+class PrepareContext:
+    """What ``prepare`` may know besides the batch.
+
+    Attributes:
+        seed: The stage's seed.
+        source: Name of the data entry, part of every random key.
+        tokens: Special token ids.
+        grid: Patches per side of a frame of this kind, (rows, columns).
+        step: Optimizer step, for weight schedules.
+    """
+
+    seed: int
+    source: str
+    tokens: SpecialTokens
+    grid: tuple[int, int]
+    step: int
+
+    def generator(self, purpose: str, position: int) -> np.random.Generator:
+        """The generator of one sample for one purpose."""
+        return generator(self.seed, self.source, purpose, position)
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the chain must compute for an objective on one kind of batch.
+
+    Attributes:
+        visual: The clean visual stream.
+        text: The clean text stream.
+        embeddings: Projected embeddings of both clean streams.
+        momentum: The momentum twins' streams.
+        generation: The causal stream over ``lm/token_ids``.
+        masked_visual: Rows of a masked visual pass; they read ``{name}/rows`` int64 [M] and ``{name}/mask`` bool
+            [M, T, N] from ``Batch.prepared``.
+        masked_text: Rows of a masked text pass; they read ``{name}/token_ids`` int64 [M, L], rows 0..M-1 of the batch.
+        alignment: Alignment rows by segment name.
+    """
+
+    visual: bool = False
+    text: bool = False
+    embeddings: bool = False
+    momentum: bool = False
+    generation: bool = False
+    masked_visual: int = 0
+    masked_text: int = 0
+    alignment: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ObjectiveLoss:
+    """A raw (unweighted) loss and its detached metrics.
+
+    Attributes:
+        loss: fp32 scalar. Averaged over replicas it equals the loss of the joined batch.
+        metrics: Detached fp32 scalars by short name (``accuracy``, ``temperature`` ...).
+    """
+
+    loss: Tensor
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Objective(ABC):
+    """Base of all objectives. Instances are small, frozen and picklable."""
+
+    name: str
+    uses_vocabulary_head: bool = False
+
+    @abstractmethod
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """What to compute for a batch of ``kind``; None where the objective does not apply."""
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Draws this objective's inputs; keys start with ``{self.name}/``. Called only where ``demands`` is not None."""
+        return {}
+
+    def build_head(self, config: "ModelConfig") -> nn.Module | None:
+        """Parameters that only this objective needs, owned by the chain's ``Losses`` layer."""
+        return None
+
+    @abstractmethod
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """The raw loss from the state at the end of the chain."""
