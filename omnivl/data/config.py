@@ -1,0 +1,127 @@
+"""What a plan says about data: one entry of a stage's mixture, and how the loader works."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from omnivl.data.batch import DataKind
+
+CaptionPolicy = Literal["first", "random", "join"]
+FrameSampling = Literal["uniform", "segment"]
+StartMethod = Literal["fork", "forkserver", "spawn"]
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Training augmentation. The same draw is applied to all frames of a clip.
+
+    Attributes:
+        crop_scale: Area of the random crop over the area of the picture, (smallest, largest). (1, 1) with crop_ratio
+            (1, 1) crops nothing but what makes the picture square.
+        crop_ratio: Width over height of the random crop, (smallest, largest), drawn on a logarithmic scale.
+        flip: Probability of a horizontal flip. Texts with a direction (left, right, ...) are never flipped.
+        brightness: Largest relative change of brightness; 0 for none.
+        contrast: Largest relative change of contrast; 0 for none.
+        saturation: Largest relative change of saturation; 0 for none.
+        hue: Largest rotation of the hue, in turns; 0 for none, at most 0.5.
+        color_probability: Probability that brightness, contrast, saturation and hue change at all.
+        grayscale: Probability of dropping all colour.
+        rand_augment_operations: Number of operations drawn from the RandAugment-style set; 0 for none.
+        rand_augment_magnitude: Strength of these operations, from 0 to 10.
+    """
+
+    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    flip: float = 0.5
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    color_probability: float = 0.8
+    grayscale: float = 0.0
+    rand_augment_operations: int = 0
+    rand_augment_magnitude: float = 5.0
+
+
+@dataclass(frozen=True)
+class FrameSamplingConfig:
+    """Which frames of a clip become the model's ``num_frames``.
+
+    Attributes:
+        mode: ``uniform`` takes the middle of ``num_frames`` equal segments; ``segment`` draws one frame at random from
+            each segment. Evaluation always takes ``uniform``.
+        span: Part of the clip that is looked at, from just above 0 to 1: training draws where it starts, evaluation
+            takes the middle.
+    """
+
+    mode: FrameSampling = "segment"
+    span: float = 1.0
+
+
+@dataclass(frozen=True)
+class DataEntryConfig:
+    """One entry of a stage's mixture: where samples come from and what is made of them.
+
+    Attributes:
+        source: ``emoji`` (embedded drawings and clips), ``motion`` (generated clips), or tar shards: a path, a folder,
+            a glob (``data/*.tar``) or a brace pattern (``data/{000..127}.tar``). ``pipe:COMMAND`` and URLs are read as
+            streams, which resume by shard instead of by sample.
+        kind: What a sample is: image or video, with a caption or with a class label.
+        weight: Share of micro-batches, relative to the other entries of the stage.
+        name: Name in logs and part of every random key; made from kind and source where it is not given.
+        where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
+        caption: Which of several captions is used: the first, a random one, or all joined by commas in random order
+            (in evaluation: in their own order).
+        prompts: Texts that a class name is put into, at ``{label}``. Label kinds only.
+        language: Language taken where a sample has captions in several languages.
+        augment: Training augmentation of the pixels.
+        frames: Choice of frames. Video kinds only.
+    """
+
+    source: str
+    kind: DataKind
+    weight: float = 1.0
+    name: str | None = None
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    caption: CaptionPolicy = "first"
+    prompts: tuple[str, ...] = ("a picture of {label}",)
+    language: str = "en"
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    frames: FrameSamplingConfig = field(default_factory=FrameSamplingConfig)
+
+    @property
+    def key(self) -> str:
+        """Name in logs and random keys."""
+        return f"{self.kind}:{self.source}" if self.name is None else self.name
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """How samples are read, decoded and kept ready.
+
+    Attributes:
+        num_workers: Worker processes per replica; 0 decodes in a background thread of the training process.
+        prefetch_factor: Micro-batches that each worker (or the thread) keeps ready.
+        start_method: How worker processes are started. ``fork`` is unsafe once the process runs threads of its own
+            (gloo, CUDA).
+        max_bad_fraction: Share of bad samples above which the run stops.
+        min_samples_to_judge: Samples to be seen before that share is judged.
+        max_pixels: Pixels per picture or frame above which a sample is refused before it is decoded.
+        max_frames: Frames per clip above which a sample is refused before it is decoded.
+        cache_decoded: Keep decoded pictures in memory. For sets that fit, such as the embedded one.
+        cache_mebibytes: Bound of that cache per process, in MiB.
+        index_cache: Folder for shard indexes; None keeps each beside its shard where that is writable.
+        shuffle_buffer: Samples that a stream shuffles among. Streams only.
+    """
+
+    num_workers: int = 0
+    prefetch_factor: int = 4
+    start_method: StartMethod = "forkserver"
+    max_bad_fraction: float = 0.01
+    min_samples_to_judge: int = 200
+    max_pixels: int = 40_000_000
+    max_frames: int = 20_000
+    cache_decoded: bool = True
+    cache_mebibytes: int = 512
+    index_cache: str | None = None
+    shuffle_buffer: int = 1000

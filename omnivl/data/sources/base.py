@@ -1,0 +1,108 @@
+"""What a source of samples offers, and how it says that a sample is bad.
+
+Shapes: T frames of a clip, H x W pixels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+Cause = Literal[
+    "truncated_tar",
+    "empty_shard",
+    "unreadable_path",
+    "duplicate_key",
+    "missing_media",
+    "unknown_extension",
+    "missing_caption",
+    "missing_label",
+    "invalid_utf8",
+    "wrong_json",
+    "broken_image",
+    "broken_video",
+    "too_many_pixels",
+    "too_many_frames",
+]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """One line of the quarantine log.
+
+    Attributes:
+        cause: Why, from a fixed list, so that causes can be counted.
+        where: ``SHARD:KEY``, or the shard alone where no sample can be named.
+        detail: What exactly was found.
+    """
+
+    cause: Cause
+    where: str
+    detail: str
+
+
+class BadSampleError(Exception):
+    """A sample cannot be used. The loader counts it by cause, logs it and puts another one in its place."""
+
+    def __init__(self, cause: Cause, where: str, detail: str) -> None:
+        super().__init__(cause, where, detail)  # all three, so that it survives pickling from a worker
+        self.rejection = Rejection(cause, where, detail)
+
+    def __str__(self) -> str:
+        return f"{self.rejection.where}: {self.rejection.cause}: {self.rejection.detail}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample as it lies in a source. Either ``media`` or ``frames`` is set.
+
+    Attributes:
+        key: Name within its shard.
+        where: ``SHARD:KEY`` for messages.
+        media: The encoded picture or clip.
+        extension: Its format by file extension, lower-case, without dot: ``jpg``, ``webp``, ``mp4`` ...
+        frames: Decoded pixels uint8 ``[T, H, W, 3]``, RGB, for sources that draw their samples.
+        captions: All captions in the wanted language, maybe none for label kinds.
+        label: Class name.
+        identity: Name of the concept shown; samples with equal identity are positives of each other.
+        meta: All other fields of the sample's JSON.
+    """
+
+    key: str
+    where: str
+    media: bytes | None = None
+    extension: str = ""
+    frames: NDArray[np.uint8] | None = None
+    captions: tuple[str, ...] = ()
+    label: str | None = None
+    identity: str | None = None
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """A finite list of samples that can be read in any order.
+
+    Instances are picklable and open files lazily, per process. Which samples are in the list (kind, ``where``) is
+    settled when the source is opened.
+    """
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Sorted names of all labels; empty where no sample has one."""
+
+    @property
+    def rejections(self) -> Sequence[Rejection]:
+        """What was found bad when the source was opened; such samples are not in the list."""
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    def read(self, index: int) -> Sample:
+        """The sample at ``index``; a pure function of it.
+
+        Raises:
+            BadSampleError: The sample cannot be read.
+        """
