@@ -1,0 +1,75 @@
+"""The chain's view of the other data-parallel replicas, over a ``torch.distributed`` process group.
+
+Shapes: B rows of one replica, R replicas.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from omnivl.model.gather import Gather, LocalGather
+
+
+class ProcessGroupGather:
+    """``omnivl.model.gather.Gather`` over the replicas of a process group."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Remembers the group; None is the default group of all processes."""
+        self._group = group
+        self.replicas = dist.get_world_size(group)
+        self.replica = dist.get_rank(group)
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """Concatenates ``[B, ...]`` of every replica, in replica order, to ``[R * B, ...]``.
+
+        The gradient is summed over replicas before this replica's rows are cut out of it: every replica's loss depends
+        on every replica's rows. With gradients averaged over replicas this equals one process on the joined batch.
+        """
+        if tensor.requires_grad and torch.is_grad_enabled():
+            joined: Tensor = _Join.apply(tensor, self._group)  # type: ignore[no-untyped-call]
+            return joined
+        return _all_gather(tensor, self._group)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sums a gradient-free tensor of any shape over the replicas; the argument is left as it is."""
+        summed = tensor.detach().clone()
+        dist.all_reduce(summed, group=self._group)
+        return summed
+
+
+def make_gather(group: dist.ProcessGroup | None = None) -> Gather:
+    """The gather of this process: local where there is no process group or only one replica in it."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return LocalGather()
+    return ProcessGroupGather(group)
+
+
+class _Join(torch.autograd.Function):
+    """All-gather whose backward is reduce-then-slice."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        ctx.rows = tensor.shape[0]
+        return _all_gather(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Summed in fp32: adding R bf16 gradients would lose bits that the joined batch keeps.
+        (gradient,) = gradients
+        summed = gradient.to(torch.float32, copy=True).contiguous()
+        dist.all_reduce(summed, group=ctx.group)
+        start = dist.get_rank(ctx.group) * ctx.rows
+        return summed[start : start + ctx.rows].to(gradient.dtype), None
+
+
+def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """``[B, ...]`` of every replica as ``[R * B, ...]``. Booleans travel as bytes, which every backend carries."""
+    source = tensor.detach().contiguous()
+    if source.dtype == torch.bool:
+        return _all_gather(source.view(torch.uint8), group).view(torch.bool)
+    joined = source.new_empty((dist.get_world_size(group) * source.shape[0], *source.shape[1:]))
+    dist.all_gather_into_tensor(joined, source, group=group)
+    return joined
