@@ -1,0 +1,53 @@
+"""Ranks and recalls from a similarity matrix.
+
+Shapes: Q queries, C candidates.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def best_rank(similarity: Tensor, relevant: Tensor) -> Tensor:
+    """Rank of the best relevant candidate of each query, 0 for the first place.
+
+    Ties count against the query: a candidate that is as similar as the relevant one ranks before it, so a model that
+    maps everything to one point scores zero, not one.
+
+    Args:
+        similarity: float ``[Q, C]``.
+        relevant: bool ``[Q, C]``, at least one true per row.
+
+    Returns:
+        int64 ``[Q]``.
+    """
+    assert bool(relevant.any(dim=1).all()), "every query needs a relevant candidate"
+    best = similarity.masked_fill(~relevant, -torch.inf).amax(dim=1, keepdim=True)
+    return ((similarity >= best) & ~relevant).sum(dim=1)
+
+
+def recall_at(ranks: Tensor, k: int) -> float:
+    """Share of queries with a relevant candidate among the first k."""
+    return float((ranks < k).double().mean())
+
+
+def chance_recall_at(relevant: Tensor, k: int) -> float:
+    """Expected recall at k of a random order: ``1 - prod_{i<k} (C - r - i) / (C - i)``, averaged over queries.
+
+    Args:
+        relevant: bool ``[Q, C]``.
+        k: Number of places.
+    """
+    candidates = relevant.shape[1]
+    misses = candidates - relevant.sum(dim=1).double()
+    probability = torch.ones_like(misses)
+    for place in range(min(k, candidates)):
+        probability = probability * ((misses - place).clamp(min=0) / (candidates - place))
+    return float((1 - probability).mean())
+
+
+def recalls(similarity: Tensor, relevant: Tensor, places: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Recall at each of ``places``."""
+    ranks = best_rank(similarity, relevant)
+    return {k: recall_at(ranks, k) for k in places}

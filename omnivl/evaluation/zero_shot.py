@@ -1,0 +1,64 @@
+"""Zero-shot classification by prompts; on generated motion clips this is motion recognition."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the field's name for it
+from torch import Tensor
+
+from omnivl.errors import DataError
+from omnivl.evaluation.config import ZeroShotTask
+from omnivl.evaluation.encoder import Encoder
+from omnivl.evaluation.pictures import PictureSet
+from omnivl.evaluation.pixel_baseline import pixel_features
+from omnivl.evaluation.results import Score, TaskResult
+
+
+def evaluate_zero_shot(task: ZeroShotTask, encoder: Encoder) -> TaskResult:
+    """Accuracy of the nearest class text. Called by every replica in the same order.
+
+    Raises:
+        DataError: A sample has no label.
+    """
+    pictures = PictureSet(task.source, task.media, task.where, encoder.model, task.max_samples)
+    labels = _labels(pictures)
+    classes = sorted(set(labels))
+    truth = torch.tensor([classes.index(label) for label in labels])
+    features = encoder.pictures(pictures)
+    predicted = (features @ _class_embeddings(task, classes, encoder).T).argmax(dim=1)
+    score = Score(
+        task.name,
+        f"accuracy, {len(classes)} classes",
+        float((predicted == truth).double().mean()),
+        1 / len(classes),
+        _pixel_accuracy(task, pictures, labels, encoder) if task.baseline is not None else None,
+        len(pictures),
+    )
+    return TaskResult((score,))
+
+
+def _labels(pictures: PictureSet) -> list[str]:
+    labels = []
+    for sample in pictures.samples:
+        if sample.label is None:
+            raise DataError(f"{sample.where} has no label: zero-shot classification needs one; filter with `where`")
+        labels.append(sample.label)
+    return labels
+
+
+def _class_embeddings(task: ZeroShotTask, classes: list[str], encoder: Encoder) -> Tensor:
+    """L2-normalised mean over the templates, fp32 ``[classes, P]``."""
+    texts = [prompt.replace("{label}", name) for name in classes for prompt in task.prompts]
+    embeddings = encoder.texts(texts).view(len(classes), len(task.prompts), -1)
+    return F.normalize(embeddings.mean(dim=1), dim=-1)
+
+
+def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str], encoder: Encoder) -> float:
+    """Accuracy of the label of the nearest reference picture, all frames compared."""
+    assert task.baseline is not None
+    known = PictureSet(
+        task.baseline.source, task.baseline.media, task.baseline.where, encoder.model, task.baseline.max_samples
+    )
+    known_labels = _labels(known)
+    features = pixel_features(pictures.frames(range(len(pictures))))
+    references = pixel_features(known.frames(range(len(known))))
+    nearest = torch.cdist(features, references).argmin(dim=1).tolist()
+    return sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True)) / len(labels)
