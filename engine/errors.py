@@ -1,0 +1,22 @@
+"""Errors of plans and checkpoints that a user can mend."""
+
+from collections.abc import Sequence
+
+from omnivl.errors import UserError
+
+
+class PlanError(UserError):
+    """A plan that cannot be run. Carries every problem of the file, not just the first.
+
+    Attributes:
+        problems: One line each: ``file:line: path: got X; allowed Y; change Z``.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        """Joins the problems into one message, one per line."""
+        self.problems = tuple(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class CheckpointError(UserError):
+    """A checkpoint is missing, torn, changed, or of another layout than the run that wants it."""

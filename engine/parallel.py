@@ -1,0 +1,57 @@
+"""How a run is laid over processes: host, precision, launch and batch arithmetic."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+HostName = Literal["plain", "zero", "pipeline"]
+ZeroStage = Literal[0, 1, 2, 3]
+Precision = Literal["fp32", "bf16"]
+Offload = Literal["none", "optimizer"]
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """What hosts the chain.
+
+    Attributes:
+        host: ``plain`` is PyTorch alone; ``zero`` is DeepSpeed with ZeRO; ``pipeline`` is not available yet.
+        zero_stage: What ZeRO shards over the replicas: nothing (0), optimizer states (1), gradients as well (2),
+            parameters as well (3). Only read by ``zero``.
+        precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
+        offload: What is kept in the host's memory instead of the accelerator's. Only read by ``zero``.
+    """
+
+    host: HostName = "zero"
+    zero_stage: ZeroStage = 1
+    precision: Precision = "bf16"
+    offload: Offload = "none"
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """How processes are started.
+
+    Attributes:
+        processes: Processes on this machine; ``auto`` takes one per GPU, or two where there is none (one with the plain
+            host).
+        timeout_seconds: Seconds that a process waits for the others before the run is given up.
+    """
+
+    processes: int | Literal["auto"] = "auto"
+    timeout_seconds: int = 1800
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Batch sizes.
+
+    Attributes:
+        micro_batch_size_per_gpu: Samples of one forward pass on one process.
+        gradient_accumulation_steps: Micro-batches of one optimizer step on one process.
+        global_batch_size: Samples of one optimizer step over all processes. Checked against the other two and the
+            number of processes where it is given; never changes them.
+    """
+
+    micro_batch_size_per_gpu: int = 32
+    gradient_accumulation_steps: int = 1
+    global_batch_size: int | None = None

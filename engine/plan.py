@@ -1,0 +1,193 @@
+"""The plan: what a run is, as data. One YAML file becomes one frozen, typed ``Plan`` (see ``engine.plan_parse``).
+
+Every other component receives only its own section. Configurations live beside the component that they configure; here
+are the sections that belong to no single component, and the plan that holds them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.optimizer import OptimizerConfig
+from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
+from engine.plan_yaml import write_yaml
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.evaluation.config import TaskConfig
+from omnivl.model.config import ModelConfig
+from omnivl.objectives import ObjectiveConfig
+
+SHARED_SECTIONS = ("model", "parallel", "batch")
+"""Sections of the plan that a stage may override, field by field."""
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Weights of other origin that a stage starts from: Hugging Face folders.
+
+    Attributes:
+        vision: Folder of a ViT or TimeSformer for the visual encoder; null loads none.
+        text: Folder of a BERT for the text encoder; null loads none.
+    """
+
+    vision: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is evaluated during a stage and after it.
+
+    Attributes:
+        every: Optimizer steps between evaluations; 0 evaluates only after the last step.
+        tasks: What is evaluated. A bare kind (``retrieval``) stands for that task with its defaults.
+    """
+
+    every: int = 0
+    tasks: tuple[TaskConfig, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept.
+
+    Attributes:
+        every: Optimizer steps between checkpoints; the last step of a stage is always saved.
+        keep_last: Number of newest checkpoints of a stage to keep.
+        keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
+    """
+
+    every: int = 500
+    keep_last: int = 2
+    keep_best: str | None = None
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens when a loss or a gradient is not finite: the step is skipped and counted.
+
+    Attributes:
+        max_skipped_steps: Skipped steps in a row after which the run stops with an error.
+    """
+
+    max_skipped_steps: int = 10
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while training.
+
+    Attributes:
+        every: Optimizer steps between two lines of metrics.
+        tensorboard: Whether TensorBoard files are written beside ``metrics.jsonl``.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: so many steps of some objectives on some mixture of data. Its sections are complete: what a plan says
+    once for all stages has already been put in.
+
+    Attributes:
+        name: Name of the stage: letters, digits, ``-``, ``_`` and ``.``; no two stages share it.
+        steps: Optimizer steps.
+        data: The mixture. The kind of each micro-batch is drawn from the entries' weights.
+        objectives: What is trained. A bare kind (``mlm``) stands for that objective with its defaults.
+        optimizer: AdamW, learning rate and clipping.
+        init_from: Earlier stage whose weights this one starts from; null starts from random weights.
+        weights: Weights of other origin to start from. Not together with ``init_from``.
+        freeze: Beginnings of parameter names that are not trained, e.g. ``[embed, text_]``.
+        model: Fields of ``model`` that change for this stage, e.g. ``{num_frames: 8}``.
+        parallel: Fields of ``parallel`` that change for this stage.
+        batch: Fields of ``batch`` that change for this stage.
+        evaluate: What is evaluated during the stage and after it.
+    """
+
+    name: str
+    steps: int
+    data: tuple[DataEntryConfig, ...]
+    objectives: tuple[ObjectiveConfig, ...]
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init_from: str | None = None
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    freeze: tuple[str, ...] = ()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluate: EvaluationPlan = field(default_factory=EvaluationPlan)
+
+    def samples_per_step(self, world_size: int) -> int:
+        """Samples of one optimizer step over ``world_size`` replicas."""
+        return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps * world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        name: Name of the run and of its folder: letters, digits, ``-``, ``_`` and ``.``.
+        stages: The stages, in the order in which they run.
+        seed: Seeds weights, data order, masks and augmentation.
+        tokenizer: ``emoji`` (the vocabulary of the embedded data), a WordPiece ``vocab.txt``, or a Hugging Face folder.
+        model: ``preset`` names a row of the table of presets, every other field overrides it. ``vocab_size`` is the
+            tokenizer's where it is not given.
+        parallel: Host, ZeRO stage, precision.
+        launch: Processes.
+        batch: Batch sizes.
+        loader: How samples are read and decoded.
+        checkpoint: When checkpoints are written and which are kept.
+        guard: What happens when a loss or a gradient is not finite.
+        logging: What is written while training.
+    """
+
+    name: str
+    stages: tuple[StagePlan, ...]
+    seed: int = 0
+    tokenizer: str = "emoji"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def to_yaml(self) -> str:
+        """The resolved plan: every field written out, so that a later change of a default changes nothing.
+
+        ``engine.plan_parse.parse_plan`` reads it back to an equal plan. Of a stage's shared sections only what differs
+        from the plan's is written.
+        """
+        tree = asdict(self)
+        for stage in tree["stages"]:
+            for section in SHARED_SECTIONS:
+                stage[section] = _differing(stage[section], tree[section])
+        return write_yaml(_plain(tree))
+
+
+def _differing(fields: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value != base[name]}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is how YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value

@@ -1,0 +1,219 @@
+"""YAML without its traps: a tree of plain values that remembers where each of them was written.
+
+PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and keeps the last of two equal keys
+without a word. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then refuses where
+something else is wanted); a second key, an infinity and a tag are problems.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+Path = tuple[str | int, ...]
+"""Where something is in a plan: ``("stages", 0, "optimizer", "lr")``."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong, before its place in the file is known.
+
+    Attributes:
+        path: Where in the plan.
+        got: What stands there.
+        allowed: What may stand there.
+        change: What to do about it, a clause such as ``change it to 3`` or ``did you mean 'lr'?``.
+    """
+
+    path: Path
+    got: str
+    allowed: str
+    change: str
+
+    @property
+    def text(self) -> str:
+        """The message without its place."""
+        return f"{show_path(self.path)}: got {self.got}; allowed {self.allowed}; {self.change}"
+
+
+@dataclass
+class Document:
+    """A parsed YAML file.
+
+    Attributes:
+        tree: Mappings, lists and scalars.
+        places: ``file:line`` of every value, by its path; a mapping's entry has the line of its key.
+        problems: What the YAML itself got wrong.
+    """
+
+    tree: Any
+    places: dict[Path, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def place(self, path: Path) -> str:
+        """Where ``path`` is written, or the nearest thing that holds it."""
+        while path and path not in self.places:
+            path = path[:-1]
+        return self.places[path]
+
+
+def show_path(path: Path) -> str:
+    """``("stages", 0, "lr")`` as ``stages.0.lr``, which is also how an override is written."""
+    return ".".join(str(part) for part in path) or "plan"
+
+
+def show_value(value: object) -> str:
+    """A value as its author wrote it in YAML, shortened; containers by their kind."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(value if len(value) <= 60 else value[:57] + "...")
+        case Mapping():
+            return "a mapping" if value else "an empty mapping"
+        case list() | tuple():
+            return f"a list of {len(value)}" if value else "an empty list"
+        case _:
+            return str(value)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the resolvers below; used to compose nodes only."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what the loader would read as something else than a string."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_RESOLVERS: tuple[tuple[str, str, str], ...] = (
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
+    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    (
+        "tag:yaml.org,2002:float",
+        r"[-+]?(([0-9][0-9_]*)?\.[0-9]+|[0-9][0-9_]*\.?)([eE][-+]?[0-9]+)|[-+]?([0-9][0-9_]*)?\.[0-9]+|[-+]?[0-9][0-9_]*\."
+        r"|[-+]?\.?(inf|Inf|INF)|\.?(nan|NaN|NAN)",
+        "-+.0123456789inN",
+    ),
+)
+
+# The dumper keeps YAML 1.1's resolvers beside ours: what it writes means the same to every other reader.
+_Loader.yaml_implicit_resolvers = {}
+for _class in (_Loader, _Dumper):
+    for _tag, _pattern, _first in _RESOLVERS:
+        _class.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first])
+
+
+def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Document:
+    """Parses YAML text.
+
+    Args:
+        text: One YAML document.
+        place: File name for messages.
+        numbered: Whether places end in a line number; not for overrides, which are one line.
+
+    Returns:
+        The document; its ``problems`` tell what was wrong. Text that is no YAML at all gives a tree of None and one
+        problem.
+    """
+
+    def where(line: int) -> str:
+        return f"{place}:{line + 1}" if numbered else place
+
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        document = Document(None, {(): where(mark.line if mark is not None else 0)})
+        got = " ".join(part for part in (error.context, error.problem) if part)
+        document.problems.append(Problem((), f"text that is no YAML ({got})", "YAML", "change this line or the one above"))
+        return document
+    except yaml.reader.ReaderError as error:
+        document = Document(None, {(): where(text.count("\n", 0, error.position))})
+        change = "save the file as UTF-8 text"
+        document.problems.append(Problem((), "a character that YAML does not allow", "printable Unicode", change))
+        return document
+    reader = _Reader(where)
+    document = reader.document
+    document.places[()] = where(0)
+    document.tree = None if node is None else reader.read(node, ())
+    return document
+
+
+def write_yaml(tree: object) -> str:
+    """YAML text that ``read_yaml`` reads back to an equal tree."""
+    text: str = yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return text
+
+
+class _Reader:
+    """Turns composed nodes into values, noting places and problems."""
+
+    def __init__(self, where: Callable[[int], str]) -> None:
+        self.document = Document(None)
+        self._where = where
+        self._open: list[yaml.Node] = []
+
+    def read(self, node: yaml.Node, path: Path) -> Any:
+        """The value of a node; what is wrong with it is noted and replaced by None."""
+        self.document.places.setdefault(path, self._where(node.start_mark.line))
+        if any(node is parent for parent in self._open):
+            return self._refuse(path, "an alias of what it stands in", "a tree", "write the value out")
+        if not isinstance(node, yaml.ScalarNode) and node.tag not in _CONTAINERS:
+            return self._refuse(path, f"the tag {node.tag}", "plain YAML without tags", "remove the tag")
+        self._open.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return dict(self._entries(node, path))
+            if isinstance(node, yaml.SequenceNode):
+                return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+            return self._scalar(node, path)
+        finally:
+            self._open.pop()
+
+    def _entries(self, node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, Any]]:
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._refuse(path, "a key that is itself a collection", "plain words as keys", "change the key")
+                continue
+            key = str(key_node.value)
+            if key in lines:
+                got = f"a second {key!r} (the first is in line {lines[key] + 1})"
+                self.document.places[(*path, key)] = self._where(line)
+                self._refuse((*path, key), got, "each key once", "remove one of the two")
+                continue
+            lines[key] = line
+            self.document.places[(*path, key)] = self._where(line)
+            yield key, self.read(value_node, (*path, key))
+
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
+        match node.tag.removeprefix("tag:yaml.org,2002:"):
+            case "str":
+                return node.value
+            case "null":
+                return None
+            case "bool":
+                return node.value.lower() == "true"
+            case "int":
+                return int(node.value.replace("_", ""))
+            case "float":
+                number = float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+                if math.isfinite(number):
+                    return number
+                return self._refuse(path, node.value, "a finite number", "change it to a finite number")
+            case _:
+                return self._refuse(path, f"the tag {node.tag}", "plain YAML without tags", "remove the tag")
+
+    def _refuse(self, path: Path, got: str, allowed: str, change: str) -> None:
+        self.document.problems.append(Problem(path, got, allowed, change))
