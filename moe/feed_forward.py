@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Losses = Mapping[str, Tensor]
 Statistics = Mapping[str, Tensor]
@@ -50,3 +50,16 @@ class DenseConfig:
 
 FeedForwardConfig = DenseConfig
 """Union of everything that can fill the slot, discriminated by ``kind``."""
+
+
+def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: int) -> nn.Module:
+    """Builds the module that fills one block's feed-forward slot; it satisfies ``FeedForward``.
+
+    Args:
+        config: What to build, one member of the union.
+        hidden_size: D.
+        inner_size: F, of a dense layer or of one expert.
+    """
+    from moe.dense import DenseFeedForward  # here, because the fillings import this file's contract
+
+    return DenseFeedForward(hidden_size, inner_size)

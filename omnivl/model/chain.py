@@ -3,15 +3,22 @@
     Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Contrast -> AlignmentBlock * n -> GenerationBlock * n
           -> Losses
 
-``for layer in chain.layers: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as one
-module, a pipeline host cuts the list.
+``for layer in chain.layers: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
+one module, a pipeline host cuts the list.
+
+Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, R pairs.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from omnivl.model.state import State
+from omnivl.data.batch import DataKind
+from omnivl.model.momentum import LocalStorage, ema_update_, whole_parameter
+from omnivl.model.state import State, StepLayout
 
 
 class ChainLayer(nn.Module, ABC):
@@ -19,11 +26,109 @@ class ChainLayer(nn.Module, ABC):
 
     A layer whose stream is absent from the layout returns the state unchanged. Nothing is written in ``forward``
     (activation recomputation would do it twice); what has to change after a step changes in ``after_step``.
+
+    Attributes:
+        local_storage: What this process stores of a parameter. A host that shards parameters sets its own.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local_storage: LocalStorage = whole_parameter
 
     @abstractmethod
     def forward(self, state: State) -> State:
         """Returns a new state with this layer's stream advanced."""
 
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
+        return True
+
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""
+
+    def discard_step(self) -> None:
+        """Called instead of ``after_step`` when a step was skipped: drops what forward put aside for it."""
+
+
+class Chain(nn.Module):
+    """The layers in their order, and the folds over parts of them that inference needs.
+
+    Under ZeRO-3 a layer gathers its own parameters when it is called, hence everything here calls whole layers only.
+    """
+
+    def __init__(self, layers: Mapping[str, ChainLayer]) -> None:
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    @property
+    def layers(self) -> list[ChainLayer]:
+        """All layers, first to last."""
+        return [cast(ChainLayer, layer) for layer in self.children()]
+
+    def forward(self, state: State) -> State:
+        """The whole forward pass. The result holds ``loss`` where the layout asks for training."""
+        for layer in self.layers:
+            state = layer(state)
+        return state
+
+    def fold(self, state: State) -> State:
+        """The forward pass through those layers only that act under the state's layout."""
+        for layer in self.layers:
+            if layer.acts(state.layout):
+                state = layer(state)
+        return state
+
+    def after_step(self) -> None:
+        """To be called once after every optimizer step."""
+        for layer in self.layers:
+            layer.after_step()
+
+    def discard_step(self) -> None:
+        """To be called instead of ``after_step`` where a loss or gradient was not finite and the step was skipped."""
+        for layer in self.layers:
+            layer.discard_step()
+
+    def set_local_storage(self, storage: LocalStorage) -> None:
+        """Tells every layer what this process stores of a parameter (see ``ema_update_``)."""
+        for layer in self.layers:
+            layer.local_storage = storage
+
+    def copy_to_twins(self) -> None:
+        """Makes every momentum twin equal to the module it follows, e.g. after weights were loaded into the latter."""
+        for layer in self.layers:
+            for name, twin in layer.named_children():
+                if name.startswith("momentum_"):
+                    ema_update_(twin, layer.get_submodule(name.removeprefix("momentum_")), 0.0, layer.local_storage)
+
+    @torch.no_grad()
+    def encode_visual(self, frames: Tensor) -> Tensor:
+        """Contrastive embeddings of images or clips.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+
+        Returns:
+            fp32 ``[B, P]``, L2-normalised.
+        """
+        layout = StepLayout(
+            _visual_kind(frames), frames.shape[0], frames.shape[1], "encode", visual={"clean": slice(0, len(frames))}
+        )
+        return self.fold(State({"frames": frames}, layout))["visual_embedding"]
+
+    @torch.no_grad()
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Contrastive embeddings of texts.
+
+        Args:
+            token_ids: int64 ``[B, L]``.
+
+        Returns:
+            fp32 ``[B, P]``, L2-normalised.
+        """
+        layout = StepLayout("image_text", len(token_ids), 1, "encode", text={"clean": slice(0, len(token_ids))})
+        return self.fold(State({"token_ids": token_ids}, layout))["text_embedding"]
+
+
+def _visual_kind(frames: Tensor) -> DataKind:
+    return "image_text" if frames.shape[1] == 1 else "video_text"

@@ -63,5 +63,19 @@ class ModelConfig:
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
     recompute: bool = False
 
+    @property
+    def inner_size(self) -> int:
+        """Inner size of a feed-forward layer."""
+        return round(self.hidden_size * self.mlp_ratio)
+
+    def time_positions(self, num_frames: int) -> int:
+        """Time positions of a clip of ``num_frames``; an image (one frame) has one."""
+        return max(num_frames // self.tubelet_size, 1)
+
+    def grid(self, is_video: bool) -> tuple[int, int]:
+        """Patches per side of a training image or training frame, (rows, columns)."""
+        side = (self.video_size if is_video else self.image_size) // self.patch_size
+        return side, side
+
 
 PresetName = Literal["tiny", "small", "base", "large", "giant"]

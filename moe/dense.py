@@ -1,0 +1,23 @@
+"""The dense filling of the feed-forward slot: two linear maps with a GELU between.
+
+Shapes: D hidden size, F inner size; leading dimensions are free.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.feed_forward import FeedForwardOutput
+from moe.linear import Linear
+
+
+class DenseFeedForward(nn.Module):
+    """``fc2(gelu(fc1(x)))``, the same for every token."""
+
+    def __init__(self, hidden_size: int, inner_size: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(hidden_size, inner_size)
+        self.fc2 = Linear(inner_size, hidden_size)
+
+    def forward(self, x: Tensor, modality_ids: Tensor | None = None) -> FeedForwardOutput:
+        """Maps ``x [..., D]`` to the same shape; ``modality_ids`` is ignored."""
+        return FeedForwardOutput(self.fc2(F.gelu(self.fc1(x))))

@@ -1,0 +1,72 @@
+"""What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from moe.feed_forward import FeedForwardOutput
+from omnivl.model.chain import ChainLayer
+from omnivl.model.config import ModelConfig
+from omnivl.model.momentum import ema_update_, frozen_twin
+from omnivl.model.state import State
+
+
+class BlockLayer(ChainLayer):
+    """A chain layer around one online module and, where wanted, its momentum twin.
+
+    Attributes:
+        block: The module that is trained.
+        momentum_block: Its twin, or None.
+    """
+
+    def __init__(
+        self, name: str, config: ModelConfig, build: Callable[[ModelConfig], nn.Module], *, twin: bool = False
+    ) -> None:
+        """Builds the module and its twin.
+
+        Args:
+            name: The layer's name in the chain; routing losses carry it.
+            config: The model's configuration.
+            build: Makes the module. Called a second time, without dropout and drop path, for the twin.
+            twin: Whether to build a momentum twin.
+        """
+        super().__init__()
+        self.name, self.config = name, config
+        self.block = build(config)
+        self.momentum_block: nn.Module | None = None
+        if twin and config.momentum is not None:
+            still = replace(config, dropout=0.0, drop_path=0.0)
+            self.momentum_block = frozen_twin(build(still), self.block)
+
+    def run(self, *inputs: Any) -> FeedForwardOutput:
+        """Calls the block; its activations are recomputed in the backward pass where the configuration says so."""
+        if self.config.recompute and torch.is_grad_enabled():
+            # Tensors and mappings only: checkpoint passes anything through, and draws the same random numbers again.
+            out: FeedForwardOutput = checkpoint(self.block, *inputs, use_reentrant=False)
+        else:
+            out = self.block(*inputs)
+        return out
+
+    @torch.no_grad()
+    def run_twin(self, *inputs: Any) -> Any:
+        """Calls the momentum twin without building a graph."""
+        assert self.momentum_block is not None, f"{self.name}: the layout asks for a momentum twin, none was built"
+        return self.momentum_block(*inputs)
+
+    def after_step(self) -> None:
+        """Moves the momentum twin."""
+        if self.momentum_block is not None:
+            assert self.config.momentum is not None
+            ema_update_(self.momentum_block, self.block, self.config.momentum.decay, self.local_storage)
+
+    def with_routing(self, state: State, out: FeedForwardOutput) -> State:
+        """Puts a block's auxiliary losses under ``router/{layer}/`` and its statistics under ``routing/{layer}/``."""
+        found: Mapping[str, Tensor] = {
+            **{f"router/{self.name}/{name}": loss for name, loss in out.losses.items()},
+            **{f"routing/{self.name}/{name}": value for name, value in out.statistics.items()},
+        }
+        return state.merged(found) if found else state

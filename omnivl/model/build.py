@@ -1,0 +1,73 @@
+"""Builds the chain from its configuration."""
+
+from collections.abc import Sequence
+
+import torch
+
+from omnivl.data.batch import DATA_KINDS
+from omnivl.errors import ModelError
+from omnivl.model.chain import Chain, ChainLayer
+from omnivl.model.config import ModelConfig
+from omnivl.model.contrast import Contrast
+from omnivl.model.decoder import AlignmentBlock, GenerationBlock
+from omnivl.model.embed import Embed
+from omnivl.model.gather import Gather, LocalGather
+from omnivl.model.losses import Losses
+from omnivl.model.presets import check_config
+from omnivl.model.text import TextBlock
+from omnivl.model.visual import VisualBlock, VisualNorm
+from omnivl.objectives.base import Objective, SpecialTokens
+
+
+def build_chain(
+    config: ModelConfig,
+    objectives: Sequence[Objective],
+    tokens: SpecialTokens,
+    *,
+    gather: Gather | None = None,
+    compute_dtype: torch.dtype = torch.float32,
+) -> Chain:
+    """Builds all layers, with fp32 parameters drawn from torch's generator.
+
+    Every stack is built whether or not this stage's objectives use it, so that weights pass untouched through a stage
+    that does not. Heads and momentum twins follow the objectives.
+
+    Args:
+        config: Sizes.
+        objectives: The stage's objectives.
+        tokens: Special tokens of the tokenizer.
+        gather: How to see the other replicas; None for a single one.
+        compute_dtype: fp32 or bf16: the dtype of activations between ``Embed`` and the losses.
+
+    Raises:
+        ModelError: The configuration does not fit together, or the vocabulary is too small for the tokenizer.
+    """
+    check_config(config)
+    if tokens.vocab_size > config.vocab_size:
+        raise ModelError(
+            f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "
+            f"set it to {tokens.vocab_size} or more"
+        )
+    gather = LocalGather() if gather is None else gather
+    twin = wants_momentum(config, objectives)
+    layers: dict[str, ChainLayer] = {"embed": Embed(config, tokens.pad, compute_dtype, twin=twin)}
+    for index in range(config.vision_layers):
+        layers[f"visual_{index:02d}"] = VisualBlock(index, config, twin=twin)
+    layers["visual_norm"] = VisualNorm(config, twin=twin)
+    for index in range(config.text_layers):
+        layers[f"text_{index:02d}"] = TextBlock(index, config, twin=twin)
+    layers["contrast"] = Contrast(config, objectives, gather)
+    for index in range(config.alignment_layers):
+        layers[f"alignment_{index:02d}"] = AlignmentBlock(index, config)
+    for index in range(config.generation_layers):
+        layers[f"generation_{index:02d}"] = GenerationBlock(index, config)
+    layers["losses"] = Losses(config, objectives, gather)
+    return Chain(layers)
+
+
+def wants_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> bool:
+    """Whether momentum twins are to be built: the configuration allows them and an objective reads them."""
+    if config.momentum is None:
+        return False
+    demands = [objective.demands(kind, 2) for objective in objectives for kind in DATA_KINDS]
+    return any(demand is not None and demand.momentum for demand in demands)

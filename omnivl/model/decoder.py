@@ -1,0 +1,121 @@
+"""The two visual-grounded decoders: alignment (bidirectional) and generation (causal).
+
+Shapes: R rows, L text positions, S visual positions, D hidden size.
+
+Blocks are post-norm as in BERT, with cross-attention to the visual features between self-attention and feed-forward.
+Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., arXiv 2201.12086, figure 2).
+Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.feed_forward import FeedForwardOutput, build_feed_forward
+from omnivl.model.attention import CrossAttention, SelfAttention
+from omnivl.model.block import BlockLayer
+from omnivl.model.config import ModelConfig
+from omnivl.model.linear import LayerNorm
+from omnivl.model.state import State, StepLayout
+from omnivl.model.text import TEXT_EPS, TEXT_MODALITY
+
+
+class GroundedBlock(nn.Module):
+    """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
+
+    def __init__(self, config: ModelConfig, causal: bool) -> None:
+        super().__init__()
+        self.causal, self.dropout = causal, config.dropout
+        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.cross = CrossAttention(config.hidden_size, config.num_heads)
+        self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
+        self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, rows: Tensor | None) -> FeedForwardOutput:
+        """Advances ``x [R, L, D]``.
+
+        Args:
+            x: The text stream.
+            mask: bool ``[R, L]``, true where there is a token.
+            memory: Visual features ``[R_memory, S, D]``.
+            rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
+        """
+        x = self.norm1(x + self._drop(self.attention(x, mask, self.causal)))
+        return self._after_self_attention(x, self.cross.project(memory), rows)
+
+    def decode(
+        self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None
+    ) -> tuple[FeedForwardOutput, Tensor]:
+        """Advances the last positions ``x [R, l, D]`` of a causal stream whose earlier keys and values are known.
+
+        Args:
+            x: The new positions.
+            past: Keys and values of the earlier positions, ``[R, L - l, 2 D]``; None at the start.
+            kv: Projected memory, from ``self.cross.project``.
+            rows: As in ``forward``.
+
+        Returns:
+            The block's output and the keys and values of all positions, ``[R, L, 2 D]``.
+        """
+        attended, past = self.attention.extend(x, past)
+        return self._after_self_attention(self.norm1(x + self._drop(attended)), kv, rows), past
+
+    def _after_self_attention(self, x: Tensor, kv: Tensor, rows: Tensor | None) -> FeedForwardOutput:
+        x = self.norm2(x + self._drop(self.cross(x, kv, rows)))
+        out: FeedForwardOutput = self.ffn(x, torch.full((1, 1), TEXT_MODALITY, device=x.device))
+        return FeedForwardOutput(self.norm3(x + self._drop(out.y)), out.losses, out.statistics)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.dropout, self.training)
+
+
+class AlignmentBlock(BlockLayer):
+    """A bidirectional grounded block on the alignment stack."""
+
+    def __init__(self, index: int, config: ModelConfig) -> None:
+        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, causal=False))
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are alignment rows."""
+        return bool(layout.alignment)
+
+    def forward(self, state: State) -> State:
+        """Advances ``alignment``; each row attends to row ``alignment_memory`` of ``memory``."""
+        if not self.acts(state.layout):
+            return state
+        out = self.run(state["alignment"], state["alignment_mask"], state["memory"], state["alignment_memory"])
+        return self.with_routing(state.updated(alignment=out.y), out)
+
+
+class GenerationBlock(BlockLayer):
+    """A causal grounded block on the generation stream.
+
+    In training, row b attends to the clean visual row b. In mode ``generate`` it attends to row ``cache/rows`` of
+    ``memory`` and leaves its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
+    """
+
+    def __init__(self, index: int, config: ModelConfig) -> None:
+        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, causal=True))
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether the generation stream runs."""
+        return layout.generation
+
+    def forward(self, state: State) -> State:
+        """Advances ``generation``."""
+        if not self.acts(state.layout):
+            return state
+        if state.layout.mode == "generate":
+            return self._decode(state)
+        memory = state["visual"][state.layout.visual["clean"]]
+        out = self.run(state["generation"], state["generation_mask"], memory, None)
+        return self.with_routing(state.updated(generation=out.y), out)
+
+    def _decode(self, state: State) -> State:
+        assert isinstance(self.block, GroundedBlock)
+        past_name, cross_name = f"cache/{self.name}/self", f"cache/{self.name}/cross"
+        kv = state[cross_name] if cross_name in state else self.block.cross.project(state["memory"])
+        out, past = self.block.decode(state["generation"], state.get(past_name), kv, state["cache/rows"])
+        return state.merged({"generation": out.y, past_name: past, cross_name: kv})

@@ -1,0 +1,159 @@
+"""The unified visual encoder: one transformer for images and videos.
+
+Shapes: R rows, T time positions (frames / tubelet size), N patches of a frame, S = 1 + T * N, D hidden size.
+
+- pre-norm ViT blocks, GELU, optional LayerScale and drop path;
+- divided space-time attention: time over the same patch of all frames (videos only), then space within each frame with
+  the class token repeated per frame and averaged afterwards;
+- the projection behind the temporal attention starts from zero in every block, so a clip of T equal frames gives
+  exactly what the image gives.
+
+Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
+Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moe.feed_forward import FeedForwardOutput, build_feed_forward
+from omnivl.model.attention import SelfAttention
+from omnivl.model.block import BlockLayer
+from omnivl.model.config import ModelConfig
+from omnivl.model.drop_path import drop_path, drop_path_rates
+from omnivl.model.linear import LayerNorm, Linear
+from omnivl.model.state import State, StepLayout
+
+VISUAL_EPS = 1e-6
+VISUAL_MODALITY = 0
+
+
+class LayerScale(nn.Module):
+    """Multiplies a branch by a learnt vector. Source: Touvron et al., CaiT, arXiv 2103.17239, eq. 4."""
+
+    def __init__(self, size: int, initial: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales ``[..., D]``."""
+        return x * self.weight.to(x.dtype)
+
+
+def layer_scale(config: ModelConfig) -> nn.Module:
+    """A LayerScale, or the identity where the configuration has none."""
+    if config.layer_scale_init is None:
+        return nn.Identity()
+    return LayerScale(config.hidden_size, config.layer_scale_init)
+
+
+class TemporalAttention(nn.Module):
+    """Attention of each patch over time, with a projection that starts from zero."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.hidden_size, VISUAL_EPS)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=True)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""
+        rows, _, num_patches, _ = patches.shape
+        x = self.norm(patches).transpose(1, 2).flatten(0, 1)
+        x = self.temporal_fc(self.attention(x))
+        return x.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
+
+
+class DividedBlock(nn.Module):
+    """One transformer block of the visual encoder, without the chain around it."""
+
+    def __init__(self, config: ModelConfig, drop_path_rate: float) -> None:
+        super().__init__()
+        self.drop_path_rate = drop_path_rate
+        self.temporal = TemporalAttention(config)
+        self.norm1 = LayerNorm(config.hidden_size, VISUAL_EPS)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.scale1 = layer_scale(config)
+        self.norm2 = LayerNorm(config.hidden_size, VISUAL_EPS)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
+        self.scale2 = layer_scale(config)
+
+    def forward(self, x: Tensor, times: int, is_video: bool) -> FeedForwardOutput:
+        """Advances ``x [R, 1 + T * N, D]``.
+
+        Args:
+            x: Class token, then patches frame by frame.
+            times: T.
+            is_video: Whether temporal attention acts.
+        """
+        if is_video:
+            cls, patches = x[:, :1], x[:, 1:].reshape(x.shape[0], times, -1, x.shape[-1])
+            patches = patches + drop_path(self.temporal(patches), self.drop_path_rate, self.training)
+            x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        x = x + drop_path(self.scale1(self._space(x, times)), self.drop_path_rate, self.training)
+        modality = torch.full((1, 1), VISUAL_MODALITY, device=x.device)
+        out: FeedForwardOutput = self.ffn(self.norm2(x), modality)
+        y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
+        return FeedForwardOutput(y, out.losses, out.statistics)
+
+    def _space(self, x: Tensor, times: int) -> Tensor:
+        """Spatial attention within each frame, ``[R, S, D]``."""
+        x = self.norm1(x)
+        if times == 1:
+            out: Tensor = self.attention(x)
+            return out
+        rows, _, size = x.shape
+        cls = x[:, None, :1].expand(rows, times, 1, size)
+        frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
+        frames = self.attention(frames.flatten(0, 1)).reshape(frames.shape)
+        # The mean written around its first term is exact where all terms are equal, whatever their number.
+        first = frames[:, :1, 0]
+        cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
+        return torch.cat([cls, frames[:, :, 1:].flatten(1, 2)], dim=1)
+
+
+class VisualBlock(BlockLayer):
+    """A divided space-time block on all visual rows, and its momentum twin on the clean ones."""
+
+    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+        """Builds block ``index`` of the encoder; the drop path rate rises with it."""
+
+        def build(config: ModelConfig) -> nn.Module:
+            return DividedBlock(config, drop_path_rates(config.drop_path, config.vision_layers)[index])
+
+        super().__init__(f"visual_{index:02d}", config, build, twin=twin)
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are visual rows."""
+        return bool(layout.visual)
+
+    def forward(self, state: State) -> State:
+        """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
+        if not self.acts(state.layout):
+            return state
+        times = self.config.time_positions(state.layout.num_frames)
+        is_video = state.layout.is_video
+        out = self.run(state["visual"], times, is_video)
+        state = self.with_routing(state.updated(visual=out.y), out)
+        if state.layout.momentum:
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], times, is_video).y)
+        return state
+
+
+class VisualNorm(BlockLayer):
+    """The normalisation at the end of the visual encoder."""
+
+    def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
+        super().__init__("visual_norm", config, lambda config: LayerNorm(config.hidden_size, VISUAL_EPS), twin=twin)
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are visual rows."""
+        return bool(layout.visual)
+
+    def forward(self, state: State) -> State:
+        """Normalises ``visual`` and, in a step with momentum, ``momentum_visual``."""
+        if not self.acts(state.layout):
+            return state
+        state = state.updated(visual=self.block(state["visual"]))
+        if state.layout.momentum:
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"]))
+        return state
