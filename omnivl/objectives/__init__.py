@@ -1,1 +1,37 @@
-"""Training objectives, one file each."""
+"""Training objectives, one file each.
+
+A new objective is a new file and one entry in ``ObjectiveConfig``.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, SpecialTokens
+from omnivl.objectives.lm import LM
+from omnivl.objectives.mcm import MCM
+from omnivl.objectives.mfm import MFM
+from omnivl.objectives.mlm import MLM
+from omnivl.objectives.mrm import MRM
+from omnivl.objectives.univlc import NegativeWeights, UniVLC
+from omnivl.objectives.vlm import VLM
+
+ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | UniVLC | VLM | LM, Field(discriminator="kind")]
+"""All objectives that a plan can name, told apart by ``kind``."""
+
+__all__ = [
+    "LM",
+    "MCM",
+    "MFM",
+    "MLM",
+    "MRM",
+    "VLM",
+    "Demands",
+    "NegativeWeights",
+    "Objective",
+    "ObjectiveConfig",
+    "ObjectiveLoss",
+    "PrepareContext",
+    "SpecialTokens",
+    "UniVLC",
+]

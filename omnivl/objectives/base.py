@@ -14,12 +14,14 @@ Life of an objective within one step:
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from omnivl.data.batch import Batch, DataKind
+from omnivl.errors import UserError
 from omnivl.model.gather import Gather
 from omnivl.model.state import State
 from omnivl.randomness import generator
@@ -50,7 +52,8 @@ class PrepareContext:
         source: Name of the data entry, part of every random key.
         tokens: Special token ids.
         grid: Patches per side of a frame of this kind, (rows, columns).
-        step: Optimizer step, for weight schedules.
+        step: Optimizer step, for schedules of targets.
+        tubelet_size: Frames per temporal position of a clip of this kind; masks are per tubelet. 1 for images.
     """
 
     seed: int
@@ -58,6 +61,7 @@ class PrepareContext:
     tokens: SpecialTokens
     grid: tuple[int, int]
     step: int
+    tubelet_size: int = 1
 
     def generator(self, purpose: str, position: int) -> np.random.Generator:
         """The generator of one sample for one purpose."""
@@ -103,18 +107,57 @@ class ObjectiveLoss:
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
 class Objective(ABC):
-    """Base of all objectives. Instances are small, frozen and picklable."""
+    """Base of all objectives. Instances are small, frozen and picklable, and are their own configuration.
 
-    name: str
-    uses_vocabulary_head: bool = False
+    Every member has a field ``kind: Literal[...]`` that tells it apart in a plan.
+
+    Attributes:
+        weight: Factor of the loss in the total.
+        weight_warmup_steps: The weight rises linearly over this many optimizer steps; 0 for none.
+    """
+
+    weight: float = 1.0
+    weight_warmup_steps: int = 0
+
+    uses_vocabulary_head: ClassVar[bool] = False
+    """Whether ``loss`` gets the vocabulary head that MLM and LM share instead of a head of its own."""
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        self.require(self.weight >= 0.0, "weight", "at least 0")
+        self.require(self.weight_warmup_steps >= 0, "weight_warmup_steps", "at least 0")
+
+    @property
+    def name(self) -> str:
+        """Name in states, logs and random keys: the ``kind``."""
+        kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own
+        return kind
+
+    def weight_at(self, step: int) -> float:
+        """The weight in optimizer step ``step``, counted from 0. The ramp ends at step ``weight_warmup_steps - 1``."""
+        return self.weight * ramp(step, self.weight_warmup_steps)
+
+    def require(self, holds: bool, option: str, allowed: str) -> None:
+        """Refuses an option's value.
+
+        Raises:
+            UserError: ``holds`` is false.
+        """
+        if not holds:
+            raise UserError(f"objective {self.name}: {option} must be {allowed}, got {getattr(self, option)!r}")
 
     @abstractmethod
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """What to compute for a batch of ``kind``; None where the objective does not apply."""
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws this objective's inputs; keys start with ``{self.name}/``. Called only where ``demands`` is not None."""
+        """Draws this objective's inputs, named ``{self.name}/...``. Called only where ``demands`` is not None."""
         return {}
 
     def build_head(self, config: "ModelConfig") -> nn.Module | None:
@@ -124,3 +167,25 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
         """The raw loss from the state at the end of the chain."""
+
+
+def ramp(step: int, warmup_steps: int) -> float:
+    """A factor that rises linearly from ``1 / warmup_steps`` at step 0 to 1; always 1 where ``warmup_steps`` is 0."""
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
+
+
+def replica_mean(total: Tensor, count: Tensor, gather: Gather) -> Tensor:
+    """A mean over a count that differs between replicas.
+
+    Averaged over replicas the result is the mean over the joined batch, and so is its gradient.
+
+    Args:
+        total: fp32 scalar, this replica's sum.
+        count: Scalar, this replica's number of terms (or their weights' sum), no gradient.
+        gather: Sums the counts.
+
+    Returns:
+        ``total * replicas / joined count``; 0, still part of the graph, where the joined count is 0.
+    """
+    joined = gather.total(count.detach().to(torch.float32))
+    return total * (gather.replicas / torch.where(joined > 0, joined, 1.0))

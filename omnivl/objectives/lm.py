@@ -1,0 +1,75 @@
+"""Language modelling: the generation decoder writes the sample's caption.
+
+Shapes: B samples, L text positions.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.data.batch import Batch, DataKind, is_label
+from omnivl.model.gather import Gather
+from omnivl.model.state import State
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, SpecialTokens
+from omnivl.objectives.vocabulary import IGNORED, token_loss
+
+
+@dataclass(frozen=True)
+class LM(Objective):
+    """Next-token prediction: from [DEC] t1 .. tn to t1 .. tn [SEP].
+
+    Attributes:
+        label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
+        include_labels: Whether class prompts are generated too.
+
+    Source: Li et al., BLIP, arXiv 2201.12086, section 3.2 (its label smoothing is 0.1).
+    """
+
+    kind: Literal["lm"] = "lm"
+    label_smoothing: float = 0.1
+    include_labels: bool = False
+
+    uses_vocabulary_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """The generation stream over the clean visual rows."""
+        if is_label(kind) and not self.include_labels:
+            return None
+        return Demands(visual=True, generation=True)
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Makes ``lm/token_ids`` and ``lm/targets``, int64 ``[B, L]``."""
+        token_ids, targets = shift(batch.token_ids, context.tokens)
+        return {f"{self.name}/token_ids": token_ids, f"{self.name}/targets": targets}
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """Mean cross-entropy over all tokens, [SEP] included."""
+        return token_loss(state["generation"], state[f"{self.name}/targets"], head, gather, self.label_smoothing)
+
+
+def shift(token_ids: Tensor, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of next-token prediction.
+
+    Args:
+        token_ids: int64 ``[B, L]``: [CLS] t1 .. tn [SEP], padded.
+        tokens: Special token ids.
+
+    Returns:
+        [DEC] t1 .. tn padded, and t1 .. tn [SEP] followed by ``IGNORED``; both ``[B, L]``.
+    """
+    inputs = torch.where(token_ids == tokens.sep, tokens.pad, token_ids)
+    inputs[:, 0] = tokens.decode
+    following = token_ids.roll(-1, dims=1)
+    following[:, -1] = tokens.pad
+    return inputs, torch.where(following == tokens.pad, IGNORED, following)

@@ -1,0 +1,196 @@
+"""What MRM, MFM and MCM share: a masked pass over some visual rows and a loss at the masked patches.
+
+Shapes: B samples, M masked rows, T temporal positions, N patches of a frame, S = 1 + T * N, D hidden size, K masked
+patches of all rows, C values of a patch (side * side * 3, times the tubelet size for clips).
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.errors import UserError
+from omnivl.model.gather import Gather
+from omnivl.model.linear import Linear
+from omnivl.model.state import State
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.objectives.masking import Mask
+
+if TYPE_CHECKING:
+    from omnivl.model.config import ModelConfig
+
+PIXEL_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class MaskedVisual(Objective):
+    """Base of the masked-visual objectives.
+
+    The masked pass runs the online encoder with a learnt token in place of masked patches; its rows arrive here as
+    ``{name}/features`` ``[M, S, D]``.
+
+    Attributes:
+        probability: Share of what is masked (patches, frames or clips).
+        targets: ``pixels``: the patch's own values, normalised per patch. ``momentum``: what the momentum encoder makes
+            of the patch when it sees the whole sample; needs the model's momentum twins.
+        feature_loss: Distance to momentum targets.
+        every: Only samples whose index i in the micro-batch satisfies ``i % every == offset`` get a masked pass.
+        offset: See ``every``.
+    """
+
+    probability: float = 0.15
+    targets: Literal["pixels", "momentum"] = "pixels"
+    feature_loss: Literal["smooth_l1", "cosine"] = "smooth_l1"
+    every: int = 1
+    offset: int = 0
+
+    on_videos: ClassVar[bool]
+    """Whether the objective acts on clips; otherwise on images."""
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        self.require(0.0 < self.probability < 1.0, "probability", "above 0 and below 1")
+        self.require(self.every >= 1, "every", "at least 1")
+        self.require(0 <= self.offset < self.every, "offset", f"from 0 to every - 1 = {self.every - 1}")
+
+    @abstractmethod
+    def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
+        """The mask of one sample, bool ``[T, N]``."""
+
+    def require_times(self, times: int) -> None:
+        """Refuses clips in which no frame could be left to restore a masked one from.
+
+        Raises:
+            UserError: ``times`` is below 2.
+        """
+        if times < 2:
+            raise UserError(
+                f"objective {self.name}: needs clips of at least 2 temporal positions, got {times}; "
+                f"raise num_frames or lower tubelet_size"
+            )
+
+    def rows(self, batch_size: int) -> range:
+        """Indices of the samples that get a masked pass."""
+        return range(self.offset, batch_size, self.every)
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """A masked pass over ``rows``; the momentum twins where they give the targets."""
+        count = len(self.rows(batch_size))
+        if is_video(kind) != self.on_videos or count == 0:
+            return None
+        return Demands(masked_visual=count, momentum=self.targets == "momentum")
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Draws ``{name}/rows`` int64 ``[M]`` and ``{name}/mask`` bool ``[M, T, N]``."""
+        times = max(1, batch.num_frames // context.tubelet_size)
+        rows = self.rows(batch.size)
+        masks = [self.draw(context.generator(self.name, int(batch.position[row])), times, context.grid) for row in rows]
+        return {
+            f"{self.name}/rows": torch.tensor(list(rows), dtype=torch.int64),
+            f"{self.name}/mask": torch.from_numpy(np.stack(masks)),
+        }
+
+    def build_head(self, config: "ModelConfig") -> nn.Module:
+        """The map from features of masked patches to their targets."""
+        tubelet = config.tubelet_size if self.on_videos else 1
+        outputs = config.patch_size**2 * 3 * tubelet if self.targets == "pixels" else config.hidden_size
+        return PatchHead(config.hidden_size, outputs, config.patch_size, tubelet)
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """Mean distance over masked patches and their values."""
+        assert isinstance(head, PatchHead)
+        rows, mask = state[f"{self.name}/rows"], state[f"{self.name}/mask"]
+        predicted = head(state[f"{self.name}/features"][:, 1:][mask.flatten(1)]).float()
+        if self.targets == "pixels":
+            targets = pixel_targets(state["frames"][rows], mask, head.patch_size, head.tubelet_size)
+            per_patch = (predicted - targets).square().mean(-1)
+        else:
+            targets = feature_targets(state["momentum_visual"][rows], mask)
+            per_patch = feature_distance(predicted, targets, self.feature_loss)
+        count = mask.sum()
+        loss = replica_mean(per_patch.sum(), count, gather)
+        return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
+
+
+class PatchHead(nn.Module):
+    """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886): the encoder has to do the work."""
+
+    def __init__(self, hidden_size: int, outputs: int, patch_size: int, tubelet_size: int) -> None:
+        super().__init__()
+        self.patch_size, self.tubelet_size = patch_size, tubelet_size
+        self.output = Linear(hidden_size, outputs)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps ``[K, D]`` to ``[K, C]`` (pixels) or ``[K, D]`` (features), in the dtype of the input."""
+        predicted: Tensor = self.output(features)
+        return predicted
+
+
+def patchify(frames: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
+    """Cuts frames into patches.
+
+    Args:
+        frames: ``[M, F, 3, H, W]``; F is a multiple of ``tubelet_size``.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per patch.
+
+    Returns:
+        ``[M, T, N, C]`` with T = F / tubelet_size, patches row by row; within a patch frame, row, column, colour.
+    """
+    count, num_frames, colors, height, width = frames.shape
+    rows, columns, times = height // patch_size, width // patch_size, num_frames // tubelet_size
+    cut = frames.reshape(count, times, tubelet_size, colors, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(count, times, rows * columns, -1)
+
+
+def pixel_targets(frames: Tensor, mask: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
+    """Values of masked patches, each patch shifted and scaled to mean 0 and variance 1 over all its values.
+
+    Args:
+        frames: uint8 ``[M, F, 3, H, W]``.
+        mask: Bool ``[M, T, N]``.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per patch.
+
+    Returns:
+        fp32 ``[K, C]``.
+
+    Source: He et al., MAE, arXiv 2111.06377, section 4.1 ("normalized pixels"); unbiased variance and eps 1e-6 as in
+        its code.
+    """
+    values = patchify(frames, patch_size, tubelet_size)[mask].float() / 255.0
+    return (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + PIXEL_EPS).sqrt()
+
+
+def feature_targets(momentum_visual: Tensor, mask: Tensor) -> Tensor:
+    """Features of masked patches as the momentum encoder sees them in the whole sample.
+
+    They are normalised without learnt scale, as in data2vec (Baevski et al., arXiv 2202.03555, section 3.3): a constant
+    target would otherwise be the easiest one to hit.
+
+    Args:
+        momentum_visual: ``[M, S, D]``.
+        mask: Bool ``[M, T, N]``.
+
+    Returns:
+        fp32 ``[K, D]``, no gradient.
+    """
+    features = momentum_visual.detach()[:, 1:][mask.flatten(1)].float()
+    return F.layer_norm(features, features.shape[-1:])
+
+
+def feature_distance(predicted: Tensor, targets: Tensor, kind: Literal["smooth_l1", "cosine"]) -> Tensor:
+    """Distance per patch, ``[K]``: mean smooth L1 (beta 1) over the features, or 1 - cosine."""
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(predicted, targets, reduction="none").mean(-1)
+    return 1.0 - F.cosine_similarity(predicted, targets, dim=-1)

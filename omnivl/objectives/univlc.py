@@ -1,0 +1,262 @@
+"""UniVLC: one contrastive loss over images and clips with captions and with class labels.
+
+Pure functions and options. The parameters (projections, temperature) and the queue live in ``omnivl.model.contrast``,
+which calls ``UniVLC.contrast`` and leaves the loss in the state.
+
+Shapes: B queries of this replica, J joined batch (replicas * B), Q queue entries, K = J + Q keys, P projection size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_video
+from omnivl.model.gather import Gather
+from omnivl.model.state import State
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, ramp
+
+Reduction = Literal["mean", "sum"]
+
+
+@dataclass(frozen=True)
+class NegativeWeights:
+    """How much a negative counts in the denominator, by where it comes from.
+
+    A key of kind ``video_label`` counts ``video * label`` times, and so on. 1 everywhere is the plain loss; 0 leaves
+    such negatives out. Positives always count once.
+    """
+
+    image: float = 1.0
+    video: float = 1.0
+    caption: float = 1.0
+    label: float = 1.0
+
+    def of_kind(self, kind: DataKind) -> float:
+        """The weight of a negative of ``kind``."""
+        return (self.video if is_video(kind) else self.image) * (self.label if is_label(kind) else self.caption)
+
+    def table(self) -> tuple[float, ...]:
+        """Weights in the order of ``DATA_KINDS``."""
+        return tuple(self.of_kind(kind) for kind in DATA_KINDS)
+
+
+@dataclass(frozen=True)
+class UniVLC(Objective):
+    """Contrastive loss with positives by identity over batch and queue.
+
+    Attributes:
+        positive_reduction: Whether the terms of a query's positives are averaged or added up.
+        temperature: Initial temperature; it is learnt within ``temperature_bounds``.
+        temperature_bounds: Smallest and largest temperature.
+        learn_temperature: Whether the temperature is learnt.
+        queue_size: Keys of earlier steps that are kept; 0 for none. Needs the model's momentum twins.
+        batch_keys: Whether the keys of the current batch are the online embeddings (with gradient) or the momentum ones.
+        negative_weights: Weights of negatives by domain; None for the plain loss.
+        soft_target_alpha: Share of the target that is the momentum model's own softmax; 0 for none.
+        soft_target_warmup_steps: The share rises linearly over this many steps.
+
+    Source: Wang et al., OmniVL, arXiv 2209.07526, section 3.2; temperature and queue as in BLIP, arXiv 2201.12086; soft
+        targets as in ALBEF, arXiv 2107.07651, section 3.3.
+    """
+
+    kind: Literal["univlc"] = "univlc"
+    positive_reduction: Reduction = "mean"
+    temperature: float = 0.07
+    temperature_bounds: tuple[float, float] = (0.001, 0.5)
+    learn_temperature: bool = True
+    queue_size: int = 0
+    batch_keys: Literal["online", "momentum"] = "online"
+    negative_weights: NegativeWeights | None = None
+    soft_target_alpha: float = 0.0
+    soft_target_warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        low, high = self.temperature_bounds
+        self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
+        self.require(low <= self.temperature <= high, "temperature", f"within temperature_bounds, {low} to {high}")
+        self.require(self.queue_size >= 0, "queue_size", "at least 0")
+        self.require(0.0 <= self.soft_target_alpha < 1.0, "soft_target_alpha", "at least 0 and below 1")
+        self.require(self.soft_target_warmup_steps >= 0, "soft_target_warmup_steps", "at least 0")
+        weights = (1.0,) if self.negative_weights is None else self.negative_weights.table()
+        self.require(min(weights) >= 0.0, "negative_weights", "at least 0 each")
+
+    @property
+    def uses_momentum(self) -> bool:
+        """Whether momentum embeddings are needed, as keys or as soft targets."""
+        return self.queue_size > 0 or self.batch_keys == "momentum" or self.soft_target_alpha > 0.0
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """Both clean streams, on all kinds."""
+        return Demands(visual=True, text=True, embeddings=True, momentum=self.uses_momentum)
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Sets ``univlc/alpha``, fp32 scalar, where there are soft targets: their share in this step."""
+        if self.soft_target_alpha == 0.0:
+            return {}
+        alpha = self.soft_target_alpha * ramp(context.step, self.soft_target_warmup_steps)
+        return {f"{self.name}/alpha": torch.tensor(alpha, dtype=torch.float32)}
+
+    def contrast(self, queries: "Pairs", keys: "Keys", scale: Tensor, soft: "SoftTargets | None" = None) -> Tensor:
+        """The loss, a scalar: mean over queries of both directions, halved.
+
+        Args:
+            queries: Online embeddings of this replica.
+            keys: Keys of the joined batch and of the queue.
+            scale: 1 / temperature, scalar.
+            soft: Momentum queries and the share of soft targets.
+        """
+        positive = positives(queries.identity, keys)
+        log_weights = self._log_weights(keys)
+        losses = []
+        for query, key, soft_query in (
+            (queries.visual, keys.text, None if soft is None else soft.visual),
+            (queries.text, keys.visual, None if soft is None else soft.text),
+        ):
+            logits = scale * (query @ key.t())
+            if soft is None or soft_query is None:
+                targets = hard_targets(positive, self.positive_reduction)
+            else:
+                teacher = scale.detach() * (soft_query @ key.detach().t())
+                targets = soft_targets(teacher, positive, keys.valid, soft.alpha, self.positive_reduction)
+            losses.append(contrastive_loss(logits, positive, keys.valid, targets, log_weights).mean())
+        return (losses[0] + losses[1]) / 2.0
+
+    def _log_weights(self, keys: "Keys") -> Tensor | None:
+        """Log of every key's weight as a negative, ``[K]``."""
+        if self.negative_weights is None:
+            return None
+        return torch.tensor(self.negative_weights.table(), device=keys.domain.device).log()[keys.domain]
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """What ``Contrast`` made."""
+        return ObjectiveLoss(state[f"{self.name}/loss"])
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Embeddings of samples: ``visual`` and ``text`` fp32 ``[B, P]``, L2-normalised, and ``identity`` int64 ``[B]``."""
+
+    visual: Tensor
+    text: Tensor
+    identity: Tensor
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What queries are compared with.
+
+    Attributes:
+        visual: fp32 ``[K, P]``, L2-normalised.
+        text: fp32 ``[K, P]``, L2-normalised.
+        identity: int64 ``[K]``.
+        domain: int64 ``[K]``, index into ``DATA_KINDS``.
+        valid: Bool ``[K]``; false for queue entries that were never written.
+    """
+
+    visual: Tensor
+    text: Tensor
+    identity: Tensor
+    domain: Tensor
+    valid: Tensor
+
+    def followed_by(self, other: "Keys") -> "Keys":
+        """These keys, then ``other``."""
+        names = ("visual", "text", "identity", "domain", "valid")
+        return Keys(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+
+
+@dataclass(frozen=True)
+class SoftTargets:
+    """Momentum embeddings of the queries, fp32 ``[B, P]``, and the scalar share of the soft part of the target."""
+
+    visual: Tensor
+    text: Tensor
+    alpha: Tensor
+
+
+def positives(identity: Tensor, keys: Keys) -> Tensor:
+    """Bool ``[B, K]``: the key is valid and has the query's identity."""
+    return (identity[:, None] == keys.identity) & keys.valid
+
+
+def hard_targets(positive: Tensor, reduction: Reduction) -> Tensor:
+    """Weight of each key's term, fp32 ``[B, K]``: 1 for positives (``sum``), or 1 / their number (``mean``).
+
+    A query without a positive gets zeros.
+    """
+    weights = positive.float()
+    return weights / weights.sum(-1, keepdim=True).clamp(min=1.0) if reduction == "mean" else weights
+
+
+def soft_targets(teacher: Tensor, positive: Tensor, valid: Tensor, alpha: Tensor, reduction: Reduction) -> Tensor:
+    """``alpha * softmax(teacher) + (1 - alpha) * hard targets``, fp32 ``[B, K]``, no gradient.
+
+    Args:
+        teacher: The momentum model's similarities over temperature ``[B, K]``.
+        positive: Bool ``[B, K]``.
+        valid: Bool ``[K]``.
+        alpha: Scalar.
+        reduction: As for ``hard_targets``.
+
+    Source: ALBEF, arXiv 2107.07651, eq. 6.
+    """
+    soft = teacher.detach().float().masked_fill(~valid, float("-inf")).softmax(-1)
+    return alpha * soft + (1.0 - alpha) * hard_targets(positive, reduction)
+
+
+def contrastive_loss(
+    logits: Tensor, positive: Tensor, valid: Tensor, targets: Tensor, log_weights: Tensor | None = None
+) -> Tensor:
+    """``- sum_k targets_k log(exp(logit_k) / sum_m w_m exp(logit_m))`` for each query.
+
+    Args:
+        logits: Similarities over temperature ``[B, K]``.
+        positive: Bool ``[B, K]``.
+        valid: Bool ``[K]``; other keys do not exist.
+        targets: ``[B, K]``, 0 where not valid.
+        log_weights: log w ``[K]`` of each key as a negative; a positive's w is 1. None: all 1.
+
+    Returns:
+        fp32 ``[B]``.
+    """
+    logits = logits.float()
+    shifted = logits if log_weights is None else torch.where(positive, logits, logits + log_weights)
+    normaliser = shifted.masked_fill(~valid, float("-inf")).logsumexp(-1)
+    return targets.sum(-1) * normaliser - (targets * logits).sum(-1)
+
+
+@torch.no_grad()
+def contrast_metrics(queries: Pairs, keys: Keys, num_batch_keys: int, temperature: Tensor) -> dict[str, Tensor]:
+    """Metrics of one step.
+
+    Args:
+        queries: Online embeddings of this replica.
+        keys: Keys of the joined batch, then of the queue.
+        num_batch_keys: J.
+        temperature: Scalar.
+
+    Returns:
+        ``temperature``; ``visual_to_text_r1`` and ``text_to_visual_r1``: share of queries whose nearest key of the
+        joined batch has their identity; ``positives``: mean number of positives; ``queue_valid``: share of the queue
+        that is filled, where there is a queue.
+    """
+    identity = keys.identity[:num_batch_keys]
+    nearest_text = (queries.visual @ keys.text[:num_batch_keys].t()).argmax(-1)
+    nearest_visual = (queries.text @ keys.visual[:num_batch_keys].t()).argmax(-1)
+    metrics = {
+        "temperature": temperature.detach(),
+        "visual_to_text_r1": (identity[nearest_text] == queries.identity).float().mean(),
+        "text_to_visual_r1": (identity[nearest_visual] == queries.identity).float().mean(),
+        "positives": positives(queries.identity, keys).sum(-1).float().mean(),
+    }
+    if len(keys.valid) > num_batch_keys:
+        metrics["queue_valid"] = keys.valid[num_batch_keys:].float().mean()
+    return metrics

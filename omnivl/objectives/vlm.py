@@ -1,0 +1,124 @@
+"""Visual-language matching: does this text belong to this image or clip?
+
+Shapes: B samples of this replica, K samples that negatives are drawn from (B, or all replicas' samples), D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.data.batch import Batch, DataKind, is_label
+from omnivl.model.gather import Gather
+from omnivl.model.linear import Linear
+from omnivl.model.state import State
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+
+if TYPE_CHECKING:
+    from omnivl.model.config import ModelConfig
+
+POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT = "vlm_positive", "vlm_negative_visual", "vlm_negative_text"
+SEGMENTS = (POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT)
+"""Alignment rows: own text and own visual; own text and another's visual; another's text and own visual."""
+
+
+@dataclass(frozen=True)
+class VLM(Objective):
+    """Binary matching with hard negatives drawn from the contrastive similarities.
+
+    Attributes:
+        negatives: Whether negatives come from this replica's samples (``local``) or from those of all replicas
+            (``global``: joins visual and text features; the result does not depend on the number of replicas).
+        epsilon: Added to the probability of every admissible negative before drawing.
+        include_labels: Whether class prompts are matched too.
+
+    Source: Li et al., ALBEF, arXiv 2107.07651, section 3.2; Li et al., BLIP, arXiv 2201.12086 (epsilon 1e-4).
+    Differs: pairs of equal identity are never negatives, and a sample without admissible negatives contributes its
+        positive pair only (ALBEF's sampling becomes NaN, its issue 107).
+    """
+
+    kind: Literal["vlm"] = "vlm"
+    negatives: Literal["local", "global"] = "local"
+    epsilon: float = 1e-4
+    include_labels: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        self.require(self.epsilon >= 0.0, "epsilon", "at least 0")
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """Three alignment rows per sample, and the embeddings to draw negatives by."""
+        if is_label(kind) and not self.include_labels:
+            return None
+        return Demands(visual=True, text=True, embeddings=True, alignment=dict.fromkeys(SEGMENTS, batch_size))
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Draws ``vlm/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
+        draws = [
+            context.generator(self.name, position).random(2, dtype=np.float32) for position in batch.position.tolist()
+        ]
+        return {f"{self.name}/uniforms": torch.from_numpy(np.stack(draws))}
+
+    def build_head(self, config: "ModelConfig") -> nn.Module:
+        """Two scores, no match and match, from the first position of an alignment row."""
+        return MatchHead(config.hidden_size)
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """Mean two-way cross-entropy over positive pairs and admissible negative ones."""
+        assert isinstance(head, MatchHead)
+        segments = state.layout.alignment
+        logits = torch.cat([head(state["alignment"][segments[name]][:, 0]) for name in SEGMENTS])
+        has_negative = state[f"{self.name}/has_negative"].float()
+        weights = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
+        targets = torch.zeros(len(weights), dtype=torch.int64, device=logits.device)
+        targets[: len(has_negative)] = 1
+        total = (F.cross_entropy(logits, targets, reduction="none") * weights).sum()
+        with torch.no_grad():
+            right = (logits.argmax(-1) == targets).float() * weights
+            metrics = {"accuracy": right.sum() / weights.sum(), "with_negative": has_negative.mean()}
+        return ObjectiveLoss(replica_mean(total, weights.sum(), gather), metrics)
+
+
+class MatchHead(nn.Module):
+    """Scores of "no match" and "match"."""
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.output = Linear(hidden_size, 2)
+
+    def forward(self, first: Tensor) -> Tensor:
+        """fp32 ``[R, 2]`` from the hidden state of the first position ``[R, D]``."""
+        logits: Tensor = self.output(first).float()
+        return logits
+
+
+@torch.no_grad()
+def draw_negatives(logits: Tensor, admissible: Tensor, uniforms: Tensor, epsilon: float) -> Tensor:
+    """Draws one candidate per row by the inverse of the cumulative softmax.
+
+    Args:
+        logits: Similarities over temperature ``[B, K]``.
+        admissible: Bool ``[B, K]``; others are never drawn.
+        uniforms: fp32 ``[B]`` in [0, 1).
+        epsilon: Added to the probability of every admissible candidate.
+
+    Returns:
+        int64 ``[B]``. A row without an admissible candidate gets 0: the caller has to leave it out.
+    """
+    masked = logits.float().masked_fill(~admissible, float("-inf"))
+    # A row of -inf has no softmax; NaN there would spread through the sums below.
+    probabilities = torch.where(admissible, masked.softmax(-1).nan_to_num(0.0) + epsilon, 0.0).double()
+    cumulative = probabilities.cumsum(-1)
+    total = cumulative[:, -1:]
+    # Below the total in any rounding, so that an index behind the last admissible candidate cannot come out.
+    threshold = torch.minimum(uniforms.double()[:, None] * total, total * (1.0 - 1e-12))
+    drawn = (cumulative <= threshold).sum(-1)
+    return torch.where(admissible.any(-1), drawn, 0)
