@@ -109,7 +109,7 @@ class GenerationBlock(BlockLayer):
             return state
         if state.layout.mode == "generate":
             return self._decode(state)
-        memory = state["visual"][state.layout.visual["clean"]]
+        memory = state["memory"][: state.layout.batch_size]  # other replicas' rows may follow the own
         out = self.run(state["generation"], state["generation_mask"], memory, None)
         return self.with_routing(state.updated(generation=out.y), out)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.errors import UserError
+from omnivl.model.embed import unfold
 from omnivl.model.gather import Gather
 from omnivl.model.linear import Linear
 from omnivl.model.state import State
@@ -145,12 +146,12 @@ def patchify(frames: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
         tubelet_size: Frames per patch.
 
     Returns:
-        ``[M, T, N, C]`` with T = F / tubelet_size, patches row by row; within a patch frame, row, column, colour.
+        ``[M, T, N, C]`` with T = F / tubelet_size; patches row by row, a patch laid out (frame, colour, row, column).
     """
-    count, num_frames, colors, height, width = frames.shape
-    rows, columns, times = height // patch_size, width // patch_size, num_frames // tubelet_size
-    cut = frames.reshape(count, times, tubelet_size, colors, rows, patch_size, columns, patch_size)
-    return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).reshape(count, times, rows * columns, -1)
+    patches = unfold(frames, patch_size)
+    count, num_frames, num_patches, values = patches.shape
+    tubelets = patches.reshape(count, num_frames // tubelet_size, tubelet_size, num_patches, values)
+    return tubelets.transpose(2, 3).flatten(3)
 
 
 def pixel_targets(frames: Tensor, mask: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:

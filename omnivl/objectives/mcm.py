@@ -11,7 +11,7 @@ from omnivl.objectives.masking import Mask, clip_mask, over_patches
 
 @dataclass(frozen=True)
 class MCM(MaskedVisual):
-    """Masked clips, on videos. Time is cut into short clips; each is masked with ``probability``, at least one, never all.
+    """Masked clips, on videos: time is cut into short clips, each masked with ``probability``; at least one, never all.
 
     Attributes:
         clip_length: Consecutive frames (or tubelets) per clip; at most half of the video is one clip.

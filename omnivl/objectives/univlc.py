@@ -52,7 +52,7 @@ class UniVLC(Objective):
         temperature_bounds: Smallest and largest temperature.
         learn_temperature: Whether the temperature is learnt.
         queue_size: Keys of earlier steps that are kept; 0 for none. Needs the model's momentum twins.
-        batch_keys: Whether the keys of the current batch are the online embeddings (with gradient) or the momentum ones.
+        batch_keys: Whether the current batch's keys are the online embeddings (with gradient) or the momentum ones.
         negative_weights: Weights of negatives by domain; None for the plain loss.
         soft_target_alpha: Share of the target that is the momentum model's own softmax; 0 for none.
         soft_target_warmup_steps: The share rises linearly over this many steps.

@@ -1,0 +1,50 @@
+"""The momentum queue of UniVLC: keys of earlier steps, the same on every replica.
+
+Shapes: Q queue entries, J keys of one push, P projection size.
+
+Source: He et al., MoCo, arXiv 1911.05722, section 3.2.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.objectives.univlc import Keys
+
+_NAMES = ("visual", "text", "identity", "domain", "valid")
+
+
+class KeyQueue(nn.Module):
+    """A ring of fp32 keys with identity, domain and valid bit per entry; buffers only, saved with the model."""
+
+    visual: Tensor
+    text: Tensor
+    identity: Tensor
+    domain: Tensor
+    valid: Tensor
+    pointer: Tensor
+
+    def __init__(self, size: int, projection_size: int) -> None:
+        """Builds an empty queue of ``size`` entries."""
+        super().__init__()
+        self.size = size
+        self.register_buffer("visual", torch.zeros(size, projection_size))
+        self.register_buffer("text", torch.zeros(size, projection_size))
+        self.register_buffer("identity", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("domain", torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("valid", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
+
+    def keys(self) -> Keys:
+        """Everything in the queue. A copy: a later ``push`` must not change what a graph still holds."""
+        return Keys(**{name: getattr(self, name).clone() for name in _NAMES})
+
+    @torch.no_grad()
+    def push(self, keys: Keys) -> None:
+        """Writes J keys over the oldest entries, for any J; of more than Q keys the newest Q are kept."""
+        count = len(keys.identity)
+        kept = min(count, self.size)
+        offsets = torch.arange(count - kept, count, device=self.pointer.device)
+        where = (self.pointer + offsets) % self.size
+        for name in _NAMES:
+            getattr(self, name)[where] = getattr(keys, name)[count - kept :].to(getattr(self, name).dtype)
+        self.pointer.copy_((self.pointer + count) % self.size)

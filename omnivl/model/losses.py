@@ -1,0 +1,107 @@
+"""The last layer: owns the heads, computes every active objective's loss and adds them up.
+
+Shapes: R alignment rows, B samples, L text positions, V vocabulary size.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.model.chain import ChainLayer
+from omnivl.model.config import ModelConfig
+from omnivl.model.gather import Gather, LocalGather
+from omnivl.model.state import State
+from omnivl.objectives.base import Objective
+from omnivl.objectives.vlm import MatchHead
+from omnivl.objectives.vocabulary import VocabularyHead
+
+_SCALARS = ("loss", "metric", "routing")
+
+
+class Losses(ChainLayer):
+    """Heads and losses.
+
+    In training, ``loss/{name}`` and ``metric/{name}/{metric}`` of every active objective and ``loss``, the sum of
+    ``weight/{name}`` (from the state; 1 where it is not there) times ``loss/{name}``. Streams end here: only losses,
+    metrics and routing statistics leave.
+
+    To match, ``match/logits`` fp32 ``[R]``: log odds of "match". To generate, ``generate/logits`` fp32 ``[B, V]``
+    behind the stream's last position.
+    """
+
+    def __init__(self, config: ModelConfig, objectives: Sequence[Objective], gather: Gather | None = None) -> None:
+        """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
+        super().__init__()
+        self.gather: Gather = LocalGather() if gather is None else gather
+        self.objectives = {objective.name: objective for objective in objectives}
+        self.vocabulary: VocabularyHead | None = None
+        if any(objective.uses_vocabulary_head for objective in objectives):
+            self.vocabulary = VocabularyHead(config.hidden_size, config.vocab_size)
+        built = {name: objective.build_head(config) for name, objective in self.objectives.items()}
+        self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
+
+    def head_of(self, objective: Objective) -> nn.Module | None:
+        """The head that ``objective.loss`` gets."""
+        if objective.uses_vocabulary_head:
+            return self.vocabulary
+        if objective.name not in self.heads:
+            return None
+        head: nn.Module = self.heads[objective.name]
+        return head
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        mode = state.layout.mode
+        if mode == "match":
+            return state.merged({"match/logits": self._match(state)})
+        if mode == "generate":
+            return state.merged({"generate/logits": self._next_token(state)})
+        return self._train(state) if mode == "train" else state
+
+    def _train(self, state: State) -> State:
+        assert state.layout.objectives, f"no objective acts on {state.layout.kind}"
+        losses, metrics = router_losses(state), dict[str, Tensor]()
+        for name in state.layout.objectives:
+            objective = self.objectives[name]
+            made = objective.loss(state, self.head_of(objective), self.gather)
+            assert made.loss.dtype == torch.float32, f"{name} computes its loss in {made.loss.dtype}"
+            losses[name] = made.loss
+            metrics |= {f"metric/{name}/{metric}": value.detach() for metric, value in made.metrics.items()}
+        total = torch.stack([loss * _weight(state, name) for name, loss in losses.items()]).sum()
+        ended = {name: tensor for name, tensor in state.items() if name.split("/")[0] in _SCALARS}
+        raw = {f"loss/{name}": loss for name, loss in losses.items()}
+        return State({**ended, **metrics, **raw, "loss": total}, state.layout)
+
+    def _match(self, state: State) -> Tensor:
+        assert "vlm" in self.heads, "matching needs the head of the vlm objective"
+        head = self.heads["vlm"]
+        assert isinstance(head, MatchHead)
+        logits = head(state["alignment"][:, 0])
+        odds: Tensor = logits[:, 1] - logits[:, 0]
+        return odds
+
+    def _next_token(self, state: State) -> Tensor:
+        assert self.vocabulary is not None, "generation needs the vocabulary head of the lm objective"
+        logits: Tensor = self.vocabulary(state["generation"][:, -1])
+        return logits
+
+
+def _weight(state: State, name: str) -> Tensor | float:
+    """``weight/{name}`` from the state."""
+    return state.get(f"weight/{name}", 1.0)
+
+
+def router_losses(state: State) -> dict[str, Tensor]:
+    """Auxiliary losses of routed layers, added up over layers.
+
+    Blocks leave them as ``router/{layer}/{loss}``, scalars with gradient.
+
+    Returns:
+        fp32 scalars by ``router/{loss}``, the name under which their weight is looked up.
+    """
+    sums: dict[str, Tensor] = {}
+    for path, loss in state.named("router").items():
+        name = f"router/{path.partition('/')[2]}"
+        sums[name] = sums[name] + loss.float() if name in sums else loss.float()
+    return sums
