@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 
-from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.config import ModelConfig
@@ -69,5 +68,4 @@ def wants_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> bool
     """Whether momentum twins are to be built: the configuration allows them and an objective reads them."""
     if config.momentum is None:
         return False
-    demands = [objective.demands(kind, 2) for objective in objectives for kind in DATA_KINDS]
-    return any(demand is not None and demand.momentum for demand in demands)
+    return any(objective.uses_momentum for objective in objectives)

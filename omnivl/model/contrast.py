@@ -50,9 +50,10 @@ class Contrast(ChainLayer):
         """Builds the projections, and the twins and the queue where UniVLC asks for them.
 
         Raises:
-            ModelError: UniVLC needs momentum twins and the model has none.
+            ModelError: An objective needs momentum twins and the model has none.
         """
         super().__init__()
+        require_momentum(config, objectives)
         self.config = config
         self.gather: Gather = LocalGather() if gather is None else gather
         self.univlc = next((o for o in objectives if isinstance(o, UniVLC)), None)
@@ -72,11 +73,6 @@ class Contrast(ChainLayer):
             self._build_momentum(self.univlc)
 
     def _build_momentum(self, univlc: UniVLC) -> None:
-        if self.config.momentum is None:
-            raise ModelError(
-                "objective univlc: queue_size, batch_keys: momentum and soft_target_alpha need momentum twins, but "
-                "model.momentum is off; set model.momentum or queue_size: 0, batch_keys: online, soft_target_alpha: 0"
-            )
         sizes = self.config.hidden_size, self.config.projection_size
         self.momentum_visual_projection = frozen_twin(Linear(*sizes), self.visual_projection)
         self.momentum_text_projection = frozen_twin(Linear(*sizes), self.text_projection)
@@ -242,6 +238,20 @@ class Contrast(ChainLayer):
     def discard_step(self) -> None:
         """Forgets the step's keys."""
         self.outbox.clear()
+
+
+def require_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> None:
+    """Refuses objectives that the model cannot serve.
+
+    Raises:
+        ModelError: An objective needs momentum twins and the model has none.
+    """
+    wanting = [objective.name for objective in objectives if objective.uses_momentum]
+    if wanting and config.momentum is None:
+        raise ModelError(
+            f"objectives {', '.join(wanting)}: need momentum twins, but model.momentum is off; set model.momentum, or "
+            "univlc: queue_size 0, batch_keys online, soft_target_alpha 0, and targets: pixels for masked objectives"
+        )
 
 
 def embed(projection: nn.Module, stream: Tensor) -> Tensor:

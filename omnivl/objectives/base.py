@@ -139,6 +139,11 @@ class Objective(ABC):
         kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own
         return kind
 
+    @property
+    def uses_momentum(self) -> bool:
+        """Whether the objective reads momentum twins, on any kind of batch."""
+        return False
+
     def weight_at(self, step: int) -> float:
         """The weight in optimizer step ``step``, counted from 0. The ramp ends at step ``weight_warmup_steps - 1``."""
         return self.weight * ramp(step, self.weight_warmup_steps)

@@ -68,6 +68,11 @@ class MaskedVisual(Objective):
     def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """The mask of one sample, bool ``[T, N]``."""
 
+    @property
+    def uses_momentum(self) -> bool:
+        """Whether the targets are the momentum encoder's."""
+        return self.targets == "momentum"
+
     def require_times(self, times: int) -> None:
         """Refuses clips in which no frame could be left to restore a masked one from.
 
@@ -89,7 +94,7 @@ class MaskedVisual(Objective):
         count = len(self.rows(batch_size))
         if is_video(kind) != self.on_videos or count == 0:
             return None
-        return Demands(masked_visual=count, momentum=self.targets == "momentum")
+        return Demands(masked_visual=count, momentum=self.uses_momentum)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{name}/rows`` int64 ``[M]`` and ``{name}/mask`` bool ``[M, T, N]``."""
