@@ -1,0 +1,107 @@
+"""A folder of pictures or clips: the class is the sub-folder's name, captions are ``.txt`` files of the same name."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from omnivl.data.convert.entry import Entry
+from omnivl.data.formats import MEDIA_EXTENSIONS
+from omnivl.data.sources.base import Rejection
+
+FolderText = Literal["label", "caption", "both"]
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads ``ROOT/CLASS/.../FILE`` and ``ROOT/.../FILE`` + ``FILE.txt``.
+
+    Attributes:
+        root: The folder. Names that begin with a dot are passed over.
+        text: ``label`` takes the first sub-folder's name as class; ``caption`` needs a ``.txt`` file beside each
+            picture, each line a caption; ``both`` takes the class, and captions where they exist.
+        split_folders: The first sub-folder is the split, the second the class: ``ROOT/train/CLASS/FILE``.
+    """
+
+    root: Path
+    text: FolderText = "label"
+    split_folders: bool = False
+
+    @property
+    def form(self) -> str:
+        """Name of the form."""
+        return "folder"
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """The folder."""
+        return (self.root,)
+
+    def count(self) -> int:
+        """Files of a known extension."""
+        return sum(
+            1 for folder in _folders(self.root) for path in _files(folder) if _extension(path) in MEDIA_EXTENSIONS
+        )
+
+    def entries(self) -> Iterator[Entry | Rejection]:
+        """Files in the order of their names, folder by folder."""
+        for folder in _folders(self.root):
+            files = _files(folder)
+            stems = {path.stem for path in files if _extension(path) in MEDIA_EXTENSIONS}
+            for path in files:
+                if _extension(path) == "txt" and self.text != "label":
+                    if path.stem not in stems:
+                        yield Rejection("missing_media", str(path), "no picture or clip of this name lies beside it")
+                else:
+                    yield self._entry(path)
+
+    def _entry(self, path: Path) -> Entry | Rejection:
+        relative = path.relative_to(self.root)
+        where, name = str(path), relative.as_posix()
+        folders = list(relative.parts[:-1])
+        split = None
+        if self.split_folders:
+            if not folders:
+                return Rejection("missing_label", where, "lies in no split's folder; move it to ROOT/SPLIT/...")
+            split = folders.pop(0)
+        label = folders[0] if folders and self.text != "caption" else None
+        if label is None and self.text != "caption":
+            return Rejection("missing_label", where, "lies in no class's folder; move it to ROOT/CLASS/")
+        captions: tuple[str, ...] = ()
+        sidecar = path.with_suffix(".txt")
+        if self.text != "label":
+            try:
+                lines = sidecar.read_text(encoding="utf-8-sig").splitlines()
+                captions = tuple(line.strip() for line in lines if line.strip())
+            except FileNotFoundError:
+                captions = ()
+            except UnicodeDecodeError as error:
+                return Rejection("invalid_utf8", str(sidecar), f"byte at offset {error.start}; save the file as UTF-8")
+            except OSError as error:
+                return Rejection("unreadable_path", str(sidecar), error.strerror or str(error))
+            if not captions and self.text == "caption":
+                return Rejection("missing_caption", where, f"write a caption into {sidecar.name}, one per line")
+        return Entry(path, name, where, captions, label, split=split)
+
+
+def _extension(path: Path) -> str:
+    return path.suffix.lower().removeprefix(".")
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folder and all below it, in the order of their names. Links are followed, but not in circles."""
+    stack: list[tuple[Path, frozenset[str]]] = [(root, frozenset())]
+    while stack:
+        folder, above = stack.pop()
+        real = os.path.realpath(folder)
+        if real in above:
+            continue
+        yield folder
+        below = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")]
+        stack.extend((path, above | {real}) for path in sorted(below, reverse=True))
+
+
+def _files(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and not entry.is_dir())

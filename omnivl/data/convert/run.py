@@ -1,0 +1,197 @@
+"""The loop that all converters share: entries in, shards and a manifest out, all or nothing."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from omnivl.data.convert.entry import Entry, Reader, sample_key, short_hash
+from omnivl.data.convert.media import Verify, check_extension, examine, shrink
+from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
+from omnivl.data.sources.base import BadSampleError, Rejection
+from omnivl.errors import DataError
+from omnivl.randomness import stable_hash
+
+Progress = Callable[[Manifest], None]
+
+_HASH_RANGE = 2**63
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How any input becomes shards.
+
+    Attributes:
+        max_samples: Samples per shard.
+        max_bytes: Bytes per shard.
+        shorter_side: Pixels that the shorter side is scaled down to; None copies every file untouched.
+        splits: Share of each split, e.g. ``{"test": 0.1}``; the rest is ``train``. Empty: no split is made. The split
+            is a function of the sample's identity, or of its name where it has none. A split named by the input stays.
+        verify: ``header`` looks at the start of every file; ``full`` decodes it.
+        overwrite: Replace an earlier conversion in the output folder.
+    """
+
+    max_samples: int = 10_000
+    max_bytes: int = 1 << 30
+    shorter_side: int | None = None
+    splits: Mapping[str, float] = field(default_factory=dict)
+    verify: Verify = "header"
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Refuses impossible values.
+
+        Raises:
+            DataError: Naming the option, its value and what is allowed.
+        """
+        for name, value in (("max_samples", self.max_samples), ("max_bytes", self.max_bytes)):
+            if value < 1:
+                raise DataError(f"{name} is {value}; allowed: 1 or more")
+        if self.shorter_side is not None and self.shorter_side < 8:
+            raise DataError(f"shorter_side is {self.shorter_side}; allowed: 8 pixels or more")
+        if any(not 0 < share < 1 for share in self.splits.values()) or sum(self.splits.values()) >= 1:
+            shares = ", ".join(f"{name}={share}" for name, share in self.splits.items())
+            raise DataError(f"splits are {shares}; allowed: shares above 0 with a sum below 1, the rest is train")
+        if "train" in self.splits:
+            raise DataError("splits name train; it is what remains: name the others only, e.g. test=0.1")
+
+
+def convert(reader: Reader, output: Path, options: ConvertOptions, progress: Progress | None = None) -> Manifest:
+    """Writes all entries of ``reader`` into shards in ``output``.
+
+    The folder appears under its name when everything is written; until then, and if anything fails, it does not exist
+    or is the old one. The same input and options give the same bytes.
+
+    Args:
+        reader: The input.
+        output: Folder to make; it may exist if it is empty, or holds an earlier conversion and ``options.overwrite``.
+        options: Size of shards, scaling, splits.
+        progress: Called with the counts so far after every entry.
+
+    Raises:
+        DataError: The options, the output folder or the input as a whole cannot be used, or no sample was good.
+    """
+    options.check()
+    _check_output(output, reader.inputs, options.overwrite)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.parent / f".{output.name}.partial-{os.getpid()}"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed and had this id
+    partial.mkdir()
+    described = {name: value for name, value in asdict(options).items() if name != "overwrite"}
+    manifest = Manifest(reader.form, described)
+    shards = ShardSet(partial, manifest, options.max_samples, options.max_bytes)
+    try:
+        _write_all(reader, shards, manifest, options, progress)
+        if not manifest.samples:
+            raise DataError(_nothing_written(reader, shards.first_rejections, manifest))
+        shards.close()
+    except BaseException:
+        shards.abandon()
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _put_in_place(partial, output)
+    return manifest
+
+
+def _write_all(
+    reader: Reader, shards: ShardSet, manifest: Manifest, options: ConvertOptions, progress: Progress | None
+) -> None:
+    seen: set[int] = set()  # hashes of names and keys: some 100 bytes per sample
+    for entry in reader.entries():
+        if isinstance(entry, Rejection):
+            shards.reject(entry)
+        else:
+            try:
+                _write_one(entry, shards, manifest, options, seen)
+            except BadSampleError as error:
+                shards.reject(error.rejection)
+        if progress is not None:
+            progress(manifest)
+
+
+def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: ConvertOptions, seen: set[int]) -> None:
+    extension = entry.path.suffix.lower().removeprefix(".")
+    check_extension(extension, entry.where)
+    name_hash = stable_hash("name", entry.name)
+    if name_hash in seen:
+        detail = f"{entry.name} was there before; put the rows of one file next to each other to join their captions"
+        raise BadSampleError("duplicate_key", entry.where, detail)
+    try:
+        data = entry.path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadSampleError("missing_media", entry.where, f"{entry.path} does not exist") from error
+    except OSError as error:
+        raise BadSampleError("unreadable_path", entry.where, f"{entry.path}: {error.strerror}") from error
+    kind = examine(data, extension, entry.where, options.verify)
+    if options.shorter_side is not None:
+        data, extension = shrink(data, extension, options.shorter_side, entry.where)
+    key = sample_key(entry.name)
+    if stable_hash("key", key) in seen:  # a.jpg beside a.png
+        key = f"{key}-{short_hash(entry.name)}"
+    split = entry.split or draw_split(entry.identity or entry.name, options.splits)
+    shards.write(key, data, extension, entry.fields() | ({"split": split} if split else {}), split)
+    seen.update((name_hash, stable_hash("key", key)))
+    manifest.count(entry, kind, split)
+
+
+def draw_split(name: str, splits: Mapping[str, float]) -> str | None:
+    """The split of a name: a pure function of both. None where no splits are asked for."""
+    if not splits:
+        return None
+    place = stable_hash("split", name) / _HASH_RANGE
+    for split, share in splits.items():
+        if place < share:
+            return split
+        place -= share
+    return "train"
+
+
+def _check_output(output: Path, inputs: tuple[Path, ...], overwrite: bool) -> None:
+    resolved = output.resolve()
+    for source in inputs:
+        if not source.exists():
+            raise DataError(f"{source} does not exist; give the path of the input")
+        place = source.resolve()
+        inside_input = source.is_dir() and resolved.is_relative_to(place)
+        if place.is_relative_to(resolved) or inside_input:
+            raise DataError(f"the output {output} and the input {source} overlap; choose another output folder")
+    if output.exists() and not output.is_dir():
+        raise DataError(f"the output {output} is a file; give a folder")
+    if not output.is_dir() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise DataError(f"the output folder {output} is not empty; choose another one, or replace it with --overwrite")
+    if not _is_conversion(output):
+        raise DataError(
+            f"the output folder {output} holds no {MANIFEST} of an earlier conversion, so --overwrite does not "
+            "delete it; empty it yourself or choose another one"
+        )
+
+
+def _is_conversion(folder: Path) -> bool:
+    try:
+        found = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and found.get("format") == FORMAT
+
+
+def _put_in_place(partial: Path, output: Path) -> None:
+    old = output.parent / f".{output.name}.old-{os.getpid()}"
+    if output.exists():
+        output.rename(old)
+    partial.rename(output)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def _nothing_written(reader: Reader, first: list[Rejection], manifest: Manifest) -> str:
+    """Says why no entry became a sample, with the first few."""
+    sources = ", ".join(str(source) for source in reader.inputs)
+    if not manifest.rejected:
+        return f"{sources}: no picture or clip found"
+    causes = ", ".join(f"{count} {cause}" for cause, count in sorted(manifest.rejected.items()))
+    shown = "\n".join(f"  {entry.where}: {entry.cause}: {entry.detail}" for entry in first)
+    return f"{sources}: no usable sample ({causes}); first ones:\n{shown}"
