@@ -5,8 +5,8 @@ frame), L text positions, D hidden size, P projection size. R_* is a number of s
 (masked text, hard negatives, masked frames) is stacked along the batch, so that each block runs once per step.
 
 ``State`` is a dict because DeepSpeed finds tensors in tuples, lists and dicts only, and because a pipeline host can
-then send its items; it is flat for the same reasons. Everything that is not a tensor lives in the ``StepLayout``, a pure
-function of the plan and the batch's kind and size, so that any pipeline stage can work it out for itself.
+then send its items; it is flat for the same reasons. Everything that is not a tensor lives in the ``StepLayout``, a
+pure function of the plan and the batch's kind and size, so that any pipeline stage can work it out for itself.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,166 @@
+"""MLM, LM and the vocabulary head that they share."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from omnivl.model.gather import LocalGather
+from omnivl.model.state import State, StepLayout
+from omnivl.objectives import LM, MLM, SpecialTokens
+from omnivl.objectives.lm import shift
+from omnivl.objectives.mlm import ordinary_ids
+from omnivl.objectives.vocabulary import IGNORED, VocabularyHead, token_loss
+from omnivl.randomness import generator
+
+
+def flat_head(hidden_size: int, bias: list[float]) -> VocabularyHead:
+    """Logits are the decoder's bias, whatever goes in."""
+    head = VocabularyHead(hidden_size, len(bias))
+    torch.nn.init.zeros_(head.decoder.weight)
+    assert head.decoder.bias is not None
+    head.decoder.bias.data = torch.tensor(bias)
+    return head
+
+
+def test_special_and_reserved_tokens_are_never_hidden(tokens: SpecialTokens) -> None:
+    # 4 is reserved, 29 is [DEC] although it lies behind the reserved ids.
+    token_ids = np.array([1, 4, 5, 3, 29, 28, 2, 0])
+    for seed in range(30):
+        corrupted, targets = MLM(probability=1.0).corrupt(generator(seed), token_ids, tokens)
+        assert targets.tolist() == [IGNORED, IGNORED, 5, IGNORED, IGNORED, 28, IGNORED, IGNORED]
+        assert corrupted[[0, 1, 3, 4, 6, 7]].tolist() == [1, 4, 3, 29, 2, 0]
+
+
+def test_shares_of_masked_replaced_and_kept(tokens: SpecialTokens) -> None:
+    token_ids = np.full(20_000, 10)
+    corrupted, targets = MLM().corrupt(generator(0), token_ids, tokens)
+    chosen = targets != IGNORED
+    assert chosen.mean() == pytest.approx(0.15, abs=0.01)
+    assert (targets[chosen] == 10).all()
+    assert (corrupted[~chosen] == 10).all()
+    put_in = corrupted[chosen]
+    assert (put_in == tokens.mask).mean() == pytest.approx(0.8, abs=0.02)
+    # A random token out of 24 (5 .. 28) is the old one once in 24 times: 0.1 + 0.1 / 24 stay.
+    assert (put_in == 10).mean() == pytest.approx(0.1 + 0.1 / 24, abs=0.02)
+    assert set(put_in[put_in != tokens.mask]) == set(range(5, 29))
+
+
+def test_shares_can_be_all_random_or_all_kept(tokens: SpecialTokens) -> None:
+    token_ids = np.full(500, 10)
+    kept, _ = MLM(probability=1.0, mask_share=0.0, random_share=0.0).corrupt(generator(0), token_ids, tokens)
+    assert (kept == 10).all()
+    replaced, _ = MLM(probability=1.0, mask_share=0.0, random_share=1.0).corrupt(generator(0), token_ids, tokens)
+    assert not (replaced == tokens.mask).any()
+    assert (replaced != 10).mean() > 0.9
+
+
+def test_ordinary_ids_leave_out_what_is_special(tokens: SpecialTokens) -> None:
+    assert ordinary_ids(tokens).tolist() == list(range(5, 29))
+
+
+def test_at_least_one_token_is_hidden_where_there_is_one(tokens: SpecialTokens) -> None:
+    for seed in range(50):
+        _, targets = MLM(probability=1e-6).corrupt(generator(seed), np.array([1, 6, 7, 2, 0]), tokens)
+        assert (targets != IGNORED).sum() == 1
+    corrupted, targets = MLM().corrupt(generator(0), np.array([1, 2, 0, 0]), tokens)
+    assert (targets == IGNORED).all()
+    assert corrupted.tolist() == [1, 2, 0, 0]
+
+
+def test_draws_do_not_depend_on_padding_or_neighbours(tokens: SpecialTokens, make_batch, context) -> None:
+    text = np.array([1, 6, 7, 8, 9, 10, 11, 2])
+    short = MLM(probability=0.5).corrupt(generator(3), text, tokens)
+    long = MLM(probability=0.5).corrupt(generator(3), np.concatenate([text, np.zeros(5, dtype=np.int64)]), tokens)
+    assert all(np.array_equal(a, b[:8]) for a, b in zip(short, long, strict=True))
+    joined = MLM().prepare(make_batch(positions=(4, 5, 6, 7)), context)
+    split = [MLM().prepare(make_batch(positions=p), context) for p in ((4, 5), (6, 7))]
+    for key in ("mlm/token_ids", "mlm/targets"):
+        assert torch.equal(joined[key], torch.cat([part[key] for part in split]))
+
+
+def test_prepare_leaves_the_batch_alone(make_batch, context) -> None:
+    batch = make_batch()
+    before = batch.token_ids.clone()
+    MLM(probability=1.0).prepare(batch, context)
+    LM().prepare(batch, context)
+    assert torch.equal(batch.token_ids, before)
+
+
+def test_lm_shifts_by_one(tokens: SpecialTokens) -> None:
+    # [CLS] 5 6 [SEP] pad, and a text that fills its row.
+    token_ids = torch.tensor([[1, 5, 6, 2, 0], [1, 5, 6, 7, 2]])
+    inputs, targets = shift(token_ids, tokens)
+    assert inputs.tolist() == [[29, 5, 6, 0, 0], [29, 5, 6, 7, 0]]
+    assert targets.tolist() == [[5, 6, 2, IGNORED, IGNORED], [5, 6, 7, 2, IGNORED]]
+
+
+def test_token_loss_and_gradient_by_hand() -> None:
+    # Uniform over 4 tokens: each of the three targets costs ln 4. d loss / d bias = 1/4 - share of the target:
+    # targets 1, 1, 3 -> 1/4 - (0, 2/3, 0, 1/3).
+    head = flat_head(3, [0.0] * 4)
+    targets = torch.tensor([[1, IGNORED], [1, 3]])
+    out = token_loss(torch.randn(2, 2, 3), targets, head, LocalGather())
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx(math.log(4))
+    assert head.decoder.bias is not None
+    torch.testing.assert_close(head.decoder.bias.grad, torch.tensor([1 / 4, 1 / 4 - 2 / 3, 1 / 4, 1 / 4 - 1 / 3]))
+
+
+def test_accuracy_by_hand() -> None:
+    # The head always says 1: right for two targets of three.
+    head = flat_head(3, [0.0, 1.0, 0.0, 0.0])
+    out = token_loss(torch.randn(2, 2, 3), torch.tensor([[1, IGNORED], [1, 3]]), head, LocalGather())
+    assert out.metrics["accuracy"].item() == pytest.approx(2 / 3)
+
+
+def test_label_smoothing_by_hand() -> None:
+    # Logits (ln 3, 0): probabilities 3/4, 1/4. Smoothing 0.2 puts 0.9 on the target 0 and 0.1 on the other:
+    # 0.9 ln(4/3) + 0.1 ln 4.
+    head = flat_head(3, [math.log(3), 0.0])
+    out = token_loss(torch.randn(1, 1, 3), torch.tensor([[0]]), head, LocalGather(), label_smoothing=0.2)
+    assert out.loss.item() == pytest.approx(0.9 * math.log(4 / 3) + 0.1 * math.log(4))
+
+
+def test_only_positions_with_a_target_go_through_the_head() -> None:
+    head, seen = VocabularyHead(3, 7), []
+    head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
+    hidden = torch.randn(2, 2, 3, requires_grad=True)
+    token_loss(hidden, torch.tensor([[1, IGNORED], [1, 3]]), head, LocalGather()).loss.backward()
+    assert seen == [(3, 3)]
+    assert hidden.grad is not None
+    assert hidden.grad[0, 1].abs().sum() == 0
+
+
+def test_no_target_gives_zero_and_zero_gradients() -> None:
+    """A replica without a masked token still runs its head: sharding hosts need the same modules on every rank."""
+    head = VocabularyHead(3, 7)
+    out = token_loss(torch.randn(1, 2, 3), torch.full((1, 2), IGNORED), head, LocalGather())
+    out.loss.backward()
+    assert out.loss.item() == 0.0
+    assert out.metrics["accuracy"].item() == 0.0
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() == 0
+
+
+def test_mlm_reads_its_alignment_rows_and_lm_the_generation_stream() -> None:
+    head = VocabularyHead(3, 7)
+    targets = torch.tensor([[1, IGNORED], [IGNORED, 3]])
+    hidden = torch.randn(2, 2, 3)
+    layout = StepLayout("image_text", 2, 1, alignment={"other": slice(0, 1), "mlm": slice(1, 3)})
+    state = State({"alignment": torch.cat([torch.randn(1, 2, 3), hidden]), "mlm/targets": targets}, layout)
+    expected = token_loss(hidden, targets, head, LocalGather()).loss
+    assert torch.equal(MLM().loss(state, head, LocalGather()).loss, expected)
+    state = State({"generation": hidden, "lm/targets": targets}, layout)
+    assert torch.equal(LM(label_smoothing=0.0).loss(state, head, LocalGather()).loss, expected)
+    smoothed = token_loss(hidden, targets, head, LocalGather(), 0.1).loss
+    assert torch.equal(LM().loss(state, head, LocalGather()).loss, smoothed)
+
+
+def test_logits_and_loss_are_fp32_under_bf16_streams() -> None:
+    head = VocabularyHead(4, 7)
+    assert head(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
+    out = token_loss(torch.randn(1, 1, 4, dtype=torch.bfloat16), torch.tensor([[1]]), head, LocalGather())
+    assert out.loss.dtype == torch.float32
