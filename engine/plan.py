@@ -87,8 +87,9 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: so many steps of some objectives on some mixture of data. Its sections are complete: what a plan says
-    once for all stages has already been put in.
+    """One stage: so many steps of some objectives on some mixture of data.
+
+    Its sections are complete: what a plan says once for all stages has already been put in.
 
     Attributes:
         name: Name of the stage: letters, digits, ``-``, ``_`` and ``.``; no two stages share it.
@@ -98,7 +99,7 @@ class StagePlan:
         optimizer: AdamW, learning rate and clipping.
         init_from: Earlier stage whose weights this one starts from; null starts from random weights.
         weights: Weights of other origin to start from. Not together with ``init_from``.
-        freeze: Beginnings of parameter names that are not trained, e.g. ``[embed, text_]``.
+        freeze: Parts that are not trained: patterns over the beginnings of parameter names, e.g. ``[embed, text_*]``.
         model: Fields of ``model`` that change for this stage, e.g. ``{num_frames: 8}``.
         parallel: Fields of ``parallel`` that change for this stage.
         batch: Fields of ``batch`` that change for this stage.

@@ -1,8 +1,8 @@
 """YAML without its traps: a tree of plain values that remembers where each of them was written.
 
-PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and keeps the last of two equal keys
-without a word. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then refuses where
-something else is wanted); a second key, an infinity and a tag are problems.
+PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and keeps the last of two equal
+keys without a word. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then
+refuses where something else is wanted); a second key, an infinity and a tag are problems.
 """
 
 import math
@@ -135,7 +135,9 @@ def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Doc
         mark = error.problem_mark or error.context_mark
         document = Document(None, {(): where(mark.line if mark is not None else 0)})
         got = " ".join(part for part in (error.context, error.problem) if part)
-        document.problems.append(Problem((), f"text that is no YAML ({got})", "YAML", "change this line or the one above"))
+        document.problems.append(
+            Problem((), f"text that is no YAML ({got})", "YAML", "change this line or the one above")
+        )
         return document
     except yaml.reader.ReaderError as error:
         document = Document(None, {(): where(text.count("\n", 0, error.position))})

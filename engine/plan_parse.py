@@ -1,0 +1,219 @@
+"""From YAML text to a ``Plan``: the only place where plans are parsed.
+
+text -> tree with line numbers -> overrides -> shared sections put into each stage -> strict validation -> whole-plan
+rules. Problems are collected on the way and raised together, each once and at the place where its author wrote it.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from engine.errors import PlanError
+from engine.plan import SHARED_SECTIONS, Plan, StagePlan
+from engine.plan_overrides import apply_overrides
+from engine.plan_problems import closest, translate
+from engine.plan_rules import RULES, Draft
+from engine.plan_schema import field_types
+from engine.plan_yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import DataError
+from omnivl.model.config import ModelConfig, PresetName
+from omnivl.model.presets import PRESETS
+
+Key = TypeVar("Key", str, int)
+
+
+def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
+    """Reads a plan from a file; see ``parse_plan``.
+
+    Raises:
+        PlanError: The file cannot be read, or something in it or in the overrides is wrong.
+    """
+    path = FilePath(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = f"got a file that cannot be read ({error.strerror})"
+        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
+    except UnicodeDecodeError as error:
+        raise PlanError(
+            [f"{path}: got bytes that are no UTF-8 (byte {error.start}); save the plan as UTF-8"]
+        ) from error
+    return parse_plan(text, str(path), overrides, world_size)
+
+
+def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
+    """Turns YAML text into a plan.
+
+    Args:
+        text: The YAML.
+        place: File name for messages.
+        overrides: ``path=value`` each, e.g. ``stages.joint.optimizer.lr=2e-4``; a member of a list is named by its
+            index, ``name`` or ``kind``.
+        world_size: Number of processes of the run, where it is known.
+
+    Raises:
+        PlanError: Names every problem of the text and the overrides.
+    """
+    document = read_yaml(text, place)
+    if document.problems and document.tree is None:
+        raise PlanError(_report(document, document.problems))
+    if not isinstance(document.tree, dict):
+        got = "nothing" if document.tree is None else show_value(document.tree)
+        problem = Problem((), got, "a mapping with the keys " + ", ".join(field_types(Plan)), "write a plan")
+        raise PlanError(_report(document, [problem]))
+    _expand_shorthands(document)
+    problems = [*document.problems, *apply_overrides(document, overrides)]
+    problems += _resolve_model(document)
+    problems += _resolve_vocabulary(document)
+    tree = _with_shared_sections(document.tree)
+    plan, draft, found = _validate(tree, world_size)
+    problems += found
+    problems += [problem for rule in RULES for problem in rule(draft)]
+    if problems:
+        raise PlanError(_report(document, problems))
+    assert plan is not None, "validation failed without a problem"
+    return plan
+
+
+def _expand_shorthands(document: Document) -> None:
+    """Bare kinds among objectives and evaluation tasks become ``{kind: ...}``."""
+    stages = document.tree.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if not isinstance(stage, dict):
+            continue
+        evaluate = stage.get("evaluate")
+        for holder, key in ((stage, "objectives"), (evaluate, "tasks")):
+            if isinstance(holder, dict) and isinstance(holder.get(key), list):
+                holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
+
+
+def _resolve_model(document: Document) -> list[Problem]:
+    """Replaces ``model`` by the preset's fields with the given ones over them."""
+    given = document.tree.get("model", {})
+    if not isinstance(given, dict):
+        return []
+    problems: list[Problem] = []
+    fields = {name: value for name, value in given.items() if name != "preset"}
+    base = ModelConfig()
+    if "preset" in given:
+        preset = given["preset"]
+        if isinstance(preset, str) and preset in PRESETS:
+            base = PRESETS[cast(PresetName, preset)]
+        else:
+            known = ", ".join(repr(name) for name in PRESETS)
+            problems.append(
+                Problem(("model", "preset"), show_value(preset), known, closest(preset, PRESETS, "choose one of these"))
+            )
+    document.tree["model"] = _merged(asdict(base), fields)
+    return problems
+
+
+def _resolve_vocabulary(document: Document) -> list[Problem]:
+    """Sets ``model.vocab_size`` to the tokenizer's where the file does not give it."""
+    model, tokenizer = document.tree.get("model"), document.tree.get("tokenizer", Plan.tokenizer)
+    if not isinstance(model, dict) or not isinstance(tokenizer, str) or ("model", "vocab_size") in document.places:
+        return []
+    try:
+        model["vocab_size"] = load_tokenizer(tokenizer).special.vocab_size
+    except DataError as error:
+        allowed = "'emoji', a vocab.txt or the folder of a Hugging Face tokenizer"
+        got = f"{tokenizer!r}, which cannot be loaded ({error})"
+        return [Problem(("tokenizer",), got, allowed, "name one that is there, or set model.vocab_size")]
+    return []
+
+
+def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which every stage has the plan's shared sections with its own fields over them."""
+    stages = tree.get("stages")
+    if not isinstance(stages, list):
+        return dict(tree)
+    complete = []
+    for stage in stages:
+        if isinstance(stage, dict):
+            shared = {name: tree[name] for name in SHARED_SECTIONS if isinstance(tree.get(name), dict)}
+            own = {name: _merged(shared[name], stage[name]) if name in stage else shared[name] for name in shared}
+            stage = {**stage, **own}
+        complete.append(stage)
+    return {**tree, "stages": complete}
+
+
+def _merged(base: Mapping[str, Any], over: Any) -> Any:
+    """``over`` laid over ``base``, mapping by mapping; one of another ``kind`` replaces what was there."""
+    if not isinstance(over, Mapping) or over.get("kind", base.get("kind")) != base.get("kind"):
+        return over
+    merged = dict(base)
+    for name, value in over.items():
+        merged[name] = _merged(base[name], value) if isinstance(base.get(name), Mapping) else value
+    return merged
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    # Wrapped in a tuple because the settings reach plain dataclasses only from a type that is none itself.
+    return TypeAdapter(tuple[cls], config=ConfigDict(strict=True, extra="forbid"))
+
+
+def _read(cls: Any, tree: Any) -> Any:
+    # Through JSON, whose strict mode takes lists for tuples and 1 for 1.0, but neither true for 1 nor "1" for 1.
+    return _adapter(cls).validate_json(json.dumps([tree]))[0]
+
+
+def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None, Draft, list[Problem]]:
+    """Types the tree. Where parts of it are wrong, the others are typed still, so that rules can look at them."""
+    stages = tree.get("stages")
+    stages = stages if isinstance(stages, list) else []
+    names = tuple(stage.get("name") if isinstance(stage, dict) else None for stage in stages)
+    parents = tuple(stage.get("init_from") if isinstance(stage, dict) else None for stage in stages)
+    try:
+        plan: Plan = _read(Plan, tree)
+    except ValidationError as error:
+        problems = translate(error, Plan, tree)
+    else:
+        sections = {name: getattr(plan, name) for name in field_types(Plan) if name != "stages"}
+        return plan, Draft(sections, dict(enumerate(plan.stages)), names, parents, world_size), []
+    sections = {}
+    for name, annotation in field_types(Plan).items():
+        if name in tree and name != "stages":
+            sections.update(_readable({name: annotation}, {name: tree[name]}))
+    typed = _readable(dict.fromkeys(range(len(stages)), StagePlan), dict(enumerate(stages)))
+    return None, Draft(sections, typed, names, parents, world_size), problems
+
+
+def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Those of ``trees`` that can be typed; what is wrong with the others has been told already."""
+    typed = {}
+    for key, annotation in annotations.items():
+        try:
+            typed[key] = _read(annotation, trees[key])
+        except ValidationError:
+            continue
+    return typed
+
+
+def _report(document: Document, problems: Iterable[Problem]) -> list[str]:
+    """One line per problem, in the order of the file, each path once."""
+    lines: dict[Path, str] = {}
+    for problem in problems:
+        path = _written_at(document, problem.path)
+        moved = Problem(path, problem.got, problem.allowed, problem.change)
+        lines.setdefault(path, f"{document.place(path)}: {moved.text}")
+    return [lines[path] for path in sorted(lines, key=lambda path: _line(document.place(path)))]
+
+
+def _written_at(document: Document, path: Path) -> Path:
+    """A stage's shared field as its author wrote it: in the stage, or once for all stages."""
+    if len(path) > 2 and path[0] == "stages" and path[2] in SHARED_SECTIONS and path not in document.places:
+        return (str(path[2]), *path[3:])
+    return path
+
+
+def _line(place: str) -> tuple[bool, int]:
+    """Sorts places in the file by line, and overrides behind them."""
+    number = place.rpartition(":")[2]
+    return (False, int(number)) if number.isdigit() else (True, 0)

@@ -1,0 +1,223 @@
+"""Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
+
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+from engine.plan import StagePlan
+from engine.plan_problems import closest
+from engine.plan_yaml import Problem
+from omnivl.data.batch import DATA_KINDS, is_label, is_video
+from omnivl.errors import ModelError
+from omnivl.model.config import ModelConfig
+from omnivl.model.presets import check_config
+
+StageRule = Callable[[StagePlan], Iterator[Problem]]
+
+_MISFIT = re.compile(r"model\.(?P<field>\w+): (?P<got>\S+) is no (?P<allowed>multiple of \w+ \S+); (?P<change>.+)")
+
+
+def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
+    """The warm-up ends within the stage."""
+    warmup = stage.optimizer.warmup_steps
+    if warmup > stage.steps:
+        path = ("optimizer", "warmup_steps")
+        yield Problem(path, str(warmup), f"0 to {stage.steps}, the stage's steps", "shorten the warm-up")
+
+
+def there_is_data(stage: StagePlan) -> Iterator[Problem]:
+    """Some entry of the mixture has a share."""
+    if not stage.data:
+        yield Problem(("data",), "no entry", "one entry or more", "add one, e.g. {source: emoji, kind: image_text}")
+    elif sum(entry.weight for entry in stage.data) <= 0:
+        yield Problem(("data",), "weights that sum to 0", "a sum above 0", "give an entry a weight above 0")
+
+
+def entries_differ(stage: StagePlan) -> Iterator[Problem]:
+    """Entries are told apart by name in logs and random keys."""
+    keys = [entry.key for entry in stage.data]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            got = f"{key!r}, which data.{keys.index(key)} is called as well"
+            yield Problem(("data", index, "name"), got, "a name for each entry", "give one of the two another 'name'")
+
+
+def prompts_have_room_for_the_label(stage: StagePlan) -> Iterator[Problem]:
+    """Every prompt of a label entry holds ``{label}``."""
+    for index, entry in enumerate(stage.data):
+        if is_label(entry.kind) and not (entry.prompts and all("{label}" in prompt for prompt in entry.prompts)):
+            got = next((repr(prompt) for prompt in entry.prompts if "{label}" not in prompt), "no prompt")
+            yield Problem(
+                ("data", index, "prompts"), got, "texts with '{label}' in them", "put {label} where the class goes"
+            )
+
+
+def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
+    """The generated clips have no stills."""
+    for index, entry in enumerate(stage.data):
+        if entry.source == "motion" and not is_video(entry.kind):
+            got = f"{entry.kind!r} of source 'motion'"
+            yield Problem(("data", index, "kind"), got, "'video_text', 'video_label'", "choose one of these")
+
+
+def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
+    """Some objective has a weight, and none stands twice."""
+    if not stage.objectives:
+        yield Problem(("objectives",), "no objective", "one objective or more", "add one, e.g. univlc")
+    elif sum(objective.weight for objective in stage.objectives) <= 0:
+        change = "give an objective a weight above 0"
+        yield Problem(("objectives",), "weights that sum to 0", "a sum above 0", change)
+    names = [objective.name for objective in stage.objectives]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem(
+                ("objectives", index, "kind"), f"a second {name!r}", "each objective once", "remove one of the two"
+            )
+
+
+def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
+    """Each objective acts on some kind of the stage's data."""
+    kinds = sorted({entry.kind for entry in stage.data})
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    for index, objective in enumerate(stage.objectives):
+        if kinds and all(objective.demands(kind, micro) is None for kind in kinds):
+            got = f"{objective.name!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
+            acts = [kind for kind in DATA_KINDS if objective.demands(kind, micro) is not None]
+            allowed = f"objectives that act on them; {objective.name!r} acts on {', '.join(acts) or 'nothing'}"
+            yield Problem(
+                ("objectives", index, "kind"), got, allowed, "add data of such a kind or remove the objective"
+            )
+
+
+def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
+    """Each entry of the mixture trains something."""
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    names = ", ".join(objective.name for objective in stage.objectives)
+    for index, entry in enumerate(stage.data):
+        if stage.objectives and all(objective.demands(entry.kind, micro) is None for objective in stage.objectives):
+            got = f"{entry.kind!r}, which none of the stage's objectives ({names}) acts on"
+            yield Problem(
+                ("data", index, "kind"), got, "kinds that an objective acts on", "add an objective or remove the entry"
+            )
+
+
+def matching_has_similarities(stage: StagePlan) -> Iterator[Problem]:
+    """VLM mines its negatives by the similarities that UniVLC trains."""
+    names = [objective.name for objective in stage.objectives]
+    if "vlm" in names and "univlc" not in names:
+        got = "'vlm' without 'univlc'"
+        allowed = "'vlm' beside 'univlc', whose similarities it takes its negatives from"
+        yield Problem(("objectives", names.index("vlm"), "kind"), got, allowed, "add the objective 'univlc'")
+
+
+def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
+    """Who wants momentum twins has them."""
+    if stage.model.momentum is not None:
+        return
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    for index, objective in enumerate(stage.objectives):
+        demands = [objective.demands(entry.kind, micro) for entry in stage.data]
+        if any(demand is not None and demand.momentum for demand in demands):
+            got = f"{objective.name!r} with options that need momentum twins, where model.momentum is null"
+            change = "set model.momentum to {decay: 0.995}, or the objective's options so that it needs none"
+            yield Problem(("objectives", index), got, "momentum twins", change)
+
+
+def masked_share_divides_the_batch(stage: StagePlan) -> Iterator[Problem]:
+    """``every`` takes the same number of samples from each micro-batch wherever it is cut."""
+    micro = stage.batch.micro_batch_size_per_gpu
+    for index, objective in enumerate(stage.objectives):
+        every = getattr(objective, "every", 1)
+        if micro >= 1 and micro % every:
+            allowed = f"a divisor of micro_batch_size_per_gpu {micro}"
+            yield Problem(("objectives", index, "every"), str(every), allowed, "change either")
+
+
+def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
+    """Heads divide the width, patches the picture, tubelets the clip."""
+    model = stage.model
+    if min(model.num_heads, model.patch_size, model.tubelet_size) < 1:
+        return  # told already; nothing can be divided by it
+    try:
+        check_config(model)
+    except ModelError as error:
+        for line in str(error).splitlines():
+            match = _MISFIT.fullmatch(line)
+            assert match is not None, f"a misfit of another form: {line}"
+            yield Problem(("model", match["field"]), match["got"], f"a {match['allowed']}", match["change"])
+
+
+def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
+    """Every pattern of ``freeze`` begins with the name of a layer."""
+    layers = layer_names(stage.model)
+    for index, pattern in enumerate(stage.freeze):
+        if not any(fnmatchcase(layer, pattern.split(".")[0]) for layer in layers):
+            stacks = list(dict.fromkeys(re.sub(r"\d+$", "*", layer) for layer in layers))
+            change = closest(pattern, [*stacks, *layers], "name a layer or a part of one")
+            allowed = f"beginnings of parameter names: {', '.join(stacks)}"
+            yield Problem(("freeze", index), repr(pattern), allowed, change)
+
+
+def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
+    """Weights come from an earlier stage or from elsewhere."""
+    if stage.init_from is not None and (stage.weights.vision is not None or stage.weights.text is not None):
+        got = f"weights of other origin beside init_from {stage.init_from!r}"
+        yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
+
+
+def pipeline_is_not_there_yet(stage: StagePlan) -> Iterator[Problem]:
+    """The pipeline host comes with a later version."""
+    if stage.parallel.host == "pipeline":
+        got = "'pipeline', which is not available in this version"
+        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "change it to 'zero'")
+
+
+def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
+    """DeepSpeed's stage 0 in bf16 gives losses far off the others'."""
+    parallel = stage.parallel
+    if parallel.host == "zero" and parallel.zero_stage == 0 and parallel.precision == "bf16":
+        got = "'bf16' with zero_stage 0, which DeepSpeed computes inexactly"
+        yield Problem(("parallel", "precision"), got, "'fp32'", "change it to 'fp32', or zero_stage to 1, 2 or 3")
+
+
+def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
+    """Only sharded optimizer states can be kept elsewhere."""
+    parallel = stage.parallel
+    if parallel.offload != "none" and (parallel.host != "zero" or parallel.zero_stage == 0):
+        where = "zero_stage 0" if parallel.host == "zero" else f"host {parallel.host!r}"
+        change = "change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3"
+        yield Problem(("parallel", "offload"), f"{parallel.offload!r} with {where}", "'none'", change)
+
+
+STAGE_RULES: tuple[StageRule, ...] = (
+    warmup_fits,
+    there_is_data,
+    entries_differ,
+    prompts_have_room_for_the_label,
+    motion_gives_clips,
+    there_are_objectives,
+    objectives_have_data,
+    data_has_objectives,
+    matching_has_similarities,
+    momentum_is_built,
+    masked_share_divides_the_batch,
+    sizes_fit,
+    frozen_parts_exist,
+    weights_have_one_origin,
+    pipeline_is_not_there_yet,
+    zero_0_is_fp32,
+    offload_has_a_shard,
+)
+
+
+def layer_names(model: ModelConfig) -> list[str]:
+    """Names of the chain's layers, in order: the first part of every parameter's name."""
+    stacks = {
+        "visual": model.vision_layers,
+        "text": model.text_layers,
+        "alignment": model.alignment_layers,
+        "generation": model.generation_layers,
+    }
+    blocks = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
+    decoders = [*blocks["alignment"], *blocks["generation"]]
+    return ["embed", *blocks["visual"], "visual_norm", *blocks["text"], "contrast", *decoders, "losses"]
