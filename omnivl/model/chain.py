@@ -11,12 +11,15 @@ Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from omnivl.data.batch import DataKind
+from omnivl.model.gather import Gather
+from omnivl.model.generate import ChainDecoder, Generated, SearchOptions, beam_search
 from omnivl.model.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.model.state import State, StepLayout
 
@@ -111,10 +114,7 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[B, P]``, L2-normalised.
         """
-        layout = StepLayout(
-            _visual_kind(frames), frames.shape[0], frames.shape[1], "encode", visual={"clean": slice(0, len(frames))}
-        )
-        return self.fold(State({"frames": frames}, layout))["visual_embedding"]
+        return self.fold(State({"frames": frames}, _visual_layout(frames)))["visual_embedding"]
 
     @torch.no_grad()
     def encode_text(self, token_ids: Tensor) -> Tensor:
@@ -129,6 +129,51 @@ class Chain(nn.Module):
         layout = StepLayout("image_text", len(token_ids), 1, "encode", text={"clean": slice(0, len(token_ids))})
         return self.fold(State({"token_ids": token_ids}, layout))["text_embedding"]
 
+    @torch.no_grad()
+    def features(self, frames: Tensor) -> Tensor:
+        """Visual features that the decoders attend to, ``[B, S, D]`` in the compute dtype.
 
-def _visual_kind(frames: Tensor) -> DataKind:
-    return "image_text" if frames.shape[1] == 1 else "video_text"
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        """
+        return self.fold(State({"frames": frames}, _visual_layout(frames)))["visual"]
+
+    @torch.no_grad()
+    def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """How well texts fit to images or clips, by the alignment decoder.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``.
+            token_ids: int64 ``[R, L]``.
+            rows: int64 ``[R]``, the visual that goes with each text; None when they correspond one to one. Each visual
+                is encoded once, however many texts look at it.
+
+        Returns:
+            fp32 ``[R]``: log odds of "these two belong together".
+        """
+        texts = slice(0, len(token_ids))
+        layout = replace(_visual_layout(frames), mode="match", text={"clean": texts}, alignment={"match": texts})
+        rows = torch.arange(len(token_ids), device=token_ids.device) if rows is None else rows
+        state = State({"frames": frames, "token_ids": token_ids, "match/rows": rows}, layout)
+        return self.fold(state)["match/logits"]
+
+    def generate(
+        self, frames: Tensor, options: SearchOptions, *, cached: bool = True, gather: Gather | None = None
+    ) -> Generated:
+        """Writes a caption for each image or clip.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``.
+            options: How to search.
+            cached: Whether to keep keys and values between tokens; the result is the same.
+            gather: Lets replicas stop early together; see ``beam_search``.
+        """
+        decoder = ChainDecoder(self, self.features(frames), options.num_beams, cached)
+        return beam_search(decoder, len(frames), options, frames.device, gather)
+
+
+def _visual_layout(frames: Tensor) -> StepLayout:
+    """The layout that encodes ``frames [B, T, 3, H, W]`` and nothing else."""
+    batch_size, num_frames = frames.shape[:2]
+    kind: DataKind = "image_text" if num_frames == 1 else "video_text"
+    return StepLayout(kind, batch_size, num_frames, "encode", visual={"clean": slice(0, batch_size)})

@@ -59,8 +59,8 @@ class TemporalAttention(nn.Module):
         """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""
         rows, _, num_patches, _ = patches.shape
         x = self.norm(patches).transpose(1, 2).flatten(0, 1)
-        x = self.temporal_fc(self.attention(x))
-        return x.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
+        out: Tensor = self.temporal_fc(self.attention(x))
+        return out.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
 
 
 class DividedBlock(nn.Module):
