@@ -1,1 +1,39 @@
-"""Where samples come from."""
+"""Where samples come from. A new source is one new file and one more case in ``open_source``."""
+
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources.base import Source
+from omnivl.data.sources.emoji import open_emoji
+from omnivl.data.sources.shards import ShardSource, expand_pattern
+from omnivl.errors import DataError
+
+STREAM_PREFIXES = ("pipe:", "http://", "https://", "s3://", "gs://")
+
+
+def is_stream(source: str) -> bool:
+    """Whether a source can only be read from front to back."""
+    return source.startswith(STREAM_PREFIXES)
+
+
+def open_source(config: DataEntryConfig, *, seed: int, index_cache: str | None = None) -> Source:
+    """Opens what ``config.source`` names.
+
+    Args:
+        config: The entry.
+        seed: Seed of generated sources.
+        index_cache: Folder for shard indexes; None for beside each shard.
+
+    Raises:
+        DataError: There is no such source, it has no sample of this kind, or it is a stream.
+    """
+    if config.source == "emoji":
+        return open_emoji(config)
+    if config.source == "motion":
+        from omnivl.data.sources.motion import MotionSource  # here: it draws with the embedded sprites
+
+        return MotionSource(config, seed=seed)
+    if is_stream(config.source):
+        raise DataError(
+            f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "
+            f"copy its shards to a disk"
+        )
+    return ShardSource(config, expand_pattern(config.source), index_folder=index_cache)

@@ -1,0 +1,120 @@
+"""Training and evaluation views of a picture or clip.
+
+Shapes: T frames, H x W pixels of the input, S side of the view. Pixels are uint8, RGB. All frames of a clip get the
+same draw. Random numbers come from the sample's own generator, so that a view is a pure function of the sample's
+position.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from omnivl.data.config import AugmentConfig
+from omnivl.data.rand_augment import apply_random_operations
+
+Pixels = NDArray[np.uint8]
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_FROM_YIQ = np.linalg.inv(_TO_YIQ)
+
+
+def training_view(
+    pixels: Pixels, size: int, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
+) -> Pixels:
+    """Random crop, flip, colours and RandAugment-style operations.
+
+    Args:
+        pixels: ``[T, H, W, 3]``.
+        size: S.
+        config: What to do.
+        random: The sample's generator.
+        flip_allowed: Whether the text stays true in a mirror.
+
+    Returns:
+        ``[T, S, S, 3]``.
+    """
+    uniforms = random.random(12)  # one call; how many are used must not depend on the configuration
+    left, top, width, height = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
+    view = resize(pixels[:, top : top + height, left : left + width], size, size)
+    if flip_allowed and uniforms[4] < config.flip:
+        view = np.ascontiguousarray(view[:, :, ::-1])
+    gray = uniforms[5] < config.grayscale
+    jitter = uniforms[6] < config.color_probability and (
+        config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
+    )
+    if gray or jitter:
+        view = _change_colours(view, config, 2 * uniforms[7:11] - 1 if jitter else np.zeros(4), gray)
+    if config.rand_augment_operations > 0:
+        magnitude = config.rand_augment_magnitude / 10
+        view = apply_random_operations(view, config.rand_augment_operations, magnitude, random)
+    return view
+
+
+def evaluation_view(pixels: Pixels, size: int) -> Pixels:
+    """The shorter side resized to ``size``, then the middle: ``[T, S, S, 3]``."""
+    height, width = pixels.shape[1:3]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return resize(pixels[:, top : top + side, left : left + side], size, size)
+
+
+def crop_box(
+    width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64]
+) -> tuple[int, int, int, int]:
+    """A random box (left, top, width, height) of the configured area and ratio, cut to the picture.
+
+    Args:
+        width: W.
+        height: H.
+        config: Ranges of area and ratio.
+        uniforms: Four numbers in [0, 1): area, ratio, horizontal and vertical place.
+    """
+    low, high = config.crop_scale
+    area = (low + (high - low) * uniforms[0]) * width * height
+    ratio = config.crop_ratio[0] * (config.crop_ratio[1] / config.crop_ratio[0]) ** uniforms[1]
+    box_width = min(width, max(1, round(math.sqrt(area * ratio))))
+    box_height = min(height, max(1, round(math.sqrt(area / ratio))))
+    left = int(uniforms[2] * (width - box_width + 1))
+    top = int(uniforms[3] * (height - box_height + 1))
+    return left, top, box_width, box_height
+
+
+def resize(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Resizes all frames: averages where both sides shrink, else interpolates."""
+    if pixels.shape[1:3] == (height, width):
+        return np.ascontiguousarray(pixels)
+    shrinks = pixels.shape[1] >= height and pixels.shape[2] >= width
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    result = np.empty((len(pixels), height, width, 3), dtype=np.uint8)
+    for frame, target in zip(pixels, result, strict=True):
+        cv2.resize(frame, (width, height), dst=target, interpolation=how)
+    return result
+
+
+def _change_colours(pixels: Pixels, config: AugmentConfig, strengths: NDArray[np.float64], gray: bool) -> Pixels:
+    """Brightness, contrast, saturation, hue and grayscale as one affine map of the colours.
+
+    Args:
+        pixels: ``[T, H, W, 3]``.
+        config: Largest changes.
+        strengths: Four numbers in [-1, 1].
+        gray: Drop all colour at the end.
+    """
+    brightness = 1 + config.brightness * strengths[0]
+    contrast = 1 + config.contrast * strengths[1]
+    saturation = 1 + config.saturation * strengths[2]
+    angle = 2 * math.pi * config.hue * strengths[3]
+    to_gray = np.tile(_LUMA, (3, 1))
+    turn = np.array([[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]])
+    matrix = (_FROM_YIQ @ turn @ _TO_YIQ) @ (saturation * np.eye(3) + (1 - saturation) * to_gray)
+    if gray:
+        matrix = to_gray @ matrix
+    stacked = pixels.reshape(-1, pixels.shape[2], 3)
+    mean = brightness * float(np.dot(cv2.mean(stacked)[:3], _LUMA)) if contrast != 1 else 0.0
+    affine = np.empty((3, 4))
+    affine[:, :3] = contrast * brightness * matrix
+    affine[:, 3] = (1 - contrast) * mean  # grey maps to itself under hue and saturation, so the order does not matter
+    return cv2.transform(stacked, affine).reshape(pixels.shape)  # type: ignore[no-any-return]

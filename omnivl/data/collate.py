@@ -1,0 +1,78 @@
+"""Examples to a batch, with everything that the objectives draw in advance.
+
+Shapes: B samples, T frames, S side of the picture, L text positions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.data.example import Example
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.model.config import ModelConfig
+from omnivl.objectives.base import Objective, PrepareContext
+
+
+class Collator:
+    """Makes batches for one model and one set of objectives."""
+
+    def __init__(self, model: ModelConfig, objectives: Sequence[Objective], tokenizer: Tokenizer, seed: int) -> None:
+        """Describes a collator.
+
+        Args:
+            model: Sizes of pictures, patches and texts.
+            objectives: The stage's objectives.
+            tokenizer: Texts to ids.
+            seed: The stage's seed.
+        """
+        self._model, self._objectives, self._tokenizer, self._seed = model, tuple(objectives), tokenizer, seed
+
+    def collate(self, examples: Sequence[Example], kind: DataKind, source: str, step: int) -> Batch:
+        """A batch with ``prepared`` filled in.
+
+        Args:
+            examples: B examples of one kind.
+            kind: Their kind.
+            source: Name of the entry, part of the random keys.
+            step: Optimizer step, for weight schedules.
+        """
+        batch = self.plain(examples, kind)
+        side = (self._model.video_size if is_video(kind) else self._model.image_size) // self._model.patch_size
+        context = PrepareContext(
+            seed=self._seed, source=source, tokens=self._tokenizer.special, grid=(side, side), step=step
+        )
+        prepared: dict[str, Tensor] = {}
+        for objective in self._objectives:
+            if objective.demands(kind, batch.size) is not None:
+                prepared.update(objective.prepare(batch, context))
+                prepared[f"weight/{objective.name}"] = torch.tensor(_weight(objective, step), dtype=torch.float32)
+        return replace(batch, prepared=prepared)
+
+    def plain(self, examples: Sequence[Example], kind: DataKind) -> Batch:
+        """A batch without ``prepared``, e.g. for evaluation."""
+        first = examples[0].frames
+        frames = np.empty((len(examples), len(first), 3, *first.shape[1:3]), dtype=np.uint8)
+        for row, example in zip(frames, examples, strict=True):
+            row[...] = example.frames.transpose(0, 3, 1, 2)
+        texts = tuple(example.text for example in examples)
+        batch = Batch(
+            kind=kind,
+            frames=torch.from_numpy(frames),
+            token_ids=torch.from_numpy(self._tokenizer.encode(texts, self._model.text_length)),
+            identity=torch.tensor([example.identity for example in examples], dtype=torch.int64),
+            label=torch.tensor([example.label for example in examples], dtype=torch.int64),
+            position=torch.tensor([example.position for example in examples], dtype=torch.int64),
+            captions=texts,
+        )
+        batch.check()
+        return batch
+
+
+def _weight(objective: Objective, step: int) -> float:
+    """The weight of an objective's loss at a step: its schedule if it has one, else its constant, else 1."""
+    schedule = getattr(objective, "weight_at", None)
+    return float(schedule(step)) if schedule is not None else float(getattr(objective, "weight", 1.0))

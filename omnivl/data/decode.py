@@ -1,0 +1,151 @@
+"""Encoded pictures and clips to pixels, after a look at their size.
+
+Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent shows white.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from omnivl.data.formats import MEDIA_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.video import decode_video
+
+Pixels = NDArray[np.uint8]
+ChooseFrames = Callable[[int], list[int]]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Bounds that are checked before anything is decoded.
+
+    Attributes:
+        max_pixels: Pixels per picture or frame.
+        max_frames: Frames per clip.
+    """
+
+    max_pixels: int = 40_000_000
+    max_frames: int = 20_000
+
+
+def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixels:
+    """Decodes a picture to ``[1, H, W, 3]``.
+
+    Args:
+        sample: With ``media`` or ``frames`` (of which the first is taken).
+        limits: Bounds.
+        needed: Shorter side, in pixels, that is enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
+            that keeps both sides at least so long. 0 decodes in full.
+
+    Raises:
+        BadSampleError: ``broken_image``, ``too_many_pixels`` or ``unknown_extension``.
+    """
+    if sample.frames is not None:
+        return sample.frames[:1]
+    media = _media(sample)
+    kind = picture_format(media)
+    size = picture_size(media)
+    if kind is None or size is None:
+        raise BadSampleError("broken_image", sample.where, f"no known picture header in {len(media)} bytes")
+    _check_pixels(size, limits, sample.where)
+    if not is_complete(media):
+        raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
+    try:
+        if kind == "jpeg":
+            return _decode_jpeg(media, needed)[None]
+        if kind == "gif":
+            return _pillow_frames(media, lambda total: [0], limits, sample.where)
+        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+    except (ValueError, cv2.error, OSError, Image.DecompressionBombError) as error:
+        raise BadSampleError("broken_image", sample.where, str(error)) from error
+    if pixels is None:
+        raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
+    return _to_rgb(pixels)[None]
+
+
+def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
+    """Decodes the chosen frames of a clip to ``[T, H, W, 3]``.
+
+    Args:
+        sample: With ``media`` or ``frames``.
+        limits: Bounds.
+        choose: Number of frames of the clip -> frames wanted, in rising order; repeats are allowed.
+
+    Raises:
+        BadSampleError: ``broken_video``, ``broken_image``, ``too_many_pixels``, ``too_many_frames`` or
+            ``unknown_extension``.
+    """
+    if sample.frames is not None:
+        return sample.frames[choose(len(sample.frames))]
+    media = _media(sample)
+    if picture_format(media) is None:
+        return decode_video(media, sample.where, limits.max_pixels, limits.max_frames, choose)
+    size = picture_size(media)
+    if size is None:
+        raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
+    _check_pixels(size, limits, sample.where)
+    try:
+        return _pillow_frames(media, choose, limits, sample.where)
+    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise BadSampleError("broken_image", sample.where, str(error)) from error
+
+
+def _media(sample: Sample) -> bytes:
+    if sample.extension not in MEDIA_EXTENSIONS:
+        known = ", ".join(sorted(MEDIA_EXTENSIONS))
+        raise BadSampleError("unknown_extension", sample.where, f".{sample.extension} is not read; known: {known}")
+    assert sample.media is not None, "a sample has media or frames"
+    return sample.media
+
+
+def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> None:
+    if size[0] * size[1] > limits.max_pixels:
+        detail = f"{size[0]} x {size[1]} pixels; allowed: {limits.max_pixels} in all"
+        raise BadSampleError("too_many_pixels", where, detail)
+
+
+def _decode_jpeg(media: bytes, needed: int) -> Pixels:
+    try:
+        colour = simplejpeg.decode_jpeg_header(media)[2]
+    except ValueError:
+        colour = "unknown"
+    if colour in ("CMYK", "YCCK", "unknown"):
+        with Image.open(io.BytesIO(media)) as picture:
+            return np.asarray(picture.convert("RGB"))
+    pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
+    return pixels
+
+
+def _to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
+    """OpenCV's grey, BGR or BGRA of 8 or 16 bits to RGB on white."""
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    if pixels.ndim == 2:
+        return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
+    if pixels.shape[2] == 4:
+        alpha = pixels[:, :, 3:].astype(np.uint16)
+        blended = (pixels[:, :, 2::-1].astype(np.uint16) * alpha + 255 * (255 - alpha) + 127) // 255
+        return blended.astype(np.uint8)
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
+
+
+def _pillow_frames(media: bytes, choose: ChooseFrames, limits: DecodeLimits, where: str) -> Pixels:
+    """Frames of a GIF or an animated WebP."""
+    with Image.open(io.BytesIO(media), formats=("GIF", "WEBP", "PNG", "JPEG", "BMP")) as picture:
+        total = int(getattr(picture, "n_frames", 1))
+        if total > limits.max_frames:
+            raise BadSampleError("too_many_frames", where, f"{total} frames; allowed: {limits.max_frames}")
+        wanted = choose(total)
+        frames: dict[int, Pixels] = {}
+        for number in sorted(set(wanted)):
+            picture.seek(number)
+            rgba = picture.convert("RGBA")
+            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            frames[number] = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    return np.stack([frames[number] for number in wanted])

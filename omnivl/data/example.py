@@ -1,0 +1,220 @@
+"""From a position in an entry's order to a finished example: read, decoded, augmented, with its text.
+
+Shapes: T frames, S side of the picture.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnivl.data.augment import evaluation_view, training_view
+from omnivl.data.batch import is_video
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.frames import sample_frames
+from omnivl.data.order import Order
+from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
+from omnivl.data.text import choose_text, may_flip, sample_identity
+from omnivl.errors import DataError
+from omnivl.model.config import ModelConfig
+from omnivl.randomness import generator, stable_hash
+
+MAX_SUBSTITUTES = 32
+_MAX_CACHED_FRAMES = 16  # a longer clip is decoded anew each time, and only the frames that are needed
+
+
+@dataclass(frozen=True)
+class Example:
+    """One finished sample.
+
+    Attributes:
+        frames: uint8 ``[T, S, S, 3]``, RGB.
+        text: Caption or prompt.
+        identity: UniVLC's y.
+        label: Class index within the source, or -1.
+        position: Place in the entry's endless order.
+        where: ``SHARD:KEY`` of the sample.
+        meta: The sample's metadata.
+    """
+
+    frames: NDArray[np.uint8]
+    text: str
+    identity: int
+    label: int
+    position: int
+    where: str
+    meta: Mapping[str, object]
+
+
+class PixelCache:
+    """Decoded pictures and short clips of one process, for sources that fit as a whole."""
+
+    def __init__(self, mebibytes: int) -> None:
+        """Makes an empty cache of at most ``mebibytes`` MiB."""
+        self._bound = mebibytes * 2**20
+        self._used = 0
+        self._pixels: dict[str, NDArray[np.uint8]] = {}
+
+    def get(self, where: str) -> NDArray[np.uint8] | None:
+        """What is kept of a sample."""
+        return self._pixels.get(where)
+
+    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
+        """Keeps ``pixels`` if a source with so many samples of this size fits into the bound.
+
+        Keeping a small part of a large source would cost memory and save nothing.
+        """
+        fits = pixels.nbytes * source_length <= self._bound and self._used + pixels.nbytes <= self._bound
+        if fits and where not in self._pixels:
+            self._used += pixels.nbytes
+            self._pixels[where] = pixels
+
+
+def label_number(label: str) -> int:
+    """A class index for streams, whose classes are not known beforehand: the same for the same name everywhere."""
+    return stable_hash("label", label) % 2**31
+
+
+class ExampleReader:
+    """Makes the examples of one entry. A bad sample is replaced by another one, drawn by its position."""
+
+    def __init__(
+        self,
+        config: DataEntryConfig,
+        source: Source | None,
+        model: ModelConfig,
+        *,
+        key: str,
+        seed: int,
+        limits: DecodeLimits,
+        cache: PixelCache | None = None,
+        training: bool = True,
+    ) -> None:
+        """Describes a reader.
+
+        Args:
+            config: The entry.
+            source: Its samples; None for a stream, whose samples are handed to ``finish``.
+            model: Picture size and number of frames.
+            key: The entry's part in random keys.
+            seed: The stage's seed.
+            limits: Bounds of decoding.
+            cache: Where decoded pixels are kept.
+            training: Random views and texts, shuffled order; else plain ones in the source's own order.
+        """
+        self.config, self.key = config, key
+        self._source = source
+        self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
+        self._size = model.video_size if is_video(config.kind) else model.image_size
+        self._num_frames = model.num_frames
+        self._length = 0 if source is None else len(source)
+        self._order = None if source is None else Order(self._length, seed, key)
+        self._classes: dict[str, int] | None = None
+        if source is not None:
+            self._classes = {name: number for number, name in enumerate(source.classes)}
+
+    def index(self, position: int) -> int:
+        """The sample of the source that stands at a position."""
+        assert self._order is not None, "a stream has no positions"
+        return self._order(position)[1] if self._training else position % self._length
+
+    def describe(self, position: int) -> str:
+        """Names the sample at a position for messages; does not raise where it cannot be read."""
+        index = self.index(position)
+        try:
+            where = "" if self._source is None else f" ({self._source.read(index).where})"
+        except BadSampleError as error:
+            where = f" ({error.rejection.where})"
+        return f"sample {index} of data entry {self.key!r}{where}, at position {position}"
+
+    def example(self, position: int) -> tuple[Example, list[Rejection]]:
+        """The example at a position, and the bad samples that it took the place of.
+
+        Raises:
+            DataError: ``MAX_SUBSTITUTES`` samples in a row are bad.
+        """
+        assert self._source is not None, "a stream hands its samples to finish"
+        rejections: list[Rejection] = []
+        index = self.index(position)
+        for attempt in range(MAX_SUBSTITUTES):
+            try:
+                return self.finish(self._source.read(index), position), rejections
+            except BadSampleError as error:
+                rejections.append(error.rejection)
+                index = stable_hash(self._seed, self.key, "substitute", position, attempt) % self._length
+        last = rejections[-1]
+        raise DataError(
+            f"data source {self.config.source!r}: {MAX_SUBSTITUTES} samples in a row are bad, the last one "
+            f"{last.where}: {last.cause}: {last.detail}"
+        )
+
+    def finish(self, sample: Sample, position: int) -> Example:
+        """Decodes and augments a sample; all random draws are keyed by ``position``.
+
+        Raises:
+            BadSampleError: It cannot be decoded or has no text.
+        """
+        config = self.config
+        text_random = frame_random = view_random = None
+        if self._training:
+            text_random = generator(self._seed, self.key, "text", position)
+            view_random = generator(self._seed, self.key, "augment", position)
+            frame_random = generator(self._seed, self.key, "frames", position) if is_video(config.kind) else None
+        text = choose_text(sample, config, text_random)
+        pixels = self._pixels(sample, frame_random)
+        if view_random is None:
+            view = evaluation_view(pixels, self._size)
+        else:
+            flip_allowed = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
+            view = training_view(pixels, self._size, config.augment, view_random, flip_allowed=flip_allowed)
+        return Example(
+            frames=view,
+            text=text,
+            identity=sample_identity(sample, config),
+            label=self._label(sample.label),
+            position=position,
+            where=sample.where,
+            meta=sample.meta,
+        )
+
+    def _pixels(self, sample: Sample, random: np.random.Generator | None) -> NDArray[np.uint8]:
+        """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``."""
+
+        def choose(total: int) -> list[int]:
+            return sample_frames(total, self._num_frames, self.config.frames, random)
+
+        cache = self._cache if sample.frames is None else None
+        kept = None if cache is None else cache.get(sample.where)
+        if not is_video(self.config.kind):
+            if kept is None:
+                kept = decode_still(sample, self._limits, self._needed_side())
+                if cache is not None:
+                    cache.put(sample.where, kept, self._length)
+            return kept
+        if kept is not None:
+            return kept[choose(len(kept))]
+        if cache is None:
+            return decode_clip(sample, self._limits, choose)
+        whole: list[bool] = []
+
+        def choose_all(total: int) -> list[int]:
+            whole.append(total <= _MAX_CACHED_FRAMES)
+            return list(range(total)) if whole[0] else choose(total)
+
+        pixels = decode_clip(sample, self._limits, choose_all)
+        if not whole[0]:
+            return pixels
+        cache.put(sample.where, pixels, self._length)
+        return pixels[choose(len(pixels))]
+
+    def _label(self, label: str | None) -> int:
+        if label is None:
+            return -1
+        return label_number(label) if self._classes is None else self._classes.get(label, -1)
+
+    def _needed_side(self) -> int:
+        """Shorter side that a JPEG needs so that the smallest crop is not enlarged."""
+        smallest = self.config.augment.crop_scale[0] if self._training else 1.0
+        return round(self._size / max(smallest, 0.01) ** 0.5)

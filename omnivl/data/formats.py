@@ -1,0 +1,100 @@
+"""The formats that are read, and the size of a picture from its first bytes.
+
+What a file is, is decided by its first bytes; the extension only decides whether it is looked at. Anything that is not
+in these tables is refused: there is no fallback decoder, and none that could run code.
+"""
+
+import struct
+from typing import Literal
+
+PictureFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
+
+STILL_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "webp", "bmp"})
+CLIP_EXTENSIONS = frozenset({"mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "gif"})
+MEDIA_EXTENSIONS = STILL_EXTENSIONS | CLIP_EXTENSIONS
+TEXT_EXTENSIONS = ("json", "txt", "cls")
+
+_SIGNATURES: tuple[tuple[bytes, PictureFormat], ...] = (
+    (b"\xff\xd8\xff", "jpeg"),
+    (b"\x89PNG\r\n\x1a\n", "png"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"BM", "bmp"),
+)
+
+
+def picture_format(data: bytes) -> PictureFormat | None:
+    """The format by the first bytes; None for anything else (a video, a broken file)."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "webp"
+    return next((name for signature, name in _SIGNATURES if data.startswith(signature)), None)
+
+
+def is_animated(data: bytes) -> bool:
+    """Whether a WebP's header declares an animation. Needs the first 21 bytes; GIF counts as a clip by its name."""
+    return picture_format(data) == "webp" and data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 2)
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) in pixels from the header, without decoding; None where the header is broken."""
+    try:
+        match picture_format(data):
+            case "png":
+                width, height = struct.unpack(">II", data[16:24])
+            case "gif":
+                width, height = struct.unpack("<HH", data[6:10])
+            case "bmp":
+                width, height = struct.unpack("<ii", data[18:26])
+            case "webp":
+                return _webp_size(data)
+            case "jpeg":
+                return _jpeg_size(data)
+            case None:
+                return None
+    except (struct.error, IndexError):
+        return None
+    return (abs(width), abs(height)) if width and height else None
+
+
+def is_complete(data: bytes) -> bool:
+    """Whether the end of a PNG or WebP file is there. OpenCV fills what is missing with grey instead of complaining."""
+    match picture_format(data):
+        case "png":
+            return b"IEND" in data[-64:]
+        case "webp":
+            return len(data) >= int.from_bytes(data[4:8], "little") + 8
+        case _:
+            return True
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    match data[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"VP8L":
+            bits = struct.unpack("<I", data[21:25])[0]
+            return 1 + (bits & 0x3FFF), 1 + ((bits >> 14) & 0x3FFF)
+        case b"VP8 ":
+            width, height = struct.unpack("<HH", data[26:30])
+            return width & 0x3FFF, height & 0x3FFF
+        case _:
+            return None
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Walks the segments to the start-of-frame one; it can lie behind a long EXIF block."""
+    place = 2
+    while place + 9 <= len(data):
+        if data[place] != 0xFF:
+            return None
+        marker = data[place + 1]
+        if marker == 0xFF:
+            place += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            return (width, height) if width and height else None
+        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
+            place += 2
+        else:
+            place += 2 + struct.unpack(">H", data[place + 2 : place + 4])[0]
+    return None

@@ -1,0 +1,280 @@
+"""Batches without end, with a state of a few integers from which they go on exactly.
+
+Micro-step k takes one entry (``mixture``) on every replica. If ``c`` samples of that entry were used before, the global
+batch is the positions ``[c, c + micro_batch_size * replicas)`` of the entry's endless order, and replica r has its r-th
+part. What is at a position depends on the seed alone, so that the number of replicas, workers and prefetched batches
+changes nothing, and a joined batch equals the concatenation of the replicas' batches.
+"""
+
+import multiprocessing
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from omnivl.data.batch import Batch
+from omnivl.data.collate import Collator
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.mixture import Mixture
+from omnivl.data.quarantine import Quarantine
+from omnivl.data.sources import is_stream, open_source
+from omnivl.data.sources.base import Source
+from omnivl.data.sources.shards import ShardSource
+from omnivl.data.sources.stream import announce
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.data.work import BatchMaker, Result, Task
+from omnivl.errors import DataError
+from omnivl.model.config import ModelConfig
+from omnivl.objectives.base import Objective
+
+
+@dataclass(frozen=True)
+class LoaderState:
+    """Where a loader stands. Equal on every replica, but for ``shards``, which each replica sees from its own side.
+
+    Attributes:
+        micro_step: Micro-batches taken.
+        gradient_accumulation_steps: Micro-batches per optimizer step when they were taken.
+        positions: Samples taken over all replicas, by entry.
+        shards: Shard to resume at, by entry; streams only.
+    """
+
+    micro_step: int = 0
+    gradient_accumulation_steps: int = 1
+    positions: Mapping[str, int] = field(default_factory=dict)
+    shards: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for a checkpoint."""
+        return {
+            "micro_step": self.micro_step,
+            "gradient_accumulation_steps": self.gradient_accumulation_steps,
+            "positions": dict(self.positions),
+            "shards": dict(self.shards),
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The inverse of ``to_json``."""
+        return cls(**values)
+
+    def with_accumulation(self, steps: int) -> "LoaderState":
+        """The same place for another number of micro-batches per optimizer step.
+
+        Raises:
+            DataError: The state lies inside an optimizer step.
+        """
+        if steps == self.gradient_accumulation_steps or self.micro_step == 0:
+            return replace(self, gradient_accumulation_steps=steps)
+        step, inside = divmod(self.micro_step, self.gradient_accumulation_steps)
+        if inside:
+            raise DataError(
+                f"data state at micro-batch {inside} of {self.gradient_accumulation_steps} of optimizer step {step}: "
+                f"gradient_accumulation_steps cannot change to {steps} there; resume from the end of a step"
+            )
+        return replace(self, micro_step=step * steps, gradient_accumulation_steps=steps)
+
+
+class Loader:
+    """Endless batches of one stage for one replica. Iterating yields ``(batch, state after it)``."""
+
+    def __init__(
+        self,
+        entries: Sequence[DataEntryConfig],
+        *,
+        loader_config: LoaderConfig,
+        model: ModelConfig,
+        objectives: Sequence[Objective],
+        tokenizer: Tokenizer,
+        micro_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        seed: int = 0,
+        replica: int = 0,
+        replicas: int = 1,
+        state: LoaderState | None = None,
+        quarantine_log: Path | None = None,
+    ) -> None:
+        """Opens and checks the sources; starts no worker yet.
+
+        Args:
+            entries: The stage's mixture.
+            loader_config: Workers and bounds.
+            model: Sizes.
+            objectives: What is prepared for each batch.
+            tokenizer: Texts to ids.
+            micro_batch_size: Samples per micro-batch and replica.
+            gradient_accumulation_steps: Micro-batches per optimizer step.
+            seed: The stage's seed.
+            replica: This data-parallel replica.
+            replicas: Number of data-parallel replicas.
+            state: Where to go on; None for the beginning.
+            quarantine_log: JSON-lines file for bad samples. Replicas may share it.
+
+        Raises:
+            DataError: A source is missing, empty or too bad, or the weights are no weights.
+        """
+        assert 0 <= replica < replicas, "the replica is one of the replicas"
+        self.entries = tuple(entries)
+        self.keys = entry_keys(entries)
+        self._config, self._micro_batch_size = loader_config, micro_batch_size
+        self._accumulation, self._replica, self._replicas = gradient_accumulation_steps, replica, replicas
+        self.mixture = Mixture([entry.weight for entry in entries], seed)
+        self.quarantine = Quarantine(
+            max_bad_fraction=loader_config.max_bad_fraction,
+            min_samples_to_judge=loader_config.min_samples_to_judge,
+            log=quarantine_log,
+        )
+        self.sources = tuple(self._open(entry, seed) for entry in self.entries)
+        self.state = (state or LoaderState()).with_accumulation(gradient_accumulation_steps)
+        self._maker = BatchMaker(
+            self.entries,
+            self.keys,
+            self.sources,
+            Collator(model, objectives, tokenizer, seed),
+            model=model,
+            config=loader_config,
+            seed=seed,
+            replica=replica,
+            replicas=replicas,
+        )
+        self._running: Iterator[Result] | None = None
+
+    def __iter__(self) -> Iterator[tuple[Batch, LoaderState]]:
+        """Goes on from ``self.state``."""
+        self.close()
+        self._running = self._results()
+        for result in self._running:
+            batch = result.unpack()
+            self.quarantine.record(batch.size, result.rejections)
+            self.state = self._after(self.state, result.shard)
+            yield batch, self.state
+
+    def close(self) -> None:
+        """Stops workers and threads. What they had ready is made again by the next iteration."""
+        if self._running is not None:
+            self._running.close()  # type: ignore[attr-defined]  # it is a generator
+            self._running = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def samples_per_epoch(self) -> Mapping[str, int]:
+        """Number of samples of each entry; streams are left out, because nobody knows theirs."""
+        return {key: len(source) for key, source in zip(self.keys, self.sources, strict=True) if source is not None}
+
+    def _open(self, entry: DataEntryConfig, seed: int) -> Source | None:
+        if is_stream(entry.source):
+            announce(entry)
+            return None
+        source = open_source(entry, seed=seed, index_cache=self._config.index_cache)
+        num_shards = source.num_shards if isinstance(source, ShardSource) else 1
+        self.quarantine.record_source(entry.source, len(source), num_shards, source.rejections, log=self._replica == 0)
+        return source
+
+    def _tasks(self) -> Iterator[Task]:
+        state = self.state
+        while True:
+            entry = self.mixture.entry(state.micro_step)
+            key = self.keys[entry]
+            yield Task(
+                entry=entry,
+                first=state.positions.get(key, 0) + self._replica * self._micro_batch_size,
+                count=self._micro_batch_size,
+                step=state.micro_step // self._accumulation,
+                first_shard=state.shards.get(key, 0),
+            )
+            state = self._after(state, None)
+
+    def _after(self, state: LoaderState, shard: int | None) -> LoaderState:
+        key = self.keys[self.mixture.entry(state.micro_step)]
+        taken = state.positions.get(key, 0) + self._micro_batch_size * self._replicas
+        shards = state.shards if shard is None else {**state.shards, key: max(shard, state.shards.get(key, 0))}
+        return replace(state, micro_step=state.micro_step + 1, positions={**state.positions, key: taken}, shards=shards)
+
+    def _results(self) -> Iterator[Result]:
+        if self._config.num_workers == 0:
+            return _in_thread(self._maker, self._tasks(), self._config.prefetch_factor)
+        return self._in_workers()
+
+    def _in_workers(self) -> Iterator[Result]:
+        context = multiprocessing.get_context(self._config.start_method)
+        if self._config.start_method == "forkserver":
+            context.set_forkserver_preload([BatchMaker.__module__])  # imported once, not by every worker
+        loader = torch.utils.data.DataLoader(
+            self._maker,
+            sampler=_Stream(self._tasks()),
+            batch_size=None,
+            num_workers=self._config.num_workers,
+            prefetch_factor=self._config.prefetch_factor,
+            multiprocessing_context=context,
+            collate_fn=_unchanged,
+            generator=torch.Generator(),  # the global one must not move when workers start
+        )
+        yield from loader
+
+
+class _Stream:
+    """An iterator as the sampler that ``DataLoader`` wants."""
+
+    def __init__(self, tasks: Iterator[Task]) -> None:
+        self._tasks = tasks
+
+    def __iter__(self) -> Iterator[Task]:
+        return self._tasks
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[Result]:
+    """Makes batches in a background thread: decoding releases the interpreter lock."""
+    ready: queue.Queue[Result | BaseException] = queue.Queue(maxsize=max(1, ahead))
+    stop = threading.Event()
+
+    def put(item: Result | BaseException) -> None:
+        while not stop.is_set():
+            try:
+                return ready.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for task in tasks:
+                put(maker[task])
+                if stop.is_set():
+                    return
+        except BaseException as error:  # raised again where the batches are taken
+            put(error)
+
+    thread = threading.Thread(target=work, name="omnivl-loader", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=10)
+
+
+def entry_keys(entries: Sequence[DataEntryConfig]) -> tuple[str, ...]:
+    """A distinct name for each entry: equal ones are numbered."""
+    keys: list[str] = []
+    for entry in entries:
+        seen = sum(other.key == entry.key for other in entries[: len(keys)])
+        keys.append(entry.key if seen == 0 else f"{entry.key}#{seen + 1}")
+    return tuple(keys)

@@ -1,0 +1,102 @@
+"""The account of bad samples: counts by cause, a log with their names, and the point at which to stop."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from omnivl.data.sources.base import CAUSES, Cause, Rejection
+from omnivl.errors import DataError
+
+SHARD_CAUSES: frozenset[Cause] = frozenset({"truncated_tar", "empty_shard", "unreadable_path"})
+
+
+class Quarantine:
+    """Counts and logs bad samples of one replica."""
+
+    def __init__(self, *, max_bad_fraction: float, min_samples_to_judge: int, log: Path | None = None) -> None:
+        """Starts with nothing seen.
+
+        Args:
+            max_bad_fraction: Share of bad samples that is tolerated.
+            min_samples_to_judge: Samples to be seen before that share is judged.
+            log: JSON-lines file that is appended to: ``cause``, ``where``, ``detail``.
+        """
+        self._max_bad_fraction = max_bad_fraction
+        self._min_samples = min_samples_to_judge
+        self._log = log
+        self._counts: Counter[str] = Counter()
+        self._seen = 0
+        self._bad = 0
+        self._logged: set[tuple[str, str]] = set()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """Bad samples by cause, in the order of ``CAUSES``."""
+        return {cause: self._counts[cause] for cause in CAUSES if self._counts[cause]}
+
+    @property
+    def seen(self) -> int:
+        """Good and bad samples that were looked at."""
+        return self._seen
+
+    def record_source(
+        self, name: str, num_samples: int, num_shards: int, rejections: Iterable[Rejection], *, log: bool = True
+    ) -> None:
+        """Takes in what was found when a source was opened. Shards are judged among shards, samples among samples.
+
+        Args:
+            name: The source.
+            num_samples: Its good samples.
+            num_shards: Its shards.
+            rejections: What is bad.
+            log: Write to the log: every replica finds the same, and one line is enough.
+
+        Raises:
+            DataError: Too large a share of the source is bad.
+        """
+        found = list(rejections)
+        self._note(found, log=log)
+        bad_shards = [entry for entry in found if entry.cause in SHARD_CAUSES]
+        bad_samples = len(found) - len(bad_shards)
+        if len(bad_shards) > self._max_bad_fraction * num_shards:
+            raise DataError(self._message(f"data source {name!r}", len(bad_shards), num_shards, "shards", found))
+        total = num_samples + bad_samples
+        if total >= self._min_samples and bad_samples > self._max_bad_fraction * total:
+            raise DataError(self._message(f"data source {name!r}", bad_samples, total, "samples", found))
+
+    def record(self, good: int, rejections: Iterable[Rejection]) -> None:
+        """Takes in one micro-batch: ``good`` samples and the bad ones that were replaced.
+
+        Raises:
+            DataError: Too large a share of what was read so far is bad.
+        """
+        found = list(rejections)
+        self._seen += good + len(found)
+        self._note(found, log=True)
+        self._bad += len(found)
+        if found and self._seen >= self._min_samples and self._bad > self._max_bad_fraction * self._seen:
+            raise DataError(self._message("data", self._bad, self._seen, "samples read", found))
+
+    def _note(self, found: list[Rejection], *, log: bool) -> None:
+        self._counts.update(entry.cause for entry in found)
+        fresh = [entry for entry in found if (entry.cause, entry.where) not in self._logged]
+        self._logged.update((entry.cause, entry.where) for entry in fresh)
+        if self._log is not None and log and fresh:
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            lines = [
+                json.dumps({"cause": entry.cause, "where": entry.where, "detail": entry.detail}, ensure_ascii=False)
+                for entry in fresh
+            ]
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write("\n".join(lines) + "\n")
+
+    def _message(self, what: str, bad: int, total: int, unit: str, found: list[Rejection]) -> str:
+        causes = ", ".join(f"{cause} {count}" for cause, count in self.counts.items())
+        last = found[-1]
+        log = "no log is kept" if self._log is None else f"all are named in {self._log}"
+        return (
+            f"{what}: {bad} of {total} {unit} are bad ({bad / total:.1%}); allowed: {self._max_bad_fraction:.1%} "
+            f"(max_bad_fraction). Causes: {causes}; the last one: {last.where}: {last.detail}; {log}. Mend or remove "
+            f"them, or raise max_bad_fraction"
+        )

@@ -1,0 +1,69 @@
+"""The text of a sample, and what may be done to its picture without making the text wrong."""
+
+import re
+
+import numpy as np
+
+from omnivl.data.batch import is_label
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.randomness import stable_hash
+
+_DIRECTIONS: dict[str, str] = {
+    "en": "left|right|leftwards?|rightwards?|(?:anti|counter)?-?clockwise|east|west|eastern|western",
+    "de": "links|rechts|linke[rsnm]?|rechte[rsnm]?|ost(?:en)?|west(?:en)?",
+    "fr": "gauche|droite?|est|ouest",
+    "es": "izquierd[ao]s?|derech[ao]s?|este|oeste",
+    "it": "sinistr[aoe]|destr[aoe]|est|ovest",
+    "pt": "esquerd[ao]s?|direit[ao]s?|leste|oeste",
+    "nl": "links|rechts|linker|rechter|oost|west",
+}
+_PATTERNS = {
+    language: re.compile(rf"(?<![^\W_])(?:{words})(?![^\W_])", re.IGNORECASE) for language, words in _DIRECTIONS.items()
+}
+
+
+def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Generator | None) -> str:
+    """The text that goes with the sample.
+
+    Args:
+        sample: With captions for caption kinds, with a label for label kinds.
+        config: Caption policy or prompts.
+        random: The sample's generator; None for evaluation: the first caption, the first prompt.
+
+    Raises:
+        BadSampleError: ``missing_caption`` or ``missing_label``.
+    """
+    if is_label(config.kind):
+        if sample.label is None:
+            raise BadSampleError("missing_label", sample.where, f"kind {config.kind} needs a label")
+        prompt = config.prompts[0 if random is None else int(random.integers(len(config.prompts)))]
+        return prompt.replace("{label}", sample.label)
+    captions = sample.captions
+    if not captions:
+        raise BadSampleError("missing_caption", sample.where, f"kind {config.kind} needs a caption")
+    if config.caption == "join":
+        order = range(len(captions)) if random is None else random.permutation(len(captions)).tolist()
+        return ", ".join(captions[place] for place in order)
+    if config.caption == "random" and random is not None and len(captions) > 1:
+        return captions[int(random.integers(len(captions)))]
+    return captions[0]
+
+
+def may_flip(text: str, language: str = "en") -> bool:
+    """Whether a mirrored picture still fits the text: it names no direction. Unknown languages are never flipped."""
+    pattern = _PATTERNS.get(language)
+    return pattern is not None and pattern.search(text) is None
+
+
+def sample_identity(sample: Sample, config: DataEntryConfig) -> int:
+    """UniVLC's y, a non-negative 63-bit integer.
+
+    Label kinds: equal for all samples of a class, stills and clips of one source alike. Caption kinds: by the concept
+    that the sample names, else by its first caption, whichever of its captions is used.
+    """
+    if is_label(config.kind):
+        return stable_hash("class", config.source, sample.label or "")
+    if sample.identity is not None:
+        return stable_hash("concept", sample.identity)
+    return stable_hash("caption", " ".join(sample.captions[0].casefold().split()))

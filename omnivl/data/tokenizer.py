@@ -1,0 +1,217 @@
+"""Texts to token ids: WordPiece from a vocabulary file, or any tokenizer of a Hugging Face folder.
+
+Shapes: B texts, L positions.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+from omnivl.errors import DataError
+from omnivl.objectives.base import SpecialTokens
+
+EMBEDDED_VOCABULARY = Path(__file__).parent / "embedded" / "vocab.txt"
+DECODE_TOKEN = "[DEC]"
+_MAX_CACHED = 200_000
+
+
+class Tokenizer(Protocol):
+    """What the data side, the objectives and evaluation need of a tokenizer. Picklable."""
+
+    @property
+    def special(self) -> SpecialTokens:
+        """Ids of the special tokens and the size of the vocabulary."""
+
+    def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
+        """int64 ``[B, length]``: ``[CLS] words [SEP]``, cut or padded to ``length``."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first ``[SEP]``, without special tokens."""
+
+
+def load_tokenizer(name_or_path: str) -> Tokenizer:
+    """Loads a tokenizer; nothing is fetched over a network.
+
+    Args:
+        name_or_path: ``emoji`` for the embedded vocabulary, a WordPiece ``vocab.txt`` (lower-case), or a folder (or
+            cached name) of a Hugging Face tokenizer.
+
+    Raises:
+        DataError: There is no such tokenizer, or it lacks a token that the model needs.
+    """
+    path = EMBEDDED_VOCABULARY if name_or_path == "emoji" else Path(name_or_path)
+    if path.suffix == ".txt":
+        return WordPieceTokenizer.from_file(path)
+    if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
+        if (path / "vocab.txt").exists():
+            return WordPieceTokenizer.from_file(path / "vocab.txt")
+        raise DataError(f"tokenizer {name_or_path!r}: the folder has neither tokenizer.json nor vocab.txt")
+    return HuggingFaceTokenizer(name_or_path)
+
+
+class _CachedEncoder:
+    """Pads and keeps what was encoded: captions and prompts come back every epoch."""
+
+    special: SpecialTokens
+
+    def __init__(self) -> None:
+        self._cache: dict[str, list[int]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_cache": {}}
+
+    def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
+        """int64 ``[B, length]``: ``[CLS] words [SEP]``, cut or padded to ``length``."""
+        special = self.special
+        result = np.full((len(texts), length), special.pad, dtype=np.int64)
+        result[:, 0] = special.cls
+        for row, text in enumerate(texts):
+            words = self._cache.get(text)
+            if words is None:
+                words = self._words(text)
+                if len(self._cache) < _MAX_CACHED:
+                    self._cache[text] = words
+            kept = min(len(words), length - 2)
+            result[row, 1 : 1 + kept] = words[:kept]
+            result[row, 1 + kept] = special.sep
+        return result
+
+    def _words(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def _until_end(self, ids: Sequence[int]) -> list[int]:
+        special = self.special
+        skipped = {special.pad, special.cls, special.mask, special.decode}
+        kept: list[int] = []
+        for token in ids:
+            if int(token) == special.sep:
+                break
+            if int(token) not in skipped:
+                kept.append(int(token))
+        return kept
+
+
+class WordPieceTokenizer(_CachedEncoder):
+    """BERT's lower-case WordPiece over a list of words."""
+
+    def __init__(self, vocabulary: Sequence[str], source: str = "vocabulary") -> None:
+        """Builds the pipeline.
+
+        The start token of generation is ``[DEC]`` where the vocabulary has it; else the first unused slot
+        (``[unused0]`` ...) takes its place, so that a BERT vocabulary keeps its size; else it is added at the end.
+
+        Args:
+            vocabulary: Words by id.
+            source: For messages.
+
+        Raises:
+            DataError: A special token is missing or a word stands twice.
+        """
+        super().__init__()
+        ids = {word: number for number, word in enumerate(vocabulary)}
+        if len(ids) != len(vocabulary):
+            double = next(word for number, word in enumerate(vocabulary) if ids[word] != number)
+            raise DataError(f"tokenizer {source}: the word {double!r} stands twice; each word needs its own line")
+        needed = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+        missing = [token for token in needed if token not in ids]
+        if missing:
+            raise DataError(f"tokenizer {source}: {', '.join(missing)} missing; needed: {', '.join(needed)}")
+        unused = [number for word, number in ids.items() if word.startswith("[unused")]
+        decode = ids.get(DECODE_TOKEN)
+        if decode is None:
+            decode = unused[0] if unused else len(vocabulary)
+        reserved = [ids[token] for token in needed] + unused + ([decode] if decode < len(vocabulary) else [])
+        leading = [number for number in reserved if number < len(vocabulary) // 2 or len(vocabulary) < 100]
+        self._vocabulary = list(vocabulary)
+        self.special = SpecialTokens(
+            pad=ids["[PAD]"],
+            cls=ids["[CLS]"],
+            sep=ids["[SEP]"],
+            mask=ids["[MASK]"],
+            decode=decode,
+            vocab_size=max(len(vocabulary), decode + 1),
+            num_reserved=max(leading, default=-1) + 1,
+        )
+        pipeline = Pipeline(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
+        pipeline.normalizer = normalizers.BertNormalizer(lowercase=True)
+        pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        pipeline.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+        self._pipeline = pipeline
+
+    @classmethod
+    def from_file(cls, path: Path) -> "WordPieceTokenizer":
+        """Reads a vocabulary file, one word per line.
+
+        Raises:
+            DataError: The file cannot be read, or see ``__init__``.
+        """
+        try:
+            words = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"tokenizer {path}: cannot be read as a vocabulary: {error}") from error
+        while words and not words[-1]:
+            words.pop()
+        return cls(words, str(path))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first ``[SEP]``, without special tokens."""
+        kept = [token for token in self._until_end(ids) if token < len(self._vocabulary)]
+        return str(self._pipeline.decode(kept, skip_special_tokens=False))
+
+    def _words(self, text: str) -> list[int]:
+        return list(self._pipeline.encode(text, add_special_tokens=False).ids)
+
+
+class HuggingFaceTokenizer(_CachedEncoder):
+    """Any tokenizer that ``transformers`` loads from a folder. ``[DEC]`` is added at the end where it is missing."""
+
+    def __init__(self, name_or_path: str) -> None:
+        """Loads it, without a network.
+
+        Raises:
+            DataError: There is no such tokenizer, or it lacks a token that the model needs.
+        """
+        super().__init__()
+        from transformers import AutoTokenizer  # here, because it takes seconds to import
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            raise DataError(
+                f"tokenizer {name_or_path!r} cannot be loaded: {error}; allowed: 'emoji', a vocab.txt, or a folder "
+                f"with a Hugging Face tokenizer"
+            ) from error
+        if DECODE_TOKEN not in tokenizer.get_vocab():
+            tokenizer.add_special_tokens({"additional_special_tokens": [DECODE_TOKEN]})
+        found = {
+            "pad": tokenizer.pad_token_id,
+            "cls": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
+            "sep": tokenizer.sep_token_id if tokenizer.sep_token_id is not None else tokenizer.eos_token_id,
+            "mask": tokenizer.mask_token_id,
+        }
+        missing = [name for name, token in found.items() if token is None]
+        if missing:
+            raise DataError(f"tokenizer {name_or_path!r}: no {', '.join(missing)} token; needed: pad, cls, sep, mask")
+        size = len(tokenizer)
+        reserved = {*tokenizer.all_special_ids} | {
+            number for word, number in tokenizer.get_vocab().items() if word.startswith("[unused")
+        }
+        self._tokenizer = tokenizer
+        self.special = SpecialTokens(
+            **found,
+            decode=int(tokenizer.convert_tokens_to_ids(DECODE_TOKEN)),
+            vocab_size=size,
+            num_reserved=max((number for number in reserved if number < size // 2), default=-1) + 1,
+        )
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first ``[SEP]``, without special tokens."""
+        return str(self._tokenizer.decode(self._until_end(ids), skip_special_tokens=True)).strip()
+
+    def _words(self, text: str) -> list[int]:
+        return [int(token) for token in self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]

@@ -1,0 +1,112 @@
+"""Frames of a video by PyAV: packets are listed first, so that only what is needed is decoded.
+
+Listing packets costs next to nothing, and gives the exact number of frames and the places of key frames. With them each
+wanted frame is reached by the shorter way: onward from where the decoder stands, or from the last key frame before it.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from omnivl.data.sources.base import BadSampleError
+
+_MIN_SKIP = 4  # frames that a jump has to save to be worth flushing the decoder
+
+
+@dataclass(frozen=True)
+class _Packets:
+    """Presentation times of all frames in rising order, and for each the place of its key frame."""
+
+    times: list[int]
+    key_before: list[int]
+
+
+def decode_video(
+    media: bytes, where: str, max_pixels: int, max_frames: int, choose: Callable[[int], list[int]]
+) -> NDArray[np.uint8]:
+    """Decodes the chosen frames to uint8 ``[T, H, W, 3]``, RGB.
+
+    Args:
+        media: The file.
+        where: ``SHARD:KEY`` for messages.
+        max_pixels: Pixels per frame above which nothing is decoded.
+        max_frames: Frames above which nothing is decoded.
+        choose: Number of frames -> frames wanted, in rising order; repeats are allowed.
+
+    Raises:
+        BadSampleError: ``broken_video``, ``too_many_pixels`` or ``too_many_frames``.
+    """
+    try:
+        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise BadSampleError("broken_video", where, "the file has no video stream")
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"  # workers are the parallelism
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > max_pixels:
+                detail = f"{width} x {height} pixels; allowed: {max_pixels} in all"
+                raise BadSampleError("too_many_pixels", where, detail)
+            packets = _list_packets(container, stream, where, max_frames)
+        wanted = choose(len(packets.times))
+        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "NONE"
+            frames = _decode_frames(container, stream, packets, sorted(set(wanted)), where)
+    except (av.error.FFmpegError, ValueError, MemoryError) as error:
+        raise BadSampleError("broken_video", where, str(error)) from error
+    return np.stack([frames[number] for number in wanted])
+
+
+def _list_packets(
+    container: "av.container.InputContainer", stream: "av.VideoStream", where: str, max_frames: int
+) -> _Packets:
+    """Times and key frames of all packets; an empty ``key_before`` where the file gives no times."""
+    found: list[tuple[int, bool]] = []
+    timeless = False
+    for packet in container.demux(stream):
+        if packet.size == 0:
+            continue  # the flush packet at the end
+        timeless = timeless or packet.pts is None
+        found.append((0 if packet.pts is None else packet.pts, packet.is_keyframe))
+        if len(found) > max_frames:
+            raise BadSampleError("too_many_frames", where, f"more than {max_frames} frames; allowed: {max_frames}")
+    if not found:
+        raise BadSampleError("broken_video", where, "the video stream has no frames")
+    if timeless or len({time for time, _ in found}) != len(found):
+        return _Packets(list(range(len(found))), [])
+    found.sort()
+    key_before: list[int] = []
+    for place, (_, is_key) in enumerate(found):
+        key_before.append(place if is_key or not key_before else key_before[-1])
+    return _Packets([time for time, _ in found], key_before)
+
+
+def _decode_frames(
+    container: "av.container.InputContainer",
+    stream: "av.VideoStream",
+    packets: _Packets,
+    wanted: list[int],
+    where: str,
+) -> dict[int, NDArray[np.uint8]]:
+    place_of = {time: place for place, time in enumerate(packets.times)}
+    frames: dict[int, NDArray[np.uint8]] = {}
+    decoder = container.decode(stream)
+    standing = -1  # place of the last decoded frame
+    for target in wanted:
+        if packets.key_before and packets.key_before[target] - standing > _MIN_SKIP:
+            container.seek(packets.times[target], stream=stream, backward=True)
+            decoder = container.decode(stream)
+        while target not in frames:
+            frame = next(decoder, None)
+            if frame is None:
+                raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
+            standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
+            if standing == target:
+                frames[target] = frame.to_ndarray(format="rgb24")
+            elif standing > target:
+                raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
+    return frames

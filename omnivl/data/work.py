@@ -1,0 +1,171 @@
+"""What a data worker does: one micro-batch from its description.
+
+A task says everything (entry, positions, step), so that it does not matter which worker takes it or how many there are.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from omnivl.data.batch import Batch
+from omnivl.data.collate import Collator
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.decode import DecodeLimits
+from omnivl.data.example import Example, ExampleReader, PixelCache
+from omnivl.data.sources.base import BadSampleError, Rejection, Source
+from omnivl.data.sources.stream import StreamReader
+from omnivl.errors import DataError
+from omnivl.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Task:
+    """One micro-batch of one replica.
+
+    Attributes:
+        entry: Index of the data entry.
+        first: Position of the first sample.
+        count: Number of samples.
+        step: Optimizer step.
+        first_shard: Where streams begin; looked at once per worker.
+    """
+
+    entry: int
+    first: int
+    count: int
+    step: int
+    first_shard: int = 0
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished micro-batch on its way to the training process.
+
+    Only ``frames`` travels as a tensor, in shared memory: each shared tensor costs a file descriptor, and small arrays
+    are quicker through the pipe.
+    """
+
+    batch: Batch
+    frames: Tensor
+    arrays: dict[str, np.ndarray]
+    rejections: tuple[Rejection, ...]
+    shard: int | None
+
+    def unpack(self) -> Batch:
+        """The batch with its tensors back in place."""
+        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
+        core = {name: tensors.pop(f"@{name}") for name in _CORE}
+        return Batch(kind=self.batch.kind, frames=self.frames, prepared=tensors, captions=self.batch.captions, **core)
+
+
+_CORE = ("token_ids", "identity", "label", "position")
+_EMPTY = torch.empty(0)
+
+
+def pack(batch: Batch, rejections: Sequence[Rejection], shard: int | None) -> Result:
+    """Takes a batch apart for its way through the pipe."""
+    arrays = {f"@{name}": getattr(batch, name).numpy() for name in _CORE}
+    arrays.update({name: np.array(tensor.numpy()) for name, tensor in batch.prepared.items()})
+    hollow = Batch(batch.kind, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions)
+    return Result(hollow, batch.frames, arrays, tuple(rejections), shard)
+
+
+class BatchMaker(torch.utils.data.Dataset[Result]):
+    """Turns tasks into batches. Picklable; files, caches and streams are opened in the process that uses them."""
+
+    def __init__(
+        self,
+        entries: Sequence[DataEntryConfig],
+        keys: Sequence[str],
+        sources: Sequence[Source | None],
+        collator: Collator,
+        *,
+        model: ModelConfig,
+        config: LoaderConfig,
+        seed: int,
+        replica: int,
+        replicas: int,
+    ) -> None:
+        """Describes the work; a source of None is a stream."""
+        self._entries, self._keys, self._sources, self._collator = tuple(entries), tuple(keys), tuple(sources), collator
+        self._model, self._config, self._seed = model, config, seed
+        self._replica, self._replicas = replica, replicas
+        self._readers: dict[int, ExampleReader] = {}
+        self._streams: dict[int, StreamReader] = {}
+        self._cache: PixelCache | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_readers": {}, "_streams": {}, "_cache": None}
+
+    def __getitem__(self, task: Task) -> Result:
+        """Makes one micro-batch."""
+        entry = self._entries[task.entry]
+        if self._sources[task.entry] is None:
+            examples, rejections, shard = self._from_stream(task)
+        else:
+            examples, rejections, shard = *self._from_list(task), None
+        batch = self._collator.collate(examples, entry.kind, self._keys[task.entry], task.step)
+        return pack(batch, rejections, shard)
+
+    def _from_list(self, task: Task) -> tuple[list[Example], list[Rejection]]:
+        reader = self._reader(task.entry)
+        examples: list[Example] = []
+        rejections: list[Rejection] = []
+        for position in range(task.first, task.first + task.count):
+            try:
+                example, bad = reader.example(position)
+            except DataError:
+                raise
+            except Exception as error:
+                raise RuntimeError(f"{reader.describe(position)}: {type(error).__name__}: {error}") from error
+            examples.append(example)
+            rejections += bad
+        return examples, rejections
+
+    def _from_stream(self, task: Task) -> tuple[list[Example], list[Rejection], int]:
+        stream, reader = self._stream(task), self._reader(task.entry)
+        examples: list[Example] = []
+        while len(examples) < task.count:
+            try:
+                examples.append(reader.finish(stream.next(), task.first + len(examples)))
+            except BadSampleError as error:
+                stream.rejections.append(error.rejection)
+        rejections, stream.rejections = stream.rejections, []
+        return examples, rejections, stream.shard
+
+    def _reader(self, number: int) -> ExampleReader:
+        if number not in self._readers:
+            cv2.setNumThreads(0)  # workers are the parallelism; small pictures gain nothing from more threads
+            config = self._config
+            if self._cache is None and config.cache_decoded:
+                self._cache = PixelCache(config.cache_mebibytes)
+            self._readers[number] = ExampleReader(
+                self._entries[number],
+                self._sources[number],
+                self._model,
+                key=self._keys[number],
+                seed=self._seed,
+                limits=DecodeLimits(config.max_pixels, config.max_frames),
+                cache=self._cache,
+            )
+        return self._readers[number]
+
+    def _stream(self, task: Task) -> StreamReader:
+        if task.entry not in self._streams:
+            info = get_worker_info()
+            worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+            self._streams[task.entry] = StreamReader(
+                self._entries[task.entry],
+                key=self._keys[task.entry],
+                seed=self._seed,
+                buffer=self._config.shuffle_buffer,
+                reader=self._replica * workers + worker,
+                readers=self._replicas * workers,
+                first_shard=task.first_shard,
+            )
+        return self._streams[task.entry]
