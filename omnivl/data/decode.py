@@ -10,10 +10,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
-from omnivl.data.formats import MEDIA_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.augment import evaluation_view
+from omnivl.data.config import FrameSamplingConfig, LoaderConfig
+from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.frames import sample_frames
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.data.video import decode_video
 
@@ -94,6 +99,31 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> P
         return _pillow_frames(media, choose, limits, sample.where)
     except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadSampleError("broken_image", sample.where, str(error)) from error
+
+
+def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:
+    """The plain view of a sample: uniform frames, resized and cropped in the middle; nothing random.
+
+    Args:
+        sample: A still or a clip.
+        size: Side of the view in pixels.
+        num_frames: Frames wanted; with 1, a clip gives its middle frame.
+        config: Bounds of decoding.
+
+    Returns:
+        uint8 ``[num_frames, 3, size, size]``.
+
+    Raises:
+        BadSampleError: See ``decode_still`` and ``decode_clip``.
+    """
+    limits = DecodeLimits(config.max_pixels, config.max_frames)
+    if num_frames == 1 and sample.extension in STILL_EXTENSIONS:
+        pixels = decode_still(sample, limits, needed=size)
+    else:
+        pixels = decode_clip(
+            sample, limits, lambda total: sample_frames(total, num_frames, FrameSamplingConfig(), None)
+        )
+    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).transpose(0, 3, 1, 2)))
 
 
 def _media(sample: Sample) -> bytes:

@@ -74,7 +74,7 @@ class PixelCache:
 
 def label_number(label: str) -> int:
     """A class index for streams, whose classes are not known beforehand: the same for the same name everywhere."""
-    return stable_hash("label", label) % 2**31
+    return stable_hash("label", label) & 0x7FFFFFFF
 
 
 class ExampleReader:
