@@ -3,6 +3,7 @@
 Shapes: T frames, S side of the picture.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -217,4 +218,4 @@ class ExampleReader:
     def _needed_side(self) -> int:
         """Shorter side that a JPEG needs so that the smallest crop is not enlarged."""
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
-        return round(self._size / max(smallest, 0.01) ** 0.5)
+        return round(self._size / math.sqrt(max(smallest, 0.01)))

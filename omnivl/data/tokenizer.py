@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
+from omnivl.data.emoji.unpack import VOCABULARY
 from omnivl.errors import DataError
 from omnivl.objectives.base import SpecialTokens
 
-EMBEDDED_VOCABULARY = Path(__file__).parent / "embedded" / "vocab.txt"
 DECODE_TOKEN = "[DEC]"
 _MAX_CACHED = 200_000
 
@@ -44,7 +44,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     Raises:
         DataError: There is no such tokenizer, or it lacks a token that the model needs.
     """
-    path = EMBEDDED_VOCABULARY if name_or_path == "emoji" else Path(name_or_path)
+    path = VOCABULARY if name_or_path == "emoji" else Path(name_or_path)
     if path.suffix == ".txt":
         return WordPieceTokenizer.from_file(path)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():

@@ -1,29 +1,19 @@
 """The embedded emoji set: drawings in three styles and animated clips, with names, tags and subgroups."""
 
-from pathlib import Path
-
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.emoji import unpack
 from omnivl.data.sources.shards import ShardSource
-from omnivl.errors import DataError
-
-EMBEDDED = Path(__file__).parent.parent / "embedded"
 
 
 def embedded_shards() -> tuple[str, ...]:
-    """Paths of the shards that the package carries.
+    """Paths of the plain shards; unpacked on first use.
 
     Raises:
         DataError: The package was installed without them.
     """
-    shards = tuple(sorted(str(path) for path in EMBEDDED.glob("*.tar")))
-    if not shards:
-        raise DataError(
-            f"data source 'emoji': {EMBEDDED} has no shards; reinstall the package, or build them with "
-            f"'omnivl data build emoji'"
-        )
-    return shards
+    return tuple(str(path) for path in unpack.embedded_shards())
 
 
 def open_emoji(config: DataEntryConfig) -> ShardSource:
-    """The embedded samples that an entry asks for. Its index is small and is never written into the package."""
-    return ShardSource(config, embedded_shards(), keep_index=False)
+    """The embedded samples that an entry asks for."""
+    return ShardSource(config, embedded_shards())
