@@ -8,7 +8,11 @@ from moe.feed_forward import DenseConfig, FeedForwardConfig
 
 @dataclass(frozen=True)
 class MomentumConfig:
-    """The momentum (EMA) twins of encoders and projections."""
+    """The momentum (EMA) twins of encoders and projections.
+
+    Attributes:
+        decay: Share of itself that a twin keeps in each optimizer step; the rest comes from what it follows.
+    """
 
     decay: float = 0.995
 
