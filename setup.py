@@ -13,7 +13,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "THIRD_PARTY.md"],
     python_requires=">=3.11",
-    packages=find_packages(include=["moe", "moe.*", "omnivl", "omnivl.*", "engine", "engine.*", "launcher", "launcher.*"]),
+    packages=find_packages(
+        include=["moe", "moe.*", "omnivl", "omnivl.*", "engine", "engine.*", "launcher", "launcher.*"]
+    ),
     package_data={"omnivl": ["data/embedded/**/*", "data/embedded/*"]},
     # Lower bounds only: a cluster brings its own torch. requirements.txt pins what was tested together.
     install_requires=[

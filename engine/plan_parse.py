@@ -4,6 +4,7 @@ text -> tree with line numbers -> overrides -> shared sections put into each sta
 rules. Problems are collected on the way and raised together, each once and at the place where its author wrote it.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -181,8 +182,22 @@ def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None
     for name, annotation in field_types(Plan).items():
         if name in tree and name != "stages":
             sections.update(_readable({name: annotation}, {name: tree[name]}))
+    pruned = _without([problem.path for problem in problems], tree).get("stages")
+    stages = pruned if isinstance(pruned, list) else []
     typed = _readable(dict.fromkeys(range(len(stages)), StagePlan), dict(enumerate(stages)))
     return None, Draft(sections, typed, names, parents, world_size), problems
+
+
+def _without(paths: Iterable[Path], tree: Any) -> Any:
+    """A copy that lacks the wrong fields, so that what is around them can be looked at; list members stay."""
+    tree = copy.deepcopy(tree)
+    for path in paths:
+        holder: Any = tree
+        for part in path[:-1]:
+            holder = holder[part]
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    return tree
 
 
 def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -17,6 +17,9 @@ _FIELD_MESSAGES = (
 """How configurations refuse one of their fields in ``__post_init__``."""
 
 
+_ABSENT = ("missing", "unexpected_keyword_argument")
+
+
 def closest(word: str, known: Iterable[str], otherwise: str) -> str:
     """``did you mean 'X'?`` for the most similar known word, or ``otherwise``."""
     found = difflib.get_close_matches(word, list(known), n=1)
@@ -33,7 +36,7 @@ def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
     """
     problems: dict[Path, Problem] = {}
     for entry in error.errors(include_url=False):
-        path = _plain_path(entry["loc"][1:], tree)
+        path = _plain_path(entry["loc"][1:], tree, names_absent=entry["type"] in _ABSENT)
         problem = _problem(entry, path, cls, tree)
         problems.setdefault(problem.path, problem)
     return list(problems.values())
@@ -96,8 +99,14 @@ def _change(annotation: Any, value: Any) -> str:
     return f"change it to {describe(annotation)}"
 
 
-def _plain_path(location: tuple[str | int, ...], tree: Any) -> Path:
-    """Pydantic's location without the names of union members that it mixes in."""
+def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: bool) -> Path:
+    """Pydantic's location without the names of union members that it mixes in.
+
+    Args:
+        location: Pydantic's, below the tuple that wraps the tree.
+        tree: What was validated.
+        names_absent: Whether the last part may name something that is not in the tree.
+    """
     path: Path = ()
     for depth, part in enumerate(location):
         known = (isinstance(tree, Mapping) and part in tree) or (
@@ -105,7 +114,7 @@ def _plain_path(location: tuple[str | int, ...], tree: Any) -> Path:
         )
         if known:
             path, tree = (*path, part), tree[part]
-        elif depth == len(location) - 1 and isinstance(tree, Mapping | list):
+        elif names_absent and depth == len(location) - 1:
             path = (*path, part)
     return path
 

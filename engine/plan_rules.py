@@ -14,7 +14,7 @@ from engine.plan import CheckpointConfig, EvaluationPlan, GuardConfig, LoggingCo
 from engine.plan_problems import closest
 from engine.plan_stage_rules import STAGE_RULES
 from engine.plan_yaml import Path, Problem, show_value
-from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.model.config import ModelConfig, MomentumConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -70,6 +70,12 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
     GuardConfig: {"max_skipped_steps": _LEAST_0},
     LoggingConfig: {"every": _LEAST_1},
     DataEntryConfig: {"weight": _LEAST_0},
+    AugmentConfig: {
+        **dict.fromkeys(("flip", "color_probability", "grayscale"), _SHARE),
+        **dict.fromkeys(("brightness", "contrast", "saturation", "rand_augment_operations"), _LEAST_0),
+        "hue": (0, 0.5),
+        "rand_augment_magnitude": (0, 10),
+    },
     LoaderConfig: {
         "num_workers": _LEAST_0,
         "prefetch_factor": _LEAST_1,

@@ -46,7 +46,7 @@ def describe(annotation: Any, section: Callable[[type], str] | None = None) -> s
 
     Args:
         annotation: The field's annotation.
-        section: How to name a dataclass; a mapping with its keys where not given.
+        section: How to name a dataclass; "a mapping" where not given.
     """
     known = kinds(annotation)
     parts: list[str] = []
@@ -125,7 +125,7 @@ def _describe_one(member: Any, section: Callable[[type], str] | None) -> str:
             f"a list of {len(arguments)}, each {_joined(list(dict.fromkeys(describe(a, section) for a in arguments)))}"
         )
     if dataclasses.is_dataclass(member) and isinstance(member, type):
-        return section(member) if section is not None else f"a mapping with the keys {', '.join(field_types(member))}"
+        return section(member) if section is not None else "a mapping"
     assert issubclass(origin, Mapping), f"no words for {member}"
     return f"a mapping of names to {describe(arguments[1], section)}"
 

@@ -11,6 +11,7 @@ from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.errors import ModelError
 from omnivl.model.config import ModelConfig
 from omnivl.model.presets import check_config
+from omnivl.objectives import MCM, MFM
 
 StageRule = Callable[[StagePlan], Iterator[Problem]]
 
@@ -133,6 +134,16 @@ def masked_share_divides_the_batch(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index, "every"), str(every), allowed, "change either")
 
 
+def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
+    """Where whole frames are masked, another one is left to restore them from."""
+    positions = stage.model.num_frames // max(1, stage.model.tubelet_size)
+    for index, objective in enumerate(stage.objectives):
+        if isinstance(objective, MFM | MCM) and positions < 2:
+            got = f"{objective.name!r} on clips of {positions} temporal position"
+            allowed = "clips of 2 or more (num_frames / tubelet_size)"
+            yield Problem(("objectives", index, "kind"), got, allowed, "raise model.num_frames")
+
+
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
@@ -201,6 +212,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     matching_has_similarities,
     momentum_is_built,
     masked_share_divides_the_batch,
+    clips_have_frames_to_mask,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,

@@ -1,0 +1,144 @@
+"""``omnivl check``: what a plan would do, or everything that is wrong in it. Needs no GPU and starts no process."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.plan import Plan, StagePlan
+from engine.plan_parse import load_plan
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import UserError
+from omnivl.model.build import build_chain
+from omnivl.objectives import SpecialTokens
+
+
+def check(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes of the run, where the plan leaves it open.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2."""
+    try:
+        read = load_plan(plan, overrides or (), world_size)
+        summary = summarize(read, world_size)
+    except UserError as error:
+        if not as_json:
+            raise
+        problems = list(getattr(error, "problems", [str(error)]))
+        typer.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps({"ok": True, **summary}, indent=2))
+    else:
+        _print(read, summary)
+
+
+def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
+    """The figures of a plan, as JSON would have them.
+
+    Args:
+        plan: A plan without mistakes.
+        world_size: Number of processes; None takes the plan's, and 1 where that is ``auto``.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, or has more words than the model has rows.
+    """
+    launched = plan.launch.processes
+    replicas = world_size or (1 if launched == "auto" else launched)
+    tokens = load_tokenizer(plan.tokenizer).special
+    return {
+        "name": plan.name,
+        "seed": plan.seed,
+        "world_size": replicas,
+        "world_size_known": world_size is not None or launched != "auto",
+        "stages": [_stage_summary(stage, tokens, replicas) for stage in plan.stages],
+    }
+
+
+def _stage_summary(stage: StagePlan, tokens: SpecialTokens, world_size: int) -> dict[str, Any]:
+    total = sum(entry.weight for entry in stage.data)
+    return {
+        "name": stage.name,
+        "init_from": stage.init_from,
+        "steps": stage.steps,
+        "mixture": {entry.key: entry.weight / total for entry in stage.data},
+        "objectives": {objective.name: objective.weight for objective in stage.objectives},
+        "host": _host(stage),
+        "precision": stage.parallel.precision,
+        "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,
+        "gradient_accumulation_steps": stage.batch.gradient_accumulation_steps,
+        "samples_per_step": stage.samples_per_step(world_size),
+        "samples": stage.samples_per_step(world_size) * stage.steps,
+        "parameters": count_parameters(stage, tokens),
+        "lr": stage.optimizer.lr,
+        "tasks": [task.name for task in stage.evaluate.tasks],
+    }
+
+
+def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
+    """Numbers of parameters by part of the chain, of a chain built without memory.
+
+    Returns:
+        Parts (``visual``, ``text`` ...), then ``trained`` and ``momentum``: parameters outside and inside of the twins.
+
+    Raises:
+        UserError: The configuration does not fit together.
+    """
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    parts: Counter[str] = Counter()
+    sums: Counter[str] = Counter(trained=0, momentum=0)
+    for name, parameter in chain.named_parameters():
+        part = "trained" if parameter.requires_grad else "momentum"
+        sums[part] += parameter.numel()
+        if parameter.requires_grad:
+            parts[name.split(".")[0].rstrip("0123456789").rstrip("_").removesuffix("_norm")] += parameter.numel()
+    return {**parts, **sums}
+
+
+def _host(stage: StagePlan) -> str:
+    parallel = stage.parallel
+    name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
+    return name if parallel.offload == "none" else f"{name}, {parallel.offload} offloaded"
+
+
+def _print(plan: Plan, summary: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
+    processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
+    console.print(f"[bold]{plan.name}[/]: {len(plan.stages)} stages, seed {plan.seed}, {processes}")
+    for number, stage in enumerate(summary["stages"], start=1):
+        console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
+        rows = Table.grid(padding=(0, 2))
+        for title, text in _rows(stage, summary["world_size"]):
+            rows.add_row(f"   {title}", text)
+        console.print(rows)
+
+
+def _rows(stage: dict[str, Any], world_size: int) -> list[tuple[str, str]]:
+    """What is printed of a stage, a line each."""
+    micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
+    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {world_size}"
+    parts = dict(stage["parameters"])
+    trained, twins = parts.pop("trained"), parts.pop("momentum")
+    sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
+    rows = [
+        ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
+        ("batch", batch),
+        ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
+        ("objectives", ", ".join(f"{name} x {weight:g}" for name, weight in stage["objectives"].items())),
+        ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
+        ("parameters", f"{trained / 1e6:.1f} M ({sizes})" + (f", momentum twins {twins / 1e6:.1f} M" if twins else "")),
+    ]
+    return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

@@ -1,0 +1,34 @@
+"""What holds for all tests: one thread per process, the CPU unless a test asks for a GPU, skips that say why."""
+
+import os
+import shutil
+from collections.abc import Sequence
+
+# Before torch or DeepSpeed are imported anywhere, in this process or in one that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    reasons = {"gpu": _why_no_gpu(), "slurm": _why_no_slurm()}
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason is not None and item.get_closest_marker(marker) is not None:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_no_gpu() -> str | None:
+    return None if torch.cuda.is_available() else "needs a CUDA device, and there is none"
+
+
+def _why_no_slurm() -> str | None:
+    missing = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    if missing:
+        return f"needs {', '.join(missing)} of Debian's slurmctld, slurmd and munge"
+    return None if os.geteuid() == 0 else "needs root, to start a Slurm of its own"
