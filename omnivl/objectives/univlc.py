@@ -26,6 +26,12 @@ class NegativeWeights:
 
     A key of kind ``video_label`` counts ``video * label`` times, and so on. 1 everywhere is the plain loss; 0 leaves
     such negatives out. Positives always count once.
+
+    Attributes:
+        image: Factor of keys that are images.
+        video: Factor of keys that are clips.
+        caption: Factor of keys with a caption.
+        label: Factor of keys with a class label.
     """
 
     image: float = 1.0
@@ -54,7 +60,8 @@ class UniVLC(Objective):
         queue_size: Keys of earlier steps that are kept; 0 for none. Needs the model's momentum twins.
         batch_keys: Whether the current batch's keys are the online embeddings (with gradient) or the momentum ones.
         negative_weights: Weights of negatives by domain; None for the plain loss.
-        soft_target_alpha: Share of the target that is the momentum model's own softmax; 0 for none.
+        soft_target_alpha: Share of the target that is the momentum model's own softmax; 0 for none. Needs momentum
+            ``batch_keys``.
         soft_target_warmup_steps: The share rises linearly over this many steps.
 
     Source: Wang et al., OmniVL, arXiv 2209.07526, section 3.2; temperature and queue as in BLIP, arXiv 2201.12086; soft
@@ -84,14 +91,16 @@ class UniVLC(Objective):
         self.require(low <= self.temperature <= high, "temperature", f"within temperature_bounds, {low} to {high}")
         self.require(self.queue_size >= 0, "queue_size", "at least 0")
         self.require(0.0 <= self.soft_target_alpha < 1.0, "soft_target_alpha", "at least 0 and below 1")
+        teaches = self.soft_target_alpha == 0.0 or self.batch_keys == "momentum"
+        self.require(teaches, "soft_target_alpha", "0 unless batch_keys is momentum: the teacher compares its own")
         self.require(self.soft_target_warmup_steps >= 0, "soft_target_warmup_steps", "at least 0")
         weights = (1.0,) if self.negative_weights is None else self.negative_weights.table()
         self.require(min(weights) >= 0.0, "negative_weights", "at least 0 each")
 
     @property
     def uses_momentum(self) -> bool:
-        """Whether momentum embeddings are needed, as keys or as soft targets."""
-        return self.queue_size > 0 or self.batch_keys == "momentum" or self.soft_target_alpha > 0.0
+        """Whether momentum embeddings are needed."""
+        return self.queue_size > 0 or self.batch_keys == "momentum"
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """Both clean streams, on all kinds."""

@@ -104,6 +104,11 @@ def test_union_reads_every_kind_and_lists_them_for_an_unknown_one() -> None:
             "objective univlc: soft_target_alpha must be at least 0 and below 1, got 1.0",
         ),
         (
+            lambda: UniVLC(soft_target_alpha=0.4),
+            "objective univlc: soft_target_alpha must be 0 unless batch_keys is momentum: the teacher compares its own, "
+            "got 0.4",
+        ),
+        (
             lambda: UniVLC(soft_target_warmup_steps=-1),
             "objective univlc: soft_target_warmup_steps must be at least 0, got -1",
         ),
@@ -122,10 +127,9 @@ def test_options_out_of_range_are_refused(make, message: str) -> None:
 
 def test_demands_by_kind() -> None:
     kinds = ("image_text", "video_text", "image_label", "video_label")
-    active = {
-        member.__name__: [kind for kind in kinds if member().demands(kind, 2) is not None] for member in MEMBERS
-    }
-    captions, images, videos = ["image_text", "video_text"], ["image_text", "image_label"], ["video_text", "video_label"]
+    active = {member.__name__: [kind for kind in kinds if member().demands(kind, 2) is not None] for member in MEMBERS}
+    captions = ["image_text", "video_text"]
+    images, videos = ["image_text", "image_label"], ["video_text", "video_label"]
     assert active == {
         **{"MLM": captions, "VLM": captions, "LM": captions},
         **{"MRM": images, "MFM": videos, "MCM": videos},

@@ -70,7 +70,7 @@ def test_feature_distance_by_hand() -> None:
 
 
 def image_state(features: Tensor) -> State:
-    """Two images of two one-pixel patches; the second sample gets a masked pass, in which its second patch is masked."""
+    """Two images of two one-pixel patches; only the second gets a masked pass, with its second patch masked."""
     frames = torch.zeros(2, 1, 3, 1, 2, dtype=torch.uint8)
     frames[1, 0, :, 0, 1] = torch.tensor([0, 51, 102])
     tensors = {

@@ -1,0 +1,214 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnivl.data.batch import DATA_KINDS
+from omnivl.model.gather import LocalGather
+from omnivl.model.state import State, StepLayout
+from omnivl.objectives import NegativeWeights, UniVLC
+from omnivl.objectives.univlc import (
+    Keys,
+    Pairs,
+    SoftTargets,
+    contrast_metrics,
+    contrastive_loss,
+    hard_targets,
+    positives,
+    soft_targets,
+)
+
+LN2, LN3 = math.log(2), math.log(3)
+ALL = torch.ones(3, dtype=torch.bool)
+
+
+def keys_of(visual: Tensor, text: Tensor, identity: list[int], domain: list[int], valid: list[bool]) -> Keys:
+    return Keys(visual, text, torch.tensor(identity), torch.tensor(domain), torch.tensor(valid))
+
+
+def one_query(positive: list[bool], reduction: str = "mean", **options: Tensor) -> tuple[float, list[float]]:
+    """Loss and gradient of one query whose three logits are ln 2, 0, 0."""
+    logits = torch.tensor([[LN2, 0.0, 0.0]], requires_grad=True)
+    mask = torch.tensor([positive])
+    valid = options.pop("valid", ALL)
+    loss = contrastive_loss(logits, mask, valid, hard_targets(mask, reduction), **options)
+    loss.sum().backward()
+    assert logits.grad is not None
+    return loss.item(), logits.grad[0].tolist()
+
+
+def test_one_positive_by_hand() -> None:
+    # ln(2 + 1 + 1) - ln 2 = ln 2. Gradient: softmax (1/2, 1/4, 1/4) minus the target (1, 0, 0).
+    loss, gradient = one_query([True, False, False])
+    assert loss == pytest.approx(LN2)
+    assert gradient == pytest.approx([-0.5, 0.25, 0.25])
+
+
+def test_two_positives_by_hand() -> None:
+    # Terms ln 4 - ln 2 = ln 2 and ln 4 - 0 = 2 ln 2. Mean 1.5 ln 2, sum 3 ln 2.
+    # Gradients: (1/2, 1/4, 1/4) - (1/2, 1/2, 0), and 2 (1/2, 1/4, 1/4) - (1, 1, 0).
+    loss, gradient = one_query([True, True, False])
+    assert loss == pytest.approx(1.5 * LN2)
+    assert gradient == pytest.approx([0.0, -0.25, 0.25])
+    loss, gradient = one_query([True, True, False], "sum")
+    assert loss == pytest.approx(3 * LN2)
+    assert gradient == pytest.approx([0.0, -0.5, 0.5])
+
+
+def test_weighted_negatives_by_hand() -> None:
+    # The third key counts three times, the first two as positives once: ln(2 + 1 + 3) = ln 6.
+    # Mean of ln 6 - ln 2 and ln 6. Gradient: (2, 1, 3) / 6 - (1/2, 1/2, 0).
+    weights = torch.tensor([5.0, 7.0, 3.0]).log()
+    loss, gradient = one_query([True, True, False], log_weights=weights)
+    assert loss == pytest.approx(math.log(6) - LN2 / 2)
+    assert gradient == pytest.approx([1 / 3 - 1 / 2, 1 / 6 - 1 / 2, 1 / 2])
+
+
+def test_negatives_of_weight_zero_and_invalid_keys_are_left_out() -> None:
+    # ln(2 + 1) - ln 2 either way; no gradient at the key that is left out.
+    expected = LN3 - LN2
+    loss, gradient = one_query([True, False, False], log_weights=torch.tensor([1.0, 1.0, 0.0]).log())
+    assert loss == pytest.approx(expected)
+    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
+    loss, gradient = one_query([True, False, False], valid=torch.tensor([True, True, False]))
+    assert loss == pytest.approx(expected)
+    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
+
+
+def test_a_query_without_positive_contributes_nothing() -> None:
+    loss, gradient = one_query([False, False, False])
+    assert loss == 0.0
+    assert gradient == [0.0, 0.0, 0.0]
+
+
+def test_positives_need_equal_identity_and_a_valid_key() -> None:
+    keys = keys_of(torch.zeros(4, 1), torch.zeros(4, 1), [5, 6, 5, 5], [0] * 4, [True, True, True, False])
+    assert positives(torch.tensor([5, 6]), keys).tolist() == [[True, False, True, False], [False, True, False, False]]
+
+
+def test_soft_targets_by_hand() -> None:
+    # Teacher softmax over the two valid keys: (3/4, 1/4). alpha 0.4: 0.4 (3/4, 1/4, 0) + 0.6 (1, 0, 0).
+    teacher = torch.tensor([[LN3, 0.0, 9.0]])
+    valid, positive = torch.tensor([True, True, False]), torch.tensor([[True, False, False]])
+    targets = soft_targets(teacher, positive, valid, torch.tensor(0.4), "mean")
+    torch.testing.assert_close(targets, torch.tensor([[0.9, 0.1, 0.0]]))
+
+
+def test_soft_targets_reach_the_loss_by_hand() -> None:
+    # One query v = (1, 0), keys w = (1, 0), (0, 1), scale ln 3: logits (ln 3, 0), normaliser ln 4.
+    # The teacher sees the same: targets 0.5 (3/4, 1/4) + 0.5 (1, 0) = (7/8, 1/8).
+    # Visual to text: ln 4 - 7/8 ln 3; text to visual is the same by symmetry.
+    e = torch.eye(2)
+    keys = keys_of(e, e, [1, 2], [0, 0], [True, True])
+    queries = Pairs(e[:1], e[:1], torch.tensor([1]))
+    soft = SoftTargets(e[:1], e[:1], torch.tensor(0.5))
+    loss = UniVLC(batch_keys="momentum", soft_target_alpha=0.5).contrast(queries, keys, torch.tensor(LN3), soft)
+    assert loss.item() == pytest.approx(math.log(4) - 7 / 8 * LN3)
+
+
+def test_loss_of_a_batch_by_hand() -> None:
+    # Scale ln 2. Visual e1, e2; text e1, e1. Identities differ.
+    # v -> t: query e1 has logits (ln 2, ln 2): ln 4 - ln 2 = ln 2; query e2 has (0, 0): ln 2. Mean ln 2.
+    # t -> v: both texts have logits (ln 2, 0), normaliser ln 3: ln 3 - ln 2 and ln 3. Mean ln 3 - ln 2 / 2.
+    # Loss: (ln 2 / 2 + ln 3) / 2.
+    e = torch.eye(2)
+    visual, text = e, e[[0, 0]]
+    loss = UniVLC().contrast(
+        Pairs(visual, text, torch.tensor([1, 2])),
+        keys_of(visual, text, [1, 2], [0, 0], [True, True]),
+        torch.tensor(LN2),
+    )
+    assert loss.item() == pytest.approx((LN2 / 2 + LN3) / 2)
+
+
+def test_gradient_follows_the_formula() -> None:
+    """With online keys, queries and keys both get gradients: against the loss written as loops."""
+    torch.manual_seed(0)
+    visual, text = (F.normalize(torch.randn(4, 3), dim=-1).requires_grad_(True) for _ in range(2))
+    old_visual, old_text = (F.normalize(torch.randn(3, 3), dim=-1) for _ in range(2))
+    queue = keys_of(old_visual, old_text, [1, 9, 8], [2, 3, 1], [True, True, False])
+    scale = torch.tensor(3.0, requires_grad=True)
+    identity = [1, 2, 1, 3]
+    batch = keys_of(visual, text, identity, [0] * 4, [True] * 4)
+    options = UniVLC(negative_weights=NegativeWeights(video=2.0, label=0.5))
+    loss = options.contrast(Pairs(visual, text, torch.tensor(identity)), batch.followed_by(queue), scale)
+
+    weight = {0: 1.0, 1: 2.0, 2: 0.5, 3: 1.0}  # image_text, video_text, image_label, video_label
+    ids, domains = [1, 2, 1, 3, 1, 9], [0, 0, 0, 0, 2, 3]  # the invalid entry is not there
+    total = torch.zeros(())
+    for queries, keys in ((visual, torch.cat([text, queue.text[:2]])), (text, torch.cat([visual, queue.visual[:2]]))):
+        for i in range(4):
+            exponentials = [(scale * queries[i] @ key).exp() for key in keys]
+            same = [ids[k] == identity[i] for k in range(6)]
+            below = sum(e if same[k] else weight[domains[k]] * e for k, e in enumerate(exponentials))
+            terms = [-(exponentials[k] / below).log() for k in range(6) if same[k]]
+            total = total + sum(terms) / len(terms) / 4 / 2
+    assert loss.item() == pytest.approx(total.item(), rel=1e-6)
+    inputs = (visual, text, scale)
+    for got, wanted in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(total, inputs), strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_negative_weights_multiply_by_domain() -> None:
+    weights = NegativeWeights(image=2.0, video=3.0, caption=5.0, label=7.0)
+    assert dict(zip(DATA_KINDS, weights.table(), strict=True)) == {
+        "image_text": 10.0,
+        "video_text": 15.0,
+        "image_label": 14.0,
+        "video_label": 21.0,
+    }
+
+
+def test_older_keys_of_the_same_identity_are_positives() -> None:
+    """Two queue entries of the query's identity: three positives, each a third of the target."""
+    e = torch.eye(3)
+    keys = keys_of(e, e, [4, 4, 4], [0] * 3, [True] * 3)
+    assert hard_targets(positives(torch.tensor([4]), keys), "mean").tolist() == [pytest.approx([1 / 3] * 3)]
+
+
+def test_metrics_by_hand() -> None:
+    # Visual e1, e2; texts e1, e1; identities 1, 2. Visual 0 finds text 0 (right), visual 1 ties at 0 and takes the
+    # first (wrong); text 0 finds visual 0 (right), text 1 finds visual 0 (wrong).
+    e = torch.eye(2)
+    batch = keys_of(e, e[[0, 0]], [1, 2], [0, 0], [True, True])
+    queue = keys_of(e, e, [1, 1], [0, 0], [True, False])
+    metrics = contrast_metrics(
+        Pairs(batch.visual, batch.text, batch.identity), batch.followed_by(queue), 2, torch.tensor(0.07)
+    )
+    assert {name: round(value.item(), 4) for name, value in metrics.items()} == {
+        "temperature": 0.07,
+        "visual_to_text_r1": 0.5,
+        "text_to_visual_r1": 0.5,
+        "positives": 1.5,  # (2 + 1) / 2: the valid queue entry is one more for identity 1
+        "queue_valid": 0.5,
+    }
+    assert "queue_valid" not in contrast_metrics(Pairs(e, e, batch.identity), batch, 2, torch.tensor(0.07))
+
+
+def test_share_of_soft_targets_is_ramped(make_batch, context) -> None:
+    objective = UniVLC(batch_keys="momentum", soft_target_alpha=0.4, soft_target_warmup_steps=4)
+    shares = [objective.prepare(make_batch(), replace(context, step=step))["univlc/alpha"].item() for step in (0, 1, 9)]
+    assert shares == pytest.approx([0.1, 0.2, 0.4])
+    assert UniVLC().prepare(make_batch(), context) == {}
+
+
+@pytest.mark.parametrize(
+    ("objective", "uses"),
+    [
+        (UniVLC(), False),
+        (UniVLC(queue_size=4), True),
+        (UniVLC(batch_keys="momentum"), True),
+    ],
+)
+def test_twins_are_demanded_where_they_are_read(objective: UniVLC, uses: bool) -> None:
+    demands = objective.demands("video_label", 4)
+    assert demands is not None
+    assert demands.momentum is objective.uses_momentum is uses
+
+
+def test_losses_layer_reads_what_contrast_left() -> None:
+    state = State({"univlc/loss": torch.tensor(1.25)}, StepLayout("image_text", 1, 1))
+    assert UniVLC().loss(state, None, LocalGather()).loss.item() == 1.25

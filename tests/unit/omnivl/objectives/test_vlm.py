@@ -1,0 +1,112 @@
+import math
+
+import pytest
+import torch
+
+from omnivl.model.config import ModelConfig
+from omnivl.model.gather import LocalGather
+from omnivl.model.state import State, StepLayout
+from omnivl.objectives import VLM
+from omnivl.objectives.vlm import MatchHead, draw_negatives
+
+LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+ALLOWED = torch.tensor([True, False, True, True])
+
+
+def draw(uniforms: list[float], allowed: torch.Tensor = ALLOWED, epsilon: float = 0.0) -> list[int]:
+    rows = len(uniforms)
+    return draw_negatives(LOGITS.expand(rows, 4), allowed.expand(rows, 4), torch.tensor(uniforms), epsilon).tolist()
+
+
+def test_inverse_cumulative_softmax_by_hand() -> None:
+    # Without the second: (0.1, 0, 0.3, 0.4) / 0.8 = (0.125, 0, 0.375, 0.5), cumulative 0.125, 0.125, 0.5, 1.
+    assert draw([0.0, 0.12, 0.13, 0.49, 0.51, 0.9999999]) == [0, 0, 2, 2, 3, 3]
+
+
+def test_epsilon_flattens_by_hand() -> None:
+    # Epsilon 1 on three admissible ones: (1.125, 0, 1.375, 1.5) of 4: cumulative 0.28125, 0.28125, 0.625, 1.
+    assert draw([0.28, 0.29, 0.62, 0.63], epsilon=1.0) == [0, 2, 2, 3]
+
+
+def test_inadmissible_candidates_are_never_drawn() -> None:
+    last_off = torch.tensor([False, True, True, False])
+    largest = math.nextafter(1.0, 0.0)
+    assert set(draw([i / 1000 for i in range(1000)] + [largest], last_off, 1e-4)) == {1, 2}
+    assert set(draw([i / 1000 for i in range(1000)], torch.tensor([False, False, False, True]))) == {3}
+
+
+def test_shares_of_draws_are_the_softmax() -> None:
+    drawn = torch.tensor(draw([(i + 0.5) / 1000 for i in range(1000)]))
+    assert torch.bincount(drawn, minlength=4).tolist() == [125, 0, 375, 500]
+
+
+def test_a_row_without_candidates_is_no_nan() -> None:
+    nothing = torch.zeros(4, dtype=torch.bool)
+    assert draw([0.5], nothing, 1e-4) == [0]
+    assert draw([0.5], nothing, 0.0) == [0]
+
+
+def test_huge_logits_are_safe() -> None:
+    # Similarity 1 at temperature 0.001, in bf16: the largest takes all, and an inadmissible larger one nothing.
+    logits = torch.tensor([[1000.0, 2000.0, -1000.0, 900.0]], dtype=torch.bfloat16)
+    assert draw_negatives(logits, ALLOWED[None], torch.tensor([0.7]), 0.0).tolist() == [0]
+
+
+def matching_state(first: torch.Tensor, has_negative: list[bool]) -> State:
+    size = len(has_negative)
+    names = ("vlm_positive", "vlm_negative_visual", "vlm_negative_text")
+    layout = StepLayout(
+        "image_text", size, 1, alignment={name: slice(i * size, (i + 1) * size) for i, name in enumerate(names)}
+    )
+    return State({"alignment": first[:, None], "vlm/has_negative": torch.tensor(has_negative)}, layout)
+
+
+def reading_head() -> MatchHead:
+    """The first hidden value is the score of "match"; "no match" scores 0."""
+    head = MatchHead(1)
+    head.output.weight.data = torch.tensor([[0.0], [1.0]])
+    return head
+
+
+def test_loss_accuracy_and_gradient_by_hand() -> None:
+    # Two samples; the second has no negative. Odds of a match are 3 in the rows that are ln 3, 1 in those that are 0.
+    # Positives: ln 3 -> -ln(3/4); 0 -> ln 2. Negatives of sample 0: ln 3 -> ln 4 (wrong), 0 -> ln 2.
+    # Those of sample 1 (100) do not count. Mean over 4 pairs: (ln(4/3) + ln 2 + ln 4 + ln 2) / 4.
+    ln3 = math.log(3)
+    first = torch.tensor([[ln3], [0.0], [ln3], [100.0], [0.0], [100.0]], requires_grad=True)
+    out = VLM().loss(matching_state(first, [True, False]), reading_head(), LocalGather())
+    out.loss.backward()
+    assert out.loss.item() == pytest.approx((math.log(4 / 3) + 2 * math.log(2) + math.log(4)) / 4)
+    # argmax takes "no match" at equal scores: right are positive 0 and negative text 0, two of four.
+    assert out.metrics["accuracy"].item() == 0.5
+    assert out.metrics["with_negative"].item() == 0.5
+    # d / d score: (p - y) / 4 with p = 3/4 or 1/2; nothing where there is no negative.
+    assert first.grad is not None
+    assert first.grad[:, 0].tolist() == pytest.approx([-1 / 16, -1 / 8, 3 / 16, 0.0, 1 / 8, 0.0])
+
+
+def test_a_batch_of_one_class_trains_on_its_positives() -> None:
+    first = torch.randn(6, 1, requires_grad=True)
+    out = VLM().loss(matching_state(first, [False, False]), reading_head(), LocalGather())
+    out.loss.backward()
+    positive = -torch.nn.functional.logsigmoid(first[:2, 0]).mean()
+    assert out.loss.item() == pytest.approx(positive.item())
+    assert first.grad is not None
+    assert torch.isfinite(first.grad).all()
+    assert first.grad[2:].abs().sum() == 0
+
+
+def test_uniforms_belong_to_the_sample(make_batch, context) -> None:
+    joined = VLM().prepare(make_batch(positions=(4, 5, 6, 7)), context)["vlm/uniforms"]
+    split = [VLM().prepare(make_batch(positions=p), context)["vlm/uniforms"] for p in ((4, 5), (6, 7))]
+    assert joined.shape == (4, 2)
+    assert joined.dtype == torch.float32
+    assert torch.equal(joined, torch.cat(split))
+    assert ((joined >= 0) & (joined < 1)).all()
+    assert len(set(joined.flatten().tolist())) == 8
+
+
+def test_head_has_two_scores_in_fp32() -> None:
+    head = VLM().build_head(ModelConfig(hidden_size=8, num_heads=1))
+    assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).shape == (3, 2)
+    assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).dtype == torch.float32
