@@ -2,8 +2,6 @@
 
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources.base import Source
-from omnivl.data.sources.emoji import open_emoji
-from omnivl.data.sources.shards import ShardSource, expand_pattern
 from omnivl.errors import DataError
 
 STREAM_PREFIXES = ("pipe:", "http://", "https://", "s3://", "gs://")
@@ -25,10 +23,13 @@ def open_source(config: DataEntryConfig, *, seed: int, index_cache: str | None =
     Raises:
         DataError: There is no such source, it has no sample of this kind, or it is a stream.
     """
+    # Imported here: the modules of sources import the package for its ``base``, and must find it complete by then.
     if config.source == "emoji":
+        from omnivl.data.sources.emoji import open_emoji
+
         return open_emoji(config)
     if config.source == "motion":
-        from omnivl.data.sources.motion import MotionSource  # here: it draws with the embedded sprites
+        from omnivl.data.sources.motion import MotionSource
 
         return MotionSource(config, seed=seed)
     if is_stream(config.source):
@@ -36,4 +37,6 @@ def open_source(config: DataEntryConfig, *, seed: int, index_cache: str | None =
             f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "
             f"copy its shards to a disk"
         )
+    from omnivl.data.sources.shards import ShardSource, expand_pattern
+
     return ShardSource(config, expand_pattern(config.source), index_folder=index_cache)
