@@ -1,0 +1,132 @@
+"""Size, frames and duration of a picture or clip from its headers, and small pictures of it for a contact sheet."""
+
+import base64
+import io
+from dataclasses import dataclass
+
+import av
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageSequence
+
+from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
+from omnivl.data.sources.base import BadSampleError, Sample
+
+_STILL_SIDE = 224
+_STRIP_SIDE = 112
+_STRIP_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class MediaFacts:
+    """What a header says. ``frames`` and ``seconds`` are None for stills, ``seconds`` too where no rate is known."""
+
+    width: int
+    height: int
+    frames: int | None = None
+    seconds: float | None = None
+
+    def __str__(self) -> str:
+        """E.g. ``64 x 48, 12 frames, 0.5 s``."""
+        parts = [f"{self.width} x {self.height}"]
+        if self.frames is not None:
+            parts.append(f"{self.frames} frames")
+        if self.seconds is not None:
+            parts.append(f"{self.seconds:.1f} s")
+        return ", ".join(parts)
+
+
+def is_clip(sample: Sample) -> bool:
+    """Whether a sample moves: a video, an animated picture, or drawn frames."""
+    if sample.frames is not None:
+        return len(sample.frames) > 1
+    return sample.extension in CLIP_EXTENSIONS or is_animated((sample.media or b"")[:32])
+
+
+def media_facts(sample: Sample) -> MediaFacts:
+    """Reads the header of a sample's media.
+
+    Raises:
+        BadSampleError: ``broken_image`` or ``broken_video``.
+    """
+    if sample.frames is not None:
+        frames, height, width = sample.frames.shape[:3]
+        return MediaFacts(width, height, frames)
+    assert sample.media is not None, "a sample has media or frames"
+    kind = picture_format(sample.media)
+    if kind is None and sample.extension in CLIP_EXTENSIONS:
+        return _video_facts(sample.media, sample.where)
+    size = picture_size(sample.media)
+    if size is None:
+        raise BadSampleError("broken_image", sample.where, "no picture header, or one that is cut or damaged")
+    if is_animated(sample.media):
+        durations = _webp_durations(sample.media)
+        return MediaFacts(*size, len(durations), sum(durations) / 1000)
+    if kind == "gif":
+        try:
+            with Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture:
+                durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise BadSampleError("broken_image", sample.where, str(error)) from error
+        return MediaFacts(*size, len(durations), sum(durations) / 1000)
+    return MediaFacts(*size)
+
+
+def _video_facts(media: bytes, where: str) -> MediaFacts:
+    try:
+        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+            if not container.streams.video:
+                raise BadSampleError("broken_video", where, "the file has no video stream")
+            stream = container.streams.video[0]
+            width, height = stream.codec_context.width, stream.codec_context.height
+            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+            seconds = None if container.duration is None else container.duration / av.time_base
+    except (av.FFmpegError, ValueError) as error:
+        raise BadSampleError("broken_video", where, str(error)) from error
+    return MediaFacts(width, height, frames, seconds)
+
+
+def _webp_durations(media: bytes) -> list[int]:
+    """Milliseconds of every frame of an animated WebP: bytes 12 to 14 of each ANMF chunk."""
+    durations: list[int] = []
+    place = 12
+    while place + 8 <= len(media):
+        size = int.from_bytes(media[place + 4 : place + 8], "little")
+        if media[place : place + 4] == b"ANMF":
+            durations.append(int.from_bytes(media[place + 20 : place + 23], "little"))
+        place += 8 + size + size % 2
+    return durations
+
+
+def thumbnail(sample: Sample) -> str:
+    """A data URI: the picture, or six frames of the clip side by side.
+
+    Raises:
+        BadSampleError: It does not decode.
+    """
+    limits = DecodeLimits()
+    if not is_clip(sample):
+        return _data_uri(_fit(decode_still(sample, limits, needed=_STILL_SIDE)[0], _STILL_SIDE))
+    frames = decode_clip(sample, limits, _strip_places)
+    return _data_uri(np.concatenate([_fit(frame, _STRIP_SIDE) for frame in frames], axis=1))
+
+
+def _strip_places(total: int) -> list[int]:
+    count = min(total, _STRIP_FRAMES)
+    return [(2 * number + 1) * total // (2 * count) for number in range(count)]
+
+
+def _fit(pixels: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
+    """Scales to a height; what is smaller keeps hard edges, so that one sees its true pixels."""
+    width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
+    mode = cv2.INTER_AREA if pixels.shape[0] > height else cv2.INTER_NEAREST
+    scaled: NDArray[np.uint8] = cv2.resize(pixels, (min(width, 4 * height), height), interpolation=mode)
+    return scaled
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(out.getvalue()).decode()}"
