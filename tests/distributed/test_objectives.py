@@ -1,11 +1,11 @@
 """Losses and gradients on several replicas equal those of one process on the joined batch."""
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from engine.collectives import ProcessGroupGather
 from omnivl.data.batch import Batch, DataKind, is_video
@@ -108,11 +108,17 @@ def run_steps(chain: Chain, objectives: tuple[Objective, ...], kinds: list[DataK
     return {"losses": losses, "gradients": gradients, "buffers": buffers, "twins": twins}
 
 
-def on_replica(case: str, kinds: list[DataKind]) -> dict[str, Any]:
-    gather, objectives = ProcessGroupGather(), CASES[case]
+def on_replica(cases: list[str]) -> dict[str, Any]:
+    """All cases in one process group: starting processes takes longer than running them."""
+    gather = ProcessGroupGather()
     share = TOTAL // gather.replicas
     rows = slice(gather.replica * share, (gather.replica + 1) * share)
-    return run_steps(make_chain(objectives, gather), objectives, kinds, rows)
+    runs: dict[str, Any] = {
+        case: run_steps(make_chain(CASES[case], gather), CASES[case], kinds_of(case), rows) for case in cases
+    }
+    if gather.replicas == 2:
+        runs["local negatives"] = matching_on(gather, rows)
+    return runs
 
 
 def kinds_of(case: str) -> list[DataKind]:
@@ -130,37 +136,46 @@ def assert_equal_runs(got: dict[str, Any], wanted: dict[str, Any]) -> None:
         assert got[group].keys() == wanted[group].keys()
         for name, tensor in wanted[group].items():
             torch.testing.assert_close(
-                got[group][name], tensor, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}"
+                got[group][name], tensor, atol=1e-5, rtol=1e-4, msg=partial("{}: {}".format, name)
             )
+
+
+_TWO_REPLICAS: list[dict[str, Any]] = []
+
+
+@pytest.fixture
+def two_replicas(run_distributed) -> list[dict[str, Any]]:
+    """What each of two replicas made of every case; they run once for all tests."""
+    if not _TWO_REPLICAS:
+        _TWO_REPLICAS.extend(run_distributed(on_replica, processes=2, cases=list(CASES)))
+    return _TWO_REPLICAS
+
+
+def joined_run(case: str) -> dict[str, Any]:
+    """The same steps in this process."""
+    return run_steps(make_chain(CASES[case], LocalGather()), CASES[case], kinds_of(case), slice(0, TOTAL))
 
 
 @pytest.mark.distributed
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("case", CASES)
-def test_two_replicas_equal_the_joined_batch(run_distributed, case: str) -> None:
-    kinds = kinds_of(case)
-    wanted = run_steps(make_chain(CASES[case], LocalGather()), CASES[case], kinds, slice(0, TOTAL))
+def test_two_replicas_equal_the_joined_batch(two_replicas, case: str) -> None:
+    wanted = joined_run(case)
     assert all(abs(loss) > 1e-3 for step in wanted["losses"] for loss in step.values())
-    for got in run_distributed(on_replica, processes=2, case=case, kinds=kinds):
-        assert_equal_runs(got, wanted)
+    for got in two_replicas:
+        assert_equal_runs(got[case], wanted)
 
 
 @pytest.mark.distributed
 @pytest.mark.timeout(150)
 def test_four_replicas_equal_the_joined_batch(run_distributed) -> None:
-    kinds = kinds_of("all")
-    wanted = run_steps(make_chain(CASES["all"], LocalGather()), CASES["all"], kinds, slice(0, TOTAL))
-    for got in run_distributed(on_replica, processes=4, case="all", kinds=kinds):
-        assert_equal_runs(got, wanted)
-
-
-def local_matching() -> dict[str, Any]:
-    """VLM with local negatives on two replicas of which the second holds one class only."""
-    gather = ProcessGroupGather()
-    return matching_on(gather, slice(4 * gather.replica, 4 * gather.replica + 4))
+    wanted = joined_run("all")
+    for got in run_distributed(on_replica, processes=4, cases=["all"]):
+        assert_equal_runs(got["all"], wanted)
 
 
 def matching_on(gather: Gather, rows: slice) -> dict[str, Any]:
+    """VLM with local negatives; the second half of the samples is of one class."""
     objectives = (VLM(),)
     chain = make_chain(objectives, gather)
     batch = make_batch("image_text", 0, rows, objectives)
@@ -174,10 +189,10 @@ def matching_on(gather: Gather, rows: slice) -> dict[str, Any]:
 
 @pytest.mark.distributed
 @pytest.mark.timeout(150)
-def test_local_negatives_average_over_all_pairs(run_distributed) -> None:
-    """Replica 0 has 4 positive and 8 negative pairs, replica 1 its 4 positive ones: a mean over 16."""
+def test_local_negatives_average_over_all_pairs(two_replicas) -> None:
+    """Replica 0 has 4 positive and 8 negative pairs, replica 1, of one class, its 4 positive ones: a mean over 16."""
     alone = [matching_on(LocalGather(), slice(4 * replica, 4 * replica + 4)) for replica in range(2)]
-    got = run_distributed(local_matching, processes=2)
+    got = [run["local negatives"] for run in two_replicas]
     shares = (12 / 16, 4 / 16)
     assert torch.stack([run["loss"] for run in got]).mean().item() == pytest.approx(
         sum(share * run["loss"].item() for share, run in zip(shares, alone, strict=True)), rel=1e-5
@@ -188,26 +203,15 @@ def test_local_negatives_average_over_all_pairs(run_distributed) -> None:
         torch.testing.assert_close(averaged, expected, atol=1e-6, rtol=1e-4)
 
 
-def queue_after_a_step() -> dict[str, torch.Tensor]:
-    """Replicas that see different samples."""
-    gather, objectives = ProcessGroupGather(), (UniVLC(queue_size=5),)
-    chain = make_chain(objectives, gather)
-    batch = make_batch("image_text", 0, slice(4 * gather.replica, 4 * gather.replica + 4), objectives)
-    chain(State.from_batch(batch, plan_layout(objectives, batch.kind, 4, 1)))["loss"].backward()
-    chain.after_step()
-    dist.barrier()
-    return {name: buffer.clone() for name, buffer in chain.named_buffers()}
-
-
 @pytest.mark.distributed
 @pytest.mark.timeout(150)
-def test_every_replica_holds_the_same_queue_and_one_process_can_load_it(run_distributed) -> None:
-    first, second = run_distributed(queue_after_a_step, processes=2)
-    assert first.keys() == second.keys()
+def test_every_replica_holds_the_same_queue_and_one_process_can_load_it(two_replicas) -> None:
+    first, second = (run["univlc_soft"]["buffers"] for run in two_replicas)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    # Eight keys into five places: the last five of the joined batch (identities 0 1 2 0 3 4 5 4), key k at k mod 5.
-    assert first["contrast.queue.identity"].tolist() == [4, 5, 4, 0, 3]
-    alone = make_chain((UniVLC(queue_size=5),), LocalGather())
+    # Three steps of eight keys into five places: the last five of step 2 have the numbers 19 .. 23, key k lies at
+    # k mod 5, so 20 .. 23 come first and 19 last. Identities of 19 .. 23 are those of samples 3 .. 7: 0 3 4 5 4.
+    assert first["contrast.queue.identity"].tolist() == [3, 4, 5, 4, 0]
+    alone = make_chain(CASES["univlc_soft"], LocalGather())
     missing, unexpected = alone.load_state_dict(first, strict=False)
     assert not unexpected
     assert not [name for name in missing if "queue" in name]

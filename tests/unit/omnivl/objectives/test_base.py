@@ -105,8 +105,8 @@ def test_union_reads_every_kind_and_lists_them_for_an_unknown_one() -> None:
         ),
         (
             lambda: UniVLC(soft_target_alpha=0.4),
-            "objective univlc: soft_target_alpha must be 0 unless batch_keys is momentum: the teacher compares its own, "
-            "got 0.4",
+            "objective univlc: soft_target_alpha must be 0 unless batch_keys is momentum: the teacher compares its "
+            "own, got 0.4",
         ),
         (
             lambda: UniVLC(soft_target_warmup_steps=-1),
