@@ -1,0 +1,265 @@
+"""Builds the emoji set: packages in, shards, vocabulary and manifest out."""
+
+import json
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import PIL
+from PIL import features
+
+from omnivl.data.emoji import join
+from omnivl.data.emoji.captions import captions_of
+from omnivl.data.emoji.clips import encode_clip, read_animation
+from omnivl.data.emoji.corpus import vocabulary_texts
+from omnivl.data.emoji.join import Concept
+from omnivl.data.emoji.notice import NOTICE
+from omnivl.data.emoji.packages import (
+    ANIMATION_FOLDER,
+    ANIMATIONS,
+    DRAWINGS,
+    EMOJIBASE,
+    PACKAGES,
+    STYLES,
+    Progress,
+    fetch_packages,
+)
+from omnivl.data.emoji.render import draw, encode_drawing
+from omnivl.data.emoji.shards import ShardSample, WrittenShard, write_shard
+from omnivl.data.emoji.split import split_families
+from omnivl.data.emoji.unpack import MANIFEST
+from omnivl.data.emoji.vocabulary import train_vocabulary
+
+VOCABULARY_SIZE = 4096
+CLIP_STYLE = "fluent"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What distinguishes the embedded set from the full one.
+
+    Attributes:
+        size: Side of pictures and frames in pixels.
+        num_frames: Frames kept of a clip; None keeps all.
+        everything: Also flags, skin tones and concepts that not every style draws.
+        all_languages: Captions in every language of emojibase, else in English only.
+        concepts_per_shard: Concepts (with all their drawings and clips) per shard.
+        compressed: Write ``.tar.gz``.
+    """
+
+    size: int
+    num_frames: int | None
+    everything: bool
+    all_languages: bool
+    concepts_per_shard: int
+    compressed: bool
+
+
+EMBEDDED_RECIPE = Recipe(96, 8, everything=False, all_languages=False, concepts_per_shard=400, compressed=True)
+FULL_RECIPE = Recipe(256, None, everything=True, all_languages=True, concepts_per_shard=256, compressed=False)
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What a build made.
+
+    Attributes:
+        out: Folder.
+        shards: Shards written.
+        concepts: Number of concepts (skin tones count on their own in the full set).
+        drawings: Number of drawings by style.
+        clips: Number of clips.
+        splits: Number of samples by split.
+        vocabulary: Number of tokens.
+    """
+
+    out: Path
+    shards: tuple[WrittenShard, ...]
+    concepts: int
+    drawings: Mapping[str, int]
+    clips: int
+    splits: Mapping[str, int]
+    vocabulary: int
+
+
+def no_progress(what: str, done: int, total: int) -> None:
+    """Says nothing."""
+
+
+def build_emoji(
+    out: Path,
+    packages: Path | None = None,
+    full: bool = False,
+    progress: Progress = no_progress,
+    *,
+    cache: Path = Path(".cache") / "npm",
+    limit: int | None = None,
+) -> BuildReport:
+    """Builds the set into a folder. Equal packages and encoders give equal bytes.
+
+    Args:
+        out: Folder for the shards, ``vocab.txt``, ``NOTICE`` and ``manifest.json``; made if missing.
+        packages: Folder that has the npm archives; None downloads them with ``npm pack`` into ``cache``.
+        full: All drawings at 256 px, all clips with all frames, captions in all languages; plain tar files.
+        progress: Told what is being done.
+        cache: Folder for downloads.
+        limit: Only so many concepts, evenly spread: for a trial.
+
+    Raises:
+        DataError: A package is missing, damaged or cannot be fetched.
+    """
+    archives = fetch_packages(packages, cache, progress)
+    recipe = FULL_RECIPE if full else EMBEDDED_RECIPE
+    drawings = {style: join.read_drawings(archives, style) for style in STYLES}
+    core = join.core_concepts(join.read_concepts(archives[EMOJIBASE]), drawings)
+    concepts = _listed(archives[EMOJIBASE], core, drawings) if recipe.everything else core
+    splits = split_families(core)
+    splits |= split_families([concept for concept in concepts if concept.family not in splits])
+    if limit is not None:
+        concepts = concepts[:: max(1, len(concepts) // limit)][:limit]
+    clips = _encode_clips(archives, concepts, recipe, progress)
+    texts = _Texts(archives[EMOJIBASE], splits, recipe)
+
+    out.mkdir(parents=True, exist_ok=True)
+    written: list[WrittenShard] = []
+    counts: Counter[str] = Counter()
+    for first in range(0, len(concepts), recipe.concepts_per_shard):
+        progress("drawings", first, len(concepts))
+        samples: list[ShardSample] = []
+        for concept in concepts[first : first + recipe.concepts_per_shard]:
+            samples.extend(_samples(concept, drawings, clips, texts, recipe.size))
+        counts.update(f"split:{sample.fields['split']}" for sample in samples)
+        counts.update(f"{sample.fields['medium']}:{sample.fields['style']}" for sample in samples)
+        suffix = ".tar.gz" if recipe.compressed else ".tar"
+        written.append(write_shard(out / f"emoji-{len(written):05d}{suffix}", samples))
+    progress("drawings", len(concepts), len(concepts))
+
+    vocabulary = train_vocabulary(vocabulary_texts(core), VOCABULARY_SIZE)
+    (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
+    (out / "NOTICE").write_text(NOTICE, encoding="utf-8")
+    report = BuildReport(
+        out=out,
+        shards=tuple(written),
+        concepts=len(concepts),
+        drawings={style: counts[f"drawing:{style}"] for style in STYLES},
+        clips=counts[f"clip:{CLIP_STYLE}"],
+        splits={name.removeprefix("split:"): counts[name] for name in sorted(counts) if name.startswith("split:")},
+        vocabulary=len(vocabulary),
+    )
+    _write_manifest(report, recipe)
+    return report
+
+
+def _listed(emojibase: Path, core: Sequence[Concept], drawings: Mapping[str, Mapping[str, bytes]]) -> list[Concept]:
+    """All emoji that some style draws, skin tones beside their concept."""
+    concepts = join.read_concepts(emojibase, skin_tones=True)
+    return [concept for concept in concepts if any(concept.hexcode in hexcodes for hexcodes in drawings.values())]
+
+
+class _Texts:
+    """The JSON fields of each concept."""
+
+    def __init__(self, emojibase: Path, splits: Mapping[str, str], recipe: Recipe) -> None:
+        self._splits = splits
+        self._names = (
+            {language: join.read_names(emojibase, language) for language in join.languages(emojibase)}
+            if recipe.all_languages
+            else {}
+        )
+
+    def fields(self, concept: Concept, style: str, medium: str) -> dict[str, object]:
+        captions: object = captions_of(concept.identity, concept.name, concept.tags)
+        if self._names:
+            captions = {
+                language: captions_of(concept.identity, *names[concept.hexcode])
+                for language, names in self._names.items()
+                if concept.hexcode in names
+            }
+        return {
+            "identity": concept.identity,
+            "name": concept.name,
+            "tags": list(concept.tags),
+            "captions": captions,
+            "label": concept.subgroup,
+            "group": concept.group,
+            "style": style,
+            "medium": medium,
+            "split": self._splits[concept.family],
+            "family": concept.family,
+            "hexcode": concept.hexcode,
+            "license": DRAWINGS[style].license,
+        }
+
+
+def _samples(
+    concept: Concept,
+    drawings: Mapping[str, Mapping[str, bytes]],
+    clips: Mapping[str, bytes],
+    texts: _Texts,
+    size: int,
+) -> Iterator[ShardSample]:
+    for style in STYLES:
+        data = drawings[style].get(concept.hexcode)
+        if data is not None:
+            media = encode_drawing(draw(data, size), style)
+            yield ShardSample(f"{concept.hexcode}_{style}", "webp", media, texts.fields(concept, style, "drawing"))
+    if concept.hexcode in clips:
+        fields = texts.fields(concept, CLIP_STYLE, "clip")
+        yield ShardSample(f"{concept.hexcode}_clip", "mp4", clips[concept.hexcode], fields)
+
+
+def _encode_clips(
+    archives: Mapping[str, Path], concepts: Sequence[Concept], recipe: Recipe, progress: Progress
+) -> dict[str, bytes]:
+    """Encoded clips by hexcode of the concepts that move."""
+    wanted = {concept.hexcode for concept in concepts}
+    clips: dict[str, bytes] = {}
+    for number, package in enumerate(ANIMATIONS):
+        progress("clips", number, len(ANIMATIONS))
+        for hexcode, data in join.iterate_members(archives[package], ANIMATION_FOLDER, ".webp", wanted):
+            clip = read_animation(data, recipe.size, recipe.num_frames)
+            if clip is not None:
+                clips[hexcode] = encode_clip(clip)
+    progress("clips", len(ANIMATIONS), len(ANIMATIONS))
+    return clips
+
+
+def encoder_versions() -> dict[str, str]:
+    """Versions of everything that decides on the bytes of the outputs."""
+    try:
+        import resvg_py
+
+        resvg = str(getattr(resvg_py, "__version__", "unknown"))
+    except ImportError:
+        resvg = "not installed"
+    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
+    return {
+        "pillow": PIL.__version__,
+        "libwebp": str(features.version("webp")),
+        "av": av.__version__,
+        "libavcodec": codec,
+        "resvg_py": resvg,
+        "zlib": zlib.ZLIB_RUNTIME_VERSION,
+    }
+
+
+def _write_manifest(report: BuildReport, recipe: Recipe) -> None:
+    manifest: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "packages": {
+            package.name: {"version": package.version, "sha256": package.sha256} for package in PACKAGES.values()
+        },
+        "encoders": encoder_versions(),
+        "concepts": report.concepts,
+        "drawings": dict(report.drawings),
+        "clips": report.clips,
+        "splits": dict(report.splits),
+        "vocabulary": report.vocabulary,
+        "shards": [asdict(shard) for shard in report.shards],
+    }
+    text = json.dumps(manifest, indent=2, ensure_ascii=False)
+    (report.out / MANIFEST).write_text(f"{text}\n", encoding="utf-8")

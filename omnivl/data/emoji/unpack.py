@@ -1,0 +1,91 @@
+"""Where the embedded set lies, and its shards as plain tar files.
+
+A tar spends 1.5 KiB of headers and padding on every picture, as much as the picture itself, so the package carries the
+shards compressed. Random access needs plain ones: they are unpacked once, into a cache folder.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from omnivl.errors import DataError
+
+EMBEDDED = Path(__file__).parent.parent / "embedded" / "emoji"
+VOCABULARY = EMBEDDED / "vocab.txt"
+MANIFEST = "manifest.json"
+
+
+def read_manifest(folder: Path = EMBEDDED) -> dict[str, Any]:
+    """The manifest of a built set.
+
+    Raises:
+        DataError: There is none.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise DataError(f"{path} is missing; reinstall the package, or build the set with 'omnivl data build emoji'")
+    manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return manifest
+
+
+@cache
+def embedded_shards() -> tuple[Path, ...]:
+    """Plain tar shards of the embedded set; unpacked into the cache folder on first use.
+
+    Safe when many processes do it at once: each shard appears under its name complete or not at all.
+
+    Raises:
+        DataError: The package has no embedded set, or its shards are damaged.
+    """
+    manifest = read_manifest()
+    digest = hashlib.sha256("".join(shard["tar_sha256"] for shard in manifest["shards"]).encode()).hexdigest()
+    folder = _cache_folder() / f"emoji-{digest[:16]}"
+    return tuple(_unpack(shard, folder) for shard in manifest["shards"])
+
+
+def _unpack(shard: dict[str, Any], folder: Path) -> Path:
+    packed = EMBEDDED / str(shard["name"])
+    target = folder / packed.name.removesuffix(".gz")
+    if target.is_file() and _digest(target.read_bytes()) == shard["tar_sha256"]:
+        return target
+    try:
+        plain = gzip.decompress(packed.read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(f"{packed}: {error}; reinstall the package") from error
+    if _digest(plain) != shard["tar_sha256"]:
+        raise DataError(f"{packed}: differs from its manifest; reinstall the package")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=target.name, delete=False) as file:
+        file.write(plain)
+    Path(file.name).replace(target)
+    return target
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _cache_folder() -> Path:
+    """``$OMNIVL_CACHE``, else ``$XDG_CACHE_HOME/omnivl``, else ``~/.cache/omnivl``, else one below the temporary files.
+
+    The last is for homes that cannot be written to, as on compute nodes.
+    """
+    named = os.environ.get("OMNIVL_CACHE")
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(base) if base else Path("~/.cache").expanduser()) / "omnivl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return _private_temporary_folder()
+    return folder if os.access(folder, os.W_OK) else _private_temporary_folder()
+
+
+def _private_temporary_folder() -> Path:
+    return Path(tempfile.gettempdir()) / f"omnivl-{os.getuid()}"
