@@ -135,13 +135,28 @@ def _groups(path: Path, name: str, rejections: list[Rejection]) -> Iterator[_Gro
                 group = group or _Group(key)
                 group.add(extension, (member.offset_data, member.size))
                 archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
+            _check_end(path, archive.offset)
     except (tarfile.TarError, ValueError, EOFError) as error:
         detail = f"{error}; the file has {size} bytes"
         rejections.append(Rejection("truncated_tar", name, detail))
-        if group is not None and group.media is None:
-            return  # its media lies in the part that is lost
+        if group is not None and (group.media is None or not group.text):
+            return  # the rest of it lies in the part that is lost
     if group is not None:
         yield group
+
+
+def _check_end(path: Path, offset: int) -> None:
+    """Whether the archive ends as one should: ``tarfile`` takes a torn or foreign header for the end.
+
+    Raises:
+        tarfile.ReadError: There is no end mark at ``offset``.
+    """
+    with path.open("rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block != bytes(tarfile.BLOCKSIZE):
+        found = "nothing" if not block else f"{len(block)} bytes that are no header"
+        raise tarfile.ReadError(f"no end mark at offset {offset}, but {found}")
 
 
 def _examine(descriptor: int, group: _Group, where: str, seen: set[str]) -> tuple[_Group, Record, bool]:

@@ -1,0 +1,135 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from omnivl.data.index import build_index, load_index, split_name
+
+
+def causes(path: Path) -> list[str]:
+    return [rejection.cause for rejection in build_index(path, "s").rejections]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("0001.jpg", ("0001", "jpg")),
+        ("a.b/0001.seg.PNG", ("a.b/0001", "seg.png")),
+        ("folder/plain", ("folder/plain", "")),
+    ],
+)
+def test_split_name_cuts_at_the_first_dot_of_the_base_name(name, expected):
+    assert split_name(name) == expected
+
+
+def test_offsets_point_at_the_bytes(write_tar, png):
+    path = write_tar([("a.png", png), ("a.json", b'{"caption": "x"}'), ("b.txt", b"y"), ("b.png", png + b"tail")])
+    index = build_index(path, "s")
+    data = path.read_bytes()
+    assert index.keys == ("a", "b")
+    (offset, size), (second, second_size) = index.media.tolist()
+    assert data[offset : offset + size] == png
+    assert data[second : second + second_size] == png + b"tail"
+    json_span, txt_span, cls_span = index.text[0].tolist()
+    assert data[json_span[0] : sum(json_span)] == b'{"caption": "x"}'
+    assert txt_span == cls_span == [0, -1]
+    assert index.rejections == ()
+
+
+def test_metadata_is_encoded_by_value(write_tar, png):
+    members = []
+    for number, split in enumerate(["train", "test", "train"]):
+        record = {"caption": "x", "split": split, "tags": ["a", "b"]} if number else {"caption": "x", "split": split}
+        members += [(f"{number}.png", png), (f"{number}.json", json.dumps(record).encode())]
+    values, codes = build_index(write_tar(members), "s").fields["split"]
+    assert [values[code] for code in codes] == ['"train"', '"test"', '"train"']
+    values, codes = build_index(write_tar(members), "s").fields["tags"]
+    assert codes.tolist() == [-1, 0, 0]
+    assert values == ('["a", "b"]',)
+
+
+@pytest.mark.parametrize(
+    ("members", "cause", "detail"),
+    [
+        ([("a.json", b'{"caption": "x"}')], "missing_media", "the sample has only json"),
+        ([("a.png", b"P"), ("a.json", b'{"caption": "\xff"}')], "invalid_utf8", "byte 0xff at offset 13 is not UTF-8"),
+        ([("a.png", b"P"), ("a.json", b'{"caption": ')], "wrong_json", "Expecting value"),
+        ([("a.png", b"P"), ("a.json", b"[1]")], "wrong_json", "the JSON is a list; allowed: an object"),
+        ([("a.png", b"P"), ("a.json", b'{"caption": 3}')], "wrong_json", "a caption is 3; allowed: text"),
+        ([("a.png", b"P"), ("a.json", b'{"label": [1]}')], "wrong_json", "label is [1]; allowed: a class name"),
+        ([("a.pyd", b"P"), ("a.json", b"{}")], "unknown_extension", ".pyd is not read"),
+        ([("a.png", b"P"), ("a.jpg", b"P")], "duplicate_key", "two members for .jpg"),
+        ([("a.png", b"P"), ("b.png", b"P"), ("a.jpg", b"P")], "duplicate_key", "an earlier sample"),
+    ],
+)
+def test_bad_samples_are_named_by_cause(write_tar, members, cause, detail):
+    index = build_index(write_tar(members), "s.tar")
+    assert [rejection.cause for rejection in index.rejections] == [cause]
+    assert index.rejections[0].where == "s.tar:a"
+    assert detail in index.rejections[0].detail
+
+
+def test_empty_shards(write_tar, tmp_path):
+    assert causes(write_tar([])) == ["empty_shard"]
+    (tmp_path / "nothing.tar").touch()
+    assert causes(tmp_path / "nothing.tar") == ["empty_shard"]
+
+
+def test_a_missing_shard_is_unreadable(tmp_path):
+    assert causes(tmp_path / "absent.tar") == ["unreadable_path"]
+
+
+@pytest.mark.parametrize("cut", [100, 700, 2600, 3100])
+def test_a_truncated_tar_keeps_what_is_whole(write_tar, pairs, cut):
+    # Members are 512 bytes of header and 512 of data: a sample takes 2048. A cut at 2600 is in the third header,
+    # at 3100 in the third member's data.
+    path = write_tar(pairs(4))
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    index = build_index(path, "s")
+    assert [rejection.cause for rejection in index.rejections] == ["truncated_tar"]
+    assert len(index) == (1 if cut >= 2048 else 0)
+
+
+def test_a_file_that_is_no_tar(tmp_path):
+    path = tmp_path / "x.tar"
+    path.write_bytes(b"no tar at all" * 100)
+    assert causes(path) == ["truncated_tar"]
+
+
+def test_the_cache_is_used_and_follows_the_shard(write_tar, pairs, tmp_path):
+    path, cache = write_tar(pairs(3, split="train")), tmp_path / "deep" / "index.npz"
+    first = load_index(path, "s", cache)
+    again = load_index(path, "s", cache)
+    assert cache.exists()
+    assert again.keys == first.keys
+    assert np.array_equal(again.media, first.media)
+    assert np.array_equal(again.text, first.text)
+    assert again.fields["split"][0] == first.fields["split"][0]
+    assert list(cache.parent.glob(".*")) == [], "no temporary file stays"
+    write_tar(pairs(5))
+    assert len(load_index(path, "s", cache)) == 5
+
+
+def test_a_change_of_time_alone_invalidates(write_tar, pairs, tmp_path):
+    path, cache = write_tar(pairs(2)), tmp_path / "index.npz"
+    load_index(path, "s", cache)
+    before = cache.stat().st_mtime_ns
+    os.utime(path, ns=(1, 1))
+    os.utime(cache, ns=(before - 10**9, before - 10**9))
+    load_index(path, "s", cache)
+    assert cache.stat().st_mtime_ns > before - 10**9
+
+
+def test_a_broken_cache_is_built_anew(write_tar, pairs, tmp_path):
+    path, cache = write_tar(pairs(2)), tmp_path / "index.npz"
+    cache.write_bytes(b"PK\x03\x04 torn")
+    assert len(load_index(path, "s", cache)) == 2
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(write_tar, pairs, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.touch()
+    assert len(load_index(write_tar(pairs(2)), "s", blocked / "index.npz")) == 2

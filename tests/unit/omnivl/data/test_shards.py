@@ -1,0 +1,130 @@
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources import open_source
+from omnivl.data.sources.base import BadSampleError
+from omnivl.data.sources.shards import ShardSource, expand_pattern, value_matches
+from omnivl.errors import DataError
+
+
+def test_braces_ranges_and_lists(tmp_path):
+    assert expand_pattern("d/{08..11}.tar") == ("d/08.tar", "d/09.tar", "d/10.tar", "d/11.tar")
+    assert expand_pattern("{a,b}/{0..1}.tar") == ("a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar")
+
+
+def test_globs_and_folders_are_sorted(tmp_path):
+    for name in ("b.tar", "a.tar", "c.txt"):
+        (tmp_path / name).touch()
+    both = (str(tmp_path / "a.tar"), str(tmp_path / "b.tar"))
+    assert expand_pattern(str(tmp_path)) == both
+    assert expand_pattern(str(tmp_path / "*.tar")) == both
+
+
+def test_nothing_matches(tmp_path):
+    pattern = str(tmp_path / "*.tar")
+    with pytest.raises(DataError) as error:
+        expand_pattern(pattern)
+    assert str(error.value) == (
+        f"data source {pattern!r}: no shard matches; allowed: a .tar file, a folder with .tar files, a glob or a "
+        f"brace pattern such as data/{{000..127}}.tar; the working folder is {Path.cwd()}"
+    )
+
+
+@pytest.fixture
+def mixed(write_tar, png, encode_picture) -> str:
+    """Two captions, one label, one of both with a tag list, one with neither, one clip."""
+    records = {
+        "a": {"caption": "first", "split": "train"},
+        "b": {"captions": ["second", "zweitens"], "split": "test"},
+        "c": {"label": "cat", "split": "train"},
+        "d": {"caption": "fourth", "label": "dog", "identity": "id-4", "tags": ["x", "y"], "split": "train"},
+        "e": {"split": "train"},
+    }
+    members = [(f"{key}.png", png) for key in records] + [("f.mp4", b"clip"), ("f.json", b'{"caption": "moves"}')]
+    members += [(f"{key}.json", json.dumps(record).encode()) for key, record in records.items()]
+    return str(write_tar(sorted(members)))
+
+
+def keys(source: ShardSource) -> list[str]:
+    return [source.read(index).key for index in range(len(source))]
+
+
+def test_kind_decides_which_samples_belong(mixed):
+    captioned = open_source(DataEntryConfig(mixed, "image_text"), seed=0)
+    assert keys(captioned) == ["a", "b", "d"]
+    assert [(entry.cause, entry.where) for entry in captioned.rejections] == [("missing_caption", f"{mixed}:e")]
+    labelled = open_source(DataEntryConfig(mixed, "image_label"), seed=0)
+    assert keys(labelled) == ["c", "d"]
+    assert labelled.classes == ("cat", "dog")
+    assert [entry.cause for entry in labelled.rejections] == ["missing_label"]
+    assert keys(open_source(DataEntryConfig(mixed, "video_text"), seed=0)) == ["f"]
+
+
+def test_where_filters_scalars_and_lists(mixed):
+    assert keys(open_source(DataEntryConfig(mixed, "image_text", where={"split": ("train",)}), seed=0)) == ["a", "d"]
+    assert keys(open_source(DataEntryConfig(mixed, "image_text", where={"tags": ("y", "z")}), seed=0)) == ["d"]
+
+
+def test_a_sample_carries_its_fields(mixed):
+    sample = open_source(DataEntryConfig(mixed, "image_text"), seed=0).read(2)
+    assert sample.captions == ("fourth",)
+    assert (sample.label, sample.identity, sample.extension) == ("dog", "id-4", "png")
+    assert sample.where == f"{mixed}:d"
+    assert sample.meta["tags"] == ["x", "y"]
+
+
+def test_languages(write_tar, png):
+    record = {"captions": {"en": ["dog", "hound"], "de": "Hund"}}
+    path = str(write_tar([("a.png", png), ("a.json", json.dumps(record).encode())]))
+    assert open_source(DataEntryConfig(path, "image_text", language="de"), seed=0).read(0).captions == ("Hund",)
+    with pytest.raises(DataError, match="no sample of kind image_text is left"):
+        open_source(DataEntryConfig(path, "image_text", language="fr"), seed=0)
+
+
+def test_img2dataset_and_cls_members(write_tar, png):
+    members = [("0.png", png), ("0.txt", b"a caption\n"), ("0.json", b'{"status": "success"}'), ("1.png", png)]
+    path = str(write_tar([*members, ("1.cls", b"7")]))
+    assert open_source(DataEntryConfig(path, "image_text"), seed=0).read(0).captions == ("a caption",)
+    assert open_source(DataEntryConfig(path, "image_label"), seed=0).classes == ("7",)
+
+
+def test_no_sample_left_says_what_is_there(mixed):
+    with pytest.raises(DataError) as error:
+        open_source(DataEntryConfig(mixed, "image_text", where={"split": ("valid",)}), seed=0)
+    assert str(error.value) == (
+        f"data source {mixed!r}: no sample of kind image_text is left (where: split in ['valid']); its 1 shards hold "
+        f"5 stills and 1 clips, metadata fields ['label', 'split', 'tags'], rejected {{}}; change the kind, 'where' "
+        f"or the path"
+    )
+
+
+def test_a_pickled_source_reads_the_same(mixed):
+    source = open_source(DataEntryConfig(mixed, "image_text"), seed=0)
+    expected = [source.read(index) for index in range(3)]
+    copy = pickle.loads(pickle.dumps(source))
+    assert [copy.read(index) for index in range(3)] == expected
+
+
+def test_a_shard_that_shrinks_or_vanishes_after_opening(mixed):
+    config = DataEntryConfig(mixed, "image_text")
+    source, late = open_source(config, seed=0), open_source(config, seed=0)
+    source.read(0)
+    Path(mixed).write_bytes(Path(mixed).read_bytes()[:600])
+    with pytest.raises(BadSampleError) as error:
+        source.read(2)
+    assert error.value.rejection.cause == "truncated_tar"
+    Path(mixed).unlink()
+    with pytest.raises(BadSampleError) as error:
+        late.read(0)
+    assert error.value.rejection.cause == "unreadable_path"
+
+
+def test_values_match_by_text():
+    assert value_matches(3, ("3",))
+    assert value_matches(True, ("true",))
+    assert value_matches(["a", "b"], ("b",))
+    assert not value_matches("3x", ("3",))
