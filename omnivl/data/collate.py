@@ -43,7 +43,12 @@ class Collator:
         batch = self.plain(examples, kind)
         side = (self._model.video_size if is_video(kind) else self._model.image_size) // self._model.patch_size
         context = PrepareContext(
-            seed=self._seed, source=source, tokens=self._tokenizer.special, grid=(side, side), step=step
+            seed=self._seed,
+            source=source,
+            tokens=self._tokenizer.special,
+            grid=(side, side),
+            step=step,
+            tubelet_size=self._model.tubelet_size if is_video(kind) else 1,
         )
         prepared: dict[str, Tensor] = {}
         for objective in self._objectives:
