@@ -4,6 +4,8 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
+PACKAGES = ("moe", "omnivl", "engine", "launcher")
+
 setup(
     name="omnivl-engine",
     version="0.1.0",
@@ -13,9 +15,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE", "THIRD_PARTY.md"],
     python_requires=">=3.11",
-    packages=find_packages(
-        include=["moe", "moe.*", "omnivl", "omnivl.*", "engine", "engine.*", "launcher", "launcher.*"]
-    ),
+    packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
     package_data={"omnivl": ["data/embedded/**/*", "data/embedded/*"]},
     # Lower bounds only: a cluster brings its own torch. requirements.txt pins what was tested together.
     install_requires=[

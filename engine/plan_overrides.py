@@ -29,6 +29,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
             continue
         value = read_yaml(text, place, numbered=False)
         path, problem = _set(document.tree, dotted.split("."), value.tree)
+        expand_shorthands(document.tree)
         for stale in [known for known in document.places if known[: len(path)] == path]:
             del document.places[stale]
         document.places.update({(*path, *below): where for below, where in value.places.items()})
@@ -36,6 +37,17 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
         if problem is not None:
             problems.append(problem)
     return problems
+
+
+def expand_shorthands(tree: Mapping[str, Any]) -> None:
+    """Turns bare kinds among a tree's objectives and evaluation tasks into ``{kind: ...}``, in place."""
+    stages = tree.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if not isinstance(stage, dict):
+            continue
+        for holder, key in ((stage, "objectives"), (stage.get("evaluate"), "tasks")):
+            if isinstance(holder, dict) and isinstance(holder.get(key), list):
+                holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
 
 
 def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, Problem | None]:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
 from engine.plan import SHARED_SECTIONS, Plan, StagePlan
-from engine.plan_overrides import apply_overrides
+from engine.plan_overrides import apply_overrides, expand_shorthands
 from engine.plan_problems import closest, translate
 from engine.plan_rules import RULES, Draft
 from engine.plan_schema import field_types
@@ -42,9 +42,8 @@ def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: i
         reason = f"got a file that cannot be read ({error.strerror})"
         raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
     except UnicodeDecodeError as error:
-        raise PlanError(
-            [f"{path}: got bytes that are no UTF-8 (byte {error.start}); save the plan as UTF-8"]
-        ) from error
+        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
+        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
     return parse_plan(text, str(path), overrides, world_size)
 
 
@@ -68,7 +67,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         got = "nothing" if document.tree is None else show_value(document.tree)
         problem = Problem((), got, "a mapping with the keys " + ", ".join(field_types(Plan)), "write a plan")
         raise PlanError(_report(document, [problem]))
-    _expand_shorthands(document)
+    expand_shorthands(document.tree)
     problems = [*document.problems, *apply_overrides(document, overrides)]
     problems += _resolve_model(document)
     problems += _resolve_vocabulary(document)
@@ -80,18 +79,6 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
     return plan
-
-
-def _expand_shorthands(document: Document) -> None:
-    """Bare kinds among objectives and evaluation tasks become ``{kind: ...}``."""
-    stages = document.tree.get("stages")
-    for stage in stages if isinstance(stages, list) else []:
-        if not isinstance(stage, dict):
-            continue
-        evaluate = stage.get("evaluate")
-        for holder, key in ((stage, "objectives"), (evaluate, "tasks")):
-            if isinstance(holder, dict) and isinstance(holder.get(key), list):
-                holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
 
 
 def _resolve_model(document: Document) -> list[Problem]:

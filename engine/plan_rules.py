@@ -141,8 +141,10 @@ def stages_start_from_earlier_ones(draft: Draft) -> Iterator[Problem]:
         earlier = [name for name in draft.names[:index] if isinstance(name, str)]
         got = repr(parent)
         change = closest(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
-        if parent in draft.names:
-            got += ", this stage itself" if draft.names[index] == parent else ", which comes later"
+        if parent == draft.names[index]:
+            got += ", this stage itself"
+        elif parent in draft.names:
+            got += ", which comes later"
             change = "name an earlier stage or change the order" if earlier else "change the order of the stages"
         allowed = ", ".join(map(repr, earlier)) if earlier else "nothing, there is no earlier stage"
         yield Problem(("stages", index, "init_from"), got, allowed, change)

@@ -32,12 +32,13 @@ def members(annotation: Any) -> tuple[Any, ...]:
 
 
 def kinds(annotation: Any) -> dict[str, type]:
-    """The dataclasses of a union by their ``kind``; empty where they have none."""
+    """The dataclasses of a union by the one ``kind`` that each has; empty where they have none."""
     found = {}
     for member in members(annotation):
         if dataclasses.is_dataclass(member) and isinstance(member, type):
-            for kind in get_args(field_types(member).get("kind")):
-                found[kind] = member
+            values = get_args(field_types(member).get("kind"))
+            if len(values) == 1:
+                found[values[0]] = member
     return found
 
 
