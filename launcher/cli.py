@@ -33,6 +33,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "check": Command("launcher.check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
+    "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }
 
 
