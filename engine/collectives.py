@@ -46,6 +46,11 @@ def make_gather(group: dist.ProcessGroup | None = None) -> Gather:
     return ProcessGroupGather(group)
 
 
+def broadcast_from_first(tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Overwrites a tensor on every replica with that of replica 0."""
+    dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, group=group, group_src=0)
+
+
 class _Join(torch.autograd.Function):
     """All-gather whose backward is reduce-then-slice."""
 

@@ -34,6 +34,21 @@ class StepResult:
     skipped: bool
 
 
+@dataclass(frozen=True)
+class WeightsReport:
+    """What became of weights that were handed to ``load_weights``, by name. Equal on every replica.
+
+    Attributes:
+        matched: Copied into the chain.
+        missing: In the chain but not handed in; left as they were.
+        unexpected: Handed in but not in the chain.
+    """
+
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
 class Host(Protocol):
     """A chain with an optimizer, on some number of replicas."""
 
@@ -62,6 +77,17 @@ class Host(Protocol):
 
     def load(self, folder: Path) -> None:
         """Restores what ``save`` wrote, on the same layout. Called by every replica."""
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> "WeightsReport":
+        """Copies whole weights into the chain, and into the optimizer's own copy of them. Called by every replica.
+
+        Args:
+            weights: Parameters and buffers by name, as ``full_weights`` returns them. Read on replica 0 only.
+            strict: Refuse names that are missing or unexpected instead of reporting them.
+
+        Raises:
+            CheckpointError: A name is missing or unexpected under ``strict``, or a shape differs.
+        """
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers, whole, fp32, on the CPU of replica 0; None elsewhere. Called by every replica."""

@@ -1,0 +1,197 @@
+"""The plain host: the chain in bare PyTorch, gradients averaged over replicas by one all-reduce."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.collectives import broadcast_from_first, make_gather
+from engine.errors import CheckpointError
+from engine.hosts.base import StepResult, WeightsReport
+from engine.hosts.micro_batch import PlanLayout, first_state
+from engine.hosts.step_report import StepScalars, scalars
+from engine.hosts.weights import match_weights
+from engine.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
+from omnivl.data.batch import Batch
+from omnivl.model.chain import Chain
+from omnivl.model.gather import Gather
+
+_FILE = "plain.pt"
+
+
+class PlainHost:
+    """Runs the chain as it is. See ``engine.hosts.base.Host`` for what each method promises."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        optimizer: OptimizerConfig,
+        plan_layout: PlanLayout,
+        *,
+        total_steps: int,
+        gradient_accumulation_steps: int = 1,
+        device: torch.device | None = None,
+        group: dist.ProcessGroup | None = None,
+        pretrained: Collection[str] = (),
+    ) -> None:
+        """Moves the chain to its device, makes replicas equal, builds the optimizer.
+
+        Args:
+            chain: Fresh or loaded, on the CPU.
+            optimizer: AdamW, schedule, clipping.
+            plan_layout: Layout of a micro-batch.
+            total_steps: Optimizer steps of the stage, for the schedule.
+            gradient_accumulation_steps: Micro-batches per optimizer step.
+            device: Where the chain runs; the CPU where it is not given.
+            group: Replicas; None is the default process group, or this process alone where there is none.
+            pretrained: Names of parameters that came from a checkpoint of other origin.
+        """
+        self.device = device or torch.device("cpu")
+        self.chain = chain.to(self.device)
+        self.gather: Gather = make_gather(group)
+        self._group = group
+        self._config = optimizer
+        self._plan_layout = plan_layout
+        self._total_steps = total_steps
+        self._accumulation = gradient_accumulation_steps
+        self._groups = parameter_groups(chain, optimizer, pretrained)
+        self._optimizer = adamw(self._groups, optimizer, fused=True)
+        self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
+        self._averager = _GradientAverager(self._trained, self.gather, group) if self.gather.replicas > 1 else None
+        if self.gather.replicas > 1:
+            self._broadcast()
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
+        assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
+        rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
+        collected = StepScalars()
+        for batch in batches:
+            state = self.chain(first_state(batch, self._plan_layout, self.device))
+            collected.add(scalars(state))
+            loss = state["loss"]
+            (loss / self._accumulation if self._accumulation > 1 else loss).backward()
+        norm = self._finish_gradients()
+        averages = collected.average(self.gather)
+        # Both figures are sums over replicas, in which one NaN or infinity survives: all replicas decide alike.
+        skipped = not (math.isfinite(averages.loss) and math.isfinite(norm))
+        if skipped:
+            self.chain.discard_step()
+        else:
+            self._optimizer.step()
+            self.chain.after_step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, buffers, twins and optimizer once: replicas hold the same."""
+        if self.gather.replica == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            state = {"chain": self.chain.state_dict(), "optimizer": self._optimizer.state_dict()}
+            torch.save(state, folder / _FILE)
+        self.barrier()
+
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote.
+
+        Raises:
+            CheckpointError: The file is missing or does not fit the chain or its optimizer.
+        """
+        path = folder / _FILE
+        if not path.is_file():
+            raise CheckpointError(f"{path}: not found; the plain host resumes only what the plain host saved")
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        try:
+            self.chain.load_state_dict(state["chain"])
+            self._optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
+        """Copies whole weights into the chain on every replica."""
+        own = self.chain.state_dict()
+        box: list[WeightsReport | CheckpointError | None] = [None]
+        if self.gather.replica == 0:
+            assert weights is not None, "replica 0 hands in the weights"
+            box[0] = _matched_or_error(own, weights, strict=strict)
+            if isinstance(box[0], WeightsReport):
+                for name in box[0].matched:
+                    own[name].copy_(weights[name])
+        if self.gather.replicas > 1:
+            dist.broadcast_object_list(box, group=self._group, group_src=0)
+            self._broadcast()
+        if isinstance(box[0], CheckpointError):
+            raise box[0]
+        assert box[0] is not None
+        return box[0]
+
+    def full_weights(self) -> Mapping[str, Tensor] | None:
+        """All parameters and buffers on the CPU of replica 0; None elsewhere."""
+        if self.gather.replica != 0:
+            return None
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.chain.state_dict().items()}
+
+    def barrier(self) -> None:
+        """Waits for every replica."""
+        if self.gather.replicas > 1:
+            dist.barrier(self._group)
+
+    def _finish_gradients(self) -> float:
+        """Averages gradients over replicas and clips them; returns the norm before clipping."""
+        if self._averager is not None:
+            self._averager.average_()
+        for parameter in self._trained:
+            if parameter.grad is None:
+                # No gradient counts as a zero one, as in ZeRO's flat buffers: moments and weights still decay.
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        if self._config.gradient_clipping > 0:
+            nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
+        return norm.item()
+
+    def _broadcast(self) -> None:
+        """Makes every replica's weights and buffers those of replica 0."""
+        for tensor in self.chain.state_dict().values():
+            broadcast_from_first(tensor, self._group)
+
+
+class _GradientAverager:
+    """One flat buffer for all gradients, so that replicas average them in one collective."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter], gather: Gather, group: dist.ProcessGroup | None) -> None:
+        self._parameters = parameters
+        self._replicas = gather.replicas
+        self._group = group
+        self._flat = torch.zeros(
+            sum(parameter.numel() for parameter in parameters), dtype=torch.float32, device=parameters[0].device
+        )
+        pieces = torch.split(self._flat, [parameter.numel() for parameter in parameters])
+        self._views = [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
+
+    @torch.no_grad()
+    def average_(self) -> None:
+        """Replaces every parameter's gradient by its average over replicas; a missing one counts as zero."""
+        for view, parameter in zip(self._views, self._parameters, strict=True):
+            if parameter.grad is None:
+                view.zero_()
+            else:
+                view.copy_(parameter.grad)
+        dist.all_reduce(self._flat, group=self._group)
+        self._flat /= self._replicas
+        for view, parameter in zip(self._views, self._parameters, strict=True):
+            parameter.grad = view
+
+
+def _matched_or_error(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, strict: bool
+) -> WeightsReport | CheckpointError:
+    """The error travels to the other replicas as a value: raised on one alone it would leave them waiting."""
+    shapes = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, given))
+    try:
+        return match_weights(*shapes, strict=strict)
+    except CheckpointError as error:
+        return error

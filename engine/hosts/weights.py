@@ -1,0 +1,44 @@
+"""Comparing weights that are handed in with what the chain holds."""
+
+from collections.abc import Mapping, Sequence
+
+from engine.errors import CheckpointError
+from engine.hosts.base import WeightsReport
+
+
+def match_weights(
+    own: Mapping[str, Sequence[int]], given: Mapping[str, Sequence[int]], *, strict: bool
+) -> WeightsReport:
+    """Sorts names into matched, missing and unexpected.
+
+    Args:
+        own: Shapes of the chain's parameters and buffers by name.
+        given: Shapes of the weights that are to be copied in.
+        strict: Refuse missing and unexpected names.
+
+    Raises:
+        CheckpointError: A shape differs, or a name is missing or unexpected under ``strict``.
+    """
+    report = WeightsReport(
+        matched=tuple(name for name in own if name in given),
+        missing=tuple(name for name in own if name not in given),
+        unexpected=tuple(name for name in given if name not in own),
+    )
+    reshaped = [name for name in report.matched if tuple(own[name]) != tuple(given[name])]
+    if reshaped:
+        name = reshaped[0]
+        raise CheckpointError(
+            f"weights: {name} has shape {list(given[name])}, the model has {list(own[name])}"
+            f" ({len(reshaped)} such weights); build the model with the sizes that the weights were trained with"
+        )
+    if strict and (report.missing or report.unexpected):
+        raise CheckpointError(
+            f"weights: missing {_shorten(report.missing)}; unexpected {_shorten(report.unexpected)};"
+            " allowed are exactly the model's own names: load without strict to keep what is missing"
+        )
+    return report
+
+
+def _shorten(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:5]) or "none"
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
