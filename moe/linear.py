@@ -8,6 +8,7 @@ storage is freed after the forward pass and gathered again before the backward o
 weight of the model alive in between.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -15,14 +16,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def weight_gradient(grad: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient ``[O, I]`` of a linear map's weight from ``grad [..., O]`` and its input ``x [..., I]``."""
-    return (grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])).to(dtype)
+@functools.cache
+def _has_fused_bias() -> bool:
+    """Whether torch brings oneDNN's linear primitive for bf16 on this CPU."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return supported is not None and bool(supported()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def bias_gradient(grad: Tensor, dtype: torch.dtype) -> Tensor:
-    """The gradient ``[O]`` of a bias from ``grad [..., O]``."""
-    return grad.reshape(-1, grad.shape[-1]).sum(0, dtype=dtype)
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``x [..., I] @ weight [O, I].T + bias [O]`` by the fastest kernel; all of one dtype, no gradient.
+
+    On CPUs with bf16 instructions ``F.linear`` copies the bias over the whole result before it multiplies; oneDNN's
+    linear primitive adds it on the way out, which measured 15 to 25 % faster at 384 x 1536.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() > 0 and _has_fused_bias():
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+        return fused
+    return F.linear(x, weight, bias)
 
 
 class _CastLinear(torch.autograd.Function):
@@ -32,15 +42,21 @@ class _CastLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
-        grad_x = grad @ weight.to(grad.dtype) if ctx.needs_input_grad[0] else None
-        grad_weight = weight_gradient(grad, x, weight.dtype) if ctx.needs_input_grad[1] else None
-        grad_bias = bias_gradient(grad, ctx.bias_dtype) if ctx.needs_input_grad[2] else None
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = (rows @ weight.to(grad.dtype)).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            # Summed in the low precision's kernel, which accumulates in fp32: sum(dtype=fp32) would copy it all first.
+            grad_bias = rows.sum(0).to(ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias
 
 
