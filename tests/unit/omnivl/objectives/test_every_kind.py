@@ -1,0 +1,98 @@
+"""All objectives together, from examples to gradients, on every kind of batch."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from omnivl.data.batch import DATA_KINDS, DataKind, is_video
+from omnivl.data.collate import Collator
+from omnivl.data.example import Example
+from omnivl.model.build import build_chain
+from omnivl.model.config import ModelConfig
+from omnivl.model.layout import plan_layout
+from omnivl.model.state import State
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
+CONFIG = ModelConfig(
+    **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "projection_size": 8},
+    **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
+    **{"num_frames": 4, "tubelet_size": 2, "text_length": 6, "vocab_size": 40},
+)
+OBJECTIVES: tuple[Objective, ...] = (
+    *(
+        MLM(weight_warmup_steps=2),
+        MRM(targets="momentum"),
+        MFM(),
+        MCM(targets="momentum", feature_loss="cosine", every=2),
+    ),
+    *(UniVLC(queue_size=5, batch_keys="momentum", soft_target_alpha=0.4), VLM(), LM(weight=0.5)),
+)
+
+
+class LetterTokenizer:
+    """One token per letter."""
+
+    special = TOKENS
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        rows = [[TOKENS.cls, *(5 + ord(letter) % 35 for letter in text), TOKENS.sep] for text in texts]
+        return np.array([row + [TOKENS.pad] * (length - len(row)) for row in rows], dtype=np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise AssertionError("not needed")
+
+
+def collated(kind: DataKind, step: int) -> State:
+    random = np.random.default_rng(step)
+    times = 4 if is_video(kind) else 1
+    examples = [
+        Example(
+            **{"frames": random.integers(0, 256, (times, 8, 8, 3), dtype=np.uint8), "text": text, "identity": i},
+            **{"label": -1, "position": i, "where": "shard:key", "meta": {}},
+        )
+        for i, text in enumerate(("ab", "cde", "f", "ghij"))
+    ]
+    batch = Collator(CONFIG, OBJECTIVES, LetterTokenizer(), seed=0).collate(examples, kind, "letters", step)
+    return State.from_batch(batch, plan_layout(OBJECTIVES, kind, batch.size, batch.num_frames))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_parameter_learns_from_some_kind(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    chain = build_chain(CONFIG, OBJECTIVES, TOKENS, compute_dtype=dtype)
+    active: set[str] = set()
+    for step, kind in enumerate(DATA_KINDS):
+        state = collated(kind, step)
+        out = chain(state)
+        losses = out.named("loss")
+        weights = {"mlm": 0.5 if step == 0 else 1.0, "lm": 0.5}
+        total = sum(weights.get(name, 1.0) * loss for name, loss in losses.items())
+        torch.testing.assert_close(out["loss"], total)
+        assert torch.isfinite(out["loss"])
+        assert {tensor.dtype for tensor in out.values()} == {torch.float32}
+        assert all(tensor.dim() == 0 for tensor in out.values())
+        assert tuple(losses) == state.layout.objectives
+        out["loss"].backward()
+        chain.after_step()
+        active |= set(losses)
+    assert active == {objective.name for objective in OBJECTIVES}
+    for name, parameter in chain.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+        else:
+            assert parameter.grad is None, name
+
+
+def test_bf16_streams_give_nearly_the_losses_of_fp32() -> None:
+    runs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        chain = build_chain(CONFIG, OBJECTIVES, TOKENS, compute_dtype=dtype)
+        runs.append({kind: chain(collated(kind, 0)).named("loss") for kind in DATA_KINDS})
+    for kind in DATA_KINDS:
+        for name, loss in runs[0][kind].items():
+            assert runs[1][kind][name].item() == pytest.approx(loss.item(), rel=0.03), (kind, name)
