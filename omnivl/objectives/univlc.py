@@ -177,7 +177,7 @@ class Keys:
     valid: Tensor
 
     def followed_by(self, other: "Keys") -> "Keys":
-        """These keys, then ``other``."""
+        """These keys, then ``other``; a copy of both."""
         names = ("visual", "text", "identity", "domain", "valid")
         return Keys(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
 

@@ -47,13 +47,13 @@ def test_any_split_of_the_stream_gives_the_same_queue(size: int) -> None:
         assert torch.equal(value, split.state_dict()[name]), name
 
 
-def test_what_was_read_does_not_change_with_a_later_push() -> None:
+def test_keys_behind_a_batch_do_not_change_with_a_later_push() -> None:
     queue = KeyQueue(2, 2)
     queue.push(keys(1, 2))
-    before = queue.keys()
+    joined = keys(7).followed_by(queue.keys())
     queue.push(keys(3, 4))
-    assert before.identity.tolist() == [1, 2]
-    assert before.visual[:, 0].tolist() == [1, 2]
+    assert joined.identity.tolist() == [7, 1, 2]
+    assert joined.visual[:, 0].tolist() == [7, 1, 2]
 
 
 def test_everything_is_in_the_checkpoint() -> None:
