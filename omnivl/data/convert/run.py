@@ -98,7 +98,7 @@ def convert(reader: Reader, output: Path, options: ConvertOptions, progress: Pro
 def _write_all(
     reader: Reader, shards: ShardSet, manifest: Manifest, options: ConvertOptions, progress: Progress | None
 ) -> None:
-    seen: set[int] = set()  # hashes of names and keys: some 100 bytes per sample
+    seen: set[int] = set()  # hashes of names and keys: about 130 bytes per sample
     for entry in reader.entries():
         if isinstance(entry, Rejection):
             shards.reject(entry)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from omnivl.data import inspect as inspect_module
 from omnivl.data.inspect import inspect_source, spread
 from omnivl.data.inspect_media import MediaFacts, media_facts, thumbnail
 from omnivl.data.inspect_page import Bar, bars_of, binned, readable_bytes, render_page
@@ -124,6 +125,34 @@ def test_page_shows_samples_and_escapes_text(shards):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert 'class="sheet clips"' in page
     assert "http" not in page, "the page loads nothing"
+
+
+class Drawn:
+    """A source that makes its samples: 20 clips of 2 to 5 frames."""
+
+    classes = ()
+    rejections = ()
+
+    def __len__(self) -> int:
+        return 20
+
+    def read(self, index: int) -> Sample:
+        frames = np.full((2 + index % 4, 6, 8, 3), 9 * index, dtype=np.uint8)
+        return Sample(
+            f"{index}", f"motion:{index}", frames=frames, captions=("it moves left",), meta={"split": "train"}
+        )
+
+
+def test_generated_source_is_counted_by_what_is_drawn(monkeypatch):
+    monkeypatch.setattr(inspect_module, "open_source", lambda config, seed: Drawn())
+    found = inspect_source("motion", samples=4, scan=8)
+    assert (found.samples, found.scanned, found.shards) == (20, 8, [])
+    assert found.sizes == {"8x6": 8}
+    assert set(found.frames) <= {2, 3, 4, 5}
+    assert [sample.key for sample in found.shown] == ["2", "7", "12", "17"]
+    page = render_page(found)
+    assert "generated" in page
+    assert page.count('src="data:image/webp;base64,') == 4
 
 
 def test_sources_that_cannot_be_inspected(tmp_path):
