@@ -1,4 +1,4 @@
-"""The promises of the loader: each sample of an epoch once, in any layout; exact resume; parts equal the joined batch."""
+"""Promises of the loader: each sample of an epoch once in any layout, exact resume, parts equal the joined batch."""
 
 import io
 import json

@@ -1,0 +1,141 @@
+import numpy as np
+import pytest
+
+from omnivl.data.augment import crop_box, evaluation_view, resize, training_view
+from omnivl.data.config import AugmentConfig
+from omnivl.data.rand_augment import OPERATIONS
+
+STRONG = AugmentConfig(
+    brightness=0.5,
+    contrast=0.5,
+    saturation=0.5,
+    hue=0.2,
+    color_probability=1.0,
+    grayscale=0.2,
+    rand_augment_operations=3,
+    rand_augment_magnitude=9.0,
+)
+PLAIN = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
+
+
+def noise(frames: int = 1, height: int = 20, width: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (frames, height, width, 3), dtype=np.uint8)
+
+
+def random(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def test_a_view_is_a_pure_function_of_the_generator():
+    pixels = noise()
+    first = training_view(pixels, 16, STRONG, random(3), flip_allowed=True)
+    assert first.shape == (1, 16, 16, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, training_view(pixels, 16, STRONG, random(3), flip_allowed=True))
+    assert not np.array_equal(first, training_view(pixels, 16, STRONG, random(4), flip_allowed=True))
+    assert np.array_equal(pixels, noise()), "the input, which may be cached, is not written to"
+
+
+def test_all_frames_of_a_clip_get_the_same_draw():
+    still = noise()
+    clip = np.repeat(still, 5, axis=0)
+    for seed in range(60):  # 3 operations of 11 each time: every operation occurs
+        view = training_view(clip, 16, STRONG, random(seed), flip_allowed=True)
+        assert all(np.array_equal(frame, view[0]) for frame in view[1:]), seed
+        assert np.array_equal(view[:1], training_view(still, 16, STRONG, random(seed), flip_allowed=True))
+
+
+@pytest.mark.parametrize("name", list(OPERATIONS))
+def test_each_operation_keeps_shape_and_type_and_does_something(name):
+    pixels = np.tile(np.linspace(20, 220, 24).astype(np.uint8)[None, None, :, None], (2, 24, 1, 3))
+    pixels[:, 5:10, 5:10] = (250, 10, 60)
+    before = pixels.copy()
+    changed = OPERATIONS[name](pixels, 1.0, random())
+    assert changed.shape == pixels.shape
+    assert changed.dtype == np.uint8
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(pixels, before)
+    if name not in ("auto_contrast", "equalize"):
+        assert np.array_equal(OPERATIONS[name](pixels, 0.0, random()), before), "strength 0 changes nothing"
+
+
+def test_tables_by_hand():
+    pixels = np.array([0, 100, 127, 128, 200, 255], dtype=np.uint8).reshape(1, 1, 6, 1).repeat(3, axis=3)
+    # 4 bits dropped: 100 = 0b01100100 -> 96, 127 -> 112, 128 -> 128, 200 = 0b11001000 -> 192, 255 -> 240
+    assert OPERATIONS["posterize"](pixels, 1.0, random())[0, 0, :, 0].tolist() == [0, 96, 112, 128, 192, 240]
+    # threshold 256 * (1 - 1 / 2) = 128
+    assert OPERATIONS["solarize"](pixels, 1.0, random())[0, 0, :, 0].tolist() == [0, 100, 127, 127, 55, 0]
+    low = (pixels // 5 + 50).astype(np.uint8)  # 50, 70, 75, 75, 90, 101: (70 - 50) * 255 / 51 = 100
+    assert OPERATIONS["auto_contrast"](low, 1.0, random())[0, 0, :, 0].tolist() == [0, 100, 125, 125, 200, 255]
+
+
+@pytest.mark.parametrize(
+    ("uniforms", "expected"),
+    [
+        # area (0.25 + 0.75 * 0) * 100 * 50 = 1250, ratio 0.5 * 4 ** 0.5 = 1 -> 35.4 x 35.4, at 0
+        ((0.0, 0.5, 0.0, 0.0), (0, 0, 35, 35)),
+        # the same box at the far end: left 0.999 * 66 = 65, top 0.999 * 16 = 15
+        ((0.0, 0.5, 0.999, 0.999), (65, 15, 35, 35)),
+        # whole area, ratio 2 -> 100 x 50
+        ((1.0, 1.0, 0.9, 0.9), (0, 0, 100, 50)),
+        # whole area, ratio 0.5 -> 50 x 100, cut to 50 high; left 0.5 * 51 = 25
+        ((1.0, 0.0, 0.5, 0.5), (25, 0, 50, 50)),
+    ],
+)
+def test_crop_boxes_by_hand(uniforms, expected):
+    config = AugmentConfig(crop_scale=(0.25, 1.0), crop_ratio=(0.5, 2.0))
+    assert crop_box(100, 50, config, np.array(uniforms)) == expected
+
+
+def test_flips_only_where_the_text_allows_it():
+    pixels = noise(height=16, width=16)
+    always = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=1.0)
+    assert np.array_equal(training_view(pixels, 16, always, random(), flip_allowed=True), pixels[:, :, ::-1])
+    assert np.array_equal(training_view(pixels, 16, always, random(), flip_allowed=False), pixels)
+
+
+def test_nothing_asked_nothing_done():
+    pixels = noise(height=16, width=16)
+    assert np.array_equal(training_view(pixels, 16, PLAIN, random(), flip_allowed=True), pixels)
+
+
+def only(**changes: float) -> AugmentConfig:
+    return AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, color_probability=1.0, **changes)
+
+
+def test_colours_by_hand():
+    pixels = np.full((1, 4, 4, 3), (100, 50, 200), dtype=np.uint8)
+    uniforms = random().random(12)
+    strengths = 2 * uniforms[7:11] - 1
+    bright = training_view(pixels, 4, only(brightness=0.5), random(), flip_allowed=False)[0, 0, 0]
+    assert np.abs(bright - np.clip(np.array([100, 50, 200]) * (1 + 0.5 * strengths[0]), 0, 255)).max() <= 0.51
+    # saturation s: s * colour + (1 - s) * luma, luma = 0.299 * 100 + 0.587 * 50 + 0.114 * 200 = 82.05
+    s = 1 + 0.5 * strengths[2]
+    saturated = training_view(pixels, 4, only(saturation=0.5), random(), flip_allowed=False)[0, 0, 0]
+    assert np.abs(saturated - np.clip(s * np.array([100, 50, 200]) + (1 - s) * 82.05, 0, 255)).max() <= 0.51
+    # contrast of a uniform picture: c * colour + (1 - c) * mean luma, the same formula with c
+    c = 1 + 0.5 * strengths[1]
+    contrasted = training_view(pixels, 4, only(contrast=0.5), random(), flip_allowed=False)[0, 0, 0]
+    assert np.abs(contrasted - np.clip(c * np.array([100, 50, 200]) + (1 - c) * 82.05, 0, 255)).max() <= 0.51
+
+
+def test_hue_and_grayscale():
+    gray = np.full((1, 4, 4, 3), 90, dtype=np.uint8)
+    assert np.array_equal(training_view(gray, 4, only(hue=0.5), random(), flip_allowed=False), gray), "grey has no hue"
+    colour = np.full((1, 4, 4, 3), (200, 30, 60), dtype=np.uint8)
+    # 0.299 * 200 + 0.587 * 30 + 0.114 * 60 = 84.25
+    dropped = training_view(colour, 4, only(grayscale=1.0), random(), flip_allowed=False)
+    assert np.unique(dropped).tolist() == [84]
+
+
+def test_evaluation_view_is_the_middle():
+    pixels = noise(height=16, width=24)
+    assert np.array_equal(evaluation_view(pixels, 16), pixels[:, :, 4:20])
+    assert evaluation_view(pixels, 8).shape == (1, 8, 8, 3)
+
+
+def test_resize_averages_when_it_shrinks():
+    pixels = np.zeros((1, 2, 4, 3), dtype=np.uint8)
+    pixels[0, :, 2:] = 100
+    pixels[0, 0, 0] = 40
+    assert resize(pixels, 2, 1)[0, 0, :, 0].tolist() == [10, 100]  # (40 + 0 + 0 + 0) / 4

@@ -1,0 +1,237 @@
+import io
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from omnivl.data.config import LoaderConfig
+from omnivl.data.decode import DecodeLimits, decode_clip, decode_still, evaluation_frames
+from omnivl.data.formats import is_animated, is_complete, picture_format, picture_size
+from omnivl.data.sources.base import BadSampleError, Sample
+
+LIMITS = DecodeLimits()
+
+
+def sample(media: bytes, extension: str) -> Sample:
+    return Sample("k", "s.tar:k", media, extension)
+
+
+def pillow(name: str, mode: str = "RGB", size: tuple[int, int] = (30, 20), **options: object) -> bytes:
+    file = io.BytesIO()
+    gradient = np.linspace(0, 255, size[0] * size[1] * 3).reshape(size[1], size[0], 3).astype(np.uint8)
+    Image.fromarray(gradient).convert(mode).save(file, name, **options)
+    return file.getvalue()
+
+
+def video(frames: int, gop: int, size: int = 32, name: str = "mp4", codec: str = "mpeg4") -> bytes:
+    """Frame n shows n in binary, one block of 8 x 8 pixels per bit, so that coarse coding cannot blur it."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=name) as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        stream.gop_size = gop
+        for number in range(frames):
+            bits = [255 * (number >> bit & 1) for bit in range((size // 8) ** 2)]
+            blocks = np.array(bits, dtype=np.uint8).reshape(size // 8, size // 8)
+            pixels = np.repeat(np.kron(blocks, np.ones((8, 8), dtype=np.uint8))[..., None], 3, axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    return file.getvalue()
+
+
+def numbers(pixels: np.ndarray) -> list[int]:
+    """Reads the numbers of ``video``'s frames ``[T, S, S, 3]``."""
+    blocks = pixels[:, 4::8, 4::8, 0].reshape(len(pixels), -1) > 127
+    return [sum(int(bit) << place for place, bit in enumerate(row)) for row in blocks.tolist()]
+
+
+def rejected(call) -> tuple[str, str]:
+    with pytest.raises(BadSampleError) as error:
+        call()
+    assert error.value.rejection.where == "s.tar:k"
+    return error.value.rejection.cause, error.value.rejection.detail
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("JPEG", {}),
+        ("JPEG", {"progressive": True}),
+        ("PNG", {}),
+        ("WEBP", {}),
+        ("WEBP", {"lossless": True}),
+        ("BMP", {}),
+        ("GIF", {}),
+    ],
+)
+def test_size_from_the_header_and_pixels_like_pillow(name, options):
+    media = pillow(name, **options)
+    assert picture_size(media) == (30, 20)
+    pixels = decode_still(sample(media, {"JPEG": "jpg"}.get(name, name.lower())), LIMITS)
+    assert pixels.shape == (1, 20, 30, 3)
+    expected = np.asarray(Image.open(io.BytesIO(media)).convert("RGB"), dtype=int)
+    assert np.abs(pixels[0].astype(int) - expected).mean() < 2
+
+
+def test_size_behind_a_long_exif_block():
+    media = pillow("JPEG")
+    exif = b"\xff\xe1" + (60_000).to_bytes(2, "big") + bytes(59_998)
+    assert picture_size(media[:2] + exif + media[2:]) == (30, 20)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "RGBA", "I;16"])
+def test_modes_of_png(mode):
+    media = (
+        pillow("PNG", mode)
+        if mode != "I;16"
+        else cv2.imencode(".png", np.full((20, 30), 65535, np.uint16))[1].tobytes()
+    )
+    assert decode_still(sample(media, "png"), LIMITS).shape == (1, 20, 30, 3)
+
+
+def test_what_is_transparent_shows_white():
+    bgra = np.zeros((2, 2, 4), dtype=np.uint8)
+    bgra[0, 0] = (10, 20, 30, 255)
+    bgra[0, 1] = (10, 20, 30, 0)
+    bgra[1, 0] = (0, 0, 255, 128)  # red, half: (255 * 128 + 255 * 127) / 255 = 255, (0 + 255 * 127) / 255 = 127
+    pixels = decode_still(sample(cv2.imencode(".png", bgra)[1].tobytes(), "png"), LIMITS)[0]
+    assert pixels[0, 0].tolist() == [30, 20, 10]
+    assert pixels[0, 1].tolist() == [255, 255, 255]
+    assert pixels[1, 0].tolist() == [255, 127, 127]
+
+
+def test_cmyk_jpeg():
+    assert decode_still(sample(pillow("JPEG", "CMYK"), "jpg"), LIMITS).shape == (1, 20, 30, 3)
+
+
+def test_a_large_jpeg_is_decoded_at_a_fraction():
+    media = pillow("JPEG", size=(400, 300))
+    assert decode_still(sample(media, "jpg"), LIMITS).shape == (1, 300, 400, 3)
+    # 3/8 of 300 is 112.5 -> 113 >= 100; 1/4 would be 75
+    _, height, width, _ = decode_still(sample(media, "jpg"), LIMITS, needed=100).shape
+    assert 100 <= height < 300
+    assert 100 <= width < 400
+
+
+@pytest.mark.parametrize(("name", "extension"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif")])
+def test_truncated_pictures(name, extension):
+    media = pillow(name, size=(64, 64))
+    for keep in (0.5, 0.9):
+        cause, _ = rejected(lambda: decode_still(sample(media[: int(len(media) * keep)], extension), LIMITS))  # noqa: B023
+        assert cause == "broken_image"
+
+
+@pytest.mark.parametrize(
+    "media", [b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBPVP8X", b"<svg/>", b"GIF89a"]
+)
+def test_headers_without_a_body(media):
+    assert picture_size(media) is None
+    assert rejected(lambda: decode_still(sample(media, "jpg"), LIMITS))[0] == "broken_image"
+
+
+def test_a_bomb_is_refused_by_its_header(monkeypatch):
+    media = bytearray(pillow("PNG"))
+    media[16:24] = (60_000).to_bytes(4, "big") * 2  # the header now claims 3.6 gigapixels
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    cause, detail = rejected(lambda: decode_still(sample(bytes(media), "png"), LIMITS))
+    assert cause == "too_many_pixels"
+    assert detail == "60000 x 60000 pixels; allowed: 40000000 in all"
+
+
+def test_unknown_extensions_are_refused():
+    cause, detail = rejected(lambda: decode_still(sample(pillow("PNG"), "pyd"), LIMITS))
+    assert cause == "unknown_extension"
+    assert detail.startswith(".pyd is not read; known: avi, bmp, gif, jpeg, jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("mp4", "mpeg4"), ("avi", "mpeg4"), ("matroska", "mpeg4"), ("mp4", "libx264")]
+)
+@pytest.mark.parametrize("gop", [1, 6, 100])
+def test_video_frames_are_the_right_ones(name, codec, gop):
+    media = video(60, gop, name=name, codec=codec)
+    seen: list[int] = []
+
+    def choose(total: int) -> list[int]:
+        seen.append(total)
+        return [0, 3, 3, 17, 40, 59]
+
+    pixels = decode_clip(sample(media, "mp4"), LIMITS, choose)
+    assert seen == [60]
+    assert pixels.shape == (6, 32, 32, 3)
+    assert numbers(pixels) == [0, 3, 3, 17, 40, 59]
+
+
+def test_only_frames_near_the_wanted_ones_are_decoded(monkeypatch):
+    media = video(60, 5)
+    decoded: list[int] = []
+    original = av.container.InputContainer.decode
+
+    class Counting:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._container.close()
+
+        def decode(self, stream):
+            for frame in original(self._container, stream):
+                decoded.append(1)
+                yield frame
+
+    opened = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: Counting(opened(*args, **options)))
+    pixels = decode_clip(sample(media, "mp4"), LIMITS, lambda total: [2, 31, 57])
+    assert numbers(pixels) == [2, 31, 57]
+    # 0..2, then from the key frames 30 and 55: 3 + 2 + 3 frames, and a few that the codec delivers late
+    assert len(decoded) <= 12
+
+
+def test_video_bounds_and_breakage():
+    media = video(30, 6)
+    assert rejected(lambda: decode_clip(sample(media, "mp4"), DecodeLimits(max_pixels=100), lambda n: [0])) == (
+        "too_many_pixels",
+        "32 x 32 pixels; allowed: 100 in all",
+    )
+    assert rejected(lambda: decode_clip(sample(media, "mp4"), DecodeLimits(max_frames=10), lambda n: [0])) == (
+        "too_many_frames",
+        "more than 10 frames; allowed: 10",
+    )
+    for broken in (b"", b"not a video", media[:200], media[: len(media) // 2]):
+        assert rejected(lambda: decode_clip(sample(broken, "mp4"), LIMITS, lambda n: [n - 1]))[0] == "broken_video"  # noqa: B023
+
+
+@pytest.mark.parametrize("name", ["WEBP", "GIF"])
+def test_animated_pictures(name):
+    file = io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), (value, value, value)) for value in (40, 70, 100, 130)]
+    frames[0].save(file, name, save_all=True, append_images=frames[1:], duration=40, loop=0)
+    media = file.getvalue()
+    assert is_animated(media[:64]) == (name == "WEBP")
+    pixels = decode_clip(sample(media, name.lower()), LIMITS, lambda total: [0, total - 1])
+    assert [round(float(frame.mean())) for frame in pixels] == [40, 130]
+    cause, _ = rejected(lambda: decode_clip(sample(media, name.lower()), DecodeLimits(max_frames=3), lambda n: [0]))
+    assert cause == "too_many_frames"
+
+
+def test_evaluation_frames():
+    still = evaluation_frames(sample(pillow("PNG"), "png"), 8, 1, LoaderConfig())
+    assert (still.shape, still.dtype) == ((1, 3, 8, 8), torch.uint8)
+    moving = evaluation_frames(sample(video(8, 8), "mp4"), 32, 4, LoaderConfig())
+    assert numbers(moving.permute(0, 2, 3, 1).numpy()) == [1, 3, 5, 7]
+
+
+def test_formats_by_content():
+    assert picture_format(pillow("WEBP")) == "webp"
+    assert picture_format(b"PK\x03\x04") is None
+    assert not is_complete(pillow("PNG")[:-20])
