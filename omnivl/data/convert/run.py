@@ -124,6 +124,8 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
         raise BadSampleError("missing_media", entry.where, f"{entry.path} does not exist") from error
     except OSError as error:
         raise BadSampleError("unreadable_path", entry.where, f"{entry.path}: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise BadSampleError("unreadable_path", entry.where, f"{str(entry.path)!r}: {error}") from error
     kind = examine(data, extension, entry.where, options.verify)
     if options.shorter_side is not None:
         data, extension = shrink(data, extension, options.shorter_side, entry.where)
@@ -131,9 +133,23 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
     if stable_hash("key", key) in seen:  # a.jpg beside a.png
         key = f"{key}-{short_hash(entry.name)}"
     split = entry.split or draw_split(entry.identity or entry.name, options.splits)
-    shards.write(key, data, extension, entry.fields() | ({"split": split} if split else {}), split)
+    text = _encoded(entry.fields() | ({"split": split} if split else {}), entry.where)
+    shards.write(key, data, extension, text, split, entry.where)
     seen.update((name_hash, stable_hash("key", key)))
     manifest.count(entry, kind, split)
+
+
+def _encoded(fields: Mapping[str, object], where: str) -> bytes:
+    """A sample's JSON.
+
+    Raises:
+        BadSampleError: A text or the file's name has something that is no character.
+    """
+    try:
+        return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        detail = f"{error.object[error.start]!a} is no character; rename the file or mend its text"
+        raise BadSampleError("invalid_utf8", where, detail) from error
 
 
 def draw_split(name: str, splits: Mapping[str, float]) -> str | None:

@@ -130,29 +130,36 @@ class ShardSet:
         self._open: dict[str, _Shard] = {}
         self._numbers: Counter[str] = Counter()
         self.first_rejections: list[Rejection] = []
-        self._rejected = (folder / REJECTED).open("w", encoding="utf-8")
+        self._rejected = (folder / REJECTED).open("w", encoding="utf-8", errors="backslashreplace")
 
-    def write(self, key: str, media: bytes, extension: str, fields: Mapping[str, object], split: str | None) -> None:
+    def write(self, key: str, media: bytes, extension: str, text: bytes, split: str | None, where: str) -> None:
         """Appends a sample to the current shard of its split.
+
+        Args:
+            key: Its name, not yet in these shards.
+            media: The picture or clip.
+            extension: Extension of the media.
+            text: The sample's JSON.
+            split: Its split.
+            where: For messages.
 
         Raises:
             DataError: There are too many splits, or a split's name cannot be a file name.
         """
-        text = json.dumps(fields, sort_keys=True, ensure_ascii=False).encode("utf-8")
         size = len(media) + len(text)
-        shard = self._shard(split or "data", split or "", size)
+        shard = self._shard(split or "data", split or "", size, where)
         shard.tar.write({"__key__": key, extension: media, "json": text})
         shard.samples += 1
         shard.payload += size
 
-    def _shard(self, series: str, split: str, size: int) -> _Shard:
+    def _shard(self, series: str, split: str, size: int, where: str) -> _Shard:
         shard = self._open.get(series)
         if shard is not None:
             if shard.samples < self._max_samples and shard.payload + size <= self._max_bytes:
                 return shard
             self._manifest.shards.append(self._open.pop(series).close())
         if series not in self._numbers:
-            _check_split(series, len(self._numbers))
+            _check_split(series, len(self._numbers), where)
         path = self._folder / f"{series}-{self._numbers[series]:06d}.tar"
         self._numbers[series] += 1
         self._open[series] = _Shard(path, split)
@@ -178,11 +185,13 @@ class ShardSet:
             self._manifest.shards.append(self._open.pop(series).close())
 
 
-def _check_split(series: str, known: int) -> None:
+def _check_split(series: str, known: int, where: str) -> None:
     if not series.replace("-", "").replace("_", "").isalnum():
-        raise DataError(f"split {series!r} cannot be part of a file name; allowed: letters, digits, '-' and '_'")
+        raise DataError(
+            f"{where}: split {series!r} cannot be part of a file name; allowed: letters, digits, '-' and '_'"
+        )
     if known >= _MAX_SPLITS:
         raise DataError(
-            f"more than {_MAX_SPLITS} different splits, the last is {series!r}; name the column that says "
+            f"{where}: more than {_MAX_SPLITS} different splits, the last is {series!r}; name the column that says "
             "train, test ... as the split column, or none"
         )

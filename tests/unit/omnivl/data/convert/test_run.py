@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -203,16 +204,56 @@ def test_nothing_usable_says_why(tmp_path):
             ConvertOptions(splits={"train": 0.5}),
             "splits name train; it is what remains: name the others only, e.g. test=0.1",
         ),
-        (
-            ConvertOptions(splits={"te/st": 0.9999999}),
-            "split 'te/st' cannot be part of a file name; allowed: letters, digits, '-' and '_'",
-        ),
     ],
 )
 def test_options_are_checked(pictures, tmp_path, options, message):
     with pytest.raises(DataError) as caught:
         convert(FolderReader(pictures), tmp_path / "out", options)
     assert str(caught.value) == message
+
+
+def test_names_and_texts_that_are_no_text(tmp_path, make_image):
+    make_image(tmp_path / "a.png")
+    name = b"caf\xe9.png"
+    (tmp_path / os.fsdecode(name)).write_bytes((tmp_path / "a.png").read_bytes())
+    table = tmp_path / "list.jsonl"
+    rows = [
+        {"path": "a.png", "text": "good"},
+        {"path": "a.png\0.png", "text": "null byte"},
+        {"path": "./a.png/b.png", "text": "no folder"},
+        {"path": "b\ud800.png", "text": "half a character"},
+        {"path": os.fsdecode(name), "text": "latin-1"},
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    manifest = convert(TableReader(table, caption_columns=("text",)), tmp_path / "out", ConvertOptions())
+    assert manifest.samples == 1
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["cause"], line["where"].rpartition(":")[2]) for line in lines] == [
+        ("unreadable_path", "2"),
+        ("unreadable_path", "3"),
+        ("unreadable_path", "4"),
+        ("invalid_utf8", "5"),
+    ]
+
+
+def test_split_names(tmp_path, make_image):
+    table = tmp_path / "list.csv"
+    reader = TableReader(table, caption_columns=("text",), split_column="fold")
+    for number in range(17):
+        make_image(tmp_path / f"{number}.png")
+    table.write_text("path,text,fold\n0.png,x,te/st\n")
+    with pytest.raises(DataError) as caught:
+        convert(reader, tmp_path / "out", ConvertOptions())
+    assert str(caught.value) == (
+        f"{table}:2: split 'te/st' cannot be part of a file name; allowed: letters, digits, '-' and '_'"
+    )
+    table.write_text("path,text,fold\n" + "".join(f"{number}.png,x,s{number}\n" for number in range(17)))
+    with pytest.raises(DataError) as caught:
+        convert(reader, tmp_path / "out", ConvertOptions())
+    assert str(caught.value) == (
+        f"{table}:18: more than 16 different splits, the last is 's16'; name the column that says train, test ... "
+        "as the split column, or none"
+    )
 
 
 def test_lists_that_cannot_be_used(tmp_path):
