@@ -35,7 +35,7 @@ class KeyQueue(nn.Module):
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
     def keys(self) -> Keys:
-        """Everything in the queue: the buffers themselves, which the next ``push`` changes. A graph must hold a copy."""
+        """The whole queue: the buffers themselves, which the next ``push`` changes. A graph must hold a copy."""
         return Keys(**{name: getattr(self, name) for name in _NAMES})
 
     @torch.no_grad()
