@@ -21,6 +21,7 @@ setup(
     install_requires=[
         "av>=12",
         "deepspeed>=0.19",
+        "jinja2>=3.1",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",
         "pillow>=10.3",

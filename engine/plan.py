@@ -133,7 +133,8 @@ class Plan:
         stages: The stages, in the order in which they run.
         seed: Seeds weights, data order, masks and augmentation.
         tokenizer: ``emoji`` (the vocabulary of the embedded data), a WordPiece ``vocab.txt``, or a Hugging Face folder.
-        model: ``preset`` names a row of the table of presets, every other field overrides it. ``vocab_size`` is the
+        model: ``preset`` names a row of the table of presets or a model file (``configs/models/``), every other field
+            overrides it. ``vocab_size`` is the
             tokenizer's where it is not given.
         parallel: Host, ZeRO stage, precision.
         launch: Processes.

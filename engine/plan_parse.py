@@ -7,24 +7,20 @@ rules. Problems are collected on the way and raised together, each once and at t
 import copy
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path as FilePath
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
 from engine.plan import SHARED_SECTIONS, Plan, StagePlan
+from engine.plan_model import merged, resolve_model, resolve_vocabulary
 from engine.plan_overrides import apply_overrides, expand_shorthands
-from engine.plan_problems import closest, translate
+from engine.plan_problems import translate
 from engine.plan_rules import RULES, Draft
 from engine.plan_schema import field_types
 from engine.plan_yaml import Document, Path, Problem, read_yaml, show_value
-from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig, PresetName
-from omnivl.model.presets import PRESETS
 
 Key = TypeVar("Key", str, int)
 
@@ -69,8 +65,8 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, [problem]))
     expand_shorthands(document.tree)
     problems = [*document.problems, *apply_overrides(document, overrides)]
-    problems += _resolve_model(document)
-    problems += _resolve_vocabulary(document)
+    problems += resolve_model(document)
+    problems += resolve_vocabulary(document)
     tree = _with_shared_sections(document.tree)
     plan, draft, found = _validate(tree, world_size)
     problems += found
@@ -79,41 +75,6 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
     return plan
-
-
-def _resolve_model(document: Document) -> list[Problem]:
-    """Replaces ``model`` by the preset's fields with the given ones over them."""
-    given = document.tree.get("model", {})
-    if not isinstance(given, dict):
-        return []
-    problems: list[Problem] = []
-    fields = {name: value for name, value in given.items() if name != "preset"}
-    base = ModelConfig()
-    if "preset" in given:
-        preset = given["preset"]
-        if isinstance(preset, str) and preset in PRESETS:
-            base = PRESETS[cast(PresetName, preset)]
-        else:
-            known = ", ".join(repr(name) for name in PRESETS)
-            problems.append(
-                Problem(("model", "preset"), show_value(preset), known, closest(preset, PRESETS, "choose one of these"))
-            )
-    document.tree["model"] = _merged(asdict(base), fields)
-    return problems
-
-
-def _resolve_vocabulary(document: Document) -> list[Problem]:
-    """Sets ``model.vocab_size`` to the tokenizer's where the file does not give it."""
-    model, tokenizer = document.tree.get("model"), document.tree.get("tokenizer", Plan.tokenizer)
-    if not isinstance(model, dict) or not isinstance(tokenizer, str) or ("model", "vocab_size") in document.places:
-        return []
-    try:
-        model["vocab_size"] = load_tokenizer(tokenizer).special.vocab_size
-    except DataError as error:
-        allowed = "'emoji', a vocab.txt or the folder of a Hugging Face tokenizer"
-        got = f"{tokenizer!r}, which cannot be loaded ({error})"
-        return [Problem(("tokenizer",), got, allowed, "name one that is there, or set model.vocab_size")]
-    return []
 
 
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,20 +86,10 @@ def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
     for stage in stages:
         if isinstance(stage, dict):
             shared = {name: tree[name] for name in SHARED_SECTIONS if isinstance(tree.get(name), dict)}
-            own = {name: _merged(shared[name], stage[name]) if name in stage else shared[name] for name in shared}
+            own = {name: merged(shared[name], stage[name]) if name in stage else shared[name] for name in shared}
             stage = {**stage, **own}
         complete.append(stage)
     return {**tree, "stages": complete}
-
-
-def _merged(base: Mapping[str, Any], over: Any) -> Any:
-    """``over`` laid over ``base``, mapping by mapping; one of another ``kind`` replaces what was there."""
-    if not isinstance(over, Mapping) or over.get("kind", base.get("kind")) != base.get("kind"):
-        return over
-    merged = dict(base)
-    for name, value in over.items():
-        merged[name] = _merged(base[name], value) if isinstance(base.get(name), Mapping) else value
-    return merged
 
 
 @cache

@@ -114,7 +114,8 @@ def _table(cls: type) -> str:
     types = field_types(cls)
     if cls is ModelConfig:
         presets = ", ".join(f"`{name}`" for name in PRESETS)
-        lines.append(f"| `preset` | {presets} | - | Row of the table of presets that the other fields override. |")
+        meaning = "Row of the table of presets, or YAML file with fields of a model; the other fields override it."
+        lines.append(f"| `preset` | {presets} or text | - | {meaning} |")
     for entry in dataclasses.fields(cls):
         meaning = texts.get(entry.name, "Tells it apart from the others." if entry.name == "kind" else "")
         if not meaning:

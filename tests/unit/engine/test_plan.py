@@ -42,6 +42,14 @@ def test_a_plan_opens_with_its_command_hardware_time_and_result(path: Path) -> N
         assert word in header
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_model_files_can_stand_for_the_preset(path: Path) -> None:
+    plan = load_plan(ROOT / "configs" / "plans" / "quickstart.yaml", [f"model.preset={path}"])
+    given = read_yaml(path.read_text(encoding="utf-8")).tree
+    for name in given.keys() - {"preset"}:
+        assert getattr(plan.model, name) == given[name]
+
+
 def test_a_plan_is_frozen() -> None:
     plan = load_plan(ROOT / "configs" / "plans" / "quickstart.yaml")
     for section in (plan, plan.model, plan.stages[0], plan.stages[0].objectives[0]):

@@ -66,7 +66,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         (
             {"model": "model: {preset: tinny, vocab_size: 100}"},
             [
-                "p.yaml:2: model.preset: got 'tinny'; allowed 'tiny', 'small', 'base', 'large', 'giant'; "
+                "p.yaml:2: model.preset: got 'tinny'; allowed 'tiny', 'small', 'base', 'large', 'giant' or a YAML file; "
                 "did you mean 'tiny'?"
             ],
         ),
@@ -308,3 +308,28 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{latin}: got bytes that are no UTF-8 (at byte 9); allowed UTF-8 text; save the plan as UTF-8"
     )
+
+
+def test_a_model_file_stands_for_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "model.yaml").write_text("preset: small\nnum_frames: 4\nmomentum: {decay: 0.9}\n", encoding="utf-8")
+    model = f"model: {{preset: {tmp_path / 'model.yaml'}, vocab_size: 100, momentum: {{decay: 0.8}}}}"
+    resolved = parse_plan(plan_text(model=model)).model
+    assert (resolved.hidden_size, resolved.num_frames, resolved.vocab_size) == (PRESETS["small"].hidden_size, 4, 100)
+    assert resolved.momentum is not None
+    assert resolved.momentum.decay == 0.8, "the plan's own fields win"
+
+
+def test_mistakes_in_a_model_file_are_told_at_its_lines(tmp_path: Path) -> None:
+    file = tmp_path / "model.yaml"
+    file.write_text("preset: small\nnum_frames: x\nnum_headz: 3\n", encoding="utf-8")
+    found = problems(plan_text(model=f"model: {{preset: {file}, vocab_size: 100}}"))
+    assert found[0] == f"{file}:2: model.num_frames: got 'x'; allowed an integer; change it to an integer"
+    assert found[1].startswith(f"{file}:3: model.num_headz: got an unknown key; allowed hidden_size, ")
+    assert found[1].endswith("; did you mean 'num_heads'?")
+    assert len(found) == 2
+
+
+def test_a_model_file_that_is_not_there() -> None:
+    assert problems(plan_text(model="model: {preset: none.yaml, vocab_size: 100}")) == [
+        "p.yaml:2: model.preset: got 'none.yaml', which cannot be read (No such file or directory); allowed 'tiny', 'small', 'base', 'large', 'giant' or a YAML file; name a file that is there"
+    ]
