@@ -134,20 +134,22 @@ class ExampleReader:
         """The example at a position, and the bad samples that it took the place of.
 
         Raises:
-            DataError: ``MAX_SUBSTITUTES`` samples in a row are bad.
+            DataError: None of ``MAX_SUBSTITUTES`` draws is good.
         """
         assert self._source is not None, "a stream hands its samples to finish"
         rejections: list[Rejection] = []
-        index = self.index(position)
+        index, tried = self.index(position), set[int]()
         for attempt in range(MAX_SUBSTITUTES):
-            try:
-                return self.finish(self._source.read(index), position), rejections
-            except BadSampleError as error:
-                rejections.append(error.rejection)
-                index = stable_hash(self._seed, self.key, "substitute", position, attempt) % self._length
+            if index not in tried:
+                try:
+                    return self.finish(self._source.read(index), position), rejections
+                except BadSampleError as error:
+                    rejections.append(error.rejection)
+                    tried.add(index)
+            index = stable_hash(self._seed, self.key, "substitute", position, attempt) % self._length
         last = rejections[-1]
         raise DataError(
-            f"data source {self.config.source!r}: {MAX_SUBSTITUTES} samples in a row are bad, the last one "
+            f"data source {self.config.source!r}: no good sample among {len(rejections)} that were tried, the last one "
             f"{last.where}: {last.cause}: {last.detail}"
         )
 

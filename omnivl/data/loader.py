@@ -27,7 +27,7 @@ from omnivl.data.sources.base import Source
 from omnivl.data.sources.shards import ShardSource
 from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.data.work import BatchMaker, Result, Task
+from omnivl.data.work import BatchMaker, Failure, Result, Task
 from omnivl.errors import DataError
 from omnivl.model.config import ModelConfig
 from omnivl.objectives.base import Objective
@@ -129,7 +129,7 @@ class Loader:
             min_samples_to_judge=loader_config.min_samples_to_judge,
             log=quarantine_log,
         )
-        self.sources = tuple(self._open(entry, seed) for entry in self.entries)
+        self.sources = tuple(self._open(entry, model, seed) for entry in self.entries)
         self.state = (state or LoaderState()).with_accumulation(gradient_accumulation_steps)
         self._maker = BatchMaker(
             self.entries,
@@ -142,13 +142,19 @@ class Loader:
             replica=replica,
             replicas=replicas,
         )
-        self._running: Iterator[Result] | None = None
+        self._running: Iterator[Result | Failure] | None = None
 
     def __iter__(self) -> Iterator[tuple[Batch, LoaderState]]:
-        """Goes on from ``self.state``."""
+        """Goes on from ``self.state``.
+
+        Raises:
+            DataError: Too many samples are bad.
+        """
         self.close()
         self._running = self._results()
         for result in self._running:
+            if isinstance(result, Failure):
+                raise DataError(result.message)
             batch = result.unpack()
             self.quarantine.record(batch.size, result.rejections)
             self.state = self._after(self.state, result.shard)
@@ -172,11 +178,17 @@ class Loader:
         """Number of samples of each entry; streams are left out, because nobody knows theirs."""
         return {key: len(source) for key, source in zip(self.keys, self.sources, strict=True) if source is not None}
 
-    def _open(self, entry: DataEntryConfig, seed: int) -> Source | None:
+    def _open(self, entry: DataEntryConfig, model: ModelConfig, seed: int) -> Source | None:
         if is_stream(entry.source):
             announce(entry)
             return None
-        source = open_source(entry, seed=seed, index_cache=self._config.index_cache)
+        source = open_source(
+            entry,
+            seed=seed,
+            index_cache=self._config.index_cache,
+            num_frames=model.num_frames,
+            size=model.video_size,
+        )
         num_shards = source.num_shards if isinstance(source, ShardSource) else 1
         self.quarantine.record_source(entry.source, len(source), num_shards, source.rejections, log=self._replica == 0)
         return source
@@ -201,12 +213,12 @@ class Loader:
         shards = state.shards if shard is None else {**state.shards, key: max(shard, state.shards.get(key, 0))}
         return replace(state, micro_step=state.micro_step + 1, positions={**state.positions, key: taken}, shards=shards)
 
-    def _results(self) -> Iterator[Result]:
+    def _results(self) -> Iterator[Result | Failure]:
         if self._config.num_workers == 0:
             return _in_thread(self._maker, self._tasks(), self._config.prefetch_factor)
         return self._in_workers()
 
-    def _in_workers(self) -> Iterator[Result]:
+    def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
         if self._config.start_method == "forkserver":
             context.set_forkserver_preload([BatchMaker.__module__])  # imported once, not by every worker
@@ -237,12 +249,12 @@ def _unchanged(result: Any) -> Any:
     return result
 
 
-def _in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[Result]:
+def _in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[Result | Failure]:
     """Makes batches in a background thread: decoding releases the interpreter lock."""
-    ready: queue.Queue[Result | BaseException] = queue.Queue(maxsize=max(1, ahead))
+    ready: queue.Queue[Result | Failure | BaseException] = queue.Queue(maxsize=max(1, ahead))
     stop = threading.Event()
 
-    def put(item: Result | BaseException) -> None:
+    def put(item: Result | Failure | BaseException) -> None:
         while not stop.is_set():
             try:
                 return ready.put(item, timeout=0.1)

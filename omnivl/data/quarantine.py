@@ -80,7 +80,8 @@ class Quarantine:
 
     def _note(self, found: list[Rejection], *, log: bool) -> None:
         self._counts.update(entry.cause for entry in found)
-        fresh = [entry for entry in found if (entry.cause, entry.where) not in self._logged]
+        distinct = {(entry.cause, entry.where): entry for entry in found}
+        fresh = [entry for name, entry in distinct.items() if name not in self._logged]
         self._logged.update((entry.cause, entry.where) for entry in fresh)
         if self._log is not None and log and fresh:
             self._log.parent.mkdir(parents=True, exist_ok=True)

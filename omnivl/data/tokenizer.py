@@ -182,8 +182,9 @@ class HuggingFaceTokenizer(_CachedEncoder):
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
         except (OSError, ValueError, ImportError, KeyError) as error:
+            reason = " ".join(str(error).split())
             raise DataError(
-                f"tokenizer {name_or_path!r} cannot be loaded: {error}; allowed: 'emoji', a vocab.txt, or a folder "
+                f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
                 f"with a Hugging Face tokenizer"
             ) from error
         if DECODE_TOKEN not in tokenizer.get_vocab():

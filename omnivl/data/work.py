@@ -63,6 +63,13 @@ class Result:
         return Batch(kind=self.batch.kind, frames=self.frames, prepared=tensors, captions=self.batch.captions, **core)
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake that a worker met: sent as a value, so that its message arrives without a worker's traceback."""
+
+    message: str
+
+
 _CORE = ("token_ids", "identity", "label", "position")
 _EMPTY = torch.empty(0)
 
@@ -75,7 +82,7 @@ def pack(batch: Batch, rejections: Sequence[Rejection], shard: int | None) -> Re
     return Result(hollow, batch.frames, arrays, tuple(rejections), shard)
 
 
-class BatchMaker(torch.utils.data.Dataset[Result]):
+class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
     """Turns tasks into batches. Picklable; files, caches and streams are opened in the process that uses them."""
 
     def __init__(
@@ -102,8 +109,14 @@ class BatchMaker(torch.utils.data.Dataset[Result]):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": {}, "_streams": {}, "_cache": None}
 
-    def __getitem__(self, task: Task) -> Result:
+    def __getitem__(self, task: Task) -> Result | Failure:
         """Makes one micro-batch."""
+        try:
+            return self._make(task)
+        except DataError as error:
+            return Failure(str(error))
+
+    def _make(self, task: Task) -> Result:
         entry = self._entries[task.entry]
         if self._sources[task.entry] is None:
             examples, rejections, shard = self._from_stream(task)

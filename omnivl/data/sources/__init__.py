@@ -12,13 +12,17 @@ def is_stream(source: str) -> bool:
     return source.startswith(STREAM_PREFIXES)
 
 
-def open_source(config: DataEntryConfig, *, seed: int, index_cache: str | None = None) -> Source:
+def open_source(
+    config: DataEntryConfig, *, seed: int, index_cache: str | None = None, num_frames: int = 8, size: int = 64
+) -> Source:
     """Opens what ``config.source`` names.
 
     Args:
         config: The entry.
         seed: Seed of generated sources.
         index_cache: Folder for shard indexes; None for beside each shard.
+        num_frames: Frames that generated clips have at least.
+        size: Side that generated clips have at least, in pixels.
 
     Raises:
         DataError: There is no such source, it has no sample of this kind, or it is a stream.
@@ -31,7 +35,7 @@ def open_source(config: DataEntryConfig, *, seed: int, index_cache: str | None =
     if config.source == "motion":
         from omnivl.data.sources.motion import MotionSource
 
-        return MotionSource(config, seed=seed)
+        return MotionSource(config, seed=seed, num_frames=max(8, num_frames), size=max(64, size))
     if is_stream(config.source):
         raise DataError(
             f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "

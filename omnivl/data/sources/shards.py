@@ -33,7 +33,8 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
     paths: list[str] = []
     for text in expand_braces(pattern):
         if Path(text).is_dir():
-            paths += sorted(str(path) for path in Path(text).rglob("*.tar"))
+            inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
+            paths += inside if inside or text == pattern else [text]  # one of several: an unreadable shard
         elif glob.has_magic(text):
             paths += sorted(glob.glob(text))  # noqa: PTH207  # Path.glob takes no absolute patterns
         else:

@@ -1,0 +1,100 @@
+import json
+
+import pytest
+
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.sources import is_stream, open_source
+from omnivl.data.sources.stream import StreamReader, expand_stream
+from omnivl.errors import DataError
+
+
+@pytest.fixture
+def shards(write_tar, png, tmp_path) -> str:
+    """Six shards of four samples, named by shard and number."""
+    for shard in range(6):
+        members = []
+        for number in range(4):
+            record = {"caption": f"{shard}-{number}", "split": "train" if number else "test"}
+            members += [(f"{number}.png", png), (f"{number}.json", json.dumps(record).encode())]
+        write_tar(members, f"{shard}.tar")
+    return f"pipe:cat {tmp_path}/{{0..5}}.tar"
+
+
+def reader(
+    source: str, number: int = 0, readers: int = 1, first: int = 0, buffer: int = 1, **fields: object
+) -> StreamReader:
+    config = DataEntryConfig(source, fields.pop("kind", "image_text"), **fields)
+    return StreamReader(config, key="k", seed=0, buffer=buffer, reader=number, readers=readers, first_shard=first)
+
+
+def captions(stream: StreamReader, count: int) -> list[str]:
+    return [stream.next().captions[0] for _ in range(count)]
+
+
+EVERYTHING = sorted(f"{shard}-{number}" for shard in range(6) for number in range(4))
+
+
+def test_prefixes():
+    assert is_stream("pipe:cat x")
+    assert is_stream("https://host/x.tar")
+    assert not is_stream("/data/x.tar")
+    assert expand_stream("s3://b/{0..1}.tar") == ("pipe:aws s3 cp s3://b/0.tar -", "pipe:aws s3 cp s3://b/1.tar -")
+
+
+@pytest.mark.parametrize("readers", [1, 2, 3])
+def test_readers_share_an_epoch_without_loss_or_doubles(shards, readers):
+    taken = [text for number in range(readers) for text in captions(reader(shards, number, readers), 24 // readers)]
+    assert sorted(taken) == EVERYTHING
+
+
+def test_the_buffer_shuffles_and_the_seed_repeats(shards):
+    plain, mixed = captions(reader(shards), 24), captions(reader(shards, buffer=8), 24)
+    assert mixed == captions(reader(shards, buffer=8), 24)
+    assert plain != mixed
+    shards_of_first_eight = {text[0] for text in mixed[:8]}
+    assert len(shards_of_first_eight) > 2, "without a buffer it would be two"
+
+
+def test_epochs_have_different_orders_of_shards(shards):
+    stream = reader(shards)
+    first, second = captions(stream, 24), captions(stream, 24)
+    assert sorted(second) == EVERYTHING
+    assert first != second
+
+
+def test_resume_by_shard(shards):
+    stream = reader(shards)
+    done = captions(stream, 10)  # two shards and a half
+    assert stream.shard == 2
+    rest = captions(reader(shards, first=stream.shard), 16)
+    assert sorted(set(done) | set(rest)) == EVERYTHING
+    assert len(set(done) & set(rest)) == 2, "of the shard that was begun two are seen again"
+
+
+def test_filters(shards):
+    assert sorted(captions(reader(shards, where={"split": ("test",)}), 6)) == [f"{shard}-0" for shard in range(6)]
+
+
+def test_bad_shards_and_samples_are_noted(write_tar, png, tmp_path, shards):
+    whole = (tmp_path / "3.tar").read_bytes()
+    (tmp_path / "3.tar").write_bytes(whole[:2600])
+    (tmp_path / "4.tar").unlink()
+    write_tar([("a.png", png), ("a.json", b"{"), ("b.png", png), ("b.json", b'{"caption": "b"}')], "5.tar")
+    stream = reader(shards)
+    captions(stream, 40)
+    causes = {(entry.cause, entry.where.rsplit("/", 1)[1]) for entry in stream.rejections}
+    assert causes == {("truncated_tar", "3.tar"), ("truncated_tar", "4.tar"), ("wrong_json", "5.tar:a")}
+
+
+def test_a_stream_without_samples_ends(shards):
+    with pytest.raises(DataError) as error:
+        reader(shards, kind="video_text").next()
+    assert str(error.value) == (
+        f"data source {shards!r}: 12 shards in a row gave no sample of kind video_text; the last one: no sample passes "
+        f"the filter"
+    )
+
+
+def test_a_stream_cannot_be_opened_as_a_list():
+    with pytest.raises(DataError, match="a stream has no list of samples"):
+        open_source(DataEntryConfig("pipe:cat x.tar", "image_text"), seed=0)

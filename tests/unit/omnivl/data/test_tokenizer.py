@@ -1,0 +1,97 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from omnivl.data.tokenizer import WordPieceTokenizer, load_tokenizer
+from omnivl.errors import DataError
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+WORDS = ["red", "heart", "un", "##happy", ",", "a", "-", "grin", "##ning", "e"]
+
+
+def test_encoding_by_hand():
+    tokenizer = WordPieceTokenizer([*SPECIAL, "[DEC]", *WORDS])
+    ids = tokenizer.encode(["Red heart", "unhappy, a grinning", "zzz"], 6)
+    assert ids.dtype == np.int64
+    # [CLS] 2, [SEP] 3, [PAD] 0, [UNK] 1; words start at 6
+    assert ids.tolist() == [[2, 6, 7, 3, 0, 0], [2, 8, 9, 10, 11, 3], [2, 1, 3, 0, 0, 0]]
+
+
+def test_cut_texts_still_end():
+    tokenizer = WordPieceTokenizer([*SPECIAL, *WORDS])
+    assert tokenizer.encode(["a a a a a a"], 4).tolist() == [[2, 10, 10, 3]]
+
+
+def test_decode_is_the_inverse():
+    tokenizer = WordPieceTokenizer([*SPECIAL, "[DEC]", *WORDS])
+    for text in ("red heart", "unhappy, a grinning"):
+        assert tokenizer.decode(tokenizer.encode([text], 12)[0]) == text
+    assert tokenizer.decode([tokenizer.special.decode, 6, 3, 7, 7]) == "red", "up to [SEP], without [DEC]"
+
+
+def test_accents_and_case():
+    tokenizer = WordPieceTokenizer([*SPECIAL, *WORDS])
+    assert tokenizer.encode(["É"], 3).tolist() == tokenizer.encode(["e"], 3).tolist()
+
+
+def test_the_start_of_generation():
+    with_own = WordPieceTokenizer([*SPECIAL, "[DEC]", *WORDS]).special
+    assert (with_own.decode, with_own.vocab_size, with_own.num_reserved) == (5, 16, 6)
+    unused = WordPieceTokenizer(["[PAD]", "[unused0]", "[unused1]", *SPECIAL[1:], *WORDS]).special
+    assert (unused.decode, unused.vocab_size, unused.num_reserved) == (1, 17, 7), "the size stays"
+    added = WordPieceTokenizer([*SPECIAL, *WORDS]).special
+    assert (added.decode, added.vocab_size, added.num_reserved) == (15, 16, 5), "the vocabulary grows"
+
+
+def test_a_pickled_tokenizer_is_the_same():
+    tokenizer = WordPieceTokenizer([*SPECIAL, *WORDS])
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.special == tokenizer.special
+    assert copy.encode(["red grinning"], 8).tolist() == tokenizer.encode(["red grinning"], 8).tolist()
+
+
+def test_vocabulary_files(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("\n".join([*SPECIAL, *WORDS]) + "\n")
+    assert load_tokenizer(str(path)).special.vocab_size == 16
+    assert load_tokenizer(str(tmp_path)).special.vocab_size == 16, "a folder with nothing but the file"
+
+
+def test_wrong_vocabularies(tmp_path):
+    path = tmp_path / "vocab.txt"
+    path.write_text("[PAD]\n[UNK]\n[CLS]\na\n")
+    with pytest.raises(DataError) as error:
+        load_tokenizer(str(path))
+    assert str(error.value) == (f"tokenizer {path}: [SEP], [MASK] missing; needed: [PAD], [UNK], [CLS], [SEP], [MASK]")
+    path.write_text("\n".join([*SPECIAL, "a", "a"]))
+    with pytest.raises(DataError) as error:
+        load_tokenizer(str(path))
+    assert str(error.value) == f"tokenizer {path}: the word 'a' stands twice; each word needs its own line"
+    with pytest.raises(DataError, match=r"absent.txt: cannot be read as a vocabulary: .*No such file"):
+        load_tokenizer(str(tmp_path / "absent.txt"))
+
+
+def test_hugging_face_folders(tmp_path):
+    from transformers import BertTokenizerFast
+
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL, *WORDS]))
+    BertTokenizerFast(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    tokenizer = load_tokenizer(str(tmp_path / "bert"))
+    own = WordPieceTokenizer([*SPECIAL, *WORDS])
+    texts = ["Red heart", "unhappy, a grinning", "zzz"]
+    assert tokenizer.encode(texts, 8).tolist() == own.encode(texts, 8).tolist()
+    assert tokenizer.special == own.special, "[DEC] is added at the end in both"
+    assert tokenizer.decode(tokenizer.encode(["red heart"], 8)[0]) == "red heart"
+    assert pickle.loads(pickle.dumps(tokenizer)).encode(texts, 8).tolist() == own.encode(texts, 8).tolist()
+
+
+def test_no_such_tokenizer(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"the folder has neither tokenizer\.json nor vocab\.txt"):
+        load_tokenizer(str(tmp_path / "empty"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "NoSuchTokenizer"}))
+    with pytest.raises(DataError, match=r"cannot be loaded: .*; allowed: 'emoji', a vocab.txt, or a folder"):
+        load_tokenizer(str(tmp_path / "broken"))
