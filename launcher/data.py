@@ -93,6 +93,8 @@ def print_counts(console: Console, found: Inspection) -> None:
     """Prints an inspection as tables."""
     size = f", {readable_bytes(found.bytes)}" if found.shards else ""
     console.print(f"[bold]{found.samples:,} samples[/] in {len(found.shards)} shards{size}: {escape(found.source)}")
+    if found.counted < found.samples:
+        console.print(f"counts are of the {found.counted:,} samples that were drawn")
     if found.num_repeated_keys:
         console.print(
             f"{found.num_repeated_keys:,} keys are in more than one shard, e.g. {next(iter(found.repeated_keys))}"

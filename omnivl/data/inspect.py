@@ -46,6 +46,7 @@ class Inspection:
         source: As given.
         shards: One entry per shard; none for generated sources.
         samples: Good samples by the look of their headers.
+        counted: Samples whose text was counted: all of them, but for generated sources.
         bytes: Size of all shards.
         kinds: How many samples each of the four data kinds would have.
         extensions: Samples by file extension.
@@ -68,6 +69,7 @@ class Inspection:
     source: str
     shards: list[ShardCounts] = field(default_factory=list)
     samples: int = 0
+    counted: int = 0
     bytes: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
     extensions: Counter[str] = field(default_factory=Counter)
@@ -208,6 +210,7 @@ def _inspect_generated(source: str, samples: int, scan: int) -> Inspection:
 
 def _count_text(found: Inspection, sample: Sample, is_clip: bool) -> None:
     medium = "video" if is_clip else "image"
+    found.counted += 1
     found.captions += len(sample.captions)
     found.caption_words.update(len(caption.split()) for caption in sample.captions)
     if sample.captions:

@@ -17,6 +17,7 @@ from omnivl.data.sources.base import BadSampleError, Sample
 _STILL_SIDE = 224
 _STRIP_SIDE = 112
 _STRIP_FRAMES = 6
+_STRIP_GAP = 2
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,9 @@ def thumbnail(sample: Sample) -> str:
     if not is_clip(sample):
         return _data_uri(_fit(decode_still(sample, limits, needed=_STILL_SIDE)[0], _STILL_SIDE))
     frames = decode_clip(sample, limits, _strip_places)
-    return _data_uri(np.concatenate([_fit(frame, _STRIP_SIDE) for frame in frames], axis=1))
+    gap = np.full((_STRIP_SIDE, _STRIP_GAP, 3), 128, dtype=np.uint8)
+    strip = [part for frame in frames for part in (gap, _fit(frame, _STRIP_SIDE))]
+    return _data_uri(np.concatenate(strip[1:], axis=1))
 
 
 def _strip_places(total: int) -> list[int]:

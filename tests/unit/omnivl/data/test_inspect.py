@@ -87,7 +87,7 @@ def test_counts(shards):
         ("s-0.tar", 4, 4, 0, 1),
         ("s-1.tar", 2, 0, 2, 0),
     ]
-    assert found.samples == 6
+    assert (found.samples, found.counted) == (6, 6)
     assert found.bytes == sum(path.stat().st_size for path in shards.glob("*.tar"))
     assert found.kinds == {"image_text": 3, "image_label": 2, "video_text": 1, "video_label": 1}
     assert found.extensions == {"png": 4, "mp4": 1, "webp": 1}
@@ -147,6 +147,7 @@ def test_generated_source_is_counted_by_what_is_drawn(monkeypatch):
     monkeypatch.setattr(inspect_module, "open_source", lambda config, seed: Drawn())
     found = inspect_source("motion", samples=4, scan=8)
     assert (found.samples, found.scanned, found.shards) == (20, 8, [])
+    assert found.counted == len(set(spread(20, 8)) | set(spread(20, 4)))
     assert found.sizes == {"8x6": 8}
     assert set(found.frames) <= {2, 3, 4, 5}
     assert [sample.key for sample in found.shown] == ["2", "7", "12", "17"]
@@ -191,8 +192,8 @@ def test_thumbnail_of_a_clip_is_a_strip():
     def size(uri: str) -> tuple[int, int]:
         return Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
 
-    # 16 x 8 is scaled to 224 x 112, three frames side by side
-    assert size(thumbnail(Sample("k", "s:k", media=animation(3, 10), extension="webp"))) == (672, 112)
+    # 16 x 8 is scaled to 224 x 112, three frames side by side with gaps of 2
+    assert size(thumbnail(Sample("k", "s:k", media=animation(3, 10), extension="webp"))) == (676, 112)
     assert size(thumbnail(Sample("k", "s:k", media=picture(20, 10), extension="png"))) == (448, 224)
 
 
