@@ -37,7 +37,9 @@ class LocalGather:
     replica = 0
 
     def join(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
         return tensor
 
     def total(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
         return tensor
