@@ -16,7 +16,7 @@ setup(
     license_files=["LICENSE", "THIRD_PARTY.md"],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
-    package_data={"omnivl": ["data/embedded/**/*", "data/embedded/*"]},
+    package_data={"omnivl": ["data/embedded/*/*", "**/*.j2"], "engine": ["**/*.j2"]},
     # Lower bounds only: a cluster brings its own torch. requirements.txt pins what was tested together.
     install_requires=[
         "av>=12",
