@@ -32,8 +32,7 @@ class LaunchConfig:
     """How processes are started.
 
     Attributes:
-        processes: Processes on this machine; ``auto`` takes one per GPU, or two where there is none (one with the plain
-            host).
+        processes: Processes on this machine; ``auto`` takes one per GPU, or two where there is none.
         timeout_seconds: Seconds that a process waits for the others before the run is given up.
     """
 
