@@ -1,0 +1,263 @@
+"""Checkpoints that are either whole or recognisably torn.
+
+A checkpoint is written beside its final name, every file is synced to disk, a manifest with the size and SHA-256 of
+every file is written last, then the folder is renamed in one atomic step. What a crash leaves behind is a ``.tmp``
+folder, which is never read, or a folder whose files do not match their manifest, which is named and passed over.
+
+    checkpoints/step-000123/
+        manifest.json           sizes and hashes of all files below
+        trainer.json            step, skipped steps, best score, metrics offset, layout
+        loader-00000.json       where the data order stands, one per process
+        generators-00000.pt     global random generators, one per process
+        host/                   weights, optimizer, twins, queue: the host's own files
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import ranks
+from engine.errors import CheckpointError
+from engine.hosts.base import Host
+from engine.seeds import generator_states, restore_generators
+
+MANIFEST = "manifest.json"
+HOST_FOLDER = "host"
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+_LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
+
+
+@dataclass(frozen=True)
+class SavedLayout:
+    """What a checkpoint's files depend on. It can be read back on the same layout only.
+
+    Attributes:
+        host: Kind of host.
+        zero_stage: ZeRO stage; None for hosts that have none.
+        world_size: Number of processes.
+    """
+
+    host: str
+    zero_stage: int | None
+    world_size: int
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where the loop stands.
+
+    Attributes:
+        step: Optimizer steps taken, so the index of the next one.
+        skipped: Steps that were skipped for a loss or gradient that was not finite.
+        skipped_in_a_row: How many of them were the last ones.
+        best: Best score so far; None before the first evaluation.
+        best_step: The checkpoint that reached it.
+        metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
+        layout: Layout that wrote the checkpoint.
+    """
+
+    step: int
+    skipped: int
+    skipped_in_a_row: int
+    best: float | None
+    best_step: int | None
+    metrics_bytes: int
+    layout: SavedLayout
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint taken after ``step`` optimizer steps."""
+    return folder / f"step-{step:06d}"
+
+
+def save_checkpoint(folder: Path, host: Host, state: TrainerState, loader_state: Mapping[str, Any]) -> Path:
+    """Writes one checkpoint atomically. Called by every process.
+
+    Args:
+        folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
+        host: Writes its own files into the subfolder ``host``.
+        state: The loop's state, equal on every process.
+        loader_state: This process' place in the data, JSON.
+
+    Returns:
+        The finished folder.
+    """
+    final = step_folder(folder, state.step)
+    unfinished = final.with_name(final.name + ".tmp")
+    me = ranks.rank()
+    if me == 0:
+        for stale in (unfinished, final):  # a torn checkpoint of the same step must not block the rename
+            shutil.rmtree(stale, ignore_errors=True)
+        (unfinished / HOST_FOLDER).mkdir(parents=True)
+        (unfinished / "trainer.json").write_text(json.dumps(asdict(state), indent=2))
+    ranks.barrier()
+    host.save(unfinished / HOST_FOLDER)
+    (unfinished / f"loader-{me:05d}.json").write_text(json.dumps(loader_state))
+    torch.save(generator_states(), unfinished / f"generators-{me:05d}.pt")
+    ranks.barrier()
+    files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+    shares = ranks.gather_objects(_records(unfinished, files[me :: ranks.world_size()], sync=True))
+    if me == 0:
+        records = {name: record for share in shares for name, record in share.items()}
+        manifest = {"format": _FORMAT, "step": state.step, "files": dict(sorted(records.items()))}
+        _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
+        for inner in sorted({path.parent for path in files} | {unfinished}):
+            _sync_folder(inner)
+        unfinished.rename(final)
+        _sync_folder(folder)
+    ranks.barrier()
+    return final
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Says what is wrong with a checkpoint, or None where every file is as its manifest says.
+
+    Args:
+        checkpoint: A ``step-...`` folder.
+    """
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, dict[str, Any]] = manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is not readable ({error})"
+    if manifest.get("format") != _FORMAT:
+        return f"{MANIFEST} has format {manifest.get('format')}, this version reads {_FORMAT}"
+    for name, expected in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
+    for name, expected in files.items():
+        if _sha256(checkpoint / name, sync=False) != expected["sha256"]:
+            return f"{name} does not have the SHA-256 that the manifest says"
+    return None
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending, whole or not."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match.group(1)) for match in matches if match is not None)
+
+
+def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Finds the newest checkpoint that is whole.
+
+    Args:
+        folder: The stage's ``checkpoints`` folder.
+        warn: Gets one message for each checkpoint that is passed over, with what is wrong with it.
+    """
+    for step in reversed(checkpoint_steps(folder)):
+        candidate = step_folder(folder, step)
+        fault = find_fault(candidate)
+        if fault is None:
+            return candidate
+        warn(f"checkpoint {candidate} is passed over: {fault}")
+    return None
+
+
+def load_checkpoint(checkpoint: Path, host: Host, layout: SavedLayout) -> tuple[TrainerState, dict[str, Any]]:
+    """Restores host and random generators. Called by every process.
+
+    Args:
+        checkpoint: A whole checkpoint.
+        host: Reads its own files.
+        layout: This run's layout.
+
+    Returns:
+        The loop's state and this process' place in the data.
+
+    Raises:
+        CheckpointError: It was written on another layout.
+    """
+    raw = json.loads((checkpoint / "trainer.json").read_bytes())
+    state = TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
+    check_layout(checkpoint, state.layout, layout)
+    host.load(checkpoint / HOST_FOLDER)
+    me = ranks.rank()
+    restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
+    loader_state: dict[str, Any] = json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
+    return state, loader_state
+
+
+def check_layout(checkpoint: Path, saved: SavedLayout, current: SavedLayout) -> None:
+    """Refuses a checkpoint of another layout.
+
+    Raises:
+        CheckpointError: Host, ZeRO stage or number of processes differ.
+    """
+    before, now = asdict(saved), asdict(current)
+    differing = [f"{name} was {before[name]}, is now {now[name]}" for name in before if before[name] != now[name]]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoint}: written on another layout: {'; '.join(differing)}. A checkpoint can only be resumed on the "
+            "layout that wrote it: start with that layout, or use --fresh to start the run over."
+        )
+
+
+def prune(folder: Path, keep_last: int, keep: int | None) -> None:
+    """Deletes old checkpoints. Called by one process.
+
+    Args:
+        folder: The stage's ``checkpoints`` folder.
+        keep_last: Number of newest checkpoints to keep, at least 1.
+        keep: Step of a further one to keep (the best).
+    """
+    assert keep_last >= 1
+    for step in checkpoint_steps(folder)[:-keep_last]:
+        if step != keep:
+            # renamed first, so that a crash while deleting leaves nothing that looks like a checkpoint
+            dropped = step_folder(folder, step).with_suffix(".dropped")
+            step_folder(folder, step).rename(dropped)
+            shutil.rmtree(dropped)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a crash left half written or half deleted. Called by one process that holds the run's lock."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)
+
+
+def _records(root: Path, files: list[Path], *, sync: bool) -> dict[str, dict[str, Any]]:
+    return {
+        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file, sync=sync)}
+        for file in files
+    }
+
+
+def _sha256(path: Path, *, sync: bool) -> str:
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,115 @@
+"""What a run writes down while it trains: one JSON line per record, and the same figures for TensorBoard.
+
+A line holds ``step`` (optimizer steps taken), ``event`` (``train`` or ``evaluation``) and figures in groups. Everything
+that may differ between two equal runs (time, speed, memory) lies in the group ``machine``, so that a resumed run can be
+compared with an uninterrupted one line by line.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends records to ``metrics.jsonl`` and to TensorBoard. Owned by one process of the run."""
+
+    def __init__(self, file: Path, tensorboard: Path | None, *, keep_bytes: int = 0, step: int = 0) -> None:
+        """Opens the log and cuts off what was written after the checkpoint that is resumed.
+
+        Args:
+            file: ``metrics.jsonl``.
+            tensorboard: Folder of event files; None writes none.
+            keep_bytes: Length of the file when the checkpoint was taken; 0 starts over.
+            step: Step of that checkpoint: TensorBoard hides what older event files hold beyond it.
+        """
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file.open("ab")
+        if self._file.tell() > keep_bytes:
+            self._file.truncate(keep_bytes)
+        self._file.seek(0, os.SEEK_END)
+        self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, step)
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return self._file.tell()
+
+    def write(self, step: int, event: str, **groups: Mapping[str, float] | float | bool | str) -> None:
+        """Appends one record.
+
+        Args:
+            step: Optimizer steps taken.
+            event: ``train``, ``evaluation`` ...
+            groups: Figures, alone or in named groups.
+        """
+        record: dict[str, Any] = {"step": step, "event": event, **groups}
+        self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+        if self._writer is not None:
+            for tag, value in _scalars(event, groups):
+                self._writer.add_scalar(tag, value, step)
+
+    def close(self) -> None:
+        """Flushes and closes both logs."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """Returns all whole records; a last line that a crash cut short is left out.
+
+    Args:
+        file: ``metrics.jsonl``; may be missing.
+    """
+    if not file.is_file():
+        return []
+    content = file.read_bytes()
+    lines = content.split(b"\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a record that two equal runs share: all but the group ``machine``."""
+    return {name: value for name, value in record.items() if name != "machine"}
+
+
+def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # takes 1-2 s, and not every run wants it
+
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+def _finite(value: Any) -> Any:
+    """Puts null where a figure is not finite: JSON knows neither NaN nor infinity."""
+    if isinstance(value, Mapping):
+        return {name: _finite(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _scalars(event: str, groups: Mapping[str, Any]) -> list[tuple[str, float]]:
+    scalars: list[tuple[str, float]] = []
+    for group, value in groups.items():
+        items = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, number in items:
+            if isinstance(number, (int, float)):
+                prefix = group if event == "train" else f"{event}/{group}"
+                scalars.append((f"{prefix}/{name}" if name else prefix, float(number)))
+    return scalars

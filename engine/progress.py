@@ -1,0 +1,257 @@
+"""What a run shows on the console: a live panel on a terminal, plain lines elsewhere, nothing on other replicas."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+_SMOOTHING = 0.95
+
+
+class Progress(Protocol):
+    """What the loop tells about itself."""
+
+    def __enter__(self) -> Self:
+        """Starts showing."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stops showing and leaves the terminal as it was."""
+
+    def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
+        """A stage starts or goes on.
+
+        Args:
+            index: From 0.
+            name: The stage's name.
+            steps: Steps that it has.
+            done: Steps taken before.
+        """
+
+    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+        """One optimizer step is done.
+
+        Args:
+            step: Steps taken.
+            losses: Raw losses by objective, of those that were active.
+            samples_per_second: Over all replicas.
+        """
+
+    def message(self, text: str) -> None:
+        """Something worth a line of its own."""
+
+    def show(self, renderable: object) -> None:
+        """A table or another thing that Rich can print."""
+
+
+class Clock:
+    """Time left, from the pace since the run started or was resumed.
+
+    Other stages are assumed to go at the pace of the present one, as nothing better is known before they start.
+    """
+
+    def __init__(self, stage_steps: Mapping[int, int]) -> None:
+        """Takes the number of steps of each stage by index."""
+        self._stage_steps = dict(stage_steps)
+        self._stage = 0
+        self._first_step = 0
+        self._began = time.perf_counter()
+
+    def begin(self, stage: int, done: int) -> None:
+        """A stage starts at step ``done``."""
+        self._stage, self._first_step, self._began = stage, done, time.perf_counter()
+
+    def left(self, step: int) -> tuple[float | None, float | None]:
+        """Seconds left for the stage and for the run; None before the first step."""
+        if step <= self._first_step:
+            return None, None
+        pace = (time.perf_counter() - self._began) / (step - self._first_step)
+        here = pace * (self._stage_steps[self._stage] - step)
+        later = sum(steps for stage, steps in self._stage_steps.items() if stage > self._stage)
+        return here, here + pace * later
+
+
+class SmoothedLosses:
+    """Exponential means of losses, without the bias of the first steps."""
+
+    def __init__(self, smoothing: float = _SMOOTHING) -> None:
+        """Takes the weight of the past."""
+        self._smoothing = smoothing
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """Takes the losses of one step in; those that are not finite are left out."""
+        for name, loss in losses.items():
+            if loss - loss == 0.0:
+                total, weight = self._sums.get(name, (0.0, 0.0))
+                kept = self._smoothing
+                self._sums[name] = (kept * total + (1 - kept) * loss, kept * weight + (1 - kept))
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The smoothed losses."""
+        return {name: total / weight for name, (total, weight) in self._sums.items()}
+
+
+class _Console:
+    """What both visible displays share."""
+
+    def __init__(self, console: Console, stages: Mapping[str, int], every: int) -> None:
+        self.console = console
+        self.every = every
+        self.stages = list(stages)
+        self.steps = list(stages.values())
+        self.clock = Clock(dict(enumerate(self.steps)))
+        self.losses = SmoothedLosses()
+        self.stage = 0
+        self.step = 0
+        self.speed = 0.0
+
+    def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
+        assert (self.stages[index], self.steps[index]) == (name, steps)
+        self.stage, self.step = index, done
+        self.losses = SmoothedLosses()
+        self.clock.begin(index, done)
+
+    def note(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+        self.step, self.speed = step, samples_per_second
+        self.losses.add(losses)
+
+    def heading(self) -> str:
+        return f"stage {self.stage + 1}/{len(self.stages)} {self.stages[self.stage]}"
+
+    def losses_text(self) -> str:
+        return "  ".join(f"{name} {loss:.3f}" for name, loss in sorted(self.losses.means.items()))
+
+    def time_text(self) -> str:
+        here, run = self.clock.left(self.step)
+        return f"{duration(here)} left in stage, {duration(run)} in run"
+
+
+class PlainProgress(_Console):
+    """One line every n steps: for log files and batch jobs."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+    def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
+        """Prints the stage's name and length."""
+        super().begin_stage(index, name, steps, done)
+        self.message(f"{self.heading()}: {steps} steps" + (f", going on after step {done}" if done else ""))
+
+    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+        """Takes the figures in and prints every n steps."""
+        self.note(step, losses, samples_per_second)
+        if step % self.every == 0 or step == self.steps[self.stage]:
+            self.message(
+                f"{self.heading()}  step {step}/{self.steps[self.stage]}  {self.losses_text()}  "
+                f"{self.speed:.1f} samples/s  {self.time_text()}"
+            )
+
+    def message(self, text: str) -> None:
+        """Prints a line."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def show(self, renderable: object) -> None:
+        """Prints a table or the like."""
+        self.console.print(renderable)
+
+
+class LiveProgress(_Console):
+    """A panel that redraws itself at the bottom of the terminal."""
+
+    def __init__(self, console: Console, stages: Mapping[str, int], every: int) -> None:
+        """See ``make_progress``."""
+        super().__init__(console, stages, every)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+        """Takes the figures in; the panel redraws itself."""
+        self.note(step, losses, samples_per_second)
+
+    def message(self, text: str) -> None:
+        """Prints a line above the panel."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def show(self, renderable: object) -> None:
+        """Prints a table or the like above the panel."""
+        self.console.print(renderable)
+
+    def _render(self) -> Table:
+        total = self.steps[self.stage]
+        grid = Table.grid(padding=(0, 2))
+        bar = ProgressBar(total=total, completed=self.step, width=40)
+        grid.add_row(Text(self.heading(), style="bold"), bar, f"step {self.step}/{total}")
+        grid.add_row(Text("losses", style="dim"), self.losses_text() or "-", f"{self.speed:.1f} samples/s")
+        grid.add_row(Text("time", style="dim"), self.time_text(), "")
+        return grid
+
+
+class SilentProgress:
+    """For all replicas but the first."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+    def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
+        """Shows nothing."""
+
+    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+        """Shows nothing."""
+
+    def message(self, text: str) -> None:
+        """Shows nothing."""
+
+    def show(self, renderable: object) -> None:
+        """Shows nothing."""
+
+
+def make_progress(stages: Mapping[str, int], *, every: int, visible: bool, console: Console | None = None) -> Progress:
+    """Chooses the display.
+
+    Args:
+        stages: Steps of each stage by name, in order.
+        every: Steps between two plain lines.
+        visible: False on all replicas but the first.
+        console: Where to print; standard output by default.
+    """
+    if not visible:
+        return SilentProgress()
+    console = Console() if console is None else console
+    return (LiveProgress if console.is_terminal else PlainProgress)(console, stages, every)
+
+
+def duration(seconds: float | None) -> str:
+    """``1 h 02 min``, ``3 min 20 s``, ``7 s``; ``?`` for None."""
+    if seconds is None:
+        return "?"
+    whole = max(0, round(seconds))
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,50 @@
+"""Seeds and states of the three global random generators: torch (and CUDA), NumPy, Python.
+
+Data needs none of them (see ``omnivl.randomness``); initial weights, dropout and drop path do.
+"""
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from omnivl.randomness import stable_hash
+
+
+def seed_everything(*key: int | str) -> None:
+    """Seeds all global generators with a pure function of ``key``.
+
+    Args:
+        key: What tells this use apart, e.g. ``(plan.seed, "stage", 0, "replica", 1)``.
+    """
+    random.seed(stable_hash("python", *key))
+    np.random.seed(stable_hash("numpy", *key) % 2**32)
+    torch.manual_seed(stable_hash("torch", *key))
+
+
+def generator_states() -> dict[str, Any]:
+    """Returns the states of all global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    version, internal, gauss_next = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    assert name == "MT19937"
+    states: dict[str, Any] = {
+        "python": [version, list(internal), gauss_next],
+        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_generators(states: Mapping[str, Any]) -> None:
+    """Puts back what ``generator_states`` returned."""
+    version, internal, gauss_next = states["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
