@@ -45,9 +45,7 @@ def self_attention(qkv: Tensor, num_heads: int, mask: Tensor | None = None, caus
     return out
 
 
-def cross_attention(
-    q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False
-) -> Tensor:
+def cross_attention(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
     """Scaled dot-product attention of one sequence to another.
 
     Args:
@@ -64,9 +62,9 @@ def cross_attention(
         bias = attention_bias(mask, q.shape[1], kv.shape[1], causal, q)
         out: Tensor = _CrossProducts.apply(q, kv, bias, num_heads)  # type: ignore[no-untyped-call]
         return out
-    heads = [x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1))]
+    queries, keys, values = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
     allowed = allowed_keys(mask, q.shape[1], kv.shape[1], causal, q.device)
-    return F.scaled_dot_product_attention(*heads, attn_mask=allowed).transpose(1, 2).flatten(2)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed).transpose(1, 2).flatten(2)
 
 
 def allowed_keys(
@@ -81,9 +79,7 @@ def allowed_keys(
     return allowed
 
 
-def attention_bias(
-    mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, like: Tensor
-) -> Tensor | None:
+def attention_bias(mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, like: Tensor) -> Tensor | None:
     """``allowed_keys`` as what is added to the scores: 0 where allowed, else the lowest number of ``like``'s dtype.
 
     The lowest finite number instead of minus infinity keeps a row without any key finite.

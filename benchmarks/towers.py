@@ -1,0 +1,161 @@
+"""The training step of the ``small`` towers against the same towers made of ``transformers`` classes.
+
+    python benchmarks/towers.py --threads 2 --rounds 8
+
+ViT-S/16 at 96 px and a BERT-like text encoder of 6 layers, 384 wide, 64 pairs of 32 tokens, bf16, forward and backward
+of a contrastive loss. All contenders stand in one process and take turns, so that whatever else the machine does hits
+them alike; the figures are ratios of times within a round, as median and range over the rounds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+import transformers
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel
+
+from omnivl.data.batch import Batch
+from omnivl.model.build import build_chain
+from omnivl.model.config import ModelConfig
+from omnivl.model.layout import plan_layout
+from omnivl.model.presets import PRESETS
+from omnivl.model.state import State
+from omnivl.objectives import SpecialTokens, UniVLC
+
+TEXT_LENGTH = 32
+
+
+class PeerTowers(nn.Module):
+    """Two towers of ``transformers`` classes with a plain contrastive loss on their class tokens."""
+
+    def __init__(self, config: ModelConfig, attention: str) -> None:
+        super().__init__()
+        sizes = {
+            "hidden_size": config.hidden_size,
+            "num_attention_heads": config.num_heads,
+            "intermediate_size": config.inner_size,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+        vit = ViTConfig(
+            num_hidden_layers=config.vision_layers, image_size=config.image_size, patch_size=config.patch_size, **sizes
+        )
+        bert = BertConfig(num_hidden_layers=config.text_layers, vocab_size=config.vocab_size, **sizes)
+        vit._attn_implementation = bert._attn_implementation = attention
+        self.visual = ViTModel(vit, add_pooling_layer=False)
+        self.text = BertModel(bert, add_pooling_layer=False)
+        self.visual_projection = nn.Linear(config.hidden_size, config.projection_size)
+        self.text_projection = nn.Linear(config.hidden_size, config.projection_size)
+
+    def forward(self, frames: Tensor, token_ids: Tensor) -> Tensor:
+        """The loss of frames uint8 ``[B, 1, 3, H, W]`` and texts ``[B, L]``."""
+        pixels = (frames[:, 0].float() / 127.5 - 1.0).to(self.visual_projection.weight.dtype)
+        visual = self.visual_projection(self.visual(pixels).last_hidden_state[:, 0]).float()
+        text = self.text(token_ids, attention_mask=(token_ids != 0).long()).last_hidden_state[:, 0]
+        text = self.text_projection(text).float()
+        logits = F.normalize(visual, dim=-1) @ F.normalize(text, dim=-1).t() / 0.07
+        labels = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
+
+
+def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Callable[[], None]:
+    """One step of the peer, all weights and activations in bf16."""
+    model = PeerTowers(config, attention).to(device=batch.frames.device, dtype=torch.bfloat16).train()
+
+    def step() -> None:
+        model(batch.frames, batch.token_ids).backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def our_step(config: ModelConfig, batch: Batch) -> Callable[[], None]:
+    """One step of the chain, fp32 weights and bf16 activations."""
+    objectives = [UniVLC(queue_size=0, batch_keys="online")]
+    tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=config.vocab_size, num_reserved=5)
+    chain = build_chain(config, objectives, tokens, compute_dtype=torch.bfloat16).to(batch.frames.device).train()
+    layout = plan_layout(objectives, batch.kind, batch.size, batch.num_frames)
+
+    def step() -> None:
+        chain(State.from_batch(batch, layout))["loss"].backward()
+        chain.zero_grad(set_to_none=True)
+
+    return step
+
+
+def make_batch(config: ModelConfig, size: int, device: str) -> Batch:
+    """A batch of noise; texts are between a quarter and the whole of the length."""
+    draw = torch.Generator().manual_seed(0)
+    frames = torch.randint(0, 256, (size, 1, 3, config.image_size, config.image_size), generator=draw)
+    token_ids = torch.randint(5, config.vocab_size, (size, TEXT_LENGTH), generator=draw)
+    lengths = torch.randint(TEXT_LENGTH // 4, TEXT_LENGTH + 1, (size, 1), generator=draw)
+    token_ids = torch.where(torch.arange(TEXT_LENGTH) < lengths, token_ids, 0)
+    own = torch.arange(size, device=device)
+    return Batch("image_text", frames.to(torch.uint8).to(device), token_ids.to(device), own, own, own)
+
+
+def timed(step: Callable[[], None], device: str) -> float:
+    """Seconds of one step."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
+
+
+def main() -> None:
+    """Runs the benchmark and prints a JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--pairs", type=int, default=64)
+    parser.add_argument("--preset", default="small")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--without-default", action="store_true", help="leave out the slow default attention")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config = replace(
+        PRESETS[options.preset], alignment_layers=0, generation_layers=0, momentum=None, text_length=TEXT_LENGTH
+    )
+    batch = make_batch(config, options.pairs, options.device)
+    steps = {"omnivl": our_step(config, batch), "eager": peer_step(config, "eager", batch)}
+    if not options.without_default:
+        steps["default"] = peer_step(config, "sdpa", batch)
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for step in steps.values():
+        step()
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            seconds[name].append(timed(step, options.device))
+    found = {
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor(),
+        "threads": options.threads,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "pairs_per_second": {name: spread([options.pairs / one for one in times]) for name, times in seconds.items()},
+        "speed_over": {
+            name: spread([peer / own for own, peer in zip(seconds["omnivl"], times, strict=True)])
+            for name, times in seconds.items()
+            if name != "omnivl"
+        },
+    }
+    print(json.dumps(found, indent=2))
+
+
+if __name__ == "__main__":
+    main()

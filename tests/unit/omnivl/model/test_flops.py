@@ -1,0 +1,85 @@
+"""Counts by arithmetic against built modules."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from omnivl.model import attention
+from omnivl.model.build import build_chain
+from omnivl.model.flops import parameter_count, step_flops
+from omnivl.model.presets import PRESETS
+from omnivl.model.state import StepLayout
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, SpecialTokens, UniVLC
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
+EVERYTHING = (MLM(), MRM(), MFM(), MCM(targets="momentum"), UniVLC(queue_size=8), VLM(), LM())
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("objectives", [(), EVERYTHING])
+def test_parameter_count_is_that_of_the_built_chain(preset, objectives):
+    config = PRESETS[preset]
+    with torch.device("meta"):
+        chain = build_chain(config, objectives, TOKENS)
+    count = parameter_count(config, objectives)
+    parameters = dict(chain.named_parameters())
+    assert count.total == sum(p.numel() for p in parameters.values())
+    assert count.momentum == sum(p.numel() for name, p in parameters.items() if "momentum_" in name)
+    parts = {"embed.block", "visual", "text", "contrast", "alignment", "generation", "losses"}
+    for part in parts:
+        mine = {name: p for name, p in parameters.items() if name.startswith(part) and "momentum_" not in name}
+        field = {"embed.block": "embed", "losses": "heads"}.get(part, part)
+        assert getattr(count, field) == sum(p.numel() for p in mine.values()), part
+
+
+def test_parameter_count_with_tubelets_and_layer_scale():
+    config = replace(PRESETS["tiny"], tubelet_size=2, layer_scale_init=0.1)
+    with torch.device("meta"):
+        chain = build_chain(config, EVERYTHING, TOKENS)
+    assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
+
+
+def test_base_has_the_sizes_of_vit_b_and_bert_base():
+    count = parameter_count(PRESETS["base"])
+    # ViT-B/16 without its head is 85,798,656. Of it 197 x 768 + 768 + 590,592 are embeddings, leaving 85,056,000 for
+    # 12 blocks and the last norm. The temporal parts add 12 x (2 x 768 + 5 x (768^2 + 768)).
+    assert count.visual == 85_056_000 + 12 * (2 * 768 + 5 * (768**2 + 768))
+    assert count.text == 85_054_464  # BertModel's encoder
+
+
+def test_step_flops_of_one_image_by_hand():
+    config = replace(
+        PRESETS["tiny"], hidden_size=4, mlp_ratio=2.0, num_heads=1, vision_layers=1, image_size=16, patch_size=8
+    )
+    layout = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)})
+    # 4 patches and the class token: 5 positions of width 4, inner size 8.
+    # projections 5 x 8 x 16 = 640; attention 4 x 5 x 5 x 4 = 400; feed-forward 5 x 4 x 4 x 8 = 640: 1,680 forward.
+    # patches: 4 x 2 x 192 x 4 = 6,144 forward, twice in all because pixels get no gradient.
+    assert step_flops(config, layout) == 3 * (3 * 1680 + 2 * 6144)
+
+
+def test_step_flops_counts_what_torch_counts(monkeypatch):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from omnivl.model.layout import plan_layout
+    from omnivl.model.state import State
+
+    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1)
+    objectives = (UniVLC(),)
+    # torch counts products, but not its fused attention on the CPU.
+    monkeypatch.setattr(attention, "prefers_products", lambda x: True)
+    chain = build_chain(config, objectives, TOKENS)
+    for kind, frames in (("image_text", 1), ("video_text", 8)):
+        layout = plan_layout(objectives, kind, 2, frames)
+        own = torch.arange(2)
+        batch = {
+            "frames": torch.zeros(2, frames, 3, 64, 64, dtype=torch.uint8),
+            "token_ids": torch.ones(2, 16, dtype=torch.int64),
+            "identity": own,
+            "label": own,
+            "position": own,
+        }
+        with FlopCounterMode(display=False) as counter:
+            chain(State(batch, layout))["loss"].backward()
+        assert counter.get_total_flops() == pytest.approx(step_flops(config, layout), rel=1e-3)
