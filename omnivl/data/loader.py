@@ -143,6 +143,7 @@ class Loader:
             replicas=replicas,
         )
         self._running: Iterator[Result | Failure] | None = None
+        self._places: dict[str, dict[int, int]] = {}
 
     def __iter__(self) -> Iterator[tuple[Batch, LoaderState]]:
         """Goes on from ``self.state``.
@@ -151,13 +152,17 @@ class Loader:
             DataError: Too many samples are bad.
         """
         self.close()
+        self._maker.forget_streams()
+        self._places = {}
         self._running = self._results()
         for result in self._running:
             if isinstance(result, Failure):
                 raise DataError(result.message)
             batch = result.unpack()
             self.quarantine.record(batch.size, result.rejections)
-            self.state = self._after(self.state, result.shard)
+            self.state = self._after(self.state)
+            if result.shard is not None:
+                self.state = self._note_shard(self.state, *result.shard)
             yield batch, self.state
 
     def close(self) -> None:
@@ -205,13 +210,20 @@ class Loader:
                 step=state.micro_step // self._accumulation,
                 first_shard=state.shards.get(key, 0),
             )
-            state = self._after(state, None)
+            state = self._after(state)
 
-    def _after(self, state: LoaderState, shard: int | None) -> LoaderState:
+    def _after(self, state: LoaderState) -> LoaderState:
         key = self.keys[self.mixture.entry(state.micro_step)]
         taken = state.positions.get(key, 0) + self._micro_batch_size * self._replicas
-        shards = state.shards if shard is None else {**state.shards, key: max(shard, state.shards.get(key, 0))}
-        return replace(state, micro_step=state.micro_step + 1, positions={**state.positions, key: taken}, shards=shards)
+        return replace(state, micro_step=state.micro_step + 1, positions={**state.positions, key: taken})
+
+    def _note_shard(self, state: LoaderState, worker: int, shard: int) -> LoaderState:
+        """Moves a stream's place of resumption up to the slowest worker's, once all have reported."""
+        key = self.keys[self.mixture.entry(state.micro_step - 1)]
+        places = self._places.setdefault(key, {})
+        places[worker] = shard
+        complete = len(places) == max(1, self._config.num_workers)
+        return replace(state, shards={**state.shards, key: min(places.values())}) if complete else state
 
     def _results(self) -> Iterator[Result | Failure]:
         if self._config.num_workers == 0:

@@ -17,6 +17,10 @@ from omnivl.data.sources.base import BadSampleError
 _MIN_SKIP = 4  # frames that a jump has to save to be worth flushing the decoder
 
 
+class _OvershotError(Exception):
+    """A jump landed behind the wanted frame."""
+
+
 @dataclass(frozen=True)
 class _Packets:
     """Presentation times of all frames in rising order, and for each the place of its key frame."""
@@ -52,10 +56,10 @@ def decode_video(
                 raise BadSampleError("too_many_pixels", where, detail)
             packets = _list_packets(container, stream, where, max_frames)
         wanted = choose(len(packets.times))
-        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            frames = _decode_frames(container, stream, packets, sorted(set(wanted)), where)
+        try:
+            frames = _decode_frames(media, packets, sorted(set(wanted)), where)
+        except _OvershotError:
+            frames = _decode_frames(media, _Packets(packets.times, []), sorted(set(wanted)), where)
     except (av.error.FFmpegError, ValueError, MemoryError) as error:
         raise BadSampleError("broken_video", where, str(error)) from error
     return np.stack([frames[number] for number in wanted])
@@ -68,8 +72,8 @@ def _list_packets(
     found: list[tuple[int, bool]] = []
     timeless = False
     for packet in container.demux(stream):
-        if packet.size == 0:
-            continue  # the flush packet at the end
+        if packet.size == 0 or packet.is_discard:
+            continue  # the flush packet at the end; frames that an edit list cuts off
         timeless = timeless or packet.pts is None
         found.append((0 if packet.pts is None else packet.pts, packet.is_keyframe))
         if len(found) > max_frames:
@@ -85,28 +89,31 @@ def _list_packets(
     return _Packets([time for time, _ in found], key_before)
 
 
-def _decode_frames(
-    container: "av.container.InputContainer",
-    stream: "av.VideoStream",
-    packets: _Packets,
-    wanted: list[int],
-    where: str,
-) -> dict[int, NDArray[np.uint8]]:
+def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: str) -> dict[int, NDArray[np.uint8]]:
+    """Decodes ``wanted`` (rising) on a fresh container; without ``key_before`` from front to back, counting.
+
+    Raises:
+        BadSampleError: ``broken_video``: a frame is not there.
+        _OvershotError: A jump went too far: some formats find key frames only roughly.
+    """
     place_of = {time: place for place, time in enumerate(packets.times)}
     frames: dict[int, NDArray[np.uint8]] = {}
-    decoder = container.decode(stream)
-    standing = -1  # place of the last decoded frame
-    for target in wanted:
-        if packets.key_before and packets.key_before[target] - standing > _MIN_SKIP:
-            container.seek(packets.times[target], stream=stream, backward=True)
-            decoder = container.decode(stream)
-        while target not in frames:
-            frame = next(decoder, None)
-            if frame is None:
-                raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
-            standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
-            if standing == target:
-                frames[target] = frame.to_ndarray(format="rgb24")
-            elif standing > target:
-                raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
+    with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        decoder = container.decode(stream)
+        standing = -1  # place of the last decoded frame
+        for target in wanted:
+            if packets.key_before and packets.key_before[target] - standing > _MIN_SKIP:
+                container.seek(packets.times[target], stream=stream, backward=True)
+                decoder = container.decode(stream)
+            while target not in frames:
+                frame = next(decoder, None)
+                if frame is None:
+                    raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
+                standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
+                if standing == target:
+                    frames[target] = frame.to_ndarray(format="rgb24")
+                elif standing > target:
+                    raise _OvershotError
     return frames

@@ -46,6 +46,8 @@ class Task:
 class Result:
     """A finished micro-batch on its way to the training process.
 
+    ``shard`` is (worker, shard at which it would resume), of streams only.
+
     Only ``frames`` travels as a tensor, in shared memory: each shared tensor costs a file descriptor, and small arrays
     are quicker through the pipe.
     """
@@ -54,7 +56,7 @@ class Result:
     frames: Tensor
     arrays: dict[str, np.ndarray]
     rejections: tuple[Rejection, ...]
-    shard: int | None
+    shard: tuple[int, int] | None
 
     def unpack(self) -> Batch:
         """The batch with its tensors back in place."""
@@ -74,7 +76,7 @@ _CORE = ("token_ids", "identity", "label", "position")
 _EMPTY = torch.empty(0)
 
 
-def pack(batch: Batch, rejections: Sequence[Rejection], shard: int | None) -> Result:
+def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None) -> Result:
     """Takes a batch apart for its way through the pipe."""
     arrays = {f"@{name}": getattr(batch, name).numpy() for name in _CORE}
     arrays.update({name: np.array(tensor.numpy()) for name, tensor in batch.prepared.items()})
@@ -116,6 +118,10 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         except DataError as error:
             return Failure(str(error))
 
+    def forget_streams(self) -> None:
+        """Makes streams begin anew, at their tasks' ``first_shard``."""
+        self._streams = {}
+
     def _make(self, task: Task) -> Result:
         entry = self._entries[task.entry]
         if self._sources[task.entry] is None:
@@ -140,7 +146,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             rejections += bad
         return examples, rejections
 
-    def _from_stream(self, task: Task) -> tuple[list[Example], list[Rejection], int]:
+    def _from_stream(self, task: Task) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
         stream, reader = self._stream(task), self._reader(task.entry)
         examples: list[Example] = []
         while len(examples) < task.count:
@@ -149,7 +155,8 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             except BadSampleError as error:
                 stream.rejections.append(error.rejection)
         rejections, stream.rejections = stream.rejections, []
-        return examples, rejections, stream.shard
+        info = get_worker_info()
+        return examples, rejections, (0 if info is None else info.id, stream.shard)
 
     def _reader(self, number: int) -> ExampleReader:
         if number not in self._readers:

@@ -63,14 +63,14 @@ class StreamReader:
         self._order = Order(len(self._shards), seed, key, "shards")
         self._place, self._step = first_shard + reader, readers
         self._random = generator(seed, key, "stream", reader, first_shard)
-        self._buffer: list[Sample] = []
+        self._buffer: list[tuple[int, Sample]] = []
         self._samples = self._read()
         self.rejections: list[Rejection] = []
 
     @property
     def shard(self) -> int:
-        """Place of the shard that is being read in the endless order; where to resume."""
-        return self._place
+        """Where to resume: the earliest shard in the endless order of which a sample has not been handed out."""
+        return min((place for place, _ in self._buffer), default=self._place)
 
     def next(self) -> Sample:
         """The next sample: the buffer is kept full, and a random one of it is taken.
@@ -79,10 +79,11 @@ class StreamReader:
             DataError: Shard after shard holds no sample of this kind.
         """
         while len(self._buffer) < self._buffer_size:
-            self._buffer.append(next(self._samples))
+            sample = next(self._samples)
+            self._buffer.append((self._place, sample))
         place = int(self._random.integers(len(self._buffer)))
         self._buffer[place], self._buffer[-1] = self._buffer[-1], self._buffer[place]
-        return self._buffer.pop()
+        return self._buffer.pop()[1]
 
     def _read(self) -> Iterator[Sample]:
         fruitless = 0

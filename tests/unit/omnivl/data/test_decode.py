@@ -26,11 +26,11 @@ def pillow(name: str, mode: str = "RGB", size: tuple[int, int] = (30, 20), **opt
     return file.getvalue()
 
 
-def video(frames: int, gop: int, size: int = 32, name: str = "mp4", codec: str = "mpeg4") -> bytes:
+def video(frames: int, gop: int, size: int = 32, name: str = "mp4", codec: str = "mpeg4", **options: str) -> bytes:
     """Frame n shows n in binary, one block of 8 x 8 pixels per bit, so that coarse coding cannot blur it."""
     file = io.BytesIO()
     with av.open(file, "w", format=name) as container:
-        stream = container.add_stream(codec, rate=10)
+        stream = container.add_stream(codec, rate=10, options=options)
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop
@@ -164,6 +164,42 @@ def test_video_frames_are_the_right_ones(name, codec, gop):
     assert seen == [60]
     assert pixels.shape == (6, 32, 32, 3)
     assert numbers(pixels) == [0, 3, 3, 17, 40, 59]
+
+
+@pytest.mark.parametrize("name", ["mp4", "mpegts"])
+def test_open_groups_of_pictures(name):
+    """Frames shown before a key frame may need the group before it."""
+    media = video(60, 8, name=name, codec="libx264", **{"x264-params": "open-gop=1:bframes=4"})
+    assert numbers(decode_clip(sample(media, "mpg"), LIMITS, lambda total: [7, 22, 45, 58])) == [7, 22, 45, 58]
+
+
+def test_a_jump_that_goes_too_far_is_made_good(monkeypatch):
+    """The second frame wanted is overshot by the jump: decoding starts over and counts."""
+    media = video(60, 6)
+    jumps: list[int] = []
+    original = av.container.InputContainer.seek
+
+    class Overshooting:
+        def __init__(self, container):
+            self._container = container
+
+        def __getattr__(self, name):
+            return getattr(self._container, name)
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._container.close()
+
+        def seek(self, offset, **options):
+            jumps.append(offset)
+            original(self._container, 2 * offset, **options)
+
+    opened = av.open
+    monkeypatch.setattr(av, "open", lambda *args, **options: Overshooting(opened(*args, **options)))
+    assert numbers(decode_clip(sample(media, "mp4"), LIMITS, lambda total: [1, 25, 40])) == [1, 25, 40]
+    assert len(jumps) == 1, "the second reading does not jump"
 
 
 def test_only_frames_near_the_wanted_ones_are_decoded(monkeypatch):
