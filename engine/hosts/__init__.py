@@ -1,1 +1,86 @@
-"""Hosts run the chain: ``plain`` in bare PyTorch, ``zero`` under DeepSpeed."""
+"""Hosts run the chain: ``plain`` in bare PyTorch, ``zero`` under DeepSpeed.
+
+``create_host`` is the one place that knows them all. DeepSpeed is imported only where it is asked for.
+"""
+
+from collections.abc import Collection, Sequence
+from functools import partial
+
+import torch
+import torch.distributed as dist
+
+from engine.errors import PlanError
+from engine.hosts.base import Host, StepResult, WeightsReport
+from engine.hosts.plain import PlainHost
+from engine.optimizer import OptimizerConfig
+from engine.parallel import ParallelConfig
+from omnivl.model.chain import Chain
+from omnivl.model.layout import plan_layout
+from omnivl.objectives.base import Objective
+
+__all__ = ["Host", "PlainHost", "StepResult", "WeightsReport", "create_host", "needs_process_group"]
+
+
+def needs_process_group(parallel: ParallelConfig) -> bool:
+    """Whether the host wants a process group even for one process; ``join_process_group`` takes it as ``always``."""
+    return parallel.host == "zero"
+
+
+def create_host(
+    parallel: ParallelConfig,
+    chain: Chain,
+    optimizer: OptimizerConfig,
+    objectives: Sequence[Objective],
+    *,
+    total_steps: int,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int = 1,
+    device: torch.device | None = None,
+    group: dist.ProcessGroup | None = None,
+    pretrained: Collection[str] = (),
+) -> Host:
+    """Builds the host that a plan asks for.
+
+    Args:
+        parallel: Which host, and how it shards.
+        chain: Built with ``engine.collectives.make_gather()`` and ``parallel.precision``, on the CPU.
+        optimizer: AdamW, schedule, clipping.
+        objectives: The stage's objectives; they decide the layout of each micro-batch.
+        total_steps: Optimizer steps of the stage, for the schedule.
+        micro_batch_size: Samples of a micro-batch on one replica.
+        gradient_accumulation_steps: Micro-batches per optimizer step.
+        device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
+        group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
+        pretrained: Names of parameters that came from a checkpoint of other origin.
+
+    Raises:
+        PlanError: There is no such host.
+    """
+    layout = partial(plan_layout, objectives)
+    if parallel.host == "plain":
+        return PlainHost(
+            chain,
+            optimizer,
+            layout,
+            total_steps=total_steps,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            device=device,
+            group=group,
+            pretrained=pretrained,
+        )
+    if parallel.host == "zero":
+        from engine.hosts.zero import ZeroHost
+
+        return ZeroHost(
+            chain,
+            optimizer,
+            layout,
+            total_steps=total_steps,
+            stage=parallel.zero_stage,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            device=device,
+            pretrained=pretrained,
+            offload_optimizer=parallel.offload == "optimizer",
+        )
+    raise PlanError([f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero'; change it to one of them"])

@@ -13,7 +13,7 @@ from engine.errors import CheckpointError
 from engine.hosts.base import StepResult, WeightsReport
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars, scalars
-from engine.hosts.weights import match_weights
+from engine.hosts.weights import agree_on_weights
 from engine.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
@@ -113,20 +113,15 @@ class PlainHost:
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
         """Copies whole weights into the chain on every replica."""
         own = self.chain.state_dict()
-        box: list[WeightsReport | CheckpointError | None] = [None]
+        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        report = agree_on_weights(shapes, weights, strict=strict, gather=self.gather, group=self._group)
         if self.gather.replica == 0:
-            assert weights is not None, "replica 0 hands in the weights"
-            box[0] = _matched_or_error(own, weights, strict=strict)
-            if isinstance(box[0], WeightsReport):
-                for name in box[0].matched:
-                    own[name].copy_(weights[name])
+            assert weights is not None
+            for name in report.matched:
+                own[name].copy_(weights[name])
         if self.gather.replicas > 1:
-            dist.broadcast_object_list(box, group=self._group, group_src=0)
             self._broadcast()
-        if isinstance(box[0], CheckpointError):
-            raise box[0]
-        assert box[0] is not None
-        return box[0]
+        return report
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0; None elsewhere."""
@@ -184,14 +179,3 @@ class _GradientAverager:
         self._flat /= self._replicas
         for view, parameter in zip(self._views, self._parameters, strict=True):
             parameter.grad = view
-
-
-def _matched_or_error(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, strict: bool
-) -> WeightsReport | CheckpointError:
-    """The error travels to the other replicas as a value: raised on one alone it would leave them waiting."""
-    shapes = ({name: tuple(tensor.shape) for name, tensor in side.items()} for side in (own, given))
-    try:
-        return match_weights(*shapes, strict=strict)
-    except CheckpointError as error:
-        return error

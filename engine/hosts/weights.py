@@ -2,8 +2,47 @@
 
 from collections.abc import Mapping, Sequence
 
+import torch.distributed as dist
+from torch import Tensor
+
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
+from omnivl.model.gather import Gather
+
+
+def agree_on_weights(
+    own: Mapping[str, Sequence[int]],
+    weights: Mapping[str, Tensor] | None,
+    *,
+    strict: bool,
+    gather: Gather,
+    group: dist.ProcessGroup | None = None,
+) -> WeightsReport:
+    """Matches the weights of replica 0 with the chain and tells every replica the result. Called by every replica.
+
+    Args:
+        own: Shapes of the chain's parameters and buffers by name.
+        weights: What is to be copied in; read on replica 0 only.
+        strict: Refuse missing and unexpected names.
+        gather: The replicas.
+        group: Their process group.
+
+    Raises:
+        CheckpointError: As ``match_weights``, on every replica: raised on one alone it would leave the others waiting.
+    """
+    outcome: list[WeightsReport | str | None] = [None]
+    if gather.replica == 0:
+        assert weights is not None, "replica 0 hands in the weights"
+        try:
+            outcome[0] = match_weights(own, {name: tuple(t.shape) for name, t in weights.items()}, strict=strict)
+        except CheckpointError as error:
+            outcome[0] = str(error)
+    if gather.replicas > 1:
+        dist.broadcast_object_list(outcome, group=group, group_src=0)
+    if isinstance(outcome[0], str):
+        raise CheckpointError(outcome[0])
+    assert outcome[0] is not None
+    return outcome[0]
 
 
 def match_weights(

@@ -36,11 +36,11 @@ def run_distributed(tmp_path: Path) -> RunDistributed:
         (folder / "arguments.json").write_text(json.dumps(arguments))
         command = [
             *(sys.executable, str(HERE / "launch_worker.py"), function.__code__.co_filename, function.__name__),
-            *(str(folder / "arguments.json"), str(folder)),
+            *(str(folder / "arguments.json"), str(folder), str(timeout)),
         ]
         port = _free_port()
         workers = [_start(command, rank, processes, port, folder) for rank in range(processes)]
-        _wait(workers, time.monotonic() + timeout, folder)
+        _wait(workers, time.monotonic() + timeout + 5, folder)
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(processes)]
 
     return run

@@ -1,8 +1,9 @@
-"""Entry point of a worker process of a distributed test: FILE FUNCTION ARGUMENTS.json RESULTS_FOLDER.
+"""Entry point of a worker process of a distributed test: FILE FUNCTION ARGUMENTS.json RESULTS SECONDS.
 
 Joins the process group, calls the function, stores what it returns, and leaves without interpreter shutdown.
 """
 
+import faulthandler
 import importlib.util
 import json
 import sys
@@ -16,7 +17,8 @@ from engine.hosts.process_group import finish, join_process_group
 
 
 def main() -> None:
-    file, function, arguments, results = sys.argv[1:]
+    file, function, arguments, results, seconds = sys.argv[1:]
+    faulthandler.dump_traceback_later(float(seconds), exit=True)  # says where a worker hangs
     sys.path[:0] = [str(Path(file).parent), str(Path(__file__).parent)]
     torch.set_num_threads(1)
     try:

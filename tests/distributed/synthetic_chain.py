@@ -83,7 +83,7 @@ class Contrast(ChainLayer):
     def __init__(self, gather: Gather) -> None:
         super().__init__()
         self.gather = gather
-        self.temperature = nn.Parameter(torch.tensor(0.5))
+        self.temperature = nn.Parameter(torch.tensor([0.5]))
         self.projection = nn.Linear(WIDTH, 7, bias=False)
         self.register_buffer("queue", torch.zeros(QUEUE, 7))
         self.register_buffer("filled", torch.zeros(QUEUE, dtype=torch.bool))

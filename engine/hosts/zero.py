@@ -1,0 +1,156 @@
+"""The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.collectives import broadcast_from_first, make_gather
+from engine.errors import CheckpointError
+from engine.hosts.base import StepResult, WeightsReport
+from engine.hosts.micro_batch import PlanLayout, first_state
+from engine.hosts.step_report import StepScalars
+from engine.hosts.weights import agree_on_weights
+from engine.hosts.zero_engine import skipping_adamw, start_engine, zero_config
+from engine.hosts.zero_partitions import forget_gradients, read_whole, stored_partition, whole_shape, write_whole
+from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from omnivl.data.batch import Batch
+from omnivl.model.chain import Chain
+from omnivl.model.gather import Gather
+
+_TAG = "zero"
+
+
+class ZeroHost:
+    """Runs the chain under DeepSpeed. See ``engine.hosts.base.Host`` for what each method promises."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        optimizer: OptimizerConfig,
+        plan_layout: PlanLayout,
+        *,
+        total_steps: int,
+        stage: Literal[0, 1, 2, 3],
+        micro_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        device: torch.device | None = None,
+        pretrained: Collection[str] = (),
+        offload_optimizer: bool = False,
+        communication_dtype: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        """Starts DeepSpeed over the default process group, which has to exist.
+
+        Args:
+            chain: Fresh or loaded, on the CPU. Replica 0's weights and buffers become everyone's.
+            optimizer: AdamW, schedule, clipping.
+            plan_layout: Layout of a micro-batch.
+            total_steps: Optimizer steps of the stage, for the schedule.
+            stage: What is sharded: nothing, optimizer states (1), gradients too (2), parameters too (3).
+            micro_batch_size: Samples of a micro-batch on one replica.
+            gradient_accumulation_steps: Micro-batches per optimizer step.
+            device: Where the chain runs; the CPU where it is not given.
+            pretrained: Names of parameters that came from a checkpoint of other origin.
+            offload_optimizer: Keep optimizer states in the host's memory. Not with stage 0.
+            communication_dtype: Type in which gradients travel between replicas.
+        """
+        self.device = device or torch.device("cpu")
+        self.chain = chain.to(self.device)
+        self.gather: Gather = make_gather()
+        self._config = optimizer
+        self._plan_layout = plan_layout
+        self._total_steps = total_steps
+        self._accumulation = gradient_accumulation_steps
+        self._stage = stage
+        self._groups = parameter_groups(chain, optimizer, pretrained)
+        self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
+        for buffer in chain.buffers():
+            broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
+        config = zero_config(
+            stage=stage,
+            gradient_clipping=optimizer.gradient_clipping,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            trained_elements=sum(parameter.numel() for parameter in self._trained),
+            offload_optimizer=offload_optimizer,
+            communication_dtype=communication_dtype,
+        )
+        self._optimizer = skipping_adamw(self._groups, optimizer)
+        self._engine = start_engine(chain, self._optimizer, config, self.device)
+        if stage == 3:
+            chain.set_local_storage(stored_partition)
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
+        assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
+        rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
+        forget_gradients(self._engine)
+        collected = StepScalars()
+        for index, batch in enumerate(batches):
+            loss, named = self._engine(first_state(batch, self._plan_layout, self.device))
+            collected.add(named)
+            self._engine.backward(loss)  # divides by the accumulation steps
+            if index < len(batches) - 1:
+                self._engine.step()  # counts the micro-batch
+        averages = collected.average(self.gather)
+        norm, skipped = self._finish_step(math.isfinite(averages.loss))
+        if skipped:
+            self.chain.discard_step()
+        else:
+            self.chain.after_step()
+        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
+
+    def save(self, folder: Path) -> None:
+        """Writes every replica's share of weights, buffers, twins and optimizer in DeepSpeed's own files."""
+        self._engine.save_checkpoint(str(folder), tag=_TAG)
+
+    def load(self, folder: Path) -> None:
+        """Restores what ``save`` wrote, on the same ZeRO stage and number of replicas.
+
+        Raises:
+            CheckpointError: There is no such checkpoint, or it does not fit.
+        """
+        if not (folder / _TAG).is_dir():
+            raise CheckpointError(f"{folder / _TAG}: not found; the zero host resumes only what the zero host saved")
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
+            raise CheckpointError(f"{folder / _TAG}: does not fit this model and layout: {error}") from error
+        if path is None:
+            raise CheckpointError(f"{folder / _TAG}: DeepSpeed found no checkpoint in it; was it written whole?")
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
+        """Copies whole weights into the partitions of every replica and into the optimizer's copy of them."""
+        own = {name: whole_shape(tensor) for name, tensor in self.chain.state_dict(keep_vars=True).items()}
+        report = agree_on_weights(own, weights, strict=strict, gather=self.gather)
+        write_whole(self.chain, weights if self.gather.replica == 0 else None, frozenset(report.matched))
+        if self._stage > 0:
+            self._engine.optimizer.refresh_fp32_params()
+        return report
+
+    def full_weights(self) -> Mapping[str, Tensor] | None:
+        """All parameters and buffers on the CPU of replica 0, gathered layer by layer; None elsewhere."""
+        first = self.gather.replica == 0
+        whole = read_whole(self.chain, keep=first)
+        return whole if first else None
+
+    def barrier(self) -> None:
+        """Waits for every replica."""
+        dist.barrier()
+
+    def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
+        """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
+        if self._stage == 0:
+            norm = nn.utils.clip_grad_norm_(self._trained, self._config.gradient_clipping or math.inf).item()
+            skipped = not (loss_is_finite and math.isfinite(norm))
+            self._optimizer.skip_step = skipped
+            self._engine.step()
+            return norm, skipped
+        self._optimizer.skip_step = not loss_is_finite
+        self._engine.step()
+        skipped = not loss_is_finite or bool(self._engine.optimizer.overflow)
+        return float(self._engine.get_global_grad_norm()), skipped

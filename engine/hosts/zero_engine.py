@@ -1,0 +1,143 @@
+"""Starts DeepSpeed: its configuration, the optimizer that it wraps, and what has to be put right around its start."""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.hosts.step_report import scalars
+from engine.optimizer import OptimizerConfig, ParameterGroup
+from omnivl.model.chain import Chain
+from omnivl.model.state import State
+
+_LARGEST_BUCKET = 50_000_000  # elements of a gradient bucket; DeepSpeed's default of 5e8 allocates 2 GB at once
+
+
+class Program(nn.Module):
+    """What DeepSpeed sees as the model: the chain, reduced to its loss and its scalars."""
+
+    def __init__(self, chain: Chain) -> None:
+        super().__init__()
+        self.chain = chain
+
+    def forward(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of one micro-batch, and its detached scalars."""
+        last = self.chain(state)
+        return last["loss"], scalars(last)
+
+
+class SkippingAdamW(torch.optim.AdamW):
+    """AdamW whose step can be told to do nothing, whoever calls it.
+
+    DeepSpeed skips a step whose gradient norm is not finite by itself, but knows nothing of a loss that is not.
+    """
+
+    skip_step = False
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves the weights, unless ``skip_step`` is set."""
+        return None if self.skip_step else super().step(closure)
+
+
+def skipping_adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> SkippingAdamW:
+    """AdamW over the groups. Rates are 0 until the first step sets them."""
+    entries = [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
+    return SkippingAdamW(entries, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+
+
+def zero_config(
+    *,
+    stage: int,
+    gradient_clipping: float,
+    micro_batch_size: int,
+    gradient_accumulation_steps: int,
+    trained_elements: int,
+    offload_optimizer: bool,
+    communication_dtype: Literal["fp32", "bf16"],
+) -> dict[str, Any]:
+    """DeepSpeed's configuration. Everything that changes results is written, whatever the defaults of the day are.
+
+    Precision is none of DeepSpeed's business here: parameters are fp32 and the chain computes in its own type.
+    """
+    bucket = max(1, min(trained_elements, _LARGEST_BUCKET))
+    zero: dict[str, Any] = {"stage": stage, "reduce_bucket_size": bucket, "contiguous_gradients": True}
+    if stage < 3:
+        zero |= {"allgather_bucket_size": _LARGEST_BUCKET}
+    else:
+        # A persistent parameter keeps a whole copy beside its partition: a momentum twin that moves by its partition
+        # would leave that copy behind. Layers are gathered as wholes, so persistence would save nothing either.
+        zero |= {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": bucket,
+            "stage3_max_live_parameters": 1_000_000_000,
+            "stage3_max_reuse_distance": 1_000_000_000,
+        }
+    if offload_optimizer:
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+    return {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        # Stage 0 reports no norm: the host takes the norm and clips there.
+        "gradient_clipping": gradient_clipping if stage > 0 else 0.0,
+        "communication_data_type": communication_dtype,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+
+
+def start_engine(chain: Chain, optimizer: SkippingAdamW, config: dict[str, Any], device: torch.device) -> Any:
+    """Hands the chain to DeepSpeed. The default process group has to exist.
+
+    Args:
+        chain: The model. Its parameters become those of replica 0.
+        optimizer: Over all trainable parameters of the chain.
+        config: From ``zero_config``.
+        device: Where this process computes.
+
+    Returns:
+        The ``DeepSpeedEngine``. The package has no types.
+    """
+    assert all(p.dim() > 0 for p in chain.parameters()), "DeepSpeed fails on scalar parameters: give them shape [1]"
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_module
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    if device.type == "cpu":
+        # An optional shared-memory collective that would be compiled for most of a minute.
+        # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.
+        vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    if config["zero_optimization"]["stage"] == 3:
+        for layer in chain.layers:
+            set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
+    with _reduced_by_parameter():
+        engine, *_ = deepspeed.initialize(model=Program(chain), optimizer=optimizer, config=config)
+    return engine
+
+
+@contextmanager
+def _reduced_by_parameter() -> Iterator[None]:
+    """Lets ZeRO-3 reduce each gradient when it is ready, in leaf modules too.
+
+    DeepSpeed reduces the gradients of a leaf module in a full backward hook of that module. PyTorch runs such hooks for
+    modules that return tensors or tuples of them; a chain layer returns a ``State``, the hook never runs, and no
+    gradient of the layer would ever arrive. Hooks of the parameters do not care what the layer returns.
+    """
+    from deepspeed.runtime.zero import stage3
+
+    original = stage3.z3_leaf_parameter
+    stage3.z3_leaf_parameter = lambda parameter: False
+    try:
+        yield
+    finally:
+        stage3.z3_leaf_parameter = original
