@@ -7,8 +7,6 @@ changes nothing, and a joined batch equals the concatenation of the replicas' ba
 """
 
 import multiprocessing
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +19,7 @@ from omnivl.data.batch import Batch
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.mixture import Mixture
+from omnivl.data.prefetch import in_thread
 from omnivl.data.quarantine import Quarantine
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import Source
@@ -227,7 +226,7 @@ class Loader:
 
     def _results(self) -> Iterator[Result | Failure]:
         if self._config.num_workers == 0:
-            return _in_thread(self._maker, self._tasks(), self._config.prefetch_factor)
+            return in_thread(self._maker, self._tasks(), self._config.prefetch_factor)
         return self._in_workers()
 
     def _in_workers(self) -> Iterator[Result | Failure]:
@@ -259,40 +258,6 @@ class _Stream:
 
 def _unchanged(result: Any) -> Any:
     return result
-
-
-def _in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[Result | Failure]:
-    """Makes batches in a background thread: decoding releases the interpreter lock."""
-    ready: queue.Queue[Result | Failure | BaseException] = queue.Queue(maxsize=max(1, ahead))
-    stop = threading.Event()
-
-    def put(item: Result | Failure | BaseException) -> None:
-        while not stop.is_set():
-            try:
-                return ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for task in tasks:
-                put(maker[task])
-                if stop.is_set():
-                    return
-        except BaseException as error:  # raised again where the batches are taken
-            put(error)
-
-    thread = threading.Thread(target=work, name="omnivl-loader", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join(timeout=10)
 
 
 def entry_keys(entries: Sequence[DataEntryConfig]) -> tuple[str, ...]:

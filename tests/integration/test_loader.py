@@ -16,6 +16,7 @@ import torch
 from omnivl.data.batch import Batch
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader, LoaderState
+from omnivl.data.prefetch import THREAD_NAME
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
 from omnivl.model.config import ModelConfig
@@ -230,12 +231,15 @@ def test_starting_workers_leaves_the_global_generator_alone(make):
 
 
 def test_closing_stops_the_thread(make):
-    before = threading.active_count()
+    def running() -> int:
+        return sum(thread.name == THREAD_NAME for thread in threading.enumerate())
+
+    before = running()
     loader = make()
     next(iter(loader))
-    assert threading.active_count() > before
+    assert running() == before + 1
     loader.close()
-    assert threading.active_count() == before
+    assert running() == before
 
 
 def test_labels_identities_and_prompts(make):
