@@ -3,11 +3,13 @@
 import re
 
 import sacrebleu
+import torch
 
 from omnivl.evaluation.config import CaptionTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.pictures import PictureSet, shared_batches
 from omnivl.evaluation.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.model.generate import SearchOptions
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
 
@@ -37,23 +39,21 @@ def evaluate_captions(task: CaptionTask, encoder: Encoder) -> TaskResult:
 
 def write_captions(pictures: PictureSet, encoder: Encoder, num_beams: int) -> list[str]:
     """The caption of every picture, in order, equal on every replica."""
+    special = encoder.tokenizer.special
+    options = SearchOptions(
+        start=special.decode,
+        end=special.sep,
+        pad=special.pad,
+        banned=tuple(i for i in range(special.num_reserved) if i != special.sep),
+        max_length=encoder.model.text_length - 1,
+        num_beams=num_beams,
+    )
     parts = []
     for indices in shared_batches(len(pictures), encoder.batch_size, encoder.gather):
         frames = pictures.frames(indices).to(encoder.device)
-        parts.append(encoder.chain.generate(frames, num_beams=num_beams))
-    ids = [encoder.gather.join(part) for part in parts]
-    # Joining batch by batch interleaves the replicas' shares: put every caption back to its index.
-    texts = [""] * len(pictures)
-    per_replica = -(-len(pictures) // encoder.gather.replicas)
-    offset = 0
-    for joined in ids:
-        size = len(joined) // encoder.gather.replicas
-        for row, tokens in enumerate(joined.tolist()):
-            index = (row // size) * per_replica + offset + row % size
-            if index < len(texts):
-                texts[index] = encoder.tokenizer.decode(tokens)
-        offset += size
-    return texts
+        parts.append(encoder.chain.generate(frames, options, gather=encoder.gather).token_ids)
+    joined = encoder.gather.join(torch.cat(parts))[: len(pictures)]
+    return [encoder.tokenizer.decode(tokens) for tokens in joined.tolist()]
 
 
 def keywords(text: str) -> frozenset[str]:

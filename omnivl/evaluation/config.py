@@ -40,6 +40,7 @@ class RetrievalTask:
             have, each relevant to all of these.
         min_tagged: See ``text``.
         rerank: Re-rank this many contrastive candidates with the alignment decoder and report both; 0 does not.
+        rerank_temperature: Divides the cosine before the matching log odds are added to it.
         max_samples: Upper bound on the number of pictures.
         baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
         gallery: Number of queries to keep for the report.
@@ -53,6 +54,7 @@ class RetrievalTask:
     text: Literal["caption", "tags"] = "caption"
     min_tagged: int = 2
     rerank: int = 0
+    rerank_temperature: float = 0.07
     max_samples: int = 4096
     baseline: BaselineReference | None = None
     gallery: int = 0

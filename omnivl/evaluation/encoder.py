@@ -35,7 +35,7 @@ class Encoder:
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """int64 ``[len(texts), L]`` on the device."""
-        return self.tokenizer.encode(list(texts), self.model.text_length).to(self.device)
+        return torch.from_numpy(self.tokenizer.encode(texts, self.model.text_length)).to(self.device)
 
     def pictures(self, pictures: PictureSet) -> Tensor:
         """L2-normalised embeddings fp32 ``[len(pictures), P]`` on the CPU, equal on every replica."""

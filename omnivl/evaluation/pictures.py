@@ -24,6 +24,9 @@ from omnivl.model.gather import Gather
 
 Media = Literal["image", "video"]
 
+EVALUATION_SEED = 0
+"""Of generated sources. Their ``part`` keeps evaluation and training clips apart, so this may equal a plan's seed."""
+
 
 class PictureSet:
     """Pictures or clips with their texts.
@@ -37,12 +40,13 @@ class PictureSet:
         self, source: str, media: Media, where: Mapping[str, tuple[str, ...]], model: ModelConfig, max_samples: int
     ) -> None:
         kind: DataKind = "image_text" if media == "image" else "video_text"
-        opened = open_source(DataEntryConfig(source=source, kind=kind, where=where), seed=0)
+        opened = open_source(
+            DataEntryConfig(source=source, kind=kind, where=where),
+            seed=EVALUATION_SEED,
+            num_frames=model.num_frames,
+            size=model.video_size,
+        )
         count = min(len(opened), max_samples)
-        if count == 0:
-            raise DataError(
-                f"evaluation data {source!r} holds no {media} where {dict(where)}: change `where` or `source`"
-            )
         self.media = media
         self.size = model.image_size if media == "image" else model.video_size
         self.num_frames = 1 if media == "image" else model.num_frames

@@ -15,17 +15,15 @@ def pixel_features(frames: Tensor, size: int = DEFAULT_SIZE) -> Tensor:
     """Thumbnails as vectors, to be compared by Euclidean distance.
 
     Args:
-        frames: uint8 ``[N, T, 3, H, W]``; transparency is white already.
+        frames: uint8 ``[N, T, 3, H, W]``, N at least 1; transparency is white already.
         size: S. Each thumbnail pixel is the mean of the area that it covers.
 
     Returns:
         fp32 ``[N, T*3*S*S]``, in [0, 1].
     """
-    count, num_frames = frames.shape[:2]
+    num_frames = frames.shape[1]
     chunks = [
-        F.adaptive_avg_pool2d(part.flatten(0, 1).float(), size).view(-1, num_frames * 3 * size * size)
-        for part in frames.split(_CHUNK)
+        F.adaptive_avg_pool2d(part.flatten(0, 1).float(), size).reshape(-1, num_frames * 3 * size * size)
+        for part in torch.split(frames, _CHUNK)
     ]
-    return (
-        torch.cat(chunks) / 255 if count else frames.new_zeros((0, num_frames * 3 * size * size), dtype=torch.float32)
-    )
+    return torch.cat(chunks) / 255

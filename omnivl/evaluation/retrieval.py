@@ -27,7 +27,7 @@ def evaluate_retrieval(task: RetrievalTask, encoder: Encoder) -> TaskResult:
     ]
     ranked = similarity
     if task.rerank:
-        ranked = _reranked(similarity, pictures, texts, task.rerank, encoder)
+        ranked = _reranked(task, similarity, pictures, texts, encoder)
         scores += _scores(task, f"{task.media}->text, re-ranked", ranked, relevant, None)
     galleries = _galleries(task, pictures, texts, ranked, relevant) if task.gallery else ()
     return TaskResult(tuple(scores), galleries)
@@ -97,17 +97,21 @@ def _one_frame(frames: Tensor) -> Tensor:
     return frames.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
 
 
-def _reranked(similarity: Tensor, pictures: PictureSet, texts: Sequence[str], depth: int, encoder: Encoder) -> Tensor:
-    """The first ``depth`` texts of each picture in the order of the sum of their cosine and matching logits.
+def _reranked(
+    task: RetrievalTask, similarity: Tensor, pictures: PictureSet, texts: Sequence[str], encoder: Encoder
+) -> Tensor:
+    """The first texts of each picture in the order of matching log odds plus cosine over temperature.
 
-    The others keep their order behind them. Source: ALBEF, arXiv 2107.07651, section 6.1 (re-ranking by ITM score).
+    The others keep their order behind them.
+
+    Source: ALBEF, arXiv 2107.07651, section 6.1 (re-ranking by matching score); BLIP, arXiv 2201.12086 (its code adds
+        the similarity).
+    Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
     """
-    depth = min(depth, len(texts))
-    values, candidates = similarity.topk(depth, dim=1)
-    matched = encoder.match(pictures, texts, candidates).log_softmax(dim=1)
-    contrastive = (values * encoder.chain.logit_scale()).log_softmax(dim=1)
-    reranked = similarity - 1e6
-    return reranked.scatter(1, candidates, matched + contrastive)
+    values, candidates = similarity.topk(min(task.rerank, len(texts)), dim=1)
+    score = encoder.match(pictures, texts, candidates) + values / task.rerank_temperature
+    behind = similarity - similarity.max() + score.min() - 1.0
+    return behind.scatter(1, candidates, score)
 
 
 def _galleries(

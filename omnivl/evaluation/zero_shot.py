@@ -1,7 +1,7 @@
 """Zero-shot classification by prompts; on generated motion clips this is motion recognition."""
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name for it
+import torch.nn.functional as F
 from torch import Tensor
 
 from omnivl.errors import DataError
@@ -22,8 +22,7 @@ def evaluate_zero_shot(task: ZeroShotTask, encoder: Encoder) -> TaskResult:
     labels = _labels(pictures)
     classes = sorted(set(labels))
     truth = torch.tensor([classes.index(label) for label in labels])
-    features = encoder.pictures(pictures)
-    predicted = (features @ _class_embeddings(task, classes, encoder).T).argmax(dim=1)
+    predicted = _similarity(task, pictures, classes, encoder).argmax(dim=1)
     score = Score(
         task.name,
         f"accuracy, {len(classes)} classes",
@@ -44,11 +43,25 @@ def _labels(pictures: PictureSet) -> list[str]:
     return labels
 
 
-def _class_embeddings(task: ZeroShotTask, classes: list[str], encoder: Encoder) -> Tensor:
-    """L2-normalised mean over the templates, fp32 ``[classes, P]``."""
-    texts = [prompt.replace("{label}", name) for name in classes for prompt in task.prompts]
-    embeddings = encoder.texts(texts).view(len(classes), len(task.prompts), -1)
-    return F.normalize(embeddings.mean(dim=1), dim=-1)
+def _similarity(task: ZeroShotTask, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
+    """Cosine of each sample with the mean of each class's templates, fp32 ``[samples, classes]``.
+
+    Where a template holds ``{name}``, every sample has class texts of its own; samples of one name share them.
+    """
+    own = [str(sample.meta.get("name", "")) for sample in pictures.samples]
+    if not any("{name}" in prompt for prompt in task.prompts):
+        own = [""] * len(own)
+    names = sorted(set(own))
+    texts = [
+        prompt.replace("{label}", label).replace("{name}", name)
+        for name in names
+        for label in classes
+        for prompt in task.prompts
+    ]
+    embeddings = encoder.texts(texts).view(len(names), len(classes), len(task.prompts), -1)
+    by_name = F.normalize(embeddings.mean(dim=2), dim=-1)
+    rows = torch.tensor([names.index(name) for name in own])
+    return torch.einsum("sp,scp->sc", encoder.pictures(pictures), by_name[rows])
 
 
 def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str], encoder: Encoder) -> float:
@@ -61,4 +74,5 @@ def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str],
     features = pixel_features(pictures.frames(range(len(pictures))))
     references = pixel_features(known.frames(range(len(known))))
     nearest = torch.cdist(features, references).argmin(dim=1).tolist()
-    return sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True)) / len(labels)
+    right = [known_labels[j] == label for j, label in zip(nearest, labels, strict=True)]
+    return sum(right) / len(right)
