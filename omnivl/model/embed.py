@@ -127,8 +127,8 @@ class VisualEmbedding(nn.Module):
         patches = self.patches(frames, is_video, dtype)
         stacks = [patches] if clean else []
         for rows, mask in masked:
-            token = self.mask_token.to(dtype)
-            stacks.append(torch.where(self._tubelets(mask)[..., None], token, patches.index_select(0, rows)))
+            hidden = self._tubelets(mask, patches.shape[1])[..., None]
+            stacks.append(torch.where(hidden, self.mask_token.to(dtype), patches.index_select(0, rows)))
         stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
         grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
         where = resize_positions(self.positions[1:], grid)[None, None]
@@ -138,12 +138,11 @@ class VisualEmbedding(nn.Module):
         head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
         return torch.cat([head, body], dim=1)
 
-    def _tubelets(self, mask: Tensor) -> Tensor:
-        """A mask over frames becomes one over tubelets: a tubelet is masked where one of its frames is."""
-        size = self.patches.tubelet_size
-        if size == 1 or mask.shape[1] == 1:
+    def _tubelets(self, mask: Tensor, times: int) -> Tensor:
+        """A mask over frames becomes one over ``times`` tubelets: a tubelet is masked where one of its frames is."""
+        if mask.shape[1] == times:
             return mask
-        return mask.reshape(mask.shape[0], -1, size, mask.shape[-1]).any(2)
+        return mask.reshape(mask.shape[0], times, -1, mask.shape[-1]).any(2)
 
 
 class TextEmbedding(nn.Module):
