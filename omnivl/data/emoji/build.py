@@ -27,6 +27,7 @@ from omnivl.data.emoji.packages import (
     STYLES,
     Progress,
     fetch_packages,
+    file_digest,
 )
 from omnivl.data.emoji.render import draw, encode_drawing
 from omnivl.data.emoji.shards import ShardSample, WrittenShard, write_shard
@@ -45,6 +46,7 @@ class Recipe:
     Attributes:
         size: Side of pictures and frames in pixels.
         num_frames: Frames kept of a clip; None keeps all.
+        preset: x264's preset: slow and small, or faster where there are many large frames.
         everything: Also flags, skin tones and concepts that not every style draws.
         all_languages: Captions in every language of emojibase, else in English only.
         concepts_per_shard: Concepts (with all their drawings and clips) per shard.
@@ -53,14 +55,17 @@ class Recipe:
 
     size: int
     num_frames: int | None
+    preset: str
     everything: bool
     all_languages: bool
     concepts_per_shard: int
     compressed: bool
 
 
-EMBEDDED_RECIPE = Recipe(96, 8, everything=False, all_languages=False, concepts_per_shard=400, compressed=True)
-FULL_RECIPE = Recipe(256, None, everything=True, all_languages=True, concepts_per_shard=256, compressed=False)
+EMBEDDED_RECIPE = Recipe(
+    96, 8, "slower", everything=False, all_languages=False, concepts_per_shard=400, compressed=True
+)
+FULL_RECIPE = Recipe(256, None, "medium", everything=True, all_languages=True, concepts_per_shard=256, compressed=False)
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def _encode_clips(
         for hexcode, data in join.iterate_members(archives[package], ANIMATION_FOLDER, ".webp", wanted):
             clip = read_animation(data, recipe.size, recipe.num_frames)
             if clip is not None:
-                clips[hexcode] = encode_clip(clip)
+                clips[hexcode] = encode_clip(clip, recipe.preset)
     progress("clips", len(ANIMATIONS), len(ANIMATIONS))
     return clips
 
@@ -259,6 +264,7 @@ def _write_manifest(report: BuildReport, recipe: Recipe) -> None:
         "clips": report.clips,
         "splits": dict(report.splits),
         "vocabulary": report.vocabulary,
+        "vocabulary_sha256": file_digest(report.out / "vocab.txt"),
         "shards": [asdict(shard) for shard in report.shards],
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)

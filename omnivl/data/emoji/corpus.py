@@ -4,43 +4,29 @@ from collections.abc import Iterator, Sequence
 
 from omnivl.data.emoji.captions import captions_of
 from omnivl.data.emoji.join import Concept
+from omnivl.data.sources.motion_poses import MOTION_CLASSES
 
 PROMPTS = (
     "a picture of {}",
     "a drawing of {}",
     "a photo of {}",
+    "an image of {}",
     "an emoji of {}",
     "an icon of {}",
     "an animation of {}",
     "a video of {}",
     "a clip of {}",
-    "an image of the {}",
     "something from the category {}",
 )
-MOTION_TEXTS = (
-    "the {} moves left",
-    "the {} moves right",
-    "the {} moves up",
-    "the {} moves down",
-    "the {} grows larger, zooms in",
-    "the {} shrinks, zooms out",
-    "the {} rotates clockwise",
-    "the {} rotates counterclockwise",
-    "the {} turns clockwise, then counter-clockwise",
-    "the {} appears before the cat",
-    "the {} appears after the dog",
-    "the {} blinks once, twice, three times, four times",
-    "the {} stays still",
-)
-_MOTION_WORD = "thing"
 
 
 def vocabulary_texts(concepts: Sequence[Concept]) -> Iterator[str]:
-    """Names, captions, groups, subgroups, prompts and motion captions of all concepts."""
+    """Captions, groups, subgroups in prompts, and motion captions of all concepts."""
     for concept in concepts:
         yield from captions_of(concept.identity, concept.name, concept.tags)
+        yield concept.group
         for template in PROMPTS:
             yield template.format(concept.subgroup)
-        yield concept.group
-        for template in MOTION_TEXTS:
-            yield template.format(_MOTION_WORD)
+        for motion in MOTION_CLASSES:
+            yield f"the {concept.name} {motion}"
+        yield f"the {concept.name} appears before the {concept.name}"

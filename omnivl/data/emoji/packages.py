@@ -111,8 +111,8 @@ def fetch_packages(packages: Path | None, cache: Path, progress: Progress) -> di
         digest = file_digest(path)
         if digest != PACKAGES[name].sha256:
             raise DataError(
-                f"{path}: sha256 is {digest}, expected {PACKAGES[name].sha256}; delete the file and fetch it again with "
-                f"'npm pack {name}@{PACKAGES[name].version}'"
+                f"{path}: sha256 is {digest}, expected {PACKAGES[name].sha256}; delete the file and fetch it again "
+                f"with 'npm pack {name}@{PACKAGES[name].version}'"
             )
         paths[name] = path
     progress("packages", len(PACKAGES), len(PACKAGES))

@@ -90,5 +90,6 @@ def read_shard(path: Path) -> Iterator[ShardSample]:
             if extension != "json":
                 media = (key, extension, file.read())
                 continue
-            assert media is not None and media[0] == key, "the media stand before the JSON"
+            assert media is not None, "the media stand before the JSON"
+            assert media[0] == key, "one media member and one JSON per sample"
             yield ShardSample(key, media[1], media[2], json.load(file))

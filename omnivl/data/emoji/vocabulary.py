@@ -10,6 +10,7 @@ inside of words.
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 
 from tokenizers import normalizers, pre_tokenizers
 
@@ -62,7 +63,7 @@ def _merges(spelled: list[list[str]], counts: list[int]) -> Iterable[str]:
     totals: Counter[Pair] = Counter()
     places: dict[Pair, set[int]] = defaultdict(set)
     for number, spelling in enumerate(spelled):
-        for pair in zip(spelling, spelling[1:], strict=False):
+        for pair in pairwise(spelling):
             totals[pair] += counts[number]
             places[pair].add(number)
     queue = [(-total, pair) for pair, total in totals.items()]
@@ -76,10 +77,10 @@ def _merges(spelled: list[list[str]], counts: list[int]) -> Iterable[str]:
         for number in sorted(places.pop(pair)):
             before = spelled[number]
             after = _merge(before, pair, piece)
-            for old in zip(before, before[1:], strict=False):
+            for old in pairwise(before):
                 totals[old] -= counts[number]
                 changed.add(old)
-            for new in zip(after, after[1:], strict=False):
+            for new in pairwise(after):
                 totals[new] += counts[number]
                 places[new].add(number)
                 changed.add(new)

@@ -126,6 +126,7 @@ class MotionSource:
                 "hexcode": drawing.meta["hexcode"],
                 "motion": motion,
                 "part": self._part,
+                "background": background,
                 "flip": False,  # a mirror turns left into right, also where the prompt does not say so
             },
         )
