@@ -117,7 +117,7 @@ class VisualEmbedding(nn.Module):
         Args:
             frames: uint8 ``[B, T, 3, H, W]``.
             is_video: Whether 3D patches and temporal positions act.
-            masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T or T', N]``; one per masked pass.
+            masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T', N]``; one per masked pass.
             clean: Whether the clean pass is wanted too; its rows come first.
             dtype: Of the result.
 
@@ -127,8 +127,7 @@ class VisualEmbedding(nn.Module):
         patches = self.patches(frames, is_video, dtype)
         stacks = [patches] if clean else []
         for rows, mask in masked:
-            hidden = self._tubelets(mask, patches.shape[1])[..., None]
-            stacks.append(torch.where(hidden, self.mask_token.to(dtype), patches.index_select(0, rows)))
+            stacks.append(torch.where(mask[..., None], self.mask_token.to(dtype), patches.index_select(0, rows)))
         stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
         grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
         where = resize_positions(self.positions[1:], grid)[None, None]
@@ -137,12 +136,6 @@ class VisualEmbedding(nn.Module):
         body = (stack + where.to(dtype)).flatten(1, 2)
         head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
         return torch.cat([head, body], dim=1)
-
-    def _tubelets(self, mask: Tensor, times: int) -> Tensor:
-        """A mask over frames becomes one over ``times`` tubelets: a tubelet is masked where one of its frames is."""
-        if mask.shape[1] == times:
-            return mask
-        return mask.reshape(mask.shape[0], times, -1, mask.shape[-1]).any(2)
 
 
 class TextEmbedding(nn.Module):

@@ -113,16 +113,15 @@ def test_masked_rows_follow_the_clean_ones_and_hide_what_they_mask():
     torch.testing.assert_close(again[0], masked[2])
 
 
-def test_a_tubelet_is_masked_where_one_of_its_frames_is():
+def test_a_masked_tubelet_hides_all_its_frames():
     chain = make(replace(CONFIG, tubelet_size=2))
     frames = torch.randint(0, 256, (1, 4, 3, 32, 32), dtype=torch.uint8)
-    by_frame = torch.zeros(1, 4, 16, dtype=torch.bool)
-    by_frame[0, 3] = True
-    by_tubelet = torch.zeros(1, 2, 16, dtype=torch.bool)
-    by_tubelet[0, 1] = True
-    rows = torch.tensor([0])
-    first = visual_rows(chain, frames, "video_text", (rows, by_frame), clean=False)
-    second = visual_rows(chain, frames, "video_text", (rows, by_tubelet), clean=False)
+    mask = torch.zeros(1, 2, 16, dtype=torch.bool)
+    mask[0, 1] = True
+    other = torch.cat([frames[:, :2], 255 - frames[:, 2:]], dim=1)
+    first, second = (
+        visual_rows(chain, clip, "video_text", (torch.tensor([0]), mask), clean=False) for clip in (frames, other)
+    )
     assert torch.equal(first, second)
 
 

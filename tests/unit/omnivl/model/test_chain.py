@@ -1,0 +1,210 @@
+"""The whole chain: gradients everywhere, padding, recomputation, inference, momentum."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from moe.feed_forward import FeedForwardOutput
+from omnivl.data.batch import DATA_KINDS, Batch, is_video
+from omnivl.errors import ModelError
+from omnivl.model.build import build_chain
+from omnivl.model.config import MomentumConfig
+from omnivl.model.layout import plan_layout
+from omnivl.model.presets import PRESETS
+from omnivl.model.state import State, StepLayout
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, PrepareContext, SpecialTokens, UniVLC
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
+CONFIG = replace(
+    PRESETS["tiny"],
+    hidden_size=16,
+    num_heads=2,
+    vision_layers=2,
+    text_layers=2,
+    alignment_layers=2,
+    generation_layers=2,
+    image_size=16,
+    video_size=16,
+    num_frames=4,
+    text_length=8,
+    vocab_size=50,
+    projection_size=8,
+)
+EVERYTHING = (MLM(), MRM(), MFM(targets="momentum"), MCM(), UniVLC(queue_size=16), VLM(), LM())
+
+
+def make_batch(kind, objectives=EVERYTHING, size=4):
+    times = CONFIG.num_frames if is_video(kind) else 1
+    draw = torch.Generator().manual_seed(1)
+    frames = torch.randint(0, 256, (size, times, 3, 16, 16), generator=draw, dtype=torch.uint8)
+    token_ids = torch.randint(5, 50, (size, 8), generator=draw)
+    token_ids[:, 0], token_ids[:, 5], token_ids[:, 6:] = TOKENS.cls, TOKENS.sep, TOKENS.pad
+    own = torch.arange(size)
+    batch = Batch(kind, frames, token_ids, own, own, own)
+    context = PrepareContext(0, "test", TOKENS, CONFIG.grid(is_video(kind)), 0)
+    prepared = {}
+    for objective in objectives:
+        if objective.demands(kind, size) is not None:
+            prepared |= objective.prepare(batch, context)
+    return replace(batch, prepared=prepared)
+
+
+def run(chain, batch, objectives=EVERYTHING):
+    return chain(State.from_batch(batch, plan_layout(objectives, batch.kind, batch.size, batch.num_frames)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_parameter_gets_a_gradient_in_some_kind(dtype):
+    torch.manual_seed(0)
+    chain = build_chain(CONFIG, EVERYTHING, TOKENS, compute_dtype=dtype)
+    for kind in DATA_KINDS:
+        run(chain, make_batch(kind))["loss"].backward()
+    without = [name for name, p in chain.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+    for name, parameter in chain.named_parameters():
+        assert parameter.dtype == torch.float32
+        if "momentum_" in name:
+            assert not parameter.requires_grad
+            assert parameter.grad is None
+        else:
+            assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_padding_changes_no_embedding():
+    torch.manual_seed(0)
+    chain = build_chain(replace(CONFIG, text_length=12), (), TOKENS)
+    token_ids = torch.tensor([[1, 7, 8, 2], [1, 9, 2, 0]])
+    longer = torch.cat([token_ids, torch.zeros(2, 5, dtype=torch.int64)], dim=1)
+    torch.testing.assert_close(chain.encode_text(longer), chain.encode_text(token_ids))
+
+
+def test_recomputation_gives_the_same_step():
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        config = replace(CONFIG, recompute=recompute, dropout=0.1, drop_path=0.2)
+        chain = build_chain(config, EVERYTHING, TOKENS).train()
+        torch.manual_seed(1)
+        out = run(chain, make_batch("video_text"))
+        out["loss"].backward()
+        found.append((out["loss"], {name: p.grad for name, p in chain.named_parameters() if p.grad is not None}))
+    assert torch.equal(found[0][0], found[1][0])
+    for name, gradient in found[0][1].items():
+        assert torch.equal(gradient, found[1][1][name]), name
+
+
+class Routed(torch.nn.Module):
+    """A feed-forward slot that reports a loss and a statistic, and counts how often it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(2.0))
+        self.calls = 0
+
+    def forward(self, x, modality_ids=None):
+        self.calls += 1
+        assert int(modality_ids) in (0, 1)
+        tokens = torch.tensor(float(x.shape[0] * x.shape[1]))
+        return FeedForwardOutput(x * self.scale, {"balance": self.scale.square()}, {"tokens": tokens})
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_routing_losses_travel_and_are_counted_once(recompute):
+    torch.manual_seed(0)
+    objectives = (UniVLC(),)
+    chain = build_chain(replace(CONFIG, recompute=recompute), objectives, TOKENS)
+    chain.visual_01.block.ffn = slot = Routed()
+    state = State.from_batch(make_batch("image_text", objectives), plan_layout(objectives, "image_text", 4, 1))
+    for layer in chain.layers:
+        state = layer(state)
+        if layer is chain.visual_01:
+            assert state["router/visual_01/balance"].item() == 4.0
+    assert state["routing/visual_01/tokens"].item() == 4 * 5
+    plain = state["loss"] - 4.0
+    torch.testing.assert_close(plain, state["loss/univlc"])
+    state["loss"].backward()
+    assert slot.calls == (2 if recompute else 1)
+    assert slot.scale.grad is not None
+
+
+def test_twins_start_equal_and_follow_after_the_step():
+    torch.manual_seed(0)
+    chain = build_chain(replace(CONFIG, momentum=MomentumConfig(0.75)), EVERYTHING, TOKENS)
+    online, twin = chain.visual_00.block.norm1.weight, chain.visual_00.momentum_block.norm1.weight
+    assert torch.equal(online, twin)
+    with torch.no_grad():
+        online.add_(1.0)
+    run(chain, make_batch("image_text"))
+    assert twin.unique().tolist() == [1.0]  # a forward pass moves nothing
+    chain.after_step()
+    assert twin.unique().tolist() == [1.25]
+    chain.copy_to_twins()
+    assert torch.equal(online, twin)
+
+
+def test_twins_are_built_only_where_they_are_read():
+    assert build_chain(CONFIG, (MLM(), VLM()), TOKENS).visual_00.momentum_block is None
+    assert build_chain(CONFIG, (UniVLC(queue_size=4),), TOKENS).visual_00.momentum_block is not None
+
+
+def test_layers_have_their_names_in_order():
+    chain = build_chain(CONFIG, EVERYTHING, TOKENS)
+    assert [name for name, _ in chain.named_children()] == [
+        "embed",
+        "visual_00",
+        "visual_01",
+        "visual_norm",
+        "text_00",
+        "text_01",
+        "contrast",
+        "alignment_00",
+        "alignment_01",
+        "generation_00",
+        "generation_01",
+        "losses",
+    ]
+
+
+def test_encoding_equals_the_training_pass():
+    torch.manual_seed(0)
+    chain = build_chain(CONFIG, EVERYTHING, TOKENS).eval()
+    for kind in ("image_text", "video_text"):
+        batch = make_batch(kind)
+        layout = plan_layout(EVERYTHING, kind, batch.size, batch.num_frames)
+        state = State.from_batch(batch, layout)
+        for layer in chain.layers[: chain.layers.index(chain.alignment_00)]:
+            state = layer(state)
+        torch.testing.assert_close(chain.encode_visual(batch.frames), state["visual_embedding"])
+        torch.testing.assert_close(chain.encode_text(batch.token_ids), state["text_embedding"])
+
+
+def test_matching_many_texts_with_one_image():
+    torch.manual_seed(0)
+    chain = build_chain(CONFIG, EVERYTHING, TOKENS).eval()
+    batch = make_batch("image_text")
+    rows = torch.tensor([2, 2, 0])
+    together = chain.match(batch.frames, batch.token_ids[:3], rows)
+    alone = chain.match(batch.frames[rows], batch.token_ids[:3])
+    torch.testing.assert_close(together, alone)
+    assert together[0] != together[2]
+
+
+def test_absent_streams_pass_through_unchanged():
+    chain = build_chain(CONFIG, (), TOKENS)
+    state = State({"memory": torch.zeros(1)}, StepLayout("image_text", 1, 1, "encode"))
+    for layer in chain.layers[:-1]:
+        if layer is not chain.contrast:
+            assert layer(state) is state
+
+
+def test_too_small_a_vocabulary_is_refused():
+    with pytest.raises(ModelError) as error:
+        build_chain(replace(CONFIG, vocab_size=49), (), TOKENS)
+    assert str(error.value) == "model.vocab_size: 49 rows for a tokenizer of 50 words; set it to 50 or more"
+
+
+def test_too_long_a_text_is_refused():
+    chain = build_chain(CONFIG, (), TOKENS)
+    with pytest.raises(ModelError, match="text of 9 tokens: the model has 8 positions"):
+        chain.encode_text(torch.ones(1, 9, dtype=torch.int64))
