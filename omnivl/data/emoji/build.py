@@ -3,7 +3,7 @@
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ def build_emoji(
     recipe = FULL_RECIPE if full else EMBEDDED_RECIPE
     drawings = {style: join.read_drawings(archives, style) for style in STYLES}
     core = join.core_concepts(join.read_concepts(archives[EMOJIBASE]), drawings)
-    concepts = _listed(archives[EMOJIBASE], core, drawings) if recipe.everything else core
+    concepts = _listed(archives[EMOJIBASE], drawings) if recipe.everything else core
     splits = split_families(core)
     splits |= split_families([concept for concept in concepts if concept.family not in splits])
     if limit is not None:
@@ -129,20 +129,11 @@ def build_emoji(
     clips = _encode_clips(archives, concepts, recipe, progress)
     texts = _Texts(archives[EMOJIBASE], splits, recipe)
 
-    out.mkdir(parents=True, exist_ok=True)
-    written: list[WrittenShard] = []
-    counts: Counter[str] = Counter()
-    for first in range(0, len(concepts), recipe.concepts_per_shard):
-        progress("drawings", first, len(concepts))
-        samples: list[ShardSample] = []
-        for concept in concepts[first : first + recipe.concepts_per_shard]:
-            samples.extend(_samples(concept, drawings, clips, texts, recipe.size))
-        counts.update(f"split:{sample.fields['split']}" for sample in samples)
-        counts.update(f"{sample.fields['medium']}:{sample.fields['style']}" for sample in samples)
-        suffix = ".tar.gz" if recipe.compressed else ".tar"
-        written.append(write_shard(out / f"emoji-{len(written):05d}{suffix}", samples))
-    progress("drawings", len(concepts), len(concepts))
+    def samples_of(concept: Concept) -> Iterator[ShardSample]:
+        return _samples(concept, drawings, clips, texts, recipe.size)
 
+    out.mkdir(parents=True, exist_ok=True)
+    written, counts = _write_shards(out, concepts, samples_of, recipe, progress)
     vocabulary = train_vocabulary(vocabulary_texts(core), VOCABULARY_SIZE)
     (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
     (out / "NOTICE").write_text(NOTICE, encoding="utf-8")
@@ -159,7 +150,29 @@ def build_emoji(
     return report
 
 
-def _listed(emojibase: Path, core: Sequence[Concept], drawings: Mapping[str, Mapping[str, bytes]]) -> list[Concept]:
+def _write_shards(
+    out: Path,
+    concepts: Sequence[Concept],
+    samples_of: Callable[[Concept], Iterator[ShardSample]],
+    recipe: Recipe,
+    progress: Progress,
+) -> tuple[list[WrittenShard], Counter[str]]:
+    """Writes the shards one after the other; also counts samples by split, and by medium and style."""
+    written: list[WrittenShard] = []
+    counts: Counter[str] = Counter()
+    suffix = ".tar.gz" if recipe.compressed else ".tar"
+    for first in range(0, len(concepts), recipe.concepts_per_shard):
+        progress("drawings", first, len(concepts))
+        part = concepts[first : first + recipe.concepts_per_shard]
+        samples = [sample for concept in part for sample in samples_of(concept)]
+        counts.update(f"split:{sample.fields['split']}" for sample in samples)
+        counts.update(f"{sample.fields['medium']}:{sample.fields['style']}" for sample in samples)
+        written.append(write_shard(out / f"emoji-{len(written):05d}{suffix}", samples))
+    progress("drawings", len(concepts), len(concepts))
+    return written, counts
+
+
+def _listed(emojibase: Path, drawings: Mapping[str, Mapping[str, bytes]]) -> list[Concept]:
     """All emoji that some style draws, skin tones beside their concept."""
     concepts = join.read_concepts(emojibase, skin_tones=True)
     return [concept for concept in concepts if any(concept.hexcode in hexcodes for hexcodes in drawings.values())]
