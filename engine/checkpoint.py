@@ -62,6 +62,7 @@ class TrainerState:
         best: Best score so far; None before the first evaluation.
         best_step: The checkpoint that reached it.
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
+        window: Sums towards the next line of metrics.
         layout: Layout that wrote the checkpoint.
     """
 
@@ -71,6 +72,7 @@ class TrainerState:
     best: float | None
     best_step: int | None
     metrics_bytes: int
+    window: Mapping[str, Any]
     layout: SavedLayout
 
 

@@ -19,20 +19,21 @@ def describe_environment(world_size: int) -> dict[str, Any]:
     """Returns versions, hardware and commit as plain JSON.
 
     Args:
-        world_size: Number of processes of the run.
+        world_size: Number of processes of the run on all machines.
     """
     return {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "host": socket.gethostname(),
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "hostname": socket.gethostname(),
         "command": sys.argv,
-        "world_size": world_size,
+        "processes": world_size,
         "threads_per_process": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": package_versions(),
+        "cpu": f"{usable_cores()} cores of {cpu_model()}",
+        "memory_gib": round(memory_bytes() / 2**30, 1),
+        "gpu": ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())),
         "cuda": torch.version.cuda,
-        "cpu": {"model": cpu_model(), "cores": usable_cores(), "memory_gib": round(memory_bytes() / 2**30, 1)},
-        "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        **package_versions(),
         "git": git_commit(Path(__file__).parent),
     }
 

@@ -1,8 +1,8 @@
 """What a run writes down while it trains: one JSON line per record, and the same figures for TensorBoard.
 
 A line holds ``step`` (optimizer steps taken), ``event`` (``train`` or ``evaluation``) and figures in groups. Everything
-that may differ between two equal runs (time, speed, memory) lies in the group ``machine``, so that a resumed run can be
-compared with an uninterrupted one line by line.
+that may differ between two equal runs (time, memory) lies in the group ``speed``, so that a resumed run can be compared
+with an uninterrupted one line by line.
 """
 
 import json
@@ -87,8 +87,8 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a record that two equal runs share: all but the group ``machine``."""
-    return {name: value for name, value in record.items() if name != "machine"}
+    """The part of a record that two equal runs share: all but the group ``speed``."""
+    return {name: value for name, value in record.items() if name != "speed"}
 
 
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":

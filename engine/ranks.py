@@ -3,10 +3,15 @@
 All functions work without a process group too: a run of one plain process has none.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+from omnivl.errors import UserError
+
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -49,6 +54,26 @@ def gather_objects(value: Any) -> list[Any]:
     values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
+
+
+def on_first(action: Callable[[], Result]) -> Result:
+    """Does something on rank 0 alone and returns its result on every process. Called by every process.
+
+    Raises:
+        UserError: What the action raised, on every process: raised on one alone it would leave the others waiting.
+    """
+    outcome: Any = None
+    mistake: UserError | None = None
+    if rank() == 0:
+        try:
+            outcome = (True, action())
+        except UserError as error:
+            mistake, outcome = error, (False, str(error))
+    succeeded, value = broadcast_object(outcome)
+    if not succeeded:
+        raise mistake or UserError(value)
+    result: Result = value
+    return result
 
 
 def largest_over_ranks(value: int, device: torch.device) -> int:

@@ -31,15 +31,15 @@ _FREE_FIELDS = tuple(
     re.compile(pattern)
     for pattern in (
         r"name",
-        r"logging(\..*)?",
-        r"launch(\..*)?",
-        r"loader(\..*)?",
-        r"checkpoint(\..*)?",
-        r"stages\.\d+\.(logging|loader|checkpoint|evaluate)(\..*)?",
+        r"(logging|launch|checkpoint|guard)(\..*)?",
+        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
+        r"loader\.(max_bad_fraction|min_samples_to_judge)",
+        r"stages\.\d+\.evaluate(\..*)?",
     )
 )
 """Fields that may change between two starts in one folder: they change what is shown and kept, not what is learnt."""
 
+_STAGE = re.compile(r"stages\.\d+")
 _STEPS = re.compile(r"stages\.\d+\.steps")
 
 
@@ -127,9 +127,16 @@ class RunFolder:
         """The folder of stage ``index`` (from 0)."""
         return StageFolder(self.path / "stages" / f"{index + 1:02d}-{name}")
 
-    def clear(self) -> None:
-        """Deletes everything that an earlier start left here. The caller holds the lock."""
-        shutil.rmtree(self.path / "stages", ignore_errors=True)
+    def clear(self, first_stage: int = 0) -> None:
+        """Deletes what an earlier start left here. The caller holds the lock.
+
+        Args:
+            first_stage: Index of the first stage that is deleted, with all that come after it.
+        """
+        for folder in sorted((self.path / "stages").glob("*-*")):
+            number = folder.name.split("-")[0]
+            if number.isdigit() and int(number) > first_stage:
+                shutil.rmtree(folder)
         for file in (self.plan, self.environment, self.report):
             file.unlink(missing_ok=True)
 
@@ -162,7 +169,7 @@ def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapp
     """Refuses to go on in a folder whose plan says something else.
 
     Fields that change only what is shown and kept may differ; a stage may become longer as long as no later stage has
-    begun from its result.
+    begun from its result; stages may be added behind the last one.
 
     Args:
         folder: The run's folder, for the message and for which stages have begun.
@@ -176,6 +183,7 @@ def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapp
         (path, before, now)
         for path, before, now in differing_fields(earlier, current)
         if not any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+        and not (_STAGE.fullmatch(path) and before is None)
         and not (_STEPS.fullmatch(path) and _may_become_longer(folder, current, path, before, now))
     ]
     if differences:

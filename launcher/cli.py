@@ -33,6 +33,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "check": Command("launcher.check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
+    "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
     "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }
 

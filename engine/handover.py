@@ -1,0 +1,158 @@
+"""What a stage takes over from an earlier one, by parameter name.
+
+Shapes: D hidden size, C values of a 2D patch, t frames of a tubelet.
+
+Carried: same name, same shape. Resized: position tables of another picture size, clip or text length, and the 3D patch
+kernel of another tubelet. Created: heads of new objectives, new momentum twins (as copies of what they follow).
+Dropped: what the new stage has no place for. The 3D patch kernel is the 2D one plus a difference
+(``omnivl.model.embed``): while no clip has been seen the difference is zero, so that the first stage with clips starts
+from the inflated 2D kernel.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError
+from omnivl.model.embed import resize_positions, resize_times
+
+_TWIN = "momentum_"
+_QUEUE = "queue."
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Names of parameters and buffers by what became of them.
+
+    Attributes:
+        source: Name of the earlier stage.
+        carried: Copied as they were.
+        inflated: 3D patch kernels that still equal the 2D ones; carried.
+        resized: Interpolated to another shape.
+        created: New in this stage.
+        dropped: Left behind.
+    """
+
+    source: str
+    carried: tuple[str, ...]
+    inflated: tuple[str, ...]
+    resized: tuple[str, ...]
+    created: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain containers, for ``handover.json``."""
+        return asdict(self)
+
+    def table(self, title: str) -> Table:
+        """Number of tensors by layer stack and by what became of them, for the console."""
+        table = Table(title=title, title_justify="left")
+        columns = ("carried", "inflated", "resized", "created", "dropped")
+        table.add_column("part")
+        for column in columns:
+            table.add_column(column, justify="right")
+        counts: dict[str, dict[str, int]] = {}
+        for column in columns:
+            for name in getattr(self, column):
+                part = counts.setdefault(_part(name), dict.fromkeys(columns, 0))
+                part[column] += 1
+        for stack, by_column in counts.items():
+            table.add_row(stack, *(str(by_column[column] or "-") for column in columns))
+        return table
+
+
+@torch.no_grad()
+def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> HandOver:
+    """Copies an earlier stage's weights into a freshly built chain.
+
+    Args:
+        chain: Not yet handed to a host; changed in place.
+        earlier: All parameters and buffers of the earlier stage.
+        source: Its name.
+
+    Raises:
+        CheckpointError: A weight has another shape and nothing says how to resize it.
+    """
+    own = chain.state_dict()
+    queue_fits = all(_fits(own, earlier, name) for name in own if _QUEUE in name)
+    fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "created": []}
+    for name, tensor in own.items():
+        if name not in earlier or (_QUEUE in name and not queue_fits):
+            fates["created"].append(name)
+        elif tensor.shape == earlier[name].shape:
+            tensor.copy_(earlier[name])
+            inflated = name.endswith("video_delta") and not bool(tensor.any())
+            fates["inflated" if inflated else "carried"].append(name)
+        else:
+            tensor.copy_(_resize(name, earlier[name], tensor))
+            fates["resized"].append(name)
+    for name in fates["created"]:
+        followed = _followed_by(name)
+        if followed is not None and followed in own:  # a twin starts where the module it follows stands
+            own[name].copy_(own[followed])
+    dropped = tuple(name for name in earlier if name not in own)
+    return HandOver(source=source, dropped=dropped, **{fate: tuple(names) for fate, names in fates.items()})
+
+
+def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:
+    for ending, resize in _RESIZERS.items():
+        if name.endswith(ending) and before.shape[-1] == own.shape[-1]:
+            return resize(before.float(), own)
+    raise CheckpointError(
+        f"{name}: has shape {list(before.shape)} in the earlier stage and {list(own.shape)} in this one; only position "
+        "tables and 3D patch kernels can be resized: give both stages the same sizes, or start without init_from"
+    )
+
+
+def _visual_positions(before: Tensor, own: Tensor) -> Tensor:
+    """``[1 + side * side, D]``: the class token's row stays, the grid is interpolated."""
+    side = round((own.shape[0] - 1) ** 0.5)
+    return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+
+
+def _times(before: Tensor, own: Tensor) -> Tensor:
+    return resize_times(before, own.shape[0])
+
+
+def _text_positions(before: Tensor, own: Tensor) -> Tensor:
+    """Words keep their places: a longer text gets fresh rows at its end."""
+    kept = min(len(before), len(own))
+    return torch.cat([before[:kept], own[kept:].float()])
+
+
+def _video_kernel(before: Tensor, own: Tensor) -> Tensor:
+    """``[t, D, C]``: the difference is stretched over the new tubelet and keeps its sum over equal frames."""
+    size, hidden, values = before.shape
+    stretched = resize_times(before.reshape(size, hidden * values), own.shape[0]).reshape(own.shape)
+    total = stretched.sum(0)
+    return stretched + (before.sum(0) - total) / own.shape[0]
+
+
+_RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "visual.positions": _visual_positions,
+    "visual.times": _times,
+    "text.positions": _text_positions,
+    "patches.video_delta": _video_kernel,
+}
+
+
+def _fits(own: Mapping[str, Tensor], earlier: Mapping[str, Tensor], name: str) -> bool:
+    return name in earlier and earlier[name].shape == own[name].shape
+
+
+def _followed_by(name: str) -> str | None:
+    """Name of the weight that a twin's weight follows; None for others."""
+    parts = name.split(".")
+    if not any(part.startswith(_TWIN) for part in parts):
+        return None
+    return ".".join(part.removeprefix(_TWIN) for part in parts)
+
+
+def _part(name: str) -> str:
+    """The stack that a weight belongs to: ``visual`` for ``visual_07.block...``."""
+    layer = name.split(".")[0]
+    stack, _, number = layer.rpartition("_")
+    return stack if number.isdigit() else layer

@@ -1,0 +1,240 @@
+"""The loop of one stage: take micro-batches, step the host, write down, evaluate, save."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from engine import ranks
+from engine.assessment import assess, best_figure, figures_of, write_evaluation
+from engine.checkpoint import (
+    SavedLayout,
+    TrainerState,
+    load_checkpoint,
+    newest_complete,
+    prune,
+    remove_leftovers,
+    save_checkpoint,
+)
+from engine.hosts.base import Host, StepResult
+from engine.loss_window import LossWindow
+from engine.metrics import MetricsLog
+from engine.plan import Plan, StagePlan
+from engine.progress import Progress
+from engine.run_folder import StageFolder
+from engine.stop import StopRequest
+from engine.throughput import Throughput
+from omnivl.data.batch import Batch
+from omnivl.data.loader import Loader, LoaderState
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.errors import UserError
+from omnivl.randomness import stable_hash
+
+
+class DivergedError(UserError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+@dataclass
+class Standing:
+    """Where the loop stands. See ``engine.checkpoint.TrainerState`` for what each field means."""
+
+    step: int
+    skipped: int
+    skipped_in_a_row: int
+    best: float | None
+    best_step: int | None
+    window: LossWindow
+
+
+class StageLoop:
+    """One stage on one process. Every process of the run goes through the same steps."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        index: int,
+        folder: StageFolder,
+        host: Host,
+        tokenizer: Tokenizer,
+        throughput: Throughput,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        """Prepares the loop; ``run`` goes through it.
+
+        Args:
+            plan: The whole plan.
+            index: Which stage.
+            folder: Where it writes.
+            host: Holds the chain.
+            tokenizer: Turns texts into ids.
+            throughput: Counts speed.
+            progress: Shows it.
+            stop: Says when to end early.
+        """
+        self._plan, self._index, self._folder, self._host = plan, index, folder, host
+        self._stage: StagePlan = plan.stages[index]
+        self._tokenizer, self._throughput, self._progress, self._stop = tokenizer, throughput, progress, stop
+        parallel = self._stage.parallel
+        zero_stage = parallel.zero_stage if parallel.host == "zero" else None
+        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size())
+        self._first = ranks.rank() == 0
+        self._standing = Standing(0, 0, 0, None, None, LossWindow())
+        self._metrics: MetricsLog | None = None
+
+    def run(self) -> int:
+        """Goes on from the newest whole checkpoint to the end of the stage.
+
+        Returns:
+            0 where the stage was finished, or the number of the signal that ended it early.
+
+        Raises:
+            DivergedError: Too many skipped steps in a row.
+            DataError: The data is missing or too bad.
+            CheckpointError: The newest checkpoint is of another layout.
+        """
+        kept_metrics, loader_state = self._resume()
+        standing, stage = self._standing, self._stage
+        self._progress.begin_stage(self._index, stage.name, stage.steps, standing.step)
+        with ExitStack() as stack:
+            if self._first:
+                tensorboard = self._folder.tensorboard if self._plan.logging.tensorboard else None
+                log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=kept_metrics, step=standing.step)
+                self._metrics = stack.enter_context(log)
+            loader = stack.enter_context(self._open_loader(loader_state))
+            batches = iter(loader)
+            self._throughput.restart()
+            while standing.step < stage.steps:
+                self._take_step(batches)
+                signal = self._stop.agreed(self._host.device)
+                self._finish_step(loader.state, stopping=signal != 0)
+                if signal and standing.step < stage.steps:
+                    return signal
+        return 0
+
+    def _take_step(self, batches: Iterator[tuple[Batch, LoaderState]]) -> None:
+        """One optimizer step: data, host, guard, display."""
+        standing = self._standing
+        before = time.perf_counter()
+        micro_batches = [next(batches)[0] for _ in range(self._stage.batch.gradient_accumulation_steps)]
+        waited = time.perf_counter() - before
+        result = self._host.step(micro_batches, standing.step)
+        standing.step += 1
+        self._throughput.add(micro_batches, waited)
+        self._guard(result)
+        standing.window.add(result)
+        self._progress.update(standing.step, result.losses, self._throughput.samples_per_second())
+        if standing.step % self._plan.logging.every == 0 or standing.step == self._stage.steps:
+            self._write_line(result)
+
+    def _guard(self, result: StepResult) -> None:
+        """Counts skipped steps and gives up after too many in a row."""
+        standing = self._standing
+        if not result.skipped:
+            standing.skipped_in_a_row = 0
+            return
+        standing.skipped += 1
+        standing.skipped_in_a_row += 1
+        bad = [name for name, loss in result.losses.items() if loss - loss != 0.0] or ["the gradient"]
+        what = ", ".join(bad)
+        self._progress.message(f"step {standing.step}: {what} not finite, step skipped ({standing.skipped} so far)")
+        if standing.skipped_in_a_row >= self._plan.guard.max_skipped_steps:
+            raise DivergedError(
+                f"stage {self._stage.name}, step {standing.step}: {what} not finite in {standing.skipped_in_a_row} "
+                "steps in a row, which is guard.max_skipped_steps. The weights are those of the last good step. Lower "
+                f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "
+                "gradient_clipping, or use precision fp32."
+            )
+
+    def _write_line(self, result: StepResult) -> None:
+        means = self._standing.window.take()
+        if self._metrics is not None:
+            self._metrics.write(
+                self._standing.step,
+                "train",
+                **means,
+                lr=dict(result.learning_rates),
+                skipped=self._standing.skipped,
+                speed=self._throughput.figures(self._host.device),
+            )
+        self._throughput.restart()
+
+    def _finish_step(self, loader_state: LoaderState, *, stopping: bool) -> None:
+        """Evaluates and saves where it is time to."""
+        before = time.perf_counter()
+        step, last = self._standing.step, self._standing.step == self._stage.steps
+        evaluate = self._stage.evaluate
+        best = False
+        if evaluate.tasks and (last or (evaluate.every > 0 and step % evaluate.every == 0)):
+            best = self._evaluate()
+        if last or stopping or best or step % self._plan.checkpoint.every == 0:
+            self._save(loader_state)
+        self._throughput.pause(time.perf_counter() - before)
+
+    def _evaluate(self) -> bool:
+        """Returns whether this is the best state so far."""
+        standing, name = self._standing, self._plan.checkpoint.keep_best
+        self._progress.message(f"step {standing.step}: evaluating")
+        results = assess(self._host, self._stage, self._tokenizer)
+        figures = figures_of(results)
+        if self._metrics is not None:
+            self._metrics.write(standing.step, "evaluation", scores=figures)
+            write_evaluation(self._folder, standing.step, results)
+        if name is None:
+            return False
+        figure = best_figure(figures, name)
+        if standing.best is not None and figure <= standing.best:
+            return False
+        standing.best, standing.best_step = figure, standing.step
+        return True
+
+    def _save(self, loader_state: LoaderState) -> None:
+        standing = self._standing
+        state = TrainerState(
+            step=standing.step,
+            skipped=standing.skipped,
+            skipped_in_a_row=standing.skipped_in_a_row,
+            best=standing.best,
+            best_step=standing.best_step,
+            metrics_bytes=0 if self._metrics is None else self._metrics.size,
+            window=standing.window.state(),
+            layout=self._layout,
+        )
+        save_checkpoint(self._folder.checkpoints, self._host, state, loader_state.to_json())
+        if self._first:
+            prune(self._folder.checkpoints, self._plan.checkpoint.keep_last, standing.best_step)
+
+    def _resume(self) -> tuple[int, LoaderState | None]:
+        """Restores the newest whole checkpoint, if there is one; returns the metrics' length and the data's place."""
+
+        def choose() -> Any:
+            remove_leftovers(self._folder.checkpoints)
+            return newest_complete(self._folder.checkpoints, self._progress.message)
+
+        checkpoint = ranks.on_first(choose)
+        if checkpoint is None:
+            return 0, None
+        state, loader_state = load_checkpoint(checkpoint, self._host, self._layout)
+        window = LossWindow(state.window)
+        self._standing = Standing(
+            state.step, state.skipped, state.skipped_in_a_row, state.best, state.best_step, window
+        )
+        return state.metrics_bytes, LoaderState.from_json(loader_state)
+
+    def _open_loader(self, state: LoaderState | None) -> Loader:
+        return Loader(
+            self._stage.data,
+            loader_config=self._plan.loader,
+            model=self._stage.model,
+            objectives=self._stage.objectives,
+            tokenizer=self._tokenizer,
+            micro_batch_size=self._stage.batch.micro_batch_size_per_gpu,
+            gradient_accumulation_steps=self._stage.batch.gradient_accumulation_steps,
+            seed=stable_hash(self._plan.seed, "data", self._index),
+            replica=self._host.gather.replica,
+            replicas=self._host.gather.replicas,
+            state=state,
+            quarantine_log=self._folder.quarantine,
+        )

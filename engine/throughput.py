@@ -1,0 +1,102 @@
+"""How fast a run goes: samples, tokens and floating point operations per second, and how long it waits for data."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from engine.environment import resident_bytes
+from engine.peak import Peak
+from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.model.config import ModelConfig
+from omnivl.model.flops import step_flops
+from omnivl.model.layout import plan_layout
+from omnivl.objectives.base import Objective
+
+_RECENT_STEPS = 30
+
+
+class Throughput:
+    """Counts what this replica does between two lines of metrics; figures are for all replicas."""
+
+    def __init__(
+        self, model: ModelConfig, objectives: Sequence[Objective], *, pad: int, replicas: int, peak: Peak
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+            model: Sizes, for the floating point operations.
+            objectives: Likewise.
+            pad: The padding token, which is not counted.
+            replicas: Data-parallel replicas; all do the same amount of work.
+            peak: Peak of one replica.
+        """
+        self._model, self._objectives, self._pad = model, tuple(objectives), pad
+        self._replicas, self._peak = replicas, peak
+        self._flops = lru_cache(maxsize=None)(self._layout_flops)
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new window, after a line of metrics."""
+        self._began = self._last = time.perf_counter()
+        self._steps = self._samples = self._tokens = 0
+        self._operations = self._waited = 0.0
+
+    def add(self, batches: Sequence[Batch], waited: float) -> None:
+        """Takes one optimizer step in.
+
+        Args:
+            batches: This replica's micro-batches.
+            waited: Seconds for which the step waited for them.
+        """
+        samples = sum(batch.size for batch in batches) * self._replicas
+        for batch in batches:
+            self._tokens += self._replicas * self._count_tokens(batch)
+            self._operations += self._replicas * self._flops(batch.kind, batch.size, batch.num_frames)
+        self._samples += samples
+        self._waited += waited
+        self._steps += 1
+        now = time.perf_counter()
+        self._recent.append((now - self._last, samples))
+        self._last = now
+
+    def pause(self, seconds: float) -> None:
+        """Leaves out time that was spent on something else, such as an evaluation or a checkpoint."""
+        self._began += seconds
+        self._last += seconds
+
+    def samples_per_second(self) -> float:
+        """Over the last steps, for the console."""
+        seconds = sum(duration for duration, _ in self._recent)
+        return sum(samples for _, samples in self._recent) / seconds if seconds > 0 else 0.0
+
+    def figures(self, device: torch.device) -> dict[str, float]:
+        """Rates over the window and memory of this process.
+
+        Args:
+            device: The GPU whose memory is asked for too.
+        """
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        figures = {
+            "samples_per_second": self._samples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "seconds_per_step": seconds / max(1, self._steps),
+            "tflops": self._operations / seconds / 1e12,
+            "mfu": self._operations / seconds / (self._peak.flops * self._replicas),
+            "data_wait": self._waited / seconds,
+            "memory_gib": resident_bytes() / 2**30,
+        }
+        if device.type == "cuda":
+            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return figures
+
+    def _count_tokens(self, batch: Batch) -> int:
+        rows, columns = self._model.grid(is_video(batch.kind))
+        times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else 1
+        return batch.size * times * rows * columns + int((batch.token_ids != self._pad).sum())
+
+    def _layout_flops(self, kind: DataKind, batch_size: int, num_frames: int) -> float:
+        return step_flops(self._model, plan_layout(self._objectives, kind, batch_size, num_frames))

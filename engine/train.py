@@ -1,0 +1,215 @@
+"""A whole run, top to bottom: every stage of a plan, one after the other.
+
+For each stage: build the chain, hand the weights over, freeze, give it to the host, loop, keep the result.
+"""
+
+import gc
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from engine import ranks
+from engine.collectives import make_gather
+from engine.environment import describe_environment
+from engine.errors import CheckpointError, PlanError
+from engine.freeze import freeze
+from engine.handover import hand_over
+from engine.hosts import Host, create_host
+from engine.peak import Peak, peak_of
+from engine.plan import Plan, StagePlan
+from engine.plan_yaml import read_yaml
+from engine.progress import Progress, make_progress
+from engine.report import score_table, write_report
+from engine.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
+from engine.seeds import seed_everything
+from engine.stage import StageLoop
+from engine.stop import StopRequest
+from engine.throughput import Throughput
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.evaluation.results import Score
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain
+from omnivl.model.pretrained import load_pretrained
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the plan.
+
+    Attributes:
+        folder: The run's folder.
+        fresh: Delete what an earlier start left there.
+        stage: Run this stage only; None runs all.
+    """
+
+    folder: Path
+    fresh: bool = False
+    stage: str | None = None
+
+
+def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
+    """Runs a plan. Called by every process of the run, after the process group is joined.
+
+    Args:
+        plan: Without mistakes.
+        options: Where, and how much of it.
+        device: Where this process computes.
+
+    Returns:
+        0, or the number of the signal that ended the run early; it then goes on at the next start.
+
+    Raises:
+        UserError: The folder is in use or holds another run, or data or weights do not fit.
+    """
+    run, stop = RunFolder(options.folder), StopRequest()
+    stop.install()
+    steps = {stage.name: stage.steps for stage in plan.stages}
+    with ExitStack() as stack:
+        ranks.on_first(lambda: stack.enter_context(run.lock()))
+        ranks.on_first(lambda: _enter_folder(run, plan, options))
+        visible = ranks.rank() == 0
+        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
+        tokenizer = load_tokenizer(plan.tokenizer)
+        for index, stage in enumerate(plan.stages):
+            if options.stage not in (None, stage.name):
+                continue
+            if (run.stage(index, stage.name).completed_steps() or -1) >= stage.steps:
+                progress.message(f"stage {stage.name}: complete")
+                continue
+            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop)
+            if signal:
+                progress.message("stopped after a checkpoint; the same command goes on from there")
+                return signal
+        ranks.on_first(lambda: _show_result(run, plan, progress))
+    return 0
+
+
+def _run_stage(
+    plan: Plan,
+    index: int,
+    run: RunFolder,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    progress: Progress,
+    stop: StopRequest,
+) -> int:
+    """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
+    stage = plan.stages[index]
+    folder = run.stage(index, stage.name)
+    gather = make_gather()
+    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    seed_everything(plan.seed, "weights", index)
+    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
+    pretrained = _initial_weights(chain, plan, stage, run, folder, progress)
+    freeze(chain, stage.freeze, f"stages.{index}.freeze")
+    host = create_host(
+        stage.parallel,
+        chain,
+        stage.optimizer,
+        stage.objectives,
+        total_steps=stage.steps,
+        micro_batch_size=stage.batch.micro_batch_size_per_gpu,
+        gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
+        device=device,
+        pretrained=pretrained,
+    )
+    chain.train()
+    seed_everything(plan.seed, "stage", index, "replica", gather.replica)
+    throughput = Throughput(
+        stage.model,
+        stage.objectives,
+        pad=tokenizer.special.pad,
+        replicas=gather.replicas,
+        peak=_peak(run, device, dtype),
+    )
+    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop).run()
+    if signal == 0:
+        _complete_stage(host, folder, stage)
+    del host, chain
+    gc.collect()  # engines hold reference cycles, and the next stage wants the memory
+    return signal
+
+
+def _initial_weights(
+    chain: Chain, plan: Plan, stage: StagePlan, run: RunFolder, folder: StageFolder, progress: Progress
+) -> frozenset[str]:
+    """Fills the chain from an earlier stage or from other origin; returns the names of weights of other origin."""
+    if stage.init_from is not None:
+        source = run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from)
+        if not source.weights.is_file():
+            raise CheckpointError(
+                f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source.weights} is "
+                "missing; run that stage first"
+            )
+        report = hand_over(chain, load_file(source.weights), stage.init_from)
+        progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
+        ranks.on_first(lambda: _write_json(folder.handover, report.as_json()))
+        return frozenset()
+    matched: set[str] = set()
+    for path in (stage.weights.vision, stage.weights.text):
+        if path is not None:
+            loaded = load_pretrained(chain, Path(path))
+            matched.update(loaded.matched)
+            for line in loaded.lines():
+                progress.message(line)
+    return frozenset(matched)
+
+
+def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
+    """Makes sure that the folder holds this run or none, and writes down what the run is."""
+    names = [stage.name for stage in plan.stages]
+    if options.stage is not None and options.stage not in names:
+        raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
+    text = plan.to_yaml()
+    if options.fresh:
+        run.clear(0 if options.stage is None else names.index(options.stage))
+    if run.plan.is_file():
+        earlier = read_yaml(run.plan.read_text(encoding="utf-8"), str(run.plan))
+        check_same_plan(run, earlier.tree, read_yaml(text).tree)
+    write_whole(run.plan, text)
+    _write_json(run.environment, describe_environment(ranks.world_size()))
+
+
+def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan) -> None:
+    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete."""
+    weights = host.full_weights()
+    if ranks.rank() == 0:
+        assert weights is not None, "replica 0 has the whole weights"
+        beside = folder.weights.with_suffix(".tmp")
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
+        beside.rename(folder.weights)
+        folder.mark_complete(stage.steps)
+    host.barrier()
+
+
+def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
+    """The table of the last evaluated stage, and the page."""
+    for index, stage in reversed(list(enumerate(plan.stages))):
+        file = run.stage(index, stage.name).evaluation
+        if file.is_file():
+            results = json.loads(file.read_bytes())["results"]
+            scores = [Score(**score) for result in results for score in result["scores"]]
+            progress.show(score_table(scores, f"{plan.name}, after stage {stage.name}"))
+            break
+    progress.message(f"report: {write_report(run.path)}")
+
+
+def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:
+    """The peak of this process' device, all processes measuring at once; written beside the environment."""
+    ranks.barrier()
+    peak = peak_of(device, dtype)
+    if ranks.rank() == 0:
+        environment = json.loads(run.environment.read_bytes())
+        environment[f"peak_tflops_{str(dtype).removeprefix('torch.')}"] = round(peak.flops / 1e12, 3)
+        environment["peak_source"] = peak.source
+        _write_json(run.environment, environment)
+    return peak
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1))

@@ -1,0 +1,37 @@
+"""``omnivl pretrain``: runs a plan, on this machine or as one process of a launch that is already there."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from engine.plan_parse import load_plan
+from launcher import worker
+from launcher.local import local_processes, run_local
+
+
+def pretrain(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where the run is written; runs/NAME of the plan by default.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+) -> None:
+    """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first."""
+    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
+    if "RANK" in os.environ:  # started by torchrun, srun, mpirun ...: this is one process of several
+        worker.main(arguments)
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    processes = local_processes(load_plan(plan, overrides or ()).launch.processes, gpus)
+    load_plan(plan, overrides or (), processes)  # all mistakes at once, before anything is started
+    code = run_local("launcher.worker", arguments, processes)
+    if code:
+        raise typer.Exit(code)

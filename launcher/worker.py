@@ -1,0 +1,83 @@
+"""One process of a run: ``python -m launcher.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``.
+
+Started by ``launcher.local``, or by any launcher that sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
+"""
+
+import argparse
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from engine.hosts import needs_process_group
+from engine.hosts.process_group import finish, join_process_group, launched_processes
+from engine.plan_parse import load_plan
+from engine.train import RunOptions, train
+from omnivl.errors import UserError
+
+FAILURE_FILE = "OMNIVL_FAILURE_FILE"
+"""Names the file by which the processes of a launch settle who failed first: only that one tells why."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the worker and ends the process: 0 done, 2 user's mistake, 1 other failure, 128 + n stopped by signal n."""
+    try:
+        code = run_worker(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        _tell(f"{error}")
+        finish(2)
+    except BaseException:
+        _tell(f"rank {os.environ.get('RANK', '0')} failed:\n{traceback.format_exc()}")
+        finish(1)
+    if code == 0:
+        finish(0)
+    finish(128 + code)
+
+
+def run_worker(arguments: Sequence[str]) -> int:
+    """Reads the plan, joins the others, trains; returns 0 or the number of the signal that ended the run early."""
+    # DeepSpeed calls collectives by names that torch renames, once per step and layer
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+    options = _parser().parse_args(arguments)
+    plan = load_plan(options.plan, options.overrides, launched_processes())
+    always = any(needs_process_group(stage.parallel) for stage in plan.stages)
+    device = join_process_group(plan.launch.timeout_seconds, always=always)
+    folder = options.run_folder or Path("runs") / plan.name
+    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+
+
+def worker_arguments(
+    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+) -> list[str]:
+    """The command line that ``run_worker`` reads back."""
+    flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
+    flags += ["--fresh"] if fresh else []
+    flags += [] if stage is None else ["--stage", stage]
+    return [*flags, "--", str(plan), *overrides]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="launcher.worker")
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--run-folder", type=Path)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--stage")
+    return parser
+
+
+def _tell(message: str) -> None:
+    """Prints a failure, unless another process of this launch has failed before and this one only lost its company."""
+    file = os.environ.get(FAILURE_FILE)
+    if file is not None:
+        try:
+            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()
