@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.model.linear import Linear
+from omnivl.model.padding import Padding
 
 
 def prefers_products(x: Tensor) -> bool:
@@ -174,9 +175,20 @@ class SelfAttention(nn.Module):
         self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
-        """Attends within each row of ``x [R, S, D]``; ``mask`` is bool ``[R, S]``, true for keys."""
-        out: Tensor = self.out(self_attention(self.qkv(x), self.num_heads, mask, causal))
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, padding: Padding | None = None
+    ) -> Tensor:
+        """Attends within each row.
+
+        Args:
+            x: ``[R, S, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
+            mask: bool ``[R, S]``, true where a key may be attended to.
+            causal: Whether each position sees itself and earlier ones only.
+            padding: Which positions are left out of ``x``.
+        """
+        qkv = self.qkv(x)
+        attended = self_attention(qkv if padding is None else padding.restore(qkv), self.num_heads, mask, causal)
+        out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out
 
     def extend(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -214,14 +226,17 @@ class CrossAttention(nn.Module):
         kv: Tensor = self.kv(memory)
         return kv
 
-    def forward(self, x: Tensor, kv: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Lets ``x [R, L, D]`` attend to projected memory.
+    def forward(self, x: Tensor, kv: Tensor, rows: Tensor | None = None, padding: Padding | None = None) -> Tensor:
+        """Lets a stream attend to projected memory.
 
         Args:
-            x: Queries' stream.
+            x: ``[R, L, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
             kv: From ``project``.
             rows: int64 ``[R]``, the memory row of each row of ``x``; None when they correspond one to one.
+            padding: Which positions are left out of ``x``.
         """
         kv = kv if rows is None else kv.index_select(0, rows)
-        out: Tensor = self.out(cross_attention(self.q(x), kv, self.num_heads))
+        q = self.q(x)
+        attended = cross_attention(q if padding is None else padding.restore(q), kv, self.num_heads)
+        out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out

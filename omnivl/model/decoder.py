@@ -16,6 +16,7 @@ from omnivl.model.attention import CrossAttention, SelfAttention
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.linear import LayerNorm
+from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
 from omnivl.model.text import TEXT_EPS, TEXT_MODALITY
 
@@ -42,8 +43,11 @@ class GroundedBlock(nn.Module):
             memory: Visual features ``[R_memory, S, D]``.
             rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
         """
-        x = self.norm1(x + self._drop(self.attention(x, mask, self.causal)))
-        return self._after_self_attention(x, self.cross.project(memory), rows)
+        padding = Padding.worth_dropping(mask)
+        x = x if padding is None else padding.drop(x)
+        x = self.norm1(x + self._drop(self.attention(x, mask, self.causal, padding)))
+        out = self._after_self_attention(x, self.cross.project(memory), rows, padding)
+        return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.losses, out.statistics)
 
     def decode(
         self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None
@@ -62,9 +66,11 @@ class GroundedBlock(nn.Module):
         attended, past = self.attention.extend(x, past)
         return self._after_self_attention(self.norm1(x + self._drop(attended)), kv, rows), past
 
-    def _after_self_attention(self, x: Tensor, kv: Tensor, rows: Tensor | None) -> FeedForwardOutput:
-        x = self.norm2(x + self._drop(self.cross(x, kv, rows)))
-        out: FeedForwardOutput = self.ffn(x, torch.full((1, 1), TEXT_MODALITY, device=x.device))
+    def _after_self_attention(
+        self, x: Tensor, kv: Tensor, rows: Tensor | None, padding: Padding | None = None
+    ) -> FeedForwardOutput:
+        x = self.norm2(x + self._drop(self.cross(x, kv, rows, padding)))
+        out: FeedForwardOutput = self.ffn(x, torch.full((), TEXT_MODALITY, device=x.device))
         return FeedForwardOutput(self.norm3(x + self._drop(out.y)), out.losses, out.statistics)
 
     def _drop(self, x: Tensor) -> Tensor:

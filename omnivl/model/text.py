@@ -14,6 +14,7 @@ from omnivl.model.attention import SelfAttention
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.linear import LayerNorm
+from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
 
 TEXT_EPS = 1e-12
@@ -33,11 +34,12 @@ class BertBlock(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``; ``mask`` is bool ``[R, L]``, true where there is a token."""
-        x = self.norm1(x + F.dropout(self.attention(x, mask), self.dropout, self.training))
-        modality = torch.full((1, 1), TEXT_MODALITY, device=x.device)
-        out: FeedForwardOutput = self.ffn(x, modality)
+        padding = Padding.worth_dropping(mask)
+        x = x if padding is None else padding.drop(x)
+        x = self.norm1(x + F.dropout(self.attention(x, mask, padding=padding), self.dropout, self.training))
+        out: FeedForwardOutput = self.ffn(x, torch.full((), TEXT_MODALITY, device=x.device))
         y = self.norm2(x + F.dropout(out.y, self.dropout, self.training))
-        return FeedForwardOutput(y, out.losses, out.statistics)
+        return FeedForwardOutput(y if padding is None else padding.restore(y), out.losses, out.statistics)
 
 
 class TextBlock(BlockLayer):

@@ -90,8 +90,7 @@ class DividedBlock(nn.Module):
             patches = patches + drop_path(self.temporal(patches), self.drop_path_rate, self.training)
             x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
         x = x + drop_path(self.scale1(self._space(x, times)), self.drop_path_rate, self.training)
-        modality = torch.full((1, 1), VISUAL_MODALITY, device=x.device)
-        out: FeedForwardOutput = self.ffn(self.norm2(x), modality)
+        out: FeedForwardOutput = self.ffn(self.norm2(x), torch.full((), VISUAL_MODALITY, device=x.device))
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
         return FeedForwardOutput(y, out.losses, out.statistics)
 
