@@ -14,7 +14,7 @@ from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.momentum import ema_update_, frozen_twin
 from omnivl.model.state import State, StepLayout
 
-WIDTH, WORDS, LENGTH, SIDE, QUEUE = 10, 37, 5, 4, 12
+WIDTH, WORDS, LENGTH, SIDE, QUEUE = 10, 37, 5, 4, 21
 KINDS: tuple[DataKind, ...] = ("image_text", "video_text", "image_label")
 
 

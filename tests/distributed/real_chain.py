@@ -1,0 +1,79 @@
+"""A very small real chain with all objectives, and batches for it: the whole run's, and a replica's share of them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from omnivl.data.batch import DATA_KINDS, Batch, is_video
+from omnivl.data.collate import Collator
+from omnivl.data.example import Example
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain
+from omnivl.model.config import ModelConfig
+from omnivl.model.gather import Gather
+from omnivl.model.layout import plan_layout as fold_demands
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
+CONFIG = ModelConfig(
+    **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "projection_size": 8},
+    **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
+    **{"num_frames": 4, "tubelet_size": 2, "text_length": 6, "vocab_size": 40},
+)
+OBJECTIVES: tuple[Objective, ...] = (
+    *(MLM(probability=0.5), MRM(targets="momentum"), MFM(), MCM(targets="momentum", every=2)),
+    *(UniVLC(queue_size=21, batch_keys="momentum", soft_target_alpha=0.4), VLM(negatives="global"), LM()),
+)
+plan_layout = partial(fold_demands, OBJECTIVES)
+
+
+class LetterTokenizer:
+    """One token per letter."""
+
+    special = TOKENS
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        rows = [[TOKENS.cls, *(5 + ord(letter) % 35 for letter in text), TOKENS.sep] for text in texts]
+        return np.array([row + [TOKENS.pad] * (length - len(row)) for row in rows], dtype=np.int64)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise AssertionError("not needed")
+
+
+def build_real_chain(gather: Gather, seed: int = 0, recompute: bool = False) -> Chain:
+    torch.manual_seed(seed)
+    return build_chain(replace(CONFIG, recompute=recompute), OBJECTIVES, TOKENS, gather=gather)
+
+
+def step_batches(step: int, accumulation: int, size: int, gather: Gather) -> list[Batch]:
+    """The replica's micro-batches of one step. Kinds change between and within steps."""
+    indices = range(step * accumulation, (step + 1) * accumulation)
+    # Pairs of equal kinds first, so that whole steps leave layers out; then mixed ones.
+    kinds = [DATA_KINDS[(index // 2 if index < 8 else index) % 4] for index in indices]
+    own = size // gather.replicas
+    share = slice(gather.replica * own, (gather.replica + 1) * own)
+    collator = Collator(CONFIG, OBJECTIVES, LetterTokenizer(), seed=0)
+    return [
+        collator.collate(examples(index, size, is_video(kind))[share], kind, "letters", step)
+        for index, kind in zip(indices, kinds, strict=True)
+    ]
+
+
+def examples(index: int, size: int, video: bool) -> list[Example]:
+    """The samples of micro-batch ``index`` of the whole run."""
+    random = np.random.default_rng(index)
+    return [
+        Example(
+            frames=random.integers(0, 256, (4 if video else 1, 8, 8, 3), dtype=np.uint8),
+            text="".join(random.choice(list("abcdefgh"), 1 + row % 4)),
+            identity=row % 5,
+            label=-1,
+            position=index * size + row,
+            where="shard:key",
+            meta={},
+        )
+        for row in range(size)
+    ]

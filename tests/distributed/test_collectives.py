@@ -1,0 +1,53 @@
+"""The gather over replicas: what it joins, and the gradient that it sends back."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from engine.collectives import broadcast_from_first, make_gather
+
+pytestmark = pytest.mark.distributed
+
+
+def join_everything() -> dict[str, Any]:
+    """Worker: joins, sums and broadcasts small tensors; each replica weighs the joined rows differently."""
+    gather = make_gather()
+    rank = gather.replica
+    x = torch.tensor([[1.0 + rank, 2.0], [3.0, 4.0 + rank]], requires_grad=True)
+    joined = gather.join(x)
+    weights = torch.arange(1.0, 9.0).view(4, 2) * (rank + 1)
+    (joined * weights).sum().backward()
+    count = torch.tensor([rank + 1])
+    total = gather.total(count)
+    flags = torch.tensor([rank == 0, True])
+    broadcast_from_first(flags)
+    return {
+        **{"joined": joined.detach(), "gradient": x.grad, "total": total, "count": count, "flags": flags},
+        "bools": gather.join(torch.tensor([rank == 1])),
+        "integers": gather.join(torch.tensor([rank])),
+        "bf16": _bf16_gradient(gather),
+    }
+
+
+def _bf16_gradient(gather: Any) -> torch.Tensor:
+    x = torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
+    (gather.join(x) * (1.0 if gather.replica == 0 else 2**-9)).sum().backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def test_joins_in_replica_order_and_sums_gradients_before_slicing(run_distributed: Any) -> None:
+    first, second = run_distributed(join_everything, processes=2)
+    rows = [[1.0, 2.0], [3.0, 4.0], [2.0, 2.0], [3.0, 5.0]]
+    for rank in (first, second):
+        assert rank["joined"].tolist() == rows
+        assert rank["bools"].tolist() == [False, True]
+        assert rank["integers"].tolist() == [0, 1]
+        assert rank["total"].tolist() == [3]
+        assert rank["flags"].tolist() == [True, True]
+    assert (first["count"].tolist(), second["count"].tolist()) == ([1], [2])
+    # Weights are 1..8 on replica 0 and twice that on replica 1: their sum is 3 * (1..8), cut in two.
+    assert first["gradient"].tolist() == [[3.0, 6.0], [9.0, 12.0]]
+    assert second["gradient"].tolist() == [[15.0, 18.0], [21.0, 24.0]]
+    assert first["bf16"].dtype == torch.bfloat16
