@@ -19,5 +19,13 @@ class LayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalises ``[..., D]``; mean and variance are taken in fp32 by the kernel."""
+        """Normalises ``[..., D]``; the result has the input's dtype.
+
+        On the CPU bf16 goes through fp32: torch's bf16 kernel adds up the parameters' gradients in bf16, which was off
+        by a quarter of their size over 2,368 positions, and was not faster (1.16 ms against 1.07 ms, D = 384).
+        """
+        if x.dtype != self.weight.dtype and x.device.type == "cpu":
+            return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(
+                x.dtype
+            )
         return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
