@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.model.linear import Linear
+from omnivl.model.linear import Linear, linear
 from omnivl.model.padding import Padding
 
 
@@ -189,6 +189,15 @@ class SelfAttention(nn.Module):
         qkv = self.qkv(x)
         attended = self_attention(qkv if padding is None else padding.restore(qkv), self.num_heads, mask, causal)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
+        return out
+
+    def first(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """What the first position of each row alone attends to, ``[R, 1, D]``; arguments as in ``forward``."""
+        size = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        assert bias is not None
+        q, kv = linear(x[:, :1], weight[:size], bias[:size]), linear(x, weight[size:], bias[size:])
+        out: Tensor = self.out(cross_attention(q, kv, self.num_heads, mask))
         return out
 
     def extend(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:

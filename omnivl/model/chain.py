@@ -114,7 +114,8 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[B, P]``, L2-normalised.
         """
-        return self.fold(State({"frames": frames}, _visual_layout(frames)))["visual_embedding"]
+        layout = replace(_visual_layout(frames), class_only=True)
+        return self.fold(State({"frames": frames}, layout))["visual_embedding"]
 
     @torch.no_grad()
     def encode_text(self, token_ids: Tensor) -> Tensor:
@@ -126,7 +127,8 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[B, P]``, L2-normalised.
         """
-        layout = StepLayout("image_text", len(token_ids), 1, "encode", text={"clean": slice(0, len(token_ids))})
+        texts = {"clean": slice(0, len(token_ids))}
+        layout = StepLayout("image_text", len(token_ids), 1, "encode", text=texts, class_only=True)
         return self.fold(State({"token_ids": token_ids}, layout))["text_embedding"]
 
     @torch.no_grad()

@@ -109,7 +109,8 @@ def step_flops(config: ModelConfig, layout: StepLayout) -> float:
     """Floating-point operations of the matrix products of one step's forward and backward pass.
 
     A multiplication and its addition count as two. Activation recomputation does not count: this is the useful work
-    that MFU is about. Left out: normalisations, softmax, the losses' similarities, patch heads.
+    that MFU is about. Padded positions do count, even where blocks leave them out. Left out of the count:
+    normalisations, softmax, the losses' similarities, patch heads.
 
     Args:
         config: Sizes.
@@ -118,6 +119,8 @@ def step_flops(config: ModelConfig, layout: StepLayout) -> float:
     stacks = layout.visual, layout.text, layout.alignment
     visual_rows, text_rows, alignment_rows = (sum(rows.stop - rows.start for rows in s.values()) for s in stacks)
     visual, text = _visual_row(config, layout), config.text_layers * _text_block(config)
+    if layout.class_only and config.ffn.kind == "dense":
+        visual, text = visual - _visual_shortcut(config, layout), text - _text_shortcut(config)
     grounded = _text_block(config) + _cross(config, layout, 1.0)
     # Keys and values are projected once per memory row, however many alignment rows read them.
     aligned = alignment_rows * (_text_block(config) + _cross(config, layout, 0.0)) + (
@@ -152,6 +155,20 @@ def _visual_row(config: ModelConfig, layout: StepLayout) -> float:
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
     return config.vision_layers * flops
+
+
+def _visual_shortcut(config: ModelConfig, layout: StepLayout) -> float:
+    """What the last visual block saves on one row where only the class token is read."""
+    hidden, patches = config.hidden_size, _num_patches(config, layout)
+    times = config.time_positions(layout.num_frames)
+    attention = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden)
+    return attention + times * patches * 4 * hidden * config.inner_size
+
+
+def _text_shortcut(config: ModelConfig) -> float:
+    """What the last text block saves on one text where only the first position is read."""
+    hidden, others = config.hidden_size, config.text_length - 1
+    return others * (4 * hidden**2 + 4 * hidden * config.inner_size + 4 * config.text_length * hidden)
 
 
 def _text_block(config: ModelConfig) -> float:

@@ -42,6 +42,7 @@ def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int
         generation=any(demands.generation for _, demands in active),
         momentum=any(demands.momentum for _, demands in active),
         objectives=tuple(name for name, _ in active),
+        class_only=not any(_reads_all_positions(demands) for _, demands in active),
     )
 
 
@@ -53,6 +54,11 @@ def _needs_visual(demands: Demands) -> bool:
 
 def _needs_text(demands: Demands) -> bool:
     return demands.text or demands.embeddings or demands.momentum
+
+
+def _reads_all_positions(demands: Demands) -> bool:
+    masked = demands.masked_visual > 0 or demands.masked_text > 0
+    return demands.visual or demands.text or masked or demands.generation or bool(demands.alignment)
 
 
 class _Stack:

@@ -59,6 +59,8 @@ class StepLayout:
         generation: Whether the generation stream runs.
         momentum: Whether the momentum twins run.
         objectives: Names of the objectives that are active on this kind.
+        class_only: Whether nothing behind the encoders reads more than their first position. Their last blocks may
+            then leave out the others: ``visual`` and ``text`` have one position from there on.
     """
 
     kind: DataKind
@@ -71,6 +73,7 @@ class StepLayout:
     generation: bool = False
     momentum: bool = False
     objectives: tuple[str, ...] = ()
+    class_only: bool = False
 
     @property
     def is_video(self) -> bool:

@@ -32,11 +32,19 @@ class BertBlock(nn.Module):
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
 
-    def forward(self, x: Tensor, mask: Tensor) -> FeedForwardOutput:
-        """Advances ``x [R, L, D]``; ``mask`` is bool ``[R, L]``, true where there is a token."""
-        padding = Padding.worth_dropping(mask)
+    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> FeedForwardOutput:
+        """Advances ``x [R, L, D]``.
+
+        Args:
+            x: The text stream.
+            mask: bool ``[R, L]``, true where there is a token.
+            first_only: Whether only the first position is wanted: the result is ``[R, 1, D]``.
+        """
+        padding = None if first_only else Padding.worth_dropping(mask)
         x = x if padding is None else padding.drop(x)
-        x = self.norm1(x + F.dropout(self.attention(x, mask, padding=padding), self.dropout, self.training))
+        attended = self.attention.first(x, mask) if first_only else self.attention(x, mask, padding=padding)
+        x = x[:, :1] if first_only else x
+        x = self.norm1(x + F.dropout(attended, self.dropout, self.training))
         out: FeedForwardOutput = self.ffn(x, torch.full((), TEXT_MODALITY, device=x.device))
         y = self.norm2(x + F.dropout(out.y, self.dropout, self.training))
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.losses, out.statistics)
@@ -47,6 +55,7 @@ class TextBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         super().__init__(f"text_{index:02d}", config, BertBlock, twin=twin)
+        self.may_shorten = index == config.text_layers - 1 and config.ffn.kind == "dense"
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""
@@ -57,9 +66,10 @@ class TextBlock(BlockLayer):
         if not self.acts(state.layout):
             return state
         mask = state["text_mask"]
-        out = self.run(state["text"], mask)
+        first_only = self.may_shorten and state.layout.class_only
+        out = self.run(state["text"], mask, first_only)
         state = self.with_routing(state.updated(text=out.y), out)
         if state.layout.momentum:
-            twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]])
+            twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]], first_only)
             state = state.updated(momentum_text=twin.y)
         return state

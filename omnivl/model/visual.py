@@ -77,33 +77,37 @@ class DividedBlock(nn.Module):
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
         self.scale2 = layer_scale(config)
 
-    def forward(self, x: Tensor, times: int, is_video: bool) -> FeedForwardOutput:
+    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
         """Advances ``x [R, 1 + T * N, D]``.
 
         Args:
             x: Class token, then patches frame by frame.
             times: T.
             is_video: Whether temporal attention acts.
+            first_only: Whether only the class token is wanted: the result is ``[R, 1, D]``.
         """
         if is_video:
             cls, patches = x[:, :1], x[:, 1:].reshape(x.shape[0], times, -1, x.shape[-1])
             patches = patches + drop_path(self.temporal(patches), self.drop_path_rate, self.training)
             x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        x = x + drop_path(self.scale1(self._space(x, times)), self.drop_path_rate, self.training)
+        space = self._space(x, times, first_only)
+        x = x[:, :1] if first_only else x
+        x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
         out: FeedForwardOutput = self.ffn(self.norm2(x), torch.full((), VISUAL_MODALITY, device=x.device))
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
         return FeedForwardOutput(y, out.losses, out.statistics)
 
-    def _space(self, x: Tensor, times: int) -> Tensor:
-        """Spatial attention within each frame, ``[R, S, D]``."""
+    def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
+        """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
         x = self.norm1(x)
+        attend = self.attention.first if first_only else self.attention
         if times == 1:
-            out: Tensor = self.attention(x)
+            out: Tensor = attend(x)
             return out
         rows, _, size = x.shape
         cls = x[:, None, :1].expand(rows, times, 1, size)
         frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
-        frames = self.attention(frames.flatten(0, 1)).reshape(frames.shape)
+        frames = attend(frames.flatten(0, 1)).reshape(rows, times, -1, size)
         # The mean written around its first term is exact where all terms are equal, whatever their number.
         first = frames[:, :1, 0]
         cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
@@ -120,6 +124,7 @@ class VisualBlock(BlockLayer):
             return DividedBlock(config, drop_path_rates(config.drop_path, config.vision_layers)[index])
 
         super().__init__(f"visual_{index:02d}", config, build, twin=twin)
+        self.may_shorten = index == config.vision_layers - 1 and config.ffn.kind == "dense"
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""
@@ -130,11 +135,11 @@ class VisualBlock(BlockLayer):
         if not self.acts(state.layout):
             return state
         times = self.config.time_positions(state.layout.num_frames)
-        is_video = state.layout.is_video
-        out = self.run(state["visual"], times, is_video)
+        inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
+        out = self.run(state["visual"], *inputs)
         state = self.with_routing(state.updated(visual=out.y), out)
         if state.layout.momentum:
-            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], times, is_video).y)
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs).y)
         return state
 
 

@@ -73,9 +73,9 @@ class Demands:
     """What the chain must compute for an objective on one kind of batch.
 
     Attributes:
-        visual: The clean visual stream.
-        text: The clean text stream.
-        embeddings: Projected embeddings of both clean streams.
+        visual: The clean visual stream, all positions.
+        text: The clean text stream, all positions.
+        embeddings: Projected embeddings of both clean streams; by themselves they need the first position only.
         momentum: The momentum twins' streams.
         generation: The causal stream over ``lm/token_ids``.
         masked_visual: Rows of a masked visual pass; they read ``{name}/rows`` int64 [M] and ``{name}/mask`` bool

@@ -103,8 +103,8 @@ class UniVLC(Objective):
         return self.queue_size > 0 or self.batch_keys == "momentum"
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Both clean streams, on all kinds."""
-        return Demands(visual=True, text=True, embeddings=True, momentum=self.uses_momentum)
+        """Both embeddings, on all kinds."""
+        return Demands(embeddings=True, momentum=self.uses_momentum)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Sets ``univlc/alpha``, fp32 scalar, where there are soft targets: their share in this step."""

@@ -114,13 +114,13 @@ def test_routing_losses_travel_and_are_counted_once(recompute):
     torch.manual_seed(0)
     objectives = (UniVLC(),)
     chain = build_chain(replace(CONFIG, recompute=recompute), objectives, TOKENS)
-    chain.visual_01.block.ffn = slot = Routed()
+    chain.visual_00.block.ffn = slot = Routed()
     state = State.from_batch(make_batch("image_text", objectives), plan_layout(objectives, "image_text", 4, 1))
     for layer in chain.layers:
         state = layer(state)
-        if layer is chain.visual_01:
-            assert state["router/visual_01/balance"].item() == 4.0
-    assert state["routing/visual_01/tokens"].item() == 4 * 5
+        if layer is chain.visual_00:
+            assert state["router/visual_00/balance"].item() == 4.0
+    assert state["routing/visual_00/tokens"].item() == 4 * 5
     plain = state["loss"] - 4.0
     torch.testing.assert_close(plain, state["loss/univlc"])
     state["loss"].backward()
@@ -208,3 +208,25 @@ def test_too_long_a_text_is_refused():
     chain = build_chain(CONFIG, (), TOKENS)
     with pytest.raises(ModelError, match="text of 9 tokens: the model has 8 positions"):
         chain.encode_text(torch.ones(1, 9, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kind", ["image_label", "video_label"])
+def test_leaving_out_unread_positions_changes_nothing(kind):
+    objectives = (UniVLC(queue_size=16, batch_keys="momentum"),)
+    found = []
+    for class_only in (True, False):
+        torch.manual_seed(0)
+        chain = build_chain(CONFIG, objectives, TOKENS)
+        for parameter in chain.parameters():
+            parameter.data.add_(torch.randn_like(parameter) * 0.1)
+        batch = make_batch(kind, objectives)
+        layout = plan_layout(objectives, kind, batch.size, batch.num_frames)
+        assert layout.class_only
+        loss = chain(State.from_batch(batch, replace(layout, class_only=class_only)))["loss"]
+        loss.backward()
+        found.append((loss, {name: p.grad for name, p in chain.named_parameters() if p.grad is not None}))
+    (short, short_gradients), (whole, whole_gradients) = found
+    torch.testing.assert_close(short, whole)
+    assert short_gradients.keys() == whole_gradients.keys()
+    for name, gradient in short_gradients.items():
+        torch.testing.assert_close(gradient, whole_gradients[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -39,6 +39,14 @@ def test_segments_are_stacked_in_order():
     assert layout.momentum
     assert not layout.generation
     assert layout.objectives == ("mlm", "mrm", "univlc", "vlm")
+    assert not layout.class_only
+
+
+def test_embeddings_alone_read_the_first_position_only():
+    layout = plan_layout([Asking("univlc", Demands(embeddings=True, momentum=True))], "image_label", 4, 1)
+    assert layout.class_only
+    assert layout.visual == layout.text == {"clean": slice(0, 4)}
+    assert not plan_layout([Asking("all", Demands(visual=True))], "image_label", 4, 1).class_only
 
 
 def test_a_masked_pass_alone_needs_no_clean_rows():
