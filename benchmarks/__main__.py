@@ -1,0 +1,53 @@
+"""Runs the benchmarks: all, or those that are named.
+
+python -m benchmarks
+python -m benchmarks loader step_flops --quick
+
+Each runs in a process of its own, so that none sees threads, memory or a process group of another, and a failure takes
+nothing else along.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping
+
+from benchmarks.record import ROOT, add_options
+
+BENCHMARKS: Mapping[str, str] = {
+    "loader": "the loader against a bare decode loop",
+    "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",
+}
+"""Modules of this folder with a ``main_of``, in the order in which they run. A new benchmark is a file and a row."""
+
+
+def main() -> int:
+    """Returns 0 when all benchmarks ran to the end, whether or not they met their targets."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="\n".join(f"{name:<12} {what}" for name, what in BENCHMARKS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)} (default: all)")
+    add_options(parser)
+    options = parser.parse_args()
+    unknown = [name for name in options.names if name not in BENCHMARKS]
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}")
+    shared = [f"--device={options.device}", f"--threads={options.threads}"]
+    shared += ["--quick"] if options.quick else []
+    shared += [f"--out={options.out.resolve()}"] if options.out is not None else []
+    failed = []
+    for name in options.names or BENCHMARKS:
+        sys.stdout.write(f"== {name}: {BENCHMARKS[name]}\n")
+        sys.stdout.flush()
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *shared], cwd=ROOT).returncode != 0:
+            failed.append(name)
+    if failed:
+        sys.stderr.write(f"failed: {', '.join(failed)}\n")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

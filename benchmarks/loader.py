@@ -1,0 +1,215 @@
+"""The loader against a bare loop over the same samples: what order, texts, batches and objectives cost beside decoding.
+
+python -m benchmarks.loader
+
+The bare loop reads, decodes and augments the samples one after the other on one thread, with the functions that the
+loader uses; it tokenizes nothing, builds no batch and draws no masks. The loader does all of that, once in its
+background thread (0 workers) and once in one worker process, so that each contender has one core for its work. Decoded
+pictures are not cached. Times are per sample in the steady state: the clock starts when the first batch has arrived.
+"""
+
+import io
+import json
+import math
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measure import Ratio, Spread, alternate, over, rates, short
+from benchmarks.record import Options, Report, Table, main_of
+from omnivl.data.augment import training_view
+from omnivl.data.batch import is_video
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.frames import sample_frames
+from omnivl.data.loader import Loader
+from omnivl.data.order import Order
+from omnivl.data.sources import open_source
+from omnivl.data.text import may_flip
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.model.config import ModelConfig
+from omnivl.model.presets import PRESETS
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
+from omnivl.randomness import generator
+
+SEED = 0
+AT_LEAST = 0.9
+OBJECTIVES: Sequence[Objective] = (MLM(), MRM(), MFM(), MCM(), UniVLC(), VLM(), LM())
+CONFIG = LoaderConfig(cache_decoded=False)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Samples to load.
+
+    Attributes:
+        name: In the results.
+        entry: Where they come from.
+        model: Picture size and number of frames.
+        micro_batch_size: Samples per batch.
+        batches: Timed batches per turn.
+    """
+
+    name: str
+    entry: DataEntryConfig
+    model: ModelConfig
+    micro_batch_size: int
+    batches: int
+
+    @property
+    def timed(self) -> range:
+        """Positions of the samples whose time counts: all but those of the first batch."""
+        return range(self.micro_batch_size, (self.batches + 1) * self.micro_batch_size)
+
+
+def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
+    """The bare loop over the timed samples of a case; returns the views of its last batch.
+
+    Reading, decoding, the choice of frames and the augmentation are the loader's own functions with the loader's own
+    draws, hence the pixels are the same.
+    """
+    entry, clips = case.entry, is_video(case.entry.kind)
+    size = case.model.video_size if clips else case.model.image_size
+    source = open_source(entry, seed=SEED, num_frames=case.model.num_frames, size=case.model.video_size)
+    order = Order(len(source), SEED, entry.key)
+    indices = [(position, order(position)[1]) for position in case.timed]
+    needed = round(size / math.sqrt(entry.augment.crop_scale[0]))
+    limits = DecodeLimits()
+
+    def loop() -> list[NDArray[np.uint8]]:
+        views: list[NDArray[np.uint8]] = []
+        for position, index in indices:
+            sample = source.read(index)
+            if clips:
+                draws = generator(SEED, entry.key, "frames", position)
+                pixels = decode_clip(
+                    sample, limits, lambda n, r=draws: sample_frames(n, case.model.num_frames, entry.frames, r)
+                )
+            else:
+                pixels = decode_still(sample, limits, needed)
+            random = generator(SEED, entry.key, "augment", position)
+            flip = may_flip(sample.captions[0])
+            views.append(training_view(pixels, size, entry.augment, random, flip_allowed=flip))
+            views = views[-case.micro_batch_size :]
+        return views
+
+    return loop
+
+
+def loader_of(case: Case, workers: int) -> Loader:
+    """A loader at the first sample of a case."""
+    return Loader(
+        [case.entry],
+        loader_config=replace(CONFIG, num_workers=workers),
+        model=case.model,
+        objectives=OBJECTIVES,
+        tokenizer=load_tokenizer("emoji"),
+        micro_batch_size=case.micro_batch_size,
+        seed=SEED,
+    )
+
+
+def loader_seconds(case: Case, workers: int) -> float:
+    """Seconds in which a loader hands out the timed batches of a case."""
+    with loader_of(case, workers) as loader:
+        batches = iter(loader)
+        next(batches)
+        start = time.perf_counter()
+        for _ in range(case.batches):
+            next(batches)
+        return time.perf_counter() - start
+
+
+def bare_seconds(loop: Callable[[], object]) -> float:
+    """Seconds of the bare loop."""
+    start = time.perf_counter()
+    loop()
+    return time.perf_counter() - start
+
+
+def photo(random: np.random.Generator, width: int = 500, height: int = 375) -> bytes:
+    """A JPEG that costs about what a photograph costs: coloured noise on all scales, weaker on the finer ones."""
+    picture = np.zeros((height, width, 3), dtype=np.float32)
+    for octave in range(1, 9):
+        coarse = random.standard_normal((max(2, height >> (8 - octave)), max(2, width >> (8 - octave)), 3))
+        picture += cv2.resize(coarse.astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC) / octave**1.5
+    pixels = np.clip(128 + 48 * picture, 0, 255).astype(np.uint8)
+    done, encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    assert done, "OpenCV writes JPEG"
+    return encoded.tobytes()
+
+
+def write_photos(path: Path, count: int) -> None:
+    """A shard of generated photographs with captions."""
+    random = generator(SEED, "benchmark photos")
+    with tarfile.open(path, "w") as shard:
+        for number in range(count):
+            caption = json.dumps({"caption": f"a photo of thing {number} on a table near a window"}).encode()
+            for name, data in ((f"{number:05d}.jpg", photo(random)), (f"{number:05d}.json", caption)):
+                header = tarfile.TarInfo(name)
+                header.size = len(data)
+                shard.addfile(header, io.BytesIO(data))
+
+
+def cases_of(folder: Path, quick: bool) -> list[Case]:
+    """The embedded drawings and clips, and photographs written into ``folder``."""
+    count = 64 if quick else 512
+    write_photos(folder / "photos.tar", count)
+    drawings = DataEntryConfig(source="emoji", kind="image_text")
+    photos = DataEntryConfig(source=str(folder / "photos.tar"), kind="image_text", name="photos")
+    clips = DataEntryConfig(source="emoji", kind="video_text")
+    tiny, base = PRESETS["tiny"], PRESETS["base"]
+    return [
+        Case("emoji drawings, 96 px WebP to 64 px", drawings, tiny, 32, 6 if quick else 60),
+        Case("photos, 500 x 375 px JPEG to 224 px", photos, base, 16, 3 if quick else 30),
+        Case("emoji clips, 8 frames of 96 px H.264 to 64 px", clips, tiny, 8, 3 if quick else 24),
+    ]
+
+
+def measure(case: Case, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each contender, one per round."""
+    return alternate(
+        {
+            "bare loop": partial(bare_seconds, bare_loop(case)),
+            "0 workers": partial(loader_seconds, case, 0),
+            "1 worker": partial(loader_seconds, case, 1),
+        },
+        rounds,
+    )
+
+
+def run(options: Options) -> Report:
+    """Runs the benchmark. It computes nothing on the model's device."""
+    cv2.setNumThreads(0)  # one thread for the bare loop, as the loader has
+    rounds = 2 if options.quick else 7
+    ratios: list[Ratio] = []
+    rows: list[list[str]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        cases = cases_of(Path(folder), options.quick)
+        for case in cases:
+            seconds = measure(case, rounds)
+            rows.append([case.name, *(_rate(case, times) for times in seconds.values())])
+            for name in ("0 workers", "1 worker"):
+                value = over(seconds["bare loop"], seconds[name])
+                ratios.append(Ratio(f"{case.name}: loader with {name} / bare loop", value, at_least=AT_LEAST))
+    table = Table("Samples per second", ("samples", "bare loop", "loader, 0 workers", "loader, 1 worker"), rows)
+    sizes = {case.name: f"{case.micro_batch_size} per batch, {case.batches} batches a turn" for case in cases}
+    objectives = ", ".join(objective.name for objective in OBJECTIVES)
+    return Report("loader", (__doc__ or "").split("\n\n")[2], ratios, [table], {**sizes, "objectives": objectives})
+
+
+def _rate(case: Case, seconds: Sequence[float]) -> str:
+    value: Spread = rates(len(case.timed), seconds)
+    return f"{short(value.median)} ({short(value.least)} to {short(value.most)})"
+
+
+if __name__ == "__main__":
+    main_of("loader", __doc__, run)
