@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.collectives import broadcast_from_first, make_gather
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, PlanError
 from engine.hosts.base import StepResult, WeightsReport
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars
@@ -57,7 +57,14 @@ class ZeroHost:
             pretrained: Names of parameters that came from a checkpoint of other origin.
             offload_optimizer: Keep optimizer states in the host's memory. Not with stage 0.
             communication_dtype: Type in which gradients travel between replicas.
+
+        Raises:
+            PlanError: Offloading with stage 0, which keeps whole optimizer states on every replica's device.
         """
+        if offload_optimizer and stage == 0:
+            raise PlanError(
+                ["parallel.offload: got 'optimizer' with zero_stage 0; allowed with 1, 2 and 3; change one of them"]
+            )
         self.device = device or torch.device("cpu")
         self.chain = chain.to(self.device)
         self.gather: Gather = make_gather()
@@ -94,7 +101,7 @@ class ZeroHost:
             loss, named = self._engine(first_state(batch, self._plan_layout, self.device))
             collected.add(named)
             self._engine.backward(loss)  # divides by the accumulation steps
-            if index < len(batches) - 1:
+            if index < len(batches) - 1 and self._engine.managed_gradient_accumulation():
                 self._engine.step()  # counts the micro-batch
         averages = collected.average(self.gather)
         norm, skipped = self._finish_step(math.isfinite(averages.loss))

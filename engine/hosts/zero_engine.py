@@ -78,10 +78,13 @@ def zero_config(
             "stage3_max_reuse_distance": 1_000_000_000,
         }
     if offload_optimizer:
-        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}}
+        zero |= {"offload_optimizer": {"device": "cpu", "pin_memory": torch.cuda.is_available()}, "overlap_comm": False}
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
+        # With an offloaded optimizer, managed accumulation hands over only those gradients that the last micro-batch
+        # brought: a layer that only earlier ones used would not move.
+        "managed_gradient_accumulation": not offload_optimizer,
         # Stage 0 reports no norm: the host takes the norm and clips there.
         "gradient_clipping": gradient_clipping if stage > 0 else 0.0,
         "communication_data_type": communication_dtype,

@@ -27,6 +27,8 @@ def forget_gradients(engine: Any) -> None:
             for parameter in entry["params"]:
                 if parameter.grad is not None:
                     parameter.grad.zero_()
+        for accumulated in getattr(optimizer, "accumulated_grads_in_cpu", {}).values():
+            accumulated.zero_()
         for partition in getattr(optimizer, "fp32_partitioned_groups_flat", ()):
             if partition.grad is not None:
                 partition.grad.zero_()

@@ -21,7 +21,7 @@ STEPS, ACCUMULATION, JOINED = 6, 2, 8
 ZERO = ["zero0", "zero1", "zero2", "zero3"]
 CONFIG = OptimizerConfig(
     # eps is large enough that a gradient of pure rounding noise is not blown up to a full step.
-    **{"lr": 1e-2, "eps": 1e-3, "weight_decay": 0.1, "gradient_clipping": 0.5},
+    **{"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1, "gradient_clipping": 0.5},
     **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7},
 )
 
@@ -43,7 +43,8 @@ def make_host(name: str, chain_name: str) -> Host:
         CONFIG,
         layout,
         total_steps=STEPS,
-        stage=int(name.removeprefix("zero")),  # type: ignore[arg-type]
+        stage=int(name[len("zero")]),  # type: ignore[arg-type]
+        offload_optimizer=name.endswith("-offload"),
         micro_batch_size=JOINED // gather.replicas,
         gradient_accumulation_steps=ACCUMULATION,
     )
@@ -84,6 +85,7 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
     [
         ("synthetic", 1, ZERO),
         ("synthetic", 2, ["plain", *ZERO]),
+        ("synthetic", 2, ["zero1-offload", "zero2-offload", "zero3-offload"]),
         ("real", 2, ["plain", *ZERO]),
         ("real", 4, ["zero3"]),
         ("real-recompute", 2, ["zero3"]),

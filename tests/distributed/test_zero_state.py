@@ -16,22 +16,21 @@ from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
-ZERO = HOSTS[1:]
+WITH_OFFLOAD = [*HOSTS, "zero2-offload", "zero3-offload"]
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=0.5, schedule="cosine", layer_decay=0.7)
 JOINED = 8
 
 pytestmark = pytest.mark.distributed
 
 
-def make_host(name: str, seed: int = 0, **options: Any) -> Host:
+def make_host(name: str, seed: int = 0) -> Host:
     gather = make_gather()
     chain = synthetic.build_synthetic_chain(gather, seed=seed)
     common: dict[str, Any] = {"total_steps": 8, "gradient_accumulation_steps": 2}
     if name == "plain":
         return PlainHost(chain, CONFIG, synthetic.plan_layout, **common)
-    stage: Any = int(name.removeprefix("zero"))
-    size = JOINED // gather.replicas
-    return ZeroHost(chain, CONFIG, synthetic.plan_layout, stage=stage, micro_batch_size=size, **common, **options)
+    common |= {"stage": int(name[len("zero")]), "offload_optimizer": name.endswith("-offload")}
+    return ZeroHost(chain, CONFIG, synthetic.plan_layout, micro_batch_size=JOINED // gather.replicas, **common)
 
 
 def train(host: Host, steps: range) -> list[Any]:
@@ -46,7 +45,7 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 def train_whole_and_first_half(folder: str) -> dict[str, Any]:
     """Worker: six steps at a stretch, and three steps that are saved."""
     report = {}
-    for name in HOSTS:
+    for name in WITH_OFFLOAD:
         whole = make_host(name)
         results = train(whole, range(6))
         half = make_host(name)
@@ -59,7 +58,7 @@ def train_whole_and_first_half(folder: str) -> dict[str, Any]:
 def train_second_half(folder: str) -> dict[str, Any]:
     """Worker: loads what the first half saved into a host of other weights, and goes on."""
     report = {}
-    for name in HOSTS:
+    for name in WITH_OFFLOAD:
         host = make_host(name, seed=1)
         host.load(Path(folder) / name)
         results = train(host, range(3, 6))
@@ -70,7 +69,7 @@ def train_second_half(folder: str) -> dict[str, Any]:
 def test_fresh_processes_resume_bit_for_bit(run_distributed: Any, tmp_path: Path) -> None:
     whole = run_distributed(train_whole_and_first_half, processes=2, folder=str(tmp_path / "saved"))[0]
     resumed = run_distributed(train_second_half, processes=2, folder=str(tmp_path / "saved"))[0]
-    for name in HOSTS:
+    for name in WITH_OFFLOAD:
         assert resumed[name]["results"] == whole[name]["results"], name
         assert_same(resumed[name]["weights"], whole[name]["weights"])
     # Not compared with nothing: twins, queue and its cursor are among the weights and have moved.
@@ -82,7 +81,7 @@ def test_fresh_processes_resume_bit_for_bit(run_distributed: Any, tmp_path: Path
 def poison_steps() -> dict[str, Any]:
     """Worker: steps 0 and 1, a step 2 that is poisoned on the last replica only, steps 3 and 4."""
     report = {}
-    for name in HOSTS:
+    for name in WITH_OFFLOAD:
         for poison in ("loss", "gradient"):
             host = make_host(name)
             train(host, range(2))
@@ -121,7 +120,7 @@ def _with_infinite_gradient(state: Any) -> Any:
 
 def test_every_replica_skips_a_step_that_is_not_finite_on_one(run_distributed: Any) -> None:
     ranks = run_distributed(poison_steps, processes=2)
-    for name in HOSTS:
+    for name in WITH_OFFLOAD:
         for poison in ("loss", "gradient"):
             run = f"{name}/{poison}"
             assert all(rank[run]["skipped"].skipped for rank in ranks), run
