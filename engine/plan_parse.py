@@ -14,13 +14,14 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
-from engine.plan import SHARED_SECTIONS, Plan, StagePlan
+from engine.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan_model import merged, resolve_model, resolve_vocabulary
 from engine.plan_overrides import apply_overrides, expand_shorthands
 from engine.plan_problems import translate
 from engine.plan_rules import RULES, Draft
 from engine.plan_schema import field_types
 from engine.plan_yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.evaluation.config import TaskConfig
 
 Key = TypeVar("Key", str, int)
 
@@ -75,6 +76,34 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
     return plan
+
+
+def parse_tasks(document: Document, overrides: Sequence[str] = ()) -> tuple[TaskConfig, ...]:
+    """Types evaluation tasks that stand outside of a plan.
+
+    Args:
+        document: A mapping ``tasks: [...]``, as a stage's ``evaluate`` section has it; changed in place.
+        overrides: ``tasks.NAME.option=value``; a task is named by its index, name or kind.
+
+    Raises:
+        PlanError: Names every problem of the document and the overrides.
+    """
+    if not isinstance(document.tree, dict):
+        got = "nothing" if document.tree is None else show_value(document.tree)
+        problem = Problem((), got, "a mapping with the key tasks", "write tasks: [...]")
+        raise PlanError(_report(document, [*document.problems, problem]))
+    holder = {"stages": [{"evaluate": document.tree}]}
+    expand_shorthands(holder)
+    problems = [*document.problems, *apply_overrides(document, overrides)]
+    expand_shorthands(holder)
+    tasks: tuple[TaskConfig, ...] = ()
+    try:
+        tasks = _read(EvaluationPlan, document.tree).tasks
+    except ValidationError as error:
+        problems += translate(error, EvaluationPlan, document.tree)
+    if problems:
+        raise PlanError(_report(document, problems))
+    return tasks
 
 
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,9 @@ class Command:
 COMMANDS: Mapping[str, Command] = {
     "check": Command("launcher.check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
+    "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
+    "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
+    "report": Command("launcher.report", "report", "Makes report.html of a run again."),
     "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }
 

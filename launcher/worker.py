@@ -8,8 +8,9 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
@@ -23,8 +24,13 @@ FAILURE_FILE = "OMNIVL_FAILURE_FILE"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the worker and ends the process: 0 done, 2 user's mistake, 1 other failure, 128 + n stopped by signal n."""
+    end_process(lambda: run_worker(sys.argv[1:] if arguments is None else arguments))
+
+
+def end_process(action: Callable[[], int]) -> NoReturn:
+    """Does the work of one process of a launch and ends it; ``action`` returns 0 or the number of a signal."""
     try:
-        code = run_worker(sys.argv[1:] if arguments is None else arguments)
+        code = action()
     except UserError as error:
         _tell(f"{error}")
         finish(2)
