@@ -1,0 +1,178 @@
+"""``omnivl pretrain`` from plan to report, and how it ends when something goes wrong."""
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from engine.metrics import read_metrics
+
+if TYPE_CHECKING:
+    from conftest import Pretraining
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+THREE_STAGES = """
+name: three
+model: {preset: MODEL}
+parallel: {host: zero, zero_stage: 3, precision: bf16}
+launch: {processes: 2}
+batch: {micro_batch_size_per_gpu: 4}
+logging: {every: 2}
+checkpoint: {every: 2, keep_last: 1, keep_best: unseen style/image->text R@5}
+stages:
+  - name: spatial
+    steps: 4
+    data: [{source: emoji, kind: image_text, where: {split: [train], style: [fluent]}}]
+    objectives: [mlm, mrm, univlc]
+    freeze: ["text_*.attention"]
+  - name: temporal
+    init_from: spatial
+    steps: 2
+    data: [{source: motion, kind: video_text}]
+    objectives: [mfm, mcm, {kind: univlc, queue_size: 8}]
+  - name: joint
+    init_from: temporal
+    steps: 4
+    data:
+      - {source: emoji, kind: image_text, where: {split: [train], style: [fluent]}}
+      - {source: motion, kind: video_label}
+    objectives: [univlc, vlm, lm]
+    evaluate:
+      every: 2
+      tasks:
+        - {kind: retrieval, name: unseen style, max_samples: 12, where: {style: [twemoji]}, gallery: 2}
+        - {kind: zero_shot, name: motion, source: motion, media: video, max_samples: 9}
+        - {kind: caption, name: captions, max_samples: 2}
+"""
+
+RECORD = {"step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "skipped", "speed"}
+
+
+@pytest.mark.distributed
+def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
+    pretraining.write_plan(THREE_STAGES)
+    output = pretraining.run("run", timeout=200)
+    run = pretraining.folder / "run"
+    stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
+    for text in ("stage 1/3 spatial  step 4/4", "weights from temporal", "image->text R@5", "report: "):
+        assert text in output
+    assert output.count("stage 1/3 spatial  step 4/4") == 1, "one process prints"
+    assert "Traceback" not in output
+
+    for stage, steps in zip(stages, (4, 2, 4), strict=True):
+        records = read_metrics(stage / "metrics.jsonl")
+        assert [record["step"] for record in records if record["event"] == "train"] == list(range(2, steps + 1, 2))
+        assert json.loads((stage / "complete.json").read_text()) == {"steps": steps}
+        assert list((stage / "tensorboard").glob("events.*"))
+        for record in records:
+            if record["event"] == "train":
+                speed = record["speed"]
+                assert set(record) == {
+                    *["step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "skipped", "speed"]
+                }
+                assert 0 < speed["mfu"] < 1.5
+                assert 0 <= speed["data_wait"] <= 1
+                assert min(speed["samples_per_second"], speed["tokens_per_second"], speed["memory_gib"]) > 0
+    joint = read_metrics(stages[2] / "metrics.jsonl")
+    assert [record["step"] for record in joint if record["event"] == "evaluation"] == [2, 4]
+
+    first, second, third = (load_file(stage / "weights.safetensors") for stage in stages)
+    handover = json.loads((stages[1] / "handover.json").read_text())
+    assert handover["inflated"] == ["embed.block.visual.patches.video_delta"]
+    assert all(name.startswith(("losses.", "contrast.")) or "momentum_" in name for name in handover["created"])
+    assert set(handover["carried"]) | {*handover["inflated"], *handover["dropped"]} == set(first)
+    assert not first["visual_00.block.attention.qkv.weight"].equal(second["visual_00.block.attention.qkv.weight"])
+    assert any(
+        name.startswith("contrast.queue.") for name in json.loads((stages[2] / "handover.json").read_text())["dropped"]
+    )
+    assert not any("momentum_" in name for name in third)
+
+    evaluation = json.loads((stages[2] / "evaluation.json").read_text())
+    assert evaluation["step"] == 4
+    assert len(evaluation["results"]) == 3
+    assert yaml.safe_load((run / "plan.yaml").read_text())["name"] == "three"
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["processes"] == 2
+    assert environment["peak_source"] == "measured"
+    assert environment["torch"]
+    assert "<h1>run</h1>" in (run / "report.html").read_text()
+
+
+def test_same_folder_again(pretraining: "Pretraining") -> None:
+    """A finished run is not done again; another plan is refused; --fresh starts over; --stage needs its source."""
+    steps = "stages.spatial.steps=2"
+    pretraining.run("run", steps)
+    metrics = pretraining.stage("run") / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert "stage spatial: complete" in pretraining.run("run", steps, "logging.every=1")
+    assert metrics.stat().st_mtime_ns == before
+    refused = pretraining.run("run", steps, "seed=4", code=2)
+    assert "holds a run of another plan:\n  seed: was 3, is now 4\n" in refused
+    assert "Traceback" not in refused
+    assert "1/1 spatial: 2 steps" in pretraining.run("run", steps, "seed=4", "--fresh")
+    unknown = pretraining.run("run", steps, "seed=4", "--stage", "joint", code=2)
+    assert "--stage: got 'joint'; allowed are spatial; name one of them" in unknown
+
+
+def test_run_in_use_is_refused(pretraining: "Pretraining") -> None:
+    metrics = pretraining.stage("run") / "metrics.jsonl"
+    arguments = ("stages.spatial.steps=5000",)
+    first = pretraining.start("run", *arguments)
+    while not metrics.exists():
+        assert first.poll() is None, first.communicate()[0]
+    output = pretraining.run("run", *arguments, code=2)
+    assert "another run is writing here: process " in output
+    assert output.count("another run is writing here") == 1
+    first.send_signal(signal.SIGINT)  # to the launcher alone, as Ctrl-C reaches it
+    stopped, _ = first.communicate(timeout=60)
+    assert first.returncode == 128 + signal.SIGINT, stopped
+    assert "stopped after a checkpoint" in stopped
+
+
+def test_mistakes_are_told_before_anything_starts(pretraining: "Pretraining") -> None:
+    output = pretraining.run("run", "stages.spatial.steps=-1", "stages.spatial.optimizer.lr=fast", code=2)
+    assert "stages.0.steps" in output
+    assert "stages.0.optimizer.lr" in output
+    assert "Traceback" not in output
+    assert not (pretraining.folder / "run").exists()
+
+
+@pytest.mark.distributed
+def test_failing_rank_ends_all_and_is_told_once(pretraining: "Pretraining") -> None:
+    """Rank 1 cannot write its part of the checkpoint; rank 0 waits for it."""
+    checkpoints = pretraining.stage("run") / "checkpoints"
+    blocked = checkpoints / "step-000003.tmp" / "loader-00001.json"
+    arguments = ("launch.processes=2", "stages.spatial.steps=5000")
+    process = pretraining.start("run", *arguments)
+    while process.poll() is None and not blocked.parent.is_dir():
+        pass
+    blocked.mkdir(parents=True, exist_ok=True)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, output
+    assert output.count("Traceback (most recent call last)") == 1
+    assert "rank 1 failed:" in output
+    assert "IsADirectoryError" in output
+
+
+def test_loss_that_is_not_finite_stops_the_run(pretraining: "Pretraining") -> None:
+    output = pretraining.run("run", "stages.spatial.optimizer.lr=1e30", "guard.max_skipped_steps=3", code=2)
+    assert "not finite, step skipped (1 so far)" in output
+    assert "steps in a row, which is guard.max_skipped_steps. The weights are those of the last good step." in output
+    assert "Traceback" not in output
+
+
+def test_lost_rank_is_named(pretraining: "Pretraining") -> None:
+    lock = pretraining.folder / "run" / "run.lock"
+    metrics = pretraining.stage("run") / "metrics.jsonl"
+    process = pretraining.start("run", "stages.spatial.steps=5000")
+    while not metrics.exists():
+        assert process.poll() is None, process.communicate()[0]
+    os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGKILL
+    assert "rank 0 was ended by SIGKILL" in output

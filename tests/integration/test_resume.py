@@ -1,0 +1,100 @@
+"""A run that is killed and started again ends in the very bits of a run that was left alone."""
+
+import json
+import os
+import random
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from engine.metrics import comparable, read_metrics
+
+if TYPE_CHECKING:
+    from conftest import Pretraining
+
+pytestmark = [pytest.mark.integration, pytest.mark.distributed, pytest.mark.timeout(300)]
+
+LAYOUTS = {
+    "plain": ("parallel.host=plain", "launch.processes=1"),
+    "zero3": ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2"),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout: str) -> None:
+    arguments = (*LAYOUTS[layout], "logging.every=1")
+    pretraining.run("whole", *arguments)
+    seed = int.from_bytes(os.urandom(2), "little")
+    kill_after = random.Random(seed).randint(1, 8)  # lines of metrics, so steps
+    metrics = pretraining.stage("killed") / "metrics.jsonl"
+    killed = pretraining.run_until(
+        "killed", lambda: len(read_metrics(metrics)) >= kill_after, signal.SIGKILL, *arguments
+    )
+    killed.communicate(timeout=60)
+    assert not (pretraining.stage("killed") / "complete.json").exists(), "killed too late to test anything"
+    pretraining.run("killed", *arguments)
+
+    context = f"seed {seed}: killed after {kill_after} steps"
+    whole, resumed = final_state(pretraining.stage("whole")), final_state(pretraining.stage("killed"))
+    assert not pretraining.differences(whole, resumed), context
+    names = whole["weights"]
+    assert any("momentum_" in name for name in names), "the momentum twins are part of what is compared"
+    assert names["contrast.queue.valid"].all(), "the queue is part of what is compared, and is in use"
+    assert whole["metrics"][-1]["step"] == 10
+
+
+def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> None:
+    """SIGTERM saves at once, at a step that no plan asked for, and between two lines of metrics."""
+    arguments = ("stages.spatial.steps=12", "checkpoint.every=100", "logging.every=5")
+    pretraining.run("whole", *arguments)
+    metrics = pretraining.stage("stopped") / "metrics.jsonl"
+    stopped = pretraining.run_until("stopped", lambda: len(read_metrics(metrics)) >= 1, signal.SIGTERM, *arguments)
+    output, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 128 + signal.SIGTERM, output
+    assert "stopped after a checkpoint; the same command goes on from there" in output
+    (checkpoint,) = (pretraining.stage("stopped") / "checkpoints").glob("step-*")
+    assert 5 <= int(checkpoint.name.removeprefix("step-")) < 12
+    assert "going on after step" in pretraining.run("stopped", *arguments)
+
+    assert not pretraining.differences(
+        final_state(pretraining.stage("whole")), final_state(pretraining.stage("stopped"))
+    )
+
+
+def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
+    arguments = ("stages.spatial.steps=7",)
+    pretraining.run("run", *arguments)
+    stage = pretraining.stage("run")
+    before = final_state(stage)
+    (stage / "complete.json").unlink()
+    newest = stage / "checkpoints" / "step-000007" / "host" / "plain.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    output = pretraining.run("run", *arguments)
+    assert "step-000007 is passed over: host/plain.pt does not have the SHA-256 that the manifest says" in output
+    assert "going on after step 6" in output
+    assert not pretraining.differences(before, final_state(stage))
+
+
+def final_state(stage: Path) -> dict[str, Any]:
+    """Everything that a stage leaves behind but times."""
+    checkpoint = max((stage / "checkpoints").glob("step-*"))
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
+    tensors = {file.name: torch.load(file, weights_only=False) for file in files if file.suffix == ".pt"}
+    for name, content in tensors.items():
+        if name.startswith("zero_pp_rank_1_") and "optimizer_state_dict" in content:
+            # The last rank's partitions end in padding that nobody ever writes. What they hold besides is in "weights";
+            # the moments are compared.
+            content["optimizer_state_dict"].pop("fp32_flat_groups")
+    return {
+        "weights": load_file(stage / "weights.safetensors"),
+        "tensors": tensors,
+        "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
+        "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
+        "metrics": [comparable(record) for record in read_metrics(stage / "metrics.jsonl")],
+    }

@@ -1,0 +1,157 @@
+import dataclasses
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.checkpoint import (
+    SavedLayout,
+    TrainerState,
+    checkpoint_steps,
+    find_fault,
+    load_checkpoint,
+    newest_complete,
+    prune,
+    remove_leftovers,
+    save_checkpoint,
+    step_folder,
+)
+from engine.errors import CheckpointError
+
+LAYOUT = SavedLayout("plain", None, 1)
+STATE = TrainerState(
+    step=3,
+    skipped=1,
+    skipped_in_a_row=0,
+    best=0.1 + 0.2,
+    best_step=2,
+    metrics_bytes=17,
+    window={"losses": {"mlm": [0.1, 3]}},
+    layout=LAYOUT,
+)
+
+
+class FileHost:
+    """A host whose state is one number in one file."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def save(self, folder: Path) -> None:
+        (folder / "value.txt").write_text(str(self.value))
+        (folder / "inner").mkdir()
+        (folder / "inner" / "more.bin").write_bytes(bytes(range(100)))
+
+    def load(self, folder: Path) -> None:
+        self.value = int((folder / "value.txt").read_text())
+
+
+def save(folder: Path, step: int = 3, value: int = 7) -> Path:
+    state = dataclasses.replace(STATE, step=step)
+    return save_checkpoint(folder, FileHost(value), state, {"micro_step": 2 * step})  # type: ignore[arg-type]
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    checkpoint = save(tmp_path)
+    assert checkpoint == tmp_path / "step-000003"
+    assert find_fault(checkpoint) is None
+    assert not list(tmp_path.glob("*.tmp"))
+    expected = torch.rand(3), np.random.rand(), random.random()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    host = FileHost(0)
+    state, loader_state = load_checkpoint(checkpoint, host, LAYOUT)  # type: ignore[arg-type]
+    assert (state, loader_state, host.value) == (STATE, {"micro_step": 6}, 7)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(), random.random()) == expected[1:]
+
+
+def test_manifest_names_every_file(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path)
+    files = {file.relative_to(checkpoint).as_posix() for file in checkpoint.rglob("*") if file.is_file()}
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    # printf 7 | sha256sum
+    assert manifest["files"]["host/value.txt"] == {
+        "bytes": 1,
+        "sha256": "7902699be42c8a8e46fbbb4501726517e86b22c56a189f7625a6da49081b2451",
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda c: (c / "host/value.txt").unlink(), "host/value.txt is missing"),
+        (lambda c: (c / "host/value.txt").write_text("77"), "host/value.txt has 2 bytes, the manifest says 1"),
+        (
+            lambda c: (c / "host/value.txt").write_text("8"),
+            "host/value.txt does not have the SHA-256 that the manifest says",
+        ),
+        (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda c: (c / "manifest.json").write_text('{"format": 2, "files": {}}'), "manifest.json has format 2, this"),
+        (lambda c: os.truncate(c / "manifest.json", 40), "manifest.json is not readable ("),
+        (lambda c: os.truncate(c / "generators-00000.pt", 10), "generators-00000.pt has 10 bytes, the manifest says"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, damage, fault) -> None:  # type: ignore[no-untyped-def]
+    older, newer = save(tmp_path, step=2), save(tmp_path, step=3)
+    damage(newer)
+    warnings: list[str] = []
+    assert newest_complete(tmp_path, warnings.append) == older
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"checkpoint {newer} is passed over: {fault}")
+
+
+def test_crash_before_the_rename_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    whole = save(tmp_path, step=2)
+
+    class DyingHost(FileHost):
+        def save(self, folder: Path) -> None:
+            super().save(folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(tmp_path, DyingHost(1), STATE, {})  # type: ignore[arg-type]
+    assert (tmp_path / "step-000003.tmp").is_dir()
+    assert newest_complete(tmp_path, pytest.fail) == whole
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+    save(tmp_path, step=3)  # the same step again
+
+
+def test_torn_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    (save(tmp_path, value=1) / "host/value.txt").unlink()
+    assert find_fault(save(tmp_path, value=2)) is None
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_complete(tmp_path / "nothing", pytest.fail) is None
+    assert checkpoint_steps(tmp_path) == []
+
+
+def test_another_layout_is_refused(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(checkpoint, FileHost(0), SavedLayout("zero", 3, 2))  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"{checkpoint}: written on another layout: host was plain, is now zero; zero_stage was None, is now 3; "
+        "world_size was 1, is now 2. A checkpoint can only be resumed on the layout that wrote it: start with that "
+        "layout, or use --fresh to start the run over."
+    )
+
+
+def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step=step)
+    prune(tmp_path, keep_last=2, keep=2)
+    assert checkpoint_steps(tmp_path) == [2, 4, 5]
+    prune(tmp_path, keep_last=1, keep=5)
+    assert checkpoint_steps(tmp_path) == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    assert step_folder(tmp_path, 5).is_dir()

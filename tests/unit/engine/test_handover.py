@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.errors import CheckpointError
+from engine.handover import hand_over
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain
+from omnivl.model.config import ModelConfig
+from omnivl.objectives import LM, MLM, MRM, SpecialTokens, UniVLC
+
+CONFIG = ModelConfig(
+    hidden_size=8,
+    num_heads=2,
+    vision_layers=1,
+    text_layers=1,
+    alignment_layers=1,
+    generation_layers=1,
+    image_size=8,
+    video_size=8,
+    patch_size=4,
+    num_frames=2,
+    tubelet_size=2,
+    text_length=4,
+    vocab_size=20,
+    projection_size=4,
+)
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
+DELTA = "embed.block.visual.patches.video_delta"
+POSITIONS = "embed.block.visual.positions"
+TIMES = "embed.block.visual.times"
+QUEUE = "contrast.queue.visual"
+
+
+def chain(seed: int, *objectives: object, **fields: object) -> Chain:
+    torch.manual_seed(seed)
+    return build_chain(replace(CONFIG, **fields), objectives or (MLM(), UniVLC()), TOKENS)  # type: ignore[arg-type]
+
+
+def weights(of: Chain) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in of.state_dict().items()}
+
+
+def test_equal_chains_carry_everything() -> None:
+    earlier, later = weights(chain(0)), chain(1)
+    report = hand_over(later, earlier, "spatial")
+    assert (report.created, report.dropped, report.resized, report.source) == ((), (), (), "spatial")
+    assert report.inflated == (DELTA,)  # no clip was seen: the 3D kernel is the inflated 2D one still
+    assert set(report.carried) == set(earlier) - {DELTA}
+    assert all(tensor.equal(earlier[name]) for name, tensor in later.state_dict().items())
+
+
+def test_heads_are_created_and_dropped() -> None:
+    earlier, later = weights(chain(0, MRM())), chain(1, LM())
+    fresh = weights(later)
+    report = hand_over(later, earlier, "spatial")
+    assert report.dropped
+    assert all(name.startswith("losses.heads.mrm.") for name in report.dropped)
+    assert report.created
+    assert all(name.startswith("losses.vocabulary.") for name in report.created)
+    assert all(later.state_dict()[name].equal(fresh[name]) for name in report.created)
+
+
+def test_new_twins_start_where_their_modules_stand() -> None:
+    earlier, later = weights(chain(0)), chain(1, UniVLC(queue_size=6))
+    report = hand_over(later, earlier, "spatial")
+    own = later.state_dict()
+    twins = [name for name in report.created if "momentum_" in name]
+    assert any(name.startswith("visual_00.momentum_") for name in twins)
+    assert any(name.startswith("contrast.momentum_") for name in twins)
+    assert all(own[name].equal(earlier[name.replace("momentum_", "")]) for name in twins)
+    assert not own["contrast.queue.valid"].any()
+
+
+def test_queue_is_carried_whole_or_not_at_all() -> None:
+    filled = chain(0, UniVLC(queue_size=6))
+    filled.state_dict()["contrast.queue.valid"].fill_(True)
+    filled.state_dict()["contrast.queue.pointer"].fill_(5)
+    same, smaller = chain(1, UniVLC(queue_size=6)), chain(1, UniVLC(queue_size=4))
+    assert QUEUE in hand_over(same, weights(filled), "spatial").carried
+    assert same.state_dict()["contrast.queue.valid"].all()
+    report = hand_over(smaller, weights(filled), "spatial")
+    assert {name for name in report.created if ".queue." in name} == {
+        name for name in smaller.state_dict() if ".queue." in name
+    }
+    assert not smaller.state_dict()["contrast.queue.valid"].any()
+    assert int(smaller.state_dict()["contrast.queue.pointer"]) == 0
+
+
+def test_positions_are_resized() -> None:
+    earlier = weights(chain(0))
+    earlier[POSITIONS][1:] = 2.0  # a constant table stays constant, whatever the interpolation
+    earlier[TIMES] = torch.tensor([[1.0], [3.0]]).expand(2, 8)[: len(earlier[TIMES])]
+    later = chain(1, image_size=16, num_frames=8, text_length=6)
+    fresh = weights(later)
+    report = hand_over(later, earlier, "spatial")
+    assert set(report.resized) == {POSITIONS, TIMES, "embed.block.text.positions"}
+    own = later.state_dict()
+    assert own[POSITIONS].shape == (1 + 16, 8)
+    assert own[POSITIONS][0].equal(earlier[POSITIONS][0])
+    assert torch.allclose(own[POSITIONS][1:], torch.tensor(2.0))
+    assert own["embed.block.text.positions"][:4].equal(earlier["embed.block.text.positions"])
+    assert own["embed.block.text.positions"][4:].equal(fresh["embed.block.text.positions"][4:])
+
+
+def test_video_kernel_keeps_its_sum_over_another_tubelet() -> None:
+    earlier = weights(chain(0))
+    earlier[DELTA] = torch.randn_like(earlier[DELTA])
+    later = chain(1, tubelet_size=4, num_frames=4)
+    assert DELTA in hand_over(later, earlier, "spatial").resized
+    own = later.state_dict()[DELTA]
+    assert own.shape[0] == 4
+    torch.testing.assert_close(own.sum(0), earlier[DELTA].sum(0))
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(CheckpointError) as caught:
+        hand_over(chain(1, vocab_size=24), weights(chain(0)), "spatial")
+    assert str(caught.value) == (
+        "embed.block.text.words: has shape [20, 8] in the earlier stage and [24, 8] in this one; only position tables "
+        "and 3D patch kernels can be resized: give both stages the same sizes, or start without init_from"
+    )
+
+
+def test_table_counts_by_part() -> None:
+    table = hand_over(chain(1, LM()), weights(chain(0, MRM())), "spatial").table("title")
+    cells = [list(column.cells) for column in table.columns]
+    rows = dict(zip(cells[0], zip(*cells[1:], strict=True), strict=True))
+    assert rows["losses"][0] == "-"
+    assert rows["losses"][3:] == ("6", "2")  # vocabulary head: transform, norm, decoder; MRM's: one linear layer
+    assert rows["embed"][:2] == ("10", "1")
