@@ -11,6 +11,9 @@ from torch import Tensor
 
 from omnivl.model.gather import Gather, LocalGather
 
+# PyTorch renamed the collective, and warns at every call of the old name where it knows the new one.
+_all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class ProcessGroupGather:
     """``omnivl.model.gather.Gather`` over the replicas of a process group."""
@@ -76,5 +79,5 @@ def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if source.dtype == torch.bool:
         return _all_gather(source.view(torch.uint8), group).view(torch.bool)
     joined = source.new_empty((dist.get_world_size(group) * source.shape[0], *source.shape[1:]))
-    dist.all_gather_into_tensor(joined, source, group=group)
+    _all_gather_rows(joined, source, group=group)
     return joined

@@ -3,6 +3,7 @@
 import importlib
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -109,12 +110,15 @@ def start_engine(chain: Chain, optimizer: SkippingAdamW, config: dict[str, Any],
         The ``DeepSpeedEngine``. The package has no types.
     """
     assert all(p.dim() > 0 for p in chain.parameters()), "DeepSpeed fails on scalar parameters: give them shape [1]"
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # a lone process may have no launcher that sets it
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     from deepspeed.utils import set_z3_leaf_module
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that PyTorch has renamed: one warning per call, and nobody here can mend it.
+    warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
         # An optional shared-memory collective that would be compiled for most of a minute.
         # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.

@@ -1,0 +1,121 @@
+"""What a host costs: plain against a bare PyTorch loop over the same chain, ZeRO-1 and ZeRO-3 against plain.
+
+python -m benchmarks.hosts
+
+All contenders train equal chains on the same batches in one process, with AdamW, clipping, momentum twins and queue. On
+one replica ZeRO shards nothing: what is seen is the cost of its hooks, copies and collectives.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measure import Ratio, over, rates, take_turns
+from benchmarks.record import Options, Report, Table, main_of
+from engine.hosts import Host, create_host
+from engine.hosts.process_group import finish, join_process_group
+from engine.optimizer import OptimizerConfig, adamw, parameter_groups
+from engine.parallel import ParallelConfig
+from omnivl.data.batch import Batch
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain
+from omnivl.model.config import ModelConfig
+from omnivl.model.layout import plan_layout
+from omnivl.model.presets import PRESETS
+from omnivl.model.state import State
+from omnivl.objectives import Objective, SpecialTokens, UniVLC
+
+AT_MOST = 1.03
+OBJECTIVES: Sequence[Objective] = (UniVLC(queue_size=1024, batch_keys="momentum"),)
+OPTIMIZER = OptimizerConfig(gradient_clipping=1.0)
+
+
+def run(options: Options) -> Report:
+    """Builds all contenders from the same weights and lets them take turns."""
+    join_process_group(always=True)
+    config = replace(PRESETS["tiny"], vocab_size=4096)
+    batch_size = 8 if options.quick else 32
+    batch = _batch(config, batch_size)
+    plain = ParallelConfig(host="plain", precision="bf16")
+    contenders: dict[str, Callable[[], object]] = {
+        "bare loop": _bare_loop(_chain(config), batch, options.device),
+        "plain": partial(_step, _host(plain, config, batch_size, options.device), batch),
+    }
+    for stage in (1, 3):
+        parallel = replace(plain, host="zero", zero_stage=stage)
+        contenders[f"zero {stage}"] = partial(_step, _host(parallel, config, batch_size, options.device), batch)
+    seconds = take_turns(contenders, rounds=3 if options.quick else 15, device=options.device, warmup=2)
+    plain_over_bare = over(seconds["plain"], seconds["bare loop"])
+    ratios = [Ratio("plain host / bare loop, time of a step", plain_over_bare, at_most=AT_MOST)]
+    ratios += [
+        Ratio(f"ZeRO-{stage} / plain host, time of a step", over(seconds[f"zero {stage}"], seconds["plain"]))
+        for stage in (1, 3)
+    ]
+    rows = [[name, str(rates(batch_size, taken))] for name, taken in seconds.items()]
+    return Report(
+        "hosts",
+        "One optimizer step on image-text pairs, preset tiny, bf16 activations, one process, contenders in turns.",
+        ratios,
+        [Table("Pairs per second", ["contender", "median (range)"], rows)],
+        {"preset": "tiny", "batch_size": batch_size, "objectives": [o.name for o in OBJECTIVES]},
+    )
+
+
+def _chain(config: ModelConfig) -> Chain:
+    tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
+    torch.manual_seed(0)
+    return build_chain(config, OBJECTIVES, tokens, compute_dtype=torch.bfloat16)
+
+
+def _batch(config: ModelConfig, size: int) -> Batch:
+    draw = torch.Generator().manual_seed(0)
+    pixels = (size, 1, 3, config.image_size, config.image_size)
+    own = torch.arange(size)
+    words = torch.randint(5, config.vocab_size, (size, config.text_length), generator=draw)
+    return Batch("image_text", torch.randint(0, 256, pixels, generator=draw, dtype=torch.uint8), words, own, own, own)
+
+
+def _host(parallel: ParallelConfig, config: ModelConfig, batch_size: int, device: torch.device) -> Host:
+    return create_host(
+        parallel,
+        _chain(config),
+        OPTIMIZER,
+        OBJECTIVES,
+        total_steps=1000,
+        micro_batch_size=batch_size,
+        device=device,
+    )
+
+
+def _step(host: Host, batch: Batch) -> None:
+    result = host.step([batch], 0)
+    assert not result.skipped
+
+
+def _bare_loop(chain: Chain, batch: Batch, device: torch.device) -> Callable[[], float]:
+    """The loop that one would write without a host."""
+    chain.to(device)
+    optimizer = adamw(parameter_groups(chain, OPTIMIZER), OPTIMIZER, fused=True)
+    trained = [parameter for parameter in chain.parameters() if parameter.requires_grad]
+    layout = plan_layout(OBJECTIVES, batch.kind, batch.size, batch.num_frames)
+
+    def step() -> float:
+        state = State.from_batch(batch, layout)
+        on_device: dict[str, Tensor] = {name: tensor.to(device) for name, tensor in state.items()}
+        loss = chain(State(on_device, layout))["loss"]
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, OPTIMIZER.gradient_clipping)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        chain.after_step()
+        return float(loss.item())
+
+    return step
+
+
+if __name__ == "__main__":
+    main_of("hosts", __doc__, run)
+    finish()
