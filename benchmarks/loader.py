@@ -37,12 +37,13 @@ from omnivl.data.text import may_flip
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.model.config import ModelConfig
 from omnivl.model.presets import PRESETS
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
+from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
 from omnivl.randomness import generator
 
 SEED = 0
 AT_LEAST = 0.9
-OBJECTIVES: Sequence[Objective] = (MLM(), MRM(), MFM(), MCM(), UniVLC(), VLM(), LM())
+SPATIAL: Sequence[Objective] = (MLM(), MRM(), UniVLC())
+TEMPORAL: Sequence[Objective] = (MFM(), MCM(), UniVLC())
 CONFIG = LoaderConfig(cache_decoded=False)
 
 
@@ -54,6 +55,7 @@ class Case:
         name: In the results.
         entry: Where they come from.
         model: Picture size and number of frames.
+        objectives: What is drawn for each batch: those of the stage that trains on such samples.
         micro_batch_size: Samples per batch.
         batches: Timed batches per turn.
     """
@@ -61,6 +63,7 @@ class Case:
     name: str
     entry: DataEntryConfig
     model: ModelConfig
+    objectives: Sequence[Objective]
     micro_batch_size: int
     batches: int
 
@@ -90,9 +93,8 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
             sample = source.read(index)
             if clips:
                 draws = generator(SEED, entry.key, "frames", position)
-                pixels = decode_clip(
-                    sample, limits, lambda n, r=draws: sample_frames(n, case.model.num_frames, entry.frames, r)
-                )
+                choose = partial(sample_frames, num_frames=case.model.num_frames, config=entry.frames, random=draws)
+                pixels = decode_clip(sample, limits, choose)
             else:
                 pixels = decode_still(sample, limits, needed)
             random = generator(SEED, entry.key, "augment", position)
@@ -110,7 +112,7 @@ def loader_of(case: Case, workers: int) -> Loader:
         [case.entry],
         loader_config=replace(CONFIG, num_workers=workers),
         model=case.model,
-        objectives=OBJECTIVES,
+        objectives=case.objectives,
         tokenizer=load_tokenizer("emoji"),
         micro_batch_size=case.micro_batch_size,
         seed=SEED,
@@ -168,9 +170,9 @@ def cases_of(folder: Path, quick: bool) -> list[Case]:
     clips = DataEntryConfig(source="emoji", kind="video_text")
     tiny, base = PRESETS["tiny"], PRESETS["base"]
     return [
-        Case("emoji drawings, 96 px WebP to 64 px", drawings, tiny, 32, 6 if quick else 60),
-        Case("photos, 500 x 375 px JPEG to 224 px", photos, base, 16, 3 if quick else 30),
-        Case("emoji clips, 8 frames of 96 px H.264 to 64 px", clips, tiny, 8, 3 if quick else 24),
+        Case("emoji drawings, 96 px WebP to 64 px", drawings, tiny, SPATIAL, 32, 6 if quick else 60),
+        Case("photos, 500 x 375 px JPEG to 224 px", photos, base, SPATIAL, 16, 3 if quick else 30),
+        Case("emoji clips, 8 frames of 96 px H.264 to 64 px", clips, tiny, TEMPORAL, 8, 3 if quick else 24),
     ]
 
 
@@ -201,9 +203,13 @@ def run(options: Options) -> Report:
                 value = over(seconds["bare loop"], seconds[name])
                 ratios.append(Ratio(f"{case.name}: loader with {name} / bare loop", value, at_least=AT_LEAST))
     table = Table("Samples per second", ("samples", "bare loop", "loader, 0 workers", "loader, 1 worker"), rows)
-    sizes = {case.name: f"{case.micro_batch_size} per batch, {case.batches} batches a turn" for case in cases}
-    objectives = ", ".join(objective.name for objective in OBJECTIVES)
-    return Report("loader", (__doc__ or "").split("\n\n")[2], ratios, [table], {**sizes, "objectives": objectives})
+    what = " ".join((__doc__ or "").split("\n\n")[2].split())
+    return Report("loader", what, ratios, [table], {case.name: _setting(case) for case in cases})
+
+
+def _setting(case: Case) -> str:
+    objectives = ", ".join(objective.name for objective in case.objectives)
+    return f"{case.micro_batch_size} per batch, {case.batches} batches a turn; objectives: {objectives}"
 
 
 def _rate(case: Case, seconds: Sequence[float]) -> str:

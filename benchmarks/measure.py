@@ -6,14 +6,15 @@ range: a range that is wide says that the machine was not quiet.
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import Self, TypeVar
 
 import torch
 
 Step = Callable[[], object]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class Ratio:
 
 
 def take_turns(
-    contenders: Mapping[str, Step], rounds: int, device: torch.device, warmup: int = 1
-) -> dict[str, list[float]]:
+    contenders: Mapping[Name, Step], rounds: int, device: torch.device, warmup: int = 1
+) -> dict[Name, list[float]]:
     """Times each contender once per round.
 
     Args:
@@ -91,7 +92,7 @@ def take_turns(
     return alternate({name: partial(timed, step, device) for name, step in contenders.items()}, rounds, warmup)
 
 
-def alternate(clocked: Mapping[str, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def alternate(clocked: Mapping[Name, Callable[[], float]], rounds: int, warmup: int = 1) -> dict[Name, list[float]]:
     """Calls each contender once per round, in an order that is reversed from round to round.
 
     Args:
@@ -102,9 +103,9 @@ def alternate(clocked: Mapping[str, Callable[[], float]], rounds: int, warmup: i
     Returns:
         Seconds by name, one per round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in clocked}
+    seconds: dict[Name, list[float]] = {name: [] for name in clocked}
     for number in range(warmup + rounds):
-        names = list(clocked) if number % 2 == 0 else list(reversed(clocked))
+        names = list(clocked) if number % 2 == 0 else list(clocked)[::-1]
         for name in names:
             taken = clocked[name]()
             if number >= warmup:
