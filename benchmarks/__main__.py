@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from benchmarks.record import ROOT, add_options
 
 BENCHMARKS: Mapping[str, str] = {
+    "towers": "the training step of the small towers against transformers' classes",
     "hosts": "the plain host against a bare PyTorch loop; ZeRO-1 and ZeRO-3 against plain",
     "loader": "the loader against a bare decode loop",
     "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",

@@ -1,26 +1,21 @@
 """The training step of the ``small`` towers against the same towers made of ``transformers`` classes.
 
-    python benchmarks/towers.py --threads 2 --rounds 8
+python -m benchmarks.towers
 
-ViT-S/16 at 96 px and a BERT-like text encoder of 6 layers, 384 wide, 64 pairs of 32 tokens, bf16, forward and backward
-of a contrastive loss. All contenders stand in one process and take turns, so that whatever else the machine does hits
-them alike; the figures are ratios of times within a round, as median and range over the rounds.
+ViT-S/16 at 96 px and a BERT-like text encoder of 6 layers, 384 wide, 64 pairs of 32 tokens (on a GPU 512 pairs), bf16,
+forward and backward of a contrastive loss, with the peer's default attention (``sdpa``) and with its ``eager`` one.
 """
 
-import argparse
-import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
+from benchmarks.measure import Ratio, Step, over, rates, take_turns
+from benchmarks.record import Options, Report, Table, main_of
 from omnivl.data.batch import Batch
 from omnivl.model.build import build_chain
 from omnivl.model.config import ModelConfig
@@ -30,6 +25,8 @@ from omnivl.model.state import State
 from omnivl.objectives import SpecialTokens, UniVLC
 
 TEXT_LENGTH = 32
+AT_LEAST = {("cpu", "default"): 1.4, ("cpu", "eager"): 1.1, ("cuda", "default"): 1.2}
+"""Least speed over the peer, by type of device and the peer's attention."""
 
 
 class PeerTowers(nn.Module):
@@ -37,7 +34,7 @@ class PeerTowers(nn.Module):
 
     def __init__(self, config: ModelConfig, attention: str) -> None:
         super().__init__()
-        sizes = {
+        sizes: dict[str, Any] = {
             "hidden_size": config.hidden_size,
             "num_attention_heads": config.num_heads,
             "intermediate_size": config.inner_size,
@@ -65,7 +62,7 @@ class PeerTowers(nn.Module):
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
-def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Callable[[], None]:
+def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Step:
     """One step of the peer, all weights and activations in bf16."""
     model = PeerTowers(config, attention).to(device=batch.frames.device, dtype=torch.bfloat16).train()
 
@@ -76,7 +73,7 @@ def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Callable[[],
     return step
 
 
-def our_step(config: ModelConfig, batch: Batch) -> Callable[[], None]:
+def our_step(config: ModelConfig, batch: Batch) -> Step:
     """One step of the chain, fp32 weights and bf16 activations."""
     objectives = [UniVLC(queue_size=0, batch_keys="online")]
     tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=config.vocab_size, num_reserved=5)
@@ -90,7 +87,7 @@ def our_step(config: ModelConfig, batch: Batch) -> Callable[[], None]:
     return step
 
 
-def make_batch(config: ModelConfig, size: int, device: str) -> Batch:
+def make_batch(config: ModelConfig, size: int, device: torch.device) -> Batch:
     """A batch of noise; texts are between a quarter and the whole of the length."""
     draw = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (size, 1, 3, config.image_size, config.image_size), generator=draw)
@@ -101,61 +98,31 @@ def make_batch(config: ModelConfig, size: int, device: str) -> Batch:
     return Batch("image_text", frames.to(torch.uint8).to(device), token_ids.to(device), own, own, own)
 
 
-def timed(step: Callable[[], None], device: str) -> float:
-    """Seconds of one step."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    """Median and range."""
-    return {"median": statistics.median(values), "least": min(values), "most": max(values)}
-
-
-def main() -> None:
-    """Runs the benchmark and prints a JSON object."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--pairs", type=int, default=64)
-    parser.add_argument("--preset", default="small")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--without-default", action="store_true", help="leave out the slow default attention")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
-    config = replace(
-        PRESETS[options.preset], alignment_layers=0, generation_layers=0, momentum=None, text_length=TEXT_LENGTH
-    )
-    batch = make_batch(config, options.pairs, options.device)
-    steps = {"omnivl": our_step(config, batch), "eager": peer_step(config, "eager", batch)}
-    if not options.without_default:
-        steps["default"] = peer_step(config, "sdpa", batch)
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for step in steps.values():
-        step()
-    for _ in range(options.rounds):
-        for name, step in steps.items():
-            seconds[name].append(timed(step, options.device))
-    found = {
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor(),
-        "threads": options.threads,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "pairs_per_second": {name: spread([options.pairs / one for one in times]) for name, times in seconds.items()},
-        "speed_over": {
-            name: spread([peer / own for own, peer in zip(seconds["omnivl"], times, strict=True)])
-            for name, times in seconds.items()
-            if name != "omnivl"
-        },
+def run(options: Options) -> Report:
+    """Lets the three take turns."""
+    pairs = 16 if options.quick else 512 if options.device.type == "cuda" else 64
+    rounds = 2 if options.quick else 15
+    config = replace(PRESETS["small"], alignment_layers=0, generation_layers=0, momentum=None, text_length=TEXT_LENGTH)
+    batch = make_batch(config, pairs, options.device)
+    steps = {
+        "omnivl": our_step(config, batch),
+        "transformers, eager": peer_step(config, "eager", batch),
+        "transformers, default": peer_step(config, "sdpa", batch),
     }
-    print(json.dumps(found, indent=2))
+    seconds = take_turns(steps, rounds, options.device, warmup=2)
+    ratios = [
+        Ratio(
+            f"speed of omnivl / of transformers with {attention} attention",
+            over(seconds[f"transformers, {attention}"], seconds["omnivl"]),
+            at_least=AT_LEAST.get((options.device.type, attention)),
+        )
+        for attention in ("default", "eager")
+    ]
+    rows = [[name, str(rates(pairs, taken))] for name, taken in seconds.items()]
+    what = " ".join((__doc__ or "").split("\n\n")[2].split())
+    settings = {"preset": "small", "pairs": pairs, "text_length": TEXT_LENGTH, "rounds": rounds}
+    return Report("towers", what, ratios, [Table("Pairs per second", ("towers", "median (range)"), rows)], settings)
 
 
 if __name__ == "__main__":
-    main()
+    main_of("towers", __doc__, run)
