@@ -74,5 +74,5 @@ def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str],
     features = pixel_features(pictures.frames(range(len(pictures))))
     references = pixel_features(known.frames(range(len(known))))
     nearest = torch.cdist(features, references).argmin(dim=1).tolist()
-    right = [known_labels[j] == label for j, label in zip(nearest, labels, strict=True)]
-    return sum(right) / len(right)
+    hits: int = sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True))
+    return hits / len(labels)

@@ -31,7 +31,7 @@ class BlockLayer(ChainLayer):
         Args:
             name: The layer's name in the chain; routing losses carry it.
             config: The model's configuration.
-            build: Makes the module. Called a second time, without dropout and drop path, for the twin.
+            build: Makes the module. Called a second time, without anything dropped, for the twin.
             twin: Whether to build a momentum twin.
         """
         super().__init__()
@@ -39,7 +39,7 @@ class BlockLayer(ChainLayer):
         self.block = build(config)
         self.momentum_block: nn.Module | None = None
         if twin and config.momentum is not None:
-            still = replace(config, dropout=0.0, drop_path=0.0)
+            still = replace(config, dropout=0.0, drop_path=0.0, patch_dropout=0.0)
             self.momentum_block = frozen_twin(build(still), self.block)
 
     def run(self, *inputs: Any) -> FeedForwardOutput:

@@ -37,8 +37,12 @@ class ModelConfig:
         text_length: Token positions per text, special tokens included.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings.
+        patch_dropout: Share of the patches of an image (of a clip: of the same places in all frames) that training
+            leaves out. Steps with a masked visual pass leave out none.
         drop_path: Stochastic depth rate of the last visual block, rising linearly from 0.
         dropout: Dropout in text and decoder blocks.
+        text_norm: Where text and decoder blocks normalise: ``post`` as BERT does, which its weights need; ``pre``
+            learns faster from random weights.
         layer_scale_init: Initial LayerScale of the visual blocks; None for none.
         momentum: Momentum twins; None builds none.
         ffn: What fills the feed-forward slot.
@@ -60,8 +64,10 @@ class ModelConfig:
     text_length: int = 128
     vocab_size: int = 30522
     projection_size: int = 256
+    patch_dropout: float = 0.0
     drop_path: float = 0.0
     dropout: float = 0.0
+    text_norm: Literal["post", "pre"] = "post"
     layer_scale_init: float | None = None
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)

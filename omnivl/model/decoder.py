@@ -2,14 +2,13 @@
 
 Shapes: R rows, L text positions, S visual positions, D hidden size.
 
-Blocks are post-norm as in BERT, with cross-attention to the visual features between self-attention and feed-forward.
+Blocks are BERT's (post-norm or pre-norm), with cross-attention to the visual features before the feed-forward layer.
 Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., arXiv 2201.12086, figure 2).
 Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
 """
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe.feed_forward import FeedForwardOutput, build_feed_forward
 from omnivl.model.attention import CrossAttention, SelfAttention
@@ -18,15 +17,15 @@ from omnivl.model.config import ModelConfig
 from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
-from omnivl.model.text import TEXT_EPS, TEXT_MODALITY
+from omnivl.model.text import TEXT_EPS, TEXT_MODALITY, ResidualBlock
 
 
-class GroundedBlock(nn.Module):
+class GroundedBlock(ResidualBlock):
     """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
 
-    def __init__(self, config: ModelConfig, causal: bool) -> None:
-        super().__init__()
-        self.causal, self.dropout = causal, config.dropout
+    def __init__(self, config: ModelConfig, causal: bool, is_last: bool = False) -> None:
+        super().__init__(config, is_last)
+        self.causal = causal
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.cross = CrossAttention(config.hidden_size, config.num_heads)
@@ -45,7 +44,8 @@ class GroundedBlock(nn.Module):
         """
         padding = Padding.worth_dropping(mask)
         x = x if padding is None else padding.drop(x)
-        x = self.norm1(x + self._drop(self.attention(x, mask, self.causal, padding)))
+        attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
+        x = self.leave(self.norm1, x, attended)
         out = self._after_self_attention(x, self.cross.project(memory), rows, padding)
         return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.losses, out.statistics)
 
@@ -63,25 +63,23 @@ class GroundedBlock(nn.Module):
         Returns:
             The block's output and the keys and values of all positions, ``[R, L, 2 D]``.
         """
-        attended, past = self.attention.extend(x, past)
-        return self._after_self_attention(self.norm1(x + self._drop(attended)), kv, rows), past
+        attended, past = self.attention.extend(self.enter(self.norm1, x), past)
+        return self._after_self_attention(self.leave(self.norm1, x, attended), kv, rows), past
 
     def _after_self_attention(
         self, x: Tensor, kv: Tensor, rows: Tensor | None, padding: Padding | None = None
     ) -> FeedForwardOutput:
-        x = self.norm2(x + self._drop(self.cross(x, kv, rows, padding)))
-        out: FeedForwardOutput = self.ffn(x, torch.full((), TEXT_MODALITY, device=x.device))
-        return FeedForwardOutput(self.norm3(x + self._drop(out.y)), out.losses, out.statistics)
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training)
+        x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
+        out: FeedForwardOutput = self.ffn(self.enter(self.norm3, x), torch.full((), TEXT_MODALITY, device=x.device))
+        return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.losses, out.statistics)
 
 
 class AlignmentBlock(BlockLayer):
     """A bidirectional grounded block on the alignment stack."""
 
     def __init__(self, index: int, config: ModelConfig) -> None:
-        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, causal=False))
+        is_last = index == config.alignment_layers - 1
+        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, is_last))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are alignment rows."""
@@ -103,7 +101,8 @@ class GenerationBlock(BlockLayer):
     """
 
     def __init__(self, index: int, config: ModelConfig) -> None:
-        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, causal=True))
+        is_last = index == config.generation_layers - 1
+        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, is_last))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""

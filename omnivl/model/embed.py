@@ -94,12 +94,27 @@ def resize_times(table: Tensor, times: int) -> Tensor:
     return F.interpolate(table.t()[None], size=times, mode="linear", align_corners=False)[0].t()
 
 
+def drop_patches(patches: Tensor, rate: float) -> Tensor:
+    """Keeps a random share ``1 - rate`` of the places of each row, at least one; the same places in all frames.
+
+    Source: Li et al., FLIP, arXiv 2212.00794, section 3; tubes: Tong et al., VideoMAE, arXiv 2203.12602, section 3.3.
+
+    Args:
+        patches: ``[R, T', N, D]``.
+        rate: Share to leave out, in [0, 1).
+    """
+    rows, times, places, size = patches.shape
+    kept = max(1, round(places * (1.0 - rate)))
+    chosen = torch.rand(rows, places, device=patches.device).argsort(1)[:, None, :kept, None]
+    return patches.gather(2, chosen.expand(rows, times, kept, size))
+
+
 class VisualEmbedding(nn.Module):
     """Patches, class token, mask token and positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.patch_size = config.patch_size
+        self.patch_size, self.patch_dropout = config.patch_size, config.patch_dropout
         self.patches = PatchEmbedding(config)
         rows, columns = config.grid(is_video=False)
         self.class_token = nn.Parameter(torch.empty(config.hidden_size))
@@ -133,7 +148,10 @@ class VisualEmbedding(nn.Module):
         where = resize_positions(self.positions[1:], grid)[None, None]
         if is_video:
             where = where + resize_times(self.times, patches.shape[1])[None, :, None]
-        body = (stack + where.to(dtype)).flatten(1, 2)
+        stack = stack + where.to(dtype)
+        if self.training and self.patch_dropout > 0.0 and not masked:
+            stack = drop_patches(stack, self.patch_dropout)
+        body = stack.flatten(1, 2)
         head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
         return torch.cat([head, body], dim=1)
 

@@ -69,7 +69,8 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
     temporal = norm + attention + hidden**2 + hidden
     scales = 0 if config.layer_scale_init is None else 2 * hidden
     visual = config.vision_layers * (block + temporal + scales) + norm
-    text = config.text_layers * block
+    norm_out = norm if config.text_norm == "pre" else 0
+    text = config.text_layers * block + norm_out * (config.text_layers > 0)
     projections = 2 * (hidden * config.projection_size + config.projection_size)
     grounded = block + attention + norm
     twins = wants_momentum(config, objectives)
@@ -79,8 +80,8 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
         visual=visual,
         text=text,
         contrast=projections + 1,
-        alignment=config.alignment_layers * grounded,
-        generation=config.generation_layers * grounded,
+        alignment=config.alignment_layers * grounded + norm_out * (config.alignment_layers > 0),
+        generation=config.generation_layers * grounded + norm_out * (config.generation_layers > 0),
         heads=_head_parameters(config, objectives),
         momentum=twins * (_embed_parameters(config) + visual + text) + twin_projections * projections,
     )

@@ -23,6 +23,7 @@ PRESETS: Mapping[PresetName, ModelConfig] = {
         text_length=16,
         vocab_size=4096,
         projection_size=128,
+        text_norm="pre",
     ),
     "small": ModelConfig(
         hidden_size=384,
@@ -95,6 +96,8 @@ def check_config(config: ModelConfig) -> None:
             misfits.append(
                 f"model.{name}: {getattr(config, name)} is no multiple of patch_size {config.patch_size}; change either"
             )
+    if not 0.0 <= config.patch_dropout < 1.0:
+        misfits.append(f"model.patch_dropout: {config.patch_dropout} is no share; allowed: at least 0 and below 1")
     if config.num_frames % config.tubelet_size:
         misfits.append(
             f"model.num_frames: {config.num_frames} is no multiple of tubelet_size {config.tubelet_size}; change either"

@@ -1,8 +1,9 @@
-"""The text encoder: BERT's post-norm blocks.
+"""The text encoder: BERT's blocks, post-norm or pre-norm.
 
 Shapes: R rows, L text positions, D hidden size.
 
 Source: Devlin et al., BERT, arXiv 1810.04805; numbers as in its released code (post-norm, erf GELU, eps 1e-12).
+    Pre-norm: Xiong et al., arXiv 2002.04745, figure 1b.
 """
 
 import torch
@@ -21,12 +22,34 @@ TEXT_EPS = 1e-12
 TEXT_MODALITY = 1
 
 
-class BertBlock(nn.Module):
-    """One post-norm transformer block, without the chain around it."""
+class ResidualBlock(nn.Module):
+    """Where normalisation and dropout stand around the branches of a text or decoder block.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Attributes:
+        norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
+    """
+
+    def __init__(self, config: ModelConfig, is_last: bool) -> None:
         super().__init__()
-        self.dropout = config.dropout
+        self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
+        normalises = self.is_pre_norm and is_last
+        self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
+
+    def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What a branch reads of the stream ``x``."""
+        return norm(x) if self.is_pre_norm else x
+
+    def leave(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """The stream with a branch's output added."""
+        x = x + F.dropout(branch, self.dropout, self.training)
+        return x if self.is_pre_norm else norm(x)
+
+
+class BertBlock(ResidualBlock):
+    """One transformer block of the text encoder, without the chain around it."""
+
+    def __init__(self, config: ModelConfig, is_last: bool = False) -> None:
+        super().__init__(config, is_last)
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
@@ -42,11 +65,11 @@ class BertBlock(nn.Module):
         """
         padding = None if first_only else Padding.worth_dropping(mask)
         x = x if padding is None else padding.drop(x)
-        attended = self.attention.first(x, mask) if first_only else self.attention(x, mask, padding=padding)
-        x = x[:, :1] if first_only else x
-        x = self.norm1(x + F.dropout(attended, self.dropout, self.training))
-        out: FeedForwardOutput = self.ffn(x, torch.full((), TEXT_MODALITY, device=x.device))
-        y = self.norm2(x + F.dropout(out.y, self.dropout, self.training))
+        read = self.enter(self.norm1, x)
+        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
+        x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
+        out: FeedForwardOutput = self.ffn(self.enter(self.norm2, x), torch.full((), TEXT_MODALITY, device=x.device))
+        y = self.norm_out(self.leave(self.norm2, x, out.y))
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.losses, out.statistics)
 
 
@@ -54,8 +77,9 @@ class TextBlock(BlockLayer):
     """A BERT block on all text rows, and its momentum twin on the clean ones."""
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        super().__init__(f"text_{index:02d}", config, BertBlock, twin=twin)
-        self.may_shorten = index == config.text_layers - 1 and config.ffn.kind == "dense"
+        is_last = index == config.text_layers - 1
+        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, is_last), twin=twin)
+        self.may_shorten = is_last and config.ffn.kind == "dense"
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""

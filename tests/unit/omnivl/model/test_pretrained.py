@@ -17,6 +17,7 @@ from omnivl.objectives import SpecialTokens, UniVLC
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
 CONFIG = replace(
     PRESETS["tiny"],
+    text_norm="post",
     hidden_size=16,
     num_heads=2,
     vision_layers=2,
