@@ -7,9 +7,9 @@ import numpy as np
 import torch
 import typer
 
-from engine.evaluate import find_trained, load_encoder
 from engine.hosts.process_group import choose_device
 from engine.plan_yaml import read_yaml
+from engine.trained import find_trained, load_encoder
 from omnivl.errors import UserError
 from omnivl.evaluation.pictures import Media, PictureSet
 

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 
 from engine import ranks
-from engine.evaluate import Trained, choose_tasks, evaluate, find_trained, load_encoder, write_evaluation
+from engine.evaluate import choose_tasks, evaluate, write_evaluation
 from engine.hosts.process_group import join_process_group
 from engine.report import score_table
+from engine.trained import Trained, find_trained, load_encoder
 from launcher.local import run_local
 from launcher.worker import end_process
 from omnivl.evaluation.config import TaskConfig
@@ -45,8 +46,8 @@ def command(
         Path | None, typer.Option(help="Plan of weights that lie outside of a run.", show_default=False)
     ] = None,
     tasks: Annotated[
-        str | None,
-        typer.Option(help="Names or kinds, with commas: retrieval,zero_shot,caption. All by default.", metavar="A,B"),
+        list[str] | None,
+        typer.Option(help="Names or kinds: retrieval,zero_shot,caption. All by default.", metavar="A,B"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with tasks: [...]; the plan's by default.", show_default=False)
@@ -69,7 +70,7 @@ def command(
         target=str(target),
         stage=stage,
         plan=None if plan is None else str(plan),
-        tasks=tuple(name.strip() for name in (tasks or "").split(",") if name.strip()),
+        tasks=tuple(tasks or ()),
         config=None if config is None else str(config),
         overrides=tuple(overrides or ()),
         batch_size=batch_size,
@@ -82,7 +83,7 @@ def command(
     if wanted == 1:
         run_request(request)
         return
-    _choose(request)  # mistakes are told once, before anything is started
+    _choose(request, lambda text: None)  # mistakes are told once, before anything is started
     code = run_local("launcher.evaluate", [json.dumps(asdict(request))], wanted)
     if code:
         raise typer.Exit(code)
@@ -90,11 +91,11 @@ def command(
 
 def run_request(request: Request) -> int:
     """Evaluates and prints. Called by every process; the first one prints and writes."""
-    trained, tasks = _choose(request)
+    told = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    trained, tasks = _choose(request, told.print)
     device = join_process_group(trained.plan.launch.timeout_seconds)
     first = ranks.rank() == 0
-    progress = Console(stderr=True, quiet=not first, highlight=False)
-    with progress.status(f"loading {trained.weights}") as status:
+    with told.status(f"loading {trained.weights}") as status:
         encoder = load_encoder(trained, device, request.batch_size)
         evaluation = evaluate(trained, tasks, encoder, lambda task: status.update(f"evaluating {task}"))
     path = write_evaluation(evaluation, None if request.out is None else Path(request.out))
@@ -120,11 +121,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     end_process(lambda: run_request(Request(**fields)))
 
 
-def _choose(request: Request) -> tuple[Trained, tuple[TaskConfig, ...]]:
+def _choose(request: Request, tell: Callable[[str], None]) -> tuple[Trained, tuple[TaskConfig, ...]]:
     plan = None if request.plan is None else Path(request.plan)
     trained = find_trained(Path(request.target), request.stage, plan)
     config = None if request.config is None else Path(request.config)
-    return trained, choose_tasks(trained, request.tasks, config, request.overrides)
+    return trained, choose_tasks(trained, request.tasks, config, request.overrides, tell)
 
 
 if __name__ == "__main__":

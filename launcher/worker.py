@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def end_process(action: Callable[[], int]) -> NoReturn:
     """Does the work of one process of a launch and ends it; ``action`` returns 0 or the number of a signal."""
+    # DeepSpeed calls collectives by names that torch renames, once per step and layer
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         code = action()
     except UserError as error:
@@ -44,8 +46,6 @@ def end_process(action: Callable[[], int]) -> NoReturn:
 
 def run_worker(arguments: Sequence[str]) -> int:
     """Reads the plan, joins the others, trains; returns 0 or the number of the signal that ended the run early."""
-    # DeepSpeed calls collectives by names that torch renames, once per step and layer
-    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     options = _parser().parse_args(arguments)
     plan = load_plan(options.plan, options.overrides, launched_processes())
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)

@@ -1,59 +1,104 @@
 """``report.html`` of a run: one self-contained page made from the files of the run folder.
 
-Everything on it is read back from ``plan.yaml``, ``environment.json``, ``metrics.jsonl`` and ``evaluation.json``, so it
-can be made again at any time, also for a run that was cut off.
+Everything on it is read back from what the run has written, so it can be made again at any time, also for a run that
+was cut off. It asks the network for nothing.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from engine.report.curves import curves_figure, training_records
+from engine.plan_yaml import read_yaml
+from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
+from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
 from engine.report.table import format_share
+from engine.run_folder import RunFolder, StageFolder
+
+_HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
 
 
 def write_report(run_folder: Path) -> Path:
     """Writes ``report.html`` into the run folder and returns its path.
 
     Raises:
-        FileNotFoundError: The folder is not that of a run: it holds no ``plan.yaml``.
+        FileNotFoundError: The folder is not that of a run: ``plan.yaml`` or ``environment.json`` is missing.
     """
-    plan = (run_folder / "plan.yaml").read_text(encoding="utf-8")
-    stages = [_stage(folder) for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
-    templates = Environment(loader=PackageLoader("engine.report"), autoescape=select_autoescape(default=True))
+    run = RunFolder(run_folder)
+    plan = run.plan.read_text(encoding="utf-8")
+    environment = json.loads(run.environment.read_text(encoding="utf-8"))
+    folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
+    templates = Environment(
+        loader=PackageLoader("engine.report"),
+        autoescape=select_autoescape(default=True, default_for_string=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     templates.filters["share"] = format_share
     page = templates.get_template("report.html.j2").render(
-        name=run_folder.resolve().name,
+        name=_plan_name(plan) or run_folder.resolve().name,
+        headline={key: environment[key] for key in _HEADLINE if environment.get(key)},
+        evaluations=_evaluations(run_folder, folders),
+        stages=[_stage(StageFolder(folder)) for folder in folders],
         plan=plan,
-        environment=_read_json(run_folder / "environment.json") or {},
-        stages=stages,
-        final=next((stage["evaluation"] for stage in reversed(stages) if stage["evaluation"]), None),
+        environment=flat_facts(environment),
         plotly=Markup(get_plotlyjs()),
     )
-    path = run_folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    path = run.report
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(page, encoding="utf-8")
+    beside.rename(path)
     return path
 
 
-def _stage(folder: Path) -> dict[str, Any]:
+def _plan_name(plan: str) -> str | None:
+    tree = read_yaml(plan).tree
+    return tree.get("name") if isinstance(tree, dict) else None
+
+
+def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
+    """The last stage's evaluation first, then earlier stages', then what ``omnivl evaluate`` has added."""
+    found = []
+    for folder in reversed(folders):
+        if (read := _read_json(StageFolder(folder).evaluation)) is not None:
+            found.append({"title": f"stage {folder.name.partition('-')[2]}, after step {read['step']}", **read})
+    for file in sorted(run_folder.glob("evaluation-*.json")):
+        read = _read_json(file)
+        found.append({"title": f"stage {read['stage']}, evaluated again ({file.name})", **read})
+    return found
+
+
+def _stage(folder: StageFolder) -> dict[str, Any]:
     """What the page shows of one stage."""
-    records = training_records(folder / "metrics.jsonl")
-    figures = []
-    for prefix, title in (("losses/", "Losses"), ("metrics/", "Metrics"), ("speed/", "Speed")):
-        if any(name.startswith(prefix) for record in records for name in record):
-            figure = curves_figure(records, prefix, title)
-            figures.append(Markup(figure.to_html(full_html=False, include_plotlyjs=False)))
+    records = training_records(folder.metrics)
+    scores = evaluation_records(folder.metrics)
+    figures = [_html(panel_figure(records, panel, names), 300) for panel, names in panels_of(records)]
+    if len(scores) > 1:
+        figures.insert(1, _html(scores_figure(scores), 300))
+    handover: Mapping[str, Any] | None = _read_json(folder.handover)
     return {
-        "name": folder.name,
+        "name": folder.path.name,
         "steps": int(records[-1]["step"]) if records else 0,
+        "complete": folder.completed_steps() is not None,
+        "skipped": int(records[-1].get("skipped", 0)) if records else 0,
         "figures": figures,
-        "evaluation": _read_json(folder / "evaluation.json"),
-        "handover": _read_json(folder / "handover.json"),
+        "handover": handover,
+        "parts": count_parts(handover) if handover is not None else {},
+        "quarantine": quarantine_counts(folder.quarantine),
     }
+
+
+def _html(figure: go.Figure, height: int) -> Markup:
+    config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
+    written = figure.to_html(
+        full_html=False, include_plotlyjs=False, config=config, default_width="100%", default_height=f"{height}px"
+    )
+    return Markup(written)
 
 
 def _read_json(path: Path) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from omnivl.evaluation.results import Score
@@ -15,14 +16,16 @@ def format_share(value: float | None) -> str:
 
 
 def score_table(scores: Sequence[Score], title: str) -> Table:
-    """Every score beside chance and the pixel baseline."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
+    """Every score beside chance and the pixel baseline; narrow enough for 80 columns with names of usual length."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("task", vertical="top")
     table.add_column("metric")
-    for heading in ("model", "chance", "16x16 pixels", "queries"):
-        table.add_column(heading, justify="right")
-    previous = ""
+    for heading in ("model", "chance", "16x16\npixels", "queries"):
+        table.add_column(heading, justify="right", vertical="bottom")
+    previous = None
     for score in scores:
+        if previous not in (None, score.task):
+            table.add_section()
         table.add_row(
             score.task if score.task != previous else "",
             score.metric,
@@ -30,7 +33,6 @@ def score_table(scores: Sequence[Score], title: str) -> Table:
             format_share(score.chance),
             format_share(score.baseline),
             str(score.count),
-            end_section=False,
         )
         previous = score.task
     return table

@@ -1,0 +1,53 @@
+"""What the page tells of a stage's and a run's small files: hand-over, quarantine, environment."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FATES = ("carried", "inflated", "resized", "created", "dropped")
+
+
+def count_parts(handover: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Numbers of tensors by part of the chain and by what became of them.
+
+    Args:
+        handover: ``handover.json``: lists of parameter names by fate.
+    """
+    counts: dict[str, dict[str, int]] = {}
+    for fate in FATES:
+        for name in handover.get(fate, ()):
+            part = counts.setdefault(name.split(".")[0].rstrip("0123456789").rstrip("_"), dict.fromkeys(FATES, 0))
+            part[fate] += 1
+    return counts
+
+
+def quarantine_counts(path: Path) -> dict[str, list[str]]:
+    """Bad samples of a stage by cause, the commonest first; each as ``where: detail``.
+
+    Args:
+        path: ``quarantine.jsonl``; may be missing.
+    """
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a crash may cut the last one short
+    entries = [json.loads(line) for line in lines if line]
+    order = Counter(entry["cause"] for entry in entries)
+    return {
+        cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
+        for cause, _ in order.most_common()
+    }
+
+
+def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """A tree of facts as names and texts; what is not known is left out."""
+    flat: dict[str, str] = {}
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            flat |= flat_facts(value, f"{prefix}{name} ")
+        elif isinstance(value, list):
+            flat[prefix + name] = " ".join(str(entry) for entry in value)
+        elif value not in (None, ""):
+            flat[prefix + name] = str(value)
+    return flat

@@ -1,0 +1,165 @@
+"""A finished stage on disk: found by its run folder or its weights file, and loaded for inference.
+
+A run's weights lie whole in ``weights.safetensors``, so every process builds the whole chain in bare PyTorch: neither
+the host nor the number of processes of the training run matters here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from engine.collectives import make_gather
+from engine.errors import CheckpointError
+from engine.hosts.weights import match_weights
+from engine.plan import Plan, StagePlan
+from engine.plan_parse import load_plan
+from engine.plan_problems import closest
+from engine.run_folder import RunFolder, StageFolder
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import UserError
+from omnivl.evaluation.encoder import Encoder
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A stage whose weights can be loaded.
+
+    Attributes:
+        plan: The run's plan.
+        stage: The stage.
+        weights: Its weights.
+        step: Optimizer steps that it took; None where the weights lie outside of a run.
+        run: The run's folder; None where the weights lie outside of one.
+    """
+
+    plan: Plan
+    stage: StagePlan
+    weights: Path
+    step: int | None = None
+    run: RunFolder | None = None
+
+
+def find_trained(target: Path, stage: str | None = None, plan: Path | None = None) -> Trained:
+    """Finds weights and the plan that says what they are.
+
+    Args:
+        target: A run folder, or a ``.safetensors`` file in one or elsewhere.
+        stage: Name of the stage; None takes the newest complete one of a run, the last one of a plan.
+        plan: The plan of a file that lies outside of a run.
+
+    Raises:
+        UserError: There is no such run, plan or stage, or the stage is not complete.
+    """
+    if target.is_dir() or (not target.exists() and target.suffix != ".safetensors"):
+        return _in_run(RunFolder(target), stage)
+    if not target.is_file():
+        raise CheckpointError(f"{target}: got a file that is not there; allowed a run folder or a .safetensors file")
+    folder = target.resolve().parent
+    run = RunFolder(folder.parents[1]) if folder.parent.name == "stages" else None
+    if plan is None and run is not None and run.plan.is_file():
+        own = _named_stage(read := load_plan(run.plan), stage or folder.name.partition("-")[2], str(run.plan))
+        return Trained(read, own, target, StageFolder(folder).completed_steps(), run)
+    if plan is None:
+        raise UserError(
+            f"{target}: got weights outside of a run folder; allowed with the plan that they were trained with; add "
+            "--plan PLAN.yaml (and --stage NAME where it is not the plan's last stage)"
+        )
+    read = load_plan(plan)
+    return Trained(read, _named_stage(read, stage or read.stages[-1].name, str(plan)), target)
+
+
+def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -> Encoder:
+    """Builds the stage's chain, fills it, and puts it into evaluation mode. Called by every process.
+
+    Args:
+        trained: What to load.
+        device: Where the chain computes.
+        batch_size: Samples per forward pass and process.
+
+    Raises:
+        CheckpointError: The weights cannot be read or do not fit the stage's model.
+    """
+    stage, tokenizer, gather = trained.stage, load_tokenizer(trained.plan.tokenizer), make_gather()
+    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
+    load_weights(chain, trained.weights)
+    return Encoder(chain.to(device).eval(), stage.model, tokenizer, gather, device, batch_size)
+
+
+def load_weights(chain: Chain, path: Path) -> None:
+    """Fills a chain with everything that inference reads; momentum twins and queues may be missing or too many.
+
+    Raises:
+        CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
+    """
+    try:
+        given = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: got a file that is no safetensors file or is cut short ({error})") from error
+    own = {name: tensor for name, tensor in chain.state_dict().items() if not _only_trains(name)}
+    given = {name: tensor for name, tensor in given.items() if not _only_trains(name)}
+    try:
+        report = match_weights(_shapes(own), _shapes(given), strict=False)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if report.missing or report.unexpected:
+        raise CheckpointError(
+            f"{path}: got weights that do not fit the stage's model and objectives: missing {_listed(report.missing)}; "
+            f"unknown {_listed(report.unexpected)}; name the stage that they belong to with --stage"
+        )
+    for name in report.matched:
+        own[name].copy_(given[name])
+
+
+def _in_run(run: RunFolder, name: str | None) -> Trained:
+    """The stage of that name, or the newest complete one."""
+    if not run.plan.is_file():
+        siblings = [folder.parent.name for folder in sorted(run.path.absolute().parent.glob("*/plan.yaml"))]
+        there = "is not there" if not run.path.exists() else "holds no plan.yaml"
+        known = f" (beside it: {', '.join(siblings)})" if siblings else ""
+        raise UserError(
+            f"{run.path}: got a run folder that {there}; allowed the folder of a run, such as runs/quickstart{known}; "
+            f"{closest(run.path.name, siblings, 'name one that omnivl pretrain has written')}"
+        )
+    plan = load_plan(run.plan)
+    folders = {stage.name: run.stage(index, stage.name) for index, stage in enumerate(plan.stages)}
+    complete = [stage for stage, folder in folders.items() if folder.completed_steps() is not None]
+    if name is None and not complete:
+        raise CheckpointError(f"{run.path}: got a run without a complete stage; finish one with omnivl pretrain")
+    stage = _named_stage(plan, name or complete[-1], str(run.plan))
+    folder = folders[stage.name]
+    if stage.name not in complete:
+        raise CheckpointError(
+            f"{run.path}: got stage {stage.name!r}, which is not complete; allowed are the complete ones "
+            f"({', '.join(complete) or 'none yet'}); finish it with omnivl pretrain, or choose another with --stage"
+        )
+    if not folder.weights.is_file():
+        raise CheckpointError(f"{folder.weights}: not found, though stage {stage.name!r} is complete; train it again")
+    return Trained(plan, stage, folder.weights, folder.completed_steps(), run)
+
+
+def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
+    names = [stage.name for stage in plan.stages]
+    if name not in names:
+        change = closest(name, names, "name one of them")
+        raise UserError(f"{where}: got stage {name!r}; allowed are {', '.join(map(repr, names))}; {change}")
+    return plan.stage(name)
+
+
+def _only_trains(name: str) -> bool:
+    return any(part.startswith("momentum_") or part == "queue" for part in name.split("."))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _listed(names: Sequence[str]) -> str:
+    return (", ".join(names[:4]) or "none") + (f" and {len(names) - 4} more" if len(names) > 4 else "")
