@@ -100,7 +100,7 @@ def test_hosts_agree(run_distributed: Any, chain_name: str, processes: int, host
         else:
             # Small differences of large numbers in its gradients: at equal weights the norms of one and four processes
             # agree to 5e-6, the losses to 1e-7. A gather that lost a share of the gradient would be off by tenths.
-            assert_equal_runs(ranks[0][name], expected, atol=1e-5, norm=1e-4)
+            assert_equal_runs(ranks[0][name], expected, atol=5e-5, norm=1e-4)
         for other in ranks[1:]:
             assert other[name]["weights"] is None  # only replica 0 holds whole weights
             assert other[name]["results"] == ranks[0][name]["results"]
