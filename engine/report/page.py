@@ -78,8 +78,6 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
     records = training_records(folder.metrics)
     scores = evaluation_records(folder.metrics)
     figures = [_html(panel_figure(records, panel, names), 300) for panel, names in panels_of(records)]
-    if len(scores) > 1:
-        figures.insert(1, _html(scores_figure(scores), 300))
     handover: Mapping[str, Any] | None = _read_json(folder.handover)
     return {
         "name": folder.path.name,
@@ -87,6 +85,7 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
         "complete": folder.completed_steps() is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
         "figures": figures,
+        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 else "",
         "handover": handover,
         "parts": count_parts(handover) if handover is not None else {},
         "quarantine": quarantine_counts(folder.quarantine),

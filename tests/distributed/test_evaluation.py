@@ -1,0 +1,76 @@
+"""Evaluation over replicas, of whole and of sharded chains, equals evaluation on one."""
+
+from typing import Any
+
+import pytest
+import torch
+from conftest import RunDistributed
+
+from engine.collectives import make_gather
+from engine.hosts import create_host
+from engine.optimizer import OptimizerConfig
+from engine.parallel import ParallelConfig
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.evaluation import CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.evaluation.encoder import Encoder
+from omnivl.evaluation.pictures import PictureSet
+from omnivl.evaluation.run import run_tasks
+from omnivl.model.build import build_chain
+from omnivl.model.presets import resolve
+from omnivl.objectives import LM, VLM, UniVLC
+
+pytestmark = pytest.mark.distributed
+
+WHERE = {"style": ("twemoji",), "label": ("bugs", "fruit")}
+OBJECTIVES = (UniVLC(), VLM(), LM())
+
+
+def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
+    """Scores and embeddings of a chain with fresh weights, under some host."""
+    tokenizer = load_tokenizer("emoji")
+    model = resolve(
+        "tiny",
+        {
+            **{"hidden_size": 32, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "alignment_layers": 1},
+            **{"generation_layers": 1, "image_size": 32, "projection_size": 16, "text_length": 12},
+            "vocab_size": tokenizer.special.vocab_size,
+        },
+    )
+    torch.manual_seed(1)
+    gather = make_gather()
+    chain = build_chain(model, OBJECTIVES, tokenizer.special, gather=gather)
+    with torch.no_grad():
+        for parameter in chain.parameters():
+            if parameter.dim() > 1:
+                parameter *= 5  # near ties would hang on the order of additions
+    parallel = ParallelConfig(host=host, zero_stage=zero_stage, precision="fp32")  # type: ignore[arg-type]
+    held = create_host(parallel, chain, OptimizerConfig(), OBJECTIVES, total_steps=1, micro_batch_size=2)
+    encoder = Encoder(held.chain, model, tokenizer, held.gather, held.device, batch_size=8)
+    tasks = [
+        RetrievalTask(where=WHERE, rerank=4),
+        ZeroShotTask(where=WHERE, prompts=("{label}", "a {label}")),
+        CaptionTask(where=WHERE, num_beams=2),
+    ]
+    results = run_tasks(tasks, encoder)
+    held.chain.eval()
+    pictures = PictureSet("emoji", "image", WHERE, model, 4096)
+    return {
+        "scores": [(score.metric, score.value, score.count) for result in results for score in result.scores],
+        "written": [row.answer_texts for result in results for gallery in result.galleries for row in gallery.rows],
+        "pictures": encoder.pictures(pictures),
+        "texts": encoder.texts(pictures.captions),
+    }
+
+
+@pytest.mark.parametrize(("host", "zero_stage"), [("plain", 0), ("zero", 3)])
+def test_two_replicas_find_what_one_finds(run_distributed: RunDistributed, host: str, zero_stage: int) -> None:
+    """35 pictures: the replicas' shares are 18 and 17 and a repetition that must not count."""
+    alone = evaluated("plain", 0)
+    assert alone["scores"][0][2] == 35
+    values = [value for _, value, _ in alone["scores"]]
+    assert len(set(values)) > 4, "the chain tells pictures apart, so that equal scores mean something"
+    for replica in run_distributed(evaluated, processes=2, host=host, zero_stage=zero_stage):
+        assert replica["scores"] == alone["scores"]
+        assert replica["written"] == alone["written"]
+        torch.testing.assert_close(replica["pictures"], alone["pictures"], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(replica["texts"], alone["texts"], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,198 @@
+"""The page of a run: it shows what the files say, and asks the network for nothing."""
+
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from plotly.offline import get_plotlyjs
+
+from engine.report import write_report
+from engine.report.curves import PANELS, evaluation_records, panels_of, smooth, training_records
+from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
+from engine.report.table import format_share
+
+SCORES: list[dict[str, Any]] = [
+    {"task": "unseen style", "metric": "image->text R@1", "value": 0.4321, "chance": 0.00062, "baseline": 0.216},
+    {"task": "unseen style", "metric": "image->text R@10", "value": 0.8765, "chance": 0.0062, "baseline": 0.453},
+    {"task": "captions", "metric": "BLEU-4", "value": 0.1357, "chance": None, "baseline": None},
+]
+IMAGE = "data:image/png;base64,AAAA"
+
+
+def train_line(step: int, **changed: Any) -> dict[str, Any]:
+    return {
+        "event": "train",
+        "step": step,
+        "loss": 3.5,
+        "gradient_norm": 1.25,
+        "skipped": 0,
+        "losses": {"mlm": 2.5, "univlc": 1.0},
+        "lr": {"decay": 0.001},
+        "metrics": {"mlm/accuracy": 0.5, "univlc/temperature": 0.07, "univlc/new_figure": 9.0},
+        "speed": {"samples_per_second": 100.0, "mfu": 0.3, "data_wait": 0.01, "memory_gib": 1.0},
+        **changed,
+    }
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "somewhere"
+    stage = folder / "stages" / "01-spatial"
+    stage.mkdir(parents=True)
+    (folder / "plan.yaml").write_text("name: demo\nstages: [<b>]\n")
+    (folder / "environment.json").write_text(json.dumps({"torch": "2.13.0", "gpu": "", "git": {"commit": "abc123"}}))
+    lines = [train_line(1), train_line(2, skipped=1, gradient_norm=None)]
+    lines += [{"event": "evaluation", "step": step, "scores": {"t/text->image R@1": step / 10}} for step in (1, 2)]
+    (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"cut sh')
+    first = {"query_text": "a cat", "query_image": IMAGE, "answer_texts": ["a dog", "a cat"], "answer_images": ["", ""]}
+    second = {"query_text": "bee", "query_image": IMAGE, "answer_texts": ["<script>"], "answer_images": [""]}
+    galleries = [
+        {"title": "pictures to texts", "rows": [{**first, "correct": [False, True]}]},
+        {"title": "written captions", "rows": [{**second, "correct": [False]}]},
+    ]
+    scores = [{**score, "count": 1599} for score in SCORES]
+    results = [{"scores": scores[:2], "galleries": galleries[:1]}, {"scores": scores[2:], "galleries": galleries[1:]}]
+    (stage / "evaluation.json").write_text(json.dumps({"step": 2, "results": results}))
+    handover = {"source": "warm-up", "carried": ["visual_00.a", "visual_01.a", "text_00.b"], "created": ["losses.x"]}
+    (stage / "handover.json").write_text(json.dumps(handover))
+    return folder
+
+
+def outside_plotly(page: str) -> str:
+    """The page without Plotly's own code, which holds addresses that are never asked for here."""
+    assert get_plotlyjs() in page
+    return page.replace(get_plotlyjs(), "")
+
+
+def test_every_score_stands_on_the_page_with_chance_and_baseline(run: Path) -> None:
+    page = outside_plotly(write_report(run).read_text())
+    for score in SCORES:
+        cells = f">{html.escape(score['metric'])}<.*?<b>{format_share(score['value'])}</b>.*?{format_share(score['chance'])}</td>.*?{format_share(score['baseline'])}</td>.*?1599</td>"  # noqa: E501 - one row of the table
+        assert re.search(cells, page, re.DOTALL), score
+    assert "stage spatial, after step 2" in page
+    assert page.count("<h1>demo</h1>") == 1
+
+
+def test_a_bar_is_green_only_above_chance_and_baseline(run: Path) -> None:
+    file = run / "stages" / "01-spatial" / "evaluation.json"
+    for value, baseline, above in ((0.3, 0.2, True), (0.2, 0.2, False), (0.1, 0.2, False), (0.1, None, True)):
+        score = {"task": "t", "metric": "m", "value": value, "chance": 0.05, "baseline": baseline, "count": 3}
+        file.write_text(json.dumps({"step": 1, "results": [{"scores": [score], "galleries": []}]}))
+        assert ('class="track above"' in write_report(run).read_text()) == above
+
+
+def test_the_page_asks_the_network_for_nothing(run: Path) -> None:
+    page = outside_plotly(write_report(run).read_text())
+    assert not re.search(r"""(src|href|action|data)\s*=\s*["']?\s*(https?:)?//""", page)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_texts_are_escaped(run: Path) -> None:
+    page = outside_plotly(write_report(run).read_text())
+    assert "&lt;script&gt;" in page
+    assert "stages: [&lt;b&gt;]" in page
+
+
+def test_galleries_mark_right_answers_and_captions_show_what_was_expected(run: Path) -> None:
+    page = write_report(run).read_text()
+    assert re.search(r'class="card right">.*?a cat</div> &check;', page)
+    assert re.search(r'class="card ">.*?a dog</div></div>', page)
+    assert "What the model wrote" in page
+    assert ">bee</span>" in page
+
+
+def test_hand_over_skipped_steps_and_bad_samples_are_told(run: Path) -> None:
+    bad = [{"cause": "broken_image", "where": f"a.tar:{key}", "detail": "cut short"} for key in "xyz"]
+    bad += [{"cause": "wrong_json", "where": "a.tar:w", "detail": "no <object>"}]
+    log = run / "stages" / "01-spatial" / "quarantine.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in bad) + '{"cause": "wro')
+    assert {cause: len(entries) for cause, entries in quarantine_counts(log).items()} == {
+        "broken_image": 3,
+        "wrong_json": 1,
+    }
+    page = write_report(run).read_text()
+    assert "3 broken_image" in page
+    assert "a.tar:w: no &lt;object&gt;" in page
+    assert "Weights from stage warm-up" in page
+    assert "1 of them skipped" in page
+    assert re.search(r"<tr><td>visual</td><td class=\"number \">2</td>", page)
+
+
+def test_evaluations_made_later_are_shown_too(run: Path) -> None:
+    score = {
+        "task": "later",
+        "metric": "image->text R@1",
+        "value": 0.98765,
+        "chance": None,
+        "baseline": None,
+        "count": 4,
+    }
+    later = {"stage": "spatial", "step": 2, "results": [{"scores": [score], "galleries": []}]}
+    (run / "evaluation-spatial.json").write_text(json.dumps(later))
+    page = write_report(run).read_text()
+    assert "stage spatial, evaluated again (evaluation-spatial.json)" in page
+    assert "0.988" in page
+
+
+def test_a_run_that_was_cut_off_before_its_first_step_has_a_page(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text("name: early\n")
+    (tmp_path / "environment.json").write_text("{}")
+    (tmp_path / "stages" / "01-a").mkdir(parents=True)
+    page = write_report(tmp_path).read_text()
+    assert "No stage has been evaluated yet." in page
+    assert "0 steps, not complete" in page
+
+
+@pytest.mark.parametrize("missing", ["plan.yaml", "environment.json"])
+def test_a_folder_that_is_no_run_is_refused(run: Path, missing: str) -> None:
+    (run / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=missing):
+        write_report(run)
+
+
+def test_every_figure_is_drawn_in_one_panel(run: Path) -> None:
+    records = training_records(run / "stages" / "01-spatial" / "metrics.jsonl")
+    drawn = panels_of(records)
+    names = [name for _, taken in drawn for name in taken]
+    assert sorted(names) == sorted(set(records[0]) - {"step", "skipped"})
+    by_title = {panel.title: taken for panel, taken in drawn}
+    assert by_title["Losses"] == ("loss", "losses/mlm", "losses/univlc")
+    assert by_title["Other metrics"] == ("metrics/univlc/new_figure",)
+    assert by_title["Share of the peak, share of time"] == ("speed/data_wait", "speed/mfu")
+    assert "Other figures" not in by_title
+    assert PANELS[-1].pattern == ".*"
+
+
+def test_curves_leave_out_what_was_not_finite_and_keep_leading_scores(run: Path) -> None:
+    metrics = run / "stages" / "01-spatial" / "metrics.jsonl"
+    assert ["gradient_norm" in record for record in training_records(metrics)] == [True, False]
+    assert evaluation_records(metrics) == [
+        {"step": 1, "t/text->image R@1": 0.1},
+        {"step": 2, "t/text->image R@1": 0.2},
+    ]
+
+
+def test_smoothing_is_a_trailing_mean() -> None:
+    # Window 3: 3; (3 + 6) / 2; (3 + 6 + 0) / 3; (6 + 0 + 12) / 3
+    assert smooth([3.0, 6.0, 0.0, 12.0], 3) == pytest.approx([3.0, 4.5, 3.0, 6.0])
+    assert smooth([], 3) == []
+
+
+def test_parts_are_counted_by_stack() -> None:
+    counts = count_parts({"carried": ["visual_00.a", "visual_11.b", "visual_norm.c"], "dropped": ["losses.head"]})
+    assert {part: (row["carried"], row["dropped"]) for part, row in counts.items()} == {
+        "visual": (2, 0),
+        "visual_norm": (1, 0),
+        "losses": (0, 1),
+    }
+
+
+def test_facts_are_flat_and_known() -> None:
+    facts = {"git": {"commit": "abc", "changed": False}, "gpu": "", "cuda": None, "command": ["a", "b"]}
+    assert flat_facts(facts) == {"git commit": "abc", "git changed": "False", "command": "a b"}
