@@ -23,7 +23,7 @@ from engine.metrics import MetricsLog
 from engine.plan import Plan, StagePlan
 from engine.progress import Progress
 from engine.run_folder import StageFolder
-from engine.stop import StopRequest
+from engine.stop import StopRequest, shielded_children
 from engine.throughput import Throughput
 from omnivl.data.batch import Batch
 from omnivl.data.loader import Loader, LoaderState
@@ -103,23 +103,23 @@ class StageLoop:
                 tensorboard = self._folder.tensorboard if self._plan.logging.tensorboard else None
                 log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=kept_metrics, step=standing.step)
                 self._metrics = stack.enter_context(log)
-            loader = stack.enter_context(self._open_loader(loader_state))
-            batches = iter(loader)
+            batches = _started(stack.enter_context(self._open_loader(loader_state)))
             self._throughput.restart()
             while standing.step < stage.steps:
-                self._take_step(batches)
+                loader_state = self._take_step(batches)
                 signal = self._stop.agreed(self._host.device)
-                self._finish_step(loader.state, stopping=signal != 0)
+                self._finish_step(loader_state, stopping=signal != 0)
                 if signal and standing.step < stage.steps:
                     return signal
         return 0
 
-    def _take_step(self, batches: Iterator[tuple[Batch, LoaderState]]) -> None:
-        """One optimizer step: data, host, guard, display."""
+    def _take_step(self, batches: Iterator[tuple[Batch, LoaderState]]) -> LoaderState:
+        """One optimizer step: data, host, guard, display. Returns the place in the data behind it."""
         standing = self._standing
         before = time.perf_counter()
-        micro_batches = [next(batches)[0] for _ in range(self._stage.batch.gradient_accumulation_steps)]
+        taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
         waited = time.perf_counter() - before
+        micro_batches = [batch for batch, _ in taken]
         result = self._host.step(micro_batches, standing.step)
         standing.step += 1
         self._throughput.add(micro_batches, waited)
@@ -128,6 +128,7 @@ class StageLoop:
         self._progress.update(standing.step, result.losses, self._throughput.samples_per_second())
         if standing.step % self._plan.logging.every == 0 or standing.step == self._stage.steps:
             self._write_line(result)
+        return taken[-1][1]
 
     def _guard(self, result: StepResult) -> None:
         """Counts skipped steps and gives up after too many in a row."""
@@ -238,3 +239,12 @@ class StageLoop:
             state=state,
             quarantine_log=self._folder.quarantine,
         )
+
+
+def _started(loader: Loader) -> Iterator[tuple[Batch, LoaderState]]:
+    """The loader's batches. Its workers start when the first one is asked for."""
+    batches = iter(loader)
+    with shielded_children():
+        first = next(batches)
+    yield first
+    yield from batches

@@ -4,6 +4,9 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 
 import torch
@@ -37,6 +40,21 @@ class StopRequest:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
+
+
+@contextmanager
+def shielded_children() -> Iterator[None]:
+    """Processes that are started within the block do not get the stop signals, which may go to a whole process group.
+
+    A cluster or a terminal signals data workers too; without them the loop could not finish its step. They inherit the
+    blocked signals, and end when their parent does. A signal that arrives meanwhile is noted at the end of the block.
+    """
+    resource_tracker.ensure_running()  # it unblocks signals when it starts, so it has to run before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _follow_launcher() -> None:

@@ -48,8 +48,11 @@ def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout:
 
 
 def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> None:
-    """SIGTERM saves at once, at a step that no plan asked for, and between two lines of metrics."""
-    arguments = ("stages.spatial.steps=12", "checkpoint.every=100", "logging.every=5")
+    """SIGTERM saves at once, at a step that no plan asked for, and between two lines of metrics.
+
+    It goes to data workers too, as a cluster's does.
+    """
+    arguments = ("stages.spatial.steps=12", "checkpoint.every=100", "logging.every=5", "loader.num_workers=1")
     pretraining.run("whole", *arguments)
     metrics = pretraining.stage("stopped") / "metrics.jsonl"
     stopped = pretraining.run_until("stopped", lambda: len(read_metrics(metrics)) >= 1, signal.SIGTERM, *arguments)
