@@ -8,6 +8,8 @@ in one process, and a resumed run needs no generator state.
 import hashlib
 
 import numpy as np
+from numpy.random.bit_generator import ISeedSequence
+from numpy.typing import DTypeLike, NDArray
 
 
 def generator(*key: int | str) -> np.random.Generator:
@@ -16,7 +18,8 @@ def generator(*key: int | str) -> np.random.Generator:
     Args:
         key: Integers and strings, e.g. ``(seed, "mlm", position)``. The order matters; ``1`` and ``"1"`` differ.
     """
-    return np.random.Generator(np.random.Philox(key=_key_bits(key)))
+    words = _Words(np.frombuffer(_digest(key), dtype="<u8"))
+    return np.random.Generator(np.random.Philox(words))  # type: ignore[arg-type]  # NumPy documents any ISeedSequence
 
 
 def stable_hash(*key: int | str) -> int:
@@ -25,4 +28,21 @@ def stable_hash(*key: int | str) -> int:
 
 
 def _key_bits(key: tuple[int | str, ...]) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
+    return int.from_bytes(_digest(key), "little")
+
+
+def _digest(key: tuple[int | str, ...]) -> bytes:
+    return hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+
+
+class _Words(ISeedSequence):
+    """Gives Philox its key. ``Philox(key=...)`` has the same streams but asks the system for entropy it never uses."""
+
+    __slots__ = ("words",)
+
+    def __init__(self, words: NDArray[np.uint64]) -> None:
+        self.words = words
+
+    def generate_state(self, n_words: int, dtype: DTypeLike = np.uint32) -> NDArray[np.uint64]:
+        assert n_words == len(self.words) and np.dtype(dtype) == np.uint64, "the key of a Philox generator"
+        return self.words

@@ -1,0 +1,39 @@
+import hashlib
+import pickle
+
+import numpy as np
+import pytest
+
+from omnivl.randomness import generator, stable_hash
+
+
+def documented(*key: int | str) -> np.random.Generator:
+    """Philox under the 128-bit key that its definition names: BLAKE2b of the key's ``repr``, little-endian."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+
+@pytest.mark.parametrize("key", [(0, "emoji", "mlm", 12345), (), ("größer",), (-1, 2**70)])
+def test_streams_are_those_of_philox_under_the_hashed_key(key: tuple[int | str, ...]) -> None:
+    mine, plain = generator(*key), documented(*key)
+    assert np.array_equal(mine.random(9), plain.random(9))
+    assert np.array_equal(mine.integers(1000, size=7), plain.integers(1000, size=7))
+    assert np.array_equal(mine.permutation(50), plain.permutation(50))
+    assert np.array_equal(mine.standard_normal(5), plain.standard_normal(5))
+
+
+def test_a_generator_can_be_sent_to_another_process_in_the_middle_of_its_stream() -> None:
+    original = generator(3, "sent")
+    original.random(5)
+    copy = pickle.loads(pickle.dumps(original))
+    assert np.array_equal(copy.random(8), original.random(8))
+
+
+def test_keys_tell_apart_order_and_type() -> None:
+    firsts = [generator(*key).random() for key in ((1, 2), (2, 1), ("1", 2), (12,), ("12",))]
+    assert len(set(firsts)) == len(firsts)
+
+
+def test_a_hash_is_63_bits_of_the_digest() -> None:
+    digest = hashlib.blake2b(b"('class', 'emoji')", digest_size=16).digest()
+    assert stable_hash("class", "emoji") == int.from_bytes(digest, "little") % 2**63
