@@ -22,6 +22,7 @@ setup(
         "av>=12",
         "deepspeed>=0.19",
         "jinja2>=3.1",
+        "markupsafe>=2.1",
         "numpy>=1.26",
         "opencv-python-headless>=4.9",
         "pillow>=10.3",
