@@ -1,9 +1,9 @@
 """Learning at equal wall time: the joint plan against a plain two-tower CLIP in bare PyTorch.
 
 Both see the same drawings, names and tags. First ``configs/plans/emoji.yaml``, its steps scaled to the time wanted,
-runs as a user would run it, with all of its stages; then the bare CLIP trains for as long as that run took from start to
-end, start-up, hand-overs, checkpoints and evaluation included. Measured on Twemoji drawings, a style that neither has
-seen, against all 1,599 names. Three seeds, taken in turns.
+runs as a user would run it, with all of its stages; then the bare CLIP trains for as long as that run took from start
+to end, start-up, hand-overs, checkpoints and evaluation included. Measured on Twemoji drawings, a style that neither
+has seen, against all 1,599 names. Three seeds, taken in turns.
 """
 
 import json
