@@ -19,6 +19,7 @@ from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareCon
 from omnivl.objectives.vocabulary import IGNORED, token_loss
 
 Ids = NDArray[np.int64]
+Uniforms = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,13 @@ class MLM(Objective):
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``mlm/token_ids`` and ``mlm/targets``, int64 ``[B, L]``."""
-        token_ids, targets = batch.token_ids.numpy().copy(), np.full(batch.token_ids.shape, IGNORED, dtype=np.int64)
-        for row, position in enumerate(batch.position.tolist()):
-            random = context.generator(self.name, position)
-            token_ids[row], targets[row] = self.corrupt(random, token_ids[row], context.tokens)
+        token_ids = batch.token_ids.numpy()
+        uniforms = np.empty((batch.size, _draws(token_ids.shape[1])))
+        for row, position in zip(uniforms, batch.position.tolist(), strict=True):
+            context.generator(self.name, position).random(out=row)
+        corrupted, targets = self.hide(uniforms, token_ids, context.tokens)
         return {
-            f"{self.name}/token_ids": torch.from_numpy(token_ids),
+            f"{self.name}/token_ids": torch.from_numpy(corrupted),
             f"{self.name}/targets": torch.from_numpy(targets),
         }
 
@@ -85,18 +87,35 @@ class MLM(Objective):
         Returns:
             The corrupted text and the targets, int64 ``[L]`` each.
         """
-        positions = np.flatnonzero(ordinary(token_ids, tokens))
+        corrupted, targets = self.hide(random.random((1, _draws(token_ids.size))), token_ids[None], tokens)
+        return corrupted[0], targets[0]
+
+    def hide(self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
+        """Hides tokens of all texts of a batch at once; what becomes of a text depends on its own row alone.
+
+        Args:
+            uniforms: Numbers in [0, 1), ``[B, 1 + 3 L]``: which token is hidden where none was drawn, then for each
+                position whether it is hidden, what becomes of it, and which random token would replace it.
+            token_ids: int64 ``[B, L]``, left as they are.
+            tokens: Which ids are special, hence never hidden and never put in.
+
+        Returns:
+            The corrupted texts and the targets, int64 ``[B, L]`` each.
+        """
+        candidate = ordinary(token_ids, tokens)
+        draws = uniforms[:, 1:].reshape(*token_ids.shape, 3)
+        chosen = candidate & (draws[..., 0] < self.probability)
+        number = candidate.sum(1)
+        lacking = np.flatnonzero((number > 0) & ~chosen.any(1))
+        rank = (uniforms[lacking, 0] * number[lacking]).astype(np.int64)  # the rank-th ordinary token of the text
+        chosen[lacking] = candidate[lacking] & (candidate[lacking].cumsum(1) == 1 + rank[:, None])
+        row, place = np.nonzero(chosen)
+        original, allowed = token_ids[row, place], ordinary_ids(tokens)
+        lot, pick = draws[row, place, 1], (draws[row, place, 2] * allowed.size).astype(np.int64)
         corrupted, targets = token_ids.copy(), np.full(token_ids.shape, IGNORED, dtype=np.int64)
-        if positions.size == 0:
-            return corrupted, targets
-        chosen = positions[random.random(positions.size) < self.probability]
-        if chosen.size == 0:
-            chosen = positions[[random.integers(positions.size)]]
-        targets[chosen] = token_ids[chosen]
-        lot, replacement = random.random(chosen.size), random.choice(ordinary_ids(tokens), size=chosen.size)
-        masked, replaced = lot < self.mask_share, lot >= 1.0 - self.random_share
-        corrupted[chosen[masked]] = tokens.mask
-        corrupted[chosen[~masked & replaced]] = replacement[~masked & replaced]
+        targets[row, place] = original
+        kept_or_replaced = np.where(lot >= 1.0 - self.random_share, allowed[pick], original)
+        corrupted[row, place] = np.where(lot < self.mask_share, tokens.mask, kept_or_replaced)
         return corrupted, targets
 
     def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
@@ -105,14 +124,26 @@ class MLM(Objective):
         return token_loss(hidden, state[f"{self.name}/targets"], head, gather)
 
 
+def _draws(length: int) -> int:
+    """Uniform numbers for a text of ``length`` positions; a longer text has those of a shorter one first."""
+    return 1 + 3 * length
+
+
 def ordinary(token_ids: Ids, tokens: SpecialTokens) -> NDArray[np.bool_]:
     """Where a token is neither special nor reserved."""
-    special = [tokens.pad, tokens.cls, tokens.sep, tokens.mask, tokens.decode]
-    return (token_ids >= tokens.num_reserved) & ~np.isin(token_ids, special)
+    found: NDArray[np.bool_] = _is_ordinary(tokens)[token_ids]
+    return found
 
 
 @lru_cache(maxsize=4)
 def ordinary_ids(tokens: SpecialTokens) -> Ids:
     """All ids that may be put in for a hidden token."""
-    ids = np.arange(tokens.vocab_size, dtype=np.int64)
-    return ids[ordinary(ids, tokens)]
+    return np.flatnonzero(_is_ordinary(tokens))
+
+
+@lru_cache(maxsize=4)
+def _is_ordinary(tokens: SpecialTokens) -> NDArray[np.bool_]:
+    """For every id of the vocabulary whether it is neither special nor reserved."""
+    table = np.arange(tokens.vocab_size) >= tokens.num_reserved
+    table[[tokens.pad, tokens.cls, tokens.sep, tokens.mask, tokens.decode]] = False
+    return table

@@ -18,25 +18,52 @@ class Scripted:
         return lambda *_, **__: self.draws[name].pop(0)
 
 
+def uniforms(*values: float) -> Scripted:
+    """A generator of ``random`` whose first numbers are given; of a block: area, aspect, row, column."""
+    return Scripted(random=[np.array(values)])
+
+
+def aspect(value: float) -> float:
+    """The uniform number that draws an aspect: 0 for 0.3, 1 for 1 / 0.3, linear in the logarithm."""
+    return (math.log(value) - math.log(0.3)) / (2 * math.log(1 / 0.3))
+
+
 def test_a_block_lies_where_it_was_drawn() -> None:
-    # 0.25 * 16 = 4 patches. Area 4, aspect exp(0) = 1: a square of side 2, its corner at row 1, column 2.
-    random = Scripted(uniform=[4.0, 0.0], integers=[1, 2])
-    mask = block_mask(random, (4, 4), 0.25)
+    # 0.25 * 16 = 4 patches. Area 4 (from 4 to 4), aspect 1: a square of side 2. Its corner can be in rows and columns
+    # 0, 1, 2: a third each, so 0.34 is row 1 and 0.67 is column 2.
+    mask = block_mask(uniforms(0.9, aspect(1), 0.34, 0.67), (4, 4), 0.25)
     assert mask.astype(int).tolist() == [[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
 
 
 def test_a_block_follows_its_aspect() -> None:
-    # Area 4, aspect 4 (height over width): height sqrt(4 * 4) = 4, width sqrt(4 / 4) = 1.
-    random = Scripted(uniform=[4.0, math.log(4.0)], integers=[0, 3])
-    assert block_mask(random, (4, 4), 0.25).astype(int).tolist() == [[0, 0, 0, 1]] * 4
+    # On 8 x 8, 0.125 * 64 = 8. Area from 4 to 8, 0.5 of the way: 6. Aspect 3 (height over width): height
+    # sqrt(18) = 4.24, so 4; width sqrt(2) = 1.41, so 1. Corners in rows 0 .. 4 and columns 0 .. 7: 0.2 is row 1, 0.9 is
+    # column 7. Then 4 are left: area 4, aspect 1 / 3: height 1.15, so 1; width 3.46, so 3; rows 0 .. 7: 0.99 is row 7,
+    # columns 0 .. 5: 0 is column 0. Then one patch: row 0, column 0.
+    tall, flat, single = (0.5, aspect(3), 0.2, 0.9), (0.0, aspect(1 / 3), 0.99, 0.0), (0.0, aspect(1), 0.0, 0.0)
+    mask = block_mask(uniforms(*tall, *flat, *single), (8, 8), 0.125)
+    wanted = np.zeros((8, 8), dtype=bool)
+    wanted[1:5, 7] = wanted[7, :3] = wanted[0, 0] = True
+    assert np.array_equal(mask, wanted)
 
 
 def test_blocks_that_do_not_fit_are_thrown_away_and_the_rest_is_filled_beside() -> None:
-    # 0.375 * 16 = 6. First 2 x 2 at (0, 0); then ten tries at the very same place cover nothing new. Two patches are
-    # filled in beside: flat candidates of the square are 2, 6, 8, 9; take 2, then candidates are 3, 6, 8, 9; take 6.
-    random = Scripted(uniform=[4.0, 0.0] * 11, integers=[0, 0] * 11, choice=[2, 6])
+    # 0.375 * 16 = 6. First 2 x 2 at (0, 0); area from 4 to 6, none of the way. Then 2 are left, and ten squares of
+    # side 1 (area 2, sqrt 1.41) at the very same place cover nothing new. Two patches are filled in beside: flat
+    # candidates of the square are 2, 6, 8, 9; 0.1 of four is the first, 2; then candidates are 3, 6, 8, 9; 0.3 is 6.
+    random = uniforms(*[0.0, aspect(1), 0.0, 0.0] * 11, 0.1, 0.3)
     mask = block_mask(random, (4, 4), 0.375)
     assert mask.astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_filling_does_not_go_round_the_edge() -> None:
+    # 1 x 1 at (1, 3) is the last patch of its row; 0.125 * 16 = 2, min_block 1. Area from 1 to 2: 1. Then ten misses.
+    # Beside it lie 3, 6 and 11, not 8 (the first of the next row). 0.99 of three is the last one, 11.
+    random = uniforms(*[0.0, aspect(1), 0.25, 0.99] * 11, 0.99)
+    mask = block_mask(random, (4, 4), 0.125, min_block=1)
+    assert np.flatnonzero(mask).tolist() == [7, 11]
+    random = uniforms(*[0.0, aspect(1), 0.25, 0.0] * 11, 0.4)  # at (1, 0): beside it lie 0, 5 and 8, not 3
+    assert np.flatnonzero(block_mask(random, (4, 4), 0.125, min_block=1)).tolist() == [4, 5]
 
 
 @pytest.mark.parametrize("grid", [(1, 2), (2, 2), (4, 4), (14, 14), (3, 7)])

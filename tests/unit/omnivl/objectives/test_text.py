@@ -33,6 +33,19 @@ def test_special_and_reserved_tokens_are_never_hidden(tokens: SpecialTokens) -> 
         assert corrupted[[0, 1, 3, 4, 6, 7]].tolist() == [1, 4, 3, 29, 2, 0]
 
 
+def test_hiding_by_hand(tokens: SpecialTokens) -> None:
+    # Columns of a position: hidden below 0.15, then [MASK] below 0.8, kept below 0.9, else replaced by a random one of
+    # the 24 ids 5 .. 28: 0.5 * 24 = 12, id 17. The special ends stay, whatever their draws.
+    text = np.array([[1, 6, 7, 8, 2], [1, 6, 7, 8, 2]])
+    hidden, passed = (0.0, 0.0, 0.0), (0.15, 0.0, 0.0)
+    first = [0.0, *hidden, *(0.14, 0.79, 0.5), *(0.1, 0.8, 0.5), *(0.1, 0.9, 0.5), *hidden]
+    # No token of the second text is drawn: 0.7 * 3 = 2.1 is the last of its three, and its other draws say [MASK].
+    second = [0.7, *hidden, *passed, *passed, *passed, *hidden]
+    corrupted, targets = MLM().hide(np.array([first, second]), text, tokens)
+    assert corrupted.tolist() == [[1, tokens.mask, 7, 17, 2], [1, 6, 7, tokens.mask, 2]]
+    assert targets.tolist() == [[IGNORED, 6, 7, 8, IGNORED], [IGNORED, IGNORED, IGNORED, 8, IGNORED]]
+
+
 def test_shares_of_masked_replaced_and_kept(tokens: SpecialTokens) -> None:
     token_ids = np.full(20_000, 10)
     corrupted, targets = MLM().corrupt(generator(0), token_ids, tokens)
