@@ -163,18 +163,25 @@ def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
 
 
 def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
-    """What a task measures has been trained, in this stage or in one that it starts from."""
-    needs = {"retrieval": "univlc", "zero_shot": "univlc", "caption": "lm"}
+    """What a task measures has been trained: embeddings here or in a stage before, heads in this stage, which has them.
+
+    A head belongs to its objective: a stage without ``lm`` has none to write captions with, whatever was trained before.
+    """
     for index, stage in draft.stages.items():
-        trained = {goal.name for each in (stage, *draft.ancestors(index)) for goal in each.objectives}
+        heads = {goal.name for goal in stage.objectives}
+        trained = heads | {goal.name for each in draft.ancestors(index) for goal in each.objectives}
         for place, task in enumerate(stage.evaluate.tasks):
             path: Path = ("stages", index, "evaluate", "tasks", place)
-            if (needed := needs[task.kind]) not in trained:
-                got = f"{task.kind!r} where {needed!r} has never been trained"
+            if task.kind != "caption" and "univlc" not in trained:
+                got = f"{task.kind!r} where 'univlc' has never been trained"
                 allowed = f"tasks of what this stage or the ones before it train ({', '.join(sorted(trained))})"
-                yield Problem((*path, "kind"), got, allowed, f"add the objective {needed!r} or remove the task")
-            if getattr(task, "rerank", 0) > 0 and "vlm" not in trained:
-                got = f"{task.rerank} where 'vlm' has never been trained"  # type: ignore[union-attr]
+                yield Problem((*path, "kind"), got, allowed, "add the objective 'univlc' or remove the task")
+            if task.kind == "caption" and "lm" not in heads:
+                got = "'caption' where 'lm' is not trained"
+                allowed = f"tasks of what this stage trains ({', '.join(sorted(heads))})"
+                yield Problem((*path, "kind"), got, allowed, "add the objective 'lm' or remove the task")
+            if getattr(task, "rerank", 0) > 0 and "vlm" not in heads:
+                got = f"{task.rerank} where 'vlm' is not trained"  # type: ignore[union-attr]
                 yield Problem((*path, "rerank"), got, "0", "add the objective 'vlm' or set rerank to 0")
 
 

@@ -166,11 +166,11 @@ STAGE_CASES = {
     ),
     "evaluation_is_trained_for": (
         {"evaluate": "{tasks: [retrieval, caption]}"},
-        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' where 'lm' has never been trained; allowed tasks of what this stage or the ones before it train (univlc); add the objective 'lm' or remove the task",
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' where 'lm' is not trained; allowed tasks of what this stage trains (univlc); add the objective 'lm' or remove the task",
     ),
     "evaluation_is_trained_for: rerank": (
         {"evaluate": "{tasks: [{kind: retrieval, rerank: 4}]}"},
-        "p:7: stages.0.evaluate.tasks.0.rerank: got 4 where 'vlm' has never been trained; allowed 0; add the objective 'vlm' or set rerank to 0",
+        "p:7: stages.0.evaluate.tasks.0.rerank: got 4 where 'vlm' is not trained; allowed 0; add the objective 'vlm' or set rerank to 0",
     ),
     "batches_add_up: open": (
         {"batch": "{global_batch_size: 6}"},
