@@ -47,6 +47,8 @@ def load_drawings(*styles: str) -> Drawings:
 
 
 class Block(nn.Module):
+    """A pre-norm transformer block with explicit attention products."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -54,6 +56,7 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Advances ``x [B, S, D]``; ``bias [B, 1, 1, S]`` is added to the scores."""
         rows, length, _ = x.shape
         q, k, v = self.qkv(self.norm1(x)).view(rows, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         scores = (q * (WIDTH // HEADS) ** -0.5) @ k.transpose(-1, -2)

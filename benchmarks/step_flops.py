@@ -65,13 +65,14 @@ class Case:
     @property
     def flops(self) -> float:
         """Floating point operations of the step's matrix products."""
-        return step_flops(self.model, plan_layout(OBJECTIVES, self.kind, self.batch_size, self.num_frames))
+        layout = plan_layout(OBJECTIVES, self.kind, self.batch_size, self.num_frames)
+        return step_flops(self.model, layout, text_tokens=self.batch_size * self.model.text_length)
 
 
 def make_batch(case: Case) -> Batch:
     """A batch of noise with everything that the objectives draw.
 
-    Texts fill their whole length: ``step_flops`` counts padding, which the blocks leave out.
+    Texts fill their whole length, so that the same work is done on devices where blocks do not leave padding out.
     """
     model, draw = case.model, torch.Generator().manual_seed(0)
     side = model.video_size if is_video(case.kind) else model.image_size

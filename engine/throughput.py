@@ -3,13 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
 from engine.environment import resident_bytes
 from engine.peak import Peak
-from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.data.batch import Batch, is_video
 from omnivl.model.config import ModelConfig
 from omnivl.model.flops import step_flops
 from omnivl.model.layout import plan_layout
@@ -35,7 +35,7 @@ class Throughput:
         """
         self._model, self._objectives, self._pad = model, tuple(objectives), pad
         self._replicas, self._peak = replicas, peak
-        self._flops = lru_cache(maxsize=None)(self._layout_flops)
+        self._layout = lru_cache(maxsize=None)(partial(plan_layout, self._objectives))
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self.restart()
 
@@ -54,8 +54,10 @@ class Throughput:
         """
         samples = sum(batch.size for batch in batches) * self._replicas
         for batch in batches:
-            self._tokens += self._replicas * self._count_tokens(batch)
-            self._operations += self._replicas * self._flops(batch.kind, batch.size, batch.num_frames)
+            words = int((batch.token_ids != self._pad).sum())
+            layout = self._layout(batch.kind, batch.size, batch.num_frames)
+            self._tokens += self._replicas * (self._count_patches(batch) + words)
+            self._operations += self._replicas * step_flops(self._model, layout, text_tokens=words)
         self._samples += samples
         self._waited += waited
         self._steps += 1
@@ -93,10 +95,7 @@ class Throughput:
             figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
         return figures
 
-    def _count_tokens(self, batch: Batch) -> int:
+    def _count_patches(self, batch: Batch) -> int:
         rows, columns = self._model.grid(is_video(batch.kind))
         times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else 1
-        return batch.size * times * rows * columns + int((batch.token_ids != self._pad).sum())
-
-    def _layout_flops(self, kind: DataKind, batch_size: int, num_frames: int) -> float:
-        return step_flops(self._model, plan_layout(self._objectives, kind, batch_size, num_frames))
+        return batch.size * times * rows * columns

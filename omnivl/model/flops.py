@@ -106,38 +106,41 @@ def _head_parameters(config: ModelConfig, objectives: Sequence[Objective]) -> in
     return own + shared * (hidden**2 + hidden + 2 * hidden + hidden * words + words)
 
 
-def step_flops(config: ModelConfig, layout: StepLayout) -> float:
+def step_flops(config: ModelConfig, layout: StepLayout, text_tokens: int | None = None) -> float:
     """Floating-point operations of the matrix products of one step's forward and backward pass.
 
     A multiplication and its addition count as two. Activation recomputation does not count: this is the useful work
-    that MFU is about. Padded positions do count, even where blocks leave them out. Left out of the count:
-    normalisations, softmax, the losses' similarities, patch heads.
+    that MFU is about. Padding is no useful work where blocks leave it out; inside attention, which computes whole rows,
+    it counts. Patches that ``patch_dropout`` leaves out do not count. Left out of the count: normalisations, softmax,
+    the losses' similarities, patch heads.
 
     Args:
         config: Sizes.
         layout: The step; its momentum twins count forward only.
+        text_tokens: Tokens of the batch's texts, ends included and padding not; None counts as if all filled their
+            rows. Texts that are drawn as negatives are taken to be of mean length.
     """
+    tokens = config.text_length if text_tokens is None else text_tokens / layout.batch_size
+    shifted = tokens - (text_tokens is not None)  # the generation stream reads and predicts one token less
     stacks = layout.visual, layout.text, layout.alignment
     visual_rows, text_rows, alignment_rows = (sum(rows.stop - rows.start for rows in s.values()) for s in stacks)
-    visual, text = _visual_row(config, layout), config.text_layers * _text_block(config)
-    if layout.class_only and config.ffn.kind == "dense":
-        visual, text = visual - _visual_shortcut(config, layout), text - _text_shortcut(config)
-    grounded = _text_block(config) + _cross(config, layout, 1.0)
+    kept, text = _kept_patches(config, layout), _text_row(config, layout, tokens)
     # Keys and values are projected once per memory row, however many alignment rows read them.
-    aligned = alignment_rows * (_text_block(config) + _cross(config, layout, 0.0)) + (
-        layout.batch_size * _memory(config, layout) if alignment_rows else 0.0
-    )
+    memory = layout.batch_size * _memory(config, layout, kept)
+    aligned = alignment_rows * _grounded_block(config, layout, tokens, kept) + memory * (alignment_rows > 0)
+    generated = layout.batch_size * _grounded_block(config, layout, shifted, kept) + memory
     total = FORWARD_AND_BACKWARD * (
-        visual_rows * visual
+        visual_rows * _visual_row(config, layout, kept)
         + text_rows * text
         + config.alignment_layers * aligned
-        + layout.generation * layout.batch_size * config.generation_layers * grounded
-        + _vocabulary(config, layout)
+        + layout.generation * config.generation_layers * generated
+        + _vocabulary(config, layout, tokens, shifted)
     )
     if layout.visual:  # no gradient flows into pixels: one product less
         total += (FORWARD_AND_BACKWARD - 1) * layout.batch_size * _patches(config, layout)
-    if layout.momentum:
-        total += layout.batch_size * (visual + text + _patches(config, layout))
+    if layout.momentum:  # the twins see every patch
+        twin = _visual_row(config, layout, _num_patches(config, layout)) + text + _patches(config, layout)
+        total += layout.batch_size * twin
     return float(total)
 
 
@@ -146,59 +149,65 @@ def _num_patches(config: ModelConfig, layout: StepLayout) -> int:
     return rows * columns
 
 
-def _visual_row(config: ModelConfig, layout: StepLayout) -> float:
-    """All visual blocks on one row, forward."""
-    hidden, patches = config.hidden_size, _num_patches(config, layout)
-    times = config.time_positions(layout.num_frames)
+def _kept_patches(config: ModelConfig, layout: StepLayout) -> int:
+    """Patches of a frame that the visual blocks see: steps with a masked pass, and all but training, drop none."""
+    patches = _num_patches(config, layout)
+    if layout.mode != "train" or set(layout.visual) - {"clean"}:
+        return patches
+    return max(1, round(patches * (1.0 - config.patch_dropout)))
+
+
+def _visual_row(config: ModelConfig, layout: StepLayout, patches: int) -> float:
+    """All visual blocks on one row with ``patches`` patches per frame, forward."""
+    hidden, times = config.hidden_size, config.time_positions(layout.num_frames)
     in_frames, positions = times * (1 + patches), 1 + times * patches
     flops = in_frames * 8 * hidden**2 + times * 4 * (1 + patches) ** 2 * hidden
     flops += positions * 4 * hidden * config.inner_size
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
-    return config.vision_layers * flops
+    saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + 4 * hidden * config.inner_size)
+    return config.vision_layers * flops - _is_shortened(config, layout) * saved
 
 
-def _visual_shortcut(config: ModelConfig, layout: StepLayout) -> float:
-    """What the last visual block saves on one row where only the class token is read."""
-    hidden, patches = config.hidden_size, _num_patches(config, layout)
-    times = config.time_positions(layout.num_frames)
-    attention = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden)
-    return attention + times * patches * 4 * hidden * config.inner_size
-
-
-def _text_shortcut(config: ModelConfig) -> float:
-    """What the last text block saves on one text where only the first position is read."""
-    hidden, others = config.hidden_size, config.text_length - 1
-    return others * (4 * hidden**2 + 4 * hidden * config.inner_size + 4 * config.text_length * hidden)
-
-
-def _text_block(config: ModelConfig) -> float:
-    """One block on one text, forward: projections, attention, feed-forward."""
+def _text_row(config: ModelConfig, layout: StepLayout, tokens: float) -> float:
+    """All text blocks on one text, forward. A last block that computes one position reads the others with padding."""
     hidden, length = config.hidden_size, config.text_length
-    return length * (8 * hidden**2 + 4 * hidden * config.inner_size) + 4 * length**2 * hidden
+    if not _is_shortened(config, layout):
+        return config.text_layers * _text_block(config, tokens)
+    first = 4 * hidden**2 + 4 * length * hidden + 4 * hidden * config.inner_size
+    return (config.text_layers - 1) * _text_block(config, tokens) + length * 4 * hidden**2 + first
 
 
-def _cross(config: ModelConfig, layout: StepLayout, memory_rows_per_row: float) -> float:
-    """Cross-attention of one text, forward, with its share of the memory's projection."""
+def _is_shortened(config: ModelConfig, layout: StepLayout) -> bool:
+    """Whether the last block of each encoder computes its first position only."""
+    return layout.class_only and config.ffn.kind == "dense"
+
+
+def _text_block(config: ModelConfig, tokens: float) -> float:
+    """One block on one text, forward: projections and feed-forward on its tokens, attention on the whole row."""
     hidden, length = config.hidden_size, config.text_length
-    positions = 1 + config.time_positions(layout.num_frames) * _num_patches(config, layout)
-    own = length * 4 * hidden**2 + 4 * length * positions * hidden
-    return own + memory_rows_per_row * _memory(config, layout)
+    return tokens * (8 * hidden**2 + 4 * hidden * config.inner_size) + 4 * length**2 * hidden
 
 
-def _memory(config: ModelConfig, layout: StepLayout) -> float:
+def _grounded_block(config: ModelConfig, layout: StepLayout, tokens: float, patches: int) -> float:
+    """One decoder block on one text, forward, without the projection of what it attends to."""
+    hidden, positions = config.hidden_size, 1 + config.time_positions(layout.num_frames) * patches
+    cross = tokens * 4 * hidden**2 + 4 * config.text_length * positions * hidden
+    return _text_block(config, tokens) + cross
+
+
+def _memory(config: ModelConfig, layout: StepLayout, patches: int) -> float:
     """Keys and values of one memory row in one block."""
-    positions = 1 + config.time_positions(layout.num_frames) * _num_patches(config, layout)
-    return positions * 4 * config.hidden_size**2
+    return (1 + config.time_positions(layout.num_frames) * patches) * 4 * config.hidden_size**2
 
 
 def _patches(config: ModelConfig, layout: StepLayout) -> float:
-    """Patch embedding of one sample, forward."""
+    """Patch embedding of one sample, forward: patches are dropped behind it."""
     return layout.num_frames * _num_patches(config, layout) * 2 * 3 * config.patch_size**2 * config.hidden_size
 
 
-def _vocabulary(config: ModelConfig, layout: StepLayout) -> float:
+def _vocabulary(config: ModelConfig, layout: StepLayout, tokens: float, shifted: float) -> float:
     """The vocabulary head on the generation stream and on masked words."""
     masked = layout.text["mlm"].stop - layout.text["mlm"].start if "mlm" in layout.text else 0
-    positions = config.text_length * (layout.generation * layout.batch_size + MASKED_WORD_SHARE * masked)
+    positions = shifted * layout.generation * layout.batch_size + MASKED_WORD_SHARE * tokens * masked
     return positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size)

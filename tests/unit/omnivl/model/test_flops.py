@@ -83,3 +83,43 @@ def test_step_flops_counts_what_torch_counts(monkeypatch):
         with FlopCounterMode(display=False) as counter:
             chain(State(batch, layout))["loss"].backward()
         assert counter.get_total_flops() == pytest.approx(step_flops(config, layout), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["image_text", "video_text"])
+@pytest.mark.parametrize("objectives", [(UniVLC(),), (LM(),), (UniVLC(), VLM(), LM())])
+def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, objectives):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from omnivl.data.batch import Batch
+    from omnivl.model.layout import plan_layout
+    from omnivl.model.state import State
+    from omnivl.objectives import PrepareContext
+
+    # 64 patches of an image or frame, of which 64 * 0.7 = 44.8, so 45, are kept.
+    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1, patch_dropout=0.3)
+    monkeypatch.setattr(attention, "prefers_products", lambda x: True)
+    chain = build_chain(config, objectives, TOKENS).train()
+    frames, own = 8 if kind == "video_text" else 1, torch.arange(2)
+    token_ids = torch.zeros(2, 16, dtype=torch.int64)
+    token_ids[0, :5] = torch.tensor([1, 7, 8, 9, 2])
+    token_ids[1, :8] = torch.tensor([1, 7, 8, 9, 10, 11, 12, 2])
+    batch = Batch(kind, torch.zeros(2, frames, 3, 64, 64, dtype=torch.uint8), token_ids, own, own, own)
+    context = PrepareContext(0, "test", TOKENS, (8, 8), 0)
+    prepared = {name: tensor for o in objectives for name, tensor in o.prepare(batch, context).items()}
+    layout = plan_layout(objectives, kind, 2, frames)
+    with FlopCounterMode(display=False) as counter:
+        chain(State.from_batch(replace(batch, prepared=prepared), layout))["loss"].backward()
+    counted = step_flops(config, layout, text_tokens=5 + 8)
+    assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
+    assert counted < step_flops(config, layout) < step_flops(replace(config, patch_dropout=0.0), layout)
+
+
+def test_masked_passes_and_inference_keep_all_patches():
+    whole, dropping = PRESETS["tiny"], replace(PRESETS["tiny"], patch_dropout=0.5)
+    for layout in (
+        StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3), "mrm": slice(3, 6)}),
+        StepLayout("image_text", 3, 1, mode="encode", visual={"clean": slice(0, 3)}),
+    ):
+        assert step_flops(dropping, layout) == step_flops(whole, layout)
+    clean = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)})
+    assert step_flops(dropping, clean) < 0.55 * step_flops(whole, clean)
