@@ -37,7 +37,7 @@ def test_figures_are_counts_over_time() -> None:
     # per step, on 3 replicas: 2 + 2 samples; patches 2 * 4 and 2 * 2 * 4, words 5 and 5
     samples, tokens = 3 * 4, 3 * (8 + 16 + 5 + 5)
     flops = 3 * sum(
-        step_flops(MODEL, plan_layout(objectives, kind, 2, frames))
+        step_flops(MODEL, plan_layout(objectives, kind, 2, frames), text_tokens=5)
         for kind, frames in (("image_text", 1), ("video_text", 2))
     )
     seconds = figures["seconds_per_step"]
