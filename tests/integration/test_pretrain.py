@@ -100,7 +100,8 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     assert environment["processes"] == 2
     assert environment["peak_source"] == "measured"
     assert environment["torch"]
-    assert "<h1>run</h1>" in (run / "report.html").read_text()
+    page = (run / "report.html").read_text()
+    assert all(text in page for text in ("spatial", "temporal", "joint", "unseen style", "image-&gt;text R@5"))
 
 
 def test_same_folder_again(pretraining: "Pretraining") -> None:
