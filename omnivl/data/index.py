@@ -2,15 +2,16 @@
 
 With the offsets of all samples known, a shard is a list that can be read in any order: that makes the order of training
 a pure function, without a shuffle buffer. The index is built by reading tar headers and the small text members (JSON,
-txt, cls); pictures and clips are not decoded, and nothing is ever unpickled. It is kept as an ``.npz`` of plain arrays
-beside the shard, and is built anew when the shard's size or time of change, or ``INDEX_VERSION``, differ.
+txt, cls); pictures and clips are not decoded, and nothing is ever unpickled. It is kept as plain arrays in a
+``.safetensors`` file beside the shard, and is built anew when the shard's size or time of change, or ``INDEX_VERSION``,
+differ. (Not as ``.npz``: NumPy reads an array's header with ``ast.literal_eval``, and several threads at that at once
+end in a SystemError on Python 3.11.)
 """
 
 import json
 import os
 import tarfile
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
 
 from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, is_animated
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Rejection
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 MAX_VALUES = 4096  # a metadata field with more distinct values in a shard cannot be filtered by
 LANGUAGES = "@languages"
 _HEADER_BYTES = 64
@@ -242,25 +245,25 @@ def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
 
 def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
     try:
-        with np.load(cache, allow_pickle=False) as stored:
-            if not np.array_equal(stored["stamp"], stamp):
-                return None
-            text = json.loads(bytes(stored["json"]))
-            fields = {
-                name: (tuple(values), stored[f"field{number}"])
-                for number, (name, values) in enumerate(text["fields"].items())
-            }
-            return ShardIndex(
-                keys=tuple(text["keys"]),
-                media=stored["media"],
-                text=stored["text"],
-                extension=tuple(text["extension"]),
-                is_clip=stored["is_clip"],
-                labels=tuple(text["labels"]),
-                fields=fields,
-                rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
-            )
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        stored = load_file(cache)
+        if not np.array_equal(stored["stamp"], stamp):
+            return None
+        text = json.loads(bytes(stored["json"]))
+        fields = {
+            name: (tuple(values), stored[f"field{number}"])
+            for number, (name, values) in enumerate(text["fields"].items())
+        }
+        return ShardIndex(
+            keys=tuple(text["keys"]),
+            media=stored["media"],
+            text=stored["text"],
+            extension=tuple(text["extension"]),
+            is_clip=stored["is_clip"],
+            labels=tuple(text["labels"]),
+            fields=fields,
+            rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None  # absent, torn or foreign: it is built anew
 
 
@@ -280,7 +283,7 @@ def _write_cache(cache: Path, stamp: NDArray[np.int64], index: ShardIndex) -> No
         cache.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{cache.name}.", dir=cache.parent)
         with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, stamp=stamp, json=encoded, **arrays, **columns)
+            file.write(save({"stamp": stamp, "json": encoded, **arrays, **columns}))
         os.replace(temporary, cache)  # noqa: PTH105  # atomic: another process sees the old or the new one
     except OSError:
         if temporary is not None:

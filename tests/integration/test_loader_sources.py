@@ -112,7 +112,8 @@ def test_a_stream_resumes_at_a_shard_and_loses_nothing(stream, workers):
     seen = {text for batch, _ in pairs for text in batch.captions}
     state = pairs[-1][1]
     (shard,) = state.shards.values()
-    assert 1 <= shard <= 5, "32 of 48 samples: five shards are done at most"
+    # 32 of 48 samples: five shards are done at most. Of two workers the slower one may still be in its first shard.
+    assert (0 if workers else 1) <= shard <= 5
     with loader(entry, num_workers=workers, state=state) as batches:
         seen |= {text for batch, _ in islice(batches, 14) for text in batch.captions}
     assert len(seen) == 48

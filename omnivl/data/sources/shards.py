@@ -64,9 +64,9 @@ def expand_braces(pattern: str) -> list[str]:
 
 def _index_path(shard: str, folder: str | None) -> Path:
     if folder is None:
-        return Path(f"{shard}.index.npz")
+        return Path(f"{shard}.index.safetensors")
     digest = blake2b(os.path.abspath(shard).encode(), digest_size=8).hexdigest()  # noqa: PTH100  # no link followed
-    return Path(folder) / f"{Path(shard).stem}-{digest}.npz"
+    return Path(folder) / f"{Path(shard).stem}-{digest}.safetensors"
 
 
 class ShardSource:

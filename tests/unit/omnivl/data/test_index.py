@@ -100,7 +100,7 @@ def test_a_file_that_is_no_tar(tmp_path):
 
 
 def test_the_cache_is_used_and_follows_the_shard(write_tar, pairs, tmp_path):
-    path, cache = write_tar(pairs(3, split="train")), tmp_path / "deep" / "index.npz"
+    path, cache = write_tar(pairs(3, split="train")), tmp_path / "deep" / "index.safetensors"
     first = load_index(path, "s", cache)
     again = load_index(path, "s", cache)
     assert cache.exists()
@@ -114,7 +114,7 @@ def test_the_cache_is_used_and_follows_the_shard(write_tar, pairs, tmp_path):
 
 
 def test_a_change_of_time_alone_invalidates(write_tar, pairs, tmp_path):
-    path, cache = write_tar(pairs(2)), tmp_path / "index.npz"
+    path, cache = write_tar(pairs(2)), tmp_path / "index.safetensors"
     load_index(path, "s", cache)
     before = cache.stat().st_mtime_ns
     os.utime(path, ns=(1, 1))
@@ -124,7 +124,7 @@ def test_a_change_of_time_alone_invalidates(write_tar, pairs, tmp_path):
 
 
 def test_a_broken_cache_is_built_anew(write_tar, pairs, tmp_path):
-    path, cache = write_tar(pairs(2)), tmp_path / "index.npz"
+    path, cache = write_tar(pairs(2)), tmp_path / "index.safetensors"
     cache.write_bytes(b"PK\x03\x04 torn")
     assert len(load_index(path, "s", cache)) == 2
 
@@ -132,4 +132,4 @@ def test_a_broken_cache_is_built_anew(write_tar, pairs, tmp_path):
 def test_a_cache_that_cannot_be_written_is_no_error(write_tar, pairs, tmp_path):
     blocked = tmp_path / "file"
     blocked.touch()
-    assert len(load_index(write_tar(pairs(2)), "s", blocked / "index.npz")) == 2
+    assert len(load_index(write_tar(pairs(2)), "s", blocked / "index.safetensors")) == 2
