@@ -4,12 +4,13 @@ Shapes: D hidden size, C values of a 2D patch, t frames of a tubelet.
 
 Carried: same name, same shape. Resized: position tables of another picture size, clip or text length, and the 3D patch
 kernel of another tubelet. Created: heads of new objectives, new momentum twins (as copies of what they follow).
-Dropped: what the new stage has no place for. The 3D patch kernel is the 2D one plus a difference
-(``omnivl.model.embed``): while no clip has been seen the difference is zero, so that the first stage with clips starts
-from the inflated 2D kernel.
+Aside: heads of objectives that the new stage does not have; they stay in its weights file, untouched, for a later stage
+that has them again. Dropped: what else the new stage has no place for (twins, the queue). The 3D patch kernel is the
+2D one plus a difference (``omnivl.model.embed``): while no clip has been seen the difference is zero, so that the first
+stage with clips starts from the inflated 2D kernel.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
@@ -19,6 +20,10 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from omnivl.model.embed import resize_positions, resize_times
 
+ASIDE = "aside."
+"""Stands in a weights file before the names of heads that the stage itself does not have."""
+
+_HEADS = "losses."
 _TWIN = "momentum_"
 _QUEUE = "queue."
 
@@ -33,6 +38,7 @@ class HandOver:
         inflated: 3D patch kernels that still equal the 2D ones; carried.
         resized: Interpolated to another shape.
         created: New in this stage.
+        aside: Heads that this stage does not have, kept for later ones.
         dropped: Left behind.
     """
 
@@ -41,6 +47,7 @@ class HandOver:
     inflated: tuple[str, ...]
     resized: tuple[str, ...]
     created: tuple[str, ...]
+    aside: tuple[str, ...]
     dropped: tuple[str, ...]
 
     def as_json(self) -> dict[str, object]:
@@ -50,7 +57,7 @@ class HandOver:
     def table(self, title: str) -> Table:
         """Number of tensors by layer stack and by what became of them, for the console."""
         table = Table(title=title, title_justify="left")
-        columns = ("carried", "inflated", "resized", "created", "dropped")
+        columns = ("carried", "inflated", "resized", "created", "aside", "dropped")
         table.add_column("part")
         for column in columns:
             table.add_column(column, justify="right")
@@ -70,13 +77,14 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
 
     Args:
         chain: Not yet handed to a host; changed in place.
-        earlier: All parameters and buffers of the earlier stage.
+        earlier: All parameters and buffers of the earlier stage, and heads that it kept aside.
         source: Its name.
 
     Raises:
         CheckpointError: A weight has another shape and nothing says how to resize it.
     """
     own = chain.state_dict()
+    earlier = {name.removeprefix(ASIDE): tensor for name, tensor in earlier.items()}
     queue_fits = all(_fits(own, earlier, name) for name in own if _QUEUE in name)
     fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "created": []}
     for name, tensor in own.items():
@@ -93,8 +101,21 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
         followed = _followed_by(name)
         if followed is not None and followed in own:  # a twin starts where the module it follows stands
             own[name].copy_(own[followed])
-    dropped = tuple(name for name in earlier if name not in own)
-    return HandOver(source=source, dropped=dropped, **{fate: tuple(names) for fate, names in fates.items()})
+    homeless = [name for name in earlier if name not in own]
+    fates["aside"] = [name for name in homeless if name.startswith(_HEADS)]
+    fates["dropped"] = [name for name in homeless if not name.startswith(_HEADS)]
+    return HandOver(source=source, **{fate: tuple(names) for fate, names in fates.items()})
+
+
+def heads_aside(own: Collection[str], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The heads of an earlier weights file that a stage has no place for, under the names that keep them aside.
+
+    Args:
+        own: Names of the stage's own weights.
+        earlier: The weights file that the stage started from.
+    """
+    plain = {name.removeprefix(ASIDE): tensor for name, tensor in earlier.items()}
+    return {ASIDE + name: tensor for name, tensor in plain.items() if name.startswith(_HEADS) and name not in own}
 
 
 def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:

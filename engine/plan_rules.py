@@ -165,7 +165,7 @@ def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
 def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
     """What a task measures has been trained: embeddings here or in a stage before, heads in this stage, which has them.
 
-    A head belongs to its objective: a stage without ``lm`` has none to write captions with, whatever was trained before.
+    A head belongs to its objective: a stage without ``lm`` has none to write captions with.
     """
     for index, stage in draft.stages.items():
         heads = {goal.name for goal in stage.objectives}

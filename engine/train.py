@@ -17,7 +17,7 @@ from engine.collectives import make_gather
 from engine.environment import describe_environment
 from engine.errors import CheckpointError, PlanError
 from engine.freeze import freeze
-from engine.handover import hand_over
+from engine.handover import hand_over, heads_aside
 from engine.hosts import Host, create_host
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
@@ -128,7 +128,7 @@ def _run_stage(
     )
     signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop).run()
     if signal == 0:
-        _complete_stage(host, folder, stage)
+        _complete_stage(host, folder, stage, _source_weights(plan, stage, run))
     del host, chain
     gc.collect()  # engines hold reference cycles, and the next stage wants the memory
     return signal
@@ -139,13 +139,14 @@ def _initial_weights(
 ) -> frozenset[str]:
     """Fills the chain from an earlier stage or from other origin; returns the names of weights of other origin."""
     if stage.init_from is not None:
-        source = run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from)
-        if not source.weights.is_file():
+        source = _source_weights(plan, stage, run)
+        assert source is not None
+        if not source.is_file():
             raise CheckpointError(
-                f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source.weights} is "
+                f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
                 "missing; run that stage first"
             )
-        report = hand_over(chain, load_file(source.weights), stage.init_from)
+        report = hand_over(chain, load_file(source), stage.init_from)
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
         ranks.on_first(lambda: _write_json(folder.handover, report.as_json()))
         return frozenset()
@@ -157,6 +158,13 @@ def _initial_weights(
             for line in loaded.lines():
                 progress.message(line)
     return frozenset(matched)
+
+
+def _source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
+    """The weights file that the stage starts from; None for a stage that starts from none."""
+    if stage.init_from is None:
+        return None
+    return run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from).weights
 
 
 def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
@@ -174,13 +182,17 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     _write_json(run.environment, describe_environment(ranks.world_size()))
 
 
-def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan) -> None:
-    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete."""
+def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
+    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete.
+
+    Heads that an earlier stage trained and this one does not have go along, set aside for a later stage.
+    """
     weights = host.full_weights()
     if ranks.rank() == 0:
         assert weights is not None, "replica 0 has the whole weights"
+        aside = {} if source is None else heads_aside(weights.keys(), load_file(source))
         beside = folder.weights.with_suffix(".tmp")
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
+        save_file({name: tensor.contiguous() for name, tensor in {**weights, **aside}.items()}, beside)
         beside.rename(folder.weights)
         folder.mark_complete(stage.steps)
     host.barrier()

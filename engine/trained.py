@@ -15,6 +15,7 @@ from torch import Tensor
 
 from engine.collectives import make_gather
 from engine.errors import CheckpointError
+from engine.handover import ASIDE
 from engine.hosts.weights import match_weights
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
@@ -104,7 +105,7 @@ def load_weights(chain: Chain, path: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: got a file that is no safetensors file or is cut short ({error})") from error
     own = {name: tensor for name, tensor in chain.state_dict().items() if not _only_trains(name)}
-    given = {name: tensor for name, tensor in given.items() if not _only_trains(name)}
+    given = {name: tensor for name, tensor in given.items() if not _only_trains(name) and not name.startswith(ASIDE)}
     try:
         report = match_weights(_shapes(own), _shapes(given), strict=False)
     except CheckpointError as error:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FATES = ("carried", "inflated", "resized", "created", "dropped")
+FATES = ("carried", "inflated", "resized", "created", "aside", "dropped")
 
 
 def count_parts(handover: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -85,7 +85,11 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     handover = json.loads((stages[1] / "handover.json").read_text())
     assert handover["inflated"] == ["embed.block.visual.patches.video_delta"]
     assert all(name.startswith(("losses.", "contrast.")) or "momentum_" in name for name in handover["created"])
-    assert set(handover["carried"]) | {*handover["inflated"], *handover["dropped"]} == set(first)
+    assert {*handover["carried"], *handover["inflated"], *handover["aside"], *handover["dropped"]} == set(first)
+    # Heads of the first stage wait in the second one's file, under a name of their own.
+    kept = {name: tensor for name, tensor in second.items() if name.startswith("aside.")}
+    assert {name.removeprefix("aside.") for name in kept} == set(handover["aside"])
+    assert all(tensor.equal(first[name.removeprefix("aside.")]) for name, tensor in kept.items())
     assert not first["visual_00.block.attention.qkv.weight"].equal(second["visual_00.block.attention.qkv.weight"])
     assert any(
         name.startswith("contrast.queue.") for name in json.loads((stages[2] / "handover.json").read_text())["dropped"]

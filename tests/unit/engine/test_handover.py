@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.handover import hand_over
+from engine.handover import hand_over, heads_aside
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
@@ -56,11 +56,25 @@ def test_heads_are_created_and_dropped() -> None:
     earlier, later = weights(chain(0, MRM())), chain(1, LM())
     fresh = weights(later)
     report = hand_over(later, earlier, "spatial")
-    assert report.dropped
-    assert all(name.startswith("losses.heads.mrm.") for name in report.dropped)
+    assert report.dropped == ()
+    assert report.aside
+    assert all(name.startswith("losses.heads.mrm.") for name in report.aside)
     assert report.created
     assert all(name.startswith("losses.vocabulary.") for name in report.created)
     assert all(later.state_dict()[name].equal(fresh[name]) for name in report.created)
+
+
+def test_heads_wait_aside_for_the_stage_that_has_them_again() -> None:
+    first, second, third = weights(chain(0, MLM())), chain(1, MRM()), chain(2, LM())
+    report = hand_over(second, first, "spatial")
+    saved = {**weights(second), **heads_aside(second.state_dict().keys(), first)}
+    assert {name for name in saved if name.startswith("aside.")} == {f"aside.{name}" for name in report.aside}
+    last = hand_over(third, saved, "temporal")
+    vocabulary = [name for name in last.carried if name.startswith("losses.vocabulary")]
+    assert vocabulary  # MLM and LM share the vocabulary head: it comes back over a stage without it
+    assert all(third.state_dict()[name].equal(first[name]) for name in vocabulary)
+    assert all(name.startswith("losses.heads.mrm.") for name in last.aside)
+    assert heads_aside(third.state_dict().keys(), saved).keys() == {f"aside.{name}" for name in last.aside}
 
 
 def test_new_twins_start_where_their_modules_stand() -> None:
@@ -129,5 +143,6 @@ def test_table_counts_by_part() -> None:
     cells = [list(column.cells) for column in table.columns]
     rows = dict(zip(cells[0], zip(*cells[1:], strict=True), strict=True))
     assert rows["losses"][0] == "-"
-    assert rows["losses"][3:] == ("6", "2")  # vocabulary head: transform, norm, decoder; MRM's: one linear layer
+    # Created: the vocabulary head (transform, norm, decoder). Aside: MRM's, one linear layer. Nothing is dropped.
+    assert rows["losses"][3:] == ("6", "2", "-")
     assert rows["embed"][:2] == ("10", "1")
