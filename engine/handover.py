@@ -12,9 +12,11 @@ stage with clips starts from the inflated 2D kernel.
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from rich.table import Table
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
@@ -107,15 +109,17 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
     return HandOver(source=source, **{fate: tuple(names) for fate, names in fates.items()})
 
 
-def heads_aside(own: Collection[str], earlier: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The heads of an earlier weights file that a stage has no place for, under the names that keep them aside.
+def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
+    """The heads of an earlier stage that a stage has no place for, under the names that keep them aside.
 
     Args:
         own: Names of the stage's own weights.
-        earlier: The weights file that the stage started from.
+        file: The weights that the stage started from. Nothing but heads is read of it.
     """
-    plain = {name.removeprefix(ASIDE): tensor for name, tensor in earlier.items()}
-    return {ASIDE + name: tensor for name, tensor in plain.items() if name.startswith(_HEADS) and name not in own}
+    with safe_open(file, framework="pt") as stored:
+        plain = {name.removeprefix(ASIDE): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+        homeless = [name for name in plain if name.startswith(_HEADS) and name not in own]
+        return {ASIDE + name: stored.get_tensor(plain[name]) for name in homeless}
 
 
 def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:

@@ -100,6 +100,18 @@ class SmoothedLosses:
         return {name: total / weight for name, (total, weight) in self._sums.items()}
 
 
+class _NothingToClose:
+    """A display that holds nothing open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        return None
+
+
 class _Console:
     """What both visible displays share."""
 
@@ -135,16 +147,8 @@ class _Console:
         return f"{duration(here)} left in stage, {duration(run)} in run"
 
 
-class PlainProgress(_Console):
+class PlainProgress(_NothingToClose, _Console):
     """One line every n steps: for log files and batch jobs."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return None
 
     def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
         """Prints the stage's name and length."""
@@ -208,16 +212,8 @@ class LiveProgress(_Console):
         return grid
 
 
-class SilentProgress:
+class SilentProgress(_NothingToClose):
     """For all replicas but the first."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        return None
 
     def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
         """Shows nothing."""

@@ -190,7 +190,7 @@ def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: P
     weights = host.full_weights()
     if ranks.rank() == 0:
         assert weights is not None, "replica 0 has the whole weights"
-        aside = {} if source is None else heads_aside(weights.keys(), load_file(source))
+        aside = {} if source is None else heads_aside(weights.keys(), source)
         beside = folder.weights.with_suffix(".tmp")
         save_file({name: tensor.contiguous() for name, tensor in {**weights, **aside}.items()}, beside)
         beside.rename(folder.weights)

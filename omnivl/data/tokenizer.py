@@ -3,6 +3,7 @@
 Shapes: B texts, L positions.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -54,7 +55,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
     return HuggingFaceTokenizer(name_or_path)
 
 
-class _CachedEncoder:
+class _CachedEncoder(ABC):
     """Pads and keeps what was encoded: captions and prompts come back every epoch."""
 
     special: SpecialTokens
@@ -81,8 +82,9 @@ class _CachedEncoder:
             result[row, 1 + kept] = special.sep
         return result
 
+    @abstractmethod
     def _words(self, text: str) -> list[int]:
-        raise NotImplementedError
+        """The ids of a text, without ``[CLS]`` and ``[SEP]``."""
 
     def _until_end(self, ids: Sequence[int]) -> list[int]:
         special = self.special

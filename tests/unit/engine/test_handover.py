@@ -1,7 +1,9 @@
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import CheckpointError
@@ -64,17 +66,21 @@ def test_heads_are_created_and_dropped() -> None:
     assert all(later.state_dict()[name].equal(fresh[name]) for name in report.created)
 
 
-def test_heads_wait_aside_for_the_stage_that_has_them_again() -> None:
+def test_heads_wait_aside_for_the_stage_that_has_them_again(tmp_path: Path) -> None:
     first, second, third = weights(chain(0, MLM())), chain(1, MRM()), chain(2, LM())
     report = hand_over(second, first, "spatial")
-    saved = {**weights(second), **heads_aside(second.state_dict().keys(), first)}
+    save_file(first, tmp_path / "first.safetensors")
+    saved = {**weights(second), **heads_aside(second.state_dict().keys(), tmp_path / "first.safetensors")}
     assert {name for name in saved if name.startswith("aside.")} == {f"aside.{name}" for name in report.aside}
     last = hand_over(third, saved, "temporal")
     vocabulary = [name for name in last.carried if name.startswith("losses.vocabulary")]
     assert vocabulary  # MLM and LM share the vocabulary head: it comes back over a stage without it
     assert all(third.state_dict()[name].equal(first[name]) for name in vocabulary)
     assert all(name.startswith("losses.heads.mrm.") for name in last.aside)
-    assert heads_aside(third.state_dict().keys(), saved).keys() == {f"aside.{name}" for name in last.aside}
+    save_file(saved, tmp_path / "second.safetensors")
+    assert heads_aside(third.state_dict().keys(), tmp_path / "second.safetensors").keys() == {
+        f"aside.{name}" for name in last.aside
+    }
 
 
 def test_new_twins_start_where_their_modules_stand() -> None:
