@@ -74,6 +74,7 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
         **dict.fromkeys(("flip", "color_probability", "grayscale"), _SHARE),
         **dict.fromkeys(("brightness", "contrast", "saturation", "rand_augment_operations"), _LEAST_0),
         "hue": (0, 0.5),
+        "rotate": (0, 180),
         "rand_augment_magnitude": (0, 10),
     },
     LoaderConfig: {

@@ -53,6 +53,16 @@ def prompts_have_room_for_the_label(stage: StagePlan) -> Iterator[Problem]:
             )
 
 
+def ranges_of_views_rise(stage: StagePlan) -> Iterator[Problem]:
+    """A range of the augmentation runs from its smaller end to its larger one, and no crop exceeds the picture."""
+    for index, entry in enumerate(stage.data):
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", None), ("zoom", None)):
+            low, high = getattr(entry.augment, name)
+            if not 0 < low <= high or (most is not None and high > most):
+                allowed = "two numbers above 0" + ("" if most is None else f", at most {most:g}") + ", smaller first"
+                yield Problem(("data", index, "augment", name), f"[{low:g}, {high:g}]", allowed, "change the numbers")
+
+
 def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
     """The generated clips have no stills."""
     for index, entry in enumerate(stage.data):
@@ -205,6 +215,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     there_is_data,
     entries_differ,
     prompts_have_room_for_the_label,
+    ranges_of_views_rise,
     motion_gives_clips,
     there_are_objectives,
     objectives_have_data,

@@ -24,7 +24,7 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 def training_view(
     pixels: Pixels, size: int, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
 ) -> Pixels:
-    """Random crop, flip, colours and RandAugment-style operations.
+    """Random crop, rotation and zoom, flip, colours and RandAugment-style operations.
 
     Args:
         pixels: ``[T, H, W, 3]``.
@@ -36,9 +36,13 @@ def training_view(
     Returns:
         ``[T, S, S, 3]``.
     """
-    uniforms = random.random(12)  # one call; how many are used must not depend on the configuration
-    left, top, width, height = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
-    view = resize(pixels[:, top : top + height, left : left + width], size, size)
+    uniforms = random.random(13)  # one call; how many are used must not depend on the configuration
+    box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
+    if config.rotate == 0 and config.zoom == (1, 1):
+        left, top, width, height = box
+        view = resize(pixels[:, top : top + height, left : left + width], size, size)
+    else:
+        view = _turned(pixels, size, box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
         view = np.ascontiguousarray(view[:, :, ::-1])
     gray = uniforms[5] < config.grayscale
@@ -80,6 +84,38 @@ def crop_box(
     left = int(uniforms[2] * (width - box_width + 1))
     top = int(uniforms[3] * (height - box_height + 1))
     return left, top, box_width, box_height
+
+
+def _turned(
+    pixels: Pixels, size: int, box: tuple[int, int, int, int], config: AugmentConfig, uniforms: NDArray[np.float64]
+) -> Pixels:
+    """A crop turned and zoomed about its middle, by one map from the picture to the view.
+
+    Args:
+        pixels: ``[T, H, W, 3]``.
+        size: S.
+        box: Left, top, width, height of the crop.
+        config: Ranges of rotation and zoom, and what lies beyond the border.
+        uniforms: Two numbers in [0, 1): rotation, zoom.
+    """
+    left, top, width, height = box
+    angle = math.radians(config.rotate) * (2 * uniforms[0] - 1)
+    zoom = config.zoom[0] * (config.zoom[1] / config.zoom[0]) ** uniforms[1]
+    cosine, sine, middle = math.cos(angle) / zoom, math.sin(angle) / zoom, (size - 1) / 2
+    to_picture = np.array([[cosine, -sine], [sine, cosine]]) * np.array([[width], [height]]) / size
+    shift = np.array([left + (width - 1) / 2, top + (height - 1) / 2]) - to_picture @ (middle, middle)
+    result = np.empty((len(pixels), size, size, 3), dtype=np.uint8)
+    for frame, target in zip(pixels, result, strict=True):
+        cv2.warpAffine(
+            frame,
+            np.column_stack([to_picture, shift]),
+            (size, size),
+            dst=target,
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE if config.fill == "edge" else cv2.BORDER_CONSTANT,
+            borderValue=(255, 255, 255),
+        )
+    return result
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:

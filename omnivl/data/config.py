@@ -8,6 +8,7 @@ from omnivl.data.batch import DataKind
 
 CaptionPolicy = Literal["first", "random", "join"]
 FrameSampling = Literal["uniform", "segment"]
+Fill = Literal["edge", "white"]
 StartMethod = Literal["fork", "forkserver", "spawn"]
 
 
@@ -19,6 +20,11 @@ class AugmentConfig:
         crop_scale: Area of the random crop over the area of the picture, (smallest, largest). (1, 1) with crop_ratio
             (1, 1) crops nothing but what makes the picture square.
         crop_ratio: Width over height of the random crop, (smallest, largest), drawn on a logarithmic scale.
+        rotate: Largest rotation of the crop about its middle, in degrees, either way; 0 for none.
+        zoom: Factor by which the crop is enlarged about its middle, (smallest, largest), drawn on a logarithmic scale.
+            Below 1 the view shows what lies around the crop.
+        fill: What is seen beyond the picture's border where ``rotate`` or ``zoom`` show it: the border's colours
+            continued (``edge``), or white.
         flip: Probability of a horizontal flip. Texts with a direction (left, right, ...) are never flipped.
         brightness: Largest relative change of brightness; 0 for none.
         contrast: Largest relative change of contrast; 0 for none.
@@ -32,6 +38,9 @@ class AugmentConfig:
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    rotate: float = 0.0
+    zoom: tuple[float, float] = (1.0, 1.0)
+    fill: Fill = "edge"
     flip: float = 0.5
     brightness: float = 0.0
     contrast: float = 0.0

@@ -68,6 +68,18 @@ STAGE_CASES = {
         {"data": "[{source: emoji, kind: image_label, prompts: []}]"},
         "p:7: stages.0.data.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
     ),
+    "ranges_of_views_rise": (
+        {"data": "[{source: emoji, kind: image_text, augment: {crop_scale: [0.5, 1.5]}}]"},
+        "p:7: stages.0.data.0.augment.crop_scale: got [0.5, 1.5]; allowed two numbers above 0, at most 1, smaller first; change the numbers",
+    ),
+    "ranges_of_views_rise: zoom": (
+        {"data": "[{source: emoji, kind: image_text, augment: {zoom: [2, 0.5]}}]"},
+        "p:7: stages.0.data.0.augment.zoom: got [2, 0.5]; allowed two numbers above 0, smaller first; change the numbers",
+    ),
+    "values_in_range: rotate": (
+        {"data": "[{source: emoji, kind: image_text, augment: {rotate: 200}}]"},
+        "p:7: stages.0.data.0.augment.rotate: got 200.0; allowed from 0 to 180; change the number",
+    ),
     "motion_gives_clips": (
         {"data": "[{source: motion, kind: image_text}]"},
         "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label'; choose one of these",

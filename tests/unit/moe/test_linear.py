@@ -66,7 +66,6 @@ def test_frozen_weight_and_input_get_no_gradient():
 
 def test_zero_start():
     assert not Linear(3, 2, zero=True).weight.any()
-    assert Linear(3, 2).weight.abs().max() <= 0.04
 
 
 def test_dense_feed_forward_by_hand():
@@ -83,3 +82,11 @@ def test_dense_feed_forward_by_hand():
     torch.testing.assert_close(out.y, torch.tensor([[2.3894130]]))
     assert not out.losses
     assert not out.statistics
+
+
+def test_weights_start_so_that_outputs_vary_as_much_as_inputs():
+    torch.manual_seed(0)
+    weight = Linear(400, 300).weight
+    assert weight.abs().max() <= 2 * 400**-0.5
+    # A normal distribution cut at two deviations keeps 0.774 of its variance.
+    assert abs(float(weight.detach().var()) * 400 - 0.774) < 0.02

@@ -99,6 +99,50 @@ def test_nothing_asked_nothing_done():
     assert np.array_equal(training_view(pixels, 16, PLAIN, random(), flip_allowed=True), pixels)
 
 
+def turned(pixels: np.ndarray, uniforms: float = 0.999999, **changes: object) -> np.ndarray:
+    """A view at the far end of its ranges of rotation and zoom; the crop is the whole picture."""
+
+    class Always(np.random.Generator):
+        def random(self, size=None, *rest):  # type: ignore[override]
+            return np.full(size, uniforms)
+
+    config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, **changes)  # type: ignore[arg-type]
+    return training_view(pixels, len(pixels[0]), config, Always(np.random.PCG64(0)), flip_allowed=False)
+
+
+def test_a_quarter_turn_by_hand():
+    pixels = noise(frames=2, height=16, width=16)
+    view = turned(pixels, rotate=90.0)
+    # 90 degrees: what stood to the right of the middle is seen above it
+    assert np.array_equal(view, np.rot90(pixels, axes=(1, 2)))
+    back = turned(pixels, uniforms=0.0, rotate=90.0)
+    assert np.array_equal(back, np.rot90(pixels, k=-1, axes=(1, 2)))
+
+
+def test_zoom_by_hand():
+    pixels = np.full((1, 16, 16, 3), 80, dtype=np.uint8)
+    pixels[:, 4:12, 4:12] = 200
+    # twice as large: the middle 8 x 8 fill the view, but for the blend at its rim
+    assert (turned(pixels, zoom=(1.0, 2.0))[:, 1:15, 1:15] == 200).all()
+    # half as large: the picture covers 8 x 8 in the middle, and what is beyond it is its border continued, or white
+    small = turned(pixels, uniforms=0.0, zoom=(0.5, 1.0))
+    assert (small[:, :4] == 80).all()
+    assert (small[:, 6:10, 6:10] == 200).all()
+    white = turned(pixels, uniforms=0.0, zoom=(0.5, 1.0), fill="white")
+    assert (white[:, :3] == 255).all()
+    assert (white[:, 6:10, 6:10] == 200).all()
+
+
+def test_a_turned_crop_is_the_resized_crop_where_nothing_turns():
+    pixels = np.tile(np.linspace(0, 255, 24).astype(np.uint8)[None, :, None, None], (1, 1, 24, 3))
+    plain = AugmentConfig(crop_scale=(0.3, 0.3), crop_ratio=(1, 1), flip=0)
+    near = AugmentConfig(crop_scale=(0.3, 0.3), crop_ratio=(1, 1), flip=0, zoom=(1.0, 1.0000001))
+    for seed in range(20):
+        views = [training_view(pixels, 32, config, random(seed), flip_allowed=True) for config in (plain, near)]
+        difference = np.abs(views[0].astype(int) - views[1])[:, 2:-2, 2:-2]  # at the rim only one of them sees beyond
+        assert difference.max() <= 1
+
+
 def only(**changes: float) -> AugmentConfig:
     return AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, color_probability=1.0, **changes)
 
