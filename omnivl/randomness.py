@@ -6,10 +6,14 @@ in one process, and a resumed run needs no generator state.
 """
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
+
+_STRIDE = 2**32
+"""Blocks of four numbers between the beginnings of two samples."""
 
 
 def generator(*key: int | str) -> np.random.Generator:
@@ -20,6 +24,29 @@ def generator(*key: int | str) -> np.random.Generator:
     """
     words = _Words(np.frombuffer(_digest(key), dtype="<u8"))
     return np.random.Generator(np.random.Philox(words))  # type: ignore[arg-type]  # NumPy documents any ISeedSequence
+
+
+def uniforms(positions: Sequence[int], count: int, *key: int | str) -> NDArray[np.float64]:
+    """Numbers in [0, 1) for many samples at once: ``[len(positions), count]``, a pure function of key and position.
+
+    One generator jumps from sample to sample, which takes a quarter of the time of a generator for each. More numbers
+    of a sample begin with the same ones.
+
+    Args:
+        positions: Places of the samples, from 0; any order.
+        count: Numbers per sample.
+        key: What the numbers are a function of besides the position, as for ``generator``.
+    """
+    random = generator(*key)
+    philox = random.bit_generator
+    assert isinstance(philox, np.random.Philox) and count <= 4 * _STRIDE
+    numbers = np.empty((len(positions), count))
+    place = 0
+    for row, position in zip(numbers, positions, strict=True):
+        philox.advance((position * _STRIDE - place) % 2**256)  # also drops what is left of a block of four
+        random.random(out=row)
+        place = position * _STRIDE + (count + 3) // 4
+    return numbers
 
 
 def stable_hash(*key: int | str) -> int:

@@ -6,6 +6,7 @@ Shapes: T frames, S side of the picture.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,7 +163,7 @@ class ExampleReader:
         config = self.config
         text_random = frame_random = view_random = None
         if self._training:
-            text_random = generator(self._seed, self.key, "text", position)
+            text_random = partial(generator, self._seed, self.key, "text", position)
             view_random = generator(self._seed, self.key, "augment", position)
             frame_random = generator(self._seed, self.key, "frames", position) if is_video(config.kind) else None
         text = choose_text(sample, config, text_random)

@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from omnivl.data.batch import Batch, DataKind
 from omnivl.errors import UserError
 from omnivl.model.gather import Gather
 from omnivl.model.state import State
-from omnivl.randomness import generator
+from omnivl.randomness import generator, uniforms
 
 if TYPE_CHECKING:
     from omnivl.model.config import ModelConfig
@@ -62,6 +63,10 @@ class PrepareContext:
     grid: tuple[int, int]
     step: int
     tubelet_size: int = 1
+
+    def uniforms(self, purpose: str, batch: Batch, count: int) -> NDArray[np.float64]:
+        """``count`` numbers in [0, 1) for every sample of a batch, ``[B, count]``."""
+        return uniforms(batch.position.tolist(), count, self.seed, self.source, purpose)
 
     def generator(self, purpose: str, position: int) -> np.random.Generator:
         """The generator of one sample for one purpose."""

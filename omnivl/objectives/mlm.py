@@ -65,9 +65,7 @@ class MLM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``mlm/token_ids`` and ``mlm/targets``, int64 ``[B, L]``."""
         token_ids = batch.token_ids.numpy()
-        uniforms = np.empty((batch.size, _draws(token_ids.shape[1])))
-        for row, position in zip(uniforms, batch.position.tolist(), strict=True):
-            context.generator(self.name, position).random(out=row)
+        uniforms = context.uniforms(self.name, batch, _draws(token_ids.shape[1]))
         corrupted, targets = self.hide(uniforms, token_ids, context.tokens)
         return {
             f"{self.name}/token_ids": torch.from_numpy(corrupted),

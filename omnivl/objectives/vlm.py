@@ -62,10 +62,9 @@ class VLM(Objective):
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``vlm/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
-        draws = [
-            context.generator(self.name, position).random(2, dtype=np.float32) for position in batch.position.tolist()
-        ]
-        return {f"{self.name}/uniforms": torch.from_numpy(np.stack(draws))}
+        draws = context.uniforms(self.name, batch, 2).astype(np.float32)
+        # Rounding may reach 1, which is no draw from [0, 1).
+        return {f"{self.name}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
     def build_head(self, config: "ModelConfig") -> nn.Module:
         """Two scores, no match and match, from the first position of an alignment row."""

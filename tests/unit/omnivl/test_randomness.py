@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from omnivl.randomness import generator, stable_hash
+from omnivl.randomness import generator, stable_hash, uniforms
 
 
 def documented(*key: int | str) -> np.random.Generator:
@@ -37,3 +37,20 @@ def test_keys_tell_apart_order_and_type() -> None:
 def test_a_hash_is_63_bits_of_the_digest() -> None:
     digest = hashlib.blake2b(b"('class', 'emoji')", digest_size=16).digest()
     assert stable_hash("class", "emoji") == int.from_bytes(digest, "little") % 2**63
+
+
+def test_uniforms_are_a_function_of_key_and_position_alone() -> None:
+    whole = uniforms(range(10, 20), 7, 3, "emoji", "mlm")
+    assert whole.shape == (10, 7)
+    assert (whole >= 0).all() and (whole < 1).all()
+    assert len(np.unique(whole)) == whole.size
+    assert np.array_equal(uniforms([17, 11, 17], 7, 3, "emoji", "mlm"), whole[[7, 1, 7]])
+    assert np.array_equal(uniforms([13], 3, 3, "emoji", "mlm")[0], whole[3, :3]), "more numbers begin with the same"
+    assert not np.isin(uniforms(range(10, 20), 7, 4, "emoji", "mlm"), whole).any()
+    assert uniforms([], 7, 3).shape == (0, 7)
+
+
+def test_uniforms_are_those_of_philox_from_the_samples_place_on() -> None:
+    philox = documented(5, "vlm").bit_generator
+    philox.advance(9 * 2**32)
+    assert np.array_equal(uniforms([2, 9], 6, 5, "vlm")[1], np.random.Generator(philox).random(6))

@@ -36,6 +36,28 @@ def test_accents_and_case():
     assert tokenizer.encode(["É"], 3).tolist() == tokenizer.encode(["e"], 3).tolist()
 
 
+def test_words_that_are_cut_here_are_those_of_the_pipeline():
+    tokenizer = load_tokenizer("emoji")
+    assert isinstance(tokenizer, WordPieceTokenizer)
+    marks = [chr(code) for code in range(32, 127)]
+    random = np.random.default_rng(0)
+    texts = ["".join(random.choice(marks, size=40)) for _ in range(300)]
+    texts += [
+        "",
+        "   ",
+        "a  b",
+        "Man: Medium-Light Skin Tone",
+        "O'Clock_12",
+        "[MASK] [SEP]",
+        "x" * 101,
+        "x" * 101 + ".",
+    ]
+    texts += ["tab\there", "new\nline", "naïve café", "\x7f\x00a", "日本 emoji"]
+    for text in texts:
+        for _ in range(2):  # the second time from memory
+            assert tokenizer._words(text) == tokenizer._pieces(text), repr(text)
+
+
 def test_the_start_of_generation():
     with_own = WordPieceTokenizer([*SPECIAL, "[DEC]", *WORDS]).special
     assert (with_own.decode, with_own.vocab_size, with_own.num_reserved) == (5, 16, 6)
