@@ -19,7 +19,8 @@ BENCHMARKS: Mapping[str, str] = {
     "hosts": "the plain host against a bare PyTorch loop; ZeRO-1 and ZeRO-3 against plain",
     "loader": "the loader against a bare decode loop",
     "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",
-    "learning": "the joint plan against a bare CLIP at equal wall time, three seeds",
+    "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
+    "regimes": "decoupled training against images only, videos only and both from the start, several seeds",
 }
 """Modules of this folder with a ``main_of``, in the order in which they run. A new benchmark is a file and a row."""
 

@@ -34,6 +34,9 @@ class ModelConfig:
         num_frames: Frames of a training clip.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch.
+        temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
+            hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
+            large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
         text_length: Token positions per text, special tokens included.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings.
@@ -61,6 +64,7 @@ class ModelConfig:
     num_frames: int = 32
     patch_size: int = 16
     tubelet_size: int = 1
+    temporal_gain: float = 0.0
     text_length: int = 128
     vocab_size: int = 30522
     projection_size: int = 256

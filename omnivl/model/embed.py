@@ -5,7 +5,8 @@ of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked 
 
 - images are cut into 2D patches, clips into 3D ones (tubelets); both are matrix products on unfolded pixels;
 - the 3D kernel is the 2D kernel spread evenly over the tubelet's frames plus a learnt difference that starts from zero;
-- class token, spatial positions (bicubic where a frame's grid differs from the table's), temporal positions from zero;
+- class token, spatial positions (bicubic where a frame's grid differs from the table's), temporal positions from zero
+  (see ``temporal_gain``);
 - masked passes reuse the patches of the clean one and put a mask token where the mask says so;
 - text: word plus position, LayerNorm, as in BERT; the generation stream shares these tables.
 """
@@ -123,6 +124,8 @@ class VisualEmbedding(nn.Module):
         self.times = nn.Parameter(torch.zeros(config.time_positions(config.num_frames), config.hidden_size))
         for table in (self.class_token, self.mask_token, self.positions):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+        if config.temporal_gain > 0:
+            nn.init.normal_(self.times, std=config.temporal_gain)
 
     def forward(
         self, frames: Tensor, is_video: bool, masked: tuple[tuple[Tensor, Tensor], ...], clean: bool, dtype: torch.dtype

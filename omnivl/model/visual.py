@@ -6,7 +6,7 @@ Shapes: R rows, T time positions (frames / tubelet size), N patches of a frame, 
 - divided space-time attention: time over the same patch of all frames (videos only), then space within each frame with
   the class token repeated per frame and averaged afterwards;
 - the projection behind the temporal attention starts from zero in every block, so a clip of T equal frames gives
-  exactly what the image gives.
+  exactly what the image gives; ``temporal_gain`` above 0 gives that up for a start from which motion is learnt sooner.
 
 Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
 Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
@@ -47,13 +47,15 @@ def layer_scale(config: ModelConfig) -> nn.Module:
 
 
 class TemporalAttention(nn.Module):
-    """Attention of each patch over time, with a projection that starts from zero."""
+    """Attention of each patch over time, with a projection that starts from zero or near it."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = LayerNorm(config.hidden_size, VISUAL_EPS)
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
-        self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=True)
+        self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=config.temporal_gain == 0)
+        with torch.no_grad():
+            self.temporal_fc.weight.mul_(config.temporal_gain)
 
     def forward(self, patches: Tensor) -> Tensor:
         """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""

@@ -195,3 +195,17 @@ def test_drop_path_keeps_the_mean_and_whole_rows():
     assert drop_path(x, 0.25, training=False) is x
     assert drop_path_rates(0.2, 3) == [0.0, 0.1, 0.2]
     assert drop_path_rates(0.2, 1) == [0.0]
+
+
+def test_temporal_gain_starts_the_branches_away_from_zero():
+    config = replace(CONFIG, hidden_size=64, temporal_gain=0.5)
+    torch.manual_seed(0)
+    chain = build_chain(config, (), TOKENS)
+    weight = chain.get_submodule("visual_01").block.temporal.temporal_fc.weight
+    assert weight.abs().max() <= 0.5 * 2 * 64**-0.5
+    assert abs(float(weight.detach().std()) - 0.5 * 0.774**0.5 * 64**-0.5) < 0.005
+    times = torch.cat([build_chain(config, (), TOKENS).embed.block.visual.times.flatten() for _ in range(4)])
+    assert abs(float(times.detach().std()) - 0.5) < 0.05
+    still = build_chain(CONFIG, (), TOKENS)
+    assert not still.embed.block.visual.times.any()
+    assert not still.get_submodule("visual_01").block.temporal.temporal_fc.weight.any()

@@ -1,0 +1,134 @@
+"""Whole runs of plans as a user starts them, each on its own share of the machine's cores.
+
+Trainings are minutes long, so that taking turns by the step, as the other benchmarks do, is no way to compare them.
+Here they run side by side in lanes: every lane has as many cores of its own as the others, and whatever else the
+machine does hits all lanes alike.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import torch
+
+from benchmarks.record import ROOT
+from engine.environment import usable_cores
+from engine.plan_parse import load_plan
+from omnivl.evaluation.results import Score
+
+Cores = frozenset[int]
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PlanRun:
+    """What became of one run.
+
+    Attributes:
+        scores: Scores by ``task metric`` of every stage that was evaluated, by its name and in the stages' order.
+        seconds: From the start of the command to its end.
+    """
+
+    scores: Mapping[str, Mapping[str, Score]]
+    seconds: float
+
+
+class Lanes:
+    """The usable cores cut into lanes of one size, and a queue of jobs for them.
+
+    A job may wait for the result of one that was handed in before it, since jobs begin in their order.
+    """
+
+    def __init__(self, device: torch.device, wanted: int = 2) -> None:
+        """Cuts the cores.
+
+        Args:
+            device: Where models compute; a GPU is not shared, so that there it is one lane.
+            wanted: Lanes, where there are as many cores.
+        """
+        cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(usable_cores()))
+        self.count = 1 if device.type == "cuda" else min(wanted, len(cores))
+        self.cores_of_each = len(cores) // self.count
+        self._free: SimpleQueue[Cores] = SimpleQueue()
+        for lane in range(self.count):
+            self._free.put(frozenset(cores[lane * self.cores_of_each : (lane + 1) * self.cores_of_each]))
+        self._pool = ThreadPoolExecutor(self.count)
+
+    def submit(self, job: Callable[[Cores], Result]) -> Future[Result]:
+        """Calls ``job`` with a lane's cores as soon as one is free."""
+
+        def run() -> Result:
+            lane = self._free.get()
+            try:
+                return job(lane)
+            finally:
+                self._free.put(lane)
+
+        return self._pool.submit(run)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._pool.shutdown(cancel_futures=error is not None)
+
+
+def run_on(cores: Cores, command: Sequence[str]) -> tuple[str, float]:
+    """Runs a command on some cores, from the repository's root.
+
+    Returns:
+        What it printed, and its seconds.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
+    pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
+    start = time.monotonic()
+    done = subprocess.run(command, cwd=ROOT, env=environment, preexec_fn=pin, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
+    return done.stdout, time.monotonic() - start
+
+
+def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequence[str] = ()) -> PlanRun:
+    """Runs a plan as one process, in a folder of its own that is gone afterwards.
+
+    Args:
+        plan: The plan.
+        overrides: As on the command line.
+        cores: Where it runs.
+        stages: Only these stages, one after the other; all where none is named.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        run, seconds = Path(folder) / "run", 0.0
+        command = [sys.executable, "-m", "launcher.cli", "pretrain", str(plan), "launch.processes=1", *overrides]
+        for choice in [["--stage", stage] for stage in stages] or [[]]:
+            seconds += run_on(cores, [*command, *choice, "--run-folder", str(run)])[1]
+        written = sorted((run / "stages").glob("*/evaluation.json"))
+        scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
+    return PlanRun(scores, seconds)
+
+
+def _scores(evaluation: Mapping[str, Any]) -> dict[str, Score]:
+    scores = [Score(**score) for result in evaluation["results"] for score in result["scores"]]
+    return {f"{score.task} {score.metric}": score for score in scores}
+
+
+def scaled_steps(plan: Path, share: float) -> list[str]:
+    """Overrides that shorten every stage of a plan, and its warm-up, to a share of its steps."""
+    overrides = []
+    for stage in load_plan(plan).stages:
+        steps = max(2, round(stage.steps * share))
+        warmup = min(steps, max(1, round(stage.optimizer.warmup_steps * share)))
+        overrides += [f"stages.{stage.name}.steps={steps}", f"stages.{stage.name}.optimizer.warmup_steps={warmup}"]
+    return overrides
