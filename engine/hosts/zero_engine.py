@@ -127,6 +127,8 @@ def start_engine(chain: Chain, optimizer: SkippingAdamW, config: dict[str, Any],
     if config["zero_optimization"]["stage"] == 3:
         for layer in chain.layers:
             set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
+    # A list to which every ZeRO-3 engine adds its modules and from which it never takes them: an earlier stage's model.
+    vars(importlib.import_module("deepspeed.runtime.zero.parameter_offload"))["FWD_MODULE_STACK"].clear()
     with _reduced_by_parameter():
         engine, *_ = deepspeed.initialize(model=Program(chain), optimizer=optimizer, config=config)
     return engine
