@@ -8,6 +8,7 @@ from torch import Tensor
 
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.evaluation.pictures import PictureSet, shared_batches
+from omnivl.evaluation.pixel_baseline import pixel_features
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
 from omnivl.model.gather import Gather
@@ -50,6 +51,21 @@ class Encoder:
         for indices in shared_batches(len(texts), 4 * self.batch_size, self.gather):
             parts.append(self.chain.encode_text(self.token_ids([texts[i] for i in indices])))
         return self._joined(parts, len(texts))
+
+    def pixels(self, pictures: PictureSet, *, over_time: bool = False) -> Tensor:
+        """What the pixel baseline compares, fp32 ``[len(pictures), values]`` on the CPU, equal on every replica.
+
+        Args:
+            pictures: Pictures or clips.
+            over_time: Whether a clip is averaged to one picture, so that stills and clips can be compared.
+        """
+        parts = []
+        for indices in shared_batches(len(pictures), self.batch_size, self.gather):
+            frames = pictures.frames(indices)
+            if over_time:
+                frames = frames.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+            parts.append(pixel_features(frames).to(self.device))
+        return self._joined(parts, len(pictures))
 
     def match(self, pictures: PictureSet, texts: Sequence[str], candidates: Tensor) -> Tensor:
         """Matching logits of each picture with its candidate texts.

@@ -8,7 +8,6 @@ from torch import Tensor
 from omnivl.evaluation.config import BaselineReference, RetrievalTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.pictures import PictureSet
-from omnivl.evaluation.pixel_baseline import pixel_features
 from omnivl.evaluation.ranking import chance_recall_at, recalls
 from omnivl.evaluation.results import Gallery, GalleryRow, Score, TaskResult
 
@@ -81,20 +80,13 @@ def _pixel_similarity(
     """
     known = PictureSet(reference.source, reference.media, reference.where, encoder.model, reference.max_samples)
     columns = {text: i for i, text in enumerate(texts)}
-    features = pixel_features(_one_frame(pictures.frames(range(len(pictures)))))
-    references = pixel_features(_one_frame(known.frames(range(len(known)))))
-    distances = torch.cdist(features, references)
+    distances = torch.cdist(encoder.pixels(pictures, over_time=True), encoder.pixels(known, over_time=True))
     similarity = torch.full((len(pictures), len(texts)), -torch.inf)
     for row, caption in enumerate(known.captions):
         if caption in columns:
             column = columns[caption]
             similarity[:, column] = torch.maximum(similarity[:, column], -distances[:, row])
     return similarity
-
-
-def _one_frame(frames: Tensor) -> Tensor:
-    """The mean over time, so that stills and clips can be compared. uint8 in, uint8 out."""
-    return frames.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
 
 
 def _reranked(

@@ -8,7 +8,6 @@ from omnivl.errors import DataError
 from omnivl.evaluation.config import ZeroShotTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.pictures import PictureSet
-from omnivl.evaluation.pixel_baseline import pixel_features
 from omnivl.evaluation.results import Score, TaskResult
 
 
@@ -71,8 +70,6 @@ def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str],
         task.baseline.source, task.baseline.media, task.baseline.where, encoder.model, task.baseline.max_samples
     )
     known_labels = _labels(known)
-    features = pixel_features(pictures.frames(range(len(pictures))))
-    references = pixel_features(known.frames(range(len(known))))
-    nearest = torch.cdist(features, references).argmin(dim=1).tolist()
+    nearest = torch.cdist(encoder.pixels(pictures), encoder.pixels(known)).argmin(dim=1).tolist()
     hits: int = sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True))
     return hits / len(labels)
