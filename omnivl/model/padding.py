@@ -1,9 +1,12 @@
 """Leaving padded positions out of the work.
 
-Shapes: R rows, L positions, n positions that hold a token, D channels.
+Shapes: R rows, L positions, n positions that are kept, D channels.
 
 Captions are much shorter than the longest one. Everything but attention itself looks at one position at a time, so a
 block works on the n real positions and puts them back into rows only around attention.
+
+How many positions are real changes from batch to batch, and a CPU's kernels are made anew for every shape: 60 steps left
+1.1 GB of them behind. So n is filled up with padded positions to one of few numbers.
 """
 
 from typing import Any
@@ -12,13 +15,25 @@ import torch
 from torch import Tensor
 
 
+def chosen_positions(mask: Tensor) -> Tensor:
+    """Where ``mask``, bool ``[R, L]``, is true, in rows laid end to end; then places where it is not, to fill up.
+
+    Returns:
+        int64 ``[n]``, distinct; n is a multiple of R / 4 (rounded down, at least 1), or R * L.
+    """
+    places, multiple = mask.flatten(), max(1, mask.shape[0] // 4)
+    chosen = places.nonzero()[:, 0]
+    lacking = -len(chosen) % multiple
+    return torch.cat([chosen, (~places).nonzero()[:lacking, 0]]) if lacking else chosen
+
+
 class Padding:
-    """Which positions of ``[R, L]`` hold a token."""
+    """Which positions of ``[R, L]`` hold a token; some of the others are kept as well (``chosen_positions``)."""
 
     def __init__(self, mask: Tensor) -> None:
-        """Finds the real positions of ``mask``, bool ``[R, L]``."""
+        """Finds the positions to keep by ``mask``, bool ``[R, L]``, true where there is a token."""
         self.rows, self.length = mask.shape
-        self.index = mask.flatten().nonzero()[:, 0]
+        self.index = chosen_positions(mask)
 
     @classmethod
     def worth_dropping(cls, mask: Tensor | None) -> "Padding | None":
@@ -32,12 +47,12 @@ class Padding:
         return padding if len(padding.index) < mask.numel() else None
 
     def drop(self, x: Tensor) -> Tensor:
-        """``[R, L, D]`` to the real positions ``[n, D]``."""
+        """``[R, L, D]`` to the positions that are kept, ``[n, D]``."""
         out: Tensor = _Drop.apply(x, self.index)  # type: ignore[no-untyped-call]
         return out
 
     def restore(self, x: Tensor) -> Tensor:
-        """``[n, D]`` back to ``[R, L, D]``, zero where there is padding."""
+        """``[n, D]`` back to ``[R, L, D]``, zero where nothing was kept."""
         out: Tensor = _Restore.apply(x, self.index, self.rows, self.length)  # type: ignore[no-untyped-call]
         return out
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omnivl.model.gather import Gather
 from omnivl.model.linear import LayerNorm, Linear
+from omnivl.model.padding import chosen_positions
 from omnivl.objectives.base import ObjectiveLoss, replica_mean
 
 IGNORED = -100
@@ -37,7 +38,8 @@ class VocabularyHead(nn.Module):
 def token_loss(
     hidden: Tensor, targets: Tensor, head: nn.Module | None, gather: Gather, label_smoothing: float = 0.0
 ) -> ObjectiveLoss:
-    """Cross-entropy at the positions that have a target. Only these go through the vocabulary head.
+    """Cross-entropy at the positions that have a target. Only these, and a few that fill up
+    their number, go through the vocabulary head.
 
     Args:
         hidden: ``[R, L, D]``.
@@ -50,10 +52,11 @@ def token_loss(
         The mean over all targets of the joined batch; metric ``accuracy``.
     """
     assert isinstance(head, VocabularyHead), "the vocabulary head comes from the Losses layer"
-    chosen = targets != IGNORED
-    logits, wanted = head(hidden[chosen]), targets[chosen]
-    total = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=label_smoothing)
-    count = chosen.sum()
+    has_target = targets != IGNORED
+    chosen = chosen_positions(has_target)
+    logits, wanted = head(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
+    total = F.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
+    count = has_target.sum()
     with torch.no_grad():
         accuracy = (logits.argmax(-1) == wanted).sum() / count.clamp(min=1)
     return ObjectiveLoss(replica_mean(total, count, gather), {"accuracy": accuracy.float()})
