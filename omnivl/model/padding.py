@@ -5,8 +5,8 @@ Shapes: R rows, L positions, n positions that are kept, D channels.
 Captions are much shorter than the longest one. Everything but attention itself looks at one position at a time, so a
 block works on the n real positions and puts them back into rows only around attention.
 
-How many positions are real changes from batch to batch, and a CPU's kernels are made anew for every shape: 60 steps left
-1.1 GB of them behind. So n is filled up with padded positions to one of few numbers.
+How many positions are real changes from batch to batch, and a CPU's kernels are compiled for every shape and kept: 60
+steps left 1.1 GB of them behind. So n is filled up with padded positions to one of few numbers.
 """
 
 from typing import Any

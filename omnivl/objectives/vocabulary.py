@@ -38,8 +38,7 @@ class VocabularyHead(nn.Module):
 def token_loss(
     hidden: Tensor, targets: Tensor, head: nn.Module | None, gather: Gather, label_smoothing: float = 0.0
 ) -> ObjectiveLoss:
-    """Cross-entropy at the positions that have a target. Only these, and a few that fill up
-    their number, go through the vocabulary head.
+    """Cross-entropy at the positions that have a target; only these and a few more go through the vocabulary head.
 
     Args:
         hidden: ``[R, L, D]``.
