@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Ratio, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
+from engine.freeze import freeze_idle
 from engine.hosts import Host, create_host
 from engine.hosts.process_group import finish, join_process_group
 from engine.optimizer import OptimizerConfig, adamw, parameter_groups
@@ -67,7 +68,9 @@ def run(options: Options) -> Report:
 def _chain(config: ModelConfig) -> Chain:
     tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
     torch.manual_seed(0)
-    return build_chain(config, OBJECTIVES, tokens, compute_dtype=torch.bfloat16)
+    chain = build_chain(config, OBJECTIVES, tokens, compute_dtype=torch.bfloat16)
+    freeze_idle(chain, [plan_layout(OBJECTIVES, "image_text", 1, 1)])  # as every stage does before it asks for a host
+    return chain
 
 
 def _batch(config: ModelConfig, size: int) -> Batch:

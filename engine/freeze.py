@@ -1,4 +1,4 @@
-"""Freezing parts of the chain by name."""
+"""Freezing parts of the chain: by name, and what a stage has no use for."""
 
 import difflib
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from omnivl.errors import UserError
+from omnivl.model.chain import Chain, ChainLayer
+from omnivl.model.state import StepLayout
 
 
 def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
@@ -35,6 +37,30 @@ def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
                 parameters[name].requires_grad_(False)
                 frozen.append(name)
     return frozen
+
+
+def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
+    """Takes the gradient from every parameter that no step of a stage gives one.
+
+    Such parameters would be averaged, kept with moments and decayed as if their gradient were zero: a decoder would
+    shrink in the stages before its own.
+
+    Args:
+        chain: The model.
+        layouts: Of all kinds of steps of the stage.
+
+    Returns:
+        Number of elements that would have been trained otherwise, by stack or layer.
+    """
+    idle: dict[str, int] = {}
+    for name, layer in chain.named_children():
+        assert isinstance(layer, ChainLayer)
+        for parameter in layer.idle_parameters(layouts):
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                stack = name.rstrip("0123456789").rstrip("_")
+                idle[stack] = idle.get(stack, 0) + parameter.numel()
+    return idle
 
 
 def _names(pattern: str, parameter: str) -> bool:

@@ -11,9 +11,12 @@ from typing import Any
 from engine.optimizer import OptimizerConfig
 from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan_yaml import write_yaml
+from omnivl.data.batch import is_video
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.evaluation.config import TaskConfig
 from omnivl.model.config import ModelConfig
+from omnivl.model.layout import plan_layout
+from omnivl.model.state import StepLayout
 from omnivl.objectives import ObjectiveConfig
 
 SHARED_SECTIONS = ("model", "parallel", "batch")
@@ -122,6 +125,12 @@ class StagePlan:
     def samples_per_step(self, world_size: int) -> int:
         """Samples of one optimizer step over ``world_size`` replicas."""
         return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps * world_size
+
+    def layouts(self) -> list[StepLayout]:
+        """The layout of every kind of micro-batch that the stage takes."""
+        kinds = {entry.kind for entry in self.data if entry.weight > 0}
+        size, frames = self.batch.micro_batch_size_per_gpu, self.model.num_frames
+        return [plan_layout(self.objectives, kind, size, frames if is_video(kind) else 1) for kind in sorted(kinds)]
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from engine import ranks
 from engine.collectives import make_gather
 from engine.environment import describe_environment, return_freed_memory
 from engine.errors import CheckpointError, PlanError
-from engine.freeze import freeze
+from engine.freeze import freeze, freeze_idle
 from engine.handover import hand_over, heads_aside
 from engine.hosts import Host, create_host
 from engine.peak import Peak, peak_of
@@ -105,6 +105,9 @@ def _run_stage(
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     pretrained = _initial_weights(chain, plan, stage, run, folder, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
+    if idle := freeze_idle(chain, stage.layouts()):
+        resting = ", ".join(f"{count / 1e6:.1f} M of {stack}" for stack, count in idle.items() if count >= 5e4)
+        progress.message(f"stage {stage.name}: no step gives a gradient to {resting or 'some tables'}; they rest")
     host = create_host(
         stage.parallel,
         chain,

@@ -10,7 +10,7 @@ Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -45,6 +45,11 @@ class ChainLayer(nn.Module, ABC):
     def acts(self, layout: StepLayout) -> bool:
         """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
         return True
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The parameters that get a gradient under none of ``layouts``."""
+        if not any(self.acts(layout) for layout in layouts):
+            yield from self.parameters()
 
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""

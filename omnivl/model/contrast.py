@@ -11,7 +11,7 @@ P projection size, R alignment rows.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,11 @@ class Contrast(ChainLayer):
         self.momentum_text_projection = frozen_twin(Linear(*sizes), self.text_projection)
         if univlc.queue_size > 0:
             self.queue = KeyQueue(univlc.queue_size, self.config.projection_size)
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Without UniVLC nothing here has a gradient: hard negatives are drawn without one."""
+        if self.univlc is None or not any(self.univlc.name in layout.objectives for layout in layouts):
+            yield from self.parameters()
 
     def scale(self) -> Tensor:
         """1 / temperature, fp32 scalar with gradient, within the bounds of the plan."""

@@ -11,6 +11,8 @@ of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked 
 - text: word plus position, LayerNorm, as in BERT; the generation stream shares these tables.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -245,6 +247,19 @@ class Embed(BlockLayer):
         masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != "clean")
         stream: Tensor = online.visual(state["frames"], layout.is_video, masked, "clean" in layout.visual, self.dtype)
         return stream
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What belongs to clips, to masks or to one of the modalities, where there is none of it."""
+        assert isinstance(self.block, Embeddings)
+        visual, text = self.block.visual, self.block.text
+        if not any(layout.visual for layout in layouts):
+            yield from visual.parameters()
+        if not any(layout.text or layout.generation for layout in layouts):
+            yield from text.parameters()
+        if not any(layout.is_video and layout.visual for layout in layouts):
+            yield from (visual.patches.video_delta, visual.times)
+        if all(layout.visual.keys() <= {"clean"} for layout in layouts):
+            yield visual.mask_token
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether a stream starts here."""

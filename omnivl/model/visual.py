@@ -12,6 +12,8 @@ Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
 Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
 """
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -131,6 +133,13 @@ class VisualBlock(BlockLayer):
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""
         return bool(layout.visual)
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Without clips the temporal branch is idle."""
+        yield from super().idle_parameters(layouts)
+        if not any(layout.is_video for layout in layouts):
+            assert isinstance(self.block, DividedBlock)
+            yield from self.block.temporal.parameters()
 
     def forward(self, state: State) -> State:
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""

@@ -1,8 +1,12 @@
 import pytest
 from torch import nn
 
-from engine.freeze import freeze
+from engine.freeze import freeze, freeze_idle
 from omnivl.errors import UserError
+from omnivl.model.build import build_chain
+from omnivl.model.config import ModelConfig
+from omnivl.model.layout import plan_layout
+from omnivl.objectives import SpecialTokens, UniVLC
 
 
 def chain() -> nn.Module:
@@ -39,3 +43,20 @@ def test_pattern_that_names_nothing() -> None:
         "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00. "
         "Did you mean 'visual_00'?"
     )
+
+
+def test_what_a_stage_has_no_use_for_rests() -> None:
+    sizes = {"hidden_size": 8, "num_heads": 1, "vision_layers": 2, "text_layers": 1, "patch_size": 4, "vocab_size": 9}
+    config = ModelConfig(**sizes, alignment_layers=2, generation_layers=1, image_size=8, video_size=8, num_frames=2)
+    chain = build_chain(config, [UniVLC()], SpecialTokens(0, 1, 2, 3, 4, vocab_size=9, num_reserved=5))
+    decoders = sum(p.numel() for name, p in chain.named_parameters() if name.startswith(("alignment", "generation")))
+    stills = plan_layout([UniVLC()], "image_text", 4, 1)
+    clips = plan_layout([UniVLC()], "video_text", 4, 2)
+    idle = freeze_idle(chain, [stills, clips])
+    # Nothing is masked here, so that the mask token of 8 values rests too.
+    assert idle == {"embed": 8, "alignment": idle["alignment"], "generation": decoders - idle["alignment"]}
+    # norm 2 x 8, qkv 8 x 24 + 24, out 8 x 8 + 8, temporal_fc 8 x 8 + 8: 376, twice; patches 48 x 8 and times 2 x 8.
+    assert freeze_idle(chain, [stills]) == {"embed": 48 * 8 + 2 * 8, "visual": 2 * 376}
+    assert not chain.get_submodule("visual_00").block.temporal.norm.weight.requires_grad
+    assert chain.get_submodule("visual_00").block.attention.qkv.weight.requires_grad
+    assert freeze_idle(chain, [stills]) == {}

@@ -115,3 +115,34 @@ def test_every_loss_falls_on_one_batch(kind: DataKind) -> None:
         runs.append({name: loss.item() for name, loss in out.named("loss").items()})
     falls = {name: runs[-1][name] / loss for name, loss in runs[0].items()}
     assert all(ratio < 0.97 for ratio in falls.values()), falls
+
+
+@pytest.mark.parametrize(
+    ("objectives", "kinds"),
+    [
+        (OBJECTIVES, DATA_KINDS),
+        ((UniVLC(),), ("image_text",)),
+        ((UniVLC(),), ("video_label", "image_label")),
+        ((MLM(), MRM(), UniVLC()), ("image_text", "image_label")),
+        ((MRM(),), ("image_label",)),
+        ((MFM(), MCM()), ("video_text",)),
+        ((MLM(),), ("video_text",)),
+        ((LM(),), ("image_text",)),
+        ((UniVLC(), VLM(), LM()), ("image_text", "video_text")),
+    ],
+    ids=lambda value: "+".join(str(getattr(one, "name", one)) for one in value),
+)
+def test_idle_parameters_are_those_without_a_gradient(
+    objectives: tuple[Objective, ...], kinds: tuple[DataKind, ...]
+) -> None:
+    torch.manual_seed(0)
+    chain = build_chain(CONFIG, objectives, TOKENS)
+    layouts = []
+    for step, kind in enumerate(kinds):
+        state = collated(kind, step, objectives)
+        layouts.append(state.layout)
+        chain(state)["loss"].backward()
+    idle = {id(parameter) for layer in chain.layers for parameter in layer.idle_parameters(layouts)}
+    for name, parameter in chain.named_parameters():
+        if parameter.requires_grad:
+            assert (parameter.grad is None) == (id(parameter) in idle), name
