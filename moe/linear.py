@@ -2,10 +2,10 @@
 
 Shapes: I inputs, O outputs; leading dimensions are free.
 
-There is no autocast: the dtype of the activations alone decides in which precision a product runs. The backward pass
-reads the weight from the *parameter*, not from the cast copy that the forward pass used. Under ZeRO-3 the parameter's
-storage is freed after the forward pass and gathered again before the backward one, so a saved copy would keep every
-weight of the model alive in between.
+There is no autocast: the dtype of the activations alone decides in which precision a product runs. The cast weight is
+kept for the backward pass, 2 bytes a weight for the time between. Where a host gathers parameters for their use only,
+as ZeRO-3 does, it marks them (``gather_on_use``): of those the backward pass casts the *parameter* anew, which was
+freed after the forward pass and gathered again since. A kept copy would hold every weight of the model in between.
 """
 
 import functools
@@ -35,17 +35,23 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
+def gather_on_use(parameter: nn.Parameter) -> None:
+    """Marks a parameter whose storage is there only while it is used."""
+    parameter.gathered_on_use = True  # type: ignore[attr-defined]
+
+
 class _CastLinear(torch.autograd.Function):
     """``x @ weight.T + bias`` with fp32 parameters and activations of lower precision."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return product(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
+        cast = weight.to(x.dtype)
+        ctx.save_for_backward(x, cast if keep else weight)
+        ctx.weight_dtype, ctx.bias_dtype = weight.dtype, None if bias is None else bias.dtype
+        return product(x, cast, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         (grad,) = grads
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.shape[-1])
@@ -53,11 +59,11 @@ class _CastLinear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             grad_x = (rows @ weight.to(grad.dtype)).view(x.shape)
         if ctx.needs_input_grad[1]:
-            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(ctx.weight_dtype)
         if ctx.needs_input_grad[2]:
             # Summed in the low precision's kernel, which accumulates in fp32: sum(dtype=fp32) would copy it all first.
             grad_bias = rows.sum(0).to(ctx.bias_dtype)
-        return grad_x, grad_weight, grad_bias
+        return grad_x, grad_weight, grad_bias, None
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,7 +73,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if weight.dtype == x.dtype:
         return F.linear(x, weight, bias)
-    out: Tensor = _CastLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    keep = not getattr(weight, "gathered_on_use", False)
+    out: Tensor = _CastLinear.apply(x, weight, bias, keep)  # type: ignore[no-untyped-call]
     return out
 
 

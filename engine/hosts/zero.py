@@ -18,6 +18,7 @@ from engine.hosts.weights import agree_on_weights
 from engine.hosts.zero_engine import skipping_adamw, start_engine, zero_config
 from engine.hosts.zero_partitions import forget_gradients, read_whole, stored_partition, whole_shape, write_whole
 from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from moe.linear import gather_on_use
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
@@ -90,6 +91,8 @@ class ZeroHost:
         self._engine = start_engine(chain, self._optimizer, config, self.device)
         if stage == 3:
             chain.set_local_storage(stored_partition)
+            for parameter in chain.parameters():
+                gather_on_use(parameter)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""

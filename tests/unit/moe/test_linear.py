@@ -6,14 +6,17 @@ import torch.nn.functional as F
 
 from moe.dense import DenseFeedForward
 from moe.feed_forward import DenseConfig, build_feed_forward
-from moe.linear import Linear
+from moe.linear import Linear, gather_on_use
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("gathered", [True, False])
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6), (0, 6)])
-def test_bf16_input_equals_a_cast_linear(bias, shape):
+def test_bf16_input_equals_a_cast_linear(bias, gathered, shape):
     torch.manual_seed(0)
     layer = Linear(6, 5, bias)
+    if gathered:
+        gather_on_use(layer.weight)
     if bias:
         torch.nn.init.normal_(layer.bias)
     x = torch.randn(shape).bfloat16().requires_grad_()
@@ -44,6 +47,7 @@ def test_fp32_input_takes_torchs_own_path_exactly():
 def test_backward_reads_the_weight_that_the_parameter_holds_then():
     """ZeRO-3 frees the storage after forward and gathers it anew before backward."""
     layer = Linear(6, 5)
+    gather_on_use(layer.weight)
     x = torch.randn(4, 6).bfloat16().requires_grad_()
     out = layer(x)
     whole = layer.weight.data
