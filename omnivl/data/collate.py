@@ -3,13 +3,14 @@
 Shapes: B samples, T frames, S side of the picture, L text positions.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
-import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.example import Example
@@ -61,14 +62,14 @@ class Collator:
     def plain(self, examples: Sequence[Example], kind: DataKind) -> Batch:
         """A batch without ``prepared``, e.g. for evaluation."""
         first = examples[0].frames
-        frames = np.empty((len(examples), len(first), 3, *first.shape[1:3]), dtype=np.uint8)
-        for row, example in zip(frames, examples, strict=True):
+        frames = _empty_frames((len(examples), len(first), 3, *first.shape[1:3]))
+        for row, example in zip(frames.numpy(), examples, strict=True):
             for picture, planes in zip(example.frames, row, strict=True):
                 cv2.split(picture, list(planes))  # writes the planes in place, twice as fast as a transposed copy
         texts = tuple(example.text for example in examples)
         batch = Batch(
             kind=kind,
-            frames=torch.from_numpy(frames),
+            frames=frames,
             token_ids=torch.from_numpy(self._tokenizer.encode(texts, self._model.text_length)),
             identity=torch.tensor([example.identity for example in examples], dtype=torch.int64),
             label=torch.tensor([example.label for example in examples], dtype=torch.int64),
@@ -77,6 +78,17 @@ class Collator:
         )
         batch.check()
         return batch
+
+
+def _empty_frames(shape: tuple[int, ...]) -> Tensor:
+    """Memory for a batch's frames, uint8; in a data worker the shared memory in which they travel.
+
+    torch's own ``default_collate`` gets its memory in the same way.
+    """
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 def _weight(objective: Objective, step: int) -> float:
