@@ -1,8 +1,6 @@
 """What a run ran on: versions, hardware, commit. Written into its folder so that a figure can be traced."""
 
-import ctypes
 import datetime
-import gc
 import importlib.metadata
 import os
 import platform
@@ -59,18 +57,6 @@ def usable_cores() -> int:
 def memory_bytes() -> int:
     """Physical memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def return_freed_memory() -> None:
-    """Collects reference cycles and gives freed memory back to the system.
-
-    glibc keeps what was freed for later, in pieces that activations of ever other sizes do not fit into: 0.3 GiB a
-    stage in each process of the quickstart. Other C libraries have no such call and are left alone.
-    """
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def resident_bytes() -> int:

@@ -3,6 +3,7 @@
 For each stage: build the chain, hand the weights over, freeze, give it to the host, loop, keep the result.
 """
 
+import gc
 import json
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import ranks
 from engine.collectives import make_gather
-from engine.environment import describe_environment, return_freed_memory
+from engine.environment import describe_environment
 from engine.errors import CheckpointError, PlanError
 from engine.freeze import freeze, freeze_idle
 from engine.handover import hand_over, heads_aside
@@ -132,7 +133,7 @@ def _run_stage(
     if signal == 0:
         _complete_stage(host, folder, stage, _source_weights(plan, stage, run))
     del host, chain
-    return_freed_memory()  # engines hold reference cycles, and the next stage wants the memory
+    gc.collect()  # engines hold reference cycles, and the next stage wants the memory
     return signal
 
 
