@@ -17,7 +17,7 @@ from benchmarks.record import ROOT, Options, Report, Table, main_of
 
 PLAN = ROOT / "configs" / "plans" / "emoji.yaml"
 PLAN_CORE_MINUTES = 56.0
-"""About what the plan takes at full length on one core. Only scales the steps: the peer gets the time that was taken."""
+"""About what the plan takes at full length on one core. It scales steps only: the peer gets the time that was taken."""
 
 MINUTES, QUICK_MINUTES = 7.0, 0.5
 SEEDS = (0, 1, 2)
