@@ -38,7 +38,7 @@ from omnivl.data.tokenizer import load_tokenizer
 from omnivl.model.config import ModelConfig
 from omnivl.model.presets import PRESETS
 from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
-from omnivl.randomness import generator
+from omnivl.randomness import Streams, generator
 
 SEED = 0
 AT_LEAST = 0.9
@@ -86,20 +86,20 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
     indices = [(position, order(position)[1]) for position in case.timed]
     needed = round(size / math.sqrt(entry.augment.crop_scale[0]))
     limits = DecodeLimits()
+    frames, augment = (Streams(SEED, entry.key, what) for what in ("frames", "augment"))
 
     def loop() -> list[NDArray[np.uint8]]:
         views: list[NDArray[np.uint8]] = []
         for position, index in indices:
             sample = source.read(index)
             if clips:
-                draws = generator(SEED, entry.key, "frames", position)
+                draws = frames.at(position)
                 choose = partial(sample_frames, num_frames=case.model.num_frames, config=entry.frames, random=draws)
                 pixels = decode_clip(sample, limits, choose)
             else:
                 pixels = decode_still(sample, limits, needed)
-            random = generator(SEED, entry.key, "augment", position)
             flip = may_flip(sample.captions[0])
-            views.append(training_view(pixels, size, entry.augment, random, flip_allowed=flip))
+            views.append(training_view(pixels, size, entry.augment, augment.at(position), flip_allowed=flip))
             views = views[-case.micro_batch_size :]
         return views
 

@@ -12,9 +12,6 @@ import numpy as np
 from numpy.random.bit_generator import ISeedSequence
 from numpy.typing import DTypeLike, NDArray
 
-_STRIDE = 2**32
-"""Blocks of four numbers between the beginnings of two samples."""
-
 
 def generator(*key: int | str) -> np.random.Generator:
     """Returns a NumPy generator that is a pure function of ``key``.
@@ -26,26 +23,46 @@ def generator(*key: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(words))  # type: ignore[arg-type]  # NumPy documents any ISeedSequence
 
 
-def uniforms(positions: Sequence[int], count: int, *key: int | str) -> NDArray[np.float64]:
-    """Numbers in [0, 1) for many samples at once: ``[len(positions), count]``, a pure function of key and position.
+class Streams:
+    """One generator that moves from place to place: a fifth of the cost of a generator for each sample."""
 
-    One generator jumps from sample to sample, which takes a quarter of the time of a generator for each. More numbers
-    of a sample begin with the same ones.
+    def __init__(self, *key: int | str) -> None:
+        """Makes the streams of a key.
+
+        Args:
+            key: What the numbers are a function of besides the place, as for ``generator``.
+        """
+        self._random = generator(*key)
+        self._state = self._random.bit_generator.state
+        self._counter = self._state["state"]["counter"]
+
+    def at(self, place: int) -> np.random.Generator:
+        """The generator at the beginning of a place's numbers, which never run into those of another one.
+
+        It is the same object every time: be done with one place before the next.
+
+        Args:
+            place: From 0, e.g. the position of a sample.
+        """
+        self._counter[1] = place  # the second word of Philox's counter: 2^64 blocks of four numbers lie in between
+        self._random.bit_generator.state = self._state
+        return self._random
+
+
+def uniforms(places: Sequence[int], count: int, *key: int | str) -> NDArray[np.float64]:
+    """Numbers in [0, 1) for many samples: ``[len(places), count]``, a pure function of key and place.
+
+    More numbers of a sample begin with the same ones.
 
     Args:
-        positions: Places of the samples, from 0; any order.
+        places: One for each sample, from 0; any order.
         count: Numbers per sample.
-        key: What the numbers are a function of besides the position, as for ``generator``.
+        key: What the numbers are a function of besides the place, as for ``generator``.
     """
-    random = generator(*key)
-    philox = random.bit_generator
-    assert isinstance(philox, np.random.Philox) and count <= 4 * _STRIDE
-    numbers = np.empty((len(positions), count))
-    place = 0
-    for row, position in zip(numbers, positions, strict=True):
-        philox.advance((position * _STRIDE - place) % 2**256)  # also drops what is left of a block of four
-        random.random(out=row)
-        place = position * _STRIDE + (count + 3) // 4
+    streams = Streams(*key)
+    numbers = np.empty((len(places), count))
+    for row, place in zip(numbers, places, strict=True):
+        streams.at(place).random(out=row)
     return numbers
 
 

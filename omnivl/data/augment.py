@@ -44,7 +44,7 @@ def training_view(
     else:
         view = _turned(pixels, size, box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
-        view = np.ascontiguousarray(view[:, :, ::-1])
+        view = _mirrored(view)
     gray = uniforms[5] < config.grayscale
     jitter = uniforms[6] < config.color_probability and (
         config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
@@ -127,6 +127,14 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
     result = np.empty((len(pixels), height, width, 3), dtype=np.uint8)
     for frame, target in zip(pixels, result, strict=True):
         cv2.resize(frame, (width, height), dst=target, interpolation=how)
+    return result
+
+
+def _mirrored(pixels: Pixels) -> Pixels:
+    """All frames with left and right exchanged; several times as fast as a copy with a negative stride."""
+    result = np.empty_like(pixels)
+    for frame, target in zip(pixels, result, strict=True):
+        cv2.flip(frame, 1, dst=target)
     return result
 
 

@@ -6,7 +6,6 @@ Shapes: T frames, S side of the picture.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +20,7 @@ from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
 from omnivl.model.config import ModelConfig
-from omnivl.randomness import generator, stable_hash
+from omnivl.randomness import Streams, stable_hash
 
 MAX_SUBSTITUTES = 32
 _MAX_CACHED_FRAMES = 16  # a longer clip is decoded anew each time, and only the frames that are needed
@@ -111,6 +110,7 @@ class ExampleReader:
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._size = model.video_size if is_video(config.kind) else model.image_size
         self._num_frames = model.num_frames
+        self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
         self._classes: dict[str, int] | None = None
@@ -161,18 +161,13 @@ class ExampleReader:
             BadSampleError: It cannot be decoded or has no text.
         """
         config = self.config
-        text_random = frame_random = view_random = None
+        text = choose_text(sample, config, self._texts.at(position) if self._training else None)
+        pixels = self._pixels(sample, position)
         if self._training:
-            text_random = partial(generator, self._seed, self.key, "text", position)
-            view_random = generator(self._seed, self.key, "augment", position)
-            frame_random = generator(self._seed, self.key, "frames", position) if is_video(config.kind) else None
-        text = choose_text(sample, config, text_random)
-        pixels = self._pixels(sample, frame_random)
-        if view_random is None:
-            view = evaluation_view(pixels, self._size)
+            flip = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
+            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip)
         else:
-            flip_allowed = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
-            view = training_view(pixels, self._size, config.augment, view_random, flip_allowed=flip_allowed)
+            view = evaluation_view(pixels, self._size)
         return Example(
             frames=view,
             text=text,
@@ -183,10 +178,11 @@ class ExampleReader:
             meta=sample.meta,
         )
 
-    def _pixels(self, sample: Sample, random: np.random.Generator | None) -> NDArray[np.uint8]:
+    def _pixels(self, sample: Sample, position: int) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``."""
 
         def choose(total: int) -> list[int]:
+            random = self._frames.at(position) if self._training else None
             return sample_frames(total, self._num_frames, self.config.frames, random)
 
         cache = self._cache if sample.frames is None else None

@@ -7,13 +7,15 @@ memory for any N and any place can be asked for directly.
 Source: cycle walking, Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), section 4.
 """
 
-from functools import lru_cache
+import numpy as np
+from numpy.typing import NDArray
 
 from omnivl.randomness import generator
 
 _ROUNDS = 6
-_MULTIPLIER = 0x9E3779B97F4A7C15
-_MASK = 2**64 - 1
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_BLOCK = 1024
+"""Places that are shuffled at once: in arrays it costs a twentieth of one by one."""
 
 
 class Order:
@@ -30,27 +32,31 @@ class Order:
         self.length = length
         self._key = key
         self._half = max(1, ((length - 1).bit_length() + 1) // 2)
+        self._kept: tuple[tuple[int, int], list[int]] = (-1, -1), []
 
     def __call__(self, position: int) -> tuple[int, int]:
         """Returns (epoch, index of the sample) of a position."""
         epoch, place = divmod(position, self.length)
-        keys = _round_keys(epoch, self._key)
-        value = self._mix(place, keys)
-        while value >= self.length:  # the domain is at most 4 times as large: 4 steps are expected at worst
-            value = self._mix(value, keys)
-        return epoch, value
+        block, row = divmod(place, _BLOCK)
+        kept, indices = self._kept
+        if kept != (epoch, block):
+            indices = self._shuffle(epoch, block * _BLOCK).tolist()
+            self._kept = (epoch, block), indices
+        return epoch, indices[row]
 
-    def _mix(self, value: int, keys: tuple[int, ...]) -> int:
-        half, mask = self._half, (1 << self._half) - 1
-        left, right = value >> half, value & mask
+    def _shuffle(self, epoch: int, first: int) -> NDArray[np.uint64]:
+        """The samples at the places of one block."""
+        keys = generator(*self._key, "order", epoch).integers(0, 2**63, size=_ROUNDS).astype(np.uint64)
+        values = self._mix(np.arange(first, min(first + _BLOCK, self.length), dtype=np.uint64), keys)
+        while (outside := np.flatnonzero(values >= self.length)).size:  # the domain is at most 4 times as large
+            values[outside] = self._mix(values[outside], keys)
+        return values
+
+    def _mix(self, values: NDArray[np.uint64], keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        half, mask = np.uint64(self._half), np.uint64((1 << self._half) - 1)
+        left, right = values >> half, values & mask
         for key in keys:
-            hashed = ((right ^ key) * _MULTIPLIER) & _MASK
-            hashed = ((hashed ^ (hashed >> 32)) * _MULTIPLIER) & _MASK
-            left, right = right, left ^ ((hashed >> 40) & mask)
+            hashed = (right ^ key) * _MULTIPLIER
+            hashed = (hashed ^ (hashed >> np.uint64(32))) * _MULTIPLIER
+            left, right = right, left ^ ((hashed >> np.uint64(40)) & mask)
         return (left << half) | right
-
-
-@lru_cache(maxsize=64)
-def _round_keys(epoch: int, key: tuple[int | str, ...]) -> tuple[int, ...]:
-    draws = generator(*key, "order", epoch).integers(0, 2**63, size=_ROUNDS)
-    return tuple(int(draw) for draw in draws)

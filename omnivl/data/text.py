@@ -1,7 +1,7 @@
 """The text of a sample, and what may be done to its picture without making the text wrong."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -24,16 +24,13 @@ _PATTERNS = {
 }
 
 
-def choose_text(
-    sample: Sample, config: DataEntryConfig, random: Callable[[], np.random.Generator] | None = None
-) -> str:
+def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Generator | None = None) -> str:
     """The text that goes with the sample.
 
     Args:
         sample: With captions for caption kinds, with a label for label kinds.
         config: Caption policy or prompts.
-        random: Makes the sample's generator, and is asked for it only where there is a choice, because making one takes
-            longer than all else here; None for evaluation: the first caption, the first prompt.
+        random: The sample's generator; None for evaluation: the first caption, the first prompt.
 
     Raises:
         BadSampleError: ``missing_caption`` or ``missing_label``.
@@ -46,14 +43,14 @@ def choose_text(
     if not captions:
         raise BadSampleError("missing_caption", sample.where, f"kind {config.kind} needs a caption")
     if config.caption == "join":
-        order = range(len(captions)) if random is None else random().permutation(len(captions)).tolist()
+        order = range(len(captions)) if random is None else random.permutation(len(captions)).tolist()
         return ", ".join(captions[place] for place in order)
     return _drawn(captions, random) if config.caption == "random" else captions[0]
 
 
-def _drawn(texts: Sequence[str], random: Callable[[], np.random.Generator] | None) -> str:
+def _drawn(texts: Sequence[str], random: np.random.Generator | None) -> str:
     """One of the texts; the first where nothing is drawn."""
-    return texts[0 if random is None or len(texts) == 1 else int(random().integers(len(texts)))]
+    return texts[0 if random is None or len(texts) == 1 else int(random.integers(len(texts)))]
 
 
 def may_flip(text: str, language: str = "en") -> bool:

@@ -25,7 +25,7 @@ from omnivl.data.batch import Batch, DataKind
 from omnivl.errors import UserError
 from omnivl.model.gather import Gather
 from omnivl.model.state import State
-from omnivl.randomness import generator, uniforms
+from omnivl.randomness import Streams, uniforms
 
 if TYPE_CHECKING:
     from omnivl.model.config import ModelConfig
@@ -68,9 +68,9 @@ class PrepareContext:
         """``count`` numbers in [0, 1) for every sample of a batch, ``[B, count]``."""
         return uniforms(batch.position.tolist(), count, self.seed, self.source, purpose)
 
-    def generator(self, purpose: str, position: int) -> np.random.Generator:
-        """The generator of one sample for one purpose."""
-        return generator(self.seed, self.source, purpose, position)
+    def streams(self, purpose: str) -> Streams:
+        """The generators of a batch's samples for one purpose, by position."""
+        return Streams(self.seed, self.source, purpose)
 
 
 @dataclass(frozen=True)

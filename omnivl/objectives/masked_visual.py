@@ -100,7 +100,9 @@ class MaskedVisual(Objective):
         """Draws ``{name}/rows`` int64 ``[M]`` and ``{name}/mask`` bool ``[M, T, N]``."""
         times = max(1, batch.num_frames // context.tubelet_size)
         rows = self.rows(batch.size)
-        masks = [self.draw(context.generator(self.name, int(batch.position[row])), times, context.grid) for row in rows]
+        positions = batch.position[self.offset :: self.every].tolist()
+        streams = context.streams(self.name)
+        masks = [self.draw(streams.at(position), times, context.grid) for position in positions]
         return {
             f"{self.name}/rows": torch.tensor(list(rows), dtype=torch.int64),
             f"{self.name}/mask": torch.from_numpy(np.stack(masks)),

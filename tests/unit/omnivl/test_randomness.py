@@ -4,7 +4,7 @@ import pickle
 import numpy as np
 import pytest
 
-from omnivl.randomness import generator, stable_hash, uniforms
+from omnivl.randomness import Streams, generator, stable_hash, uniforms
 
 
 def documented(*key: int | str) -> np.random.Generator:
@@ -52,5 +52,15 @@ def test_uniforms_are_a_function_of_key_and_position_alone() -> None:
 
 def test_uniforms_are_those_of_philox_from_the_samples_place_on() -> None:
     philox = documented(5, "vlm").bit_generator
-    philox.advance(9 * 2**32)
+    philox.advance(9 * 2**64)
     assert np.array_equal(uniforms([2, 9], 6, 5, "vlm")[1], np.random.Generator(philox).random(6))
+
+
+def test_a_stream_begins_anew_wherever_its_generator_was_left() -> None:
+    streams = Streams(5, "augment")
+    whole = streams.at(3).random(6)
+    streams.at(8).integers(100, size=3, dtype=np.uint32)  # leaves a half of a word and a part of a block behind
+    assert np.array_equal(streams.at(3).random(6), whole)
+    assert np.array_equal(Streams(5, "augment").at(3).random(6), whole)
+    assert not np.isin(streams.at(4).random(6), whole).any()
+    assert np.array_equal(streams.at(0).random(6), generator(5, "augment").random(6))

@@ -104,6 +104,15 @@ def test_what_is_transparent_shows_white():
     assert pixels[1, 0].tolist() == [255, 127, 127]
 
 
+def test_every_colour_and_every_transparency_is_blended_to_the_nearest_value():
+    values = np.arange(256, dtype=np.uint16)
+    colour, alpha = np.meshgrid(values, values)
+    bgra = np.stack([colour, colour, colour, alpha], axis=2).astype(np.uint8)
+    pixels = decode_still(sample(cv2.imencode(".png", bgra)[1].tobytes(), "png"), LIMITS)[0]
+    wanted = np.rint((colour * alpha.astype(np.float64) + 255.0 * (255 - alpha)) / 255)
+    assert np.array_equal(pixels, np.repeat(wanted[..., None], 3, axis=2))
+
+
 def test_cmyk_jpeg():
     assert decode_still(sample(pillow("JPEG", "CMYK"), "jpg"), LIMITS).shape == (1, 20, 30, 3)
 

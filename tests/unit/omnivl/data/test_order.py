@@ -4,7 +4,7 @@ import pytest
 from omnivl.data.order import Order
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 100, 1023])
+@pytest.mark.parametrize("length", [1, 2, 3, 5, 16, 17, 100, 1023, 1024, 1025, 4097])
 def test_every_epoch_is_a_permutation(length):
     order = Order(length, 0, "entry")
     for epoch in range(3):
@@ -19,6 +19,12 @@ def test_the_order_is_a_pure_function_of_its_key():
     assert order != [Order(100, 1, "a")(position) for position in range(300)]
     assert order != [Order(100, 0, "b")(position) for position in range(300)]
     assert [index for _, index in order[:100]] != [index for _, index in order[100:200]], "epochs differ"
+
+
+def test_a_place_may_be_asked_for_in_any_order():
+    order = Order(5000, 0, "a")
+    inside = {position: order(position) for position in range(12_000)}
+    assert all(order(position) == inside[position] for position in range(11_999, 0, -997))
 
 
 def test_the_shuffle_is_even():

@@ -95,7 +95,8 @@ def test_bf16_streams_give_nearly_the_losses_of_fp32() -> None:
         runs.append({kind: chain(collated(kind, 0)).named("loss") for kind in DATA_KINDS})
     for kind in DATA_KINDS:
         for name, loss in runs[0][kind].items():
-            assert runs[1][kind][name].item() == pytest.approx(loss.item(), rel=0.03), (kind, name)
+            near = 0.1 if name == "vlm" else 0.03  # its negatives are drawn by similarity: a draw at an edge may turn
+            assert runs[1][kind][name].item() == pytest.approx(loss.item(), rel=near), (kind, name)
 
 
 @pytest.mark.parametrize("kind", ["image_text", "video_text"])
