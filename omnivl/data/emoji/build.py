@@ -1,12 +1,14 @@
 """Builds the emoji set: packages in, shards, vocabulary and manifest out."""
 
 import json
+import os
 import zlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import av
 import PIL
@@ -37,6 +39,9 @@ from omnivl.data.emoji.vocabulary import train_vocabulary
 
 VOCABULARY_SIZE = 4096
 CLIP_STYLE = "fluent"
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -129,8 +134,8 @@ def build_emoji(
     clips = _encode_clips(archives, concepts, recipe, progress)
     texts = _Texts(archives[EMOJIBASE], splits, recipe)
 
-    def samples_of(concept: Concept) -> Iterator[ShardSample]:
-        return _samples(concept, drawings, clips, texts, recipe.size)
+    def samples_of(concept: Concept) -> list[ShardSample]:
+        return list(_samples(concept, drawings, clips, texts, recipe.size))
 
     out.mkdir(parents=True, exist_ok=True)
     written, counts = _write_shards(out, concepts, samples_of, recipe, progress)
@@ -153,7 +158,7 @@ def build_emoji(
 def _write_shards(
     out: Path,
     concepts: Sequence[Concept],
-    samples_of: Callable[[Concept], Iterator[ShardSample]],
+    samples_of: Callable[[Concept], list[ShardSample]],
     recipe: Recipe,
     progress: Progress,
 ) -> tuple[list[WrittenShard], Counter[str]]:
@@ -162,9 +167,11 @@ def _write_shards(
     counts: Counter[str] = Counter()
     suffix = ".tar.gz" if recipe.compressed else ".tar"
     for first in range(0, len(concepts), recipe.concepts_per_shard):
-        progress("drawings", first, len(concepts))
         part = concepts[first : first + recipe.concepts_per_shard]
-        samples = [sample for concept in part for sample in samples_of(concept)]
+        samples: list[ShardSample] = []
+        for number, made in enumerate(side_by_side(samples_of, part)):
+            progress("drawings", first + number, len(concepts))
+            samples += made
         counts.update(f"split:{sample.fields['split']}" for sample in samples)
         counts.update(f"{sample.fields['medium']}:{sample.fields['style']}" for sample in samples)
         written.append(write_shard(out / f"emoji-{len(written):05d}{suffix}", samples))
@@ -236,14 +243,33 @@ def _encode_clips(
     """Encoded clips by hexcode of the concepts that move."""
     wanted = {concept.hexcode for concept in concepts}
     clips: dict[str, bytes] = {}
+
+    def encode(member: tuple[str, bytes]) -> tuple[str, bytes | None]:
+        clip = read_animation(member[1], recipe.size, recipe.num_frames)
+        return member[0], None if clip is None else encode_clip(clip, recipe.preset)
+
     for number, package in enumerate(ANIMATIONS):
         progress("clips", number, len(ANIMATIONS))
-        for hexcode, data in join.iterate_members(archives[package], ANIMATION_FOLDER, ".webp", wanted):
-            clip = read_animation(data, recipe.size, recipe.num_frames)
-            if clip is not None:
-                clips[hexcode] = encode_clip(clip, recipe.preset)
+        members = join.iterate_members(archives[package], ANIMATION_FOLDER, ".webp", wanted)
+        clips.update((hexcode, data) for hexcode, data in side_by_side(encode, members) if data is not None)
     progress("clips", len(ANIMATIONS), len(ANIMATIONS))
     return clips
+
+
+def side_by_side(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Makes something of each item on a thread per core, in the items' order; the encoders release Python's lock.
+
+    Only a few items are taken ahead: an animation has megabytes.
+    """
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    waiting: deque[Future[Made]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(make, item))
+            if len(waiting) > 2 * threads:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def encoder_versions() -> dict[str, str]:
