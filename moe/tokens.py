@@ -1,0 +1,55 @@
+"""What a layer is told about the tokens it gets: their modality, and which of them are padding.
+
+Shapes: T tokens, in the order in which the leading dimensions of ``x [..., D]`` unroll.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens of one modality.
+
+    Attributes:
+        modality: Its name.
+        length: Number of tokens.
+        fused: Whether the tokens stand in a sequence that joins modalities.
+    """
+
+    modality: str
+    length: int
+    fused: bool = False
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """All tokens of a call. Lengths are plain numbers, so that nothing has to be read back from a device.
+
+    Attributes:
+        segments: Runs of one modality, end to end; together T tokens.
+        valid: bool ``[T]``, false where there is only padding; None where there is none.
+    """
+
+    segments: tuple[Segment, ...]
+    valid: Tensor | None = None
+
+    @classmethod
+    def of(cls, modality: str, x: Tensor, valid: Tensor | None = None, *, fused: bool = False) -> "Tokens":
+        """All tokens of ``x [..., D]`` as one segment; ``valid`` has the leading dimensions of ``x``."""
+        segment = Segment(modality, x.shape[:-1].numel(), fused)
+        return cls((segment,), None if valid is None else valid.reshape(-1))
+
+    @property
+    def count(self) -> int:
+        """T."""
+        return sum(segment.length for segment in self.segments)
+
+    def modality_ids(self, modalities: Sequence[str], device: torch.device) -> Tensor:
+        """int64 ``[T]``: the place of each token's modality in ``modalities``."""
+        ids = torch.tensor([modalities.index(segment.modality) for segment in self.segments])
+        lengths = torch.tensor([segment.length for segment in self.segments])
+        return ids.repeat_interleave(lengths).to(device, non_blocking=True)
