@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moe.feed_forward import FeedForwardOutput
 from moe.linear import Linear
+from moe.tokens import Tokens
 
 
 class DenseFeedForward(nn.Module):
@@ -18,6 +19,6 @@ class DenseFeedForward(nn.Module):
         self.fc1 = Linear(hidden_size, inner_size)
         self.fc2 = Linear(inner_size, hidden_size)
 
-    def forward(self, x: Tensor, modality_ids: Tensor | None = None) -> FeedForwardOutput:
-        """Maps ``x [..., D]`` to the same shape; ``modality_ids`` is ignored."""
+    def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
+        """Maps ``x [..., D]`` to the same shape; what ``tokens`` says makes no difference."""
         return FeedForwardOutput(self.fc2(F.gelu(self.fc1(x))))

@@ -84,18 +84,21 @@ def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_E
 
 
 def _grouped(rows_ND: Tensor, tokens_E: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor) -> Tensor:
-    ends_E = tokens_E.cumsum(0, dtype=torch.int32)
-    dtype = rows_ND.dtype
+    ends_E, dtype = tokens_E.cumsum(0, dtype=torch.int32), rows_ND.dtype
     expert_N = torch.searchsorted(ends_E, torch.arange(len(rows_ND), device=rows_ND.device), right=True)
-    expert_N = expert_N.clamp_max(len(w1_EDF) - 1)
-    inner_NF = F.grouped_mm(rows_ND, w1_EDF.to(dtype), offs=ends_E) + b1_EF.to(dtype)[expert_N]
+
+    def bias(bias_E: Tensor) -> Tensor:
+        # Rows of no expert hold anything, and so do their gradients: they go to a row of their own.
+        return F.pad(bias_E.to(dtype), (0, 0, 0, 1))[expert_N]
+
+    inner_NF = F.grouped_mm(rows_ND, w1_EDF.to(dtype), offs=ends_E) + bias(b1_EF)
     out_ND = F.grouped_mm(F.gelu(inner_NF), w2_EDF.to(dtype).transpose(1, 2), offs=ends_E)
-    return out_ND + b2_ED.to(dtype)[expert_N]
+    return out_ND + bias(b2_ED)
 
 
 def padded_rows(rows: int) -> int:
     """``rows`` rounded up so that no more than eight numbers lie between two powers of two; at least 16."""
-    step = max(_FEWEST_ROWS, 1 << max(0, (rows - 1).bit_length() - 3))
+    step = max(_FEWEST_ROWS, 1 << max(0, (rows - 1).bit_length() - 4))
     return max(_FEWEST_ROWS, -(-rows // step) * step)
 
 

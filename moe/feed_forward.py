@@ -1,65 +1,86 @@
-"""The feed-forward slot of a transformer block: what fills it, and what every filling returns.
+"""The feed-forward slot of a transformer block: what every filling gets and returns, and how it is built.
 
-Shapes: T tokens (any leading dimensions), D hidden size, F inner size, E experts.
+Shapes: D hidden size, F inner size; leading dimensions of a call are free.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Protocol, cast
 
+from pydantic import Field
 from torch import Tensor, nn
 
-Losses = Mapping[str, Tensor]
-Statistics = Mapping[str, Tensor]
+from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
+from moe.tokens import Tokens
 
 
 @dataclass(frozen=True)
 class FeedForwardOutput:
-    """What a feed-forward slot returns. Losses and statistics travel as values, never as module attributes.
+    """What a feed-forward slot returns. What a router has to say travels as a value, never as a module's attribute.
 
     Attributes:
         y: ``[..., D]``, same shape and dtype as the input.
-        losses: Auxiliary losses by name, scalars with gradient; empty for a dense layer.
-        statistics: Detached routing statistics by name; empty for a dense layer.
+        router_sums: The packed ``moe.router_losses.RouterSums`` of the call, fp32, with gradient; None where nothing
+            was routed by a router.
     """
 
     y: Tensor
-    losses: Losses = field(default_factory=dict)
-    statistics: Statistics = field(default_factory=dict)
+    router_sums: Tensor | None = None
 
 
 class FeedForward(Protocol):
     """Anything that can stand in the feed-forward slot of a block."""
 
-    def __call__(self, x: Tensor, modality_ids: Tensor | None = None) -> FeedForwardOutput:
+    def __call__(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
         """Maps ``x`` ``[..., D]`` to the same shape.
 
         Args:
-            x: Normalised hidden states ``[..., D]``.
-            modality_ids: int64, broadcastable to ``x.shape[:-1]``; which modality each token is of. Dense layers
-                ignore it.
+            x: Normalised hidden states.
+            tokens: Modality and validity of the tokens, in the order in which ``x`` unrolls.
         """
 
 
-@dataclass(frozen=True)
-class DenseConfig:
-    """An ordinary two-layer perceptron, the same for every token."""
-
-    kind: Literal["dense"] = "dense"
-
-
-FeedForwardConfig = DenseConfig
+FeedForwardConfig = Annotated[DenseConfig | MoMEConfig | LIMoEConfig | MoMELIMoEConfig, Field(discriminator="kind")]
 """Union of everything that can fill the slot, discriminated by ``kind``."""
 
 
-def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: int) -> nn.Module:
+@dataclass(frozen=True)
+class Slot:
+    """Where in a model a feed-forward layer stands.
+
+    Attributes:
+        block: Index of the block in its stack.
+        modalities: Modalities of the tokens that come by, of those that the model knows.
+        known: All modalities that the model knows, in the order in which statistics name them.
+        fused: Which tokens come by: those of sequences of one modality (False), of sequences that join several (True).
+    """
+
+    block: int
+    modalities: Sequence[str]
+    known: Sequence[str]
+    fused: Sequence[bool] = (False,)
+
+
+def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: int, slot: Slot) -> nn.Module:
     """Builds the module that fills one block's feed-forward slot; it satisfies ``FeedForward``.
 
     Args:
         config: What to build, one member of the union.
         hidden_size: D.
-        inner_size: F, of a dense layer or of one expert.
+        inner_size: F, of a dense layer.
+        slot: Where it stands.
     """
     from moe.dense import DenseFeedForward  # here, because the fillings import this file's contract
+    from moe.modality import ModalityFeedForward
+    from moe.sparse import SparseFeedForward
 
+    if isinstance(config, MoMEConfig):
+        return ModalityFeedForward(config, hidden_size, inner_size, slot)
+    if is_routed(config, slot.block):
+        return SparseFeedForward(cast("LIMoEConfig | MoMELIMoEConfig", config), hidden_size, inner_size, slot.known)
     return DenseFeedForward(hidden_size, inner_size)
+
+
+def is_routed(config: FeedForwardConfig, block: int) -> bool:
+    """Whether block ``block`` of a stack has a router."""
+    return isinstance(config, SparseConfig) and block % config.every == config.every - 1

@@ -1,11 +1,11 @@
 """What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.feed_forward import FeedForwardOutput
@@ -64,9 +64,5 @@ class BlockLayer(ChainLayer):
             ema_update_(self.momentum_block, self.block, self.config.momentum.decay, self.local_storage)
 
     def with_routing(self, state: State, out: FeedForwardOutput) -> State:
-        """Puts a block's auxiliary losses under ``router/{layer}/`` and its statistics under ``routing/{layer}/``."""
-        found: Mapping[str, Tensor] = {
-            **{f"router/{self.name}/{name}": loss for name, loss in out.losses.items()},
-            **{f"routing/{self.name}/{name}": value for name, value in out.statistics.items()},
-        }
-        return state.merged(found) if found else state
+        """Puts what a block's router has to say under ``router/{layer}``, for the last layer to make losses of."""
+        return state if out.router_sums is None else state.merged({f"router/{self.name}": out.router_sums})

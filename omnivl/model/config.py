@@ -3,7 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moe.feed_forward import DenseConfig, FeedForwardConfig
+from moe.config import DenseConfig
+from moe.feed_forward import FeedForwardConfig
+
+MODALITIES = ("image", "video", "text")
+"""What tokens can be of, in the order in which routing statistics name them."""
 
 
 @dataclass(frozen=True)

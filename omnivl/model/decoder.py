@@ -7,13 +7,12 @@ Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., a
 Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
 """
 
-import torch
 from torch import Tensor
 
-from moe.feed_forward import FeedForwardOutput, build_feed_forward
+from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward
 from omnivl.model.attention import CrossAttention, SelfAttention
 from omnivl.model.block import BlockLayer
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
@@ -23,14 +22,15 @@ from omnivl.model.text import TEXT_EPS, TEXT_MODALITY, ResidualBlock
 class GroundedBlock(ResidualBlock):
     """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
 
-    def __init__(self, config: ModelConfig, causal: bool, is_last: bool = False) -> None:
-        super().__init__(config, is_last)
+    def __init__(self, config: ModelConfig, causal: bool, index: int = 0, is_last: bool = False) -> None:
+        super().__init__(config, index, is_last)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,))
         self.causal = causal
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.cross = CrossAttention(config.hidden_size, config.num_heads)
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, rows: Tensor | None) -> FeedForwardOutput:
@@ -46,8 +46,8 @@ class GroundedBlock(ResidualBlock):
         x = x if padding is None else padding.drop(x)
         attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
         x = self.leave(self.norm1, x, attended)
-        out = self._after_self_attention(x, self.cross.project(memory), rows, padding)
-        return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.losses, out.statistics)
+        out = self._after_self_attention(x, self.cross.project(memory), rows, mask, padding)
+        return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.router_sums)
 
     def decode(
         self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None
@@ -67,11 +67,12 @@ class GroundedBlock(ResidualBlock):
         return self._after_self_attention(self.leave(self.norm1, x, attended), kv, rows), past
 
     def _after_self_attention(
-        self, x: Tensor, kv: Tensor, rows: Tensor | None, padding: Padding | None = None
+        self, x: Tensor, kv: Tensor, rows: Tensor | None, mask: Tensor | None = None, padding: Padding | None = None
     ) -> FeedForwardOutput:
         x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
-        out: FeedForwardOutput = self.ffn(self.enter(self.norm3, x), torch.full((), TEXT_MODALITY, device=x.device))
-        return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.losses, out.statistics)
+        tokens = self.tokens(x, mask, padding, fused=True)
+        out: FeedForwardOutput = self.ffn(self.enter(self.norm3, x), tokens)
+        return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
 
 
 class AlignmentBlock(BlockLayer):
@@ -79,7 +80,7 @@ class AlignmentBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         is_last = index == config.alignment_layers - 1
-        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, is_last))
+        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, is_last))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are alignment rows."""
@@ -102,7 +103,7 @@ class GenerationBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         is_last = index == config.generation_layers - 1
-        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, is_last))
+        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, is_last))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""

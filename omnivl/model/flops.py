@@ -9,9 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
+from moe.feed_forward import Slot, is_routed
+from moe.sizes import slot_flops, slot_parameters
 from omnivl.model.build import wants_momentum
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.state import StepLayout
+from omnivl.model.text import TEXT_MODALITY
+from omnivl.model.visual import VISUAL_MODALITIES
 from omnivl.objectives.base import Objective
 
 FORWARD_AND_BACKWARD = 3
@@ -63,16 +67,20 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
         config: Sizes.
         objectives: They decide on heads and twins.
     """
-    hidden, inner = config.hidden_size, config.inner_size
+    hidden = config.hidden_size
     norm, attention = 2 * hidden, 4 * (hidden**2 + hidden)
-    block = attention + 2 * hidden * inner + inner + hidden + 2 * norm
+    block = attention + 2 * norm
     temporal = norm + attention + hidden**2 + hidden
     scales = 0 if config.layer_scale_init is None else 2 * hidden
     visual = config.vision_layers * (block + temporal + scales) + norm
+    visual += _slots(config, config.vision_layers, VISUAL_MODALITIES)
     norm_out = norm if config.text_norm == "pre" else 0
     text = config.text_layers * block + norm_out * (config.text_layers > 0)
+    text += _slots(config, config.text_layers, (TEXT_MODALITY,))
     projections = 2 * (hidden * config.projection_size + config.projection_size)
     grounded = block + attention + norm
+    alignment = config.alignment_layers * grounded + norm_out * (config.alignment_layers > 0)
+    generation = config.generation_layers * grounded + norm_out * (config.generation_layers > 0)
     twins = wants_momentum(config, objectives)
     twin_projections = any(o.name == "univlc" and o.uses_momentum for o in objectives)
     return ParameterCount(
@@ -80,11 +88,17 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
         visual=visual,
         text=text,
         contrast=projections + 1,
-        alignment=config.alignment_layers * grounded + norm_out * (config.alignment_layers > 0),
-        generation=config.generation_layers * grounded + norm_out * (config.generation_layers > 0),
+        alignment=alignment + _slots(config, config.alignment_layers, (TEXT_MODALITY,), fused=(True,)),
+        generation=generation + _slots(config, config.generation_layers, (TEXT_MODALITY,), fused=(True,)),
         heads=_head_parameters(config, objectives),
         momentum=twins * (_embed_parameters(config) + visual + text) + twin_projections * projections,
     )
+
+
+def _slots(config: ModelConfig, layers: int, modalities: Sequence[str], *, fused: Sequence[bool] = (False,)) -> int:
+    """Parameters of the feed-forward slots of a stack."""
+    slots = [Slot(block, modalities, MODALITIES, fused) for block in range(layers)]
+    return sum(slot_parameters(config.ffn, config.hidden_size, config.inner_size, slot) for slot in slots)
 
 
 def _embed_parameters(config: ModelConfig) -> int:
@@ -127,13 +141,15 @@ def step_flops(config: ModelConfig, layout: StepLayout, text_tokens: int | None 
     kept, text = _kept_patches(config, layout), _text_row(config, layout, tokens)
     # Keys and values are projected once per memory row, however many alignment rows read them.
     memory = layout.batch_size * _memory(config, layout, kept)
-    aligned = alignment_rows * _grounded_block(config, layout, tokens, kept) + memory * (alignment_rows > 0)
-    generated = layout.batch_size * _grounded_block(config, layout, shifted, kept) + memory
+    alignment, generation = config.alignment_layers, config.generation_layers
+    aligned = alignment_rows * _grounded_row(config, layout, alignment, tokens, kept)
+    aligned += alignment * memory * (alignment_rows > 0)
+    generated = layout.batch_size * _grounded_row(config, layout, generation, shifted, kept) + generation * memory
     total = FORWARD_AND_BACKWARD * (
         visual_rows * _visual_row(config, layout, kept)
         + text_rows * text
-        + config.alignment_layers * aligned
-        + layout.generation * config.generation_layers * generated
+        + aligned
+        + layout.generation * generated
         + _vocabulary(config, layout, tokens, shifted)
     )
     if layout.visual:  # no gradient flows into pixels: one product less
@@ -162,38 +178,43 @@ def _visual_row(config: ModelConfig, layout: StepLayout, patches: int) -> float:
     hidden, times = config.hidden_size, config.time_positions(layout.num_frames)
     in_frames, positions = times * (1 + patches), 1 + times * patches
     flops = in_frames * 8 * hidden**2 + times * 4 * (1 + patches) ** 2 * hidden
-    flops += positions * 4 * hidden * config.inner_size
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
     saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + 4 * hidden * config.inner_size)
-    return config.vision_layers * flops - _is_shortened(config, layout) * saved
+    slots = positions * _slots_flops(config, config.vision_layers)
+    return config.vision_layers * flops + slots - _is_shortened(config, layout, config.vision_layers) * saved
 
 
 def _text_row(config: ModelConfig, layout: StepLayout, tokens: float) -> float:
     """All text blocks on one text, forward. A last block that computes one position reads the others with padding."""
     hidden, length = config.hidden_size, config.text_length
-    if not _is_shortened(config, layout):
-        return config.text_layers * _text_block(config, tokens)
+    if not _is_shortened(config, layout, config.text_layers):
+        return _text_blocks(config, config.text_layers, tokens)
     first = 4 * hidden**2 + 4 * length * hidden + 4 * hidden * config.inner_size
-    return (config.text_layers - 1) * _text_block(config, tokens) + length * 4 * hidden**2 + first
+    return _text_blocks(config, config.text_layers - 1, tokens) + length * 4 * hidden**2 + first
 
 
-def _is_shortened(config: ModelConfig, layout: StepLayout) -> bool:
-    """Whether the last block of each encoder computes its first position only."""
-    return layout.class_only and config.ffn.kind == "dense"
+def _is_shortened(config: ModelConfig, layout: StepLayout, layers: int) -> bool:
+    """Whether the last block of an encoder of ``layers`` blocks computes its first position only."""
+    return layout.class_only and not is_routed(config.ffn, layers - 1)
 
 
-def _text_block(config: ModelConfig, tokens: float) -> float:
-    """One block on one text, forward: projections and feed-forward on its tokens, attention on the whole row."""
+def _slots_flops(config: ModelConfig, layers: int) -> float:
+    """The feed-forward slots of a stack on one token, forward."""
+    return sum(slot_flops(config.ffn, config.hidden_size, config.inner_size, block) for block in range(layers))
+
+
+def _text_blocks(config: ModelConfig, layers: int, tokens: float) -> float:
+    """The first blocks of a stack on one text, forward: attention works on the whole row, the rest on its tokens."""
     hidden, length = config.hidden_size, config.text_length
-    return tokens * (8 * hidden**2 + 4 * hidden * config.inner_size) + 4 * length**2 * hidden
+    return layers * (tokens * 8 * hidden**2 + 4 * length**2 * hidden) + tokens * _slots_flops(config, layers)
 
 
-def _grounded_block(config: ModelConfig, layout: StepLayout, tokens: float, patches: int) -> float:
-    """One decoder block on one text, forward, without the projection of what it attends to."""
+def _grounded_row(config: ModelConfig, layout: StepLayout, layers: int, tokens: float, patches: int) -> float:
+    """All blocks of a decoder on one text, forward, without the projection of what they attend to."""
     hidden, positions = config.hidden_size, 1 + config.time_positions(layout.num_frames) * patches
     cross = tokens * 4 * hidden**2 + 4 * config.text_length * positions * hidden
-    return _text_block(config, tokens) + cross
+    return _text_blocks(config, layers, tokens) + layers * cross
 
 
 def _memory(config: ModelConfig, layout: StepLayout, patches: int) -> float:

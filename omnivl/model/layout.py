@@ -46,6 +46,12 @@ def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int
     )
 
 
+def present_modalities(layout: StepLayout) -> tuple[str, ...]:
+    """The modalities that have tokens in a step, of ``MODALITIES``."""
+    visual = ("video" if layout.is_video else "image",) if layout.visual else ()
+    return (*visual, "text") if layout.text or layout.alignment or layout.generation else visual
+
+
 def _needs_visual(demands: Demands) -> bool:
     """The decoders attend to clean visual rows, and the twins see the clean input."""
     implied = demands.embeddings or demands.momentum or demands.generation or bool(demands.alignment)

@@ -8,23 +8,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from moe.config import SparseConfig
+from moe.health import mean_health, routing_health
+from moe.router_losses import RouterSums, loss_weights, router_losses
+from moe.sparse import allowed_experts
 from omnivl.model.chain import ChainLayer
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.gather import Gather, LocalGather
+from omnivl.model.layout import present_modalities
 from omnivl.model.state import State
 from omnivl.objectives.base import Objective
 from omnivl.objectives.vlm import MatchHead
 from omnivl.objectives.vocabulary import VocabularyHead
 
-_SCALARS = ("loss", "metric", "routing")
+_SCALARS = ("loss", "metric")
 
 
 class Losses(ChainLayer):
     """Heads and losses.
 
     In training, ``loss/{name}`` and ``metric/{name}/{metric}`` of every active objective and ``loss``, the sum of
-    ``weight/{name}`` (from the state; 1 where it is not there) times ``loss/{name}``. Streams end here: only losses,
-    metrics and routing statistics leave.
+    ``weight/{name}`` (from the state; 1 where it is not there) times ``loss/{name}``. Routed layers add
+    ``loss/router/{name}``, weighted as the model says, and ``metric/router/{metric}``. Streams end here: only losses
+    and metrics leave.
 
     To match, ``match/logits`` fp32 ``[R]``: log odds of "match". To generate, ``generate/logits`` fp32 ``[B, V]``
     behind the stream's last position.
@@ -34,6 +40,8 @@ class Losses(ChainLayer):
         """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
+        self.ffn = config.ffn
+        self.router_weights = loss_weights(config.ffn.losses) if isinstance(config.ffn, SparseConfig) else {}
         self.objectives = {objective.name: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         if any(objective.uses_vocabulary_head for objective in objectives):
@@ -61,17 +69,43 @@ class Losses(ChainLayer):
 
     def _train(self, state: State) -> State:
         assert state.layout.objectives, f"no objective acts on {state.layout.kind}"
-        losses, metrics = router_losses(state), dict[str, Tensor]()
+        losses, metrics = self._router(state)
         for name in state.layout.objectives:
             objective = self.objectives[name]
             made = objective.loss(state, self.head_of(objective), self.gather)
             assert made.loss.dtype == torch.float32, f"{name} computes its loss in {made.loss.dtype}"
             losses[name] = made.loss
             metrics |= {f"metric/{name}/{metric}": value.detach() for metric, value in made.metrics.items()}
-        total = torch.stack([loss * _weight(state, name) for name, loss in losses.items()]).sum()
+        total = torch.stack([loss * self._weight(state, name) for name, loss in losses.items()]).sum()
         ended = {name: tensor for name, tensor in state.items() if name.split("/")[0] in _SCALARS}
         raw = {f"loss/{name}": loss for name, loss in losses.items()}
         return State({**ended, **metrics, **raw, "loss": total}, state.layout)
+
+    def _router(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Auxiliary losses of the routed layers and the health of their routing, both as means over layers.
+
+        Every layer has left its sums as one vector; all of them cross the replicas in one exchange.
+        """
+        vectors = state.named("router")
+        if not vectors:
+            return {}, {}
+        assert isinstance(self.ffn, SparseConfig)
+        joined = self.gather.join(torch.cat(list(vectors.values()))[None]).sum(0)
+        parts = torch.split(joined, [len(vector) for vector in vectors.values()])
+        layers = [RouterSums.unpack(part, len(MODALITIES)) for part in parts]
+        allowed = allowed_experts(self.ffn, MODALITIES)
+        losses = [router_losses(sums, MODALITIES, self.ffn.losses, allowed) for sums in layers]
+        present = present_modalities(state.layout)
+        health = mean_health([routing_health(sums, MODALITIES) for sums in layers], present)
+        return (
+            {f"router/{name}": torch.stack([one[name] for one in losses]).mean() for name in losses[0]},
+            {f"metric/router/{name}": value for name, value in health.items()},
+        )
+
+    def _weight(self, state: State, name: str) -> Tensor | float:
+        """The weight of a loss: a router's from the model, an objective's from the state."""
+        kind, _, loss = name.partition("/")
+        return self.router_weights[loss] if kind == "router" else state.get(f"weight/{name}", 1.0)
 
     def _match(self, state: State) -> Tensor:
         assert "vlm" in self.heads, "matching needs the head of the vlm objective"
@@ -85,23 +119,3 @@ class Losses(ChainLayer):
         assert self.vocabulary is not None, "generation needs the vocabulary head of the lm objective"
         logits: Tensor = self.vocabulary(state["generation"][:, -1])
         return logits
-
-
-def _weight(state: State, name: str) -> Tensor | float:
-    """``weight/{name}`` from the state."""
-    return state.get(f"weight/{name}", 1.0)
-
-
-def router_losses(state: State) -> dict[str, Tensor]:
-    """Auxiliary losses of routed layers, added up over layers.
-
-    Blocks leave them as ``router/{layer}/{loss}``, scalars with gradient.
-
-    Returns:
-        fp32 scalars by ``router/{loss}``, the name under which their weight is looked up.
-    """
-    sums: dict[str, Tensor] = {}
-    for path, loss in state.named("router").items():
-        name = f"router/{path.partition('/')[2]}"
-        sums[name] = sums[name] + loss.float() if name in sums else loss.float()
-    return sums

@@ -33,7 +33,7 @@ class Padding:
     def __init__(self, mask: Tensor) -> None:
         """Finds the positions to keep by ``mask``, bool ``[R, L]``, true where there is a token."""
         self.rows, self.length = mask.shape
-        self.index = chosen_positions(mask)
+        self.index, self._mask = chosen_positions(mask), mask
 
     @classmethod
     def worth_dropping(cls, mask: Tensor | None) -> "Padding | None":
@@ -45,6 +45,11 @@ class Padding:
             return None
         padding = cls(mask)
         return padding if len(padding.index) < mask.numel() else None
+
+    @property
+    def valid(self) -> Tensor:
+        """Bool ``[n]``: which of the kept positions hold a token."""
+        return self._mask.flatten().index_select(0, self.index)
 
     def drop(self, x: Tensor) -> Tensor:
         """``[R, L, D]`` to the positions that are kept, ``[n, D]``."""

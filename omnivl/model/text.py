@@ -6,31 +6,33 @@ Source: Devlin et al., BERT, arXiv 1810.04805; numbers as in its released code (
     Pre-norm: Xiong et al., arXiv 2002.04745, figure 1b.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.feed_forward import FeedForwardOutput, build_feed_forward
+from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
 from omnivl.model.block import BlockLayer
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
 
 TEXT_EPS = 1e-12
-TEXT_MODALITY = 1
+TEXT_MODALITY = "text"
 
 
 class ResidualBlock(nn.Module):
     """Where normalisation and dropout stand around the branches of a text or decoder block.
 
     Attributes:
+        reads_padding: Whether the feed-forward slot has to be told which positions are padding.
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
-    def __init__(self, config: ModelConfig, is_last: bool) -> None:
+    def __init__(self, config: ModelConfig, index: int, is_last: bool) -> None:
         super().__init__()
+        self.reads_padding = is_routed(config.ffn, index)
         self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
         normalises = self.is_pre_norm and is_last
         self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
@@ -38,6 +40,12 @@ class ResidualBlock(nn.Module):
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
         """What a branch reads of the stream ``x``."""
         return norm(x) if self.is_pre_norm else x
+
+    def tokens(self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False) -> Tokens:
+        """What the feed-forward slot is told of ``x``."""
+        if not self.reads_padding or mask is None:
+            return Tokens.of(TEXT_MODALITY, x, fused=fused)
+        return Tokens.of(TEXT_MODALITY, x, mask if padding is None else padding.valid, fused=fused)
 
     def leave(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
         """The stream with a branch's output added."""
@@ -48,11 +56,12 @@ class ResidualBlock(nn.Module):
 class BertBlock(ResidualBlock):
     """One transformer block of the text encoder, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, is_last: bool = False) -> None:
-        super().__init__(config, is_last)
+    def __init__(self, config: ModelConfig, index: int = 0, is_last: bool = False) -> None:
+        super().__init__(config, index, is_last)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES)
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
 
     def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> FeedForwardOutput:
@@ -68,9 +77,9 @@ class BertBlock(ResidualBlock):
         read = self.enter(self.norm1, x)
         attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
         x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
-        out: FeedForwardOutput = self.ffn(self.enter(self.norm2, x), torch.full((), TEXT_MODALITY, device=x.device))
+        out: FeedForwardOutput = self.ffn(self.enter(self.norm2, x), self.tokens(x, mask, padding))
         y = self.norm_out(self.leave(self.norm2, x, out.y))
-        return FeedForwardOutput(y if padding is None else padding.restore(y), out.losses, out.statistics)
+        return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
 
 
 class TextBlock(BlockLayer):
@@ -78,8 +87,8 @@ class TextBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         is_last = index == config.text_layers - 1
-        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, is_last), twin=twin)
-        self.may_shorten = is_last and config.ffn.kind == "dense"
+        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, index, is_last), twin=twin)
+        self.may_shorten = is_last and not is_routed(config.ffn, index)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""

@@ -17,16 +17,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe.feed_forward import FeedForwardOutput, build_feed_forward
+from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
 from omnivl.model.block import BlockLayer
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
 from omnivl.model.state import State, StepLayout
 
 VISUAL_EPS = 1e-6
-VISUAL_MODALITY = 0
+VISUAL_MODALITIES = ("image", "video")
 
 
 class LayerScale(nn.Module):
@@ -70,15 +71,16 @@ class TemporalAttention(nn.Module):
 class DividedBlock(nn.Module):
     """One transformer block of the visual encoder, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, drop_path_rate: float) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.drop_path_rate = drop_path_rate
+        self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.temporal = TemporalAttention(config)
         self.norm1 = LayerNorm(config.hidden_size, VISUAL_EPS)
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.scale1 = layer_scale(config)
         self.norm2 = LayerNorm(config.hidden_size, VISUAL_EPS)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size)
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
 
     def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
@@ -97,9 +99,9 @@ class DividedBlock(nn.Module):
         space = self._space(x, times, first_only)
         x = x[:, :1] if first_only else x
         x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
-        out: FeedForwardOutput = self.ffn(self.norm2(x), torch.full((), VISUAL_MODALITY, device=x.device))
+        out: FeedForwardOutput = self.ffn(self.norm2(x), Tokens.of(VISUAL_MODALITIES[is_video], x))
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
-        return FeedForwardOutput(y, out.losses, out.statistics)
+        return FeedForwardOutput(y, out.router_sums)
 
     def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
         """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
@@ -125,10 +127,10 @@ class VisualBlock(BlockLayer):
         """Builds block ``index`` of the encoder; the drop path rate rises with it."""
 
         def build(config: ModelConfig) -> nn.Module:
-            return DividedBlock(config, drop_path_rates(config.drop_path, config.vision_layers)[index])
+            return DividedBlock(config, index)
 
         super().__init__(f"visual_{index:02d}", config, build, twin=twin)
-        self.may_shorten = index == config.vision_layers - 1 and config.ffn.kind == "dense"
+        self.may_shorten = index == config.vision_layers - 1 and not is_routed(config.ffn, index)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moe.config import DenseConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import DenseConfig, build_feed_forward
+from moe.feed_forward import Slot, build_feed_forward
 from moe.linear import Linear, gather_on_use
 
 
@@ -73,7 +74,7 @@ def test_zero_start():
 
 
 def test_dense_feed_forward_by_hand():
-    layer = build_feed_forward(DenseConfig(), 1, 2)
+    layer = build_feed_forward(DenseConfig(), 1, 2, Slot(0, ("text",), ("text",)))
     assert isinstance(layer, DenseFeedForward)
     with torch.no_grad():
         layer.fc1.weight.copy_(torch.tensor([[1.0], [-2.0]]))
@@ -82,10 +83,9 @@ def test_dense_feed_forward_by_hand():
         layer.fc2.bias.fill_(0.5)
     # x = 1: inner (1, -1); gelu(1) = 0.8413447, gelu(-1) = -0.1586553.
     # 3 x 0.8413447 - 4 x 0.1586553 + 0.5 = 2.3894130
-    out = layer(torch.tensor([[1.0]]), torch.tensor(0))
+    out = layer(torch.tensor([[1.0]]))
     torch.testing.assert_close(out.y, torch.tensor([[2.3894130]]))
-    assert not out.losses
-    assert not out.statistics
+    assert out.router_sums is None
 
 
 def test_weights_start_so_that_outputs_vary_as_much_as_inputs():

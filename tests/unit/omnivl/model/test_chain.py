@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe.feed_forward import FeedForwardOutput
+from moe.config import LIMoEConfig
+from moe.router_losses import RouterLossConfig, RouterSums
 from omnivl.data.batch import DATA_KINDS, Batch, is_video
 from omnivl.errors import ModelError
 from omnivl.model.build import build_chain
@@ -94,38 +95,51 @@ def test_recomputation_gives_the_same_step():
         assert torch.equal(gradient, found[1][1][name]), name
 
 
-class Routed(torch.nn.Module):
-    """A feed-forward slot that reports a loss and a statistic, and counts how often it runs."""
+class Counted(torch.nn.Module):
+    """A feed-forward slot around another one, which counts how often it runs."""
 
-    def __init__(self):
+    def __init__(self, slot):
         super().__init__()
-        self.scale = torch.nn.Parameter(torch.tensor(2.0))
-        self.calls = 0
+        self.slot, self.calls, self.seen = slot, 0, set()
 
-    def forward(self, x, modality_ids=None):
+    def forward(self, x, tokens):
         self.calls += 1
-        assert int(modality_ids) in (0, 1)
-        tokens = torch.tensor(float(x.shape[0] * x.shape[1]))
-        return FeedForwardOutput(x * self.scale, {"balance": self.scale.square()}, {"tokens": tokens})
+        self.seen |= {segment.modality for segment in tokens.segments}
+        return self.slot(x, tokens)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
-def test_routing_losses_travel_and_are_counted_once(recompute):
+@pytest.mark.parametrize("kind", ["image_text", "video_text"])
+def test_what_routers_say_travels_and_counts_once(recompute, kind):
     torch.manual_seed(0)
     objectives = (UniVLC(),)
-    chain = build_chain(replace(CONFIG, recompute=recompute), objectives, TOKENS)
-    chain.visual_00.block.ffn = slot = Routed()
-    state = State.from_batch(make_batch("image_text", objectives), plan_layout(objectives, "image_text", 4, 1))
+    losses = RouterLossConfig(importance=0.5, load=0.0, z=0.25)
+    ffn = LIMoEConfig(num_experts=4, every=1, noise=0.0, losses=losses)
+    chain = build_chain(replace(CONFIG, recompute=recompute, ffn=ffn), objectives, TOKENS)
+    chain.visual_00.block.ffn = slot = Counted(chain.visual_00.block.ffn)
+    batch = make_batch(kind, objectives)
+    state = State.from_batch(batch, plan_layout(objectives, kind, 4, batch.num_frames))
     for layer in chain.layers:
         state = layer(state)
-        if layer is chain.visual_00:
-            assert state["router/visual_00/balance"].item() == 4.0
-    assert state["routing/visual_00/tokens"].item() == 4 * 5
-    plain = state["loss"] - 4.0
-    torch.testing.assert_close(plain, state["loss/univlc"])
+        if layer is chain.text_00:
+            found = {name: RouterSums.unpack(sums, 3) for name, sums in state.named("router").items()}
+    visual = "video" if kind == "video_text" else "image"
+    assert slot.seen == {visual}
+    stacks = [f"visual_{index:02d}" for index in range(CONFIG.vision_layers)]
+    assert set(found) >= {*stacks, "text_00"}
+    tokens = found["visual_00"].tokens_M.tolist()
+    assert [bool(count) for count in tokens] == [visual == "image", visual == "video", False]
+    assert found["text_00"].tokens_M.tolist() == [0, 0, int((batch.token_ids != TOKENS.pad).sum())], (
+        "padding is left out"
+    )
+    raw = {name: state[f"loss/router/{name}"] for name in ("importance", "z")}
+    total = state["loss/univlc"] + 0.5 * raw["importance"] + 0.25 * raw["z"]
+    torch.testing.assert_close(state["loss"], total)
+    assert 1.0 <= state[f"metric/router/experts_used_{visual}"].item() <= 4.0
+    assert not any(name.endswith(("image", "video")) and not name.endswith(visual) for name in state.named("metric"))
     state["loss"].backward()
     assert slot.calls == (2 if recompute else 1)
-    assert slot.scale.grad is not None
+    assert slot.slot.router.gate.weight.grad is not None
 
 
 def test_twins_start_equal_and_follow_after_the_step():

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from omnivl.model import attention
 from omnivl.model.build import build_chain
 from omnivl.model.flops import parameter_count, step_flops
@@ -40,6 +41,23 @@ def test_parameter_count_with_tubelets_and_layer_scale():
     assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
 
 
+FILLINGS = {
+    "mome": MoMEConfig(fusion_from=1),
+    "mome sharing": MoMEConfig(shared={"vision": ("image", "video")}),
+    "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, expert_ratio=0.5, implementation="loop"),
+    "limoe everywhere": LIMoEConfig(num_experts=4, every=1, implementation="loop"),
+    "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 3}, common_experts=1, implementation="loop"),
+}
+
+
+@pytest.mark.parametrize("ffn", FILLINGS.values(), ids=FILLINGS)
+def test_parameter_count_with_experts(ffn):
+    config = replace(PRESETS["tiny"], ffn=ffn)
+    with torch.device("meta"):
+        chain = build_chain(config, EVERYTHING, TOKENS)
+    assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
+
+
 def test_base_has_the_sizes_of_vit_b_and_bert_base():
     count = parameter_count(PRESETS["base"])
     # ViT-B/16 without its head is 85,798,656. Of it 197 x 768 + 768 + 590,592 are embeddings, leaving 85,056,000 for
@@ -59,13 +77,14 @@ def test_step_flops_of_one_image_by_hand():
     assert step_flops(config, layout) == 3 * (3 * 1680 + 2 * 6144)
 
 
-def test_step_flops_counts_what_torch_counts(monkeypatch):
+@pytest.mark.parametrize("ffn", [DenseConfig(), *FILLINGS.values()], ids=["dense", *FILLINGS])
+def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
     from torch.utils.flop_counter import FlopCounterMode
 
     from omnivl.model.layout import plan_layout
     from omnivl.model.state import State
 
-    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1)
+    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1, ffn=ffn)
     objectives = (UniVLC(),)
     # torch counts products, but not its fused attention on the CPU.
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)

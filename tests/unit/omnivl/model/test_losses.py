@@ -1,10 +1,12 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from moe.config import LIMoEConfig
+from moe.router_losses import RouterLossConfig, RouterSums
 from omnivl.data.batch import DataKind
 from omnivl.model.config import ModelConfig
 from omnivl.model.gather import Gather
@@ -59,33 +61,37 @@ def test_only_active_objectives_count() -> None:
         Losses(CONFIG, [Double()])(state_of())
 
 
-def test_streams_end_here_and_statistics_leave() -> None:
+def test_streams_end_here_and_metrics_leave() -> None:
     state = state_of(
         "double",
         double__value=torch.tensor(1.0),
         memory=torch.zeros(2, 3, 4),
-        routing__visual_00__load=torch.ones(2),
         metric__univlc__temperature=torch.tensor(0.07),
     )
     assert set(Losses(CONFIG, [Double()])(state)) == {
-        *("loss", "loss/double", "metric/double/seen", "metric/univlc/temperature", "routing/visual_00/load")
+        *("loss", "loss/double", "metric/double/seen", "metric/univlc/temperature")
     }
 
 
-def test_router_losses_are_summed_over_layers_and_weighted() -> None:
-    # Importance 1 + 2 with weight 0.5, z-loss 4 with weight 1, objective 2 * 1: 1.5 + 4 + 2 = 7.5.
+def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
+    """Importance is 9 / 1152 in one layer (probability mass 1.5, 1.25, 1.25) and 0 in the other; z is 2 and 4."""
+    ffn = LIMoEConfig(num_experts=3, losses=RouterLossConfig(importance=64.0, load=0.0, z=0.5))
     state = state_of(
         "double",
         double__value=torch.tensor(1.0),
-        router__visual_00__importance=torch.tensor(1.0),
-        router__visual_02__importance=torch.tensor(2.0, dtype=torch.bfloat16),
-        router__visual_00__z_loss=torch.tensor(4.0),
-        weight__router__importance=torch.tensor(0.5),
+        router__visual_01=sums([[1.5, 1.25, 1.25], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
+        router__visual_03=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=16.0).pack(),
     )
-    out = Losses(CONFIG, [Double()])(state)
-    assert out["loss/router/importance"].item() == 3.0
-    assert out["loss/router/z_loss"].item() == 4.0
-    assert out["loss"].item() == 7.5
+    out = Losses(replace(CONFIG, ffn=ffn), [Double()])(state)
+    assert out["loss/router/importance"].item() == pytest.approx(9 / 2304)
+    assert out["loss/router/z"].item() == pytest.approx(3.0)
+    assert out["loss"].item() == pytest.approx(2.0 + 64 * 9 / 2304 + 0.5 * 3.0)
+
+
+def sums(probs: list[list[float]], z: float) -> RouterSums:
+    """Four image tokens with the given probability mass."""
+    four, none = torch.tensor([4.0, 0, 0]), torch.zeros(3)
+    return RouterSums(four, none, none, none, torch.tensor([z, 0, 0]), torch.tensor(probs), *torch.zeros(2, 3, 3))
 
 
 def test_losses_of_lower_precision_are_refused() -> None:

@@ -1,0 +1,162 @@
+"""What can fill a block's feed-forward slot, as plain data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from moe.expert_products import Implementation
+from moe.router_losses import RouterLossConfig
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """An ordinary two-layer perceptron, the same for every token."""
+
+    kind: Literal["dense"] = "dense"
+
+
+@dataclass(frozen=True)
+class MoMEConfig:
+    """A perceptron for each modality.
+
+    Attributes:
+        shared: Modalities that share one, by its name, e.g. ``{vision: [image, video]}``. The others have their own.
+        fusion_from: From this block of a stack on (counted from 0), tokens of sequences that join modalities go to a
+            perceptron of their own, ``fusion``; null: everywhere to that of their modality.
+
+    Source: Bao et al., VLMo, arXiv 2111.02358, section 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1.
+    """
+
+    kind: Literal["mome"] = "mome"
+    shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    fusion_from: int | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: A modality stands in two groups.
+        """
+        named = [name for group in self.shared.values() for name in group]
+        double = sorted({name for name in named if named.count(name) > 1})
+        _require(not double, f"ffn.shared: {', '.join(double)} stands in more than one group; leave it in one")
+
+
+@dataclass(frozen=True)
+class SparseConfig:
+    """What all sparse fillings share: a router that sends each token to a few of many experts.
+
+    Attributes:
+        top_k: Experts per token.
+        every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
+        expert_ratio: Inner size of an expert over that of the dense layer.
+        shared_experts: Experts of the same size that see every token and need no router.
+        noise: Deviation of the router's noise in training, in units of 1 / number of experts.
+        renormalise: Divide a token's weights by their sum; needs ``top_k`` of 2 or more.
+        capacity_factor: Most tokens an expert serves, over what it would serve if all served alike; null: any number.
+        priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
+        selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
+        losses: Auxiliary losses.
+        implementation: How the experts' products are computed.
+
+    Source: Riquelme et al., V-MoE, arXiv 2106.05974; Mustafa et al., LIMoE, arXiv 2206.02770. Experts that see all
+        tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2.
+    """
+
+    top_k: int = 1
+    every: int = 2
+    expert_ratio: float = 1.0
+    shared_experts: int = 0
+    noise: float = 1.0
+    renormalise: bool = False
+    capacity_factor: float | None = None
+    priority: bool = True
+    selection_bias_rate: float = 0.0
+    losses: RouterLossConfig = field(default_factory=RouterLossConfig)
+    implementation: Implementation = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: One is out of its range or contradicts another.
+        """
+        _require(self.top_k >= 1, f"ffn.top_k: got {self.top_k}; allowed is 1 or more")
+        _require(self.every >= 1, f"ffn.every: got {self.every}; allowed is 1 or more")
+        _require(self.expert_ratio > 0, f"ffn.expert_ratio: got {self.expert_ratio}; allowed is a number above 0")
+        _require(self.shared_experts >= 0, f"ffn.shared_experts: got {self.shared_experts}; allowed is 0 or more")
+        _require(self.noise >= 0, f"ffn.noise: got {self.noise}; allowed is 0 (none) or more")
+        factor = self.capacity_factor
+        _require(
+            factor is None or factor > 0, f"ffn.capacity_factor: got {factor}; allowed is null or a number above 0"
+        )
+        rate = self.selection_bias_rate
+        _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}; allowed is 0 (no bias) or more")
+        _require(
+            not (self.renormalise and self.top_k == 1),
+            "ffn.renormalise: with top_k 1 every weight would be 1 and the router would get no gradient; "
+            "set top_k to 2 or more, or renormalise to false",
+        )
+        _require(
+            not (self.losses.load > 0 and self.noise == 0),
+            f"ffn.losses.load: got {self.losses.load} with noise 0; the load loss is made of the noise: "
+            "set losses.load to 0 or noise above 0",
+        )
+
+
+@dataclass(frozen=True)
+class LIMoEConfig(SparseConfig):
+    """Sparse experts for the tokens of all modalities together.
+
+    Attributes:
+        num_experts: Experts of a block.
+    """
+
+    kind: Literal["limoe"] = "limoe"
+    num_experts: int = 8
+
+    def __post_init__(self) -> None:
+        """See ``SparseConfig``."""
+        super().__post_init__()
+        got = f"got top_k {self.top_k} of {self.num_experts}"
+        _require(self.num_experts >= self.top_k, f"ffn.num_experts: {got}; allowed is top_k or more")
+
+
+@dataclass(frozen=True)
+class MoMELIMoEConfig(SparseConfig):
+    """Sparse experts of which each modality has a pool of its own, beside a pool for all.
+
+    A token is routed among the experts of its own pool and the common ones. Nearest precedent: Shen et al., VL-MoE,
+    arXiv 2303.07226, section 3.
+
+    Attributes:
+        pools: Experts that serve one modality only, by its name; a modality that is not named has only the common ones.
+        common_experts: Experts that serve all.
+    """
+
+    kind: Literal["mome_limoe"] = "mome_limoe"
+    pools: Mapping[str, int] = field(default_factory=lambda: {"image": 4, "video": 4, "text": 4})
+    common_experts: int = 4
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of a block: the pools in their order, then the common ones."""
+        return sum(self.pools.values()) + self.common_experts
+
+    def __post_init__(self) -> None:
+        """See ``SparseConfig``."""
+        super().__post_init__()
+        for name, size in self.pools.items():
+            _require(size >= 1, f"ffn.pools.{name}: got {size}; allowed is 1 or more, or leave it out")
+            available = size + self.common_experts
+            _require(
+                available >= self.top_k,
+                f"ffn.pools.{name}: {size} experts and {self.common_experts} common ones for top_k {self.top_k}; "
+                "allowed is top_k or more in all",
+            )
+        _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}; allowed is 0 or more")
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)

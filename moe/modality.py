@@ -1,0 +1,62 @@
+"""The feed-forward slot with a perceptron for each modality (MoME).
+
+Shapes: T tokens, D hidden size, F inner size.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moe.config import MoMEConfig
+from moe.dense import DenseFeedForward
+from moe.feed_forward import FeedForwardOutput, Slot
+from moe.tokens import Tokens
+
+FUSION = "fusion"
+
+
+def expert_of(config: MoMEConfig, block: int, modality: str, fused: bool) -> str:
+    """The name of the perceptron that tokens go to in block ``block`` of a stack."""
+    if fused and config.fusion_from is not None and block >= config.fusion_from:
+        return FUSION
+    return next((name for name, group in config.shared.items() if modality in group), modality)
+
+
+def experts_of(config: MoMEConfig, slot: Slot) -> list[str]:
+    """The names of the perceptrons that tokens of a slot can reach."""
+    reached = [expert_of(config, slot.block, modality, fused) for modality in slot.modalities for fused in slot.fused]
+    return list(dict.fromkeys(reached))
+
+
+class ModalityFeedForward(nn.Module):
+    """Sends each segment of tokens to the perceptron of its modality: known beforehand, so nothing is routed.
+
+    Attributes:
+        experts: The perceptrons by name.
+    """
+
+    def __init__(self, config: MoMEConfig, hidden_size: int, inner_size: int, slot: Slot) -> None:
+        """Builds the perceptrons that tokens of the slot can reach.
+
+        Args:
+            config: Who shares, and where fused sequences have a perceptron of their own.
+            hidden_size: D.
+            inner_size: F.
+            slot: Where the layer stands.
+        """
+        super().__init__()
+        self._config, self._block = config, slot.block
+        names = experts_of(config, slot)
+        self.experts = nn.ModuleDict({name: DenseFeedForward(hidden_size, inner_size) for name in names})
+
+    def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
+        """Maps ``x [..., D]`` to the same shape, segment by segment."""
+        runs: list[tuple[str, int]] = []
+        for segment in tokens.segments:
+            name = expert_of(self._config, self._block, segment.modality, segment.fused)
+            length = segment.length + (runs.pop()[1] if runs and runs[-1][0] == name else 0)
+            runs.append((name, length))
+        if len(runs) == 1:
+            return FeedForwardOutput(self.experts[runs[0][0]](x).y)
+        parts = torch.split(x.reshape(-1, x.shape[-1]), [length for _, length in runs])
+        made = [self.experts[name](part).y for (name, _), part in zip(runs, parts, strict=True)]
+        return FeedForwardOutput(torch.cat(made).view(x.shape))

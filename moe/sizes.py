@@ -1,0 +1,35 @@
+"""Parameters and operations of a feed-forward slot by arithmetic, without building it.
+
+Letters: D hidden size, F inner size, E experts, K choices per token.
+"""
+
+from typing import cast
+
+from moe.config import LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.feed_forward import FeedForwardConfig, Slot, is_routed
+from moe.modality import experts_of
+
+
+def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int, slot: Slot) -> int:
+    """Parameters of what ``build_feed_forward`` makes of the same arguments."""
+    if isinstance(config, MoMEConfig):
+        return len(experts_of(config, slot)) * _perceptron(hidden_size, inner_size)
+    if not is_routed(config, slot.block):
+        return _perceptron(hidden_size, inner_size)
+    sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
+    inner = round(inner_size * sparse.expert_ratio)
+    shared = _perceptron(hidden_size, inner * sparse.shared_experts) if sparse.shared_experts else 0
+    return sparse.num_experts * (_perceptron(hidden_size, inner) + hidden_size) + shared
+
+
+def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, block: int) -> float:
+    """Operations of one token's products, forward: of the experts that it goes to, and of the router."""
+    if not is_routed(config, block):
+        return 4.0 * hidden_size * inner_size
+    sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
+    experts = (sparse.top_k + sparse.shared_experts) * 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)
+    return experts + 2.0 * hidden_size * sparse.num_experts
+
+
+def _perceptron(hidden_size: int, inner_size: int) -> int:
+    return 2 * hidden_size * inner_size + inner_size + hidden_size

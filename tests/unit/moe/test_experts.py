@@ -1,0 +1,69 @@
+import pytest
+import torch
+
+from moe.dense import DenseFeedForward
+from moe.expert_products import Implementation, expert_feed_forward, padded_rows
+from moe.experts import ExpertBank
+
+COUNTS = [5, 0, 17, 1]
+LEFT_OVER = 3
+
+
+def run(
+    implementation: Implementation, dtype: torch.dtype, parameters: list[torch.Tensor]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Output and gradients of rows and parameters; the rows of no expert are told apart by a large value."""
+    torch.manual_seed(1)
+    rows = torch.randn(sum(COUNTS) + LEFT_OVER, 8).to(dtype)
+    rows[sum(COUNTS) :] = 1e4
+    rows.requires_grad_()
+    inputs = [rows, *parameters]
+    out = expert_feed_forward(rows, torch.tensor(COUNTS), *parameters, implementation=implementation)
+    used = out[: sum(COUNTS)]
+    grad_rows, *grads = torch.autograd.grad(used, inputs, torch.randn(used.shape).to(dtype))
+    return used, [grad_rows[: sum(COUNTS)], *grads]
+
+
+def parameters(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    shapes = (4, 8, 32), (4, 32), (4, 8, 32), (4, 8)
+    return [(0.3 * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize("implementation", ["grouped", "blocked"])
+@pytest.mark.parametrize(
+    ("activations", "weights"),
+    [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)],
+)
+def test_fast_products_equal_the_loop_forward_and_gradient(
+    implementation: Implementation, activations: torch.dtype, weights: torch.dtype
+) -> None:
+    wanted, wanted_grads = run("loop", torch.float32, parameters())
+    got, got_grads = run(implementation, activations, parameters(weights))
+    assert got.dtype == activations
+    near = {"rtol": 1e-5, "atol": 1e-5} if activations == torch.float32 else {"rtol": 0.03, "atol": 0.12}
+    torch.testing.assert_close(got.float(), wanted, **near)
+    for mine, theirs in zip(got_grads, wanted_grads, strict=True):
+        torch.testing.assert_close(mine.float(), theirs, **near)
+    for gradient in got_grads[1:]:
+        assert not gradient[1].any(), "an expert without a row has a gradient of zero"
+
+
+def test_each_expert_is_the_dense_layer_with_its_weights() -> None:
+    torch.manual_seed(0)
+    bank, x = ExpertBank(3, 8, 16, implementation="loop"), torch.randn(9, 8)
+    out = bank(x, torch.tensor([2, 4, 3]))
+    for expert, part in enumerate([slice(0, 2), slice(2, 6), slice(6, 9)]):
+        dense = DenseFeedForward(8, 16)
+        dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[expert].t(), bank.fc1_bias[expert]
+        dense.fc2.weight.data, dense.fc2.bias.data = bank.fc2_weight[expert], bank.fc2_bias[expert]
+        torch.testing.assert_close(out[part], dense(x[part]).y)
+
+
+def test_padding_to_few_numbers_of_rows() -> None:
+    assert [padded_rows(rows) for rows in (1, 16, 17, 64, 65, 100, 128, 129, 160, 161, 250, 1000, 1024)] == [
+        *(16, 16, 32, 64, 80, 112, 128, 144, 160, 176, 256, 1024, 1024)
+    ]
+    for rows in range(1, 3000):
+        assert rows <= padded_rows(rows) < rows + max(16, rows / 8)
+    assert len({padded_rows(rows) for rows in range(1025, 2049)}) == 8
