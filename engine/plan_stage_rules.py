@@ -8,14 +8,11 @@ from engine.plan import StagePlan
 from engine.plan_problems import closest
 from engine.plan_yaml import Problem
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
-from omnivl.errors import ModelError
 from omnivl.model.config import ModelConfig
-from omnivl.model.presets import check_config
+from omnivl.model.presets import misfits
 from omnivl.objectives import MCM, MFM
 
 StageRule = Callable[[StagePlan], Iterator[Problem]]
-
-_MISFIT = re.compile(r"model\.(?P<field>\w+): (?P<got>\S+) is no (?P<allowed>multiple of \w+ \S+); (?P<change>.+)")
 
 
 def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
@@ -159,13 +156,8 @@ def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     model = stage.model
     if min(model.num_heads, model.patch_size, model.tubelet_size) < 1:
         return  # told already; nothing can be divided by it
-    try:
-        check_config(model)
-    except ModelError as error:
-        for line in str(error).splitlines():
-            match = _MISFIT.fullmatch(line)
-            assert match is not None, f"a misfit of another form: {line}"
-            yield Problem(("model", match["field"]), match["got"], f"a {match['allowed']}", match["change"])
+    for misfit in misfits(model):
+        yield Problem(("model", *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 
 def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:

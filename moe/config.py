@@ -39,7 +39,7 @@ class MoMEConfig:
         """
         named = [name for group in self.shared.values() for name in group]
         double = sorted({name for name in named if named.count(name) > 1})
-        _require(not double, f"ffn.shared: {', '.join(double)} stands in more than one group; leave it in one")
+        _require(not double, f"ffn.shared: got {', '.join(double)} in more than one group, allowed is one")
 
 
 @dataclass(frozen=True)
@@ -81,26 +81,26 @@ class SparseConfig:
         Raises:
             ValueError: One is out of its range or contradicts another.
         """
-        _require(self.top_k >= 1, f"ffn.top_k: got {self.top_k}; allowed is 1 or more")
-        _require(self.every >= 1, f"ffn.every: got {self.every}; allowed is 1 or more")
-        _require(self.expert_ratio > 0, f"ffn.expert_ratio: got {self.expert_ratio}; allowed is a number above 0")
-        _require(self.shared_experts >= 0, f"ffn.shared_experts: got {self.shared_experts}; allowed is 0 or more")
-        _require(self.noise >= 0, f"ffn.noise: got {self.noise}; allowed is 0 (none) or more")
+        _require(self.top_k >= 1, f"ffn.top_k: got {self.top_k}, allowed is 1 or more")
+        _require(self.every >= 1, f"ffn.every: got {self.every}, allowed is 1 or more")
+        _require(self.expert_ratio > 0, f"ffn.expert_ratio: got {self.expert_ratio}, allowed is a number above 0")
+        _require(self.shared_experts >= 0, f"ffn.shared_experts: got {self.shared_experts}, allowed is 0 or more")
+        _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
         factor = self.capacity_factor
         _require(
-            factor is None or factor > 0, f"ffn.capacity_factor: got {factor}; allowed is null or a number above 0"
+            factor is None or factor > 0, f"ffn.capacity_factor: got {factor}, allowed is null or a number above 0"
         )
         rate = self.selection_bias_rate
-        _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}; allowed is 0 (no bias) or more")
+        _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}, allowed is 0 (no bias) or more")
         _require(
             not (self.renormalise and self.top_k == 1),
-            "ffn.renormalise: with top_k 1 every weight would be 1 and the router would get no gradient; "
-            "set top_k to 2 or more, or renormalise to false",
+            "ffn.renormalise: got true with top_k 1, allowed is false, or top_k of 2 or more: every weight would be 1 "
+            "and the router would get no gradient",
         )
         _require(
             not (self.losses.load > 0 and self.noise == 0),
-            f"ffn.losses.load: got {self.losses.load} with noise 0; the load loss is made of the noise: "
-            "set losses.load to 0 or noise above 0",
+            f"ffn.losses: got load {self.losses.load} with noise 0, allowed is load 0, or noise above 0: the load loss "
+            "is made of the noise",
         )
 
 
@@ -119,7 +119,7 @@ class LIMoEConfig(SparseConfig):
         """See ``SparseConfig``."""
         super().__post_init__()
         got = f"got top_k {self.top_k} of {self.num_experts}"
-        _require(self.num_experts >= self.top_k, f"ffn.num_experts: {got}; allowed is top_k or more")
+        _require(self.num_experts >= self.top_k, f"ffn.num_experts: {got}, allowed is top_k or more")
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,32 @@ class MoMELIMoEConfig(SparseConfig):
         """See ``SparseConfig``."""
         super().__post_init__()
         for name, size in self.pools.items():
-            _require(size >= 1, f"ffn.pools.{name}: got {size}; allowed is 1 or more, or leave it out")
+            _require(size >= 1, f"ffn.pools: got {size} for {name}, allowed is 1 or more, or to leave it out")
             available = size + self.common_experts
             _require(
                 available >= self.top_k,
-                f"ffn.pools.{name}: {size} experts and {self.common_experts} common ones for top_k {self.top_k}; "
-                "allowed is top_k or more in all",
+                f"ffn.pools: got {size} experts for {name} and {self.common_experts} common ones, allowed is "
+                f"top_k {self.top_k} or more in all",
             )
-        _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}; allowed is 0 or more")
+        _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}, allowed is 0 or more")
+
+
+def named_modalities(config: "DenseConfig | MoMEConfig | SparseConfig") -> dict[str, tuple[str, ...]]:
+    """The modalities that a configuration names, by the field that names them."""
+    found: dict[str, tuple[str, ...]] = {}
+    if isinstance(config, MoMEConfig):
+        found |= {f"shared.{group}": names for group, names in config.shared.items()}
+    if isinstance(config, MoMELIMoEConfig):
+        found["pools"] = tuple(config.pools)
+    if isinstance(config, SparseConfig):
+        losses = config.losses
+        by_modality = {
+            "local_entropy": losses.local_entropy,
+            "global_entropy": losses.global_entropy,
+            "min_experts": losses.min_experts,
+        }
+        found |= {f"losses.{name}": tuple(weights) for name, weights in by_modality.items()}
+    return found
 
 
 def _require(holds: bool, message: str) -> None:

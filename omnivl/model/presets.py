@@ -2,11 +2,14 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
+from moe.config import MoMELIMoEConfig, named_modalities
+from moe.feed_forward import FeedForwardConfig
 from omnivl.errors import ModelError
-from omnivl.model.config import ModelConfig, PresetName
+from omnivl.model.config import MODALITIES, ModelConfig, PresetName
 
 PRESETS: Mapping[PresetName, ModelConfig] = {
     "tiny": ModelConfig(
@@ -80,30 +83,68 @@ def resolve(preset: str, overrides: Mapping[str, Any] | None = None) -> ModelCon
     return config
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Something in a configuration that does not fit to the rest of it.
+
+    Attributes:
+        path: The field, from the model on.
+        got: What stands there.
+        allowed: What may stand there.
+        change: What to do about it.
+    """
+
+    path: tuple[str, ...]
+    got: str
+    allowed: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(('model', *self.path))}: got {self.got}; allowed {self.allowed}; {self.change}"
+
+
 def check_config(config: ModelConfig) -> None:
     """Refuses sizes that do not fit together, all of them at once.
 
     Raises:
         ModelError: One line per misfit.
     """
-    misfits = []
-    if config.hidden_size % config.num_heads:
-        misfits.append(
-            f"model.hidden_size: {config.hidden_size} is no multiple of num_heads {config.num_heads}; change either"
-        )
-    for name in ("image_size", "video_size"):
-        if getattr(config, name) % config.patch_size:
-            misfits.append(
-                f"model.{name}: {getattr(config, name)} is no multiple of patch_size {config.patch_size}; change either"
-            )
+    found = list(misfits(config))
+    if found:
+        raise ModelError("\n".join(map(str, found)))
+
+
+def misfits(config: ModelConfig) -> Iterator[Misfit]:
+    """What does not fit together in a configuration."""
+    for name, divisor in (
+        ("hidden_size", "num_heads"),
+        ("image_size", "patch_size"),
+        ("video_size", "patch_size"),
+        ("num_frames", "tubelet_size"),
+    ):
+        value, by = getattr(config, name), getattr(config, divisor)
+        if value % by:
+            yield Misfit((name,), str(value), f"a multiple of {divisor} {by}", "change either")
     if not 0.0 <= config.patch_dropout < 1.0:
-        misfits.append(f"model.patch_dropout: {config.patch_dropout} is no share; allowed: at least 0 and below 1")
-    if config.num_frames % config.tubelet_size:
-        misfits.append(
-            f"model.num_frames: {config.num_frames} is no multiple of tubelet_size {config.tubelet_size}; change either"
-        )
-    if misfits:
-        raise ModelError("\n".join(misfits))
+        yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
+    yield from _modality_misfits(config.ffn)
+
+
+def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
+    known = ", ".join(map(repr, MODALITIES))
+    for field, names in named_modalities(ffn).items():
+        for name in names:
+            if name not in MODALITIES:
+                close = difflib.get_close_matches(name, MODALITIES, n=1)
+                change = f"did you mean {close[0]!r}?" if close else "choose one of these"
+                yield Misfit(("ffn", *field.split(".")), repr(name), known, change)
+    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.top_k:
+        for name in MODALITIES:
+            if name not in ffn.pools:
+                got = f"no pool for {name} and {ffn.common_experts} common experts"
+                yield Misfit(
+                    ("ffn", "pools"), got, f"experts for top_k {ffn.top_k}", "give it a pool or raise common_experts"
+                )
 
 
 def _unknown(where: str, got: str, allowed: list[str]) -> str:

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
+from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.feed_forward import FeedForwardConfig
+from moe.router_losses import RouterLossConfig
 from omnivl.data.batch import DATA_KINDS, Batch, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
@@ -27,6 +31,18 @@ OBJECTIVES: tuple[Objective, ...] = (
     *(MLM(probability=0.5), MRM(targets="momentum"), MFM(), MCM(targets="momentum", every=2)),
     *(UniVLC(queue_size=21, batch_keys="momentum", soft_target_alpha=0.4), VLM(negatives="global"), LM()),
 )
+# Noise is each replica's own, hence none; every auxiliary loss that can do without it.
+ROUTER_LOSSES = RouterLossConfig(
+    **{"importance": 0.1, "load": 0.0, "balance": 0.1, "z": 0.01},
+    **{"local_entropy": {"text": 0.1}, "global_entropy": {"image": 0.1, "video": 0.1, "text": 0.1}},
+)
+STILL: dict[str, Any] = {"every": 1, "noise": 0.0, "losses": ROUTER_LOSSES}
+FILLINGS: dict[str, FeedForwardConfig] = {
+    "dense": DenseConfig(),
+    "mome": MoMEConfig(fusion_from=0),
+    "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, **STILL),
+    "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, **STILL),
+}
 plan_layout = partial(fold_demands, OBJECTIVES)
 
 
@@ -43,9 +59,9 @@ class LetterTokenizer:
         raise AssertionError("not needed")
 
 
-def build_real_chain(gather: Gather, seed: int = 0, recompute: bool = False) -> Chain:
+def build_real_chain(gather: Gather, seed: int = 0, recompute: bool = False, ffn: str = "dense") -> Chain:
     torch.manual_seed(seed)
-    return build_chain(replace(CONFIG, recompute=recompute), OBJECTIVES, TOKENS, gather=gather)
+    return build_chain(replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn]), OBJECTIVES, TOKENS, gather=gather)
 
 
 def step_batches(step: int, accumulation: int, size: int, gather: Gather) -> list[Batch]:

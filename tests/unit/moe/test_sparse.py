@@ -139,24 +139,24 @@ def test_fused_sequences_have_their_own_perceptron_from_a_block_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"top_k": 0}, "ffn.top_k: got 0; allowed is 1 or more"),
-        ({"every": 0}, "ffn.every: got 0; allowed is 1 or more"),
-        ({"expert_ratio": 0.0}, "ffn.expert_ratio: got 0.0; allowed is a number above 0"),
-        ({"shared_experts": -1}, "ffn.shared_experts: got -1; allowed is 0 or more"),
-        ({"noise": -1.0}, "ffn.noise: got -1.0; allowed is 0 (none) or more"),
-        ({"capacity_factor": 0.0}, "ffn.capacity_factor: got 0.0; allowed is null or a number above 0"),
-        ({"selection_bias_rate": -0.1}, "ffn.selection_bias_rate: got -0.1; allowed is 0 (no bias) or more"),
+        ({"top_k": 0}, "ffn.top_k: got 0, allowed is 1 or more"),
+        ({"every": 0}, "ffn.every: got 0, allowed is 1 or more"),
+        ({"expert_ratio": 0.0}, "ffn.expert_ratio: got 0.0, allowed is a number above 0"),
+        ({"shared_experts": -1}, "ffn.shared_experts: got -1, allowed is 0 or more"),
+        ({"noise": -1.0}, "ffn.noise: got -1.0, allowed is 0 (none) or more"),
+        ({"capacity_factor": 0.0}, "ffn.capacity_factor: got 0.0, allowed is null or a number above 0"),
+        ({"selection_bias_rate": -0.1}, "ffn.selection_bias_rate: got -0.1, allowed is 0 (no bias) or more"),
         (
             {"renormalise": True},
-            "ffn.renormalise: with top_k 1 every weight would be 1 and the router would get no gradient; "
-            "set top_k to 2 or more, or renormalise to false",
+            "ffn.renormalise: got true with top_k 1, allowed is false, or top_k of 2 or more: every weight would be 1 "
+            "and the router would get no gradient",
         ),
         (
             {"noise": 0.0},
-            "ffn.losses.load: got 0.005 with noise 0; the load loss is made of the noise: "
-            "set losses.load to 0 or noise above 0",
+            "ffn.losses: got load 0.005 with noise 0, allowed is load 0, or noise above 0: the load loss is made of "
+            "the noise",
         ),
-        ({"num_experts": 2, "top_k": 3}, "ffn.num_experts: got top_k 3 of 2; allowed is top_k or more"),
+        ({"num_experts": 2, "top_k": 3}, "ffn.num_experts: got top_k 3 of 2, allowed is top_k or more"),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:
@@ -166,9 +166,9 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 
 
 def test_contradictions_between_pools_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"ffn.pools.text: got 0; allowed is 1 or more, or leave it out"):
+    with pytest.raises(ValueError, match=r"ffn.pools: got 0 for text, allowed is 1 or more, or to leave it out"):
         MoMELIMoEConfig(pools={"text": 0})
-    with pytest.raises(ValueError, match=r"ffn.pools.text: 1 experts and 0 common ones for top_k 2; allowed is top_k"):
+    with pytest.raises(ValueError, match=r"ffn.pools: got 1 experts for text and 0 common ones, allowed is top_k 2"):
         MoMELIMoEConfig(pools={"text": 1}, common_experts=0, top_k=2)
-    with pytest.raises(ValueError, match=r"ffn.shared: image stands in more than one group; leave it in one"):
+    with pytest.raises(ValueError, match=r"ffn.shared: got image in more than one group, allowed is one"):
         MoMEConfig(shared={"a": ("image",), "b": ("image", "text")})

@@ -2,6 +2,8 @@
 
 import pytest
 
+from moe.config import MoMEConfig, MoMELIMoEConfig
+from moe.router_losses import RouterLossConfig
 from omnivl.errors import ModelError
 from omnivl.model.config import ModelConfig
 from omnivl.model.presets import PRESETS, check_config, resolve
@@ -39,10 +41,26 @@ def test_all_misfits_at_once():
     with pytest.raises(ModelError) as error:
         resolve("tiny", {"num_heads": 5, "image_size": 65, "num_frames": 7, "tubelet_size": 2})
     assert str(error.value).splitlines() == [
-        "model.hidden_size: 192 is no multiple of num_heads 5; change either",
-        "model.image_size: 65 is no multiple of patch_size 8; change either",
-        "model.num_frames: 7 is no multiple of tubelet_size 2; change either",
+        "model.hidden_size: got 192; allowed a multiple of num_heads 5; change either",
+        "model.image_size: got 65; allowed a multiple of patch_size 8; change either",
+        "model.num_frames: got 7; allowed a multiple of tubelet_size 2; change either",
     ]
+
+
+def test_modalities_that_the_model_does_not_know_are_named():
+    losses = RouterLossConfig(local_entropy={"txt": 1.0}, min_experts={"image": 2})
+    with pytest.raises(ModelError) as caught:
+        check_config(ModelConfig(ffn=MoMELIMoEConfig(pools={"images": 1, "text": 1}, common_experts=0, losses=losses)))
+    assert str(caught.value).splitlines() == [
+        "model.ffn.pools: got 'images'; allowed 'image', 'video', 'text'; did you mean 'image'?",
+        "model.ffn.losses.local_entropy: got 'txt'; allowed 'image', 'video', 'text'; did you mean 'text'?",
+        "model.ffn.pools: got no pool for image and 0 common experts; allowed experts for top_k 1; give it a pool or "
+        "raise common_experts",
+        "model.ffn.pools: got no pool for video and 0 common experts; allowed experts for top_k 1; give it a pool or "
+        "raise common_experts",
+    ]
+    with pytest.raises(ModelError, match=r"model.ffn.shared.vision: got 'film'; allowed 'image', 'video', 'text'"):
+        check_config(ModelConfig(ffn=MoMEConfig(shared={"vision": ("image", "film")})))
 
 
 def test_time_positions():
