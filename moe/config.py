@@ -1,8 +1,10 @@
 """What can fill a block's feed-forward slot, as plain data."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from moe.expert_products import Implementation
 from moe.router_losses import RouterLossConfig
@@ -157,7 +159,18 @@ class MoMELIMoEConfig(SparseConfig):
         _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}, allowed is 0 or more")
 
 
-def named_modalities(config: "DenseConfig | MoMEConfig | SparseConfig") -> dict[str, tuple[str, ...]]:
+FeedForwardConfig = Annotated[DenseConfig | MoMEConfig | LIMoEConfig | MoMELIMoEConfig, Field(discriminator="kind")]
+"""Union of everything that can fill the slot, discriminated by ``kind``."""
+
+
+def without_noise(config: FeedForwardConfig) -> FeedForwardConfig:
+    """The same filling with a router that draws nothing, for modules that only follow."""
+    if isinstance(config, SparseConfig):
+        return replace(config, noise=0.0, losses=replace(config.losses, load=0.0))
+    return config
+
+
+def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
     """The modalities that a configuration names, by the field that names them."""
     found: dict[str, tuple[str, ...]] = {}
     if isinstance(config, MoMEConfig):

@@ -5,12 +5,11 @@ Shapes: D hidden size, F inner size; leading dimensions of a call are free.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol, cast
+from typing import Protocol, cast
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
+from moe.config import FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
 from moe.tokens import Tokens
 
 
@@ -38,10 +37,6 @@ class FeedForward(Protocol):
             x: Normalised hidden states.
             tokens: Modality and validity of the tokens, in the order in which ``x`` unrolls.
         """
-
-
-FeedForwardConfig = Annotated[DenseConfig | MoMEConfig | LIMoEConfig | MoMELIMoEConfig, Field(discriminator="kind")]
-"""Union of everything that can fill the slot, discriminated by ``kind``."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ Letters: D hidden size, F inner size, E experts, K choices per token.
 
 from typing import cast
 
-from moe.config import LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.feed_forward import FeedForwardConfig, Slot, is_routed
+from moe.config import FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.feed_forward import Slot, is_routed
 from moe.modality import experts_of
 
 

@@ -12,7 +12,7 @@ from moe.dense import DenseFeedForward
 from moe.experts import ExpertBank
 from moe.feed_forward import FeedForwardOutput
 from moe.router import TokenChoiceRouter
-from moe.router_losses import router_sums
+from moe.router_losses import RouterSums, router_sums
 from moe.routing import arrange, combine, dispatch, expert_capacity
 from moe.tokens import Tokens
 
@@ -46,6 +46,19 @@ class SparseFeedForward(nn.Module):
         self.experts = ExpertBank(config.num_experts, hidden_size, inner, implementation=config.implementation)
         shared = inner * config.shared_experts
         self.shared = DenseFeedForward(hidden_size, shared) if shared else None
+
+    def tokens_per_expert(self, router_sums: Tensor) -> Tensor:
+        """Choices that each expert served, fp32 ``[E]``, of what ``forward`` returned."""
+        return RouterSums.unpack(router_sums.detach(), len(self.modalities)).chosen_ME.sum(0)
+
+    def after_step(self, tokens_per_expert_E: Tensor) -> None:
+        """Moves the selection bias, if there is one.
+
+        Args:
+            tokens_per_expert_E: Of the optimizer step, over all replicas.
+        """
+        if self.config.selection_bias_rate > 0:
+            self.router.update_selection_bias(tokens_per_expert_E, self.config.selection_bias_rate)
 
     def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; padding and what exceeds a capacity get zero from the experts."""

@@ -5,12 +5,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from moe.config import without_noise
 from moe.feed_forward import FeedForwardOutput
+from moe.sparse import SparseFeedForward
 from omnivl.model.chain import ChainLayer
 from omnivl.model.config import ModelConfig
+from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.momentum import ema_update_, frozen_twin
 from omnivl.model.state import State
 
@@ -21,6 +24,9 @@ class BlockLayer(ChainLayer):
     Attributes:
         block: The module that is trained.
         momentum_block: Its twin, or None.
+        gather: How to see the other replicas.
+        tokens_per_expert: What the experts served since the last optimizer step, where their selection is balanced
+            after it.
     """
 
     def __init__(
@@ -36,10 +42,12 @@ class BlockLayer(ChainLayer):
         """
         super().__init__()
         self.name, self.config = name, config
+        self.gather: Gather = LocalGather()
+        self.tokens_per_expert: Tensor | None = None
         self.block = build(config)
         self.momentum_block: nn.Module | None = None
         if twin and config.momentum is not None:
-            still = replace(config, dropout=0.0, drop_path=0.0, patch_dropout=0.0)
+            still = replace(config, dropout=0.0, drop_path=0.0, patch_dropout=0.0, ffn=without_noise(config.ffn))
             self.momentum_block = frozen_twin(build(still), self.block)
 
     def run(self, *inputs: Any) -> FeedForwardOutput:
@@ -58,11 +66,31 @@ class BlockLayer(ChainLayer):
         return self.momentum_block(*inputs)
 
     def after_step(self) -> None:
-        """Moves the momentum twin."""
+        """Balances the experts' selection, then moves the momentum twin."""
+        balanced = self._balanced_experts
+        if balanced is not None and self.tokens_per_expert is not None:
+            balanced.after_step(self.gather.total(self.tokens_per_expert))
+            self.tokens_per_expert = None
         if self.momentum_block is not None:
             assert self.config.momentum is not None
             ema_update_(self.momentum_block, self.block, self.config.momentum.decay, self.local_storage)
 
+    def discard_step(self) -> None:
+        """Forgets what the experts served."""
+        self.tokens_per_expert = None
+
     def with_routing(self, state: State, out: FeedForwardOutput) -> State:
         """Puts what a block's router has to say under ``router/{layer}``, for the last layer to make losses of."""
-        return state if out.router_sums is None else state.merged({f"router/{self.name}": out.router_sums})
+        if out.router_sums is None:
+            return state
+        balanced = self._balanced_experts if torch.is_grad_enabled() else None
+        if balanced is not None:
+            served = balanced.tokens_per_expert(out.router_sums)
+            self.tokens_per_expert = served if self.tokens_per_expert is None else self.tokens_per_expert + served
+        return state.merged({f"router/{self.name}": out.router_sums})
+
+    @property
+    def _balanced_experts(self) -> SparseFeedForward | None:
+        """The block's experts, where their selection is balanced after each step."""
+        ffn = getattr(self.block, "ffn", None)
+        return ffn if isinstance(ffn, SparseFeedForward) and ffn.config.selection_bias_rate > 0 else None

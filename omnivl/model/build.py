@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from omnivl.errors import ModelError
+from omnivl.model.block import BlockLayer
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.contrast import Contrast
@@ -61,6 +62,9 @@ def build_chain(
     for index in range(config.generation_layers):
         layers[f"generation_{index:02d}"] = GenerationBlock(index, config)
     layers["losses"] = Losses(config, objectives, gather)
+    for layer in layers.values():
+        if isinstance(layer, BlockLayer):
+            layer.gather = gather
     return Chain(layers)
 
 

@@ -3,8 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from moe.config import DenseConfig
-from moe.feed_forward import FeedForwardConfig
+from moe.config import DenseConfig, FeedForwardConfig
 
 MODALITIES = ("image", "video", "text")
 """What tokens can be of, in the order in which routing statistics name them."""

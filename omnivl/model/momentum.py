@@ -19,7 +19,7 @@ def whole_parameter(parameter: nn.Parameter) -> Tensor:
 
 @torch.no_grad()
 def ema_update_(twin: nn.Module, online: nn.Module, decay: float, storage: LocalStorage = whole_parameter) -> None:
-    """Moves every parameter of ``twin`` in place to ``decay * twin + (1 - decay) * online``.
+    """Moves every parameter of ``twin`` in place to ``decay * twin + (1 - decay) * online``; buffers are copied.
 
     Args:
         twin: The follower; same structure as ``online``.
@@ -36,6 +36,8 @@ def ema_update_(twin: nn.Module, online: nn.Module, decay: float, storage: Local
         targets.append(target)
         sources.append(source.to(device=target.device, dtype=target.dtype))
     torch._foreach_lerp_(targets, sources, 1.0 - decay)
+    for target, source in zip(twin.buffers(), online.buffers(), strict=True):
+        target.copy_(source)
 
 
 def frozen_twin(twin: nn.Module, online: nn.Module) -> nn.Module:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from moe.config import MoMELIMoEConfig, named_modalities
-from moe.feed_forward import FeedForwardConfig
+from moe.config import FeedForwardConfig, MoMELIMoEConfig, named_modalities
 from omnivl.errors import ModelError
 from omnivl.model.config import MODALITIES, ModelConfig, PresetName
 

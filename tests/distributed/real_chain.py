@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.feed_forward import FeedForwardConfig
+from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.data.batch import DATA_KINDS, Batch, is_video
 from omnivl.data.collate import Collator

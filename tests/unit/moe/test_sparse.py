@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import FeedForwardConfig, Slot, build_feed_forward
+from moe.feed_forward import Slot, build_feed_forward
 from moe.modality import ModalityFeedForward
 from moe.router_losses import RouterLossConfig, RouterSums
 from moe.sparse import SparseFeedForward

@@ -142,6 +142,39 @@ def test_what_routers_say_travels_and_counts_once(recompute, kind):
     assert slot.slot.router.gate.weight.grad is not None
 
 
+def test_the_selection_bias_moves_once_per_step_by_what_all_its_micro_batches_served():
+    torch.manual_seed(0)
+    losses = RouterLossConfig(importance=0.0, load=0.0)
+    ffn = LIMoEConfig(num_experts=3, every=1, noise=0.0, losses=losses, selection_bias_rate=0.1)
+    objectives = (UniVLC(queue_size=8, batch_keys="momentum"),)
+    chain = build_chain(replace(CONFIG, ffn=ffn, recompute=True), objectives, TOKENS)
+    layer = chain.visual_00
+    served = torch.zeros(3)
+    for size in (4, 3):
+        layout = plan_layout(objectives, "image_text", size, 1)
+        state = layer(chain.embed(State.from_batch(make_batch("image_text", objectives, size), layout)))
+        served += RouterSums.unpack(state["router/visual_00"].detach(), 3).chosen_ME.sum(0)
+        state["visual"].sum().backward()  # runs the block again
+    assert torch.equal(layer.tokens_per_expert, served)
+    layer.after_step()
+    wanted = 0.1 * (served.mean() - served).sign()
+    assert wanted.any()
+    torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
+    torch.testing.assert_close(layer.momentum_block.ffn.router.bias_E, wanted)
+    layer.after_step()
+    torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
+    layer.tokens_per_expert = served
+    layer.discard_step()
+    layer.after_step()
+    torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
+
+
+def test_twins_draw_no_noise():
+    chain = build_chain(replace(CONFIG, ffn=LIMoEConfig(num_experts=3, every=1)), EVERYTHING, TOKENS)
+    assert chain.visual_00.block.ffn.router.noise == pytest.approx(1 / 3)
+    assert chain.visual_00.momentum_block.ffn.router.noise == 0.0
+
+
 def test_twins_start_equal_and_follow_after_the_step():
     torch.manual_seed(0)
     chain = build_chain(replace(CONFIG, momentum=MomentumConfig(0.75)), EVERYTHING, TOKENS)
