@@ -19,6 +19,7 @@ BENCHMARKS: Mapping[str, str] = {
     "hosts": "the plain host against a bare PyTorch loop; ZeRO-1 and ZeRO-3 against plain",
     "loader": "the loader against a bare decode loop",
     "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",
+    "experts": "sparse feed-forward layers against a dense one and against DeepSpeed's",
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
     "regimes": "decoupled training against images only, videos only and both from the start, several seeds",
 }

@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.gradient_memory import GradientMemory
 from moe.linear import linear
 
-Implementation = Literal["auto", "loop", "grouped", "blocked", "megablocks"]
+Implementation = Literal["auto", "loop", "grouped", "blocked"]
 
 _FEWEST_ROWS = 16
 
@@ -39,6 +40,7 @@ def expert_feed_forward(
     fc2_bias_ED: Tensor,
     *,
     implementation: Implementation = "auto",
+    memory: GradientMemory | None = None,
 ) -> Tensor:
     """``fc2(gelu(fc1(x)))`` of each expert on its rows.
 
@@ -49,7 +51,8 @@ def expert_feed_forward(
         fc1_bias_EF: Added to the product.
         fc2_weight_EDF: Multiplied as ``x @ W.T``.
         fc2_bias_ED: Added to the product.
-        implementation: How; ``auto`` takes ``blocked`` for bf16 on a CPU and ``grouped`` elsewhere.
+        implementation: How; ``auto`` takes ``blocked`` on a CPU and ``grouped`` elsewhere.
+        memory: Where ``blocked`` takes the memory of gradients from; None: from the system.
 
     Returns:
         ``[N, D]`` in the dtype of the rows.
@@ -57,14 +60,15 @@ def expert_feed_forward(
     if implementation == "auto":
         implementation = "blocked" if rows_ND.device.type == "cpu" else "grouped"
     weights = fc1_weight_EDF, fc1_bias_EF, fc2_weight_EDF, fc2_bias_ED
-    if len(fc1_weight_EDF) == 1 and implementation != "megablocks":
+    if len(fc1_weight_EDF) == 1:
         return _single(rows_ND, *weights)
     if implementation == "loop":
         return _loop(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "grouped":
         return _grouped(rows_ND, tokens_per_expert_E, *weights)
     assert implementation == "blocked", implementation
-    out_ND: Tensor = _Blocked.apply(rows_ND, tokens_per_expert_E, *weights)  # type: ignore[no-untyped-call]
+    memory = GradientMemory() if memory is None else memory
+    out_ND: Tensor = _Blocked.apply(rows_ND, tokens_per_expert_E, *weights, memory)  # type: ignore[no-untyped-call]
     return out_ND
 
 
@@ -107,7 +111,14 @@ class _Blocked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows_ND: Tensor, tokens_E: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor
+        ctx: Any,
+        rows_ND: Tensor,
+        tokens_E: Tensor,
+        w1_EDF: Tensor,
+        b1_EF: Tensor,
+        w2_EDF: Tensor,
+        b2_ED: Tensor,
+        memory: GradientMemory,
     ) -> Tensor:
         dtype, counts = rows_ND.dtype, tokens_E.tolist()
         spans = list(_spans(counts))
@@ -122,7 +133,7 @@ class _Blocked(torch.autograd.Function):
             out = w2_EDF[expert].to(dtype) @ F.gelu(inner).t()
             torch.add(out.t()[:count], b2_ED[expert].to(dtype), out=out_ND[first : first + count])
         ctx.save_for_backward(rows_ND, inner_PF, w1_EDF, b1_EF, w2_EDF, b2_ED)
-        ctx.counts = counts
+        ctx.counts, ctx.memory = counts, memory
         return out_ND
 
     @staticmethod
@@ -131,7 +142,8 @@ class _Blocked(torch.autograd.Function):
         rows_ND, inner_PF, w1_EDF, b1_EF, w2_EDF, b2_ED = ctx.saved_tensors
         dtype = rows_ND.dtype
         grad_rows_ND = torch.zeros_like(rows_ND)
-        grad_w1, grad_b1, grad_w2, grad_b2 = (torch.empty_like(p) for p in (w1_EDF, b1_EF, w2_EDF, b2_ED))
+        parameters = w1_EDF, b1_EF, w2_EDF, b2_ED
+        grad_w1, grad_b1, grad_w2, grad_b2 = (ctx.memory.like(place, one) for place, one in enumerate(parameters))
         for expert, (first, count, padded, place) in enumerate(_spans(ctx.counts)):
             if count == 0:
                 for gradient in (grad_w1, grad_b1, grad_w2, grad_b2):
@@ -145,7 +157,7 @@ class _Blocked(torch.autograd.Function):
             grad_b1[expert] = grad_inner.sum(0)
             _into(grad_w2[expert], grad.t(), F.gelu(inner))
             grad_b2[expert] = grad.sum(0)
-        return grad_rows_ND, None, grad_w1, grad_b1, grad_w2, grad_b2
+        return grad_rows_ND, None, grad_w1, grad_b1, grad_w2, grad_b2, None
 
 
 def _into(out: Tensor, a: Tensor, b: Tensor) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.expert_products import Implementation, expert_feed_forward
+from moe.gradient_memory import GradientMemory
 
 
 class ExpertBank(nn.Module):
@@ -21,6 +22,7 @@ class ExpertBank(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.implementation = num_experts, implementation
+        self._memory = GradientMemory()
         self.fc1_weight = nn.Parameter(torch.empty(num_experts, hidden_size, inner_size))
         self.fc1_bias = nn.Parameter(torch.zeros(num_experts, inner_size))
         self.fc2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, inner_size))
@@ -37,7 +39,8 @@ class ExpertBank(nn.Module):
             tokens_per_expert_E: int64, rows of each expert.
         """
         weights = self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
-        return expert_feed_forward(rows_ND, tokens_per_expert_E, *weights, implementation=self.implementation)
+        how: Implementation = self.implementation
+        return expert_feed_forward(rows_ND, tokens_per_expert_E, *weights, implementation=how, memory=self._memory)
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""

@@ -80,7 +80,7 @@ class TokenChoiceRouter(nn.Module):
 
     def forward(self, x_TD: Tensor, modality_T: Tensor) -> Choice:
         """Chooses for ``x [T, D]``; ``modality_T`` int64 is read only where modalities have experts of their own."""
-        logits_TE = F.linear(x_TD.float(), self.gate.weight)
+        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
         if self.allowed_ME is not None:
             logits_TE = logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
         noise = self.noise if self.training else 0.0

@@ -1,3 +1,5 @@
+import pickle
+
 import pytest
 import torch
 
@@ -67,3 +69,25 @@ def test_padding_to_few_numbers_of_rows() -> None:
     for rows in range(1, 3000):
         assert rows <= padded_rows(rows) < rows + max(16, rows / 8)
     assert len({padded_rows(rows) for rows in range(1025, 2049)}) == 8
+
+
+def test_gradients_take_over_the_memory_of_those_that_are_gone() -> None:
+    bank = ExpertBank(3, 8, 16, implementation="blocked")
+
+    def backward() -> torch.Tensor:
+        bank(torch.ones(6, 8), torch.tensor([1, 2, 3])).sum().backward()
+        assert bank.fc1_weight.grad is not None
+        return bank.fc1_weight.grad
+
+    first = backward()
+    place, value = first.data_ptr(), first.clone()
+    del first
+    bank.zero_grad()
+    assert backward().data_ptr() == place
+    held = backward()  # added to the one that is there, which therefore had to be left alone
+    torch.testing.assert_close(held, 2 * value)
+    bank.zero_grad()
+    assert backward().data_ptr() != held.data_ptr(), "somebody still reads the old one"
+    torch.testing.assert_close(held, 2 * value)
+    copy = pickle.loads(pickle.dumps(bank))
+    assert torch.equal(copy.fc1_weight, bank.fc1_weight)
