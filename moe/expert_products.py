@@ -1,42 +1,33 @@
 """The products of a bank of experts, in several ways that give the same.
 
 ``loop``: one expert after the other, by autograd. The reference.
-``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts on a GPU.
-``blocked``: the loop written for a CPU, forward and backward; see below.
+``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts: the way of a GPU.
+``batched``: experts side by side in batched products, forward and backward: the way of a CPU (``_Batched``).
 
-Shapes: E experts, D hidden size, F inner size, N rows in the experts' order, n rows of one expert.
-
-Why the obvious ways are slow on a CPU (64 experts of 384 x 1536, 64 bf16 rows each, one core of an AMX machine):
-
-- A product of few rows with a large matrix is spent on bringing the matrix into the kernel's layout. ``rows @ W.T``
-  took 18 ms for all experts, ``rows @ W`` 14, ``W @ rows.T`` 9: a matrix on the left is read as it lies. Stored as
-  ``[D, F]``, each of the two matrices is on the left once per step and never transposed on the right.
-- Kernels are compiled for every number of rows and kept. Rows are filled up to one of few numbers (``padded_rows``).
-- A gradient of many megabytes is memory that the system hands out anew, and clears, in every step: 27 ms where writing
-  it takes 6. ``blocked`` keeps the memory of the last step for the next one where nobody holds it any more.
+Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
 """
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.expert_levels import plan_levels
 from moe.gradient_memory import GradientMemory
 from moe.linear import linear
 
-Implementation = Literal["auto", "loop", "grouped", "blocked"]
+Implementation = Literal["auto", "loop", "grouped", "batched"]
 
-_FEWEST_ROWS = 16
+_ROWS_OF_ONES, _ALIGNMENT = 16, 8  # grouped products want rows that begin at multiples of 16 bytes
 
 
 def expert_feed_forward(
     rows_ND: Tensor,
     tokens_per_expert_E: Tensor,
-    fc1_weight_EDF: Tensor,
+    fc1_weight_EFD: Tensor,
     fc1_bias_EF: Tensor,
-    fc2_weight_EDF: Tensor,
+    fc2_weight_EFD: Tensor,
     fc2_bias_ED: Tensor,
     *,
     implementation: Implementation = "auto",
@@ -45,138 +36,131 @@ def expert_feed_forward(
     """``fc2(gelu(fc1(x)))`` of each expert on its rows.
 
     Args:
-        rows_ND: Expert by expert. Rows behind the last expert's come back as zeros or as they like.
+        rows_ND: Expert by expert. Rows behind the last expert's come back as they like.
         tokens_per_expert_E: int64.
-        fc1_weight_EDF: Multiplied as ``x @ W``.
+        fc1_weight_EFD: Multiplied as ``x @ W.T``.
         fc1_bias_EF: Added to the product.
-        fc2_weight_EDF: Multiplied as ``x @ W.T``.
+        fc2_weight_EFD: Multiplied as ``x @ W``.
         fc2_bias_ED: Added to the product.
-        implementation: How; ``auto`` takes ``blocked`` on a CPU and ``grouped`` elsewhere.
-        memory: Where ``blocked`` takes the memory of gradients from; None: from the system.
+        implementation: How; ``auto`` takes ``batched`` on a CPU and ``grouped`` elsewhere.
+        memory: Where ``batched`` takes the memory of gradients from; None: from the system.
 
     Returns:
         ``[N, D]`` in the dtype of the rows.
     """
     if implementation == "auto":
-        implementation = "blocked" if rows_ND.device.type == "cpu" else "grouped"
-    weights = fc1_weight_EDF, fc1_bias_EF, fc2_weight_EDF, fc2_bias_ED
-    if len(fc1_weight_EDF) == 1:
-        return _single(rows_ND, *weights)
+        implementation = "batched" if rows_ND.device.type == "cpu" else "grouped"
+    weights = fc1_weight_EFD, fc1_bias_EF, fc2_weight_EFD, fc2_bias_ED
+    if len(fc1_weight_EFD) == 1:
+        return _perceptron(rows_ND, *(weight[0] for weight in weights))
     if implementation == "loop":
         return _loop(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "grouped":
         return _grouped(rows_ND, tokens_per_expert_E, *weights)
-    assert implementation == "blocked", implementation
     memory = GradientMemory() if memory is None else memory
-    out_ND: Tensor = _Blocked.apply(rows_ND, tokens_per_expert_E, *weights, memory)  # type: ignore[no-untyped-call]
+    out_ND: Tensor = _Batched.apply(rows_ND, tokens_per_expert_E, *weights, memory)  # type: ignore[no-untyped-call]
     return out_ND
 
 
-def _single(rows_ND: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor) -> Tensor:
+def _perceptron(x: Tensor, w1_FD: Tensor, b1_F: Tensor, w2_FD: Tensor, b2_D: Tensor) -> Tensor:
     """One expert: a dense layer, bit for bit."""
-    return linear(F.gelu(linear(rows_ND, w1_EDF[0].t(), b1_EF[0])), w2_EDF[0], b2_ED[0])
+    return linear(F.gelu(linear(x, w1_FD, b1_F)), w2_FD.t(), b2_D)
 
 
-def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor) -> Tensor:
+def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor) -> Tensor:
     counts = tokens_E.tolist()
     parts = torch.split(rows_ND, [*counts, len(rows_ND) - sum(counts)])
-    made = [
-        linear(F.gelu(linear(part, w1.t(), b1)), w2, b2)
-        for part, w1, b1, w2, b2 in zip(parts[:-1], w1_EDF, b1_EF, w2_EDF, b2_ED, strict=True)
-    ]
+    made = [_perceptron(*own) for own in zip(parts[:-1], w1_EFD, b1_EF, w2_EFD, b2_ED, strict=True)]
     return torch.cat([*made, torch.zeros_like(parts[-1])])
 
 
-def _grouped(rows_ND: Tensor, tokens_E: Tensor, w1_EDF: Tensor, b1_EF: Tensor, w2_EDF: Tensor, b2_ED: Tensor) -> Tensor:
+def _grouped(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor) -> Tensor:
     ends_E, dtype = tokens_E.cumsum(0, dtype=torch.int32), rows_ND.dtype
-    expert_N = torch.searchsorted(ends_E, torch.arange(len(rows_ND), device=rows_ND.device), right=True)
-
-    def bias(bias_E: Tensor) -> Tensor:
-        # Rows of no expert hold anything, and so do their gradients: they go to a row of their own.
-        return F.pad(bias_E.to(dtype), (0, 0, 0, 1))[expert_N]
-
-    inner_NF = F.grouped_mm(rows_ND, w1_EDF.to(dtype), offs=ends_E) + bias(b1_EF)
-    out_ND = F.grouped_mm(F.gelu(inner_NF), w2_EDF.to(dtype).transpose(1, 2), offs=ends_E)
-    return out_ND + bias(b2_ED)
+    inner_NF = F.grouped_mm(rows_ND, w1_EFD.to(dtype).transpose(1, 2), offs=ends_E)
+    inner_NF = _AddBias.apply(inner_NF, b1_EF, ends_E)  # type: ignore[no-untyped-call]
+    out_ND = F.grouped_mm(F.gelu(inner_NF), w2_EFD.to(dtype), offs=ends_E)
+    added_ND: Tensor = _AddBias.apply(out_ND, b2_ED, ends_E)  # type: ignore[no-untyped-call]
+    return added_ND
 
 
-def padded_rows(rows: int) -> int:
-    """``rows`` rounded up so that no more than eight numbers lie between two powers of two; at least 16."""
-    step = max(_FEWEST_ROWS, 1 << max(0, (rows - 1).bit_length() - 4))
-    return max(_FEWEST_ROWS, -(-rows // step) * step)
+class _AddBias(torch.autograd.Function):
+    """Adds each expert's bias to its rows. Gradients are added up by a product: in order, in fp32, own rows only."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NC: Tensor, bias_EC: Tensor, ends_E: Tensor) -> Tensor:
+        expert_N = torch.searchsorted(ends_E, torch.arange(len(x_NC), device=x_NC.device), right=True)
+        ctx.save_for_backward(ends_E)
+        ctx.bias_dtype = bias_EC.dtype
+        return x_NC + bias_EC.to(x_NC.dtype)[expert_N.clamp_max(len(bias_EC) - 1)]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (grad_NC,) = grads
+        (ends_E,) = ctx.saved_tensors
+        ones = grad_NC.new_ones(_ROWS_OF_ONES, -(-len(grad_NC) // _ALIGNMENT) * _ALIGNMENT)[:, : len(grad_NC)]
+        return grad_NC, F.grouped_mm(ones, grad_NC, offs=ends_E)[:, 0].to(ctx.bias_dtype), None
 
 
-class _Blocked(torch.autograd.Function):
-    """Expert by expert, each matrix in the place where the CPU is quickest with it; no gradient but in the weights."""
+class _Batched(torch.autograd.Function):
+    """Batched products over experts whose rows are filled up with zeros to one number.
+
+    What a CPU needs for many experts of few rows (64 experts of 384 x 1536, 64 bf16 rows each, two cores with AMX; all
+    experts' product in ms):
+
+    - One call for all experts: threads then take whole experts instead of sharing each. ``rows @ W.T`` 4.8 batched, 6.8
+      one after the other.
+    - The matrix on the left and as it lies: ``W @ rows.T`` 2.5. A matrix on the right, or a transposed one on the left,
+      is first brought into the kernel's layout, which for few rows is most of the work. Both matrices are therefore
+      stored inner by hidden and the inner activations inner by rows. Of the six products of a step, two are of the form
+      ``W @ rows.T`` (2.6), two give gradients as ``inner @ rows`` (3.4) and two are ``inner.T @ W`` (5.3); the plain
+      forms take 4.8, 6.7 and 4.1 to 5.7.
+    - Few numbers of rows, because kernels are compiled for every shape and kept (``plan_levels``).
+    - Memory for the gradients that is still there from the last step (``GradientMemory``).
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         rows_ND: Tensor,
         tokens_E: Tensor,
-        w1_EDF: Tensor,
+        w1_EFD: Tensor,
         b1_EF: Tensor,
-        w2_EDF: Tensor,
+        w2_EFD: Tensor,
         b2_ED: Tensor,
         memory: GradientMemory,
     ) -> Tensor:
-        dtype, counts = rows_ND.dtype, tokens_E.tolist()
-        spans = list(_spans(counts))
-        inner_PF = rows_ND.new_empty(sum(padded for _, _, padded, _ in spans), w1_EDF.shape[2])
-        out_ND = rows_ND.new_zeros(rows_ND.shape)
-        for expert, (first, count, padded, place) in enumerate(spans):
-            if count == 0:
-                continue
-            inner = inner_PF[place : place + padded]
-            torch.mm(_fill(rows_ND[first : first + count], padded), w1_EDF[expert].to(dtype), out=inner)
-            inner += b1_EF[expert].to(dtype)
-            out = w2_EDF[expert].to(dtype) @ F.gelu(inner).t()
-            torch.add(out.t()[:count], b2_ED[expert].to(dtype), out=out_ND[first : first + count])
-        ctx.save_for_backward(rows_ND, inner_PF, w1_EDF, b1_EF, w2_EDF, b2_ED)
-        ctx.counts, ctx.memory = counts, memory
+        levels, dtype = plan_levels(tokens_E.tolist()), rows_ND.dtype
+        out_ND = torch.zeros_like(rows_ND)
+        kept: list[Tensor] = []
+        for level in levels:
+            w1, b1, w2, b2 = (level.of(one).to(dtype) for one in (w1_EFD, b1_EF, w2_EFD, b2_ED))
+            x_EPD = level.fill(rows_ND)
+            inner_EFP = torch.bmm(w1, x_EPD.transpose(1, 2)).add_(b1[..., None])
+            activated_EFP = F.gelu(inner_EFP)
+            level.put(out_ND, torch.bmm(activated_EFP.transpose(1, 2), w2).add_(b2[:, None]))
+            kept += [x_EPD, inner_EFP, activated_EFP]
+        ctx.save_for_backward(w1_EFD, b1_EF, w2_EFD, b2_ED, *kept)
+        ctx.levels, ctx.memory = levels, memory
         return out_ND
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_ND = grads[0]
-        rows_ND, inner_PF, w1_EDF, b1_EF, w2_EDF, b2_ED = ctx.saved_tensors
-        dtype = rows_ND.dtype
-        grad_rows_ND = torch.zeros_like(rows_ND)
-        parameters = w1_EDF, b1_EF, w2_EDF, b2_ED
-        grad_w1, grad_b1, grad_w2, grad_b2 = (ctx.memory.like(place, one) for place, one in enumerate(parameters))
-        for expert, (first, count, padded, place) in enumerate(_spans(ctx.counts)):
-            if count == 0:
-                for gradient in (grad_w1, grad_b1, grad_w2, grad_b2):
-                    gradient[expert].zero_()
-                continue
-            span = slice(first, first + count)
-            inner, grad, rows = inner_PF[place : place + padded], _fill(grad_ND[span], padded), rows_ND[span]
-            grad_inner = torch.ops.aten.gelu_backward(grad @ w2_EDF[expert].to(dtype), inner)
-            grad_rows_ND[span] = (w1_EDF[expert].to(dtype) @ grad_inner.t()).t()[:count]
-            _into(grad_w1[expert], _fill(rows, padded).t(), grad_inner)
-            grad_b1[expert] = grad_inner.sum(0)
-            _into(grad_w2[expert], grad.t(), F.gelu(inner))
-            grad_b2[expert] = grad.sum(0)
-        return grad_rows_ND, None, grad_w1, grad_b1, grad_w2, grad_b2, None
-
-
-def _into(out: Tensor, a: Tensor, b: Tensor) -> None:
-    """Writes a product, without a copy where the dtypes agree."""
-    if out.dtype == a.dtype:
-        torch.mm(a, b, out=out)
-    else:
-        out.copy_(a @ b)
-
-
-def _spans(counts: list[int]) -> Iterator[tuple[int, int, int, int]]:
-    """(first row, rows, rows with padding, place among padded rows) of each expert."""
-    first = place = 0
-    for count in counts:
-        padded = padded_rows(count) if count else 0
-        yield first, count, padded, place
-        first, place = first + count, place + padded
-
-
-def _fill(rows: Tensor, padded: int) -> Tensor:
-    """Rows filled up with zeros."""
-    return rows if len(rows) == padded else F.pad(rows, (0, 0, 0, padded - len(rows)))
+        (grad_ND,) = grads
+        w1_EFD, b1_EF, w2_EFD, b2_ED, *kept = ctx.saved_tensors
+        dtype, levels = grad_ND.dtype, ctx.levels
+        grad_rows_ND = torch.zeros_like(grad_ND)
+        gradients = [ctx.memory.like(place, one) for place, one in enumerate((w1_EFD, b1_EF, w2_EFD, b2_ED))]
+        if not levels:
+            for gradient in gradients:
+                gradient.zero_()
+        for number, level in enumerate(levels):
+            x_EPD, inner_EFP, activated_EFP = kept[3 * number : 3 * number + 3]
+            grad_EPD = level.fill(grad_ND)
+            w1, w2 = level.of(w1_EFD).to(dtype), level.of(w2_EFD).to(dtype)
+            grad_inner_EFP = torch.ops.aten.gelu_backward(torch.bmm(w2, grad_EPD.transpose(1, 2)), inner_EFP)
+            level.put(grad_rows_ND, torch.bmm(grad_inner_EFP.transpose(1, 2), w1))
+            level.give(gradients[0], grad_inner_EFP, x_EPD)
+            level.give(gradients[2], activated_EFP, grad_EPD)
+            level.add(gradients[1], grad_inner_EFP.sum(-1))
+            level.add(gradients[3], grad_EPD.sum(1))
+        return grad_rows_ND, None, *gradients, None

@@ -13,8 +13,8 @@ from moe.gradient_memory import GradientMemory
 class ExpertBank(nn.Module):
     """E two-layer perceptrons ``fc2(gelu(fc1(x)))``.
 
-    Both matrices of an expert are stored as ``[D, F]``, hidden by inner: of the four products with them that a step
-    makes, two of each kind are then the ones that a CPU does fastest (``expert_products``).
+    Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU is quickest with them
+    (``expert_products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
     """
 
     def __init__(
@@ -23,9 +23,9 @@ class ExpertBank(nn.Module):
         super().__init__()
         self.num_experts, self.implementation = num_experts, implementation
         self._memory = GradientMemory()
-        self.fc1_weight = nn.Parameter(torch.empty(num_experts, hidden_size, inner_size))
+        self.fc1_weight = nn.Parameter(torch.empty(num_experts, inner_size, hidden_size))
         self.fc1_bias = nn.Parameter(torch.zeros(num_experts, inner_size))
-        self.fc2_weight = nn.Parameter(torch.empty(num_experts, hidden_size, inner_size))
+        self.fc2_weight = nn.Parameter(torch.empty(num_experts, inner_size, hidden_size))
         self.fc2_bias = nn.Parameter(torch.zeros(num_experts, hidden_size))
         for weight, inputs in ((self.fc1_weight, hidden_size), (self.fc2_weight, inner_size)):
             deviation = inputs**-0.5  # as moe.linear.Linear starts
@@ -44,4 +44,4 @@ class ExpertBank(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""
-        return f"{self.num_experts} experts, {self.fc1_weight.shape[1]} x {self.fc1_weight.shape[2]}"
+        return f"{self.num_experts} experts, {self.fc1_weight.shape[2]} x {self.fc1_weight.shape[1]}"

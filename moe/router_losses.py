@@ -109,7 +109,8 @@ def router_sums(
     served_TK = torch.ones_like(choice.gate_TK)
     if routing.kept_TK is not None:
         served_TK = served_TK * routing.kept_TK
-    served_TE = torch.zeros_like(choice.probs_TE).scatter_add_(1, choice.expert_TK, served_TK)
+    experts_E = torch.arange(choice.probs_TE.shape[1], device=modality_T.device)
+    served_TE = ((choice.expert_TK[..., None] == experts_E) * served_TK[..., None]).sum(1)
     return RouterSums(
         tokens_M=member_MT.sum(1),
         entropy_M=member_MT @ entropy_T,

@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from moe.dense import DenseFeedForward
-from moe.expert_products import Implementation, expert_feed_forward, padded_rows
+from moe.expert_levels import padded_rows, plan_levels
+from moe.expert_products import Implementation, expert_feed_forward
 from moe.experts import ExpertBank
 
-COUNTS = [5, 0, 17, 1]
+COUNTS = [5, 0, 170, 1]  # two levels in a batch
 LEFT_OVER = 3
 
 
@@ -28,11 +29,11 @@ def run(
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    shapes = (4, 8, 32), (4, 32), (4, 8, 32), (4, 8)
+    shapes = (4, 32, 8), (4, 32), (4, 32, 8), (4, 8)
     return [(0.3 * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
 
 
-@pytest.mark.parametrize("implementation", ["grouped", "blocked"])
+@pytest.mark.parametrize("implementation", ["grouped", "batched"])
 @pytest.mark.parametrize(
     ("activations", "weights"),
     [(torch.float32, torch.float32), (torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16)],
@@ -57,9 +58,36 @@ def test_each_expert_is_the_dense_layer_with_its_weights() -> None:
     out = bank(x, torch.tensor([2, 4, 3]))
     for expert, part in enumerate([slice(0, 2), slice(2, 6), slice(6, 9)]):
         dense = DenseFeedForward(8, 16)
-        dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[expert].t(), bank.fc1_bias[expert]
-        dense.fc2.weight.data, dense.fc2.bias.data = bank.fc2_weight[expert], bank.fc2_bias[expert]
+        dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[expert], bank.fc1_bias[expert]
+        dense.fc2.weight.data, dense.fc2.bias.data = bank.fc2_weight[expert].t(), bank.fc2_bias[expert]
         torch.testing.assert_close(out[part], dense(x[part]).y)
+
+
+@pytest.mark.parametrize("counts", [[0, 0], [1, 0], [0, 40, 0, 3], [1000, 3, 0, 17, 64, 64], [5] * 30 + [900, 200]])
+def test_levels_hold_every_row_once(counts: list[int]) -> None:
+    rows = torch.arange(1, sum(counts) + 4.0)[:, None]  # three rows behind the last expert's
+    seen, out = torch.zeros(len(counts)), torch.zeros_like(rows)
+    for number, level in enumerate(plan_levels(counts)):
+        assert (level.expert is None) == (number == 0)
+        filled = level.fill(rows)
+        assert filled.shape == (level.size, level.rows, 1)
+        assert level.rows == padded_rows(level.rows)
+        level.put(out, filled)
+        for place in range(level.size):
+            expert = place if level.expert is None else level.expert
+            own = filled[place][filled[place] > 0]
+            first = sum(counts[:expert]) + 1
+            assert ((own >= first) & (own < first + counts[expert])).all()
+            seen[expert] += len(own)
+    assert seen.tolist() == counts
+    assert torch.equal(out[: sum(counts)], rows[: sum(counts)])
+    assert not out[sum(counts) :].any()
+
+
+def test_a_crowded_expert_does_not_make_all_others_compute_zeros() -> None:
+    levels = plan_levels([16] * 63 + [1000])
+    assert [(level.size, level.rows) for level in levels] == [(64, 16), (1, 1024)]
+    assert [(level.size, level.rows) for level in plan_levels([60, 64, 50, 58])] == [(4, 64)]
 
 
 def test_padding_to_few_numbers_of_rows() -> None:
@@ -72,7 +100,7 @@ def test_padding_to_few_numbers_of_rows() -> None:
 
 
 def test_gradients_take_over_the_memory_of_those_that_are_gone() -> None:
-    bank = ExpertBank(3, 8, 16, implementation="blocked")
+    bank = ExpertBank(3, 8, 16, implementation="batched")
 
     def backward() -> torch.Tensor:
         bank(torch.ones(6, 8), torch.tensor([1, 2, 3])).sum().backward()

@@ -32,8 +32,8 @@ def test_one_expert_is_the_dense_layer_bit_for_bit(dtype: torch.dtype) -> None:
     sparse = built(LIMoEConfig(num_experts=1, every=1, noise=0.0, losses=STILL))
     assert isinstance(sparse, SparseFeedForward)
     dense, bank = DenseFeedForward(8, 16), sparse.experts
-    dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[0].t(), bank.fc1_bias[0]
-    dense.fc2.weight.data, dense.fc2.bias.data = bank.fc2_weight[0], bank.fc2_bias[0]
+    dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[0], bank.fc1_bias[0]
+    dense.fc2.weight.data, dense.fc2.bias.data = bank.fc2_weight[0].t(), bank.fc2_bias[0]
     x = x_of().to(dtype)
     assert torch.equal(sparse(x, MIXED).y, dense(x).y)
 
@@ -49,8 +49,8 @@ def test_the_output_is_the_sum_of_chosen_experts_times_gates(top_k: int) -> None
     for token in range(12):
         wanted = torch.zeros(8)
         for expert, gate in zip(choice.expert_TK[token].tolist(), choice.gate_TK[token], strict=True):
-            inner = nn.functional.gelu(x[token] @ bank.fc1_weight[expert] + bank.fc1_bias[expert])
-            wanted = wanted + gate * (bank.fc2_weight[expert] @ inner + bank.fc2_bias[expert])
+            inner = nn.functional.gelu(bank.fc1_weight[expert] @ x[token] + bank.fc1_bias[expert])
+            wanted = wanted + gate * (inner @ bank.fc2_weight[expert] + bank.fc2_bias[expert])
         torch.testing.assert_close(y.view(12, 8)[token], wanted)
 
 
