@@ -16,7 +16,7 @@ from engine.schedule import Schedule, learning_rate_factor
 from omnivl.errors import UserError
 
 _STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")
-_UNDECAYED_NAMES = ("embedding", "token", "position", "words", "times", "temperature", "logit_scale")
+_UNDECAYED_NAMES = ("bias", "embedding", "token", "position", "words", "times", "temperature", "logit_scale")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import synthetic_chain as synthetic
 import torch
 
 from engine.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
+from moe.experts import ExpertBank
 from omnivl.errors import UserError
 
 
@@ -24,6 +25,12 @@ def test_decay_leaves_out_what_it_should() -> None:
         assert name in groups["no_decay"].names
     assert groups["no_decay"].weight_decay == 0.0
     assert groups["decay"].weight_decay == 0.05
+
+
+def test_a_bank_of_experts_decays_its_matrices_and_not_its_biases() -> None:
+    groups = {group.name: group for group in parameter_groups(ExpertBank(2, 4, 8), OptimizerConfig())}
+    assert groups["decay"].names == ("fc1_weight", "fc2_weight")
+    assert groups["no_decay"].names == ("fc1_bias", "fc2_bias")
 
 
 def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
