@@ -227,12 +227,15 @@ STAGE_RULES: tuple[StageRule, ...] = (
 
 def layer_names(model: ModelConfig) -> list[str]:
     """Names of the chain's layers, in order: the first part of every parameter's name."""
+    if model.architecture == "unified":
+        blocks = [f"unified_{index:02d}" for index in range(model.vision_layers)]
+        return ["embed", *blocks, "unified_norm", "contrast", "join", "losses"]
     stacks = {
         "visual": model.vision_layers,
         "text": model.text_layers,
         "alignment": model.alignment_layers,
         "generation": model.generation_layers,
     }
-    blocks = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
-    decoders = [*blocks["alignment"], *blocks["generation"]]
-    return ["embed", *blocks["visual"], "visual_norm", *blocks["text"], "contrast", *decoders, "losses"]
+    named = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
+    decoders = [*named["alignment"], *named["generation"]]
+    return ["embed", *named["visual"], "visual_norm", *named["text"], "contrast", *decoders, "losses"]

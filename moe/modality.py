@@ -3,6 +3,8 @@
 Shapes: T tokens, D hidden size, F inner size.
 """
 
+from collections.abc import Collection, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,12 @@ class ModalityFeedForward(nn.Module):
         self._config, self._block = config, slot.block
         names = experts_of(config, slot)
         self.experts = nn.ModuleDict({name: DenseFeedForward(hidden_size, inner_size) for name in names})
+
+    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+        """Parameters that no token meets, where only those come by of which ``reached`` names (modality, fused)."""
+        met = {expert_of(self._config, self._block, modality, fused) for modality, fused in reached}
+        for name in self.experts.keys() - met:
+            yield from self.experts[name].parameters()
 
     def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape, segment by segment."""

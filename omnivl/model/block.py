@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe.config import without_noise
-from moe.feed_forward import FeedForwardOutput
 from moe.sparse import SparseFeedForward
 from omnivl.model.chain import ChainLayer
 from omnivl.model.config import ModelConfig
@@ -50,14 +49,12 @@ class BlockLayer(ChainLayer):
             still = replace(config, dropout=0.0, drop_path=0.0, patch_dropout=0.0, ffn=without_noise(config.ffn))
             self.momentum_block = frozen_twin(build(still), self.block)
 
-    def run(self, *inputs: Any) -> FeedForwardOutput:
+    def run(self, *inputs: Any) -> Any:
         """Calls the block; its activations are recomputed in the backward pass where the configuration says so."""
         if self.config.recompute and torch.is_grad_enabled():
             # Tensors and mappings only: checkpoint passes anything through, and draws the same random numbers again.
-            out: FeedForwardOutput = checkpoint(self.block, *inputs, use_reentrant=False)
-        else:
-            out = self.block(*inputs)
-        return out
+            return checkpoint(self.block, *inputs, use_reentrant=False)
+        return self.block(*inputs)
 
     @torch.no_grad()
     def run_twin(self, *inputs: Any) -> Any:
@@ -79,15 +76,16 @@ class BlockLayer(ChainLayer):
         """Forgets what the experts served."""
         self.tokens_per_expert = None
 
-    def with_routing(self, state: State, out: FeedForwardOutput) -> State:
+    def with_routing(self, state: State, router_sums: Tensor | None) -> State:
         """Puts what a block's router has to say under ``router/{layer}``, for the last layer to make losses of."""
-        if out.router_sums is None:
+        if router_sums is None:
             return state
         balanced = self._balanced_experts if torch.is_grad_enabled() else None
         if balanced is not None:
-            served = balanced.tokens_per_expert(out.router_sums)
+            served = balanced.tokens_per_expert(router_sums)
             self.tokens_per_expert = served if self.tokens_per_expert is None else self.tokens_per_expert + served
-        return state.merged({f"router/{self.name}": out.router_sums})
+        place = f"router/{self.name}"  # a block that runs twice in a step adds to its first sums
+        return state.merged({place: state[place] + router_sums if place in state else router_sums})
 
     @property
     def _balanced_experts(self) -> SparseFeedForward | None:

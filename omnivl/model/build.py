@@ -15,6 +15,7 @@ from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.losses import Losses
 from omnivl.model.presets import check_config
 from omnivl.model.text import TextBlock
+from omnivl.model.unified import Join, UnifiedLayer, UnifiedNorm
 from omnivl.model.visual import VisualBlock, VisualNorm
 from omnivl.objectives.base import Objective, SpecialTokens
 
@@ -43,6 +44,11 @@ def build_chain(
         ModelError: The configuration does not fit together, or the vocabulary is too small for the tokenizer.
     """
     check_config(config)
+    if config.architecture == "unified" and any(objective.name == "lm" for objective in objectives):
+        raise ModelError(
+            "model.architecture: got 'unified' with the objective lm; allowed 'towers', since the unified transformer "
+            "writes no captions; take lm out or change the architecture"
+        )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "
@@ -51,6 +57,20 @@ def build_chain(
     gather = LocalGather() if gather is None else gather
     twin = wants_momentum(config, objectives)
     layers: dict[str, ChainLayer] = {"embed": Embed(config, tokens.pad, compute_dtype, twin=twin)}
+    order: list[str] | None = None
+    if config.architecture == "unified":
+        order = _add_unified(layers, config, objectives, gather, twin)
+    else:
+        _add_towers(layers, config, objectives, gather, twin)
+    for layer in layers.values():
+        if isinstance(layer, BlockLayer):
+            layer.gather = gather
+    return Chain(layers, order)
+
+
+def _add_towers(
+    layers: dict[str, ChainLayer], config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
+) -> None:
     for index in range(config.vision_layers):
         layers[f"visual_{index:02d}"] = VisualBlock(index, config, twin=twin)
     layers["visual_norm"] = VisualNorm(config, twin=twin)
@@ -62,10 +82,21 @@ def build_chain(
     for index in range(config.generation_layers):
         layers[f"generation_{index:02d}"] = GenerationBlock(index, config)
     layers["losses"] = Losses(config, objectives, gather)
-    for layer in layers.values():
-        if isinstance(layer, BlockLayer):
-            layer.gather = gather
-    return Chain(layers)
+
+
+def _add_unified(
+    layers: dict[str, ChainLayer], config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
+) -> list[str]:
+    """Adds the layers of the unified transformer and returns the order in which they are passed."""
+    blocks: dict[str, ChainLayer] = {
+        f"unified_{index:02d}": UnifiedLayer(index, config, twin=twin) for index in range(config.vision_layers)
+    }
+    blocks["unified_norm"] = UnifiedNorm(config, twin=twin)
+    layers |= blocks
+    layers["contrast"] = Contrast(config, objectives, gather)
+    layers["join"] = Join()
+    layers["losses"] = Losses(config, objectives, gather)
+    return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
 
 
 def wants_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> bool:

@@ -3,7 +3,11 @@
     Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Contrast -> AlignmentBlock * n -> GenerationBlock * n
           -> Losses
 
-``for layer in chain.layers: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
+or, with one transformer for all tokens, which is passed twice,
+
+    Embed -> UnifiedLayer * n -> UnifiedNorm -> Contrast -> Join -> UnifiedLayer * n -> UnifiedNorm -> Losses
+
+``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
 one module, a pipeline host cuts the list.
 
 Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, R pairs.
@@ -64,25 +68,37 @@ class Chain(nn.Module):
     Under ZeRO-3 a layer gathers its own parameters when it is called, hence everything here calls whole layers only.
     """
 
-    def __init__(self, layers: Mapping[str, ChainLayer]) -> None:
+    def __init__(self, layers: Mapping[str, ChainLayer], order: Sequence[str] | None = None) -> None:
+        """Strings layers together.
+
+        Args:
+            layers: By name.
+            order: Names in the order of the forward pass, in which a layer may stand twice; None: each once, as given.
+        """
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
+        self._order = tuple(layers if order is None else order)
 
     @property
     def layers(self) -> list[ChainLayer]:
-        """All layers, first to last."""
+        """All layers, each once."""
         return [cast(ChainLayer, layer) for layer in self.children()]
+
+    @property
+    def program(self) -> list[ChainLayer]:
+        """The layers of a forward pass, first to last."""
+        return [cast(ChainLayer, self.get_submodule(name)) for name in self._order]
 
     def forward(self, state: State) -> State:
         """The whole forward pass. The result holds ``loss`` where the layout asks for training."""
-        for layer in self.layers:
+        for layer in self.program:
             state = layer(state)
         return state
 
     def fold(self, state: State) -> State:
         """The forward pass through those layers only that act under the state's layout."""
-        for layer in self.layers:
+        for layer in self.program:
             if layer.acts(state.layout):
                 state = layer(state)
         return state

@@ -51,6 +51,10 @@ class ModelConfig:
             learns faster from random weights.
         layer_scale_init: Initial LayerScale of the visual blocks; None for none.
         momentum: Momentum twins; None builds none.
+        architecture: ``towers``: a visual and a text encoder, and decoders on top of them. ``unified``: one transformer
+            of ``vision_layers`` blocks for all tokens, apart and joined; ``text_layers``, ``alignment_layers`` and
+            ``generation_layers`` then mean nothing.
+        multiway: In the unified transformer, attention projections and norms by modality, as in BEiT-3.
         ffn: What fills the feed-forward slot.
         recompute: Recompute activations in the backward pass, block by block.
     """
@@ -77,6 +81,8 @@ class ModelConfig:
     text_norm: Literal["post", "pre"] = "post"
     layer_scale_init: float | None = None
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
+    architecture: Literal["towers", "unified"] = "towers"
+    multiway: bool = False
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
     recompute: bool = False
 

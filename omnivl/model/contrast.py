@@ -26,7 +26,7 @@ from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.key_queue import KeyQueue
 from omnivl.model.linear import Linear
 from omnivl.model.momentum import ema_update_, frozen_twin
-from omnivl.model.state import State, StepLayout
+from omnivl.model.state import State, StepLayout, encoded_rows
 from omnivl.objectives.base import Objective
 from omnivl.objectives.univlc import Keys, Pairs, SoftTargets, UniVLC, contrast_metrics
 from omnivl.objectives.vlm import NEGATIVE_TEXT, NEGATIVE_VISUAL, POSITIVE, VLM, draw_negatives
@@ -40,7 +40,7 @@ class Contrast(ChainLayer):
 
     - ``visual_embedding``, ``text_embedding`` where there are clean rows;
     - ``univlc/loss`` and ``metric/univlc/...``;
-    - ``{name}/features`` ``[M, S, D]`` for every masked visual pass;
+    - ``{name}/features``: ``[M, S, D]`` of every masked visual pass, ``[M, L, D]`` of masked texts that look at none;
     - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where negatives are global),
       ``alignment``, ``alignment_mask``, ``alignment_memory``;
     - ``vlm/has_negative`` bool ``[B]``.
@@ -98,21 +98,29 @@ class Contrast(ChainLayer):
         if layout.mode == "train" and self.univlc is not None and self.univlc.name in layout.objectives:
             state = self._contrast(state, self.univlc)
         state = self._decoder_rows(state)
-        features = {
-            f"{name}/features": state["visual"][rows] for name, rows in layout.visual.items() if name != "clean"
-        }
+        features = {f"{name}/features": self._rows(state, "visual", name) for name in layout.visual if name != "clean"}
         kept = ("momentum_visual",) if features else ()
-        streams = ("visual", "text", "text_mask", "momentum_visual", "momentum_text")
+        alone = layout.text.keys() - {"clean"} - layout.alignment.keys()
+        features |= {f"{name}/features": self._rows(state, "text", name) for name in alone}
+        streams = ("visual", "text", "text_mask", "visual_input", "text_input", "momentum_visual", "momentum_text")
         return state.merged(features, drop=tuple(name for name in streams if name not in kept))
 
     def _embed(self, state: State) -> State:
         """Adds the embeddings of whichever clean streams there are."""
         layout, found = state.layout, dict[str, Tensor]()
+        if layout.mode != "encode" and not layout.embeddings:
+            return state
         if "visual" in state and "clean" in layout.visual:
-            found["visual_embedding"] = embed(self.visual_projection, state["visual"][layout.visual["clean"]])
+            found["visual_embedding"] = embed(self.visual_projection, self._rows(state, "visual", "clean"))
         if "text" in state and "clean" in layout.text:
-            found["text_embedding"] = embed(self.text_projection, state["text"][layout.text["clean"]])
+            found["text_embedding"] = embed(self.text_projection, self._rows(state, "text", "clean"))
         return state.merged(found)
+
+    def _rows(self, state: State, stream: str, segment: str) -> Tensor:
+        """A segment of what the encoder made of a stream."""
+        segments = state.layout.visual if stream == "visual" else state.layout.text
+        first = encoded_rows(self.config, state.layout, stream).start
+        return state[stream][segments[segment].start - first : segments[segment].stop - first]
 
     def _contrast(self, state: State, univlc: UniVLC) -> State:
         """Adds UniVLC's loss and metrics; puts the batch's keys into the outbox."""
@@ -165,9 +173,10 @@ class Contrast(ChainLayer):
         """
         layout, found = state.layout, dict[str, Tensor]()
         if "visual" in state and "clean" in layout.visual:
-            found["memory"] = state["visual"][layout.visual["clean"]]
+            # The unified transformer joins what entered it, the decoders attend to what the encoder made of it.
+            found["memory"] = state["visual_input" if "visual_input" in state else "visual"][layout.visual["clean"]]
         if layout.mode == "match":
-            text = state["text"][layout.text["clean"]]
+            text = state["text_input" if "text_input" in state else "text"][layout.text["clean"]]
             found["alignment"], found["alignment_mask"] = text, state["text_mask"][layout.text["clean"]]
             own = torch.arange(len(text), device=text.device)
             found["alignment_memory"] = state.get("match/rows", own)
@@ -179,13 +188,14 @@ class Contrast(ChainLayer):
         """Lays out the alignment rows of a training step, segment by segment."""
         layout, found = state.layout, dict[str, Tensor]()
         own = torch.arange(layout.batch_size, device=state["memory"].device)
+        texts = state["text_input" if "text_input" in state else "text"]
         rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # text, mask, row of memory
         for name in layout.alignment.keys() & layout.text.keys():
             segment = layout.text[name]
-            rows[name] = state["text"][segment], state["text_mask"][segment], own
+            rows[name] = texts[segment], state["text_mask"][segment], own
         if POSITIVE in layout.alignment:
             assert self.vlm is not None
-            text, mask = state["text"][layout.text["clean"]], state["text_mask"][layout.text["clean"]]
+            text, mask = texts[layout.text["clean"]], state["text_mask"][layout.text["clean"]]
             candidates, candidate_mask = text, mask
             if self.vlm.negatives == "global":
                 candidates, candidate_mask = self._own_first(text), self._own_first(mask)

@@ -90,8 +90,10 @@ class AlignmentBlock(BlockLayer):
         """Advances ``alignment``; each row attends to row ``alignment_memory`` of ``memory``."""
         if not self.acts(state.layout):
             return state
-        out = self.run(state["alignment"], state["alignment_mask"], state["memory"], state["alignment_memory"])
-        return self.with_routing(state.updated(alignment=out.y), out)
+        out: FeedForwardOutput = self.run(
+            state["alignment"], state["alignment_mask"], state["memory"], state["alignment_memory"]
+        )
+        return self.with_routing(state.updated(alignment=out.y), out.router_sums)
 
 
 class GenerationBlock(BlockLayer):
@@ -116,8 +118,8 @@ class GenerationBlock(BlockLayer):
         if state.layout.mode == "generate":
             return self._decode(state)
         memory = state["memory"][: state.layout.batch_size]  # other replicas' rows may follow the own
-        out = self.run(state["generation"], state["generation_mask"], memory, None)
-        return self.with_routing(state.updated(generation=out.y), out)
+        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, None)
+        return self.with_routing(state.updated(generation=out.y), out.router_sums)
 
     def _decode(self, state: State) -> State:
         assert isinstance(self.block, GroundedBlock)

@@ -21,7 +21,7 @@ from omnivl.errors import ModelError
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.linear import LayerNorm, linear
-from omnivl.model.state import State, StepLayout
+from omnivl.model.state import State, StepLayout, encoded_rows
 from omnivl.model.text import TEXT_EPS
 
 
@@ -229,6 +229,11 @@ class Embed(BlockLayer):
         if layout.text:
             token_ids = torch.cat([state[_ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
+        if self.config.architecture == "unified":
+            streams = [name for name in ("visual", "text") if name in state]
+            inputs = {f"{name}_input": state[name] for name in streams if layout.alignment}
+            rows = {name: state[name][encoded_rows(self.config, layout, name)] for name in streams}
+            state = state.merged({**inputs, **rows})
         if layout.generation:
             token_ids = state["lm/token_ids"]
             start = int(state["cache/start"]) if "cache/start" in state else 0

@@ -13,7 +13,7 @@ from moe.feed_forward import Slot, is_routed
 from moe.sizes import slot_flops, slot_parameters
 from omnivl.model.build import wants_momentum
 from omnivl.model.config import MODALITIES, ModelConfig
-from omnivl.model.state import StepLayout
+from omnivl.model.state import StepLayout, encoded_rows
 from omnivl.model.text import TEXT_MODALITY
 from omnivl.model.visual import VISUAL_MODALITIES
 from omnivl.objectives.base import Objective
@@ -31,23 +31,25 @@ class ParameterCount:
 
     Attributes:
         embed: Patches, positions, words.
-        visual: Visual blocks and the last normalisation.
-        text: Text blocks.
         contrast: Projections and temperature.
-        alignment: Alignment decoder.
-        generation: Generation decoder.
         heads: The objectives' heads.
         momentum: All momentum twins; they get no gradient.
+        visual: Visual blocks and the last normalisation.
+        text: Text blocks.
+        alignment: Alignment decoder.
+        generation: Generation decoder.
+        unified: Blocks and last normalisation of the unified transformer, which has none of the four before.
     """
 
     embed: int
-    visual: int
-    text: int
     contrast: int
-    alignment: int
-    generation: int
     heads: int
     momentum: int
+    visual: int = 0
+    text: int = 0
+    alignment: int = 0
+    generation: int = 0
+    unified: int = 0
 
     @property
     def trained(self) -> int:
@@ -68,31 +70,51 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
         objectives: They decide on heads and twins.
     """
     hidden = config.hidden_size
-    norm, attention = 2 * hidden, 4 * (hidden**2 + hidden)
-    block = attention + 2 * norm
-    temporal = norm + attention + hidden**2 + hidden
-    scales = 0 if config.layer_scale_init is None else 2 * hidden
-    visual = config.vision_layers * (block + temporal + scales) + norm
-    visual += _slots(config, config.vision_layers, VISUAL_MODALITIES)
-    norm_out = norm if config.text_norm == "pre" else 0
-    text = config.text_layers * block + norm_out * (config.text_layers > 0)
-    text += _slots(config, config.text_layers, (TEXT_MODALITY,))
     projections = 2 * (hidden * config.projection_size + config.projection_size)
-    grounded = block + attention + norm
-    alignment = config.alignment_layers * grounded + norm_out * (config.alignment_layers > 0)
-    generation = config.generation_layers * grounded + norm_out * (config.generation_layers > 0)
+    stacks = _unified_stack(config) if config.architecture == "unified" else _tower_stacks(config)
     twins = wants_momentum(config, objectives)
     twin_projections = any(o.name == "univlc" and o.uses_momentum for o in objectives)
+    embed, followed = _embed_parameters(config), ("visual", "text", "unified")
     return ParameterCount(
-        embed=_embed_parameters(config),
-        visual=visual,
-        text=text,
+        embed=embed,
         contrast=projections + 1,
-        alignment=alignment + _slots(config, config.alignment_layers, (TEXT_MODALITY,), fused=(True,)),
-        generation=generation + _slots(config, config.generation_layers, (TEXT_MODALITY,), fused=(True,)),
         heads=_head_parameters(config, objectives),
-        momentum=twins * (_embed_parameters(config) + visual + text) + twin_projections * projections,
+        momentum=twins * (embed + sum(stacks.get(stack, 0) for stack in followed)) + twin_projections * projections,
+        **stacks,
     )
+
+
+def _tower_stacks(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the encoders and decoders."""
+    hidden = config.hidden_size
+    norm, attention = 2 * hidden, 4 * (hidden**2 + hidden)
+    block, temporal = attention + 2 * norm, norm + attention + hidden**2 + hidden
+    norm_out, grounded = norm if config.text_norm == "pre" else 0, block + attention + norm
+    stacks = {
+        "visual": config.vision_layers * (block + temporal + _scales(config)) + norm,
+        "text": config.text_layers * block + norm_out * (config.text_layers > 0),
+        "alignment": config.alignment_layers * grounded + norm_out * (config.alignment_layers > 0),
+        "generation": config.generation_layers * grounded + norm_out * (config.generation_layers > 0),
+    }
+    slots = {
+        "visual": _slots(config, config.vision_layers, VISUAL_MODALITIES),
+        "text": _slots(config, config.text_layers, (TEXT_MODALITY,)),
+        "alignment": _slots(config, config.alignment_layers, (TEXT_MODALITY,), fused=(True,)),
+        "generation": _slots(config, config.generation_layers, (TEXT_MODALITY,), fused=(True,)),
+    }
+    return {stack: count + slots[stack] for stack, count in stacks.items()}
+
+
+def _unified_stack(config: ModelConfig) -> dict[str, int]:
+    """Parameters of the unified transformer."""
+    hidden, sides = config.hidden_size, 2 if config.multiway else 1
+    norm, attention = 2 * hidden, 4 * (hidden**2 + hidden)
+    blocks = config.vision_layers * (sides * (attention + 2 * norm) + _scales(config)) + sides * norm
+    return {"unified": blocks + _slots(config, config.vision_layers, MODALITIES, fused=(False, True))}
+
+
+def _scales(config: ModelConfig) -> int:
+    return 0 if config.layer_scale_init is None else 2 * config.hidden_size
 
 
 def _slots(config: ModelConfig, layers: int, modalities: Sequence[str], *, fused: Sequence[bool] = (False,)) -> int:
@@ -138,26 +160,51 @@ def step_flops(config: ModelConfig, layout: StepLayout, text_tokens: int | None 
     shifted = tokens - (text_tokens is not None)  # the generation stream reads and predicts one token less
     stacks = layout.visual, layout.text, layout.alignment
     visual_rows, text_rows, alignment_rows = (sum(rows.stop - rows.start for rows in s.values()) for s in stacks)
-    kept, text = _kept_patches(config, layout), _text_row(config, layout, tokens)
+    kept = _kept_patches(config, layout)
+    if config.architecture == "unified":
+        encoded = (encoded_rows(config, layout, stream) for stream in ("visual", "text"))
+        rows = *(one.stop - one.start for one in encoded), alignment_rows
+        return _unified_step(config, layout, rows, tokens, kept) + _edges(config, layout, tokens, shifted)
+    text = _text_row(config, layout, tokens)
     # Keys and values are projected once per memory row, however many alignment rows read them.
     memory = layout.batch_size * _memory(config, layout, kept)
     alignment, generation = config.alignment_layers, config.generation_layers
     aligned = alignment_rows * _grounded_row(config, layout, alignment, tokens, kept)
     aligned += alignment * memory * (alignment_rows > 0)
     generated = layout.batch_size * _grounded_row(config, layout, generation, shifted, kept) + generation * memory
-    total = FORWARD_AND_BACKWARD * (
-        visual_rows * _visual_row(config, layout, kept)
-        + text_rows * text
-        + aligned
-        + layout.generation * generated
-        + _vocabulary(config, layout, tokens, shifted)
+    total: float = FORWARD_AND_BACKWARD * (
+        visual_rows * _visual_row(config, layout, kept) + text_rows * text + aligned + layout.generation * generated
     )
-    if layout.visual:  # no gradient flows into pixels: one product less
-        total += (FORWARD_AND_BACKWARD - 1) * layout.batch_size * _patches(config, layout)
     if layout.momentum:  # the twins see every patch
-        twin = _visual_row(config, layout, _num_patches(config, layout)) + text + _patches(config, layout)
-        total += layout.batch_size * twin
-    return float(total)
+        total += layout.batch_size * (_visual_row(config, layout, _num_patches(config, layout)) + text)
+    return total + _edges(config, layout, tokens, shifted)
+
+
+def _edges(config: ModelConfig, layout: StepLayout, tokens: float, shifted: float) -> float:
+    """What lies before and behind the blocks: patch embedding and vocabulary head."""
+    patches = layout.batch_size * _patches(config, layout)
+    total = FORWARD_AND_BACKWARD * _vocabulary(config, layout, tokens, shifted)
+    if layout.visual:  # no gradient flows into pixels: one product less
+        total += (FORWARD_AND_BACKWARD - 1) * patches
+    return float(total + layout.momentum * patches)
+
+
+def _unified_step(config: ModelConfig, layout: StepLayout, rows: Sequence[int], tokens: float, kept: int) -> float:
+    """The blocks of the unified transformer. Padded positions are computed, but count inside attention only."""
+    seen, length = 1 + config.time_positions(layout.num_frames) * kept, config.text_length
+    visual, text = _unified_row(config, seen, seen), _unified_row(config, tokens, length)
+    joined = _unified_row(config, tokens + seen, length + seen)
+    total = FORWARD_AND_BACKWARD * (rows[0] * visual + rows[1] * text + rows[2] * joined)
+    if layout.momentum:  # the twins see every patch
+        every = 1 + config.time_positions(layout.num_frames) * _num_patches(config, layout)
+        total += layout.batch_size * (_unified_row(config, every, every) + text)
+    return total
+
+
+def _unified_row(config: ModelConfig, tokens: float, positions: int) -> float:
+    """All blocks on one row, forward."""
+    hidden, layers = config.hidden_size, config.vision_layers
+    return layers * (tokens * 8 * hidden**2 + 4 * positions**2 * hidden) + tokens * _slots_flops(config, layers)
 
 
 def _num_patches(config: ModelConfig, layout: StepLayout) -> int:

@@ -39,6 +39,7 @@ def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int
         visual=visual.segments,
         text=text.segments,
         alignment=alignment.segments,
+        embeddings=any(demands.embeddings for _, demands in active),
         generation=any(demands.generation for _, demands in active),
         momentum=any(demands.momentum for _, demands in active),
         objectives=tuple(name for name, _ in active),

@@ -16,6 +16,7 @@ from typing import Literal, Self
 from torch import Tensor
 
 from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.model.config import ModelConfig
 
 CORE_FIELDS: Mapping[str, str] = {
     "frames": "uint8 [B, T, 3, H, W], from the batch",
@@ -26,6 +27,8 @@ CORE_FIELDS: Mapping[str, str] = {
     "visual": "float [R_visual, S, D]; rows by layout.visual",
     "text": "float [R_text, L, D]; rows by layout.text",
     "text_mask": "bool [R_text, L], true where there is a token",
+    "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where rows are joined",
+    "text_input": "float [R_text, L, D]; likewise",
     "momentum_visual": "float [B, S, D], from the momentum twin, no gradient",
     "momentum_text": "float [B, L, D], from the momentum twin, no gradient",
     "visual_embedding": "float [B, P], projected and L2-normalised, fp32",
@@ -56,6 +59,7 @@ class StepLayout:
         visual: Segments of ``state["visual"]`` by name: ``clean`` and one per masked-visual objective. May be empty.
         text: Segments of ``state["text"]``: ``clean`` and ``mlm``. May be empty.
         alignment: Segments of ``state["alignment"]``, e.g. ``vlm_positive``, ``vlm_negative_text``, ``mlm``.
+        embeddings: Whether the clean streams are projected and compared.
         generation: Whether the generation stream runs.
         momentum: Whether the momentum twins run.
         objectives: Names of the objectives that are active on this kind.
@@ -70,6 +74,7 @@ class StepLayout:
     visual: Mapping[str, slice] = field(default_factory=dict)
     text: Mapping[str, slice] = field(default_factory=dict)
     alignment: Mapping[str, slice] = field(default_factory=dict)
+    embeddings: bool = False
     generation: bool = False
     momentum: bool = False
     objectives: tuple[str, ...] = ()
@@ -115,3 +120,21 @@ class State(dict[str, Tensor]):
     def named(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under ``prefix/``, with the prefix cut off."""
         return {name[len(prefix) + 1 :]: tensor for name, tensor in self.items() if name.startswith(f"{prefix}/")}
+
+
+def encoded_rows(config: ModelConfig, layout: StepLayout, stream: str) -> slice:
+    """The stacked rows of ``visual`` or ``text`` that go through the encoder.
+
+    All of them in towers. The unified transformer joins rows from their embeddings on, so that in training nobody reads
+    what the first pass makes of rows that are only joined.
+    """
+    segments = layout.visual if stream == "visual" else layout.text
+    if config.architecture == "towers" or layout.mode == "encode":
+        wanted = list(segments.values())
+    else:
+        wanted = [
+            rows
+            for name, rows in segments.items()
+            if (layout.embeddings if name == "clean" else name not in layout.alignment)
+        ]
+    return slice(min(rows.start for rows in wanted), max(rows.stop for rows in wanted)) if wanted else slice(0, 0)

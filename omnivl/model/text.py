@@ -100,8 +100,8 @@ class TextBlock(BlockLayer):
             return state
         mask = state["text_mask"]
         first_only = self.may_shorten and state.layout.class_only
-        out = self.run(state["text"], mask, first_only)
-        state = self.with_routing(state.updated(text=out.y), out)
+        out: FeedForwardOutput = self.run(state["text"], mask, first_only)
+        state = self.with_routing(state.updated(text=out.y), out.router_sums)
         if state.layout.momentum:
             twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]], first_only)
             state = state.updated(momentum_text=twin.y)

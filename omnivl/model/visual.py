@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.modality import ModalityFeedForward
 from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
 from omnivl.model.block import BlockLayer
@@ -137,11 +138,14 @@ class VisualBlock(BlockLayer):
         return bool(layout.visual)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Without clips the temporal branch is idle."""
+        """Without clips the temporal branch is idle, and experts of a kind that never comes."""
         yield from super().idle_parameters(layouts)
+        assert isinstance(self.block, DividedBlock)
         if not any(layout.is_video for layout in layouts):
-            assert isinstance(self.block, DividedBlock)
             yield from self.block.temporal.parameters()
+        if isinstance(self.block.ffn, ModalityFeedForward):
+            active = [layout for layout in layouts if self.acts(layout)]
+            yield from self.block.ffn.idle({(VISUAL_MODALITIES[layout.is_video], False) for layout in active})
 
     def forward(self, state: State) -> State:
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
@@ -149,8 +153,8 @@ class VisualBlock(BlockLayer):
             return state
         times = self.config.time_positions(state.layout.num_frames)
         inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
-        out = self.run(state["visual"], *inputs)
-        state = self.with_routing(state.updated(visual=out.y), out)
+        out: FeedForwardOutput = self.run(state["visual"], *inputs)
+        state = self.with_routing(state.updated(visual=out.y), out.router_sums)
         if state.layout.momentum:
             state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs).y)
         return state

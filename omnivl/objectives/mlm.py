@@ -1,4 +1,4 @@
-"""Masked language modelling, grounded in the sample's image or clip.
+"""Masked language modelling, grounded in the sample's image or clip or by the text alone.
 
 Shapes: B samples, L text positions.
 """
@@ -27,6 +27,8 @@ class MLM(Objective):
     """Hides tokens; the masked text goes through the text encoder and, seeing the sample, the alignment decoder.
 
     Attributes:
+        grounded: Whether the words are restored from the image or clip as well; else from the text alone, as in BERT,
+            and no image or clip is looked at.
         probability: Share of ordinary tokens to predict. At least one per text that has any.
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
@@ -37,6 +39,7 @@ class MLM(Objective):
     """
 
     kind: Literal["mlm"] = "mlm"
+    grounded: bool = True
     probability: float = 0.15
     mask_share: float = 0.8
     random_share: float = 0.1
@@ -57,9 +60,11 @@ class MLM(Objective):
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One masked text row and one alignment row per sample."""
+        """One masked text row and, where it is grounded, one alignment row per sample."""
         if is_label(kind) and not self.include_labels:
             return None
+        if not self.grounded:
+            return Demands(masked_text=batch_size)
         return Demands(visual=True, masked_text=batch_size, alignment={self.name: batch_size})
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
@@ -118,7 +123,8 @@ class MLM(Objective):
 
     def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over hidden tokens."""
-        hidden = state["alignment"][state.layout.alignment[self.name]]
+        rows = state.layout.alignment.get(self.name)
+        hidden = state[f"{self.name}/features"] if rows is None else state["alignment"][rows]
         return token_loss(hidden, state[f"{self.name}/targets"], head, gather)
 
 

@@ -43,6 +43,8 @@ FILLINGS: dict[str, FeedForwardConfig] = {
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, **STILL),
 }
 plan_layout = partial(fold_demands, OBJECTIVES)
+UNIFIED_OBJECTIVES = tuple(objective for objective in OBJECTIVES if not isinstance(objective, LM))
+plan_unified_layout = partial(fold_demands, UNIFIED_OBJECTIVES)
 
 
 class LetterTokenizer:
@@ -58,19 +60,26 @@ class LetterTokenizer:
         raise AssertionError("not needed")
 
 
-def build_real_chain(gather: Gather, seed: int = 0, recompute: bool = False, ffn: str = "dense") -> Chain:
+def build_real_chain(
+    gather: Gather, seed: int = 0, recompute: bool = False, ffn: str = "dense", unified: bool = False
+) -> Chain:
     torch.manual_seed(seed)
-    return build_chain(replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn]), OBJECTIVES, TOKENS, gather=gather)
+    config = replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn])
+    if unified:
+        config = replace(config, architecture="unified", multiway=True)
+    return build_chain(config, UNIFIED_OBJECTIVES if unified else OBJECTIVES, TOKENS, gather=gather)
 
 
-def step_batches(step: int, accumulation: int, size: int, gather: Gather) -> list[Batch]:
+def step_batches(
+    step: int, accumulation: int, size: int, gather: Gather, objectives: Sequence[Objective] = OBJECTIVES
+) -> list[Batch]:
     """The replica's micro-batches of one step. Kinds change between and within steps."""
     indices = range(step * accumulation, (step + 1) * accumulation)
     # Pairs of equal kinds first, so that whole steps leave layers out; then mixed ones.
     kinds = [DATA_KINDS[(index // 2 if index < 8 else index) % 4] for index in indices]
     own = size // gather.replicas
     share = slice(gather.replica * own, (gather.replica + 1) * own)
-    collator = Collator(CONFIG, OBJECTIVES, LetterTokenizer(), seed=0)
+    collator = Collator(CONFIG, objectives, LetterTokenizer(), seed=0)
     return [
         collator.collate(examples(index, size, is_video(kind))[share], kind, "letters", step)
         for index, kind in zip(indices, kinds, strict=True)

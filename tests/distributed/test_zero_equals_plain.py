@@ -4,6 +4,7 @@ The reference is one plain process that holds the joined batch. Kinds change bet
 and parts of layers go without gradient in some steps; gradients are accumulated and clipped.
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,9 +34,11 @@ def make_host(name: str, chain_name: str) -> Host:
     is_real = chain_name.startswith("real")
     layout = real.plan_layout if is_real else synthetic.plan_layout
     if is_real:
-        variant = chain_name.partition("-")[2]
-        ffn = variant if variant in real.FILLINGS else "dense"
-        chain = real.build_real_chain(gather, recompute=variant == "recompute", ffn=ffn)
+        variants = chain_name.split("-")[1:]
+        ffn = next((variant for variant in variants if variant in real.FILLINGS), "dense")
+        unified = "unified" in variants
+        layout = real.plan_unified_layout if unified else layout
+        chain = real.build_real_chain(gather, recompute="recompute" in variants, ffn=ffn, unified=unified)
     else:
         chain = synthetic.build_synthetic_chain(gather)
     if name == "plain":
@@ -55,6 +58,8 @@ def make_host(name: str, chain_name: str) -> Host:
 def train_hosts(hosts: list[str], chain_name: str) -> dict[str, dict[str, Any]]:
     """Worker: trains each host in turn from the same weights."""
     batches = real.step_batches if chain_name.startswith("real") else synthetic.step_batches
+    if "unified" in chain_name:
+        batches = partial(real.step_batches, objectives=real.UNIFIED_OBJECTIVES)
     report = {}
     for name in hosts:
         host = make_host(name, chain_name)
@@ -95,6 +100,9 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("real-limoe", 2, ["plain", *ZERO]),
         ("real-limoe", 4, ["zero3"]),
         ("real-mome_limoe", 2, ["plain", "zero2", "zero3"]),
+        ("real-unified", 2, ["plain", "zero1", "zero3"]),
+        ("real-unified-mome", 2, ["zero3"]),
+        ("real-unified-limoe-recompute", 2, ["plain", "zero3"]),
     ],
 )
 def test_hosts_agree(run_distributed: Any, chain_name: str, processes: int, hosts: list[str]) -> None:

@@ -4,51 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import LIMoEConfig
 from moe.router_losses import RouterLossConfig, RouterSums
-from omnivl.data.batch import DATA_KINDS, Batch, is_video
+from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
 from omnivl.model.build import build_chain
 from omnivl.model.config import MomentumConfig
 from omnivl.model.layout import plan_layout
-from omnivl.model.presets import PRESETS
 from omnivl.model.state import State, StepLayout
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, PrepareContext, SpecialTokens, UniVLC
-
-TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
-CONFIG = replace(
-    PRESETS["tiny"],
-    hidden_size=16,
-    num_heads=2,
-    vision_layers=2,
-    text_layers=2,
-    alignment_layers=2,
-    generation_layers=2,
-    image_size=16,
-    video_size=16,
-    num_frames=4,
-    text_length=8,
-    vocab_size=50,
-    projection_size=8,
-)
-EVERYTHING = (MLM(), MRM(), MFM(targets="momentum"), MCM(), UniVLC(queue_size=16), VLM(), LM())
-
-
-def make_batch(kind, objectives=EVERYTHING, size=4):
-    times = CONFIG.num_frames if is_video(kind) else 1
-    draw = torch.Generator().manual_seed(1)
-    frames = torch.randint(0, 256, (size, times, 3, 16, 16), generator=draw, dtype=torch.uint8)
-    token_ids = torch.randint(5, 50, (size, 8), generator=draw)
-    token_ids[:, 0], token_ids[:, 5], token_ids[:, 6:] = TOKENS.cls, TOKENS.sep, TOKENS.pad
-    own = torch.arange(size)
-    batch = Batch(kind, frames, token_ids, own, own, own)
-    context = PrepareContext(0, "test", TOKENS, CONFIG.grid(is_video(kind)), 0)
-    prepared = {}
-    for objective in objectives:
-        if objective.demands(kind, size) is not None:
-            prepared |= objective.prepare(batch, context)
-    return replace(batch, prepared=prepared)
+from omnivl.objectives import MLM, VLM, UniVLC
 
 
 def run(chain, batch, objectives=EVERYTHING):

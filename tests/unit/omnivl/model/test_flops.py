@@ -58,6 +58,41 @@ def test_parameter_count_with_experts(ffn):
     assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
 
 
+@pytest.mark.parametrize("multiway", [False, True])
+@pytest.mark.parametrize("ffn", [DenseConfig(), *FILLINGS.values()], ids=["dense", *FILLINGS])
+def test_parameter_count_of_the_unified_transformer(ffn, multiway):
+    config = replace(PRESETS["tiny"], architecture="unified", ffn=ffn, multiway=multiway, layer_scale_init=0.1)
+    objectives = tuple(objective for objective in EVERYTHING if not isinstance(objective, LM))
+    with torch.device("meta"):
+        chain = build_chain(config, objectives, TOKENS)
+    count = parameter_count(config, objectives)
+    assert count.total == sum(p.numel() for p in chain.parameters())
+    assert count.momentum == sum(p.numel() for name, p in chain.named_parameters() if "momentum_" in name)
+
+
+@pytest.mark.parametrize("objectives", [(UniVLC(),), (UniVLC(), VLM())])
+@pytest.mark.parametrize("kind", ["image_text", "video_text"])
+def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch, kind, objectives):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from omnivl.model.layout import plan_layout
+    from omnivl.model.state import State
+
+    config = replace(PRESETS["tiny"], architecture="unified", vocab_size=100, projection_size=1)
+    monkeypatch.setattr(attention, "prefers_products", lambda x: True)
+    chain = build_chain(config, objectives, TOKENS)
+    frames = 8 if kind == "video_text" else 1
+    layout = plan_layout(objectives, kind, 2, frames)
+    own = torch.arange(2)
+    batch = {
+        **{"frames": torch.zeros(2, frames, 3, 64, 64, dtype=torch.uint8), "vlm/uniforms": torch.rand(2, 2)},
+        **{"token_ids": torch.ones(2, 16, dtype=torch.int64), "identity": own, "label": own, "position": own},
+    }
+    with FlopCounterMode(display=False) as counter:
+        chain(State(batch, layout))["loss"].backward()
+    assert counter.get_total_flops() == pytest.approx(step_flops(config, layout), rel=1e-3)
+
+
 def test_base_has_the_sizes_of_vit_b_and_bert_base():
     count = parameter_count(PRESETS["base"])
     # ViT-B/16 without its head is 85,798,656. Of it 197 x 768 + 768 + 590,592 are embeddings, leaving 85,056,000 for
