@@ -37,10 +37,12 @@ class PlanRun:
     Attributes:
         scores: Scores by ``task metric`` of every stage that was evaluated, by its name and in the stages' order.
         seconds: From the start of the command to its end.
+        metrics: The last training metrics of every stage, by their names in ``metrics.jsonl``.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     seconds: float
+    metrics: Mapping[str, Mapping[str, float]]
 
 
 class Lanes:
@@ -116,7 +118,15 @@ def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequenc
             seconds += run_on(cores, [*command, *choice, "--run-folder", str(run)])[1]
         written = sorted((run / "stages").glob("*/evaluation.json"))
         scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
-    return PlanRun(scores, seconds)
+        logs = sorted((run / "stages").glob("*/metrics.jsonl"))
+        metrics = {path.parent.name.partition("-")[2]: _last_metrics(path) for path in logs}
+    return PlanRun(scores, seconds, metrics)
+
+
+def _last_metrics(log: Path) -> Mapping[str, float]:
+    events = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    found: Mapping[str, float] = [event["metrics"] for event in events if event["event"] == "train"][-1]
+    return found
 
 
 def _scores(evaluation: Mapping[str, Any]) -> dict[str, Score]:

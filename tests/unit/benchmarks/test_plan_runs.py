@@ -3,13 +3,16 @@
 import os
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import learning, regimes
-from benchmarks.plan_runs import Lanes, run_on, scaled_steps
+from benchmarks import learning, plan_comparison, regimes, router_losses
+from benchmarks.plan_runs import Lanes, PlanRun, run_on, scaled_steps
+from benchmarks.record import Options
 from engine.plan_parse import load_plan
+from omnivl.evaluation.results import Score
 
 CPU = torch.device("cpu")
 
@@ -50,7 +53,11 @@ def test_a_command_sees_its_cores_only():
     assert seconds > 0
 
 
-@pytest.mark.parametrize("plan", [learning.PLAN, regimes.PLAN], ids=["emoji", "regimes"])
+COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON]
+PLANS = [learning.PLAN, *(comparison.plan for comparison in COMPARISONS)]
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=[plan.stem for plan in PLANS])
 def test_shortened_plans_are_plans(plan):
     short = load_plan(plan, scaled_steps(plan, 0.01))
     whole = load_plan(plan)
@@ -59,14 +66,40 @@ def test_shortened_plans_are_plans(plan):
         assert stage.optimizer.warmup_steps <= stage.steps
 
 
-def test_the_regimes_spend_equal_steps_on_equal_batches_and_are_measured_alike():
-    stages = {stage.name: stage for stage in load_plan(regimes.PLAN).stages}
-    spent = {regime: sum(stages[name].steps for name in names) for regime, names in regimes.REGIMES.items()}
+@pytest.mark.parametrize("comparison", COMPARISONS, ids=[comparison.name for comparison in COMPARISONS])
+def test_contenders_spend_equal_steps_on_equal_batches_and_are_measured_alike(comparison):
+    stages = {stage.name: stage for stage in load_plan(comparison.plan).stages}
+    contenders = comparison.contenders
+    spent = {name: sum(stages[stage].steps for stage in chain) for name, chain in contenders.items()}
     assert len(set(spent.values())) == 1, spent
-    assert {name for names in regimes.REGIMES.values() for name in names} == set(stages)
+    assert {stage for chain in contenders.values() for stage in chain} == set(stages)
     assert len({stage.batch for stage in stages.values()}) == 1
-    measured = [stages[names[-1]].evaluate for names in regimes.REGIMES.values()]
+    measured = [stages[chain[-1]].evaluate for chain in contenders.values()]
     assert measured[0].tasks
     assert all(each == measured[0] for each in measured)
-    for names in regimes.REGIMES.values():
-        assert [stages[name].init_from for name in names] == [None, *names[:-1]]
+    for chain in contenders.values():
+        assert [stages[stage].init_from for stage in chain] == [None, *chain[:-1]]
+
+
+def test_a_comparison_tables_scores_and_metrics_of_the_last_stages(monkeypatch):
+    comparison = plan_comparison.Comparison(
+        "name", "what", regimes.COMPARISON.plan, {"long": ("a", "b"), "short": ("c",)}, ("task R@1",), "long", ("m",)
+    )
+    values = {"a": 0.9, "b": 0.4, "c": 0.2}
+
+    def run_plan(plan, overrides, cores, stages):
+        seed = int(overrides[0].removeprefix("seed="))
+        scores = {
+            name: {"task R@1": Score("task", "R@1", values[name] + 0.01 * seed, 0.1, None, 10)} for name in stages
+        }
+        return PlanRun(scores, 2.0, {name: {"m": 3.0} if name == "c" else {} for name in stages})
+
+    monkeypatch.setattr(plan_comparison, "run_plan", run_plan)
+    report = plan_comparison.compare(comparison, Options(CPU, 2, quick=False, out=Path()))
+    (ratio,) = report.ratios
+    assert ratio.name == "task R@1: long / short"
+    assert ratio.value.median == pytest.approx(0.41 / 0.21)
+    scores, metrics, seconds = report.tables
+    assert scores.rows == [["task R@1", "0.410 (0.400 to 0.420)", "0.210 (0.200 to 0.220)", "0.100"]]
+    assert metrics.rows == [["m", "-", "3.00 (3.00 to 3.00)"]]
+    assert seconds.rows == [[str(seed), "2", "2"] for seed in range(3)]
