@@ -112,10 +112,9 @@ def test_idle_parameters_are_those_without_a_gradient(ffn, objectives, kinds):
     layouts = []
     for kind in kinds:
         _, state = state_of(config, kind, objectives)
-        if not state.layout.objectives:
-            pytest.skip(f"none of the objectives acts on {kind}")
-        layouts.append(state.layout)
-        chain(state)["loss"].backward()
+        if state.layout.objectives:  # none may act on this kind: then everything is idle in it
+            layouts.append(state.layout)
+            chain(state)["loss"].backward()
     for layer in (layer for layer in chain.layers if isinstance(layer, UnifiedLayer | UnifiedNorm | Embed)):
         idle = set(layer.idle_parameters(layouts))
         for name, parameter in layer.named_parameters():
