@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import learning, plan_comparison, regimes, router_losses
+from benchmarks import fillings, learning, plan_comparison, regimes, router_losses
 from benchmarks.plan_runs import Lanes, PlanRun, run_on, scaled_steps
 from benchmarks.record import Options
 from engine.plan_parse import load_plan
@@ -53,7 +53,7 @@ def test_a_command_sees_its_cores_only():
     assert seconds > 0
 
 
-COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON]
+COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON, fillings.COMPARISON]
 PLANS = [learning.PLAN, *(comparison.plan for comparison in COMPARISONS)]
 
 
