@@ -2,8 +2,9 @@
 
 Shapes: D hidden size, C values of a 2D patch, t frames of a tubelet.
 
-Carried: same name, same shape. Resized: position tables of another picture size, clip or text length, and the 3D patch
-kernel of another tubelet. Created: heads of new objectives, new momentum twins (as copies of what they follow).
+Carried: same name, same shape. Upcycled: made of another filling of the feed-forward slot (``moe.upcycle``). Resized:
+position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet.
+Created: heads of new objectives, new momentum twins (as copies of what they follow).
 Aside: heads of objectives that the new stage does not have; they stay in its weights file, untouched, for a later stage
 that has them again. Dropped: what else the new stage has no place for (twins, the queue). The 3D patch kernel is the
 2D one plus a difference (``omnivl.model.embed``): while no clip has been seen the difference is zero, so that the first
@@ -20,6 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
+from moe.upcycle import translated
 from omnivl.model.embed import resize_positions, resize_times
 
 ASIDE = "aside."
@@ -39,6 +41,7 @@ class HandOver:
         carried: Copied as they were.
         inflated: 3D patch kernels that still equal the 2D ones; carried.
         resized: Interpolated to another shape.
+        upcycled: Made of the earlier stage's feed-forward layers, which were of another kind.
         created: New in this stage.
         aside: Heads that this stage does not have, kept for later ones.
         dropped: Left behind.
@@ -48,6 +51,7 @@ class HandOver:
     carried: tuple[str, ...]
     inflated: tuple[str, ...]
     resized: tuple[str, ...]
+    upcycled: tuple[str, ...]
     created: tuple[str, ...]
     aside: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -59,7 +63,7 @@ class HandOver:
     def table(self, title: str) -> Table:
         """Number of tensors by layer stack and by what became of them, for the console."""
         table = Table(title=title, title_justify="left")
-        columns = ("carried", "inflated", "resized", "created", "aside", "dropped")
+        columns = ("carried", "inflated", "resized", "upcycled", "created", "aside", "dropped")
         table.add_column("part")
         for column in columns:
             table.add_column(column, justify="right")
@@ -88,9 +92,12 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
     own = chain.state_dict()
     earlier = {name.removeprefix(ASIDE): tensor for name, tensor in earlier.items()}
     queue_fits = all(_fits(own, earlier, name) for name in own if _QUEUE in name)
-    fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "created": []}
+    fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "upcycled": [], "created": []}
     for name, tensor in own.items():
-        if name not in earlier or (_QUEUE in name and not queue_fits):
+        if name not in earlier and (start := translated(name, tensor.shape, earlier)) is not None:
+            tensor.copy_(start)
+            fates["upcycled"].append(name)
+        elif name not in earlier or (_QUEUE in name and not queue_fits):
             fates["created"].append(name)
         elif tensor.shape == earlier[name].shape:
             tensor.copy_(earlier[name])
@@ -105,7 +112,9 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
             own[name].copy_(own[followed])
     homeless = [name for name in earlier if name not in own]
     fates["aside"] = [name for name in homeless if name.startswith(_HEADS)]
-    fates["dropped"] = [name for name in homeless if not name.startswith(_HEADS)]
+    used = {name.partition(".ffn.")[0] for name in fates["upcycled"]}
+    lost = [name for name in homeless if ".ffn." not in name or name.partition(".ffn.")[0] not in used]
+    fates["dropped"] = [name for name in lost if not name.startswith(_HEADS)]
     return HandOver(source=source, **{fate: tuple(names) for fate, names in fates.items()})
 
 

@@ -54,7 +54,8 @@ class SparseConfig:
         expert_ratio: Inner size of an expert over that of the dense layer.
         shared_experts: Experts of the same size that see every token and need no router.
         noise: Deviation of the router's noise in training, in units of 1 / number of experts.
-        renormalise: Divide a token's weights by their sum; needs ``top_k`` of 2 or more.
+        renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then give exactly
+            what it gives, which upcycling wants.
         capacity_factor: Most tokens an expert serves, over what it would serve if all served alike; null: any number.
         priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
@@ -94,11 +95,6 @@ class SparseConfig:
         )
         rate = self.selection_bias_rate
         _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}, allowed is 0 (no bias) or more")
-        _require(
-            not (self.renormalise and self.top_k == 1),
-            "ffn.renormalise: got true with top_k 1, allowed is false, or top_k of 2 or more: every weight would be 1 "
-            "and the router would get no gradient",
-        )
         _require(
             not (self.losses.load > 0 and self.noise == 0),
             f"ffn.losses: got load {self.losses.load} with noise 0, allowed is load 0, or noise above 0: the load loss "

@@ -67,8 +67,8 @@ class TokenChoiceRouter(nn.Module):
             num_experts: E.
             top_k: K.
             noise: Deviation of the noise in training, in units of 1 / E; 0 for none.
-            renormalise: Whether the gates of a token are divided by their sum. With one choice this would make every
-                gate 1 and leave the router without a gradient.
+            renormalise: Whether the gates of a token are divided by their sum. With one choice every gate is then 1,
+                and the sum counts as a constant, so that the router gets the gradient of the probability's logarithm.
             allowed: Which experts each modality may go to, ``[M][E]``; None: all may go to all.
             selection_bias: Whether to keep a bias that is added for the selection only (``update_selection_bias``).
         """
@@ -90,7 +90,8 @@ class TokenChoiceRouter(nn.Module):
         expert_TK = ranked_TE.topk(self.top_k, dim=-1).indices
         gate_TK = probs_TE.gather(1, expert_TK)
         if self.renormalise:
-            gate_TK = gate_TK / gate_TK.sum(-1, keepdim=True)
+            total_T1 = gate_TK.sum(-1, keepdim=True)
+            gate_TK = gate_TK / (total_T1.detach() if self.top_k == 1 else total_T1)
         clean_TE = logits_TE.softmax(-1) if noise > 0 else probs_TE
         return Choice(logits_TE, clean_TE, noisy_TE, noise, expert_TK, gate_TK)
 

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.handover import hand_over, heads_aside
+from moe.config import FeedForwardConfig, LIMoEConfig, MoMEConfig
+from moe.router_losses import RouterLossConfig
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
@@ -144,11 +146,36 @@ def test_other_shapes_are_refused() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "ffn",
+    [
+        MoMEConfig(),
+        LIMoEConfig(num_experts=3, every=1, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0)),
+        LIMoEConfig(num_experts=3, every=1, top_k=2, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0)),
+    ],
+    ids=["mome", "limoe", "limoe, two"],
+)
+def test_a_dense_stage_hands_over_to_one_with_experts_without_a_break(ffn: FeedForwardConfig) -> None:
+    dense, experts = chain(0), chain(1, ffn=ffn)
+    report = hand_over(experts, weights(dense), "spatial")
+    assert report.dropped == ()
+    assert {name.split(".")[0] for name in report.upcycled} == {"visual_00", "text_00", "alignment_00", "generation_00"}
+    assert all("router" in name for name in report.created)
+    frames = torch.randint(0, 256, (3, 2, 3, 8, 8), dtype=torch.uint8)
+    token_ids = torch.randint(5, 20, (3, 4))
+    for before, after in zip(
+        (dense.encode_visual(frames), dense.encode_visual(frames[:, :1]), dense.encode_text(token_ids)),
+        (experts.encode_visual(frames), experts.encode_visual(frames[:, :1]), experts.encode_text(token_ids)),
+        strict=True,
+    ):
+        torch.testing.assert_close(after, before)
+
+
 def test_table_counts_by_part() -> None:
     table = hand_over(chain(1, LM()), weights(chain(0, MRM())), "spatial").table("title")
     cells = [list(column.cells) for column in table.columns]
     rows = dict(zip(cells[0], zip(*cells[1:], strict=True), strict=True))
     assert rows["losses"][0] == "-"
     # Created: the vocabulary head (transform, norm, decoder). Aside: MRM's, one linear layer. Nothing is dropped.
-    assert rows["losses"][3:] == ("6", "2", "-")
+    assert rows["losses"][4:] == ("6", "2", "-")
     assert rows["embed"][:2] == ("10", "1")

@@ -31,6 +31,15 @@ def test_two_choices_stand_best_first_and_can_be_renormalised() -> None:
     torch.testing.assert_close(shares[2], torch.tensor([0.45 / 0.8, 0.35 / 0.8]))
 
 
+def test_a_single_renormalised_gate_is_one_and_keeps_a_gradient() -> None:
+    # d log p_0 / dlogit = 1 - p_0, - p_1, - p_2 with p = 0.5, 0.3, 0.2.
+    logits = PROBS[:1].log().requires_grad_()
+    gate = router_of(renormalise=True)(logits, ANY[:1]).gate_TK
+    assert gate.item() == 1.0
+    gate.sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[0.5, -0.3, -0.2]]))
+
+
 def test_the_gates_gradient_is_that_of_the_softmax() -> None:
     # dp_0 / dlogit = p_0 (1 - p_0), - p_0 p_1, - p_0 p_2 with p = 0.5, 0.3, 0.2.
     logits = PROBS[:1].log().requires_grad_()

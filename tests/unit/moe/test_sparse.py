@@ -147,11 +147,6 @@ def test_fused_sequences_have_their_own_perceptron_from_a_block_on() -> None:
         ({"capacity_factor": 0.0}, "ffn.capacity_factor: got 0.0, allowed is null or a number above 0"),
         ({"selection_bias_rate": -0.1}, "ffn.selection_bias_rate: got -0.1, allowed is 0 (no bias) or more"),
         (
-            {"renormalise": True},
-            "ffn.renormalise: got true with top_k 1, allowed is false, or top_k of 2 or more: every weight would be 1 "
-            "and the router would get no gradient",
-        ),
-        (
             {"noise": 0.0},
             "ffn.losses: got load 0.005 with noise 0, allowed is load 0, or noise above 0: the load loss is made of "
             "the noise",

@@ -1,0 +1,64 @@
+"""Weights of one filling of the feed-forward slot as a start for another.
+
+Dense to experts (sparse, or by modality): every expert starts as a copy. Experts to dense: the mean of the experts.
+Where a token's weights add up to one (``renormalise``), a layer of equal experts is the dense layer, so that training
+goes on from where it stood.
+
+Shapes: E experts, D hidden size, F inner size.
+
+Source: Komatsuzaki et al., Sparse Upcycling, arXiv 2212.05055, section 3.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_BANK = re.compile(r"(?P<slot>.*ffn)\.experts\.(?P<layer>fc[12])_(?P<kind>weight|bias)")
+_PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])\.(?P<kind>weight|bias)")
+
+
+def translated(name: str, shape: torch.Size, earlier: Mapping[str, Tensor]) -> Tensor | None:
+    """What a weight starts from where an earlier model had another filling; None where that says nothing.
+
+    Args:
+        name: The weight, as in a chain: ``visual_00.block.ffn.experts.fc1_weight`` ...
+        shape: Its shape.
+        earlier: The earlier model's weights by name.
+    """
+    bank, perceptron = _BANK.fullmatch(name), _PERCEPTRON.fullmatch(name)
+    match = bank or perceptron
+    if match is None:
+        return None
+    slot, layer, kind = match["slot"], match["layer"], match["kind"]
+    found = _perceptron(slot, layer, kind, earlier)
+    if found is None:
+        return None
+    if bank is not None:
+        stored = _as_stored(found, layer, kind)
+        found = stored.expand(shape[0], *stored.shape)
+    return found if found.shape == shape else None
+
+
+def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight of an earlier slot as a dense layer has it: its own, or the mean over its experts."""
+    dense = earlier.get(f"{slot}.{layer}.{kind}")
+    if dense is not None:
+        return dense
+    bank = earlier.get(f"{slot}.experts.{layer}_{kind}")
+    if bank is not None:
+        return _as_stored(bank.mean(0), layer, kind)
+    by_modality = re.compile(rf"{re.escape(slot)}\.experts\.\w+\.{layer}\.{kind}")
+    found = [tensor for name, tensor in earlier.items() if by_modality.fullmatch(name)]
+    return torch.stack(found).mean(0) if found else None
+
+
+def _turned(layer: str, kind: str) -> bool:
+    """Whether a bank stores what a dense layer has transposed: the second matrix, inner by hidden in both places."""
+    return layer == "fc2" and kind == "weight"
+
+
+def _as_stored(weight: Tensor, layer: str, kind: str) -> Tensor:
+    """From a dense layer's form to a bank's, or back."""
+    return weight.t() if _turned(layer, kind) else weight

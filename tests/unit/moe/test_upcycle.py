@@ -1,0 +1,71 @@
+import pytest
+import torch
+from torch import nn
+
+from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.feed_forward import Slot, build_feed_forward
+from moe.router_losses import RouterLossConfig
+from moe.tokens import Segment, Tokens
+from moe.upcycle import translated
+
+MODALITIES = ("image", "video", "text")
+MIXED = Tokens((Segment("text", 4), Segment("image", 5), Segment("video", 3)))
+SPARSE = {"every": 1, "noise": 0.0, "renormalise": True, "losses": RouterLossConfig(load=0.0)}
+FILLINGS = {
+    "limoe": LIMoEConfig(num_experts=4, **SPARSE),
+    "limoe, two": LIMoEConfig(num_experts=4, top_k=2, **SPARSE),
+    "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 1}, common_experts=2, **SPARSE),
+    "mome": MoMEConfig(shared={"vision": ("image", "video")}),
+}
+
+
+def built(config: FeedForwardConfig, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    holder = nn.Module()
+    holder.ffn = build_feed_forward(config, 8, 16, Slot(0, MODALITIES, MODALITIES))
+    return holder
+
+
+def start_from(module: nn.Module, earlier: nn.Module) -> list[str]:
+    """Puts in what can be translated; names of the rest."""
+    left = []
+    for name, parameter in module.named_parameters():
+        value = translated(f"visual_00.block.{name}", parameter.shape, prefixed(earlier))
+        if value is None:
+            left.append(name)
+        else:
+            parameter.data.copy_(value)
+    return left
+
+
+def prefixed(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {f"visual_00.block.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("config", FILLINGS.values(), ids=FILLINGS)
+def test_experts_made_of_a_dense_layer_give_what_it_gives_and_merge_back_into_it(config: FeedForwardConfig) -> None:
+    dense, experts, merged = built(DenseConfig(), 0), built(config, 1), built(DenseConfig(), 2)
+    left = start_from(experts, dense)
+    assert left == ([] if isinstance(config, MoMEConfig) else ["ffn.router.gate.weight"])
+    x = torch.randn(12, 8)
+    torch.testing.assert_close(experts.ffn(x, MIXED).y, dense.ffn(x).y)
+    assert start_from(merged, experts) == []
+    for name, parameter in merged.named_parameters():
+        torch.testing.assert_close(parameter, dense.get_parameter(name))
+
+
+def test_merging_takes_the_mean_of_experts_that_differ() -> None:
+    experts, merged = built(FILLINGS["limoe"], 0), built(DenseConfig(), 1)
+    start_from(merged, experts)
+    torch.testing.assert_close(merged.ffn.fc1.weight, experts.ffn.experts.fc1_weight.mean(0))
+    torch.testing.assert_close(merged.ffn.fc2.weight, experts.ffn.experts.fc2_weight.mean(0).t())
+    torch.testing.assert_close(merged.ffn.fc2.bias, experts.ffn.experts.fc2_bias.mean(0))
+
+
+def test_what_has_another_shape_or_is_no_feed_forward_weight_is_not_translated() -> None:
+    dense = prefixed(built(DenseConfig(), 0))
+    wide = torch.Size([4, 32, 8])
+    assert translated("visual_00.block.ffn.experts.fc1_weight", wide, dense) is None
+    assert translated("visual_01.block.ffn.experts.fc1_weight", torch.Size([4, 16, 8]), dense) is None
+    assert translated("visual_00.block.ffn.router.gate.weight", torch.Size([4, 8]), dense) is None
+    assert translated("visual_00.block.attention.qkv.weight", torch.Size([24, 8]), dense) is None
