@@ -155,7 +155,43 @@ class MoMELIMoEConfig(SparseConfig):
         _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}, allowed is 0 or more")
 
 
-FeedForwardConfig = Annotated[DenseConfig | MoMEConfig | LIMoEConfig | MoMELIMoEConfig, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class AttributeConfig:
+    """Experts that are chosen by the kind of a token, the same for all tokens of a kind.
+
+    Attributes:
+        num_experts: Experts of a block.
+        top_k: Experts per kind; each has the dense layer's inner size.
+        every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
+        noise: Deviation of the gate's noise in training, in units of 1 / number of experts.
+        num_attributes: Bits that describe a kind.
+        attribute_size: Width in which bits are embedded.
+
+    Source: Zhu et al., Uni-Perceiver-MoE, arXiv 2206.04674, section 3.2.
+    """
+
+    kind: Literal["attribute"] = "attribute"
+    num_experts: int = 8
+    top_k: int = 2
+    every: int = 2
+    noise: float = 1.0
+    num_attributes: int = 8
+    attribute_size: int = 64
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: One is out of its range.
+        """
+        _require(self.every >= 1, f"ffn.every: got {self.every}, allowed is 1 or more")
+        _require(1 <= self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is 1 to num_experts")
+        _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
+
+
+FeedForwardConfig = Annotated[
+    DenseConfig | MoMEConfig | LIMoEConfig | MoMELIMoEConfig | AttributeConfig, Field(discriminator="kind")
+]
 """Union of everything that can fill the slot, discriminated by ``kind``."""
 
 
@@ -163,7 +199,7 @@ def without_noise(config: FeedForwardConfig) -> FeedForwardConfig:
     """The same filling with a router that draws nothing, for modules that only follow."""
     if isinstance(config, SparseConfig):
         return replace(config, noise=0.0, losses=replace(config.losses, load=0.0))
-    return config
+    return replace(config, noise=0.0) if isinstance(config, AttributeConfig) else config
 
 
 def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from moe.config import FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
+from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
 from moe.tokens import Tokens
 
 
@@ -65,17 +65,25 @@ def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: 
         inner_size: F, of a dense layer.
         slot: Where it stands.
     """
-    from moe.dense import DenseFeedForward  # here, because the fillings import this file's contract
+    from moe.attribute import AttributeFeedForward  # here, because the fillings import this file's contract
+    from moe.dense import DenseFeedForward
     from moe.modality import ModalityFeedForward
     from moe.sparse import SparseFeedForward
 
     if isinstance(config, MoMEConfig):
         return ModalityFeedForward(config, hidden_size, inner_size, slot)
+    if isinstance(config, AttributeConfig) and is_last_of_group(config.every, slot.block):
+        return AttributeFeedForward(config, hidden_size, inner_size)
     if is_routed(config, slot.block):
         return SparseFeedForward(cast("LIMoEConfig | MoMELIMoEConfig", config), hidden_size, inner_size, slot.known)
     return DenseFeedForward(hidden_size, inner_size)
 
 
 def is_routed(config: FeedForwardConfig, block: int) -> bool:
-    """Whether block ``block`` of a stack has a router."""
-    return isinstance(config, SparseConfig) and block % config.every == config.every - 1
+    """Whether block ``block`` of a stack has a router that looks at tokens."""
+    return isinstance(config, SparseConfig) and is_last_of_group(config.every, block)
+
+
+def is_last_of_group(every: int, block: int) -> bool:
+    """Whether a block is the last one of a group of ``every``."""
+    return block % every == every - 1

@@ -18,11 +18,13 @@ class Segment:
         modality: Its name.
         length: Number of tokens.
         fused: Whether the tokens stand in a sequence that joins modalities.
+        attributes: Further bits that say what kind of tokens these are; only attribute routing reads them.
     """
 
     modality: str
     length: int
     fused: bool = False
+    attributes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,17 @@ class Tokens:
     valid: Tensor | None = None
 
     @classmethod
-    def of(cls, modality: str, x: Tensor, valid: Tensor | None = None, *, fused: bool = False) -> "Tokens":
+    def of(
+        cls,
+        modality: str,
+        x: Tensor,
+        valid: Tensor | None = None,
+        *,
+        fused: bool = False,
+        attributes: tuple[int, ...] = (),
+    ) -> "Tokens":
         """All tokens of ``x [..., D]`` as one segment; ``valid`` has the leading dimensions of ``x``."""
-        segment = Segment(modality, x.shape[:-1].numel(), fused)
+        segment = Segment(modality, x.shape[:-1].numel(), fused, attributes)
         return cls((segment,), None if valid is None else valid.reshape(-1))
 
     @property

@@ -70,7 +70,7 @@ class GroundedBlock(ResidualBlock):
         self, x: Tensor, kv: Tensor, rows: Tensor | None, mask: Tensor | None = None, padding: Padding | None = None
     ) -> FeedForwardOutput:
         x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
-        tokens = self.tokens(x, mask, padding, fused=True)
+        tokens = self.tokens(x, mask, padding, fused=True, causal=self.causal)
         out: FeedForwardOutput = self.ffn(self.enter(self.norm3, x), tokens)
         return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
 

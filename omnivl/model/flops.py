@@ -227,7 +227,8 @@ def _visual_row(config: ModelConfig, layout: StepLayout, patches: int) -> float:
     flops = in_frames * 8 * hidden**2 + times * 4 * (1 + patches) ** 2 * hidden
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
-    saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + 4 * hidden * config.inner_size)
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.vision_layers - 1)
+    saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + last)
     slots = positions * _slots_flops(config, config.vision_layers)
     return config.vision_layers * flops + slots - _is_shortened(config, layout, config.vision_layers) * saved
 
@@ -237,7 +238,8 @@ def _text_row(config: ModelConfig, layout: StepLayout, tokens: float) -> float:
     hidden, length = config.hidden_size, config.text_length
     if not _is_shortened(config, layout, config.text_layers):
         return _text_blocks(config, config.text_layers, tokens)
-    first = 4 * hidden**2 + 4 * length * hidden + 4 * hidden * config.inner_size
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.text_layers - 1)
+    first = 4 * hidden**2 + 4 * length * hidden + last
     return _text_blocks(config, config.text_layers - 1, tokens) + length * 4 * hidden**2 + first
 
 

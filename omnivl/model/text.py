@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
 from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
+from omnivl.model.attributes import attributes_of
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.linear import LayerNorm
@@ -41,11 +42,14 @@ class ResidualBlock(nn.Module):
         """What a branch reads of the stream ``x``."""
         return norm(x) if self.is_pre_norm else x
 
-    def tokens(self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False) -> Tokens:
+    def tokens(
+        self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False, causal: bool = False
+    ) -> Tokens:
         """What the feed-forward slot is told of ``x``."""
+        bits = attributes_of(TEXT_MODALITY, fused=fused, causal=causal)
         if not self.reads_padding or mask is None:
-            return Tokens.of(TEXT_MODALITY, x, fused=fused)
-        return Tokens.of(TEXT_MODALITY, x, mask if padding is None else padding.valid, fused=fused)
+            return Tokens.of(TEXT_MODALITY, x, fused=fused, attributes=bits)
+        return Tokens.of(TEXT_MODALITY, x, mask if padding is None else padding.valid, fused=fused, attributes=bits)
 
     def leave(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
         """The stream with a branch's output added."""

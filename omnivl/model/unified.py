@@ -23,6 +23,7 @@ from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_rou
 from moe.modality import ModalityFeedForward
 from moe.tokens import Segment, Tokens
 from omnivl.model.attention import self_attention
+from omnivl.model.attributes import attributes_of
 from omnivl.model.block import BlockLayer
 from omnivl.model.chain import ChainLayer
 from omnivl.model.config import MODALITIES, ModelConfig
@@ -140,8 +141,9 @@ class UnifiedBlock(nn.Module):
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
         """What the feed-forward slot is told: part by part, rows within."""
         segments = tuple(
-            Segment(part.modality, stream.x.shape[0] * part.length, fused=len(stream.parts) > 1)
+            Segment(part.modality, stream.x.shape[0] * part.length, fused, attributes_of(part.modality, fused=fused))
             for stream in streams
+            for fused in (len(stream.parts) > 1,)
             for part in stream.parts
         )
         if not self.reads_padding or all(stream.mask is None for stream in streams):

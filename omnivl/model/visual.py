@@ -21,6 +21,7 @@ from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_rou
 from moe.modality import ModalityFeedForward
 from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
+from omnivl.model.attributes import attributes_of
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
@@ -100,7 +101,9 @@ class DividedBlock(nn.Module):
         space = self._space(x, times, first_only)
         x = x[:, :1] if first_only else x
         x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
-        out: FeedForwardOutput = self.ffn(self.norm2(x), Tokens.of(VISUAL_MODALITIES[is_video], x))
+        modality = VISUAL_MODALITIES[is_video]
+        tokens = Tokens.of(modality, x, attributes=attributes_of(modality))
+        out: FeedForwardOutput = self.ffn(self.norm2(x), tokens)
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
         return FeedForwardOutput(y, out.router_sums)
 

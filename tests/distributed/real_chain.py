@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.data.batch import DATA_KINDS, Batch, is_video
 from omnivl.data.collate import Collator
@@ -39,6 +39,7 @@ STILL: dict[str, Any] = {"every": 1, "noise": 0.0, "losses": ROUTER_LOSSES}
 FILLINGS: dict[str, FeedForwardConfig] = {
     "dense": DenseConfig(),
     "mome": MoMEConfig(fusion_from=0),
+    "attribute": AttributeConfig(num_experts=4, every=1, noise=0.0),
     "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, **STILL),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, **STILL),
 }

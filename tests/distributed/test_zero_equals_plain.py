@@ -97,6 +97,7 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("real", 4, ["zero3"]),
         ("real-recompute", 2, ["zero3"]),
         ("real-mome", 2, ["plain", "zero1", "zero3"]),
+        ("real-attribute", 2, ["plain", "zero3"]),
         ("real-limoe", 2, ["plain", *ZERO]),
         ("real-limoe", 4, ["zero3"]),
         ("real-mome_limoe", 2, ["plain", "zero2", "zero3"]),

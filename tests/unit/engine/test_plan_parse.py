@@ -77,7 +77,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         (
             {"model": "model: {vocab_size: 100, ffn: {kind: dens}}"},
             [
-                "p.yaml:2: model.ffn.kind: got 'dens'; allowed 'dense', 'mome', 'limoe', 'mome_limoe'; did you mean 'dense'?"
+                "p.yaml:2: model.ffn.kind: got 'dens'; allowed 'dense', 'mome', 'limoe', 'mome_limoe', 'attribute'; did you mean 'dense'?"
             ],
         ),
         ({"model": "model: 3"}, ["p.yaml:2: model: got 3; allowed a mapping; change it to a mapping"]),

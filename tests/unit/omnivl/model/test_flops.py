@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe.config import DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.config import AttributeConfig, DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from omnivl.model import attention
 from omnivl.model.build import build_chain
 from omnivl.model.flops import parameter_count, step_flops
@@ -46,6 +46,7 @@ FILLINGS = {
     "mome sharing": MoMEConfig(shared={"vision": ("image", "video")}),
     "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, expert_ratio=0.5, implementation="loop"),
     "limoe everywhere": LIMoEConfig(num_experts=4, every=1, implementation="loop"),
+    "attribute": AttributeConfig(num_experts=4),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 3}, common_experts=1, implementation="loop"),
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
-from moe.config import LIMoEConfig, MoMEConfig
+from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig, RouterSums
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
@@ -14,6 +14,7 @@ from omnivl.model.build import build_chain
 from omnivl.model.config import ModelConfig
 from omnivl.model.embed import Embed
 from omnivl.model.layout import plan_layout
+from omnivl.model.presets import PRESETS
 from omnivl.model.state import State
 from omnivl.model.unified import ByModality, Part, Stream, UnifiedBlock, UnifiedLayer, UnifiedNorm
 from omnivl.model.visual import DividedBlock
@@ -23,6 +24,7 @@ UNIFIED = replace(CONFIG, architecture="unified")
 OBJECTIVES = tuple(objective for objective in EVERYTHING if not isinstance(objective, LM))
 FILLINGS = {
     "dense": CONFIG.ffn,
+    "attribute": AttributeConfig(num_experts=3, every=1),
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
     "limoe": LIMoEConfig(num_experts=4, every=1, losses=RouterLossConfig(local_entropy={"text": 0.1})),
 }
@@ -177,6 +179,27 @@ def test_words_can_be_restored_from_the_text_alone(config):
     out["loss"].backward()
     assert chain.embed.block.text.words.grad is not None
     assert all(parameter.grad is None for parameter in chain.embed.block.visual.parameters())
+
+
+def test_the_giant_of_beit3_has_the_published_numbers_of_parameters():
+    """692 M vision, 692 M language, 52 M fusion experts, 317 M shared attention (arXiv 2208.10442, table 2).
+
+    Published counts are rounded; norms and scales are in none of them.
+    """
+    ffn = MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=37)
+    config = replace(PRESETS["giant"], architecture="unified", ffn=ffn)
+    with torch.device("meta"):
+        chain = build_chain(config, (), TOKENS)
+    counts = dict.fromkeys(("vision", "text", "fusion", "attention"), 0)
+    for name, parameter in chain.named_parameters():
+        parts = name.split(".")
+        if parts[0].startswith("unified_") and "experts" in parts:
+            counts[parts[parts.index("experts") + 1]] += parameter.numel()
+        elif parts[0].startswith("unified_") and parts[2:3] in (["qkv"], ["out"]):
+            counts["attention"] += parameter.numel()
+    assert {name: round(count / 1e6) for name, count in counts.items()} == {
+        **{"vision": 692, "text": 692, "fusion": 52, "attention": 317}
+    }
 
 
 def test_captions_are_refused():

@@ -1,0 +1,72 @@
+"""The feed-forward slot with experts that are chosen by the kind of a token, not by the token (attribute routing).
+
+Shapes: T tokens, D hidden size, F inner size, E experts, K choices, A distinct sets of attributes, B bits of each.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.config import AttributeConfig
+from moe.experts import ExpertBank
+from moe.feed_forward import FeedForwardOutput
+from moe.linear import Linear, linear
+from moe.tokens import Tokens
+
+
+class AttributeFeedForward(nn.Module):
+    """Experts by attributes: ``g = softmax(W_g LN(W_a a) + noise)``, the K largest renormalised.
+
+    All tokens of equal attributes a go to the same K experts with the same weights. A weighted sum of perceptrons is
+    one perceptron K times as wide, so that nothing is dispatched: for each set of attributes the K experts are laid
+    side by side, the weights multiplied into their second matrices.
+
+    Source: Zhu et al., Uni-Perceiver-MoE, arXiv 2206.04674, section 3.2 (attribute routing).
+    Differs: the merged perceptron is used in training too; the paper merges experts for inference.
+    """
+
+    def __init__(self, config: AttributeConfig, hidden_size: int, inner_size: int) -> None:
+        """Builds gate and experts.
+
+        Args:
+            config: Sizes and choices.
+            hidden_size: D.
+            inner_size: F of one expert.
+        """
+        super().__init__()
+        self.top_k, self.noise = config.top_k, config.noise / config.num_experts
+        self.embed = Linear(config.num_attributes, config.attribute_size)
+        self.norm = nn.LayerNorm(config.attribute_size)
+        self.gate = Linear(config.attribute_size, config.num_experts, bias=False)
+        self.experts = ExpertBank(config.num_experts, hidden_size, inner_size)
+
+    def choose(self, attributes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """The experts int64 ``[A, K]`` of each set of attributes, best first, and their weights fp32 ``[A, K]``."""
+        bits_AB = torch.tensor(attributes, dtype=torch.float32).to(self.gate.weight.device)
+        logits_AE = self.gate(self.norm(self.embed(bits_AB)))
+        if self.training and self.noise > 0:
+            logits_AE = logits_AE + self.noise * torch.randn_like(logits_AE)
+        gate_AK, expert_AK = logits_AE.softmax(-1).topk(self.top_k, dim=-1)
+        return expert_AK, gate_AK / gate_AK.sum(-1, keepdim=True)
+
+    def merged(self, expert_K: Tensor, gate_K: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One perceptron made of K experts: weights ``[K F, D]`` and biases ``[K F]``, ``[K F, D]`` and ``[D]``."""
+        bank = self.experts
+        w1, b1, w2, b2 = (
+            one.index_select(0, expert_K) for one in (bank.fc1_weight, bank.fc1_bias, bank.fc2_weight, bank.fc2_bias)
+        )
+        return w1.flatten(0, 1), b1.flatten(), (w2 * gate_K[:, None, None]).flatten(0, 1), gate_K @ b2
+
+    def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
+        """Maps ``x [..., D]`` to the same shape, a set of attributes at a time."""
+        kinds = list(dict.fromkeys(segment.attributes for segment in tokens.segments))
+        expert_AK, gate_AK = self.choose(kinds)
+        perceptrons = dict(zip(kinds, map(self.merged, expert_AK, gate_AK), strict=True))
+        parts = torch.split(x.reshape(-1, x.shape[-1]), [segment.length for segment in tokens.segments])
+        made = []
+        for segment, part in zip(tokens.segments, parts, strict=True):
+            w1, b1, w2, b2 = perceptrons[segment.attributes]
+            made.append(linear(F.gelu(linear(part, w1, b1)), w2.t(), b2))
+        return FeedForwardOutput((made[0] if len(made) == 1 else torch.cat(made)).view(x.shape))
