@@ -1,0 +1,132 @@
+"""What experts have learnt, from a table of who went where. Tables in, tables out (pandas).
+
+A table of routed tokens has a row for each token, layer and choice, with at least
+
+- ``layer``, ``expert`` (int), ``choice`` (0 for the first), ``gate``, ``entropy`` (nats, of the token's probabilities);
+- ``token``: equal for all rows of one token, in all layers and of all models that saw it;
+- any columns that say what the token is: ``modality``, ``position``, ``frame``, ``word``, ``label`` ...
+
+All figures but co-activation and stability count first choices and further ones alike.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+Frame = Any
+"""A ``pandas.DataFrame``."""
+
+
+def expert_shares(tokens: Frame, by: str = "modality") -> Frame:
+    """Of each layer and expert: how many choices it got, what share of the layer's that is, and of whom they came.
+
+    Args:
+        tokens: Routed tokens.
+        by: The column whose values get a column each, their share of the expert's choices.
+
+    Returns:
+        A row for each layer and expert that got a token: ``choices``, ``load`` and a column for each value of ``by``.
+    """
+    counts = tokens.groupby(["layer", "expert", by], observed=True).size().unstack(by, fill_value=0)
+    choices = counts.sum(axis=1)
+    shares = counts.div(choices, axis=0)
+    shares.insert(0, "load", choices / choices.groupby("layer").transform("sum"))
+    shares.insert(0, "choices", choices)
+    return shares.reset_index().rename_axis(columns=None)
+
+
+def usage(tokens: Frame, num_experts: int) -> Frame:
+    """Of each layer and modality: how many experts are used, how sure and how even the router is.
+
+    Args:
+        tokens: Routed tokens.
+        num_experts: Experts of a layer.
+
+    Returns:
+        Columns ``layer``, ``modality``, ``tokens``; ``experts_used``, the exponential of the entropy of the choices;
+        ``experts_touched``, how many got any token at all; ``confidence``, the mean weight of the first choice;
+        ``local_entropy``, the mean entropy of a token's probabilities; ``evenness``, the entropy of the choices over
+        its largest value, ``log num_experts``.
+    """
+    rows = []
+    for (layer, modality), part in tokens.groupby(["layer", "modality"], observed=True):
+        shares = part["expert"].value_counts(normalize=True).to_numpy()
+        spread, first = entropy_of(shares), part[part["choice"] == 0]
+        rows.append(
+            {
+                "layer": layer,
+                "modality": modality,
+                "tokens": len(first),
+                "experts_used": float(np.exp(spread)),
+                "experts_touched": len(shares),
+                "confidence": float(first["gate"].mean()),
+                "local_entropy": float(first["entropy"].mean()),
+                "evenness": spread / float(np.log(num_experts)) if num_experts > 1 else 1.0,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def entropy_of(shares: Any) -> float:
+    """Entropy in nats of shares that add up to one."""
+    positive = np.asarray(shares, dtype=np.float64)
+    positive = positive[positive > 0]
+    return float(-(positive * np.log(positive)).sum())
+
+
+def mutual_information(tokens: Frame, column: str) -> Frame:
+    """How much the expert tells of a column, and the column of the expert, by layer.
+
+    Returns:
+        Columns ``layer``, ``bits`` (mutual information) and ``explained``, its share of the experts' entropy: 1 where
+        the column decides on the expert, 0 where it says nothing. Counts are plain, so that a column of many rare
+        values is overrated: compare with a shuffled one.
+    """
+    rows = []
+    for layer, part in tokens.dropna(subset=[column]).groupby("layer", observed=True):
+        counts = pd.crosstab(part["expert"], part[column]).to_numpy(dtype=np.float64)
+        joint = counts / counts.sum()
+        experts, values = joint.sum(1), joint.sum(0)
+        information = entropy_of(experts) + entropy_of(values) - entropy_of(joint.ravel())
+        spread = entropy_of(experts)
+        explained = information / spread if spread else 0.0
+        rows.append({"layer": layer, "bits": information / np.log(2), "explained": explained})
+    return pd.DataFrame(rows)
+
+
+def co_activation(tokens: Frame, first: str, second: str) -> Frame:
+    """Where tokens of each expert of one layer go in another one: shares by row, experts by number (first choices)."""
+    chosen = tokens[tokens["choice"] == 0].pivot(index="token", columns="layer", values="expert")
+    return pd.crosstab(chosen[first], chosen[second], normalize="index")
+
+
+def stability(before: Frame, after: Frame) -> Frame:
+    """How many tokens kept their first expert between two models, by layer.
+
+    Returns:
+        Columns ``layer``, ``tokens`` (in both tables), ``kept``, and ``by_chance``: what two independent routers with
+        the same loads would keep.
+    """
+    keys = ["layer", "token"]
+    one, two = (table[table["choice"] == 0][[*keys, "expert"]] for table in (before, after))
+    both = one.merge(two, on=keys, suffixes=("_before", "_after"))
+    rows = []
+    for layer, part in both.groupby("layer", observed=True):
+        loads = [part[f"expert_{when}"].value_counts(normalize=True) for when in ("before", "after")]
+        rows.append(
+            {
+                "layer": layer,
+                "tokens": len(part),
+                "kept": float((part["expert_before"] == part["expert_after"]).mean()),
+                "by_chance": float(loads[0].mul(loads[1], fill_value=0.0).sum()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def strongest(tokens: Frame, layer: str, expert: int, columns: Sequence[str], count: int = 20) -> Frame:
+    """The tokens that an expert takes with the highest weight, no two with equal ``columns``."""
+    own = tokens[(tokens["layer"] == layer) & (tokens["expert"] == expert)].sort_values("gate", ascending=False)
+    return own.drop_duplicates(subset=list(columns)).head(count).reset_index(drop=True)

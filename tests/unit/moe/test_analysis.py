@@ -1,0 +1,108 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from moe.analysis import co_activation, entropy_of, expert_shares, mutual_information, stability, strongest, usage
+from moe.config import LIMoEConfig
+from moe.recorder import listening
+from moe.router_losses import RouterLossConfig
+from moe.sparse import SparseFeedForward
+from moe.tokens import Segment, Tokens
+
+
+def table(layer: str, experts: list[int], modality: list[str], **columns: list) -> pd.DataFrame:
+    count = len(experts)
+    base = {"layer": layer, "token": range(count), "choice": 0, "gate": 0.5, "entropy": 0.3}
+    return pd.DataFrame({**base, "expert": experts, "modality": modality, **columns})
+
+
+FOUR = ["image", "image", "text", "text"]
+
+
+def test_shares_by_hand() -> None:
+    shares = expert_shares(table("a", [0, 0, 0, 2], FOUR)).set_index("expert")
+    assert shares["choices"].to_dict() == {0: 3, 2: 1}
+    assert shares["load"].to_dict() == {0: 0.75, 2: 0.25}
+    assert shares["image"].to_dict() == pytest.approx({0: 2 / 3, 2: 0.0})
+    assert shares["text"].to_dict() == pytest.approx({0: 1 / 3, 2: 1.0})
+
+
+def test_usage_by_hand() -> None:
+    found = usage(table("a", [0, 1, 2, 2], FOUR, gate=[0.5, 0.7, 0.9, 0.9], entropy=[0.6, 0.4, 0.1, 0.3]), 4)
+    image, text = (found[found["modality"] == name].iloc[0] for name in ("image", "text"))
+    assert image["experts_used"] == pytest.approx(2.0)
+    assert text["experts_used"] == pytest.approx(1.0)
+    assert (image["experts_touched"], text["experts_touched"]) == (2, 1)
+    assert image["confidence"] == pytest.approx(0.6)
+    assert image["local_entropy"] == pytest.approx(0.5)
+    assert image["evenness"] == pytest.approx(0.5)  # log 2 / log 4
+    assert text["evenness"] == 0.0
+
+
+def test_second_choices_count_for_load_and_not_for_tokens() -> None:
+    two = pd.concat([table("a", [0, 0], ["text"] * 2), table("a", [1, 2], ["text"] * 2, choice=[1, 1])])
+    found = usage(two, 4).iloc[0]
+    assert found["tokens"] == 2
+    # Shares 1/2, 1/4, 1/4: the entropy is 1.5 log 2.
+    assert found["experts_used"] == pytest.approx(2**1.5)
+
+
+def test_mutual_information_by_hand() -> None:
+    decided = table("a", [0, 0, 1, 1], FOUR)
+    nothing = table("b", [0, 1, 0, 1], FOUR)
+    found = mutual_information(pd.concat([decided, nothing]), "modality").set_index("layer")
+    assert found.loc["a", "bits"] == pytest.approx(1.0)
+    assert found.loc["a", "explained"] == pytest.approx(1.0)
+    assert found.loc["b", "bits"] == pytest.approx(0.0, abs=1e-12)
+    # Half of the tokens have no word: experts 0, 1 with words x, y.
+    words = mutual_information(table("a", [0, 1, 0, 0], FOUR, word=["x", "y", None, None]), "word")
+    assert words["bits"].item() == pytest.approx(1.0)
+
+
+def test_where_the_tokens_of_an_expert_go_next() -> None:
+    both = pd.concat([table("a", [0, 0, 0, 1], FOUR), table("b", [2, 2, 1, 1], FOUR)])
+    found = co_activation(both, "a", "b")
+    assert found.loc[0].to_dict() == pytest.approx({1: 1 / 3, 2: 2 / 3})
+    assert found.loc[1].to_dict() == {1: 1.0, 2: 0.0}
+
+
+def test_stability_beside_chance() -> None:
+    found = stability(table("a", [0, 0, 1, 1], FOUR), table("a", [0, 1, 1, 1], FOUR)).iloc[0]
+    assert found["tokens"] == 4
+    assert found["kept"] == 0.75
+    assert found["by_chance"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.75)
+
+
+def test_the_strongest_tokens_of_an_expert_come_once() -> None:
+    tokens = table("a", [0, 0, 0, 1], FOUR, gate=[0.2, 0.9, 0.8, 1.0], word=["x", "y", "y", "z"])
+    found = strongest(tokens, "a", 0, ["word"], count=5)
+    assert found["word"].tolist() == ["y", "x"]
+    assert found["gate"].tolist() == [0.9, 0.2]
+
+
+def test_entropy() -> None:
+    assert entropy_of([0.5, 0.5, 0.0]) == pytest.approx(math.log(2))
+    assert entropy_of(np.array([1.0])) == 0.0
+
+
+def test_routers_are_heard_while_somebody_listens() -> None:
+    torch.manual_seed(0)
+    config = LIMoEConfig(num_experts=3, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0))
+    layer = SparseFeedForward(config, 8, 16, ("image", "text"))
+    holder = nn.ModuleDict({"routed": layer, "plain": nn.Linear(2, 2)})
+    x, tokens = torch.randn(5, 8), Tokens((Segment("image", 2), Segment("text", 3)))
+    with listening(dict(holder.items())) as heard:
+        layer(x, tokens)
+        layer(x[:2], Tokens((Segment("image", 2),)))
+    layer(x, tokens)
+    assert [(one.layer, len(one.expert_TK), one.num_experts) for one in heard] == [("routed", 5, 3), ("routed", 2, 3)]
+    choice = layer.router(x, torch.zeros(5, dtype=torch.int64))
+    assert torch.equal(heard[0].expert_TK, choice.expert_TK)
+    torch.testing.assert_close(heard[0].gate_TK, choice.gate_TK)
+    probs = choice.probs_TE
+    torch.testing.assert_close(heard[0].entropy_T, -(probs * probs.log()).sum(-1))
+    assert not heard[0].gate_TK.requires_grad
