@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Command] = {
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
     "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
     "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
+    "routing": Command("launcher.routing", "routing", "Shows which expert took which patch and which word."),
     "report": Command("launcher.report", "report", "Makes report.html of a run again."),
     "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }

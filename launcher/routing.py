@@ -1,0 +1,75 @@
+"""``omnivl routing``: which expert took what, as a page to look at and a table to load."""
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.hosts.process_group import choose_device
+from engine.trained import Trained, find_trained, load_encoder
+from launcher.embed import parse_where
+from moe.analysis import stability, usage
+from moe.config import SparseConfig
+from omnivl.errors import UserError
+from omnivl.evaluation.pictures import Media, PictureSet
+from omnivl.evaluation.routing import routed_tokens
+from omnivl.evaluation.routing_page import routing_page, write_table
+
+
+def routing(
+    target: Annotated[Path, typer.Argument(help="A run folder, or a .safetensors file.", show_default=False)],
+    data: Annotated[str, typer.Option(help="emoji, motion, or shards by a pattern.")] = "emoji",
+    media: Annotated[str, typer.Option(help="image or video.")] = "image",
+    where: Annotated[str, typer.Option(help="Filter by metadata, e.g. '{style: [twemoji]}'.")] = "{}",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for page and table; the run's by default.", show_default=False),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="The newest complete stage by default.", show_default=False)] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of weights that lie outside of a run.", show_default=False)
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another routing.parquet of the same data: how stable?", show_default=False)
+    ] = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
+) -> None:
+    """Writes where a trained model's routers send patches and words: routing.html and routing.parquet."""
+    if media not in ("image", "video"):
+        raise UserError(f"--media: got {media!r}; allowed are 'image', 'video'; change it to one of them")
+    chosen = parse_where(where)
+    trained = find_trained(target, stage, plan)
+    folder = out or _folder(trained, target)
+    with torch.no_grad():
+        encoder = load_encoder(trained, choose_device(), batch_size)
+        pictures = PictureSet(data, cast(Media, media), chosen, encoder.model, max_samples)
+        tokens = routed_tokens(encoder, pictures)
+    ffn = encoder.model.ffn
+    assert isinstance(ffn, SparseConfig)
+    num_experts: int = ffn.num_experts
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(tokens, folder / "routing.parquet")
+    title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
+    page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, title)
+    (folder / "routing.html").write_text(page, encoding="utf-8")
+    console = Console(emoji=False)
+    console.print(_table(usage(tokens, num_experts), title))
+    if against is not None:
+        console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
+    typer.echo(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
+
+
+def _folder(trained: Trained, target: Path) -> Path:
+    return trained.run.path if trained.run is not None else target.parent
+
+
+def _table(frame: pd.DataFrame, title: str) -> Table:
+    table = Table(*frame.columns, title=title, title_justify="left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    return table
