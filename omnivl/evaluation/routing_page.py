@@ -53,7 +53,7 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     """
     layers = list(tokens["layer"].cat.categories)
     figures = [_used(usage(tokens, num_experts)), *(_loads(tokens, layer, num_experts) for layer in layers)]
-    figures += [_flow(tokens, *pair) for pair in itertools.pairwise(layers)]
+    figures += [_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -71,7 +71,9 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
 
 
 def _html(figure: Any) -> str:
-    html: str = figure.to_html(full_html=False, include_plotlyjs=False, config={"responsive": True})
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=False, config={"responsive": True, "displayModeBar": False}
+    )
     return html
 
 
@@ -106,8 +108,9 @@ def _loads(tokens: Any, layer: str, num_experts: int) -> Any:
     return _styled(figure, f"{layer}: load by expert")
 
 
-def _flow(tokens: Any, first: str, second: str) -> Any:
-    found = co_activation(tokens, first, second)
+def _flow(tokens: Any, first: str, second: str, num_experts: int) -> Any:
+    every = range(num_experts)
+    found = co_activation(tokens, first, second).reindex(index=every, columns=every, fill_value=0.0)
     heat = go.Heatmap(z=found.to_numpy(), x=found.columns, y=found.index, colorscale="Blues", zmin=0, zmax=1)
     figure = go.Figure(heat)
     figure.update_xaxes(title=f"expert in {second}", dtick=1)
@@ -119,8 +122,10 @@ def _explained(tokens: Any) -> list[dict[str, Any]]:
     """How much each column explains, beside the same with its values shuffled among the tokens."""
     rows = []
     random = np.random.default_rng(0)
-    for column in (name for name in EXPLAINING if tokens[name].nunique() > 1):
+    for column in EXPLAINING:
         known = tokens[tokens[column].notna() & (tokens[column] != CLASS_TOKEN)].copy()
+        if known[column].nunique() < 2:
+            continue
         found = mutual_information(known, column).set_index("layer")
         known[column] = random.permutation(known[column].to_numpy())
         shuffled = mutual_information(known, column).set_index("layer")
