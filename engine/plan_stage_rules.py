@@ -151,6 +151,17 @@ def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index, "kind"), got, allowed, "raise model.num_frames")
 
 
+def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
+    """The unified transformer writes no captions."""
+    for index, objective in enumerate(stage.objectives):
+        if objective.name == "lm" and stage.model.architecture == "unified":
+            got, change = (
+                "'lm' where model.architecture is 'unified'",
+                "take it out or set model.architecture to towers",
+            )
+            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+
+
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
@@ -216,6 +227,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     momentum_is_built,
     masked_share_divides_the_batch,
     clips_have_frames_to_mask,
+    captions_have_a_decoder,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,

@@ -119,6 +119,10 @@ STAGE_CASES = {
         {"objectives": "[univlc, {kind: mrm, every: 3}]"},
         "p:7: stages.0.objectives.1.every: got 3; allowed a divisor of micro_batch_size_per_gpu 4; change either",
     ),
+    "captions_have_a_decoder": (
+        {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
+        "p:7: stages.0.objectives.1.kind: got 'lm' where model.architecture is 'unified'; allowed every other objective; take it out or set model.architecture to towers",
+    ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",
