@@ -149,7 +149,9 @@ class _Batched(torch.autograd.Function):
         w1_EFD, b1_EF, w2_EFD, b2_ED, *kept = ctx.saved_tensors
         dtype, levels = grad_ND.dtype, ctx.levels
         grad_rows_ND = torch.zeros_like(grad_ND)
-        gradients = [ctx.memory.like(place, one) for place, one in enumerate((w1_EFD, b1_EF, w2_EFD, b2_ED))]
+        trains = any(ctx.needs_input_grad[2:6])  # frozen experts pass gradients on and need none
+        parameters = (w1_EFD, b1_EF, w2_EFD, b2_ED) if trains else ()
+        gradients = [ctx.memory.like(place, one) for place, one in enumerate(parameters)]
         if not levels:
             for gradient in gradients:
                 gradient.zero_()
@@ -159,8 +161,10 @@ class _Batched(torch.autograd.Function):
             w1, w2 = level.of(w1_EFD).to(dtype), level.of(w2_EFD).to(dtype)
             grad_inner_EFP = torch.ops.aten.gelu_backward(torch.bmm(w2, grad_EPD.transpose(1, 2)), inner_EFP)
             level.put(grad_rows_ND, torch.bmm(grad_inner_EFP.transpose(1, 2), w1))
+            if not trains:
+                continue
             level.give(gradients[0], grad_inner_EFP, x_EPD)
             level.give(gradients[2], activated_EFP, grad_EPD)
             level.add(gradients[1], grad_inner_EFP.sum(-1))
             level.add(gradients[3], grad_EPD.sum(1))
-        return grad_rows_ND, None, *gradients, None
+        return grad_rows_ND, None, *(gradients if trains else (None,) * 4), None

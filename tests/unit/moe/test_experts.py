@@ -52,6 +52,19 @@ def test_fast_products_equal_the_loop_forward_and_gradient(
         assert not gradient[1].any(), "an expert without a row has a gradient of zero"
 
 
+def test_frozen_experts_pass_gradients_on() -> None:
+    frozen = [parameter.detach() for parameter in parameters()]
+    rows = torch.randn(sum(COUNTS), 8, requires_grad=True)
+    upstream = torch.randn(sum(COUNTS), 8)
+    grads = [
+        torch.autograd.grad(
+            expert_feed_forward(rows, torch.tensor(COUNTS), *frozen, implementation=how), rows, upstream
+        )
+        for how in ("batched", "loop")
+    ]
+    torch.testing.assert_close(grads[0], grads[1])
+
+
 def test_each_expert_is_the_dense_layer_with_its_weights() -> None:
     torch.manual_seed(0)
     bank, x = ExpertBank(3, 8, 16, implementation="loop"), torch.randn(9, 8)
