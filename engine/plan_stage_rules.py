@@ -155,10 +155,8 @@ def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
     """The unified transformer writes no captions."""
     for index, objective in enumerate(stage.objectives):
         if objective.name == "lm" and stage.model.architecture == "unified":
-            got, change = (
-                "'lm' where model.architecture is 'unified'",
-                "take it out or set model.architecture to towers",
-            )
+            got = "'lm' where model.architecture is 'unified'"
+            change = "take it out or set model.architecture to towers"
             yield Problem(("objectives", index, "kind"), got, "every other objective", change)
 
 

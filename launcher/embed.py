@@ -28,8 +28,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
 ) -> None:
     """Writes embeddings as .npz: keys, pictures, and captions with their texts and the row of the picture of each."""
-    if media not in ("image", "video"):
-        raise UserError(f"--media: got {media!r}; allowed are 'image', 'video'; change it to one of them")
+    seen = parse_media(media)
     if out.suffix != ".npz":
         raise UserError(
             f"--out: got {out}; allowed is a name that ends in .npz; change it to {out.with_suffix('.npz')}"
@@ -38,7 +37,7 @@ def embed(
     trained = find_trained(target, stage, plan)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, cast(Media, media), chosen, encoder.model, max_samples)
+        pictures = PictureSet(data, seen, chosen, encoder.model, max_samples)
         owned = [(row, text) for row, sample in enumerate(pictures.samples) for text in sample.captions]
         arrays = {
             "keys": np.array([sample.key for sample in pictures.samples]),
@@ -52,6 +51,17 @@ def embed(
     np.savez(out, allow_pickle=False, **arrays)
     width = arrays["pictures"].shape[1]
     typer.echo(f"{out}: {len(pictures)} pictures and {len(owned)} captions of stage {trained.stage.name}, {width} wide")
+
+
+def parse_media(text: str) -> Media:
+    """Which pictures to take.
+
+    Raises:
+        UserError: There is no such medium.
+    """
+    if text not in ("image", "video"):
+        raise UserError(f"--media: got {text!r}; allowed are 'image', 'video'; change it to one of them")
+    return cast(Media, text)
 
 
 def parse_where(text: str) -> dict[str, tuple[str, ...]]:

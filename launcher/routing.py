@@ -1,7 +1,7 @@
 """``omnivl routing``: which expert took what, as a page to look at and a table to load."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import pandas as pd
 import torch
@@ -11,11 +11,10 @@ from rich.table import Table
 
 from engine.hosts.process_group import choose_device
 from engine.trained import Trained, find_trained, load_encoder
-from launcher.embed import parse_where
+from launcher.embed import parse_media, parse_where
 from moe.analysis import stability, usage
 from moe.config import SparseConfig
-from omnivl.errors import UserError
-from omnivl.evaluation.pictures import Media, PictureSet
+from omnivl.evaluation.pictures import PictureSet
 from omnivl.evaluation.routing import routed_tokens
 from omnivl.evaluation.routing_page import routing_page, write_table
 
@@ -40,14 +39,12 @@ def routing(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
 ) -> None:
     """Writes where a trained model's routers send patches and words: routing.html and routing.parquet."""
-    if media not in ("image", "video"):
-        raise UserError(f"--media: got {media!r}; allowed are 'image', 'video'; change it to one of them")
-    chosen = parse_where(where)
+    seen, chosen = parse_media(media), parse_where(where)
     trained = find_trained(target, stage, plan)
     folder = out or _folder(trained, target)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, cast(Media, media), chosen, encoder.model, max_samples)
+        pictures = PictureSet(data, seen, chosen, encoder.model, max_samples)
         tokens = routed_tokens(encoder, pictures)
     ffn = encoder.model.ffn
     assert isinstance(ffn, SparseConfig)

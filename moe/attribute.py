@@ -6,13 +6,13 @@ Shapes: T tokens, D hidden size, F inner size, E experts, K choices, A distinct 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.config import AttributeConfig
+from moe.expert_products import perceptron
 from moe.experts import ExpertBank
 from moe.feed_forward import FeedForwardOutput
-from moe.linear import Linear, linear
+from moe.linear import Linear
 from moe.tokens import Tokens
 
 
@@ -67,6 +67,5 @@ class AttributeFeedForward(nn.Module):
         parts = torch.split(x.reshape(-1, x.shape[-1]), [segment.length for segment in tokens.segments])
         made = []
         for segment, part in zip(tokens.segments, parts, strict=True):
-            w1, b1, w2, b2 = perceptrons[segment.attributes]
-            made.append(linear(F.gelu(linear(part, w1, b1)), w2.t(), b2))
+            made.append(perceptron(part, *perceptrons[segment.attributes]))
         return FeedForwardOutput((made[0] if len(made) == 1 else torch.cat(made)).view(x.shape))

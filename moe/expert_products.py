@@ -52,7 +52,7 @@ def expert_feed_forward(
         implementation = "batched" if rows_ND.device.type == "cpu" else "grouped"
     weights = fc1_weight_EFD, fc1_bias_EF, fc2_weight_EFD, fc2_bias_ED
     if len(fc1_weight_EFD) == 1:
-        return _perceptron(rows_ND, *(weight[0] for weight in weights))
+        return perceptron(rows_ND, *(weight[0] for weight in weights))
     if implementation == "loop":
         return _loop(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "grouped":
@@ -62,15 +62,15 @@ def expert_feed_forward(
     return out_ND
 
 
-def _perceptron(x: Tensor, w1_FD: Tensor, b1_F: Tensor, w2_FD: Tensor, b2_D: Tensor) -> Tensor:
-    """One expert: a dense layer, bit for bit."""
+def perceptron(x: Tensor, w1_FD: Tensor, b1_F: Tensor, w2_FD: Tensor, b2_D: Tensor) -> Tensor:
+    """One expert, ``fc2(gelu(fc1(x)))``: a dense layer, bit for bit."""
     return linear(F.gelu(linear(x, w1_FD, b1_F)), w2_FD.t(), b2_D)
 
 
 def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor) -> Tensor:
     counts = tokens_E.tolist()
     parts = torch.split(rows_ND, [*counts, len(rows_ND) - sum(counts)])
-    made = [_perceptron(*own) for own in zip(parts[:-1], w1_EFD, b1_EF, w2_EFD, b2_ED, strict=True)]
+    made = [perceptron(*own) for own in zip(parts[:-1], w1_EFD, b1_EF, w2_EFD, b2_ED, strict=True)]
     return torch.cat([*made, torch.zeros_like(parts[-1])])
 
 

@@ -52,7 +52,8 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
         title: Heads the page.
     """
     layers = list(tokens["layer"].cat.categories)
-    figures = [_used(usage(tokens, num_experts)), *(_loads(tokens, layer, num_experts) for layer in layers)]
+    used = usage(tokens, num_experts)
+    figures = [_used(used), *(_loads(tokens, layer, num_experts) for layer in layers)]
     figures += [_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers)]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -61,7 +62,7 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
         title=title,
         plotly=get_plotlyjs(),
         figures=[_html(figure) for figure in figures],
-        usage=usage(tokens, num_experts).to_dict("records"),
+        usage=used.to_dict("records"),
         explained=_explained(tokens),
         galleries={layer: list(_taken(tokens, layer, pictures, patch_size)) for layer in layers},
         samples=len(pictures),

@@ -3,7 +3,7 @@
 Shapes: R alignment rows, B samples, L text positions, V vocabulary size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,11 @@ class Losses(ChainLayer):
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
         self.ffn = config.ffn
-        self.router_weights = loss_weights(config.ffn.losses) if isinstance(config.ffn, SparseConfig) else {}
+        self.router_weights: Mapping[str, float] = {}
+        self.allowed: Sequence[Sequence[bool]] | None = None
+        if isinstance(config.ffn, SparseConfig):
+            self.router_weights = loss_weights(config.ffn.losses)
+            self.allowed = allowed_experts(config.ffn, MODALITIES)
         self.objectives = {objective.name: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         if any(objective.uses_vocabulary_head for objective in objectives):
@@ -93,8 +97,7 @@ class Losses(ChainLayer):
         joined = self.gather.join(torch.cat(list(vectors.values()))[None]).sum(0)
         parts = torch.split(joined, [len(vector) for vector in vectors.values()])
         layers = [RouterSums.unpack(part, len(MODALITIES)) for part in parts]
-        allowed = allowed_experts(self.ffn, MODALITIES)
-        losses = [router_losses(sums, MODALITIES, self.ffn.losses, allowed) for sums in layers]
+        losses = [router_losses(sums, MODALITIES, self.ffn.losses, self.allowed) for sums in layers]
         present = present_modalities(state.layout)
         health = mean_health([routing_health(sums, MODALITIES) for sums in layers], present)
         return (

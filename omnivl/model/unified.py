@@ -13,6 +13,7 @@ Sources: Bao et al., VLMo, arXiv 2111.02358, section 3.1 and 3.2; Wang et al., B
 Differs: VLMo and BEiT-3 know no clips.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -163,25 +164,36 @@ def _everywhere(x: Tensor) -> Tensor:
     return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
 
 
-class UnifiedLayer(BlockLayer):
-    """A unified block in the chain, which passes it twice: before and behind ``Contrast``."""
-
-    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        super().__init__(f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), twin=twin)
+class TwicePassed(BlockLayer):
+    """What the layers of the unified transformer share: they act on every stream, before and behind ``Contrast``."""
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there is any stream."""
         return bool(layout.visual or layout.text or layout.alignment)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to a modality that never comes."""
+        """All where no step has a stream, else what no token meets."""
         active = [layout for layout in layouts if self.acts(layout)]
-        if not active:
+        if active:
+            yield from self.idle({token for layout in active for token in reached_tokens(self.config, layout)})
+        else:
             yield from self.parameters()
-            return
+
+    @abstractmethod
+    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+        """Parameters that no token meets, where ``reached`` names (modality, fused) of those that come by."""
+
+
+class UnifiedLayer(TwicePassed):
+    """A unified block in the chain, which passes it twice: before and behind ``Contrast``."""
+
+    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+        super().__init__(f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), twin=twin)
+
+    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+        """What belongs to a modality that never comes."""
         block = self.block
         assert isinstance(block, UnifiedBlock)
-        reached = {token for layout in active for token in reached_tokens(self.config, layout)}
         for module in (block.norm1, block.qkv, block.out, block.norm2):
             yield from module.idle({modality for modality, _ in reached})
         if isinstance(block.ffn, ModalityFeedForward):
@@ -204,7 +216,7 @@ class UnifiedLayer(BlockLayer):
         return self.with_routing(state, sums)
 
 
-class UnifiedNorm(BlockLayer):
+class UnifiedNorm(TwicePassed):
     """The normalisation at the end of the unified encoder, of either pass."""
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
@@ -213,19 +225,10 @@ class UnifiedNorm(BlockLayer):
 
         super().__init__("unified_norm", config, build, twin=twin)
 
-    def acts(self, layout: StepLayout) -> bool:
-        """Whether there is any stream."""
-        return bool(layout.visual or layout.text or layout.alignment)
-
-    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
         """What belongs to a side that never comes. Of joined rows only the text is read."""
-        active = [layout for layout in layouts if self.acts(layout)]
-        if not active:
-            yield from self.parameters()
-            return
         assert isinstance(self.block, ByModality)
-        tokens = {token for layout in active for token in reached_tokens(self.config, layout)}
-        yield from self.block.idle({modality for modality, fused in tokens if not fused or modality == "text"})
+        yield from self.block.idle({modality for modality, fused in reached if not fused or modality == "text"})
 
     def forward(self, state: State) -> State:
         """Normalises what ``UnifiedLayer`` advances. Of joined rows only the text goes on: heads read nothing else."""
