@@ -45,10 +45,16 @@ def test_an_image_alone_goes_the_way_of_the_visual_encoder():
     unified.qkv.shared.load_state_dict(divided.attention.qkv.state_dict())
     unified.out.shared.load_state_dict(divided.attention.out.state_dict())
     unified.ffn.load_state_dict(divided.ffn.state_dict())
-    x = torch.randn(3, 5, CONFIG.hidden_size)
+    x = torch.randn(3, 5, CONFIG.hidden_size, requires_grad=True)
     (mine,), sums = unified(Stream(x, (Part("image", 5),)))
-    torch.testing.assert_close(mine, divided(x, 1, False).y)
+    theirs = divided(x, 1, False).y
+    torch.testing.assert_close(mine, theirs)
     assert sums is None
+    upstream = torch.randn_like(mine)
+    ours = torch.autograd.grad(mine, [x, unified.qkv.shared.weight, unified.ffn.fc1.weight], upstream)
+    wanted = torch.autograd.grad(theirs, [x, divided.attention.qkv.weight, divided.ffn.fc1.weight], upstream)
+    for own, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(own, other)
 
 
 def test_streams_of_one_pass_do_not_see_each_other():
