@@ -1,8 +1,8 @@
-"""What fills the feed-forward slot: dense, by modality, sparse, and both, at equal active operations and equal steps.
+"""What fills the feed-forward slot: dense, by modality, sparse, and both, at equal active operations.
 
-``configs/plans/fillings.yaml`` trains one transformer for images, clips and texts with each filling, three seeds. What
-is compared is retrieval of unseen drawings and clips; the seconds of each run stand beside it, since experts have more
-parameters and take longer for the same operations.
+``configs/plans/fillings.yaml`` trains one transformer for images, clips and texts with each filling, three seeds: first
+all for equally many steps, then all for as long as the slowest one took, since sparse experts take longer for the same
+operations. What is compared is retrieval of unseen drawings and clips.
 """
 
 from benchmarks.plan_comparison import Comparison, compare
@@ -26,6 +26,7 @@ COMPARISON = Comparison(
         "clips text->video R@10",
     ),
     metrics=("router/experts_used_image", "router/experts_used_text", "univlc/visual_to_text_r1"),
+    equal_time=True,
 )
 
 

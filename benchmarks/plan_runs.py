@@ -37,12 +37,29 @@ class PlanRun:
     Attributes:
         scores: Scores by ``task metric`` of every stage that was evaluated, by its name and in the stages' order.
         seconds: From the start of the command to its end.
+        cpu_seconds: Time that cores spent on it; on a lane of one core what it takes when nothing else runs there.
         metrics: The last training metrics of every stage, by their names in ``metrics.jsonl``.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     seconds: float
+    cpu_seconds: float
     metrics: Mapping[str, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command that ended well.
+
+    Attributes:
+        output: What it printed.
+        seconds: From its start to its end.
+        cpu_seconds: Time that cores spent on it and on the processes that it waited for.
+    """
+
+    output: str
+    seconds: float
+    cpu_seconds: float
 
 
 class Lanes:
@@ -87,19 +104,25 @@ class Lanes:
         self._pool.shutdown(cancel_futures=error is not None)
 
 
-def run_on(cores: Cores, command: Sequence[str]) -> tuple[str, float]:
+def run_on(cores: Cores, command: Sequence[str]) -> Finished:
     """Runs a command on some cores, from the repository's root.
 
-    Returns:
-        What it printed, and its seconds.
+    Raises:
+        RuntimeError: It failed; says with what.
     """
     environment = {**os.environ, "OMP_NUM_THREADS": str(len(cores))}
     pin = (lambda: os.sched_setaffinity(0, cores)) if hasattr(os, "sched_setaffinity") else None
     start = time.monotonic()
-    done = subprocess.run(command, cwd=ROOT, env=environment, preexec_fn=pin, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-4000:]}")
-    return done.stdout, time.monotonic() - start
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, preexec_fn=pin, stdout=output, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode != 0:
+            told = errors.read()[-4000:]
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{told}")
+        return Finished(output.read(), time.monotonic() - start, usage.ru_utime + usage.ru_stime)
 
 
 def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequence[str] = ()) -> PlanRun:
@@ -112,15 +135,15 @@ def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequenc
         stages: Only these stages, one after the other; all where none is named.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run, seconds = Path(folder) / "run", 0.0
+        run = Path(folder) / "run"
         command = [sys.executable, "-m", "launcher.cli", "pretrain", str(plan), "launch.processes=1", *overrides]
-        for choice in [["--stage", stage] for stage in stages] or [[]]:
-            seconds += run_on(cores, [*command, *choice, "--run-folder", str(run)])[1]
+        choices = [["--stage", stage] for stage in stages] or [[]]
+        done = [run_on(cores, [*command, *choice, "--run-folder", str(run)]) for choice in choices]
         written = sorted((run / "stages").glob("*/evaluation.json"))
         scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
         logs = sorted((run / "stages").glob("*/metrics.jsonl"))
         metrics = {path.parent.name.partition("-")[2]: _last_metrics(path) for path in logs}
-    return PlanRun(scores, seconds, metrics)
+    return PlanRun(scores, sum(one.seconds for one in done), sum(one.cpu_seconds for one in done), metrics)
 
 
 def _last_metrics(log: Path) -> Mapping[str, float]:

@@ -48,9 +48,10 @@ def test_a_command_that_fails_says_what_it_said():
 
 def test_a_command_sees_its_cores_only():
     one = frozenset({min(os.sched_getaffinity(0))})
-    printed, seconds = run_on(one, [sys.executable, "-c", "import os; print(os.sched_getaffinity(0))"])
-    assert printed.strip() == str(set(one))
-    assert seconds > 0
+    code = "import os, time; print(os.sched_getaffinity(0)); time.sleep(0.5)"
+    done = run_on(one, [sys.executable, "-c", code])
+    assert done.output.strip() == str(set(one))
+    assert done.seconds > 0.5 > done.cpu_seconds > 0  # sleeping costs no core any time
 
 
 COMPARISONS = [regimes.COMPARISON, router_losses.COMPARISON, fillings.COMPARISON]
@@ -92,7 +93,7 @@ def test_a_comparison_tables_scores_and_metrics_of_the_last_stages(monkeypatch):
         scores = {
             name: {"task R@1": Score("task", "R@1", values[name] + 0.01 * seed, 0.1, None, 10)} for name in stages
         }
-        return PlanRun(scores, 2.0, {name: {"m": 3.0} if name == "c" else {} for name in stages})
+        return PlanRun(scores, 2.0, 1.5, {name: {"m": 3.0} if name == "c" else {} for name in stages})
 
     monkeypatch.setattr(plan_comparison, "run_plan", run_plan)
     report = plan_comparison.compare(comparison, Options(CPU, 2, quick=False, out=Path()))
@@ -102,4 +103,32 @@ def test_a_comparison_tables_scores_and_metrics_of_the_last_stages(monkeypatch):
     scores, metrics, seconds = report.tables
     assert scores.rows == [["task R@1", "0.410 (0.400 to 0.420)", "0.210 (0.200 to 0.220)", "0.100"]]
     assert metrics.rows == [["m", "-", "3.00 (3.00 to 3.00)"]]
-    assert seconds.rows == [[str(seed), "2", "2"] for seed in range(3)]
+    assert seconds.rows == [[str(seed), "2 / 2", "2 / 2"] for seed in range(3)]
+
+
+def test_at_equal_time_the_quicker_contender_takes_more_steps(monkeypatch):
+    contenders = {"slow": ("limoe",), "quick": ("dense",)}
+    comparison = plan_comparison.Comparison(
+        "name", "what", fillings.COMPARISON.plan, contenders, ("t R@1",), equal_time=True
+    )
+    asked = []
+
+    def run_plan(plan, overrides, cores, stages):
+        steps = [one for one in overrides if one.startswith(f"stages.{stages[0]}.steps=")]
+        asked.append((stages[0], *steps))
+        quick = stages == ("dense",)
+        value = 0.5 if steps else 0.2
+        scores = {stages[0]: {"t R@1": Score("t", "R@1", value, 0.1, None, 10)}}
+        return PlanRun(scores, 9.0, 40.0 if quick and not steps else 60.0, {})
+
+    monkeypatch.setattr(plan_comparison, "run_plan", run_plan)
+    report = plan_comparison.compare(comparison, Options(CPU, 2, quick=False, out=Path()))
+    assert sorted(asked) == sorted(
+        [("limoe",), ("dense",), ("dense", "stages.dense.steps=750")] * 3
+    )  # 500 steps, in 60 instead of 40 seconds
+    equal, seconds, longer, spent = report.tables
+    assert equal.rows == [["t R@1", "0.200 (0.200 to 0.200)", "0.200 (0.200 to 0.200)", "0.100"]]
+    assert longer.rows == [["t R@1", "0.200 (0.200 to 0.200)", "0.500 (0.500 to 0.500)", "0.100"]]
+    assert "quick 1.50 times" in longer.title
+    assert seconds.rows[0] == ["0", "9 / 60", "9 / 40"]
+    assert spent.rows[0] == ["0", "9 / 60", "9 / 60"]
