@@ -9,7 +9,7 @@ folder, which is never read, or a folder whose files do not match their manifest
         trainer.json            step, skipped steps, best score, metrics offset, layout
         loader-00000.json       where the data order stands, one per process
         generators-00000.pt     global random generators, one per process
-        host/                   weights, optimizer, twins, queue: the host's own files
+        host/                   weights, moments, twins, queue: a file for each layer (``engine.hosts.holdings``)
 """
 
 import hashlib
@@ -25,9 +25,8 @@ from typing import Any
 import torch
 
 from engine import ranks
-from engine.errors import CheckpointError
 from engine.hosts.base import Host
-from engine.seeds import generator_states, restore_generators
+from engine.seeds import generator_states, restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
 HOST_FOLDER = "host"
@@ -38,17 +37,24 @@ _LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
 
 @dataclass(frozen=True)
 class SavedLayout:
-    """What a checkpoint's files depend on. It can be read back on the same layout only.
+    """What wrote a checkpoint. Any layout can read it.
 
     Attributes:
         host: Kind of host.
         zero_stage: ZeRO stage; None for hosts that have none.
         world_size: Number of processes.
+        expert_parallel_size: Processes over which banks of experts were cut.
     """
 
     host: str
     zero_stage: int | None
     world_size: int
+    expert_parallel_size: int = 1
+
+    def __str__(self) -> str:
+        zero = "" if self.zero_stage is None else f"-{self.zero_stage}"
+        cut = "" if self.expert_parallel_size == 1 else f", experts cut over {self.expert_parallel_size}"
+        return f"{self.host}{zero} on {self.world_size} process{'' if self.world_size == 1 else 'es'}{cut}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class TrainerState:
         best_step: The checkpoint that reached it.
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
         window: Sums towards the next line of metrics.
-        layout: Layout that wrote the checkpoint.
+        layout: What wrote the checkpoint.
     """
 
     step: int
@@ -172,43 +178,37 @@ def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path, host: Host, layout: SavedLayout) -> tuple[TrainerState, dict[str, Any]]:
+def load_checkpoint(
+    checkpoint: Path, host: Host, layout: SavedLayout, tell: Callable[[str], None]
+) -> tuple[TrainerState, dict[str, Any]]:
     """Restores host and random generators. Called by every process.
+
+    On another number of processes than wrote it, weights, moments and the order of the data go on as they were; random
+    generators (dropout, noise) begin anew, and streams look for their place from their first shard.
 
     Args:
         checkpoint: A whole checkpoint.
         host: Reads its own files.
         layout: This run's layout.
+        tell: Gets a message where the layout has changed.
 
     Returns:
         The loop's state and this process' place in the data.
 
     Raises:
-        CheckpointError: It was written on another layout.
+        CheckpointError: The files do not fit the model.
     """
     raw = json.loads((checkpoint / "trainer.json").read_bytes())
     state = TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
-    check_layout(checkpoint, state.layout, layout)
+    if state.layout != layout:
+        tell(f"{checkpoint.name} was written by {state.layout}; going on with {layout}")
     host.load(checkpoint / HOST_FOLDER)
     me = ranks.rank()
-    restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
-    loader_state: dict[str, Any] = json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
-    return state, loader_state
-
-
-def check_layout(checkpoint: Path, saved: SavedLayout, current: SavedLayout) -> None:
-    """Refuses a checkpoint of another layout.
-
-    Raises:
-        CheckpointError: Host, ZeRO stage or number of processes differ.
-    """
-    before, now = asdict(saved), asdict(current)
-    differing = [f"{name} was {before[name]}, is now {now[name]}" for name in before if before[name] != now[name]]
-    if differing:
-        raise CheckpointError(
-            f"{checkpoint}: written on another layout: {'; '.join(differing)}. A checkpoint can only be resumed on the "
-            "layout that wrote it: start with that layout, or use --fresh to start the run over."
-        )
+    if state.layout.world_size == layout.world_size:
+        restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
+        return state, json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
+    seed_everything("resumed", state.step, me)
+    return state, {**json.loads((checkpoint / f"loader-{0:05d}.json").read_bytes()), "shards": {}}
 
 
 def prune(folder: Path, keep_last: int, keep: int | None) -> None:

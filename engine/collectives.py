@@ -3,6 +3,7 @@
 Shapes: B rows of one replica, R replicas.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,6 +43,29 @@ class ProcessGroupGather:
         return summed
 
 
+class ProcessGroupExchange:
+    """``moe.exchange.ExpertExchange`` over an expert-parallel process group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """Remembers the group; its processes hold the parts of every bank in their order."""
+        self._group = group
+        self.parts = dist.get_world_size(group)
+        self.part = dist.get_rank(group)
+
+    def trade_counts(self, counts_PE: Tensor) -> Tensor:  # noqa: N803
+        """Row p goes to part p."""
+        return _trade(counts_PE, None, None, self._group)
+
+    def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:  # noqa: N803
+        """``sent[p]`` rows go to part p; their gradients come back."""
+        traded: Tensor = _Trade.apply(rows_ND, list(sent), list(received), self._group)  # type: ignore[no-untyped-call]
+        return traded
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """``[E / P, ...]`` of all parts as ``[E, ...]``."""
+        return _all_gather(tensor, self._group)
+
+
 def make_gather(group: dist.ProcessGroup | None = None) -> Gather:
     """The gather of this process: local where there is no process group or only one replica in it."""
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
@@ -71,6 +95,26 @@ class _Join(torch.autograd.Function):
         dist.all_reduce(summed, group=ctx.group)
         start = dist.get_rank(ctx.group) * ctx.rows
         return summed[start : start + ctx.rows].to(gradient.dtype), None
+
+
+class _Trade(torch.autograd.Function):
+    """All-to-all whose backward is the all-to-all the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _trade(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _trade(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _trade(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup) -> Tensor:
+    source = tensor.detach().contiguous()
+    arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
+    dist.all_to_all_single(arrived, source, received, sent, group=group)
+    return arrived
 
 
 def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:

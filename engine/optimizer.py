@@ -1,7 +1,8 @@
 """AdamW over the chain: its configuration and the groups that its parameters fall into.
 
 Each trainable parameter is in exactly one group. A group is what shares a weight decay and a learning-rate scale; the
-scale is the product of the layer-wise decay and the scale of pretrained parts.
+scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are cut over processes have
+groups of their own.
 """
 
 import re
@@ -87,6 +88,7 @@ class ParameterGroup:
         lr_scale: Factor on the scheduled learning rate.
         names: Parameter names within the chain, in the order of ``parameters``.
         parameters: The parameters themselves.
+        apart: Whether other processes hold others of the same names: experts that are cut over processes.
     """
 
     name: str
@@ -94,10 +96,11 @@ class ParameterGroup:
     lr_scale: float
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
+    apart: bool = False
 
 
 def parameter_groups(
-    chain: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = ()
+    chain: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = (), apart: Collection[str] = ()
 ) -> list[ParameterGroup]:
     """Sorts the trainable parameters of a chain into optimizer groups.
 
@@ -105,6 +108,7 @@ def parameter_groups(
         chain: A module whose direct children are the chain's layers, blocks of a stack named ``stack_INDEX``.
         config: Weight decay and learning-rate scales.
         pretrained: Names of parameters that came from a checkpoint of other origin.
+        apart: Names of parameters that need groups of their own.
 
     Returns:
         Groups in order of first appearance, the same on every replica.
@@ -114,7 +118,7 @@ def parameter_groups(
     """
     depth_scales = layer_scales([name for name, _ in chain.named_children()], config.layer_decay)
     undecayed = _embedding_parameters(chain)
-    members: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    members: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -122,7 +126,7 @@ def parameter_groups(
         scale = depth_scales.get(name.split(".", 1)[0], 1.0)
         if name in pretrained:
             scale *= config.pretrained_lr_scale
-        members[decayed, scale].append((name, parameter))
+        members[decayed, scale, name in apart].append((name, parameter))
     groups = [
         ParameterGroup(
             name=("decay" if decayed else "no_decay") + ("" if scale == 1.0 else f"_x{scale:g}"),
@@ -130,8 +134,9 @@ def parameter_groups(
             lr_scale=scale,
             names=tuple(name for name, _ in entries),
             parameters=tuple(parameter for _, parameter in entries),
+            apart=cut,
         )
-        for (decayed, scale), entries in members.items()
+        for (decayed, scale, cut), entries in members.items()
     ]
     _assert_partition(chain, groups)
     if not groups:

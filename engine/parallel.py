@@ -19,12 +19,15 @@ class ParallelConfig:
             parameters as well (3). Only read by ``zero``.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
         offload: What is kept in the host's memory instead of the accelerator's. Only read by ``zero``.
+        expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
+            divisor of the number of processes and of that of experts. Only read by ``zero``.
     """
 
     host: HostName = "zero"
     zero_stage: ZeroStage = 1
     precision: Precision = "bf16"
     offload: Offload = "none"
+    expert_parallel_size: int = 1
 
 
 @dataclass(frozen=True)

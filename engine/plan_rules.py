@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.parallel import BatchConfig, LaunchConfig
+from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan import CheckpointConfig, EvaluationPlan, GuardConfig, LoggingConfig, StagePlan
 from engine.plan_problems import closest
 from engine.plan_stage_rules import STAGE_RULES
@@ -40,6 +40,14 @@ class Draft:
     parents: tuple[Any, ...]
     world_size: int | None = None
 
+    @property
+    def processes(self) -> int | None:
+        """Number of processes of the run, given or as the plan says; None where neither does."""
+        launch = self.sections.get("launch")
+        if self.world_size is None and isinstance(launch, LaunchConfig) and launch.processes != "auto":
+            return launch.processes
+        return self.world_size
+
     def ancestors(self, index: int) -> list[StagePlan]:
         """The typed stages that stage ``index`` descends from, nearest first."""
         found: list[StagePlan] = []
@@ -64,6 +72,7 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
         "gradient_accumulation_steps": _LEAST_1,
         "global_batch_size": _LEAST_1,
     },
+    ParallelConfig: {"expert_parallel_size": _LEAST_1},
     LaunchConfig: {"processes": _LEAST_1, "timeout_seconds": _LEAST_1},
     EvaluationPlan: {"every": _LEAST_0},
     CheckpointConfig: {"every": _LEAST_1, "keep_last": _LEAST_1},
@@ -189,10 +198,7 @@ def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
 
 def batches_add_up(draft: Draft) -> Iterator[Problem]:
     """``global_batch_size`` is micro batch x accumulation x processes."""
-    launch = draft.sections.get("launch")
-    world_size = draft.world_size
-    if world_size is None and isinstance(launch, LaunchConfig) and launch.processes != "auto":
-        world_size = launch.processes
+    world_size = draft.processes
     for index, stage in draft.stages.items():
         wanted, local = stage.batch.global_batch_size, stage.samples_per_step(1)
         if wanted is None or local < 1:
@@ -206,6 +212,16 @@ def batches_add_up(draft: Draft) -> Iterator[Problem]:
         elif world_size is None and wanted % local:
             allowed = f"a multiple of {local} = {sizes}"
             yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
+
+
+def processes_hold_whole_banks(draft: Draft) -> Iterator[Problem]:
+    """The processes fall into groups that hold one copy of every bank of experts each."""
+    for index, stage in draft.stages.items():
+        size = stage.parallel.expert_parallel_size
+        if draft.processes is not None and size > 1 and draft.processes % size != 0:
+            path: Path = ("stages", index, "parallel", "expert_parallel_size")
+            got = f"{size} for {draft.processes} processes"
+            yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")
 
 
 def stages_hold_together(draft: Draft) -> Iterator[Problem]:
@@ -226,6 +242,7 @@ RULES: tuple[Rule, ...] = (
     stages_hold_together,
     evaluation_is_trained_for,
     batches_add_up,
+    processes_hold_whole_banks,
 )
 
 

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from engine.plan import StagePlan
 from engine.plan_problems import closest
 from engine.plan_yaml import Problem
+from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.model.config import ModelConfig
 from omnivl.model.presets import misfits
@@ -211,6 +212,21 @@ def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("parallel", "offload"), f"{parallel.offload!r} with {where}", "'none'", change)
 
 
+def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
+    """Expert parallelism cuts banks of sparse experts into equal parts, under ZeRO."""
+    size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
+    path = ("parallel", "expert_parallel_size")
+    if size <= 1:
+        return
+    if host != "zero":
+        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero'")
+    if not isinstance(ffn, LIMoEConfig | MoMELIMoEConfig):
+        change = "change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'"
+        yield Problem(path, f"{size} with {ffn.kind!r} feed-forward layers, which trade no tokens", "1", change)
+    elif ffn.num_experts % size != 0:
+        yield Problem(path, f"{size} for {ffn.num_experts} experts", "a divisor of their number", "change one of them")
+
+
 STAGE_RULES: tuple[StageRule, ...] = (
     warmup_fits,
     there_is_data,
@@ -232,6 +248,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     pipeline_is_not_there_yet,
     zero_0_is_fp32,
     offload_has_a_shard,
+    experts_can_be_cut,
 )
 
 

@@ -35,9 +35,11 @@ _FREE_FIELDS = tuple(
         r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
+        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|expert_parallel_size)",
     )
 )
-"""Fields that may change between two starts in one folder: they change what is shown and kept, not what is learnt."""
+"""Fields that may change between two starts in one folder: they change what is shown and kept, and where things are
+computed, not what is learnt."""
 
 _STAGE = re.compile(r"stages\.\d+")
 _STEPS = re.compile(r"stages\.\d+\.steps")

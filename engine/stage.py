@@ -79,7 +79,8 @@ class StageLoop:
         self._tokenizer, self._throughput, self._progress, self._stop = tokenizer, throughput, progress, stop
         parallel = self._stage.parallel
         zero_stage = parallel.zero_stage if parallel.host == "zero" else None
-        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size())
+        experts = parallel.expert_parallel_size if parallel.host == "zero" else 1
+        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size(), experts)
         self._first = ranks.rank() == 0
         self._standing = Standing(0, 0, 0, None, None, LossWindow())
         self._metrics: MetricsLog | None = None
@@ -93,7 +94,7 @@ class StageLoop:
         Raises:
             DivergedError: Too many skipped steps in a row.
             DataError: The data is missing or too bad.
-            CheckpointError: The newest checkpoint is of another layout.
+            CheckpointError: The newest checkpoint does not fit the model.
         """
         kept_metrics, loader_state = self._resume()
         standing, stage = self._standing, self._stage
@@ -217,7 +218,7 @@ class StageLoop:
         checkpoint = ranks.on_first(choose)
         if checkpoint is None:
             return 0, None
-        state, loader_state = load_checkpoint(checkpoint, self._host, self._layout)
+        state, loader_state = load_checkpoint(checkpoint, self._host, self._layout, self._progress.message)
         window = LossWindow(state.window)
         self._standing = Standing(
             state.step, state.skipped, state.skipped_in_a_row, state.best, state.best_step, window

@@ -1,13 +1,19 @@
 """A bank of experts: E feed-forward layers of one shape, each on its own rows.
 
-Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
+The bank may be cut over the processes of an expert-parallel group. Every process then holds some experts, and rows
+travel to them and back.
+
+Shapes: E experts, D hidden size, F inner size, N rows in the experts' order, P parts of the bank.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.exchange import ExpertExchange
 from moe.expert_products import Implementation, expert_feed_forward
 from moe.gradient_memory import GradientMemory
+from moe.routing import Routing, arrange, combine, dispatch
 
 
 class ExpertBank(nn.Module):
@@ -15,13 +21,20 @@ class ExpertBank(nn.Module):
 
     Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU is quickest with them
     (``expert_products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
+
+    Attributes:
+        num_experts: E, wherever they are.
+        exchange: The way to the other parts of a bank that was cut; None where all experts are here.
     """
+
+    exchange: ExpertExchange | None
 
     def __init__(
         self, num_experts: int, hidden_size: int, inner_size: int, *, implementation: Implementation = "auto"
     ) -> None:
         super().__init__()
         self.num_experts, self.implementation = num_experts, implementation
+        self.exchange = None
         self._memory = GradientMemory()
         self.fc1_weight = nn.Parameter(torch.empty(num_experts, inner_size, hidden_size))
         self.fc1_bias = nn.Parameter(torch.zeros(num_experts, inner_size))
@@ -31,6 +44,27 @@ class ExpertBank(nn.Module):
             deviation = inputs**-0.5  # as moe.linear.Linear starts
             nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
 
+    @property
+    def own(self) -> slice:
+        """Which of the E experts are here."""
+        if self.exchange is None:
+            return slice(0, self.num_experts)
+        here = self.num_experts // self.exchange.parts
+        return slice(self.exchange.part * here, (self.exchange.part + 1) * here)
+
+    @torch.no_grad()
+    def cut(self, exchange: ExpertExchange) -> None:
+        """Keeps this process' part of the experts only. The parameters stay the same objects.
+
+        Args:
+            exchange: The way to the other parts, which hold the same whole bank before.
+        """
+        assert self.exchange is None, "the bank is cut already"
+        assert self.num_experts % exchange.parts == 0, f"{self.num_experts} experts for {exchange.parts} parts"
+        self.exchange = exchange
+        for parameter in self.parameters():
+            parameter.data = parameter[self.own].clone()
+
     def forward(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
         """What each expert makes of its rows, ``[N, D]`` in the dtype of the rows.
 
@@ -38,6 +72,19 @@ class ExpertBank(nn.Module):
             rows_ND: Rows expert by expert; those behind the last expert's are left over and mean nothing.
             tokens_per_expert_E: int64, rows of each expert.
         """
+        if self.exchange is None:
+            return self._serve(rows_ND, tokens_per_expert_E)
+        there_PE = tokens_per_expert_E.view(self.exchange.parts, -1)
+        here_PE = self.exchange.trade_counts(there_PE)
+        sent, received = there_PE.sum(1).tolist(), here_PE.sum(1).tolist()
+        arrived_ND = self.exchange.trade_rows(rows_ND[: sum(sent)], sent, received)
+        by_expert = _by_expert(here_PE)
+        made_ND = self._serve(dispatch(arrived_ND, by_expert), by_expert.tokens_per_expert_E)
+        back_ND = self.exchange.trade_rows(combine(made_ND, None, by_expert), received, sent)
+        return F.pad(back_ND, (0, 0, 0, len(rows_ND) - len(back_ND)))
+
+    def _serve(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+        """What the experts that are here make of their rows."""
         weights = self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
         how: Implementation = self.implementation
         return expert_feed_forward(rows_ND, tokens_per_expert_E, *weights, implementation=how, memory=self._memory)
@@ -45,3 +92,11 @@ class ExpertBank(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""
         return f"{self.num_experts} experts, {self.fc1_weight.shape[2]} x {self.fc1_weight.shape[1]}"
+
+
+def _by_expert(counts_PE: Tensor) -> Routing:
+    """From rows that lie part by part, and expert by expert within each, to rows that lie expert by expert."""
+    parts, experts = counts_PE.shape
+    run_N = torch.arange(experts, device=counts_PE.device).repeat(parts)
+    expert_N = run_N.repeat_interleave(counts_PE.flatten())
+    return arrange(expert_N[:, None], experts)

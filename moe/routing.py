@@ -133,7 +133,7 @@ def combine(rows_ND: Tensor, gate_TK: Tensor | None, routing: Routing) -> Tensor
 
 def _taken(rows_ND: Tensor, place_TK: Tensor, kept_TK: Tensor | None) -> Tensor:
     """The rows of each token's choices, ``[T, K, D]``."""
-    taken_TKD = rows_ND.index_select(0, place_TK.flatten()).view(*place_TK.shape, -1)
+    taken_TKD = rows_ND.index_select(0, place_TK.flatten()).view(*place_TK.shape, rows_ND.shape[-1])
     return taken_TKD if kept_TK is None else taken_TKD.where(kept_TK[..., None], 0)
 
 

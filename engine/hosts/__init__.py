@@ -82,5 +82,6 @@ def create_host(
             device=device,
             pretrained=pretrained,
             offload_optimizer=parallel.offload == "optimizer",
+            expert_parallel_size=parallel.expert_parallel_size,
         )
     raise PlanError([f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero'; change it to one of them"])

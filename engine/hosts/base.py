@@ -76,7 +76,7 @@ class Host(Protocol):
         """Writes everything needed to go on exactly: weights, buffers, optimizer, twins. Called by every replica."""
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote, on the same layout. Called by every replica."""
+        """Restores what ``save`` of any host wrote, on whatever layout. Called by every replica."""
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> "WeightsReport":
         """Copies whole weights into the chain, and into the optimizer's own copy of them. Called by every replica.

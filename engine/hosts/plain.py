@@ -9,17 +9,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.collectives import broadcast_from_first, make_gather
-from engine.errors import CheckpointError
 from engine.hosts.base import StepResult, WeightsReport
+from engine.hosts.holdings import Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars, scalars
-from engine.hosts.weights import agree_on_weights
+from engine.hosts.stores import WholeStore
 from engine.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
-
-_FILE = "plain.pt"
 
 
 class PlainHost:
@@ -61,8 +59,10 @@ class PlainHost:
         self._optimizer = adamw(self._groups, optimizer, fused=True)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         self._averager = _GradientAverager(self._trained, self.gather, group) if self.gather.replicas > 1 else None
+        self._holdings = Holdings(chain, WholeStore(self._optimizer), self.gather, group)
         if self.gather.replicas > 1:
-            self._broadcast()
+            for tensor in chain.state_dict().values():
+                broadcast_from_first(tensor, group)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
@@ -87,47 +87,20 @@ class PlainHost:
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
     def save(self, folder: Path) -> None:
-        """Writes weights, buffers, twins and optimizer once: replicas hold the same."""
-        if self.gather.replica == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            state = {"chain": self.chain.state_dict(), "optimizer": self._optimizer.state_dict()}
-            torch.save(state, folder / _FILE)
-        self.barrier()
+        """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
+        self._holdings.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote.
-
-        Raises:
-            CheckpointError: The file is missing or does not fit the chain or its optimizer.
-        """
-        path = folder / _FILE
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not found; the plain host resumes only what the plain host saved")
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        try:
-            self.chain.load_state_dict(state["chain"])
-            self._optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: does not fit this model and optimizer: {error}") from error
+        """Restores what any host saved."""
+        self._holdings.load(folder)
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
         """Copies whole weights into the chain on every replica."""
-        own = self.chain.state_dict()
-        shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-        report = agree_on_weights(shapes, weights, strict=strict, gather=self.gather, group=self._group)
-        if self.gather.replica == 0:
-            assert weights is not None
-            for name in report.matched:
-                own[name].copy_(weights[name])
-        if self.gather.replicas > 1:
-            self._broadcast()
-        return report
+        return self._holdings.load_weights(weights, strict=strict)
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0; None elsewhere."""
-        if self.gather.replica != 0:
-            return None
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.chain.state_dict().items()}
+        return self._holdings.full_weights()
 
     def barrier(self) -> None:
         """Waits for every replica."""
@@ -147,11 +120,6 @@ class PlainHost:
         if self._config.gradient_clipping > 0:
             nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
         return norm.item()
-
-    def _broadcast(self) -> None:
-        """Makes every replica's weights and buffers those of replica 0."""
-        for tensor in self.chain.state_dict().values():
-            broadcast_from_first(tensor, self._group)
 
 
 class _GradientAverager:

@@ -10,20 +10,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.collectives import broadcast_from_first, make_gather
-from engine.errors import CheckpointError, PlanError
+from engine.errors import PlanError
 from engine.hosts.base import StepResult, WeightsReport
+from engine.hosts.expert_parallel import ExpertParallel
+from engine.hosts.holdings import Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars
-from engine.hosts.weights import agree_on_weights
-from engine.hosts.zero_engine import skipping_adamw, start_engine, zero_config
-from engine.hosts.zero_partitions import forget_gradients, read_whole, stored_partition, whole_shape, write_whole
+from engine.hosts.stores import WholeStore, ZeroStore
+from engine.hosts.zero_engine import Program, import_deepspeed, skipping_adamw, start_engine, zero_config
+from engine.hosts.zero_partitions import forget_gradients, stored_partition
 from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
 from moe.linear import gather_on_use
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
-
-_TAG = "zero"
 
 
 class ZeroHost:
@@ -42,6 +42,7 @@ class ZeroHost:
         device: torch.device | None = None,
         pretrained: Collection[str] = (),
         offload_optimizer: bool = False,
+        expert_parallel_size: int = 1,
         communication_dtype: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
@@ -57,10 +58,12 @@ class ZeroHost:
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
             offload_optimizer: Keep optimizer states in the host's memory. Not with stage 0.
+            expert_parallel_size: Processes over which every bank of sparse experts is cut; 1 for none.
             communication_dtype: Type in which gradients travel between replicas.
 
         Raises:
-            PlanError: Offloading with stage 0, which keeps whole optimizer states on every replica's device.
+            PlanError: Offloading with stage 0, which keeps whole optimizer states on every replica's device; processes
+                or experts that cannot be cut.
         """
         if offload_optimizer and stage == 0:
             raise PlanError(
@@ -74,7 +77,9 @@ class ZeroHost:
         self._total_steps = total_steps
         self._accumulation = gradient_accumulation_steps
         self._stage = stage
-        self._groups = parameter_groups(chain, optimizer, pretrained)
+        import_deepspeed(self.device)
+        self._experts = ExpertParallel(chain, expert_parallel_size)
+        self._groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         for buffer in chain.buffers():
             broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
@@ -87,12 +92,15 @@ class ZeroHost:
             offload_optimizer=offload_optimizer,
             communication_dtype=communication_dtype,
         )
-        self._optimizer = skipping_adamw(self._groups, optimizer)
-        self._engine = start_engine(chain, self._optimizer, config, self.device)
+        self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
+        sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
+        self._engine = start_engine(Program(chain, sign), self._optimizer, config)
         if stage == 3:
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)
+        store = ZeroStore(self._engine, stage) if stage > 0 else WholeStore(self._optimizer)
+        self._holdings = Holdings(chain, store, self.gather)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
@@ -115,38 +123,20 @@ class ZeroHost:
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
     def save(self, folder: Path) -> None:
-        """Writes every replica's share of weights, buffers, twins and optimizer in DeepSpeed's own files."""
-        self._engine.save_checkpoint(str(folder), tag=_TAG)
+        """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
+        self._holdings.save(folder)
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` wrote, on the same ZeRO stage and number of replicas.
-
-        Raises:
-            CheckpointError: There is no such checkpoint, or it does not fit.
-        """
-        if not (folder / _TAG).is_dir():
-            raise CheckpointError(f"{folder / _TAG}: not found; the zero host resumes only what the zero host saved")
-        try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
-        except (RuntimeError, ValueError, KeyError, AssertionError) as error:
-            raise CheckpointError(f"{folder / _TAG}: does not fit this model and layout: {error}") from error
-        if path is None:
-            raise CheckpointError(f"{folder / _TAG}: DeepSpeed found no checkpoint in it; was it written whole?")
+        """Restores what any host saved."""
+        self._holdings.load(folder)
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
         """Copies whole weights into the partitions of every replica and into the optimizer's copy of them."""
-        own = {name: whole_shape(tensor) for name, tensor in self.chain.state_dict(keep_vars=True).items()}
-        report = agree_on_weights(own, weights, strict=strict, gather=self.gather)
-        write_whole(self.chain, weights if self.gather.replica == 0 else None, frozenset(report.matched))
-        if self._stage > 0:
-            self._engine.optimizer.refresh_fp32_params()
-        return report
+        return self._holdings.load_weights(weights, strict=strict)
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, gathered layer by layer; None elsewhere."""
-        first = self.gather.replica == 0
-        whole = read_whole(self.chain, keep=first)
-        return whole if first else None
+        return self._holdings.full_weights()
 
     def barrier(self) -> None:
         """Waits for every replica."""
@@ -155,7 +145,7 @@ class ZeroHost:
     def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
         """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
         if self._stage == 0:
-            norm = nn.utils.clip_grad_norm_(self._trained, self._config.gradient_clipping or math.inf).item()
+            norm = self._clip()
             skipped = not (loss_is_finite and math.isfinite(norm))
             self._optimizer.skip_step = skipped
             self._engine.step()
@@ -164,3 +154,18 @@ class ZeroHost:
         self._engine.step()
         skipped = not loss_is_finite or bool(self._engine.optimizer.overflow)
         return float(self._engine.get_global_grad_norm()), skipped
+
+    def _clip(self) -> float:
+        """Stage 0: clips the gradients, which are whole on every replica but for experts that are cut."""
+        dense, cut = (
+            [p.grad for group in self._groups if group.apart == apart for p in group.parameters if p.grad is not None]
+            for apart in (False, True)
+        )
+        norm = nn.utils.get_total_norm(dense, foreach=True)
+        if self._experts.group is not None:
+            square = nn.utils.get_total_norm(cut, foreach=True).to(self.device).square()
+            dist.all_reduce(square, group=self._experts.group)
+            norm = (norm.square() + square).sqrt()
+        if self._config.gradient_clipping > 0:
+            nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
+        return norm.item()

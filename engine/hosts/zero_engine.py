@@ -22,9 +22,10 @@ _LARGEST_BUCKET = 50_000_000  # elements of a gradient bucket; DeepSpeed's defau
 class Program(nn.Module):
     """What DeepSpeed sees as the model: the chain, reduced to its loss and its scalars."""
 
-    def __init__(self, chain: Chain) -> None:
+    def __init__(self, chain: Chain, sign: nn.Module | None = None) -> None:
+        """Wraps the chain; ``sign`` is ``ExpertParallel.sign``, which is never called."""
         super().__init__()
-        self.chain = chain
+        self.chain, self.sign = chain, sign
 
     def forward(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one micro-batch, and its detached scalars."""
@@ -45,9 +46,21 @@ class SkippingAdamW(torch.optim.AdamW):
         return None if self.skip_step else super().step(closure)
 
 
-def skipping_adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig) -> SkippingAdamW:
-    """AdamW over the groups. Rates are 0 until the first step sets them."""
-    entries = [{"params": list(group.parameters), "weight_decay": group.weight_decay} for group in groups]
+def skipping_adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, experts: str) -> SkippingAdamW:
+    """AdamW over the groups. Rates are 0 until the first step sets them.
+
+    Args:
+        groups: From ``parameter_groups``.
+        config: Betas and eps.
+        experts: What DeepSpeed calls the process groups over which groups that are ``apart`` are replicated.
+    """
+    entries = [
+        {
+            **{"params": list(group.parameters), "weight_decay": group.weight_decay},
+            **({"moe": True, "name": experts} if group.apart else {}),
+        }
+        for group in groups
+    ]
     return SkippingAdamW(entries, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
 
 
@@ -97,24 +110,16 @@ def zero_config(
     }
 
 
-def start_engine(chain: Chain, optimizer: SkippingAdamW, config: dict[str, Any], device: torch.device) -> Any:
-    """Hands the chain to DeepSpeed. The default process group has to exist.
+def import_deepspeed(device: torch.device) -> None:
+    """Imports DeepSpeed and puts right what its import leaves. The default process group has to exist.
 
     Args:
-        chain: The model. Its parameters become those of replica 0.
-        optimizer: Over all trainable parameters of the chain.
-        config: From ``zero_config``.
         device: Where this process computes.
-
-    Returns:
-        The ``DeepSpeedEngine``. The package has no types.
     """
-    assert all(p.dim() > 0 for p in chain.parameters()), "DeepSpeed fails on scalar parameters: give them shape [1]"
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # a lone process may have no launcher that sets it
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
-    from deepspeed.utils import set_z3_leaf_module
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that PyTorch has renamed: one warning per call, and nobody here can mend it.
@@ -124,13 +129,31 @@ def start_engine(chain: Chain, optimizer: SkippingAdamW, config: dict[str, Any],
         # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+
+
+def start_engine(program: Program, optimizer: SkippingAdamW, config: dict[str, Any]) -> Any:
+    """Hands the chain to DeepSpeed, which ``import_deepspeed`` has made ready.
+
+    Args:
+        program: The model. Its parameters become those of replica 0.
+        optimizer: Over all trainable parameters of the chain.
+        config: From ``zero_config``.
+
+    Returns:
+        The ``DeepSpeedEngine``. The package has no types.
+    """
+    import deepspeed
+    from deepspeed.utils import set_z3_leaf_module
+
+    chain = program.chain
+    assert all(p.dim() > 0 for p in chain.parameters()), "DeepSpeed fails on scalar parameters: give them shape [1]"
     if config["zero_optimization"]["stage"] == 3:
         for layer in chain.layers:
             set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
     # A list to which every ZeRO-3 engine adds its modules and from which it never takes them: an earlier stage's model.
     vars(importlib.import_module("deepspeed.runtime.zero.parameter_offload"))["FWD_MODULE_STACK"].clear()
     with _reduced_by_parameter():
-        engine, *_ = deepspeed.initialize(model=Program(chain), optimizer=optimizer, config=config)
+        engine, *_ = deepspeed.initialize(model=program, optimizer=optimizer, config=config)
     return engine
 
 

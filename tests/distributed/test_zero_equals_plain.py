@@ -50,6 +50,7 @@ def make_host(name: str, chain_name: str) -> Host:
         total_steps=STEPS,
         stage=int(name[len("zero")]),  # type: ignore[arg-type]
         offload_optimizer=name.endswith("-offload"),
+        expert_parallel_size=int(name.partition("-ep")[2] or 1),
         micro_batch_size=JOINED // gather.replicas,
         gradient_accumulation_steps=ACCUMULATION,
     )
@@ -100,10 +101,12 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("real-attribute", 2, ["plain", "zero3"]),
         ("real-limoe", 2, ["plain", *ZERO]),
         ("real-limoe", 4, ["zero3"]),
-        ("real-mome_limoe", 2, ["plain", "zero2", "zero3"]),
+        ("real-limoe", 2, ["zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2"]),
+        ("real-limoe", 4, ["zero0-ep2", "zero1-ep4", "zero2-ep2", "zero3-ep2", "zero3-ep4"]),
+        ("real-mome_limoe", 2, ["plain", "zero2", "zero3", "zero3-ep2"]),
         ("real-unified", 2, ["plain", "zero1", "zero3"]),
         ("real-unified-mome", 2, ["zero3"]),
-        ("real-unified-limoe-recompute", 2, ["plain", "zero3"]),
+        ("real-unified-limoe-recompute", 2, ["plain", "zero3", "zero1-ep2", "zero3-ep2"]),
     ],
 )
 def test_hosts_agree(run_distributed: Any, chain_name: str, processes: int, hosts: list[str]) -> None:

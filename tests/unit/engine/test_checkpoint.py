@@ -20,7 +20,6 @@ from engine.checkpoint import (
     save_checkpoint,
     step_folder,
 )
-from engine.errors import CheckpointError
 
 LAYOUT = SavedLayout("plain", None, 1)
 STATE = TrainerState(
@@ -66,7 +65,7 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     np.random.seed(99)
     random.seed(99)
     host = FileHost(0)
-    state, loader_state = load_checkpoint(checkpoint, host, LAYOUT)  # type: ignore[arg-type]
+    state, loader_state = load_checkpoint(checkpoint, host, LAYOUT, pytest.fail)  # type: ignore[arg-type]
     assert (state, loader_state, host.value) == (STATE, {"micro_step": 6}, 7)
     assert torch.equal(torch.rand(3), expected[0])
     assert (np.random.rand(), random.random()) == expected[1:]
@@ -135,15 +134,19 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     assert checkpoint_steps(tmp_path) == []
 
 
-def test_another_layout_is_refused(tmp_path: Path) -> None:
+def test_another_layout_goes_on_and_is_told(tmp_path: Path) -> None:
     checkpoint = save(tmp_path)
-    with pytest.raises(CheckpointError) as caught:
-        load_checkpoint(checkpoint, FileHost(0), SavedLayout("zero", 3, 2))  # type: ignore[arg-type]
-    assert str(caught.value) == (
-        f"{checkpoint}: written on another layout: host was plain, is now zero; zero_stage was None, is now 3; "
-        "world_size was 1, is now 2. A checkpoint can only be resumed on the layout that wrote it: start with that "
-        "layout, or use --fresh to start the run over."
-    )
+    (checkpoint / "loader-00000.json").write_text('{"micro_step": 6, "shards": {"a": 4}}')
+    now, told, host = SavedLayout("zero", 3, 2, 2), [], FileHost(0)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    state, loader_state = load_checkpoint(checkpoint, host, now, told.append)  # type: ignore[arg-type]
+    assert told == [
+        "step-000003 was written by plain on 1 process; going on with zero-3 on 2 processes, experts cut over 2"
+    ]
+    assert (state, host.value) == (STATE, 7)
+    assert loader_state == {"micro_step": 6, "shards": {}}  # where a stream stands is each replica's own
+    assert not torch.equal(torch.get_rng_state(), before)
 
 
 def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_load_refuses_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         make_host().load(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / 'plain.pt'}: not found; the plain host resumes only what the plain host saved"
+        f"{tmp_path / 'optimizer.json'}: not found; allowed is a folder that a host saved, with one file per layer"
     )
 
 

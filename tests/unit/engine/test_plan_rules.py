@@ -163,6 +163,18 @@ STAGE_CASES = {
         {"parallel": "{host: plain, offload: optimizer}"},
         "p:7: stages.0.parallel.offload: got 'optimizer' with host 'plain'; allowed 'none'; change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3",
     ),
+    "experts_can_be_cut": (
+        {"parallel": "{expert_parallel_size: 3}", "model": "{ffn: {kind: limoe, num_experts: 8}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 3 for 8 experts; allowed a divisor of their number; change one of them",
+    ),
+    "experts_can_be_cut: mome": (
+        {"parallel": "{expert_parallel_size: 2}", "model": "{ffn: {kind: mome}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 2 with 'mome' feed-forward layers, which trade no tokens; allowed 1; change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+    ),
+    "experts_can_be_cut: plain": (
+        {"parallel": "{host: plain, expert_parallel_size: 2}", "model": "{ffn: {kind: limoe}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 2 with host 'plain'; allowed 1; change it to 1, or use host 'zero'",
+    ),
     "values_in_range": ({"steps": "0"}, "p:7: stages.0.steps: got 0; allowed 1 or more; change the number"),
     "values_in_range: nested": (
         {"data": "[{source: emoji, kind: image_text, augment: {flip: 1.5}}]"},
@@ -193,6 +205,15 @@ STAGE_CASES = {
         "p:7: stages.0.batch.global_batch_size: got 6; allowed a multiple of 4 = micro_batch_size_per_gpu 4 x gradient_accumulation_steps 1; change one of the three, or leave global_batch_size out",
     ),
 }
+
+
+@pytest.mark.parametrize(("launch", "world_size"), [("{processes: 6}", None), ("{}", 6)])
+def test_processes_hold_whole_banks(launch: str, world_size: int | None) -> None:
+    stage = {"parallel": "{expert_parallel_size: 4}", "model": "{ffn: {kind: limoe}}"}
+    assert problems(stage, world_size, launch=launch) == [
+        "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems(stage, 8) == []
 
 
 @pytest.mark.parametrize("case", STAGE_CASES)
@@ -263,7 +284,7 @@ def test_batches_add_up_over_processes(launch: str, world_size: int | None, proc
 
 def test_every_rule_has_a_case() -> None:
     told = {case.split(":")[0] for case in (*STAGE_CASES, *PAIR_CASES)} | {"there_is_a_stage", "stages_hold_together"}
-    told |= {"batches_add_up"}
+    told |= {"batches_add_up", "processes_hold_whole_banks"}
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 
 

@@ -1,0 +1,111 @@
+"""Cuts the banks of experts over the processes of expert-parallel groups, and tells DeepSpeed about it.
+
+With W processes and expert-parallel size P, processes 0 .. P - 1 hold one copy of every bank between them, processes
+P .. 2 P - 1 the next. A process trades rows with the others of its copy, and is a replica of those that hold the same
+experts in the other copies.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from engine.collectives import ProcessGroupExchange, broadcast_from_first
+from engine.errors import PlanError
+from moe.experts import ExpertBank
+from moe.sparse import SparseFeedForward
+from omnivl.model.chain import Chain
+
+
+class ExpertParallel:
+    """The expert-parallel groups of a run, and the parameters that are cut over them.
+
+    Attributes:
+        size: P.
+        group_name: What DeepSpeed calls the groups.
+        group: The processes that hold one copy of every bank; None where nothing is cut.
+        parameters: Names of the parameters that are cut.
+    """
+
+    def __init__(self, chain: Chain, size: int) -> None:
+        """Cuts every bank of the chain. Called by every process; DeepSpeed has to be initialised.
+
+        Args:
+            chain: Whole, on its device. Replica 0's experts become everyone's.
+            size: P; 1 cuts nothing.
+
+        Raises:
+            PlanError: The number of processes or of experts is no multiple of the size, or there are no sparse experts.
+        """
+        self.size, self.group_name = size, f"ep_size_{size}"
+        self.group: dist.ProcessGroup | None = None
+        self.parameters: frozenset[str] = frozenset()
+        if size == 1:
+            return
+        banks = dict(_routed_banks(chain))
+        _check(size, dist.get_world_size(), [bank.num_experts for bank in banks.values()])
+        from deepspeed.utils import groups
+
+        if self.group_name not in groups._get_expert_parallel_group_dict():
+            groups._create_expert_and_data_parallel(size)
+        self.group = groups._get_expert_parallel_group(self.group_name)
+        assert self.group is not None
+        replicas = groups._get_expert_data_parallel_group(self.group_name)
+        exchange = ProcessGroupExchange(self.group)
+        for bank in banks.values():
+            for parameter in bank.parameters():
+                broadcast_from_first(parameter.detach())
+                _mark(parameter, self.group_name, replicas)
+            bank.cut(exchange)
+        self.parameters = frozenset(
+            f"{name}.{inner}" for name, bank in banks.items() for inner, _ in bank.named_parameters()
+        )
+
+    def sign(self) -> nn.Module | None:
+        """A module without parameters from which ZeRO 0 to 2 learn that there are experts; None where none are cut."""
+        if self.group is None:
+            return None
+        from deepspeed.moe.layer import MoE
+
+        class ExpertsAreCut(MoE):  # type: ignore[misc]
+            """DeepSpeed looks for its own layer by its class, and reads these three."""
+
+            def __init__(self, size: int, group_name: str) -> None:
+                nn.Module.__init__(self)
+                self.num_experts, self.ep_size, self.expert_group_name = size, size, group_name
+
+            def set_deepspeed_parallelism(self, *_: object, **__: object) -> None:
+                """The groups exist."""
+
+        return ExpertsAreCut(self.size, self.group_name)
+
+
+def _routed_banks(chain: Chain) -> Iterator[tuple[str, ExpertBank]]:
+    for name, module in chain.named_modules():
+        if isinstance(module, SparseFeedForward):
+            yield f"{name}.experts", module.experts
+
+
+def _check(size: int, processes: int, experts: list[int]) -> None:
+    field = f"parallel.expert_parallel_size: got {size}"
+    if processes % size != 0:
+        raise PlanError(
+            [f"{field} for {processes} processes; allowed is a divisor of their number; change it or launch.processes"]
+        )
+    if not experts:
+        raise PlanError([f"{field} for a model without sparse experts; allowed is 1; change it, or model.ffn"])
+    odd = next((number for number in experts if number % size != 0), None)
+    if odd is not None:
+        raise PlanError([f"{field} for {odd} experts; allowed is a divisor of their number; change one of them"])
+
+
+def _mark(parameter: Any, group_name: str, replicas: dist.ProcessGroup) -> None:
+    """What DeepSpeed reads off a parameter of which other processes hold other experts."""
+    # ZeRO 0 to 2, and the norm: not to be added up over all processes.
+    parameter.allreduce, parameter.group_name = False, group_name
+    # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over all
+    # processes, and different experts are mixed without an error.
+    parameter.ds_zero_placement_family = "autoep_expert"
+    parameter.ds_zero_partition_group_name = group_name
+    parameter.ds_zero_partition_process_group = replicas

@@ -1,0 +1,34 @@
+"""How a bank of experts that is cut over processes reaches the experts elsewhere, without knowing of ranks.
+
+Shapes: P parts, one on each process of an expert-parallel group; E experts in all, E / P of each part.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from torch import Tensor
+
+
+class ExpertExchange(Protocol):
+    """Trades rows between the parts. Every method is called by every part, in the same order."""
+
+    @property
+    def parts(self) -> int:
+        """P."""
+
+    @property
+    def part(self) -> int:
+        """The index of this process' part."""
+
+    def trade_counts(self, counts_PE: Tensor) -> Tensor:
+        """Sends row p, int64 ``[E / P]``, to part p. Returns what all parts sent here, ``[P, E / P]``."""
+
+    def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Sends the first ``sent[0]`` rows to part 0, the next ``sent[1]`` to part 1 and so on.
+
+        Returns:
+            The rows that arrive, ``received[p]`` of part p, parts in their order. Gradients take the way back.
+        """
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """Concatenates ``[E / P, ...]`` of all parts to ``[E, ...]``, without a gradient."""
