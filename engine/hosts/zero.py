@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from engine.collectives import broadcast_from_first, make_gather
 from engine.errors import PlanError
 from engine.hosts.base import StepResult, WeightsReport
-from engine.hosts.expert_parallel import ExpertParallel
 from engine.hosts.holdings import Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero_engine import Program, import_deepspeed, skipping_adamw, start_engine, zero_config
+from engine.hosts.zero_experts import ExpertParallel
 from engine.hosts.zero_partitions import forget_gradients, stored_partition
 from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
 from moe.linear import gather_on_use
