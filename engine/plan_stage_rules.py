@@ -9,6 +9,7 @@ from engine.plan_problems import closest
 from engine.plan_yaml import Problem
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.model.config import ModelConfig
+from omnivl.model.decoder import looks_ahead
 from omnivl.model.presets import misfits
 from omnivl.objectives import MCM, MFM
 
@@ -160,6 +161,14 @@ def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index, "kind"), got, "every other objective", change)
 
 
+def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
+    """Experts that choose among all tokens would see the words that the decoder is to write."""
+    writes = any(objective.name == "lm" for objective in stage.objectives)
+    if writes and stage.model.architecture == "towers" and looks_ahead(stage.model):
+        got = "'expert_choice' with 'lm', whose decoder may not see the words to come"
+        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", "change it, or take 'lm' out")
+
+
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
@@ -226,6 +235,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     masked_share_divides_the_batch,
     clips_have_frames_to_mask,
     captions_have_a_decoder,
+    captions_do_not_look_ahead,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,

@@ -9,7 +9,7 @@ from omnivl.model.block import BlockLayer
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.contrast import Contrast
-from omnivl.model.decoder import AlignmentBlock, GenerationBlock
+from omnivl.model.decoder import AlignmentBlock, GenerationBlock, looks_ahead
 from omnivl.model.embed import Embed
 from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.losses import Losses
@@ -44,10 +44,16 @@ def build_chain(
         ModelError: The configuration does not fit together, or the vocabulary is too small for the tokenizer.
     """
     check_config(config)
-    if config.architecture == "unified" and any(objective.name == "lm" for objective in objectives):
+    writes = any(objective.name == "lm" for objective in objectives)
+    if config.architecture == "unified" and writes:
         raise ModelError(
             "model.architecture: got 'unified' with the objective lm; allowed 'towers', since the unified transformer "
             "writes no captions; take lm out or change the architecture"
+        )
+    if writes and looks_ahead(config):
+        raise ModelError(
+            "model.ffn.routing: got 'expert_choice' with the objective lm; allowed 'token_choice', since experts that "
+            "choose among all tokens of a batch see the words to come; take lm out or change the routing"
         )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(

@@ -10,6 +10,12 @@ from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 
 COUNTS = [40, 0, 200, 3]
+CHOICES = {
+    "token_choice": LIMoEConfig(num_experts=4, top_k=2, every=1, losses=RouterLossConfig(z=0.1)),
+    "expert_choice": LIMoEConfig(
+        routing="expert_choice", num_experts=4, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0, z=0.1)
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -30,9 +36,9 @@ def test_products_by_default_equal_the_loop_forward_and_gradient(device, dtype):
         torch.testing.assert_close(mine, theirs, **near)
 
 
-def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device):
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device, config):
     torch.manual_seed(0)
-    config = LIMoEConfig(num_experts=4, top_k=2, every=1, losses=RouterLossConfig(z=0.1))
     layer = SparseFeedForward(config, 32, 64, ("image", "text")).to(device)
     x = torch.randn(24, 32, device=device).bfloat16().requires_grad_()
     valid = torch.arange(24, device=device) % 5 != 0
@@ -45,10 +51,23 @@ def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_gradients_are_the_same_bits_every_time(device, config):
+    def gradients():
+        torch.manual_seed(0)
+        layer = SparseFeedForward(config, 32, 64, ("image",)).to(device)
+        x = torch.randn(256, 32).to(device).bfloat16().requires_grad_()
+        layer(x, Tokens.of("image", x)).y.float().square().sum().backward()
+        return [x.grad, layer.router.gate.weight.grad]
+
+    for first, second in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, second)
+
+
 @pytest.mark.gpu
-def test_nothing_is_read_back_from_a_gpu():
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_nothing_is_read_back_from_a_gpu(config):
     torch.manual_seed(0)
-    config = LIMoEConfig(num_experts=4, every=1)
     layer = SparseFeedForward(config, 32, 64, ("image",)).to("cuda")
     x = torch.randn(64, 32, device="cuda").bfloat16().requires_grad_()
     tokens = Tokens.of("image", x)
