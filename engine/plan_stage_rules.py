@@ -211,6 +211,15 @@ def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("parallel", "precision"), got, "'fp32'", "change it to 'fp32', or zero_stage to 1, 2 or 3")
 
 
+def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
+    """The kernels of megablocks multiply in bf16 only."""
+    wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
+    if wants and stage.parallel.precision != "bf16":
+        got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
+        change = "set it to 'auto', or parallel.precision to 'bf16'"
+        yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)
+
+
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
     """Only sharded optimizer states can be kept elsewhere."""
     parallel = stage.parallel
@@ -241,6 +250,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     weights_have_one_origin,
     pipeline_is_not_there_yet,
     zero_0_is_fp32,
+    megablocks_is_bf16,
     offload_has_a_shard,
 )
 

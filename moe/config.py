@@ -64,7 +64,8 @@ class SparseConfig:
         priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
         losses: Auxiliary losses.
-        implementation: How the experts' products are computed.
+        implementation: How the experts' products are computed: ``auto`` takes ``batched`` on a CPU and ``grouped`` on a
+            GPU, ``loop`` is the reference, ``megablocks`` that package's kernel (bf16 on a GPU, to be installed).
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974; Mustafa et al., LIMoE, arXiv 2206.02770. Experts that see all
         tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2. Expert choice: Zhou et al., arXiv 2202.09368.

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
+from moe.config import SparseConfig
+from moe.megablocks import REMEDY, import_problem
 from omnivl.errors import ModelError
 from omnivl.model.block import BlockLayer
 from omnivl.model.chain import Chain, ChainLayer
@@ -41,7 +43,8 @@ def build_chain(
         compute_dtype: fp32 or bf16: the dtype of activations between ``Embed`` and the losses.
 
     Raises:
-        ModelError: The configuration does not fit together, or the vocabulary is too small for the tokenizer.
+        ModelError: The configuration does not fit together or asks for a package that is not there, or the vocabulary
+            is too small for the tokenizer.
     """
     check_config(config)
     writes = any(objective.name == "lm" for objective in objectives)
@@ -55,6 +58,13 @@ def build_chain(
             "model.ffn.routing: got 'expert_choice' with the objective lm; allowed 'token_choice', since experts that "
             "choose among all tokens of a batch see the words to come; take lm out or change the routing"
         )
+    if isinstance(config.ffn, SparseConfig) and config.ffn.implementation == "megablocks":
+        reason = import_problem()
+        if reason is not None:
+            raise ModelError(
+                f"model.ffn.implementation: got 'megablocks', which does not import here ({reason}); allowed 'auto', "
+                f"'loop', 'grouped', 'batched'; {REMEDY}, or set it to 'auto'"
+            )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "

@@ -5,6 +5,7 @@ import torch
 
 from moe.config import LIMoEConfig
 from moe.expert_products import expert_feed_forward
+from moe.megablocks import import_problem
 from moe.router_losses import RouterLossConfig
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
@@ -20,6 +21,18 @@ CHOICES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_products_by_default_equal_the_loop_forward_and_gradient(device, dtype):
+    check_against_loop("auto", device, dtype)
+
+
+@pytest.mark.gpu
+def test_the_products_of_megablocks_equal_the_loop_forward_and_gradient():
+    reason = import_problem()
+    if reason is not None:
+        pytest.skip(f"megablocks does not import: {reason}")
+    check_against_loop("megablocks", torch.device("cuda"), torch.bfloat16)
+
+
+def check_against_loop(implementation, device, dtype):
     torch.manual_seed(0)
     rows = torch.randn(sum(COUNTS) + 5, 32, device=device).to(dtype).requires_grad_()
     shapes = (4, 64, 32), (4, 64), (4, 64, 32), (4, 32)
@@ -32,7 +45,7 @@ def test_products_by_default_equal_the_loop_forward_and_gradient(device, dtype):
         return [out, grad_rows[: sum(COUNTS)], *grads]
 
     near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.25}
-    for mine, theirs in zip(run("auto"), run("loop"), strict=True):
+    for mine, theirs in zip(run(implementation), run("loop"), strict=True):
         torch.testing.assert_close(mine, theirs, **near)
 
 

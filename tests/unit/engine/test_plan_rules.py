@@ -130,6 +130,10 @@ STAGE_CASES = {
         },
         "p:7: stages.0.model.ffn.routing: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
     ),
+    "megablocks_is_bf16": (
+        {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
+        "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
+    ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",

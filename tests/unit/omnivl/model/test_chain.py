@@ -1,5 +1,6 @@
 """The whole chain: gradients everywhere, padding, recomputation, inference, momentum."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -316,3 +317,15 @@ def test_dropped_patches_are_whole_tubes_and_only_in_training():
     chain.eval()
     whole = chain.layers[0](State.from_batch(batch, layout))["visual"].shape[1]
     assert (train, whole) == (1 + positions // 2, 1 + positions)
+
+
+def test_a_chain_with_megablocks_is_refused_where_it_does_not_import(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grouped_gemm.ops", None)
+    ffn = LIMoEConfig(num_experts=3, every=1, implementation="megablocks")
+    with pytest.raises(ModelError) as caught:
+        build_chain(replace(CONFIG, ffn=ffn), EVERYTHING, TOKENS)
+    assert str(caught.value) == (
+        "model.ffn.implementation: got 'megablocks', which does not import here (import of grouped_gemm.ops halted; "
+        "None in sys.modules); allowed 'auto', 'loop', 'grouped', 'batched'; pip install 'megablocks[gg]', or set it "
+        "to 'auto'"
+    )
