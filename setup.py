@@ -45,7 +45,7 @@ setup(
     ],
     extras_require={
         "data": ["resvg-py>=0.1.6"],
-        "gpu": ["megablocks>=0.7"],
+        "gpu": ["megablocks[gg]>=0.7"],
         "mpi": ["mpi4py>=4", "openmpi>=5"],
         "dev": [
             "codespell>=2.3",

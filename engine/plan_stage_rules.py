@@ -10,6 +10,7 @@ from engine.plan_yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.model.config import ModelConfig
+from omnivl.model.decoder import looks_ahead
 from omnivl.model.presets import misfits
 from omnivl.objectives import MCM, MFM
 
@@ -161,6 +162,14 @@ def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index, "kind"), got, "every other objective", change)
 
 
+def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
+    """Experts that choose among all tokens would see the words that the decoder is to write."""
+    writes = any(objective.name == "lm" for objective in stage.objectives)
+    if writes and stage.model.architecture == "towers" and looks_ahead(stage.model):
+        got = "'expert_choice' with 'lm', whose decoder may not see the words to come"
+        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", "change it, or take 'lm' out")
+
+
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
@@ -203,6 +212,15 @@ def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("parallel", "precision"), got, "'fp32'", "change it to 'fp32', or zero_stage to 1, 2 or 3")
 
 
+def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
+    """The kernels of megablocks multiply in bf16 only."""
+    wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
+    if wants and stage.parallel.precision != "bf16":
+        got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
+        change = "set it to 'auto', or parallel.precision to 'bf16'"
+        yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)
+
+
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
     """Only sharded optimizer states can be kept elsewhere."""
     parallel = stage.parallel
@@ -242,11 +260,13 @@ STAGE_RULES: tuple[StageRule, ...] = (
     masked_share_divides_the_batch,
     clips_have_frames_to_mask,
     captions_have_a_decoder,
+    captions_do_not_look_ahead,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,
     pipeline_is_not_there_yet,
     zero_0_is_fp32,
+    megablocks_is_bf16,
     offload_has_a_shard,
     experts_can_be_cut,
 )

@@ -1,6 +1,7 @@
 """What experts have learnt, from a table of who went where. Tables in, tables out (pandas).
 
-A table of routed tokens has a row for each token, layer and choice, with at least
+A table of routed tokens has a row for each token, layer and choice (where experts choose: for each expert that took the
+token, and none for a token that no expert took), with at least
 
 - ``layer``, ``expert`` (int), ``choice`` (0 for the first), ``gate``, ``entropy`` (nats, of the token's probabilities);
 - ``token``: equal for all rows of one token, in all layers and of all models that saw it;

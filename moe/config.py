@@ -49,7 +49,10 @@ class SparseConfig:
     """What all sparse fillings share: a router that sends each token to a few of many experts.
 
     Attributes:
-        top_k: Experts per token.
+        routing: ``token_choice``: each token takes its best experts. ``expert_choice``: each expert takes its best
+            tokens, equally many, so that no loss has to balance them. A token then gets none, one or several, and what
+            it gets depends on the other tokens of its batch: not for text that is written word by word (``lm``).
+        top_k: Experts per token; under ``expert_choice`` their mean number.
         every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
         expert_ratio: Inner size of an expert over that of the dense layer.
         shared_experts: Experts of the same size that see every token and need no router.
@@ -57,15 +60,18 @@ class SparseConfig:
         renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then give exactly
             what it gives, which upcycling wants.
         capacity_factor: Most tokens an expert serves, over what it would serve if all served alike; null: any number.
+            Under ``expert_choice`` each serves as many, and null is 1.
         priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
         losses: Auxiliary losses.
-        implementation: How the experts' products are computed.
+        implementation: How the experts' products are computed: ``auto`` takes ``batched`` on a CPU and ``grouped`` on a
+            GPU, ``loop`` is the reference, ``megablocks`` that package's kernel (bf16 on a GPU, to be installed).
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974; Mustafa et al., LIMoE, arXiv 2206.02770. Experts that see all
-        tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2.
+        tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2. Expert choice: Zhou et al., arXiv 2202.09368.
     """
 
+    routing: Literal["token_choice", "expert_choice"] = "token_choice"
     top_k: int = 1
     every: int = 2
     expert_ratio: float = 1.0
@@ -77,6 +83,12 @@ class SparseConfig:
     selection_bias_rate: float = 0.0
     losses: RouterLossConfig = field(default_factory=RouterLossConfig)
     implementation: Implementation = "auto"
+
+    @property
+    def experts_per_token(self) -> float:
+        """Experts that a token goes to; where experts choose, the mean number, as far as they find tokens enough."""
+        factor = self.capacity_factor if self.routing == "expert_choice" else None
+        return self.top_k * (1.0 if factor is None else factor)
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -95,10 +107,30 @@ class SparseConfig:
         )
         rate = self.selection_bias_rate
         _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}, allowed is 0 (no bias) or more")
+        if self.routing == "expert_choice":
+            self._check_expert_choice()
         _require(
             not (self.losses.load > 0 and self.noise == 0),
             f"ffn.losses: got load {self.losses.load} with noise 0, allowed is load 0, or noise above 0: the load loss "
             "is made of the noise",
+        )
+
+    def _check_expert_choice(self) -> None:
+        """Refuses what only means something where tokens choose."""
+        chosen = "with routing expert_choice"
+        _require(self.noise == 0, f"ffn.noise: got {self.noise} {chosen}, allowed is 0: experts rank without noise")
+        _require(
+            not self.renormalise,
+            f"ffn.renormalise: got true {chosen}, allowed is false: a token's weights need not stand for all of it",
+        )
+        _require(
+            self.selection_bias_rate == 0,
+            f"ffn.selection_bias_rate: got {self.selection_bias_rate} {chosen}, allowed is 0: all experts serve alike",
+        )
+        _require(
+            self.losses.load == 0,
+            f"ffn.losses: got load {self.losses.load} {chosen}, allowed is load 0: the load loss is made of the noise "
+            "of tokens that choose",
         )
 
 

@@ -3,6 +3,7 @@
 ``loop``: one expert after the other, by autograd. The reference.
 ``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts: the way of a GPU.
 ``batched``: experts side by side in batched products, forward and backward: the way of a CPU (``_Batched``).
+``megablocks``: as ``grouped``, by the kernel of that package (``moe.megablocks``).
 
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
 """
@@ -16,8 +17,9 @@ from torch import Tensor
 from moe.expert_levels import plan_levels
 from moe.gradient_memory import GradientMemory
 from moe.linear import linear
+from moe.megablocks import Product, megablocks_product
 
-Implementation = Literal["auto", "loop", "grouped", "batched"]
+Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
 _ROWS_OF_ONES, _ALIGNMENT = 16, 8  # grouped products want rows that begin at multiples of 16 bytes
 
@@ -56,7 +58,9 @@ def expert_feed_forward(
     if implementation == "loop":
         return _loop(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "grouped":
-        return _grouped(rows_ND, tokens_per_expert_E, *weights)
+        return _grouped(rows_ND, tokens_per_expert_E, *weights, _torch_product(tokens_per_expert_E))
+    if implementation == "megablocks":
+        return _grouped(rows_ND, tokens_per_expert_E, *weights, megablocks_product(tokens_per_expert_E))
     memory = GradientMemory() if memory is None else memory
     out_ND: Tensor = _Batched.apply(rows_ND, tokens_per_expert_E, *weights, memory)  # type: ignore[no-untyped-call]
     return out_ND
@@ -74,13 +78,30 @@ def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_E
     return torch.cat([*made, torch.zeros_like(parts[-1])])
 
 
-def _grouped(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor) -> Tensor:
+def _grouped(
+    rows_ND: Tensor,
+    tokens_E: Tensor,
+    w1_EFD: Tensor,
+    b1_EF: Tensor,
+    w2_EFD: Tensor,
+    b2_ED: Tensor,
+    product: Product,
+) -> Tensor:
     ends_E, dtype = tokens_E.cumsum(0, dtype=torch.int32), rows_ND.dtype
-    inner_NF = F.grouped_mm(rows_ND, w1_EFD.to(dtype).transpose(1, 2), offs=ends_E)
+    inner_NF = product(rows_ND, w1_EFD.to(dtype), True)
     inner_NF = _AddBias.apply(inner_NF, b1_EF, ends_E)  # type: ignore[no-untyped-call]
-    out_ND = F.grouped_mm(F.gelu(inner_NF), w2_EFD.to(dtype), offs=ends_E)
+    out_ND = product(F.gelu(inner_NF), w2_EFD.to(dtype), False)
     added_ND: Tensor = _AddBias.apply(out_ND, b2_ED, ends_E)  # type: ignore[no-untyped-call]
     return added_ND
+
+
+def _torch_product(tokens_E: Tensor) -> Product:
+    ends_E = tokens_E.cumsum(0, dtype=torch.int32)
+
+    def product(rows_NI: Tensor, weight: Tensor, transposed: bool) -> Tensor:
+        return F.grouped_mm(rows_NI, weight.transpose(1, 2) if transposed else weight, offs=ends_E)
+
+    return product
 
 
 class _AddBias(torch.autograd.Function):

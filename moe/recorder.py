@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe.router import Choice, TokenChoiceRouter
+from moe.expert_choice import Picks
+from moe.router import Choice, Router
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Heard:
 
     Attributes:
         layer: The name under which its owner was listed.
-        expert_TK: int64, the chosen experts, best first.
-        gate_TK: fp32, their weights.
+        expert_TK: int64, the chosen experts, best first. Where experts choose: those that took the token, and -1 where
+            there are no more; K is then the largest number of them.
+        gate_TK: fp32, their weights; 0 beside -1.
         entropy_T: fp32, entropy of the token's probabilities in nats.
         num_experts: E.
     """
@@ -43,14 +45,15 @@ def listening(layers: dict[str, nn.Module]) -> Iterator[list[Heard]]:
     """
     heard: list[Heard] = []
 
-    def note(layer: str, choice: Choice) -> None:
+    def note(layer: str, choice: Choice | Picks) -> None:
         probs_TE = choice.probs_TE.detach()
+        expert_TK, gate_TK = choice.by_token() if isinstance(choice, Picks) else (choice.expert_TK, choice.gate_TK)
         entropy_T = torch.special.entr(probs_TE).sum(-1)
         heard.append(
             Heard(
                 layer,
-                choice.expert_TK.cpu(),
-                choice.gate_TK.detach().float().cpu(),
+                expert_TK.cpu(),
+                gate_TK.detach().float().cpu(),
                 entropy_T.float().cpu(),
                 probs_TE.shape[1],
             )
@@ -60,7 +63,7 @@ def listening(layers: dict[str, nn.Module]) -> Iterator[list[Heard]]:
         router.register_forward_hook(lambda module, inputs, choice, layer=layer: note(layer, choice))
         for layer, module in layers.items()
         for router in module.modules()
-        if isinstance(router, TokenChoiceRouter)
+        if isinstance(router, Router)
     ]
     try:
         yield heard

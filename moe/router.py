@@ -36,7 +36,32 @@ class Choice:
     gate_TK: Tensor
 
 
-class TokenChoiceRouter(nn.Module):
+class Router(nn.Module):
+    """What routers share: a linear map without bias from a token to a logit per expert."""
+
+    allowed_ME: Tensor | None
+
+    def __init__(self, hidden_size: int, num_experts: int, allowed: Sequence[Sequence[bool]] | None = None) -> None:
+        """Builds the map.
+
+        Args:
+            hidden_size: D.
+            num_experts: E.
+            allowed: Which experts each modality may go to, ``[M][E]``; None: all may go to all.
+        """
+        super().__init__()
+        self.gate = Linear(hidden_size, num_experts, bias=False)
+        self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
+
+    def logits(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
+        """fp32 ``[T, E]``, ``-inf`` where a token may not go."""
+        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
+        if self.allowed_ME is None:
+            return logits_TE
+        return logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
+
+
+class TokenChoiceRouter(Router):
     """Each token goes to the K experts of highest probability.
 
     ``p = softmax(x W + noise)``, gates are the K largest entries of ``p``.
@@ -46,7 +71,6 @@ class TokenChoiceRouter(nn.Module):
         arXiv 2408.15664, section 3.
     """
 
-    allowed_ME: Tensor | None
     bias_E: Tensor | None
 
     def __init__(
@@ -72,17 +96,13 @@ class TokenChoiceRouter(nn.Module):
             allowed: Which experts each modality may go to, ``[M][E]``; None: all may go to all.
             selection_bias: Whether to keep a bias that is added for the selection only (``update_selection_bias``).
         """
-        super().__init__()
+        super().__init__(hidden_size, num_experts, allowed)
         self.top_k, self.noise, self.renormalise = top_k, noise / num_experts, renormalise
-        self.gate = Linear(hidden_size, num_experts, bias=False)
-        self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
         self.register_buffer("bias_E", torch.zeros(num_experts) if selection_bias else None)
 
     def forward(self, x_TD: Tensor, modality_T: Tensor) -> Choice:
         """Chooses for ``x [T, D]``; ``modality_T`` int64 is read only where modalities have experts of their own."""
-        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
-        if self.allowed_ME is not None:
-            logits_TE = logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
+        logits_TE = self.logits(x_TD, modality_T)
         noise = self.noise if self.training else 0.0
         noisy_TE = logits_TE + noise * torch.randn_like(logits_TE) if noise > 0 else logits_TE
         probs_TE = noisy_TE.softmax(-1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
+from moe.expert_choice import Picks
 from moe.router import Choice
 from moe.routing import Routing
 
@@ -55,7 +56,8 @@ class RouterSums:
         tokens_M: Number of tokens.
         entropy_M: * Entropy of the tokens' probabilities.
         confidence_M: Largest probability.
-        dropped_M: Choices that no expert served.
+        dropped_M: Choices that no expert served. Where experts choose: ``top_k`` for each token that none of them took,
+            which is what it had lost if it had chosen.
         z_M: * Square of the logits' logsumexp.
         probs_ME: * Probabilities.
         load_ME: * Probability of being chosen if the noise were drawn anew; 0 without noise.
@@ -99,26 +101,52 @@ def router_sums(
         num_modalities: M.
         valid_T: bool; padding does not count. None: all tokens count.
     """
-    ids_M = torch.arange(num_modalities, device=modality_T.device)
-    member_MT = modality_T == ids_M[:, None]
-    member_MT = (member_MT if valid_T is None else member_MT & valid_T).to(choice.probs_TE.dtype)
-    finite_TE = choice.logits_TE.isfinite()
-    lse_T = choice.logits_TE.logsumexp(-1)
-    # - sum p log p, written so that an expert of probability 0 has a gradient of 0 instead of none.
-    entropy_T = lse_T - (choice.probs_TE * choice.logits_TE.where(finite_TE, 0.0)).sum(-1)
     served_TK = torch.ones_like(choice.gate_TK)
     if routing.kept_TK is not None:
         served_TK = served_TK * routing.kept_TK
     experts_E = torch.arange(choice.probs_TE.shape[1], device=modality_T.device)
     served_TE = ((choice.expert_TK[..., None] == experts_E) * served_TK[..., None]).sum(1)
+    member_MT = _members(choice, modality_T, num_modalities, valid_T)
+    return _sums(choice, member_MT, served_TE, (1.0 - served_TK).sum(-1), expected_load(choice))
+
+
+def pick_sums(
+    picks: Picks, top_k: int, modality_T: Tensor, num_modalities: int, valid_T: Tensor | None = None
+) -> RouterSums:
+    """Adds up what a layer's experts said and took, as ``router_sums``.
+
+    Args:
+        picks: Of T tokens.
+        top_k: What a token that no expert took counts among the dropped choices.
+        modality_T: int64.
+        num_modalities: M.
+        valid_T: bool; padding does not count. None: all tokens count.
+    """
+    served_TE = picks.served()
+    dropped_T = top_k * (served_TE.sum(-1) == 0).to(served_TE.dtype)
+    member_MT = _members(picks, modality_T, num_modalities, valid_T)
+    return _sums(picks, member_MT, served_TE, dropped_T, torch.zeros_like(served_TE))
+
+
+def _members(said: Choice | Picks, modality_T: Tensor, num_modalities: int, valid_T: Tensor | None) -> Tensor:
+    """Which tokens are of which modality, ``[M, T]`` of 0 and 1; padding is of none."""
+    member_MT = modality_T == torch.arange(num_modalities, device=modality_T.device)[:, None]
+    return (member_MT if valid_T is None else member_MT & valid_T).to(said.probs_TE.dtype)
+
+
+def _sums(said: Choice | Picks, member_MT: Tensor, served_TE: Tensor, dropped_T: Tensor, load_TE: Tensor) -> RouterSums:
+    logits_TE, probs_TE = said.logits_TE, said.probs_TE
+    lse_T = logits_TE.logsumexp(-1)
+    # - sum p log p, written so that an expert of probability 0 has a gradient of 0 instead of none.
+    entropy_T = lse_T - (probs_TE * logits_TE.where(logits_TE.isfinite(), 0.0)).sum(-1)
     return RouterSums(
         tokens_M=member_MT.sum(1),
         entropy_M=member_MT @ entropy_T,
-        confidence_M=member_MT @ choice.probs_TE.detach().amax(-1),
-        dropped_M=member_MT @ (1.0 - served_TK).sum(-1),
+        confidence_M=member_MT @ probs_TE.detach().amax(-1),
+        dropped_M=member_MT @ dropped_T,
         z_M=member_MT @ lse_T.square(),
-        probs_ME=member_MT @ choice.probs_TE,
-        load_ME=member_MT @ expected_load(choice),
+        probs_ME=member_MT @ probs_TE,
+        load_ME=member_MT @ load_TE,
         chosen_ME=member_MT @ served_TE,
     )
 

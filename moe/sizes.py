@@ -33,8 +33,8 @@ def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, blo
     if not is_routed(config, block):
         return 4.0 * hidden_size * inner_size
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
-    experts = (sparse.top_k + sparse.shared_experts) * 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)
-    return experts + 2.0 * hidden_size * sparse.num_experts
+    one = 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)
+    return (sparse.experts_per_token + sparse.shared_experts) * one + 2.0 * hidden_size * sparse.num_experts
 
 
 def _perceptron(hidden_size: int, inner_size: int) -> int:

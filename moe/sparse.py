@@ -9,16 +9,21 @@ from torch import Tensor, nn
 
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
+from moe.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
 from moe.experts import ExpertBank
 from moe.feed_forward import FeedForwardOutput
-from moe.router import TokenChoiceRouter
-from moe.router_losses import RouterSums, router_sums
+from moe.router import Choice, Router, TokenChoiceRouter
+from moe.router_losses import RouterSums, pick_sums, router_sums
 from moe.routing import arrange, combine, dispatch, expert_capacity
 from moe.tokens import Tokens
 
 
 class SparseFeedForward(nn.Module):
-    """Each token goes to its K experts, and their outputs are added up by the router's weights."""
+    """Each token goes to its experts, and their outputs are added up by the router's weights.
+
+    A token chooses its K experts, or each expert its tokens (``routing``). In the second case what a token gets depends
+    on the other tokens of the call.
+    """
 
     def __init__(
         self, config: LIMoEConfig | MoMELIMoEConfig, hidden_size: int, inner_size: int, modalities: Sequence[str]
@@ -34,15 +39,7 @@ class SparseFeedForward(nn.Module):
         super().__init__()
         self.config, self.modalities = config, tuple(modalities)
         inner = round(inner_size * config.expert_ratio)
-        self.router = TokenChoiceRouter(
-            hidden_size,
-            config.num_experts,
-            top_k=config.top_k,
-            noise=config.noise,
-            renormalise=config.renormalise,
-            allowed=allowed_experts(config, modalities),
-            selection_bias=config.selection_bias_rate > 0,
-        )
+        self.router = _build_router(config, hidden_size, modalities)
         self.experts = ExpertBank(config.num_experts, hidden_size, inner, implementation=config.implementation)
         shared = inner * config.shared_experts
         self.shared = DenseFeedForward(hidden_size, shared) if shared else None
@@ -58,27 +55,58 @@ class SparseFeedForward(nn.Module):
             tokens_per_expert_E: Of the optimizer step, over all replicas.
         """
         if self.config.selection_bias_rate > 0:
+            assert isinstance(self.router, TokenChoiceRouter)
             self.router.update_selection_bias(tokens_per_expert_E, self.config.selection_bias_rate)
 
     def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; padding and what exceeds a capacity get zero from the experts."""
         x_TD = x.reshape(-1, x.shape[-1])
         modality_T = tokens.modality_ids(self.modalities, x.device)
-        choice = self.router(x_TD, modality_T)
+        chooses = self._by_experts if isinstance(self.router, ExpertChoiceRouter) else self._by_tokens
+        y_TD, sums = chooses(x_TD, modality_T, tokens.valid)
+        y = y_TD.view(x.shape)
+        if self.shared is not None:
+            y = y + self.shared(x).y
+        return FeedForwardOutput(y, sums.pack())
+
+    def _by_tokens(self, x_TD: Tensor, modality_T: Tensor, valid_T: Tensor | None) -> tuple[Tensor, RouterSums]:
+        """What the experts make of the tokens that chose them."""
+        choice: Choice = self.router(x_TD, modality_T)
         factor, experts = self.config.capacity_factor, self.config.num_experts
         routing = arrange(
             choice.expert_TK,
             experts,
-            valid_T=tokens.valid,
+            valid_T=valid_T,
             capacity=None if factor is None else expert_capacity(len(x_TD), experts, self.config.top_k, factor),
             priority_T=choice.gate_TK.detach().amax(-1) if self.config.priority else None,
         )
         rows_ND = self.experts(dispatch(x_TD, routing), routing.tokens_per_expert_E)
-        y = combine(rows_ND, choice.gate_TK, routing).view(x.shape)
-        if self.shared is not None:
-            y = y + self.shared(x).y
-        sums = router_sums(choice, routing, modality_T, len(self.modalities), tokens.valid)
-        return FeedForwardOutput(y, sums.pack())
+        sums = router_sums(choice, routing, modality_T, len(self.modalities), valid_T)
+        return combine(rows_ND, choice.gate_TK, routing), sums
+
+    def _by_experts(self, x_TD: Tensor, modality_T: Tensor, valid_T: Tensor | None) -> tuple[Tensor, RouterSums]:
+        """What the experts make of the tokens that they chose."""
+        picks: Picks = self.router(x_TD, modality_T, valid_T)
+        taken = arrange_picks(picks)
+        rows_ND = self.experts(take(x_TD, taken), taken.tokens_per_expert_E)
+        sums = pick_sums(picks, self.config.top_k, modality_T, len(self.modalities), valid_T)
+        return give(rows_ND, picks.gate_EC, taken, len(x_TD)), sums
+
+
+def _build_router(config: LIMoEConfig | MoMELIMoEConfig, hidden_size: int, modalities: Sequence[str]) -> Router:
+    allowed = allowed_experts(config, modalities)
+    if config.routing == "expert_choice":
+        per_token = config.experts_per_token
+        return ExpertChoiceRouter(hidden_size, config.num_experts, experts_per_token=per_token, allowed=allowed)
+    return TokenChoiceRouter(
+        hidden_size,
+        config.num_experts,
+        top_k=config.top_k,
+        noise=config.noise,
+        renormalise=config.renormalise,
+        allowed=allowed,
+        selection_bias=config.selection_bias_rate > 0,
+    )
 
 
 def allowed_experts(config: LIMoEConfig | MoMELIMoEConfig, modalities: Sequence[str]) -> list[list[bool]] | None:

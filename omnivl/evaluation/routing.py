@@ -40,6 +40,8 @@ class Places:
 def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) -> Any:
     """Sends pictures or clips and their first captions through the encoder and notes where each token went.
 
+    Where experts choose, that depends on the batch in which a token comes.
+
     Args:
         encoder: A chain with routers, on one process.
         pictures: What to look at.
@@ -98,7 +100,8 @@ def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
                     **places.columns,
                 }
             )
-            found.append(frame if places.kept is None else frame[places.kept])
+            kept = frame["expert"] >= 0  # below it: no expert, or no further one, took the token
+            found.append(frame[kept if places.kept is None else kept & places.kept])
     return found
 
 

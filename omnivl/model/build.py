@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import torch
 
+from moe.config import SparseConfig
+from moe.megablocks import REMEDY, import_problem
 from omnivl.errors import ModelError
 from omnivl.model.block import BlockLayer
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.contrast import Contrast
-from omnivl.model.decoder import AlignmentBlock, GenerationBlock
+from omnivl.model.decoder import AlignmentBlock, GenerationBlock, looks_ahead
 from omnivl.model.embed import Embed
 from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.losses import Losses
@@ -41,14 +43,28 @@ def build_chain(
         compute_dtype: fp32 or bf16: the dtype of activations between ``Embed`` and the losses.
 
     Raises:
-        ModelError: The configuration does not fit together, or the vocabulary is too small for the tokenizer.
+        ModelError: The configuration does not fit together or asks for a package that is not there, or the vocabulary
+            is too small for the tokenizer.
     """
     check_config(config)
-    if config.architecture == "unified" and any(objective.name == "lm" for objective in objectives):
+    writes = any(objective.name == "lm" for objective in objectives)
+    if config.architecture == "unified" and writes:
         raise ModelError(
             "model.architecture: got 'unified' with the objective lm; allowed 'towers', since the unified transformer "
             "writes no captions; take lm out or change the architecture"
         )
+    if writes and looks_ahead(config):
+        raise ModelError(
+            "model.ffn.routing: got 'expert_choice' with the objective lm; allowed 'token_choice', since experts that "
+            "choose among all tokens of a batch see the words to come; take lm out or change the routing"
+        )
+    if isinstance(config.ffn, SparseConfig) and config.ffn.implementation == "megablocks":
+        reason = import_problem()
+        if reason is not None:
+            raise ModelError(
+                f"model.ffn.implementation: got 'megablocks', which does not import here ({reason}); allowed 'auto', "
+                f"'loop', 'grouped', 'batched'; {REMEDY}, or set it to 'auto'"
+            )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "

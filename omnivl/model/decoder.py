@@ -9,7 +9,8 @@ Differs: BLIP shares all weights but self-attention between its text encoder and
 
 from torch import Tensor
 
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward
+from moe.config import SparseConfig
+from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
 from omnivl.model.attention import CrossAttention, SelfAttention
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
@@ -17,6 +18,14 @@ from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
 from omnivl.model.state import State, StepLayout
 from omnivl.model.text import TEXT_EPS, TEXT_MODALITY, ResidualBlock
+
+
+def looks_ahead(config: ModelConfig) -> bool:
+    """Whether the generation decoder has experts that choose among all tokens, those to come included."""
+    ffn = config.ffn
+    if not isinstance(ffn, SparseConfig) or ffn.routing != "expert_choice":
+        return False
+    return any(is_routed(ffn, index) for index in range(config.generation_layers))
 
 
 class GroundedBlock(ResidualBlock):

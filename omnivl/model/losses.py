@@ -99,7 +99,7 @@ class Losses(ChainLayer):
         layers = [RouterSums.unpack(part, len(MODALITIES)) for part in parts]
         losses = [router_losses(sums, MODALITIES, self.ffn.losses, self.allowed) for sums in layers]
         present = present_modalities(state.layout)
-        health = mean_health([routing_health(sums, MODALITIES) for sums in layers], present)
+        health = mean_health([routing_health(sums, MODALITIES, self.ffn.top_k) for sums in layers], present)
         return (
             {f"router/{name}": torch.stack([one[name] for one in losses]).mean() for name in losses[0]},
             {f"metric/router/{name}": value for name, value in health.items()},

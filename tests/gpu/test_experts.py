@@ -5,15 +5,34 @@ import torch
 
 from moe.config import LIMoEConfig
 from moe.expert_products import expert_feed_forward
+from moe.megablocks import import_problem
 from moe.router_losses import RouterLossConfig
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 
 COUNTS = [40, 0, 200, 3]
+CHOICES = {
+    "token_choice": LIMoEConfig(num_experts=4, top_k=2, every=1, losses=RouterLossConfig(z=0.1)),
+    "expert_choice": LIMoEConfig(
+        routing="expert_choice", num_experts=4, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0, z=0.1)
+    ),
+}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_products_by_default_equal_the_loop_forward_and_gradient(device, dtype):
+    check_against_loop("auto", device, dtype)
+
+
+@pytest.mark.gpu
+def test_the_products_of_megablocks_equal_the_loop_forward_and_gradient():
+    reason = import_problem()
+    if reason is not None:
+        pytest.skip(f"megablocks does not import: {reason}")
+    check_against_loop("megablocks", torch.device("cuda"), torch.bfloat16)
+
+
+def check_against_loop(implementation, device, dtype):
     torch.manual_seed(0)
     rows = torch.randn(sum(COUNTS) + 5, 32, device=device).to(dtype).requires_grad_()
     shapes = (4, 64, 32), (4, 64), (4, 64, 32), (4, 32)
@@ -26,13 +45,13 @@ def test_products_by_default_equal_the_loop_forward_and_gradient(device, dtype):
         return [out, grad_rows[: sum(COUNTS)], *grads]
 
     near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.25}
-    for mine, theirs in zip(run("auto"), run("loop"), strict=True):
+    for mine, theirs in zip(run(implementation), run("loop"), strict=True):
         torch.testing.assert_close(mine, theirs, **near)
 
 
-def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device):
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device, config):
     torch.manual_seed(0)
-    config = LIMoEConfig(num_experts=4, top_k=2, every=1, losses=RouterLossConfig(z=0.1))
     layer = SparseFeedForward(config, 32, 64, ("image", "text")).to(device)
     x = torch.randn(24, 32, device=device).bfloat16().requires_grad_()
     valid = torch.arange(24, device=device) % 5 != 0
@@ -45,10 +64,23 @@ def test_a_layer_with_padding_gives_finite_gradients_on_the_device(device):
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
 
 
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_gradients_are_the_same_bits_every_time(device, config):
+    def gradients():
+        torch.manual_seed(0)
+        layer = SparseFeedForward(config, 32, 64, ("image",)).to(device)
+        x = torch.randn(256, 32).to(device).bfloat16().requires_grad_()
+        layer(x, Tokens.of("image", x)).y.float().square().sum().backward()
+        return [x.grad, layer.router.gate.weight.grad]
+
+    for first, second in zip(gradients(), gradients(), strict=True):
+        assert torch.equal(first, second)
+
+
 @pytest.mark.gpu
-def test_nothing_is_read_back_from_a_gpu():
+@pytest.mark.parametrize("config", CHOICES.values(), ids=CHOICES)
+def test_nothing_is_read_back_from_a_gpu(config):
     torch.manual_seed(0)
-    config = LIMoEConfig(num_experts=4, every=1)
     layer = SparseFeedForward(config, 32, 64, ("image",)).to("cuda")
     x = torch.randn(64, 32, device="cuda").bfloat16().requires_grad_()
     tokens = Tokens.of("image", x)

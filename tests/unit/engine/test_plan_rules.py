@@ -123,6 +123,17 @@ STAGE_CASES = {
         {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
         "p:7: stages.0.objectives.1.kind: got 'lm' where model.architecture is 'unified'; allowed every other objective; take it out or set model.architecture to towers",
     ),
+    "captions_do_not_look_ahead": (
+        {
+            "objectives": "[univlc, lm]",
+            "model": "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}",
+        },
+        "p:7: stages.0.model.ffn.routing: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
+    ),
+    "megablocks_is_bf16": (
+        {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
+        "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
+    ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",
@@ -263,6 +274,18 @@ def test_there_is_a_stage() -> None:
 
 def test_evaluation_may_rely_on_an_earlier_stage() -> None:
     assert problems({}, None, {"init_from": "one", "objectives": "[lm]", "evaluate": "{tasks: [retrieval]}"}) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"objectives": "[univlc, vlm]"},  # nothing is written
+        {"objectives": "[univlc, lm]", "model": "{ffn: {kind: limoe, noise: 0, losses: {load: 0}}}"},
+    ],
+)
+def test_experts_may_choose_where_no_word_is_to_come(changed: dict[str, str]) -> None:
+    choosing = "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}"
+    assert problems({"model": choosing, **changed}) == []
 
 
 def test_depth_and_frames_may_change_at_the_hand_over() -> None:

@@ -80,6 +80,20 @@ def test_experts_are_those_that_the_router_chose():
         assert rows["gate"].tolist() == pytest.approx(heard[0].gate_TK[:, choice].tolist())
 
 
+def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
+    choosing = replace(LIMOE, routing="expert_choice")
+    model = replace(ARCHITECTURES["unified"], ffn=choosing)
+    encoder, pictures = encoder_of(model), pictures_of(model, count=4)  # one batch, as the encoder has it
+    table = routed_tokens(encoder, pictures, texts=False)
+    own = table[table["layer"] == "unified_00"]
+    tokens = 4 * 5  # four pictures of four patches and a class token; two experts each in the mean
+    assert own["expert"].value_counts().to_dict() == dict.fromkeys(range(4), tokens * 2 // 4)
+    assert not own.duplicated(["token", "expert"]).any()
+    assert own.groupby("token", observed=True)["choice"].apply(lambda one: sorted(one) == list(range(len(one)))).all()
+    page = routing_page(routed_tokens(encoder, pictures), 4, pictures, model.patch_size, "Routing")
+    assert "unified_00: load by expert" in page
+
+
 def test_the_page_shows_layers_figures_and_galleries(tmp_path):
     model = ARCHITECTURES["unified"]
     pictures = pictures_of(model)

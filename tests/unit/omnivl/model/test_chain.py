@@ -1,5 +1,6 @@
 """The whole chain: gradients everywhere, padding, recomputation, inference, momentum."""
 
+import sys
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,7 @@ from omnivl.model.build import build_chain
 from omnivl.model.config import MomentumConfig
 from omnivl.model.layout import plan_layout
 from omnivl.model.state import State, StepLayout
-from omnivl.objectives import MLM, VLM, UniVLC
+from omnivl.objectives import LM, MLM, VLM, UniVLC
 
 
 def run(chain, batch, objectives=EVERYTHING):
@@ -133,6 +134,35 @@ def test_the_selection_bias_moves_once_per_step_by_what_all_its_micro_batches_se
     layer.discard_step()
     layer.after_step()
     torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
+
+
+def test_experts_choose_the_same_tokens_when_a_block_is_recomputed():
+    losses = RouterLossConfig(load=0.0)
+    ffn = LIMoEConfig(routing="expert_choice", num_experts=3, every=1, noise=0.0, losses=losses)
+    found = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        chain = build_chain(replace(CONFIG, ffn=ffn, recompute=recompute), (UniVLC(), MLM()), TOKENS)
+        batch = make_batch("image_text", (UniVLC(), MLM()))
+        state = chain(State.from_batch(batch, plan_layout((UniVLC(), MLM()), "image_text", 4, 1)))
+        state["loss"].backward()
+        found.append((state, {name: one.grad for name, one in chain.named_parameters() if one.grad is not None}))
+    (plain, wanted), (again, gradients) = found
+    assert plain["metric/router/dropped_image"].item() > 0, "some token is left over"
+    assert torch.equal(plain["loss"], again["loss"])
+    assert wanted.keys() == gradients.keys()
+    for name, gradient in wanted.items():
+        torch.testing.assert_close(gradients[name], gradient)
+
+
+def test_a_decoder_whose_experts_would_see_the_words_to_come_is_refused():
+    losses = RouterLossConfig(load=0.0)
+    ffn = LIMoEConfig(routing="expert_choice", num_experts=3, every=2, noise=0.0, losses=losses)
+    two = replace(CONFIG, ffn=ffn, generation_layers=2)
+    with pytest.raises(ModelError, match=r"model.ffn.routing: got 'expert_choice' with the objective lm; allowed"):
+        build_chain(two, (UniVLC(), LM()), TOKENS)
+    build_chain(two, (UniVLC(), MLM()), TOKENS)
+    build_chain(replace(two, generation_layers=1), (UniVLC(), LM()), TOKENS)  # its only block is dense
 
 
 def test_twins_draw_no_noise():
@@ -287,3 +317,15 @@ def test_dropped_patches_are_whole_tubes_and_only_in_training():
     chain.eval()
     whole = chain.layers[0](State.from_batch(batch, layout))["visual"].shape[1]
     assert (train, whole) == (1 + positions // 2, 1 + positions)
+
+
+def test_a_chain_with_megablocks_is_refused_where_it_does_not_import(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grouped_gemm.ops", None)
+    ffn = LIMoEConfig(num_experts=3, every=1, implementation="megablocks")
+    with pytest.raises(ModelError) as caught:
+        build_chain(replace(CONFIG, ffn=ffn), EVERYTHING, TOKENS)
+    assert str(caught.value) == (
+        "model.ffn.implementation: got 'megablocks', which does not import here (import of grouped_gemm.ops halted; "
+        "None in sys.modules); allowed 'auto', 'loop', 'grouped', 'batched'; pip install 'megablocks[gg]', or set it "
+        "to 'auto'"
+    )
