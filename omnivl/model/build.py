@@ -49,6 +49,11 @@ def build_chain(
             "model.architecture: got 'unified' with the objective lm; allowed 'towers', since the unified transformer "
             "writes no captions; take lm out or change the architecture"
         )
+    if config.architecture == "towers" and any(objective.name == "mdm" for objective in objectives):
+        raise ModelError(
+            "model.architecture: got 'towers' with the objective mdm; allowed 'unified', since no tower restores words "
+            "and patches together; take mdm out or change the architecture"
+        )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "

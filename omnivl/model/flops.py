@@ -21,8 +21,8 @@ from omnivl.objectives.base import Objective
 FORWARD_AND_BACKWARD = 3
 """The backward pass of a product takes two products of the same size."""
 
-MASKED_WORD_SHARE = 0.15
-"""Which share of a masked text's positions goes through the vocabulary head: MLM's usual probability."""
+MASKED_WORD_SHARE = {"mlm": 0.15, "mdm/text": 0.15, "mdm/pair": 0.5}
+"""Which share of a masked text's positions goes through the vocabulary head: the usual probabilities."""
 
 
 @dataclass(frozen=True)
@@ -278,6 +278,7 @@ def _patches(config: ModelConfig, layout: StepLayout) -> float:
 
 def _vocabulary(config: ModelConfig, layout: StepLayout, tokens: float, shifted: float) -> float:
     """The vocabulary head on the generation stream and on masked words."""
-    masked = layout.text["mlm"].stop - layout.text["mlm"].start if "mlm" in layout.text else 0
-    positions = shifted * layout.generation * layout.batch_size + MASKED_WORD_SHARE * tokens * masked
-    return positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
+    rows = {name: segment.stop - segment.start for name, segment in layout.text.items()}
+    masked = sum(share * rows.get(name, 0) for name, share in MASKED_WORD_SHARE.items())
+    positions = shifted * layout.generation * layout.batch_size + tokens * masked
+    return float(positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size))

@@ -123,6 +123,10 @@ STAGE_CASES = {
         {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
         "p:7: stages.0.objectives.1.kind: got 'lm' where model.architecture is 'unified'; allowed every other objective; take it out or set model.architecture to towers",
     ),
+    "pairs_are_masked_in_one_transformer": (
+        {"objectives": "[univlc, mdm]"},
+        "p:7: stages.0.objectives.1.kind: got 'mdm' where model.architecture is 'towers'; allowed every other objective; set model.architecture to unified, or take 'mrm' and 'mlm' instead",
+    ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",
