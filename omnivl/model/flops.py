@@ -119,7 +119,7 @@ def _scales(config: ModelConfig) -> int:
 
 def _slots(config: ModelConfig, layers: int, modalities: Sequence[str], *, fused: Sequence[bool] = (False,)) -> int:
     """Parameters of the feed-forward slots of a stack."""
-    slots = [Slot(block, modalities, MODALITIES, fused) for block in range(layers)]
+    slots = [Slot(block, modalities, MODALITIES, fused, layers) for block in range(layers)]
     return sum(slot_parameters(config.ffn, config.hidden_size, config.inner_size, slot) for slot in slots)
 
 
@@ -227,7 +227,7 @@ def _visual_row(config: ModelConfig, layout: StepLayout, patches: int) -> float:
     flops = in_frames * 8 * hidden**2 + times * 4 * (1 + patches) ** 2 * hidden
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
-    last = slot_flops(config.ffn, hidden, config.inner_size, config.vision_layers - 1)
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.vision_layers - 1, config.vision_layers)
     saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + last)
     slots = positions * _slots_flops(config, config.vision_layers)
     return config.vision_layers * flops + slots - _is_shortened(config, layout, config.vision_layers) * saved
@@ -238,19 +238,19 @@ def _text_row(config: ModelConfig, layout: StepLayout, tokens: float) -> float:
     hidden, length = config.hidden_size, config.text_length
     if not _is_shortened(config, layout, config.text_layers):
         return _text_blocks(config, config.text_layers, tokens)
-    last = slot_flops(config.ffn, hidden, config.inner_size, config.text_layers - 1)
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.text_layers - 1, config.text_layers)
     first = 4 * hidden**2 + 4 * length * hidden + last
     return _text_blocks(config, config.text_layers - 1, tokens) + length * 4 * hidden**2 + first
 
 
 def _is_shortened(config: ModelConfig, layout: StepLayout, layers: int) -> bool:
     """Whether the last block of an encoder of ``layers`` blocks computes its first position only."""
-    return layout.class_only and not is_routed(config.ffn, layers - 1)
+    return layout.class_only and not is_routed(config.ffn, layers - 1, layers)
 
 
 def _slots_flops(config: ModelConfig, layers: int) -> float:
     """The feed-forward slots of a stack on one token, forward."""
-    return sum(slot_flops(config.ffn, config.hidden_size, config.inner_size, block) for block in range(layers))
+    return sum(slot_flops(config.ffn, config.hidden_size, config.inner_size, block, layers) for block in range(layers))
 
 
 def _text_blocks(config: ModelConfig, layers: int, tokens: float) -> float:

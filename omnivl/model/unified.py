@@ -108,13 +108,13 @@ class UnifiedBlock(nn.Module):
         size, multiway = config.hidden_size, config.multiway
         self.num_heads = config.num_heads
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
-        self.reads_padding = is_routed(config.ffn, index)
+        self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
         self.norm1 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
         self.qkv = ByModality(lambda: Linear(size, 3 * size), multiway)
         self.out = ByModality(lambda: Linear(size, size), multiway)
         self.scale1 = layer_scale(config)
         self.norm2 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
-        slot = Slot(index, MODALITIES, MODALITIES, fused=(False, True))
+        slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
 

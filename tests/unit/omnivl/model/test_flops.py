@@ -46,7 +46,9 @@ FILLINGS = {
     "mome sharing": MoMEConfig(shared={"vision": ("image", "video")}),
     "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, expert_ratio=0.5, implementation="loop"),
     "limoe everywhere": LIMoEConfig(num_experts=4, every=1, implementation="loop"),
+    "limoe at named blocks": LIMoEConfig(num_experts=4, blocks=(0, -1), implementation="loop"),
     "attribute": AttributeConfig(num_experts=4),
+    "attribute at a named block": AttributeConfig(num_experts=4, blocks=(-2,)),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 3}, common_experts=1, implementation="loop"),
 }
 
