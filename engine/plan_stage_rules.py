@@ -170,6 +170,15 @@ def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("model", "ffn", "routing"), got, "'token_choice'", "change it, or take 'lm' out")
 
 
+def pairs_are_masked_in_one_transformer(stage: StagePlan) -> Iterator[Problem]:
+    """No tower restores words and patches together."""
+    for index, objective in enumerate(stage.objectives):
+        if objective.name == "mdm" and stage.model.architecture == "towers":
+            got = "'mdm' where model.architecture is 'towers'"
+            change = "set model.architecture to unified, or take 'mrm' and 'mlm' instead"
+            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+
+
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
@@ -261,6 +270,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     clips_have_frames_to_mask,
     captions_have_a_decoder,
     captions_do_not_look_ahead,
+    pairs_are_masked_in_one_transformer,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,

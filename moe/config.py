@@ -54,6 +54,7 @@ class SparseConfig:
             it gets depends on the other tokens of its batch: not for text that is written word by word (``lm``).
         top_k: Experts per token; under ``expert_choice`` their mean number.
         every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
+        blocks: The blocks of a stack that have experts, from 0 up or from the top as -1, -2; null: as ``every`` says.
         expert_ratio: Inner size of an expert over that of the dense layer.
         shared_experts: Experts of the same size that see every token and need no router.
         noise: Deviation of the router's noise in training, in units of 1 / number of experts.
@@ -74,6 +75,7 @@ class SparseConfig:
     routing: Literal["token_choice", "expert_choice"] = "token_choice"
     top_k: int = 1
     every: int = 2
+    blocks: tuple[int, ...] | None = None
     expert_ratio: float = 1.0
     shared_experts: int = 0
     noise: float = 1.0
@@ -97,7 +99,7 @@ class SparseConfig:
             ValueError: One is out of its range or contradicts another.
         """
         _require(self.top_k >= 1, f"ffn.top_k: got {self.top_k}, allowed is 1 or more")
-        _require(self.every >= 1, f"ffn.every: got {self.every}, allowed is 1 or more")
+        _check_places(self.every, self.blocks)
         _require(self.expert_ratio > 0, f"ffn.expert_ratio: got {self.expert_ratio}, allowed is a number above 0")
         _require(self.shared_experts >= 0, f"ffn.shared_experts: got {self.shared_experts}, allowed is 0 or more")
         _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
@@ -195,6 +197,7 @@ class AttributeConfig:
         num_experts: Experts of a block.
         top_k: Experts per kind; each has the dense layer's inner size.
         every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
+        blocks: The blocks of a stack that have experts, from 0 up or from the top as -1, -2; null: as ``every`` says.
         noise: Deviation of the gate's noise in training, in units of 1 / number of experts.
         num_attributes: Bits that describe a kind.
         attribute_size: Width in which bits are embedded.
@@ -206,6 +209,7 @@ class AttributeConfig:
     num_experts: int = 8
     top_k: int = 2
     every: int = 2
+    blocks: tuple[int, ...] | None = None
     noise: float = 1.0
     num_attributes: int = 8
     attribute_size: int = 64
@@ -216,7 +220,7 @@ class AttributeConfig:
         Raises:
             ValueError: One is out of its range.
         """
-        _require(self.every >= 1, f"ffn.every: got {self.every}, allowed is 1 or more")
+        _check_places(self.every, self.blocks)
         _require(1 <= self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is 1 to num_experts")
         _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
 
@@ -250,6 +254,16 @@ def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
         }
         found |= {f"losses.{name}": tuple(weights) for name, weights in by_modality.items()}
     return found
+
+
+def _check_places(every: int, blocks: tuple[int, ...] | None) -> None:
+    """Refuses places of experts that contradict each other; whether the blocks exist is known with the stack."""
+    _require(every >= 1, f"ffn.every: got {every}, allowed is 1 or more")
+    if blocks is not None:
+        _require(len(blocks) > 0, "ffn.blocks: got no block, allowed is null or one block or more")
+        _require(len(set(blocks)) == len(blocks), f"ffn.blocks: got {list(blocks)}, allowed is each block once")
+        allowed = "allowed is one of the two: leave every out where blocks are named"
+        _require(every == SparseConfig.every, f"ffn.every: got {every} beside blocks {list(blocks)}, {allowed}")
 
 
 def _require(holds: bool, message: str) -> None:

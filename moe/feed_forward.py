@@ -48,12 +48,14 @@ class Slot:
         modalities: Modalities of the tokens that come by, of those that the model knows.
         known: All modalities that the model knows, in the order in which statistics name them.
         fused: Which tokens come by: those of sequences of one modality (False), of sequences that join several (True).
+        depth: Number of blocks in its stack; needed where the configuration names blocks.
     """
 
     block: int
     modalities: Sequence[str]
     known: Sequence[str]
     fused: Sequence[bool] = (False,)
+    depth: int | None = None
 
 
 def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: int, slot: Slot) -> nn.Module:
@@ -72,18 +74,21 @@ def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: 
 
     if isinstance(config, MoMEConfig):
         return ModalityFeedForward(config, hidden_size, inner_size, slot)
-    if isinstance(config, AttributeConfig) and is_last_of_group(config.every, slot.block):
+    if isinstance(config, AttributeConfig) and has_experts(config, slot.block, slot.depth):
         return AttributeFeedForward(config, hidden_size, inner_size)
-    if is_routed(config, slot.block):
+    if is_routed(config, slot.block, slot.depth):
         return SparseFeedForward(cast("LIMoEConfig | MoMELIMoEConfig", config), hidden_size, inner_size, slot.known)
     return DenseFeedForward(hidden_size, inner_size)
 
 
-def is_routed(config: FeedForwardConfig, block: int) -> bool:
-    """Whether block ``block`` of a stack has a router that looks at tokens."""
-    return isinstance(config, SparseConfig) and is_last_of_group(config.every, block)
+def is_routed(config: FeedForwardConfig, block: int, depth: int | None = None) -> bool:
+    """Whether block ``block`` of a stack of ``depth`` has a router that looks at tokens."""
+    return isinstance(config, SparseConfig) and has_experts(config, block, depth)
 
 
-def is_last_of_group(every: int, block: int) -> bool:
-    """Whether a block is the last one of a group of ``every``."""
-    return block % every == every - 1
+def has_experts(config: SparseConfig | AttributeConfig, block: int, depth: int | None) -> bool:
+    """Whether block ``block`` of a stack of ``depth`` has experts: it is named, or the last one of a group."""
+    if config.blocks is None:
+        return block % config.every == config.every - 1
+    assert depth is not None, "where blocks are named the depth of the stack has to be known"
+    return block in config.blocks or block - depth in config.blocks

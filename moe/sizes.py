@@ -6,7 +6,7 @@ Letters: D hidden size, F inner size, E experts, K choices per token.
 from typing import cast
 
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.feed_forward import Slot, is_last_of_group, is_routed
+from moe.feed_forward import Slot, has_experts, is_routed
 from moe.modality import experts_of
 
 
@@ -14,11 +14,11 @@ def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int
     """Parameters of what ``build_feed_forward`` makes of the same arguments."""
     if isinstance(config, MoMEConfig):
         return len(experts_of(config, slot)) * _perceptron(hidden_size, inner_size)
-    if isinstance(config, AttributeConfig) and is_last_of_group(config.every, slot.block):
+    if isinstance(config, AttributeConfig) and has_experts(config, slot.block, slot.depth):
         size = config.attribute_size
         gate = config.num_attributes * size + size + 2 * size + size * config.num_experts
         return config.num_experts * _perceptron(hidden_size, inner_size) + gate
-    if not is_routed(config, slot.block):
+    if not is_routed(config, slot.block, slot.depth):
         return _perceptron(hidden_size, inner_size)
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     inner = round(inner_size * sparse.expert_ratio)
@@ -26,11 +26,11 @@ def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int
     return sparse.num_experts * (_perceptron(hidden_size, inner) + hidden_size) + shared
 
 
-def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, block: int) -> float:
+def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, block: int, depth: int) -> float:
     """Operations of one token's products, forward: of the experts that it goes to, and of the router."""
-    if isinstance(config, AttributeConfig) and is_last_of_group(config.every, block):
+    if isinstance(config, AttributeConfig) and has_experts(config, block, depth):
         return config.top_k * 4.0 * hidden_size * inner_size
-    if not is_routed(config, block):
+    if not is_routed(config, block, depth):
         return 4.0 * hidden_size * inner_size
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     one = 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)

@@ -65,6 +65,11 @@ def build_chain(
                 f"model.ffn.implementation: got 'megablocks', which does not import here ({reason}); allowed 'auto', "
                 f"'loop', 'grouped', 'batched'; {REMEDY}, or set it to 'auto'"
             )
+    if config.architecture == "towers" and any(objective.name == "mdm" for objective in objectives):
+        raise ModelError(
+            "model.architecture: got 'towers' with the objective mdm; allowed 'unified', since no tower restores words "
+            "and patches together; take mdm out or change the architecture"
+        )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "

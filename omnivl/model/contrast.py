@@ -40,9 +40,10 @@ class Contrast(ChainLayer):
 
     - ``visual_embedding``, ``text_embedding`` where there are clean rows;
     - ``univlc/loss`` and ``metric/univlc/...``;
-    - ``{name}/features``: ``[M, S, D]`` of every masked visual pass, ``[M, L, D]`` of masked texts that look at none;
-    - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where negatives are global),
-      ``alignment``, ``alignment_mask``, ``alignment_memory``;
+    - ``{name}/features``: ``[M, S, D]`` of masked visual passes that no text looks at, ``[M, L, D]`` of masked texts
+      that look at none;
+    - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where negatives are global,
+      then masked ones that a text looks at), ``alignment``, ``alignment_mask``, ``alignment_memory``;
     - ``vlm/has_negative`` bool ``[B]``.
     """
 
@@ -98,10 +99,13 @@ class Contrast(ChainLayer):
         if layout.mode == "train" and self.univlc is not None and self.univlc.name in layout.objectives:
             state = self._contrast(state, self.univlc)
         state = self._decoder_rows(state)
-        features = {f"{name}/features": self._rows(state, "visual", name) for name in layout.visual if name != "clean"}
-        kept = ("momentum_visual",) if features else ()
-        alone = layout.text.keys() - {"clean"} - layout.alignment.keys()
-        features |= {f"{name}/features": self._rows(state, "text", name) for name in alone}
+        kept = ("momentum_visual",) if layout.visual.keys() - {"clean"} else ()
+        features = {
+            f"{name}/features": self._rows(state, stream, name)
+            for stream, segments in (("visual", layout.visual), ("text", layout.text))
+            for name in segments
+            if name != "clean" and name not in layout.alignment
+        }
         streams = ("visual", "text", "text_mask", "visual_input", "text_input", "momentum_visual", "momentum_text")
         return state.merged(features, drop=tuple(name for name in streams if name not in kept))
 
@@ -187,7 +191,8 @@ class Contrast(ChainLayer):
     def _alignment_rows(self, state: State) -> dict[str, Tensor]:
         """Lays out the alignment rows of a training step, segment by segment."""
         layout, found = state.layout, dict[str, Tensor]()
-        own = torch.arange(layout.batch_size, device=state["memory"].device)
+        memory = [state["memory"]] if "memory" in state else []
+        own = torch.arange(layout.batch_size, device=state["text_mask"].device)
         texts = state["text_input" if "text_input" in state else "text"]
         rows: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # text, mask, row of memory
         for name in layout.alignment.keys() & layout.text.keys():
@@ -199,12 +204,19 @@ class Contrast(ChainLayer):
             candidates, candidate_mask = text, mask
             if self.vlm.negatives == "global":
                 candidates, candidate_mask = self._own_first(text), self._own_first(mask)
-                found["memory"] = self._own_first(state["memory"])
+                memory = [self._own_first(state["memory"])]
             negative_visual, negative_text, has_negative = self._negatives(state, self.vlm)
             rows[POSITIVE] = text, mask, own
             rows[NEGATIVE_VISUAL] = text, mask, negative_visual
             rows[NEGATIVE_TEXT] = candidates[negative_text], candidate_mask[negative_text], own
             found[f"{self.vlm.name}/has_negative"] = has_negative
+        for name in layout.both_masked:
+            text, mask, _ = rows[name]
+            visual = state["visual_input"][layout.visual[name]]
+            start = sum(map(len, memory))
+            rows[name] = text, mask, torch.arange(start, start + len(visual), device=visual.device)
+            memory.append(visual)
+        found["memory"] = memory[0] if len(memory) == 1 else torch.cat(memory)
         ordered = [rows[name] for name in layout.alignment]
         found["alignment"] = torch.cat([text for text, _, _ in ordered])
         found["alignment_mask"] = torch.cat([mask for _, mask, _ in ordered])

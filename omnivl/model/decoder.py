@@ -31,9 +31,9 @@ def looks_ahead(config: ModelConfig) -> bool:
 class GroundedBlock(ResidualBlock):
     """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
 
-    def __init__(self, config: ModelConfig, causal: bool, index: int = 0, is_last: bool = False) -> None:
-        super().__init__(config, index, is_last)
-        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,))
+    def __init__(self, config: ModelConfig, causal: bool, index: int = 0, depth: int | None = None) -> None:
+        super().__init__(config, index, depth)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=depth)
         self.causal = causal
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
@@ -88,8 +88,8 @@ class AlignmentBlock(BlockLayer):
     """A bidirectional grounded block on the alignment stack."""
 
     def __init__(self, index: int, config: ModelConfig) -> None:
-        is_last = index == config.alignment_layers - 1
-        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, is_last))
+        depth = config.alignment_layers
+        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, depth))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are alignment rows."""
@@ -113,8 +113,8 @@ class GenerationBlock(BlockLayer):
     """
 
     def __init__(self, index: int, config: ModelConfig) -> None:
-        is_last = index == config.generation_layers - 1
-        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, is_last))
+        depth = config.generation_layers
+        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, depth))
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""

@@ -259,12 +259,16 @@ class Embed(BlockLayer):
         visual, text = self.block.visual, self.block.text
         if not any(layout.visual for layout in layouts):
             yield from visual.parameters()
-        if not any(layout.text or layout.generation for layout in layouts):
+        if not any(self._reads_text(layout) for layout in layouts):
             yield from text.parameters()
         if not any(layout.is_video and layout.visual for layout in layouts):
             yield from (visual.patches.video_delta, visual.times)
         if all(layout.visual.keys() <= {"clean"} for layout in layouts):
             yield visual.mask_token
+
+    def _reads_text(self, layout: StepLayout) -> bool:
+        encoded = encoded_rows(self.config, layout, "text")
+        return encoded.stop > encoded.start or bool(layout.alignment) or layout.generation
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether a stream starts here."""

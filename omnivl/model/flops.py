@@ -21,8 +21,8 @@ from omnivl.objectives.base import Objective
 FORWARD_AND_BACKWARD = 3
 """The backward pass of a product takes two products of the same size."""
 
-MASKED_WORD_SHARE = 0.15
-"""Which share of a masked text's positions goes through the vocabulary head: MLM's usual probability."""
+MASKED_WORD_SHARE = {"mlm": 0.15, "mdm/text": 0.15, "mdm/pair": 0.5}
+"""Which share of a masked text's positions goes through the vocabulary head: the usual probabilities."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _scales(config: ModelConfig) -> int:
 
 def _slots(config: ModelConfig, layers: int, modalities: Sequence[str], *, fused: Sequence[bool] = (False,)) -> int:
     """Parameters of the feed-forward slots of a stack."""
-    slots = [Slot(block, modalities, MODALITIES, fused) for block in range(layers)]
+    slots = [Slot(block, modalities, MODALITIES, fused, layers) for block in range(layers)]
     return sum(slot_parameters(config.ffn, config.hidden_size, config.inner_size, slot) for slot in slots)
 
 
@@ -227,7 +227,7 @@ def _visual_row(config: ModelConfig, layout: StepLayout, patches: int) -> float:
     flops = in_frames * 8 * hidden**2 + times * 4 * (1 + patches) ** 2 * hidden
     if layout.is_video:
         flops += times * patches * 10 * hidden**2 + patches * 4 * times**2 * hidden
-    last = slot_flops(config.ffn, hidden, config.inner_size, config.vision_layers - 1)
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.vision_layers - 1, config.vision_layers)
     saved = times * patches * (4 * hidden**2 + 4 * (1 + patches) * hidden + last)
     slots = positions * _slots_flops(config, config.vision_layers)
     return config.vision_layers * flops + slots - _is_shortened(config, layout, config.vision_layers) * saved
@@ -238,19 +238,19 @@ def _text_row(config: ModelConfig, layout: StepLayout, tokens: float) -> float:
     hidden, length = config.hidden_size, config.text_length
     if not _is_shortened(config, layout, config.text_layers):
         return _text_blocks(config, config.text_layers, tokens)
-    last = slot_flops(config.ffn, hidden, config.inner_size, config.text_layers - 1)
+    last = slot_flops(config.ffn, hidden, config.inner_size, config.text_layers - 1, config.text_layers)
     first = 4 * hidden**2 + 4 * length * hidden + last
     return _text_blocks(config, config.text_layers - 1, tokens) + length * 4 * hidden**2 + first
 
 
 def _is_shortened(config: ModelConfig, layout: StepLayout, layers: int) -> bool:
     """Whether the last block of an encoder of ``layers`` blocks computes its first position only."""
-    return layout.class_only and not is_routed(config.ffn, layers - 1)
+    return layout.class_only and not is_routed(config.ffn, layers - 1, layers)
 
 
 def _slots_flops(config: ModelConfig, layers: int) -> float:
     """The feed-forward slots of a stack on one token, forward."""
-    return sum(slot_flops(config.ffn, config.hidden_size, config.inner_size, block) for block in range(layers))
+    return sum(slot_flops(config.ffn, config.hidden_size, config.inner_size, block, layers) for block in range(layers))
 
 
 def _text_blocks(config: ModelConfig, layers: int, tokens: float) -> float:
@@ -278,6 +278,7 @@ def _patches(config: ModelConfig, layout: StepLayout) -> float:
 
 def _vocabulary(config: ModelConfig, layout: StepLayout, tokens: float, shifted: float) -> float:
     """The vocabulary head on the generation stream and on masked words."""
-    masked = layout.text["mlm"].stop - layout.text["mlm"].start if "mlm" in layout.text else 0
-    positions = shifted * layout.generation * layout.batch_size + MASKED_WORD_SHARE * tokens * masked
-    return positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size)
+    rows = {name: segment.stop - segment.start for name, segment in layout.text.items()}
+    masked = sum(share * rows.get(name, 0) for name, share in MASKED_WORD_SHARE.items())
+    positions = shifted * layout.generation * layout.batch_size + tokens * masked
+    return float(positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size))

@@ -27,9 +27,11 @@ def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int
         visual.add("clean", batch_size)
     if any(_needs_text(demands) for _, demands in active):
         text.add("clean", batch_size)
-    for name, demands in active:
-        visual.add(name, demands.masked_visual)
-        text.add(name, demands.masked_text)
+    for _, demands in active:
+        for segment, rows in demands.masked_visual.items():
+            visual.add(segment, rows)
+        for segment, rows in demands.masked_text.items():
+            text.add(segment, rows)
         for segment, rows in demands.alignment.items():
             alignment.add(segment, rows)
     return StepLayout(
@@ -54,8 +56,9 @@ def present_modalities(layout: StepLayout) -> tuple[str, ...]:
 
 
 def _needs_visual(demands: Demands) -> bool:
-    """The decoders attend to clean visual rows, and the twins see the clean input."""
-    implied = demands.embeddings or demands.momentum or demands.generation or bool(demands.alignment)
+    """Texts look at clean visual rows unless at masked ones, and the twins see the clean input."""
+    looking = demands.alignment.keys() - demands.masked_visual.keys()
+    implied = demands.embeddings or demands.momentum or demands.generation or bool(looking)
     return demands.visual or implied
 
 
@@ -64,7 +67,7 @@ def _needs_text(demands: Demands) -> bool:
 
 
 def _reads_all_positions(demands: Demands) -> bool:
-    masked = demands.masked_visual > 0 or demands.masked_text > 0
+    masked = bool(demands.masked_visual or demands.masked_text)
     return demands.visual or demands.text or masked or demands.generation or bool(demands.alignment)
 
 

@@ -3,7 +3,7 @@
 Shapes: R alignment rows, B samples, L text positions, V vocabulary size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from omnivl.model.chain import ChainLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.layout import present_modalities
-from omnivl.model.state import State
+from omnivl.model.state import State, StepLayout
 from omnivl.objectives.base import Objective
 from omnivl.objectives.vlm import MatchHead
 from omnivl.objectives.vocabulary import VocabularyHead
@@ -55,12 +55,16 @@ class Losses(ChainLayer):
 
     def head_of(self, objective: Objective) -> nn.Module | None:
         """The head that ``objective.loss`` gets."""
-        if objective.uses_vocabulary_head:
-            return self.vocabulary
-        if objective.name not in self.heads:
-            return None
-        head: nn.Module = self.heads[objective.name]
-        return head
+        own: nn.Module | None = dict(self.heads.items()).get(objective.name)
+        if not objective.uses_vocabulary_head:
+            return own
+        assert self.vocabulary is not None
+        return self.vocabulary if own is None else nn.ModuleDict({"own": own, "vocabulary": self.vocabulary})
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The vocabulary head where no step restores or writes words."""
+        if self.vocabulary is not None and not any(one.generation or one.text.keys() - {"clean"} for one in layouts):
+            yield from self.vocabulary.parameters()
 
     def forward(self, state: State) -> State:
         """See the class."""

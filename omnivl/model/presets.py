@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from moe.config import FeedForwardConfig, MoMELIMoEConfig, named_modalities
+from moe.config import AttributeConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
 from omnivl.errors import ModelError
 from omnivl.model.config import MODALITIES, ModelConfig, PresetName
 
@@ -127,6 +127,7 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
     if not 0.0 <= config.patch_dropout < 1.0:
         yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
     yield from _modality_misfits(config.ffn)
+    yield from _place_misfits(config)
 
 
 def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
@@ -144,6 +145,23 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
                 yield Misfit(
                     ("ffn", "pools"), got, f"experts for top_k {ffn.top_k}", "give it a pool or raise common_experts"
                 )
+
+
+def _place_misfits(config: ModelConfig) -> Iterator[Misfit]:
+    """Blocks that are named as places of experts and that not every stack has."""
+    blocks = config.ffn.blocks if isinstance(config.ffn, SparseConfig | AttributeConfig) else None
+    stacks = {"vision_layers": config.vision_layers}
+    if config.architecture == "towers":
+        stacks |= {name: getattr(config, name) for name in ("text_layers", "alignment_layers", "generation_layers")}
+    shortest = min(stacks, key=lambda name: stacks[name])
+    depth = stacks[shortest]
+    for block in blocks or ():
+        if not -depth <= block < depth:
+            allowed = f"{-depth} to {depth - 1}, the blocks of {depth} {shortest}"
+            yield Misfit(("ffn", "blocks"), str(block), allowed, "name another block or build more")
+    if blocks is not None and len({block % depth for block in blocks}) < len(blocks):
+        got = f"{list(blocks)} with {depth} {shortest}"
+        yield Misfit(("ffn", "blocks"), got, "each block once", "take out those that are named from both ends")
 
 
 def _unknown(where: str, got: str, allowed: list[str]) -> str:

@@ -33,7 +33,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "momentum_text": "float [B, L, D], from the momentum twin, no gradient",
     "visual_embedding": "float [B, P], projected and L2-normalised, fp32",
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
-    "memory": "float [R_memory, S, D], visual features that the decoders attend to; rows 0 .. B - 1 are the own",
+    "memory": "float [R_memory, S, D], visual features that texts look at; rows 0 .. B - 1 are the own, if there are",
     "alignment": "float [R_alignment, L, D]; rows by layout.alignment",
     "alignment_mask": "bool [R_alignment, L]",
     "alignment_memory": "int64 [R_alignment], the row of memory that each alignment row attends to",
@@ -56,8 +56,8 @@ class StepLayout:
         batch_size: B.
         num_frames: T.
         mode: ``train`` runs losses; the others stop where their output exists (see ``Chain``).
-        visual: Segments of ``state["visual"]`` by name: ``clean`` and one per masked-visual objective. May be empty.
-        text: Segments of ``state["text"]``: ``clean`` and ``mlm``. May be empty.
+        visual: Segments of ``state["visual"]`` by name: ``clean`` and one per masked visual pass. May be empty.
+        text: Segments of ``state["text"]``: ``clean`` and one per masked text pass. May be empty.
         alignment: Segments of ``state["alignment"]``, e.g. ``vlm_positive``, ``vlm_negative_text``, ``mlm``.
         embeddings: Whether the clean streams are projected and compared.
         generation: Whether the generation stream runs.
@@ -79,6 +79,11 @@ class StepLayout:
     momentum: bool = False
     objectives: tuple[str, ...] = ()
     class_only: bool = False
+
+    @property
+    def both_masked(self) -> tuple[str, ...]:
+        """The alignment segments whose texts look at a masked visual instead of the clean one."""
+        return tuple(name for name in self.alignment if name in self.visual)
 
     @property
     def is_video(self) -> bool:

@@ -31,11 +31,11 @@ class ResidualBlock(nn.Module):
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
-    def __init__(self, config: ModelConfig, index: int, is_last: bool) -> None:
+    def __init__(self, config: ModelConfig, index: int, depth: int | None) -> None:
         super().__init__()
-        self.reads_padding = is_routed(config.ffn, index)
+        self.reads_padding = is_routed(config.ffn, index, depth)
         self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
-        normalises = self.is_pre_norm and is_last
+        normalises = self.is_pre_norm and depth is not None and index == depth - 1
         self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
 
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
@@ -60,9 +60,9 @@ class ResidualBlock(nn.Module):
 class BertBlock(ResidualBlock):
     """One transformer block of the text encoder, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, index: int = 0, is_last: bool = False) -> None:
-        super().__init__(config, index, is_last)
-        slot = Slot(index, (TEXT_MODALITY,), MODALITIES)
+    def __init__(self, config: ModelConfig, index: int = 0, depth: int | None = None) -> None:
+        super().__init__(config, index, depth)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=depth)
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
@@ -90,9 +90,9 @@ class TextBlock(BlockLayer):
     """A BERT block on all text rows, and its momentum twin on the clean ones."""
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        is_last = index == config.text_layers - 1
-        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, index, is_last), twin=twin)
-        self.may_shorten = is_last and not is_routed(config.ffn, index)
+        depth = config.text_layers
+        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, index, depth), twin=twin)
+        self.may_shorten = index == depth - 1 and not is_routed(config.ffn, index, depth)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""

@@ -108,13 +108,13 @@ class UnifiedBlock(nn.Module):
         size, multiway = config.hidden_size, config.multiway
         self.num_heads = config.num_heads
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
-        self.reads_padding = is_routed(config.ffn, index)
+        self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
         self.norm1 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
         self.qkv = ByModality(lambda: Linear(size, 3 * size), multiway)
         self.out = ByModality(lambda: Linear(size, size), multiway)
         self.scale1 = layer_scale(config)
         self.norm2 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
-        slot = Slot(index, MODALITIES, MODALITIES, fused=(False, True))
+        slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
 
@@ -175,13 +175,13 @@ class TwicePassed(BlockLayer):
         """All where no step has a stream, else what no token meets."""
         active = [layout for layout in layouts if self.acts(layout)]
         if active:
-            yield from self.idle({token for layout in active for token in reached_tokens(self.config, layout)})
+            yield from self.idle(active)
         else:
             yield from self.parameters()
 
     @abstractmethod
-    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
-        """Parameters that no token meets, where ``reached`` names (modality, fused) of those that come by."""
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Parameters that no token meets under layouts that all have streams."""
 
 
 class UnifiedLayer(TwicePassed):
@@ -190,9 +190,9 @@ class UnifiedLayer(TwicePassed):
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         super().__init__(f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), twin=twin)
 
-    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What belongs to a modality that never comes."""
-        block = self.block
+        block, reached = self.block, {token for layout in layouts for token in reached_tokens(self.config, layout)}
         assert isinstance(block, UnifiedBlock)
         for module in (block.norm1, block.qkv, block.out, block.norm2):
             yield from module.idle({modality for modality, _ in reached})
@@ -225,16 +225,29 @@ class UnifiedNorm(TwicePassed):
 
         super().__init__("unified_norm", config, build, twin=twin)
 
-    def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
-        """What belongs to a side that never comes. Of joined rows only the text is read."""
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What belongs to a side that never comes. Of joined rows the text is read, and masked visuals."""
         assert isinstance(self.block, ByModality)
-        yield from self.block.idle({modality for modality, fused in reached if not fused or modality == "text"})
+        read = {
+            modality
+            for layout in layouts
+            for modality, fused in reached_tokens(self.config, layout)
+            if not fused or modality == "text" or layout.both_masked
+        }
+        yield from self.block.idle(read)
 
     def forward(self, state: State) -> State:
-        """Normalises what ``UnifiedLayer`` advances. Of joined rows only the text goes on: heads read nothing else."""
+        """Normalises what ``UnifiedLayer`` advances.
+
+        Of joined rows the text goes on, and as ``{segment}/features`` the visual of those in which it is masked: heads
+        read nothing else.
+        """
         if "alignment" in state:
             stream = joined_stream(state)
             length = stream.parts[0].length
+            for name in state.layout.both_masked:
+                visual = Stream(stream.x[state.layout.alignment[name], length:], stream.parts[1:])
+                state = state.merged({f"{name}/features": self.block(visual.x, visual)})
             text = Stream(stream.x[:, :length], stream.parts[:1])
             return state.updated(alignment=self.block(text.x, text), alignment_mask=state["alignment_mask"][:, :length])
         names = waiting_streams(state)

@@ -81,7 +81,7 @@ class DividedBlock(nn.Module):
         self.attention = SelfAttention(config.hidden_size, config.num_heads)
         self.scale1 = layer_scale(config)
         self.norm2 = LayerNorm(config.hidden_size, VISUAL_EPS)
-        slot = Slot(index, VISUAL_MODALITIES, MODALITIES)
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
 
@@ -134,7 +134,8 @@ class VisualBlock(BlockLayer):
             return DividedBlock(config, index)
 
         super().__init__(f"visual_{index:02d}", config, build, twin=twin)
-        self.may_shorten = index == config.vision_layers - 1 and not is_routed(config.ffn, index)
+        is_last = index == config.vision_layers - 1
+        self.may_shorten = is_last and not is_routed(config.ffn, index, config.vision_layers)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""

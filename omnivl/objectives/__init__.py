@@ -10,18 +10,20 @@ from pydantic import Field
 from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, SpecialTokens
 from omnivl.objectives.lm import LM
 from omnivl.objectives.mcm import MCM
+from omnivl.objectives.mdm import MDM
 from omnivl.objectives.mfm import MFM
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.mrm import MRM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 
-ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | UniVLC | VLM | LM, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM, Field(discriminator="kind")]
 """All objectives that a plan can name, told apart by ``kind``."""
 
 __all__ = [
     "LM",
     "MCM",
+    "MDM",
     "MFM",
     "MLM",
     "MRM",

@@ -83,10 +83,12 @@ class Demands:
         embeddings: Projected embeddings of both clean streams; by themselves they need the first position only.
         momentum: The momentum twins' streams.
         generation: The causal stream over ``lm/token_ids``.
-        masked_visual: Rows of a masked visual pass; they read ``{name}/rows`` int64 [M] and ``{name}/mask`` bool
-            [M, T, N] from ``Batch.prepared``.
-        masked_text: Rows of a masked text pass; they read ``{name}/token_ids`` int64 [M, L], rows 0..M-1 of the batch.
-        alignment: Alignment rows by segment name.
+        masked_visual: Rows of masked visual passes by segment name; they read ``{segment}/rows`` int64 [M] and
+            ``{segment}/mask`` bool [M, T, N] from ``Batch.prepared``.
+        masked_text: Rows of masked text passes by segment name; they read ``{segment}/token_ids`` int64 [M, L], rows
+            0..M-1 of the batch.
+        alignment: Alignment rows by segment name. A segment that is a masked text's too has that text; one that is a
+            masked visual's too looks at that instead of the clean visual, which only the unified transformer does.
     """
 
     visual: bool = False
@@ -94,8 +96,8 @@ class Demands:
     embeddings: bool = False
     momentum: bool = False
     generation: bool = False
-    masked_visual: int = 0
-    masked_text: int = 0
+    masked_visual: Mapping[str, int] = field(default_factory=dict)
+    masked_text: Mapping[str, int] = field(default_factory=dict)
     alignment: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -127,7 +129,8 @@ class Objective(ABC):
     weight_warmup_steps: int = 0
 
     uses_vocabulary_head: ClassVar[bool] = False
-    """Whether ``loss`` gets the vocabulary head that MLM and LM share instead of a head of its own."""
+    """Whether ``loss`` gets the vocabulary head that all share: instead of a head of its own, or where it has one too,
+    both in a ``ModuleDict`` as ``vocabulary`` and ``own``."""
 
     def __post_init__(self) -> None:
         """Checks the options.

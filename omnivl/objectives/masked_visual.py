@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 PIXEL_EPS = 1e-6
 
+VisualTargets = Literal["pixels", "momentum"]
+FeatureLoss = Literal["smooth_l1", "cosine"]
+
 
 @dataclass(frozen=True)
 class MaskedVisual(Objective):
@@ -45,8 +48,8 @@ class MaskedVisual(Objective):
     """
 
     probability: float = 0.15
-    targets: Literal["pixels", "momentum"] = "pixels"
-    feature_loss: Literal["smooth_l1", "cosine"] = "smooth_l1"
+    targets: VisualTargets = "pixels"
+    feature_loss: FeatureLoss = "smooth_l1"
     every: int = 1
     offset: int = 0
 
@@ -94,7 +97,7 @@ class MaskedVisual(Objective):
         count = len(self.rows(batch_size))
         if is_video(kind) != self.on_videos or count == 0:
             return None
-        return Demands(masked_visual=count, momentum=self.uses_momentum)
+        return Demands(masked_visual={self.name: count}, momentum=self.uses_momentum)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{name}/rows`` int64 ``[M]`` and ``{name}/mask`` bool ``[M, T, N]``."""
@@ -117,16 +120,10 @@ class MaskedVisual(Objective):
     def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
         """Mean distance over masked patches and their values."""
         assert isinstance(head, PatchHead)
-        rows, mask = state[f"{self.name}/rows"], state[f"{self.name}/mask"]
-        predicted = head(state[f"{self.name}/features"][:, 1:][mask.flatten(1)]).float()
-        if self.targets == "pixels":
-            targets = pixel_targets(state["frames"][rows], mask, head.patch_size, head.tubelet_size)
-            per_patch = (predicted - targets).square().mean(-1)
-        else:
-            targets = feature_targets(state["momentum_visual"][rows], mask)
-            per_patch = feature_distance(predicted, targets, self.feature_loss)
+        mask = state[f"{self.name}/mask"]
+        distances = patch_distances(state, self.name, head, self.targets, self.feature_loss)
         count = mask.sum()
-        loss = replica_mean(per_patch.sum(), count, gather)
+        loss = replica_mean(distances.sum(), count, gather)
         return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
 
 
@@ -142,6 +139,30 @@ class PatchHead(nn.Module):
         """Maps ``[K, D]`` to ``[K, C]`` (pixels) or ``[K, D]`` (features), in the dtype of the input."""
         predicted: Tensor = self.output(features)
         return predicted
+
+
+def patch_distances(
+    state: State, segment: str, head: PatchHead, targets: VisualTargets, feature_loss: FeatureLoss
+) -> Tensor:
+    """How far the predictions of a masked visual pass lie from their targets.
+
+    Args:
+        state: Has ``{segment}/rows``, ``/mask`` and ``/features``, and ``frames`` or ``momentum_visual``.
+        segment: Name of the pass.
+        head: From features to targets.
+        targets: What the targets are, see ``MaskedVisual``.
+        feature_loss: Distance to momentum targets.
+
+    Returns:
+        fp32 ``[K]``, a mean over the values of each masked patch.
+    """
+    rows, mask = state[f"{segment}/rows"], state[f"{segment}/mask"]
+    predicted = head(state[f"{segment}/features"][:, 1:][mask.flatten(1)]).float()
+    if targets == "pixels":
+        wanted = pixel_targets(state["frames"][rows], mask, head.patch_size, head.tubelet_size)
+        per_patch: Tensor = (predicted - wanted).square().mean(-1)
+        return per_patch
+    return feature_distance(predicted, feature_targets(state["momentum_visual"][rows], mask), feature_loss)
 
 
 def patchify(frames: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
@@ -197,7 +218,7 @@ def feature_targets(momentum_visual: Tensor, mask: Tensor) -> Tensor:
     return F.layer_norm(features, features.shape[-1:])
 
 
-def feature_distance(predicted: Tensor, targets: Tensor, kind: Literal["smooth_l1", "cosine"]) -> Tensor:
+def feature_distance(predicted: Tensor, targets: Tensor, kind: FeatureLoss) -> Tensor:
     """Distance per patch, ``[K]``: mean smooth L1 (beta 1) over the features, or 1 - cosine."""
     if kind == "smooth_l1":
         return F.smooth_l1_loss(predicted, targets, reduction="none").mean(-1)

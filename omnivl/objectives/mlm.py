@@ -64,18 +64,20 @@ class MLM(Objective):
         if is_label(kind) and not self.include_labels:
             return None
         if not self.grounded:
-            return Demands(masked_text=batch_size)
-        return Demands(visual=True, masked_text=batch_size, alignment={self.name: batch_size})
+            return Demands(masked_text={self.name: batch_size})
+        return Demands(visual=True, masked_text={self.name: batch_size}, alignment={self.name: batch_size})
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``mlm/token_ids`` and ``mlm/targets``, int64 ``[B, L]``."""
+        corrupted, targets = self.hide_all(self.name, batch, context)
+        return {f"{self.name}/token_ids": corrupted, f"{self.name}/targets": targets}
+
+    def hide_all(self, purpose: str, batch: Batch, context: PrepareContext) -> tuple[Tensor, Tensor]:
+        """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws."""
         token_ids = batch.token_ids.numpy()
-        uniforms = context.uniforms(self.name, batch, _draws(token_ids.shape[1]))
+        uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
         corrupted, targets = self.hide(uniforms, token_ids, context.tokens)
-        return {
-            f"{self.name}/token_ids": torch.from_numpy(corrupted),
-            f"{self.name}/targets": torch.from_numpy(targets),
-        }
+        return torch.from_numpy(corrupted), torch.from_numpy(targets)
 
     def corrupt(self, random: np.random.Generator, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
         """Hides tokens of one text.

@@ -171,6 +171,20 @@ def test_a_dense_stage_hands_over_to_one_with_experts_without_a_break(ffn: FeedF
         torch.testing.assert_close(after, before)
 
 
+def test_experts_may_stand_in_other_blocks_than_before() -> None:
+    depth = {"vision_layers": 2, "architecture": "unified"}
+    below = chain(0, ffn=LIMoEConfig(num_experts=3, blocks=(0,)), **depth)
+    above = chain(1, ffn=LIMoEConfig(num_experts=3, blocks=(-1,)), **depth)
+    report = hand_over(above, weights(below), "spatial")
+    assert report.dropped == ()
+    assert report.created == ("unified_01.block.ffn.router.gate.weight",)
+    slots = [getattr(one, layer).block.ffn for layer in ("unified_00", "unified_01") for one in (below, above)]
+    bank, merged, dense, copies = slots
+    torch.testing.assert_close(merged.fc1.weight, bank.experts.fc1_weight.mean(0))
+    torch.testing.assert_close(merged.fc2.weight, bank.experts.fc2_weight.mean(0).t())
+    torch.testing.assert_close(copies.experts.fc1_weight, dense.fc1.weight.expand(3, -1, -1))
+
+
 def test_table_counts_by_part() -> None:
     table = hand_over(chain(1, LM()), weights(chain(0, MRM())), "spatial").table("title")
     cells = [list(column.cells) for column in table.columns]

@@ -38,7 +38,7 @@ def problems(text: str, *overrides: str, world_size: int | None = None) -> list[
 
 PLAN_KEYS = "name, stages, seed, tokenizer, model, parallel, launch, batch, loader, checkpoint, guard, logging"
 STAGE_KEYS = "name, steps, data, objectives, optimizer, init_from, weights, freeze, model, parallel, batch, evaluate"
-OBJECTIVES = "'mlm', 'mrm', 'mfm', 'mcm', 'univlc', 'vlm', 'lm'"
+OBJECTIVES = "'mlm', 'mrm', 'mfm', 'mcm', 'mdm', 'univlc', 'vlm', 'lm'"
 
 
 def test_a_right_plan_is_typed_and_complete() -> None:

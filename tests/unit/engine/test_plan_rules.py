@@ -134,6 +134,10 @@ STAGE_CASES = {
         {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
         "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
     ),
+    "pairs_are_masked_in_one_transformer": (
+        {"objectives": "[univlc, mdm]"},
+        "p:7: stages.0.objectives.1.kind: got 'mdm' where model.architecture is 'towers'; allowed every other objective; set model.architecture to unified, or take 'mrm' and 'mlm' instead",
+    ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",

@@ -80,6 +80,7 @@ def test_bf16_tokens_stay_bf16() -> None:
     ("options", "message"),
     [
         ({"every": 0}, "ffn.every: got 0, allowed is 1 or more"),
+        ({"blocks": (0, 0)}, "ffn.blocks: got \\[0, 0\\], allowed is each block once"),
         ({"top_k": 9}, "ffn.top_k: got 9, allowed is 1 to num_experts"),
         ({"noise": -1.0}, "ffn.noise: got -1.0, allowed is 0 \\(none\\) or more"),
     ],

@@ -234,10 +234,10 @@ def test_listening_hears_which_experts_took_a_token() -> None:
 
 def test_costs_follow_the_mean_number_of_experts() -> None:
     # 4 * 8 * 16 operations an expert and token, 2 * 8 * 4 of the router.
-    assert slot_flops(CHOOSING, 8, 16, 0) == 2 * 512 + 64
-    assert slot_flops(replace(CHOOSING, capacity_factor=1.5), 8, 16, 0) == 3 * 512 + 64
+    assert slot_flops(CHOOSING, 8, 16, 0, 2) == 2 * 512 + 64
+    assert slot_flops(replace(CHOOSING, capacity_factor=1.5), 8, 16, 0, 2) == 3 * 512 + 64
     by_tokens = replace(CHOOSING, routing="token_choice", capacity_factor=1.5)
-    assert slot_flops(by_tokens, 8, 16, 0) == 2 * 512 + 64
+    assert slot_flops(by_tokens, 8, 16, 0, 2) == 2 * 512 + 64
     assert without_noise(CHOOSING) == CHOOSING
 
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import Slot, build_feed_forward
+from moe.feed_forward import Slot, build_feed_forward, is_routed
 from moe.modality import ModalityFeedForward
 from moe.router_losses import RouterLossConfig, RouterSums
 from moe.sparse import SparseFeedForward
@@ -25,6 +25,23 @@ def built(config: FeedForwardConfig, block: int = 1, **slot) -> nn.Module:
 
 def x_of(tokens: Tokens = MIXED) -> Tensor:
     return torch.randn(tokens.count, 8, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "routed"),
+    [
+        ({}, [1, 3, 5]),
+        ({"every": 3}, [2, 5]),
+        ({"blocks": (0, 4)}, [0, 4]),
+        ({"blocks": (-1, -3)}, [3, 5]),
+        ({"blocks": (1, -1)}, [1, 5]),
+    ],
+)
+def test_experts_stand_where_they_are_named_or_in_every_so_manieth_block(options: dict, routed: list[int]) -> None:
+    config = LIMoEConfig(num_experts=2, **options)
+    assert [block for block in range(6) if is_routed(config, block, 6)] == routed
+    slots = [built(config, block, depth=6) for block in range(6)]
+    assert [block for block, slot in enumerate(slots) if isinstance(slot, SparseFeedForward)] == routed
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -141,6 +158,12 @@ def test_fused_sequences_have_their_own_perceptron_from_a_block_on() -> None:
     [
         ({"top_k": 0}, "ffn.top_k: got 0, allowed is 1 or more"),
         ({"every": 0}, "ffn.every: got 0, allowed is 1 or more"),
+        ({"blocks": ()}, "ffn.blocks: got no block, allowed is null or one block or more"),
+        ({"blocks": (1, 1)}, "ffn.blocks: got [1, 1], allowed is each block once"),
+        (
+            {"blocks": (1,), "every": 3},
+            "ffn.every: got 3 beside blocks [1], allowed is one of the two: leave every out where blocks are named",
+        ),
         ({"expert_ratio": 0.0}, "ffn.expert_ratio: got 0.0, allowed is a number above 0"),
         ({"shared_experts": -1}, "ffn.shared_experts: got -1, allowed is 0 or more"),
         ({"noise": -1.0}, "ffn.noise: got -1.0, allowed is 0 (none) or more"),

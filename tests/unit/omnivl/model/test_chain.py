@@ -283,14 +283,14 @@ def test_norms_stand_where_the_configuration_says(text_norm):
     """By hand for a block whose branches give nothing: post-norm normalises the stream, pre-norm leaves it alone."""
     from omnivl.model.text import BertBlock
 
-    block = BertBlock(replace(CONFIG, text_norm=text_norm), is_last=True)
+    block = BertBlock(replace(CONFIG, text_norm=text_norm), depth=1)
     for parameter in (block.attention.out.weight, block.ffn.fc2.weight):
         parameter.data.zero_()
     x = torch.randn(2, 5, CONFIG.hidden_size) * 3 + 1
     out = block(x, torch.ones(2, 5, dtype=torch.bool)).y
     normalised = (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, unbiased=False)
     torch.testing.assert_close(out, normalised, rtol=1e-4, atol=1e-4)
-    inner = BertBlock(replace(CONFIG, text_norm=text_norm), is_last=False)
+    inner = BertBlock(replace(CONFIG, text_norm=text_norm))
     for parameter in (inner.attention.out.weight, inner.ffn.fc2.weight):
         parameter.data.zero_()
     expected = x if text_norm == "pre" else normalised

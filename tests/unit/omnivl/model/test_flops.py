@@ -11,7 +11,7 @@ from omnivl.model.build import build_chain
 from omnivl.model.flops import parameter_count, step_flops
 from omnivl.model.presets import PRESETS
 from omnivl.model.state import StepLayout
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, SpecialTokens, UniVLC
+from omnivl.objectives import LM, MCM, MDM, MFM, MLM, MRM, VLM, SpecialTokens, UniVLC
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
 EVERYTHING = (MLM(), MRM(), MFM(), MCM(targets="momentum"), UniVLC(queue_size=8), VLM(), LM())
@@ -46,7 +46,9 @@ FILLINGS = {
     "mome sharing": MoMEConfig(shared={"vision": ("image", "video")}),
     "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, expert_ratio=0.5, implementation="loop"),
     "limoe everywhere": LIMoEConfig(num_experts=4, every=1, implementation="loop"),
+    "limoe at named blocks": LIMoEConfig(num_experts=4, blocks=(0, -1), implementation="loop"),
     "attribute": AttributeConfig(num_experts=4),
+    "attribute at a named block": AttributeConfig(num_experts=4, blocks=(-2,)),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 3}, common_experts=1, implementation="loop"),
 }
 
@@ -63,7 +65,7 @@ def test_parameter_count_with_experts(ffn):
 @pytest.mark.parametrize("ffn", [DenseConfig(), *FILLINGS.values()], ids=["dense", *FILLINGS])
 def test_parameter_count_of_the_unified_transformer(ffn, multiway):
     config = replace(PRESETS["tiny"], architecture="unified", ffn=ffn, multiway=multiway, layer_scale_init=0.1)
-    objectives = tuple(objective for objective in EVERYTHING if not isinstance(objective, LM))
+    objectives = (*(objective for objective in EVERYTHING if not isinstance(objective, LM)), MDM())
     with torch.device("meta"):
         chain = build_chain(config, objectives, TOKENS)
     count = parameter_count(config, objectives)

@@ -23,8 +23,8 @@ class Asking:
 def test_segments_are_stacked_in_order():
     layout = plan_layout(
         [
-            Asking("mlm", Demands(masked_text=4, alignment={"mlm": 4})),
-            Asking("mrm", Demands(masked_visual=2)),
+            Asking("mlm", Demands(masked_text={"mlm": 4}, alignment={"mlm": 4})),
+            Asking("mrm", Demands(masked_visual={"mrm": 2})),
             Asking("lm", None),
             Asking("univlc", Demands(embeddings=True, momentum=True)),
             Asking("vlm", Demands(alignment={"vlm_positive": 4, "vlm_negative_text": 4})),
@@ -50,7 +50,7 @@ def test_embeddings_alone_read_the_first_position_only():
 
 
 def test_a_masked_pass_alone_needs_no_clean_rows():
-    layout = plan_layout([Asking("mfm", Demands(masked_visual=3))], "video_label", 3, 8)
+    layout = plan_layout([Asking("mfm", Demands(masked_visual={"mfm": 3}))], "video_label", 3, 8)
     assert layout.visual == {"mfm": slice(0, 3)}
     assert not layout.text
     assert layout.is_video
@@ -63,7 +63,7 @@ def test_decoders_need_clean_visual_rows():
 
 
 def test_two_objectives_of_one_name_are_refused():
-    twice = [Asking("mrm", Demands(masked_visual=2))] * 2
+    twice = [Asking("mrm", Demands(masked_visual={"mrm": 2}))] * 2
     with pytest.raises(ModelError) as error:
         plan_layout(twice, "image_text", 2, 1)
     assert str(error.value) == (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moe.config import MoMEConfig, MoMELIMoEConfig
+from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.errors import ModelError
 from omnivl.model.config import ModelConfig
@@ -61,6 +61,23 @@ def test_modalities_that_the_model_does_not_know_are_named():
     ]
     with pytest.raises(ModelError, match=r"model.ffn.shared.vision: got 'film'; allowed 'image', 'video', 'text'"):
         check_config(ModelConfig(ffn=MoMEConfig(shared={"vision": ("image", "film")})))
+
+
+@pytest.mark.parametrize("kind", [LIMoEConfig, AttributeConfig])
+def test_experts_stand_in_blocks_that_are_there(kind):
+    check_config(ModelConfig(ffn=kind(blocks=(0, -1))))
+    with pytest.raises(ModelError) as caught:
+        check_config(ModelConfig(text_layers=6, ffn=kind(blocks=(3, 6, -7))))
+    assert str(caught.value).splitlines() == [
+        "model.ffn.blocks: got 6; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
+        "model.ffn.blocks: got -7; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
+    ]
+    with pytest.raises(ModelError) as caught:
+        check_config(ModelConfig(architecture="unified", text_layers=1, ffn=kind(blocks=(11, 2, -1))))
+    assert str(caught.value) == (
+        "model.ffn.blocks: got [11, 2, -1] with 12 vision_layers; allowed each block once; take out those that are "
+        "named from both ends"
+    )
 
 
 def test_time_positions():

@@ -67,8 +67,8 @@ def test_members_are_named_by_kind_and_picklable(member: type) -> None:
 def test_union_reads_every_kind_and_lists_them_for_an_unknown_one() -> None:
     adapter: TypeAdapter[object] = TypeAdapter(ObjectiveConfig)
     assert [adapter.validate_python({"kind": member().kind}) for member in MEMBERS] == [member() for member in MEMBERS]
-    assert len(MEMBERS) == 7
-    with pytest.raises(ValidationError, match="'mlm', 'mrm', 'mfm', 'mcm', 'univlc', 'vlm', 'lm'"):
+    assert len(MEMBERS) == 8
+    with pytest.raises(ValidationError, match="'mlm', 'mrm', 'mfm', 'mcm', 'mdm', 'univlc', 'vlm', 'lm'"):
         adapter.validate_python({"kind": "mml"})
 
 
@@ -133,6 +133,7 @@ def test_demands_by_kind() -> None:
     assert active == {
         **{"MLM": captions, "VLM": captions, "LM": captions},
         **{"MRM": images, "MFM": videos, "MCM": videos},
+        "MDM": ["image_text", "image_label"],
         "UniVLC": list(kinds),
     }
     for member in (MLM, VLM, LM):

@@ -148,7 +148,7 @@ def test_every_chooses_rows(make_batch, context) -> None:
     batch = make_batch(positions=(10, 11, 12, 13, 14))
     demands = objective.demands("image_text", batch.size)
     assert demands is not None
-    assert demands.masked_visual == 2
+    assert demands.masked_visual == {"mrm": 2}
     prepared = objective.prepare(batch, context)
     assert prepared["mrm/rows"].tolist() == [1, 3]
     assert prepared["mrm/mask"].shape == (2, 1, 16)

@@ -1,0 +1,154 @@
+"""Masked data modelling: images alone, texts alone, and pairs of which both sides are masked.
+
+Shapes: B samples, L text positions, N patches of an image.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from omnivl.data.batch import Batch, DataKind, is_label, is_video
+from omnivl.model.gather import Gather
+from omnivl.model.state import State
+from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.objectives.masked_visual import FeatureLoss, PatchHead, VisualTargets, patch_distances
+from omnivl.objectives.masking import block_mask
+from omnivl.objectives.mlm import MLM
+from omnivl.objectives.vocabulary import token_loss
+
+if TYPE_CHECKING:
+    from omnivl.model.config import ModelConfig
+
+IMAGE, TEXT, PAIR = "mdm/image", "mdm/text", "mdm/pair"
+"""Rows of a step: the image alone, the text alone, and both in one sequence."""
+
+
+@dataclass(frozen=True)
+class MDM(Objective):
+    """BEiT-3's only objective: what is hidden of an image, of a text and of a pair is restored from the rest.
+
+    A pair with a caption gives one row of each part, so that the parts are equally large; an image with a class label
+    gives the image part only. Needs the unified transformer, since patches of a pair are restored beside its words.
+
+    Attributes:
+        image_probability: Share of patches to mask of images, alone and in pairs.
+        text_probability: Share of ordinary tokens to predict of texts alone.
+        pair_text_probability: Share of ordinary tokens to predict of texts in pairs.
+        image_weight: Factor of the loss on images alone, at the masked patches.
+        text_weight: Factor of the loss on texts alone, at the masked tokens.
+        pair_weight: Factor of the loss on pairs, the sum of that at masked tokens and that at masked patches.
+        min_block: Smallest area of a masked rectangle in patches.
+        mask_share: Share of the tokens to predict that [MASK] replaces.
+        random_share: Share of them that a random ordinary token replaces; the rest stays as it is.
+        targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: what the momentum twin makes of
+            the patch when it sees the whole image; needs the model's momentum twins.
+        feature_loss: Distance to momentum targets.
+
+    Source: Wang et al., BEiT-3, arXiv 2208.10442, section 2.2 (the three shares of masked positions, block-wise on
+        images; a third of each batch for each part).
+    Differs: patches are restored as pixels or features, where the paper has tokens of BEiT v2's tokenizer. Images and
+        texts alone are the sides of the pairs, beside images with labels; the paper's come from other sets.
+    """
+
+    kind: Literal["mdm"] = "mdm"
+    image_probability: float = 0.4
+    text_probability: float = 0.15
+    pair_text_probability: float = 0.5
+    image_weight: float = 1.0
+    text_weight: float = 1.0
+    pair_weight: float = 1.0
+    min_block: int = 4
+    mask_share: float = 0.8
+    random_share: float = 0.1
+    targets: VisualTargets = "pixels"
+    feature_loss: FeatureLoss = "smooth_l1"
+
+    uses_vocabulary_head: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        self.require(0.0 < self.image_probability < 1.0, "image_probability", "above 0 and below 1")
+        for option in ("text_probability", "pair_text_probability"):
+            self.require(0.0 < getattr(self, option) <= 1.0, option, "above 0 and at most 1")
+        for option in ("image_weight", "text_weight", "pair_weight"):
+            self.require(getattr(self, option) > 0.0, option, "above 0")
+        self.require(self.min_block >= 1, "min_block", "at least 1")
+        self.require(0.0 <= self.mask_share <= 1.0, "mask_share", "from 0 to 1")
+        most = 1.0 - self.mask_share
+        self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
+
+    @property
+    def uses_momentum(self) -> bool:
+        """Whether the targets of patches are the momentum encoder's."""
+        return self.targets == "momentum"
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """A row of each part per pair; of an image with a label the image alone."""
+        if is_video(kind):
+            return None
+        if is_label(kind):
+            return Demands(masked_visual={IMAGE: batch_size}, momentum=self.uses_momentum)
+        return Demands(
+            masked_visual={IMAGE: batch_size, PAIR: batch_size},
+            masked_text={TEXT: batch_size, PAIR: batch_size},
+            alignment={PAIR: batch_size},
+            momentum=self.uses_momentum,
+        )
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Draws what each part hides.
+
+        ``mdm/image`` and ``mdm/pair`` get ``/rows`` int64 ``[B]`` and ``/mask`` bool ``[B, 1, N]``, ``mdm/text`` and
+        ``mdm/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
+        """
+        prepared = self._hide_patches(IMAGE, batch, context)
+        if is_label(batch.kind):
+            return prepared
+        prepared |= self._hide_patches(PAIR, batch, context)
+        prepared |= self._hide_tokens(TEXT, self.text_probability, batch, context)
+        return prepared | self._hide_tokens(PAIR, self.pair_text_probability, batch, context)
+
+    def _hide_patches(self, segment: str, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        streams, options = context.streams(f"{segment}/mask"), (context.grid, self.image_probability, self.min_block)
+        masks = [block_mask(streams.at(position), *options).reshape(1, -1) for position in batch.position.tolist()]
+        return {f"{segment}/rows": torch.arange(batch.size), f"{segment}/mask": torch.from_numpy(np.stack(masks))}
+
+    def _hide_tokens(
+        self, segment: str, probability: float, batch: Batch, context: PrepareContext
+    ) -> dict[str, Tensor]:
+        words = MLM(probability=probability, mask_share=self.mask_share, random_share=self.random_share)
+        token_ids, targets = words.hide_all(f"{segment}/token_ids", batch, context)
+        return {f"{segment}/token_ids": token_ids, f"{segment}/targets": targets}
+
+    def build_head(self, config: "ModelConfig") -> nn.Module:
+        """The map from features of masked patches to their targets; words have the vocabulary head."""
+        outputs = config.patch_size**2 * 3 if self.targets == "pixels" else config.hidden_size
+        return PatchHead(config.hidden_size, outputs, config.patch_size, tubelet_size=1)
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        """The weighted sum of the parts, each a mean over what is hidden."""
+        assert isinstance(head, nn.ModuleDict), "patches have a head of their own, words the vocabulary head"
+        alone = self._patches(state, IMAGE, head["own"], gather)
+        total, metrics = self.image_weight * alone, {"image": alone.detach()}
+        if PAIR in state.layout.alignment:
+            text = token_loss(state[f"{TEXT}/features"], state[f"{TEXT}/targets"], head["vocabulary"], gather)
+            joined = state["alignment"][state.layout.alignment[PAIR]]
+            words = token_loss(joined, state[f"{PAIR}/targets"], head["vocabulary"], gather)
+            patches = self._patches(state, PAIR, head["own"], gather)
+            total = total + self.text_weight * text.loss + self.pair_weight * (words.loss + patches)
+            metrics |= {"text": text.loss, "pair_text": words.loss, "pair_image": patches}
+            metrics |= {"text_accuracy": text.metrics["accuracy"], "pair_text_accuracy": words.metrics["accuracy"]}
+        return ObjectiveLoss(total, metrics)
+
+    def _patches(self, state: State, segment: str, head: nn.Module, gather: Gather) -> Tensor:
+        assert isinstance(head, PatchHead)
+        distances = patch_distances(state, segment, head, self.targets, self.feature_loss)
+        return replica_mean(distances.sum(), state[f"{segment}/mask"].sum(), gather)
