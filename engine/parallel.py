@@ -1,5 +1,6 @@
 """How a run is laid over processes: host, precision, launch and batch arithmetic."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,14 +21,28 @@ class ParallelConfig:
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
         offload: What is kept in the host's memory instead of the accelerator's. Only read by ``zero``.
         expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
-            divisor of the number of processes and of that of experts. Only read by ``zero``.
+            divisor of the number of processes and of that of experts; ``auto`` takes as many of one machine's as can
+            be. Only read by ``zero``.
     """
 
     host: HostName = "zero"
     zero_stage: ZeroStage = 1
     precision: Precision = "bf16"
     offload: Offload = "none"
-    expert_parallel_size: int = 1
+    expert_parallel_size: int | Literal["auto"] = 1
+
+    def experts_over(self, num_experts: int, local_processes: int) -> int:
+        """Processes over which a bank is cut.
+
+        Args:
+            num_experts: Of a bank; 0 where the model has none.
+            local_processes: Processes on each machine.
+        """
+        if self.host != "zero":
+            return 1
+        if self.expert_parallel_size == "auto":
+            return math.gcd(num_experts, local_processes) if num_experts > 0 else 1
+        return self.expert_parallel_size
 
 
 @dataclass(frozen=True)

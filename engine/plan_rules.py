@@ -218,7 +218,7 @@ def processes_hold_whole_banks(draft: Draft) -> Iterator[Problem]:
     """The processes fall into groups that hold one copy of every bank of experts each."""
     for index, stage in draft.stages.items():
         size = stage.parallel.expert_parallel_size
-        if draft.processes is not None and size > 1 and draft.processes % size != 0:
+        if draft.processes is not None and size != "auto" and size > 1 and draft.processes % size != 0:
             path: Path = ("stages", index, "parallel", "expert_parallel_size")
             got = f"{size} for {draft.processes} processes"
             yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")

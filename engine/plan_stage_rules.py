@@ -243,7 +243,7 @@ def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     """Expert parallelism cuts banks of sparse experts into equal parts, under ZeRO."""
     size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
     path = ("parallel", "expert_parallel_size")
-    if size <= 1:
+    if size == "auto" or size <= 1:
         return
     if host != "zero":
         yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero'")

@@ -17,7 +17,7 @@ from engine.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from engine.hosts.base import Host, StepResult
+from engine.hosts import Host, StepResult, experts_over
 from engine.loss_window import LossWindow
 from engine.metrics import MetricsLog
 from engine.plan import Plan, StagePlan
@@ -79,8 +79,8 @@ class StageLoop:
         self._tokenizer, self._throughput, self._progress, self._stop = tokenizer, throughput, progress, stop
         parallel = self._stage.parallel
         zero_stage = parallel.zero_stage if parallel.host == "zero" else None
-        experts = parallel.expert_parallel_size if parallel.host == "zero" else 1
-        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size(), experts)
+        cut = experts_over(parallel, host.chain)
+        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size(), cut)
         self._first = ranks.rank() == 0
         self._standing = Standing(0, 0, 0, None, None, LossWindow())
         self._metrics: MetricsLog | None = None

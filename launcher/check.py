@@ -110,7 +110,11 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
 def _host(stage: StagePlan) -> str:
     parallel = stage.parallel
     name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
-    return name if parallel.offload == "none" else f"{name}, {parallel.offload} offloaded"
+    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
+    size = parallel.expert_parallel_size
+    return (
+        name + offloaded + ("" if size == 1 else f", experts cut over {size} processes".replace("auto", "a machine's"))
+    )
 
 
 def _print(plan: Plan, summary: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 ``create_host`` is the one place that knows them all. DeepSpeed is imported only where it is asked for.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -12,18 +13,26 @@ import torch.distributed as dist
 from engine.errors import PlanError
 from engine.hosts.base import Host, StepResult, WeightsReport
 from engine.hosts.plain import PlainHost
+from engine.hosts.process_group import local_processes
 from engine.optimizer import OptimizerConfig
 from engine.parallel import ParallelConfig
+from moe.sparse import SparseFeedForward
 from omnivl.model.chain import Chain
 from omnivl.model.layout import plan_layout
 from omnivl.objectives.base import Objective
 
-__all__ = ["Host", "PlainHost", "StepResult", "WeightsReport", "create_host", "needs_process_group"]
+__all__ = ["Host", "PlainHost", "StepResult", "WeightsReport", "create_host", "experts_over", "needs_process_group"]
 
 
 def needs_process_group(parallel: ParallelConfig) -> bool:
     """Whether the host wants a process group even for one process; ``join_process_group`` takes it as ``always``."""
     return parallel.host == "zero"
+
+
+def experts_over(parallel: ParallelConfig, chain: Chain) -> int:
+    """Processes over which every bank of sparse experts of a chain is cut in this run."""
+    banks = [module.experts.num_experts for module in chain.modules() if isinstance(module, SparseFeedForward)]
+    return parallel.experts_over(math.gcd(*banks), local_processes())
 
 
 def create_host(
@@ -82,6 +91,6 @@ def create_host(
             device=device,
             pretrained=pretrained,
             offload_optimizer=parallel.offload == "optimizer",
-            expert_parallel_size=parallel.expert_parallel_size,
+            expert_parallel_size=experts_over(parallel, chain),
         )
     raise PlanError([f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero'; change it to one of them"])

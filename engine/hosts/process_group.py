@@ -14,6 +14,11 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def local_processes() -> int:
+    """Processes of the run on this machine, from ``LOCAL_WORLD_SIZE``; all of them where no launcher set it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+
+
 def choose_device() -> torch.device:
     """The GPU of this process, by ``LOCAL_RANK``, or the CPU where there is none."""
     if not torch.cuda.is_available():

@@ -1,0 +1,21 @@
+"""How a run is laid over processes."""
+
+import pytest
+
+from engine.parallel import ParallelConfig
+
+
+@pytest.mark.parametrize(
+    ("config", "num_experts", "local", "cut"),
+    [
+        (ParallelConfig(expert_parallel_size="auto"), 8, 2, 2),
+        (ParallelConfig(expert_parallel_size="auto"), 8, 1, 1),
+        (ParallelConfig(expert_parallel_size="auto"), 6, 4, 2),  # four processes cannot share six experts evenly
+        (ParallelConfig(expert_parallel_size="auto"), 64, 8, 8),
+        (ParallelConfig(expert_parallel_size="auto"), 0, 4, 1),
+        (ParallelConfig(expert_parallel_size=4), 8, 2, 4),  # over two machines
+        (ParallelConfig(host="plain", expert_parallel_size="auto"), 8, 2, 1),
+    ],
+)
+def test_processes_over_which_experts_are_cut(config: ParallelConfig, num_experts: int, local: int, cut: int) -> None:
+    assert config.experts_over(num_experts, local) == cut
