@@ -239,6 +239,11 @@ def without_noise(config: FeedForwardConfig) -> FeedForwardConfig:
     return replace(config, noise=0.0) if isinstance(config, AttributeConfig) else config
 
 
+def for_any_machine(config: FeedForwardConfig) -> FeedForwardConfig:
+    """The same filling, its products computed as the machine at hand does it best: for weights from elsewhere."""
+    return replace(config, implementation="auto") if isinstance(config, SparseConfig) else config
+
+
 def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
     """The modalities that a configuration names, by the field that names them."""
     found: dict[str, tuple[str, ...]] = {}
