@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from moe.upcycle import translated
 from omnivl.model.embed import resize_positions, resize_times
+from omnivl.randomness import stable_hash
 
 ASIDE = "aside."
 """Stands in a weights file before the names of heads that the stage itself does not have."""
@@ -78,13 +79,18 @@ class HandOver:
 
 
 @torch.no_grad()
-def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> HandOver:
+def hand_over(
+    chain: nn.Module, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
+) -> HandOver:
     """Copies an earlier stage's weights into a freshly built chain.
 
     Args:
         chain: Not yet handed to a host; changed in place.
         earlier: All parameters and buffers of the earlier stage, and heads that it kept aside.
         source: Its name.
+        upcycle_noise: Deviation of the noise on copied experts, see ``moe.config.SparseConfig``.
+        seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
+            that of the weight that it follows.
 
     Raises:
         CheckpointError: A weight has another shape and nothing says how to resize it.
@@ -94,7 +100,8 @@ def hand_over(chain: nn.Module, earlier: Mapping[str, Tensor], source: str) -> H
     queue_fits = all(_fits(own, earlier, name) for name in own if _QUEUE in name)
     fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "upcycled": [], "created": []}
     for name, tensor in own.items():
-        if name not in earlier and (start := translated(name, tensor.shape, earlier)) is not None:
+        noise = upcycle_noise, stable_hash(seed, "upcycle", _followed_by(name) or name)
+        if name not in earlier and (start := translated(name, tensor.shape, earlier, *noise)) is not None:
             tensor.copy_(start)
             fates["upcycled"].append(name)
         elif name not in earlier or (_QUEUE in name and not queue_fits):

@@ -29,6 +29,7 @@ from engine.seeds import seed_everything
 from engine.stage import StageLoop
 from engine.stop import StopRequest
 from engine.throughput import Throughput
+from moe.config import SparseConfig
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.evaluation.results import Score
 from omnivl.model.build import build_chain
@@ -149,7 +150,8 @@ def _initial_weights(
                 f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
                 "missing; run that stage first"
             )
-        report = hand_over(chain, load_file(source), stage.init_from)
+        noise = stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
+        report = hand_over(chain, load_file(source), stage.init_from, upcycle_noise=noise, seed=plan.seed)
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
         ranks.on_first(lambda: _write_json(folder.handover, report.as_json()))
         return frozenset()

@@ -5,7 +5,7 @@ the host nor the number of processes of the training run matters here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
 from engine.plan_problems import closest
 from engine.run_folder import RunFolder, StageFolder
+from moe.config import for_any_machine
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 from omnivl.evaluation.encoder import Encoder
@@ -89,9 +90,10 @@ def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -
     """
     stage, tokenizer, gather = trained.stage, load_tokenizer(trained.plan.tokenizer), make_gather()
     dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
-    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
+    model = replace(stage.model, ffn=for_any_machine(stage.model.ffn))
+    chain = build_chain(model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     load_weights(chain, trained.weights)
-    return Encoder(chain.to(device).eval(), stage.model, tokenizer, gather, device, batch_size)
+    return Encoder(chain.to(device).eval(), model, tokenizer, gather, device, batch_size)
 
 
 def load_weights(chain: Chain, path: Path) -> None:

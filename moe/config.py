@@ -65,6 +65,9 @@ class SparseConfig:
         priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
         losses: Auxiliary losses.
+        upcycle_noise: Where experts start as copies of the dense layer of an earlier stage: deviation of the noise that
+            is added to each copy's matrices, over the deviation of their entries. At 0 the layer gives at first what
+            the dense one gave (with ``renormalise``).
         implementation: How the experts' products are computed: ``auto`` takes ``batched`` on a CPU and ``grouped`` on a
             GPU, ``loop`` is the reference, ``megablocks`` that package's kernel (bf16 on a GPU, to be installed).
 
@@ -84,6 +87,7 @@ class SparseConfig:
     priority: bool = True
     selection_bias_rate: float = 0.0
     losses: RouterLossConfig = field(default_factory=RouterLossConfig)
+    upcycle_noise: float = 0.0
     implementation: Implementation = "auto"
 
     @property
@@ -108,6 +112,7 @@ class SparseConfig:
             factor is None or factor > 0, f"ffn.capacity_factor: got {factor}, allowed is null or a number above 0"
         )
         rate = self.selection_bias_rate
+        _require(self.upcycle_noise >= 0, f"ffn.upcycle_noise: got {self.upcycle_noise}, allowed is 0 (none) or more")
         _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}, allowed is 0 (no bias) or more")
         if self.routing == "expert_choice":
             self._check_expert_choice()
@@ -236,6 +241,11 @@ def without_noise(config: FeedForwardConfig) -> FeedForwardConfig:
     if isinstance(config, SparseConfig):
         return replace(config, noise=0.0, losses=replace(config.losses, load=0.0))
     return replace(config, noise=0.0) if isinstance(config, AttributeConfig) else config
+
+
+def for_any_machine(config: FeedForwardConfig) -> FeedForwardConfig:
+    """The same filling, its products computed as the machine at hand does it best: for weights from elsewhere."""
+    return replace(config, implementation="auto") if isinstance(config, SparseConfig) else config
 
 
 def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:

@@ -10,7 +10,8 @@ Shapes: T tokens, D hidden size, E experts, C most tokens of an expert, N = E * 
 
 All experts are equally busy without an auxiliary loss, and a token is served by none, one or several of them. What a
 token gets depends on the other tokens of its batch: on those behind it in its own text too, so that no causal stack may
-be built of it, and on the other samples, so that an embedding changes with the batch in which it is computed.
+be built of it, and on the other samples, so that an embedding changes with the batch in which it is computed. In
+training experts choose among the tokens of one micro-batch of one process.
 """
 
 import math

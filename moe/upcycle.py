@@ -1,12 +1,13 @@
 """Weights of one filling of the feed-forward slot as a start for another.
 
-Dense to experts (sparse, or by modality): every expert starts as a copy. Experts to dense: the mean of the experts.
-Where a token's weights add up to one (``renormalise``), a layer of equal experts is the dense layer, so that training
-goes on from where it stood.
+Dense to experts (sparse, or by modality): every expert starts as a copy; noise can tell sparse ones apart. Experts to
+dense: the mean of the experts. Where a token's weights add up to one (``renormalise``), a layer of equal experts is the
+dense layer, so that training goes on from where it stood.
 
 Shapes: E experts, D hidden size, F inner size.
 
 Source: Komatsuzaki et al., Sparse Upcycling, arXiv 2212.05055, section 3.
+Differs: noise may be added to the copies, relative to the spread of each matrix.
 """
 
 import re
@@ -19,13 +20,18 @@ _BANK = re.compile(r"(?P<slot>.*ffn)\.experts\.(?P<layer>fc[12])_(?P<kind>weight
 _PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])\.(?P<kind>weight|bias)")
 
 
-def translated(name: str, shape: torch.Size, earlier: Mapping[str, Tensor]) -> Tensor | None:
+def translated(
+    name: str, shape: torch.Size, earlier: Mapping[str, Tensor], noise: float = 0.0, seed: int = 0
+) -> Tensor | None:
     """What a weight starts from where an earlier model had another filling; None where that says nothing.
 
     Args:
         name: The weight, as in a chain: ``visual_00.block.ffn.experts.fc1_weight`` ...
         shape: Its shape.
         earlier: The earlier model's weights by name.
+        noise: Deviation of what is added to each expert's matrices of a bank, over the deviation of the copied matrix's
+            entries. Biases stay equal: new ones are all zero, and then have no spread to go by.
+        seed: Of the noise.
     """
     bank, perceptron = _BANK.fullmatch(name), _PERCEPTRON.fullmatch(name)
     match = bank or perceptron
@@ -38,7 +44,14 @@ def translated(name: str, shape: torch.Size, earlier: Mapping[str, Tensor]) -> T
     if bank is not None:
         stored = _as_stored(found, layer, kind)
         found = stored.expand(shape[0], *stored.shape)
+        if noise > 0 and kind == "weight":
+            found = found + noise * stored.std(correction=0) * _normal(found.shape, seed).to(found)
     return found if found.shape == shape else None
+
+
+def _normal(shape: torch.Size, seed: int) -> Tensor:
+    """Drawn on the CPU, whose numbers are the same everywhere."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor]) -> Tensor | None:

@@ -185,6 +185,32 @@ def test_experts_may_stand_in_other_blocks_than_before() -> None:
     torch.testing.assert_close(copies.experts.fc1_weight, dense.fc1.weight.expand(3, -1, -1))
 
 
+def test_noise_on_copied_experts_is_the_same_in_every_process_and_in_twins() -> None:
+    ffn = LIMoEConfig(num_experts=3, every=1, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0))
+    dense = weights(chain(0, UniVLC(queue_size=6)))
+
+    def start(seed: int, build_seed: int, **options: float) -> dict[str, Tensor]:
+        experts = chain(build_seed, UniVLC(queue_size=6), ffn=ffn)
+        report = hand_over(experts, dense, "spatial", seed=seed, **options)  # type: ignore[arg-type]
+        return {name: experts.state_dict()[name] for name in report.upcycled}
+
+    noisy, still = start(7, 1, upcycle_noise=0.1), start(7, 1)
+    again, other = start(7, 2, upcycle_noise=0.1), start(8, 1, upcycle_noise=0.1)
+    assert noisy.keys() == still.keys()
+    for name, tensor in noisy.items():
+        assert torch.equal(tensor, again[name]), name
+        assert all(torch.equal(one, still[name][0]) for one in still[name]), "copies where no noise is asked for"
+        matrix = name.endswith(("fc1_weight", "fc2_weight"))
+        assert torch.equal(tensor, still[name]) != matrix, name
+        assert torch.equal(tensor, other[name]) != matrix, name
+        if matrix:
+            assert not torch.equal(tensor[0], tensor[1])
+    first, second = (noisy[f"visual_00.block.ffn.experts.fc{layer}_weight"] for layer in (1, 2))
+    assert not torch.equal(first - first[0], second - second[0])
+    twin = noisy["visual_00.momentum_block.ffn.experts.fc1_weight"]
+    assert torch.equal(twin, first), "the dense twin stood where its module stood"
+
+
 def test_table_counts_by_part() -> None:
     table = hand_over(chain(1, LM()), weights(chain(0, MRM())), "spatial").table("title")
     cells = [list(column.cells) for column in table.columns]

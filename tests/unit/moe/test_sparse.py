@@ -169,6 +169,7 @@ def test_fused_sequences_have_their_own_perceptron_from_a_block_on() -> None:
         ({"noise": -1.0}, "ffn.noise: got -1.0, allowed is 0 (none) or more"),
         ({"capacity_factor": 0.0}, "ffn.capacity_factor: got 0.0, allowed is null or a number above 0"),
         ({"selection_bias_rate": -0.1}, "ffn.selection_bias_rate: got -0.1, allowed is 0 (no bias) or more"),
+        ({"upcycle_noise": -0.1}, "ffn.upcycle_noise: got -0.1, allowed is 0 (none) or more"),
         (
             {"noise": 0.0},
             "ffn.losses: got load 0.005 with noise 0, allowed is load 0, or noise above 0: the load loss is made of "

@@ -64,6 +64,40 @@ def test_merging_takes_the_mean_of_experts_that_differ() -> None:
     torch.testing.assert_close(merged.ffn.fc2.bias, experts.ffn.experts.fc2_bias.mean(0))
 
 
+BANK = "visual_00.block.ffn.experts"
+
+
+def test_noise_makes_experts_differ_by_as_much_as_was_asked() -> None:
+    torch.manual_seed(0)
+    first, second = 0.02 * torch.randn(64, 48) + 0.3, 0.5 * torch.randn(48, 64)
+    dense = {"visual_00.block.ffn.fc1.weight": first, "visual_00.block.ffn.fc2.weight": second}
+    for name, copied in ((f"{BANK}.fc1_weight", first), (f"{BANK}.fc2_weight", second.t())):
+        shape = torch.Size([4, 64, 48])
+        noisy = translated(name, shape, dense, noise=0.1, seed=3)
+        still = translated(name, shape, dense, noise=0.0, seed=3)
+        assert noisy is not None and still is not None
+        assert torch.equal(still, copied.expand(shape))
+        share = (noisy - still) / copied.std()
+        # The deviation of a sample deviation of 3,072 numbers is 0.1 / sqrt(6,144) = 0.0013, of their mean 0.0018.
+        assert share.flatten(1).std(dim=1).tolist() == pytest.approx([0.1] * 4, abs=0.006)
+        assert share.flatten(1).mean(dim=1).tolist() == pytest.approx([0.0] * 4, abs=0.009)
+        alike = torch.corrcoef(share.flatten(1)) - torch.eye(4)
+        assert alike.abs().max() < 0.1, "experts draw apart"
+        again, other = (translated(name, shape, dense, noise=0.1, seed=seed) for seed in (3, 4))
+        assert again is not None and other is not None
+        assert torch.equal(again, noisy)
+        assert not torch.equal(other, noisy)
+
+
+def test_noise_leaves_biases_and_perceptrons_by_modality_alone() -> None:
+    dense = prefixed(built(DenseConfig(), 0))
+    dense["visual_00.block.ffn.fc1.bias"] = torch.arange(16.0)
+    bias = translated(f"{BANK}.fc1_bias", torch.Size([4, 16]), dense, noise=0.5, seed=3)
+    assert bias is not None and torch.equal(bias, torch.arange(16.0).expand(4, 16))
+    weight = translated(f"{BANK}.image.fc1.weight", torch.Size([16, 8]), dense, noise=0.5, seed=3)
+    assert weight is not None and torch.equal(weight, dense["visual_00.block.ffn.fc1.weight"])
+
+
 def test_what_has_another_shape_or_is_no_feed_forward_weight_is_not_translated() -> None:
     dense = prefixed(built(DenseConfig(), 0))
     wide = torch.Size([4, 32, 8])
