@@ -1,6 +1,7 @@
 """Weights of one filling of the feed-forward slot as a start for another.
 
-Dense to experts (sparse, or by modality): every expert starts as a copy. Experts to dense: the mean of the experts.
+Dense to experts (sparse, or by modality): every expert starts as a copy. Experts to dense: the mean of the experts. The
+same holds for projections and norms of the unified transformer, one for all, by modality or with experts by attributes.
 Where a token's weights add up to one (``renormalise``), a layer of equal experts is the dense layer, so that training
 goes on from where it stood.
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 _BANK = re.compile(r"(?P<slot>.*ffn)\.experts\.(?P<layer>fc[12])_(?P<kind>weight|bias)")
+_MAP = re.compile(r"(?P<place>.+)\.(?P<own>shared|sides\.\w+|shared\.experts)\.(?P<kind>weight|bias)")
 _PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])\.(?P<kind>weight|bias)")
 
 
@@ -27,6 +29,8 @@ def translated(name: str, shape: torch.Size, earlier: Mapping[str, Tensor]) -> T
         shape: Its shape.
         earlier: The earlier model's weights by name.
     """
+    if (own := _MAP.fullmatch(name)) is not None:
+        return _map(own, shape, earlier)
     bank, perceptron = _BANK.fullmatch(name), _PERCEPTRON.fullmatch(name)
     match = bank or perceptron
     if match is None:
@@ -39,6 +43,30 @@ def translated(name: str, shape: torch.Size, earlier: Mapping[str, Tensor]) -> T
         stored = _as_stored(found, layer, kind)
         found = stored.expand(shape[0], *stored.shape)
     return found if found.shape == shape else None
+
+
+def place(name: str) -> str | None:
+    """The slot or map that a weight belongs to, whatever fills it; None for other weights."""
+    if ".ffn." in name:
+        return f"{name.partition('.ffn.')[0]}.ffn"
+    found = re.match(r"(.+)\.(?:shared|sides)\.", name)
+    return None if found is None else found[1]
+
+
+def _map(match: re.Match[str], shape: torch.Size, earlier: Mapping[str, Tensor]) -> Tensor | None:
+    """A projection or norm of the unified transformer: one for all, by modality, or with experts by attributes."""
+    kind = match["kind"]
+    others = re.compile(rf"{re.escape(match['place'])}\.(?:shared|sides\.\w+|shared\.experts)\.{kind}")
+    found = [
+        tensor.mean(0) if name.endswith(f".experts.{kind}") else tensor
+        for name, tensor in earlier.items()
+        if others.fullmatch(name)
+    ]
+    if not found:
+        return None
+    mean = torch.stack(found).mean(0)
+    start = mean.expand(shape[0], *mean.shape) if match["own"] == "shared.experts" else mean
+    return start if start.shape == shape else None
 
 
 def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor]) -> Tensor | None:

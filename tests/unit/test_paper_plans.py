@@ -8,7 +8,7 @@ import torch
 from engine.freeze import freeze, freeze_idle
 from engine.plan_parse import load_plan
 from launcher.check import summarize
-from moe.attribute import AttributeFeedForward
+from moe.attribute import AttributeFeedForward, AttributeLinear
 from moe.sparse import SparseFeedForward
 from omnivl.model.build import build_chain
 from omnivl.objectives import SpecialTokens
@@ -24,7 +24,7 @@ PUBLISHED = {
     "limoe_b16": (None, None),
     "limoe_l16": (None, None),
     "limoe_h14": (5.6e9, 675e6),
-    "uni_perceiver_moe_base": (None, None),
+    "uni_perceiver_moe_base": (None, 167e6),
 }
 """Parameters in all, and of those that one token meets where experts are chosen; None where no count is known."""
 
@@ -42,7 +42,7 @@ def counts(name: str) -> tuple[int, int]:
         if layer.startswith(("embed", "unified")):
             total += sum(parameter.numel() for parameter in module.parameters())
         for part in module.modules():
-            if isinstance(part, SparseFeedForward | AttributeFeedForward):
+            if isinstance(part, SparseFeedForward | AttributeFeedForward | AttributeLinear):
                 config = stage.model.ffn
                 size = sum(parameter.numel() for parameter in part.experts.parameters())
                 resting += size * (config.num_experts - config.top_k) // config.num_experts
