@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from engine.errors import CheckpointError
-from moe.upcycle import translated
+from moe.upcycle import place, translated
 from omnivl.model.embed import resize_positions, resize_times
 from omnivl.randomness import stable_hash
 
@@ -119,8 +119,8 @@ def hand_over(
             own[name].copy_(own[followed])
     homeless = [name for name in earlier if name not in own]
     fates["aside"] = [name for name in homeless if name.startswith(_HEADS)]
-    used = {name.partition(".ffn.")[0] for name in fates["upcycled"]}
-    lost = [name for name in homeless if ".ffn." not in name or name.partition(".ffn.")[0] not in used]
+    used = {place(name) for name in fates["upcycled"]}
+    lost = [name for name in homeless if place(name) not in used]
     fates["dropped"] = [name for name in lost if not name.startswith(_HEADS)]
     return HandOver(source=source, **{fate: tuple(names) for fate, names in fates.items()})
 

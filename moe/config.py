@@ -203,6 +203,8 @@ class AttributeConfig:
         top_k: Experts per kind; each has the dense layer's inner size.
         every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
         blocks: The blocks of a stack that have experts, from 0 up or from the top as -1, -2; null: as ``every`` says.
+        attention: Whether the attention projections of these blocks have as many experts, by gates of their own; in the
+            unified transformer only.
         noise: Deviation of the gate's noise in training, in units of 1 / number of experts.
         num_attributes: Bits that describe a kind.
         attribute_size: Width in which bits are embedded.
@@ -215,6 +217,7 @@ class AttributeConfig:
     top_k: int = 2
     every: int = 2
     blocks: tuple[int, ...] | None = None
+    attention: bool = False
     noise: float = 1.0
     num_attributes: int = 8
     attribute_size: int = 64

@@ -86,6 +86,11 @@ def is_routed(config: FeedForwardConfig, block: int, depth: int | None = None) -
     return isinstance(config, SparseConfig) and has_experts(config, block, depth)
 
 
+def has_attention_experts(config: FeedForwardConfig, block: int, depth: int | None = None) -> bool:
+    """Whether the attention projections of block ``block`` of a stack of ``depth`` have experts by attributes."""
+    return isinstance(config, AttributeConfig) and config.attention and has_experts(config, block, depth)
+
+
 def has_experts(config: SparseConfig | AttributeConfig, block: int, depth: int | None) -> bool:
     """Whether block ``block`` of a stack of ``depth`` has experts: it is named, or the last one of a group."""
     if config.blocks is None:

@@ -15,15 +15,18 @@ def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int
     if isinstance(config, MoMEConfig):
         return len(experts_of(config, slot)) * _perceptron(hidden_size, inner_size)
     if isinstance(config, AttributeConfig) and has_experts(config, slot.block, slot.depth):
-        size = config.attribute_size
-        gate = config.num_attributes * size + size + 2 * size + size * config.num_experts
-        return config.num_experts * _perceptron(hidden_size, inner_size) + gate
+        return config.num_experts * _perceptron(hidden_size, inner_size) + _attribute_gate(config)
     if not is_routed(config, slot.block, slot.depth):
         return _perceptron(hidden_size, inner_size)
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     inner = round(inner_size * sparse.expert_ratio)
     shared = _perceptron(hidden_size, inner * sparse.shared_experts) if sparse.shared_experts else 0
     return sparse.num_experts * (_perceptron(hidden_size, inner) + hidden_size) + shared
+
+
+def projection_parameters(config: AttributeConfig, inputs: int, outputs: int) -> int:
+    """Parameters of an attention projection with experts by attributes. One token's products are a plain one's."""
+    return config.num_experts * (inputs * outputs + outputs) + _attribute_gate(config)
 
 
 def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, block: int, depth: int) -> float:
@@ -35,6 +38,11 @@ def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, blo
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     one = 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)
     return (sparse.experts_per_token + sparse.shared_experts) * one + 2.0 * hidden_size * sparse.num_experts
+
+
+def _attribute_gate(config: AttributeConfig) -> int:
+    size = config.attribute_size
+    return config.num_attributes * size + size + 2 * size + size * config.num_experts
 
 
 def _perceptron(hidden_size: int, inner_size: int) -> int:

@@ -1,8 +1,9 @@
 """Weights of one filling of the feed-forward slot as a start for another.
 
 Dense to experts (sparse, or by modality): every expert starts as a copy; noise can tell sparse ones apart. Experts to
-dense: the mean of the experts. Where a token's weights add up to one (``renormalise``), a layer of equal experts is the
-dense layer, so that training goes on from where it stood.
+dense: the mean of the experts. The same holds for projections and norms of the unified transformer, one for all, by
+modality or with experts by attributes. Where a token's weights add up to one (``renormalise``), a layer of equal
+experts is the dense layer, so that training goes on from where it stood.
 
 Shapes: E experts, D hidden size, F inner size.
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 _BANK = re.compile(r"(?P<slot>.*ffn)\.experts\.(?P<layer>fc[12])_(?P<kind>weight|bias)")
+_MAP = re.compile(r"(?P<place>.+)\.(?P<own>shared|sides\.\w+|shared\.experts)\.(?P<kind>weight|bias)")
 _PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])\.(?P<kind>weight|bias)")
 
 
@@ -33,6 +35,8 @@ def translated(
             entries. Biases stay equal: new ones are all zero, and then have no spread to go by.
         seed: Of the noise.
     """
+    if (own := _MAP.fullmatch(name)) is not None:
+        return _map(own, shape, earlier)
     bank, perceptron = _BANK.fullmatch(name), _PERCEPTRON.fullmatch(name)
     match = bank or perceptron
     if match is None:
@@ -52,6 +56,30 @@ def translated(
 def _normal(shape: torch.Size, seed: int) -> Tensor:
     """Drawn on the CPU, whose numbers are the same everywhere."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def place(name: str) -> str | None:
+    """The slot or map that a weight belongs to, whatever fills it; None for other weights."""
+    if ".ffn." in name:
+        return f"{name.partition('.ffn.')[0]}.ffn"
+    found = re.match(r"(.+)\.(?:shared|sides)\.", name)
+    return None if found is None else found[1]
+
+
+def _map(match: re.Match[str], shape: torch.Size, earlier: Mapping[str, Tensor]) -> Tensor | None:
+    """A projection or norm of the unified transformer: one for all, by modality, or with experts by attributes."""
+    kind = match["kind"]
+    others = re.compile(rf"{re.escape(match['place'])}\.(?:shared|sides\.\w+|shared\.experts)\.{kind}")
+    found = [
+        tensor.mean(0) if name.endswith(f".experts.{kind}") else tensor
+        for name, tensor in earlier.items()
+        if others.fullmatch(name)
+    ]
+    if not found:
+        return None
+    mean = torch.stack(found).mean(0)
+    start = mean.expand(shape[0], *mean.shape) if match["own"] == "shared.experts" else mean
+    return start if start.shape == shape else None
 
 
 def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor]) -> Tensor | None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from moe.feed_forward import Slot, is_routed
-from moe.sizes import slot_flops, slot_parameters
+from moe.config import AttributeConfig
+from moe.feed_forward import Slot, has_attention_experts, is_routed
+from moe.sizes import projection_parameters, slot_flops, slot_parameters
 from omnivl.model.build import wants_momentum
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.state import StepLayout, encoded_rows
@@ -108,9 +109,18 @@ def _tower_stacks(config: ModelConfig) -> dict[str, int]:
 def _unified_stack(config: ModelConfig) -> dict[str, int]:
     """Parameters of the unified transformer."""
     hidden, sides = config.hidden_size, 2 if config.multiway else 1
-    norm, attention = 2 * hidden, 4 * (hidden**2 + hidden)
-    blocks = config.vision_layers * (sides * (attention + 2 * norm) + _scales(config)) + sides * norm
+    norm, layers = 2 * hidden, config.vision_layers
+    attention = sum(_unified_attention(config, block) for block in range(layers))
+    blocks = attention + layers * (sides * 2 * norm + _scales(config)) + sides * norm
     return {"unified": blocks + _slots(config, config.vision_layers, MODALITIES, fused=(False, True))}
+
+
+def _unified_attention(config: ModelConfig, block: int) -> int:
+    """Parameters of the two projections of a unified block."""
+    hidden, ffn = config.hidden_size, config.ffn
+    if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, block, config.vision_layers):
+        return sum(projection_parameters(ffn, hidden, outputs) for outputs in (3 * hidden, hidden))
+    return (2 if config.multiway else 1) * 4 * (hidden**2 + hidden)
 
 
 def _scales(config: ModelConfig) -> int:

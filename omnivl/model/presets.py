@@ -128,6 +128,7 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
         yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
     yield from _modality_misfits(config.ffn)
     yield from _place_misfits(config)
+    yield from _attention_misfits(config)
 
 
 def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
@@ -145,6 +146,17 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
                 yield Misfit(
                     ("ffn", "pools"), got, f"experts for top_k {ffn.top_k}", "give it a pool or raise common_experts"
                 )
+
+
+def _attention_misfits(config: ModelConfig) -> Iterator[Misfit]:
+    """Experts of attention projections where projections belong to a tower or to a modality."""
+    if isinstance(config.ffn, AttributeConfig) and config.ffn.attention:
+        if config.architecture == "towers":
+            got, change = "true in towers", "set it to false, or model.architecture to unified"
+            yield Misfit(("ffn", "attention"), got, "false in towers", change)
+        elif config.multiway:
+            got, change = "true beside multiway", "set one of the two to false"
+            yield Misfit(("ffn", "attention"), got, "one of the two", change)
 
 
 def _place_misfits(config: ModelConfig) -> Iterator[Misfit]:

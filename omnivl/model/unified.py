@@ -20,11 +20,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.attribute import AttributeLinear
+from moe.config import AttributeConfig
+from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, has_attention_experts, is_routed
 from moe.modality import ModalityFeedForward
 from moe.tokens import Segment, Tokens
 from omnivl.model.attention import self_attention
-from omnivl.model.attributes import attributes_of
+from omnivl.model.attributes import Attributes, attributes_of
 from omnivl.model.block import BlockLayer
 from omnivl.model.chain import ChainLayer
 from omnivl.model.config import MODALITIES, ModelConfig
@@ -68,6 +70,16 @@ class Stream:
     parts: tuple[Part, ...]
     mask: Tensor | None = None
 
+    @property
+    def fused(self) -> bool:
+        """Whether its rows join modalities."""
+        return len(self.parts) > 1
+
+    @property
+    def attributes(self) -> list[Attributes]:
+        """What kind of tokens each part has."""
+        return [attributes_of(part.modality, fused=self.fused) for part in self.parts]
+
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
         """``[R, S, ...]`` part by part."""
         return torch.split(x, [part.length for part in self.parts], dim=1)
@@ -100,6 +112,27 @@ class ByModality(nn.Module):
         return made[0] if len(made) == 1 else torch.cat(made, dim=1)
 
 
+class ByAttributes(ByModality):
+    """A linear map with experts that are chosen by the attributes of each part."""
+
+    def __init__(self, config: AttributeConfig, inputs: int, outputs: int) -> None:
+        super().__init__(lambda: AttributeLinear(config, inputs, outputs), multiway=False)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """Maps ``x [R, S, I]``, whose positions are those of ``stream``, to ``[R, S, O]``."""
+        made = self.shared(stream.cut(x), stream.attributes)
+        out: Tensor = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        return out
+
+
+def projection(config: ModelConfig, index: int, outputs: int) -> ByModality:
+    """An attention projection of block ``index``: one for all, by modality, or by attributes."""
+    size, ffn = config.hidden_size, config.ffn
+    if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, index, config.vision_layers):
+        return ByAttributes(ffn, size, outputs)
+    return ByModality(lambda: Linear(size, outputs), config.multiway)
+
+
 class UnifiedBlock(nn.Module):
     """One transformer block over any number of streams, without the chain around it."""
 
@@ -110,8 +143,8 @@ class UnifiedBlock(nn.Module):
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
         self.norm1 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
-        self.qkv = ByModality(lambda: Linear(size, 3 * size), multiway)
-        self.out = ByModality(lambda: Linear(size, size), multiway)
+        self.qkv = projection(config, index, 3 * size)
+        self.out = projection(config, index, size)
         self.scale1 = layer_scale(config)
         self.norm2 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
         slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
@@ -142,10 +175,9 @@ class UnifiedBlock(nn.Module):
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
         """What the feed-forward slot is told: part by part, rows within."""
         segments = tuple(
-            Segment(part.modality, stream.x.shape[0] * part.length, fused, attributes_of(part.modality, fused=fused))
+            Segment(part.modality, stream.x.shape[0] * part.length, stream.fused, attributes)
             for stream in streams
-            for fused in (len(stream.parts) > 1,)
-            for part in stream.parts
+            for part, attributes in zip(stream.parts, stream.attributes, strict=True)
         )
         if not self.reads_padding or all(stream.mask is None for stream in streams):
             return Tokens(segments)

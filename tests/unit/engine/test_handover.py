@@ -8,7 +8,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.handover import hand_over, heads_aside
-from moe.config import FeedForwardConfig, LIMoEConfig, MoMEConfig
+from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
@@ -209,6 +209,24 @@ def test_noise_on_copied_experts_is_the_same_in_every_process_and_in_twins() -> 
     assert not torch.equal(first - first[0], second - second[0])
     twin = noisy["visual_00.momentum_block.ffn.experts.fc1_weight"]
     assert torch.equal(twin, first), "the dense twin stood where its module stood"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"ffn": AttributeConfig(num_experts=3, every=1, noise=0.0, attention=True)}, {"multiway": True}],
+    ids=["attributes", "multiway"],
+)
+def test_plain_projections_hand_over_to_those_by_kind_without_a_break(fields: dict[str, object]) -> None:
+    plain, parted = chain(0, architecture="unified"), chain(1, architecture="unified", **fields)
+    report = hand_over(parted, weights(plain), "spatial")
+    assert report.dropped == ()
+    assert {name.split(".")[-2] for name in report.created} == ({"embed", "norm", "gate"} if "ffn" in fields else set())
+    frames, token_ids = torch.randint(0, 256, (3, 1, 3, 8, 8), dtype=torch.uint8), torch.randint(5, 20, (3, 4))
+    torch.testing.assert_close(parted.encode_visual(frames), plain.encode_visual(frames))
+    torch.testing.assert_close(parted.encode_text(token_ids), plain.encode_text(token_ids))
+    back = chain(2, architecture="unified")
+    assert hand_over(back, weights(parted), "joint").dropped == ()
+    torch.testing.assert_close(back.encode_text(token_ids), plain.encode_text(token_ids))
 
 
 def test_table_counts_by_part() -> None:

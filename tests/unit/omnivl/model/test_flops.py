@@ -73,6 +73,14 @@ def test_parameter_count_of_the_unified_transformer(ffn, multiway):
     assert count.momentum == sum(p.numel() for name, p in chain.named_parameters() if "momentum_" in name)
 
 
+def test_parameter_count_with_experts_in_attention():
+    ffn = AttributeConfig(num_experts=4, attention=True, blocks=(0, -1))
+    config = replace(PRESETS["tiny"], architecture="unified", ffn=ffn)
+    with torch.device("meta"):
+        chain = build_chain(config, (UniVLC(),), TOKENS)
+    assert parameter_count(config, (UniVLC(),)).total == sum(p.numel() for p in chain.parameters())
+
+
 @pytest.mark.parametrize("objectives", [(UniVLC(),), (UniVLC(), VLM())])
 @pytest.mark.parametrize("kind", ["image_text", "video_text"])
 def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch, kind, objectives):

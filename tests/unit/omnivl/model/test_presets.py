@@ -80,6 +80,22 @@ def test_experts_stand_in_blocks_that_are_there(kind):
     )
 
 
+def test_experts_of_attention_stand_in_the_unified_transformer_alone():
+    ffn = AttributeConfig(attention=True)
+    check_config(ModelConfig(architecture="unified", ffn=ffn))
+    with pytest.raises(ModelError) as caught:
+        check_config(ModelConfig(ffn=ffn))
+    assert str(caught.value) == (
+        "model.ffn.attention: got true in towers; allowed false in towers; set it to false, or model.architecture to "
+        "unified"
+    )
+    with pytest.raises(ModelError) as caught:
+        check_config(ModelConfig(architecture="unified", multiway=True, ffn=ffn))
+    assert str(caught.value) == (
+        "model.ffn.attention: got true beside multiway; allowed one of the two; set one of the two to false"
+    )
+
+
 def test_time_positions():
     assert ModelConfig(tubelet_size=2).time_positions(8) == 4
     assert ModelConfig(tubelet_size=2).time_positions(1) == 1

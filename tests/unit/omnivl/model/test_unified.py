@@ -10,13 +10,14 @@ from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig, RouterSums
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
+from omnivl.model.attributes import attributes_of
 from omnivl.model.build import build_chain
 from omnivl.model.config import ModelConfig
 from omnivl.model.embed import Embed
 from omnivl.model.layout import plan_layout
 from omnivl.model.presets import PRESETS
 from omnivl.model.state import State
-from omnivl.model.unified import ByModality, Part, Stream, UnifiedBlock, UnifiedLayer, UnifiedNorm
+from omnivl.model.unified import ByAttributes, ByModality, Part, Stream, UnifiedBlock, UnifiedLayer, UnifiedNorm
 from omnivl.model.visual import DividedBlock
 from omnivl.objectives import LM, MLM, MRM, VLM, UniVLC
 
@@ -25,6 +26,7 @@ OBJECTIVES = tuple(objective for objective in EVERYTHING if not isinstance(objec
 FILLINGS = {
     "dense": CONFIG.ffn,
     "attribute": AttributeConfig(num_experts=3, every=1),
+    "attribute, attention too": AttributeConfig(num_experts=3, every=1, attention=True),
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
     "limoe": LIMoEConfig(num_experts=4, every=1, losses=RouterLossConfig(local_entropy={"text": 0.1})),
 }
@@ -95,11 +97,57 @@ def test_multiway_maps_each_side_by_its_own_weights():
     torch.testing.assert_close(made[:, 2:], module.sides["vision"](x[:, 2:]))
 
 
+def by_plain_attention(block, x, parts):
+    """Attention of a joined row whose projections are a weighted sum of two plain ones for each kind of tokens."""
+
+    def project(module, x):
+        made, start = [], 0
+        for modality, length in parts:
+            piece, linear = x[:, start : start + length], module.shared
+            experts, gates = linear.choose([attributes_of(modality, fused=True)])
+            bank, pairs = linear.experts, (experts[0].tolist(), gates[0])
+            own = [g * (piece @ bank.weight[e].t() + bank.bias[e]) for e, g in zip(*pairs, strict=True)]
+            made.append(sum(own))
+            start += length
+        return torch.cat(made, dim=1)
+
+    rows, length, size = x.shape
+    heads, head = block.num_heads, size // block.num_heads
+    q, k, v = project(block.qkv, block.norm1.shared(x)).view(rows, length, 3, heads, head).permute(2, 0, 3, 1, 4)
+    mixed = (q @ k.transpose(-1, -2) / head**0.5).softmax(-1) @ v
+    return x + project(block.out, mixed.transpose(1, 2).reshape(rows, length, size))
+
+
+def test_attention_experts_give_the_weighted_sum_of_plain_projections_forward_and_gradient():
+    torch.manual_seed(13)
+    ffn = AttributeConfig(num_experts=4, top_k=2, every=1, attention=True, noise=0.0)
+    block = UnifiedBlock(replace(UNIFIED, ffn=ffn), 0)
+    parts = (("text", 4), ("image", 5))
+    for module in (block.qkv, block.out):
+        torch.nn.init.normal_(module.shared.experts.bias)
+        chosen, _ = module.shared.choose([attributes_of(modality, fused=True) for modality, _ in parts])
+        assert chosen.unique().numel() > 2, "both kinds go to the same experts: draw other weights"
+    x = torch.randn(2, 9, CONFIG.hidden_size, requires_grad=True)
+    mine = block._attend(Stream(x, tuple(Part(*part) for part in parts)))
+    theirs = by_plain_attention(block, x, parts)
+    torch.testing.assert_close(mine, theirs)
+    upstream, weights = torch.randn_like(mine), [*block.qkv.parameters(), *block.out.parameters()]
+    ours = torch.autograd.grad(mine, [x, *weights], upstream)
+    wanted = torch.autograd.grad(theirs, [x, *weights], upstream)
+    for own, other in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_experts_stand_where_the_others_do():
+    config = replace(UNIFIED, ffn=AttributeConfig(num_experts=3, attention=True))  # every second block
+    assert [isinstance(UnifiedBlock(config, index).qkv, ByAttributes) for index in (0, 1)] == [False, True]
+
+
 @pytest.mark.parametrize("multiway", [False, True])
 @pytest.mark.parametrize("ffn", FILLINGS.values(), ids=FILLINGS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_every_parameter_learns_from_some_kind(ffn, multiway, recompute):
-    config = replace(UNIFIED, ffn=ffn, multiway=multiway, recompute=recompute)
+    config = replace(UNIFIED, ffn=ffn, multiway=multiway and not getattr(ffn, "attention", False), recompute=recompute)
     chain, _ = state_of(config, "image_text")
     for kind in DATA_KINDS:
         _, state = state_of(config, kind)
@@ -115,7 +163,7 @@ def test_every_parameter_learns_from_some_kind(ffn, multiway, recompute):
 @pytest.mark.parametrize("objectives", [(UniVLC(),), (MLM(),), (MRM(),), (UniVLC(), VLM()), OBJECTIVES])
 @pytest.mark.parametrize("kinds", [("image_text",), ("video_text",), ("image_label", "video_text")])
 def test_idle_parameters_are_those_without_a_gradient(ffn, objectives, kinds):
-    config = replace(UNIFIED, ffn=ffn, multiway=True)
+    config = replace(UNIFIED, ffn=ffn, multiway=not getattr(ffn, "attention", False))
     chain, _ = state_of(config, kinds[0], objectives)
     layouts = []
     for kind in kinds:
