@@ -44,17 +44,20 @@ class SavedLayout:
         zero_stage: ZeRO stage; None for hosts that have none.
         world_size: Number of processes.
         expert_parallel_size: Processes over which banks of experts were cut.
+        samples_per_step: Samples of an optimizer step over all processes.
     """
 
     host: str
     zero_stage: int | None
     world_size: int
-    expert_parallel_size: int = 1
+    expert_parallel_size: int
+    samples_per_step: int
 
     def __str__(self) -> str:
         zero = "" if self.zero_stage is None else f"-{self.zero_stage}"
         cut = "" if self.expert_parallel_size == 1 else f", experts cut over {self.expert_parallel_size}"
-        return f"{self.host}{zero} on {self.world_size} process{'' if self.world_size == 1 else 'es'}{cut}"
+        processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
+        return f"{self.host}{zero} on {processes}{cut}, {self.samples_per_step} samples a step"
 
 
 @dataclass(frozen=True)

@@ -36,10 +36,11 @@ _FREE_FIELDS = tuple(
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
         r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|expert_parallel_size)",
+        r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )
 """Fields that may change between two starts in one folder: they change what is shown and kept, and where things are
-computed, not what is learnt."""
+computed. With other batch sizes another number of processes can learn from the same samples in the same steps."""
 
 _STAGE = re.compile(r"stages\.\d+")
 _STEPS = re.compile(r"stages\.\d+\.steps")

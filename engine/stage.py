@@ -80,7 +80,8 @@ class StageLoop:
         parallel = self._stage.parallel
         zero_stage = parallel.zero_stage if parallel.host == "zero" else None
         cut = experts_over(parallel, host.chain)
-        self._layout = SavedLayout(parallel.host, zero_stage, ranks.world_size(), cut)
+        processes = ranks.world_size()
+        self._layout = SavedLayout(parallel.host, zero_stage, processes, cut, self._stage.samples_per_step(processes))
         self._first = ranks.rank() == 0
         self._standing = Standing(0, 0, 0, None, None, LossWindow())
         self._metrics: MetricsLog | None = None

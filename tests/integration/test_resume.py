@@ -85,6 +85,36 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     assert not pretraining.differences(before, final_state(stage))
 
 
+def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
+    """Two processes with experts cut over them, then one without DeepSpeed, then two again."""
+    arguments = (
+        *("model.dropout=0", "model.drop_path=0", "logging.every=1", "model.ffn.kind=limoe", "model.ffn.num_experts=4"),
+        *("model.ffn.noise=0", "model.ffn.losses.load=0", "stages.spatial.optimizer.schedule=constant"),
+        "stages.spatial.optimizer.eps=1e-3",  # so large that rounding noise is not blown up to a full step
+    )
+    alone = ("parallel.host=plain", "launch.processes=1", "batch.micro_batch_size_per_gpu=4")
+    two = ("parallel.host=zero", "launch.processes=2", "batch.micro_batch_size_per_gpu=2")
+    cut = (*two, "parallel.zero_stage=3", "parallel.expert_parallel_size=2")
+    pretraining.run("whole", *arguments, *alone)
+    pretraining.run("moved", *arguments, *cut, "stages.spatial.steps=4")
+    output = pretraining.run("moved", *arguments, *alone, "stages.spatial.steps=7")
+    assert (
+        "step-000004 was written by zero-3 on 2 processes, experts cut over 2, 8 samples a step; "
+        "going on with plain on 1 process, 8 samples a step"
+    ) in output
+    output = pretraining.run("moved", *arguments, *two, "parallel.zero_stage=1")
+    assert "step-000007 was written by plain on 1 process" in output
+    whole, moved = (read_metrics(pretraining.stage(name) / "metrics.jsonl") for name in ("whole", "moved"))
+    losses = [[line["losses"] for line in lines if line["event"] == "train"] for lines in (whole, moved)]
+    assert len(losses[0]) == len(losses[1]) == 10
+    for step, (ours, theirs) in enumerate(zip(*losses, strict=True)):
+        assert ours == pytest.approx(theirs, rel=1e-4), f"step {step + 1}"
+    ours, theirs = (load_file(pretraining.stage(name) / "weights.safetensors") for name in ("moved", "whole"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def final_state(stage: Path) -> dict[str, Any]:
     """Everything that a stage leaves behind but times."""
     checkpoint = max((stage / "checkpoints").glob("step-*"))

@@ -21,7 +21,7 @@ from engine.checkpoint import (
     step_folder,
 )
 
-LAYOUT = SavedLayout("plain", None, 1)
+LAYOUT = SavedLayout("plain", None, 1, 1, 8)
 STATE = TrainerState(
     step=3,
     skipped=1,
@@ -137,12 +137,13 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_another_layout_goes_on_and_is_told(tmp_path: Path) -> None:
     checkpoint = save(tmp_path)
     (checkpoint / "loader-00000.json").write_text('{"micro_step": 6, "shards": {"a": 4}}')
-    now, told, host = SavedLayout("zero", 3, 2, 2), [], FileHost(0)
+    now, told, host = SavedLayout("zero", 3, 2, 2, 16), [], FileHost(0)
     torch.manual_seed(99)
     before = torch.get_rng_state()
     state, loader_state = load_checkpoint(checkpoint, host, now, told.append)  # type: ignore[arg-type]
     assert told == [
-        "step-000003 was written by plain on 1 process; going on with zero-3 on 2 processes, experts cut over 2"
+        "step-000003 was written by plain on 1 process, 8 samples a step; going on with zero-3 on 2 processes, experts "
+        "cut over 2, 16 samples a step"
     ]
     assert (state, host.value) == (STATE, 7)
     assert loader_state == {"micro_step": 6, "shards": {}}  # where a stream stands is each replica's own
