@@ -27,16 +27,32 @@ def routing_health(sums: RouterSums, modalities: Sequence[str], top_k: int) -> d
     """
     found: dict[str, Tensor] = {}
     for place, name in enumerate(modalities):
-        count, chosen_E = sums.tokens_M[place].detach(), sums.chosen_ME[place].detach()
-        nothing = torch.full_like(count, torch.nan)
-        figures = {
-            "experts_used": entropy(chosen_E / chosen_E.sum().clamp_min(1.0)).exp(),
-            "confidence": sums.confidence_M[place].detach() / count,
-            "entropy": sums.entropy_M[place].detach() / count,
-            "dropped": sums.dropped_M[place].detach() / (top_k * count),
-        }
-        found |= {f"{figure}_{name}": value.where(count > 0, nothing) for figure, value in figures.items()}
+        present = sums.tokens_M[place] > 0
+        figures = _figures(sums, slice(place, place + 1), top_k)
+        found |= {f"{figure}_{name}": value.where(present, torch.nan) for figure, value in figures.items()}
     return found
+
+
+def layer_health(sums: RouterSums, top_k: int) -> dict[str, Tensor]:
+    """The same figures of one layer over the tokens of all modalities, and ``largest_load``, detached fp32 scalars.
+
+    ``largest_load`` is the busiest expert's share of the served choices, times the number of experts: 1 where all are
+    equally busy.
+    """
+    chosen_E = sums.chosen_ME.detach().sum(0)
+    load = chosen_E.max() * len(chosen_E) / chosen_E.sum().clamp_min(1.0)
+    return {**_figures(sums, slice(None), top_k), "largest_load": load}
+
+
+def _figures(sums: RouterSums, places: slice, top_k: int) -> dict[str, Tensor]:
+    """Of the tokens of some modalities together; not a number where there are none."""
+    count, chosen_E = sums.tokens_M[places].detach().sum(), sums.chosen_ME[places].detach().sum(0)
+    return {
+        "experts_used": entropy(chosen_E / chosen_E.sum().clamp_min(1.0)).exp(),
+        "confidence": sums.confidence_M[places].detach().sum() / count,
+        "entropy": sums.entropy_M[places].detach().sum() / count,
+        "dropped": sums.dropped_M[places].detach().sum() / (top_k * count),
+    }
 
 
 def mean_health(layers: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import SparseConfig
-from moe.health import mean_health, routing_health
+from moe.health import layer_health, mean_health, routing_health
 from moe.router_losses import RouterSums, loss_weights, router_losses
 from moe.sparse import allowed_experts
 from omnivl.model.chain import ChainLayer
@@ -90,7 +90,8 @@ class Losses(ChainLayer):
         return State({**ended, **metrics, **raw, "loss": total}, state.layout)
 
     def _router(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Auxiliary losses of the routed layers and the health of their routing, both as means over layers.
+        """Auxiliary losses of the routed layers, means over them, and the health of their routing: by modality, also
+        means over layers, and by layer.
 
         Every layer has left its sums as one vector; all of them cross the replicas in one exchange.
         """
@@ -104,6 +105,8 @@ class Losses(ChainLayer):
         losses = [router_losses(sums, MODALITIES, self.ffn.losses, self.allowed) for sums in layers]
         present = present_modalities(state.layout)
         health = mean_health([routing_health(sums, MODALITIES, self.ffn.top_k) for sums in layers], present)
+        for layer, sums in zip(vectors, layers, strict=True):
+            health |= {f"{layer}/{figure}": value for figure, value in layer_health(sums, self.ffn.top_k).items()}
         return (
             {f"router/{name}": torch.stack([one[name] for one in losses]).mean() for name in losses[0]},
             {f"metric/router/{name}": value for name, value in health.items()},
