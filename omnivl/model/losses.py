@@ -90,8 +90,7 @@ class Losses(ChainLayer):
         return State({**ended, **metrics, **raw, "loss": total}, state.layout)
 
     def _router(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Auxiliary losses of the routed layers, means over them, and the health of their routing: by modality, also
-        means over layers, and by layer.
+        """Auxiliary losses of the routed layers and the health of their routing, as means over layers and by layer.
 
         Every layer has left its sums as one vector; all of them cross the replicas in one exchange.
         """
