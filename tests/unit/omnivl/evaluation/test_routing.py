@@ -80,6 +80,21 @@ def test_experts_are_those_that_the_router_chose():
         assert rows["gate"].tolist() == pytest.approx(heard[0].gate_TK[:, choice].tolist())
 
 
+def test_what_a_capacity_drops_is_noted_and_padding_is_not():
+    short = replace(LIMOE, capacity_factor=0.5)
+    for architecture in ARCHITECTURES.values():
+        model = replace(architecture, ffn=short)
+        encoder, pictures = encoder_of(model), pictures_of(model, count=4)
+        table = routed_tokens(encoder, pictures)
+        name = "unified_00" if model.architecture == "unified" else "visual_00"
+        own = table[(table["layer"] == name) & (table["modality"] == "image")]
+        # 20 tokens with two choices of 4 experts: half of their 40 choices is 5 an expert, rounded up to 8.
+        assert own[own["served"]]["expert"].value_counts().max() <= 8
+        chosen = own["expert"].value_counts()
+        assert len(own[~own["served"]]) == (chosen - 8).clip(lower=0).sum() > 0
+    assert routed_tokens(encoder_of(MODEL), pictures_of(MODEL))["served"].all()
+
+
 def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     choosing = replace(LIMOE, routing="expert_choice")
     model = replace(ARCHITECTURES["unified"], ffn=choosing)
@@ -89,6 +104,7 @@ def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     tokens = 4 * 5  # four pictures of four patches and a class token; two experts each in the mean
     assert own["expert"].value_counts().to_dict() == dict.fromkeys(range(4), tokens * 2 // 4)
     assert not own.duplicated(["token", "expert"]).any()
+    assert own["served"].all()
     assert own.groupby("token", observed=True)["choice"].apply(lambda one: sorted(one) == list(range(len(one)))).all()
     page = routing_page(routed_tokens(encoder, pictures), 4, pictures, model.patch_size, "Routing")
     assert "unified_00: load by expert" in page
