@@ -1,19 +1,24 @@
 """Who went where, of real drawings and clips through tiny models, and the page of it."""
 
+import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
+from moe.analysis import usage
 from moe.config import LIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
+from omnivl.evaluation.config import RoutingTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.pictures import PictureSet
+from omnivl.evaluation.results import write_files
 from omnivl.evaluation.routing import CLASS_TOKEN, routed_tokens
 from omnivl.evaluation.routing_page import routing_page, write_table
+from omnivl.evaluation.run import run_tasks
 from omnivl.model.build import build_chain
 from omnivl.model.gather import LocalGather
 from omnivl.model.presets import PRESETS
@@ -80,6 +85,7 @@ def test_experts_are_those_that_the_router_chose():
         assert rows["gate"].tolist() == pytest.approx(heard[0].gate_TK[:, choice].tolist())
 
 
+@pytest.mark.filterwarnings("ignore:capacity of")
 def test_what_a_capacity_drops_is_noted_and_padding_is_not():
     short = replace(LIMOE, capacity_factor=0.5)
     for architecture in ARCHITECTURES.values():
@@ -108,6 +114,57 @@ def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     assert own.groupby("token", observed=True)["choice"].apply(lambda one: sorted(one) == list(range(len(one)))).all()
     page = routing_page(routed_tokens(encoder, pictures), 4, pictures, model.patch_size, "Routing")
     assert "unified_00: load by expert" in page
+
+
+class Twice(LocalGather):
+    """Two replicas that hold the same."""
+
+    replicas = 2
+
+    def total(self, tensor):
+        return 2 * tensor
+
+
+@pytest.mark.parametrize("gather", [LocalGather(), Twice()])
+def test_scores_are_means_over_the_layers_of_a_modality(gather):
+    encoder = replace(encoder_of(MODEL), gather=gather)
+    encoder.chain.train()
+    (result,) = run_tasks([RoutingTask(name="who goes where", max_samples=6)], encoder)
+    assert encoder.chain.training
+    encoder.chain.eval()
+    used = usage(routed_tokens(encoder, pictures_of(MODEL)), 4).set_index(["layer", "modality"])
+    assert [score.metric for score in result.scores] == [
+        *["experts used, image", "entropy, image, nats", "dropped, image"],
+        *["experts used, text", "entropy, text, nats", "dropped, text"],
+    ]
+    found = {score.metric: score.value for score in result.scores}
+    for modality, layers in (("image", ("visual_00", "visual_01")), ("text", ("text_00", "text_01"))):
+        first, second = (used.loc[(layer, modality)] for layer in layers)
+        assert found[f"experts used, {modality}"] == pytest.approx((first.experts_used + second.experts_used) / 2)
+        assert found[f"entropy, {modality}, nats"] == pytest.approx((first.local_entropy + second.local_entropy) / 2)
+        assert found[f"dropped, {modality}"] == 0.0
+    assert {(score.task, score.count, score.graded) for score in result.scores} == {("who goes where", 6, False)}
+    assert {score.chance for score in result.scores} == {score.baseline for score in result.scores} == {None}
+
+
+def test_where_experts_choose_drops_are_no_score():
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, routing="expert_choice"))
+    (result,) = run_tasks([RoutingTask(max_samples=4)], encoder_of(model))
+    assert [score.metric for score in result.scores] == [
+        *["experts used, image", "entropy, image, nats", "experts used, text", "entropy, text, nats"],
+    ]
+
+
+def test_page_and_table_lie_beside_the_results_and_not_in_them(tmp_path):
+    tasks = [RoutingTask(name="<stills>", max_samples=4), RoutingTask(name="clips", media="video", max_samples=4)]
+    results = run_tasks(tasks, encoder_of(MODEL))
+    assert len(json.dumps([result.as_json() for result in results])) < 5000
+    written = write_files(results, tmp_path, "evaluation-")
+    names = ["routing.html", "routing.parquet", "routing-2.html", "routing-2.parquet"]
+    assert written == [tmp_path / f"evaluation-{name}" for name in names]
+    assert sorted(tmp_path.iterdir()) == sorted(written), "nothing is left over"
+    assert "<h1>&lt;stills&gt;</h1>" in written[0].read_text()
+    assert set(pd.read_parquet(written[3])["modality"]) == {"video", "text"}
 
 
 def test_the_page_shows_layers_figures_and_galleries(tmp_path):
