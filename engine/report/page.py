@@ -88,7 +88,7 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
         "complete": folder.completed_steps() is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
         "figures": figures,
-        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 else "",
+        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 and any(len(one) > 1 for one in scores) else "",
         "handover": handover,
         "parts": count_parts(handover) if handover is not None else {},
         "quarantine": quarantine_counts(folder.quarantine),

@@ -54,7 +54,7 @@ def routing_sections(folder: Path, prefix: str = "") -> dict[str, str]:
         A section of HTML by its title, both escaped already.
     """
     found = {}
-    for file in sorted(folder.glob(f"{glob.escape(prefix)}routing*.html")):
+    for file in sorted(folder.glob(f"{glob.escape(prefix)}routing*.html"), key=lambda file: file.stem):
         page = file.read_text(encoding="utf-8")
         title = re.search(r"<title>(.*?)</title>", page)
         section = re.search(r'<section class="routing">.*</section>', page, re.DOTALL)
