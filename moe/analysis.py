@@ -128,6 +128,38 @@ def mutual_information(tokens: Frame, column: str) -> Frame:
     return pd.DataFrame(rows)
 
 
+def profiles(tokens: Frame, layer: str, by: str = "label", *, count: int = 20, min_tokens: int = 30) -> Frame:
+    """How the tokens of each value of a column spread over a layer's experts, those values first that deviate most.
+
+    Values of few tokens deviate by chance: raise ``min_tokens`` where tokens come in groups, as the patches of a
+    picture do.
+
+    Args:
+        tokens: Routed tokens.
+        layer: Which layer.
+        by: The column. Rows without a value do not count.
+        count: Most values to return.
+        min_tokens: Fewest rows of a value.
+
+    Returns:
+        A row per value, indexed by it: ``tokens``, its number of rows; ``bits``, the Jensen-Shannon divergence of its
+        shares from those of all rows, ``H((p + q) / 2) - (H(p) + H(q)) / 2``, from 0 to 1; and for each expert that got
+        a token, by its number, the share of the value's rows that went there.
+
+    Source: Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37 (1), 1991, eq. 4.1.
+    """
+    known = tokens[(tokens["layer"] == layer) & tokens[by].notna()]
+    counts = pd.crosstab(known[by], known["expert"])
+    mean = counts.sum(axis=0) / max(1, len(known))
+    counts = counts[counts.sum(axis=1) >= min_tokens]
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    spread = entropy_of(mean)
+    bits = [(entropy_of((row + mean) / 2) - (entropy_of(row) + spread) / 2) / np.log(2) for _, row in shares.iterrows()]
+    shares.insert(0, "bits", np.maximum(np.array(bits, dtype=np.float64), 0.0))
+    shares.insert(0, "tokens", counts.sum(axis=1))
+    return shares.sort_values("bits", ascending=False, kind="stable").head(count).rename_axis(columns=None)
+
+
 def co_activation(tokens: Frame, first: str, second: str) -> Frame:
     """Where tokens of each expert of one layer go in another one: shares by row, experts by number (first choices)."""
     chosen = tokens[tokens["choice"] == 0].pivot(index="token", columns="layer", values="expert")

@@ -12,6 +12,7 @@ from moe.analysis import (
     expert_shares,
     expert_table,
     mutual_information,
+    profiles,
     stability,
     strongest,
     usage,
@@ -89,6 +90,35 @@ def test_mutual_information_by_hand() -> None:
     # Half of the tokens have no word: experts 0, 1 with words x, y.
     words = mutual_information(table("a", [0, 1, 0, 0], FOUR, word=["x", "y", None, None]), "word")
     assert words["bits"].item() == pytest.approx(1.0)
+
+
+def test_profiles_by_hand() -> None:
+    labels = ["cat"] * 2 + ["dog"] * 4 + ["rare", None]
+    tokens = table("a", [0, 0, 0, 1, 1, 1, 1, 2], ["image"] * 8, label=labels)
+    found = profiles(pd.concat([tokens, table("b", [3] * 8, ["image"] * 8, label=labels)]), "a", min_tokens=2)
+    assert list(found.columns) == ["tokens", "bits", 0, 1]
+    assert found.index.tolist() == ["cat", "dog"], "the last token has no label, one label too few tokens"
+    assert found["tokens"].to_dict() == {"cat": 2, "dog": 4}
+    assert found.loc["cat", [0, 1]].tolist() == [1.0, 0.0]
+    assert found.loc["dog", [0, 1]].tolist() == [0.25, 0.75]
+    # Of all seven, 3/7 go to expert 0. H(p) is 0 of cats and 0.8113 of dogs; the means with 3/7 are 5/7 and 19/56.
+    assert found.loc["cat", "bits"] == pytest.approx(bits(5 / 7) - bits(3 / 7) / 2)
+    assert found.loc["dog", "bits"] == pytest.approx(bits(19 / 56) - (bits(1 / 4) + bits(3 / 7)) / 2)
+    assert found.loc["cat", "bits"] == pytest.approx(0.3706, abs=1e-4)
+    assert profiles(tokens, "a", min_tokens=2, count=1).index.tolist() == ["cat"]
+    assert len(profiles(tokens, "a", min_tokens=9)) == 0
+
+
+def test_values_that_share_no_expert_are_a_bit_apart_and_equal_ones_none() -> None:
+    tokens = table("a", [0] * 999 + [1], ["image"] * 999 + ["text"])
+    found = profiles(tokens, "a", by="modality", min_tokens=1)
+    assert found.loc["text", "bits"] == pytest.approx(1.0, abs=0.01)
+    assert 0.0 <= found.loc["image", "bits"] < 1e-3
+
+
+def bits(share: float) -> float:
+    """Entropy of a share and its rest."""
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def test_where_the_tokens_of_an_expert_go_next() -> None:

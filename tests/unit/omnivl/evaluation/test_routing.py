@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from moe.analysis import usage
+from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.data.tokenizer import load_tokenizer
@@ -176,11 +176,32 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
     assert page.count("data:image/png;base64,") >= 8
     for text in ("unified_00: load by expert", "From unified_00 to unified_01", "expert 0", "[CLS]"):
         assert text in page
+    assert page.index("<h1>") < page.index('<section class="routing">') < page.index("Confidence by expert")
+    assert "Share of its choices that an expert drops" not in page, "nothing is dropped"
+    assert "Labels by expert" not in page, "no label has three samples"
+    shares = expert_table(table).set_index(["layer", "expert"]).loc[("unified_01", 2)]
+    cells = [f"{int(shares.choices):,}", f"{100 * shares.load:.1f}%", "0.0%", f"{shares.entropy:.2f}"]
+    cells += [f"{shares.confidence:.2f}", f"{100 * shares.image:.1f}%", f"{100 * shares.text:.1f}%"]
+    row = "".join(f'<td class="number">{cell}</td>' for cell in ["2", *cells])
+    assert row in page[page.index("<summary>unified_01") :]
     assert "<script src=" not in page, "the page needs nothing else"
     write_table(table, tmp_path / "routing.parquet")
     again = pd.read_parquet(tmp_path / "routing.parquet")
     assert len(again) == len(table)
     assert again["expert"].tolist() == table["expert"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:capacity of")
+def test_the_page_shows_labels_drops_and_experts_without_a_token():
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, capacity_factor=0.5))
+    pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model, 40)
+    table = routed_tokens(encoder_of(model), pictures)
+    page = routing_page(table, 20, pictures, model.patch_size, "Routing")
+    for text in ("Labels by expert", "unified_00: labels", "all patches", "bugs", "that an expert drops"):
+        assert text in page
+    nothing = '<td class="number">19</td><td class="number">0</td>' + '<td class="number">-</td>' * 6
+    assert page.count(nothing) == 2
+    assert "<details><summary>unified_00" in page, "twenty rows are folded up"
 
 
 def test_a_model_without_routers_is_told_so():
