@@ -78,7 +78,7 @@ def listening(layers: dict[str, nn.Module]) -> Iterator[list[Heard]]:
     for layer, module in layers.items():
         for owner in module.modules():
             if isinstance(owner, SparseFeedForward):
-                hooks.append(owner.router.register_forward_hook(lambda _, inputs, said, own=owner: keep(own, said)))
+                hooks.append(owner.router.register_forward_hook(lambda _, inputs, choice, own=owner: keep(own, choice)))
                 hooks.append(
                     owner.register_forward_hook(lambda own, inputs, _, layer=layer: note(layer, own, inputs[1]))
                 )

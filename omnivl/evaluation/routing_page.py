@@ -61,7 +61,8 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     if experts["dropped"].any():
         figures.append(_by_expert(experts, "dropped", "Share of its choices that an expert drops", num_experts))
     figures += [_loads(tokens, layer, num_experts) for layer in layers]
-    figures += [_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers)]
+    flows = (_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers))
+    figures += [figure for figure in flows if figure is not None]
     labels = [figure for layer in layers if (figure := _labels(tokens, layer, num_experts)) is not None]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -123,8 +124,12 @@ def _loads(tokens: Any, layer: str, num_experts: int) -> Any:
 
 
 def _flow(tokens: Any, first: str, second: str, num_experts: int) -> Any:
+    """Where the tokens of each expert go next; None where no token passes both layers, as in two towers."""
     every = range(num_experts)
-    found = co_activation(tokens, first, second).reindex(index=every, columns=every, fill_value=0.0)
+    found = co_activation(tokens, first, second)
+    if found.empty:
+        return None
+    found = found.reindex(index=every, columns=every, fill_value=0.0)
     heat = go.Heatmap(z=found.to_numpy(), x=found.columns, y=found.index, colorscale="Blues", zmin=0, zmax=1)
     figure = go.Figure(heat)
     figure.update_xaxes(title=f"expert in {second}", dtick=_step(num_experts))
@@ -182,8 +187,8 @@ def _labels(tokens: Any, layer: str, num_experts: int) -> Any:
 
 
 def _step(num_experts: int) -> int:
-    """Experts from one tick to the next."""
-    return -(-num_experts // 16)
+    """Experts from one tick to the next: a power of two that leaves twelve ticks or fewer."""
+    return 1 << max(0, -(-num_experts // 12) - 1).bit_length()
 
 
 def _rows(experts: Any, layer: str, num_experts: int) -> list[dict[str, Any]]:

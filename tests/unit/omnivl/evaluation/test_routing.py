@@ -178,6 +178,9 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
         assert text in page
     assert page.index("<h1>") < page.index('<section class="routing">') < page.index("Confidence by expert")
     assert "Share of its choices that an expert drops" not in page, "nothing is dropped"
+    towers = routing_page(routed_tokens(encoder_of(MODEL), pictures), 4, pictures, MODEL.patch_size, "Routing")
+    assert "From text_00 to text_01" in towers
+    assert "From text_01 to visual_00" not in towers, "no token passes both"
     assert "Labels by expert" not in page, "no label has three samples"
     shares = expert_table(table).set_index(["layer", "expert"]).loc[("unified_01", 2)]
     cells = [f"{int(shares.choices):,}", f"{100 * shares.load:.1f}%", "0.0%", f"{shares.entropy:.2f}"]
