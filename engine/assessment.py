@@ -9,7 +9,7 @@ from engine.run_folder import StageFolder, write_whole
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 from omnivl.evaluation.encoder import Encoder
-from omnivl.evaluation.results import TaskResult
+from omnivl.evaluation.results import TaskResult, write_files
 from omnivl.evaluation.run import run_tasks
 
 
@@ -39,7 +39,8 @@ def best_figure(figures: Mapping[str, float], name: str) -> float:
 
 
 def write_evaluation(folder: StageFolder, step: int, results: Sequence[TaskResult]) -> None:
-    """Writes ``evaluation.json``."""
+    """Writes ``evaluation.json``, and beside it what the tasks have made as files."""
+    write_files(results, folder.path)
     content = {"step": step, "results": [result.as_json() for result in results]}
     write_whole(folder.evaluation, json.dumps(content, indent=1))
 

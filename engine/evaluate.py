@@ -15,10 +15,13 @@ from engine.plan_yaml import Document, read_yaml
 from engine.run_folder import write_whole
 from engine.trained import Trained
 from omnivl.errors import UserError
-from omnivl.evaluation.config import CaptionTask, RetrievalTask, TaskConfig
+from omnivl.evaluation.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
 from omnivl.evaluation.encoder import Encoder
-from omnivl.evaluation.results import TaskResult
+from omnivl.evaluation.results import TaskResult, write_files
 from omnivl.evaluation.run import run_tasks
+from omnivl.model.build import has_routers
+
+ROUTERS = "routers"
 
 
 def _ignore(text: str) -> None:
@@ -96,9 +99,12 @@ def choose_tasks(
     for task in tasks:
         if lacking := _lacking(trained.stage, task):
             change = "set its rerank to 0" if lacking == "vlm" else "leave it out with --tasks"
+            has_no, allowed = f"no head of {lacking}", f"train {lacking}"
+            if lacking == ROUTERS:
+                has_no, allowed = "no routers", "have model.ffn of kind 'limoe' or 'mome_limoe'"
             raise UserError(
-                f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which has no head of {lacking}; "
-                f"allowed are stages that train {lacking}; choose another with --stage, or {change}"
+                f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which has {has_no}; "
+                f"allowed are stages that {allowed}; choose another with --stage, or {change}"
             )
     return tasks
 
@@ -124,6 +130,8 @@ def evaluate(
 def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
     """Writes ``evaluation-STAGE.json`` into the run folder, or to ``path``. Called by every process.
 
+    What tasks have made as files goes beside it: ``evaluation-STAGE-routing.html``.
+
     Returns:
         Where it lies; None where there is neither a run nor a path.
     """
@@ -132,6 +140,7 @@ def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path |
         path = run.path / f"evaluation-{evaluation.trained.stage.name}.json"
     if path is not None and ranks.rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
+        write_files(evaluation.results, path.parent, f"{path.stem}-")
         write_whole(path, json.dumps(evaluation.as_json(), indent=1))
     return path
 
@@ -147,7 +156,8 @@ def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig
             tell(f"{task.name}: not re-ranked, as stage {trained.stage.name} does not train vlm")
             task = replace(task, rerank=0)
         if lacking := _lacking(trained.stage, task):
-            tell(f"{task.name}: left out, as stage {trained.stage.name} does not train {lacking}")
+            does_not = "has no routers" if lacking == ROUTERS else f"does not train {lacking}"
+            tell(f"{task.name}: left out, as stage {trained.stage.name} {does_not}")
         else:
             tasks.append(task)
     return tuple(tasks)
@@ -168,7 +178,9 @@ def _read(config: Path) -> Document:
 
 
 def _lacking(stage: StagePlan, task: TaskConfig) -> str | None:
-    """The objective whose head the task needs and the stage does not have: heads come and go with objectives."""
+    """What the task needs and the stage does not have: an objective's head (they come and go), or ``ROUTERS``."""
+    if isinstance(task, RoutingTask):
+        return None if has_routers(stage.model) else ROUTERS
     trained = {objective.name for objective in stage.objectives}
     if isinstance(task, CaptionTask):
         return None if "lm" in trained else "lm"

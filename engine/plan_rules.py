@@ -183,7 +183,7 @@ def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
         trained = heads | {goal.name for each in draft.ancestors(index) for goal in each.objectives}
         for place, task in enumerate(stage.evaluate.tasks):
             path: Path = ("stages", index, "evaluate", "tasks", place)
-            if task.kind != "caption" and "univlc" not in trained:
+            if task.kind in ("retrieval", "zero_shot") and "univlc" not in trained:
                 got = f"{task.kind!r} where 'univlc' has never been trained"
                 allowed = f"tasks of what this stage or the ones before it train ({', '.join(sorted(trained))})"
                 yield Problem((*path, "kind"), got, allowed, "add the objective 'univlc' or remove the task")

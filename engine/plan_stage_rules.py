@@ -9,6 +9,8 @@ from engine.plan_problems import closest
 from engine.plan_yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
+from omnivl.evaluation.config import RoutingTask
+from omnivl.model.build import has_routers
 from omnivl.model.config import ModelConfig
 from omnivl.model.decoder import looks_ahead
 from omnivl.model.presets import misfits
@@ -230,6 +232,15 @@ def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)
 
 
+def routing_has_routers(stage: StagePlan) -> Iterator[Problem]:
+    """Where no router chooses experts there is no routing to look at."""
+    for place, task in enumerate(stage.evaluate.tasks):
+        if isinstance(task, RoutingTask) and not has_routers(stage.model):
+            got = f"'routing' with {stage.model.ffn.kind!r} feed-forward layers, none of which routes tokens"
+            change = "remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'"
+            yield Problem(("evaluate", "tasks", place, "kind"), got, "'retrieval', 'zero_shot', 'caption'", change)
+
+
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
     """Only sharded optimizer states can be kept elsewhere."""
     parallel = stage.parallel
@@ -277,6 +288,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     pipeline_is_not_there_yet,
     zero_0_is_fp32,
     megablocks_is_bf16,
+    routing_has_routers,
     offload_has_a_shard,
     experts_can_be_cut,
 )

@@ -5,7 +5,7 @@ plan.yaml               the resolved plan
 environment.json        versions, hardware, commit of the latest start
 run.lock                held by the process that writes here
 stages/NN-NAME/
-metrics.jsonl  tensorboard/  checkpoints/  evaluation.json  handover.json
+metrics.jsonl  tensorboard/  checkpoints/  evaluation.json  handover.json  routing.html
 weights.safetensors     whole weights at the end of the stage
 complete.json           written last: the stage is done
 report.html

@@ -23,7 +23,7 @@ from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
 from engine.plan_yaml import read_yaml
 from engine.progress import Progress, make_progress
-from engine.report import score_table, write_report
+from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.seeds import seed_everything
 from engine.stage import StageLoop
@@ -204,13 +204,17 @@ def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: P
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
-    """The table of the last evaluated stage, and the page."""
+    """The table of the last evaluated stage, that of the last routers, and the page."""
     for index, stage in reversed(list(enumerate(plan.stages))):
         file = run.stage(index, stage.name).evaluation
         if file.is_file():
             results = json.loads(file.read_bytes())["results"]
             scores = [Score(**score) for result in results for score in result["scores"]]
             progress.show(score_table(scores, f"{plan.name}, after stage {stage.name}"))
+            break
+    for index, stage in reversed(list(enumerate(plan.stages))):
+        if health := last_health(training_records(run.stage(index, stage.name).metrics)):
+            progress.show(health_table(health, stage.model.ffn, f"Routers at the end of stage {stage.name}"))
             break
     progress.message(f"report: {write_report(run.path)}")
 

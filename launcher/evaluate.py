@@ -47,7 +47,7 @@ def command(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Names or kinds: retrieval,zero_shot,caption. All by default.", metavar="A,B"),
+        typer.Option(help="Names or kinds: retrieval,zero_shot,caption,routing. All by default.", metavar="A,B"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with tasks: [...]; the plan's by default.", show_default=False)
@@ -65,7 +65,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Evaluates a trained stage: retrieval, zero-shot labels and motions, captions, beside chance and pixels."""
+    """Evaluates a trained stage: retrieval, labels, motions, captions beside chance and pixels; routing of experts."""
     request = Request(
         target=str(target),
         stage=stage,

@@ -6,6 +6,7 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -55,7 +56,9 @@ def routing(
     page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, title)
     (folder / "routing.html").write_text(page, encoding="utf-8")
     console = Console(emoji=False)
-    console.print(_table(usage(tokens, num_experts), title))
+    said_by_experts_used = ["global_entropy", "evenness"]  # and 80 columns hold no more than the others
+    found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
+    console.print(_table(found, title))
     if against is not None:
         console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
     typer.echo(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
@@ -66,7 +69,10 @@ def _folder(trained: Trained, target: Path) -> Path:
 
 
 def _table(frame: pd.DataFrame, title: str) -> Table:
-    table = Table(*frame.columns, title=title, title_justify="left")
+    headings = [name.replace("_", "\n") for name in frame.columns]
+    table = Table(
+        *headings, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
     return table

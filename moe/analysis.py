@@ -3,11 +3,12 @@
 A table of routed tokens has a row for each token, layer and choice (where experts choose: for each expert that took the
 token, and none for a token that no expert took), with at least
 
-- ``layer``, ``expert`` (int), ``choice`` (0 for the first), ``gate``, ``entropy`` (nats, of the token's probabilities);
+- ``layer``, ``expert`` (int), ``choice`` (0 for the first), ``gate``, ``served`` (bool, False where the expert had no
+  room), ``entropy`` (nats, of the token's probabilities);
 - ``token``: equal for all rows of one token, in all layers and of all models that saw it;
 - any columns that say what the token is: ``modality``, ``position``, ``frame``, ``word``, ``label`` ...
 
-All figures but co-activation and stability count first choices and further ones alike.
+All figures but co-activation and stability count first choices and further ones alike, served or not.
 """
 
 from collections.abc import Sequence
@@ -38,6 +39,33 @@ def expert_shares(tokens: Frame, by: str = "modality") -> Frame:
     return shares.reset_index().rename_axis(columns=None)
 
 
+def expert_table(tokens: Frame, by: str = "modality") -> Frame:
+    """Of each layer and expert: what ``expert_shares`` says, and how it fares with its choices.
+
+    Args:
+        tokens: Routed tokens.
+        by: As in ``expert_shares``.
+
+    Returns:
+        A row for each layer and expert that got a token: ``choices``, ``load``; ``dropped``, the share of its choices
+        that it did not serve (0 where experts choose); ``entropy``, the mean entropy in nats of the probabilities of
+        the tokens that chose it; ``confidence``, the mean weight of its first choices, NaN where it has none; and a
+        column for each value of ``by``.
+    """
+    keys = ["layer", "expert"]
+    groups = tokens.groupby(keys, observed=True)
+    first = tokens[tokens["choice"] == 0].groupby(keys, observed=True)
+    figures = pd.DataFrame(
+        {
+            "dropped": 1.0 - groups["served"].mean(),
+            "entropy": groups["entropy"].mean(),
+            "confidence": first["gate"].mean(),
+        }
+    )
+    shares = expert_shares(tokens, by).set_index(keys)
+    return shares[["choices", "load"]].join(figures).join(shares.drop(columns=["choices", "load"])).reset_index()
+
+
 def usage(tokens: Frame, num_experts: int) -> Frame:
     """Of each layer and modality: how many experts are used, how sure and how even the router is.
 
@@ -48,8 +76,9 @@ def usage(tokens: Frame, num_experts: int) -> Frame:
     Returns:
         Columns ``layer``, ``modality``, ``tokens``; ``experts_used``, the exponential of the entropy of the choices;
         ``experts_touched``, how many got any token at all; ``confidence``, the mean weight of the first choice;
-        ``local_entropy``, the mean entropy of a token's probabilities; ``evenness``, the entropy of the choices over
-        its largest value, ``log num_experts``.
+        ``local_entropy``, the mean entropy of a token's probabilities, and ``global_entropy``, that of the choices of
+        all tokens, both in nats; ``evenness``, the latter over its largest value, ``log num_experts``; ``dropped``, the
+        share of the choices that were not served (0 where experts choose).
     """
     rows = []
     for (layer, modality), part in tokens.groupby(["layer", "modality"], observed=True):
@@ -64,7 +93,9 @@ def usage(tokens: Frame, num_experts: int) -> Frame:
                 "experts_touched": len(shares),
                 "confidence": float(first["gate"].mean()),
                 "local_entropy": float(first["entropy"].mean()),
+                "global_entropy": spread,
                 "evenness": spread / float(np.log(num_experts)) if num_experts > 1 else 1.0,
+                "dropped": float(1.0 - part["served"].mean()),
             }
         )
     return pd.DataFrame(rows)
@@ -95,6 +126,38 @@ def mutual_information(tokens: Frame, column: str) -> Frame:
         explained = information / spread if spread else 0.0
         rows.append({"layer": layer, "bits": information / np.log(2), "explained": explained})
     return pd.DataFrame(rows)
+
+
+def profiles(tokens: Frame, layer: str, by: str = "label", *, count: int = 20, min_tokens: int = 30) -> Frame:
+    """How the tokens of each value of a column spread over a layer's experts, those values first that deviate most.
+
+    Values of few tokens deviate by chance: raise ``min_tokens`` where tokens come in groups, as the patches of a
+    picture do.
+
+    Args:
+        tokens: Routed tokens.
+        layer: Which layer.
+        by: The column. Rows without a value do not count.
+        count: Most values to return.
+        min_tokens: Fewest rows of a value.
+
+    Returns:
+        A row per value, indexed by it: ``tokens``, its number of rows; ``bits``, the Jensen-Shannon divergence of its
+        shares from those of all rows, ``H((p + q) / 2) - (H(p) + H(q)) / 2``, from 0 to 1; and for each expert that got
+        a token, by its number, the share of the value's rows that went there.
+
+    Source: Lin, Divergence measures based on the Shannon entropy, IEEE Trans. Inf. Theory 37 (1), 1991, eq. 4.1.
+    """
+    known = tokens[(tokens["layer"] == layer) & tokens[by].notna()]
+    counts = pd.crosstab(known[by], known["expert"])
+    mean = counts.sum(axis=0) / max(1, len(known))
+    counts = counts[counts.sum(axis=1) >= min_tokens]
+    shares = counts.div(counts.sum(axis=1), axis=0)
+    spread = entropy_of(mean)
+    bits = [(entropy_of((row + mean) / 2) - (entropy_of(row) + spread) / 2) / np.log(2) for _, row in shares.iterrows()]
+    shares.insert(0, "bits", np.maximum(np.array(bits, dtype=np.float64), 0.0))
+    shares.insert(0, "tokens", counts.sum(axis=1))
+    return shares.sort_values("bits", ascending=False, kind="stable").head(count).rename_axis(columns=None)
 
 
 def co_activation(tokens: Frame, first: str, second: str) -> Frame:

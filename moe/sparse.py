@@ -14,7 +14,7 @@ from moe.experts import ExpertBank
 from moe.feed_forward import FeedForwardOutput
 from moe.router import Choice, Router, TokenChoiceRouter
 from moe.router_losses import RouterSums, pick_sums, router_sums
-from moe.routing import arrange, combine, dispatch, expert_capacity
+from moe.routing import Routing, arrange, combine, dispatch, expert_capacity
 from moe.tokens import Tokens
 
 
@@ -58,6 +58,23 @@ class SparseFeedForward(nn.Module):
             assert isinstance(self.router, TokenChoiceRouter)
             self.router.update_selection_bias(tokens_per_expert_E, self.config.selection_bias_rate)
 
+    def routing(self, choice: Choice, valid_T: Tensor | None) -> Routing:
+        """Which choices are served, and in which rows. It draws nothing, so that a listener finds what forward found.
+
+        Args:
+            choice: What the router said of T tokens.
+            valid_T: bool; padding is not served and takes no room. None: there is none.
+        """
+        factor, experts = self.config.capacity_factor, self.config.num_experts
+        tokens = len(choice.expert_TK)
+        return arrange(
+            choice.expert_TK,
+            experts,
+            valid_T=valid_T,
+            capacity=None if factor is None else expert_capacity(tokens, experts, self.config.top_k, factor),
+            priority_T=choice.gate_TK.detach().amax(-1) if self.config.priority else None,
+        )
+
     def forward(self, x: Tensor, tokens: Tokens) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; padding and what exceeds a capacity get zero from the experts."""
         x_TD = x.reshape(-1, x.shape[-1])
@@ -72,14 +89,7 @@ class SparseFeedForward(nn.Module):
     def _by_tokens(self, x_TD: Tensor, modality_T: Tensor, valid_T: Tensor | None) -> tuple[Tensor, RouterSums]:
         """What the experts make of the tokens that chose them."""
         choice: Choice = self.router(x_TD, modality_T)
-        factor, experts = self.config.capacity_factor, self.config.num_experts
-        routing = arrange(
-            choice.expert_TK,
-            experts,
-            valid_T=valid_T,
-            capacity=None if factor is None else expert_capacity(len(x_TD), experts, self.config.top_k, factor),
-            priority_T=choice.gate_TK.detach().amax(-1) if self.config.priority else None,
-        )
+        routing = self.routing(choice, valid_T)
         rows_ND = self.experts(dispatch(x_TD, routing), routing.tokens_per_expert_E)
         sums = router_sums(choice, routing, modality_T, len(self.modalities), valid_T)
         return combine(rows_ND, choice.gate_TK, routing), sums

@@ -16,7 +16,7 @@ from plotly.offline import get_plotlyjs
 
 from engine.plan_yaml import read_yaml
 from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
-from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
+from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, routing_sections
 from engine.report.table import format_share
 from engine.run_folder import RunFolder, StageFolder
 
@@ -66,10 +66,13 @@ def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
     found = []
     for folder in reversed(folders):
         if (read := _read_json(StageFolder(folder).evaluation)) is not None:
-            found.append({"title": f"stage {folder.name.partition('-')[2]}, after step {read['step']}", **read})
+            title = f"stage {folder.name.partition('-')[2]}, after step {read['step']}"
+            found.append({"title": title, "routing": {}, **read})
     for file in sorted(run_folder.glob("evaluation-*.json")):
         read = _read_json(file)
-        found.append({"title": f"stage {read['stage']}, evaluated again ({file.name})", **read})
+        title = f"stage {read['stage']}, evaluated again ({file.name})"
+        routing = _marked_up(routing_sections(run_folder, f"{file.stem}-"))
+        found.append({"title": title, "routing": routing, **read})
     return found
 
 
@@ -85,10 +88,11 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
         "complete": folder.completed_steps() is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
         "figures": figures,
-        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 else "",
+        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 and any(len(one) > 1 for one in scores) else "",
         "handover": handover,
         "parts": count_parts(handover) if handover is not None else {},
         "quarantine": quarantine_counts(folder.quarantine),
+        "routing": _marked_up(routing_sections(folder.path)),
     }
 
 
@@ -98,6 +102,10 @@ def _html(figure: go.Figure, height: int) -> Markup:
         full_html=False, include_plotlyjs=False, config=config, default_width="100%", default_height=f"{height}px"
     )
     return Markup(written)
+
+
+def _marked_up(sections: Mapping[str, str]) -> dict[Markup, Markup]:
+    return {Markup(title): Markup(section) for title, section in sections.items()}
 
 
 def _read_json(path: Path) -> Any:

@@ -1,6 +1,9 @@
-"""What the page tells of a stage's and a run's small files: hand-over, quarantine, environment."""
+"""What the page tells of a stage's and a run's files: hand-over, quarantine, environment, pages of routing."""
 
+import glob
+import html
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,6 +41,26 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
         cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
         for cause, _ in order.most_common()
     }
+
+
+def routing_sections(folder: Path, prefix: str = "") -> dict[str, str]:
+    """What the pages of routing in a folder show, without the drawing library that this page has as well.
+
+    Args:
+        folder: Where the pages lie.
+        prefix: Of their file names.
+
+    Returns:
+        A section of HTML by its title, both escaped already.
+    """
+    found = {}
+    for file in sorted(folder.glob(f"{glob.escape(prefix)}routing*.html"), key=lambda file: file.stem):
+        page = file.read_text(encoding="utf-8")
+        title = re.search(r"<title>(.*?)</title>", page)
+        section = re.search(r'<section class="routing">.*</section>', page, re.DOTALL)
+        if title is not None and section is not None:
+            found[f"{title[1]} ({html.escape(file.name)})"] = section[0]
+    return found
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -1,14 +1,23 @@
-"""Evaluation of a chain: retrieval, zero-shot labels and motions, captions, each beside chance and a pixel baseline."""
+"""Evaluation of a chain: retrieval, labels, motions, captions beside chance and a pixel baseline; routing."""
 
-from omnivl.evaluation.config import BaselineReference, CaptionTask, RetrievalTask, TaskConfig, ZeroShotTask
-from omnivl.evaluation.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.evaluation.config import (
+    BaselineReference,
+    CaptionTask,
+    RetrievalTask,
+    RoutingTask,
+    TaskConfig,
+    ZeroShotTask,
+)
+from omnivl.evaluation.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
 
 __all__ = [
     "BaselineReference",
     "CaptionTask",
     "Gallery",
     "GalleryRow",
+    "ResultFile",
     "RetrievalTask",
+    "RoutingTask",
     "Score",
     "TaskConfig",
     "TaskResult",

@@ -111,5 +111,29 @@ class CaptionTask:
     gallery: int = 12
 
 
-TaskConfig = Annotated[RetrievalTask | ZeroShotTask | CaptionTask, Field(discriminator="kind")]
+@dataclass(frozen=True)
+class RoutingTask:
+    """How the routers of sparse experts choose: experts used, entropy and drops by modality, and a page of it.
+
+    The page and a table of all routed tokens are written beside the results. Needs ``model.ffn`` of kind ``limoe`` or
+    ``mome_limoe``.
+
+    Attributes:
+        kind: ``routing``.
+        name: Heads the rows of the table.
+        source: Data source.
+        media: ``image`` or ``video``.
+        where: Metadata filter.
+        max_samples: Upper bound on the number of pictures or clips, each with its first caption.
+    """
+
+    kind: Literal["routing"] = "routing"
+    name: str = "routing"
+    source: str = "emoji"
+    media: Literal["image", "video"] = "image"
+    where: Where = field(default_factory=dict)
+    max_samples: int = 512
+
+
+TaskConfig = Annotated[RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask, Field(discriminator="kind")]
 """Union of everything that ``evaluate.tasks`` may hold."""

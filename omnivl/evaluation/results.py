@@ -1,6 +1,9 @@
-"""What an evaluation returns: rows of a table, and galleries to look at."""
+"""What an evaluation returns: rows of a table, galleries to look at, and files to lay beside."""
 
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -15,6 +18,7 @@ class Score:
         chance: What guessing would get; None where that has no meaning.
         baseline: What 16x16 pixels get; None where not asked for.
         count: Number of queries.
+        graded: Whether the value is a share of which more is better, so that it can be drawn as a bar towards 1.
     """
 
     task: str
@@ -23,6 +27,7 @@ class Score:
     chance: float | None
     baseline: float | None
     count: int
+    graded: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,12 +58,54 @@ class Gallery:
 
 
 @dataclass(frozen=True)
+class ResultFile:
+    """Something too large for ``evaluation.json``; one process makes and writes it, when it is asked for.
+
+    Attributes:
+        name: Of the file, e.g. ``routing.html``.
+        write: Writes it to a path.
+    """
+
+    name: str
+    write: Callable[[Path], None]
+
+
+@dataclass(frozen=True)
 class TaskResult:
     """Everything one task produced."""
 
     scores: tuple[Score, ...]
     galleries: tuple[Gallery, ...] = ()
+    files: tuple[ResultFile, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain containers, for ``evaluation.json``."""
-        return asdict(self)
+        """Plain containers, for ``evaluation.json``; files are no part of it."""
+        return {
+            "scores": [asdict(score) for score in self.scores],
+            "galleries": [asdict(gallery) for gallery in self.galleries],
+        }
+
+
+def write_files(results: Sequence[TaskResult], folder: Path, prefix: str = "") -> list[Path]:
+    """Writes the files of all results, each whole or not at all.
+
+    Args:
+        results: Of one evaluation.
+        folder: Where to; it has to be there.
+        prefix: Goes before each name. The second file of a name gets a number: ``routing-2.html``.
+
+    Returns:
+        Where they lie.
+    """
+    written: list[Path] = []
+    seen: Counter[str] = Counter()
+    for file in (file for result in results for file in result.files):
+        seen[file.name] += 1
+        name = Path(file.name)
+        number = "" if seen[file.name] == 1 else f"-{seen[file.name]}"
+        path = folder / f"{prefix}{name.stem}{number}{name.suffix}"
+        beside = path.with_name(path.name + ".tmp")
+        file.write(beside)
+        beside.rename(path)
+        written.append(path)
+    return written

@@ -96,6 +96,7 @@ def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
                     "choice": choice,
                     "expert": one.expert_TK[:, choice].numpy().astype(np.int32),
                     "gate": one.gate_TK[:, choice].numpy(),
+                    "served": one.served_TK[:, choice].numpy(),
                     "entropy": one.entropy_T.numpy(),
                     **places.columns,
                 }

@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from moe.analysis import co_activation, expert_shares, mutual_information, strongest, usage
+from moe.analysis import co_activation, expert_shares, expert_table, mutual_information, profiles, strongest, usage
 from omnivl.evaluation.pictures import PictureSet
 from omnivl.evaluation.routing import CLASS_TOKEN
 
@@ -22,6 +22,9 @@ COLOURS = {"image": "#2563eb", "video": "#7c3aed", "text": "#d97706"}
 EXPLAINING = ("modality", "label", "position", "frame", "word")
 _PATCHES, _WORDS, _CROP = 12, 16, 44
 _SPOT = ("sample", "frame", "row", "column")
+_LABELS, _LABEL_SAMPLES, _LABEL_LETTERS = 15, 3, 22
+_LONG = 8
+"""Experts of a table that is folded up."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,14 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     """
     layers = list(tokens["layer"].cat.categories)
     used = usage(tokens, num_experts)
-    figures = [_used(used), *(_loads(tokens, layer, num_experts) for layer in layers)]
-    figures += [_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers)]
+    experts = expert_table(tokens)
+    figures = [_used(used), _by_expert(experts, "confidence", "Confidence by expert", num_experts)]
+    if experts["dropped"].any():
+        figures.append(_by_expert(experts, "dropped", "Share of its choices that an expert drops", num_experts))
+    figures += [_loads(tokens, layer, num_experts) for layer in layers]
+    flows = (_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers))
+    figures += [figure for figure in flows if figure is not None]
+    labels = [figure for layer in layers if (figure := _labels(tokens, layer, num_experts)) is not None]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -62,7 +71,12 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
         title=title,
         plotly=get_plotlyjs(),
         figures=[_html(figure) for figure in figures],
+        labels=[_html(figure) for figure in labels],
+        label_samples=_LABEL_SAMPLES,
         usage=used.to_dict("records"),
+        experts={layer: _rows(experts, layer, num_experts) for layer in layers},
+        modalities=[name for name in COLOURS if name in experts],
+        folded=num_experts > _LONG,
         explained=_explained(tokens),
         galleries={layer: list(_taken(tokens, layer, pictures, patch_size)) for layer in layers},
         samples=len(pictures),
@@ -104,19 +118,85 @@ def _loads(tokens: Any, layer: str, num_experts: int) -> Any:
         loads = (shares["load"] * shares[name]).reindex(range(num_experts), fill_value=0.0)
         figure.add_bar(x=loads.index, y=loads, name=name, marker_color=COLOURS[name])
     figure.update_layout(barmode="stack")
-    figure.update_xaxes(title="expert", dtick=1)
+    figure.update_xaxes(title="expert", dtick=_step(num_experts))
     figure.update_yaxes(title="share of the choices", tickformat=".0%")
     return _styled(figure, f"{layer}: load by expert")
 
 
 def _flow(tokens: Any, first: str, second: str, num_experts: int) -> Any:
+    """Where the tokens of each expert go next; None where no token passes both layers, as in two towers."""
     every = range(num_experts)
-    found = co_activation(tokens, first, second).reindex(index=every, columns=every, fill_value=0.0)
+    found = co_activation(tokens, first, second)
+    if found.empty:
+        return None
+    found = found.reindex(index=every, columns=every, fill_value=0.0)
     heat = go.Heatmap(z=found.to_numpy(), x=found.columns, y=found.index, colorscale="Blues", zmin=0, zmax=1)
     figure = go.Figure(heat)
-    figure.update_xaxes(title=f"expert in {second}", dtick=1)
-    figure.update_yaxes(title=f"expert in {first}", dtick=1)
+    figure.update_xaxes(title=f"expert in {second}", dtick=_step(num_experts))
+    figure.update_yaxes(title=f"expert in {first}", dtick=_step(num_experts))
     return _styled(figure, f"From {first} to {second}")
+
+
+def _by_expert(experts: Any, column: str, title: str, num_experts: int) -> Any:
+    """A figure of every expert of every layer as a heatmap; empty where there is none."""
+    found = experts.pivot(index="layer", columns="expert", values=column).reindex(columns=range(num_experts))
+    names = list(map(str, found.index))
+    most = max(float(np.nanmax(found.to_numpy())), 1e-9)
+    heat = go.Heatmap(z=found.to_numpy(), x=found.columns, y=names, colorscale="Blues", zmin=0, zmax=most)
+    figure = go.Figure(heat)
+    figure.update_xaxes(title="expert", dtick=_step(num_experts), showgrid=False)
+    figure.update_yaxes(autorange="reversed", automargin=True, showgrid=False)
+    return _styled(figure, title)
+
+
+def _labels(tokens: Any, layer: str, num_experts: int) -> Any:
+    """Where the patches of the labels go that deviate most, beneath those of all; None where no label has enough."""
+    own = tokens[(tokens["layer"] == layer) & (tokens["row"] >= 0) & (tokens["choice"] == 0) & tokens["label"].notna()]
+    samples = own.groupby("label", observed=True)["sample"].nunique()
+    often = own[own["label"].isin(samples.index[samples >= _LABEL_SAMPLES])]
+    found = profiles(often, layer, count=_LABELS)
+    if found.empty:
+        return None
+    every = range(num_experts)
+    mean = own["expert"].value_counts(normalize=True).reindex(every, fill_value=0.0).to_numpy()
+    shares = np.vstack([mean, found.reindex(columns=every, fill_value=0.0).to_numpy()])
+    names = ["all patches", *map(str, found.index)]
+    deviates = [
+        "",
+        *(
+            f"{bits:.3f} bits of {tokens:,} patches"
+            for bits, tokens in zip(found["bits"], found["tokens"], strict=True)
+        ),
+    ]
+    heat = go.Heatmap(
+        z=shares,
+        x=list(every),
+        y=list(range(len(names))),
+        customdata=[[[name, note]] * num_experts for name, note in zip(names, deviates, strict=True)],
+        hovertemplate="%{customdata[0]}: %{z:.1%} to expert %{x}<br>%{customdata[1]}<extra></extra>",
+        colorscale="Blues",
+        zmin=0,
+        zmax=float(shares.max()),
+        colorbar={"tickformat": ".0%", "thickness": 12},
+    )
+    figure = go.Figure(heat)
+    short = [name if len(name) <= _LABEL_LETTERS else f"{name[: _LABEL_LETTERS - 1]}\u2026" for name in names]
+    figure.update_xaxes(title="expert", dtick=_step(num_experts))
+    figure.update_yaxes(tickvals=list(range(len(names))), ticktext=short, autorange="reversed", automargin=True)
+    return _styled(figure, f"{layer}: labels", height=130 + 20 * len(names))
+
+
+def _step(num_experts: int) -> int:
+    """Experts from one tick to the next: a power of two that leaves twelve ticks or fewer."""
+    return 1 << max(0, -(-num_experts // 12) - 1).bit_length()
+
+
+def _rows(experts: Any, layer: str, num_experts: int) -> list[dict[str, Any]]:
+    """The table of one layer, with a row for experts without a token too."""
+    own = experts[experts["layer"] == layer].set_index("expert").reindex(range(num_experts))
+    own["choices"] = own["choices"].fillna(0).astype(int)
+    rows: list[dict[str, Any]] = own.reset_index().to_dict("records")
+    return rows
 
 
 def _explained(tokens: Any) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from omnivl.evaluation.captions import evaluate_captions
-from omnivl.evaluation.config import CaptionTask, RetrievalTask, TaskConfig, ZeroShotTask
+from omnivl.evaluation.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig, ZeroShotTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.results import TaskResult
 from omnivl.evaluation.retrieval import evaluate_retrieval
@@ -34,3 +34,7 @@ def _run(task: TaskConfig, encoder: Encoder) -> TaskResult:
             return evaluate_zero_shot(task, encoder)
         case CaptionTask():
             return evaluate_captions(task, encoder)
+        case RoutingTask():
+            from omnivl.evaluation.routing_scores import evaluate_routing  # pandas, which the others do without
+
+            return evaluate_routing(task, encoder)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from moe.config import SparseConfig
+from moe.feed_forward import is_routed
 from moe.megablocks import REMEDY, import_problem
 from omnivl.errors import ModelError
 from omnivl.model.block import BlockLayer
@@ -118,6 +119,12 @@ def _add_unified(
     layers["join"] = Join()
     layers["losses"] = Losses(config, objectives, gather)
     return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
+
+
+def has_routers(config: ModelConfig) -> bool:
+    """Whether a layer that encodes pictures or texts has a router that looks at tokens."""
+    depths = {config.vision_layers} | ({config.text_layers} if config.architecture == "towers" else set())
+    return any(is_routed(config.ffn, block, depth) for depth in depths for block in range(depth))
 
 
 def wants_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> bool:

@@ -210,7 +210,7 @@ def test_mistakes_say_what_is_allowed(folder: Path, tmp_path: Path) -> None:
     )
     assert mistaken(folder, "--tasks", "retrievall") == (
         "--tasks: got 'retrievall'; allowed are 'style, unseen', 'labels', 'captions', 'retrieval', 'zero_shot', "
-        "'caption'; did you mean 'retrieval'?"
+        "'caption', 'routing'; did you mean 'retrieval'?"
     )
     assert mistaken(folder, "--set", "labels.prompt=x") == (
         "override 'tasks.labels.prompt=x': tasks.1.prompt: got an unknown key; allowed kind, name, source, media, "
@@ -251,9 +251,43 @@ def test_a_run_without_any_tasks_says_how_to_give_some(folder: Path, tmp_path: P
     plan.write_text(start + rest[rest.index("  - name: later") :])
     trained = find_trained(find_trained(folder).weights, "joint", plan)
     assert isinstance(trained.plan, Plan)
-    with pytest.raises(UserError, match=r"choose some with --tasks retrieval,zero_shot,caption, or give a file"):
+    with pytest.raises(
+        UserError, match=r"choose some with --tasks retrieval,zero_shot,caption,routing, or give a file"
+    ):
         choose_tasks(trained)
     assert [task.kind for task in choose_tasks(trained, ["retrieval"])] == ["retrieval"]
+
+
+def test_routing_is_refused_where_there_are_no_routers_and_shown_where_there_are(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError,
+        match=r"task 'routing' \(routing\): got stage 'joint', which has no routers; allowed are stages that have "
+        r"model.ffn of kind 'limoe' or 'mome_limoe'; choose another with --stage, or leave it out with --tasks",
+    ):
+        choose_tasks(find_trained(folder), ["routing"])
+    start, _, rest = PLAN.partition("    evaluate:")
+    routed = "    model: {ffn: {kind: limoe, num_experts: 3, every: 1}}\n    evaluate: {tasks: [routing]}\n"
+    text = start + "    evaluate:" + rest + routed
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    told: list[str] = []
+    with pytest.raises(UserError, match="got no evaluation tasks"):
+        choose_tasks(find_trained(find_trained(folder).weights, "spatial", path), tell=told.append)
+    assert told == ["routing: left out, as stage spatial has no routers"]
+    later = parse_plan(text).stage("later")
+    weights = tmp_path / "later.safetensors"
+    chain = build_chain(later.model, later.objectives, load_tokenizer("emoji").special)
+    save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, weights)
+    out = tmp_path / "out" / "figures.json"
+    printed = run(
+        *["evaluate", str(weights), "--plan", str(path), "--stage", "later", "--out", str(out)],
+        *["--set", "routing.max_samples=4"],
+    )
+    assert "experts used, image" in printed
+    assert len(scores(json.loads(out.read_text()))) == 6
+    assert sorted(file.name for file in out.parent.iterdir()) == [
+        *["figures-routing.html", "figures-routing.parquet", "figures.json"]
+    ]
 
 
 def test_a_filter_is_yaml() -> None:

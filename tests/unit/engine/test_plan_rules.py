@@ -43,6 +43,11 @@ def test_the_plan_that_the_others_change_is_right() -> None:
     assert problems({}) == []
 
 
+def test_routing_needs_no_contrastive_training() -> None:
+    stage = {"evaluate": "{tasks: [routing]}", "objectives": "[mrm]"}
+    assert problems({**stage, "model": "{ffn: {kind: limoe}}"}) == []
+
+
 STAGE_CASES = {
     "warmup_fits": (
         {"optimizer": "{warmup_steps: 4}"},
@@ -133,6 +138,14 @@ STAGE_CASES = {
     "megablocks_is_bf16": (
         {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
         "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
+    ),
+    "routing_has_routers": (
+        {"evaluate": "{tasks: [retrieval, routing]}"},
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' with 'dense' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+    ),
+    "routing_has_routers: too few layers": (
+        {"evaluate": "{tasks: [routing]}", "model": "{ffn: {kind: limoe, every: 9}}"},
+        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' with 'limoe' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
     ),
     "pairs_are_masked_in_one_transformer": (
         {"objectives": "[univlc, mdm]"},

@@ -6,7 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from moe.analysis import co_activation, entropy_of, expert_shares, mutual_information, stability, strongest, usage
+from moe.analysis import (
+    co_activation,
+    entropy_of,
+    expert_shares,
+    expert_table,
+    mutual_information,
+    profiles,
+    stability,
+    strongest,
+    usage,
+)
 from moe.config import LIMoEConfig
 from moe.recorder import listening
 from moe.router_losses import RouterLossConfig
@@ -16,7 +26,7 @@ from moe.tokens import Segment, Tokens
 
 def table(layer: str, experts: list[int], modality: list[str], **columns: list) -> pd.DataFrame:
     count = len(experts)
-    base = {"layer": layer, "token": range(count), "choice": 0, "gate": 0.5, "entropy": 0.3}
+    base = {"layer": layer, "token": range(count), "choice": 0, "gate": 0.5, "served": True, "entropy": 0.3}
     return pd.DataFrame({**base, "expert": experts, "modality": modality, **columns})
 
 
@@ -41,6 +51,25 @@ def test_usage_by_hand() -> None:
     assert image["local_entropy"] == pytest.approx(0.5)
     assert image["evenness"] == pytest.approx(0.5)  # log 2 / log 4
     assert text["evenness"] == 0.0
+    assert image["global_entropy"] == pytest.approx(math.log(2))
+    assert (image["dropped"], text["dropped"]) == (0.0, 0.0)
+
+
+def test_a_row_for_each_expert_by_hand() -> None:
+    first = table("a", [0, 0, 1, 1], FOUR, gate=[0.6, 0.8, 0.5, 0.9], entropy=[0.1, 0.2, 0.3, 0.4])
+    second = table("a", [1, 2, 0, 0], FOUR, choice=1, gate=0.1, entropy=[0.1, 0.2, 0.3, 0.4])
+    first["served"], second["served"] = [True, True, False, True], [True, False, False, True]
+    found = expert_table(pd.concat([first, second])).set_index("expert")
+    assert list(found.columns) == ["layer", "choices", "load", "dropped", "entropy", "confidence", "image", "text"]
+    assert found["choices"].to_dict() == {0: 4, 1: 3, 2: 1}
+    assert found["load"].to_dict() == {0: 0.5, 1: 0.375, 2: 0.125}
+    # Expert 0 loses the third token's second choice, expert 1 its first one, expert 2 all that it has.
+    assert found["dropped"].to_dict() == pytest.approx({0: 1 / 4, 1: 1 / 3, 2: 1.0})
+    assert found["entropy"].to_dict() == pytest.approx({0: 0.25, 1: (0.3 + 0.4 + 0.1) / 3, 2: 0.2})
+    assert found["confidence"].to_dict() == pytest.approx({0: 0.7, 1: 0.7, 2: math.nan}, nan_ok=True)
+    assert found["image"].to_dict() == pytest.approx({0: 0.5, 1: 1 / 3, 2: 1.0})
+    dropped = usage(pd.concat([first, second]), 3).set_index("modality")["dropped"]
+    assert dropped.to_dict() == {"image": 0.25, "text": 0.5}
 
 
 def test_second_choices_count_for_load_and_not_for_tokens() -> None:
@@ -61,6 +90,35 @@ def test_mutual_information_by_hand() -> None:
     # Half of the tokens have no word: experts 0, 1 with words x, y.
     words = mutual_information(table("a", [0, 1, 0, 0], FOUR, word=["x", "y", None, None]), "word")
     assert words["bits"].item() == pytest.approx(1.0)
+
+
+def test_profiles_by_hand() -> None:
+    labels = ["cat"] * 2 + ["dog"] * 4 + ["rare", None]
+    tokens = table("a", [0, 0, 0, 1, 1, 1, 1, 2], ["image"] * 8, label=labels)
+    found = profiles(pd.concat([tokens, table("b", [3] * 8, ["image"] * 8, label=labels)]), "a", min_tokens=2)
+    assert list(found.columns) == ["tokens", "bits", 0, 1]
+    assert found.index.tolist() == ["cat", "dog"], "the last token has no label, one label too few tokens"
+    assert found["tokens"].to_dict() == {"cat": 2, "dog": 4}
+    assert found.loc["cat", [0, 1]].tolist() == [1.0, 0.0]
+    assert found.loc["dog", [0, 1]].tolist() == [0.25, 0.75]
+    # Of all seven, 3/7 go to expert 0. H(p) is 0 of cats and 0.8113 of dogs; the means with 3/7 are 5/7 and 19/56.
+    assert found.loc["cat", "bits"] == pytest.approx(bits(5 / 7) - bits(3 / 7) / 2)
+    assert found.loc["dog", "bits"] == pytest.approx(bits(19 / 56) - (bits(1 / 4) + bits(3 / 7)) / 2)
+    assert found.loc["cat", "bits"] == pytest.approx(0.3706, abs=1e-4)
+    assert profiles(tokens, "a", min_tokens=2, count=1).index.tolist() == ["cat"]
+    assert len(profiles(tokens, "a", min_tokens=9)) == 0
+
+
+def test_values_that_share_no_expert_are_a_bit_apart_and_equal_ones_none() -> None:
+    tokens = table("a", [0] * 999 + [1], ["image"] * 999 + ["text"])
+    found = profiles(tokens, "a", by="modality", min_tokens=1)
+    assert found.loc["text", "bits"] == pytest.approx(1.0, abs=0.01)
+    assert 0.0 <= found.loc["image", "bits"] < 1e-3
+
+
+def bits(share: float) -> float:
+    """Entropy of a share and its rest."""
+    return -share * math.log2(share) - (1 - share) * math.log2(1 - share)
 
 
 def test_where_the_tokens_of_an_expert_go_next() -> None:
@@ -106,3 +164,23 @@ def test_routers_are_heard_while_somebody_listens() -> None:
     probs = choice.probs_TE
     torch.testing.assert_close(heard[0].entropy_T, -(probs * probs.log()).sum(-1))
     assert not heard[0].gate_TK.requires_grad
+
+
+@pytest.mark.parametrize("priority", [False, True])
+def test_what_a_capacity_drops_is_heard(priority: bool) -> None:
+    torch.manual_seed(0)
+    losses = RouterLossConfig(load=0.0)
+    config = LIMoEConfig(
+        num_experts=2, top_k=1, every=1, noise=0.0, capacity_factor=1.0, priority=priority, losses=losses
+    )
+    layer = SparseFeedForward(config, 3, 6, ("image", "text"))
+    layer.router.gate.weight.data = torch.eye(2, 3)
+    # Room for ceil(8 / 2) = 4 tokens: six want expert 0, surer and surer; the third is padding, which takes no room.
+    x = torch.tensor([[1.0 + n, 0.0, 1.0] for n in range(6)] + [[0.0, 1.0, 1.0]] * 2)
+    valid = torch.arange(8) != 2
+    with listening({"routed": layer}) as heard:
+        y = layer(x, Tokens((Segment("image", 8),), valid)).y
+    served = heard[0].served_TK[:, 0]
+    lost = 0 if priority else 5
+    assert served.tolist() == [place not in (lost, 2) for place in range(8)]
+    assert torch.equal(y.abs().sum(-1) > 0, served), "what is not served gets zero"

@@ -196,3 +196,40 @@ def test_parts_are_counted_by_stack() -> None:
 def test_facts_are_flat_and_known() -> None:
     facts = {"git": {"commit": "abc", "changed": False}, "gpu": "", "cuda": None, "command": ["a", "b"]}
     assert flat_facts(facts) == {"git commit": "abc", "git changed": "False", "command": "a b"}
+
+
+ROUTING = """<!doctype html><html><head><title>who &lt;goes&gt; where</title><style>body { margin: 7px; }</style>
+<script>drawing library</script></head><body><main><h1>who</h1><section class="routing"><style>.routing {}</style>
+<section>experts of {where}</section></section></main></body></html>"""
+
+
+def test_pages_of_routing_are_part_of_the_report(run: Path) -> None:
+    stage = run / "stages" / "01-spatial"
+    (stage / "routing.html").write_text(ROUTING.replace("{where}", "stage"))
+    (stage / "routing-2.html").write_text(ROUTING.replace("{where}", "stage, again"))
+    later = {"stage": "spatial", "step": 2, "results": [{"scores": [], "galleries": []}]}
+    (run / "evaluation-spatial.json").write_text(json.dumps(later))
+    (run / "evaluation-spatial-routing.html").write_text(ROUTING.replace("{where}", "evaluation"))
+    (run / "routing.html").write_text(ROUTING.replace("{where}", "command"))
+    page = outside_plotly(write_report(run).read_text())
+    for where, name in (
+        *[("stage", "routing.html"), ("stage, again", "routing-2.html")],
+        ("evaluation", "evaluation-spatial-routing.html"),
+    ):
+        assert f"<summary>Routing: who &lt;goes&gt; where ({name})</summary><template>" in page
+        assert page.count(f"<section>experts of {where}</section></section></template></details>") == 1
+    assert "experts of command" not in page
+    assert "drawing library" not in page
+    assert "margin: 7px" not in page
+    order = ("evaluated again", "experts of evaluation", "experts of stage<", "experts of stage, again")
+    assert sorted(order, key=page.index) == list(order)
+
+
+def test_figures_that_are_no_shares_have_no_bar(run: Path) -> None:
+    score = {"task": "t", "metric": "experts used", "value": 6.5, "chance": None, "baseline": None, "count": 3}
+    for graded in (True, False):
+        content = {"step": 1, "results": [{"scores": [{**score, "graded": graded}], "galleries": []}]}
+        (run / "stages" / "01-spatial" / "evaluation.json").write_text(json.dumps(content))
+        page = write_report(run).read_text()
+        assert "<b>6.500</b>" in page
+        assert ('class="track' in page) == graded

@@ -1,19 +1,24 @@
 """Who went where, of real drawings and clips through tiny models, and the page of it."""
 
+import json
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
 
+from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
+from omnivl.evaluation.config import RoutingTask
 from omnivl.evaluation.encoder import Encoder
 from omnivl.evaluation.pictures import PictureSet
+from omnivl.evaluation.results import write_files
 from omnivl.evaluation.routing import CLASS_TOKEN, routed_tokens
 from omnivl.evaluation.routing_page import routing_page, write_table
+from omnivl.evaluation.run import run_tasks
 from omnivl.model.build import build_chain
 from omnivl.model.gather import LocalGather
 from omnivl.model.presets import PRESETS
@@ -80,6 +85,22 @@ def test_experts_are_those_that_the_router_chose():
         assert rows["gate"].tolist() == pytest.approx(heard[0].gate_TK[:, choice].tolist())
 
 
+@pytest.mark.filterwarnings("ignore:capacity of")
+def test_what_a_capacity_drops_is_noted_and_padding_is_not():
+    short = replace(LIMOE, capacity_factor=0.5)
+    for architecture in ARCHITECTURES.values():
+        model = replace(architecture, ffn=short)
+        encoder, pictures = encoder_of(model), pictures_of(model, count=4)
+        table = routed_tokens(encoder, pictures)
+        name = "unified_00" if model.architecture == "unified" else "visual_00"
+        own = table[(table["layer"] == name) & (table["modality"] == "image")]
+        # 20 tokens with two choices of 4 experts: half of their 40 choices is 5 an expert, rounded up to 8.
+        assert own[own["served"]]["expert"].value_counts().max() <= 8
+        chosen = own["expert"].value_counts()
+        assert len(own[~own["served"]]) == (chosen - 8).clip(lower=0).sum() > 0
+    assert routed_tokens(encoder_of(MODEL), pictures_of(MODEL))["served"].all()
+
+
 def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     choosing = replace(LIMOE, routing="expert_choice")
     model = replace(ARCHITECTURES["unified"], ffn=choosing)
@@ -89,9 +110,61 @@ def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     tokens = 4 * 5  # four pictures of four patches and a class token; two experts each in the mean
     assert own["expert"].value_counts().to_dict() == dict.fromkeys(range(4), tokens * 2 // 4)
     assert not own.duplicated(["token", "expert"]).any()
+    assert own["served"].all()
     assert own.groupby("token", observed=True)["choice"].apply(lambda one: sorted(one) == list(range(len(one)))).all()
     page = routing_page(routed_tokens(encoder, pictures), 4, pictures, model.patch_size, "Routing")
     assert "unified_00: load by expert" in page
+
+
+class Twice(LocalGather):
+    """Two replicas that hold the same."""
+
+    replicas = 2
+
+    def total(self, tensor):
+        return 2 * tensor
+
+
+@pytest.mark.parametrize("gather", [LocalGather(), Twice()])
+def test_scores_are_means_over_the_layers_of_a_modality(gather):
+    encoder = replace(encoder_of(MODEL), gather=gather)
+    encoder.chain.train()
+    (result,) = run_tasks([RoutingTask(name="who goes where", max_samples=6)], encoder)
+    assert encoder.chain.training
+    encoder.chain.eval()
+    used = usage(routed_tokens(encoder, pictures_of(MODEL)), 4).set_index(["layer", "modality"])
+    assert [score.metric for score in result.scores] == [
+        *["experts used, image", "entropy, image, nats", "dropped, image"],
+        *["experts used, text", "entropy, text, nats", "dropped, text"],
+    ]
+    found = {score.metric: score.value for score in result.scores}
+    for modality, layers in (("image", ("visual_00", "visual_01")), ("text", ("text_00", "text_01"))):
+        first, second = (used.loc[(layer, modality)] for layer in layers)
+        assert found[f"experts used, {modality}"] == pytest.approx((first.experts_used + second.experts_used) / 2)
+        assert found[f"entropy, {modality}, nats"] == pytest.approx((first.local_entropy + second.local_entropy) / 2)
+        assert found[f"dropped, {modality}"] == 0.0
+    assert {(score.task, score.count, score.graded) for score in result.scores} == {("who goes where", 6, False)}
+    assert {score.chance for score in result.scores} == {score.baseline for score in result.scores} == {None}
+
+
+def test_where_experts_choose_drops_are_no_score():
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, routing="expert_choice"))
+    (result,) = run_tasks([RoutingTask(max_samples=4)], encoder_of(model))
+    assert [score.metric for score in result.scores] == [
+        *["experts used, image", "entropy, image, nats", "experts used, text", "entropy, text, nats"],
+    ]
+
+
+def test_page_and_table_lie_beside_the_results_and_not_in_them(tmp_path):
+    tasks = [RoutingTask(name="<stills>", max_samples=4), RoutingTask(name="clips", media="video", max_samples=4)]
+    results = run_tasks(tasks, encoder_of(MODEL))
+    assert len(json.dumps([result.as_json() for result in results])) < 5000
+    written = write_files(results, tmp_path, "evaluation-")
+    names = ["routing.html", "routing.parquet", "routing-2.html", "routing-2.parquet"]
+    assert written == [tmp_path / f"evaluation-{name}" for name in names]
+    assert sorted(tmp_path.iterdir()) == sorted(written), "nothing is left over"
+    assert "<h1>&lt;stills&gt;</h1>" in written[0].read_text()
+    assert set(pd.read_parquet(written[3])["modality"]) == {"video", "text"}
 
 
 def test_the_page_shows_layers_figures_and_galleries(tmp_path):
@@ -103,11 +176,35 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
     assert page.count("data:image/png;base64,") >= 8
     for text in ("unified_00: load by expert", "From unified_00 to unified_01", "expert 0", "[CLS]"):
         assert text in page
+    assert page.index("<h1>") < page.index('<section class="routing">') < page.index("Confidence by expert")
+    assert "Share of its choices that an expert drops" not in page, "nothing is dropped"
+    towers = routing_page(routed_tokens(encoder_of(MODEL), pictures), 4, pictures, MODEL.patch_size, "Routing")
+    assert "From text_00 to text_01" in towers
+    assert "From text_01 to visual_00" not in towers, "no token passes both"
+    assert "Labels by expert" not in page, "no label has three samples"
+    shares = expert_table(table).set_index(["layer", "expert"]).loc[("unified_01", 2)]
+    cells = [f"{int(shares.choices):,}", f"{100 * shares.load:.1f}%", "0.0%", f"{shares.entropy:.2f}"]
+    cells += [f"{shares.confidence:.2f}", f"{100 * shares.image:.1f}%", f"{100 * shares.text:.1f}%"]
+    row = "".join(f'<td class="number">{cell}</td>' for cell in ["2", *cells])
+    assert row in page[page.index("<summary>unified_01") :]
     assert "<script src=" not in page, "the page needs nothing else"
     write_table(table, tmp_path / "routing.parquet")
     again = pd.read_parquet(tmp_path / "routing.parquet")
     assert len(again) == len(table)
     assert again["expert"].tolist() == table["expert"].tolist()
+
+
+@pytest.mark.filterwarnings("ignore:capacity of")
+def test_the_page_shows_labels_drops_and_experts_without_a_token():
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, capacity_factor=0.5))
+    pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model, 40)
+    table = routed_tokens(encoder_of(model), pictures)
+    page = routing_page(table, 20, pictures, model.patch_size, "Routing")
+    for text in ("Labels by expert", "unified_00: labels", "all patches", "bugs", "that an expert drops"):
+        assert text in page
+    nothing = '<td class="number">19</td><td class="number">0</td>' + '<td class="number">-</td>' * 6
+    assert page.count(nothing) == 2
+    assert "<details><summary>unified_00" in page, "twenty rows are folded up"
 
 
 def test_a_model_without_routers_is_told_so():

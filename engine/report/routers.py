@@ -1,0 +1,60 @@
+"""How a stage's routers are at its end, from its metrics file."""
+
+from collections.abc import Mapping, Sequence
+
+from rich import box
+from rich.table import Table
+
+from engine.report.curves import Record
+from moe.config import FeedForwardConfig, LIMoEConfig, MoMELIMoEConfig
+from moe.sparse import allowed_experts
+
+FIGURES = ("experts_used", "entropy", "confidence", "dropped")
+"""Of ``moe.health.routing_health``."""
+
+_GROUP = "metrics/router/"
+
+
+def last_health(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+    """The last figures of each modality, by figure. No window of steps has to hold tokens of all modalities.
+
+    Args:
+        records: From ``training_records``.
+
+    Returns:
+        Empty for a stage without routers.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for record in records:
+        for figure in FIGURES:
+            start = f"{_GROUP}{figure}_"
+            for name in (name for name in record if name.startswith(start)):
+                found.setdefault(name.removeprefix(start), {})[figure] = record[name]
+    return found
+
+
+def health_table(health: Mapping[str, Mapping[str, float]], ffn: FeedForwardConfig, title: str) -> Table:
+    """One row per modality: experts used of those that it may go to, entropy, confidence, dropped.
+
+    Args:
+        health: From ``last_health``.
+        ffn: The stage's filling.
+        title: Heads the table.
+    """
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("modality")
+    for heading in ("experts used", "entropy, nats", "confidence", "dropped"):
+        table.add_column(heading, justify="right")
+    for modality, figures in health.items():
+        cells = {figure: "-" if figure not in figures else f"{figures[figure]:.3f}" for figure in FIGURES}
+        if "experts_used" in figures:
+            cells["experts_used"] = f"{figures['experts_used']:.2f} of {_experts(ffn, modality)}"
+        table.add_row(modality, *cells.values())
+    return table
+
+
+def _experts(ffn: FeedForwardConfig, modality: str) -> int:
+    """How many experts the tokens of a modality may go to."""
+    assert isinstance(ffn, LIMoEConfig | MoMELIMoEConfig), "only sparse experts have routers with figures"
+    allowed = allowed_experts(ffn, [modality])
+    return ffn.num_experts if allowed is None else sum(allowed[0])
