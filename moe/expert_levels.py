@@ -1,16 +1,20 @@
 """How rows of unequal experts are cut into batches of equal ones.
 
-Shapes: E experts, K experts of a level (all, or one), P rows of each, N rows in the experts' order, D channels.
+Shapes: E experts, K experts of a level (all, or one), P rows of each, S = E * P slots of the first level, N rows in the
+experts' order, D channels.
 
 All experts take part in the first level, each with up to P rows. What an expert has beyond them is a level of its own:
 nothing is dropped, and one crowded expert does not make all others compute zeros.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,72 +23,156 @@ COST_OF_A_LEVEL = 64
 """What a level of one expert costs beside its rows, in rows: its matrices are read again."""
 
 
-@dataclass(frozen=True)
-class Level:
-    """A batch of experts with equally many rows, some of which may be empty.
+class Level(ABC):
+    """A batch of experts with equally many rows, some of which are empty.
 
     Attributes:
-        expert: The only expert of the level; None for all experts in their order.
         size: K.
         rows: P.
-        source_n: int64 ``[n]``, the rows of ``[N, D]`` that belong to the level.
-        slot_n: int64 ``[n]``, their places among the K * P rows of the level.
     """
 
-    expert: int | None
     size: int
     rows: int
-    source_n: Tensor
-    slot_n: Tensor
 
+    @abstractmethod
     def of(self, bank: Tensor) -> Tensor:
         """The level's experts of ``[E, ...]``, ``[K, ...]``."""
-        return bank if self.expert is None else bank[self.expert : self.expert + 1]
 
-    def fill(self, rows_ND: Tensor) -> Tensor:
-        """The level's rows ``[K, P, D]``, zero where an expert has fewer."""
-        filled = rows_ND.new_zeros(self.size * self.rows, rows_ND.shape[1])
-        return filled.index_copy_(0, self.slot_n, rows_ND.index_select(0, self.source_n)).view(self.size, self.rows, -1)
+    @abstractmethod
+    def fill(self, rows_ND: Tensor, *, zeros: bool) -> Tensor:
+        """The level's rows ``[K, P, D]``. The empty ones hold zeros if asked for, else something finite."""
+
+    @abstractmethod
+    def put(self, out_ND: Tensor, made_KPD: Tensor) -> None:
+        """Writes ``[K, P, D]`` to where the rows came from. That of all experts comes first and writes everywhere."""
+
+    @abstractmethod
+    def give(self, gradient: Tensor, left: Tensor, right: Tensor) -> None:
+        """Writes a batched product into a gradient ``[E, ...]``, or adds to what the level of all experts wrote."""
+
+    @abstractmethod
+    def add(self, gradient: Tensor, values: Tensor) -> None:
+        """Writes or adds ``[K, ...]`` likewise."""
+
+
+@dataclass(frozen=True)
+class AllExperts(Level):
+    """The first level. Rows are moved by one gather each way.
+
+    Attributes:
+        size: E.
+        rows: P.
+        source_S: int64 ``[E * P]``, the row of each slot; any row for a slot that is empty.
+        empty_S: int64, the slots that are empty.
+        slot_N: int64 ``[N]``, the slot of each row; any slot for a row that is of another level or of no expert.
+    """
+
+    size: int
+    rows: int
+    source_S: Tensor
+    empty_S: Tensor
+    slot_N: Tensor
+
+    @classmethod
+    def of_counts(cls, count_E: NDArray[np.int64], rows: int, num_rows: int) -> Self:
+        """The first ``rows`` rows of each expert, of ``num_rows`` in all."""
+        start_E, inside_P = np.cumsum(count_E) - count_E, np.arange(rows)
+        held_EP = inside_P < np.minimum(count_E, rows)[:, None]
+        source_EP = np.where(held_EP, start_E[:, None] + inside_P, 0)
+        slot_N = np.zeros(num_rows, dtype=np.int64)
+        slot_N[source_EP[held_EP]] = np.flatnonzero(held_EP)
+        arrays = source_EP.ravel(), np.flatnonzero(~held_EP), slot_N
+        return cls(len(count_E), rows, *map(torch.from_numpy, arrays))
+
+    def of(self, bank: Tensor) -> Tensor:
+        """The bank."""
+        return bank
+
+    def fill(self, rows_ND: Tensor, *, zeros: bool) -> Tensor:
+        """Gathers the slots."""
+        filled_SD = rows_ND.index_select(0, self.source_S)
+        if zeros:
+            filled_SD.index_fill_(0, self.empty_S, 0)
+        return filled_SD.view(self.size, self.rows, -1)
 
     def put(self, out_ND: Tensor, made_KPD: Tensor) -> None:
-        """Writes ``[K, P, D]`` back to where the rows came from."""
-        out_ND.index_copy_(0, self.source_n, made_KPD.flatten(0, 1).index_select(0, self.slot_n))
+        """Gathers the rows."""
+        torch.index_select(made_KPD.flatten(0, 1), 0, self.slot_N, out=out_ND)
 
     def give(self, gradient: Tensor, left: Tensor, right: Tensor) -> None:
-        """Writes the batched product into a gradient ``[E, ...]``; levels of one expert add to it."""
-        own = self.of(gradient)
-        if own.dtype != left.dtype:
-            self.add(gradient, torch.bmm(left, right))
-        elif self.expert is None:
-            torch.bmm(left, right, out=own)
+        """Writes."""
+        if gradient.dtype == left.dtype:
+            torch.bmm(left, right, out=gradient)
         else:
-            own.baddbmm_(left, right)
+            gradient.copy_(torch.bmm(left, right))
 
     def add(self, gradient: Tensor, values: Tensor) -> None:
-        """Writes into a gradient; levels of one expert add to it."""
+        """Writes."""
+        gradient.copy_(values)
+
+
+@dataclass(frozen=True)
+class OneExpert(Level):
+    """What one expert has beyond the first level. Its rows lie end to end.
+
+    Attributes:
+        expert: Its number.
+        first: Its first row here.
+        last: The one behind its last.
+        rows: P.
+        size: 1.
+    """
+
+    expert: int
+    first: int
+    last: int
+    rows: int
+    size: int = 1
+
+    def of(self, bank: Tensor) -> Tensor:
+        """The expert."""
+        return bank[self.expert : self.expert + 1]
+
+    def fill(self, rows_ND: Tensor, *, zeros: bool) -> Tensor:
+        """Copies the rows; the empty ones are always zeros, since there are few."""
+        filled_PD = F.pad(rows_ND[self.first : self.last], (0, 0, 0, self.rows - (self.last - self.first)))
+        return filled_PD[None]
+
+    def put(self, out_ND: Tensor, made_KPD: Tensor) -> None:
+        """Copies them back."""
+        out_ND[self.first : self.last] = made_KPD[0, : self.last - self.first]
+
+    def give(self, gradient: Tensor, left: Tensor, right: Tensor) -> None:
+        """Adds."""
         own = self.of(gradient)
-        if self.expert is None:
-            own.copy_(values)
+        if own.dtype == left.dtype:
+            own.baddbmm_(left, right)
         else:
-            own += values
+            own += torch.bmm(left, right)
+
+    def add(self, gradient: Tensor, values: Tensor) -> None:
+        """Adds."""
+        own = self.of(gradient)
+        own += values
 
 
-def plan_levels(counts: Sequence[int]) -> list[Level]:
-    """Cuts the rows of experts, ``counts`` of each, into levels, that of all experts first; none without a row."""
+def plan_levels(counts: Sequence[int], num_rows: int) -> list[Level]:
+    """Cuts the rows of experts into levels, that of all experts first; none where no expert has a row.
+
+    Args:
+        counts: Rows of each expert.
+        num_rows: N; those behind the last expert's are of no expert.
+    """
     count_E = np.asarray(counts, dtype=np.int64)
-    return list(_levels(count_E)) if count_E.any() else []
+    return list(_levels(count_E, num_rows)) if count_E.any() else []
 
 
-def _levels(count_E: NDArray[np.int64]) -> Iterator[Level]:
-    start_E, rows = np.cumsum(count_E) - count_E, _rows_of_all(count_E)
-    here_E = np.minimum(count_E, rows)
-    inside_n = np.arange(here_E.sum()) - np.repeat(np.cumsum(here_E) - here_E, here_E)
-    source_n = inside_n + np.repeat(start_E, here_E)
-    slot_n = inside_n + np.repeat(np.arange(len(count_E)) * rows, here_E)
-    yield Level(None, len(count_E), rows, torch.from_numpy(source_n), torch.from_numpy(slot_n))
+def _levels(count_E: NDArray[np.int64], num_rows: int) -> Iterator[Level]:
+    end_E, rows = np.cumsum(count_E), _rows_of_all(count_E)
+    yield AllExperts.of_counts(count_E, rows, num_rows)
     for expert in np.flatnonzero(count_E > rows).tolist():
-        first, last = int(start_E[expert]) + rows, int(start_E[expert] + count_E[expert])
-        yield Level(expert, 1, padded_rows(last - first), torch.arange(first, last), torch.arange(last - first))
+        last, beyond = int(end_E[expert]), int(count_E[expert]) - rows
+        yield OneExpert(expert, last - beyond, last, padded_rows(beyond))
 
 
 def _rows_of_all(count_E: NDArray[np.int64]) -> int:

@@ -123,7 +123,7 @@ class _AddBias(torch.autograd.Function):
 
 
 class _Batched(torch.autograd.Function):
-    """Batched products over experts whose rows are filled up with zeros to one number.
+    """Batched products over experts whose rows are filled up to one number.
 
     What a CPU needs for many experts of few rows (64 experts of 384 x 1536, 64 bf16 rows each, two cores with AMX; all
     experts' product in ms):
@@ -150,12 +150,12 @@ class _Batched(torch.autograd.Function):
         b2_ED: Tensor,
         memory: GradientMemory,
     ) -> Tensor:
-        levels, dtype = plan_levels(tokens_E.tolist()), rows_ND.dtype
-        out_ND = torch.zeros_like(rows_ND)
+        levels, dtype = plan_levels(tokens_E.tolist(), len(rows_ND)), rows_ND.dtype
+        out_ND = torch.empty_like(rows_ND) if levels else torch.zeros_like(rows_ND)
         kept: list[Tensor] = []
         for level in levels:
             w1, b1, w2, b2 = (level.of(one).to(dtype) for one in (w1_EFD, b1_EF, w2_EFD, b2_ED))
-            x_EPD = level.fill(rows_ND)
+            x_EPD = level.fill(rows_ND, zeros=False)  # gradients of empty rows are zero, and with them their products
             inner_EFP = torch.bmm(w1, x_EPD.transpose(1, 2)).add_(b1[..., None])
             activated_EFP = F.gelu(inner_EFP)
             level.put(out_ND, torch.bmm(activated_EFP.transpose(1, 2), w2).add_(b2[:, None]))
@@ -169,7 +169,7 @@ class _Batched(torch.autograd.Function):
         (grad_ND,) = grads
         w1_EFD, b1_EF, w2_EFD, b2_ED, *kept = ctx.saved_tensors
         dtype, levels = grad_ND.dtype, ctx.levels
-        grad_rows_ND = torch.zeros_like(grad_ND)
+        grad_rows_ND = torch.empty_like(grad_ND) if levels else torch.zeros_like(grad_ND)
         trains = any(ctx.needs_input_grad[2:6])  # frozen experts pass gradients on and need none
         parameters = (w1_EFD, b1_EF, w2_EFD, b2_ED) if trains else ()
         gradients = [ctx.memory.like(place, one) for place, one in enumerate(parameters)]
@@ -178,7 +178,7 @@ class _Batched(torch.autograd.Function):
                 gradient.zero_()
         for number, level in enumerate(levels):
             x_EPD, inner_EFP, activated_EFP = kept[3 * number : 3 * number + 3]
-            grad_EPD = level.fill(grad_ND)
+            grad_EPD = level.fill(grad_ND, zeros=True)
             w1, w2 = level.of(w1_EFD).to(dtype), level.of(w2_EFD).to(dtype)
             grad_inner_EFP = torch.ops.aten.gelu_backward(torch.bmm(w2, grad_EPD.transpose(1, 2)), inner_EFP)
             level.put(grad_rows_ND, torch.bmm(grad_inner_EFP.transpose(1, 2), w1))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from moe.dense import DenseFeedForward
-from moe.expert_levels import padded_rows, plan_levels
+from moe.expert_levels import AllExperts, OneExpert, padded_rows, plan_levels
 from moe.expert_products import Implementation, expert_feed_forward
 from moe.experts import ExpertBank
 
@@ -80,27 +80,38 @@ def test_each_expert_is_the_dense_layer_with_its_weights() -> None:
 def test_levels_hold_every_row_once(counts: list[int]) -> None:
     rows = torch.arange(1, sum(counts) + 4.0)[:, None]  # three rows behind the last expert's
     seen, out = torch.zeros(len(counts)), torch.zeros_like(rows)
-    for number, level in enumerate(plan_levels(counts)):
-        assert (level.expert is None) == (number == 0)
-        filled = level.fill(rows)
+    for number, level in enumerate(plan_levels(counts, len(rows))):
+        assert isinstance(level, OneExpert) == (number > 0)
+        filled, finite = level.fill(rows, zeros=True), level.fill(rows, zeros=False)
         assert filled.shape == (level.size, level.rows, 1)
+        assert torch.equal(finite[filled > 0], filled[filled > 0])
         assert level.rows == padded_rows(level.rows)
         level.put(out, filled)
         for place in range(level.size):
-            expert = place if level.expert is None else level.expert
+            expert = place if isinstance(level, AllExperts) else level.expert
             own = filled[place][filled[place] > 0]
             first = sum(counts[:expert]) + 1
             assert ((own >= first) & (own < first + counts[expert])).all()
             seen[expert] += len(own)
     assert seen.tolist() == counts
     assert torch.equal(out[: sum(counts)], rows[: sum(counts)])
-    assert not out[sum(counts) :].any()
+
+
+def test_what_stands_in_rows_of_no_expert_is_never_read() -> None:
+    bank = ExpertBank(4, 8, 16, implementation="batched")
+    x = torch.randn(sum(COUNTS) + 3, 8)
+    x[sum(COUNTS) :] = torch.nan
+    leaf = x.requires_grad_()
+    out = bank(leaf, torch.tensor(COUNTS))[: sum(COUNTS)]
+    out.sum().backward()
+    assert out.isfinite().all()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in bank.parameters())
 
 
 def test_a_crowded_expert_does_not_make_all_others_compute_zeros() -> None:
-    levels = plan_levels([16] * 63 + [1000])
+    levels = plan_levels([16] * 63 + [1000], 2008)
     assert [(level.size, level.rows) for level in levels] == [(64, 16), (1, 1024)]
-    assert [(level.size, level.rows) for level in plan_levels([60, 64, 50, 58])] == [(4, 64)]
+    assert [(level.size, level.rows) for level in plan_levels([60, 64, 50, 58], 232)] == [(4, 64)]
 
 
 def test_padding_to_few_numbers_of_rows() -> None:
