@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
     "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
     "routing": Command("launcher.routing", "routing", "Shows which expert took which patch and which word."),
+    "checkpoint": Command("launcher.checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
     "report": Command("launcher.report", "report", "Makes report.html of a run again."),
     "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }
