@@ -13,20 +13,24 @@ folder, which is never read, or a folder whose files do not match their manifest
 """
 
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from engine import ranks
+from engine.errors import CheckpointError
 from engine.hosts.base import Host
 from engine.seeds import generator_states, restore_generators, seed_everything
+
+Result = TypeVar("Result")
 
 MANIFEST = "manifest.json"
 HOST_FOLDER = "host"
@@ -101,32 +105,73 @@ def save_checkpoint(folder: Path, host: Host, state: TrainerState, loader_state:
 
     Returns:
         The finished folder.
+
+    Raises:
+        CheckpointError: It could not be written, on whichever process; raised on all. Earlier checkpoints stay.
     """
     final = step_folder(folder, state.step)
     unfinished = final.with_name(final.name + ".tmp")
     me = ranks.rank()
-    if me == 0:
+
+    def begin() -> None:
         for stale in (unfinished, final):  # a torn checkpoint of the same step must not block the rename
             shutil.rmtree(stale, ignore_errors=True)
         (unfinished / HOST_FOLDER).mkdir(parents=True)
         (unfinished / "trainer.json").write_text(json.dumps(asdict(state), indent=2))
-    ranks.barrier()
-    host.save(unfinished / HOST_FOLDER)
-    (unfinished / f"loader-{me:05d}.json").write_text(json.dumps(loader_state))
-    torch.save(generator_states(), unfinished / f"generators-{me:05d}.pt")
-    ranks.barrier()
-    files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
-    shares = ranks.gather_objects(_records(unfinished, files[me :: ranks.world_size()], sync=True))
-    if me == 0:
+
+    def write() -> None:
+        host.save(unfinished / HOST_FOLDER)
+        (unfinished / f"loader-{me:05d}.json").write_text(json.dumps(loader_state))
+        generators = io.BytesIO()
+        torch.save(generator_states(), generators)
+        (unfinished / f"generators-{me:05d}.pt").write_bytes(generators.getvalue())
+
+    def sync() -> dict[str, dict[str, Any]]:
+        files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
+        return _records(unfinished, files[me :: ranks.world_size()], sync=True)
+
+    def seal(shares: Sequence[Mapping[str, Any]]) -> None:
         records = {name: record for share in shares for name, record in share.items()}
         manifest = {"format": _FORMAT, "step": state.step, "files": dict(sorted(records.items()))}
         _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for inner in sorted({path.parent for path in files} | {unfinished}):
+        for inner in sorted({(unfinished / name).parent for name in records} | {unfinished}):
             _sync_folder(inner)
         unfinished.rename(final)
         _sync_folder(folder)
-    ranks.barrier()
+
+    _together(final, lambda: begin() if me == 0 else None)
+    _together(final, write)
+    shares = _together(final, sync)
+    _together(final, lambda: seal(shares) if me == 0 else None)
     return final
+
+
+def _together(final: Path, action: Callable[[], Result]) -> list[Result]:
+    """Does a part of the writing on every process; returns what it gave on each.
+
+    Raises:
+        CheckpointError: It failed on one of them; raised on all, since the others would wait for it. What was written
+            of the checkpoint is gone.
+    """
+    problem: str | None = None
+    result: Result | None = None
+    try:
+        result = action()
+    except (OSError, CheckpointError) as error:
+        problem = str(error)
+    outcomes = ranks.gather_objects((problem, result))
+    failed = [f"process {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem is not None]
+    if not failed:
+        return [result for _, result in outcomes]
+    if ranks.rank() == 0:
+        shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
+    ranks.barrier()
+    earlier = [step for step in checkpoint_steps(final.parent) if step_folder(final.parent, step) != final]
+    left = f"{step_folder(final.parent, earlier[-1]).name} is left as it was" if earlier else "there is none before it"
+    raise CheckpointError(
+        f"{final}: could not be written ({'; '.join(failed)}); {left}. Make room or mend the disk, and give the same "
+        "command again: it goes on from the newest whole checkpoint"
+    )
 
 
 def find_fault(checkpoint: Path) -> str | None:

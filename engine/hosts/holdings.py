@@ -12,7 +12,8 @@ reads its own share of the files, whichever host, ZeRO stage or number of proces
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -38,31 +39,51 @@ WEIGHT = "weight"
 class Holdings:
     """Reads and writes all of a host's tensors. Every method is called by every replica."""
 
-    def __init__(self, chain: Chain, store: Store, gather: Gather, group: dist.ProcessGroup | None = None) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        store: Store,
+        gather: Gather,
+        group: dist.ProcessGroup | None = None,
+        *,
+        own: Collection[str] | None = None,
+        writers: Gather | None = None,
+    ) -> None:
         """Looks the parameters over.
 
         Args:
             chain: In its final form: banks cut, parameters with the host.
             store: Where the host keeps them.
-            gather: The replicas.
+            gather: The processes that hold the chain between them.
             group: Their process group; None is the default one.
+            own: Layers that this process trains, saves and loads; None: all.
+            writers: The processes that hold the same layers as this one; None: all.
         """
         self._chain, self._store, self._gather, self._group = chain, store, gather, group
+        self._own_layers, self._writers = own, gather if writers is None else writers
         banks = [module for module in chain.modules() if isinstance(module, ExpertBank) and module.exchange is not None]
         self._bank_of = {id(parameter): bank for bank in banks for parameter in bank.parameters()}
 
     def save(self, folder: Path) -> None:
-        """Writes the folder, the layers in turn by different replicas."""
+        """Writes the folder, the layers in turn by different replicas.
+
+        Raises:
+            CheckpointError: This replica could not write its files, or one of them. It takes part to the end all the
+                same, since the others read from it.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         steps = self._store.steps()
-        for number, (layer, tensors) in enumerate(self._layers()):
-            mine = number % self._gather.replicas == self._gather.replica
+        problem: Exception | None = None
+        for number, (layer, tensors) in enumerate(self._layers(self._own_layers)):
+            mine = number % self._writers.replicas == self._writers.replica
             held = dict(self._read(tensors, moments=steps > 0, keep=mine))
-            if mine and held:
-                save_file(held, folder / f"{layer}.safetensors")
-        if self._gather.replica == 0:
-            (folder / OPTIMIZER).write_text(json.dumps({"steps": steps}))
+            if mine and held and problem is None:
+                problem = _problem_of(partial(save_file, held, folder / f"{layer}.safetensors"))
+        if self._gather.replica == 0 and problem is None:
+            problem = _problem_of(partial((folder / OPTIMIZER).write_text, json.dumps({"steps": steps})))
         self._wait()
+        if problem is not None:
+            raise CheckpointError(str(problem)) from problem
 
     def load(self, folder: Path) -> None:
         """Reads this replica's share of what ``save`` wrote.
@@ -76,7 +97,7 @@ class Holdings:
         steps: int = json.loads(path.read_bytes())["steps"]
         if steps > 0:
             self._store.begin(steps)
-        for layer, tensors in self._layers():
+        for layer, tensors in self._layers(self._own_layers):
             if tensors:
                 self._load_layer(folder / f"{layer}.safetensors", tensors, moments=steps > 0)
         self._store.finish()
@@ -109,9 +130,11 @@ class Holdings:
             found |= {name.removeprefix(f"{WEIGHT}/"): tensor for name, tensor in read}
         return found if first else None
 
-    def _layers(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Each layer's name, and its parameters and buffers by their names in the chain."""
+    def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The name of each layer, of those asked for, and its parameters and buffers by their names in the chain."""
         for name, layer in self._chain.named_children():
+            if names is not None and name not in names:
+                continue
             yield name, layer.state_dict(prefix=f"{name}.", keep_vars=True)
 
     def _shape(self, tensor: Tensor) -> tuple[int, ...]:
@@ -163,6 +186,15 @@ class Holdings:
     def _wait(self) -> None:
         if self._gather.replicas > 1:
             dist.barrier(self._group)
+
+
+def _problem_of(write: Callable[[], object]) -> Exception | None:
+    """Writes; what went wrong, or None. safetensors wraps what the system says into an error of its own."""
+    try:
+        write()
+    except (OSError, SafetensorError) as error:
+        return error
+    return None
 
 
 def _fields(tensor: Tensor, *, moments: bool) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import synthetic_chain as synthetic
 import torch
+from safetensors import SafetensorError
 
 from engine.collectives import make_gather
 from engine.errors import CheckpointError
@@ -198,3 +199,45 @@ def test_whole_weights_go_from_host_to_host(run_distributed: Any, tmp_path: Path
             torch.testing.assert_close(
                 ranks[0][name]["weights"][key], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {key}"
             )
+
+
+def save_on_disks_of_which_one_is_full(folder: str) -> dict[str, Any]:
+    """Worker: the last replica's disk fills up at its second file of the second checkpoint."""
+    from engine import checkpoint
+    from engine.hosts import holdings
+
+    layout = checkpoint.SavedLayout("zero", 3, 2, 1, JOINED)
+    write, written, report = holdings.save_file, [], {}
+
+    def full(tensors: Any, path: Path) -> None:
+        written.append(path)
+        if len(written) > 1 and make_gather().replica == 1:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        write(tensors, path)
+
+    for name in HOSTS:
+        host = make_host(name)
+        place = Path(folder) / name
+        for step in (1, 2):
+            train(host, range(step - 1, step))
+            written.clear()
+            holdings.save_file = full if step == 2 else write
+            try:
+                state = checkpoint.TrainerState(step, 0, 0, None, None, 0, {}, layout)
+                checkpoint.save_checkpoint(place, host, state, {})
+            except CheckpointError as error:
+                report[name] = str(error)
+        report[f"{name} left"] = sorted(path.name for path in place.iterdir())
+        report[f"{name} fault"] = checkpoint.find_fault(place / "step-000001")
+        train(host, range(2, 3))  # nobody was left waiting
+    return report
+
+
+def test_a_disk_that_is_full_on_one_replica_stops_all_and_spoils_nothing(run_distributed: Any, tmp_path: Path) -> None:
+    for rank in run_distributed(save_on_disks_of_which_one_is_full, processes=2, folder=str(tmp_path)):
+        for name in HOSTS:
+            assert "could not be written (process 1: " in rank[name], name
+            assert "No space left on device" in rank[name]
+            assert "step-000001 is left as it was" in rank[name]
+            assert rank[f"{name} left"] == ["step-000001"]
+            assert rank[f"{name} fault"] is None

@@ -20,6 +20,7 @@ from engine.checkpoint import (
     save_checkpoint,
     step_folder,
 )
+from engine.errors import CheckpointError
 
 LAYOUT = SavedLayout("plain", None, 1, 1, 8)
 STATE = TrainerState(
@@ -122,6 +123,26 @@ def test_crash_before_the_rename_leaves_nothing_that_counts(tmp_path: Path) -> N
     remove_leftovers(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
     save(tmp_path, step=3)  # the same step again
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path) -> None:
+    whole = save(tmp_path, step=2)
+
+    class FullDisk(FileHost):
+        def save(self, folder: Path) -> None:
+            (folder / "large.bin").symlink_to("/dev/full")
+            (folder / "large.bin").write_bytes(bytes(100_000))
+
+    with pytest.raises(CheckpointError) as caught:
+        save_checkpoint(tmp_path, FullDisk(1), STATE, {})  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        f"{tmp_path / 'step-000003'}: could not be written (process 0: [Errno 28] No space left on device); "
+        "step-000002 is left as it was. Make room or mend the disk, and give the same command again: it goes on from "
+        "the newest whole checkpoint"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"], "nothing takes room from the next try"
+    assert newest_complete(tmp_path, pytest.fail) == whole
+    assert find_fault(save(tmp_path, step=3)) is None
 
 
 def test_torn_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
