@@ -15,7 +15,7 @@ from omnivl.evaluation.run import run_tasks
 
 def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResult]:
     """Runs the stage's evaluation tasks on the chain as it stands. Called by every replica; equal on all of them."""
-    encoder = Encoder(host.chain, stage.model, tokenizer, host.gather, host.device)
+    encoder = Encoder(host.whole_chain(), stage.model, tokenizer, host.gather, host.device)
     return run_tasks(stage.evaluate.tasks, encoder)
 
 

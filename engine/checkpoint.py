@@ -49,6 +49,7 @@ class SavedLayout:
         world_size: Number of processes.
         expert_parallel_size: Processes over which banks of experts were cut.
         samples_per_step: Samples of an optimizer step over all processes.
+        pipeline_stages: Stages into which the chain was cut.
     """
 
     host: str
@@ -56,10 +57,12 @@ class SavedLayout:
     world_size: int
     expert_parallel_size: int
     samples_per_step: int
+    pipeline_stages: int = 1
 
     def __str__(self) -> str:
         zero = "" if self.zero_stage is None else f"-{self.zero_stage}"
         cut = "" if self.expert_parallel_size == 1 else f", experts cut over {self.expert_parallel_size}"
+        cut += "" if self.pipeline_stages == 1 else f", {self.pipeline_stages} stages"
         processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
         return f"{self.host}{zero} on {processes}{cut}, {self.samples_per_step} samples a step"
 

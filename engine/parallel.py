@@ -15,14 +15,18 @@ class ParallelConfig:
     """What hosts the chain.
 
     Attributes:
-        host: ``plain`` is PyTorch alone; ``zero`` is DeepSpeed with ZeRO; ``pipeline`` is not available yet.
+        host: ``plain`` is PyTorch alone; ``zero`` is DeepSpeed with ZeRO; ``pipeline`` is DeepSpeed with the
+            chain cut into stages on different processes, each with its replicas.
         zero_stage: What ZeRO shards over the replicas: nothing (0), optimizer states (1), gradients as well (2),
-            parameters as well (3). Only read by ``zero``.
+            parameters as well (3). Not read by ``plain``; ``pipeline`` takes 0 and 1.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
         offload: What is kept in the host's memory instead of the accelerator's. Only read by ``zero``.
         expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
             divisor of the number of processes and of that of experts; ``auto`` takes as many of one machine's as can
             be. Only read by ``zero``.
+        pipeline_stages: Stages into which the chain is cut; a divisor of the number of processes. Micro-batches of an
+            optimizer step fill them: ``gradient_accumulation_steps`` should be several times as many. Only read by
+            ``pipeline``.
     """
 
     host: HostName = "zero"
@@ -30,6 +34,11 @@ class ParallelConfig:
     precision: Precision = "bf16"
     offload: Offload = "none"
     expert_parallel_size: int | Literal["auto"] = 1
+    pipeline_stages: int = 2
+
+    def replicas(self, processes: int) -> int:
+        """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""
+        return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
     def experts_over(self, num_experts: int, local_processes: int) -> int:
         """Processes over which a bank is cut.

@@ -123,8 +123,13 @@ class StagePlan:
     evaluate: EvaluationPlan = field(default_factory=EvaluationPlan)
 
     def samples_per_step(self, world_size: int) -> int:
-        """Samples of one optimizer step over ``world_size`` replicas."""
-        return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps * world_size
+        """Samples of one optimizer step over ``world_size`` processes."""
+        return self.samples_per_replica * self.parallel.replicas(world_size)
+
+    @property
+    def samples_per_replica(self) -> int:
+        """Samples of one optimizer step on one replica."""
+        return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps
 
     def layouts(self) -> list[StepLayout]:
         """The layout of every kind of micro-batch that the stage takes."""

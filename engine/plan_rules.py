@@ -72,7 +72,7 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
         "gradient_accumulation_steps": _LEAST_1,
         "global_batch_size": _LEAST_1,
     },
-    ParallelConfig: {"expert_parallel_size": _LEAST_1},
+    ParallelConfig: {"expert_parallel_size": _LEAST_1, "pipeline_stages": (2, None)},
     LaunchConfig: {"processes": _LEAST_1, "timeout_seconds": _LEAST_1},
     EvaluationPlan: {"every": _LEAST_0},
     CheckpointConfig: {"every": _LEAST_1, "keep_last": _LEAST_1},
@@ -200,18 +200,30 @@ def batches_add_up(draft: Draft) -> Iterator[Problem]:
     """``global_batch_size`` is micro batch x accumulation x processes."""
     world_size = draft.processes
     for index, stage in draft.stages.items():
-        wanted, local = stage.batch.global_batch_size, stage.samples_per_step(1)
+        wanted, local = stage.batch.global_batch_size, stage.samples_per_replica
         if wanted is None or local < 1:
             continue
         sizes = f"micro_batch_size_per_gpu {stage.batch.micro_batch_size_per_gpu}"
         sizes += f" x gradient_accumulation_steps {stage.batch.gradient_accumulation_steps}"
         path: Path = ("stages", index, "batch", "global_batch_size")
-        if world_size is not None and wanted != local * world_size:
-            allowed = f"{local * world_size} = {sizes} x {world_size} processes"
+        if world_size is not None and wanted != stage.samples_per_step(world_size):
+            what = "replicas of a pipeline stage" if stage.parallel.host == "pipeline" else "processes"
+            replicas = stage.parallel.replicas(world_size)
+            allowed = f"{local * replicas} = {sizes} x {replicas} {what}"
             yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
         elif world_size is None and wanted % local:
             allowed = f"a multiple of {local} = {sizes}"
             yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
+
+
+def processes_fill_the_pipeline(draft: Draft) -> Iterator[Problem]:
+    """Every stage of a pipeline has equally many replicas."""
+    for index, stage in draft.stages.items():
+        stages = stage.parallel.pipeline_stages
+        if stage.parallel.host == "pipeline" and draft.processes is not None and draft.processes % stages != 0:
+            path: Path = ("stages", index, "parallel", "pipeline_stages")
+            got = f"{stages} for {draft.processes} processes"
+            yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")
 
 
 def processes_hold_whole_banks(draft: Draft) -> Iterator[Problem]:
@@ -243,6 +255,7 @@ RULES: tuple[Rule, ...] = (
     evaluation_is_trained_for,
     batches_add_up,
     processes_hold_whole_banks,
+    processes_fill_the_pipeline,
 )
 
 

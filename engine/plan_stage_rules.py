@@ -208,11 +208,22 @@ def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
 
 
-def pipeline_is_not_there_yet(stage: StagePlan) -> Iterator[Problem]:
-    """The pipeline host comes with a later version."""
-    if stage.parallel.host == "pipeline":
-        got = "'pipeline', which is not available in this version"
-        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "change it to 'zero'")
+def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
+    """A pipeline cuts a chain that is passed once, and DeepSpeed shards nothing but optimizer states beside it."""
+    parallel = stage.parallel
+    if parallel.host != "pipeline":
+        return
+    if parallel.zero_stage > 1:
+        change = "set it to 1, or use host 'zero'"
+        got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
+        yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
+    if stage.model.architecture == "unified":
+        got = "'pipeline' with model.architecture 'unified', whose blocks are passed twice"
+        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.architecture 'towers'")
+    layers = len(layer_names(stage.model))
+    if parallel.pipeline_stages > layers:
+        got = f"{parallel.pipeline_stages} for a chain of {layers} layers"
+        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
 
 
 def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
@@ -285,7 +296,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,
-    pipeline_is_not_there_yet,
+    pipeline_can_be_cut,
     zero_0_is_fp32,
     megablocks_is_bf16,
     routing_has_routers,

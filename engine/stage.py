@@ -78,10 +78,15 @@ class StageLoop:
         self._stage: StagePlan = plan.stages[index]
         self._tokenizer, self._throughput, self._progress, self._stop = tokenizer, throughput, progress, stop
         parallel = self._stage.parallel
-        zero_stage = parallel.zero_stage if parallel.host == "zero" else None
-        cut = experts_over(parallel, host.chain)
         processes = ranks.world_size()
-        self._layout = SavedLayout(parallel.host, zero_stage, processes, cut, self._stage.samples_per_step(processes))
+        self._layout = SavedLayout(
+            parallel.host,
+            None if parallel.host == "plain" else parallel.zero_stage,
+            processes,
+            experts_over(parallel, host.chain),
+            self._stage.samples_per_step(processes),
+            parallel.pipeline_stages if parallel.host == "pipeline" else 1,
+        )
         self._first = ranks.rank() == 0
         self._standing = Standing(0, 0, 0, None, None, LossWindow())
         self._metrics: MetricsLog | None = None

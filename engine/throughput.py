@@ -22,7 +22,14 @@ class Throughput:
     """Counts what this replica does between two lines of metrics; figures are for all replicas."""
 
     def __init__(
-        self, model: ModelConfig, objectives: Sequence[Objective], *, pad: int, replicas: int, peak: Peak
+        self,
+        model: ModelConfig,
+        objectives: Sequence[Objective],
+        *,
+        pad: int,
+        replicas: int,
+        processes: int,
+        peak: Peak,
     ) -> None:
         """Starts the clock.
 
@@ -31,10 +38,11 @@ class Throughput:
             objectives: Likewise.
             pad: The padding token, which is not counted.
             replicas: Data-parallel replicas; all do the same amount of work.
+            processes: Processes that do it; more than replicas where these are cut into pipeline stages.
             peak: Peak of one replica.
         """
         self._model, self._objectives, self._pad = model, tuple(objectives), pad
-        self._replicas, self._peak = replicas, peak
+        self._replicas, self._processes, self._peak = replicas, processes, peak
         self._layout = lru_cache(maxsize=None)(partial(plan_layout, self._objectives))
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
         self.restart()
@@ -87,7 +95,7 @@ class Throughput:
             "tokens_per_second": self._tokens / seconds,
             "seconds_per_step": seconds / max(1, self._steps),
             "tflops": self._operations / seconds / 1e12,
-            "mfu": self._operations / seconds / (self._peak.flops * self._replicas),
+            "mfu": self._operations / seconds / (self._peak.flops * self._processes),
             "data_wait": self._waited / seconds,
             "memory_gib": resident_bytes() / 2**30,
         }

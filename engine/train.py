@@ -18,7 +18,8 @@ from engine.environment import describe_environment
 from engine.errors import CheckpointError, PlanError
 from engine.freeze import freeze, freeze_idle
 from engine.handover import hand_over, heads_aside
-from engine.hosts import Host, create_host
+from engine.hosts import Host, create_host, replica_group
+from engine.hosts.pipeline_cut import pipeline_cuts
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
 from engine.plan_yaml import read_yaml
@@ -101,7 +102,7 @@ def _run_stage(
     """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
-    gather = make_gather()
+    gather = make_gather(replica_group(stage.parallel))
     dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
     seed_everything(plan.seed, "weights", index)
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
@@ -120,6 +121,7 @@ def _run_stage(
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
         pretrained=pretrained,
+        cuts=pipeline_cuts(chain, stage.parallel, stage.model, stage.layouts()),
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
@@ -128,6 +130,7 @@ def _run_stage(
         stage.objectives,
         pad=tokenizer.special.pad,
         replicas=gather.replicas,
+        processes=ranks.world_size(),
         peak=_peak(run, device, dtype),
     )
     signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop).run()

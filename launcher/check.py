@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
 from omnivl.data.tokenizer import load_tokenizer
@@ -78,11 +79,36 @@ def _stage_summary(stage: StagePlan, tokens: SpecialTokens, world_size: int) -> 
         "precision": stage.parallel.precision,
         "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,
         "gradient_accumulation_steps": stage.batch.gradient_accumulation_steps,
+        "replicas": stage.parallel.replicas(world_size),
         "samples_per_step": stage.samples_per_step(world_size),
         "samples": stage.samples_per_step(world_size) * stage.steps,
         "parameters": count_parameters(stage, tokens),
+        "pipeline": _pipeline(stage, tokens),
         "lr": stage.optimizer.lr,
         "tasks": [task.name for task in stage.evaluate.tasks],
+    }
+
+
+def _pipeline(stage: StagePlan, tokens: SpecialTokens) -> dict[str, Any] | None:
+    """Where the chain is cut, by the names of layers; each stage's share of the operations; None for other hosts."""
+    if stage.parallel.host != "pipeline":
+        return None
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    costs = layer_costs(chain, stage.model, stage.layouts())
+    names, total = list(costs), sum(costs.values())
+    parts = [[names[index] for index in part] for part in cut(list(costs.values()), stage.parallel.pipeline_stages)]
+    stages, steps = len(parts), stage.batch.gradient_accumulation_steps
+    return {
+        "stages": [
+            {
+                "layers": [part[0], part[-1]],
+                "operations": sum(costs[name] for name in part) / total,
+                "parameters": sum(one.numel() for name in part for one in chain.get_submodule(name).parameters()),
+            }
+            for part in parts
+        ],
+        "bubble": (stages - 1) / (stages - 1 + steps),
     }
 
 
@@ -110,6 +136,8 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
 def _host(stage: StagePlan) -> str:
     parallel = stage.parallel
     name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
+    if parallel.host == "pipeline":
+        return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"
     offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
     size = parallel.expert_parallel_size
     return (
@@ -125,15 +153,15 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
     for number, stage in enumerate(summary["stages"], start=1):
         console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
         rows = Table.grid(padding=(0, 2))
-        for title, text in _rows(stage, summary["world_size"]):
+        for title, text in _rows(stage):
             rows.add_row(f"   {title}", text)
         console.print(rows)
 
 
-def _rows(stage: dict[str, Any], world_size: int) -> list[tuple[str, str]]:
+def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     """What is printed of a stage, a line each."""
     micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
-    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {world_size}"
+    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
     parts = dict(stage["parameters"])
     trained, twins = parts.pop("trained"), parts.pop("momentum")
     sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
@@ -145,4 +173,10 @@ def _rows(stage: dict[str, Any], world_size: int) -> list[tuple[str, str]]:
         ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
         ("parameters", f"{trained / 1e6:.1f} M ({sizes})" + (f", momentum twins {twins / 1e6:.1f} M" if twins else "")),
     ]
+    if (pipeline := stage["pipeline"]) is not None:
+        for number, part in enumerate(pipeline["stages"], start=1):
+            first, last = part["layers"]
+            size = f"{part['operations']:.0%} of the operations, {part['parameters'] / 1e6:.1f} M parameters"
+            rows.append((f"stage {number}", f"{first} to {last}: {size}"))
+        rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
     return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

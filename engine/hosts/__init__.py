@@ -1,4 +1,4 @@
-"""Hosts run the chain: ``plain`` in bare PyTorch, ``zero`` under DeepSpeed.
+"""Hosts run the chain: ``plain`` in bare PyTorch, ``zero`` and ``pipeline`` under DeepSpeed.
 
 ``create_host`` is the one place that knows them all. DeepSpeed is imported only where it is asked for.
 """
@@ -21,12 +21,30 @@ from omnivl.model.chain import Chain
 from omnivl.model.layout import plan_layout
 from omnivl.objectives.base import Objective
 
-__all__ = ["Host", "PlainHost", "StepResult", "WeightsReport", "create_host", "experts_over", "needs_process_group"]
+__all__ = [
+    "Host",
+    "PlainHost",
+    "StepResult",
+    "WeightsReport",
+    "create_host",
+    "experts_over",
+    "needs_process_group",
+    "replica_group",
+]
 
 
 def needs_process_group(parallel: ParallelConfig) -> bool:
     """Whether the host wants a process group even for one process; ``join_process_group`` takes it as ``always``."""
-    return parallel.host == "zero"
+    return parallel.host != "plain"
+
+
+def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
+    """The processes over which the chain's gather joins samples; None: all. Called by every process."""
+    if parallel.host != "pipeline":
+        return None
+    from engine.hosts.pipeline import place_in_pipeline
+
+    return place_in_pipeline(parallel.pipeline_stages).data_group
 
 
 def experts_over(parallel: ParallelConfig, chain: Chain) -> int:
@@ -47,12 +65,13 @@ def create_host(
     device: torch.device | None = None,
     group: dist.ProcessGroup | None = None,
     pretrained: Collection[str] = (),
+    cuts: Sequence[range] = (),
 ) -> Host:
     """Builds the host that a plan asks for.
 
     Args:
         parallel: Which host, and how it shards.
-        chain: Built with ``engine.collectives.make_gather()`` and ``parallel.precision``, on the CPU.
+        chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU.
         optimizer: AdamW, schedule, clipping.
         objectives: The stage's objectives; they decide the layout of each micro-batch.
         total_steps: Optimizer steps of the stage, for the schedule.
@@ -61,6 +80,7 @@ def create_host(
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
+        cuts: Layers of each pipeline stage, by their places in the chain (``engine.hosts.pipeline_cut``).
 
     Raises:
         PlanError: There is no such host.
@@ -93,4 +113,22 @@ def create_host(
             offload_optimizer=parallel.offload == "optimizer",
             expert_parallel_size=experts_over(parallel, chain),
         )
-    raise PlanError([f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero'; change it to one of them"])
+    if parallel.host == "pipeline":
+        from engine.hosts.pipeline import PipelineHost
+
+        assert parallel.zero_stage in (0, 1), "the plan's rules allow no other"
+        return PipelineHost(
+            chain,
+            optimizer,
+            layout,
+            cuts=cuts,
+            total_steps=total_steps,
+            zero_stage=parallel.zero_stage,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            device=device,
+            pretrained=pretrained,
+        )
+    raise PlanError(
+        [f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero', 'pipeline'; change it to one of them"]
+    )

@@ -54,7 +54,13 @@ class Host(Protocol):
 
     @property
     def chain(self) -> Chain:
-        """The module; its layers may be called for evaluation, by every replica in the same order."""
+        """The module that is trained. A host may hold weights of other stages in it that are not current."""
+
+    def whole_chain(self) -> Chain:
+        """The chain with all weights current, for evaluation.
+
+        Called by every process, as its layers are then, in the same order.
+        """
 
     @property
     def gather(self) -> Gather:

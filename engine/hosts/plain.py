@@ -86,6 +86,10 @@ class PlainHost:
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
+    def whole_chain(self) -> Chain:
+        """The chain: every process has all of it."""
+        return self.chain
+
     def save(self, folder: Path) -> None:
         """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
         self._holdings.save(folder)

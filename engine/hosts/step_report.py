@@ -28,6 +28,10 @@ class StepScalars:
         for name, tensor in named.items():
             self._values[name].append(tensor.detach().float().reshape(()))
 
+    def local(self, name: str) -> Tensor:
+        """The sum of one scalar over the micro-batches of this process."""
+        return torch.stack(self._values[name]).sum()
+
     def average(self, gather: Gather) -> "StepAverages":
         """Averages over the micro-batches that had the scalar, then over replicas. Called by every replica.
 

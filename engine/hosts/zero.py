@@ -122,6 +122,10 @@ class ZeroHost:
             self.chain.after_step()
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
+    def whole_chain(self) -> Chain:
+        """The chain: every process has all of it."""
+        return self.chain
+
     def save(self, folder: Path) -> None:
         """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
         self._holdings.save(folder)

@@ -14,6 +14,8 @@ import torch
 
 from engine.collectives import make_gather
 from engine.hosts.base import Host
+from engine.hosts.pipeline import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
@@ -30,7 +32,8 @@ pytestmark = pytest.mark.distributed
 
 
 def make_host(name: str, chain_name: str) -> Host:
-    gather = make_gather()
+    stages = int(name[len("pipe")]) if name.startswith("pipe") else 1
+    gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
     is_real = chain_name.startswith("real")
     layout = real.plan_layout if is_real else synthetic.plan_layout
     if is_real:
@@ -41,6 +44,20 @@ def make_host(name: str, chain_name: str) -> Host:
         chain = real.build_real_chain(gather, recompute="recompute" in variants, ffn=ffn, unified=unified)
     else:
         chain = synthetic.build_synthetic_chain(gather)
+    if stages > 1:
+        kinds = [(kind, frames) for kind in ("image_text", "image_label") for frames in (1,)]
+        layouts = [layout(kind, JOINED, frames) for kind, frames in (*kinds, ("video_text", 4))]  # type: ignore[arg-type]
+        costs = layer_costs(chain, real.CONFIG, layouts) if is_real else dict.fromkeys(range(len(chain.layers)), 1.0)
+        return PipelineHost(
+            chain,
+            CONFIG,
+            layout,
+            cuts=cut(list(costs.values()), stages),
+            total_steps=STEPS,
+            zero_stage=int(name[-1]),  # type: ignore[arg-type]
+            micro_batch_size=JOINED // gather.replicas,
+            gradient_accumulation_steps=ACCUMULATION,
+        )
     if name == "plain":
         return PlainHost(chain, CONFIG, layout, total_steps=STEPS, gradient_accumulation_steps=ACCUMULATION)
     return ZeroHost(
@@ -104,6 +121,9 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("real-limoe", 2, ["zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2"]),
         ("real-limoe", 4, ["zero0-ep2", "zero1-ep4", "zero2-ep2", "zero3-ep2", "zero3-ep4"]),
         ("real-mome_limoe", 2, ["plain", "zero2", "zero3", "zero3-ep2"]),
+        ("synthetic", 2, ["pipe2-zero0", "pipe2-zero1"]),
+        ("real", 2, ["pipe2-zero0", "pipe2-zero1"]),
+        ("real", 4, ["pipe2-zero0", "pipe2-zero1", "pipe4-zero1"]),
         ("real-unified", 2, ["plain", "zero1", "zero3"]),
         ("real-unified-mome", 2, ["zero3"]),
         ("real-unified-limoe-recompute", 2, ["plain", "zero3", "zero1-ep2", "zero3-ep2"]),

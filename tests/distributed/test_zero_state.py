@@ -12,12 +12,15 @@ from safetensors import SafetensorError
 from engine.collectives import make_gather
 from engine.errors import CheckpointError
 from engine.hosts.base import Host
+from engine.hosts.pipeline import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline_cut import cut
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
-WITH_OFFLOAD = [*HOSTS, "zero2-offload", "zero3-offload"]
+PIPELINES = ["pipe2-zero0", "pipe2-zero1"]
+EVERY = [*HOSTS, "zero2-offload", "zero3-offload", *PIPELINES]
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=0.5, schedule="cosine", layer_decay=0.7)
 JOINED = 8
 
@@ -25,13 +28,18 @@ pytestmark = pytest.mark.distributed
 
 
 def make_host(name: str, seed: int = 0) -> Host:
-    gather = make_gather()
+    pipeline = name in PIPELINES
+    gather = make_gather(place_in_pipeline(2).data_group if pipeline else None)
     chain = synthetic.build_synthetic_chain(gather, seed=seed)
     common: dict[str, Any] = {"total_steps": 8, "gradient_accumulation_steps": 2}
     if name == "plain":
         return PlainHost(chain, CONFIG, synthetic.plan_layout, **common)
+    common |= {"micro_batch_size": JOINED // gather.replicas}
+    if pipeline:
+        cuts = cut([1.0] * len(chain.layers), 2)
+        return PipelineHost(chain, CONFIG, synthetic.plan_layout, cuts=cuts, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
     common |= {"stage": int(name[len("zero")]), "offload_optimizer": name.endswith("-offload")}
-    return ZeroHost(chain, CONFIG, synthetic.plan_layout, micro_batch_size=JOINED // gather.replicas, **common)
+    return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
 
 
 def train(host: Host, steps: range) -> list[Any]:
@@ -46,7 +54,7 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
 def train_whole_and_first_half(folder: str) -> dict[str, Any]:
     """Worker: six steps at a stretch, and three steps that are saved."""
     report = {}
-    for name in WITH_OFFLOAD:
+    for name in EVERY:
         whole = make_host(name)
         results = train(whole, range(6))
         half = make_host(name)
@@ -59,7 +67,7 @@ def train_whole_and_first_half(folder: str) -> dict[str, Any]:
 def train_second_half(folder: str) -> dict[str, Any]:
     """Worker: loads what the first half saved into a host of other weights, and goes on."""
     report = {}
-    for name in WITH_OFFLOAD:
+    for name in EVERY:
         host = make_host(name, seed=1)
         host.load(Path(folder) / name)
         results = train(host, range(3, 6))
@@ -70,7 +78,7 @@ def train_second_half(folder: str) -> dict[str, Any]:
 def test_fresh_processes_resume_bit_for_bit(run_distributed: Any, tmp_path: Path) -> None:
     whole = run_distributed(train_whole_and_first_half, processes=2, folder=str(tmp_path / "saved"))[0]
     resumed = run_distributed(train_second_half, processes=2, folder=str(tmp_path / "saved"))[0]
-    for name in WITH_OFFLOAD:
+    for name in EVERY:
         assert resumed[name]["results"] == whole[name]["results"], name
         assert_same(resumed[name]["weights"], whole[name]["weights"])
     # Not compared with nothing: twins, queue and its cursor are among the weights and have moved.
@@ -82,7 +90,7 @@ def test_fresh_processes_resume_bit_for_bit(run_distributed: Any, tmp_path: Path
 def poison_steps() -> dict[str, Any]:
     """Worker: steps 0 and 1, a step 2 that is poisoned on the last replica only, steps 3 and 4."""
     report = {}
-    for name in WITH_OFFLOAD:
+    for name in EVERY:
         for poison in ("loss", "gradient"):
             host = make_host(name)
             train(host, range(2))
@@ -121,7 +129,7 @@ def _with_infinite_gradient(state: Any) -> Any:
 
 def test_every_replica_skips_a_step_that_is_not_finite_on_one(run_distributed: Any) -> None:
     ranks = run_distributed(poison_steps, processes=2)
-    for name in WITH_OFFLOAD:
+    for name in EVERY:
         for poison in ("loss", "gradient"):
             run = f"{name}/{poison}"
             assert all(rank[run]["skipped"].skipped for rank in ranks), run
@@ -138,7 +146,7 @@ def hand_over(folder: str) -> dict[str, Any]:
     train(source, range(2))
     weights = source.full_weights()
     report: dict[str, Any] = {"given": weights}
-    for name in HOSTS:
+    for name in [*HOSTS, *PIPELINES]:
         host = make_host(name, seed=4)
         matched = host.load_weights(weights)
         taken = host.full_weights()
@@ -159,7 +167,7 @@ def _visual_embedding(host: Host) -> torch.Tensor:
     state = synthetic.State.from_batch(batch, layout)
     host.chain.eval()
     with torch.no_grad():
-        for layer in host.chain.layers[:3]:
+        for layer in host.whole_chain().layers[:3]:
             state = layer(state)
     host.chain.train()
     return state["visual"]
@@ -184,7 +192,7 @@ def _loading_refusal(host: Host, folder: str) -> str:
 def test_whole_weights_go_from_host_to_host(run_distributed: Any, tmp_path: Path) -> None:
     ranks = run_distributed(hand_over, processes=2, folder=str(tmp_path))
     given = ranks[0]["given"]
-    for name in HOSTS:
+    for name in [*HOSTS, *PIPELINES]:
         for rank in ranks:
             assert len(rank[name]["matched"].matched) == len(given)
             assert rank[name]["strict"] == (

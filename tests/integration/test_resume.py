@@ -115,6 +115,40 @@ def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_a_run_goes_from_zero_to_a_pipeline_to_one_process(pretraining: "Pretraining") -> None:
+    """Its losses, and what it is evaluated at, lie on top of those of a run that was left alone."""
+    arguments = (
+        *("model.dropout=0", "model.drop_path=0", "logging.every=1", "stages.spatial.optimizer.schedule=constant"),
+        *("stages.spatial.optimizer.eps=1e-3", "stages.spatial.evaluate.every=5"),
+        "stages.spatial.evaluate.tasks=[{kind: retrieval, where: {split: [test], style: [twemoji]}, max_samples: 40}]",
+    )
+    alone = ("parallel.host=plain", "launch.processes=1", "batch.micro_batch_size_per_gpu=4")
+    zero = ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2", "batch.micro_batch_size_per_gpu=2")
+    grid = ("parallel.host=pipeline", "parallel.pipeline_stages=2", "batch.micro_batch_size_per_gpu=2")
+    pretraining.run("whole", *arguments, *alone)
+    pretraining.run("moved", *arguments, *zero, "stages.spatial.steps=3")
+    output = pretraining.run(
+        "moved", *arguments, *grid, "parallel.zero_stage=1", "launch.processes=4", "stages.spatial.steps=7", timeout=240
+    )
+    assert "going on with pipeline-1 on 4 processes, 2 stages, 8 samples a step" in output
+    pretraining.run("moved", *arguments, *alone)
+    whole, moved = (read_metrics(pretraining.stage(name) / "metrics.jsonl") for name in ("whole", "moved"))
+    losses = [[line["losses"] for line in lines if line["event"] == "train"] for lines in (whole, moved)]
+    assert len(losses[0]) == len(losses[1]) == 10
+    for step, (ours, theirs) in enumerate(zip(*losses, strict=True)):
+        assert ours == pytest.approx(theirs, rel=1e-4), f"step {step + 1}"
+    scores = [
+        {line["step"]: line["scores"] for line in lines if line["event"] == "evaluation"} for lines in (whole, moved)
+    ]
+    assert scores[0].keys() <= scores[1].keys()  # every stretch ends with an evaluation of its own
+    for step, expected in scores[0].items():
+        assert scores[1][step] == pytest.approx(expected, abs=0.03), f"step {step}"
+    ours, theirs = (load_file(pretraining.stage(name) / "weights.safetensors") for name in ("moved", "whole"))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
+
+
 def final_state(stage: Path) -> dict[str, Any]:
     """Everything that a stage leaves behind but times."""
     checkpoint = max((stage / "checkpoints").glob("step-*"))

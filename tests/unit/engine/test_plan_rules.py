@@ -175,9 +175,17 @@ STAGE_CASES = {
         {"freeze": "[embed, 'text_*', visual_00.attention, 'visal_*']"},
         "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, alignment_*, generation_*, losses; did you mean 'visual_*'?",
     ),
-    "pipeline_is_not_there_yet": (
-        {"parallel": "{host: pipeline}"},
-        "p:7: stages.0.parallel.host: got 'pipeline', which is not available in this version; allowed 'plain', 'zero'; change it to 'zero'",
+    "pipeline_can_be_cut": (
+        {"parallel": "{host: pipeline, zero_stage: 2}"},
+        "p:7: stages.0.parallel.zero_stage: got 2 with host 'pipeline', which DeepSpeed refuses; allowed 0 or 1; set it to 1, or use host 'zero'",
+    ),
+    "pipeline_can_be_cut: unified": (
+        {"parallel": "{host: pipeline}", "model": "{architecture: unified}"},
+        "p:7: stages.0.parallel.host: got 'pipeline' with model.architecture 'unified', whose blocks are passed twice; allowed 'plain', 'zero'; use host 'zero', or model.architecture 'towers'",
+    ),
+    "pipeline_can_be_cut: too fine": (
+        {"parallel": "{host: pipeline, pipeline_stages: 40}"},
+        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 18 layers; allowed 2 to 18; take fewer stages",
     ),
     "zero_0_is_fp32": (
         {"parallel": "{zero_stage: 0, precision: bf16}"},
@@ -242,6 +250,17 @@ def test_processes_hold_whole_banks(launch: str, world_size: int | None) -> None
         "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
     ]
     assert problems(stage, 8) == []
+
+
+def test_processes_fill_the_pipeline() -> None:
+    stage = {"parallel": "{host: pipeline, pipeline_stages: 4}"}
+    assert problems(stage, 6) == [
+        "p:7: stages.0.parallel.pipeline_stages: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems({**stage, "batch": "{global_batch_size: 8}"}, 8) == []  # two replicas of four samples
+    assert problems({**stage, "batch": "{global_batch_size: 32}"}, 8) == [
+        "p:7: stages.0.batch.global_batch_size: got 32; allowed 8 = micro_batch_size_per_gpu 4 x gradient_accumulation_steps 1 x 2 replicas of a pipeline stage; change one of the three, or leave global_batch_size out"
+    ]
 
 
 @pytest.mark.parametrize("case", STAGE_CASES)
@@ -324,7 +343,7 @@ def test_batches_add_up_over_processes(launch: str, world_size: int | None, proc
 
 def test_every_rule_has_a_case() -> None:
     told = {case.split(":")[0] for case in (*STAGE_CASES, *PAIR_CASES)} | {"there_is_a_stage", "stages_hold_together"}
-    told |= {"batches_add_up", "processes_hold_whole_banks"}
+    told |= {"batches_add_up", "processes_hold_whole_banks", "processes_fill_the_pipeline"}
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 
 

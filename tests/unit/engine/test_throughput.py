@@ -31,7 +31,7 @@ def batch(num_frames: int) -> Batch:
 
 def test_figures_are_counts_over_time() -> None:
     objectives = (UniVLC(),)
-    throughput = Throughput(MODEL, objectives, pad=0, replicas=3, peak=Peak(1e9, "measured"))
+    throughput = Throughput(MODEL, objectives, pad=0, replicas=3, processes=3, peak=Peak(1e9, "measured"))
     throughput.add([batch(1), batch(2)], waited=0.0)
     figures = throughput.figures(torch.device("cpu"))
     # per step, on 3 replicas: 2 + 2 samples; patches 2 * 4 and 2 * 2 * 4, words 5 and 5
@@ -49,7 +49,7 @@ def test_figures_are_counts_over_time() -> None:
 
 
 def test_waiting_counts_and_pauses_do_not() -> None:
-    throughput = Throughput(MODEL, (UniVLC(),), pad=0, replicas=1, peak=Peak(1e9, "measured"))
+    throughput = Throughput(MODEL, (UniVLC(),), pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured"))
     throughput.add([batch(1)], waited=0.0)
     before = throughput.figures(torch.device("cpu"))
     throughput.restart()
