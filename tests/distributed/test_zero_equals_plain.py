@@ -124,6 +124,8 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("synthetic", 2, ["pipe2-zero0", "pipe2-zero1"]),
         ("real", 2, ["pipe2-zero0", "pipe2-zero1"]),
         ("real", 4, ["pipe2-zero0", "pipe2-zero1", "pipe4-zero1"]),
+        ("real-limoe", 4, ["pipe2-zero1"]),
+        ("real-mome-recompute", 2, ["pipe2-zero1"]),
         ("real-unified", 2, ["plain", "zero1", "zero3"]),
         ("real-unified-mome", 2, ["zero3"]),
         ("real-unified-limoe-recompute", 2, ["plain", "zero3", "zero1-ep2", "zero3-ep2"]),

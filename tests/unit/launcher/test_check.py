@@ -1,5 +1,6 @@
 """``omnivl check`` and the frame of the command line."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -119,3 +120,27 @@ def test_an_unknown_command_is_refused() -> None:
     result = omnivl("chek")
     assert result.returncode == 2
     assert "No such command 'chek'" in result.stderr
+
+
+def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
+    overrides = ["parallel.host=pipeline", "parallel.pipeline_stages=3"]
+    plan = load_plan(plan_path, overrides, 3)
+    (stage,) = summarize(plan, 3)["stages"]
+    names = [
+        name
+        for name, _ in build_chain(plan.stages[0].model, (), load_tokenizer(plan.tokenizer).special).named_children()
+    ]
+    parts = stage["pipeline"]["stages"]
+    places = [[names.index(end) for end in part["layers"]] for part in parts]
+    assert places[0][0] == 0
+    assert places[-1][1] == len(names) - 1
+    assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(places))
+    assert sum(part["operations"] for part in parts) == pytest.approx(1.0)
+    assert sum(part["parameters"] for part in parts) == stage["parameters"]["trained"] + stage["parameters"]["momentum"]
+    assert stage["pipeline"]["bubble"] == pytest.approx(2 / 4)  # two stages wait for two micro-batches
+    assert stage["samples_per_step"] == 8  # one replica
+    shown = subprocess.run(
+        [sys.executable, "-m", "launcher.cli", "check", str(plan_path), *overrides], capture_output=True, text=True
+    ).stdout
+    assert "pipeline of 3 stages, zero-1" in shown
+    assert "50% of the time, with 2 micro-batches a step" in shown
