@@ -4,6 +4,7 @@ The reference is one plain process that holds the joined batch. Kinds change bet
 and parts of layers go without gradient in some steps; gradients are accumulated and clipped.
 """
 
+import json
 from functools import partial
 from typing import Any
 
@@ -105,6 +106,19 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         )
 
 
+def differences(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, float]:
+    """How far two runs are apart at most: losses and norms relatively, weights absolutely."""
+    steps = list(zip(got["results"], expected["results"], strict=True))
+    return {
+        "loss": max(abs(ours.loss / theirs.loss - 1) for ours, theirs in steps),
+        "norm": max(abs(ours.gradient_norm / theirs.gradient_norm - 1) for ours, theirs in steps),
+        "weight": max(
+            (got["weights"][name].double() - tensor.double()).abs().max().item()
+            for name, tensor in expected["weights"].items()
+        ),
+    }
+
+
 @pytest.mark.parametrize(
     ("chain_name", "processes", "hosts"),
     [
@@ -131,10 +145,14 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], atol: float
         ("real-unified-limoe-recompute", 2, ["plain", "zero3", "zero1-ep2", "zero3-ep2"]),
     ],
 )
-def test_hosts_agree(run_distributed: Any, chain_name: str, processes: int, hosts: list[str]) -> None:
+def test_hosts_agree(
+    run_distributed: Any, record_property: Any, chain_name: str, processes: int, hosts: list[str]
+) -> None:
     expected = train_hosts(["plain"], chain_name)["plain"]
     ranks = run_distributed(train_hosts, processes=processes, hosts=hosts, chain_name=chain_name)
     for name in hosts:
+        measured = {"chain": chain_name, "processes": processes, "host": name, "steps": STEPS}
+        record_property("layout", json.dumps({**measured, **differences(ranks[0][name], expected)}))
         if chain_name == "synthetic":
             assert_equal_runs(ranks[0][name], expected, atol=1e-6, norm=1e-5)
         else:
