@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -148,20 +149,40 @@ def test_mistakes_are_told_before_anything_starts(pretraining: "Pretraining") ->
 
 
 @pytest.mark.distributed
-def test_failing_rank_ends_all_and_is_told_once(pretraining: "Pretraining") -> None:
-    """Rank 1 cannot write its part of the checkpoint; rank 0 waits for it."""
+def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pretraining") -> None:
+    """A folder lies where rank 1 writes its part of the checkpoint."""
     checkpoints = pretraining.stage("run") / "checkpoints"
     blocked = checkpoints / "step-000003.tmp" / "loader-00001.json"
-    arguments = ("launch.processes=2", "stages.spatial.steps=5000")
-    process = pretraining.start("run", *arguments)
+    process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
     while process.poll() is None and not blocked.parent.is_dir():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
     output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "step-000003: could not be written (process 1: [Errno 21] Is a directory" in output
+    assert "there is none before it" in output
+    assert "Traceback" not in output
+    assert list(checkpoints.iterdir()) == []
+
+
+@pytest.mark.distributed
+def test_failing_rank_ends_all_and_is_told_once(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 1 runs into a mistake in the code instead of saving; rank 0 waits for it."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import engine.stage\n"
+        "    engine.stage.save_checkpoint = lambda *arguments: {}['a mistake']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
+    output, _ = process.communicate(timeout=90)
     assert process.returncode == 1, output
     assert output.count("Traceback (most recent call last)") == 1
     assert "rank 1 failed:" in output
-    assert "IsADirectoryError" in output
+    assert "KeyError: 'a mistake'" in output
 
 
 def test_loss_that_is_not_finite_stops_the_run(pretraining: "Pretraining") -> None:
