@@ -75,7 +75,12 @@ def make_gather(group: dist.ProcessGroup | None = None) -> Gather:
 
 def broadcast_from_first(tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
     """Overwrites a tensor on every replica with that of replica 0."""
-    dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, group=group, group_src=0)
+    broadcast_from(tensor, 0, group)
+
+
+def broadcast_from(tensor: Tensor, replica: int, group: dist.ProcessGroup | None = None) -> None:
+    """Overwrites a tensor on every replica with that of one of them."""
+    dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, group=group, group_src=replica)
 
 
 class _Join(torch.autograd.Function):

@@ -81,7 +81,7 @@ class Holdings:
                 problem = _problem_of(partial(save_file, held, folder / f"{layer}.safetensors"))
         if self._gather.replica == 0 and problem is None:
             problem = _problem_of(partial((folder / OPTIMIZER).write_text, json.dumps({"steps": steps})))
-        self._wait()
+        self.wait()
         if problem is not None:
             raise CheckpointError(str(problem)) from problem
 
@@ -101,7 +101,7 @@ class Holdings:
             if tensors:
                 self._load_layer(folder / f"{layer}.safetensors", tensors, moments=steps > 0)
         self._store.finish()
-        self._wait()
+        self.wait()
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
         """Copies replica 0's whole weights into every replica's share. See ``engine.hosts.base.Host``."""
@@ -183,9 +183,46 @@ class Holdings:
         else:
             tensor.copy_(here)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Waits for every replica."""
         if self._gather.replicas > 1:
             dist.barrier(self._group)
+
+
+class HoldingHost:
+    """The half of ``engine.hosts.base.Host`` that reads and writes, for hosts that keep their tensors in ``Holdings``.
+
+    Attributes:
+        chain: What is trained.
+    """
+
+    chain: Chain
+    _holdings: Holdings
+
+    def whole_chain(self) -> Chain:
+        """The chain; hosts that keep weights elsewhere bring it up to date first."""
+        return self.chain
+
+    def save(self, folder: Path) -> None:
+        """Writes weights, buffers, twins and moments, a file for each layer."""
+        self._holdings.save(folder)
+
+    def load(self, folder: Path) -> None:
+        """Restores what any host saved."""
+        self._holdings.load(folder)
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
+        """Copies replica 0's whole weights into every replica's share, and into the optimizer's copy of them."""
+        return self._holdings.load_weights(weights, strict=strict)
+
+    def full_weights(self) -> Mapping[str, Tensor] | None:
+        """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
+        self.whole_chain()
+        return self._holdings.full_weights()
+
+    def barrier(self) -> None:
+        """Waits for every replica."""
+        self._holdings.wait()
 
 
 def _problem_of(write: Callable[[], object]) -> Exception | None:

@@ -8,19 +8,18 @@ others' weights there are as old as the last ``whole_chain``.
 import contextlib
 import io
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.collectives import broadcast_from_first, make_gather
+from engine.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.errors import PlanError
-from engine.hosts.base import StepResult, WeightsReport
-from engine.hosts.holdings import Holdings
+from engine.hosts.base import StepResult
+from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.packing import pack, unpack
 from engine.hosts.step_report import StepAverages, StepScalars, scalars
@@ -112,7 +111,7 @@ class PipelineStage(nn.Module):
         return state["loss"] + 0.0 * token.sum()
 
 
-class PipelineHost:
+class PipelineHost(HoldingHost):
     """Trains a stage of the chain. See ``engine.hosts.base.Host`` for what each method promises."""
 
     def __init__(
@@ -215,35 +214,14 @@ class PipelineHost:
         rates = {group.name: rate * group.lr_scale for group in self._all_groups}
         return StepResult(averages.loss, averages.losses, averages.metrics, self._norm, rates, skipped)
 
-    def save(self, folder: Path) -> None:
-        """Writes weights, buffers, twins and moments, each layer by a process of its stage."""
-        self._holdings.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Restores what any host saved: each process its own stage."""
-        self._holdings.load(folder)
-
-    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
-        """Copies whole weights into the chain of every process and into the optimizers' copies of them."""
-        return self._holdings.load_weights(weights, strict=strict)
-
-    def full_weights(self) -> Mapping[str, Tensor] | None:
-        """All parameters and buffers on the CPU of process 0; None elsewhere."""
-        self.whole_chain()
-        return self._holdings.full_weights()
-
     @torch.no_grad()
     def whole_chain(self) -> Chain:
         """The chain with the weights of every stage as they are now. Called by every process."""
         for name, layer in self.chain.named_children():
             owner = self._stage_of[name] * self.place.replicas
             for tensor in layer.state_dict().values():
-                dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, src=owner)
+                broadcast_from(tensor, owner)
         return self.chain
-
-    def barrier(self) -> None:
-        """Waits for every process."""
-        dist.barrier()
 
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
         """What DeepSpeed reads: packed states at the head of the chain where that is, and labels that nobody reads."""

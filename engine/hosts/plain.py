@@ -1,16 +1,15 @@
 """The plain host: the chain in bare PyTorch, gradients averaged over replicas by one all-reduce."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from engine.collectives import broadcast_from_first, make_gather
-from engine.hosts.base import StepResult, WeightsReport
-from engine.hosts.holdings import Holdings
+from engine.hosts.base import StepResult
+from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars, scalars
 from engine.hosts.stores import WholeStore
@@ -20,7 +19,7 @@ from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
 
 
-class PlainHost:
+class PlainHost(HoldingHost):
     """Runs the chain as it is. See ``engine.hosts.base.Host`` for what each method promises."""
 
     def __init__(
@@ -85,31 +84,6 @@ class PlainHost:
             self.chain.after_step()
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
-
-    def whole_chain(self) -> Chain:
-        """The chain: every process has all of it."""
-        return self.chain
-
-    def save(self, folder: Path) -> None:
-        """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
-        self._holdings.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Restores what any host saved."""
-        self._holdings.load(folder)
-
-    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
-        """Copies whole weights into the chain on every replica."""
-        return self._holdings.load_weights(weights, strict=strict)
-
-    def full_weights(self) -> Mapping[str, Tensor] | None:
-        """All parameters and buffers on the CPU of replica 0; None elsewhere."""
-        return self._holdings.full_weights()
-
-    def barrier(self) -> None:
-        """Waits for every replica."""
-        if self.gather.replicas > 1:
-            dist.barrier(self._group)
 
     def _finish_gradients(self) -> float:
         """Averages gradients over replicas and clips them; returns the norm before clipping."""

@@ -1,18 +1,17 @@
 """The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from engine.collectives import broadcast_from_first, make_gather
 from engine.errors import PlanError
-from engine.hosts.base import StepResult, WeightsReport
-from engine.hosts.holdings import Holdings
+from engine.hosts.base import StepResult
+from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars
 from engine.hosts.stores import WholeStore, ZeroStore
@@ -26,7 +25,7 @@ from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
 
 
-class ZeroHost:
+class ZeroHost(HoldingHost):
     """Runs the chain under DeepSpeed. See ``engine.hosts.base.Host`` for what each method promises."""
 
     def __init__(
@@ -121,30 +120,6 @@ class ZeroHost:
         else:
             self.chain.after_step()
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
-
-    def whole_chain(self) -> Chain:
-        """The chain: every process has all of it."""
-        return self.chain
-
-    def save(self, folder: Path) -> None:
-        """Writes weights, buffers, twins and moments, a file for each layer. See ``engine.hosts.holdings``."""
-        self._holdings.save(folder)
-
-    def load(self, folder: Path) -> None:
-        """Restores what any host saved."""
-        self._holdings.load(folder)
-
-    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
-        """Copies whole weights into the partitions of every replica and into the optimizer's copy of them."""
-        return self._holdings.load_weights(weights, strict=strict)
-
-    def full_weights(self) -> Mapping[str, Tensor] | None:
-        """All parameters and buffers on the CPU of replica 0, gathered layer by layer; None elsewhere."""
-        return self._holdings.full_weights()
-
-    def barrier(self) -> None:
-        """Waits for every replica."""
-        dist.barrier()
 
     def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
         """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
