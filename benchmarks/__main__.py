@@ -44,7 +44,9 @@ def main() -> int:
         parser.error(f"no benchmark {', '.join(unknown)}; known: {', '.join(BENCHMARKS)}")
     shared = [f"--device={options.device}", f"--threads={options.threads}"]
     shared += ["--quick"] if options.quick else []
-    shared += [f"--out={options.out.resolve()}"] if options.out is not None else []
+    if options.out is not None:
+        out = options.out.resolve()  # the command is recorded: a folder of the repository goes by its name there
+        shared.append(f"--out={out.relative_to(ROOT) if out.is_relative_to(ROOT) else out}")
     failed = []
     for name in options.names or BENCHMARKS:
         sys.stdout.write(f"== {name}: {BENCHMARKS[name]}\n")

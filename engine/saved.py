@@ -148,10 +148,9 @@ def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
     Source: Izmailov et al., arXiv 1803.05407; Wortsman et al., Model soups, arXiv 2203.05482.
     """
     assert len(sources) >= 2, "one checkpoint is its own mean"
-    sums = {
-        name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in read_weights(sources[0])
-    }
-    kinds = {name: tensor.dtype for name, tensor in read_weights(sources[0])}
+    first = dict(read_weights(sources[0]))
+    kinds = {name: tensor.dtype for name, tensor in first.items()}
+    sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in first.items()}
     for source in sources[1:]:
         left = set(sums)
         for name, tensor in read_weights(source):
