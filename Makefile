@@ -1,4 +1,4 @@
-# make install | quickstart | test | lint | bench | docs
+# make install | quickstart | test | test-full | lint | bench | docs
 #
 # `make install TORCH=` keeps the torch that the machine's Python already has; `make PYTHON=python3.12 install` picks
 # another interpreter. Installing happens once: it is redone only when a requirements file or setup.py changes.
@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # DeepSpeed compiles its kernels when they are first used, and only those.
 export DS_BUILD_OPS := 0
 
-.PHONY: install install-dev quickstart test lint format bench docs clean
+.PHONY: install install-dev quickstart test test-full lint format bench docs clean
 
 install: $(VENV)/installed
 
@@ -38,6 +38,10 @@ quickstart: install
 # Tests that need a GPU or a Slurm of their own skip themselves where there is none, and say so.
 test: install-dev
 	$(BIN)/python -m pytest -x -q tests
+
+# With those that take long: every layout of every kind of stage, every fault.
+test-full: install-dev
+	$(BIN)/python -m pytest -q --full tests
 
 lint: install-dev
 	$(BIN)/ruff check .

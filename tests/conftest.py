@@ -15,8 +15,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    reasons = {"gpu": _why_no_gpu(), "slurm": _why_no_slurm()}
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--full", action="store_true", help="also run the tests that take long")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: Sequence[pytest.Item]) -> None:
+    full = None if config.getoption("--full") else "takes long, runs under `make test-full`"
+    reasons = {"gpu": _why_no_gpu(), "slurm": _why_no_slurm(), "full": full}
     for item in items:
         for marker, reason in reasons.items():
             if reason is not None and item.get_closest_marker(marker) is not None:
