@@ -171,7 +171,7 @@ class StageLoop:
         rollbacks, guard = self._standing.rollbacks, self._plan.guard
         if len(rollbacks) >= guard.rollbacks:
             good = "The weights are those of the last good step. " if trouble.skipped else ""
-            after = f", after {len(rollbacks)} rollbacks, which is guard.rollbacks" if rollbacks else ""
+            after = f", after as many rollbacks as guard.rollbacks allows ({guard.rollbacks})" if rollbacks else ""
             raise DivergedError(
                 f"stage {self._stage.name}, step {self._standing.step}: {trouble.what}{after}. {good}Lower "
                 f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "

@@ -1,0 +1,219 @@
+"""Any process of a run may be killed at any moment: the others end, it is named, and the same command goes on exactly.
+
+The full matrix is layouts x moments x (first, last rank). ``faults_page.py`` writes ``docs/faults.md`` from its run.
+"""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from engine.heartbeat import read_sign
+
+if TYPE_CHECKING:
+    from conftest import Pretraining
+
+pytestmark = [pytest.mark.integration, pytest.mark.distributed, pytest.mark.timeout(300)]
+
+TWO_STAGES = """
+name: faults
+seed: 5
+model: {preset: MODEL, dropout: 0.1, drop_path: 0.1}
+launch: {processes: 2}
+batch: {micro_batch_size_per_gpu: 4, gradient_accumulation_steps: 2}
+logging: {every: 1, tensorboard: false}
+checkpoint: {every: 2, keep_last: 2}
+stages:
+  - name: spatial
+    steps: 5
+    data: [{source: emoji, kind: image_text, where: {split: [train], style: [fluent]}}]
+    objectives: [mlm, {kind: univlc, queue_size: 24, batch_keys: momentum}]
+    evaluate: {every: 3, tasks: [{kind: retrieval, where: {split: [test], style: [twemoji]}, max_samples: 12}]}
+  - name: joint
+    init_from: spatial
+    steps: 2
+    data:
+      - {source: emoji, kind: image_text, where: {split: [train], style: [fluent]}}
+      - {source: motion, kind: video_text}
+    objectives: [mlm, univlc]
+"""
+
+LAYOUTS = {
+    "plain": ("parallel.host=plain",),
+    "zero3": ("parallel.host=zero", "parallel.zero_stage=3"),
+    "pipeline": ("parallel.host=pipeline", "parallel.pipeline_stages=2", "parallel.zero_stage=1"),
+}
+MOMENTS = {
+    "forward": ("spatial", 3),
+    "backward": ("spatial", 3),
+    "loading": ("spatial", 3),
+    "evaluation": ("spatial", 3),
+    "writing": ("spatial", 4),
+    "sealing": ("spatial", 4),
+    "completing": ("spatial", 5),
+    "starting": ("joint", 0),
+}
+"""When, and where the loop is then: the stage, and the optimizer steps taken."""
+
+QUICK = (("plain", "backward", 1), ("plain", "sealing", 0), ("zero3", "writing", 1))
+WITHIN_SECONDS = 5.0
+Reference = Callable[["Pretraining", str], list[dict[str, Any]]]
+
+
+def cases() -> list[Any]:
+    every = [(layout, moment, victim) for layout in LAYOUTS for moment in MOMENTS for victim in (0, 1)]
+    return [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.full, id="-".join(map(str, case)))
+        for case in every
+    ]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    """What a run under a layout leaves behind when nobody touches it."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+
+    def run(pretraining: "Pretraining", layout: str) -> list[dict[str, Any]]:
+        if layout not in kept:
+            pretraining.run("whole", *LAYOUTS[layout])
+            kept[layout] = states(pretraining, "whole")
+        return kept[layout]
+
+    return run
+
+
+def states(pretraining: "Pretraining", name: str) -> list[dict[str, Any]]:
+    return [pretraining.final_state(pretraining.stage(name, stage)) for stage in ("01-spatial", "02-joint")]
+
+
+class Broken:
+    """A run with a fault, as it ended."""
+
+    def __init__(self, process: "subprocess.Popen[str]", record: Path) -> None:
+        self.output, _ = process.communicate(timeout=120)
+        ended = time.time()
+        self.code, self.session = process.returncode, process.pid
+        assert record.is_file(), f"the fault never happened:\n{self.output[-4000:]}"
+        self.seconds = ended - json.loads(record.read_text())["time"]
+
+    def left(self) -> list[str]:
+        """Processes of the run that are still there."""
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                state, *fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(fields[2]) == self.session and state != "Z":
+                    found.append((folder / "cmdline").read_text())
+            except OSError:  # it has just ended
+                continue
+        return found
+
+
+def break_run(
+    pretraining: "Pretraining",
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    moment: str,
+    victim: int,
+    action: str,
+    *arguments: str,
+) -> Broken:
+    stage, step = MOMENTS[moment]
+    record = pretraining.folder / f"{name}.fault.json"
+    fault = {"moment": moment, "stage": stage, "step": step, "victim": victim, "action": action}
+    fault |= {"record": str(record), "run": str(pretraining.folder / name)}
+    with monkeypatch.context() as patched:
+        patched.setenv("OMNIVL_TEST_FAULT", json.dumps(fault))
+        patched.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+        return Broken(pretraining.start(name, *arguments), record)
+
+
+@pytest.mark.parametrize(("layout", "moment", "victim"), cases())
+def test_killed_at_any_moment(
+    pretraining: "Pretraining",
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    layout: str,
+    moment: str,
+    victim: int,
+) -> None:
+    pretraining.write_plan(TWO_STAGES)
+    whole = reference(pretraining, layout)
+    broken = break_run(pretraining, monkeypatch, "killed", moment, victim, "kill", *LAYOUTS[layout])
+    assert f"rank {victim} was ended by SIGKILL" in broken.output
+    assert "Traceback" not in broken.output, "the others only lost their company"
+    assert broken.code == 128 + signal.SIGKILL
+    assert broken.seconds < WITHIN_SECONDS
+    assert broken.left() == []
+    pretraining.run("killed", *LAYOUTS[layout])
+    assert not pretraining.differences(whole, states(pretraining, "killed"))
+    fault = f"SIGKILL, {moment}"
+    record_property("fault", json.dumps({"layout": layout, "fault": fault, "rank": victim, "seconds": broken.seconds}))
+
+
+HANGS = {
+    "stop": "gives no sign of life: it is stopped by a signal; last seen in ",
+    "sleep": "hangs: stage spatial, after step 3 (",
+    "hold": "gives no sign of life: it does not let Python run; last seen in ",
+}
+
+
+@pytest.mark.parametrize(
+    ("action", "moment", "victim", "layout"),
+    [
+        ("stop", "backward", 0, "plain"),
+        pytest.param("stop", "forward", 1, "zero3", marks=pytest.mark.full),
+        pytest.param("stop", "evaluation", 1, "pipeline", marks=pytest.mark.full),
+        pytest.param("sleep", "loading", 0, "plain", marks=pytest.mark.full),
+        ("sleep", "evaluation", 1, "plain"),
+        pytest.param("sleep", "backward", 1, "pipeline", marks=pytest.mark.full),
+        pytest.param("sleep", "forward", 0, "zero3", marks=pytest.mark.full),
+        pytest.param("hold", "forward", 1, "plain", marks=pytest.mark.full),
+    ],
+)
+def test_hung_rank_is_named(
+    pretraining: "Pretraining",
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    action: str,
+    moment: str,
+    victim: int,
+    layout: str,
+) -> None:
+    pretraining.write_plan(TWO_STAGES)
+    arguments = (*LAYOUTS[layout], "guard.hang_seconds=4")
+    broken = break_run(pretraining, monkeypatch, "hung", moment, victim, action, *arguments)
+    assert broken.code == 75, broken.output[-4000:]
+    assert "nothing has moved for 4 s, which is guard.hang_seconds\n" in broken.output
+    assert f"\n  rank {victim} (process " in broken.output
+    assert HANGS[action] in broken.output
+    assert f"\n  waiting for it: rank {1 - victim}, stage spatial" in broken.output
+    assert "Traceback" not in broken.output
+    assert broken.seconds < 4 * 2.5, "the limit, and the beats in which life is shown and traces are written"
+    assert broken.left() == []
+    (hang,) = (pretraining.folder / "hung" / "hangs").iterdir()
+    assert (hang / "verdict.txt").read_text().strip() in broken.output
+    traces = [(hang / f"rank-{rank:05d}.txt").read_text() for rank in (0, 1)]
+    assert "distributed_c10d.py" in traces[1 - victim], "the other one waits in a collective"
+    expected = {"stop": "gave no sign of life", "sleep": "sitecustomize.py", "hold": "sitecustomize.py"}
+    assert expected[action] in traces[victim]
+    fault = f"{ {'stop': 'SIGSTOP', 'sleep': 'hangs in Python', 'hold': 'hangs in C with the lock'}[action] }, {moment}"
+    record_property("fault", json.dumps({"layout": layout, "fault": fault, "rank": victim, "seconds": broken.seconds}))
+
+
+def test_slow_is_not_hung(pretraining: "Pretraining") -> None:
+    """Evaluations, saves and a start that all last longer than the limit, with steps in between."""
+    pretraining.write_plan(TWO_STAGES.replace("max_samples: 12", "max_samples: 150"))
+    started = time.monotonic()
+    output = pretraining.run("slow", "guard.hang_seconds=1", "stages.spatial.evaluate.every=1")
+    assert time.monotonic() - started > 3
+    assert "nothing has moved" not in output
+    assert not (pretraining.folder / "slow" / "hangs").exists()
+    signs = [read_sign(pretraining.folder / "slow" / "heartbeats", rank) for rank in (0, 1)]
+    assert all(sign is not None and sign.beat > 10 for sign in signs), "they were watched"
