@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,6 +20,9 @@ Activity = Literal["starting", "first step", "loading data", "step", "evaluating
 
 _LONG: frozenset[Activity] = frozenset({"starting", "first step", "evaluating", "saving", "finishing"})
 """May take any time as long as the code moves: kernels are compiled, a test set gone through, files written."""
+
+_COMPUTING_SHARE = 0.05
+"""Of the time between two signs, from which on a thread counts as computing."""
 
 _RECORD_BYTES = 2048
 _ROOT = Path(__file__).parents[1]
@@ -103,19 +107,22 @@ class Pulse:
                 has not been idle.
         """
         self._heartbeat, self._rank, self._period = heartbeat, rank, period
-        self._main = threading.main_thread().ident
+        self._main = threading.main_thread().ident or 0
         self._host, self._process = socket.gethostname(), os.getpid()
         self._beat, self._idle = 0, 0.0
         self._seen: tuple[object, ...] = ()
+        self._computed = 0.0
 
     def sign(self) -> Sign:
         """How things stand now."""
         doing = self._heartbeat.doing
         stacks = sys._current_frames()
-        frames = _frames(stacks.get(self._main or 0))
+        frames = _frames(stacks.get(self._main))
+        waiting = any(_is_collective(frame) for frame in frames) or _waits_in_backward(stacks)
         place = tuple((id(frame.f_code), frame.f_lasti) for frame in frames) if doing.activity in _LONG else ()
-        seen = (doing.number, place)
-        self._idle = self._idle + self._period if seen == self._seen else 0.0
+        seen, computes = (doing.number, place), self._computes()
+        moved = seen != self._seen or (doing.activity in _LONG and computes and not waiting)
+        self._idle = 0.0 if moved else self._idle + self._period
         self._seen = seen
         self._beat += 1
         return Sign(
@@ -125,9 +132,14 @@ class Pulse:
             self._beat,
             *doing,
             idle=self._idle,
-            waiting=any(_is_collective(frame) for frame in frames) or _waits_in_backward(stacks),
+            waiting=waiting,
             where=_where(frames)[:200],
         )
+
+    def _computes(self) -> bool:
+        """Whether the main thread has computed since the last call, such as hashes within one call into C."""
+        before, self._computed = self._computed, time.clock_gettime(time.pthread_getcpuclockid(self._main))
+        return self._computed - before > _COMPUTING_SHARE * self._period
 
 
 def sign_file(folder: Path, rank: int) -> Path:

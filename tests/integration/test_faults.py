@@ -60,7 +60,7 @@ MOMENTS = {
 }
 """When, and where the loop is then: the stage, and the optimizer steps taken."""
 
-QUICK = (("plain", "backward", 1), ("plain", "sealing", 0), ("zero3", "writing", 1))
+QUICK = (("plain", "backward", 1), ("plain", "sealing", 0))
 WITHIN_SECONDS = 5.0
 Reference = Callable[["Pretraining", str], list[dict[str, Any]]]
 
@@ -171,7 +171,7 @@ HANGS = {
         pytest.param("stop", "forward", 1, "zero3", marks=pytest.mark.full),
         pytest.param("stop", "evaluation", 1, "pipeline", marks=pytest.mark.full),
         pytest.param("sleep", "loading", 0, "plain", marks=pytest.mark.full),
-        ("sleep", "evaluation", 1, "plain"),
+        pytest.param("sleep", "evaluation", 1, "plain", marks=pytest.mark.full),
         pytest.param("sleep", "backward", 1, "pipeline", marks=pytest.mark.full),
         pytest.param("sleep", "forward", 0, "zero3", marks=pytest.mark.full),
         pytest.param("hold", "forward", 1, "plain", marks=pytest.mark.full),
@@ -195,7 +195,7 @@ def test_hung_rank_is_named(
     assert HANGS[action] in broken.output
     assert f"\n  waiting for it: rank {1 - victim}, stage spatial" in broken.output
     assert "Traceback" not in broken.output
-    assert broken.seconds < 4 * 2.5, "the limit, and the beats in which life is shown and traces are written"
+    assert broken.seconds < 4 * 5, "the limit, and the beats in which life is shown and traces are written"
     assert broken.left() == []
     (hang,) = (pretraining.folder / "hung" / "hangs").iterdir()
     assert (hang / "verdict.txt").read_text().strip() in broken.output
@@ -207,13 +207,15 @@ def test_hung_rank_is_named(
     record_property("fault", json.dumps({"layout": layout, "fault": fault, "rank": victim, "seconds": broken.seconds}))
 
 
-def test_slow_is_not_hung(pretraining: "Pretraining") -> None:
-    """Evaluations, saves and a start that all last longer than the limit, with steps in between."""
-    pretraining.write_plan(TWO_STAGES.replace("max_samples: 12", "max_samples: 150"))
-    started = time.monotonic()
-    output = pretraining.run("slow", "guard.hang_seconds=1", "stages.spatial.evaluate.every=1")
-    assert time.monotonic() - started > 3
-    assert "nothing has moved" not in output
-    assert not (pretraining.folder / "slow" / "hangs").exists()
-    signs = [read_sign(pretraining.folder / "slow" / "heartbeats", rank) for rank in (0, 1)]
-    assert all(sign is not None and sign.beat > 10 for sign in signs), "they were watched"
+@pytest.mark.full
+def test_slow_is_not_hung(pretraining: "Pretraining", monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation that takes one process ten seconds, for which the other one waits, with a limit of three."""
+    pretraining.write_plan(TWO_STAGES)
+    arguments = (*LAYOUTS["plain"], "guard.hang_seconds=3")
+    slow = break_run(pretraining, monkeypatch, "slow", "evaluation", 1, "work", *arguments)
+    assert slow.code == 0, slow.output[-4000:]
+    assert slow.seconds > 10
+    assert "nothing has moved" not in slow.output
+    signs = pretraining.folder / "slow" / "heartbeats"
+    assert list(signs.glob("look-*")), "the other one looked, and saw that somebody works"
+    assert all(sign is not None and sign.beat > 30 for sign in (read_sign(signs, rank) for rank in (0, 1)))

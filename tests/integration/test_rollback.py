@@ -85,6 +85,7 @@ def test_a_stage_goes_back_and_leaves_the_data_out(
     )
 
 
+@pytest.mark.full
 def test_there_is_an_end_to_going_back(pretraining: "Pretraining", monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "spike", [SPOILT[0], 10**6])
     output = pretraining.run("run", *ARGUMENTS, *PLAIN, "guard.rollbacks=1", code=2)

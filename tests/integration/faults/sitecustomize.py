@@ -1,13 +1,14 @@
 """Breaks one process of a run at one moment; read by every Python that finds this folder on its path.
 
-``OMNIVL_TEST_FAULT`` is JSON. For processes: ``moment``, ``stage`` and ``step`` (where the loop is then), ``victim`` (a
-rank), ``run`` (its folder), ``action`` (``kill``, ``stop``, ``sleep``: hang in Python, ``hold``: hang without giving
-Python's lock away) and ``record``, a file that gets the time and keeps the fault from happening twice. For data:
-``micro_steps``, a range of micro-batches, and ``data``: ``spike`` (their steps report fifty times the loss), ``nan``,
-or ``absent`` (nobody ever sees them). The engine knows nothing of it.
+``OMNIVL_TEST_FAULT`` is JSON. For processes: ``moment``, ``stage`` and ``step`` (where the loop is then), ``victim``
+(a rank), ``run`` (its folder), ``record`` (a file that gets the time and keeps the fault from happening twice) and
+``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang without giving Python's lock away) or ``work``
+(compute for ten seconds). For data: ``micro_steps``, a range of micro-batches, and ``data``: ``spike`` (their steps
+report fifty times the loss), ``nan``, or ``absent`` (nobody ever sees them). The engine knows nothing of it.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import pathlib
@@ -36,6 +37,10 @@ def strike(heartbeats: pathlib.Path | None = None) -> None:
         time.sleep(1e6)
     elif FAULT["action"] == "hold":
         ctypes.PyDLL(None).sleep(10**6)
+    elif FAULT["action"] == "work":
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 1_000_000)
     else:
         os.kill(process, signal.SIGKILL if FAULT["action"] == "kill" else signal.SIGSTOP)
 

@@ -1,6 +1,7 @@
 """Signs of life and the verdict on them; whole runs that hang are in tests/integration/test_faults.py."""
 
 import dataclasses
+import hashlib
 import threading
 import time
 from pathlib import Path
@@ -50,6 +51,24 @@ def test_code_that_moves_is_progress_where_it_may_take_long(activity: str, moves
     assert elsewhere.idle == (0 if moves else 5)
     still = [pulse.sign() for _ in range(3)]  # from one line
     assert still[-1].idle == (10 if moves else 20)
+
+
+def test_computing_within_one_call_is_progress_where_it_may_take_long() -> None:
+    heartbeat = Heartbeat()
+    heartbeat.begin("saving", "joint", 7)
+    pulse = Pulse(heartbeat, 0, 0.2)
+    found: list[Sign] = []
+
+    def look() -> None:
+        for _ in range(6):
+            found.append(pulse.sign())
+            time.sleep(0.2)
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    while looking.is_alive():
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 100_000)
+    assert found[-1].idle < 1, "of five looks at one line"
 
 
 def test_who_gives_no_sign_of_life_is_to_blame(tmp_path: Path) -> None:
