@@ -128,30 +128,33 @@ class StageLoop:
                 for rollback in pending:
                     facts = {"first_bad": rollback.first_bad, "step": rollback.step}
                     log.write(standing.step, "rollback", reason=rollback.reason, rollback=facts)
-            batches = _started(stack.enter_context(self._open_loader(loader_state)))
+            loader = stack.enter_context(self._open_loader(loader_state))
+            batches = _started(loader) if self._host.takes_batches else loader.places()
             self._throughput.restart()
             begin = standing.step
             while standing.step < stage.steps:
-                loader_state = self._take_step(batches, first=standing.step == begin)
+                loader_state = self._take_step(loader, batches, first=standing.step == begin)
                 signal = self._stop.agreed(self._host.device)
                 self._finish_step(loader_state, stopping=signal != 0)
                 if signal and standing.step < stage.steps:
                     return signal
         return 0
 
-    def _take_step(self, batches: Iterator[tuple[Batch, LoaderState]], *, first: bool) -> LoaderState:
+    def _take_step(
+        self, loader: Loader, batches: Iterator[tuple[Batch | None, LoaderState]], *, first: bool
+    ) -> LoaderState:
         """One optimizer step: data, host, guard, display. Returns the place in the data behind it."""
         standing = self._standing
         before = time.perf_counter()
         self._begin("loading data")
         taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
         waited = time.perf_counter() - before
-        micro_batches = [batch for batch, _ in taken]
+        micro_batches = [batch for batch, _ in taken if batch is not None]
         self._begin("first step" if first else "step")
         result = self._host.step(micro_batches, standing.step)
         standing.step += 1
         self._throughput.add(micro_batches, waited)
-        trouble = standing.guard.judge(standing.step, [batch.kind for batch in micro_batches], result)
+        trouble = standing.guard.judge(standing.step, {loader.kind_before(place) for _, place in taken}, result)
         if result.skipped:
             what, count = culprits(result), standing.guard.skipped
             self._progress.message(f"step {standing.step}: {what} not finite, step skipped ({count} so far)")
@@ -288,7 +291,7 @@ class StageLoop:
         )
 
 
-def _started(loader: Loader) -> Iterator[tuple[Batch, LoaderState]]:
+def _started(loader: Loader) -> Iterator[tuple[Batch | None, LoaderState]]:
     """The loader's batches. Its workers start when the first one is asked for."""
     batches = iter(loader)
     with shielded_children():

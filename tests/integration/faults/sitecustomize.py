@@ -2,9 +2,9 @@
 
 ``OMNIVL_TEST_FAULT`` is JSON. For processes: ``moment``, ``stage`` and ``step`` (where the loop is then), ``victim``
 (a rank), ``run`` (its folder), ``record`` (a file that gets the time and keeps the fault from happening twice) and
-``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang without giving Python's lock away) or ``work``
-(compute for ten seconds). For data: ``micro_steps``, a range of micro-batches, and ``data``: ``spike`` (their steps
-report fifty times the loss), ``nan``, or ``absent`` (nobody ever sees them). The engine knows nothing of it.
+``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang with Python's lock in hand) or ``work`` (compute
+for ten seconds). For data: ``micro_steps``, a range of micro-batches, and ``data``: ``spike`` (their steps report fifty
+times the loss), ``nan``, or ``absent`` (nobody ever sees them). The engine knows nothing of it.
 """
 
 import ctypes
@@ -122,33 +122,36 @@ def spoil() -> None:
     from engine.stage import Loader, StageLoop
 
     first, last = FAULT["micro_steps"]
-    spoilt: set[int] = set()
-    iterate, prepare = Loader.__iter__, StageLoop.__init__
+    taken: list[bool] = []
 
-    def batches(loader: Loader) -> Any:
-        for batch, state in iterate(loader):
-            if first < state.micro_step <= last:
-                if FAULT["data"] == "absent":
-                    continue
-                spoilt.add(id(batch))
-            yield batch, state
+    def noting(walk: Any) -> Any:
+        def walk_on(loader: Loader) -> Any:
+            for batch, state in walk(loader):
+                spoilt = first < state.micro_step <= last
+                if FAULT["data"] != "absent" or not spoilt:
+                    taken.append(spoilt)
+                    yield batch, state
+
+        return walk_on
 
     def prepare_with(loop: Any, *arguments: Any, **named: Any) -> None:
         prepare(loop, *arguments, **named)
         step = loop._host.step
 
-        def spoilt_step(taken: Any, number: int) -> Any:
-            result = step(taken, number)
-            if not any(id(batch) in spoilt for batch in taken):
+        def spoilt_step(batches: Any, number: int) -> Any:
+            result, spoilt = step(batches, number), any(taken)
+            taken.clear()
+            if not spoilt:
                 return result
-            spoilt.difference_update(id(batch) for batch in taken)
             if FAULT["data"] == "spike":
                 return dataclasses.replace(result, loss=50 * result.loss)
             return dataclasses.replace(result, losses=dict.fromkeys(result.losses, math.nan), skipped=True)
 
         loop._host.step = spoilt_step
 
-    Loader.__iter__, StageLoop.__init__ = batches, prepare_with  # type: ignore[method-assign]
+    prepare = StageLoop.__init__
+    Loader.__iter__, Loader.places = noting(Loader.__iter__), noting(Loader.places)  # type: ignore[method-assign]
+    StageLoop.__init__ = prepare_with  # type: ignore[method-assign]
 
 
 if RANK >= 0 and "moment" in FAULT:
