@@ -175,7 +175,7 @@ def _frames(innermost: FrameType | None) -> list[FrameType]:
 
 def _waits_in_backward(stacks: dict[int, FrameType]) -> bool:
     """Whether a collective runs on a thread that Python did not start: autograd has one for each GPU."""
-    started = {thread.ident for thread in threading.enumerate()}
+    started = {one.ident for one in threading.enumerate() if not isinstance(one, threading._DummyThread)}
     return any(
         _is_collective(frame) for thread, stack in stacks.items() if thread not in started for frame in _frames(stack)
     )

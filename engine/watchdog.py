@@ -102,16 +102,16 @@ class Watchdog:
         if any(sign.idle < self._limit for rank, sign in enumerate(now) if sign is not None and rank not in silent):
             return
         traces = self._hangs / time.strftime("%Y%m%d-%H%M%S")
-        traces.mkdir(parents=True, exist_ok=True)
         if not _create(self._folder / "hang", str(traces)):
             return  # another process has looked at the same time
         self._write_traces(traces)
-        self._beat_on(_BEATS_TO_SHOW_LIFE)
-        for rank in silent:
-            stack = _read(self._folder / f"rank-{rank:05d}.stack")
-            (traces / f"rank-{rank:05d}.txt").write_text(stack or "It gave no sign of life and could not be asked.\n")
+        time.sleep(_BEATS_TO_SHOW_LIFE * self._period)
         message = verdict(now, silent, self._limit, traces)
-        (traces / "verdict.txt").write_text(message + "\n")
+        with contextlib.suppress(OSError):  # to be told with a full disk, too
+            for rank in silent:
+                stack = _read(self._folder / f"rank-{rank:05d}.stack") or "It gave no sign of life.\n"
+                (traces / f"rank-{rank:05d}.txt").write_text(stack)
+            (traces / "verdict.txt").write_text(message + "\n")
         tell_failure(message)
         os._exit(HUNG)
 
@@ -133,8 +133,10 @@ class Watchdog:
         return [read_sign(self._folder, rank) for rank in range(self._world)]
 
     def _write_traces(self, traces: Path) -> None:
-        with (traces / f"rank-{self._rank:05d}.txt").open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        with contextlib.suppress(OSError):
+            traces.mkdir(parents=True, exist_ok=True)
+            with (traces / f"rank-{self._rank:05d}.txt").open("w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
 
 
 @contextmanager

@@ -53,12 +53,25 @@ MOMENTS = {
     "backward": ("spatial", 3),
     "loading": ("spatial", 3),
     "evaluation": ("spatial", 3),
+    "saving": ("spatial", 4),
     "writing": ("spatial", 4),
     "sealing": ("spatial", 4),
     "completing": ("spatial", 5),
     "starting": ("joint", 0),
 }
 """When, and where the loop is then: the stage, and the optimizer steps taken."""
+
+WORDS = {
+    "forward": "in a forward pass",
+    "backward": "in a backward pass",
+    "loading": "waiting for data",
+    "evaluation": "in an evaluation",
+    "saving": "at the beginning of a save",
+    "writing": "while a save writes",
+    "sealing": "between manifest and rename",
+    "completing": "at the end of a stage",
+    "starting": "between stages",
+}
 
 QUICK = (("plain", "backward", 1), ("plain", "sealing", 0))
 WITHIN_SECONDS = 5.0
@@ -143,9 +156,11 @@ def test_killed_at_any_moment(
     moment: str,
     victim: int,
 ) -> None:
+    record_property("fault", f"{layout}, SIGKILL, {WORDS[moment]}")
     pretraining.write_plan(TWO_STAGES)
     whole = reference(pretraining, layout)
     broken = break_run(pretraining, monkeypatch, "killed", moment, victim, "kill", *LAYOUTS[layout])
+    record_property("seconds", broken.seconds)
     assert f"rank {victim} was ended by SIGKILL" in broken.output
     assert "Traceback" not in broken.output, "the others only lost their company"
     assert broken.code == 128 + signal.SIGKILL
@@ -153,8 +168,55 @@ def test_killed_at_any_moment(
     assert broken.left() == []
     pretraining.run("killed", *LAYOUTS[layout])
     assert not pretraining.differences(whole, states(pretraining, "killed"))
-    fault = f"SIGKILL, {moment}"
-    record_property("fault", json.dumps({"layout": layout, "fault": fault, "rank": victim, "seconds": broken.seconds}))
+
+
+@pytest.mark.parametrize("layout", [pytest.param(layout, marks=pytest.mark.full) for layout in LAYOUTS])
+def test_full_disk_during_a_save(
+    pretraining: "Pretraining",
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    layout: str,
+) -> None:
+    """The last rank cannot write: the kernel refuses, as it does where there is no room."""
+    record_property("fault", f"{layout}, full disk, {WORDS['saving']}")
+    pretraining.write_plan(TWO_STAGES)
+    whole = reference(pretraining, layout)
+    broken = break_run(pretraining, monkeypatch, "full", "saving", 1, "fill", *LAYOUTS[layout])
+    record_property("seconds", broken.seconds)
+    assert broken.code == 2, broken.output[-4000:]
+    assert "step-000004: could not be written (process 1: " in broken.output
+    assert "File too large" in broken.output
+    assert "step-000002 is left as it was. Make room or mend the disk" in broken.output
+    assert "Traceback" not in broken.output
+    assert broken.left() == []
+    assert [path.name for path in (pretraining.stage("full") / "checkpoints").iterdir()] == ["step-000002"]
+    pretraining.run("full", *LAYOUTS[layout])
+    assert not pretraining.differences(whole, states(pretraining, "full"))
+
+
+@pytest.mark.parametrize("layout", [pytest.param(layout, marks=pytest.mark.full) for layout in LAYOUTS])
+def test_flipped_byte_in_the_newest_checkpoint(
+    pretraining: "Pretraining",
+    reference: Reference,
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    layout: str,
+) -> None:
+    record_property("fault", f"{layout}, SIGKILL and a flipped byte, {WORDS['completing']}")
+    pretraining.write_plan(TWO_STAGES)
+    whole = reference(pretraining, layout)
+    broken = break_run(pretraining, monkeypatch, "flipped", "completing", 1, "kill", *LAYOUTS[layout])
+    record_property("seconds", broken.seconds)
+    newest = pretraining.stage("flipped") / "checkpoints" / "step-000005"
+    file = max((newest / "host").glob("*.safetensors"), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 16
+    file.write_bytes(content)
+    output = pretraining.run("flipped", *LAYOUTS[layout])
+    assert f"step-000005 is passed over: host/{file.name} does not have the SHA-256 that the manifest says" in output
+    assert "going on after step 4" in output
+    assert not pretraining.differences(whole, states(pretraining, "flipped"))
 
 
 HANGS = {
@@ -179,6 +241,7 @@ HANGS = {
 )
 def test_hung_rank_is_named(
     pretraining: "Pretraining",
+    reference: Reference,
     monkeypatch: pytest.MonkeyPatch,
     record_property: Callable[[str, object], None],
     action: str,
@@ -186,9 +249,13 @@ def test_hung_rank_is_named(
     victim: int,
     layout: str,
 ) -> None:
+    kinds = {"stop": "SIGSTOP", "sleep": "hangs in Python", "hold": "hangs in C"}
+    record_property("fault", f"{layout}, {kinds[action]}, {WORDS[moment]}")
     pretraining.write_plan(TWO_STAGES)
+    whole = reference(pretraining, layout)
     arguments = (*LAYOUTS[layout], "guard.hang_seconds=4")
     broken = break_run(pretraining, monkeypatch, "hung", moment, victim, action, *arguments)
+    record_property("seconds", broken.seconds)
     assert broken.code == 75, broken.output[-4000:]
     assert "nothing has moved for 4 s, which is guard.hang_seconds\n" in broken.output
     assert f"\n  rank {victim} (process " in broken.output
@@ -201,10 +268,10 @@ def test_hung_rank_is_named(
     assert (hang / "verdict.txt").read_text().strip() in broken.output
     traces = [(hang / f"rank-{rank:05d}.txt").read_text() for rank in (0, 1)]
     assert "distributed_c10d.py" in traces[1 - victim], "the other one waits in a collective"
-    expected = {"stop": "gave no sign of life", "sleep": "sitecustomize.py", "hold": "sitecustomize.py"}
+    expected = {"stop": "It gave no sign of life.", "sleep": "sitecustomize.py", "hold": "sitecustomize.py"}
     assert expected[action] in traces[victim]
-    fault = f"{ {'stop': 'SIGSTOP', 'sleep': 'hangs in Python', 'hold': 'hangs in C with the lock'}[action] }, {moment}"
-    record_property("fault", json.dumps({"layout": layout, "fault": fault, "rank": victim, "seconds": broken.seconds}))
+    pretraining.run("hung", *LAYOUTS[layout])
+    assert not pretraining.differences(whole, states(pretraining, "hung"))
 
 
 @pytest.mark.full

@@ -2,6 +2,7 @@
 
 import json
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,11 @@ ARGUMENTS = (
     *("guard.spike_factor=10", "guard.spike_window=4", "guard.spike_steps=2", "guard.max_skipped_steps=2"),
     "stages.spatial.data=[{source: emoji, kind: image_text, where: {split: [train], style: [fluent]}}]",
 )
-PLAIN = ("parallel.host=plain", "launch.processes=1")
+LAYOUTS = {
+    "plain": ("parallel.host=plain", "launch.processes=1"),
+    "zero3": ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2"),
+    "pipeline": ("parallel.host=pipeline", "parallel.zero_stage=1", "parallel.pipeline_stages=2", "launch.processes=2"),
+}
 SPOILT = [10, 14]
 """Micro-batches of steps 6 and 7: a checkpoint is taken after each of steps 4 and 6, and 7 is one bad step too many."""
 
@@ -38,24 +43,26 @@ def without_rollbacks(pretraining: "Pretraining", name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "layout"),
     [
-        ("spike", PLAIN),
-        pytest.param("nan", PLAIN, marks=pytest.mark.full),
-        pytest.param(
-            "spike", ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2"), marks=pytest.mark.full
-        ),
-        pytest.param(
-            "nan",
-            ("parallel.host=pipeline", "parallel.zero_stage=1", "parallel.pipeline_stages=2", "launch.processes=2"),
-            marks=pytest.mark.full,
-        ),
+        ("spike", "plain"),
+        pytest.param("nan", "plain", marks=pytest.mark.full),
+        pytest.param("spike", "zero3", marks=pytest.mark.full),
+        pytest.param("nan", "pipeline", marks=pytest.mark.full),
     ],
-    ids=["spike-plain", "nan-plain", "spike-zero3", "nan-pipeline"],
 )
 def test_a_stage_goes_back_and_leaves_the_data_out(
-    pretraining: "Pretraining", monkeypatch: pytest.MonkeyPatch, data: str, layout: tuple[str, ...]
+    pretraining: "Pretraining",
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+    data: str,
+    layout: str,
 ) -> None:
     """Killed right after the decision, too."""
-    arguments = (*ARGUMENTS, *layout, "guard.rollbacks=1")
+    what = {
+        "spike": "losses spike, and SIGKILL after going back",
+        "nan": "losses are NaN, and SIGKILL after going back",
+    }
+    record_property("fault", f"{layout}, {what[data]}")
+    arguments = (*ARGUMENTS, *LAYOUTS[layout], "guard.rollbacks=1")
     # From behind step 4 on, to which the other run goes back: what it saw in the good step 5 is left out as well.
     spoil(monkeypatch, "absent", [8, SPOILT[1]])
     pretraining.run("never", *arguments)
@@ -88,7 +95,7 @@ def test_a_stage_goes_back_and_leaves_the_data_out(
 @pytest.mark.full
 def test_there_is_an_end_to_going_back(pretraining: "Pretraining", monkeypatch: pytest.MonkeyPatch) -> None:
     spoil(monkeypatch, "spike", [SPOILT[0], 10**6])
-    output = pretraining.run("run", *ARGUMENTS, *PLAIN, "guard.rollbacks=1", code=2)
+    output = pretraining.run("run", *ARGUMENTS, *LAYOUTS["plain"], "guard.rollbacks=1", code=2)
     assert "(rollback 1 of 1)" in output
     assert (
         "in 2 steps, which is guard.spike_steps, after as many rollbacks as guard.rollbacks allows (1). Lower "

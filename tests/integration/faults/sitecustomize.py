@@ -2,9 +2,10 @@
 
 ``OMNIVL_TEST_FAULT`` is JSON. For processes: ``moment``, ``stage`` and ``step`` (where the loop is then), ``victim``
 (a rank), ``run`` (its folder), ``record`` (a file that gets the time and keeps the fault from happening twice) and
-``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang with Python's lock in hand) or ``work`` (compute
-for ten seconds). For data: ``micro_steps``, a range of micro-batches, and ``data``: ``spike`` (their steps report fifty
-times the loss), ``nan``, or ``absent`` (nobody ever sees them). The engine knows nothing of it.
+``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang with Python's lock in hand), ``work`` (for
+ten seconds) or ``fill`` (no file can grow beyond 4 KiB any more). For data: ``micro_steps``, a range of micro-
+batches, and ``data``: ``spike`` (their steps report fifty times the loss), ``nan``, or ``absent`` (nobody ever sees
+them). The engine knows nothing of it.
 """
 
 import ctypes
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import threading
 import time
@@ -37,6 +39,8 @@ def strike(heartbeats: pathlib.Path | None = None) -> None:
         time.sleep(1e6)
     elif FAULT["action"] == "hold":
         ctypes.PyDLL(None).sleep(10**6)
+    elif FAULT["action"] == "fill":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
     elif FAULT["action"] == "work":
         deadline = time.monotonic() + 10
         while time.monotonic() < deadline:
@@ -70,9 +74,9 @@ def arm() -> None:
         now[:] = [activity, stage, step]
         if moment == "writing" and here and is_time("saving"):
             threading.Thread(target=strike_while_writing, daemon=True).start()
-        if (moment == "loading" and here and is_time("loading data")) or (
-            moment == "starting" and here and (activity, stage) == ("starting", FAULT["stage"])
-        ):
+        begun = {"loading": is_time("loading data"), "saving": is_time("saving")}
+        begun["starting"] = (activity, stage) == ("starting", FAULT["stage"])
+        if here and begun.get(moment, False):
             strike()
 
     def strike_while_writing() -> None:
