@@ -109,7 +109,7 @@ def arm() -> None:
         heartbeats = pathlib.Path(FAULT["run"]) / "heartbeats"
 
         def sealed(source: Any, target: Any, *_: Any, **named: Any) -> None:
-            if is_time("saving", "finishing") and pathlib.Path(source).name == f"step-{FAULT['step']:06d}.tmp":
+            if pathlib.Path(source).match(f"*-{FAULT['stage']}/checkpoints/step-{FAULT['step']:06d}.tmp"):
                 assert (pathlib.Path(source) / "manifest.json").is_file(), "the manifest comes first"
                 strike(heartbeats)
 
