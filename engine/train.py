@@ -121,7 +121,7 @@ def _run_stage(
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
         pretrained=pretrained,
-        cuts=pipeline_cuts(chain, stage.parallel, stage.model, stage.layouts()),
+        cuts=pipeline_cuts(chain, stage),
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)

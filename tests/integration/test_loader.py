@@ -202,7 +202,10 @@ def test_the_mixture_and_the_state_by_hand(make):
 
 
 def test_places_are_the_states_without_the_batches(make):
-    with make(("image_text", "video_text"), replicas=2) as loader, make(("image_text", "video_text"), replicas=2) as blind:
+    with (
+        make(("image_text", "video_text"), replicas=2) as loader,
+        make(("image_text", "video_text"), replicas=2) as blind,
+    ):
         pairs = zip(islice(iter(loader), 7), islice(blind.places(), 7), strict=True)
         for (_, state), (nothing, place) in pairs:
             assert place == state
