@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from moe.router import Router
 from omnivl.errors import ModelError
@@ -67,7 +67,7 @@ class OmniVLModel(PreTrainedModel):
         """
         super().__init__(config)
         self.chain: Chain = build_chain(config.sizes, config.objectives, config.tokens)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -77,7 +77,8 @@ class OmniVLModel(PreTrainedModel):
             ModelError: The folder lacks weights, or some are of another shape. None is ever drawn at random.
         """
         tell = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
         if lacking := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
             raise ModelError(
                 f"{args[0] if args else 'folder'}: got weights that do not fill the model of its config.json: "
@@ -269,8 +270,8 @@ def _frames(pixels: Tensor, name: str, dimensions: int) -> Tensor:
     if pixels.dtype != torch.uint8 or pixels.dim() != dimensions:
         shape = "[B, 3, H, W]" if dimensions == 4 else "[B, T, 3, H, W]"
         raise ModelError(
-            f"{name}: got {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}; allowed uint8 {shape}, which "
-            "the model normalises itself; take them from the model's own processor"
+            f"{name}: got {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}; allowed uint8 {shape}, "
+            "which the model normalises itself; take them from the model's own processor"
         )
     return pixels
 

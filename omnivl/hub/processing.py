@@ -51,14 +51,14 @@ class OmniVLImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.image_size, self.video_size, self.num_frames = image_size, video_size, num_frames
 
-    def __call__(self, images: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+    def __call__(self, images: Any = None, *args: Any, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         """See ``preprocess``."""
-        return self.preprocess(images, videos, **kwargs)
+        return self.preprocess(images, *args, **kwargs)
 
     def preprocess(
         self,
-        images: Picture | Sequence[Picture] | None = None,
-        videos: Clip | Sequence[Clip] | None = None,
+        images: Picture | list[Picture] | None = None,
+        videos: Clip | list[Clip] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
         """Makes views.
@@ -77,11 +77,9 @@ class OmniVLImageProcessor(BaseImageProcessor):
         """
         data: dict[str, Tensor] = {}
         if images is not None:
-            pictures = images if isinstance(images, list | tuple) else [images]
-            data["pixel_values"] = torch.stack([self._picture(one) for one in pictures])
+            data["pixel_values"] = torch.stack([self._picture(one) for one in _several(images)])
         if videos is not None:
-            several = isinstance(videos, list | tuple) and not _is_frame(videos[0])
-            clips = videos if several else [videos]
+            clips = [videos] if _is_frame(_several(videos)[0]) else _several(videos)
             data["pixel_values_videos"] = torch.stack([self._clip(one) for one in clips])
         return BatchFeature(data)
 
@@ -108,7 +106,7 @@ class OmniVLProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: OmniVLImageProcessor, tokenizer: PreTrainedTokenizerBase, **kwargs: Any):
         """Joins the two."""
-        super().__init__(image_processor, tokenizer, **kwargs)
+        super().__init__(image_processor, tokenizer, **kwargs)  # type: ignore[no-untyped-call]
         self._encoder = HuggingFaceTokenizer(tokenizer, "of the processor")
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
@@ -154,6 +152,10 @@ class OmniVLProcessor(ProcessorMixin):
         return self._encoder.decode([int(number) for number in ids])
 
 
+def _several(given: Any) -> list[Any]:
+    return list(given) if isinstance(given, list | tuple) else [given]
+
+
 def _is_frame(value: Any) -> bool:
     """Whether a member of a list is a frame and not a whole clip."""
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
@@ -185,7 +187,8 @@ def _pixels(picture: Any) -> Pixels:
         return np.asarray(picture.convert("RGB"))
     given: Any = picture.permute(1, 2, 0).numpy() if isinstance(picture, Tensor) and picture.dim() == 3 else picture
     if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
-        what = f"{given.dtype} {list(given.shape)}" if isinstance(given, np.ndarray | Tensor) else type(given).__name__
+        shaped = isinstance(picture, np.ndarray | Tensor)
+        what = f"{given.dtype} {list(picture.shape)}" if shaped else type(picture).__name__
         raise DataError(
             f"picture: got {what}; allowed are PIL images, uint8 arrays [H, W, 3], uint8 tensors [3, H, W], files and "
             "their bytes; convert it"
