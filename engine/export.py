@@ -66,7 +66,9 @@ def export(trained: Trained, out: Path, dtype: Dtype = "fp32", max_shard_size: s
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        model.to(dtype=DTYPES[dtype]).save_pretrained(beside, max_shard_size=max_shard_size)  # type: ignore[arg-type]
+        for parameter in model.parameters():
+            parameter.data = parameter.to(DTYPES[dtype])
+        model.save_pretrained(beside, max_shard_size=max_shard_size)
         processor.save_pretrained(beside)
         images.save_pretrained(beside)  # earlier versions of transformers look for it in a file of its own
         (beside / "README.md").write_text(model_card(trained, model, dtype), encoding="utf-8")

@@ -23,7 +23,9 @@ FILLINGS = {
     "dense": CONFIG.ffn,
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
     "limoe": LIMoEConfig(num_experts=4, every=1, selection_bias_rate=0.01),
-    "expert choice": LIMoEConfig(num_experts=4, every=1, routing="expert_choice", noise=0.0, losses=RouterLossConfig(load=0.0)),
+    "expert choice": LIMoEConfig(
+        num_experts=4, every=1, routing="expert_choice", noise=0.0, losses=RouterLossConfig(load=0.0)
+    ),
     "mome_limoe": MoMELIMoEConfig(every=1, pools={"image": 2, "text": 2}, common_experts=2),
     "attribute": AttributeConfig(num_experts=3, every=1),
 }
@@ -100,7 +102,11 @@ def test_the_loss_is_clips_and_leads_back_to_all_that_embeds(tmp_path):
     torch.testing.assert_close(out.loss, wanted)
     out.loss.backward()
     trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
-    parts = ("embed.block.visual.patches.weight", "visual_00.block.attention.qkv.weight", "text_01.block.ffn.fc1.weight")
+    parts = (
+        "embed.block.visual.patches.weight",
+        "visual_00.block.attention.qkv.weight",
+        "text_01.block.ffn.fc1.weight",
+    )
     assert {f"chain.{part}" for part in (*parts, "contrast.logit_scale")} <= trained
 
 
@@ -118,7 +124,7 @@ def test_a_hidden_token_is_no_token(tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(tmp_path, dtype):
-    chain, model = exported(tmp_path, replace(CONFIG, ffn=FILLINGS["mome_limoe"]), TOWERS)
+    _, model = exported(tmp_path, replace(CONFIG, ffn=FILLINGS["mome_limoe"]), TOWERS)
     half = AutoModel.from_pretrained(tmp_path, dtype=dtype)
     assert {parameter.dtype for parameter in half.parameters()} == {dtype}
     batch = make_batch("video_text")
@@ -163,7 +169,7 @@ def test_errors_say_what_to_do(tmp_path):
     config = OmniVLConfig.of(CONFIG, (UniVLC(),), TOKENS)
     model, batch = OmniVLModel(config), make_batch("image_text")
     pixels = batch.frames[:, 0]
-    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has none\); allowed"):
+    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has none\)"):
         model.generate(pixels)
     with pytest.raises(ModelError, match=r"^match: got a model without the head of vlm"):
         model(batch.token_ids, pixel_values=pixels, use_itm_head=True)
