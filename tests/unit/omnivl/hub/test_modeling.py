@@ -14,7 +14,9 @@ from moe.router_losses import RouterLossConfig
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
 from omnivl.model.build import build_chain
+from omnivl.model.config import VisionConfig
 from omnivl.model.generate import SearchOptions
+from omnivl.model.pretrained import read_exported
 from omnivl.objectives import LM, MLM, VLM, UniVLC
 
 TOWERS = (UniVLC(queue_size=16, temperature=0.1), MLM(), VLM(), LM(), *EVERYTHING[1:4])
@@ -91,6 +93,22 @@ def test_attention_experts_and_options_of_the_towers(tmp_path):
     check_equal(*exported(tmp_path / "unified", config, UNIFIED), writes=False)
     config = replace(CONFIG, text_norm="post", layer_scale_init=0.1, tubelet_size=2, temporal_gain=0.5)
     check_equal(*exported(tmp_path / "towers", config, TOWERS), writes=True)
+    config = replace(CONFIG, vision=VisionConfig("quick_gelu", 1e-5, True, True), ffn=FILLINGS["mome"])
+    check_equal(*exported(tmp_path / "details", config, TOWERS), writes=True)
+
+
+def test_a_part_of_an_exported_model_fills_that_part(tmp_path):
+    _, model = exported(tmp_path, CONFIG, TOWERS)
+    given = {name: tensor for name, tensor in model.chain.state_dict().items() if tensor.is_floating_point()}
+    parts = {part: read_exported(tmp_path, part) for part in ("all", "vision", "text")}
+    assert parts["all"].keys() == given.keys()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in parts["all"].items())
+    stacks = {part: {name.split(".")[0].rstrip("0123456789") for name in found} for part, found in parts.items()}
+    assert stacks["vision"] == {"embed", "visual_", "visual_norm", "contrast"}
+    assert stacks["text"] == {"embed", "text_", "contrast"}
+    assert parts["vision"].keys().isdisjoint(parts["text"])
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert read_exported(tmp_path, "all") is None
 
 
 def test_the_loss_is_clips_and_leads_back_to_all_that_embeds(tmp_path):
