@@ -2,10 +2,13 @@
 
 python -m pytest --full tests/integration/test_faults.py tests/integration/test_rollback.py --junitxml faults.xml
 python tests/integration/faults_page.py faults.xml
+
+Of a test that stands in several reports the last one counts.
 """
 
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -29,10 +32,11 @@ last process; where a rank hangs they include the limit of 4 s (`guard.hang_seco
 NOTE = "0010-faults.md"
 
 
-def page(report: Path) -> str:
+def page(reports: Sequence[Path]) -> str:
     """The page as Markdown."""
     found: dict[str, dict[str, list[tuple[bool, float | None]]]] = defaultdict(lambda: defaultdict(list))
-    for case in ElementTree.parse(report).iter("testcase"):
+    cases = {one.attrib["name"]: one for report in reports for one in ElementTree.parse(report).iter("testcase")}
+    for case in cases.values():
         facts = {one.attrib["name"]: one.attrib["value"] for one in case.iterfind("properties/property")}
         if "fault" in facts:
             layout, _, fault = facts["fault"].partition(", ")
@@ -54,4 +58,4 @@ def cell(outcomes: list[tuple[bool, float | None]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    PAGE.write_text(page([Path(report) for report in sys.argv[1:]]), encoding="utf-8")

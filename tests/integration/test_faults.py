@@ -208,7 +208,7 @@ def test_flipped_byte_in_the_newest_checkpoint(
     record_property("fault", f"{layout}, SIGKILL and a flipped byte, {WORDS['completing']}")
     pretraining.write_plan(TWO_STAGES)
     whole = reference(pretraining, layout)
-    broken = break_run(pretraining, monkeypatch, "flipped", "completing", 1, "kill", *LAYOUTS[layout])
+    broken = break_run(pretraining, monkeypatch, "flipped", "completing", 0, "kill", *LAYOUTS[layout])
     record_property("seconds", broken.seconds)
     newest = pretraining.stage("flipped") / "checkpoints" / "step-000005"
     file = max((newest / "host").glob("*.safetensors"), key=lambda path: path.stat().st_size)
