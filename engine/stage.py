@@ -13,10 +13,9 @@ from engine.checkpoint import (
     TrainerState,
     load_checkpoint,
     newest_complete,
-    prune,
     remove_leftovers,
-    save_checkpoint,
 )
+from engine.checkpoint_writer import CheckpointWriter
 from engine.hosts import Host, StepResult, experts_over
 from engine.loss_window import LossWindow
 from engine.metrics import MetricsLog
@@ -90,6 +89,12 @@ class StageLoop:
         self._first = ranks.rank() == 0
         self._standing = Standing(0, 0, 0, None, None, LossWindow())
         self._metrics: MetricsLog | None = None
+        self._checkpoints = CheckpointWriter(
+            folder.checkpoints,
+            host.device,
+            asynchronous=plan.checkpoint.asynchronous,
+            keep_last=plan.checkpoint.keep_last,
+        )
 
     def run(self) -> int:
         """Goes on from the newest whole checkpoint to the end of the stage.
@@ -149,6 +154,7 @@ class StageLoop:
         what = ", ".join(bad)
         self._progress.message(f"step {standing.step}: {what} not finite, step skipped ({standing.skipped} so far)")
         if standing.skipped_in_a_row >= self._plan.guard.max_skipped_steps:
+            self._checkpoints.finish()
             raise DivergedError(
                 f"stage {self._stage.name}, step {standing.step}: {what} not finite in {standing.skipped_in_a_row} "
                 "steps in a row, which is guard.max_skipped_steps. The weights are those of the last good step. Lower "
@@ -177,9 +183,14 @@ class StageLoop:
         best = False
         if evaluate.tasks and (last or (evaluate.every > 0 and step % evaluate.every == 0)):
             best = self._evaluate()
+        began = time.perf_counter()
         if last or stopping or best or step % self._plan.checkpoint.every == 0:
             self._save(loader_state)
-        self._throughput.pause(time.perf_counter() - before)
+        else:
+            self._checkpoints.poll()
+        if last or stopping:
+            self._checkpoints.finish()
+        self._throughput.pause(time.perf_counter() - before, saving=time.perf_counter() - began)
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""
@@ -210,9 +221,7 @@ class StageLoop:
             window=standing.window.state(),
             layout=self._layout,
         )
-        save_checkpoint(self._folder.checkpoints, self._host, state, loader_state.to_json())
-        if self._first:
-            prune(self._folder.checkpoints, self._plan.checkpoint.keep_last, standing.best_step)
+        self._checkpoints.save(self._host, state, loader_state.to_json())
 
     def _resume(self) -> tuple[int, LoaderState | None]:
         """Restores the newest whole checkpoint, if there is one; returns the metrics' length and the data's place."""

@@ -12,6 +12,7 @@ from engine.collectives import make_gather
 from engine.errors import PlanError
 from engine.hosts.base import Host
 from engine.hosts.plain import PlainHost
+from engine.hosts.shards import SavedTensors
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
 from moe.experts import ExpertBank
@@ -69,7 +70,8 @@ def load_and_go_on(folder: str, pairs: list[tuple[str, str]], out: str) -> dict[
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    saved = SavedTensors(folder)
+    return {key: saved.whole(key) for key in saved.shapes}
 
 
 def test_saved_at_two_loaded_at_one_two_and_four(run_distributed: Any, tmp_path: Path) -> None:
