@@ -226,14 +226,6 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
 
 
-def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
-    """DeepSpeed's stage 0 in bf16 gives losses far off the others'."""
-    parallel = stage.parallel
-    if parallel.host == "zero" and parallel.zero_stage == 0 and parallel.precision == "bf16":
-        got = "'bf16' with zero_stage 0, which DeepSpeed computes inexactly"
-        yield Problem(("parallel", "precision"), got, "'fp32'", "change it to 'fp32', or zero_stage to 1, 2 or 3")
-
-
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
     wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
@@ -262,13 +254,13 @@ def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
 
 
 def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
-    """Expert parallelism cuts banks of sparse experts into equal parts, under ZeRO."""
+    """Expert parallelism cuts banks of sparse experts into equal parts, under DeepSpeed."""
     size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
     path = ("parallel", "expert_parallel_size")
     if size == "auto" or size <= 1:
         return
-    if host != "zero":
-        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero'")
+    if host == "plain":
+        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero' or 'pipeline'")
     if not isinstance(ffn, LIMoEConfig | MoMELIMoEConfig):
         change = "change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'"
         yield Problem(path, f"{size} with {ffn.kind!r} feed-forward layers, which trade no tokens", "1", change)
@@ -297,7 +289,6 @@ STAGE_RULES: tuple[StageRule, ...] = (
     frozen_parts_exist,
     weights_have_one_origin,
     pipeline_can_be_cut,
-    zero_0_is_fp32,
     megablocks_is_bf16,
     routing_has_routers,
     offload_has_a_shard,

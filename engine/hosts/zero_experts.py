@@ -2,7 +2,7 @@
 
 With W processes and expert-parallel size P, processes 0 .. P - 1 hold one copy of every bank between them, processes
 P .. 2 P - 1 the next. A process trades rows with the others of its copy, and is a replica of those that hold the same
-experts in the other copies.
+experts in the other copies. In a pipeline all this takes place among the W / S processes of a stage.
 """
 
 from collections.abc import Iterator
@@ -25,42 +25,50 @@ class ExpertParallel:
         size: P.
         group_name: What DeepSpeed calls the groups.
         group: The processes that hold one copy of every bank; None where nothing is cut.
+        copies: Copies of every bank among the processes of a stage.
         parameters: Names of the parameters that are cut.
     """
 
-    def __init__(self, chain: Chain, size: int) -> None:
+    def __init__(self, chain: Chain, size: int, *, stages: int = 1) -> None:
         """Cuts every bank of the chain. Called by every process; DeepSpeed has to be initialised.
 
         Args:
             chain: Whole, on its device. Replica 0's experts become everyone's.
             size: P; 1 cuts nothing.
+            stages: S, of the pipeline; 1 for none.
 
         Raises:
             PlanError: The number of processes or of experts is no multiple of the size, or there are no sparse experts.
         """
         self.size, self.group_name = size, f"ep_size_{size}"
         self.group: dist.ProcessGroup | None = None
+        self._replicas: dist.ProcessGroup | None = None
+        self.copies = dist.get_world_size() // stages // size
         self.parameters: frozenset[str] = frozenset()
         if size == 1:
             return
         banks = dict(_routed_banks(chain))
-        _check(size, dist.get_world_size(), [bank.num_experts for bank in banks.values()])
-        from deepspeed.utils import groups
-
-        if self.group_name not in groups._get_expert_parallel_group_dict():
-            groups._create_expert_and_data_parallel(size)
-        self.group = groups._get_expert_parallel_group(self.group_name)
-        assert self.group is not None
-        replicas = groups._get_expert_data_parallel_group(self.group_name)
+        _check(size, dist.get_world_size() // stages, [bank.num_experts for bank in banks.values()])
+        self.group, self._replicas = _groups(self.group_name, size, stages)
         exchange = ProcessGroupExchange(self.group)
         for bank in banks.values():
             for parameter in bank.parameters():
                 broadcast_from_first(parameter.detach())
-                _mark(parameter, self.group_name, replicas)
+                self.mark(parameter)
             bank.cut(exchange)
         self.parameters = frozenset(
             f"{name}.{inner}" for name, bank in banks.items() for inner, _ in bank.named_parameters()
         )
+
+    def mark(self, parameter: Any) -> None:
+        """Gives a parameter what DeepSpeed reads off one of which other processes hold other experts."""
+        # ZeRO 0 to 2, and the norm: not to be added up over all processes.
+        parameter.allreduce, parameter.group_name = False, self.group_name
+        # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over
+        # all processes, and different experts are mixed without an error.
+        parameter.ds_zero_placement_family = "autoep_expert"
+        parameter.ds_zero_partition_group_name = self.group_name
+        parameter.ds_zero_partition_process_group = self._replicas
 
     def sign(self) -> nn.Module | None:
         """A module without parameters from which ZeRO 0 to 2 learn that there are experts; None where none are cut."""
@@ -87,6 +95,24 @@ def _routed_banks(chain: Chain) -> Iterator[tuple[str, ExpertBank]]:
             yield f"{name}.experts", module.experts
 
 
+def _groups(name: str, size: int, stages: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """DeepSpeed's groups of this process: those that hold one copy, those that hold the same experts."""
+    from deepspeed.utils import groups
+
+    stage = dist.get_world_size() // stages
+    first = dist.get_rank() // stage * stage
+    same = range(first + dist.get_rank() % size, first + stage, size)
+    copies = groups._EXPERT_DATA_PARALLEL_GROUP_RANKS
+    if copies.get(name) != same:
+        # It knows groups by their size alone, and would go on with those of an earlier host of other stages.
+        parts, part_ranks = groups._EXPERT_PARALLEL_GROUP, groups._EXPERT_PARALLEL_GROUP_RANKS
+        for table in (copies, groups._EXPERT_DATA_PARALLEL_GROUP, parts, part_ranks):
+            table.pop(name, None)
+        groups._create_expert_and_data_parallel(size, pp_size=stages)
+    assert copies[name] == same, f"this process holds the same experts as {list(copies[name])}, not {list(same)}"
+    return groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)
+
+
 def _check(size: int, processes: int, experts: list[int]) -> None:
     field = f"parallel.expert_parallel_size: got {size}"
     if processes % size != 0:
@@ -98,14 +124,3 @@ def _check(size: int, processes: int, experts: list[int]) -> None:
     odd = next((number for number in experts if number % size != 0), None)
     if odd is not None:
         raise PlanError([f"{field} for {odd} experts; allowed is a divisor of their number; change one of them"])
-
-
-def _mark(parameter: Any, group_name: str, replicas: dist.ProcessGroup) -> None:
-    """What DeepSpeed reads off a parameter of which other processes hold other experts."""
-    # ZeRO 0 to 2, and the norm: not to be added up over all processes.
-    parameter.allreduce, parameter.group_name = False, group_name
-    # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over all
-    # processes, and different experts are mixed without an error.
-    parameter.ds_zero_placement_family = "autoep_expert"
-    parameter.ds_zero_partition_group_name = group_name
-    parameter.ds_zero_partition_process_group = replicas
