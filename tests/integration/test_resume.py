@@ -74,13 +74,13 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     stage = pretraining.stage("run")
     before = final_state(stage)
     (stage / "complete.json").unlink()
-    newest = stage / "checkpoints" / "step-000007" / "host" / "embed.safetensors"
+    newest = stage / "checkpoints" / "step-000007" / "host" / "shard-00000.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.unlink()  # what was read of it above is mapped from the file
     newest.write_bytes(content)
     output = pretraining.run("run", *arguments)
-    assert "step-000007 is passed over: host/embed.safetensors does not have the SHA-256 that the manifest" in output
+    assert "step-000007 is passed over: host/shard-00000.safetensors does not have the SHA-256 that the manifest" in output
     assert "going on after step 6" in output
     assert not pretraining.differences(before, final_state(stage))
 
