@@ -72,7 +72,8 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_save_before(
     assert "going on after step 3" in pretraining.run("killed", "logging.every=1")
     differences = pretraining.differences(*(final_state(pretraining.stage(name)) for name in ("whole", "killed")))
     assert not differences
-    lost = {line["step"]: line["speed"]["save_seconds"] for line in read_metrics(metrics)}
+    lines = read_metrics(pretraining.stage("whole") / "metrics.jsonl")
+    lost = {line["step"]: line["speed"]["save_seconds"] for line in lines}
     assert lost[3] < lost[4], "the snapshot after step 3 is in the line of step 4"
 
 
