@@ -11,6 +11,7 @@ that has them again. Dropped: what else the new stage has no place for (twins, t
 stage with clips starts from the inflated 2D kernel.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
 from omnivl.model.embed import resize_positions, resize_times
+from omnivl.model.relative import resize_relative
 from omnivl.randomness import stable_hash
 
 ASIDE = "aside."
@@ -172,11 +174,16 @@ def _video_kernel(before: Tensor, own: Tensor) -> Tensor:
     return stretched + (before.sum(0) - total) / own.shape[0]
 
 
+def _relative(before: Tensor, own: Tensor) -> Tensor:
+    return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
+
+
 _RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "visual.positions": _visual_positions,
     "visual.times": _times,
     "text.positions": _text_positions,
     "patches.video_delta": _video_kernel,
+    "relative.bias": _relative,
 }
 
 

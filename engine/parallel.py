@@ -27,6 +27,8 @@ class ParallelConfig:
         pipeline_stages: Stages into which the chain is cut; a divisor of the number of processes. Micro-batches of an
             optimizer step fill them: ``gradient_accumulation_steps`` should be several times as many. Only read by
             ``pipeline``.
+        pipeline_profile: What ``omnivl profile`` wrote: the chain is cut by the seconds of its layers; by estimated
+            operations where no file is given. Only read by ``pipeline``.
     """
 
     host: HostName = "zero"
@@ -35,6 +37,7 @@ class ParallelConfig:
     offload: Offload = "none"
     expert_parallel_size: int | Literal["auto"] = 1
     pipeline_stages: int = 2
+    pipeline_profile: str | None = None
 
     def replicas(self, processes: int) -> int:
         """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""

@@ -35,7 +35,7 @@ from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.evaluation.results import Score
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
-from omnivl.model.pretrained import load_pretrained
+from omnivl.model.pretrained import load_pretrained, read_exported
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _run_stage(
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
         pretrained=pretrained,
-        cuts=pipeline_cuts(chain, stage.parallel, stage.model, stage.layouts()),
+        cuts=pipeline_cuts(chain, stage),
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
@@ -145,6 +145,7 @@ def _initial_weights(
     chain: Chain, plan: Plan, stage: StagePlan, run: RunFolder, folder: StageFolder, progress: Progress
 ) -> frozenset[str]:
     """Fills the chain from an earlier stage or from other origin; returns the names of weights of other origin."""
+    noise = stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
     if stage.init_from is not None:
         source = _source_weights(plan, stage, run)
         assert source is not None
@@ -153,15 +154,25 @@ def _initial_weights(
                 f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
                 "missing; run that stage first"
             )
-        noise = stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
         report = hand_over(chain, load_file(source), stage.init_from, upcycle_noise=noise, seed=plan.seed)
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
         ranks.on_first(lambda: _write_json(folder.handover, report.as_json()))
         return frozenset()
     matched: set[str] = set()
-    for path in (stage.weights.vision, stage.weights.text):
-        if path is not None:
-            loaded = load_pretrained(chain, Path(path))
+    for part, path in stage.weights.folders.items():
+        if (exported := read_exported(Path(path), part)) is not None:
+            behind = [name for name in exported if name.startswith("losses.") and name not in chain.state_dict()]
+            if behind:
+                heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
+                progress.message(
+                    f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}"
+                )
+            exported = {name: tensor for name, tensor in exported.items() if name not in behind}
+            report = hand_over(chain, exported, path, upcycle_noise=noise, seed=plan.seed)
+            progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
+            matched.update((*report.carried, *report.inflated, *report.resized, *report.upcycled))
+        else:
+            loaded = load_pretrained(chain, Path(path), part=part)
             matched.update(loaded.matched)
             for line in loaded.lines():
                 progress.message(line)

@@ -6,7 +6,8 @@ others hold as well, so that nothing is gathered and the work is the same for al
 whichever host, ZeRO stage or number of processes wrote it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import cast
 
@@ -38,6 +39,7 @@ class Holdings:
         *,
         own: Collection[str] | None = None,
         writers: Gather | None = None,
+        borrow: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Looks the parameters over.
 
@@ -48,9 +50,11 @@ class Holdings:
             group: Their process group; None is the default one.
             own: Layers that this process trains, saves and loads; None: all.
             writers: The processes that hold the same layers as this one; None: all.
+            borrow: Has the tensors of a layer here and current, own or not, as long as the context lasts. Entered by
+                every process.
         """
         self._chain, self._store, self._gather, self._group = chain, store, gather, group
-        self._own_layers, self._writers = own, gather if writers is None else writers
+        self._own_layers, self._writers, self._borrow = own, gather if writers is None else writers, borrow
         banks = [module for module in chain.modules() if isinstance(module, ExpertBank) and module.exchange is not None]
         self._bank_of = {id(parameter): bank for bank in banks for parameter in bank.parameters()}
 
@@ -101,7 +105,8 @@ class Holdings:
         report = agree_on_weights(own, weights, strict=strict, gather=self._gather, group=self._group)
         matched, first = frozenset(report.matched), self._gather.replica == 0
         assert weights is not None or not first
-        for _, tensors in self._layers():
+        for layer, tensors in self._layers():
+            mine = self._own_layers is None or layer in self._own_layers
             for name in sorted(tensors.keys() & matched):
                 tensor = tensors[name]
                 whole = torch.empty(self._shape(tensor), dtype=tensor.dtype, device=tensor.device)
@@ -109,8 +114,9 @@ class Holdings:
                     whole.copy_(weights[name])
                 if self._gather.replicas > 1:
                     broadcast_from_first(whole, self._group)
-                piece = self._piece(name, tensor, WEIGHT)
-                piece.held.copy_(whole.view(-1)[piece.start : piece.start + piece.held.numel()])
+                if mine:
+                    piece = self._piece(name, tensor, WEIGHT)
+                    piece.held.copy_(whole.view(-1)[piece.start : piece.start + piece.held.numel()])
         self._store.finish()
         return report
 
@@ -118,11 +124,12 @@ class Holdings:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
         first = self._gather.replica == 0
         found: dict[str, Tensor] = {}
-        for _, tensors in self._layers():
-            for name, tensor in tensors.items():
-                whole = self._whole(tensor)
-                if first:
-                    found[name] = whole.to("cpu", copy=True)
+        for layer, tensors in self._layers():
+            with self._borrow(layer):
+                for name, tensor in tensors.items():
+                    whole = self._whole(tensor)
+                    if first:
+                        found[name] = whole.to("cpu", copy=True)
         return found if first else None
 
     def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -193,9 +200,14 @@ class HoldingHost:
     chain: Chain
     _holdings: Holdings
 
-    def whole_chain(self) -> Chain:
-        """The chain; hosts that keep weights elsewhere bring it up to date first."""
-        return self.chain
+    @property
+    def takes_batches(self) -> bool:
+        """Every process does, but for a pipeline's."""
+        return True
+
+    def whole_chain(self) -> AbstractContextManager[Chain]:
+        """The chain; hosts that keep weights elsewhere fetch them first."""
+        return nullcontext(self.chain)
 
     def shard(self) -> Shard:
         """What this process is to write of weights, buffers, twins and moments."""
@@ -217,7 +229,6 @@ class HoldingHost:
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
-        self.whole_chain()
         return self._holdings.full_weights()
 
     def barrier(self) -> None:

@@ -1,8 +1,8 @@
 """The pipeline host: DeepSpeed passes micro-batches through stages of the chain on different processes.
 
 With W processes and S stages, processes 0 .. W / S - 1 hold the first stage, each a replica of it, the next W / S the
-second, and so on. Every process keeps the whole chain, for evaluation, and trains the layers of its own stage: the
-others' weights there are as old as the last ``whole_chain``.
+second, and so on. Every process keeps the modules of the whole chain, for evaluation, and the tensors of its own
+stage's layers: those of the others have no memory outside ``whole_chain``.
 """
 
 import contextlib
@@ -171,7 +171,12 @@ class PipelineHost(HoldingHost):
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
         store = ZeroStore(self._engine, 1) if zero_stage == 1 else WholeStore(self._optimizer)
-        self._holdings = Holdings(chain, store, make_gather(), own=self._own, writers=self.gather)
+        self._holdings = Holdings(
+            chain, store, make_gather(), own=self._own, writers=self.gather, borrow=self._borrowed
+        )
+        for name in names:
+            if name not in self._own:
+                _release(_tensors(chain, name))
 
     def _start(self, micro_batch_size: int) -> Any:
         import deepspeed
@@ -207,7 +212,8 @@ class PipelineHost(HoldingHost):
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Passes the micro-batches through the stages, one optimizer step, ``after_step``."""
-        assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
+        whole = len(batches) == self._accumulation
+        assert whole or not self.takes_batches, "a step takes gradient_accumulation_steps micro-batches"
         rate = self._config.learning_rate(step, self._total_steps)
         set_learning_rates(self._optimizer, self._groups, rate)
         self._stage.collected = StepScalars()
@@ -222,20 +228,42 @@ class PipelineHost(HoldingHost):
         rates = {group.name: rate * group.lr_scale for group in self._all_groups}
         return StepResult(averages.loss, averages.losses, averages.metrics, self._norm, rates, skipped)
 
-    @torch.no_grad()
-    def whole_chain(self) -> Chain:
+    @property
+    def takes_batches(self) -> bool:
+        """The first stage does."""
+        return self.place.stage == 0
+
+    @contextlib.contextmanager
+    def whole_chain(self) -> Iterator[Chain]:
         """The chain with the weights of every stage as they are now. Called by every process."""
-        for name, layer in self.chain.named_children():
-            for tensor in layer.state_dict().values():
-                broadcast_from(tensor, self._stage_of[name], self.place.pipe_group)
-        return self.chain
+        with contextlib.ExitStack() as stack:
+            for name in self._stage_of:
+                stack.enter_context(self._borrowed(name))
+            yield self.chain
+
+    @contextlib.contextmanager
+    def _borrowed(self, name: str) -> Iterator[None]:
+        """Gives a layer of another stage memory, and what its own stage has, for a while."""
+        tensors = _tensors(self.chain, name)
+        foreign = name not in self._own
+        for tensor in tensors:
+            if foreign:
+                tensor.untyped_storage().resize_(tensor.nbytes)
+            broadcast_from(tensor, self._stage_of[name], self.place.pipe_group)
+        try:
+            yield
+        finally:
+            if foreign:
+                _release(tensors)
 
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
         """What DeepSpeed reads: packed states at the head of the chain where that is, and labels that nobody reads."""
         none = torch.zeros(1, device=self.device)
-        for batch in batches:
-            first = self.place.stage == 0
-            yield pack(first_state(batch, self._plan_layout, self.device), none) if first else (none, none), none
+        for index in range(self._accumulation):
+            head = (none, none)
+            if self.takes_batches:
+                head = pack(first_state(batches[index], self._plan_layout, self.device), none)
+            yield head, none
 
     def _before_step(self) -> None:
         """Tells every process whether all losses are finite; with stage 0 also clips by the norm over all stages."""
@@ -273,3 +301,14 @@ class PipelineHost(HoldingHost):
             self._stage.fillers.append(filler)
             kept = [(f"fillers.{len(self._stage.fillers) - 1}", filler)]
         return replace(group, names=tuple(name for name, _ in kept), parameters=tuple(one for _, one in kept))
+
+
+def _tensors(chain: Chain, name: str) -> list[Tensor]:
+    """Parameters and buffers of a layer, without a gradient."""
+    return list(chain.get_submodule(name).state_dict().values())
+
+
+def _release(tensors: Sequence[Tensor]) -> None:
+    """Takes the memory from tensors and leaves their shapes."""
+    for tensor in tensors:
+        tensor.untyped_storage().resize_(0)

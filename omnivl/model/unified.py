@@ -33,8 +33,9 @@ from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
 from omnivl.model.state import State, StepLayout, encoded_rows
-from omnivl.model.visual import VISUAL_EPS, VISUAL_MODALITIES, layer_scale
+from omnivl.model.visual import VISUAL_MODALITIES, layer_scale
 
+UNIFIED_EPS = 1e-6
 VISION, LANGUAGE = "vision", "language"
 
 
@@ -142,11 +143,11 @@ class UnifiedBlock(nn.Module):
         self.num_heads = config.num_heads
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
-        self.norm1 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
+        self.norm1 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
         self.qkv = projection(config, index, 3 * size)
         self.out = projection(config, index, size)
         self.scale1 = layer_scale(config)
-        self.norm2 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
+        self.norm2 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
         slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
@@ -253,7 +254,7 @@ class UnifiedNorm(TwicePassed):
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
         def build(config: ModelConfig) -> nn.Module:
-            return ByModality(lambda: LayerNorm(config.hidden_size, VISUAL_EPS), config.multiway)
+            return ByModality(lambda: LayerNorm(config.hidden_size, UNIFIED_EPS), config.multiway)
 
         super().__init__("unified_norm", config, build, twin=twin)
 

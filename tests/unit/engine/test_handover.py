@@ -12,7 +12,7 @@ from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConf
 from moe.router_losses import RouterLossConfig
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import ModelConfig, VisionConfig
 from omnivl.objectives import LM, MLM, MRM, SpecialTokens, UniVLC
 
 CONFIG = ModelConfig(
@@ -125,6 +125,18 @@ def test_positions_are_resized() -> None:
     assert torch.allclose(own[POSITIONS][1:], torch.tensor(2.0))
     assert own["embed.block.text.positions"][:4].equal(earlier["embed.block.text.positions"])
     assert own["embed.block.text.positions"][4:].equal(fresh["embed.block.text.positions"][4:])
+
+
+def test_relative_positions_are_resized() -> None:
+    vision, name = VisionConfig(relative_positions=True), "visual_00.block.relative.bias"
+    earlier = weights(chain(0, vision=vision))
+    earlier[name][:-3], earlier[name][-3:] = 2.0, torch.arange(3.0)[:, None]
+    later = chain(1, vision=vision, image_size=16)
+    assert name in hand_over(later, earlier, "spatial").resized
+    own = later.state_dict()[name]
+    assert len(own) == (2 * 4 - 1) ** 2 + 3  # frames of 4 x 4 patches
+    assert torch.allclose(own[:-3], torch.tensor(2.0))
+    assert own[-3:].equal(earlier[name][-3:]), "the way to and from the class token has no distance"
 
 
 def test_video_kernel_keeps_its_sum_over_another_tubelet() -> None:
