@@ -2,6 +2,8 @@ import dataclasses
 import json
 import os
 import random
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,9 @@ class FileHost:
         self.value = value
 
     def shard(self) -> "FileHost":
+        return FileHost(self.value)
+
+    def kept(self, memory: Any) -> "FileHost":
         return FileHost(self.value)
 
     def write(self, folder: Path) -> dict[str, Any]:
@@ -159,6 +164,45 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"], "nothing takes room from the next try"
     assert newest_complete(tmp_path, pytest.fail) == whole
     assert find_fault(save(tmp_path, step=3)) is None
+
+
+def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, torch.device("cpu"), asynchronous=True, keep_last=1)
+    writing, go_on = threading.Event(), threading.Event()
+
+    class SlowHost(FileHost):
+        def shard(self) -> "SlowHost":
+            return self
+
+        def kept(self, memory: Any) -> "SlowHost":
+            return SlowHost(self.value)
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            writing.set()
+            assert go_on.wait(60)
+            return super().write(folder)
+
+    host = SlowHost(7)
+    writer.save(host, dataclasses.replace(STATE, step=3, best_step=None), {})  # type: ignore[arg-type]
+    assert writing.wait(60)
+    host.value = 8
+    for _ in range(3):
+        writer.poll()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.tmp"]
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while not checkpoint_steps(tmp_path) and time.monotonic() < deadline:
+        writer.poll()
+    assert (tmp_path / "step-000003/host/value.txt").read_text() == "7"
+    assert find_fault(tmp_path / "step-000003") is None
+    go_on.clear()
+    writer.save(host, dataclasses.replace(STATE, step=4, best_step=None), {})  # type: ignore[arg-type]
+    threading.Timer(0.05, go_on.set).start()
+    writer.save(host, dataclasses.replace(STATE, step=5, best_step=None), {})  # type: ignore[arg-type]
+    assert checkpoint_steps(tmp_path)[-1] == 4, "the next save has waited for it, and with it for what it prunes"
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    assert find_fault(tmp_path / "step-000005") is None
 
 
 def test_torn_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
