@@ -18,7 +18,7 @@ from benchmarks.record import Options, Report, Table, main_of
 from engine.collectives import make_gather
 from engine.freeze import freeze_idle
 from engine.hosts import Host, create_host, replica_group
-from engine.hosts.pipeline_cut import pipeline_cuts
+from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.process_group import finish, join_process_group
 from engine.optimizer import OptimizerConfig, adamw, parameter_groups
 from engine.parallel import ParallelConfig
@@ -100,8 +100,13 @@ def host_of(
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=micro_batches,
         device=device,
-        cuts=pipeline_cuts(chain, parallel, config, [plan_layout(OBJECTIVES, "image_text", micro_batch_size, 1)]),
+        cuts=cut(costs_of(chain, config), parallel.pipeline_stages) if parallel.host == "pipeline" else (),
     )
+
+
+def costs_of(chain: Chain, config: ModelConfig) -> list[float]:
+    """What each layer of the chain is estimated to cost."""
+    return list(layer_costs(chain, config, [plan_layout(OBJECTIVES, "image_text", 1, 1)]).values())
 
 
 def _step(host: Host, batch: Batch) -> None:

@@ -12,19 +12,18 @@ from typing import Self
 
 import torch
 
-from benchmarks.hosts import OBJECTIVES, build, host_of, pairs
+from benchmarks.hosts import build, costs_of, host_of, pairs
 from benchmarks.measure import alternate
 from engine import ranks
 from engine.checkpoint import SavedLayout, TrainerState
 from engine.checkpoint_writer import CheckpointWriter
 from engine.hosts import Host
-from engine.hosts.pipeline_cut import layer_costs, pipeline_cuts
+from engine.hosts.pipeline_cut import cut
 from engine.hosts.process_group import join_process_group
 from engine.parallel import ParallelConfig
 from launcher.worker import end_process
 from omnivl.data.batch import Batch
 from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
 from omnivl.model.presets import PRESETS
 
 LAYOUTS = {
@@ -153,12 +152,9 @@ class _Window:
 
 def _dearest_stage(name: str, config: ModelConfig) -> float:
     """The share of the operations that falls to the dearest stage: 1 / S where the cut is even."""
-    parallel = LAYOUTS[name.removesuffix(", recomputed")]
-    chain, layouts = build(config), [plan_layout(OBJECTIVES, "image_text", 1, 1)]
-    costs = list(layer_costs(chain, config, layouts).values())
-    return max(sum(costs[index] for index in part) for part in pipeline_cuts(chain, parallel, config, layouts)) / sum(
-        costs
-    )
+    costs = costs_of(build(config), config)
+    parts = cut(costs, LAYOUTS[name.removesuffix(", recomputed")].pipeline_stages)
+    return max(sum(costs[index] for index in part) for part in parts) / sum(costs)
 
 
 def main() -> int:
