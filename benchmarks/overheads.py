@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.measure import Ratio, Spread, over, quartiles
-from benchmarks.overheads_worker import CONTENDERS, SAVING, WAYS, Sizes
+from benchmarks.overheads_worker import CONTENDERS, LARGER, SAVING, WAYS, Sizes
 from benchmarks.record import Options, Report, Table, main_of
 from launcher.local import run_local
 
@@ -46,6 +46,11 @@ def run(options: Options) -> Report:
         Ratio(f"{name} / plain, time of a step", over(seconds[name], seconds["plain"]))
         for name in CONTENDERS
         if name != "plain" and not name.endswith(", recomputed")
+    ]
+    ratios += [
+        Ratio(f"{name} / {LARGER}, time of a step", over(seconds[name], seconds[LARGER]))
+        for name in CONTENDERS
+        if name.startswith("pipeline") and not name.endswith(", recomputed")
     ]
     ratios += [
         Ratio(
@@ -92,9 +97,12 @@ def _layouts(seconds: Mapping[str, Sequence[float]], dearest: Mapping[str, float
             slots = sizes.micro_batches + PROCESSES - 1
             bubble = f"{(PROCESSES - 1) / slots:.3f}"
             expected = f"{dearest[name] * PROCESSES * slots / sizes.micro_batches:.2f}"
-        ratios = [one / plain for one, plain in zip(seconds[name], seconds["plain"], strict=True)]
-        rows.append([name, quartiles(seconds[name]), quartiles(ratios), bubble, expected])
-    columns = ["layout", "seconds a step (quartiles)", "over plain (quartiles)", "bubble", "expected over plain"]
+        ratios = [
+            quartiles([one / other for one, other in zip(seconds[name], seconds[base], strict=True)])
+            for base in ("plain", LARGER)
+        ]
+        rows.append([name, quartiles(seconds[name]), *ratios, bubble, expected])
+    columns = ["layout", "seconds a step (quartiles)", "over plain", f"over {LARGER}", "bubble", "expected over that"]
     return Table("Layouts at equal work", columns, rows)
 
 

@@ -83,7 +83,7 @@ def measure(folder: Path, sizes: Sizes) -> None:
         found = {
             "seconds": seconds,
             "pauses": {name: taken[-sizes.rounds :] for name, taken in pauses.items()},
-            "dearest": {name: _dearest_stage(name, config) for name in CONTENDERS if name.startswith("pipeline")},
+            "dearest": {name: _dearest_stage(name, config) for name in LAYOUTS if name.startswith("pipeline")},
             "bytes": sum(file.stat().st_size for file in folder.glob("*/training/step-*/host/*")) // len(SAVING),
         }
         (folder / "found.json").write_text(json.dumps(found))
@@ -153,7 +153,7 @@ class _Window:
 def _dearest_stage(name: str, config: ModelConfig) -> float:
     """The share of the operations that falls to the dearest stage: 1 / S where the cut is even."""
     costs = costs_of(build(config), config)
-    parts = cut(costs, LAYOUTS[name.removesuffix(", recomputed")].pipeline_stages)
+    parts = cut(costs, LAYOUTS[name].pipeline_stages)
     return max(sum(costs[index] for index in part) for part in parts) / sum(costs)
 
 
