@@ -17,6 +17,7 @@ from benchmarks.record import ROOT, add_options
 BENCHMARKS: Mapping[str, str] = {
     "towers": "the training step of the small towers against transformers' classes",
     "hosts": "the plain host against a bare PyTorch loop; ZeRO-1 and ZeRO-3 against plain",
+    "overheads": "layouts, recomputation and checkpoints on two processes at equal work",
     "loader": "the loader against a bare decode loop",
     "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",
     "experts": "sparse feed-forward layers against a dense one and against DeepSpeed's",

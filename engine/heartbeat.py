@@ -111,7 +111,7 @@ class Pulse:
         self._host, self._process = socket.gethostname(), os.getpid()
         self._beat, self._idle = 0, 0.0
         self._seen: tuple[object, ...] = ()
-        self._computed = 0.0
+        self._computed = (0.0, 0.0)
 
     def sign(self) -> Sign:
         """How things stand now."""
@@ -120,7 +120,7 @@ class Pulse:
         frames = _frames(stacks.get(self._main))
         waiting = any(_is_collective(frame) for frame in frames) or _waits_in_backward(stacks)
         place = tuple((id(frame.f_code), frame.f_lasti) for frame in frames) if doing.activity in _LONG else ()
-        seen, computes = (doing.number, place), self._computes()
+        seen, computes = (doing.number, place), self._computes(doing.activity)
         moved = seen != self._seen or (doing.activity in _LONG and computes and not waiting)
         self._idle = 0.0 if moved else self._idle + self._period
         self._seen = seen
@@ -136,10 +136,15 @@ class Pulse:
             where=_where(frames)[:200],
         )
 
-    def _computes(self) -> bool:
-        """Whether the main thread has computed since the last call, such as hashes within one call into C."""
-        before, self._computed = self._computed, time.clock_gettime(time.pthread_getcpuclockid(self._main))
-        return self._computed - before > _COMPUTING_SHARE * self._period
+    def _computes(self, activity: Activity) -> bool:
+        """Whether there was work since the last call, such as hashes within one call into C.
+
+        The main thread's, or while it waits for the thread that writes a checkpoint that of the whole process.
+        """
+        main, whole = time.clock_gettime(time.pthread_getcpuclockid(self._main)), time.process_time()
+        before, self._computed = self._computed, (main, whole)
+        worked = self._computed[activity == "saving"] - before[activity == "saving"]
+        return worked > _COMPUTING_SHARE * self._period
 
 
 def sign_file(folder: Path, rank: int) -> Path:

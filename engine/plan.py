@@ -69,11 +69,14 @@ class CheckpointConfig:
         every: Optimizer steps between checkpoints; the last step of a stage is always saved.
         keep_last: Number of newest checkpoints of a stage to keep.
         keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
+        asynchronous: Write while training goes on. Every process then keeps room for a copy of what it writes in the
+            machine's memory: its share of 12 bytes for each trained parameter and 4 for each other one.
     """
 
     every: int = 500
     keep_last: int = 2
     keep_best: str | None = None
+    asynchronous: bool = True
 
 
 @dataclass(frozen=True)

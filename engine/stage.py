@@ -14,10 +14,9 @@ from engine.checkpoint import (
     TrainerState,
     load_checkpoint,
     newest_complete,
-    prune,
     remove_leftovers,
-    save_checkpoint,
 )
+from engine.checkpoint_writer import CheckpointWriter
 from engine.guard import Guard, Trouble, culprits
 from engine.heartbeat import Activity, Heartbeat
 from engine.hosts import Host, StepResult, experts_over
@@ -104,6 +103,12 @@ class StageLoop:
         self._first = ranks.rank() == 0
         self._standing = Standing(0, None, None, LossWindow(), Guard(plan.guard), ())
         self._metrics: MetricsLog | None = None
+        self._checkpoints = CheckpointWriter(
+            folder.checkpoints,
+            host.device,
+            asynchronous=plan.checkpoint.asynchronous,
+            keep_last=plan.checkpoint.keep_last,
+        )
 
     def run(self) -> int:
         """Goes on from the newest whole checkpoint to the end of the stage.
@@ -171,6 +176,7 @@ class StageLoop:
 
     def _go_back(self, trouble: Trouble, loader_state: LoaderState) -> NoReturn:
         """Has the stage start over from before the trouble, or gives up where the plan allows no more of that."""
+        self._checkpoints.finish()
         rollbacks, guard = self._standing.rollbacks, self._plan.guard
         if len(rollbacks) >= guard.rollbacks:
             good = "The weights are those of the last good step. " if trouble.skipped else ""
@@ -206,9 +212,14 @@ class StageLoop:
         best = False
         if evaluate.tasks and (last or (evaluate.every > 0 and step % evaluate.every == 0)):
             best = self._evaluate()
+        began = time.perf_counter()
         if last or stopping or best or step % self._plan.checkpoint.every == 0:
             self._save(loader_state)
-        self._throughput.pause(time.perf_counter() - before)
+        else:
+            self._checkpoints.poll()
+        if last or stopping:
+            self._checkpoints.finish()
+        self._throughput.pause(time.perf_counter() - before, saving=time.perf_counter() - began)
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""
@@ -243,9 +254,8 @@ class StageLoop:
             guard=standing.guard.state(),
             rollbacks=len(standing.rollbacks),
         )
-        save_checkpoint(self._folder.checkpoints, self._host, state, loader_state.to_json())
-        if self._first and not standing.guard.in_trouble:  # what was saved before the trouble may be needed
-            prune(self._folder.checkpoints, self._plan.checkpoint.keep_last, standing.best_step)
+        # What was saved before the trouble may be needed.
+        self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not standing.guard.in_trouble)
 
     def _resume(self) -> tuple[int, LoaderState | None, Sequence[Rollback]]:
         """Restores the newest whole checkpoint, if there is one.

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.hosts.shards import Shard
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
@@ -83,11 +84,14 @@ class Host(Protocol):
             step: Index of the optimizer step, from 0; sets learning rates.
         """
 
-    def save(self, folder: Path) -> None:
-        """Writes everything needed to go on exactly: weights, buffers, optimizer, twins. Called by every replica."""
+    def shard(self) -> Shard:
+        """What this process is to write of all that is needed to go on exactly: weights, buffers, optimizer, twins.
+
+        Views of the host's own memory, which the next step changes: written, or copied, before it.
+        """
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` of any host wrote, on whatever layout. Called by every replica."""
+        """Restores what the shards of all processes of any host hold, on whatever layout. Called by every replica."""
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> "WeightsReport":
         """Copies whole weights into the chain, and into the optimizer's own copy of them. Called by every replica.

@@ -117,7 +117,13 @@ class Broken:
         self.seconds = ended - json.loads(record.read_text())["time"]
 
     def left(self) -> list[str]:
-        """Processes of the run that are still there."""
+        """Processes of the run that are still there; those that are just ending are given two seconds."""
+        deadline = time.monotonic() + 2
+        while (found := self._processes()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return found
+
+    def _processes(self) -> list[str]:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:

@@ -160,7 +160,7 @@ def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pr
     checkpoints = pretraining.stage("run") / "checkpoints"
     blocked = checkpoints / "step-000003.tmp" / "loader-00001.json"
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
-    while process.poll() is None and not blocked.parent.is_dir():
+    while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
     output, _ = process.communicate(timeout=60)
@@ -179,8 +179,8 @@ def test_failing_rank_ends_all_and_is_told_once(
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import engine.stage\n"
-        "    engine.stage.save_checkpoint = lambda *arguments: {}['a mistake']\n"
+        "    import engine.checkpoint_writer\n"
+        "    engine.checkpoint_writer.generator_states = lambda: {}['a mistake']\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
