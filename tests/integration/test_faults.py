@@ -116,20 +116,20 @@ class Broken:
         assert record.is_file(), f"the fault never happened:\n{self.output[-4000:]}"
         self.seconds = ended - json.loads(record.read_text())["time"]
 
-    def left(self) -> list[str]:
-        """Processes of the run that are still there; those that are just ending are given two seconds."""
-        deadline = time.monotonic() + 2
-        while (found := self._processes()) and time.monotonic() < deadline:
+    def left(self, seconds: float = 5.0) -> list[str]:
+        """Processes of the run that are still there; those that help others take a moment to see that they are gone."""
+        deadline = time.monotonic() + seconds
+        while (found := self._members()) and time.monotonic() < deadline:
             time.sleep(0.05)
         return found
 
-    def _processes(self) -> list[str]:
+    def _members(self) -> list[str]:
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 state, *fields = (folder / "stat").read_text().rpartition(")")[2].split()
                 if int(fields[2]) == self.session and state != "Z":
-                    found.append((folder / "cmdline").read_text())
+                    found.append(f"{folder.name} {state} {(folder / 'cmdline').read_text()}")
             except OSError:  # it has just ended
                 continue
         return found

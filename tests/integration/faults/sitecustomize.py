@@ -87,20 +87,19 @@ def arm() -> None:
 
     wrapped(Heartbeat, "begin", note)
     if moment in ("forward", "backward") and here:
-        from omnivl.model.block import BlockLayer
+        from torch.nn.modules.module import register_module_forward_hook
 
-        run = BlockLayer.run
+        from omnivl.model.chain import ChainLayer
 
-        def run_or_break(layer: BlockLayer, *inputs: Any) -> Any:
-            output = run(layer, *inputs)
-            if is_time("step", "first step"):
+        def behind_a_layer(module: Any, inputs: Any, output: Any) -> None:
+            if isinstance(module, ChainLayer) and is_time("step", "first step"):
                 if moment == "forward":
                     strike()
-                elif output.y.requires_grad:
-                    output.y.register_hook(lambda gradient: strike())
-            return output
+                for _, tensor in output.items():
+                    if tensor.requires_grad:
+                        tensor.register_hook(lambda gradient: strike())
 
-        BlockLayer.run = run_or_break
+        register_module_forward_hook(behind_a_layer)
     if moment == "evaluation" and here:
         from omnivl.evaluation.encoder import Encoder
 
