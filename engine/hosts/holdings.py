@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from engine.collectives import broadcast_from_first
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
-from engine.hosts.stores import MOMENTS, Store, whole_shape
+from engine.hosts.stores import MOMENTS, Store
 from engine.hosts.weights import agree_on_weights, match_weights
+from engine.whole import whole_shape
 from moe.experts import ExpertBank
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
@@ -123,12 +124,26 @@ class Holdings:
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
+        found = dict(self.each_weight())
+        return found if self._gather.replica == 0 else None
+
+    def announced(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of every parameter and buffer, by name."""
+        return {
+            name: (tensor.dtype, self._shape(tensor))
+            for _, tensors in self._layers()
+            for name, tensor in tensors.items()
+        }
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer in turn, whole, on the CPU of replica 0; nothing comes out elsewhere.
+
+        Called by every replica, and gone through to its end by each: the others read from it.
+        """
         first = self._gather.replica == 0
-        found: dict[str, Tensor] = {}
         for _, tensors in self._layers():
-            read = self._read(tensors, moments=False, keep=first)
-            found |= {name.removeprefix(f"{WEIGHT}/"): tensor for name, tensor in read}
-        return found if first else None
+            for name, tensor in self._read(tensors, moments=False, keep=first):
+                yield name.removeprefix(f"{WEIGHT}/"), tensor
 
     def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The name of each layer, of those asked for, and its parameters and buffers by their names in the chain."""
@@ -219,6 +234,15 @@ class HoldingHost:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
         self.whole_chain()
         return self._holdings.full_weights()
+
+    def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of what ``each_weight`` gives, by name."""
+        return self._holdings.announced()
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``full_weights`` returns, one tensor after the other."""
+        self.whole_chain()
+        return self._holdings.each_weight()
 
     def barrier(self) -> None:
         """Waits for every replica."""

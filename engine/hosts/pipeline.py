@@ -25,7 +25,9 @@ from engine.hosts.packing import pack, unpack
 from engine.hosts.step_report import StepAverages, StepScalars, scalars
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero_engine import import_deepspeed, skipping_adamw, zero_config
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
+from engine.parallel import Offloading
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.gather import Gather
@@ -182,8 +184,8 @@ class PipelineHost(HoldingHost):
                 gradient_clipping=self._config.gradient_clipping,
                 micro_batch_size=micro_batch_size,
                 gradient_accumulation_steps=self._accumulation,
-                trained_elements=sum(one.numel() for group in self._groups for one in group.parameters),
-                offload_optimizer=False,
+                sizes=ZeroSizes.of(self._layers),
+                offload=Offloading(),
                 communication_dtype="fp32",
             )
             config.pop("managed_gradient_accumulation")

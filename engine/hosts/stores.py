@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.whole import whole_shape
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square, by the names that torch gives them."""
 
@@ -40,11 +42,6 @@ class Store(Protocol):
 
     def finish(self) -> None:
         """To be called once after the last parameter was set."""
-
-
-def whole_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter or buffer here, before ZeRO cuts it."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 
 class WholeStore:

@@ -19,48 +19,89 @@ from omnivl.model.chain import Chain
 
 
 class ExpertParallel:
-    """The expert-parallel groups of a run, and the parameters that are cut over them.
+    """The expert-parallel groups of a run, and the way of banks over them.
 
     Attributes:
         size: P.
         group_name: What DeepSpeed calls the groups.
         group: The processes that hold one copy of every bank; None where nothing is cut.
-        parameters: Names of the parameters that are cut.
     """
 
-    def __init__(self, chain: Chain, size: int) -> None:
-        """Cuts every bank of the chain. Called by every process; DeepSpeed has to be initialised.
+    def __init__(self, size: int) -> None:
+        """Makes the groups, once in a run. Called by every process; DeepSpeed has to be initialised.
 
         Args:
-            chain: Whole, on its device. Replica 0's experts become everyone's.
             size: P; 1 cuts nothing.
 
         Raises:
-            PlanError: The number of processes or of experts is no multiple of the size, or there are no sparse experts.
+            PlanError: The number of processes is no multiple of the size.
         """
         self.size, self.group_name = size, f"ep_size_{size}"
         self.group: dist.ProcessGroup | None = None
-        self.parameters: frozenset[str] = frozenset()
         if size == 1:
             return
-        banks = dict(_routed_banks(chain))
-        _check(size, dist.get_world_size(), [bank.num_experts for bank in banks.values()])
+        processes = dist.get_world_size()
+        if processes % size != 0:
+            raise PlanError(
+                [
+                    f"{self._field} for {processes} processes; allowed is a divisor of their number; change it or "
+                    "launch.processes"
+                ]
+            )
         from deepspeed.utils import groups
 
         if self.group_name not in groups._get_expert_parallel_group_dict():
             groups._create_expert_and_data_parallel(size)
         self.group = groups._get_expert_parallel_group(self.group_name)
-        assert self.group is not None
+
+    def cut(self, part: nn.Module) -> None:
+        """Cuts every bank of a chain, or of a layer of it, that is whole still. Called by every process.
+
+        Args:
+            part: On its device. Replica 0's experts become everyone's.
+
+        Raises:
+            PlanError: The number of experts is no multiple of the size.
+        """
+        if self.group is None:
+            return
+        from deepspeed.utils import groups
+
         replicas = groups._get_expert_data_parallel_group(self.group_name)
         exchange = ProcessGroupExchange(self.group)
-        for bank in banks.values():
+        for _, bank in _routed_banks(part):
+            if bank.exchange is not None:
+                continue
+            if bank.num_experts % self.size != 0:
+                raise PlanError(
+                    [
+                        f"{self._field} for {bank.num_experts} experts; allowed is a divisor of their number; change "
+                        "one of them"
+                    ]
+                )
             for parameter in bank.parameters():
                 broadcast_from_first(parameter.detach())
                 _mark(parameter, self.group_name, replicas)
             bank.cut(exchange)
-        self.parameters = frozenset(
-            f"{name}.{inner}" for name, bank in banks.items() for inner, _ in bank.named_parameters()
-        )
+
+    def parameters(self, chain: Chain) -> frozenset[str]:
+        """Names of the parameters that are cut; empty where nothing is.
+
+        Raises:
+            PlanError: There are no sparse experts to be cut.
+        """
+        if self.group is None:
+            return frozenset()
+        names = [f"{name}.{inner}" for name, bank in _routed_banks(chain) for inner, _ in bank.named_parameters()]
+        if not names:
+            raise PlanError(
+                [f"{self._field} for a model without sparse experts; allowed is 1; change it, or model.ffn"]
+            )
+        return frozenset(names)
+
+    @property
+    def _field(self) -> str:
+        return f"parallel.expert_parallel_size: got {self.size}"
 
     def sign(self) -> nn.Module | None:
         """A module without parameters from which ZeRO 0 to 2 learn that there are experts; None where none are cut."""
@@ -81,23 +122,10 @@ class ExpertParallel:
         return ExpertsAreCut(self.size, self.group_name)
 
 
-def _routed_banks(chain: Chain) -> Iterator[tuple[str, ExpertBank]]:
-    for name, module in chain.named_modules():
+def _routed_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
+    for name, module in part.named_modules():
         if isinstance(module, SparseFeedForward):
             yield f"{name}.experts", module.experts
-
-
-def _check(size: int, processes: int, experts: list[int]) -> None:
-    field = f"parallel.expert_parallel_size: got {size}"
-    if processes % size != 0:
-        raise PlanError(
-            [f"{field} for {processes} processes; allowed is a divisor of their number; change it or launch.processes"]
-        )
-    if not experts:
-        raise PlanError([f"{field} for a model without sparse experts; allowed is 1; change it, or model.ffn"])
-    odd = next((number for number in experts if number % size != 0), None)
-    if odd is not None:
-        raise PlanError([f"{field} for {odd} experts; allowed is a divisor of their number; change one of them"])
 
 
 def _mark(parameter: Any, group_name: str, replicas: dist.ProcessGroup) -> None:

@@ -13,7 +13,7 @@ from moe.router_losses import RouterLossConfig
 from omnivl.data.batch import DATA_KINDS, Batch, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
-from omnivl.model.build import build_chain
+from omnivl.model.build import Settle, build_chain
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
 from omnivl.model.gather import Gather
@@ -62,13 +62,18 @@ class LetterTokenizer:
 
 
 def build_real_chain(
-    gather: Gather, seed: int = 0, recompute: bool = False, ffn: str = "dense", unified: bool = False
+    gather: Gather,
+    seed: int = 0,
+    recompute: bool = False,
+    ffn: str = "dense",
+    unified: bool = False,
+    settle: Settle | None = None,
 ) -> Chain:
     torch.manual_seed(seed)
     config = replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn])
     if unified:
         config = replace(config, architecture="unified", multiway=True)
-    return build_chain(config, UNIFIED_OBJECTIVES if unified else OBJECTIVES, TOKENS, gather=gather)
+    return build_chain(config, UNIFIED_OBJECTIVES if unified else OBJECTIVES, TOKENS, gather=gather, settle=settle)
 
 
 def step_batches(

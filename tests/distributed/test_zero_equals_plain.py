@@ -14,12 +14,15 @@ import synthetic_chain as synthetic
 import torch
 
 from engine.collectives import make_gather
+from engine.hosts import layer_settler
 from engine.hosts.base import Host
 from engine.hosts.pipeline import PipelineHost, place_in_pipeline
 from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import ParallelConfig
+from omnivl.model.build import Settle
 
 STEPS, ACCUMULATION, JOINED = 6, 2, 8
 ZERO = ["zero0", "zero1", "zero2", "zero3"]
@@ -32,6 +35,25 @@ CONFIG = OptimizerConfig(
 pytestmark = pytest.mark.distributed
 
 
+def layout_of(name: str) -> ParallelConfig:
+    """``zero3-built-ep2-offload`` as a plan has it."""
+    first, *rest = name.split("-")
+    return ParallelConfig(
+        host="zero",
+        zero_stage=int(first[len("zero")]),  # type: ignore[arg-type]
+        offload="parameters" if "offload_all" in rest else "optimizer" if "offload" in rest else "none",
+        expert_parallel_size=next((int(part[len("ep") :]) for part in rest if part.startswith("ep")), 1),
+    )
+
+
+def settler(name: str) -> Settle | None:
+    """Cuts each layer as soon as it is made, where the name has ``built`` in it."""
+    if "built" not in name:
+        return None
+    cut = layer_settler(layout_of(name), torch.device("cpu"))
+    return lambda _, layer: cut(layer)  # type: ignore[misc]
+
+
 def make_host(name: str, chain_name: str) -> Host:
     stages = int(name[len("pipe")]) if name.startswith("pipe") else 1
     gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
@@ -42,7 +64,9 @@ def make_host(name: str, chain_name: str) -> Host:
         ffn = next((variant for variant in variants if variant in real.FILLINGS), "dense")
         unified = "unified" in variants
         layout = real.plan_unified_layout if unified else layout
-        chain = real.build_real_chain(gather, recompute="recompute" in variants, ffn=ffn, unified=unified)
+        chain = real.build_real_chain(
+            gather, recompute="recompute" in variants, ffn=ffn, unified=unified, settle=settler(name)
+        )
     else:
         chain = synthetic.build_synthetic_chain(gather)
     if stages > 1:
@@ -67,8 +91,8 @@ def make_host(name: str, chain_name: str) -> Host:
         layout,
         total_steps=STEPS,
         stage=int(name[len("zero")]),  # type: ignore[arg-type]
-        offload_optimizer=name.endswith("-offload"),
-        expert_parallel_size=int(name.partition("-ep")[2] or 1),
+        offload=layout_of(name).offloading,
+        expert_parallel_size=layout_of(name).expert_parallel_size,  # type: ignore[arg-type]
         micro_batch_size=JOINED // gather.replicas,
         gradient_accumulation_steps=ACCUMULATION,
     )
@@ -127,13 +151,14 @@ def differences(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, floa
         ("synthetic", 2, ["zero1-offload", "zero2-offload", "zero3-offload"]),
         ("real", 2, ["plain", *ZERO]),
         ("real", 4, ["zero3"]),
+        ("real", 2, ["zero3-built", "zero3-built-offload", "zero3-built-offload_all"]),
         ("real-recompute", 2, ["zero3"]),
         ("real-mome", 2, ["plain", "zero1", "zero3"]),
         ("real-attribute", 2, ["plain", "zero3"]),
         ("real-limoe", 2, ["plain", *ZERO]),
         ("real-limoe", 4, ["zero3"]),
         ("real-limoe", 2, ["zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2"]),
-        ("real-limoe", 4, ["zero0-ep2", "zero1-ep4", "zero2-ep2", "zero3-ep2", "zero3-ep4"]),
+        ("real-limoe", 4, ["zero0-ep2", "zero1-ep4", "zero2-ep2", "zero3-ep2", "zero3-built-ep4"]),
         ("real-mome_limoe", 2, ["plain", "zero2", "zero3", "zero3-ep2"]),
         ("synthetic", 2, ["pipe2-zero0", "pipe2-zero1"]),
         ("real", 2, ["pipe2-zero0", "pipe2-zero1"]),

@@ -17,6 +17,7 @@ from engine.hosts.pipeline_cut import cut
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import Offloading
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]
@@ -38,7 +39,7 @@ def make_host(name: str, seed: int = 0) -> Host:
     if pipeline:
         cuts = cut([1.0] * len(chain.layers), 2)
         return PipelineHost(chain, CONFIG, synthetic.plan_layout, cuts=cuts, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
-    common |= {"stage": int(name[len("zero")]), "offload_optimizer": name.endswith("-offload")}
+    common |= {"stage": int(name[len("zero")]), "offload": Offloading(optimizer=name.endswith("-offload"))}
     return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
 
 

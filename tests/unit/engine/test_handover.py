@@ -1,3 +1,4 @@
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.handover import hand_over, heads_aside
+from engine.handover import HandOver, Inheritance, heads_aside
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.model.build import build_chain
@@ -41,6 +42,18 @@ QUEUE = "contrast.queue.visual"
 def chain(seed: int, *objectives: object, **fields: object) -> Chain:
     torch.manual_seed(seed)
     return build_chain(replace(CONFIG, **fields), objectives or (MLM(), UniVLC()), TOKENS)  # type: ignore[arg-type]
+
+
+def hand_over(of: Chain, earlier: Mapping[str, Tensor], source: str, **options: float) -> HandOver:
+    """Gives an earlier stage's weights to a whole chain, layer by layer."""
+
+    def read(names: Collection[str]) -> Mapping[str, Tensor]:
+        return {name: earlier[name] for name in names}
+
+    inheritance = Inheritance(earlier.keys(), read, source, **options)  # type: ignore[arg-type]
+    for name, layer in of.named_children():
+        inheritance.give(name, layer)
+    return inheritance.report()
 
 
 def weights(of: Chain) -> dict[str, Tensor]:
