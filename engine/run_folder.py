@@ -35,7 +35,7 @@ _FREE_FIELDS = tuple(
         r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
-        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|expert_parallel_size|pipeline_stages)",
+        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder|expert_parallel_size|pipeline_stages)",
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )

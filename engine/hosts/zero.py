@@ -18,7 +18,6 @@ from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero_engine import (
     Program,
     import_deepspeed,
-    share_masters,
     skipping_adamw,
     start_engine,
     zero_config,
@@ -108,8 +107,6 @@ class ZeroHost(HoldingHost):
         sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
         self._engine = start_engine(Program(chain, sign), self._optimizer, config)
         if stage == 3:
-            if not offload.optimizer:
-                share_masters(self._engine)
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)

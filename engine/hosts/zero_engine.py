@@ -151,22 +151,9 @@ def start_engine(program: Program, optimizer: SkippingAdamW, config: dict[str, A
             set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
     # A list to which every ZeRO-3 engine adds its modules and from which it never takes them: an earlier stage's model.
     vars(importlib.import_module("deepspeed.runtime.zero.parameter_offload"))["FWD_MODULE_STACK"].clear()
-    with _reduced_by_parameter():
+    with _reduced_by_parameter(), _masters_shared():
         engine, *_ = deepspeed.initialize(model=program, optimizer=optimizer, config=config)
     return engine
-
-
-def share_masters(engine: Any) -> None:
-    """Stage 3: lets the optimizer's own copies of the parameters be the parameters, which are fp32 as they are.
-
-    DeepSpeed means to do so, but compares a device with a device's name, which are never equal (torch 2.13). Unmended
-    a process holds 20 bytes per parameter of its share instead of 16.
-    """
-    optimizer = engine.optimizer
-    for master, own in zip(optimizer.fp32_partitioned_groups_flat, optimizer.fp16_partitioned_groups_flat, strict=True):
-        assert master.dtype == own.dtype == torch.float32
-        if master.device == own.device:
-            master.data = own.data
 
 
 @contextmanager
@@ -185,3 +172,25 @@ def _reduced_by_parameter() -> Iterator[None]:
         yield
     finally:
         stage3.z3_leaf_parameter = original
+
+
+@contextmanager
+def _masters_shared() -> Iterator[None]:
+    """Lets the weights that ZeRO-3's optimizer moves be the parameters themselves, which are fp32 already.
+
+    DeepSpeed means to do so, but compares a device with the name of one, which are never equal. Left alone, a process
+    holds 20 bytes for each parameter of its share instead of 16.
+    """
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
+
+    original = Stage3._create_fp32_partitions
+
+    def shared(optimizer: Any) -> None:
+        optimizer.device = torch.device(optimizer.device)
+        original(optimizer)
+
+    Stage3._create_fp32_partitions = shared
+    try:
+        yield
+    finally:
+        Stage3._create_fp32_partitions = original
