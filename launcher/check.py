@@ -138,7 +138,7 @@ def _host(stage: StagePlan) -> str:
     name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
     if parallel.host == "pipeline":
         return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"
-    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
+    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded to {parallel.offload_device}"
     size = parallel.expert_parallel_size
     return (
         name + offloaded + ("" if size == 1 else f", experts cut over {size} processes".replace("auto", "a machine's"))

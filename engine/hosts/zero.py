@@ -23,6 +23,7 @@ from engine.hosts.zero_engine import (
     zero_config,
 )
 from engine.hosts.zero_experts import ExpertParallel
+from engine.hosts.zero_mapped import move_to_files
 from engine.hosts.zero_partitions import forget_gradients, stored_partition
 from engine.hosts.zero_sizes import ZeroSizes
 from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
@@ -70,8 +71,8 @@ class ZeroHost(HoldingHost):
             communication_dtype: Type in which gradients travel between replicas.
 
         Raises:
-            PlanError: Offloading with stage 0, which keeps whole optimizer states on every replica's device; processes
-                or experts that cannot be cut.
+            PlanError: Offloading of what is not sharded, or to a folder that cannot be used; processes or experts that
+                cannot be cut.
         """
         if (offload.optimizer and stage == 0) or (offload.parameters and stage < 3):
             got, allowed = ("parameters", "3") if offload.parameters else ("optimizer", "1, 2 and 3")
@@ -106,6 +107,8 @@ class ZeroHost(HoldingHost):
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
         sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
         self._engine = start_engine(Program(chain, sign), self._optimizer, config)
+        if offload.folder is not None:
+            move_to_files(self._engine, stage, offload.folder, parameters=offload.parameters)
         if stage == 3:
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():

@@ -46,6 +46,7 @@ def layout_of(host: str) -> str:
         "plain": "plain",
         "built": "built layer by layer",
         "offload": "optimizer offloaded",
+        "files": "in files",
         "offload_all": "optimizer and parameters offloaded",
     }
     found = []

@@ -15,7 +15,7 @@ from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.model.build import Settle, build_chain
 from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import ModelConfig, Recompute
 from omnivl.model.gather import Gather
 from omnivl.model.layout import plan_layout as fold_demands
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
@@ -64,7 +64,7 @@ class LetterTokenizer:
 def build_real_chain(
     gather: Gather,
     seed: int = 0,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     ffn: str = "dense",
     unified: bool = False,
     settle: Settle | None = None,
