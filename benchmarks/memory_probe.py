@@ -7,7 +7,11 @@ Runs as one of the processes of a run, whose launcher sets RANK, WORLD_SIZE, MAS
 
 import gc
 import json
+import os
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -33,11 +37,22 @@ from omnivl.model.config import ModelConfig
 from omnivl.model.layout import plan_layout
 from omnivl.objectives import Objective, SpecialTokens, UniVLC
 
+ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES: tuple[Objective, ...] = (UniVLC(),)
 MODEL = ModelConfig(
-    **{"hidden_size": 512, "num_heads": 8, "text_norm": "pre", "momentum": None, "projection_size": 256},
-    **{"vision_layers": 8, "text_layers": 8, "alignment_layers": 1, "generation_layers": 1},
-    **{"image_size": 32, "video_size": 32, "num_frames": 2, "text_length": 16, "vocab_size": 8192},
+    hidden_size=512,
+    num_heads=8,
+    vision_layers=8,
+    text_layers=8,
+    alignment_layers=1,
+    generation_layers=1,
+    image_size=32,
+    video_size=32,
+    num_frames=2,
+    text_length=16,
+    vocab_size=8192,
+    text_norm="pre",
+    momentum=None,
 )
 
 
@@ -83,7 +98,8 @@ def probe(
         ``peaks``, the most bytes by phase (``build``, ``start`` of the host, ``steps``, ``checkpoint``, ``weights``);
         ``sizes``; and ``losses`` of the steps.
     """
-    layout, config, peaks = ParallelConfig(**parallel), replace(MODEL, **model), {}
+    layout, config = ParallelConfig(**parallel), replace(MODEL, **model)
+    peaks: dict[str, int] = {}
     # A model of the same widths first: what is imported, connected and set up for its kernels on the way stays.
     small = replace(config, vision_layers=1, text_layers=1, alignment_layers=1, generation_layers=1)
     _run(layout, small, by_layer, 2, Path(folder), {}, 0)
@@ -122,6 +138,58 @@ def _run(
     with _peak(peaks, "weights", base):
         write_weights(host, folder / "weights.safetensors", None)
     return chain, losses
+
+
+def measure_processes(
+    processes: int,
+    parallel: dict[str, Any],
+    model: dict[str, Any],
+    *,
+    by_layer: bool,
+    steps: int,
+    folder: Path,
+    timeout: float,
+) -> dict[str, Any]:
+    """Runs ``probe`` in so many processes of this machine; what process 0 found.
+
+    Raises:
+        RuntimeError: A process failed or did not end in time; with the end of its output.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = {"parallel": parallel, "model": model, "by_layer": by_layer, "steps": steps, "folder": str(folder)}
+    (folder / "arguments.json").write_text(json.dumps(fields))
+    command = [sys.executable, "-m", "benchmarks.memory_probe"]
+    command += [str(folder / "arguments.json"), str(folder / "found.json")]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {
+        **os.environ,
+        **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
+        # Whatever is let go goes back to the system at once, instead of being kept for the next one.
+        **{"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "PYTHONPATH": str(ROOT)},
+    }
+    running = []
+    for rank in range(processes):
+        with (folder / f"{rank}.log").open("wb") as log:
+            environment = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            running.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder))
+    deadline = time.monotonic() + timeout
+    while any(one.poll() is None for one in running) and time.monotonic() < deadline:
+        if any(one.poll() not in (None, 0) for one in running):
+            break
+        time.sleep(0.1)
+    codes = [one.poll() for one in running]
+    for one in running:
+        one.kill()
+        one.wait()
+    if any(code != 0 for code in codes):
+        raise RuntimeError(
+            f"{codes}\n" + "\n".join((folder / f"{r}.log").read_text()[-3000:] for r in range(processes))
+        )
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text())
+    return found
 
 
 def _settle(cut: Any, name: str, layer: ChainLayer) -> None:
