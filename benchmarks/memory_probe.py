@@ -102,7 +102,7 @@ def probe(
     peaks: dict[str, int] = {}
     # A model of the same widths first: what is imported, connected and set up for its kernels on the way stays.
     small = replace(config, vision_layers=1, text_layers=1, alignment_layers=1, generation_layers=1)
-    _run(layout, small, by_layer, 2, Path(folder), {}, 0)
+    _run(layout, small, by_layer, 1, Path(folder), {}, 0)
     gc.collect()
     dist.barrier()
     chain, losses = _run(layout, config, by_layer, steps, Path(folder), peaks, _status("VmRSS"))
