@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from engine.collectives import make_gather
 from engine.hosts.base import Host
 from engine.plan import StagePlan
 from engine.run_folder import StageFolder, write_whole
@@ -14,9 +15,12 @@ from omnivl.evaluation.run import run_tasks
 
 
 def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResult]:
-    """Runs the stage's evaluation tasks on the chain as it stands. Called by every replica; equal on all of them."""
-    encoder = Encoder(host.whole_chain(), stage.model, tokenizer, host.gather, host.device)
-    return run_tasks(stage.evaluate.tasks, encoder)
+    """Runs the stage's evaluation tasks on the chain as it stands, each process its share.
+
+    Called by every process; equal on all of them.
+    """
+    with host.whole_chain() as chain:
+        return run_tasks(stage.evaluate.tasks, Encoder(chain, stage.model, tokenizer, make_gather(), host.device))
 
 
 def figures_of(results: Sequence[TaskResult]) -> dict[str, float]:

@@ -11,6 +11,7 @@ that has them again. Dropped: what else the new stage has no place for (twins, t
 stage with clips starts from the inflated 2D kernel.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
 from omnivl.model.embed import resize_positions, resize_times
+from omnivl.model.relative import resize_relative
 from omnivl.randomness import stable_hash
 
 ASIDE = "aside."
@@ -158,6 +160,20 @@ class Inheritance:
         )
 
 
+def hand_over(
+    chain: nn.Module, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
+) -> HandOver:
+    """Copies weights into a freshly built, whole chain; arguments as those of ``Inheritance``."""
+
+    def read(names: Collection[str]) -> Mapping[str, Tensor]:
+        return {name: earlier[name] for name in names}
+
+    inheritance = Inheritance(earlier.keys(), read, source, upcycle_noise=upcycle_noise, seed=seed)
+    for name, layer in chain.named_children():
+        inheritance.give(name, layer)
+    return inheritance.report()
+
+
 def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
     """The heads of an earlier stage that a stage has no place for, under the names that keep them aside.
 
@@ -205,11 +221,16 @@ def _video_kernel(before: Tensor, own: Tensor) -> Tensor:
     return stretched + (before.sum(0) - total) / own.shape[0]
 
 
+def _relative(before: Tensor, own: Tensor) -> Tensor:
+    return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
+
+
 _RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "visual.positions": _visual_positions,
     "visual.times": _times,
     "text.positions": _text_positions,
     "patches.video_delta": _video_kernel,
+    "relative.bias": _relative,
 }
 
 

@@ -42,11 +42,13 @@ class ParallelConfig:
             (``nvme``), which the kernel writes out and reads back as memory gets scarce.
         nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
         expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
-            divisor of the number of processes and of that of experts; ``auto`` takes as many of one machine's as can
-            be. Only read by ``zero``.
+            divisor of the number of processes, of a pipeline's those of one stage, and of that of experts; ``auto``
+            takes as many of one machine's as can be. Not read by ``plain``.
         pipeline_stages: Stages into which the chain is cut; a divisor of the number of processes. Micro-batches of an
             optimizer step fill them: ``gradient_accumulation_steps`` should be several times as many. Only read by
             ``pipeline``.
+        pipeline_profile: What ``omnivl profile`` wrote: the chain is cut by the seconds of its layers; by estimated
+            operations where no file is given. Only read by ``pipeline``.
     """
 
     host: HostName = "zero"
@@ -57,6 +59,7 @@ class ParallelConfig:
     nvme_folder: str | None = None
     expert_parallel_size: int | Literal["auto"] = 1
     pipeline_stages: int = 2
+    pipeline_profile: str | None = None
 
     @property
     def offloading(self) -> Offloading:
@@ -68,17 +71,18 @@ class ParallelConfig:
         """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""
         return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
-    def experts_over(self, num_experts: int, local_processes: int) -> int:
+    def experts_over(self, num_experts: int, local_processes: int, processes: int) -> int:
         """Processes over which a bank is cut.
 
         Args:
             num_experts: Of a bank; 0 where the model has none.
             local_processes: Processes on each machine.
+            processes: Processes of the run.
         """
-        if self.host != "zero":
+        if self.host == "plain":
             return 1
         if self.expert_parallel_size == "auto":
-            return math.gcd(num_experts, local_processes) if num_experts > 0 else 1
+            return math.gcd(num_experts, local_processes, self.replicas(processes)) if num_experts > 0 else 1
         return self.expert_parallel_size
 
 

@@ -16,6 +16,7 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.evaluation.config import TaskConfig
 from omnivl.model.config import ModelConfig
 from omnivl.model.layout import plan_layout
+from omnivl.model.pretrained import Part
 from omnivl.model.state import StepLayout
 from omnivl.objectives import ObjectiveConfig
 
@@ -25,15 +26,25 @@ SHARED_SECTIONS = ("model", "parallel", "batch")
 
 @dataclass(frozen=True)
 class WeightsConfig:
-    """Weights of other origin that a stage starts from: Hugging Face folders.
+    """Weights of other origin that a stage starts from: Hugging Face folders (``docs/huggingface.md``).
+
+    A folder that ``omnivl export`` wrote may stand at each key.
 
     Attributes:
-        vision: Folder of a ViT or TimeSformer for the visual encoder; null loads none.
-        text: Folder of a BERT for the text encoder; null loads none.
+        all: Folder for all parts of the model: a BLIP, or an exported model; null loads none.
+        vision: Folder for the visual encoder, and its projection if it has one: a ViT, TimeSformer, BEiT, CLIP or BLIP.
+        text: Folder for the text encoder, and its projection if it has one: a BERT or BLIP.
     """
 
+    all: str | None = None
     vision: str | None = None
     text: str | None = None
+
+    @property
+    def folders(self) -> dict[Part, str]:
+        """What is loaded, by the part that it fills, the whole first."""
+        named: dict[Part, str | None] = {"all": self.all, "vision": self.vision, "text": self.text}
+        return {part: folder for part, folder in named.items() if folder is not None}
 
 
 @dataclass(frozen=True)

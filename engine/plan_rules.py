@@ -228,12 +228,16 @@ def processes_fill_the_pipeline(draft: Draft) -> Iterator[Problem]:
 
 
 def processes_hold_whole_banks(draft: Draft) -> Iterator[Problem]:
-    """The processes fall into groups that hold one copy of every bank of experts each."""
+    """The processes, of a pipeline those of a stage, fall into groups that hold one copy of every bank each."""
     for index, stage in draft.stages.items():
         size = stage.parallel.expert_parallel_size
-        if draft.processes is not None and size != "auto" and size > 1 and draft.processes % size != 0:
+        if draft.processes is None or size == "auto" or size <= 1:
+            continue
+        replicas = stage.parallel.replicas(draft.processes)
+        if replicas % size != 0:
             path: Path = ("stages", index, "parallel", "expert_parallel_size")
-            got = f"{size} for {draft.processes} processes"
+            of = " of each pipeline stage" if stage.parallel.host == "pipeline" else ""
+            got = f"{size} for {replicas} processes{of}"
             yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")
 
 

@@ -203,7 +203,7 @@ def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
 
 def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
     """Weights come from an earlier stage or from elsewhere."""
-    if stage.init_from is not None and (stage.weights.vision is not None or stage.weights.text is not None):
+    if stage.init_from is not None and stage.weights.folders:
         got = f"weights of other origin beside init_from {stage.init_from!r}"
         yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
 
@@ -224,14 +224,6 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     if parallel.pipeline_stages > layers:
         got = f"{parallel.pipeline_stages} for a chain of {layers} layers"
         yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
-
-
-def zero_0_is_fp32(stage: StagePlan) -> Iterator[Problem]:
-    """DeepSpeed's stage 0 in bf16 gives losses far off the others'."""
-    parallel = stage.parallel
-    if parallel.host == "zero" and parallel.zero_stage == 0 and parallel.precision == "bf16":
-        got = "'bf16' with zero_stage 0, which DeepSpeed computes inexactly"
-        yield Problem(("parallel", "precision"), got, "'fp32'", "change it to 'fp32', or zero_stage to 1, 2 or 3")
 
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
@@ -277,13 +269,13 @@ def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
 
 
 def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
-    """Expert parallelism cuts banks of sparse experts into equal parts, under ZeRO."""
+    """Expert parallelism cuts banks of sparse experts into equal parts, under DeepSpeed."""
     size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
     path = ("parallel", "expert_parallel_size")
     if size == "auto" or size <= 1:
         return
-    if host != "zero":
-        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero'")
+    if host == "plain":
+        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero' or 'pipeline'")
     if not isinstance(ffn, LIMoEConfig | MoMELIMoEConfig):
         change = "change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'"
         yield Problem(path, f"{size} with {ffn.kind!r} feed-forward layers, which trade no tokens", "1", change)
@@ -312,7 +304,6 @@ STAGE_RULES: tuple[StageRule, ...] = (
     frozen_parts_exist,
     weights_have_one_origin,
     pipeline_can_be_cut,
-    zero_0_is_fp32,
     megablocks_is_bf16,
     routing_has_routers,
     offload_has_a_shard,

@@ -110,7 +110,8 @@ class StageLoop:
                 tensorboard = self._folder.tensorboard if self._plan.logging.tensorboard else None
                 log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=kept_metrics, step=standing.step)
                 self._metrics = stack.enter_context(log)
-            batches = _started(stack.enter_context(self._open_loader(loader_state)))
+            loader = stack.enter_context(self._open_loader(loader_state))
+            batches = _started(loader) if self._host.takes_batches else loader.places()
             self._throughput.restart()
             while standing.step < stage.steps:
                 loader_state = self._take_step(batches)
@@ -120,13 +121,13 @@ class StageLoop:
                     return signal
         return 0
 
-    def _take_step(self, batches: Iterator[tuple[Batch, LoaderState]]) -> LoaderState:
+    def _take_step(self, batches: Iterator[tuple[Batch | None, LoaderState]]) -> LoaderState:
         """One optimizer step: data, host, guard, display. Returns the place in the data behind it."""
         standing = self._standing
         before = time.perf_counter()
         taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
         waited = time.perf_counter() - before
-        micro_batches = [batch for batch, _ in taken]
+        micro_batches = [batch for batch, _ in taken if batch is not None]
         result = self._host.step(micro_batches, standing.step)
         standing.step += 1
         self._throughput.add(micro_batches, waited)
@@ -248,7 +249,7 @@ class StageLoop:
         )
 
 
-def _started(loader: Loader) -> Iterator[tuple[Batch, LoaderState]]:
+def _started(loader: Loader) -> Iterator[tuple[Batch | None, LoaderState]]:
     """The loader's batches. Its workers start when the first one is asked for."""
     batches = iter(loader)
     with shielded_children():

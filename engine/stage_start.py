@@ -1,13 +1,14 @@
 """The chain with which a stage starts: built layer by layer, filled with earlier weights, cut where it is sharded."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
 
 from engine import ranks
 from engine.errors import CheckpointError
-from engine.handover import Inheritance
+from engine.handover import Inheritance, hand_over
 from engine.hosts import layer_settler
 from engine.plan import Plan, StagePlan
 from engine.progress import Progress
@@ -19,7 +20,7 @@ from omnivl.data.tokenizer import Tokenizer
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.gather import Gather
-from omnivl.model.pretrained import load_pretrained
+from omnivl.model.pretrained import Part, load_pretrained, read_exported
 
 
 def start_chain(
@@ -55,7 +56,7 @@ def start_chain(
     dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
     heritage = None if stage.init_from is None else _inheritance(plan, stage, run)
     cut = layer_settler(stage.parallel, device)
-    foreign = [Path(path) for path in (stage.weights.vision, stage.weights.text) if path is not None]
+    foreign = stage.weights.folders
 
     def settle(name: str, layer: ChainLayer) -> None:
         if heritage is not None:
@@ -68,11 +69,8 @@ def start_chain(
         stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=settle
     )
     matched: set[str] = set()
-    for path in foreign:
-        loaded = load_pretrained(chain, path)
-        matched.update(loaded.matched)
-        for line in loaded.lines():
-            progress.message(line)
+    for part, path in foreign.items():
+        matched.update(_load_foreign(chain, stage, part, path, plan.seed, progress))
     if cut is not None and foreign:
         for layer in chain.layers:
             cut(layer)
@@ -90,6 +88,30 @@ def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
     return run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from).weights
 
 
+def _load_foreign(
+    chain: Chain, stage: StagePlan, part: Part, path: str, seed: int, progress: Progress
+) -> Collection[str]:
+    """Fills a whole chain from a folder of Hugging Face's form; names of the parameters that took something."""
+    if (exported := read_exported(Path(path), part)) is None:
+        loaded = load_pretrained(chain, Path(path), part=part)
+        for line in loaded.lines():
+            progress.message(line)
+        return loaded.matched
+    own = chain.state_dict().keys()
+    behind = [name for name in exported if name.startswith("losses.") and name not in own]
+    if behind:
+        heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
+        progress.message(f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}")
+    given = {name: tensor for name, tensor in exported.items() if name not in behind}
+    report = hand_over(chain, given, path, upcycle_noise=_noise(stage), seed=seed)
+    progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
+    return (*report.carried, *report.inflated, *report.resized, *report.upcycled)
+
+
+def _noise(stage: StagePlan) -> float:
+    return stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
+
+
 def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
     source = source_weights(plan, stage, run)
     assert source is not None
@@ -99,9 +121,8 @@ def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
             f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
             "missing; run that stage first"
         )
-    noise = stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
     stored = WeightsFile(source)
-    return Inheritance(stored.names, stored.read, stage.init_from, upcycle_noise=noise, seed=plan.seed)
+    return Inheritance(stored.names, stored.read, stage.init_from, upcycle_noise=_noise(stage), seed=plan.seed)
 
 
 def _write(folder: StageFolder, report: object) -> None:

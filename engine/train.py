@@ -20,6 +20,7 @@ from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline_cut import pipeline_cuts
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
+from engine.plan_parse import parse_plan
 from engine.plan_yaml import read_yaml
 from engine.progress import Progress, make_progress
 from engine.report import health_table, last_health, score_table, training_records, write_report
@@ -115,7 +116,7 @@ def _run_stage(
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
         pretrained=pretrained,
-        cuts=pipeline_cuts(chain, stage.parallel, stage.model, stage.layouts()),
+        cuts=pipeline_cuts(chain, stage),
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
@@ -144,10 +145,21 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
     if run.plan.is_file():
-        earlier = read_yaml(run.plan.read_text(encoding="utf-8"), str(run.plan))
-        check_same_plan(run, earlier.tree, read_yaml(text).tree)
+        earlier = _resolved_anew(run.plan.read_text(encoding="utf-8"), str(run.plan))
+        check_same_plan(run, read_yaml(earlier, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
+
+
+def _resolved_anew(text: str, place: str) -> str:
+    """A resolved plan as this version would write it: fields that the writing version did not have get their defaults.
+
+    A plan that this version cannot read stays as it is: the comparison then names what differs.
+    """
+    try:
+        return parse_plan(text, place).to_yaml()
+    except PlanError:
+        return text
 
 
 def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:

@@ -1,7 +1,7 @@
-"""A finished stage on disk: found by its run folder or its weights file, and loaded for inference.
+"""A trained stage on disk: found by its run, its folder, a checkpoint or a weights file; loaded for inference.
 
-A run's weights lie whole in ``weights.safetensors``, so every process builds the whole chain in bare PyTorch: neither
-the host nor the number of processes of the training run matters here.
+A run's weights lie whole in ``weights.safetensors`` and in checkpoints, so every process builds the whole chain in
+bare PyTorch: neither the host nor the number of processes of the training run matters here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from engine.checkpoint import MANIFEST
 from engine.collectives import make_gather
 from engine.errors import CheckpointError
 from engine.handover import ASIDE
@@ -21,6 +20,7 @@ from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
 from engine.plan_problems import closest
 from engine.run_folder import RunFolder, StageFolder
+from engine.saved import describe, find_checkpoint, read_weights
 from moe.config import for_any_machine
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
@@ -36,7 +36,7 @@ class Trained:
     Attributes:
         plan: The run's plan.
         stage: The stage.
-        weights: Its weights.
+        weights: Its weights: a ``.safetensors`` file, or the folder of a checkpoint.
         step: Optimizer steps that it took; None where the weights lie outside of a run.
         run: The run's folder; None where the weights lie outside of one.
     """
@@ -52,13 +52,15 @@ def find_trained(target: Path, stage: str | None = None, plan: Path | None = Non
     """Finds weights and the plan that says what they are.
 
     Args:
-        target: A run folder, or a ``.safetensors`` file in one or elsewhere.
+        target: A run's folder, a stage's, that of a checkpoint, or a ``.safetensors`` file in a run or elsewhere.
         stage: Name of the stage; None takes the newest complete one of a run, the last one of a plan.
         plan: The plan of a file that lies outside of a run.
 
     Raises:
         UserError: There is no such run, plan or stage, or the stage is not complete.
     """
+    if target.is_dir() and ((target / MANIFEST).is_file() or target.absolute().parent.name == "stages"):
+        return _in_stage(target)
     if target.is_dir() or (not target.exists() and target.suffix != ".safetensors"):
         return _in_run(RunFolder(target), stage)
     if not target.is_file():
@@ -102,12 +104,8 @@ def load_weights(chain: Chain, path: Path) -> None:
     Raises:
         CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
     """
-    try:
-        given = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: got a file that is no safetensors file or is cut short ({error})") from error
-    own = {name: tensor for name, tensor in chain.state_dict().items() if not _only_trains(name)}
-    given = {name: tensor for name, tensor in given.items() if not _only_trains(name) and not name.startswith(ASIDE)}
+    own = {name: tensor for name, tensor in chain.state_dict().items() if not only_trains(name)}
+    given = {name: tensor for name, tensor in read_weights(path) if not only_trains(name)}
     try:
         report = match_weights(_shapes(own), _shapes(given), strict=False)
     except CheckpointError as error:
@@ -148,6 +146,24 @@ def _in_run(run: RunFolder, name: str | None) -> Trained:
     return Trained(plan, stage, folder.weights, folder.completed_steps(), run)
 
 
+def _in_stage(target: Path) -> Trained:
+    """The stage that a folder belongs to: its end where the folder is its own, else the checkpoint that it is."""
+    is_checkpoint = (target / MANIFEST).is_file()
+    folder = StageFolder(target.absolute().parents[1] if is_checkpoint else target.absolute())
+    run = RunFolder(folder.path.parents[1])
+    if not run.plan.is_file():
+        raise UserError(
+            f"{target}: got a folder outside of a run; allowed are those below runs/NAME/stages, with "
+            "the run's plan.yaml; take its weights out with omnivl checkpoint convert and name them with --plan"
+        )
+    plan = load_plan(run.plan)
+    stage = _named_stage(plan, folder.path.name.partition("-")[2], str(run.plan))
+    if not is_checkpoint and folder.weights.is_file():
+        return Trained(plan, stage, folder.weights, folder.completed_steps(), run)
+    checkpoint = find_checkpoint(target)
+    return Trained(plan, stage, checkpoint, describe(checkpoint).step, run)
+
+
 def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
     names = [stage.name for stage in plan.stages]
     if name not in names:
@@ -156,8 +172,9 @@ def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
     return plan.stage(name)
 
 
-def _only_trains(name: str) -> bool:
-    return any(part.startswith("momentum_") or part == "queue" for part in name.split("."))
+def only_trains(name: str) -> bool:
+    """Whether a weight is read by training alone: of a momentum twin, of the queue, or kept for a later stage."""
+    return name.startswith(ASIDE) or any(part.startswith("momentum_") or part == "queue" for part in name.split("."))
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

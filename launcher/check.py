@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.hosts.pipeline_cut import cut, layer_costs
+from engine.hosts.pipeline_cut import pipeline_cuts, stage_costs
+from engine.layer_profile import activation_bytes, blank_states
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
-from omnivl.data.tokenizer import load_tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.model.build import build_chain
 from omnivl.objectives import SpecialTokens
@@ -57,17 +58,17 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
     """
     launched = plan.launch.processes
     replicas = world_size or (1 if launched == "auto" else launched)
-    tokens = load_tokenizer(plan.tokenizer).special
+    tokenizer = load_tokenizer(plan.tokenizer)
     return {
         "name": plan.name,
         "seed": plan.seed,
         "world_size": replicas,
         "world_size_known": world_size is not None or launched != "auto",
-        "stages": [_stage_summary(stage, tokens, replicas) for stage in plan.stages],
+        "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
     }
 
 
-def _stage_summary(stage: StagePlan, tokens: SpecialTokens, world_size: int) -> dict[str, Any]:
+def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
     total = sum(entry.weight for entry in stage.data)
     return {
         "name": stage.name,
@@ -82,31 +83,39 @@ def _stage_summary(stage: StagePlan, tokens: SpecialTokens, world_size: int) -> 
         "replicas": stage.parallel.replicas(world_size),
         "samples_per_step": stage.samples_per_step(world_size),
         "samples": stage.samples_per_step(world_size) * stage.steps,
-        "parameters": count_parameters(stage, tokens),
-        "pipeline": _pipeline(stage, tokens),
+        "parameters": count_parameters(stage, tokenizer.special),
+        "pipeline": _pipeline(stage, tokenizer),
         "lr": stage.optimizer.lr,
         "tasks": [task.name for task in stage.evaluate.tasks],
     }
 
 
-def _pipeline(stage: StagePlan, tokens: SpecialTokens) -> dict[str, Any] | None:
-    """Where the chain is cut, by the names of layers; each stage's share of the operations; None for other hosts."""
+def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """Where the chain is cut, by the names of layers, and what each stage has to do and to hold; None for other hosts.
+
+    A stage holds the activations of as many micro-batches as there are stages from it to the last.
+    """
     if stage.parallel.host != "pipeline":
         return None
+    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
     with torch.device("meta"):
-        chain = build_chain(stage.model, stage.objectives, tokens)
-    costs = layer_costs(chain, stage.model, stage.layouts())
+        chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
+    costs = stage_costs(chain, stage)
     names, total = list(costs), sum(costs.values())
-    parts = [[names[index] for index in part] for part in cut(list(costs.values()), stage.parallel.pipeline_stages)]
+    parts = [[names[index] for index in part] for part in pipeline_cuts(chain, stage)]
     stages, steps = len(parts), stage.batch.gradient_accumulation_steps
     return {
+        "by": "estimated operations" if stage.parallel.pipeline_profile is None else "measured seconds",
         "stages": [
             {
                 "layers": [part[0], part[-1]],
-                "operations": sum(costs[name] for name in part) / total,
+                "cost": sum(costs[name] for name in part) / total,
                 "parameters": sum(one.numel() for name in part for one in chain.get_submodule(name).parameters()),
+                "activation_bytes": sum(kept[name] for name in part),
+                "micro_batches_held": min(stages - number, steps),
             }
-            for part in parts
+            for number, part in enumerate(parts)
         ],
         "bubble": (stages - 1) / (stages - 1 + steps),
     }
@@ -176,7 +185,10 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if (pipeline := stage["pipeline"]) is not None:
         for number, part in enumerate(pipeline["stages"], start=1):
             first, last = part["layers"]
-            size = f"{part['operations']:.0%} of the operations, {part['parameters'] / 1e6:.1f} M parameters"
+            held = part["micro_batches_held"]
+            size = f"{part['cost']:.0%} of the {pipeline['by']}, {part['parameters'] / 1e6:.1f} M parameters, "
+            size += f"activations of {held} micro-batch{'' if held == 1 else 'es'} at "
+            size += f"{part['activation_bytes'] / 2**20:,.0f} MiB"
             rows.append((f"stage {number}", f"{first} to {last}: {size}"))
         rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
     return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

@@ -33,9 +33,13 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "check": Command("launcher.check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
+    "profile": Command(
+        "launcher.profile", "profile", "Measures what each layer of a plan's model takes on this machine."
+    ),
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
     "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
     "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
+    "export": Command("launcher.export", "export", "Writes a trained stage as a folder of Hugging Face."),
     "routing": Command("launcher.routing", "routing", "Shows which expert took which patch and which word."),
     "checkpoint": Command("launcher.checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
     "report": Command("launcher.report", "report", "Makes report.html of a run again."),

@@ -9,6 +9,9 @@ from pydantic import Field
 from moe.expert_products import Implementation
 from moe.router_losses import RouterLossConfig
 
+Activation = Literal["gelu", "quick_gelu"]
+"""What stands between the two maps of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
+
 
 @dataclass(frozen=True)
 class DenseConfig:

@@ -1,11 +1,13 @@
-"""The dense filling of the feed-forward slot: two linear maps with a GELU between.
+"""The dense filling of the feed-forward slot: two linear maps with an activation between.
 
 Shapes: D hidden size, F inner size; leading dimensions are free.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.config import Activation
 from moe.feed_forward import FeedForwardOutput
 from moe.linear import Linear
 from moe.tokens import Tokens
@@ -14,11 +16,17 @@ from moe.tokens import Tokens
 class DenseFeedForward(nn.Module):
     """``fc2(gelu(fc1(x)))``, the same for every token."""
 
-    def __init__(self, hidden_size: int, inner_size: int) -> None:
+    def __init__(self, hidden_size: int, inner_size: int, activation: Activation = "gelu") -> None:
         super().__init__()
+        self.activate = F.gelu if activation == "gelu" else quick_gelu
         self.fc1 = Linear(hidden_size, inner_size)
         self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; what ``tokens`` says makes no difference."""
-        return FeedForwardOutput(self.fc2(F.gelu(self.fc1(x))))
+        return FeedForwardOutput(self.fc2(self.activate(self.fc1(x))))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """``x * sigmoid(1.702 x)``. Source: Hendrycks and Gimpel, arXiv 1606.08415, section 2; so in CLIP's code."""
+    return x * torch.sigmoid(1.702 * x)

@@ -9,7 +9,15 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig, SparseConfig
+from moe.config import (
+    Activation,
+    AttributeConfig,
+    FeedForwardConfig,
+    LIMoEConfig,
+    MoMEConfig,
+    MoMELIMoEConfig,
+    SparseConfig,
+)
 from moe.tokens import Tokens
 
 
@@ -49,6 +57,7 @@ class Slot:
         known: All modalities that the model knows, in the order in which statistics name them.
         fused: Which tokens come by: those of sequences of one modality (False), of sequences that join several (True).
         depth: Number of blocks in its stack; needed where the configuration names blocks.
+        activation: Of dense perceptrons, those by modality included; experts have ``gelu``.
     """
 
     block: int
@@ -56,6 +65,7 @@ class Slot:
     known: Sequence[str]
     fused: Sequence[bool] = (False,)
     depth: int | None = None
+    activation: Activation = "gelu"
 
 
 def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: int, slot: Slot) -> nn.Module:
@@ -78,7 +88,7 @@ def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: 
         return AttributeFeedForward(config, hidden_size, inner_size)
     if is_routed(config, slot.block, slot.depth):
         return SparseFeedForward(cast("LIMoEConfig | MoMELIMoEConfig", config), hidden_size, inner_size, slot.known)
-    return DenseFeedForward(hidden_size, inner_size)
+    return DenseFeedForward(hidden_size, inner_size, slot.activation)
 
 
 def is_routed(config: FeedForwardConfig, block: int, depth: int | None = None) -> bool:

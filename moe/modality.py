@@ -48,7 +48,9 @@ class ModalityFeedForward(nn.Module):
         super().__init__()
         self._config, self._block = config, slot.block
         names = experts_of(config, slot)
-        self.experts = nn.ModuleDict({name: DenseFeedForward(hidden_size, inner_size) for name in names})
+        self.experts = nn.ModuleDict(
+            {name: DenseFeedForward(hidden_size, inner_size, slot.activation) for name in names}
+        )
 
     def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
         """Parameters that no token meets, where only those come by of which ``reached`` names (modality, fused)."""

@@ -51,7 +51,13 @@ class Router(nn.Module):
         """
         super().__init__()
         self.gate = Linear(hidden_size, num_experts, bias=False)
+        self.allowed = allowed
         self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
+
+    def restore_allowed(self) -> None:
+        """Writes ``allowed_ME`` again, which no weights file holds, after the module was built without storage."""
+        if self.allowed_ME is not None:
+            self.allowed_ME.copy_(torch.tensor(self.allowed))
 
     def logits(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
         """fp32 ``[T, E]``, ``-inf`` where a token may not go."""

@@ -17,6 +17,7 @@ from engine.hosts.plain import PlainHost
 from engine.hosts.process_group import local_processes
 from engine.optimizer import OptimizerConfig
 from engine.parallel import ParallelConfig
+from engine.ranks import world_size
 from moe.sparse import SparseFeedForward
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.layout import plan_layout
@@ -52,7 +53,7 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
 def experts_over(parallel: ParallelConfig, part: nn.Module) -> int:
     """Processes over which every bank of sparse experts of a chain, or of a layer of it, is cut in this run."""
     banks = [module.experts.num_experts for module in part.modules() if isinstance(module, SparseFeedForward)]
-    return parallel.experts_over(math.gcd(*banks), local_processes())
+    return parallel.experts_over(math.gcd(*banks), local_processes(), world_size())
 
 
 def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
@@ -149,6 +150,7 @@ def create_host(
             gradient_accumulation_steps=gradient_accumulation_steps,
             device=device,
             pretrained=pretrained,
+            expert_parallel_size=experts_over(parallel, chain),
         )
     raise PlanError(
         [f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero', 'pipeline'; change it to one of them"]

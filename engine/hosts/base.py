@@ -1,6 +1,7 @@
 """What every host offers to the stage loop. The loop never asks which host it has."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -54,10 +55,14 @@ class Host(Protocol):
 
     @property
     def chain(self) -> Chain:
-        """The module that is trained. A host may hold weights of other stages in it that are not current."""
+        """The module that is trained. The weights of a pipeline's other stages are not here outside ``whole_chain``."""
 
-    def whole_chain(self) -> Chain:
-        """The chain with all weights current, for evaluation.
+    @property
+    def takes_batches(self) -> bool:
+        """Whether this process computes from batches; ``step`` may be given none where not."""
+
+    def whole_chain(self) -> AbstractContextManager[Chain]:
+        """The chain with all weights here and current, for evaluation, as long as the context lasts.
 
         Called by every process, as its layers are then, in the same order.
         """

@@ -13,6 +13,7 @@ reads its own share of the files, whichever host, ZeRO stage or number of proces
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -49,6 +50,7 @@ class Holdings:
         *,
         own: Collection[str] | None = None,
         writers: Gather | None = None,
+        borrow: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
         """Looks the parameters over.
 
@@ -59,9 +61,11 @@ class Holdings:
             group: Their process group; None is the default one.
             own: Layers that this process trains, saves and loads; None: all.
             writers: The processes that hold the same layers as this one; None: all.
+            borrow: Has the tensors of a layer here and current, own or not, as long as the context lasts. Entered by
+                every process.
         """
         self._chain, self._store, self._gather, self._group = chain, store, gather, group
-        self._own_layers, self._writers = own, gather if writers is None else writers
+        self._own_layers, self._writers, self._borrow = own, gather if writers is None else writers, borrow
         banks = [module for module in chain.modules() if isinstance(module, ExpertBank) and module.exchange is not None]
         self._bank_of = {id(parameter): bank for bank in banks for parameter in bank.parameters()}
 
@@ -110,7 +114,8 @@ class Holdings:
         report = agree_on_weights(own, weights, strict=strict, gather=self._gather, group=self._group)
         matched, first = frozenset(report.matched), self._gather.replica == 0
         assert weights is not None or not first
-        for _, tensors in self._layers():
+        for layer, tensors in self._layers():
+            mine = self._own_layers is None or layer in self._own_layers
             for name in sorted(tensors.keys() & matched):
                 tensor = tensors[name]
                 whole = torch.empty(self._shape(tensor), dtype=tensor.dtype, device=tensor.device)
@@ -118,7 +123,8 @@ class Holdings:
                     whole.copy_(weights[name])
                 if self._gather.replicas > 1:
                     broadcast_from_first(whole, self._group)
-                self._set(tensor, WEIGHT, whole)
+                if mine:
+                    self._set(tensor, WEIGHT, whole)
         self._store.finish()
         return report
 
@@ -141,9 +147,10 @@ class Holdings:
         Called by every replica, and gone through to its end by each: the others read from it.
         """
         first = self._gather.replica == 0
-        for _, tensors in self._layers():
-            for name, tensor in self._read(tensors, moments=False, keep=first):
-                yield name.removeprefix(f"{WEIGHT}/"), tensor
+        for layer, tensors in self._layers():
+            with self._borrow(layer):
+                for name, tensor in self._read(tensors, moments=False, keep=first):
+                    yield name.removeprefix(f"{WEIGHT}/"), tensor
 
     def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The name of each layer, of those asked for, and its parameters and buffers by their names in the chain."""
@@ -214,9 +221,14 @@ class HoldingHost:
     chain: Chain
     _holdings: Holdings
 
-    def whole_chain(self) -> Chain:
-        """The chain; hosts that keep weights elsewhere bring it up to date first."""
-        return self.chain
+    @property
+    def takes_batches(self) -> bool:
+        """Every process does, but for a pipeline's."""
+        return True
+
+    def whole_chain(self) -> AbstractContextManager[Chain]:
+        """The chain; hosts that keep weights elsewhere fetch them first."""
+        return nullcontext(self.chain)
 
     def save(self, folder: Path) -> None:
         """Writes weights, buffers, twins and moments, a file for each layer."""
@@ -232,7 +244,6 @@ class HoldingHost:
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
-        self.whole_chain()
         return self._holdings.full_weights()
 
     def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
@@ -241,7 +252,6 @@ class HoldingHost:
 
     def each_weight(self) -> Iterator[tuple[str, Tensor]]:
         """What ``full_weights`` returns, one tensor after the other."""
-        self.whole_chain()
         return self._holdings.each_weight()
 
     def barrier(self) -> None:

@@ -1,8 +1,8 @@
 """The pipeline host: DeepSpeed passes micro-batches through stages of the chain on different processes.
 
 With W processes and S stages, processes 0 .. W / S - 1 hold the first stage, each a replica of it, the next W / S the
-second, and so on. Every process keeps the whole chain, for evaluation, and trains the layers of its own stage: the
-others' weights there are as old as the last ``whole_chain``.
+second, and so on. Every process keeps the modules of the whole chain, for evaluation, and the tensors of its own
+stage's layers: those of the others have no memory outside ``whole_chain``.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from engine.hosts.packing import pack, unpack
 from engine.hosts.step_report import StepAverages, StepScalars, scalars
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero_engine import import_deepspeed, skipping_adamw, zero_config
+from engine.hosts.zero_experts import ExpertParallel
 from engine.hosts.zero_sizes import ZeroSizes
 from engine.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
 from engine.parallel import Offloading
@@ -91,12 +92,13 @@ class PipelineStage(nn.Module):
     Attributes:
         fillers: Elements without a gradient, one for each optimizer group of which the stage has nothing: DeepSpeed
             takes the norm group by group over all stages.
+        sign: ``ExpertParallel.sign``, which is never called.
         collected: Scalars of the step's micro-batches; on the last stage.
     """
 
-    def __init__(self, layers: Sequence[ChainLayer], place: Place) -> None:
+    def __init__(self, layers: Sequence[ChainLayer], place: Place, sign: nn.Module | None) -> None:
         super().__init__()
-        self.layers, self._place = nn.ModuleList(layers), place
+        self.layers, self._place, self.sign = nn.ModuleList(layers), place, sign
         self.fillers = nn.ParameterList()
         self.collected = StepScalars()
 
@@ -129,6 +131,7 @@ class PipelineHost(HoldingHost):
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
         pretrained: Collection[str] = (),
+        expert_parallel_size: int = 1,
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
@@ -144,6 +147,10 @@ class PipelineHost(HoldingHost):
             gradient_accumulation_steps: Micro-batches per optimizer step, which fill the pipeline.
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
+            expert_parallel_size: Replicas of a stage over which every bank of sparse experts is cut; 1 for none.
+
+        Raises:
+            PlanError: Processes or experts that cannot be cut.
         """
         self.device = device or torch.device("cpu")
         self.place = place_in_pipeline(len(cuts))
@@ -157,15 +164,22 @@ class PipelineHost(HoldingHost):
         self._own = [name for name in names if self._stage_of[name] == self.place.stage]
         for tensor in chain.state_dict().values():
             broadcast_from_first(tensor)
-        self._all_groups = parameter_groups(chain, optimizer, pretrained)
+        self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
+        self._experts.cut(chain)
+        self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters(chain))
         self._layers = [cast(ChainLayer, chain.get_submodule(name)) for name in self._own]
-        self._stage = PipelineStage(self._layers, self.place)
-        self._groups = [_restricted(group, self._own, self._stage.fillers) for group in self._all_groups]
+        self._stage = PipelineStage(self._layers, self.place, self._experts.sign())
+        self._groups = [self._restricted(group) for group in self._all_groups]
         self._norm = 0.0
-        self._optimizer = skipping_adamw(self._groups, optimizer, "")
+        self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
         store = ZeroStore(self._engine, 1) if zero_stage == 1 else WholeStore(self._optimizer)
-        self._holdings = Holdings(chain, store, make_gather(), own=self._own, writers=self.gather)
+        self._holdings = Holdings(
+            chain, store, make_gather(), own=self._own, writers=self.gather, borrow=self._borrowed
+        )
+        for name in names:
+            if name not in self._own:
+                _release(_tensors(chain, name))
 
     def _start(self, micro_batch_size: int) -> Any:
         import deepspeed
@@ -201,7 +215,8 @@ class PipelineHost(HoldingHost):
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Passes the micro-batches through the stages, one optimizer step, ``after_step``."""
-        assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
+        whole = len(batches) == self._accumulation
+        assert whole or not self.takes_batches, "a step takes gradient_accumulation_steps micro-batches"
         rate = self._config.learning_rate(step, self._total_steps)
         set_learning_rates(self._optimizer, self._groups, rate)
         self._stage.collected = StepScalars()
@@ -216,34 +231,58 @@ class PipelineHost(HoldingHost):
         rates = {group.name: rate * group.lr_scale for group in self._all_groups}
         return StepResult(averages.loss, averages.losses, averages.metrics, self._norm, rates, skipped)
 
-    @torch.no_grad()
-    def whole_chain(self) -> Chain:
+    @property
+    def takes_batches(self) -> bool:
+        """The first stage does."""
+        return self.place.stage == 0
+
+    @contextlib.contextmanager
+    def whole_chain(self) -> Iterator[Chain]:
         """The chain with the weights of every stage as they are now. Called by every process."""
-        for name, layer in self.chain.named_children():
-            owner = self._stage_of[name] * self.place.replicas
-            for tensor in layer.state_dict().values():
-                broadcast_from(tensor, owner)
-        return self.chain
+        with contextlib.ExitStack() as stack:
+            for name in self._stage_of:
+                stack.enter_context(self._borrowed(name))
+            yield self.chain
+
+    @contextlib.contextmanager
+    def _borrowed(self, name: str) -> Iterator[None]:
+        """Gives a layer of another stage memory, and what its own stage has, for a while."""
+        tensors = _tensors(self.chain, name)
+        foreign = name not in self._own
+        for tensor in tensors:
+            if foreign:
+                tensor.untyped_storage().resize_(tensor.nbytes)
+            broadcast_from(tensor, self._stage_of[name], self.place.pipe_group)
+        try:
+            yield
+        finally:
+            if foreign:
+                _release(tensors)
 
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
         """What DeepSpeed reads: packed states at the head of the chain where that is, and labels that nobody reads."""
         none = torch.zeros(1, device=self.device)
-        for batch in batches:
-            first = self.place.stage == 0
-            yield pack(first_state(batch, self._plan_layout, self.device), none) if first else (none, none), none
+        for index in range(self._accumulation):
+            head = (none, none)
+            if self.takes_batches:
+                head = pack(first_state(batches[index], self._plan_layout, self.device), none)
+            yield head, none
 
     def _before_step(self) -> None:
         """Tells every process whether all losses are finite; with stage 0 also clips by the norm over all stages."""
         losses = self._stage.collected.local("loss") if self.place.is_last else torch.zeros((), device=self.device)
         sums = torch.stack([losses, torch.zeros_like(losses)])
-        gradients = [one.grad for group in self._groups for one in group.parameters if one.grad is not None]
-        if self._zero_stage == 0 and gradients:
-            # Replicas of a stage hold equal gradients: each gives its share of their square.
-            sums[1] = nn.utils.get_total_norm(gradients, foreach=True).to(self.device).square() / self.place.replicas
+        gradients: dict[bool, list[Tensor]] = {False: [], True: []}
+        for group in self._groups:
+            gradients[group.apart] += [one.grad for one in group.parameters if one.grad is not None]
+        if self._zero_stage == 0:
+            # Equal gradients are held by the replicas of a stage, those of experts by the copies: each gives its share.
+            for apart, holders in ((False, self.place.replicas), (True, self._experts.copies)):
+                sums[1] += nn.utils.get_total_norm(gradients[apart], foreach=True).to(self.device).square() / holders
         dist.all_reduce(sums)  # one NaN or infinity survives, and all decide alike
         self._norm = float(sums[1].sqrt())
         self._optimizer.skip_step = not bool(sums.isfinite().all())
-        if self._zero_stage == 0 and self._config.gradient_clipping > 0 and gradients:
+        if self._zero_stage == 0 and self._config.gradient_clipping > 0:
             parameters = [one for group in self._groups for one in group.parameters]
             nn.utils.clip_grads_with_norm_(parameters, self._config.gradient_clipping, sums[1].sqrt(), foreach=True)
 
@@ -254,13 +293,25 @@ class PipelineHost(HoldingHost):
         assert box[0] is not None
         return box[0]
 
+    def _restricted(self, group: ParameterGroup) -> ParameterGroup:
+        """The part of a group that belongs to this stage, a new filler where there is none."""
+        pairs = zip(group.names, group.parameters, strict=True)
+        kept = [(name, one) for name, one in pairs if name.split(".", 1)[0] in self._own]
+        if not kept:
+            filler = nn.Parameter(torch.zeros(1, device=self.device))
+            if group.apart:
+                self._experts.mark(filler)
+            self._stage.fillers.append(filler)
+            kept = [(f"fillers.{len(self._stage.fillers) - 1}", filler)]
+        return replace(group, names=tuple(name for name, _ in kept), parameters=tuple(one for _, one in kept))
 
-def _restricted(group: ParameterGroup, layers: Collection[str], fillers: nn.ParameterList) -> ParameterGroup:
-    """The part of a group that belongs to some layers, a new filler where there is none."""
-    pairs = zip(group.names, group.parameters, strict=True)
-    kept = [(name, one) for name, one in pairs if name.split(".", 1)[0] in layers]
-    if not kept:
-        filler = nn.Parameter(torch.zeros(1, device=group.parameters[0].device))
-        fillers.append(filler)
-        kept = [(f"fillers.{len(fillers) - 1}", filler)]
-    return replace(group, names=tuple(name for name, _ in kept), parameters=tuple(one for _, one in kept))
+
+def _tensors(chain: Chain, name: str) -> list[Tensor]:
+    """Parameters and buffers of a layer, without a gradient."""
+    return list(chain.get_submodule(name).state_dict().values())
+
+
+def _release(tensors: Sequence[Tensor]) -> None:
+    """Takes the memory from tensors and leaves their shapes."""
+    for tensor in tensors:
+        tensor.untyped_storage().resize_(0)

@@ -1,10 +1,12 @@
-"""Where the chain is cut into pipeline stages: as evenly by estimated operations as contiguous pieces can be."""
+"""Where the chain is cut into pipeline stages: as evenly as contiguous pieces can be, by what layers cost."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from torch import nn
 
-from engine.parallel import ParallelConfig
+from engine.layer_profile import read_profile
+from engine.plan import StagePlan
 from moe.experts import ExpertBank
 from moe.sparse import SparseFeedForward
 from omnivl.model.chain import Chain
@@ -15,13 +17,28 @@ _PREDICTED = 0.2
 """About so many words of masked texts are predicted."""
 
 
-def pipeline_cuts(
-    chain: Chain, parallel: ParallelConfig, config: ModelConfig, layouts: Sequence[StepLayout]
-) -> list[range]:
-    """The layers of each stage of a plan's pipeline, by their places in the chain; none for other hosts."""
-    if parallel.host != "pipeline":
+def pipeline_cuts(chain: Chain, stage: StagePlan) -> list[range]:
+    """The layers of each pipeline stage of a plan's stage, by their places in the chain; none for other hosts.
+
+    Raises:
+        UserError: ``parallel.pipeline_profile`` cannot be read, or is of another chain.
+    """
+    if stage.parallel.host != "pipeline":
         return []
-    return cut(list(layer_costs(chain, config, layouts).values()), parallel.pipeline_stages)
+    return cut(list(stage_costs(chain, stage).values()), stage.parallel.pipeline_stages)
+
+
+def stage_costs(chain: Chain, stage: StagePlan) -> dict[str, float]:
+    """What a layer costs: measured seconds where the plan names a profile, estimated operations otherwise.
+
+    Raises:
+        UserError: See ``pipeline_cuts``.
+    """
+    if stage.parallel.pipeline_profile is None:
+        return layer_costs(chain, stage.model, stage.layouts())
+    names = [name for name, _ in chain.named_children()]
+    uses = read_profile(Path(stage.parallel.pipeline_profile), stage.name, names)
+    return {name: use.seconds for name, use in uses.items()}
 
 
 def layer_costs(chain: Chain, config: ModelConfig, layouts: Sequence[StepLayout]) -> dict[str, float]:

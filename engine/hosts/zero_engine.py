@@ -127,6 +127,8 @@ def import_deepspeed(device: torch.device) -> None:
         # An optional shared-memory collective that would be compiled for most of a minute.
         # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+    # The grid of an earlier pipeline would be this engine's too, and average its gradients over a stage's replicas.
+    deepspeed.utils.groups.mpu = None
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 

@@ -2,7 +2,7 @@
 
 With W processes and expert-parallel size P, processes 0 .. P - 1 hold one copy of every bank between them, processes
 P .. 2 P - 1 the next. A process trades rows with the others of its copy, and is a replica of those that hold the same
-experts in the other copies.
+experts in the other copies. In a pipeline all this takes place among the W / S processes of a stage.
 """
 
 from collections.abc import Iterator
@@ -25,34 +25,30 @@ class ExpertParallel:
         size: P.
         group_name: What DeepSpeed calls the groups.
         group: The processes that hold one copy of every bank; None where nothing is cut.
+        copies: Copies of every bank among the processes of a stage.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, stages: int = 1) -> None:
         """Makes the groups, once in a run. Called by every process; DeepSpeed has to be initialised.
 
         Args:
             size: P; 1 cuts nothing.
+            stages: S, of the pipeline; 1 for none.
 
         Raises:
             PlanError: The number of processes is no multiple of the size.
         """
         self.size, self.group_name = size, f"ep_size_{size}"
         self.group: dist.ProcessGroup | None = None
+        self._replicas: dist.ProcessGroup | None = None
+        processes = dist.get_world_size() // stages
+        self.copies = processes // size
         if size == 1:
             return
-        processes = dist.get_world_size()
         if processes % size != 0:
-            raise PlanError(
-                [
-                    f"{self._field} for {processes} processes; allowed is a divisor of their number; change it or "
-                    "launch.processes"
-                ]
-            )
-        from deepspeed.utils import groups
-
-        if self.group_name not in groups._get_expert_parallel_group_dict():
-            groups._create_expert_and_data_parallel(size)
-        self.group = groups._get_expert_parallel_group(self.group_name)
+            allowed = "allowed is a divisor of their number; change it or launch.processes"
+            raise PlanError([f"{self._field} for {processes} processes; {allowed}"])
+        self.group, self._replicas = _groups(self.group_name, size, stages)
 
     def cut(self, part: nn.Module) -> None:
         """Cuts every bank of a chain, or of a layer of it, that is whole still. Called by every process.
@@ -65,23 +61,16 @@ class ExpertParallel:
         """
         if self.group is None:
             return
-        from deepspeed.utils import groups
-
-        replicas = groups._get_expert_data_parallel_group(self.group_name)
         exchange = ProcessGroupExchange(self.group)
         for _, bank in _routed_banks(part):
             if bank.exchange is not None:
                 continue
             if bank.num_experts % self.size != 0:
-                raise PlanError(
-                    [
-                        f"{self._field} for {bank.num_experts} experts; allowed is a divisor of their number; change "
-                        "one of them"
-                    ]
-                )
+                allowed = "allowed is a divisor of their number; change one of them"
+                raise PlanError([f"{self._field} for {bank.num_experts} experts; {allowed}"])
             for parameter in bank.parameters():
                 broadcast_from_first(parameter.detach())
-                _mark(parameter, self.group_name, replicas)
+                self.mark(parameter)
             bank.cut(exchange)
 
     def parameters(self, chain: Chain) -> frozenset[str]:
@@ -102,6 +91,16 @@ class ExpertParallel:
     @property
     def _field(self) -> str:
         return f"parallel.expert_parallel_size: got {self.size}"
+
+    def mark(self, parameter: Any) -> None:
+        """Gives a parameter what DeepSpeed reads off one of which other processes hold other experts."""
+        # ZeRO 0 to 2, and the norm: not to be added up over all processes.
+        parameter.allreduce, parameter.group_name = False, self.group_name
+        # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over
+        # all processes, and different experts are mixed without an error.
+        parameter.ds_zero_placement_family = "autoep_expert"
+        parameter.ds_zero_partition_group_name = self.group_name
+        parameter.ds_zero_partition_process_group = self._replicas
 
     def sign(self) -> nn.Module | None:
         """A module without parameters from which ZeRO 0 to 2 learn that there are experts; None where none are cut."""
@@ -128,12 +127,19 @@ def _routed_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
             yield f"{name}.experts", module.experts
 
 
-def _mark(parameter: Any, group_name: str, replicas: dist.ProcessGroup) -> None:
-    """What DeepSpeed reads off a parameter of which other processes hold other experts."""
-    # ZeRO 0 to 2, and the norm: not to be added up over all processes.
-    parameter.allreduce, parameter.group_name = False, group_name
-    # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over all
-    # processes, and different experts are mixed without an error.
-    parameter.ds_zero_placement_family = "autoep_expert"
-    parameter.ds_zero_partition_group_name = group_name
-    parameter.ds_zero_partition_process_group = replicas
+def _groups(name: str, size: int, stages: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """DeepSpeed's groups of this process: those that hold one copy, those that hold the same experts."""
+    from deepspeed.utils import groups
+
+    stage = dist.get_world_size() // stages
+    first = dist.get_rank() // stage * stage
+    same = range(first + dist.get_rank() % size, first + stage, size)
+    copies = groups._EXPERT_DATA_PARALLEL_GROUP_RANKS
+    if copies.get(name) != same:
+        # It knows groups by their size alone, and would go on with those of an earlier host of other stages.
+        parts, part_ranks = groups._EXPERT_PARALLEL_GROUP, groups._EXPERT_PARALLEL_GROUP_RANKS
+        for table in (copies, groups._EXPERT_DATA_PARALLEL_GROUP, parts, part_ranks):
+            table.pop(name, None)
+        groups._create_expert_and_data_parallel(size, pp_size=stages)
+    assert copies[name] == same, f"this process holds the same experts as {list(copies[name])}, not {list(same)}"
+    return groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)

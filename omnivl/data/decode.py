@@ -71,7 +71,7 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         raise BadSampleError("broken_image", sample.where, str(error)) from error
     if pixels is None:
         raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-    return _to_rgb(pixels)[None]
+    return to_rgb(pixels)[None]
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
@@ -152,7 +152,7 @@ def _decode_jpeg(media: bytes, needed: int) -> Pixels:
     return pixels
 
 
-def _to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
+def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     """OpenCV's grey, BGR or BGRA of 8 or 16 bits to RGB on white."""
     if pixels.dtype == np.uint16:
         pixels = (pixels >> 8).astype(np.uint8)

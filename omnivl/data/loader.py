@@ -164,6 +164,12 @@ class Loader:
                 self.state = self._note_shard(self.state, *result.shard)
             yield batch, self.state
 
+    def places(self) -> Iterator[tuple[None, LoaderState]]:
+        """The states that iterating yields, for a process that leaves the samples to another."""
+        while True:
+            self.state = self._after(self.state)
+            yield None, self.state
+
     def close(self) -> None:
         """Stops workers and threads. What they had ready is made again by the next iteration."""
         if self._running is not None:

@@ -3,20 +3,24 @@
 Shapes: B texts, L positions.
 """
 
+import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Pipeline
-from tokenizers import decoders, models, normalizers, pre_tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from omnivl.data.emoji.unpack import VOCABULARY
 from omnivl.errors import DataError
 from omnivl.objectives.base import SpecialTokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DECODE_TOKEN = "[DEC]"
 _MAX_CACHED = 200_000
@@ -36,6 +40,12 @@ class Tokenizer(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first ``[SEP]``, without special tokens."""
 
+    def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
+        """The same tokenizer as a class of ``transformers``, for texts of at most ``length`` tokens.
+
+        Its ids are those of ``encode`` on any text, and ``load_tokenizer`` reads the folder that it saves.
+        """
+
 
 def load_tokenizer(name_or_path: str) -> Tokenizer:
     """Loads a tokenizer; nothing is fetched over a network.
@@ -54,7 +64,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         if (path / "vocab.txt").exists():
             return WordPieceTokenizer.from_file(path / "vocab.txt")
         raise DataError(f"tokenizer {name_or_path!r}: the folder has neither tokenizer.json nor vocab.txt")
-    return HuggingFaceTokenizer(name_or_path)
+    return HuggingFaceTokenizer.from_folder(name_or_path)
 
 
 class _CachedEncoder(ABC):
@@ -141,11 +151,7 @@ class WordPieceTokenizer(_CachedEncoder):
             vocab_size=max(len(vocabulary), decode + 1),
             num_reserved=max(leading, default=-1) + 1,
         )
-        pipeline = Pipeline(models.WordPiece(ids, unk_token="[UNK]", max_input_chars_per_word=100))
-        pipeline.normalizer = normalizers.BertNormalizer(lowercase=True)
-        pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        pipeline.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-        self._pipeline = pipeline
+        self._pipeline = _word_piece(ids)
         self._known: dict[str, list[int]] = {}
 
     @classmethod
@@ -167,6 +173,25 @@ class WordPieceTokenizer(_CachedEncoder):
         """The text up to the first ``[SEP]``, without special tokens."""
         kept = [token for token in self._until_end(ids) if token < len(self._vocabulary)]
         return str(self._pipeline.decode(kept, skip_special_tokens=False))
+
+    def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
+        """See ``Tokenizer``. The start of generation is called ``[DEC]`` there, whatever stands in its row here."""
+        from transformers import PreTrainedTokenizerFast  # here, because it takes seconds to import
+
+        words = [*self._vocabulary, DECODE_TOKEN][: self.special.vocab_size]
+        words[self.special.decode] = DECODE_TOKEN
+        pipeline = _word_piece({word: number for number, word in enumerate(words)})
+        ends = [("[CLS]", self.special.cls), ("[SEP]", self.special.sep)]
+        pipeline.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+        return PreTrainedTokenizerFast(
+            tokenizer_object=pipeline,
+            model_max_length=length,
+            model_input_names=["input_ids", "attention_mask"],
+            split_special_tokens=True,  # "[SEP]" in a text is three marks and a word, as it is here
+            clean_up_tokenization_spaces=False,
+            bos_token=DECODE_TOKEN,
+            **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+        )
 
     def _words(self, text: str) -> list[int]:
         """Words of printable ASCII are cut here and looked up one by one: most were met in other texts before.
@@ -190,26 +215,29 @@ class WordPieceTokenizer(_CachedEncoder):
         return list(self._pipeline.encode(text, add_special_tokens=False).ids)
 
 
+def _word_piece(ids: Mapping[str, int]) -> Pipeline:
+    """BERT's lower-case pipeline over words by their ids."""
+    pipeline = Pipeline(models.WordPiece(dict(ids), unk_token="[UNK]", max_input_chars_per_word=100))
+    pipeline.normalizer = normalizers.BertNormalizer(lowercase=True)
+    pipeline.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    pipeline.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    return pipeline
+
+
 class HuggingFaceTokenizer(_CachedEncoder):
     """Any tokenizer that ``transformers`` loads from a folder. ``[DEC]`` is added at the end where it is missing."""
 
-    def __init__(self, name_or_path: str) -> None:
-        """Loads it, without a network.
+    def __init__(self, tokenizer: Any, source: str = "tokenizer") -> None:
+        """Wraps one that is loaded.
+
+        Args:
+            tokenizer: A ``PreTrainedTokenizerBase``; gets a ``[DEC]``.
+            source: For messages.
 
         Raises:
-            DataError: There is no such tokenizer, or it lacks a token that the model needs.
+            DataError: It lacks a token that the model needs.
         """
         super().__init__()
-        from transformers import AutoTokenizer  # here, because it takes seconds to import
-
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
-        except (OSError, ValueError, ImportError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise DataError(
-                f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
-                f"with a Hugging Face tokenizer"
-            ) from error
         if DECODE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [DECODE_TOKEN]})
         found = {
@@ -220,7 +248,7 @@ class HuggingFaceTokenizer(_CachedEncoder):
         }
         missing = [name for name, token in found.items() if token is None]
         if missing:
-            raise DataError(f"tokenizer {name_or_path!r}: no {', '.join(missing)} token; needed: pad, cls, sep, mask")
+            raise DataError(f"tokenizer {source!r}: no {', '.join(missing)} token; needed: pad, cls, sep, mask")
         size = len(tokenizer)
         reserved = {*tokenizer.all_special_ids} | {
             number for word, number in tokenizer.get_vocab().items() if word.startswith("[unused")
@@ -232,6 +260,31 @@ class HuggingFaceTokenizer(_CachedEncoder):
             vocab_size=size,
             num_reserved=max((number for number in reserved if number < size // 2), default=-1) + 1,
         )
+
+    @classmethod
+    def from_folder(cls, name_or_path: str) -> "HuggingFaceTokenizer":
+        """Loads one from a folder or by its cached name, without a network.
+
+        Raises:
+            DataError: There is no such tokenizer, or see ``__init__``.
+        """
+        from transformers import AutoTokenizer  # here, because it takes seconds to import
+
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True)
+        except (OSError, ValueError, ImportError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise DataError(
+                f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
+                f"with a Hugging Face tokenizer"
+            ) from error
+        return cls(tokenizer, name_or_path)
+
+    def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
+        """See ``Tokenizer``; it frames texts in its own way, ``encode`` in ours."""
+        copied: PreTrainedTokenizerBase = copy.deepcopy(self._tokenizer)
+        copied.model_max_length = length
+        return copied
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first ``[SEP]``, without special tokens."""

@@ -27,7 +27,9 @@ def prefers_products(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
 
-def self_attention(qkv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def self_attention(
+    qkv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False, scores: Tensor | None = None
+) -> Tensor:
     """Scaled dot-product attention within each row.
 
     Args:
@@ -35,19 +37,27 @@ def self_attention(qkv: Tensor, num_heads: int, mask: Tensor | None = None, caus
         num_heads: H.
         mask: bool ``[R, S]``, true where a key may be attended to; None for all. Every row needs one true key.
         causal: Each position sees itself and earlier ones only.
+        scores: Added to the scores of all rows alike, with gradient, ``[H, S, S]``; then without ``mask``.
 
     Returns:
         ``[R, S, D]``, heads joined.
     """
     size = qkv.shape[-1] // 3
-    if not prefers_products(qkv):
-        return cross_attention(qkv[..., :size], qkv[..., size:], num_heads, mask, causal)
+    if scores is not None or not prefers_products(qkv):
+        return cross_attention(qkv[..., :size], qkv[..., size:], num_heads, mask, causal, scores)
     bias = attention_bias(mask, qkv.shape[1], qkv.shape[1], causal, qkv)
     out: Tensor = _SelfProducts.apply(qkv, bias, num_heads)  # type: ignore[no-untyped-call]
     return out
 
 
-def cross_attention(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def cross_attention(
+    q: Tensor,
+    kv: Tensor,
+    num_heads: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scores: Tensor | None = None,
+) -> Tensor:
     """Scaled dot-product attention of one sequence to another.
 
     Args:
@@ -56,17 +66,19 @@ def cross_attention(q: Tensor, kv: Tensor, num_heads: int, mask: Tensor | None =
         num_heads: H.
         mask: bool ``[R, K]``, true where a key may be attended to; None for all. Every row needs one true key.
         causal: The last query sees all keys, each earlier one a key less.
+        scores: Added to the scores of all rows alike, with gradient, ``[H, Q, K]``; then without ``mask``.
 
     Returns:
         ``[R, Q, D]``, heads joined.
     """
-    if prefers_products(q):
+    assert scores is None or (mask is None and not causal), "added scores and masks have not met yet"
+    if scores is None and prefers_products(q):
         bias = attention_bias(mask, q.shape[1], kv.shape[1], causal, q)
         out: Tensor = _CrossProducts.apply(q, kv, bias, num_heads)  # type: ignore[no-untyped-call]
         return out
     queries, keys, values = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
-    allowed = allowed_keys(mask, q.shape[1], kv.shape[1], causal, q.device)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=allowed).transpose(1, 2).flatten(2)
+    added = allowed_keys(mask, q.shape[1], kv.shape[1], causal, q.device) if scores is None else scores.to(q.dtype)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=added).transpose(1, 2).flatten(2)
 
 
 def allowed_keys(
@@ -178,7 +190,12 @@ class SelfAttention(nn.Module):
         self.out = Linear(hidden_size, hidden_size)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, causal: bool = False, padding: Padding | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        padding: Padding | None = None,
+        scores: Tensor | None = None,
     ) -> Tensor:
         """Attends within each row.
 
@@ -187,20 +204,22 @@ class SelfAttention(nn.Module):
             mask: bool ``[R, S]``, true where a key may be attended to.
             causal: Whether each position sees itself and earlier ones only.
             padding: Which positions are left out of ``x``.
+            scores: Added to the scores of all rows alike, ``[H, S, S]``.
         """
         qkv = self.qkv(x)
-        qkv = qkv if padding is None else padding.restore(qkv)
-        attended = recomputed(self.recompute, self_attention, qkv, self.num_heads, mask, causal)
+        rows = qkv if padding is None else padding.restore(qkv)
+        attended = recomputed(self.recompute, self_attention, rows, self.num_heads, mask, causal, scores)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out
 
-    def first(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def first(self, x: Tensor, mask: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
         """What the first position of each row alone attends to, ``[R, 1, D]``; arguments as in ``forward``."""
         size = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         assert bias is not None
         q, kv = linear(x[:, :1], weight[:size], bias[:size]), linear(x, weight[size:], bias[size:])
-        out: Tensor = self.out(cross_attention(q, kv, self.num_heads, mask))
+        own = None if scores is None else scores[:, :1]
+        out: Tensor = self.out(cross_attention(q, kv, self.num_heads, mask, scores=own))
         return out
 
     def extend(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,6 @@ class Chain(nn.Module):
                 if name.startswith("momentum_"):
                     ema_update_(twin, layer.get_submodule(name.removeprefix("momentum_")), 0.0, layer.local_storage)
 
-    @torch.no_grad()
     def encode_visual(self, frames: Tensor) -> Tensor:
         """Contrastive embeddings of images or clips.
 
@@ -135,10 +134,9 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[B, P]``, L2-normalised.
         """
-        layout = replace(_visual_layout(frames), class_only=True)
+        layout = replace(visual_layout(frames), class_only=True)
         return self.fold(State({"frames": frames}, layout))["visual_embedding"]
 
-    @torch.no_grad()
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Contrastive embeddings of texts.
 
@@ -148,20 +146,17 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[B, P]``, L2-normalised.
         """
-        texts = {"clean": slice(0, len(token_ids))}
-        layout = StepLayout("image_text", len(token_ids), 1, "encode", text=texts, class_only=True)
+        layout = replace(text_layout(len(token_ids)), class_only=True)
         return self.fold(State({"token_ids": token_ids}, layout))["text_embedding"]
 
-    @torch.no_grad()
     def features(self, frames: Tensor) -> Tensor:
         """Visual features that the decoders attend to, ``[B, S, D]`` in the compute dtype.
 
         Args:
             frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         """
-        return self.fold(State({"frames": frames}, _visual_layout(frames)))["visual"]
+        return self.fold(State({"frames": frames}, visual_layout(frames)))["visual"]
 
-    @torch.no_grad()
     def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
         """How well texts fit to images or clips, by the alignment decoder.
 
@@ -175,7 +170,7 @@ class Chain(nn.Module):
             fp32 ``[R]``: log odds of "these two belong together".
         """
         texts = slice(0, len(token_ids))
-        layout = replace(_visual_layout(frames), mode="match", text={"clean": texts}, alignment={"match": texts})
+        layout = replace(visual_layout(frames), mode="match", text={"clean": texts}, alignment={"match": texts})
         rows = torch.arange(len(token_ids), device=token_ids.device) if rows is None else rows
         state = State({"frames": frames, "token_ids": token_ids, "match/rows": rows}, layout)
         return self.fold(state)["match/logits"]
@@ -191,12 +186,18 @@ class Chain(nn.Module):
             cached: Whether to keep keys and values between tokens; the result is the same.
             gather: Lets replicas stop early together; see ``beam_search``.
         """
-        decoder = ChainDecoder(self, self.features(frames), options.num_beams, cached)
+        with torch.no_grad():
+            decoder = ChainDecoder(self, self.features(frames), options.num_beams, cached)
         return beam_search(decoder, len(frames), options, frames.device, gather)
 
 
-def _visual_layout(frames: Tensor) -> StepLayout:
+def visual_layout(frames: Tensor) -> StepLayout:
     """The layout that encodes ``frames [B, T, 3, H, W]`` and nothing else."""
     batch_size, num_frames = frames.shape[:2]
     kind: DataKind = "image_text" if num_frames == 1 else "video_text"
     return StepLayout(kind, batch_size, num_frames, "encode", visual={"clean": slice(0, batch_size)})
+
+
+def text_layout(batch_size: int) -> StepLayout:
+    """The layout that encodes ``batch_size`` texts and nothing else."""
+    return StepLayout("image_text", batch_size, 1, "encode", text={"clean": slice(0, batch_size)})

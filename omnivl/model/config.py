@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from moe.config import DenseConfig, FeedForwardConfig
+from moe.config import Activation, DenseConfig, FeedForwardConfig
 
 Recompute = Literal["none", "attention", "ffn", "block"]
 
@@ -20,6 +20,24 @@ class MomentumConfig:
     """
 
     decay: float = 0.995
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """Details of the visual encoder in which families of pretrained weights differ; the defaults are ViT's.
+
+    Attributes:
+        activation: Of its dense perceptrons: ``gelu``, or ``quick_gelu`` as in CLIP.
+        norm_eps: Added to the variance in its normalisations: 1e-6 as in Google's ViT, 1e-5 in CLIP and BLIP, 1e-12 in
+            BEiT and in what transformers calls ViT.
+        norm_embeddings: Whether embeddings are normalised before the first block, as in CLIP.
+        relative_positions: Whether attention has a bias by how two patches lie to each other, as in BEiT.
+    """
+
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-6
+    norm_embeddings: bool = False
+    relative_positions: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,7 @@ class ModelConfig:
         text_norm: Where text and decoder blocks normalise: ``post`` as BERT does, which its weights need; ``pre``
             learns faster from random weights.
         layer_scale_init: Initial LayerScale of the visual blocks; None for none.
+        vision: Details of the visual encoder, in ``towers`` only.
         momentum: Momentum twins; None builds none.
         architecture: ``towers``: a visual and a text encoder, and decoders on top of them. ``unified``: one transformer
             of ``vision_layers`` blocks for all tokens, apart and joined; ``text_layers``, ``alignment_layers`` and
@@ -85,6 +104,7 @@ class ModelConfig:
     dropout: float = 0.0
     text_norm: Literal["post", "pre"] = "post"
     layer_scale_init: float | None = None
+    vision: VisionConfig = field(default_factory=VisionConfig)
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
     architecture: Literal["towers", "unified"] = "towers"
     multiway: bool = False

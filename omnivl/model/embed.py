@@ -124,6 +124,8 @@ class VisualEmbedding(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
         self.positions = nn.Parameter(torch.empty(1 + rows * columns, config.hidden_size))
         self.times = nn.Parameter(torch.zeros(config.time_positions(config.num_frames), config.hidden_size))
+        normalised = config.vision.norm_embeddings
+        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps) if normalised else nn.Identity()
         for table in (self.class_token, self.mask_token, self.positions):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
         if config.temporal_gain > 0:
@@ -158,7 +160,8 @@ class VisualEmbedding(nn.Module):
             stack = drop_patches(stack, self.patch_dropout)
         body = stack.flatten(1, 2)
         head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
-        return torch.cat([head, body], dim=1)
+        embedded: Tensor = self.norm(torch.cat([head, body], dim=1))
+        return embedded
 
 
 class TextEmbedding(nn.Module):

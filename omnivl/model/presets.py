@@ -6,9 +6,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from moe.config import AttributeConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
+from moe.config import (
+    AttributeConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    MoMEConfig,
+    MoMELIMoEConfig,
+    SparseConfig,
+    named_modalities,
+)
 from omnivl.errors import ModelError
-from omnivl.model.config import MODALITIES, ModelConfig, PresetName
+from omnivl.model.config import MODALITIES, ModelConfig, PresetName, VisionConfig
 
 PRESETS: Mapping[PresetName, ModelConfig] = {
     "tiny": ModelConfig(
@@ -126,9 +134,30 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
             yield Misfit((name,), str(value), f"a multiple of {divisor} {by}", "change either")
     if not 0.0 <= config.patch_dropout < 1.0:
         yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
+    yield from _vision_misfits(config)
     yield from _modality_misfits(config.ffn)
     yield from _place_misfits(config)
     yield from _attention_misfits(config)
+
+
+def _vision_misfits(config: ModelConfig) -> Iterator[Misfit]:
+    """Details of the visual encoder where there is none, or where something else stands against them."""
+    vision, defaults = config.vision, VisionConfig()
+    if config.architecture == "unified":
+        for entry in dataclasses.fields(vision):
+            value, default = getattr(vision, entry.name), getattr(defaults, entry.name)
+            if value != default:
+                change = "leave it out, or set model.architecture to towers"
+                yield Misfit(("vision", entry.name), f"{value!r} in unified", f"{default!r} in unified", change)
+    if vision.norm_eps <= 0:
+        yield Misfit(("vision", "norm_eps"), f"{vision.norm_eps:g}", "a number above 0", "change it, e.g. to 1e-6")
+    if vision.activation != "gelu" and not isinstance(config.ffn, DenseConfig | MoMEConfig):
+        got = f"{vision.activation!r} with ffn kind {config.ffn.kind!r}"
+        allowed = "'gelu' where there are sparse or attribute experts"
+        yield Misfit(("vision", "activation"), got, allowed, "set it to 'gelu', or model.ffn.kind to 'dense' or 'mome'")
+    if vision.relative_positions and config.patch_dropout > 0:
+        got = f"true with patch_dropout {config.patch_dropout:g}"
+        yield Misfit(("vision", "relative_positions"), got, "false, or true with patch_dropout 0", "change either")
 
 
 def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:

@@ -34,8 +34,9 @@ from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
 from omnivl.model.recompute import recomputed
 from omnivl.model.state import State, StepLayout, encoded_rows
-from omnivl.model.visual import VISUAL_EPS, VISUAL_MODALITIES, layer_scale
+from omnivl.model.visual import VISUAL_MODALITIES, layer_scale
 
+UNIFIED_EPS = 1e-6
 VISION, LANGUAGE = "vision", "language"
 
 
@@ -143,11 +144,11 @@ class UnifiedBlock(nn.Module):
         self.num_heads, self.recomputes = config.num_heads, config.recompute
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
-        self.norm1 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
+        self.norm1 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
         self.qkv = projection(config, index, 3 * size)
         self.out = projection(config, index, size)
         self.scale1 = layer_scale(config)
-        self.norm2 = ByModality(lambda: LayerNorm(size, VISUAL_EPS), multiway)
+        self.norm2 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
         slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
@@ -259,7 +260,7 @@ class UnifiedNorm(TwicePassed):
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
         def build(config: ModelConfig) -> nn.Module:
-            return ByModality(lambda: LayerNorm(config.hidden_size, VISUAL_EPS), config.multiway)
+            return ByModality(lambda: LayerNorm(config.hidden_size, UNIFIED_EPS), config.multiway)
 
         super().__init__("unified_norm", config, build, twin=twin)
 

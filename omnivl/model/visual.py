@@ -2,7 +2,7 @@
 
 Shapes: R rows, T time positions (frames / tubelet size), N patches of a frame, S = 1 + T * N, D hidden size.
 
-- pre-norm ViT blocks, GELU, optional LayerScale and drop path;
+- pre-norm ViT blocks, GELU, optional LayerScale, drop path and bias by relative position (``VisionConfig``);
 - divided space-time attention: time over the same patch of all frames (videos only), then space within each frame with
   the class token repeated per frame and averaged afterwards;
 - the projection behind the temporal attention starts from zero in every block, so a clip of T equal frames gives
@@ -27,9 +27,9 @@ from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
 from omnivl.model.recompute import recomputed
+from omnivl.model.relative import RelativePositions
 from omnivl.model.state import State, StepLayout
 
-VISUAL_EPS = 1e-6
 VISUAL_MODALITIES = ("image", "video")
 
 
@@ -57,7 +57,7 @@ class TemporalAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm = LayerNorm(config.hidden_size, VISUAL_EPS)
+        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps)
         self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=config.temporal_gain == 0)
         with torch.no_grad():
@@ -79,11 +79,14 @@ class DividedBlock(nn.Module):
         self.recomputes_ffn = config.recompute == "ffn"
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.temporal = TemporalAttention(config)
-        self.norm1 = LayerNorm(config.hidden_size, VISUAL_EPS)
+        self.norm1 = LayerNorm(config.hidden_size, config.vision.norm_eps)
         self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.scale1 = layer_scale(config)
-        self.norm2 = LayerNorm(config.hidden_size, VISUAL_EPS)
-        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers)
+        self.norm2 = LayerNorm(config.hidden_size, config.vision.norm_eps)
+        side = config.grid(is_video=False)[0]
+        self.relative = RelativePositions(side, config.num_heads) if config.vision.relative_positions else None
+        activation = config.vision.activation
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers, activation=activation)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.scale2 = layer_scale(config)
 
@@ -112,14 +115,15 @@ class DividedBlock(nn.Module):
     def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
         """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
         x = self.norm1(x)
+        scores = None if self.relative is None else self.relative((x.shape[1] - 1) // times)
         attend = self.attention.first if first_only else self.attention
         if times == 1:
-            out: Tensor = attend(x)
+            out: Tensor = attend(x, scores=scores)
             return out
         rows, _, size = x.shape
         cls = x[:, None, :1].expand(rows, times, 1, size)
         frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
-        frames = attend(frames.flatten(0, 1)).reshape(rows, times, -1, size)
+        frames = attend(frames.flatten(0, 1), scores=scores).reshape(rows, times, -1, size)
         # The mean written around its first term is exact where all terms are equal, whatever their number.
         first = frames[:, :1, 0]
         cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
@@ -170,7 +174,9 @@ class VisualNorm(BlockLayer):
     """The normalisation at the end of the visual encoder."""
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
-        super().__init__("visual_norm", config, lambda config: LayerNorm(config.hidden_size, VISUAL_EPS), twin=twin)
+        super().__init__(
+            "visual_norm", config, lambda config: LayerNorm(config.hidden_size, config.vision.norm_eps), twin=twin
+        )
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""

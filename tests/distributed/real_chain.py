@@ -10,7 +10,7 @@ import torch
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
-from omnivl.data.batch import DATA_KINDS, Batch, is_video
+from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.model.build import Settle, build_chain
@@ -67,22 +67,29 @@ def build_real_chain(
     recompute: Recompute = "none",
     ffn: str = "dense",
     unified: bool = False,
+    compute_dtype: torch.dtype = torch.float32,
     settle: Settle | None = None,
 ) -> Chain:
     torch.manual_seed(seed)
     config = replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn])
     if unified:
         config = replace(config, architecture="unified", multiway=True)
-    return build_chain(config, UNIFIED_OBJECTIVES if unified else OBJECTIVES, TOKENS, gather=gather, settle=settle)
+    objectives = UNIFIED_OBJECTIVES if unified else OBJECTIVES
+    return build_chain(config, objectives, TOKENS, gather=gather, compute_dtype=compute_dtype, settle=settle)
 
 
 def step_batches(
-    step: int, accumulation: int, size: int, gather: Gather, objectives: Sequence[Objective] = OBJECTIVES
+    step: int,
+    accumulation: int,
+    size: int,
+    gather: Gather,
+    objectives: Sequence[Objective] = OBJECTIVES,
+    of: Sequence[DataKind] = DATA_KINDS,
 ) -> list[Batch]:
     """The replica's micro-batches of one step. Kinds change between and within steps."""
     indices = range(step * accumulation, (step + 1) * accumulation)
     # Pairs of equal kinds first, so that whole steps leave layers out; then mixed ones.
-    kinds = [DATA_KINDS[(index // 2 if index < 8 else index) % 4] for index in indices]
+    kinds = [of[(index // 2 if index < 2 * len(of) else index) % len(of)] for index in indices]
     own = size // gather.replicas
     share = slice(gather.replica * own, (gather.replica + 1) * own)
     collator = Collator(CONFIG, objectives, LetterTokenizer(), seed=0)

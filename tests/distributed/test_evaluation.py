@@ -7,7 +7,8 @@ import torch
 from conftest import RunDistributed
 
 from engine.collectives import make_gather
-from engine.hosts import create_host
+from engine.hosts import create_host, replica_group
+from engine.hosts.pipeline_cut import cut
 from engine.optimizer import OptimizerConfig
 from engine.parallel import ParallelConfig
 from omnivl.data.tokenizer import load_tokenizer
@@ -37,29 +38,31 @@ def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
         },
     )
     torch.manual_seed(1)
-    gather = make_gather()
+    parallel = ParallelConfig(host=host, zero_stage=zero_stage, precision="fp32")  # type: ignore[arg-type]
+    gather = make_gather(replica_group(parallel))
     chain = build_chain(model, OBJECTIVES, tokenizer.special, gather=gather)
     with torch.no_grad():
         for parameter in chain.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(5)  # near ties would hang on the order of additions
-    parallel = ParallelConfig(host=host, zero_stage=zero_stage, precision="fp32")  # type: ignore[arg-type]
-    held = create_host(parallel, chain, OptimizerConfig(), OBJECTIVES, total_steps=1, micro_batch_size=2)
-    encoder = Encoder(held.chain, model, tokenizer, held.gather, held.device, batch_size=8)
+    cuts = cut([1.0] * len(chain.layers), 2)
+    held = create_host(parallel, chain, OptimizerConfig(), OBJECTIVES, total_steps=1, micro_batch_size=2, cuts=cuts)
     tasks = [
         RetrievalTask(where=WHERE, rerank=4),
         ZeroShotTask(where=WHERE, prompts=("{label}", "a {label}")),
         CaptionTask(where=WHERE, num_beams=2, max_samples=5),
     ]
-    results = run_tasks(tasks, encoder)
-    held.chain.eval()
-    pictures = PictureSet("emoji", "image", WHERE, model, 4096)
-    return {
-        "scores": [(score.metric, score.value, score.count) for result in results for score in result.scores],
-        "written": [row.answer_texts for result in results for gallery in result.galleries for row in gallery.rows],
-        "pictures": encoder.pictures(pictures),
-        "texts": encoder.texts(pictures.captions),
-    }
+    with held.whole_chain() as whole:
+        encoder = Encoder(whole, model, tokenizer, make_gather(), held.device, batch_size=8)
+        results = run_tasks(tasks, encoder)
+        held.chain.eval()
+        pictures = PictureSet("emoji", "image", WHERE, model, 4096)
+        return {
+            "scores": [(score.metric, score.value, score.count) for result in results for score in result.scores],
+            "written": [row.answer_texts for result in results for gallery in result.galleries for row in gallery.rows],
+            "pictures": encoder.pictures(pictures),
+            "texts": encoder.texts(pictures.captions),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +70,11 @@ def alone() -> dict[str, Any]:
     return evaluated("plain", 0)
 
 
-@pytest.mark.parametrize(("host", "zero_stage"), [("plain", 0), ("zero", 3)])
-def test_two_replicas_find_what_one_finds(
+@pytest.mark.parametrize(("host", "zero_stage"), [("plain", 0), ("zero", 3), ("pipeline", 1)])
+def test_two_processes_find_what_one_finds(
     run_distributed: RunDistributed, alone: dict[str, Any], host: str, zero_stage: int
 ) -> None:
-    """35 pictures: the replicas' shares are 18 and 17 and a repetition that must not count."""
+    """35 pictures: the processes' shares are 18 and 17 and a repetition that must not count."""
     assert alone["scores"][0][2] == 35
     values = [value for _, value, _ in alone["scores"]]
     assert len(set(values)) > 4, "the chain tells pictures apart, so that equal scores mean something"

@@ -170,11 +170,38 @@ def _visual_embedding(host: Host) -> torch.Tensor:
     layout = synthetic.plan_layout("image_text", 4, 1)
     state = synthetic.State.from_batch(batch, layout)
     host.chain.eval()
-    with torch.no_grad():
-        for layer in host.whole_chain().layers[:3]:
+    with torch.no_grad(), host.whole_chain() as chain:
+        for layer in chain.layers[:3]:
             state = layer(state)
     host.chain.train()
     return state["visual"]
+
+
+def memory_of_a_stage() -> dict[str, int]:
+    """Worker: bytes of the chain's tensors that a process of a pipeline holds, before, during and after evaluation."""
+    host = make_host("pipe2-zero1")
+    train(host, range(1))
+    own = sum(tensor.nbytes for name in host._own for tensor in host.chain.get_submodule(name).state_dict().values())  # type: ignore[attr-defined]
+    found = {"own": own, "training": _bytes_held(host)}
+    with host.whole_chain():
+        found["evaluating"] = _bytes_held(host)
+    host.full_weights()
+    return {**found, "after": _bytes_held(host)}
+
+
+def _bytes_held(host: Host) -> int:
+    tensors = host.chain.state_dict().values()
+    return sum(tensor.nbytes for tensor in tensors if tensor.untyped_storage().nbytes() > 0)
+
+
+def test_a_process_of_a_pipeline_holds_its_stage_only(run_distributed: Any) -> None:
+    whole = sum(tensor.nbytes for tensor in make_host("plain").chain.state_dict().values())
+    stages = run_distributed(memory_of_a_stage, processes=2)
+    assert sum(stage["own"] for stage in stages) == whole
+    for stage in stages:
+        assert 0 < stage["own"] < whole
+        assert stage["training"] == stage["after"] == stage["own"]
+        assert stage["evaluating"] == whole
 
 
 def _refusal(host: Host, weights: Any) -> str:

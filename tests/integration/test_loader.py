@@ -201,6 +201,17 @@ def test_the_mixture_and_the_state_by_hand(make):
     assert loader.mixture.counts(20) == (counts["image"], counts["video"])
 
 
+def test_places_are_the_states_without_the_batches(make):
+    with (
+        make(("image_text", "video_text"), replicas=2) as loader,
+        make(("image_text", "video_text"), replicas=2) as blind,
+    ):
+        pairs = zip(islice(iter(loader), 7), islice(blind.places(), 7), strict=True)
+        for (_, state), (nothing, place) in pairs:
+            assert place == state
+            assert nothing is None
+
+
 def test_weights_follow_the_optimizer_step(make):
     loader = make(objectives=[MLM(weight=2.0, weight_warmup_steps=4)], gradient_accumulation_steps=2)
     weights = [float(batch.prepared["weight/mlm"]) for batch, _ in islice(loader, 10)]

@@ -1,4 +1,3 @@
-from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +7,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.handover import HandOver, Inheritance, heads_aside
+from engine.handover import hand_over, heads_aside
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import ModelConfig, VisionConfig
 from omnivl.objectives import LM, MLM, MRM, SpecialTokens, UniVLC
 
 CONFIG = ModelConfig(
@@ -42,18 +41,6 @@ QUEUE = "contrast.queue.visual"
 def chain(seed: int, *objectives: object, **fields: object) -> Chain:
     torch.manual_seed(seed)
     return build_chain(replace(CONFIG, **fields), objectives or (MLM(), UniVLC()), TOKENS)  # type: ignore[arg-type]
-
-
-def hand_over(of: Chain, earlier: Mapping[str, Tensor], source: str, **options: float) -> HandOver:
-    """Gives an earlier stage's weights to a whole chain, layer by layer."""
-
-    def read(names: Collection[str]) -> Mapping[str, Tensor]:
-        return {name: earlier[name] for name in names}
-
-    inheritance = Inheritance(earlier.keys(), read, source, **options)  # type: ignore[arg-type]
-    for name, layer in of.named_children():
-        inheritance.give(name, layer)
-    return inheritance.report()
 
 
 def weights(of: Chain) -> dict[str, Tensor]:
@@ -138,6 +125,18 @@ def test_positions_are_resized() -> None:
     assert torch.allclose(own[POSITIONS][1:], torch.tensor(2.0))
     assert own["embed.block.text.positions"][:4].equal(earlier["embed.block.text.positions"])
     assert own["embed.block.text.positions"][4:].equal(fresh["embed.block.text.positions"][4:])
+
+
+def test_relative_positions_are_resized() -> None:
+    vision, name = VisionConfig(relative_positions=True), "visual_00.block.relative.bias"
+    earlier = weights(chain(0, vision=vision))
+    earlier[name][:-3], earlier[name][-3:] = 2.0, torch.arange(3.0)[:, None]
+    later = chain(1, vision=vision, image_size=16)
+    assert name in hand_over(later, earlier, "spatial").resized
+    own = later.state_dict()[name]
+    assert len(own) == (2 * 4 - 1) ** 2 + 3  # frames of 4 x 4 patches
+    assert torch.allclose(own[:-3], torch.tensor(2.0))
+    assert own[-3:].equal(earlier[name][-3:]), "the way to and from the class token has no distance"
 
 
 def test_video_kernel_keeps_its_sum_over_another_tubelet() -> None:

@@ -187,10 +187,6 @@ STAGE_CASES = {
         {"parallel": "{host: pipeline, pipeline_stages: 40}"},
         "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 18 layers; allowed 2 to 18; take fewer stages",
     ),
-    "zero_0_is_fp32": (
-        {"parallel": "{zero_stage: 0, precision: bf16}"},
-        "p:7: stages.0.parallel.precision: got 'bf16' with zero_stage 0, which DeepSpeed computes inexactly; allowed 'fp32'; change it to 'fp32', or zero_stage to 1, 2 or 3",
-    ),
     "offload_has_a_shard": (
         {"parallel": "{zero_stage: 0, offload: optimizer}"},
         "p:7: stages.0.parallel.offload: got 'optimizer' with zero_stage 0; allowed 'none'; change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3",
@@ -221,7 +217,7 @@ STAGE_CASES = {
     ),
     "experts_can_be_cut: plain": (
         {"parallel": "{host: plain, expert_parallel_size: 2}", "model": "{ffn: {kind: limoe}}"},
-        "p:7: stages.0.parallel.expert_parallel_size: got 2 with host 'plain'; allowed 1; change it to 1, or use host 'zero'",
+        "p:7: stages.0.parallel.expert_parallel_size: got 2 with host 'plain'; allowed 1; change it to 1, or use host 'zero' or 'pipeline'",
     ),
     "values_in_range": ({"steps": "0"}, "p:7: stages.0.steps: got 0; allowed 1 or more; change the number"),
     "values_in_range: nested": (
@@ -260,6 +256,11 @@ def test_processes_hold_whole_banks(launch: str, world_size: int | None) -> None
     stage = {"parallel": "{expert_parallel_size: 4}", "model": "{ffn: {kind: limoe}}"}
     assert problems(stage, world_size, launch=launch) == [
         "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems(stage, 8) == []
+    stage["parallel"] = "{host: pipeline, expert_parallel_size: 4}"
+    assert problems(stage, 12) == [
+        "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes of each pipeline stage; allowed a divisor of their number; change it, or launch.processes"
     ]
     assert problems(stage, 8) == []
 

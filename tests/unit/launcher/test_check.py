@@ -135,7 +135,9 @@ def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     assert places[0][0] == 0
     assert places[-1][1] == len(names) - 1
     assert all(after[0] == before[1] + 1 for before, after in itertools.pairwise(places))
-    assert sum(part["operations"] for part in parts) == pytest.approx(1.0)
+    assert sum(part["cost"] for part in parts) == pytest.approx(1.0)
+    assert all(part["activation_bytes"] > 0 for part in parts)
+    assert [part["micro_batches_held"] for part in parts] == [2, 2, 1]  # two micro-batches fill three stages
     assert sum(part["parameters"] for part in parts) == stage["parameters"]["trained"] + stage["parameters"]["momentum"]
     assert stage["pipeline"]["bubble"] == pytest.approx(2 / 4)  # two stages wait for two micro-batches
     assert stage["samples_per_step"] == 8  # one replica
@@ -144,3 +146,27 @@ def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     ).stdout
     assert "pipeline of 3 stages, zero-1" in shown
     assert "50% of the time, with 2 micro-batches a step" in shown
+
+
+def test_a_profile_moves_the_cut(plan_path: Path, tmp_path: Path) -> None:
+    overrides = ["parallel.host=pipeline", "parallel.pipeline_stages=2"]
+    written = omnivl("profile", str(plan_path), "--repeats", "1", "--out", str(tmp_path / "layers.json"))
+    assert written.returncode == 0, written.stderr
+    content = json.loads((tmp_path / "layers.json").read_bytes())
+    (name,) = content["stages"]
+    layers = content["stages"][name]
+    assert all(use["seconds"] >= 0 and use["activation_bytes"] >= 0 for use in layers.values())
+    assert sum(use["seconds"] for use in layers.values()) > 0
+    for layer, use in layers.items():
+        use["seconds"] = 100.0 if layer == "losses" else 1.0
+    (tmp_path / "layers.json").write_text(json.dumps(content))
+    overrides.append(f"parallel.pipeline_profile={tmp_path / 'layers.json'}")
+    (stage,) = summarize(load_plan(plan_path, overrides, 2), 2)["stages"]
+    assert stage["pipeline"]["by"] == "measured seconds"
+    assert stage["pipeline"]["stages"][1]["layers"] == ["losses", "losses"]
+
+    del layers["losses"]
+    (tmp_path / "layers.json").write_text(json.dumps(content))
+    refused = omnivl("check", str(plan_path), *overrides, "--world-size", "2")
+    assert refused.returncode == 2
+    assert "is of another chain: it differs in losses; measure again with" in refused.stderr

@@ -156,7 +156,7 @@ def test_errors_say_what_to_do(tmp_path):
     with pytest.raises(ModelError, match="holds neither model"):
         load_pretrained(chain, tmp_path)
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="neither ViT, TimeSformer nor BERT, first names: conv1"):
+    with pytest.raises(ModelError, match="neither ViT, TimeSformer, BEiT, BERT, CLIP nor BLIP, first names: conv1"):
         load_pretrained(chain, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match="not readable as weights"):

@@ -1,0 +1,210 @@
+"""What each layer of a chain takes: seconds, measured here, and memory for its backward pass, worked out without any.
+
+Both come from running layers one by one on batches of blank samples: what a layer takes depends on shapes, not on what
+is in a picture. Memory is counted on the ``meta`` device, where kernels are those of an accelerator.
+"""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.hosts.micro_batch import first_state
+from engine.plan import StagePlan
+from omnivl.data.batch import is_video
+from omnivl.data.collate import Collator
+from omnivl.data.example import Example
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.errors import UserError
+from omnivl.model.chain import Chain
+from omnivl.model.flops import MASKED_WORD_SHARE
+from omnivl.model.layout import plan_layout
+from omnivl.model.state import State
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """What one layer takes of one micro-batch.
+
+    Attributes:
+        seconds: Forward and backward, the mean over the stage's kinds of batches.
+        activation_bytes: What is kept from forward to backward, the largest of them.
+    """
+
+    seconds: float
+    activation_bytes: int
+
+
+def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
+    """The head of the chain for a micro-batch of blank samples of each kind that the stage takes."""
+    collator = Collator(stage.model, stage.objectives, tokenizer, seed=0)
+    plan = partial(plan_layout, stage.objectives)
+    text = "a" + " a" * stage.model.text_length  # as long as the model reads
+    states = []
+    for layout in stage.layouts():
+        side = stage.model.video_size if is_video(layout.kind) else stage.model.image_size
+        frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
+        examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
+        states.append(first_state(collator.collate(examples, layout.kind, "blank", 0), plan, device))
+    return states
+
+
+def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
+    """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
+
+    Casts of weights count, weights themselves and what an earlier layer keeps do not.
+
+    Args:
+        chain: Built on ``meta``.
+        states: From ``blank_states``, on ``meta``.
+    """
+    found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
+    names = {id(layer): name for name, layer in chain.named_children()}
+    for state in states:
+        known = {_storage(tensor) for tensor in chain.state_dict().values()}
+        kept: dict[str, int] = dict.fromkeys(found, 0)
+        alive: list[Tensor] = []  # a storage that is freed may come back under the same number
+
+        def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
+            if _storage(tensor) not in known:
+                known.add(_storage(tensor))
+                kept[name] += tensor.untyped_storage().nbytes()
+                alive.append(tensor)
+            return tensor
+
+        for layer in chain.program:
+            name = names[id(layer)]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), _UsualShares():  # type: ignore[no-untyped-call]
+                state = layer(state)
+        found = {name: max(count, kept[name]) for name, count in found.items()}
+    return found
+
+
+def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> dict[str, float]:
+    """Seconds of each layer's forward and backward pass, the mean over some micro-batches of the best of some repeats.
+
+    Args:
+        chain: Where it is to be measured. Gradients are left behind.
+        states: From ``blank_states``, on the same device.
+        repeats: Measurements of each, after one that is thrown away.
+    """
+    names = {id(layer): name for name, layer in chain.named_children()}
+    seconds: dict[str, float] = dict.fromkeys(names.values(), 0.0)
+    for state in states:
+        for layer in chain.program:
+            best = math.inf
+            for repeat in range(repeats + 1):
+                after, taken = _timed(layer, state)
+                best = min(best, taken) if repeat > 0 else best
+            seconds[names[id(layer)]] += best / len(states)
+            layer.discard_step()
+            state = after
+    return seconds
+
+
+def profile_json(stages: Mapping[str, Mapping[str, LayerUse]], facts: Mapping[str, Any]) -> str:
+    """What ``parallel.pipeline_profile`` reads.
+
+    Args:
+        stages: What each layer takes, by stage of the plan and layer.
+        facts: Machine and versions; only kept.
+    """
+    layers = {stage: {name: asdict(use) for name, use in uses.items()} for stage, uses in stages.items()}
+    return json.dumps({**facts, "stages": layers}, indent=1)
+
+
+def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, LayerUse]:
+    """Reads one stage of what ``profile_json`` wrote.
+
+    Args:
+        path: The file.
+        stage: Name of the plan's stage.
+        layers: Names of the chain's layers.
+
+    Raises:
+        UserError: There is no such file or stage in it, or it is of another chain.
+    """
+    remedy = "measure again with `omnivl profile PLAN --out FILE`"
+    try:
+        written = json.loads(path.read_bytes())["stages"][stage]
+        uses = {name: LayerUse(**use) for name, use in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"parallel.pipeline_profile: got {path}, which is no profile of stage {stage!r} ({error!r}); {remedy}"
+        ) from error
+    if list(uses) != list(layers):
+        strange = sorted(set(uses) ^ set(layers)) or ["the same in another order"]
+        raise UserError(
+            f"parallel.pipeline_profile: {path} is of another chain: it differs in {', '.join(strange[:5])}; {remedy}"
+        )
+    return uses
+
+
+class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How much of a mask is true cannot be known without values: of words the usual share, of patches half.
+
+    Also multiplies banks in fp32, of which torch knows no shapes although it multiplies them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not args or getattr(args[0], "device", None) != torch.device("meta"):
+            return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.nonzero.default:
+            return torch.stack(_places(args[0], MASKED_WORD_SHARE["mlm"]), 1)
+        if func is torch.ops.aten.index.Tensor:
+            chosen = [_places(one, 0.5) if _is_mask(one) else [one] for one in args[1]]
+            return func(args[0], [place for places in chosen for place in places])
+        if func is torch.ops.aten._grouped_mm.default:
+            rows, bank = args[:2]
+            return rows.new_empty((len(rows), bank.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
+
+
+def _places(mask: Tensor, share: float) -> list[Tensor]:
+    """Indices without values, for each dimension of a mask."""
+    count = math.ceil(share * mask.numel())
+    return [torch.empty(count, dtype=torch.int64, device=mask.device) for _ in range(mask.dim())]
+
+
+def _timed(layer: torch.nn.Module, state: State) -> tuple[State, float]:
+    """The layer's detached result and the seconds of its forward and backward pass."""
+    given = {
+        name: tensor.detach().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
+    }
+    _wait(state)
+    began = time.perf_counter()
+    after: State = layer(State(given, state.layout))
+    made = [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
+    if made:
+        torch.autograd.backward(made, [torch.ones_like(tensor) for tensor in made])
+    _wait(after)
+    taken = time.perf_counter() - began
+    left = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in after.items()}
+    return State(left, after.layout), taken
+
+
+def _wait(state: State) -> None:
+    if any(tensor.device.type == "cuda" for tensor in state.values()):
+        torch.cuda.synchronize()
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

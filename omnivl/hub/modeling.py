@@ -1,0 +1,292 @@
+"""The chain as a ``PreTrainedModel``.
+
+Shapes: B samples, T frames, H x W pixels, L text positions, S visual positions, D hidden size, P projection size.
+
+Pixels are uint8, as the processor makes them: the first layer of the chain normalises them itself.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+
+from moe.router import Router
+from omnivl.errors import ModelError
+from omnivl.hub.configuration import OmniVLConfig
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain, text_layout, visual_layout
+from omnivl.model.contrast import Contrast
+from omnivl.model.embed import Embed
+from omnivl.model.generate import SearchOptions
+from omnivl.model.state import State
+
+
+@dataclass
+class OmniVLOutput(ModelOutput):
+    """What ``OmniVLModel.forward`` returns; all but the last hidden states in fp32.
+
+    Attributes:
+        loss: CLIP's contrastive loss of the batch, where it was asked for.
+        logits_per_image: ``[B_visual, B_text]``, cosine similarity over temperature, of images or of clips.
+        logits_per_text: Its transpose.
+        text_embeds: ``[B_text, P]``, L2-normalised.
+        image_embeds: ``[B_visual, P]``, L2-normalised, of images or of clips.
+        itm_score: ``[B]``, log odds that text i and visual i belong together, where they were asked for.
+    """
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+    itm_score: Tensor | None = None
+
+
+class OmniVLModel(PreTrainedModel):
+    """Embeds images, clips and texts, compares and matches them, and writes captions where it was trained to.
+
+    Attributes:
+        chain: The model that was trained, without what only trains.
+    """
+
+    config_class = OmniVLConfig
+    base_model_prefix = "omnivl"
+    main_input_name = "pixel_values"
+    config: OmniVLConfig
+
+    def __init__(self, config: OmniVLConfig) -> None:
+        """Builds the chain of ``config`` with fresh weights.
+
+        Raises:
+            ModelError: The configuration does not fit together.
+        """
+        super().__init__(config)
+        self.chain: Chain = build_chain(config.sizes, config.objectives, config.tokens)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """Loads a folder that ``omnivl export`` or ``save_pretrained`` wrote; arguments as in ``transformers``.
+
+        Raises:
+            ModelError: The folder lacks weights, or some are of another shape. None is ever drawn at random.
+        """
+        tell = kwargs.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        if lacking := sorted([*info["missing_keys"], *map(str, info["mismatched_keys"])]):
+            raise ModelError(
+                f"{args[0] if args else 'folder'}: got weights that do not fill the model of its config.json: "
+                f"{', '.join(lacking[:4])} ({len(lacking)} in all); export the model again"
+            )
+        return (model, info) if tell else model
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Layers draw their weights when they are built; here only what no file holds is put back."""
+        if isinstance(module, Router):
+            module.restore_allowed()
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Embeds images.
+
+        Args:
+            pixel_values: uint8 ``[B, 3, H, W]``.
+            kwargs: Ignored, so that the processor's whole output may be handed over.
+
+        Returns:
+            ``last_hidden_state [B, S, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``.
+        """
+        return self._visual(_frames(pixel_values, "pixel_values", 4)[:, None])
+
+    def get_video_features(self, pixel_values_videos: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Embeds clips, uint8 ``[B, T, 3, H, W]``; else as ``get_image_features``."""
+        return self._visual(_frames(pixel_values_videos, "pixel_values_videos", 5))
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """Embeds texts.
+
+        Args:
+            input_ids: int64 ``[B, L]``, L at most the model's ``text_length``.
+            attention_mask: ``[B, L]``, 0 where a token is to be ignored; padding always is.
+            kwargs: Ignored.
+
+        Returns:
+            ``last_hidden_state [B, L, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``.
+        """
+        token_ids = self._token_ids(input_ids, attention_mask)
+        state = self._ready().fold(State({"token_ids": token_ids}, text_layout(len(token_ids))))
+        return BaseModelOutputWithPooling(last_hidden_state=state["text"], pooler_output=state["text_embedding"])
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """How well texts fit to images or clips, by the alignment decoder.
+
+        Args:
+            input_ids: int64 ``[R, L]``.
+            attention_mask: As in ``get_text_features``.
+            pixel_values: Images, or
+            pixel_values_videos: clips: one of the two.
+            rows: int64 ``[R]``, which of them goes with each text; None: text i with visual i.
+
+        Returns:
+            fp32 ``[R]``: log odds that the two belong together.
+
+        Raises:
+            ModelError: The model was not trained to match.
+        """
+        self._require("vlm", "match")
+        frames = _one_of(pixel_values, pixel_values_videos)
+        return self._ready().match(frames, self._token_ids(input_ids, attention_mask), rows)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        use_itm_head: bool = False,
+        return_loss: bool = False,
+        **kwargs: Any,
+    ) -> OmniVLOutput:
+        """Compares every image or clip with every text; with one of the two alone, embeds it.
+
+        Args:
+            input_ids: int64 ``[B_text, L]``.
+            attention_mask: As in ``get_text_features``.
+            pixel_values: Images uint8 ``[B_visual, 3, H, W]``, or
+            pixel_values_videos: clips uint8 ``[B_visual, T, 3, H, W]``.
+            use_itm_head: Whether to match text i with visual i, too.
+            return_loss: Whether to return CLIP's loss, which takes text i and visual i for the only pair of theirs.
+            kwargs: Ignored.
+
+        Raises:
+            ModelError: There is neither text nor pixels, or both images and clips, or no head that was asked for.
+        """
+        out = OmniVLOutput()
+        if input_ids is not None:
+            out.text_embeds = self.get_text_features(input_ids, attention_mask).pooler_output
+        if input_ids is None or pixel_values is not None or pixel_values_videos is not None:
+            out.image_embeds = self._visual(_one_of(pixel_values, pixel_values_videos)).pooler_output
+        if input_ids is not None and out.text_embeds is not None and out.image_embeds is not None:
+            contrast = self.chain.get_submodule("contrast")
+            assert isinstance(contrast, Contrast)
+            out.logits_per_text = contrast.scale().float() * (out.text_embeds @ out.image_embeds.t())
+            out.logits_per_image = out.logits_per_text.t()
+            if return_loss:
+                own = torch.arange(len(out.text_embeds), device=self.device)
+                directions = (out.logits_per_text, out.logits_per_image)
+                out.loss = torch.stack([F.cross_entropy(logits, own) for logits in directions]).mean()
+            if use_itm_head:
+                out.itm_score = self.match(input_ids, attention_mask, pixel_values, pixel_values_videos)
+        return out
+
+    def generate(
+        self,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        *,
+        max_new_tokens: int | None = None,
+        num_beams: int = 1,
+        length_penalty: float = 0.0,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Writes a caption for each image or clip by greedy or beam search.
+
+        Args:
+            pixel_values: Images, or
+            pixel_values_videos: clips: one of the two.
+            max_new_tokens: Most tokens, the end token included; None: as many as the model has positions.
+            num_beams: Texts that are kept at each step.
+            length_penalty: The best one maximises log probability / length ** length_penalty.
+            kwargs: Ignored, so that the processor's whole output may be handed over.
+
+        Returns:
+            int64 ``[B, max_new_tokens]``: up to and with the end token, padded; ``processor.batch_decode`` reads it.
+
+        Raises:
+            ModelError: The model was not trained to write, or has too few positions.
+        """
+        self._require("lm", "write captions")
+        tokens, most = self.config.tokens, self.config.sizes.text_length - 1
+        length = most if max_new_tokens is None else max_new_tokens
+        if not 1 <= length <= most:
+            raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
+        options = SearchOptions(
+            start=tokens.decode,
+            end=tokens.sep,
+            pad=tokens.pad,
+            banned=tuple(i for i in range(tokens.num_reserved) if i != tokens.sep),
+            max_length=length,
+            num_beams=num_beams,
+            length_penalty=length_penalty,
+        )
+        return self._ready().generate(_one_of(pixel_values, pixel_values_videos), options).token_ids
+
+    def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
+        """Of ``[B, T, 3, H, W]``."""
+        state = self._ready().fold(State({"frames": frames}, visual_layout(frames)))
+        return BaseModelOutputWithPooling(last_hidden_state=state["visual"], pooler_output=state["visual_embedding"])
+
+    def _ready(self) -> Chain:
+        """The chain, computing in the dtype that the weights have by now."""
+        embed = self.chain.get_submodule("embed")
+        assert isinstance(embed, Embed)
+        embed.dtype = self.dtype
+        return self.chain
+
+    def _token_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Ids with padding wherever the mask hides a token: the chain takes its mask from them."""
+        return input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), self.config.tokens.pad)
+
+    def _require(self, head: str, what: str) -> None:
+        if head not in self.config.heads:
+            known = ", ".join(self.config.heads) or "none"
+            raise ModelError(
+                f"{what}: got a model without the head of {head} (it has {known}); allowed are models that were "
+                f"trained with the objective {head}; export a stage that has it"
+            )
+
+
+def _frames(pixels: Tensor, name: str, dimensions: int) -> Tensor:
+    """Checks pixels.
+
+    Raises:
+        ModelError: They are no uint8, or of another number of dimensions.
+    """
+    if pixels.dtype != torch.uint8 or pixels.dim() != dimensions:
+        shape = "[B, 3, H, W]" if dimensions == 4 else "[B, T, 3, H, W]"
+        raise ModelError(
+            f"{name}: got {str(pixels.dtype).removeprefix('torch.')} {list(pixels.shape)}; allowed uint8 {shape}, "
+            "which the model normalises itself; take them from the model's own processor"
+        )
+    return pixels
+
+
+def _one_of(images: Tensor | None, clips: Tensor | None) -> Tensor:
+    """Frames ``[B, T, 3, H, W]`` of whichever there is.
+
+    Raises:
+        ModelError: There is none, or both.
+    """
+    if images is not None and clips is None:
+        return _frames(images, "pixel_values", 4)[:, None]
+    if clips is not None and images is None:
+        return _frames(clips, "pixel_values_videos", 5)
+    raise ModelError(
+        f"pixel_values, pixel_values_videos: got {'neither' if images is None else 'both'}; allowed is one of the two; "
+        "call the model once for images and once for clips"
+    )

@@ -1,0 +1,206 @@
+"""Exported models give what the chain gives, through files on disk and the ``Auto`` classes."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
+from transformers import AutoModel
+
+from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.router_losses import RouterLossConfig
+from omnivl.errors import ModelError
+from omnivl.hub import OmniVLConfig, OmniVLModel
+from omnivl.model.build import build_chain
+from omnivl.model.config import VisionConfig
+from omnivl.model.generate import SearchOptions
+from omnivl.model.pretrained import read_exported
+from omnivl.objectives import LM, MLM, VLM, UniVLC
+
+TOWERS = (UniVLC(queue_size=16, temperature=0.1), MLM(), VLM(), LM(), *EVERYTHING[1:4])
+UNIFIED = (UniVLC(), MLM(), VLM())
+FILLINGS = {
+    "dense": CONFIG.ffn,
+    "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
+    "limoe": LIMoEConfig(num_experts=4, every=1, selection_bias_rate=0.01),
+    "expert choice": LIMoEConfig(
+        num_experts=4, every=1, routing="expert_choice", noise=0.0, losses=RouterLossConfig(load=0.0)
+    ),
+    "mome_limoe": MoMELIMoEConfig(every=1, pools={"image": 2, "text": 2}, common_experts=2),
+    "attribute": AttributeConfig(num_experts=3, every=1),
+}
+
+
+def exported(tmp_path, config, objectives):
+    """A chain with weights away from their tame start, and the same as a loaded folder."""
+    torch.manual_seed(0)
+    chain = build_chain(config, objectives, TOKENS).eval()
+    with torch.no_grad():
+        for tensor in chain.state_dict().values():
+            if tensor.is_floating_point():
+                tensor.add_(0.2 * torch.randn_like(tensor))
+    model = OmniVLModel(OmniVLConfig.of(config, objectives, TOKENS))
+    own = model.chain.state_dict()
+    model.chain.load_state_dict({name: tensor for name, tensor in chain.state_dict().items() if name in own})
+    model.save_pretrained(tmp_path)
+    return chain, AutoModel.from_pretrained(tmp_path)
+
+
+def check_equal(chain, model, *, writes):
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    images, clips = make_batch("image_text"), make_batch("video_text")
+    texts = images.token_ids
+    mask = (texts != TOKENS.pad).long()
+    inputs = {"input_ids": texts, "attention_mask": mask}
+    with torch.no_grad():
+        image = model.get_image_features(images.frames[:, 0])
+        torch.testing.assert_close(image.pooler_output, chain.encode_visual(images.frames), **near)
+        torch.testing.assert_close(image.last_hidden_state, chain.features(images.frames), **near)
+        video = model.get_video_features(clips.frames).pooler_output
+        torch.testing.assert_close(video, chain.encode_visual(clips.frames), **near)
+        text = model.get_text_features(**inputs).pooler_output
+        torch.testing.assert_close(text, chain.encode_text(texts), **near)
+        out = model(**inputs, pixel_values_videos=clips.frames, use_itm_head=True)
+        wanted = chain.contrast.scale() * video @ text.t()
+        torch.testing.assert_close(out.logits_per_image, wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(out.itm_score, chain.match(clips.frames, texts), rtol=1e-5, atol=1e-5)
+        if writes:
+            banned = tuple(i for i in range(TOKENS.num_reserved) if i != TOKENS.sep)
+            options = SearchOptions(TOKENS.decode, TOKENS.sep, TOKENS.pad, banned, 7, num_beams=2)
+            own = model.generate(images.frames[:, 0], num_beams=2)
+            assert torch.equal(own, chain.generate(images.frames, options).token_ids)
+
+
+@pytest.mark.parametrize("filling", FILLINGS)
+def test_towers_give_what_the_chain_gives(tmp_path, filling):
+    objectives = tuple(one for one in TOWERS if filling != "expert choice" or one.name != "lm")
+    chain, model = exported(tmp_path, replace(CONFIG, ffn=FILLINGS[filling]), objectives)
+    assert not model.training
+    check_equal(chain, model, writes=filling != "expert choice")
+
+
+@pytest.mark.parametrize("multiway", [False, True])
+@pytest.mark.parametrize("filling", FILLINGS)
+def test_the_unified_transformer_gives_what_the_chain_gives(tmp_path, filling, multiway):
+    config = replace(CONFIG, architecture="unified", multiway=multiway, ffn=FILLINGS[filling], layer_scale_init=0.1)
+    check_equal(*exported(tmp_path, config, UNIFIED), writes=False)
+
+
+def test_attention_experts_and_options_of_the_towers(tmp_path):
+    config = replace(CONFIG, architecture="unified", ffn=AttributeConfig(num_experts=3, every=1, attention=True))
+    check_equal(*exported(tmp_path / "unified", config, UNIFIED), writes=False)
+    config = replace(CONFIG, text_norm="post", layer_scale_init=0.1, tubelet_size=2, temporal_gain=0.5)
+    check_equal(*exported(tmp_path / "towers", config, TOWERS), writes=True)
+    config = replace(CONFIG, vision=VisionConfig("quick_gelu", 1e-5, True, True), ffn=FILLINGS["mome"])
+    check_equal(*exported(tmp_path / "details", config, TOWERS), writes=True)
+
+
+def test_a_part_of_an_exported_model_fills_that_part(tmp_path):
+    _, model = exported(tmp_path, CONFIG, TOWERS)
+    given = {name: tensor for name, tensor in model.chain.state_dict().items() if tensor.is_floating_point()}
+    parts = {part: read_exported(tmp_path, part) for part in ("all", "vision", "text")}
+    assert parts["all"].keys() == given.keys()
+    assert all(torch.equal(tensor, given[name]) for name, tensor in parts["all"].items())
+    stacks = {part: {name.split(".")[0].rstrip("0123456789") for name in found} for part, found in parts.items()}
+    assert stacks["vision"] == {"embed", "visual_", "visual_norm", "contrast"}
+    assert stacks["text"] == {"embed", "text_", "contrast"}
+    assert parts["vision"].keys().isdisjoint(parts["text"])
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    assert read_exported(tmp_path, "all") is None
+
+
+def test_the_loss_is_clips_and_leads_back_to_all_that_embeds(tmp_path):
+    _, model = exported(tmp_path, CONFIG, TOWERS)
+    batch = make_batch("image_text")
+    out = model.train()(batch.token_ids, pixel_values=batch.frames[:, 0], return_loss=True)
+    logits, own = out.logits_per_image, torch.arange(4)
+    wanted = -(logits.log_softmax(1)[own, own] + logits.log_softmax(0)[own, own]).mean() / 2
+    torch.testing.assert_close(out.loss, wanted)
+    out.loss.backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    parts = (
+        "embed.block.visual.patches.weight",
+        "visual_00.block.attention.qkv.weight",
+        "text_01.block.ffn.fc1.weight",
+    )
+    assert {f"chain.{part}" for part in (*parts, "contrast.logit_scale")} <= trained
+
+
+def test_a_hidden_token_is_no_token(tmp_path):
+    _, model = exported(tmp_path, CONFIG, TOWERS)
+    texts = make_batch("image_text").token_ids
+    mask = torch.ones_like(texts)
+    mask[:, 4:] = 0
+    shorter = texts.clone()
+    shorter[:, 4:] = TOKENS.pad
+    wanted = model.get_text_features(shorter).pooler_output
+    assert torch.equal(model.get_text_features(texts, mask).pooler_output, wanted)
+    assert not torch.allclose(model.get_text_features(texts).pooler_output, wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(tmp_path, dtype):
+    _, model = exported(tmp_path, replace(CONFIG, ffn=FILLINGS["mome_limoe"]), TOWERS)
+    half = AutoModel.from_pretrained(tmp_path, dtype=dtype)
+    assert {parameter.dtype for parameter in half.parameters()} == {dtype}
+    batch = make_batch("video_text")
+    out = half(batch.token_ids, pixel_values_videos=batch.frames)
+    assert out.logits_per_text.dtype == torch.float32
+    wanted = model(batch.token_ids, pixel_values_videos=batch.frames)
+    similarity = (out.image_embeds * wanted.image_embeds).sum(-1)
+    assert similarity.min() > 0.99
+    assert half.get_video_features(batch.frames).last_hidden_state.dtype == dtype
+
+
+def test_shards_are_read_as_one(tmp_path):
+    _, model = exported(tmp_path / "whole", CONFIG, TOWERS)
+    model.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    index = json.loads((tmp_path / "parts" / "model.safetensors.index.json").read_text())
+    assert len(set(index["weight_map"].values())) > 3
+    for name, tensor in OmniVLModel.from_pretrained(tmp_path / "parts").state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_weights_that_are_not_there_are_never_drawn(tmp_path):
+    exported(tmp_path, CONFIG, TOWERS)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["chain.visual_01.block.norm1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    wanted = r"weights that do not fill the model of its config.json: chain.visual_01.block.norm1.weight \(1 in all\)"
+    with pytest.raises(ModelError, match=wanted):
+        AutoModel.from_pretrained(tmp_path)
+
+
+def test_a_configuration_is_read_back_as_it_was(tmp_path):
+    config = replace(CONFIG, ffn=FILLINGS["mome_limoe"])
+    OmniVLConfig.of(config, TOWERS, TOKENS).save_pretrained(tmp_path)
+    read = OmniVLConfig.from_pretrained(tmp_path)
+    assert read.sizes == replace(config, momentum=None)
+    assert read.tokens == TOKENS
+    assert [one.name for one in read.objectives] == ["univlc", "mlm", "vlm", "lm"]
+    assert OmniVLConfig().sizes.hidden_size == 768, "without arguments: the base preset"
+
+
+def test_errors_say_what_to_do(tmp_path):
+    config = OmniVLConfig.of(CONFIG, (UniVLC(),), TOKENS)
+    model, batch = OmniVLModel(config), make_batch("image_text")
+    pixels = batch.frames[:, 0]
+    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has none\)"):
+        model.generate(pixels)
+    with pytest.raises(ModelError, match=r"^match: got a model without the head of vlm"):
+        model(batch.token_ids, pixel_values=pixels, use_itm_head=True)
+    with pytest.raises(ModelError, match=r"^pixel_values: got float32 \[4, 3, 16, 16\]; allowed uint8 \[B, 3, H, W\]"):
+        model.get_image_features(pixels.float())
+    with pytest.raises(ModelError, match=r"^pixel_values, pixel_values_videos: got both; allowed is one of the two"):
+        model(batch.token_ids, pixel_values=pixels, pixel_values_videos=batch.frames)
+    with pytest.raises(ModelError, match=r"^pixel_values, pixel_values_videos: got neither"):
+        model()
+    with pytest.raises(ModelError, match=r"^config.json: model: hiden_size: Unexpected keyword argument; allowed"):
+        OmniVLModel(OmniVLConfig(model={"hiden_size": 16}))
+    with pytest.raises(ModelError, match=r"^config.json: heads: got \['seg'\]; allowed are mlm, vlm, lm"):
+        OmniVLModel(OmniVLConfig(model=config.model, heads=["seg"], special_tokens=config.special_tokens))
+    writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
+    with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
+        writing.generate(pixels, max_new_tokens=8)
