@@ -28,7 +28,7 @@ from omnivl.objectives import SpecialTokens, UniVLC
 
 PROCESSES = 4
 PHASES = ("build", "start", "steps", "checkpoint", "weights")
-FULL: dict[str, Any] = {"hidden_size": 1024, "num_heads": 16, "vision_layers": 14, "text_layers": 14}
+FULL: dict[str, Any] = {"hidden_size": 1024, "num_heads": 16, "vision_layers": 8, "text_layers": 8}
 ZERO_3 = {"host": "zero", "zero_stage": 3, "precision": "bf16"}
 CONTENDERS: dict[str, tuple[bool, dict[str, Any]]] = {
     "built whole": (False, ZERO_3),
@@ -45,7 +45,7 @@ def run(options: Options) -> Report:
     for name, (by_layer, layout) in CONTENDERS.items():
         with tempfile.TemporaryDirectory() as folder:
             found[name] = measure_processes(
-                PROCESSES, layout, model, by_layer=by_layer, steps=3, folder=Path(folder), timeout=1500
+                PROCESSES, layout, model, by_layer=by_layer, steps=2, folder=Path(folder), timeout=1500
             )
     sizes = Sizes(**found["built whole"]["sizes"])
     rule, whole, layer = sizes.rule(PROCESSES), 4 * (sizes.trained + sizes.resting), 4 * sizes.largest
