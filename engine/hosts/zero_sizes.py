@@ -57,6 +57,21 @@ class ZeroSizes:
         prefetch = min(max(largest, _LEAST), _MOST)
         return cls(bucket + bucket % 2, prefetch, live=2 * max(largest, _LEAST) + prefetch, reuse=max(largest, _LEAST))
 
+    @staticmethod
+    def share_bytes(layers: Sequence[nn.Module], processes: int) -> int:
+        """What a process holds of a chain all the time under stage 3, without offloading: its share.
+
+        16 bytes of each trained parameter (it, its gradient, AdamW's two moments), 4 of each other one, all fp32.
+
+        Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with fp32 parameters, their own masters.
+        """
+        every = [parameter for layer in layers for parameter in layer.parameters()]
+        return sum((16 if one.requires_grad else 4) * whole_numel(one) for one in every) // processes
+
+    def transient_bytes(self) -> int:
+        """What comes on top for a while: layers that are whole, and the bucket of gradients; not activations."""
+        return 4 * (self.live + self.bucket)
+
     def as_config(self, stage: int) -> dict[str, Any]:
         """The fields of DeepSpeed's section ``zero_optimization``."""
         if stage < 3:

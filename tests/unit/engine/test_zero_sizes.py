@@ -33,6 +33,12 @@ def test_large_layers_are_reduced_and_gathered_ahead_in_parts() -> None:
     assert sizes == ZeroSizes(50_000_000, 50_000_000, live=250_000_000, reuse=100_000_000)
 
 
+def test_bytes_of_a_process() -> None:
+    layers = [layer(6_000_001, 6_000_000), layer(5_000_000, 8_000_000)]
+    assert ZeroSizes.share_bytes(layers, 4) == (16 * 11_000_001 + 4 * 14_000_000) // 4
+    assert ZeroSizes.of(layers).transient_bytes() == 4 * (3 * 13_000_000 + 6_000_002)
+
+
 def test_what_a_stage_reads_of_it() -> None:
     sizes = ZeroSizes(8, 4, 12, 6)
     assert sizes.as_config(2) == {"reduce_bucket_size": 8, "allgather_bucket_size": 8}
