@@ -107,6 +107,7 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
         ),
         **dict.fromkeys(("image_size", "video_size", "num_frames", "patch_size", "tubelet_size"), _LEAST_1),
         **dict.fromkeys(("vocab_size", "projection_size"), _LEAST_1),
+        "recompute_every": _LEAST_1,
         "temporal_gain": _LEAST_0,
         "text_length": (3, None),  # [CLS] word [SEP]
         "drop_path": _SHARE,

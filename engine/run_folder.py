@@ -37,7 +37,8 @@ _FREE_FIELDS = tuple(
         r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
-        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|expert_parallel_size|pipeline_(stages|profile))",
+        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",
+        r"(stages\.\d+\.)?parallel\.(expert_parallel_size|pipeline_(stages|profile))",
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )

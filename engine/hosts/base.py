@@ -1,6 +1,6 @@
 """What every host offers to the stage loop. The loop never asks which host it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,6 +106,15 @@ class Host(Protocol):
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers, whole, fp32, on the CPU of replica 0; None elsewhere. Called by every replica."""
+
+    def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of what ``each_weight`` gives, by name."""
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``full_weights`` returns, one tensor after the other, so that no process ever holds them all.
+
+        Called by every replica, and gone through to its end by each. Nothing comes out but on replica 0.
+        """
 
     def barrier(self) -> None:
         """Waits for every replica."""

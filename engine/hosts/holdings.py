@@ -19,8 +19,9 @@ from engine.collectives import broadcast_from_first
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
 from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
-from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store, whole_shape
+from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
+from engine.whole import whole_shape
 from moe.exchange import ExpertExchange
 from moe.experts import ExpertBank
 from omnivl.model.chain import Chain
@@ -122,15 +123,29 @@ class Holdings:
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
+        found = dict(self.each_weight())
+        return found if self._gather.replica == 0 else None
+
+    def announced(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of every parameter and buffer, by name."""
+        return {
+            name: (tensor.dtype, self._shape(tensor))
+            for _, tensors in self._layers()
+            for name, tensor in tensors.items()
+        }
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer in turn, whole, on the CPU of replica 0; nothing comes out elsewhere.
+
+        Called by every replica, and gone through to its end by each: the others read from it.
+        """
         first = self._gather.replica == 0
-        found: dict[str, Tensor] = {}
         for layer, tensors in self._layers():
             with self._borrow(layer):
                 for name, tensor in tensors.items():
                     whole = self._whole(tensor)
                     if first:
-                        found[name] = whole.to("cpu", copy=True)
-        return found if first else None
+                        yield name, whole.to("cpu", copy=True)
 
     def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The name of each layer, of those asked for, and its parameters and buffers by their names in the chain."""
@@ -230,6 +245,14 @@ class HoldingHost:
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
         return self._holdings.full_weights()
+
+    def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of what ``each_weight`` gives, by name."""
+        return self._holdings.announced()
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``full_weights`` returns, one tensor after the other."""
+        return self._holdings.each_weight()
 
     def barrier(self) -> None:
         """Waits for every replica."""

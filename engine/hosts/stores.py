@@ -50,11 +50,6 @@ class Store(Protocol):
         """To be called once after the last run was written into."""
 
 
-def whole_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter or buffer here, before ZeRO cuts it."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
-
-
 class WholeStore:
     """Every replica holds everything: the plain host, and ZeRO 0."""
 

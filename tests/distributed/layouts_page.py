@@ -52,7 +52,13 @@ def model_of(name: str) -> str:
 
 def layout_of(host: str) -> str:
     """``pipe2-zero1`` or ``zero3-ep2`` in words."""
-    words = {"plain": "plain", "offload": "optimizer offloaded"}
+    words = {
+        "plain": "plain",
+        "built": "built layer by layer",
+        "offload": "optimizer offloaded",
+        "files": "in files",
+        "offload_all": "optimizer and parameters offloaded",
+    }
     found = []
     for part in host.split("-"):
         kind, number = part.rstrip("0123456789"), part[len(part.rstrip("0123456789")) :]

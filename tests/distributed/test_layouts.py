@@ -19,13 +19,16 @@ import torch
 
 from engine.collectives import make_gather
 from engine.freeze import freeze_idle
+from engine.hosts import layer_settler
 from engine.hosts.base import Host
 from engine.hosts.pipeline import PipelineHost, place_in_pipeline
 from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import ParallelConfig
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
+from omnivl.model.build import Settle
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
 
@@ -43,7 +46,7 @@ LAYOUTS = {
 CUT_EXPERTS = {
     2: ["zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2"],
     4: [
-        *("zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2", "zero1-ep4", "zero2-ep4", "zero3-ep4"),
+        *("zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2", "zero1-ep4", "zero2-ep4", "zero3-ep4-built"),
         *("pipe2-zero0-ep2", "pipe2-zero1-ep2"),
     ],
 }
@@ -79,15 +82,16 @@ class Model:
         if self.real:
             self.plan_layout = real.plan_unified_layout if self.unified else real.plan_layout
 
-    def build(self, gather: Gather) -> Chain:
+    def build(self, gather: Gather, settle: Settle | None = None) -> Chain:
         if not self.real:
             return synthetic.build_synthetic_chain(gather)
         chain = real.build_real_chain(
             gather,
-            recompute="recompute" in self.parts,
+            recompute="block" if "recompute" in self.parts else "none",
             ffn=next((part for part in self.parts if part in real.FILLINGS), "dense"),
             unified=self.unified,
             compute_dtype=torch.bfloat16 if "bf16" in self.parts else torch.float32,
+            settle=settle,
         )
         freeze_idle(chain, self.layouts())
         return chain
@@ -102,10 +106,23 @@ class Model:
 
 
 def make_host(name: str, model: Model) -> Host:
-    """``plain``, ``zeroS`` or ``pipeN-zeroS``, with ``-epP`` or ``-offload`` behind it."""
+    """``plain``, ``zeroS`` or ``pipeN-zeroS``, with words behind it.
+
+    ``epP`` cuts experts over P processes, ``built`` cuts each layer as soon as it is made, ``offload`` and
+    ``offload_all`` keep optimizer states and parameters in the host's memory, ``files`` in mapped files.
+    """
     parts = dict(_split(part) for part in name.split("-"))
     stages = parts.get("pipe", 1)
-    chain = model.build(make_gather(place_in_pipeline(stages).data_group if stages > 1 else None))
+    layout = ParallelConfig(
+        host="zero",
+        zero_stage=parts.get("zero", 0),  # type: ignore[arg-type]
+        offload="parameters" if "offload_all" in parts else "optimizer" if "offload" in parts else "none",
+        offload_device="nvme" if "files" in parts else "cpu",
+        nvme_folder="states",  # of the folder in which the process runs
+        expert_parallel_size=parts.get("ep", 1),
+    )
+    gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
+    chain = model.build(gather, _settler(layout) if "built" in parts else None)
     if name == "plain":
         return PlainHost(chain, CONFIG, model.plan_layout, total_steps=STEPS, gradient_accumulation_steps=ACCUMULATION)
     sizes: dict[str, Any] = {
@@ -115,13 +132,19 @@ def make_host(name: str, model: Model) -> Host:
         "expert_parallel_size": parts.get("ep", 1),
     }
     if stages == 1:
-        sizes |= {"stage": parts["zero"], "offload_optimizer": "offload" in parts}
+        sizes |= {"stage": parts["zero"], "offload": layout.offloading}
         return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
     costs = dict.fromkeys(range(len(chain.layers)), 1.0)
     if model.real:
         costs = layer_costs(chain, real.CONFIG, model.layouts())
     cuts = cut(list(costs.values()), stages)
     return PipelineHost(chain, CONFIG, model.plan_layout, cuts=cuts, zero_stage=parts["zero"], **sizes)
+
+
+def _settler(layout: ParallelConfig) -> Settle:
+    cut_layer = layer_settler(layout, torch.device("cpu"))
+    assert cut_layer is not None
+    return lambda _, layer: cut_layer(layer)
 
 
 def _split(part: str) -> tuple[str, int]:
@@ -214,6 +237,7 @@ def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
         ("synthetic", 2, LAYOUTS[2]),
         ("synthetic", 2, ["zero1-offload", "zero2-offload", "zero3-offload"]),
         ("synthetic", 4, ["pipe2-zero1", "zero1", "pipe4-zero0", "zero3"]),  # one after the other in the same processes
+        ("real", 2, ["zero3-built", "zero3-built-offload_all", "zero3-offload_all-files", "zero2-offload-files"]),
         *matrix(),
         ("real-recompute", 2, ["zero3"]),
         ("real-attribute", 2, ["plain", "zero3"]),

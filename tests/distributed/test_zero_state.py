@@ -21,10 +21,11 @@ from engine.hosts.pipeline_cut import cut
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import Offloading
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]
-EVERY = [*HOSTS, "zero2-offload", "zero3-offload", *PIPELINES]
+EVERY = [*HOSTS, "zero2-offload", "zero3-offload", "zero3-files", *PIPELINES]
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=0.5, schedule="cosine", layer_decay=0.7)
 JOINED = 8
 
@@ -42,7 +43,10 @@ def make_host(name: str, seed: int = 0) -> Host:
     if pipeline:
         cuts = cut([1.0] * len(chain.layers), 2)
         return PipelineHost(chain, CONFIG, synthetic.plan_layout, cuts=cuts, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
-    common |= {"stage": int(name[len("zero")]), "offload_optimizer": name.endswith("-offload")}
+    parts = name.split("-")
+    files = Path("states") if "files" in parts else None
+    offload = Offloading(optimizer="offload" in parts or "files" in parts, parameters="files" in parts, folder=files)
+    common |= {"stage": int(name[len("zero")]), "offload": offload}
     return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
 
 
