@@ -22,9 +22,10 @@ others end by themselves, the message names the rank and what happened to it, no
 then ends in the very bits (weights, twins, moments, queue, generators, place in the data, lines of metrics) of a run
 that nobody touched. What is behind it: [`design/NOTE`](design/NOTE).
 
-Written by `tests/integration/faults_page.py` from a run of `tests/integration/test_faults.py` and `test_rollback.py`:
-**{survived} of {tried} faults survived**, on two CPU cores. Seconds are the longest from the fault to the end of the
-last process; where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
+Written by `tests/integration/faults_page.py` from {reports} of `tests/integration/test_faults.py` and
+`test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tried.{repeated}
+Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with other things;
+where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
 
 | fault | LAYOUTS |
 |---|RULES
@@ -35,18 +36,33 @@ NOTE = "0010-faults.md"
 def page(reports: Sequence[Path]) -> str:
     """The page as Markdown."""
     found: dict[str, dict[str, list[tuple[bool, float | None]]]] = defaultdict(lambda: defaultdict(list))
-    cases = {one.attrib["name"]: one for report in reports for one in ElementTree.parse(report).iter("testcase")}
+    runs = [one for report in reports for one in ElementTree.parse(report).iter("testcase") if one.get("name")]
+    cases = {one.attrib["name"]: one for one in runs}
     for case in cases.values():
         facts = {one.attrib["name"]: one.attrib["value"] for one in case.iterfind("properties/property")}
         if "fault" in facts:
             layout, _, fault = facts["fault"].partition(", ")
-            survived = all(case.find(what) is None for what in ("failure", "error", "skipped"))
-            found[fault][layout].append((survived, float(facts["seconds"]) if "seconds" in facts else None))
+            found[fault][layout].append((passed(case), float(facts["seconds"]) if "seconds" in facts else None))
+    earlier = [one for one in runs if cases[one.attrib["name"]] is not one]
+    failed = sum(not passed(one) for one in earlier)
+    repeated = f" {len(earlier)} tests were run again, {failed} of them after a failure; the last run counts."
     outcomes = [outcome for row in found.values() for cell in row.values() for outcome in cell]
     head = HEAD.replace("LAYOUTS", " | ".join(LAYOUTS.values())).replace("RULES", "---|" * len(LAYOUTS))
-    head = head.replace("NOTE", NOTE).format(survived=sum(good for good, _ in outcomes), tried=len(outcomes))
-    rows = [f"| {fault} | {' | '.join(cell(row[layout]) for layout in LAYOUTS)} |" for fault, row in found.items()]
+    head = head.replace("NOTE", NOTE).format(
+        survived=sum(good for good, _ in outcomes),
+        tried=len(outcomes),
+        reports="a run" if len(reports) == 1 else f"{len(reports)} runs of parts",
+        repeated=repeated if earlier else "",
+    )
+    rows = [
+        f"| {fault} | {' | '.join(cell(row[layout]) for layout in LAYOUTS)} |" for fault, row in sorted(found.items())
+    ]
     return head + "\n".join(rows) + "\n"
+
+
+def passed(case: ElementTree.Element) -> bool:
+    """Whether a test has run and found nothing wrong."""
+    return all(case.find(what) is None for what in ("failure", "error", "skipped"))
 
 
 def cell(outcomes: list[tuple[bool, float | None]]) -> str:
