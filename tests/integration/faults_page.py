@@ -16,15 +16,15 @@ PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 LAYOUTS = {"plain": "plain", "zero3": "ZeRO-3", "pipeline": "2 pipeline stages"}
 HEAD = """# Faults
 
-What a run survives. In each case a run of two stages on two processes is broken from outside
+What a run survives. In each case a run on two processes (one for losses on the plain host) is broken from outside
 (`tests/integration/faults/sitecustomize.py`), at one moment, on its first or its last rank. It is survived where the
 others end by themselves, the message names the rank and what happened to it, no process is left, and the same command
 then ends in the very bits (weights, twins, moments, queue, generators, place in the data, lines of metrics) of a run
 that nobody touched. What is behind it: [`design/NOTE`](design/NOTE).
 
 Written by `tests/integration/faults_page.py` from {reports} of `tests/integration/test_faults.py` and
-`test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tried.{repeated}
-Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with other things;
+`test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tried.
+{repeated}Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with other things;
 where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
 
 | fault | LAYOUTS |
@@ -45,7 +45,7 @@ def page(reports: Sequence[Path]) -> str:
             found[fault][layout].append((passed(case), float(facts["seconds"]) if "seconds" in facts else None))
     earlier = [one for one in runs if cases[one.attrib["name"]] is not one]
     failed = sum(not passed(one) for one in earlier)
-    repeated = f" {len(earlier)} tests were run again, {failed} of them after a failure; the last run counts."
+    repeated = f"{len(earlier)} tests were run again, {failed} of them after a failure; the last run counts.\n"
     outcomes = [outcome for row in found.values() for cell in row.values() for outcome in cell]
     head = HEAD.replace("LAYOUTS", " | ".join(LAYOUTS.values())).replace("RULES", "---|" * len(LAYOUTS))
     head = head.replace("NOTE", NOTE).format(
