@@ -9,6 +9,7 @@ import typer
 
 from engine.plan_parse import load_plan
 from launcher import worker
+from launcher.discovery import join_launch
 from launcher.local import local_processes, run_local
 
 
@@ -25,7 +26,7 @@ def pretrain(
 ) -> None:
     """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first."""
     arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
-    if "RANK" in os.environ:  # started by torchrun, srun, mpirun ...: this is one process of several
+    if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(arguments)
     gpus = torch.cuda.device_count()
     if gpus == 0:

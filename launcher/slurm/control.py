@@ -1,0 +1,43 @@
+"""What a job asks of Slurm about itself."""
+
+import re
+import subprocess
+from collections.abc import Sequence
+
+_FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
+
+
+def describe_job(job: int) -> dict[str, str]:
+    """Fields of a job that have no blanks, by Slurm's names; none where the controller does not answer."""
+    done = _run("scontrol", "--oneliner", "show", "job", str(job))
+    return dict(_FIELD.findall(done.stdout)) if done.returncode == 0 else {}
+
+
+def was_preempted(fields: dict[str, str]) -> bool:
+    """Whether Slurm has taken the nodes back for another job."""
+    return fields.get("PreemptTime", "None") not in ("None", "")
+
+
+def requeue(job: int, exclude: Sequence[str]) -> str | None:
+    """Puts a running job back into the queue, which ends it here; nodes can only be excluded once it waits there.
+
+    Args:
+        job: Its number.
+        exclude: Nodes on which it should not run again, on top of those that it avoids already.
+
+    Returns:
+        What Slurm refused; None where it did what was asked.
+    """
+    before = describe_job(job).get("ExcNodeList", "(null)")
+    done = _run("scontrol", "requeue", str(job))
+    if done.returncode != 0:
+        return done.stderr.strip()
+    if not exclude:
+        return None
+    avoided = ",".join(([] if before == "(null)" else [before]) + list(exclude))
+    done = _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
+    return None if done.returncode == 0 else f"nodes {avoided} could not be excluded: {done.stderr.strip()}"
+
+
+def _run(*command: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
