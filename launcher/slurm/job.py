@@ -55,10 +55,10 @@ class Job:
         self._logs.mkdir(parents=True, exist_ok=True)
         done = saved_steps(self._run)
         self._say(f"start {self._allocation.restart} on {', '.join(self._allocation.nodes)}, at step {done}")
-        self._restarts.note(self._allocation.restart, done)
         if (refusal := self._restarts.refusal(done)) is not None:
             self._say(refusal)
             return 1
+        self._restarts.note(self._allocation.restart, done)
         if self._spec.profile.check.enabled and not self._check_nodes("before"):
             return self._again("a node is bad") if self._bad else 1
         code = _ASKED if self._asked else self._train()

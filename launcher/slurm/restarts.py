@@ -36,7 +36,7 @@ class Restarts:
     """The starts of the jobs of one run, in a file of its folder."""
 
     def __init__(self, file: Path, job: int, limit: int) -> None:
-        """Takes the job, and how often it may start again without a step more."""
+        """Takes the file, the job, and how often it may start again without a step more."""
         self._file, self._job, self._limit = file, job, limit
 
     def note(self, restart: int, steps: int) -> None:
@@ -54,8 +54,9 @@ class Restarts:
             idle += 1
         if idle <= self._limit:
             return None
+        times = "once" if idle == 1 else f"{idle} times"
         return (
-            f"job {self._job} was started {idle} times at step {steps} and saved no step more; it is not started again "
+            f"job {self._job} was started {times} at step {steps} and saved no step more; it is not started again "
             "(restarts_without_progress in the cluster's file). Save more often (checkpoint.every), ask for more time, "
             "or see the logs of its starts"
         )
