@@ -1,0 +1,104 @@
+"""``omnivl pretrain`` under other launchers than its own: unchanged, and with the same result to the bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from safetensors.torch import load_file
+
+from engine.metrics import comparable, read_metrics
+
+if TYPE_CHECKING:
+    from conftest import Pretraining
+
+pytestmark = [pytest.mark.integration, pytest.mark.distributed, pytest.mark.timeout(300)]
+
+SCRIPTS = Path(sys.executable).parent
+COMMAND = ("-m", "launcher.cli", "pretrain")
+LAUNCHERS = {
+    "torchrun": (str(SCRIPTS / "torchrun"), "--nproc_per_node=2", "--master_port=0", "--no_python", sys.executable),
+    "deepspeed": (str(SCRIPTS / "deepspeed"), "--num_accelerators=2", "--no_local_rank", "--no_python", sys.executable),
+    "mpirun": (str(SCRIPTS / "mpirun"), "-n", "2", "--oversubscribe", sys.executable),
+}
+LAYOUT = ("parallel.host=zero", "parallel.zero_stage=3", "logging.every=1", "stages.spatial.steps=4")
+
+
+def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {
+        **os.environ,
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+    }
+    return subprocess.Popen(
+        [*launcher, *COMMAND, str(runs.plan), "--run-folder", str(runs.folder / name), *arguments],
+        env=environment,
+        cwd=runs.folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_every_launcher_gives_the_same_run(pretraining: "Pretraining") -> None:
+    pretraining.run("own", *LAYOUT, "launch.processes=2")
+    own = pretraining.stage("own")
+    for name, launcher in LAUNCHERS.items():
+        if not Path(launcher[0]).is_file():
+            pytest.skip(f"{name} is not installed in {SCRIPTS}")
+        process = launch(pretraining, launcher, name, *LAYOUT)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, f"{name}: {output[-4000:]}"
+        stage = pretraining.stage(name)
+        lines = [[comparable(line) for line in read_metrics(folder / "metrics.jsonl")] for folder in (own, stage)]
+        assert len(lines[1]) == 4 and lines[0] == lines[1], name
+        weights = [load_file(folder / "weights.safetensors") for folder in (own, stage)]
+        assert not pretraining.differences(*weights), name
+
+
+def test_mpirun_passes_usr1_on_and_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:
+    """USR1 saves and ends with the signal's code; the same command goes on; a rank that is killed ends the run."""
+    arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
+    metrics = pretraining.stage("run") / "metrics.jsonl"
+    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
+    _wait_for_lines(process, metrics, 2)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, output[-4000:]
+    (checkpoint,) = (pretraining.stage("run") / "checkpoints").glob("step-*")
+    step = int(checkpoint.name.removeprefix("step-"))
+
+    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
+    _wait_for_lines(process, metrics, step + 1)
+    os.kill(_rank(process.pid, 1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert f"going on after step {step}" in output
+    assert process.returncode == 128 + signal.SIGKILL, output[-4000:]
+    assert "rank 1" in output and "Killed" in output
+
+
+def _wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(read_metrics(metrics)) < count:
+        assert process.poll() is None, process.communicate()[0][-4000:]
+        assert time.monotonic() < deadline, f"no line {count} in {metrics}"
+        time.sleep(0.05)
+
+
+def _rank(mpirun: int, rank: int) -> int:
+    """The process of a rank: mpirun's child with that number."""
+    wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
+    for child in Path(f"/proc/{mpirun}/task/{mpirun}/children").read_text().split():
+        if wanted in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
+            return int(child)
+    raise AssertionError(f"mpirun has no rank {rank}")
