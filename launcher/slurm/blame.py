@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launcher.slurm.nodes import expand_nodes
 
 _ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\[\]-]+): (?P<what>.+)")
+_LOST = re.compile(r"srun: error: Node failure on (\S+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _TOGETHER_SECONDS = 2.0
 """Within these a lost rank and those who fail for the loss of it end, in either order. Slurm kills later."""
@@ -47,6 +48,16 @@ def first_failure(messages: Sequence[tuple[float, str]]) -> Failure | None:
     together = [failure for when, failure in failures if when <= failures[0][0] + _TOGETHER_SECONDS]
     killed = [failure for failure in together if failure.code > 128 and _CODE.match(failure.what) is None]
     return (killed or together)[0]
+
+
+def lost_nodes(messages: Sequence[tuple[float, str]]) -> list[str]:
+    """Nodes that Slurm has lost during the step: whatever their neighbours then say, they are to blame.
+
+    Args:
+        messages: See ``first_failure``.
+    """
+    found = [match[1] for _, line in messages if (match := _LOST.search(line)) is not None]
+    return [node for text in found for node in expand_nodes(text)]
 
 
 def exit_code(code: int) -> int:

@@ -2,9 +2,12 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 
 _FIELD = re.compile(r"(?:^|\s)(\w+)=(\S*)")
+
+_TRIES, _SECONDS_BETWEEN_TRIES = 50, 0.2
 
 
 def describe_job(job: int) -> dict[str, str]:
@@ -35,8 +38,13 @@ def requeue(job: int, exclude: Sequence[str]) -> str | None:
     if not exclude:
         return None
     avoided = ",".join(([] if before == "(null)" else [before]) + list(exclude))
-    done = _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
-    return None if done.returncode == 0 else f"nodes {avoided} could not be excluded: {done.stderr.strip()}"
+    # The job that asks is being ended meanwhile, by TERM first, which ends this scontrol as well.
+    for _ in range(_TRIES):
+        done = _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
+        if done.returncode == 0:
+            return None
+        time.sleep(_SECONDS_BETWEEN_TRIES)
+    return f"nodes {avoided} could not be excluded: {done.stderr.strip()}"
 
 
 def _run(*command: str) -> "subprocess.CompletedProcess[str]":

@@ -46,6 +46,7 @@ class Job:
         self._asked = False
         self._step: Step | None = None
         self._bad: dict[str, str] = {}
+        self._lost: list[str] = []
         signal.signal(signal.SIGUSR1, self._pass_on)
         # Slurm sends TERM to the ranks itself; here it must not end the job before its ranks.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
@@ -64,9 +65,9 @@ class Job:
         code = _ASKED if self._asked else self._train()
         if code == 128 + signal.SIGTERM:
             return self._ended_from_outside(code)
-        if code not in (0, 2, _ASKED) and self._spec.profile.check.enabled:
+        if code not in (0, 2, _ASKED) and not self._lost and self._spec.profile.check.enabled:
             self._check_nodes("after")
-        verdict, why = judge(code, len(self._bad))
+        verdict, why = judge(code, len(self._bad) + len(self._lost))
         if verdict == "again":
             return self._again(why, code)
         self._say(why)
@@ -81,7 +82,11 @@ class Job:
         assert self._step is not None
         failure = blame.first_failure(self._step.messages)
         code = blame.exit_code(code if failure is None else failure.code)
+        self._lost = blame.lost_nodes(self._step.messages)
         if code in (0, _ASKED, 128 + signal.SIGTERM):
+            return code
+        if self._lost:
+            self._say(f"Slurm has lost {', '.join(self._lost)}")
             return code
         if failure is not None and self._spec.profile.launcher == "srun":
             self._say(f"rank {failure.task} on {failure.node} failed first: {failure.what}")

@@ -37,6 +37,7 @@ def test_run_goes_on_after_a_node_has_died(cluster: "Cluster") -> None:
     cluster.lab.wait_for(lambda: cluster.lab.job(job)["Restarts"] == "1", 90, "a job that waits again")
     cluster.lab.start_node(2)
     log = cluster.finish(job, killed)
+    assert "Slurm has lost n2" in log and "failed first" not in log
     assert "start 1 on n1, n2, at step" in log and "start 1 on n1, n2, at step 0" not in log
     (other,) = cluster.submit(whole, *TWO_NODES, *steps)
     cluster.finish(other, whole)

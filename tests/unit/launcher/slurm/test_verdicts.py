@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.blame import Failure, exit_code, first_failure
+from launcher.slurm.blame import Failure, exit_code, first_failure, lost_nodes
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.verdicts import NodeReport, bad_nodes, read_reports, unexplained, write_report
 
@@ -39,6 +39,12 @@ def test_signals_and_codes_of_tasks() -> None:
     assert code("Exited with exit code 247") == 137, "deepspeed's launcher: -9 in one byte"
     assert code("Out Of Memory") == 137
     assert first_failure([(0.0, "srun: Job step creation temporarily disabled, retrying")]) is None
+
+
+def test_lost_nodes() -> None:
+    messages = [(1.0, "srun: error: n1: task 0: Exited with exit code 1"), (9.0, "srun: error: Node failure on n[2-3]")]
+    assert lost_nodes(messages) == ["n2", "n3"]
+    assert lost_nodes(messages[:1]) == []
 
 
 def test_exit_codes() -> None:
