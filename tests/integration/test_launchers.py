@@ -1,5 +1,6 @@
 """``omnivl pretrain`` under other launchers than its own: unchanged, and with the same result to the bit."""
 
+import json
 import os
 import signal
 import subprocess
@@ -29,6 +30,20 @@ LAUNCHERS = {
 LAYOUT = ("parallel.host=zero", "parallel.zero_stage=3", "logging.every=1", "stages.spatial.steps=4")
 
 
+PDSH = """#!/bin/bash
+# Runs the command on each of the machines of -w, all of which are this one, as pdsh does: %n is the machine's number.
+while [ "$1" != -w ]; do shift; done
+IFS=, read -ra machines <<< "$2"; shift 2
+code=0 started=()
+for number in "${!machines[@]}"; do command="$*"; bash -c "${command//%n/$number}" & started+=($!); done
+for one in "${started[@]}"; do wait "$one" || code=$?; done
+exit "$code"
+"""
+SSH = """#!/bin/bash
+case "$*" in *"hostname -I") echo 127.0.0.1 ;; *" hostname") echo "${@: -2:1}" ;; *) exit 255 ;; esac
+"""
+
+
 def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: str) -> "subprocess.Popen[str]":
     environment = {
         **os.environ,
@@ -36,7 +51,7 @@ def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: 
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join([str(runs.folder), str(SCRIPTS), os.environ["PATH"]]),
     }
     return subprocess.Popen(
         [*launcher, *COMMAND, str(runs.plan), "--run-folder", str(runs.folder / name), *arguments],
@@ -64,6 +79,26 @@ def test_every_launcher_gives_the_same_run(pretraining: "Pretraining") -> None:
         assert len(lines[1]) == 4 and lines[0] == lines[1], name
         weights = [load_file(folder / "weights.safetensors") for folder in (own, stage)]
         assert not pretraining.differences(*weights), name
+
+
+def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> None:
+    """Through commands that stand in for pdsh and ssh, and reach this machine under two names."""
+    for name, text in (("pdsh", PDSH), ("ssh", SSH)):
+        (pretraining.folder / name).write_text(text)
+        (pretraining.folder / name).chmod(0o755)
+    hostfile = pretraining.folder / "hosts"
+    hostfile.write_text("# two machines\nalpha slots=1\nbeta slots=1\n")
+    arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=2", "--hostfile", str(hostfile))
+    process = launch(pretraining, [sys.executable], "run", *arguments)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-4000:]
+    assert json.loads((pretraining.folder / "run" / "environment.json").read_text())["processes"] == 2
+    assert [line["step"] for line in read_metrics(pretraining.stage("run") / "metrics.jsonl")] == [1, 2]
+
+    process = launch(pretraining, [sys.executable], "a b", *arguments)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "which a shell on the other machines would take apart" in output
 
 
 def test_mpirun_passes_usr1_on_and_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:

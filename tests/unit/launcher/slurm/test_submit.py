@@ -93,7 +93,7 @@ def test_array_over_all_combinations(sbatch: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--vary", "seed=3"), "--vary: got 'seed=3'; allowed is a field and a list of values"),
-        (("--stage", "spacial"), "--stage: got 'spacial'; allowed are spatial, temporal, joint"),
+        (("--stage", "second"), "--stage: got 'second'; allowed are spatial, temporal, joint"),
         (("--sbatch", "signal=USR2@3"), "--sbatch: got the option 'signal', which the job's script sets itself"),
         (("--launcher", "ssh"), "--launcher: got 'ssh'; allowed are srun and deepspeed"),
         (("--cluster", "none.yaml"), "--cluster: got none.yaml, which cannot be read (No such file or directory)"),
