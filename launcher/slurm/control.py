@@ -21,6 +21,11 @@ def was_preempted(fields: dict[str, str]) -> bool:
     return fields.get("PreemptTime", "None") not in ("None", "")
 
 
+def was_cancelled(fields: dict[str, str]) -> bool:
+    """Whether Slurm is ending the job: it calls that COMPLETING while something of the job still runs."""
+    return fields.get("JobState") != "RUNNING"
+
+
 def requeue(job: int, exclude: Sequence[str]) -> str | None:
     """Puts a running job back into the queue, which ends it here; nodes can only be excluded once it waits there.
 

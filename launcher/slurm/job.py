@@ -135,11 +135,14 @@ class Job:
         return code
 
     def _ended_from_outside(self, code: int) -> int:
-        """After TERM, by which Slurm takes nodes back as well as ends a job for good."""
-        if control.was_preempted(control.describe_job(self._allocation.job)):
+        """After TERM: Slurm takes nodes back by it, ends a job for good by it, and may mean an earlier start by it."""
+        fields = control.describe_job(self._allocation.job)
+        if control.was_preempted(fields):
             return self._again("another job takes the nodes", code)
-        self._say("the run was asked to end (TERM) and has saved; it goes on when it is submitted again")
-        return code
+        if control.was_cancelled(fields):
+            self._say("the job is cancelled and has saved; the run goes on when it is submitted again")
+            return code
+        return self._again("the run was asked to end (TERM), though nobody has cancelled the job", code)
 
     def _show_tail(self, log: Path) -> None:
         if log.is_file():

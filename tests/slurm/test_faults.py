@@ -44,6 +44,20 @@ def test_run_goes_on_after_a_node_has_died(cluster: "Cluster") -> None:
     assert_equal_runs(whole, killed)
 
 
+def test_cancelled_job_saves_and_is_not_started_again(cluster: "Cluster") -> None:
+    run = cluster.folder / "run"
+    plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=300")
+    (job,) = cluster.submit(run, *plain)
+    cluster.wait_for_step(job, run, 2)
+    cluster.lab.run("scancel", job)
+    log = cluster.finish(job, run, "CANCELLED")
+    assert "the job is cancelled and has saved" in log
+    assert list((run / "stages" / "01-spatial" / "checkpoints").glob("step-*"))
+    (other,) = cluster.submit(run, *plain)
+    cluster.wait_for_step(other, run, 4)
+    assert "at step 0" not in cluster.log(other, run)
+
+
 def test_bad_node_is_named_and_avoided(cluster: "Cluster") -> None:
     """A job of one node prefers n2, whose memory for data workers is full."""
     cluster.lab.on_node(2, "mount -o remount,ro /dev/shm")
