@@ -46,7 +46,8 @@ def first_failure(messages: Sequence[tuple[float, str]]) -> Failure | None:
     if not failures:
         return None
     together = [failure for when, failure in failures if when <= failures[0][0] + _TOGETHER_SECONDS]
-    killed = [failure for failure in together if failure.code > 128 and _CODE.match(failure.what) is None]
+    by_signal = [failure for failure in together if failure.code > 128 and _CODE.match(failure.what) is None]
+    killed = [failure for failure in by_signal if failure.code != 128 + signal.SIGTERM]  # by which srun ends the others
     return (killed or together)[0]
 
 

@@ -13,7 +13,8 @@ _TRIES, _SECONDS_BETWEEN_TRIES = 50, 0.2
 def describe_job(job: int) -> dict[str, str]:
     """Fields of a job that have no blanks, by Slurm's names; none where the controller does not answer."""
     done = _run("scontrol", "--oneliner", "show", "job", str(job))
-    return dict(_FIELD.findall(done.stdout)) if done.returncode == 0 else {}
+    # The first of each name: what follows may hold texts of users.
+    return dict(reversed(_FIELD.findall(done.stdout))) if done.returncode == 0 else {}
 
 
 def was_preempted(fields: dict[str, str]) -> bool:

@@ -1,7 +1,7 @@
 """One node's part of a launch by deepspeed: ``python -m launcher.slurm.deepspeed_node HOSTFILE LOGS ARGUMENTS ...``.
 
-Becomes ``deepspeed --no_ssh``, which starts the ranks of this node. It does not know SIGUSR1, which Slurm sends to
-every process of a step, and would die of it: it is told to ignore the signal, and the ranks catch it by themselves.
+Becomes ``deepspeed --no_ssh``, which starts the ranks of this node. Slurm sends USR1 and TERM to every process of a step.
+deepspeed would die of them while its ranks save: it is told to ignore both, and the ranks catch them by themselves.
 """
 
 import os
@@ -29,7 +29,8 @@ def command(hostfile: str, logs: str, arguments: Sequence[str], environment: Map
 
 def main() -> None:
     """Becomes deepspeed's launcher."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     hostfile, logs, *arguments = sys.argv[1:]
     line = command(hostfile, logs, arguments, os.environ)
     os.execv(line[0], line)

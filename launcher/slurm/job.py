@@ -13,7 +13,7 @@ from types import FrameType
 
 from launcher.slurm import blame, control
 from launcher.slurm.allocation import Allocation, read_allocation
-from launcher.slurm.progress import saved_steps
+from launcher.slurm.progress import read_progress, saved_steps
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.spec import JobSpec, read_spec
 from launcher.slurm.steps import Step, srun, training_environment, training_step
@@ -63,10 +63,11 @@ class Job:
         if self._spec.profile.check.enabled and not self._check_nodes("before"):
             return self._again("a node is bad") if self._bad else 1
         code = _ASKED if self._asked else self._train()
-        if code == 128 + signal.SIGTERM:
-            return self._ended_from_outside(code)
-        if code not in (0, 2, _ASKED) and not self._lost and self._spec.profile.check.enabled:
-            self._check_nodes("after")
+        if code not in (0, 2, _ASKED) and not self._lost:
+            if (outside := self._ended_from_outside(code)) is not None:
+                return outside
+            if self._spec.profile.check.enabled:
+                self._check_nodes("after")
         verdict, why = judge(code, len(self._bad) + len(self._lost))
         if verdict == "again":
             return self._again(why, code)
@@ -82,6 +83,9 @@ class Job:
         assert self._step is not None
         failure = blame.first_failure(self._step.messages)
         code = blame.exit_code(code if failure is None else failure.code)
+        if code == 0 and not self._is_complete():
+            self._say("the ranks have ended without an error, but the run is not complete")
+            return 1
         self._lost = blame.lost_nodes(self._step.messages)
         if code in (0, _ASKED, 128 + signal.SIGTERM):
             return code
@@ -134,15 +138,24 @@ class Job:
         time.sleep(_END_SECONDS)
         return code
 
-    def _ended_from_outside(self, code: int) -> int:
-        """After TERM: Slurm takes nodes back by it, ends a job for good by it, and may mean an earlier start by it."""
+    def _ended_from_outside(self, code: int) -> int | None:
+        """Settles a job that Slurm is ending, for good or to take its nodes back; None where Slurm wants it to run.
+
+        TERM alone does not tell: Slurm may mean an earlier start by it, and deepspeed's launcher makes it another code.
+        """
         fields = control.describe_job(self._allocation.job)
         if control.was_preempted(fields):
             return self._again("another job takes the nodes", code)
         if control.was_cancelled(fields):
-            self._say("the job is cancelled and has saved; the run goes on when it is submitted again")
+            saved = "has saved" if code == 128 + signal.SIGTERM else f"ended with exit code {code}"
+            self._say(f"the job is cancelled and {saved}; the run goes on when it is submitted again")
             return code
-        return self._again("the run was asked to end (TERM), though nobody has cancelled the job", code)
+        return None
+
+    def _is_complete(self) -> bool:
+        """Whether the run has done what it was to do: deepspeed's launcher ends with 0 when it is killed itself."""
+        stages = [stage for stage in read_progress(self._run) if self._spec.stage in (None, stage.name)]
+        return bool(stages) and all(stage.complete for stage in stages)
 
     def _show_tail(self, log: Path) -> None:
         if log.is_file():

@@ -66,24 +66,28 @@ def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: 
     )
 
 
-def test_every_launcher_gives_the_same_run(pretraining: "Pretraining") -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["mpirun", pytest.param("torchrun", marks=pytest.mark.full), pytest.param("deepspeed", marks=pytest.mark.full)],
+)
+def test_other_launcher_gives_the_same_run(pretraining: "Pretraining", name: str) -> None:
+    launcher = LAUNCHERS[name]
+    if not Path(launcher[0]).is_file():
+        pytest.skip(f"{name} is not installed in {SCRIPTS}")
+    if name == "deepspeed":
+        launcher = (launcher[0], f"--master_port={free_port()}", *launcher[1:])
+    process = launch(pretraining, launcher, name, *LAYOUT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output[-4000:]
     pretraining.run("own", *LAYOUT, "launch.processes=2")
-    own = pretraining.stage("own")
-    for name, launcher in LAUNCHERS.items():
-        if not Path(launcher[0]).is_file():
-            pytest.skip(f"{name} is not installed in {SCRIPTS}")
-        if name == "deepspeed":
-            launcher = (launcher[0], f"--master_port={free_port()}", *launcher[1:])
-        process = launch(pretraining, launcher, name, *LAYOUT)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, f"{name}: {output[-4000:]}"
-        stage = pretraining.stage(name)
-        lines = [[comparable(line) for line in read_metrics(folder / "metrics.jsonl")] for folder in (own, stage)]
-        assert len(lines[1]) == 4 and lines[0] == lines[1], name
-        weights = [load_file(folder / "weights.safetensors") for folder in (own, stage)]
-        assert not pretraining.differences(*weights), name
+    stages = [pretraining.stage("own"), pretraining.stage(name)]
+    lines = [[comparable(line) for line in read_metrics(stage / "metrics.jsonl")] for stage in stages]
+    assert len(lines[1]) == 4 and lines[0] == lines[1]
+    weights = [load_file(stage / "weights.safetensors") for stage in stages]
+    assert not pretraining.differences(*weights)
 
 
+@pytest.mark.full
 def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> None:
     """Through commands that stand in for pdsh and ssh, and reach this machine under two names."""
     for name, text in (("pdsh", PDSH), ("ssh", SSH)):
@@ -106,6 +110,8 @@ def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> No
 
 def test_mpirun_passes_usr1_on_and_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:
     """USR1 saves and ends with the signal's code; the same command goes on; a rank that is killed ends the run."""
+    if not Path(LAUNCHERS["mpirun"][0]).is_file():
+        pytest.skip(f"mpirun is not installed in {SCRIPTS}")
     arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
     metrics = pretraining.stage("run") / "metrics.jsonl"
     process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)

@@ -1,11 +1,13 @@
 """Judgements of a job: who failed first, which node is bad, whether it starts again."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
 from launcher.slurm.blame import Failure, exit_code, first_failure, lost_nodes
+from launcher.slurm.control import describe_job, was_cancelled, was_preempted
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.verdicts import NodeReport, bad_nodes, read_reports, unexplained, write_report
 
@@ -25,6 +27,14 @@ def test_task_that_slurm_killed_later_is_not_to_blame() -> None:
         (40.2, "srun: error: n1: tasks 0-1: Killed"),
     ]
     assert first_failure(messages) == Failure(2, "n2", 1, "Exited with exit code 1")
+
+
+def test_task_that_srun_ended_with_the_others_is_not_to_blame() -> None:
+    messages = [
+        (10.0, "srun: error: n2: task 1: Exited with exit code 138"),
+        (10.2, "srun: error: n1: task 0: Terminated"),
+    ]
+    assert first_failure(messages) == Failure(1, "n2", 138, "Exited with exit code 138")
 
 
 def test_signals_and_codes_of_tasks() -> None:
@@ -105,3 +115,16 @@ def test_job_is_given_up_after_starts_without_a_step_more(tmp_path: Path) -> Non
     )
     other = Restarts(tmp_path / "slurm" / "starts.jsonl", 13, limit=0)
     assert other.refusal(100) is None, "another job of the same run starts anew"
+
+
+def test_fields_of_a_job_are_slurms_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A comment may look like a field; Slurm's own come before it."""
+    shown = "JobId=3 JobName=x JobState=RUNNING PreemptTime=None ExcNodeList=(null) Comment=a JobState=CANCELLED"
+    (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho '{shown}'\n")
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    fields = describe_job(3)
+    assert (fields["JobState"], fields["ExcNodeList"]) == ("RUNNING", "(null)")
+    assert not was_cancelled(fields) and not was_preempted(fields)
+    assert was_cancelled({**fields, "JobState": "COMPLETING"})
+    assert was_preempted({**fields, "PreemptTime": "2026-01-01T12:00:00"})
