@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -80,6 +80,8 @@ class TrainerState:
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
         window: Sums towards the next line of metrics.
         layout: What wrote the checkpoint.
+        guard: Recent losses (``engine.guard``).
+        rollbacks: How often the stage had gone back (``engine.rollback``).
     """
 
     step: int
@@ -90,6 +92,8 @@ class TrainerState:
     metrics_bytes: int
     window: Mapping[str, Any]
     layout: SavedLayout
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
 
 
 def step_folder(folder: Path, step: int) -> Path:

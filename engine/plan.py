@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.guard import GuardConfig
 from engine.optimizer import OptimizerConfig
 from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan_yaml import write_yaml
@@ -73,17 +74,6 @@ class CheckpointConfig:
     every: int = 500
     keep_last: int = 2
     keep_best: str | None = None
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """What happens when a loss or a gradient is not finite: the step is skipped and counted.
-
-    Attributes:
-        max_skipped_steps: Skipped steps in a row after which the run stops with an error.
-    """
-
-    max_skipped_steps: int = 10
 
 
 @dataclass(frozen=True)
@@ -166,7 +156,7 @@ class Plan:
         batch: Batch sizes.
         loader: How samples are read and decoded.
         checkpoint: When checkpoints are written and which are kept.
-        guard: What happens when a loss or a gradient is not finite.
+        guard: What happens when losses are not finite or leave their band, or a process hangs.
         logging: What is written while training.
     """
 

@@ -5,6 +5,7 @@ For each stage: build the chain, hand the weights over, freeze, give it to the h
 
 import gc
 import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,18 +19,22 @@ from engine.environment import describe_environment
 from engine.errors import CheckpointError, PlanError
 from engine.freeze import freeze, freeze_idle
 from engine.handover import hand_over, heads_aside
+from engine.heartbeat import Heartbeat
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline_cut import pipeline_cuts
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
+from engine.plan_parse import parse_plan
 from engine.plan_yaml import read_yaml
 from engine.progress import Progress, make_progress
 from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.rollback import RolledBackError
 from engine.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.seeds import seed_everything
 from engine.stage import StageLoop
 from engine.stop import StopRequest
 from engine.throughput import Throughput
+from engine.watchdog import watched
 from moe.config import SparseConfig
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.evaluation.results import Score
@@ -73,6 +78,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         ranks.on_first(lambda: _enter_folder(run, plan, options))
+        heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         tokenizer = load_tokenizer(plan.tokenizer)
@@ -82,10 +88,12 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
             if (run.stage(index, stage.name).completed_steps() or -1) >= stage.steps:
                 progress.message(f"stage {stage.name}: complete")
                 continue
-            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop)
+            heartbeat.begin("starting", stage.name, 0)
+            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop, heartbeat)
             if signal:
                 progress.message("stopped after a checkpoint; the same command goes on from there")
                 return signal
+        heartbeat.begin("finishing", "", 0)
         ranks.on_first(lambda: _show_result(run, plan, progress))
     return 0
 
@@ -98,8 +106,33 @@ def _run_stage(
     device: torch.device,
     progress: Progress,
     stop: StopRequest,
+    heartbeat: Heartbeat,
 ) -> int:
     """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
+    while True:
+        try:
+            return _go_on(plan, index, run, tokenizer, device, progress, stop, heartbeat)
+        except RolledBackError as back:
+            progress.message(str(back))
+        heartbeat.begin("starting", plan.stages[index].name, 0)
+        gc.collect()
+
+
+def _go_on(
+    plan: Plan,
+    index: int,
+    run: RunFolder,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    progress: Progress,
+    stop: StopRequest,
+    heartbeat: Heartbeat,
+) -> int:
+    """Builds a stage and runs it from its newest checkpoint on.
+
+    Raises:
+        RolledBackError: It has to be built anew, as some of what it holds no longer counts.
+    """
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
@@ -133,8 +166,9 @@ def _run_stage(
         processes=ranks.world_size(),
         peak=_peak(run, device, dtype),
     )
-    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop).run()
+    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop, heartbeat).run()
     if signal == 0:
+        heartbeat.begin("finishing", stage.name, stage.steps)
         _complete_stage(host, folder, stage, _source_weights(plan, stage, run))
     del host, chain
     gc.collect()  # engines hold reference cycles, and the next stage wants the memory
@@ -192,13 +226,25 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
     text = plan.to_yaml()
+    shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
     if run.plan.is_file():
-        earlier = read_yaml(run.plan.read_text(encoding="utf-8"), str(run.plan))
-        check_same_plan(run, earlier.tree, read_yaml(text).tree)
+        earlier = _resolved_anew(run.plan.read_text(encoding="utf-8"), str(run.plan))
+        check_same_plan(run, read_yaml(earlier, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
+
+
+def _resolved_anew(text: str, place: str) -> str:
+    """A resolved plan as this version would write it: fields that the writing version did not have get their defaults.
+
+    A plan that this version cannot read stays as it is: the comparison then names what differs.
+    """
+    try:
+        return parse_plan(text, place).to_yaml()
+    except PlanError:
+        return text
 
 
 def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:

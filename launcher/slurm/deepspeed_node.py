@@ -1,7 +1,7 @@
 """One node's part of a launch by deepspeed: ``python -m launcher.slurm.deepspeed_node HOSTFILE LOGS ARGUMENTS ...``.
 
-Becomes ``deepspeed --no_ssh``, which starts the ranks of this node. Slurm sends USR1 and TERM to every process of a step.
-deepspeed would die of them while its ranks save: it is told to ignore both, and the ranks catch them by themselves.
+Becomes ``deepspeed --no_ssh``, which starts the ranks of this node. Slurm sends USR1 and TERM to every process of a
+step. deepspeed would die of them while its ranks save: it is told to ignore both, and the ranks catch them.
 """
 
 import os

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-HUNG = 75
-"""Exit code of a run in which nothing moved: EX_TEMPFAIL."""
+from engine.failure import HUNG
 
-_STOPPED = {128 + signal.SIGUSR1: "asked to save (USR1)", 128 + signal.SIGTERM: "asked to end (TERM)"}
+_STOPPED = {
+    128 + signal.SIGUSR1: "asked to save (USR1)",
+    128 + signal.SIGTERM: "asked to end (TERM), though nobody has cancelled the job",
+}
 
 Verdict = Literal["done", "again", "failed"]
 

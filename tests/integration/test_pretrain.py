@@ -110,13 +110,19 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
 
 
 def test_same_folder_again(pretraining: "Pretraining") -> None:
-    """A finished run is not done again; another plan is refused; --fresh starts over; --stage needs its source."""
+    """A finished run is not done again, also where a field is new since; another plan is refused; --fresh starts over;
+    --stage needs its source."""
     steps = "stages.spatial.steps=2"
     pretraining.run("run", steps)
     metrics = pretraining.stage("run") / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
     assert "stage spatial: complete" in pretraining.run("run", steps, "logging.every=1")
     assert metrics.stat().st_mtime_ns == before
+    plan = pretraining.stage("run").parents[1] / "plan.yaml"  # as a version that did not know of a field would write it
+    older = [line for line in plan.read_text().splitlines(keepends=True) if "pipeline_profile" not in line]
+    assert len(older) < len(plan.read_text().splitlines())
+    plan.write_text("".join(older))
+    assert "stage spatial: complete" in pretraining.run("run", steps)
     refused = pretraining.run("run", steps, "seed=4", code=2)
     assert "holds a run of another plan:\n  seed: was 3, is now 4\n" in refused
     assert "Traceback" not in refused

@@ -1,17 +1,15 @@
 """A run that is killed and started again ends in the very bits of a run that was left alone."""
 
-import json
 import os
 import random
 import signal
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.metrics import comparable, read_metrics
+from engine.metrics import read_metrics
 
 if TYPE_CHECKING:
     from conftest import Pretraining
@@ -39,7 +37,7 @@ def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout:
     pretraining.run("killed", *arguments)
 
     context = f"seed {seed}: killed after {kill_after} steps"
-    whole, resumed = final_state(pretraining.stage("whole")), final_state(pretraining.stage("killed"))
+    whole, resumed = (pretraining.final_state(pretraining.stage(name)) for name in ("whole", "killed"))
     assert not pretraining.differences(whole, resumed), context
     names = whole["weights"]
     assert any("momentum_" in name for name in names), "the momentum twins are part of what is compared"
@@ -64,7 +62,7 @@ def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> Non
     assert "going on after step" in pretraining.run("stopped", *arguments)
 
     assert not pretraining.differences(
-        final_state(pretraining.stage("whole")), final_state(pretraining.stage("stopped"))
+        pretraining.final_state(pretraining.stage("whole")), pretraining.final_state(pretraining.stage("stopped"))
     )
 
 
@@ -72,7 +70,7 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     arguments = ("stages.spatial.steps=7",)
     pretraining.run("run", *arguments)
     stage = pretraining.stage("run")
-    before = final_state(stage)
+    before = pretraining.final_state(stage)
     (stage / "complete.json").unlink()
     newest = stage / "checkpoints" / "step-000007" / "host" / "embed.safetensors"
     content = bytearray(newest.read_bytes())
@@ -82,7 +80,7 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     output = pretraining.run("run", *arguments)
     assert "step-000007 is passed over: host/embed.safetensors does not have the SHA-256 that the manifest" in output
     assert "going on after step 6" in output
-    assert not pretraining.differences(before, final_state(stage))
+    assert not pretraining.differences(before, pretraining.final_state(stage))
 
 
 def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
@@ -147,17 +145,3 @@ def test_a_run_goes_from_zero_to_a_pipeline_to_one_process(pretraining: "Pretrai
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-
-
-def final_state(stage: Path) -> dict[str, Any]:
-    """Everything that a stage leaves behind but times."""
-    checkpoint = max((stage / "checkpoints").glob("step-*"))
-    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
-    return {
-        "weights": load_file(stage / "weights.safetensors"),
-        "generators": {file.name: torch.load(file) for file in files if file.suffix == ".pt"},
-        "host": {file.name: load_file(file) for file in files if file.suffix == ".safetensors"},
-        "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
-        "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
-        "metrics": [comparable(record) for record in read_metrics(stage / "metrics.jsonl")],
-    }
