@@ -2,9 +2,14 @@
 
 import os
 import sys
+from pathlib import Path
 
 FAILURE_FILE = "OMNIVL_FAILURE_FILE"
-"""Names the file by which the processes of a launch settle who failed first. Set by our own launcher."""
+"""Names the file by which the processes of a launch settle who failed first; it then holds what that one said. Set by
+our own launcher and by jobs of Slurm, in a folder that all processes share."""
+
+HUNG = 75
+"""Exit code of a run that hung: EX_TEMPFAIL, as the same command goes on from the newest whole checkpoint."""
 
 
 def tell_failure(message: str) -> bool:
@@ -16,8 +21,11 @@ def tell_failure(message: str) -> bool:
     file = os.environ.get(FAILURE_FILE)
     if file is not None:
         try:
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
+            with Path(file).open("x", encoding="utf-8") as first:
+                first.write(message + "\n")
         except FileExistsError:
             return False
+        except OSError as error:
+            message += f"\n({file} could not be written: {error})"
     print(message, file=sys.stderr, flush=True)
     return True

@@ -24,6 +24,7 @@ from engine.plan_yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.evaluation.config import TaskConfig
 
 Key = TypeVar("Key", str, int)
+Config = TypeVar("Config")
 
 
 def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
@@ -104,6 +105,30 @@ def parse_tasks(document: Document, overrides: Sequence[str] = ()) -> tuple[Task
     if problems:
         raise PlanError(_report(document, problems))
     return tasks
+
+
+def parse_as(cls: type[Config], document: Document) -> Config:
+    """Types a YAML file that is no plan, as strictly as one.
+
+    Args:
+        cls: A dataclass that says what may stand there.
+        document: The file.
+
+    Raises:
+        PlanError: Names every problem of the document.
+    """
+    tree = {} if document.tree is None else document.tree
+    if not isinstance(tree, dict):
+        allowed = "a mapping with the keys " + ", ".join(field_types(cls))
+        raise PlanError(_report(document, [*document.problems, Problem((), show_value(tree), allowed, "write one")]))
+    problems = list(document.problems)
+    try:
+        typed: Config = _read(cls, tree)
+    except ValidationError as error:
+        problems += translate(error, cls, tree)
+    if problems:
+        raise PlanError(_report(document, problems))
+    return typed
 
 
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,11 +24,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import ranks
-from engine.failure import tell_failure
+from engine.failure import HUNG, tell_failure
 from engine.heartbeat import Heartbeat, Pulse, Sign, read_sign, write_sign
-
-HUNG = 75
-"""Exit code of a run that hung: EX_TEMPFAIL, as the same command goes on from the newest whole checkpoint."""
 
 _BEATS_PER_LIMIT = 10
 _LONGEST_BEAT_SECONDS = 10.0

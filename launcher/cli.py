@@ -37,6 +37,10 @@ COMMANDS: Mapping[str, Command] = {
         "launcher.profile", "profile", "Measures what each layer of a plan's model takes on this machine."
     ),
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
+    "submit": Command(
+        "launcher.slurm.submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."
+    ),
+    "jobs": Command("launcher.slurm.jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
     "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
     "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
     "export": Command("launcher.export", "export", "Writes a trained stage as a folder of Hugging Face."),

@@ -17,6 +17,7 @@ from engine.evaluate import choose_tasks, evaluate, write_evaluation
 from engine.hosts.process_group import join_process_group
 from engine.report import score_table
 from engine.trained import Trained, find_trained, load_encoder
+from launcher.discovery import join_launch
 from launcher.local import run_local
 from launcher.worker import end_process
 from omnivl.evaluation.config import TaskConfig
@@ -77,7 +78,7 @@ def command(
         out=None if out is None else str(out),
         as_json=as_json,
     )
-    if "RANK" in os.environ:  # started by torchrun, srun, mpirun ...: this is one process of several
+    if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         main([json.dumps(asdict(request))])
     wanted = processes or max(1, torch.cuda.device_count())
     if wanted == 1:

@@ -9,6 +9,8 @@ import typer
 
 from engine.plan_parse import load_plan
 from launcher import worker
+from launcher.discovery import join_launch
+from launcher.hosts import read_hostfile, run_over_hosts
 from launcher.local import local_processes, run_local
 
 
@@ -22,11 +24,17 @@ def pretrain(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
+    ] = None,
 ) -> None:
     """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first."""
     arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
-    if "RANK" in os.environ:  # started by torchrun, srun, mpirun ...: this is one process of several
+    if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(arguments)
+    if hostfile is not None:
+        load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
+        run_over_hosts(hostfile, arguments)
     gpus = torch.cuda.device_count()
     if gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

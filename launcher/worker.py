@@ -1,6 +1,6 @@
 """One process of a run: ``python -m launcher.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``.
 
-Started by ``launcher.local``, or by any launcher that sets ``RANK``, ``WORLD_SIZE``, ``MASTER_ADDR``, ``MASTER_PORT``.
+Started by ``launcher.local``, or by any launcher that ``launcher.discovery`` knows.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
 from engine.plan_parse import load_plan
 from engine.train import RunOptions, train
+from launcher.discovery import join_launch
 from omnivl.errors import UserError
 
 _COMPANY_SECONDS = 0.25
@@ -50,6 +51,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
 def run_worker(arguments: Sequence[str]) -> int:
     """Reads the plan, joins the others, trains; returns 0 or the number of the signal that ended the run early."""
     options = _parser().parse_args(arguments)
+    join_launch(by_hand=False)
     plan = load_plan(options.plan, options.overrides, launched_processes())
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)

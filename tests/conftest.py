@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
 
 # Before torch or DeepSpeed are imported anywhere, in this process or in one that a test starts.
@@ -33,7 +34,10 @@ def _why_no_gpu() -> str | None:
 
 
 def _why_no_slurm() -> str | None:
-    missing = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name) is None]
+    missing = [name for name in ("slurmctld", "slurmd", "sbatch", "munged", "ip") if shutil.which(name) is None]
     if missing:
-        return f"needs {', '.join(missing)} of Debian's slurmctld, slurmd and munge"
-    return None if os.geteuid() == 0 else "needs root, to start a Slurm of its own"
+        return f"needs {', '.join(missing)} of Debian's slurmctld, slurmd, slurm-client, munge and iproute2"
+    if os.geteuid() != 0:
+        return "needs root, to start a Slurm of its own"
+    tried = subprocess.run(["unshare", "--net", "--mount", "--uts", "--ipc", "true"], capture_output=True, check=False)
+    return None if tried.returncode == 0 else "needs network namespaces, which this container may not make"

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from engine.plan_parse import load_plan
+from launcher.slurm.profile import load_profile
+from launcher.slurm.script import check_options
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 PLANS = sorted((CONFIGS / "plans").glob("*.yaml"))
 MODELS = sorted((CONFIGS / "models").glob("*.yaml"))
+CLUSTERS = sorted((CONFIGS / "clusters").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -31,3 +34,10 @@ def test_a_shipped_plan_opens_with_what_to_expect(path):
     assert all(line.startswith("#") for line in head.splitlines())
     for field in ("command:", "hardware:", "time:", "result:"):
         assert field in head, f"{path.name} does not say its {field.rstrip(':')}"
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_a_shipped_cluster_can_be_submitted_to(path):
+    profile = load_profile(path)
+    check_options(profile.sbatch, str(path))
+    assert profile.sbatch["time"] == "24:00:00"

@@ -1,0 +1,1 @@
+"""Runs on a cluster with Slurm: writing and submitting a job, what the job does, and looking at it."""

@@ -1,0 +1,43 @@
+"""The allocation of a running job, as Slurm's variables describe it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.discovery import free_port
+from launcher.slurm.nodes import expand_nodes, rendezvous_port
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Where a job runs.
+
+    Attributes:
+        job: Its number; every task of an array has its own.
+        restart: How often it was started before.
+        nodes: Their names.
+        task: The array's index; 0 outside of one.
+        port: Where its processes meet on the first node, free when the job began.
+    """
+
+    job: int
+    restart: int
+    nodes: tuple[str, ...]
+    task: int
+    port: int
+
+    @property
+    def label(self) -> str:
+        """Names this start of this job."""
+        return f"{self.job}.{self.restart}"
+
+
+def read_allocation(environment: Mapping[str, str]) -> Allocation:
+    """Reads the variables of a batch job. Called on its first node."""
+    job = int(environment["SLURM_JOB_ID"])
+    return Allocation(
+        job,
+        int(environment.get("SLURM_RESTART_COUNT", "0")),
+        tuple(expand_nodes(environment["SLURM_JOB_NODELIST"])),
+        int(environment.get("SLURM_ARRAY_TASK_ID", "0")),
+        free_port(rendezvous_port(job)),
+    )

@@ -1,0 +1,82 @@
+"""Who failed first, from what srun says about its tasks and from what the ranks have said themselves."""
+
+import re
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from launcher.slurm.nodes import expand_nodes
+
+_ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\[\]-]+): (?P<what>.+)")
+_LOST = re.compile(r"srun: error: Node failure on (\S+)")
+_CODE = re.compile(r"Exited with exit code (\d+)")
+_TOGETHER_SECONDS = 2.0
+"""Within these a lost rank and those who fail for the loss of it end, in either order. Slurm kills later."""
+
+_SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The task that failed first.
+
+    Attributes:
+        task: Its number in the step.
+        node: Where it ran.
+        code: Its exit code; 128 + n where signal n ended it.
+        what: How srun says it.
+    """
+
+    task: int
+    node: str
+    code: int
+    what: str
+
+
+def first_failure(messages: Sequence[tuple[float, str]]) -> Failure | None:
+    """The task that failed first; None where srun named none.
+
+    A task that was ended by a signal takes others with it, which then fail for the loss of it: of those that ended
+    together, it is to blame.
+
+    Args:
+        messages: srun's own lines, each with the seconds at which it came.
+    """
+    failures = [(when, failure) for when, line in messages if (failure := _parse(line)) is not None]
+    if not failures:
+        return None
+    together = [failure for when, failure in failures if when <= failures[0][0] + _TOGETHER_SECONDS]
+    by_signal = [failure for failure in together if failure.code > 128 and _CODE.match(failure.what) is None]
+    killed = [failure for failure in by_signal if failure.code != 128 + signal.SIGTERM]  # by which srun ends the others
+    return (killed or together)[0]
+
+
+def lost_nodes(messages: Sequence[tuple[float, str]]) -> list[str]:
+    """Nodes that Slurm has lost during the step: whatever their neighbours then say, they are to blame.
+
+    Args:
+        messages: See ``first_failure``.
+    """
+    found = [match[1] for _, line in messages if (match := _LOST.search(line)) is not None]
+    return [node for text in found for node in expand_nodes(text)]
+
+
+def exit_code(code: int) -> int:
+    """An exit code between 0 and 255, with 128 + n for an end by signal n.
+
+    deepspeed's launcher passes Popen's negative numbers on, of which the system keeps the lowest byte.
+    """
+    code %= 256
+    return 128 + (256 - code) if code > 192 else code
+
+
+def _parse(line: str) -> Failure | None:
+    match = _ENDED.search(line)
+    if match is None:
+        return None
+    what = match["what"].strip()
+    first = int(expand_nodes(f"[{match['tasks'].strip('[]')}]")[0])
+    if (code := _CODE.match(what)) is not None:
+        return Failure(first, match["node"], exit_code(int(code[1])), what)
+    number = next((number for name, number in _SIGNALS.items() if name and what.startswith(name)), signal.SIGKILL)
+    return Failure(first, match["node"], 128 + number, what)

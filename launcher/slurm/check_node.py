@@ -1,0 +1,118 @@
+"""Looks at one node before training: ``python -m launcher.slurm.check_node SPEC REPORTS RUN``, once on every node.
+
+Each node writes what it finds into a file of its own, first about itself, then about a sum over all nodes. A node that
+writes nothing is bad as well. The job reads the files (``launcher.slurm.verdicts``).
+"""
+
+import datetime
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from engine.hosts.process_group import choose_device, finish
+from launcher.discovery import join_launch
+from launcher.slurm.profile import NodeCheckConfig
+from launcher.slurm.spec import JobSpec, read_spec
+from launcher.slurm.verdicts import NodeReport, write_report
+
+_ELEMENTS = 1 << 20
+
+
+def main() -> None:
+    """Checks this node; exit code 1 where something is wrong with it."""
+    spec, reports = read_spec(Path(sys.argv[1])), Path(sys.argv[2])
+    check, name = spec.profile.check, os.environ["SLURMD_NODENAME"]
+    problems = local_problems(spec, Path(sys.argv[3]))
+    write_report(reports, NodeReport(name, tuple(problems), time.time()))
+    if problems:
+        finish(1)
+    try:
+        write_report(reports, NodeReport(name, (), time.time(), together=_sum_over_nodes(check)))
+    except RuntimeError as error:
+        write_report(reports, NodeReport(name, (), time.time(), error=str(error).splitlines()[0]))
+        finish(1)
+    finish(0)
+
+
+def local_problems(spec: JobSpec, folder: Path) -> list[str]:
+    """What is wrong with this node by itself.
+
+    Args:
+        spec: What the job wants of it.
+        folder: The run's folder.
+    """
+    check = spec.profile.check
+    problems = []
+    if (found := torch.cuda.device_count()) < spec.gpus_per_node:
+        problems.append(f"{found} of {spec.gpus_per_node} GPUs are visible")
+    if torch.cuda.is_available():
+        problems += [problem for index in range(found) if (problem := _gpu_problem(index)) is not None]
+    for place, gib, name in (
+        (folder, check.free_gib, "free_gib"),
+        (Path("/dev/shm"), check.free_memory_gib, "free_memory_gib"),
+    ):
+        if (problem := _disk_problem(place, gib, name)) is not None:
+            problems.append(problem)
+    return problems
+
+
+def _gpu_problem(index: int) -> str | None:
+    """A product on a GPU: one that is listed may have fallen off the bus."""
+    try:
+        ones = torch.ones(256, 256, device=torch.device("cuda", index))
+        right = bool(((ones @ ones) == 256).all())
+    except RuntimeError as error:
+        return f"GPU {index}: {str(error).splitlines()[0]}"
+    return None if right else f"GPU {index} computes a wrong product"
+
+
+def _disk_problem(place: Path, gib: float, name: str) -> str | None:
+    """Writes a file, reads it, and asks for the free space."""
+    probe = place / f".omnivl-check-{os.environ['SLURMD_NODENAME']}-{os.getpid()}"
+    content = os.urandom(4096)
+    try:
+        with probe.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        same = probe.read_bytes() == content
+        free = shutil.disk_usage(place).free / 2**30
+        probe.unlink()
+    except OSError as error:
+        return f"{place} cannot be written ({error.strerror})"
+    if not same:
+        return f"{place} gives back other bytes than were written"
+    return None if free >= gib else f"{place} has {free:.2f} GiB free, less than check.{name} ({gib:g})"
+
+
+def _sum_over_nodes(check: NodeCheckConfig) -> float:
+    """Sums over all nodes, in the way that training does; returns the time at which all were done.
+
+    Raises:
+        RuntimeError: A node did not come, or the sum is wrong.
+    """
+    join_launch(by_hand=False)
+    device = choose_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    timeout = datetime.timedelta(seconds=check.timeout_seconds / 2)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return time.time()
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+    ones = torch.ones(_ELEMENTS, device=device)
+    for _ in range(3):  # the first one sets connections up
+        ones.fill_(1.0)
+        dist.all_reduce(ones)
+    if not bool((ones == dist.get_world_size()).all()):
+        raise RuntimeError("the sum over all nodes is wrong")
+    dist.barrier()
+    return time.time()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""What is the same for all jobs of a cluster, written once in a small YAML file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from engine.plan_yaml import read_yaml
+from omnivl.errors import UserError
+
+Launcher = Literal["srun", "deepspeed"]
+
+
+@dataclass(frozen=True)
+class NodeCheckConfig:
+    """What every node has to show before training, and again after a failure.
+
+    Attributes:
+        enabled: Whether nodes are checked.
+        timeout_seconds: For all of it; a node that has not answered by then is bad.
+        free_gib: Space that has to be free in the run's folder.
+        free_memory_gib: Space that has to be free in the node's ``/dev/shm``, through which data workers hand batches.
+        clock_seconds: How far the clocks of two nodes may be apart.
+    """
+
+    enabled: bool = True
+    timeout_seconds: int = 180
+    free_gib: float = 5.0
+    free_memory_gib: float = 0.1
+    clock_seconds: float = 5.0
+
+
+@dataclass(frozen=True)
+class ClusterProfile:
+    """A cluster.
+
+    Attributes:
+        sbatch: Options of ``sbatch`` without their dashes; ``true`` for one without a value.
+        setup: Lines of bash before anything is started, such as ``module load cuda``. Run as they stand.
+        environment: Variables of the job.
+        launcher: What starts the ranks: ``srun`` each of them, or ``deepspeed`` those of its node.
+        interface: Network interface of NCCL and gloo, such as ``ib0``; null lets NCCL choose, and has gloo take the one
+            that leads to the other nodes.
+        gpus_per_node: Of a job that does not say.
+        grace_seconds: How long before the time limit a job is asked to save and to go on in another allocation.
+        restarts_without_progress: Times that a job may be started again without having saved a step more.
+        check: What every node has to show.
+    """
+
+    sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
+    setup: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: Launcher = "srun"
+    interface: str | None = None
+    gpus_per_node: int | None = None
+    grace_seconds: int = 120
+    restarts_without_progress: int = 3
+    check: NodeCheckConfig = field(default_factory=NodeCheckConfig)
+
+
+def load_profile(file: Path | None) -> ClusterProfile:
+    """Reads a cluster's file; None gives the defaults.
+
+    Raises:
+        PlanError: Names everything that is wrong in it.
+        UserError: There is no such file.
+    """
+    from engine.plan_parse import (
+        parse_as,
+    )  # takes seconds, which a job that only reads its own profile need not wait for
+
+    if file is None:
+        return ClusterProfile()
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--cluster: got {file}, which cannot be read ({error.strerror}); name a YAML file") from error
+    return parse_as(ClusterProfile, read_yaml(text, str(file)))

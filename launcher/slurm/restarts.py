@@ -1,0 +1,92 @@
+"""When a job is started again: what ended it, and whether it got anywhere since the last times."""
+
+import json
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.failure import HUNG
+
+_STOPPED = {
+    128 + signal.SIGUSR1: "asked to save (USR1)",
+    128 + signal.SIGTERM: "asked to end (TERM), though nobody has cancelled the job",
+}
+
+Verdict = Literal["done", "again", "failed"]
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a job.
+
+    Attributes:
+        job: Its number.
+        restart: How often it was started before.
+        steps: Optimizer steps that the run had saved by then, of all stages.
+        time: Seconds since 1970.
+    """
+
+    job: int
+    restart: int
+    steps: int
+    time: float
+
+
+class Restarts:
+    """The starts of the jobs of one run, in a file of its folder."""
+
+    def __init__(self, file: Path, job: int, limit: int) -> None:
+        """Takes the file, the job, and how often it may start again without a step more."""
+        self._file, self._job, self._limit = file, job, limit
+
+    def note(self, restart: int, steps: int) -> None:
+        """Writes down that the job starts."""
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.open("a") as file:
+            file.write(json.dumps(Start(self._job, restart, steps, time.time()).__dict__) + "\n")
+
+    def refusal(self, steps: int) -> str | None:
+        """Why the job, which has saved so many steps, should not start once more; None where it may."""
+        starts = [Start(**json.loads(line)) for line in _lines(self._file)]
+        own = [start.steps for start in starts if start.job == self._job]
+        idle = 0
+        while idle < len(own) and own[-1 - idle] >= steps:
+            idle += 1
+        if idle <= self._limit:
+            return None
+        times = "once" if idle == 1 else f"{idle} times"
+        return (
+            f"job {self._job} was started {times} at step {steps} and saved no step more; it is not started again "
+            "(restarts_without_progress in the cluster's file). Save more often (checkpoint.every), ask for more time, "
+            "or see the logs of its starts"
+        )
+
+
+def judge(code: int, bad_nodes: int) -> tuple[Verdict, str]:
+    """What to do after the ranks have ended, and why.
+
+    Args:
+        code: Exit code of the rank that failed first, or 0.
+        bad_nodes: Nodes that do not pass their check any more.
+    """
+    if code == 0:
+        return "done", "the run is complete"
+    if code in _STOPPED:
+        return "again", f"the run was {_STOPPED[code]}, and goes on from its checkpoint"
+    if bad_nodes:
+        return "again", "a node has failed"
+    if code == HUNG:
+        return "again", "the run hung"
+    if code > 128:
+        return "again", f"a rank was ended by {_signal_name(code - 128)}"
+    return "failed", f"the run failed with exit code {code}"
+
+
+def _signal_name(number: int) -> str:
+    return signal.Signals(number).name if number in signal.valid_signals() else f"signal {number}"
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text().splitlines() if file.is_file() else []

@@ -1,0 +1,57 @@
+"""What a job is to do: written by ``omnivl submit``, read by the job. No shell sees any of it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engine.run_folder import write_whole
+from launcher.slurm.profile import ClusterProfile, NodeCheckConfig
+
+
+@dataclass(frozen=True)
+class RunTask:
+    """One run of a job; a job array has several.
+
+    Attributes:
+        plan: The resolved plan, as it was when it was submitted.
+        folder: The run's folder.
+    """
+
+    plan: str
+    folder: str
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What a job is to do.
+
+    Attributes:
+        tasks: What it runs, by the array's index.
+        nodes: Of each task.
+        processes_per_node: Ranks on each of them.
+        gpus_per_node: That each of them has to show; 0 for CPUs.
+        profile: The cluster.
+        stage: Run this stage only.
+        fresh: Start over, at the job's first start.
+    """
+
+    tasks: tuple[RunTask, ...]
+    nodes: int
+    processes_per_node: int
+    gpus_per_node: int
+    profile: ClusterProfile
+    stage: str | None = None
+    fresh: bool = False
+
+    def write(self, file: Path) -> None:
+        """Writes it down."""
+        write_whole(file, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_spec(file: Path) -> JobSpec:
+    """Reads what ``JobSpec.write`` wrote."""
+    fields = json.loads(file.read_bytes())
+    profile = fields["profile"]
+    profile |= {"check": NodeCheckConfig(**profile["check"]), "setup": tuple(profile["setup"])}
+    fields |= {"tasks": tuple(RunTask(**task) for task in fields["tasks"]), "profile": ClusterProfile(**profile)}
+    return JobSpec(**fields)

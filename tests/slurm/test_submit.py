@@ -1,0 +1,88 @@
+"""Runs on a real Slurm of two nodes: from ``omnivl submit`` to the end, and what a job survives."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import assert_equal_runs
+
+if TYPE_CHECKING:
+    from conftest import Cluster
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
+
+NASTY = "a b'c\"d $(touch pwned) `touch pwned` ; touch pwned #"
+
+
+def test_stopped_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> None:
+    """Two nodes under ZeRO-3, names that a shell would run, and USR1 in the middle."""
+    whole, stopped = cluster.folder / NASTY / "whole", cluster.folder / NASTY / "stopped"
+    whole.parent.mkdir()
+    (cluster.folder / "plan.yaml").rename(whole.parent / "pl an.yaml")
+    cluster.plan = whole.parent / "pl an.yaml"
+    (first,) = cluster.submit(whole, "--nodes", "2", "--processes-per-node", "1", profile="checked")
+    (second,) = cluster.submit(stopped, "--nodes", "2", "--processes-per-node", "1")
+    cluster.wait_for_step(second, stopped, 2)
+    rows = {row["run"]: row for row in json.loads(cluster.omnivl("jobs", str(whole), str(stopped), "--json"))}
+    row = rows[str(stopped)]
+    assert (row["job"], row["state"], row["stage"], row["steps"]) == (second, "RUNNING", "spatial", 12)
+    assert row["step"] >= 2 and row["samples_per_second"] > 0 and row["end"] is not None
+    cluster.lab.run("scancel", "--signal=USR1", "--batch", second)
+    log = cluster.finish(second, stopped)
+    assert "asked to save (USR1), and goes on from its checkpoint: back into the queue at step" in log
+    assert "start 1 on n1, n2, at step" in log
+    assert "start 1 on n1, n2, at step 0" not in log
+    cluster.finish(first, whole)
+    assert_equal_runs(whole, stopped)
+    assert not list(cluster.folder.rglob("pwned")) and not Path("pwned").exists()
+    assert "COMPLETED" in cluster.omnivl("jobs", str(whole))
+
+
+def test_killed_rank_is_named(cluster: "Cluster") -> None:
+    run = cluster.folder / "run"
+    (cluster.folder / "cluster.yaml").write_text(
+        (cluster.folder / "cluster.yaml").read_text() + "restarts_without_progress: 0\n"
+    )
+    (job,) = cluster.submit(run, "stages.spatial.steps=400", "--nodes", "2", "--processes-per-node", "1")
+    cluster.wait_for_step(job, run, 2)
+    (rank,) = [process for process in _workers(run) if process[1] == "1"]
+    os.kill(rank[0], signal.SIGKILL)
+    log = cluster.finish(job, run, "FAILED")
+    assert "rank 1 on n2 failed first: Killed" in log
+    assert "a rank was ended by SIGKILL; job" in log and "was started once at step 0" in log
+    assert cluster.lab.job(job)["ExitCode"] == "137:0"
+
+
+def test_array_has_a_run_for_each_value(cluster: "Cluster") -> None:
+    run = cluster.folder / "sweep"
+    plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=2", "loader.num_workers=0")
+    (job,) = cluster.submit(run, *plain, "--vary", "seed=[1, 2]")
+    for index in (0, 1):
+        cluster.lab.wait_for(
+            lambda index=index: cluster.lab.job(f"{job}_{index}")["JobState"] == "COMPLETED", 120, f"task {index}"
+        )
+    seeds = [(run / f"{index:03d}" / "plan.yaml").read_text().split("\nseed: ")[1][0] for index in (0, 1)]
+    assert seeds == ["1", "2"]
+    rows = json.loads(cluster.omnivl("jobs", str(run), "--json"))
+    assert [(row["job"], row["state"]) for row in rows] == [(f"{job}_0", "COMPLETED"), (f"{job}_1", "COMPLETED")]
+
+
+def _workers(run: Path) -> list[tuple[int, str]]:
+    """Processes that train, and their rank: those of all nodes are processes of this machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = dict(item.partition(b"=")[::2] for item in (entry / "environ").read_bytes().split(b"\0"))
+            parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            parents = Path(f"/proc/{parent}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"launcher.worker" in words and str(run).encode() in words and b"launcher.worker" not in parents:
+            found.append((int(entry.name), variables[b"SLURM_PROCID"].decode()))
+    return found
