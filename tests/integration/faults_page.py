@@ -24,8 +24,8 @@ that nobody touched. What is behind it: [`design/NOTE`](design/NOTE).
 
 Written by `tests/integration/faults_page.py` from {reports} of `tests/integration/test_faults.py` and
 `test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tried.
-{repeated}Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with other things;
-where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
+{repeated}Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with
+other things; where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
 
 | fault | LAYOUTS |
 |---|RULES
