@@ -36,6 +36,7 @@ setup(
         "sacrebleu>=2.4",
         "safetensors>=0.4.3",
         "simplejpeg>=1.7",
+        "scipy>=1.11",
         "tensorboard>=2.16",
         "tokenizers>=0.19",
         "torch>=2.9",

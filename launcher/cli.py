@@ -46,6 +46,7 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command("launcher.export", "export", "Writes a trained stage as a folder of Hugging Face."),
     "routing": Command("launcher.routing", "routing", "Shows which expert took which patch and which word."),
     "checkpoint": Command("launcher.checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
+    "sweep": Command("launcher.sweep", "app", "Runs scaling experiments from one file, and makes their page."),
     "report": Command("launcher.report", "report", "Makes report.html of a run again."),
     "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
 }

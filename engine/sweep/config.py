@@ -1,0 +1,219 @@
+"""A sweep file: a base plan, the axes along which its runs differ, and which combinations are wanted.
+
+    name: sizes
+    plan: ../plans/emoji_small.yaml     # relative to this file
+    axes:
+      size:                             # an axis of named values, each a few overrides of the plan
+        w64: {model.hidden_size: 64, model.num_heads: 2}
+        w96: {model.hidden_size: 96, model.num_heads: 3}
+      seed: [0, 1, 2]                   # an axis of one field's values
+    exclude:                            # combinations that are left out
+      - {size: w96, seed: 2}
+    points:                             # more runs beside the grid, by the same axes
+      - {size: w96, seed: 5}
+    parallel: 2                         # runs at the same time on one machine
+
+A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``.
+"""
+
+import difflib
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import PlanError
+from engine.plan import Plan
+from engine.plan_parse import load_plan
+from engine.plan_yaml import Document, Problem, read_yaml, show_value
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
+_FIELDS = ("name", "plan", "axes", "exclude", "points", "parallel", "compare")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        name: Of the run and its folder.
+        values: The value of each axis, by its name; of named values the name.
+        overrides: What is said to the plan, ``path=value`` each.
+    """
+
+    name: str
+    values: Mapping[str, Any]
+    overrides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A whole sweep.
+
+    Attributes:
+        name: Of the sweep and its folder.
+        file: Where it is written.
+        plan: The base plan.
+        axes: Values of each axis: what each says to the plan, by the value's name.
+        points: The runs, in the order of the grid.
+        parallel: Runs at the same time on one machine.
+        compare: The axis whose values are drawn as curves of their own, e.g. dense against experts; None for one curve.
+    """
+
+    name: str
+    file: Path
+    plan: Path
+    axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    points: tuple[Point, ...]
+    parallel: int
+    compare: str | None
+
+    def load(self, point: Point) -> Plan:
+        """The plan of one run.
+
+        Raises:
+            PlanError: The overrides do not fit it.
+        """
+        return load_plan(self.plan, point.overrides)
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Reads a sweep and the plan of each of its runs.
+
+    Raises:
+        PlanError: Names every mistake of the file with its line; of plans those of the first run that has any.
+    """
+    try:
+        document = read_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError([f"{path}: got a file that cannot be read ({error}); allowed is a sweep in YAML"]) from error
+    problems = list(document.problems) or list(_problems(document))
+    if problems:
+        raise PlanError([f"{document.place(problem.path)}: {problem.text}" for problem in problems])
+    tree = document.tree
+    axes = {name: _values(name, axis) for name, axis in tree["axes"].items()}
+    points = tuple(_points(tree, axes))
+    sweep = Sweep(
+        name=tree["name"],
+        file=path,
+        plan=(path.parent / tree["plan"]).resolve(),
+        axes=axes,
+        points=points,
+        parallel=tree.get("parallel", 1),
+        compare=tree.get("compare"),
+    )
+    for point in points:
+        try:
+            sweep.load(point)
+        except PlanError as error:
+            raise PlanError([f"{path}: run {point.name!r}: {problem}" for problem in error.problems]) from error
+    return sweep
+
+
+def _values(name: str, axis: Any) -> dict[str, Mapping[str, Any]]:
+    if isinstance(axis, Mapping):
+        return {str(value): fields for value, fields in axis.items()}
+    return {_shown(value): {name: value} for value in axis}
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _points(tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[Point]:
+    grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    excluded = [{axis: _shown(value) for axis, value in one.items()} for one in tree.get("exclude", [])]
+    wanted = [one for one in grid if not any(left.items() <= one.items() for left in excluded)]
+    wanted += [{axis: _shown(value) for axis, value in one.items()} for one in tree.get("points", [])]
+    seen = set()
+    for values in wanted:
+        name = "_".join(f"{_slug(axis.rpartition('.')[2])}-{_slug(value)}" for axis, value in values.items())
+        if name not in seen:
+            seen.add(name)
+            fields = {field: value for axis, chosen in values.items() for field, value in axes[axis][chosen].items()}
+            overrides = tuple(f"{field}={json.dumps(value)}" for field, value in fields.items())
+            yield Point(name, values, (f"name={json.dumps(name)}", *overrides))
+
+
+def _slug(text: str) -> str:
+    return _UNSAFE.sub("-", text).strip("-.") or "x"
+
+
+def _problems(document: Document) -> Iterator[Problem]:
+    tree = document.tree
+    if not isinstance(tree, dict):
+        yield Problem((), show_value(tree), f"a mapping with {', '.join(_FIELDS)}", "write a sweep")
+        return
+    for field in tree:
+        if field not in _FIELDS:
+            close = difflib.get_close_matches(str(field), _FIELDS, 1)
+            yield Problem(
+                (field,),
+                "an unknown field",
+                ", ".join(_FIELDS),
+                f"did you mean {close[0]!r}?" if close else "remove it",
+            )
+    axes = tree.get("axes")
+    checks: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+        "name": (_is_file_name, "letters, digits, '-', '_' and '.'", "name the sweep"),
+        "plan": (_is_text, "the path of a plan, from this file", "name the base plan"),
+        "axes": (
+            _are_axes,
+            "a mapping of at least one axis to a list of values, or to named overrides",
+            "write an axis",
+        ),
+        "parallel": (_is_count, "1 or more", "change it"),
+        "compare": (lambda value: value in (axes or {}), "the name of an axis", "name one of the axes"),
+    }
+    for field, (is_right, allowed, change) in checks.items():
+        if field in tree or field in ("name", "plan", "axes"):
+            value = tree.get(field)
+            if not is_right(value):
+                yield Problem((field,), show_value(value), allowed, change)
+    if not _are_axes(axes):
+        return
+    for field in ("exclude", "points"):
+        entries = tree.get(field, [])
+        if not isinstance(entries, list):
+            yield Problem((field,), show_value(entries), "a list", "write a list of combinations")
+            continue
+        for index, entry in enumerate(entries):
+            yield from _combination_problems((field, index), entry, axes, whole=field == "points")
+
+
+def _combination_problems(path: tuple[str | int, ...], entry: Any, axes: Any, *, whole: bool) -> Iterator[Problem]:
+    if not isinstance(entry, dict) or not entry:
+        yield Problem(path, show_value(entry), "a mapping of axes to values", "write one")
+        return
+    for axis, value in entry.items():
+        if axis not in axes:
+            yield Problem((*path, axis), "no axis", ", ".join(axes), "name an axis")
+        elif _shown(value) not in (known := _values(axis, axes[axis])):
+            yield Problem((*path, axis), show_value(value), ", ".join(known), "name one of its values")
+    if whole and (missing := [axis for axis in axes if axis not in entry]):
+        yield Problem(path, f"no value of {', '.join(missing)}", "a value of every axis", "add what is missing")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_file_name(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value) is not None
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _are_axes(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(_is_axis(axis) for axis in value.values())
+
+
+def _is_axis(axis: Any) -> bool:
+    if isinstance(axis, dict):
+        return bool(axis) and all(isinstance(fields, dict) for fields in axis.values())
+    return isinstance(axis, list) and bool(axis)

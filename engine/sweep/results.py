@@ -1,0 +1,118 @@
+"""What the runs of a sweep came to: a row for each, read back from its folder."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from engine.plan import StagePlan
+from engine.plan_parse import load_plan
+from engine.report.curves import Record, evaluation_records, training_records
+from engine.run_folder import RunFolder, StageFolder
+from engine.sweep.config import Point, Sweep
+from moe.sparse import SparseFeedForward
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.model.build import build_chain
+from omnivl.objectives import SpecialTokens
+
+FAILURE = "failure.json"
+"""In a run's folder, where it ended with an error: its exit code and the last lines that it said."""
+
+_LAST_SHARE = 0.2
+"""Of a stage's lines of metrics, over which final losses are averaged."""
+
+
+def is_complete(folder: Path, stages: Sequence[StagePlan]) -> bool:
+    """Whether a run has come to the end of its plan."""
+    run = RunFolder(folder)
+    done = [run.stage(index, stage.name).completed_steps() for index, stage in enumerate(stages)]
+    return all(steps is not None and steps >= stage.steps for steps, stage in zip(done, stages, strict=True))
+
+
+def collect(sweep: Sweep, folder: Path) -> pd.DataFrame:
+    """A row for each run of the sweep: its values, sizes, costs, losses and scores.
+
+    Columns: ``run``, ``state`` (``complete``, ``failed`` or ``missing``), ``why``, the axes, then of complete runs
+    ``parameters``, ``active_parameters``, ``flops`` and ``tokens`` (of training, all stages), ``samples``,
+    ``seconds`` (of steps), ``loss`` and ``loss/NAME`` (of the last stage, over its last fifth), ``score/TASK/METRIC``,
+    ``samples_per_second``, ``mfu``, ``memory_gib`` (of process 0), ``processes``.
+
+    Args:
+        sweep: From ``load_sweep``.
+        folder: Of its runs.
+    """
+    return pd.DataFrame([_row(sweep, point, folder / point.name) for point in sweep.points])
+
+
+def _row(sweep: Sweep, point: Point, folder: Path) -> dict[str, Any]:
+    row: dict[str, Any] = {"run": point.name, "state": "missing", "why": "", **point.values}
+    plan = sweep.load(point)
+    if (failure := folder / FAILURE).is_file():
+        read = json.loads(failure.read_bytes())
+        row |= {"state": "failed", "why": f"exit code {read['code']}: {read['said']}"}
+    if not is_complete(folder, plan.stages):
+        return row
+    run = RunFolder(folder)
+    written = load_plan(run.plan)
+    stages = [run.stage(index, stage.name) for index, stage in enumerate(written.stages)]
+    tokens = load_tokenizer(written.tokenizer).special
+    environment = json.loads(run.environment.read_bytes())
+    costs = [_costs(stage) for stage in stages]
+    return {
+        **row,
+        **{"state": "complete", "why": ""},
+        **_sizes(written.stages[-1], tokens),
+        **{name: sum(cost[name] for cost in costs) for name in ("flops", "tokens", "samples", "seconds")},
+        **_outcome(stages[-1]),
+        "processes": environment["processes"],
+    }
+
+
+def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
+    """Trained parameters, and those of them that serve a token."""
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    idle = 0.0
+    for module in chain.modules():
+        if isinstance(module, SparseFeedForward):
+            share = 1 - module.config.experts_per_token / module.config.num_experts
+            idle += share * sum(one.numel() for one in module.experts.parameters() if one.requires_grad)
+    trained = sum(one.numel() for one in chain.parameters() if one.requires_grad)
+    return {"parameters": trained, "active_parameters": round(trained - idle)}
+
+
+def _costs(stage: StageFolder) -> dict[str, float]:
+    """Sums over the lines of a stage's metrics, each of which stands for the steps since the one before."""
+    sums = {"flops": 0.0, "tokens": 0.0, "samples": 0.0, "seconds": 0.0}
+    before = 0.0
+    for record in training_records(stage.metrics):
+        seconds = (record["step"] - before) * record["speed/seconds_per_step"]
+        before = record["step"]
+        sums["seconds"] += seconds
+        sums["flops"] += 1e12 * record["speed/tflops"] * seconds
+        sums["tokens"] += record["speed/tokens_per_second"] * seconds
+        sums["samples"] += record["speed/samples_per_second"] * seconds
+    return sums
+
+
+def _outcome(stage: StageFolder) -> dict[str, float]:
+    """Losses and speed of the stage's last fifth, and its last scores."""
+    records = training_records(stage.metrics)
+    last = records[-max(1, round(_LAST_SHARE * len(records))) :]
+    losses = {name: name.replace("losses/", "loss/") for record in last for name in record if name.startswith("loss")}
+    figures = {said: _mean(last, name) for name, said in losses.items()}
+    for name in ("samples_per_second", "mfu", "memory_gib"):
+        figures[name] = _mean(last, f"speed/{name}")
+    evaluations = evaluation_records(stage.metrics)
+    scores = (
+        {f"score/{name}": value for name, value in evaluations[-1].items() if name != "step"} if evaluations else {}
+    )
+    return {**figures, **scores}
+
+
+def _mean(records: Sequence[Record], name: str) -> float:
+    values = [record[name] for record in records if name in record]
+    return sum(values) / len(values)
