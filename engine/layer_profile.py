@@ -7,7 +7,9 @@ is in a picture. Memory is counted on the ``meta`` device, where kernels are tho
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.hosts.micro_batch import first_state
@@ -61,7 +64,8 @@ def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
 
-    Casts of weights count, weights themselves and what an earlier layer keeps do not.
+    Casts of weights count, weights themselves and what an earlier layer keeps do not. Of what is recomputed, its input
+    counts.
 
     Args:
         chain: Built on ``meta``.
@@ -70,9 +74,10 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
     names = {id(layer): name for name, layer in chain.named_children()}
     for state in states:
-        known = {_storage(tensor) for tensor in chain.state_dict().values()}
+        known = {_storage(tensor) for tensor in (*chain.state_dict().values(), *state.values())}
         kept: dict[str, int] = dict.fromkeys(found, 0)
         alive: list[Tensor] = []  # a storage that is freed may come back under the same number
+        passed: list[tuple[str, weakref.ref[Tensor]]] = []
 
         def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
             if _storage(tensor) not in known:
@@ -83,8 +88,12 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
 
         for layer in chain.program:
             name = names[id(layer)]
-            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), _UsualShares():  # type: ignore[no-untyped-call]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined():  # type: ignore[no-untyped-call]
                 state = layer(state)
+            passed += [(name, weakref.ref(tensor)) for tensor in state.values()]
+        for name, reference in passed:  # what autograd has not saved and is still held: inputs of recomputed blocks
+            if (tensor := reference()) is not None:
+                keep(tensor, name)
         found = {name: max(count, kept[name]) for name, count in found.items()}
     return found
 
@@ -149,6 +158,39 @@ def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, Lay
     return uses
 
 
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Lets a chain on ``meta`` run forward and backward, by the kernels that an accelerator would take.
+
+    Where there is no device, torch takes explicit products for attention; its function is replaced as long as this
+    lasts, since modes of torch do not reach what the backward pass recomputes.
+    """
+    usual = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = partial(_fused_attention, usual)
+    try:
+        with _UsualShares():
+            yield
+    finally:
+        F.scaled_dot_product_attention = usual
+
+
+def _fused_attention(
+    usual: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+) -> Tensor:
+    """Attention by the fused kernels of an accelerator where there is none; ``usual`` elsewhere."""
+    if not query.is_meta:
+        return usual(query, key, value, attn_mask=attn_mask)
+    made: Tensor
+    if attn_mask is None and query.dtype != torch.float32:
+        made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return made
+    if attn_mask is not None:
+        added = query.new_empty(attn_mask.shape) if attn_mask.dtype == torch.bool else attn_mask
+        attn_mask = added.expand(*query.shape[:3], key.shape[2])
+    made = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+    return made
+
+
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """How much of a mask is true cannot be known without values: of words the usual share, of patches half.
 
@@ -165,7 +207,9 @@ class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(args[0], [place for places in chosen for place in places])
         if func is torch.ops.aten._grouped_mm.default:
             rows, bank = args[:2]
-            return rows.new_empty((len(rows), bank.shape[-1]))
+            ends = args[2] if len(args) > 2 else kwargs["offs"]
+            groups = (len(ends),) if bank.dim() == 2 else ()  # of two tensors of rows a product for each group
+            return rows.new_empty((*groups, len(rows), bank.shape[-1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -181,20 +225,27 @@ def _places(mask: Tensor, share: float) -> list[Tensor]:
 
 def _timed(layer: torch.nn.Module, state: State) -> tuple[State, float]:
     """The layer's detached result and the seconds of its forward and backward pass."""
-    given = {
-        name: tensor.detach().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
+    given = apart(state)
     _wait(state)
     began = time.perf_counter()
-    after: State = layer(State(given, state.layout))
-    made = [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
+    after: State = layer(given)
+    made = made_by_layer(given, after)
     if made:
         torch.autograd.backward(made, [torch.ones_like(tensor) for tensor in made])
     _wait(after)
-    taken = time.perf_counter() - began
-    left = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in after.items()}
-    return State(left, after.layout), taken
+    return apart(after), time.perf_counter() - began
+
+
+def apart(state: State) -> State:
+    """The state cut off from what made it; what had a gradient is a leaf that gets one."""
+    return State(
+        {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}, state.layout
+    )
+
+
+def made_by_layer(given: State, after: State) -> list[Tensor]:
+    """What a layer made of ``given`` that its backward pass begins with."""
+    return [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
 
 
 def _wait(state: State) -> None:

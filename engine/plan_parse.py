@@ -24,6 +24,7 @@ from engine.plan_yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.evaluation.config import TaskConfig
 
 Key = TypeVar("Key", str, int)
+Section = TypeVar("Section")
 
 
 def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
@@ -33,15 +34,7 @@ def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: i
         PlanError: The file cannot be read, or something in it or in the overrides is wrong.
     """
     path = FilePath(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = f"got a file that cannot be read ({error.strerror})"
-        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
-    except UnicodeDecodeError as error:
-        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
-        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
-    return parse_plan(text, str(path), overrides, world_size)
+    return parse_plan(_read_text(path), str(path), overrides, world_size)
 
 
 def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
@@ -106,6 +99,26 @@ def parse_tasks(document: Document, overrides: Sequence[str] = ()) -> tuple[Task
     return tasks
 
 
+def load_section(path: FilePath, cls: type[Section]) -> Section:
+    """Reads a YAML file that holds the fields of one dataclass.
+
+    Raises:
+        PlanError: The file cannot be read, or names every problem in it.
+    """
+    document = read_yaml(_read_text(path), str(path))
+    if not isinstance(document.tree, dict):
+        got = "nothing" if document.tree is None else show_value(document.tree)
+        problem = Problem((), got, "a mapping with the keys " + ", ".join(field_types(cls)), "write one")
+        raise PlanError(_report(document, [*document.problems, problem]))
+    if document.problems:
+        raise PlanError(_report(document, document.problems))
+    try:
+        read: Section = _read(cls, document.tree)
+    except ValidationError as error:
+        raise PlanError(_report(document, translate(error, cls, document.tree))) from error
+    return read
+
+
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which every stage has the plan's shared sections with its own fields over them."""
     stages = tree.get("stages")
@@ -119,6 +132,17 @@ def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
             stage = {**stage, **own}
         complete.append(stage)
     return {**tree, "stages": complete}
+
+
+def _read_text(path: FilePath) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = f"got a file that cannot be read ({error.strerror})"
+        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
+    except UnicodeDecodeError as error:
+        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
+        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
 
 
 @cache
