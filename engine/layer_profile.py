@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.hosts.micro_batch import first_state
 from engine.plan import StagePlan
-from omnivl.data.batch import is_video
+from omnivl.data.batch import Batch, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.tokenizer import Tokenizer
@@ -47,18 +47,23 @@ class LayerUse:
     activation_bytes: int
 
 
-def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
-    """The head of the chain for a micro-batch of blank samples of each kind that the stage takes."""
+def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
+    """A micro-batch of blank samples of each kind that the stage takes."""
     collator = Collator(stage.model, stage.objectives, tokenizer, seed=0)
-    plan = partial(plan_layout, stage.objectives)
     text = "a" + " a" * stage.model.text_length  # as long as the model reads
-    states = []
+    batches = []
     for layout in stage.layouts():
         side = stage.model.video_size if is_video(layout.kind) else stage.model.image_size
         frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
         examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
-        states.append(first_state(collator.collate(examples, layout.kind, "blank", 0), plan, device))
-    return states
+        batches.append(collator.collate(examples, layout.kind, "blank", 0))
+    return batches
+
+
+def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
+    """The head of the chain for each of ``blank_batches``."""
+    plan = partial(plan_layout, stage.objectives)
+    return [first_state(batch, plan, device) for batch in blank_batches(stage, tokenizer)]
 
 
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:

@@ -36,6 +36,10 @@ COMMANDS: Mapping[str, Command] = {
     "profile": Command(
         "launcher.profile", "profile", "Measures what each layer of a plan's model takes on this machine."
     ),
+    "estimate": Command(
+        "launcher.estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."
+    ),
+    "measure": Command("launcher.measure", "measure", "Measures this machine's profile for estimates."),
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
     "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
     "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),

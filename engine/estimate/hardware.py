@@ -11,6 +11,9 @@ from omnivl.errors import UserError
 FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")
 
 
+PRODUCTS, MEMORY, STARTING = "products", "memory", "starting operations"
+
+
 @dataclass(frozen=True)
 class RateConfig:
     """Something for each precision.
@@ -55,8 +58,8 @@ class HardwareConfig:
         product_share: Of the peak, what large matrix products reach.
         attention_share: Of the peak, what fused attention reaches.
         memory_gigabytes_per_second: Of the device's memory.
-        memory_share: Of that, what operations reach that only move bytes.
-        operation_seconds: The least that an operation takes: of the program that starts one after the other.
+        memory_share: Of that, what a layer's operations reach, which make a new tensor each.
+        operation_seconds: That the program takes to start an operation.
         processes_per_node: Devices of a node.
         within_node: Between devices of a node.
         between_nodes: Of one device to other nodes.
@@ -91,20 +94,33 @@ class HardwareConfig:
 
     def seconds(self, operations: Operations) -> float:
         """How long a device takes for operations, one after the other."""
-        return sum(count * max(self.parts(one)) for one, count in operations.items())
+        return sum(self.parts(operations).values())
+
+    def parts(self, operations: Operations) -> dict[str, float]:
+        """The same by what limits: ``products``, ``memory``, ``starting operations``.
+
+        A GPU works while the program starts what comes next, so that only what that takes longer counts; a CPU does
+        both itself.
+        """
+        found = {PRODUCTS: 0.0, MEMORY: 0.0, STARTING: 0.0}
+        for operation, count in operations.items():
+            products = self._product_seconds(operation)
+            memory = self.move_seconds(operation.bytes) / self.memory_share
+            found[PRODUCTS if products > memory else MEMORY] += count * max(products, memory)
+            found[STARTING] += count * self.operation_seconds
+        if self.device == "gpu":
+            found[STARTING] = max(0.0, found[STARTING] - found[PRODUCTS] - found[MEMORY])
+        return found
 
     def move_seconds(self, moved_bytes: float) -> float:
-        """How long a device takes to read and write so many bytes of its memory."""
-        return moved_bytes / (self.memory_gigabytes_per_second * 1e9 * self.memory_share)
+        """How long a device takes to read and write so many bytes of its memory, in place and in order."""
+        return moved_bytes / (self.memory_gigabytes_per_second * 1e9)
 
-    def parts(self, operation: Operation) -> tuple[float, float, float]:
-        """Seconds by products, by memory and by the start of an operation, of which the longest counts."""
-        products = 0.0
-        if operation.flops:
-            share = self.attention_share if operation.kind == "attention" else self.product_share
-            reached = self.peak_flops(operation.precision) * float(getattr(share, operation.precision))
-            products = operation.flops / reached
-        return products, self.move_seconds(operation.bytes), self.operation_seconds
+    def _product_seconds(self, operation: Operation) -> float:
+        if not operation.flops:
+            return 0.0
+        share = self.attention_share if operation.kind == "attention" else self.product_share
+        return operation.flops / (self.peak_flops(operation.precision) * float(getattr(share, operation.precision)))
 
 
 def load_hardware(name: str) -> HardwareConfig:
@@ -117,13 +133,15 @@ def load_hardware(name: str) -> HardwareConfig:
         PlanError: The file is not what it should be.
         UserError: There is no such file.
     """
-    paths = [Path(name)] if name.endswith((".yaml", ".yml")) else [folder / f"{name.lower()}.yaml" for folder in FOLDERS]
+    paths = (
+        [Path(name)] if name.endswith((".yaml", ".yml")) else [folder / f"{name.lower()}.yaml" for folder in FOLDERS]
+    )
     found = next((path for path in paths if path.is_file()), None)
     if found is None:
         known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
         raise UserError(
-            f"--hardware: got {name!r}, which is no file; allowed are {', '.join(known)} or a path of a YAML file; name "
-            "one of them, or measure this machine with `omnivl measure FILE`"
+            f"--hardware: got {name!r}, which is no file; allowed are {', '.join(known)} or the path of a YAML file; "
+            "name one of them, or measure this machine with `omnivl measure FILE`"
         )
     read: HardwareConfig = load_section(found, HardwareConfig)
     return read

@@ -47,7 +47,7 @@ def live_peak(chain: Chain, state: State) -> LivePeak:
         tracker.other = gradients
 
     trained = [one for one in chain.parameters() if one.requires_grad]
-    handles = [one.register_post_accumulate_grad_hook(leave) for one in trained]
+    handles = [one.register_post_accumulate_grad_hook(leave) for one in trained]  # type: ignore[no-untyped-call]
     try:
         with imagined(), tracker:
             last = chain(state)

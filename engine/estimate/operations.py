@@ -1,7 +1,7 @@
 """Operations of a device, counted while they are dispatched: floating point operations, bytes moved, how many.
 
-A device is either busy multiplying or busy moving bytes: each operation takes the longer of the two (a roofline), and at
-least as long as it takes to start one. Views and what is only allocated cost nothing.
+A device is either busy multiplying or busy moving bytes: each operation takes the longer of the two (a roofline). Views
+and what is only allocated cost nothing.
 """
 
 from collections import Counter
@@ -17,7 +17,16 @@ from torch.utils.flop_counter import flop_registry
 
 Kind = Literal["product", "attention", "other"]
 
-_FREE = ("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "detach", "lift_fresh", "_unsafe_view")
+_FREE = (
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "detach",
+    "lift_fresh",
+    "_unsafe_view",
+)
 _ROWS_ONLY = ("embedding", "index_select", "gather", "index")  # read as much of their first argument as they return
 
 
@@ -57,14 +66,9 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Does the operation and counts it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        if name not in _FREE and not func.is_view and not _is_unread(name, args):
+        if name not in _FREE and not func.is_view:
             self.found[_operation(func, name, args, kwargs or {}, out)] += 1
         return out
-
-
-def _is_unread(name: str, args: Any) -> bool:
-    """A reshape that turned out to be a view, or a conversion to what the tensor has been already."""
-    return name in ("alias", "resolve_conj") or (name == "_to_copy" and not isinstance(args[0], Tensor))
 
 
 def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operation:
@@ -80,20 +84,22 @@ def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operat
 
 
 def _flops(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> float:
-    if name == "_grouped_mm":  # every row meets one matrix, or all rows of two tensors meet group by group
+    counted: float = 0.0
+    if name == "_grouped_mm":  # every row meets one matrix, or the rows of two tensors meet group by group
         rows, bank = args[:2]
-        return 2.0 * rows.shape[-2] * rows.shape[-1] * bank.shape[-1]
-    if name == "_scaled_dot_product_flash_attention_for_cpu":
-        query, key = args[:2]
-        return 4.0 * query.numel() * key.shape[-2]
-    if name == "_scaled_dot_product_flash_attention_for_cpu_backward":
-        query, key = args[1:3]
-        return 10.0 * query.numel() * key.shape[-2]  # the scores are multiplied anew
-    if name == "_linear_pointwise":
+        counted = 2.0 * rows.shape[-2] * rows.shape[-1] * bank.shape[-1]
+    elif name == "_linear_pointwise":
         rows, weight = args[:2]
-        return 2.0 * rows.numel() * weight.shape[0]
-    formula = flop_registry.get(func.overloadpacket)
-    return 0.0 if formula is None else float(formula(*args, **kwargs, out_val=out))
+        counted = 2.0 * rows.numel() * weight.shape[0]
+    elif name == "_scaled_dot_product_flash_attention_for_cpu":
+        query, key = args[:2]
+        counted = 4.0 * query.numel() * key.shape[-2]
+    elif name == "_scaled_dot_product_flash_attention_for_cpu_backward":
+        query, key = args[1:3]
+        counted = 10.0 * query.numel() * key.shape[-2]  # the scores are multiplied anew
+    elif (formula := flop_registry.get(func.overloadpacket)) is not None:
+        counted = float(formula(*args, **kwargs, out_val=out))
+    return counted
 
 
 def _nbytes(tensor: Tensor) -> int:

@@ -5,7 +5,6 @@ accelerator, or on the CPU by its own. What travels is counted where the model a
 replicas, rows that routers send to experts, the state that crosses from one layer to the next.
 """
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,12 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.freeze import freeze, freeze_idle
 from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.plan import StagePlan
-from moe.experts import ExpertBank
 from moe.sparse import SparseFeedForward
+from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain, ChainLayer
@@ -35,6 +35,7 @@ class LayerSize:
         frozen: Parameters without one, momentum twins left out.
         twins: Parameters of momentum twins.
         experts: Those of ``trained`` that lie in banks of sparse experts, which can be cut over processes.
+        resting_experts: Those of ``frozen`` and ``twins`` that do.
         active: Those of ``trained`` that serve a token.
         queue: Bytes of buffers: the momentum queue, selection biases.
         activations: Bytes that one micro-batch leaves for the backward pass.
@@ -44,6 +45,7 @@ class LayerSize:
     frozen: int
     twins: int
     experts: int
+    resting_experts: int
     active: int
     queue: int
     activations: int
@@ -67,7 +69,6 @@ class Pass:
         joins: Number of collectives of the forward pass, and sums of scalars among them.
         routed: Bytes of the rows that routers send to experts, and that come back.
         routings: Number of calls of a bank.
-        peak: The most bytes that its forward and backward pass needs beyond what is kept: the largest operation's.
         crossing: Bytes of the state behind the layer, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
     """
@@ -80,7 +81,6 @@ class Pass:
     joins: float
     routed: float
     routings: float
-    peak: float
     crossing: float
     crossing_gradient: float
 
@@ -93,6 +93,7 @@ class ModelWork:
         passes: Along the chain.
         layers: What each layer holds, in the chain's order.
         batch: Samples of the micro-batch.
+        peaks: The most that a micro-batch of each kind needs beyond parameters.
         useful_flops: Floating point operations of a sample's products that MFU counts, forward and backward.
         frames: Images of a sample, frames of clips counted one by one; the mean over kinds.
     """
@@ -100,6 +101,7 @@ class ModelWork:
     passes: tuple[Pass, ...]
     layers: Mapping[str, LayerSize]
     batch: int
+    peaks: tuple[LivePeak, ...]
     useful_flops: float
     frames: float
 
@@ -146,7 +148,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     freeze_idle(chain, stage.layouts())
     chain.train()
     states = blank_states(stage, tokenizer, device)
-    shares = _kind_shares(stage)
+    shares = kind_shares(stage)
     kept = activation_bytes(chain, states)
     found = [list(_passes(chain, state, gather)) for state in states]
     weights = [shares[state.layout.kind] for state in states]
@@ -156,18 +158,19 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         passes=tuple(mean),
         layers={name: _size(layer, kept[name]) for name, layer in chain.named_children()},
         batch=stage.batch.micro_batch_size_per_gpu,
+        peaks=tuple(live_peak(chain, state) for state in states),
         useful_flops=sum(weight * one for weight, one in zip(weights, flops, strict=True)),
         frames=sum(weight * state.layout.num_frames for weight, state in zip(weights, states, strict=True)),
     )
 
 
-def _kind_shares(stage: StagePlan) -> dict[str, float]:
+def kind_shares(stage: StagePlan) -> dict[DataKind, float]:
     """How often a micro-batch is of each kind."""
     total = sum(entry.weight for entry in stage.data)
-    shares: Counter[str] = Counter()
+    shares: dict[DataKind, float] = {}
     for entry in stage.data:
-        shares[entry.kind] += entry.weight / total
-    return dict(shares)
+        shares[entry.kind] = shares.get(entry.kind, 0.0) + entry.weight / total
+    return shares
 
 
 def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
@@ -202,7 +205,6 @@ def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
             joins=joins[2],
             routed=sum(rows),
             routings=len(rows),
-            peak=max((one.bytes for one in (*forward.found, *backward.found)), default=0.0),
             crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),
             crossing_gradient=sum(4 * one.numel() for one in carried),
         )
@@ -225,22 +227,23 @@ def _watched_banks(layer: ChainLayer) -> Iterator[list[int]]:
             handle.remove()
 
 
-def _size(layer: ChainLayer, activations: int) -> LayerSize:
-    banks = {id(one) for module in layer.modules() if isinstance(module, ExpertBank) for one in module.parameters()}
-    routed: dict[int, float] = {}
+def _size(layer: nn.Module, activations: int) -> LayerSize:
+    shares: dict[int, float] = {}
     for module in layer.modules():
         if isinstance(module, SparseFeedForward):
             share = module.config.experts_per_token / module.config.num_experts
-            routed |= {id(one): share for one in module.experts.parameters()}
-    twins = {id(one) for name, one in layer.named_parameters() if name.startswith("momentum_")}
-    trained = [one for one in layer.parameters() if one.requires_grad]
-    resting = [one for one in layer.parameters() if not one.requires_grad]
+            shares |= {id(one): share for one in module.experts.parameters()}
+    named = list(layer.named_parameters())
+    twins = {id(one) for name, one in named if name.startswith("momentum_")}
+    trained = [one for _, one in named if one.requires_grad]
+    resting = [one for _, one in named if not one.requires_grad]
     return LayerSize(
         trained=sum(one.numel() for one in trained),
         frozen=sum(one.numel() for one in resting if id(one) not in twins),
         twins=sum(one.numel() for one in resting if id(one) in twins),
-        experts=sum(one.numel() for one in trained if id(one) in banks and id(one) in routed),
-        active=round(sum(one.numel() * routed.get(id(one), 1.0) for one in trained)),
+        experts=sum(one.numel() for one in trained if id(one) in shares),
+        resting_experts=sum(one.numel() for one in resting if id(one) in shares),
+        active=round(sum(one.numel() * shares.get(id(one), 1.0) for one in trained)),
         queue=sum(one.nbytes for one in layer.buffers()),
         activations=activations,
     )
@@ -248,7 +251,6 @@ def _size(layer: ChainLayer, activations: int) -> LayerSize:
 
 def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
     """The mean of one layer's passes over the kinds of batches."""
-    first = passes[0]
 
     def operations(of: str) -> Operations:
         total: dict[Operation, float] = {}
@@ -261,5 +263,4 @@ def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
     means = {
         name: sum(weight * getattr(one, name) for one, weight in zip(passes, weights, strict=True)) for name in numbers
     }
-    peak = max(one.peak for one in passes)
-    return replace(first, forward=operations("forward"), backward=operations("backward"), peak=peak, **means)
+    return replace(passes[0], forward=operations("forward"), backward=operations("backward"), **means)
