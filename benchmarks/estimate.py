@@ -2,9 +2,9 @@
 
 python -m benchmarks.estimate
 
-Every case is a layout. Its processes first measure the machine's profile at the same time, each on its share of the cores;
-then they train a few steps on blank samples. The estimate knows the profile and the plan, not the steps. Memory is the most
-that a process holds in a step above what it has after steps of a model of the same widths and few layers.
+Every case is a layout. Its processes first measure the machine's profile at the same time, each on its share of the
+cores; then they train a few steps on blank samples. The estimate knows the profile and the plan, not the steps. Memory
+is the most that a process holds in a step above what it has after steps of a model of the same widths and few layers.
 """
 
 import json

@@ -93,7 +93,7 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
 
         for layer in chain.program:
             name = names[id(layer)]
-            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined():  # type: ignore[no-untyped-call]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined():
                 state = layer(state)
             passed += [(name, weakref.ref(tensor)) for tensor in state.values()]
         for name, reference in passed:  # what autograd has not saved and is still held: inputs of recomputed blocks
@@ -173,7 +173,7 @@ def imagined() -> Iterator[None]:
     usual = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = partial(_fused_attention, usual)
     try:
-        with _UsualShares():
+        with _UsualShares():  # type: ignore[no-untyped-call]
             yield
     finally:
         F.scaled_dot_product_attention = usual

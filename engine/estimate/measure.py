@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-import psutil
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from engine.environment import describe_environment
+from engine.environment import describe_environment, memory_bytes
 from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
 from engine.peak import measured_peak
 from engine.plan_yaml import write_yaml
@@ -37,7 +36,7 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
     bandwidth = _mean(_stream_rate(device, seconds), device)
     new = _mean(_new_rate(device, seconds), device)
     link = _link(device, local_processes, seconds)
-    memory = psutil.virtual_memory().total
+    memory = memory_bytes()
     is_gpu = device.type == "cuda"
     return HardwareConfig(
         name=torch.cuda.get_device_name(device) if is_gpu else str(describe_environment(1)["cpu"]),
@@ -99,7 +98,7 @@ def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) ->
     grad = torch.randn_like(query)
 
     def attend() -> None:
-        F.scaled_dot_product_attention(query, query, query).backward(grad)
+        torch.autograd.backward([F.scaled_dot_product_attention(query, query, query)], [grad])
         query.grad = None
 
     return 14.0 * query.numel() * positions / _median_seconds(attend, device, seconds)
@@ -108,13 +107,13 @@ def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) ->
 def _stream_rate(device: torch.device, seconds: float) -> float:
     """Bytes per second of adding to a large tensor in place, as the optimizer does."""
     one, other = torch.zeros(2, (2**26 if device.type == "cpu" else 2**28) // 4, device=device)
-    return 3.0 * one.nbytes / _median_seconds(lambda: one.add_(other), device, seconds)
+    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one.add_(other), device, seconds)
 
 
 def _new_rate(device: torch.device, seconds: float) -> float:
     """Bytes per second of an operation of a layer, memory for its result included."""
     one, other = torch.zeros(2, (2**21 if device.type == "cpu" else 2**26) // 4, device=device)
-    return 3.0 * one.nbytes / _median_seconds(lambda: one + other, device, seconds)
+    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one + other, device, seconds)
 
 
 def _start_seconds(device: torch.device, seconds: float) -> float:
@@ -125,7 +124,7 @@ def _start_seconds(device: torch.device, seconds: float) -> float:
         x = one
         for _ in range(50):
             x = x * 1.0
-        x.sum().backward()
+        torch.autograd.backward([x.sum()])
 
     return _median_seconds(chain, device, seconds) / 102
 

@@ -12,6 +12,7 @@ from engine.plan import StagePlan
 
 BUCKET = 50_000_000  # elements, as engine.hosts.zero_engine has them
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
+REUSE = 1_000_000_000  # elements within which ZeRO-3 keeps a layer that is used again
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,25 @@ def _buffers(
     if zero < 3:
         # The optimizer reads gradients from one flat piece, which stage 1 makes when it needs it.
         return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0
-    # The largest layer whole and the next one on its way, its gradients whole, and a bucket to reduce them in.
-    largest = sorted((size.elements for size in sizes), reverse=True)[:2]
-    return 0.0, 4.0 * (sum(largest) + max((size.trained for size in sizes), default=0)) + bucket, 0.0
+    # Whole layers: those that stay for the backward pass, or the largest one and the next on its way; the gradients of one
+    # layer whole, and a bucket to reduce them in.
+    kept = sum(size.elements for size, stays in zip(sizes, stay_gathered(sizes), strict=True) if stays)
+    largest = sum(sorted((size.elements for size in sizes), reverse=True)[:2])
+    gradient = max((size.trained for size in sizes), default=0)
+    return 0.0, 4.0 * (max(kept, largest) + gradient) + bucket, 0.0
+
+
+def stay_gathered(sizes: Sequence[LayerSize]) -> list[bool]:
+    """Which layers ZeRO-3 keeps whole from forward to backward pass: what is used in between is no more than ``REUSE``.
+
+    Source: ``deepspeed/runtime/zero/partitioned_param_coordinator.py``, ``__params_to_release``.
+    """
+    behind = 0
+    stays = []
+    for size in reversed(sizes):
+        stays.append(2 * behind < REUSE)
+        behind += size.elements
+    return stays[::-1]
 
 
 def _activations(work: ModelWork, layers: Collection[str] | None, held: int, local: float) -> tuple[float, float]:

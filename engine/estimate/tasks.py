@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.estimate.events import Task, simulate
-from engine.estimate.memory import BUCKET
+from engine.estimate.memory import BUCKET, stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
 from engine.estimate.work import LayerSize, ModelWork, Pass
@@ -90,6 +90,9 @@ class StepBuilder:
         self.experts, self.cuts, self.zero = expert_parallel, cuts, zero_stage(stage)
         self.passes = [[one for one in work.passes if one.layer in part] for part in cuts]
         self.sizes = [[work.layers[name] for name in part] for part in cuts]
+        self.kept = {
+            name for name, stays in zip(work.layers, stay_gathered(list(work.layers.values())), strict=True) if stays
+        }
         self.built = StepTasks()
 
     @property
@@ -102,10 +105,8 @@ class StepBuilder:
         self.built.micro_batches = self.built.wanted = micro_batches
         last: tuple[int, ...] = ()
         loose: list[int] = []
-        for number in range(micro_batches):
-            is_last = number == micro_batches - 1
-            last = self._forward(0, last)
-            last, reduced = self._backward(0, last, is_last)
+        for _ in range(micro_batches):
+            last, reduced = self._backward(0, self._forward(0, last))
             loose += reduced
         self._finish(0, (*last, *loose))
         return self.built
@@ -130,7 +131,7 @@ class StepBuilder:
                 if kind == "forward":
                     last[stage] = self._forward(stage, (*last[stage], *arrived))
                 else:
-                    last[stage], _ = self._backward(stage, (*last[stage], *arrived), number == micro_batches - 1)
+                    last[stage], _ = self._backward(stage, (*last[stage], *arrived))
                 done[kind, stage, number] = self._cross(stage, kind, last[stage])
         for stage in range(stages):
             self._finish(stage, last[stage])
@@ -154,24 +155,28 @@ class StepBuilder:
                 joined = all_gather(one.joined * self.replicas, self.data)
                 joined = replace(joined, within_messages=joined.within_messages * one.joins)
                 last = (self._transfer(stage, joined, last, JOIN),)
-            last = self._trade(stage, one, last)
+            last = self._trade(stage, one.routed, last)
             last = (self._compute(stage, one.forward, last),)
             computed.append(last)
         return last
 
-    def _backward(self, stage: int, after: tuple[int, ...], is_last: bool) -> tuple[tuple[int, ...], list[int]]:
-        last, computed, loose = after, [after, after], []
-        for one in reversed(self.passes[stage]):
-            last = (*last, *self._gather(stage, one, computed[-2]))
+    def _backward(self, stage: int, after: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
+        last, computed, loose = after, [after, after], list[int]()
+        firsts = {one.layer: number for number, one in reversed(list(enumerate(self.passes[stage])))}
+        for number, one in reversed(list(enumerate(self.passes[stage]))):
+            if one.layer not in self.kept:
+                last = (*last, *self._gather(stage, one, computed[-2]))
             last = (self._compute(stage, one.backward, last),)
             if one.joined_gradient:
                 last = (self._transfer(stage, all_reduce(one.joined_gradient, self.data), last, JOIN),)
-            last = self._trade(stage, one, last)
+            last = self._trade(stage, one.routed_gradient, last)
             computed.append(last)
             size = self.work.layers[one.layer]
-            if self.zero == 3 and size.trained:
+            if firsts[one.layer] != number or not size.trained:
+                continue  # gradients of a layer that is passed twice are complete behind its first pass
+            if self.zero == 3:
                 loose.append(self._reduce(stage, [size], last, waits=not self._overlaps))
-            elif self.zero == 2 and size.trained:
+            elif self.zero == 2:
                 last = (self._reduce(stage, [size], last),)
         return last, loose
 
@@ -249,11 +254,11 @@ class StepBuilder:
             return Transfer()
         return collective(size, self.cluster.group(self.replicas // self.experts, self.experts))
 
-    def _trade(self, stage: int, one: Pass, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Rows to the experts and back, in either direction of the step."""
-        if self.experts == 1 or not one.routed:
+    def _trade(self, stage: int, rows: float, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes of rows to the experts and back, in either direction of the step."""
+        if self.experts == 1 or not rows:
             return after
-        total = all_to_all(one.routed, self.cluster.group(self.experts)) * 2.0
+        total = all_to_all(rows, self.cluster.group(self.experts)) * 2.0
         return (self._transfer(stage, total, after, EXPERTS),)
 
     def _transfer(self, stage: int, transfer: Transfer, after: Sequence[int], cause: str, waits: bool = True) -> int:

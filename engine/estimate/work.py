@@ -68,7 +68,7 @@ class Pass:
         joined_gradient: Bytes of the whole joined gradient that the backward pass sums over them.
         joins: Number of collectives of the forward pass, and sums of scalars among them.
         routed: Bytes of the rows that routers send to experts, and that come back.
-        routings: Number of calls of a bank.
+        routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
         crossing: Bytes of the state behind the layer, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
     """
@@ -80,7 +80,7 @@ class Pass:
     joined_gradient: float
     joins: float
     routed: float
-    routings: float
+    routed_gradient: float
     crossing: float
     crossing_gradient: float
 
@@ -203,20 +203,20 @@ def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
             joined=joins[0],
             joined_gradient=joins[1],
             joins=joins[2],
-            routed=sum(rows),
-            routings=len(rows),
+            routed=sum(size for size, _ in rows),
+            routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
             crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),
             crossing_gradient=sum(4 * one.numel() for one in carried),
         )
 
 
 @contextmanager
-def _watched_banks(layer: ChainLayer) -> Iterator[list[int]]:
-    """Collects the bytes of what every bank of sparse experts is given while the context lasts, call by call."""
-    rows: list[int] = []
+def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
+    """Collects what every bank of sparse experts is given, call by call: bytes, and whether they get a gradient."""
+    rows: list[tuple[int, bool]] = []
 
     def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        rows.append(given[0].nbytes)
+        rows.append((given[0].nbytes, given[0].requires_grad))
 
     banks = [module.experts for module in layer.modules() if isinstance(module, SparseFeedForward)]
     handles = [bank.register_forward_pre_hook(note) for bank in banks]
@@ -259,7 +259,7 @@ def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
                 total[operation] = total.get(operation, 0.0) + weight * count
         return total
 
-    numbers = ("joined", "joined_gradient", "joins", "routed", "routings", "crossing", "crossing_gradient")
+    numbers = ("joined", "joined_gradient", "joins", "routed", "routed_gradient", "crossing", "crossing_gradient")
     means = {
         name: sum(weight * getattr(one, name) for one, weight in zip(passes, weights, strict=True)) for name in numbers
     }
