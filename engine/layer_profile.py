@@ -79,7 +79,8 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
     names = {id(layer): name for name, layer in chain.named_children()}
     for state in states:
-        known = {_storage(tensor) for tensor in (*chain.state_dict().values(), *state.values())}
+        known = {_storage(tensor) for tensor in chain.state_dict().values()}
+        batch = {_storage(tensor) for tensor in state.values()}
         kept: dict[str, int] = dict.fromkeys(found, 0)
         alive: list[Tensor] = []  # a storage that is freed may come back under the same number
         passed: list[tuple[str, weakref.ref[Tensor]]] = []
@@ -97,7 +98,7 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
                 state = layer(state)
             passed += [(name, weakref.ref(tensor)) for tensor in state.values()]
         for name, reference in passed:  # what autograd has not saved and is still held: inputs of recomputed blocks
-            if (tensor := reference()) is not None:
+            if (tensor := reference()) is not None and _storage(tensor) not in batch:
                 keep(tensor, name)
         found = {name: max(count, kept[name]) for name, count in found.items()}
     return found
