@@ -181,11 +181,16 @@ def imagined() -> Iterator[None]:
 
 
 def _fused_attention(
-    usual: Callable[..., Tensor], query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None
+    usual: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """Attention by the fused kernels of an accelerator where there is none; ``usual`` elsewhere."""
     if not query.is_meta:
-        return usual(query, key, value, attn_mask=attn_mask)
+        return usual(query, key, value, attn_mask=attn_mask, **options)
     made: Tensor
     if attn_mask is None and query.dtype != torch.float32:
         made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]

@@ -122,12 +122,11 @@ def _buffers(
     if zero < 3:
         # The optimizer reads gradients from one flat piece, which stage 1 makes when it needs it.
         return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0
-    # Whole layers: those that stay for the backward pass, or the largest one and the next on its way; the gradients of
-    # one layer whole, and a bucket to reduce them in.
+    # Whole layers: those that stay for the backward pass, or the largest one and the next on its way. Gradients stay
+    # whole until they fill a bucket, and are then put together to be reduced, of which a share comes out.
     kept = sum(size.elements for size, stays in zip(sizes, stay_gathered(sizes), strict=True) if stays)
     largest = sum(sorted((size.elements for size in sizes), reverse=True)[:2])
-    gradient = max((size.trained for size in sizes), default=0)
-    return 0.0, 4.0 * (max(kept, largest) + gradient) + bucket, 0.0
+    return 0.0, 4.0 * max(kept, largest) + (2 + 1 / replicas) * bucket, 0.0
 
 
 def stay_gathered(sizes: Sequence[LayerSize]) -> list[bool]:
