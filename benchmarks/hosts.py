@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Ratio, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
+from engine.collectives import make_gather
 from engine.freeze import freeze_idle
-from engine.hosts import Host, create_host
+from engine.hosts import Host, create_host, replica_group
+from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.process_group import finish, join_process_group
 from engine.optimizer import OptimizerConfig, adamw, parameter_groups
 from engine.parallel import ParallelConfig
@@ -24,6 +26,7 @@ from omnivl.data.batch import Batch
 from omnivl.model.build import build_chain
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
+from omnivl.model.gather import Gather
 from omnivl.model.layout import plan_layout
 from omnivl.model.presets import PRESETS
 from omnivl.model.state import State
@@ -39,15 +42,15 @@ def run(options: Options) -> Report:
     join_process_group(always=True)
     config = replace(PRESETS["tiny"], vocab_size=4096)
     batch_size = 8 if options.quick else 32
-    batch = _batch(config, batch_size)
+    batch = pairs(config, batch_size)
     plain = ParallelConfig(host="plain", precision="bf16")
     contenders: dict[str, Callable[[], object]] = {
-        "bare loop": _bare_loop(_chain(config), batch, options.device),
-        "plain": partial(_step, _host(plain, config, batch_size, options.device), batch),
+        "bare loop": _bare_loop(build(config), batch, options.device),
+        "plain": partial(_step, host_of(plain, config, batch_size, options.device), batch),
     }
     for stage in (1, 3):
         parallel = replace(plain, host="zero", zero_stage=stage)
-        contenders[f"zero {stage}"] = partial(_step, _host(parallel, config, batch_size, options.device), batch)
+        contenders[f"zero {stage}"] = partial(_step, host_of(parallel, config, batch_size, options.device), batch)
     seconds = take_turns(contenders, rounds=3 if options.quick else 15, device=options.device, warmup=2)
     plain_over_bare = over(seconds["plain"], seconds["bare loop"])
     ratios = [Ratio("plain host / bare loop, time of a step", plain_over_bare, at_most=AT_MOST)]
@@ -65,15 +68,17 @@ def run(options: Options) -> Report:
     )
 
 
-def _chain(config: ModelConfig) -> Chain:
+def build(config: ModelConfig, gather: Gather | None = None) -> Chain:
+    """The chain that is trained, the same in every process."""
     tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
     torch.manual_seed(0)
-    chain = build_chain(config, OBJECTIVES, tokens, compute_dtype=torch.bfloat16)
+    chain = build_chain(config, OBJECTIVES, tokens, gather=gather, compute_dtype=torch.bfloat16)
     freeze_idle(chain, [plan_layout(OBJECTIVES, "image_text", 1, 1)])  # as every stage does before it asks for a host
     return chain
 
 
-def _batch(config: ModelConfig, size: int) -> Batch:
+def pairs(config: ModelConfig, size: int) -> Batch:
+    """So many images with texts, all of noise."""
     draw = torch.Generator().manual_seed(0)
     pixels = (size, 1, 3, config.image_size, config.image_size)
     own = torch.arange(size)
@@ -81,16 +86,27 @@ def _batch(config: ModelConfig, size: int) -> Batch:
     return Batch("image_text", torch.randint(0, 256, pixels, generator=draw, dtype=torch.uint8), words, own, own, own)
 
 
-def _host(parallel: ParallelConfig, config: ModelConfig, batch_size: int, device: torch.device) -> Host:
+def host_of(
+    parallel: ParallelConfig, config: ModelConfig, micro_batch_size: int, device: torch.device, micro_batches: int = 1
+) -> Host:
+    """A host of the chain over all processes."""
+    chain = build(config, make_gather(replica_group(parallel)))
     return create_host(
         parallel,
-        _chain(config),
+        chain,
         OPTIMIZER,
         OBJECTIVES,
         total_steps=1000,
-        micro_batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        gradient_accumulation_steps=micro_batches,
         device=device,
+        cuts=cut(costs_of(chain, config), parallel.pipeline_stages) if parallel.host == "pipeline" else (),
     )
+
+
+def costs_of(chain: Chain, config: ModelConfig) -> list[float]:
+    """What each layer of the chain is estimated to cost."""
+    return list(layer_costs(chain, config, [plan_layout(OBJECTIVES, "image_text", 1, 1)]).values())
 
 
 def _step(host: Host, batch: Batch) -> None:

@@ -137,6 +137,12 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
+def quartiles(values: Sequence[float]) -> str:
+    """Median and quartiles of at least two values."""
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{short(middle)} ({short(low)} to {short(high)})"
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

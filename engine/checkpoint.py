@@ -1,40 +1,36 @@
 """Checkpoints that are either whole or recognisably torn.
 
-A checkpoint is written beside its final name, every file is synced to disk, a manifest with the size and SHA-256 of
-every file is written last, then the folder is renamed in one atomic step. What a crash leaves behind is a ``.tmp``
-folder, which is never read, or a folder whose files do not match their manifest, which is named and passed over.
+A checkpoint is written beside its final name (``engine.checkpoint_writer``), every file is synced to disk, a manifest
+with the size and SHA-256 of every file is written last, then the folder is renamed in one atomic step. What a crash
+leaves behind is a ``.tmp`` folder, which is never read, or a folder whose files do not match their manifest, which is
+named and passed over.
 
     checkpoints/step-000123/
         manifest.json           sizes and hashes of all files below
         trainer.json            step, skipped steps, best score, metrics offset, layout
         loader-00000.json       where the data order stands, one per process
         generators-00000.pt     global random generators, one per process
-        host/                   weights, moments, twins, queue: a file for each layer (``engine.hosts.holdings``)
+        host/                   weights, moments, twins, queue: a shard of each process (``engine.hosts.shards``)
 """
 
-import hashlib
-import io
 import json
-import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from engine import ranks
-from engine.errors import CheckpointError
+from engine.files import FileRecord, sha256
 from engine.hosts.base import Host
-from engine.seeds import generator_states, restore_generators, seed_everything
-
-Result = TypeVar("Result")
+from engine.seeds import restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
 HOST_FOLDER = "host"
-_FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"step-(\d{6,})")
 _LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
 
@@ -80,6 +76,8 @@ class TrainerState:
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
         window: Sums towards the next line of metrics.
         layout: What wrote the checkpoint.
+        guard: Recent losses (``engine.guard``).
+        rollbacks: How often the stage had gone back (``engine.rollback``).
     """
 
     step: int
@@ -90,91 +88,13 @@ class TrainerState:
     metrics_bytes: int
     window: Mapping[str, Any]
     layout: SavedLayout
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
 
 
 def step_folder(folder: Path, step: int) -> Path:
     """The folder of the checkpoint taken after ``step`` optimizer steps."""
     return folder / f"step-{step:06d}"
-
-
-def save_checkpoint(folder: Path, host: Host, state: TrainerState, loader_state: Mapping[str, Any]) -> Path:
-    """Writes one checkpoint atomically. Called by every process.
-
-    Args:
-        folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
-        host: Writes its own files into the subfolder ``host``.
-        state: The loop's state, equal on every process.
-        loader_state: This process' place in the data, JSON.
-
-    Returns:
-        The finished folder.
-
-    Raises:
-        CheckpointError: It could not be written, on whichever process; raised on all. Earlier checkpoints stay.
-    """
-    final = step_folder(folder, state.step)
-    unfinished = final.with_name(final.name + ".tmp")
-    me = ranks.rank()
-
-    def begin() -> None:
-        for stale in (unfinished, final):  # a torn checkpoint of the same step must not block the rename
-            shutil.rmtree(stale, ignore_errors=True)
-        (unfinished / HOST_FOLDER).mkdir(parents=True)
-        (unfinished / "trainer.json").write_text(json.dumps(asdict(state), indent=2))
-
-    def write() -> None:
-        host.save(unfinished / HOST_FOLDER)
-        (unfinished / f"loader-{me:05d}.json").write_text(json.dumps(loader_state))
-        generators = io.BytesIO()
-        torch.save(generator_states(), generators)
-        (unfinished / f"generators-{me:05d}.pt").write_bytes(generators.getvalue())
-
-    def sync() -> dict[str, dict[str, Any]]:
-        files = [path for path in sorted(unfinished.rglob("*")) if path.is_file()]
-        return _records(unfinished, files[me :: ranks.world_size()], sync=True)
-
-    def seal(shares: Sequence[Mapping[str, Any]]) -> None:
-        records = {name: record for share in shares for name, record in share.items()}
-        manifest = {"format": _FORMAT, "step": state.step, "files": dict(sorted(records.items()))}
-        _write_synced(unfinished / MANIFEST, json.dumps(manifest, indent=1).encode())
-        for inner in sorted({(unfinished / name).parent for name in records} | {unfinished}):
-            _sync_folder(inner)
-        unfinished.rename(final)
-        _sync_folder(folder)
-
-    _together(final, lambda: begin() if me == 0 else None)
-    _together(final, write)
-    shares = _together(final, sync)
-    _together(final, lambda: seal(shares) if me == 0 else None)
-    return final
-
-
-def _together(final: Path, action: Callable[[], Result]) -> list[Result]:
-    """Does a part of the writing on every process; returns what it gave on each.
-
-    Raises:
-        CheckpointError: It failed on one of them; raised on all, since the others would wait for it. What was written
-            of the checkpoint is gone.
-    """
-    problem: str | None = None
-    result: Result | None = None
-    try:
-        result = action()
-    except (OSError, CheckpointError) as error:
-        problem = str(error)
-    outcomes = ranks.gather_objects((problem, result))
-    failed = [f"process {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem is not None]
-    if not failed:
-        return [result for _, result in outcomes]
-    if ranks.rank() == 0:
-        shutil.rmtree(final.with_name(final.name + ".tmp"), ignore_errors=True)
-    ranks.barrier()
-    earlier = [step for step in checkpoint_steps(final.parent) if step_folder(final.parent, step) != final]
-    left = f"{step_folder(final.parent, earlier[-1]).name} is left as it was" if earlier else "there is none before it"
-    raise CheckpointError(
-        f"{final}: could not be written ({'; '.join(failed)}); {left}. Make room or mend the disk, and give the same "
-        "command again: it goes on from the newest whole checkpoint"
-    )
 
 
 def find_fault(checkpoint: Path) -> str | None:
@@ -188,11 +108,11 @@ def find_fault(checkpoint: Path) -> str | None:
         return f"{MANIFEST} is missing"
     try:
         manifest = json.loads(path.read_bytes())
-        files: dict[str, dict[str, Any]] = manifest["files"]
+        files: dict[str, FileRecord] = manifest["files"]
     except (ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} is not readable ({error})"
-    if manifest.get("format") != _FORMAT:
-        return f"{MANIFEST} has format {manifest.get('format')}, this version reads {_FORMAT}"
+    if manifest.get("format") != FORMAT:
+        return f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}"
     for name, expected in files.items():
         file = checkpoint / name
         if not file.is_file():
@@ -200,7 +120,7 @@ def find_fault(checkpoint: Path) -> str | None:
         if file.stat().st_size != expected["bytes"]:
             return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
     for name, expected in files.items():
-        if _sha256(checkpoint / name, sync=False) != expected["sha256"]:
+        if sha256(checkpoint / name) != expected["sha256"]:
             return f"{name} does not have the SHA-256 that the manifest says"
     return None
 
@@ -285,32 +205,3 @@ def remove_leftovers(folder: Path) -> None:
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
                 shutil.rmtree(path)
-
-
-def _records(root: Path, files: list[Path], *, sync: bool) -> dict[str, dict[str, Any]]:
-    return {
-        file.relative_to(root).as_posix(): {"bytes": file.stat().st_size, "sha256": _sha256(file, sync=sync)}
-        for file in files
-    }
-
-
-def _sha256(path: Path, *, sync: bool) -> str:
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from engine.whole import whole_numel
 from omnivl.errors import UserError
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.state import StepLayout
@@ -59,7 +60,7 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 stack = name.rstrip("0123456789").rstrip("_")
-                idle[stack] = idle.get(stack, 0) + parameter.numel()
+                idle[stack] = idle.get(stack, 0) + whole_numel(parameter)
     return idle
 
 

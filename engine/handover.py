@@ -80,51 +80,98 @@ class HandOver:
         return table
 
 
-@torch.no_grad()
+class Inheritance:
+    """An earlier stage's weights on their way into the layers of a chain, one layer after the other."""
+
+    def __init__(
+        self,
+        names: Collection[str],
+        read: Callable[[Collection[str]], Mapping[str, Tensor]],
+        source: str,
+        *,
+        upcycle_noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Sorts the names by layer; reads nothing.
+
+        Args:
+            names: All parameters and buffers of the earlier stage, and heads that it kept aside.
+            read: Gives those of some names, those of one layer at a time.
+            source: The earlier stage's name.
+            upcycle_noise: Deviation of the noise on copied experts, see ``moe.config.SparseConfig``.
+            seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
+                that of the weight that it follows.
+        """
+        self._read, self._source, self._noise, self._seed = read, source, upcycle_noise, seed
+        self._stored = {name.removeprefix(ASIDE): name for name in names}
+        self._own: set[str] = set()
+        self._fates: dict[str, list[str]] = {
+            fate: [] for fate in ("carried", "inflated", "resized", "upcycled", "created")
+        }
+
+    @torch.no_grad()
+    def give(self, name: str, layer: nn.Module) -> None:
+        """Copies what there is for a layer into it.
+
+        Args:
+            name: The layer's name in the chain.
+            layer: Freshly built and whole; changed in place.
+
+        Raises:
+            CheckpointError: A weight has another shape and nothing says how to resize it.
+        """
+        own = layer.state_dict(prefix=f"{name}.")
+        plain = {inner: stored for inner, stored in self._stored.items() if inner.startswith(f"{name}.")}
+        found = self._read(plain.values())
+        earlier = {inner: found[stored] for inner, stored in plain.items()}
+        queue_fits = all(_fits(own, earlier, inner) for inner in own if _QUEUE in inner)
+        created = []
+        for inner, tensor in own.items():
+            noise = self._noise, stable_hash(self._seed, "upcycle", _followed_by(inner) or inner)
+            if inner not in earlier and (start := translated(inner, tensor.shape, earlier, *noise)) is not None:
+                tensor.copy_(start)
+                fate = "upcycled"
+            elif inner not in earlier or (_QUEUE in inner and not queue_fits):
+                fate = "created"
+                created.append(inner)
+            elif tensor.shape == earlier[inner].shape:
+                tensor.copy_(earlier[inner])
+                fate = "inflated" if inner.endswith("video_delta") and not bool(tensor.any()) else "carried"
+            else:
+                tensor.copy_(_resize(inner, earlier[inner], tensor))
+                fate = "resized"
+            self._fates[fate].append(inner)
+        for inner in created:
+            followed = _followed_by(inner)
+            if followed is not None and followed in own:  # a twin starts where the module it follows stands
+                own[inner].copy_(own[followed])
+        self._own |= own.keys()
+
+    def report(self) -> HandOver:
+        """What became of everything; to be asked for after the last layer."""
+        homeless = [name for name in self._stored if name not in self._own]
+        used = {place(name) for name in self._fates["upcycled"]}
+        lost = [name for name in homeless if place(name) not in used]
+        return HandOver(
+            source=self._source,
+            **{fate: tuple(names) for fate, names in self._fates.items()},
+            aside=tuple(name for name in homeless if name.startswith(_HEADS)),
+            dropped=tuple(name for name in lost if not name.startswith(_HEADS)),
+        )
+
+
 def hand_over(
     chain: nn.Module, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
 ) -> HandOver:
-    """Copies an earlier stage's weights into a freshly built chain.
+    """Copies weights into a freshly built, whole chain; arguments as those of ``Inheritance``."""
 
-    Args:
-        chain: Not yet handed to a host; changed in place.
-        earlier: All parameters and buffers of the earlier stage, and heads that it kept aside.
-        source: Its name.
-        upcycle_noise: Deviation of the noise on copied experts, see ``moe.config.SparseConfig``.
-        seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
-            that of the weight that it follows.
+    def read(names: Collection[str]) -> Mapping[str, Tensor]:
+        return {name: earlier[name] for name in names}
 
-    Raises:
-        CheckpointError: A weight has another shape and nothing says how to resize it.
-    """
-    own = chain.state_dict()
-    earlier = {name.removeprefix(ASIDE): tensor for name, tensor in earlier.items()}
-    queue_fits = all(_fits(own, earlier, name) for name in own if _QUEUE in name)
-    fates: dict[str, list[str]] = {"carried": [], "inflated": [], "resized": [], "upcycled": [], "created": []}
-    for name, tensor in own.items():
-        noise = upcycle_noise, stable_hash(seed, "upcycle", _followed_by(name) or name)
-        if name not in earlier and (start := translated(name, tensor.shape, earlier, *noise)) is not None:
-            tensor.copy_(start)
-            fates["upcycled"].append(name)
-        elif name not in earlier or (_QUEUE in name and not queue_fits):
-            fates["created"].append(name)
-        elif tensor.shape == earlier[name].shape:
-            tensor.copy_(earlier[name])
-            inflated = name.endswith("video_delta") and not bool(tensor.any())
-            fates["inflated" if inflated else "carried"].append(name)
-        else:
-            tensor.copy_(_resize(name, earlier[name], tensor))
-            fates["resized"].append(name)
-    for name in fates["created"]:
-        followed = _followed_by(name)
-        if followed is not None and followed in own:  # a twin starts where the module it follows stands
-            own[name].copy_(own[followed])
-    homeless = [name for name in earlier if name not in own]
-    fates["aside"] = [name for name in homeless if name.startswith(_HEADS)]
-    used = {place(name) for name in fates["upcycled"]}
-    lost = [name for name in homeless if place(name) not in used]
-    fates["dropped"] = [name for name in lost if not name.startswith(_HEADS)]
-    return HandOver(source=source, **{fate: tuple(names) for fate, names in fates.items()})
+    inheritance = Inheritance(earlier.keys(), read, source, upcycle_noise=upcycle_noise, seed=seed)
+    for name, layer in chain.named_children():
+        inheritance.give(name, layer)
+    return inheritance.report()
 
 
 def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from engine.schedule import Schedule, learning_rate_factor
+from engine.whole import whole_shape
 from omnivl.errors import UserError
 
 _STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")
@@ -122,7 +123,7 @@ def parameter_groups(
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = parameter.dim() > 1 and parameter not in undecayed and not _named_undecayed(name)
+        decayed = len(whole_shape(parameter)) > 1 and parameter not in undecayed and not _named_undecayed(name)
         scale = depth_scales.get(name.split(".", 1)[0], 1.0)
         if name in pretrained:
             scale *= config.pretrained_lr_scale

@@ -2,12 +2,28 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16"]
-Offload = Literal["none", "optimizer"]
+Offload = Literal["none", "optimizer", "parameters"]
+
+
+@dataclass(frozen=True)
+class Offloading:
+    """What a host keeps outside of the memory of the device that computes.
+
+    Attributes:
+        optimizer: Gradients, AdamW's moments and the weights that it moves.
+        parameters: Every process' share of the parameters too, which come to the device layer by layer.
+        folder: Holds all this in files; None keeps it in the host's memory.
+    """
+
+    optimizer: bool = False
+    parameters: bool = False
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -20,7 +36,11 @@ class ParallelConfig:
         zero_stage: What ZeRO shards over the replicas: nothing (0), optimizer states (1), gradients as well (2),
             parameters as well (3). Not read by ``plain``; ``pipeline`` takes 0 and 1.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
-        offload: What is kept in the host's memory instead of the accelerator's. Only read by ``zero``.
+        offload: What is kept outside of the accelerator's memory. ``optimizer``: AdamW's moments and gradients, with
+            ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
+        offload_device: Where it is kept: in the host's memory (``cpu``), or in files that are mapped into it
+            (``nvme``), which the kernel writes out and reads back as memory gets scarce.
+        nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
         expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
             divisor of the number of processes, of a pipeline's those of one stage, and of that of experts; ``auto``
             takes as many of one machine's as can be. Not read by ``plain``.
@@ -35,9 +55,17 @@ class ParallelConfig:
     zero_stage: ZeroStage = 1
     precision: Precision = "bf16"
     offload: Offload = "none"
+    offload_device: Literal["cpu", "nvme"] = "cpu"
+    nvme_folder: str | None = None
     expert_parallel_size: int | Literal["auto"] = 1
     pipeline_stages: int = 2
     pipeline_profile: str | None = None
+
+    @property
+    def offloading(self) -> Offloading:
+        """The three fields in one."""
+        folder = None if self.offload_device == "cpu" or self.nvme_folder is None else Path(self.nvme_folder)
+        return Offloading(self.offload != "none", self.offload == "parameters", folder)
 
     def replicas(self, processes: int) -> int:
         """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""

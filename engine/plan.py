@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from engine.guard import GuardConfig
 from engine.optimizer import OptimizerConfig
 from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan_yaml import write_yaml
@@ -68,22 +69,14 @@ class CheckpointConfig:
         every: Optimizer steps between checkpoints; the last step of a stage is always saved.
         keep_last: Number of newest checkpoints of a stage to keep.
         keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
+        asynchronous: Write while training goes on. Every process then keeps room for a copy of what it writes in the
+            machine's memory: its share of 12 bytes for each trained parameter and 4 for each other one.
     """
 
     every: int = 500
     keep_last: int = 2
     keep_best: str | None = None
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """What happens when a loss or a gradient is not finite: the step is skipped and counted.
-
-    Attributes:
-        max_skipped_steps: Skipped steps in a row after which the run stops with an error.
-    """
-
-    max_skipped_steps: int = 10
+    asynchronous: bool = True
 
 
 @dataclass(frozen=True)
@@ -166,7 +159,7 @@ class Plan:
         batch: Batch sizes.
         loader: How samples are read and decoded.
         checkpoint: When checkpoints are written and which are kept.
-        guard: What happens when a loss or a gradient is not finite.
+        guard: What happens when losses are not finite or leave their band, or a process hangs.
         logging: What is written while training.
     """
 

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.guard import GuardConfig
 from engine.parallel import BatchConfig, LaunchConfig, ParallelConfig
-from engine.plan import CheckpointConfig, EvaluationPlan, GuardConfig, LoggingConfig, StagePlan
+from engine.plan import CheckpointConfig, EvaluationPlan, LoggingConfig, StagePlan
 from engine.plan_problems import closest
 from engine.plan_stage_rules import STAGE_RULES
 from engine.plan_yaml import Path, Problem, show_value
@@ -76,7 +77,10 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
     LaunchConfig: {"processes": _LEAST_1, "timeout_seconds": _LEAST_1},
     EvaluationPlan: {"every": _LEAST_0},
     CheckpointConfig: {"every": _LEAST_1, "keep_last": _LEAST_1},
-    GuardConfig: {"max_skipped_steps": _LEAST_0},
+    GuardConfig: {
+        **dict.fromkeys(("max_skipped_steps", "spike_factor", "rollbacks", "hang_seconds"), _LEAST_0),
+        **dict.fromkeys(("spike_window", "spike_steps"), _LEAST_1),
+    },
     LoggingConfig: {"every": _LEAST_1},
     DataEntryConfig: {"weight": _LEAST_0},
     AugmentConfig: {
@@ -103,6 +107,7 @@ _RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
         ),
         **dict.fromkeys(("image_size", "video_size", "num_frames", "patch_size", "tubelet_size"), _LEAST_1),
         **dict.fromkeys(("vocab_size", "projection_size"), _LEAST_1),
+        "recompute_every": _LEAST_1,
         "temporal_gain": _LEAST_0,
         "text_length": (3, None),  # [CLS] word [SEP]
         "drop_path": _SHARE,

@@ -245,12 +245,27 @@ def routing_has_routers(stage: StagePlan) -> Iterator[Problem]:
 
 
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
-    """Only sharded optimizer states can be kept elsewhere."""
+    """Only what is sharded can be kept elsewhere: optimizer states from ZeRO 1 on, parameters with ZeRO 3."""
     parallel = stage.parallel
-    if parallel.offload != "none" and (parallel.host != "zero" or parallel.zero_stage == 0):
-        where = "zero_stage 0" if parallel.host == "zero" else f"host {parallel.host!r}"
-        change = "change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3"
-        yield Problem(("parallel", "offload"), f"{parallel.offload!r} with {where}", "'none'", change)
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[parallel.offload]
+    if parallel.offload != "none" and (parallel.host != "zero" or parallel.zero_stage < least):
+        where = f"zero_stage {parallel.zero_stage}" if parallel.host == "zero" else f"host {parallel.host!r}"
+        optimizer = parallel.host == "zero" and parallel.zero_stage > 0
+        stages = "1, 2 or 3" if least == 1 else "3"
+        allowed, change = ("'none', 'optimizer'", "one of these") if optimizer else ("'none'", "'none'")
+        change = f"change it to {change}, or use host 'zero' with zero_stage {stages}"
+        yield Problem(("parallel", "offload"), f"{parallel.offload!r} with {where}", allowed, change)
+
+
+def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
+    """Files need a folder, and something that goes there."""
+    parallel = stage.parallel
+    if parallel.offload_device == "nvme" and parallel.offload == "none":
+        change = "change it to 'cpu', or set parallel.offload to 'optimizer' or 'parameters'"
+        yield Problem(("parallel", "offload_device"), "'nvme' where parallel.offload is 'none'", "'cpu'", change)
+    elif parallel.offload_device == "nvme" and not parallel.nvme_folder:
+        allowed = "a folder on a disk of each machine"
+        yield Problem(("parallel", "nvme_folder"), "null with offload_device 'nvme'", allowed, "name one")
 
 
 def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
@@ -292,6 +307,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     megablocks_is_bf16,
     routing_has_routers,
     offload_has_a_shard,
+    nvme_has_a_folder,
     experts_can_be_cut,
 )
 

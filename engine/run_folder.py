@@ -4,8 +4,10 @@ runs/NAME/
 plan.yaml               the resolved plan
 environment.json        versions, hardware, commit of the latest start
 run.lock                held by the process that writes here
+heartbeats/             the last sign of each process (engine.watchdog)
+hangs/TIME/             stack traces of all processes where the run hung
 stages/NN-NAME/
-metrics.jsonl  tensorboard/  checkpoints/  evaluation.json  handover.json  routing.html
+metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  evaluation.json  handover.json  routing.html
 weights.safetensors     whole weights at the end of the stage
 complete.json           written last: the stage is done
 report.html
@@ -35,7 +37,8 @@ _FREE_FIELDS = tuple(
         r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
-        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|expert_parallel_size|pipeline_(stages|profile))",
+        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",
+        r"(stages\.\d+\.)?parallel\.(expert_parallel_size|pipeline_(stages|profile))",
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )
@@ -70,6 +73,11 @@ class StageFolder:
     def checkpoints(self) -> Path:
         """Folder of ``step-...`` folders."""
         return self.path / "checkpoints"
+
+    @property
+    def rollbacks(self) -> Path:
+        """When the stage went back to an earlier checkpoint."""
+        return self.path / "rollbacks.json"
 
     @property
     def evaluation(self) -> Path:
@@ -126,6 +134,16 @@ class RunFolder:
         """The page to look at."""
         return self.path / "report.html"
 
+    @property
+    def heartbeats(self) -> Path:
+        """Signs of life, of the latest start."""
+        return self.path / "heartbeats"
+
+    @property
+    def hangs(self) -> Path:
+        """Stack traces."""
+        return self.path / "hangs"
+
     def stage(self, index: int, name: str) -> StageFolder:
         """The folder of stage ``index`` (from 0)."""
         return StageFolder(self.path / "stages" / f"{index + 1:02d}-{name}")
@@ -140,6 +158,7 @@ class RunFolder:
             number = folder.name.split("-")[0]
             if number.isdigit() and int(number) > first_stage:
                 shutil.rmtree(folder)
+        shutil.rmtree(self.hangs, ignore_errors=True)
         for file in (self.plan, self.environment, self.report):
             file.unlink(missing_ok=True)
 

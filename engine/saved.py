@@ -12,7 +12,8 @@ from torch import Tensor
 
 from engine.checkpoint import HOST_FOLDER, MANIFEST, SavedLayout, checkpoint_steps, newest_complete, step_folder
 from engine.errors import CheckpointError
-from engine.hosts.holdings import OPTIMIZER, WEIGHT
+from engine.hosts.shards import SavedTensors
+from engine.hosts.stores import WEIGHT
 from omnivl.errors import UserError
 
 _TWIN = "momentum_"
@@ -95,19 +96,19 @@ def describe(checkpoint: Path) -> Saved:
     """
     try:
         trainer = json.loads((checkpoint / "trainer.json").read_bytes())
-        steps: int = json.loads((checkpoint / HOST_FOLDER / OPTIMIZER).read_bytes())["steps"]
         files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{checkpoint}: got a checkpoint that cannot be read ({error}); verify it") from error
+    tensors = SavedTensors(checkpoint / HOST_FOLDER)
     parts: dict[str, dict[str, int]] = {}
-    for name, shape in _shapes(checkpoint):
+    for name, shape in tensors.shapes.items():
         field, _, tensor = name.partition("/")
         part = parts.setdefault(_part(tensor), {"weights": 0, "twins": 0, "moments": 0})
         what = "moments" if field != WEIGHT else "twins" if f".{_TWIN}" in tensor else "weights"
         part[what] += torch.Size(shape).numel()
     size = sum(entry["bytes"] for entry in files.values())
     layout = SavedLayout(**trainer["layout"])
-    return Saved(checkpoint, trainer["step"], trainer["skipped"], layout, steps, size, parts)
+    return Saved(checkpoint, trainer["step"], trainer["skipped"], layout, tensors.steps, size, parts)
 
 
 def read_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
@@ -119,21 +120,18 @@ def read_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
     Raises:
         CheckpointError: A file cannot be read.
     """
-    files = [source] if source.is_file() else sorted((source / HOST_FOLDER).glob("*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{source}: got a path without weights; allowed a checkpoint or a .safetensors file")
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(file.keys()):
-                    if source.is_file():
-                        yield name, file.get_tensor(name)
-                    elif name.startswith(f"{WEIGHT}/"):
-                        yield name.removeprefix(f"{WEIGHT}/"), file.get_tensor(name)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path}: got a file that is no safetensors file or is cut short ({error})"
-            ) from error
+    if source.is_dir():
+        saved = SavedTensors(source / HOST_FOLDER)
+        for key in sorted(saved.shapes):
+            if key.startswith(f"{WEIGHT}/"):
+                yield key.removeprefix(f"{WEIGHT}/"), saved.whole(key)
+        return
+    try:
+        with safe_open(source, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: got a file that is no safetensors file or is cut short ({error})") from error
 
 
 def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
@@ -168,18 +166,6 @@ def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
         name: (total / len(sources)).to(kinds[name]) if kinds[name].is_floating_point else total
         for name, total in sums.items()
     }
-
-
-def _shapes(checkpoint: Path) -> Iterator[tuple[str, list[int]]]:
-    for path in sorted((checkpoint / HOST_FOLDER).glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in sorted(file.keys()):
-                    yield name, file.get_slice(name).get_shape()
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{path}: got a file that is no safetensors file or is cut short ({error})"
-            ) from error
 
 
 def _part(tensor: str) -> str:

@@ -51,7 +51,7 @@ class Throughput:
         """Begins a new window, after a line of metrics."""
         self._began = self._last = time.perf_counter()
         self._steps = self._samples = self._tokens = 0
-        self._operations = self._waited = 0.0
+        self._operations = self._waited = self._saving = 0.0
 
     def add(self, batches: Sequence[Batch], waited: float) -> None:
         """Takes one optimizer step in.
@@ -73,10 +73,16 @@ class Throughput:
         self._recent.append((now - self._last, samples))
         self._last = now
 
-    def pause(self, seconds: float) -> None:
-        """Leaves out time that was spent on something else, such as an evaluation or a checkpoint."""
+    def pause(self, seconds: float, *, saving: float = 0.0) -> None:
+        """Leaves out time that was spent on something else, such as an evaluation or a checkpoint.
+
+        Args:
+            seconds: All of it.
+            saving: The part that checkpoints took from training.
+        """
         self._began += seconds
         self._last += seconds
+        self._saving += saving
 
     def samples_per_second(self) -> float:
         """Over the last steps, for the console."""
@@ -97,6 +103,7 @@ class Throughput:
             "tflops": self._operations / seconds / 1e12,
             "mfu": self._operations / seconds / (self._peak.flops * self._processes),
             "data_wait": self._waited / seconds,
+            "save_seconds": self._saving,
             "memory_gib": resident_bytes() / 2**30,
         }
         if device.type == "cuda":

@@ -5,37 +5,38 @@ For each stage: build the chain, hand the weights over, freeze, give it to the h
 
 import gc
 import json
+import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from engine import ranks
 from engine.collectives import make_gather
 from engine.environment import describe_environment
-from engine.errors import CheckpointError, PlanError
+from engine.errors import PlanError
 from engine.freeze import freeze, freeze_idle
-from engine.handover import hand_over, heads_aside
+from engine.heartbeat import Heartbeat
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline_cut import pipeline_cuts
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
+from engine.plan_parse import parse_plan
 from engine.plan_yaml import read_yaml
 from engine.progress import Progress, make_progress
 from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.rollback import RolledBackError
 from engine.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.seeds import seed_everything
 from engine.stage import StageLoop
+from engine.stage_start import source_weights, start_chain
 from engine.stop import StopRequest
 from engine.throughput import Throughput
-from moe.config import SparseConfig
+from engine.watchdog import watched
+from engine.weights_out import write_weights
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.evaluation.results import Score
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.pretrained import load_pretrained, read_exported
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         ranks.on_first(lambda: _enter_folder(run, plan, options))
+        heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         tokenizer = load_tokenizer(plan.tokenizer)
@@ -82,10 +84,12 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
             if (run.stage(index, stage.name).completed_steps() or -1) >= stage.steps:
                 progress.message(f"stage {stage.name}: complete")
                 continue
-            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop)
+            heartbeat.begin("starting", stage.name, 0)
+            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop, heartbeat)
             if signal:
                 progress.message("stopped after a checkpoint; the same command goes on from there")
                 return signal
+        heartbeat.begin("finishing", "", 0)
         ranks.on_first(lambda: _show_result(run, plan, progress))
     return 0
 
@@ -98,15 +102,38 @@ def _run_stage(
     device: torch.device,
     progress: Progress,
     stop: StopRequest,
+    heartbeat: Heartbeat,
 ) -> int:
     """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
+    while True:
+        try:
+            return _go_on(plan, index, run, tokenizer, device, progress, stop, heartbeat)
+        except RolledBackError as back:
+            progress.message(str(back))
+        heartbeat.begin("starting", plan.stages[index].name, 0)
+        gc.collect()
+
+
+def _go_on(
+    plan: Plan,
+    index: int,
+    run: RunFolder,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    progress: Progress,
+    stop: StopRequest,
+    heartbeat: Heartbeat,
+) -> int:
+    """Builds a stage and runs it from its newest checkpoint on.
+
+    Raises:
+        RolledBackError: It has to be built anew, as some of what it holds no longer counts.
+    """
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
     dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
-    seed_everything(plan.seed, "weights", index)
-    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
-    pretrained = _initial_weights(chain, plan, stage, run, folder, progress)
+    chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
     if idle := freeze_idle(chain, stage.layouts()):
         resting = ", ".join(f"{count / 1e6:.1f} M of {stack}" for stack, count in idle.items() if count >= 5e4)
@@ -133,57 +160,13 @@ def _run_stage(
         processes=ranks.world_size(),
         peak=_peak(run, device, dtype),
     )
-    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop).run()
+    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop, heartbeat).run()
     if signal == 0:
-        _complete_stage(host, folder, stage, _source_weights(plan, stage, run))
+        heartbeat.begin("finishing", stage.name, stage.steps)
+        _complete_stage(host, folder, stage, source_weights(plan, stage, run))
     del host, chain
     gc.collect()  # engines hold reference cycles, and the next stage wants the memory
     return signal
-
-
-def _initial_weights(
-    chain: Chain, plan: Plan, stage: StagePlan, run: RunFolder, folder: StageFolder, progress: Progress
-) -> frozenset[str]:
-    """Fills the chain from an earlier stage or from other origin; returns the names of weights of other origin."""
-    noise = stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
-    if stage.init_from is not None:
-        source = _source_weights(plan, stage, run)
-        assert source is not None
-        if not source.is_file():
-            raise CheckpointError(
-                f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
-                "missing; run that stage first"
-            )
-        report = hand_over(chain, load_file(source), stage.init_from, upcycle_noise=noise, seed=plan.seed)
-        progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
-        ranks.on_first(lambda: _write_json(folder.handover, report.as_json()))
-        return frozenset()
-    matched: set[str] = set()
-    for part, path in stage.weights.folders.items():
-        if (exported := read_exported(Path(path), part)) is not None:
-            behind = [name for name in exported if name.startswith("losses.") and name not in chain.state_dict()]
-            if behind:
-                heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
-                progress.message(
-                    f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}"
-                )
-            exported = {name: tensor for name, tensor in exported.items() if name not in behind}
-            report = hand_over(chain, exported, path, upcycle_noise=noise, seed=plan.seed)
-            progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
-            matched.update((*report.carried, *report.inflated, *report.resized, *report.upcycled))
-        else:
-            loaded = load_pretrained(chain, Path(path), part=part)
-            matched.update(loaded.matched)
-            for line in loaded.lines():
-                progress.message(line)
-    return frozenset(matched)
-
-
-def _source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
-    """The weights file that the stage starts from; None for a stage that starts from none."""
-    if stage.init_from is None:
-        return None
-    return run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from).weights
 
 
 def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
@@ -192,27 +175,31 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
     text = plan.to_yaml()
+    shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
     if run.plan.is_file():
-        earlier = read_yaml(run.plan.read_text(encoding="utf-8"), str(run.plan))
-        check_same_plan(run, earlier.tree, read_yaml(text).tree)
+        earlier = _resolved_anew(run.plan.read_text(encoding="utf-8"), str(run.plan))
+        check_same_plan(run, read_yaml(earlier, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
 
 
-def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
-    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete.
+def _resolved_anew(text: str, place: str) -> str:
+    """A resolved plan as this version would write it: fields that the writing version did not have get their defaults.
 
-    Heads that an earlier stage trained and this one does not have go along, set aside for a later stage.
+    A plan that this version cannot read stays as it is: the comparison then names what differs.
     """
-    weights = host.full_weights()
+    try:
+        return parse_plan(text, place).to_yaml()
+    except PlanError:
+        return text
+
+
+def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
+    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete."""
+    write_weights(host, folder.weights, source)
     if ranks.rank() == 0:
-        assert weights is not None, "replica 0 has the whole weights"
-        aside = {} if source is None else heads_aside(weights.keys(), source)
-        beside = folder.weights.with_suffix(".tmp")
-        save_file({name: tensor.contiguous() for name, tensor in {**weights, **aside}.items()}, beside)
-        beside.rename(folder.weights)
         folder.mark_complete(stage.steps)
     host.barrier()
 

@@ -10,7 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.freeze import freeze, freeze_idle
 from engine.hosts.pipeline_cut import pipeline_cuts, stage_costs
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.layer_profile import activation_bytes, blank_states
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
@@ -85,6 +87,7 @@ def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> d
         "samples": stage.samples_per_step(world_size) * stage.steps,
         "parameters": count_parameters(stage, tokenizer.special),
         "pipeline": _pipeline(stage, tokenizer),
+        "memory": _memory(stage, tokenizer.special, world_size),
         "lr": stage.optimizer.lr,
         "tasks": [task.name for task in stage.evaluate.tasks],
     }
@@ -121,6 +124,18 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
     }
 
 
+def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str, int] | None:
+    """Bytes of one process under ZeRO-3: its share of the model, and what comes on top; None for other hosts."""
+    if stage.parallel.host != "zero" or stage.parallel.zero_stage < 3:
+        return None
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    sizes = ZeroSizes.of(chain.layers)
+    return {"share": sizes.share_bytes(chain.layers, processes), "transient": sizes.transient_bytes()}
+
+
 def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     """Numbers of parameters by part of the chain, of a chain built without memory.
 
@@ -147,7 +162,7 @@ def _host(stage: StagePlan) -> str:
     name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
     if parallel.host == "pipeline":
         return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"
-    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded"
+    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded to {parallel.offload_device}"
     size = parallel.expert_parallel_size
     return (
         name + offloaded + ("" if size == 1 else f", experts cut over {size} processes".replace("auto", "a machine's"))
@@ -191,4 +206,7 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
             size += f"{part['activation_bytes'] / 2**20:,.0f} MiB"
             rows.append((f"stage {number}", f"{first} to {last}: {size}"))
         rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
+    if (memory := stage["memory"]) is not None:
+        share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
+        rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))
     return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import FrameType
 
 from engine.environment import usable_cores
+from engine.failure import FAILURE_FILE
 from engine.stop import LAUNCHED
-from launcher.worker import FAILURE_FILE
 
 _POLL_SECONDS = 0.05
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -73,10 +73,10 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
     """Waits until all are done or one has failed; returns the exit code of the run."""
     while True:
         codes = [worker.poll() for worker in workers]
-        failed = next(((rank, code) for rank, code in enumerate(codes) if code not in (None, 0)), None)
-        if failed is not None:
-            rank, code = failed
-            assert code is not None
+        failed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code != 0]
+        if failed:
+            # A process that was ended by a signal takes others with it, which fail for the loss of it.
+            rank, code = min(failed, key=lambda entry: entry[1] >= 0)
             if code < 0:
                 print(f"rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
                 return 128 - code

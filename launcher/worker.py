@@ -6,20 +6,22 @@ Started by ``launcher.local``, or by any launcher that sets ``RANK``, ``WORLD_SI
 import argparse
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engine.failure import tell_failure
 from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
 from engine.plan_parse import load_plan
 from engine.train import RunOptions, train
 from omnivl.errors import UserError
 
-FAILURE_FILE = "OMNIVL_FAILURE_FILE"
-"""Names the file by which the processes of a launch settle who failed first: only that one tells why."""
+_COMPANY_SECONDS = 0.25
+"""Within these our launcher ends whoever only lost its company, before it can take the blame."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,10 +36,11 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     try:
         code = action()
     except UserError as error:
-        _tell(f"{error}")
+        tell_failure(f"{error}")
         finish(2)
     except BaseException:
-        _tell(f"rank {os.environ.get('RANK', '0')} failed:\n{traceback.format_exc()}")
+        time.sleep(_COMPANY_SECONDS)
+        tell_failure(f"rank {os.environ.get('RANK', '0')} failed:\n{traceback.format_exc()}")
         finish(1)
     if code == 0:
         finish(0)
@@ -72,17 +75,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--stage")
     return parser
-
-
-def _tell(message: str) -> None:
-    """Prints a failure, unless another process of this launch has failed before and this one only lost its company."""
-    file = os.environ.get(FAILURE_FILE)
-    if file is not None:
-        try:
-            os.close(os.open(file, os.O_CREAT | os.O_EXCL))
-        except FileExistsError:
-            return
-    print(message, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

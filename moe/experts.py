@@ -34,6 +34,7 @@ class ExpertBank(nn.Module):
     ) -> None:
         super().__init__()
         self.num_experts, self.implementation = num_experts, implementation
+        self.hidden_size, self.inner_size = hidden_size, inner_size
         self.exchange = None
         self._memory = GradientMemory()
         self.fc1_weight = nn.Parameter(torch.empty(num_experts, inner_size, hidden_size))
@@ -91,7 +92,7 @@ class ExpertBank(nn.Module):
 
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""
-        return f"{self.num_experts} experts, {self.fc1_weight.shape[2]} x {self.fc1_weight.shape[1]}"
+        return f"{self.num_experts} experts, {self.hidden_size} x {self.inner_size}"
 
 
 def _by_expert(counts_PE: Tensor) -> Routing:

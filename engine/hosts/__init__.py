@@ -4,11 +4,12 @@
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from engine.errors import PlanError
 from engine.hosts.base import Host, StepResult, WeightsReport
@@ -18,7 +19,7 @@ from engine.optimizer import OptimizerConfig
 from engine.parallel import ParallelConfig
 from engine.ranks import world_size
 from moe.sparse import SparseFeedForward
-from omnivl.model.chain import Chain
+from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.layout import plan_layout
 from omnivl.objectives.base import Objective
 
@@ -29,6 +30,7 @@ __all__ = [
     "WeightsReport",
     "create_host",
     "experts_over",
+    "layer_settler",
     "needs_process_group",
     "replica_group",
 ]
@@ -48,10 +50,28 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
     return place_in_pipeline(parallel.pipeline_stages).data_group
 
 
-def experts_over(parallel: ParallelConfig, chain: Chain) -> int:
-    """Processes over which every bank of sparse experts of a chain is cut in this run."""
-    banks = [module.experts.num_experts for module in chain.modules() if isinstance(module, SparseFeedForward)]
+def experts_over(parallel: ParallelConfig, part: nn.Module) -> int:
+    """Processes over which every bank of sparse experts of a chain, or of a layer of it, is cut in this run."""
+    banks = [module.experts.num_experts for module in part.modules() if isinstance(module, SparseFeedForward)]
     return parallel.experts_over(math.gcd(*banks), local_processes(), world_size())
+
+
+def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
+    """What leaves a share of each layer here while a chain is being built, for ``create_host`` to go on with.
+
+    Args:
+        parallel: Which host, and how it shards.
+        device: Where the chain is to run.
+
+    Returns:
+        To be called by every process with each layer in turn; None where the host wants the chain whole.
+    """
+    if parallel.host != "zero" or parallel.zero_stage < 3:
+        return None
+    from engine.hosts.zero_build import ZeroBuild
+
+    build = ZeroBuild(lambda layer: experts_over(parallel, layer), parallel.offloading, device)
+    return build.settle
 
 
 def create_host(
@@ -72,7 +92,8 @@ def create_host(
 
     Args:
         parallel: Which host, and how it shards.
-        chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU.
+        chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU; with ZeRO-3
+            by way of ``layer_settler(parallel)``, or whole.
         optimizer: AdamW, schedule, clipping.
         objectives: The stage's objectives; they decide the layout of each micro-batch.
         total_steps: Optimizer steps of the stage, for the schedule.
@@ -111,7 +132,7 @@ def create_host(
             gradient_accumulation_steps=gradient_accumulation_steps,
             device=device,
             pretrained=pretrained,
-            offload_optimizer=parallel.offload == "optimizer",
+            offload=parallel.offloading,
             expert_parallel_size=experts_over(parallel, chain),
         )
     if parallel.host == "pipeline":

@@ -1,6 +1,6 @@
 """What every host offers to the stage loop. The loop never asks which host it has."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from engine.hosts.shards import Shard
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
@@ -83,11 +84,14 @@ class Host(Protocol):
             step: Index of the optimizer step, from 0; sets learning rates.
         """
 
-    def save(self, folder: Path) -> None:
-        """Writes everything needed to go on exactly: weights, buffers, optimizer, twins. Called by every replica."""
+    def shard(self) -> Shard:
+        """What this process is to write of all that is needed to go on exactly: weights, buffers, optimizer, twins.
+
+        Views of the host's own memory, which the next step changes: written, or copied, before it.
+        """
 
     def load(self, folder: Path) -> None:
-        """Restores what ``save`` of any host wrote, on whatever layout. Called by every replica."""
+        """Restores what the shards of all processes of any host hold, on whatever layout. Called by every replica."""
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> "WeightsReport":
         """Copies whole weights into the chain, and into the optimizer's own copy of them. Called by every replica.
@@ -102,6 +106,15 @@ class Host(Protocol):
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers, whole, fp32, on the CPU of replica 0; None elsewhere. Called by every replica."""
+
+    def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of what ``each_weight`` gives, by name."""
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``full_weights`` returns, one tensor after the other, so that no process ever holds them all.
+
+        Called by every replica, and gone through to its end by each. Nothing comes out but on replica 0.
+        """
 
     def barrier(self) -> None:
         """Waits for every replica."""

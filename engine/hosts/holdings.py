@@ -1,40 +1,31 @@
 """All that a host holds, by parameter name and in a form that does not depend on how it is cut.
 
-A folder has one safetensors file for each layer of the chain, with the layer's weights, buffers, momentum twins and
-optimizer moments, whole and fp32. Layers are gathered one after the other and written by different replicas, so that no
-process ever holds more than a layer; a bank of experts that is cut over processes is joined on the way. Every replica
-reads its own share of the files, whichever host, ZeRO stage or number of processes wrote them.
-
-    host/embed.safetensors          weight/embed.patches.weight, exp_avg/embed.patches.weight ...
-    host/visual_00.safetensors
-    ...
-    host/optimizer.json             {"steps": 1200}
+Weights, buffers, momentum twins and optimizer moments, fp32, each by its name in the chain and its place in the whole
+tensor. Every process writes a shard of its own (``engine.hosts.shards``): what only it holds, and its share of what
+others hold as well, so that nothing is gathered and the work is the same for all. Every process reads what it holds,
+whichever host, ZeRO stage or number of processes wrote it.
 """
 
-import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from engine.collectives import broadcast_from_first
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
-from engine.hosts.stores import MOMENTS, Store, whole_shape
+from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
+from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
+from engine.whole import whole_shape
+from moe.exchange import ExpertExchange
 from moe.experts import ExpertBank
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
-
-OPTIMIZER = "optimizer.json"
-WEIGHT = "weight"
 
 
 class Holdings:
@@ -68,42 +59,44 @@ class Holdings:
         banks = [module for module in chain.modules() if isinstance(module, ExpertBank) and module.exchange is not None]
         self._bank_of = {id(parameter): bank for bank in banks for parameter in bank.parameters()}
 
-    def save(self, folder: Path) -> None:
-        """Writes the folder, the layers in turn by different replicas.
-
-        Raises:
-            CheckpointError: This replica could not write its files, or one of them. It takes part to the end all the
-                same, since the others read from it.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        steps = self._store.steps()
-        problem: Exception | None = None
-        for number, (layer, tensors) in enumerate(self._layers(self._own_layers)):
-            mine = number % self._writers.replicas == self._writers.replica
-            held = dict(self._read(tensors, moments=steps > 0, keep=mine))
-            if mine and held and problem is None:
-                problem = _problem_of(partial(save_file, held, folder / f"{layer}.safetensors"))
-        if self._gather.replica == 0 and problem is None:
-            problem = _problem_of(partial((folder / OPTIMIZER).write_text, json.dumps({"steps": steps})))
-        self.wait()
-        if problem is not None:
-            raise CheckpointError(str(problem)) from problem
+    def shard(self) -> Shard:
+        """What this replica is to write, as views of the very memory that the host works on. Needs no other replica."""
+        moments = (steps := self._store.steps()) > 0
+        cut: list[Piece] = []
+        alike: dict[int, list[Piece]] = {}
+        for _, tensors in self._layers(self._own_layers):
+            for name, tensor in tensors.items():
+                for field in _fields(tensor, moments=moments):
+                    piece = self._piece(name, tensor, field)
+                    parts = 1 if (exchange := self._exchange(tensor)) is None else exchange.parts
+                    (cut if self._is_cut(tensor, field) else alike.setdefault(parts, [])).append(piece)
+        for parts, pieces in alike.items():
+            # Replicas 0 .. parts - 1 hold one copy of a bank between them, the next ones the next.
+            cut += share(pieces, self._writers.replica // parts, self._writers.replicas // parts)
+        index = {"steps": steps, "shards": self._gather.replicas, "tensors": self._shapes(moments=moments)}
+        return make_shard(self._gather.replica, cut, index if self._gather.replica == 0 else None)
 
     def load(self, folder: Path) -> None:
-        """Reads this replica's share of what ``save`` wrote.
+        """Reads this replica's share of what all replicas' shards hold.
 
         Raises:
             CheckpointError: The folder has no such files, or they do not fit the chain and what it trains.
         """
-        path = folder / OPTIMIZER
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not found; allowed is a folder that a host saved, with one file per layer")
-        steps: int = json.loads(path.read_bytes())["steps"]
-        if steps > 0:
-            self._store.begin(steps)
-        for layer, tensors in self._layers(self._own_layers):
-            if tensors:
-                self._load_layer(folder / f"{layer}.safetensors", tensors, moments=steps > 0)
+        saved = SavedTensors(folder, first=self._gather.replica)
+        moments = saved.steps > 0
+        layers = None if self._own_layers is None else frozenset(self._own_layers)
+        written = {key: shape for key, shape in saved.shapes.items() if layers is None or _layer_of(key) in layers}
+        try:
+            match_weights(self._shapes(self._own_layers, moments=moments), written, strict=True)
+            if moments:
+                self._store.begin(saved.steps)
+            for _, tensors in self._layers(self._own_layers):
+                for name, tensor in tensors.items():
+                    for field in _fields(tensor, moments=moments):
+                        piece = self._piece(name, tensor, field)
+                        piece.held.copy_(saved.read(piece.key, piece.start, piece.held.numel()))
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: does not fit this model and what it trains: {error}") from error
         self._store.finish()
         self.wait()
 
@@ -123,19 +116,36 @@ class Holdings:
                 if self._gather.replicas > 1:
                     broadcast_from_first(whole, self._group)
                 if mine:
-                    self._set(tensor, WEIGHT, whole)
+                    piece = self._piece(name, tensor, WEIGHT)
+                    piece.held.copy_(whole.view(-1)[piece.start : piece.start + piece.held.numel()])
         self._store.finish()
         return report
 
     def full_weights(self) -> Mapping[str, Tensor] | None:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
+        found = dict(self.each_weight())
+        return found if self._gather.replica == 0 else None
+
+    def announced(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of every parameter and buffer, by name."""
+        return {
+            name: (tensor.dtype, self._shape(tensor))
+            for _, tensors in self._layers()
+            for name, tensor in tensors.items()
+        }
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """Every parameter and buffer in turn, whole, on the CPU of replica 0; nothing comes out elsewhere.
+
+        Called by every replica, and gone through to its end by each: the others read from it.
+        """
         first = self._gather.replica == 0
-        found: dict[str, Tensor] = {}
         for layer, tensors in self._layers():
             with self._borrow(layer):
-                read = self._read(tensors, moments=False, keep=first)
-                found |= {name.removeprefix(f"{WEIGHT}/"): tensor for name, tensor in read}
-        return found if first else None
+                for name, tensor in tensors.items():
+                    whole = self._whole(tensor)
+                    if first:
+                        yield name, whole.to("cpu", copy=True)
 
     def _layers(self, names: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """The name of each layer, of those asked for, and its parameters and buffers by their names in the chain."""
@@ -149,46 +159,45 @@ class Holdings:
         shape, bank = whole_shape(tensor), self._bank_of.get(id(tensor))
         return shape if bank is None else (bank.num_experts, *shape[1:])
 
-    def _read(self, tensors: Mapping[str, Tensor], *, moments: bool, keep: bool) -> Iterator[tuple[str, Tensor]]:
-        """Joins a layer's tensors; copies on the CPU, by their names in a file, come out where they are to be kept."""
-        for name, tensor in tensors.items():
-            bank = self._bank_of.get(id(tensor))
-            for field in _fields(tensor, moments=moments):
-                whole = self._get(tensor, field)
-                if bank is not None and bank.exchange is not None:
-                    whole = bank.exchange.join(whole)
-                if keep:
-                    yield f"{field}/{name}", whole.to("cpu", copy=True)
+    def _shapes(self, names: Collection[str] | None = None, *, moments: bool) -> dict[str, tuple[int, ...]]:
+        """Whole shapes of the tensors of layers by their keys in a checkpoint."""
+        return {
+            f"{field}/{name}": self._shape(tensor)
+            for _, tensors in self._layers(names)
+            for name, tensor in tensors.items()
+            for field in _fields(tensor, moments=moments)
+        }
 
-    def _load_layer(self, path: Path, tensors: Mapping[str, Tensor], *, moments: bool) -> None:
-        fields = {name: _fields(tensor, moments=moments) for name, tensor in tensors.items()}
-        own = {f"{field}/{name}": self._shape(tensors[name]) for name in tensors for field in fields[name]}
-        try:
-            with safe_open(path, framework="pt") as file:
-                written = {name: file.get_slice(name).get_shape() for name in iter(file.keys())}
-                match_weights(own, written, strict=True)
-                for name, tensor in tensors.items():
-                    for field in fields[name]:
-                        self._set(tensor, field, file.get_tensor(f"{field}/{name}"))
-        except (OSError, SafetensorError, CheckpointError) as error:
-            raise CheckpointError(f"{path}: does not fit this model and what it trains: {error}") from error
-
-    def _get(self, tensor: Tensor, field: str) -> Tensor:
-        """A tensor of this replica's experts, or of all."""
-        if field in MOMENTS:
-            return self._store.moment(cast("nn.Parameter", tensor), field)
-        return self._store.weight(tensor) if isinstance(tensor, nn.Parameter) else tensor.detach()
-
-    def _set(self, tensor: Tensor, field: str, whole: Tensor) -> None:
-        """Takes over this replica's share of a whole tensor."""
+    def _exchange(self, tensor: Tensor) -> ExpertExchange | None:
+        """The way to the other parts of the bank to which a tensor belongs; None where it is all here."""
         bank = self._bank_of.get(id(tensor))
-        here = whole if bank is None else whole[bank.own]
-        if field in MOMENTS:
-            self._store.set_moment(cast("nn.Parameter", tensor), field, here)
-        elif isinstance(tensor, nn.Parameter):
-            self._store.set_weight(tensor, here)
-        else:
-            tensor.copy_(here)
+        return None if bank is None else bank.exchange
+
+    def _is_cut(self, tensor: Tensor, field: str) -> bool:
+        """Whether the host cuts it over the replicas that have the same layers and experts."""
+        return isinstance(tensor, nn.Parameter) and self._store.group(tensor, field) is not None
+
+    def _run(self, tensor: Tensor, field: str) -> Run:
+        return self._store.run(tensor, field) if isinstance(tensor, nn.Parameter) else Run(tensor.detach().view(-1), 0)
+
+    def _piece(self, name: str, tensor: Tensor, field: str) -> Piece:
+        """What this replica holds of a tensor, by its place in the whole one."""
+        run, shape = self._run(tensor, field), self._shape(tensor)
+        bank = self._bank_of.get(id(tensor))
+        before = 0 if bank is None else bank.own.start * torch.Size(shape[1:]).numel()
+        return Piece(f"{field}/{name}", shape, before + run.start, run.held)
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """A weight or buffer joined of all parts. Called by every replica."""
+        run, here = self._run(tensor, WEIGHT), whole_shape(tensor)
+        whole = run.held
+        if self._is_cut(tensor, WEIGHT):
+            # What the replicas hold is added up, each in its place: exact, since all else is zero.
+            whole = torch.zeros(torch.Size(here).numel(), dtype=torch.float32, device=tensor.device)
+            whole[run.start : run.start + len(run.held)] = run.held
+            dist.all_reduce(whole, group=self._store.group(cast("nn.Parameter", tensor), WEIGHT))
+        exchange = self._exchange(tensor)
+        return whole.view(here) if exchange is None else exchange.join(whole.view(here))
 
     def wait(self) -> None:
         """Waits for every replica."""
@@ -215,9 +224,15 @@ class HoldingHost:
         """The chain; hosts that keep weights elsewhere fetch them first."""
         return nullcontext(self.chain)
 
+    def shard(self) -> Shard:
+        """What this process is to write of weights, buffers, twins and moments."""
+        return self._holdings.shard()
+
     def save(self, folder: Path) -> None:
-        """Writes weights, buffers, twins and moments, a file for each layer."""
-        self._holdings.save(folder)
+        """Writes this process' shard into a folder that all share, and waits for the others."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.shard().write(folder)
+        self.barrier()
 
     def load(self, folder: Path) -> None:
         """Restores what any host saved."""
@@ -231,18 +246,22 @@ class HoldingHost:
         """All parameters and buffers on the CPU of replica 0, read layer by layer; None elsewhere."""
         return self._holdings.full_weights()
 
+    def announced_weights(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Type and whole shape of what ``each_weight`` gives, by name."""
+        return self._holdings.announced()
+
+    def each_weight(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``full_weights`` returns, one tensor after the other."""
+        return self._holdings.each_weight()
+
     def barrier(self) -> None:
         """Waits for every replica."""
         self._holdings.wait()
 
 
-def _problem_of(write: Callable[[], object]) -> Exception | None:
-    """Writes; what went wrong, or None. safetensors wraps what the system says into an error of its own."""
-    try:
-        write()
-    except (OSError, SafetensorError) as error:
-        return error
-    return None
+def _layer_of(key: str) -> str:
+    """``embed`` for ``weight/embed.kinds``."""
+    return key.partition("/")[2].partition(".")[0]
 
 
 def _fields(tensor: Tensor, *, moments: bool) -> tuple[str, ...]:

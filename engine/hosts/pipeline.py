@@ -26,7 +26,9 @@ from engine.hosts.step_report import StepAverages, StepScalars, scalars
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero_engine import import_deepspeed, skipping_adamw, zero_config
 from engine.hosts.zero_experts import ExpertParallel
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
+from engine.parallel import Offloading
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain, ChainLayer
 from omnivl.model.gather import Gather
@@ -162,8 +164,9 @@ class PipelineHost(HoldingHost):
         self._own = [name for name in names if self._stage_of[name] == self.place.stage]
         for tensor in chain.state_dict().values():
             broadcast_from_first(tensor)
-        self._experts = ExpertParallel(chain, expert_parallel_size, stages=self.place.stages)
-        self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters)
+        self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
+        self._experts.cut(chain)
+        self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters(chain))
         self._layers = [cast(ChainLayer, chain.get_submodule(name)) for name in self._own]
         self._stage = PipelineStage(self._layers, self.place, self._experts.sign())
         self._groups = [self._restricted(group) for group in self._all_groups]
@@ -195,8 +198,8 @@ class PipelineHost(HoldingHost):
                 gradient_clipping=self._config.gradient_clipping,
                 micro_batch_size=micro_batch_size,
                 gradient_accumulation_steps=self._accumulation,
-                trained_elements=sum(one.numel() for group in self._groups for one in group.parameters),
-                offload_optimizer=False,
+                sizes=ZeroSizes.of(self._layers),
+                offload=Offloading(),
                 communication_dtype="fp32",
             )
             config.pop("managed_gradient_accumulation")

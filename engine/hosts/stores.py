@@ -1,4 +1,4 @@
-"""Where a host keeps a parameter and its optimizer moments, and how to read and write them whole.
+"""Where a host keeps a parameter and its optimizer moments.
 
 A ``Store`` hides what ZeRO cuts. What is cut beside it, banks of experts, is ``engine.hosts.holdings``' business.
 
@@ -15,22 +15,30 @@ from torch import Tensor, nn
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """AdamW's running means of the gradient and of its square, by the names that torch gives them."""
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a parameter, flattened, that this replica holds.
+
+    Attributes:
+        held: [n], the very memory: what is copied into it has arrived.
+        start: Where it begins in the parameter as it is here before ZeRO cuts it.
+    """
+
+    held: Tensor
+    start: int
 
 
 class Store(Protocol):
-    """What a host holds. Reading is done by every replica of a parameter, in the same order."""
+    """What a host holds of its parameters, and of their moments where ``steps`` is not 0."""
 
-    def weight(self, parameter: nn.Parameter) -> Tensor:
-        """The whole parameter, fp32."""
+    def run(self, parameter: nn.Parameter, field: str) -> Run:
+        """What this replica holds of the parameter (``WEIGHT``) or of one of its ``MOMENTS``, fp32."""
 
-    def set_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        """Takes over the whole parameter, or this replica's share of it."""
-
-    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """The whole moment of ``MOMENTS``; only where ``steps`` is not 0."""
-
-    def set_moment(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
-        """Takes it over; after ``begin``."""
+    def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
+        """The replicas over which that is cut; None where every one of them holds the whole."""
 
     def steps(self) -> int:
         """Steps that the optimizer took; 0 where it has no moments yet."""
@@ -39,12 +47,7 @@ class Store(Protocol):
         """Makes room for moments, and sets the steps that the optimizer took."""
 
     def finish(self) -> None:
-        """To be called once after the last parameter was set."""
-
-
-def whole_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter or buffer here, before ZeRO cuts it."""
-    return tuple(getattr(tensor, "ds_shape", tensor.shape))
+        """To be called once after the last run was written into."""
 
 
 class WholeStore:
@@ -54,22 +57,14 @@ class WholeStore:
         """Works on the optimizer's own state."""
         self._optimizer = optimizer
 
-    def weight(self, parameter: nn.Parameter) -> Tensor:
-        """The parameter."""
-        return parameter.detach()
+    def run(self, parameter: nn.Parameter, field: str) -> Run:
+        """The parameter, or the optimizer's tensor."""
+        whole = parameter.detach() if field == WEIGHT else self._optimizer.state[parameter][field]
+        return Run(whole.view(-1), 0)
 
-    def set_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        """Copies it."""
-        parameter.detach().copy_(whole)
-
-    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """The optimizer's tensor."""
-        found: Tensor = self._optimizer.state[parameter][name]
-        return found
-
-    def set_moment(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
-        """Copies it."""
-        self._optimizer.state[parameter][name].copy_(whole)
+    def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
+        """Nothing is cut."""
+        return None
 
     def steps(self) -> int:
         """As the optimizer counts."""
@@ -81,23 +76,6 @@ class WholeStore:
 
     def finish(self) -> None:
         """Nothing is kept twice."""
-
-
-@dataclass(frozen=True)
-class _Share:
-    """A run of a parameter that this replica holds within a flat tensor of the optimizer.
-
-    Attributes:
-        flat: The flat tensor, the optimizer's parameter.
-        offset: Where the run begins in it.
-        start: Where it begins in the parameter.
-        count: Its length.
-    """
-
-    flat: Tensor
-    offset: int
-    start: int
-    count: int
 
 
 class ZeroStore:
@@ -113,32 +91,18 @@ class ZeroStore:
         self._zero, self._stage = engine.optimizer, stage
         self._adamw: torch.optim.Optimizer = engine.optimizer.optimizer
 
-    def weight(self, parameter: nn.Parameter) -> Tensor:
-        """The parameter, which with stage 3 is joined of all partitions."""
-        if self._stage < 3:
-            return parameter.detach()
-        partition, start = self._partition(parameter)
-        return self._joined(parameter, start, partition)
+    def run(self, parameter: nn.Parameter, field: str) -> Run:
+        """A view of the parameter or its partition, or of a flat tensor of the optimizer's."""
+        if field != WEIGHT:
+            return self._moment(parameter, field)
+        return Run(parameter.detach().view(-1), 0) if self._stage < 3 else self._partition(parameter)
 
-    def set_weight(self, parameter: nn.Parameter, whole: Tensor) -> None:
-        """Copies the parameter or this replica's partition of it. The optimizer's own copy follows in ``finish``."""
-        if self._stage < 3:
-            parameter.detach().copy_(whole)
-        else:
-            partition, start = self._partition(parameter)
-            partition.copy_(whole.flatten()[start : start + len(partition)])
-
-    def moment(self, parameter: nn.Parameter, name: str) -> Tensor:
-        """Joined of all shares."""
-        share = self._share(parameter)
-        if share is None:
-            return self._joined(parameter, 0, None)
-        return self._joined(parameter, share.start, self._held(share, name))
-
-    def set_moment(self, parameter: nn.Parameter, name: str, whole: Tensor) -> None:
-        """Copies this replica's share."""
-        if (share := self._share(parameter)) is not None:
-            self._held(share, name).copy_(whole.flatten()[share.start : share.start + share.count])
+    def group(self, parameter: Any, field: str) -> dist.ProcessGroup | None:
+        """The replicas of the parameter, but for weights that only stage 3 cuts."""
+        if field == WEIGHT and self._stage < 3:
+            return None
+        group: dist.ProcessGroup = getattr(parameter, "ds_process_group", None) or parameter._dp_group
+        return group
 
     def steps(self) -> int:
         """As the optimizer counts: it steps all flat tensors together."""
@@ -157,42 +121,24 @@ class ZeroStore:
         found: list[Tensor] = getattr(self._zero, flats)
         return found
 
-    def _partition(self, parameter: Any) -> tuple[Tensor, int]:
-        """What this replica holds of a parameter under stage 3, without what fills it up, and where that begins."""
-        held: Tensor = parameter.ds_tensor.data.flatten()
-        start = held.numel() * dist.get_rank(_group_of(parameter))
-        return held[: max(0, min(held.numel(), parameter.ds_numel - start))], start
+    def _partition(self, parameter: Any) -> Run:
+        """What this replica holds of a parameter under stage 3, without what fills it up."""
+        held: Tensor = parameter.ds_tensor.data.view(-1)
+        start = held.numel() * dist.get_rank(self.group(parameter, WEIGHT))
+        return Run(held[: max(0, min(held.numel(), parameter.ds_numel - start))], start)
 
-    def _share(self, parameter: Any) -> _Share | None:
-        """Where the optimizer keeps a trained parameter; None where this replica has nothing of it."""
+    def _moment(self, parameter: Any, name: str) -> Run:
         if self._stage == 3:
             group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
-            held, start = self._partition(parameter)
-            return _Share(self._flats()[group], offset, start, held.numel())
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None
-        here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
-        return _Share(self._flats()[mapping.param_group_index], here.start, there.start, there.numel)
-
-    def _held(self, share: _Share, name: str) -> Tensor:
-        state: Tensor = self._adamw.state[share.flat][name]
-        return state[share.offset : share.offset + share.count]
-
-    def _joined(self, parameter: Any, start: int, held: Tensor | None) -> Tensor:
-        """Adds up what the replicas hold, each in its place: exact, since all else is zero."""
-        shape = whole_shape(parameter)
-        whole = torch.zeros(torch.Size(shape).numel(), dtype=torch.float32, device=parameter.device)
-        if held is not None:
-            whole[start : start + len(held)] = held
-        dist.all_reduce(whole, group=_group_of(parameter))
-        return whole.view(shape)
-
-
-def _group_of(parameter: Any) -> dist.ProcessGroup:
-    """The replicas over which ZeRO cuts a parameter."""
-    group: dist.ProcessGroup = getattr(parameter, "ds_process_group", None) or parameter._dp_group
-    return group
+            partition = self._partition(parameter)
+            start, count = partition.start, partition.held.numel()
+        elif (mapping := parameter._hp_mapping) is not None:
+            here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+            group, offset, start, count = mapping.param_group_index, here.start, there.start, there.numel
+        else:  # this replica has nothing of it
+            group, offset, start, count = 0, 0, 0, 0
+        state: Tensor = self._adamw.state[self._flats()[group]][name]
+        return Run(state[offset : offset + count], start)
 
 
 def _steps_of(optimizer: torch.optim.Optimizer) -> int:

@@ -15,10 +15,19 @@ from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.step_report import StepScalars
 from engine.hosts.stores import WholeStore, ZeroStore
-from engine.hosts.zero_engine import Program, import_deepspeed, skipping_adamw, start_engine, zero_config
+from engine.hosts.zero_engine import (
+    Program,
+    import_deepspeed,
+    skipping_adamw,
+    start_engine,
+    zero_config,
+)
 from engine.hosts.zero_experts import ExpertParallel
+from engine.hosts.zero_mapped import move_to_files
 from engine.hosts.zero_partitions import forget_gradients, stored_partition
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from engine.parallel import Offloading
 from moe.linear import gather_on_use
 from omnivl.data.batch import Batch
 from omnivl.model.chain import Chain
@@ -40,14 +49,15 @@ class ZeroHost(HoldingHost):
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
         pretrained: Collection[str] = (),
-        offload_optimizer: bool = False,
+        offload: Offloading = Offloading(),  # noqa: B008 - frozen
         expert_parallel_size: int = 1,
         communication_dtype: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
         Args:
-            chain: Fresh or loaded, on the CPU. Replica 0's weights and buffers become everyone's.
+            chain: Fresh or loaded, on the CPU; with stage 3 also one whose layers ``ZeroBuild`` has cut for the same
+                expert-parallel size and offloading. Replica 0's weights and buffers become everyone's.
             optimizer: AdamW, schedule, clipping.
             plan_layout: Layout of a micro-batch.
             total_steps: Optimizer steps of the stage, for the schedule.
@@ -56,17 +66,18 @@ class ZeroHost(HoldingHost):
             gradient_accumulation_steps: Micro-batches per optimizer step.
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
-            offload_optimizer: Keep optimizer states in the host's memory. Not with stage 0.
+            offload: What lies elsewhere than on the device. Nothing with stage 0, no parameters below stage 3.
             expert_parallel_size: Processes over which every bank of sparse experts is cut; 1 for none.
             communication_dtype: Type in which gradients travel between replicas.
 
         Raises:
-            PlanError: Offloading with stage 0, which keeps whole optimizer states on every replica's device; processes
-                or experts that cannot be cut.
+            PlanError: Offloading of what is not sharded, or to a folder that cannot be used; processes or experts that
+                cannot be cut.
         """
-        if offload_optimizer and stage == 0:
+        if (offload.optimizer and stage == 0) or (offload.parameters and stage < 3):
+            got, allowed = ("parameters", "3") if offload.parameters else ("optimizer", "1, 2 and 3")
             raise PlanError(
-                ["parallel.offload: got 'optimizer' with zero_stage 0; allowed with 1, 2 and 3; change one of them"]
+                [f"parallel.offload: got {got!r} with zero_stage {stage}; allowed with {allowed}; change one of them"]
             )
         self.device = device or torch.device("cpu")
         self.chain = chain.to(self.device)
@@ -77,8 +88,10 @@ class ZeroHost(HoldingHost):
         self._accumulation = gradient_accumulation_steps
         self._stage = stage
         import_deepspeed(self.device)
-        self._experts = ExpertParallel(chain, expert_parallel_size)
-        self._groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters)
+        self._experts = ExpertParallel(expert_parallel_size)
+        self._experts.cut(chain)
+        apart = self._experts.parameters(chain)
+        self._groups = parameter_groups(chain, optimizer, pretrained, apart=apart)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         for buffer in chain.buffers():
             broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
@@ -87,13 +100,15 @@ class ZeroHost(HoldingHost):
             gradient_clipping=optimizer.gradient_clipping,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
-            trained_elements=sum(parameter.numel() for parameter in self._trained),
-            offload_optimizer=offload_optimizer,
+            sizes=ZeroSizes.of(chain.layers),
+            offload=offload,
             communication_dtype=communication_dtype,
         )
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
         sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
         self._engine = start_engine(Program(chain, sign), self._optimizer, config)
+        if offload.folder is not None:
+            move_to_files(self._engine, stage, offload.folder, parameters=offload.parameters)
         if stage == 3:
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():

@@ -19,46 +19,78 @@ from omnivl.model.chain import Chain
 
 
 class ExpertParallel:
-    """The expert-parallel groups of a run, and the parameters that are cut over them.
+    """The expert-parallel groups of a run, and the way of banks over them.
 
     Attributes:
         size: P.
         group_name: What DeepSpeed calls the groups.
         group: The processes that hold one copy of every bank; None where nothing is cut.
         copies: Copies of every bank among the processes of a stage.
-        parameters: Names of the parameters that are cut.
     """
 
-    def __init__(self, chain: Chain, size: int, *, stages: int = 1) -> None:
-        """Cuts every bank of the chain. Called by every process; DeepSpeed has to be initialised.
+    def __init__(self, size: int, *, stages: int = 1) -> None:
+        """Makes the groups, once in a run. Called by every process; DeepSpeed has to be initialised.
 
         Args:
-            chain: Whole, on its device. Replica 0's experts become everyone's.
             size: P; 1 cuts nothing.
             stages: S, of the pipeline; 1 for none.
 
         Raises:
-            PlanError: The number of processes or of experts is no multiple of the size, or there are no sparse experts.
+            PlanError: The number of processes is no multiple of the size.
         """
         self.size, self.group_name = size, f"ep_size_{size}"
         self.group: dist.ProcessGroup | None = None
         self._replicas: dist.ProcessGroup | None = None
-        self.copies = dist.get_world_size() // stages // size
-        self.parameters: frozenset[str] = frozenset()
+        processes = dist.get_world_size() // stages
+        self.copies = processes // size
         if size == 1:
             return
-        banks = dict(_routed_banks(chain))
-        _check(size, dist.get_world_size() // stages, [bank.num_experts for bank in banks.values()])
+        if processes % size != 0:
+            allowed = "allowed is a divisor of their number; change it or launch.processes"
+            raise PlanError([f"{self._field} for {processes} processes; {allowed}"])
         self.group, self._replicas = _groups(self.group_name, size, stages)
+
+    def cut(self, part: nn.Module) -> None:
+        """Cuts every bank of a chain, or of a layer of it, that is whole still. Called by every process.
+
+        Args:
+            part: On its device. Replica 0's experts become everyone's.
+
+        Raises:
+            PlanError: The number of experts is no multiple of the size.
+        """
+        if self.group is None:
+            return
         exchange = ProcessGroupExchange(self.group)
-        for bank in banks.values():
+        for _, bank in _routed_banks(part):
+            if bank.exchange is not None:
+                continue
+            if bank.num_experts % self.size != 0:
+                allowed = "allowed is a divisor of their number; change one of them"
+                raise PlanError([f"{self._field} for {bank.num_experts} experts; {allowed}"])
             for parameter in bank.parameters():
                 broadcast_from_first(parameter.detach())
                 self.mark(parameter)
             bank.cut(exchange)
-        self.parameters = frozenset(
-            f"{name}.{inner}" for name, bank in banks.items() for inner, _ in bank.named_parameters()
-        )
+
+    def parameters(self, chain: Chain) -> frozenset[str]:
+        """Names of the parameters that are cut; empty where nothing is.
+
+        Raises:
+            PlanError: There are no sparse experts to be cut.
+        """
+        if self.group is None:
+            return frozenset()
+        names = [f"{name}.{inner}" for name, bank in _routed_banks(chain) for inner, _ in bank.named_parameters()]
+        if not names:
+            raise PlanError(
+                [f"{self._field} for a model without sparse experts; allowed is 1; change it, or model.ffn"]
+            )
+        return frozenset(names)
+
+    @property
+    def _field(self) -> str:
+        return f"parallel.expert_parallel_size: got {self.size}"
 
     def mark(self, parameter: Any) -> None:
         """Gives a parameter what DeepSpeed reads off one of which other processes hold other experts."""
@@ -89,8 +121,8 @@ class ExpertParallel:
         return ExpertsAreCut(self.size, self.group_name)
 
 
-def _routed_banks(chain: Chain) -> Iterator[tuple[str, ExpertBank]]:
-    for name, module in chain.named_modules():
+def _routed_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
+    for name, module in part.named_modules():
         if isinstance(module, SparseFeedForward):
             yield f"{name}.experts", module.experts
 
@@ -111,16 +143,3 @@ def _groups(name: str, size: int, stages: int) -> tuple[dist.ProcessGroup, dist.
         groups._create_expert_and_data_parallel(size, pp_size=stages)
     assert copies[name] == same, f"this process holds the same experts as {list(copies[name])}, not {list(same)}"
     return groups._get_expert_parallel_group(name), groups._get_expert_data_parallel_group(name)
-
-
-def _check(size: int, processes: int, experts: list[int]) -> None:
-    field = f"parallel.expert_parallel_size: got {size}"
-    if processes % size != 0:
-        raise PlanError(
-            [f"{field} for {processes} processes; allowed is a divisor of their number; change it or launch.processes"]
-        )
-    if not experts:
-        raise PlanError([f"{field} for a model without sparse experts; allowed is 1; change it, or model.ffn"])
-    odd = next((number for number in experts if number % size != 0), None)
-    if odd is not None:
-        raise PlanError([f"{field} for {odd} experts; allowed is a divisor of their number; change one of them"])

@@ -64,6 +64,12 @@ PANELS: tuple[Panel, ...] = (
         from_zero=True,
     ),
     Panel(
+        "Seconds that checkpoints took from training, since the point before",
+        r"speed/save_seconds",
+        {"speed/save_seconds": "seconds"},
+        from_zero=True,
+    ),
+    Panel(
         "Memory per process, GiB",
         r"speed/(gpu_)?memory_gib",
         {"speed/memory_gib": "resident", "speed/gpu_memory_gib": "GPU, most so far"},

@@ -18,6 +18,7 @@ from engine.plan_yaml import read_yaml
 from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, routing_sections
 from engine.report.table import format_share
+from engine.rollback import read_rollbacks
 from engine.run_folder import RunFolder, StageFolder
 
 _HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
@@ -87,6 +88,7 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
         "steps": int(records[-1]["step"]) if records else 0,
         "complete": folder.completed_steps() is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
+        "rollbacks": read_rollbacks(folder.rollbacks),
         "figures": figures,
         "scores": _html(scores_figure(scores), 380) if len(scores) > 1 and any(len(one) > 1 for one in scores) else "",
         "handover": handover,

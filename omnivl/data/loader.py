@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import torch
 
-from omnivl.data.batch import Batch
+from omnivl.data.batch import Batch, DataKind
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.mixture import Mixture
@@ -183,6 +183,10 @@ class Loader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def kind_before(self, state: LoaderState) -> DataKind:
+        """The kind of the micro-batch that led to a state. Equal on every replica, also where no batch is made."""
+        return self.entries[self.mixture.entry(state.micro_step - 1)].kind
 
     def samples_per_epoch(self) -> Mapping[str, int]:
         """Number of samples of each entry; streams are left out, because nobody knows theirs."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from omnivl.model.linear import Linear, linear
 from omnivl.model.padding import Padding
+from omnivl.model.recompute import recomputed
 
 
 def prefers_products(x: Tensor) -> bool:
@@ -181,9 +182,10 @@ class _CrossProducts(torch.autograd.Function):
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one joint projection to queries, keys and values."""
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
+        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.recompute = num_heads, recompute
         self.qkv = Linear(hidden_size, 3 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
 
@@ -206,7 +208,7 @@ class SelfAttention(nn.Module):
         """
         qkv = self.qkv(x)
         rows = qkv if padding is None else padding.restore(qkv)
-        attended = self_attention(rows, self.num_heads, mask, causal, scores)
+        attended = recomputed(self.recompute, self_attention, rows, self.num_heads, mask, causal, scores)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out
 
@@ -243,9 +245,10 @@ class CrossAttention(nn.Module):
     so that many texts can look at one image without its projection being repeated.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int) -> None:
+    def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
+        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.recompute = num_heads, recompute
         self.q = Linear(hidden_size, hidden_size)
         self.kv = Linear(hidden_size, 2 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
@@ -266,6 +269,7 @@ class CrossAttention(nn.Module):
         """
         kv = kv if rows is None else kv.index_select(0, rows)
         q = self.q(x)
-        attended = cross_attention(q if padding is None else padding.restore(q), kv, self.num_heads)
+        q = q if padding is None else padding.restore(q)
+        attended = recomputed(self.recompute, cross_attention, q, kv, self.num_heads)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out

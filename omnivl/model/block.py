@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from moe.config import without_noise
 from moe.sparse import SparseFeedForward
@@ -14,6 +13,7 @@ from omnivl.model.chain import ChainLayer
 from omnivl.model.config import ModelConfig
 from omnivl.model.gather import Gather, LocalGather
 from omnivl.model.momentum import ema_update_, frozen_twin
+from omnivl.model.recompute import recomputed
 from omnivl.model.state import State
 
 
@@ -29,7 +29,13 @@ class BlockLayer(ChainLayer):
     """
 
     def __init__(
-        self, name: str, config: ModelConfig, build: Callable[[ModelConfig], nn.Module], *, twin: bool = False
+        self,
+        name: str,
+        config: ModelConfig,
+        build: Callable[[ModelConfig], nn.Module],
+        *,
+        index: int = 0,
+        twin: bool = False,
     ) -> None:
         """Builds the module and its twin.
 
@@ -37,10 +43,11 @@ class BlockLayer(ChainLayer):
             name: The layer's name in the chain; routing losses carry it.
             config: The model's configuration.
             build: Makes the module. Called a second time, without anything dropped, for the twin.
+            index: Which block of its stack it is.
             twin: Whether to build a momentum twin.
         """
         super().__init__()
-        self.name, self.config = name, config
+        self.name, self.config = name, (config := config.at_block(index))
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: Tensor | None = None
         self.block = build(config)
@@ -51,10 +58,7 @@ class BlockLayer(ChainLayer):
 
     def run(self, *inputs: Any) -> Any:
         """Calls the block; its activations are recomputed in the backward pass where the configuration says so."""
-        if self.config.recompute and torch.is_grad_enabled():
-            # Tensors and mappings only: checkpoint passes anything through, and draws the same random numbers again.
-            return checkpoint(self.block, *inputs, use_reentrant=False)
-        return self.block(*inputs)
+        return recomputed(self.config.recompute == "block", self.block, *inputs)
 
     @torch.no_grad()
     def run_twin(self, *inputs: Any) -> Any:

@@ -1,6 +1,6 @@
 """Builds the chain from its configuration."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -22,6 +22,9 @@ from omnivl.model.unified import Join, UnifiedLayer, UnifiedNorm
 from omnivl.model.visual import VisualBlock, VisualNorm
 from omnivl.objectives.base import Objective, SpecialTokens
 
+Settle = Callable[[str, ChainLayer], None]
+"""Called with each layer and its name as soon as its starting values are drawn, before the next layer is made."""
+
 
 def build_chain(
     config: ModelConfig,
@@ -30,8 +33,9 @@ def build_chain(
     *,
     gather: Gather | None = None,
     compute_dtype: torch.dtype = torch.float32,
+    settle: Settle | None = None,
 ) -> Chain:
-    """Builds all layers, with fp32 parameters drawn from torch's generator.
+    """Builds all layers one after the other, with fp32 parameters drawn from torch's generator.
 
     Every stack is built whether or not this stage's objectives use it, so that weights pass untouched through a stage
     that does not. Heads and momentum twins follow the objectives.
@@ -42,6 +46,8 @@ def build_chain(
         tokens: Special tokens of the tokenizer.
         gather: How to see the other replicas; None for a single one.
         compute_dtype: fp32 or bf16: the dtype of activations between ``Embed`` and the losses.
+        settle: Fills a layer with other values, or leaves a share of it here: whoever keeps less than a layer of each
+            never holds more than one. It draws nothing from torch's generator.
 
     Raises:
         ModelError: The configuration does not fit together or asks for a package that is not there, or the vocabulary
@@ -78,46 +84,52 @@ def build_chain(
         )
     gather = LocalGather() if gather is None else gather
     twin = wants_momentum(config, objectives)
-    layers: dict[str, ChainLayer] = {"embed": Embed(config, tokens.pad, compute_dtype, twin=twin)}
-    order: list[str] | None = None
-    if config.architecture == "unified":
-        order = _add_unified(layers, config, objectives, gather, twin)
-    else:
-        _add_towers(layers, config, objectives, gather, twin)
-    for layer in layers.values():
+    layers: dict[str, ChainLayer] = {}
+
+    def add(name: str, layer: ChainLayer) -> None:
         if isinstance(layer, BlockLayer):
             layer.gather = gather
-    return Chain(layers, order)
+        if settle is not None:
+            settle(name, layer)
+        layers[name] = layer
+
+    add("embed", Embed(config, tokens.pad, compute_dtype, twin=twin))
+    stacks = _unified if config.architecture == "unified" else _towers
+    for name, layer in stacks(config, objectives, gather, twin):
+        add(name, layer)
+    return Chain(layers, _twice(layers) if config.architecture == "unified" else None)
 
 
-def _add_towers(
-    layers: dict[str, ChainLayer], config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
-) -> None:
+def _towers(
+    config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
+) -> Iterator[tuple[str, ChainLayer]]:
     for index in range(config.vision_layers):
-        layers[f"visual_{index:02d}"] = VisualBlock(index, config, twin=twin)
-    layers["visual_norm"] = VisualNorm(config, twin=twin)
+        yield f"visual_{index:02d}", VisualBlock(index, config, twin=twin)
+    yield "visual_norm", VisualNorm(config, twin=twin)
     for index in range(config.text_layers):
-        layers[f"text_{index:02d}"] = TextBlock(index, config, twin=twin)
-    layers["contrast"] = Contrast(config, objectives, gather)
+        yield f"text_{index:02d}", TextBlock(index, config, twin=twin)
+    yield "contrast", Contrast(config, objectives, gather)
     for index in range(config.alignment_layers):
-        layers[f"alignment_{index:02d}"] = AlignmentBlock(index, config)
+        yield f"alignment_{index:02d}", AlignmentBlock(index, config)
     for index in range(config.generation_layers):
-        layers[f"generation_{index:02d}"] = GenerationBlock(index, config)
-    layers["losses"] = Losses(config, objectives, gather)
+        yield f"generation_{index:02d}", GenerationBlock(index, config)
+    yield "losses", Losses(config, objectives, gather)
 
 
-def _add_unified(
-    layers: dict[str, ChainLayer], config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
-) -> list[str]:
-    """Adds the layers of the unified transformer and returns the order in which they are passed."""
-    blocks: dict[str, ChainLayer] = {
-        f"unified_{index:02d}": UnifiedLayer(index, config, twin=twin) for index in range(config.vision_layers)
-    }
-    blocks["unified_norm"] = UnifiedNorm(config, twin=twin)
-    layers |= blocks
-    layers["contrast"] = Contrast(config, objectives, gather)
-    layers["join"] = Join()
-    layers["losses"] = Losses(config, objectives, gather)
+def _unified(
+    config: ModelConfig, objectives: Sequence[Objective], gather: Gather, twin: bool
+) -> Iterator[tuple[str, ChainLayer]]:
+    for index in range(config.vision_layers):
+        yield f"unified_{index:02d}", UnifiedLayer(index, config, twin=twin)
+    yield "unified_norm", UnifiedNorm(config, twin=twin)
+    yield "contrast", Contrast(config, objectives, gather)
+    yield "join", Join()
+    yield "losses", Losses(config, objectives, gather)
+
+
+def _twice(layers: Iterable[str]) -> list[str]:
+    """The order in which the layers of the unified transformer are passed."""
+    blocks = [name for name in layers if name.startswith("unified_")]
     return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
 
 

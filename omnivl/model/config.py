@@ -1,9 +1,11 @@
 """Configuration of the model: one frozen dataclass, one table of presets."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from moe.config import Activation, DenseConfig, FeedForwardConfig
+
+Recompute = Literal["none", "attention", "ffn", "block"]
 
 MODALITIES = ("image", "video", "text")
 """What tokens can be of, in the order in which routing statistics name them."""
@@ -75,7 +77,10 @@ class ModelConfig:
             ``generation_layers`` then mean nothing.
         multiway: In the unified transformer, attention projections and norms by modality, as in BEiT-3.
         ffn: What fills the feed-forward slot.
-        recompute: Recompute activations in the backward pass, block by block.
+        recompute: Activations that are not kept for the backward pass, which computes them anew: ``none``;
+            ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
+            slots; ``block``, whole blocks.
+        recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
     """
 
     hidden_size: int = 768
@@ -104,12 +109,17 @@ class ModelConfig:
     architecture: Literal["towers", "unified"] = "towers"
     multiway: bool = False
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
-    recompute: bool = False
+    recompute: Recompute = "none"
+    recompute_every: int = 1
 
     @property
     def inner_size(self) -> int:
         """Inner size of a feed-forward layer."""
         return round(self.hidden_size * self.mlp_ratio)
+
+    def at_block(self, index: int) -> "ModelConfig":
+        """The configuration as block ``index`` of a stack has it."""
+        return self if index % self.recompute_every == 0 else replace(self, recompute="none")
 
     def time_positions(self, num_frames: int) -> int:
         """Time positions of a clip of ``num_frames``; an image (one frame) has one."""

@@ -16,6 +16,7 @@ from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
+from omnivl.model.recompute import recomputed
 from omnivl.model.state import State, StepLayout
 from omnivl.model.text import TEXT_EPS, TEXT_MODALITY, ResidualBlock
 
@@ -35,9 +36,9 @@ class GroundedBlock(ResidualBlock):
         super().__init__(config, index, depth)
         slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=depth)
         self.causal = causal
-        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.cross = CrossAttention(config.hidden_size, config.num_heads)
+        self.cross = CrossAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
@@ -80,7 +81,7 @@ class GroundedBlock(ResidualBlock):
     ) -> FeedForwardOutput:
         x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
         tokens = self.tokens(x, mask, padding, fused=True, causal=self.causal)
-        out: FeedForwardOutput = self.ffn(self.enter(self.norm3, x), tokens)
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.enter(self.norm3, x), tokens)
         return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
 
 
@@ -89,7 +90,9 @@ class AlignmentBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.alignment_layers
-        super().__init__(f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, depth))
+        super().__init__(
+            f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, depth), index=index
+        )
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are alignment rows."""
@@ -114,7 +117,9 @@ class GenerationBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.generation_layers
-        super().__init__(f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, depth))
+        super().__init__(
+            f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, depth), index=index
+        )
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""

@@ -63,7 +63,7 @@ PRESETS: Mapping[PresetName, ModelConfig] = {
         alignment_layers=12,
         generation_layers=12,
         patch_size=14,
-        recompute=True,
+        recompute="block",
     ),
 }
 """``tiny`` is the quickstart's, ``base`` the paper's. The vocabulary size is the tokenizer's and is set by the plan."""

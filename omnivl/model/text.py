@@ -17,6 +17,7 @@ from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.linear import LayerNorm
 from omnivl.model.padding import Padding
+from omnivl.model.recompute import recomputed
 from omnivl.model.state import State, StepLayout
 
 TEXT_EPS = 1e-12
@@ -34,6 +35,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, config: ModelConfig, index: int, depth: int | None) -> None:
         super().__init__()
         self.reads_padding = is_routed(config.ffn, index, depth)
+        self.recomputes_ffn = config.recompute == "ffn"
         self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
         normalises = self.is_pre_norm and depth is not None and index == depth - 1
         self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
@@ -63,7 +65,7 @@ class BertBlock(ResidualBlock):
     def __init__(self, config: ModelConfig, index: int = 0, depth: int | None = None) -> None:
         super().__init__(config, index, depth)
         slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=depth)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
@@ -81,7 +83,9 @@ class BertBlock(ResidualBlock):
         read = self.enter(self.norm1, x)
         attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
         x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
-        out: FeedForwardOutput = self.ffn(self.enter(self.norm2, x), self.tokens(x, mask, padding))
+        out: FeedForwardOutput = recomputed(
+            self.recomputes_ffn, self.ffn, self.enter(self.norm2, x), self.tokens(x, mask, padding)
+        )
         y = self.norm_out(self.leave(self.norm2, x, out.y))
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
 
@@ -91,7 +95,9 @@ class TextBlock(BlockLayer):
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         depth = config.text_layers
-        super().__init__(f"text_{index:02d}", config, lambda config: BertBlock(config, index, depth), twin=twin)
+        super().__init__(
+            f"text_{index:02d}", config, lambda config: BertBlock(config, index, depth), index=index, twin=twin
+        )
         self.may_shorten = index == depth - 1 and not is_routed(config.ffn, index, depth)
 
     def acts(self, layout: StepLayout) -> bool:

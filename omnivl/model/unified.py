@@ -32,6 +32,7 @@ from omnivl.model.chain import ChainLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
+from omnivl.model.recompute import recomputed
 from omnivl.model.state import State, StepLayout, encoded_rows
 from omnivl.model.visual import VISUAL_MODALITIES, layer_scale
 
@@ -140,7 +141,7 @@ class UnifiedBlock(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
         size, multiway = config.hidden_size, config.multiway
-        self.num_heads = config.num_heads
+        self.num_heads, self.recomputes = config.num_heads, config.recompute
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
         self.norm1 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
@@ -164,13 +165,16 @@ class UnifiedBlock(nn.Module):
             for stream in attended
             for piece in stream.cut(self.norm2(stream.x, stream))
         ]
-        made: FeedForwardOutput = self.ffn(torch.cat(tokens), self._tokens(attended))
+        made: FeedForwardOutput = recomputed(
+            self.recomputes == "ffn", self.ffn, torch.cat(tokens), self._tokens(attended)
+        )
         pieces = iter(torch.split(made.y, [len(piece) for piece in tokens]))
         return tuple(self._add(stream, pieces) for stream in attended), made.router_sums
 
     def _attend(self, stream: Stream) -> Tensor:
         qkv = self.qkv(self.norm1(stream.x, stream), stream)
-        branch = self.scale1(self.out(self_attention(qkv, self.num_heads, stream.mask), stream))
+        made = recomputed(self.recomputes == "attention", self_attention, qkv, self.num_heads, stream.mask)
+        branch = self.scale1(self.out(made, stream))
         return stream.x + drop_path(branch, self.drop_path_rate, self.training)
 
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
@@ -221,7 +225,9 @@ class UnifiedLayer(TwicePassed):
     """A unified block in the chain, which passes it twice: before and behind ``Contrast``."""
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        super().__init__(f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), twin=twin)
+        super().__init__(
+            f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), index=index, twin=twin
+        )
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What belongs to a modality that never comes."""

@@ -26,6 +26,7 @@ from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.drop_path import drop_path, drop_path_rates
 from omnivl.model.linear import LayerNorm, Linear
+from omnivl.model.recompute import recomputed
 from omnivl.model.relative import RelativePositions
 from omnivl.model.state import State, StepLayout
 
@@ -57,7 +58,7 @@ class TemporalAttention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=config.temporal_gain == 0)
         with torch.no_grad():
             self.temporal_fc.weight.mul_(config.temporal_gain)
@@ -75,10 +76,11 @@ class DividedBlock(nn.Module):
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
+        self.recomputes_ffn = config.recompute == "ffn"
         self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
         self.temporal = TemporalAttention(config)
         self.norm1 = LayerNorm(config.hidden_size, config.vision.norm_eps)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
         self.scale1 = layer_scale(config)
         self.norm2 = LayerNorm(config.hidden_size, config.vision.norm_eps)
         side = config.grid(is_video=False)[0]
@@ -106,7 +108,7 @@ class DividedBlock(nn.Module):
         x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
         modality = VISUAL_MODALITIES[is_video]
         tokens = Tokens.of(modality, x, attributes=attributes_of(modality))
-        out: FeedForwardOutput = self.ffn(self.norm2(x), tokens)
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.norm2(x), tokens)
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
         return FeedForwardOutput(y, out.router_sums)
 
@@ -137,7 +139,7 @@ class VisualBlock(BlockLayer):
         def build(config: ModelConfig) -> nn.Module:
             return DividedBlock(config, index)
 
-        super().__init__(f"visual_{index:02d}", config, build, twin=twin)
+        super().__init__(f"visual_{index:02d}", config, build, index=index, twin=twin)
         is_last = index == config.vision_layers - 1
         self.may_shorten = is_last and not is_routed(config.ffn, index, config.vision_layers)
 

@@ -29,6 +29,15 @@ all layouts of the joint stage with experts, and those of two processes with den
 | model | layout | processes | loss | norm | weights | queue |
 |---|---|---|---|---|---|---|
 """
+TAIL = """
+## A run that changes its layout
+ZeRO-3 on two processes, then a pipeline of two stages on four processes, then one process without DeepSpeed: one run,
+from checkpoint to checkpoint, and the same plan left alone on one process. A small model with masked words, contrast,
+momentum twins and queue on images and clips in turn, fp32. Drawn by `tests/integration/layout_change_plot.py`, which
+runs both; `make test` does the same with ten steps, and compares evaluations and final weights too.
+
+![losses of both runs, and how far they are apart](images/layout_change.svg)
+"""
 MODELS = {
     "synthetic": "synthetic chain",
     "unified": "one transformer",
@@ -43,7 +52,13 @@ def model_of(name: str) -> str:
 
 def layout_of(host: str) -> str:
     """``pipe2-zero1`` or ``zero3-ep2`` in words."""
-    words = {"plain": "plain", "offload": "optimizer offloaded"}
+    words = {
+        "plain": "plain",
+        "built": "built layer by layer",
+        "offload": "optimizer offloaded",
+        "files": "in files",
+        "offload_all": "optimizer and parameters offloaded",
+    }
     found = []
     for part in host.split("-"):
         kind, number = part.rstrip("0123456789"), part[len(part.rstrip("0123456789")) :]
@@ -66,7 +81,7 @@ def page(report: Path) -> str:
         f"{row['norm']:.0e} | {row['weight']:.0e} | {row['queue']:.0e} |"
         for row in rows
     ]
-    return HEAD.format(**facts) + "\n".join(lines) + "\n"
+    return HEAD.format(**facts) + "\n".join(lines) + "\n" + TAIL
 
 
 if __name__ == "__main__":

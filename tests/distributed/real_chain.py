@@ -13,9 +13,9 @@ from moe.router_losses import RouterLossConfig
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
-from omnivl.model.build import build_chain
+from omnivl.model.build import Settle, build_chain
 from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
+from omnivl.model.config import ModelConfig, Recompute
 from omnivl.model.gather import Gather
 from omnivl.model.layout import plan_layout as fold_demands
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
@@ -64,18 +64,18 @@ class LetterTokenizer:
 def build_real_chain(
     gather: Gather,
     seed: int = 0,
-    recompute: bool = False,
+    recompute: Recompute = "none",
     ffn: str = "dense",
     unified: bool = False,
     compute_dtype: torch.dtype = torch.float32,
+    settle: Settle | None = None,
 ) -> Chain:
     torch.manual_seed(seed)
     config = replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn])
     if unified:
         config = replace(config, architecture="unified", multiway=True)
-    return build_chain(
-        config, UNIFIED_OBJECTIVES if unified else OBJECTIVES, TOKENS, gather=gather, compute_dtype=compute_dtype
-    )
+    objectives = UNIFIED_OBJECTIVES if unified else OBJECTIVES
+    return build_chain(config, objectives, TOKENS, gather=gather, compute_dtype=compute_dtype, settle=settle)
 
 
 def step_batches(

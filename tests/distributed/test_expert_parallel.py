@@ -11,7 +11,10 @@ from safetensors.torch import load_file, save_file
 from engine.collectives import make_gather
 from engine.errors import PlanError
 from engine.hosts.base import Host
+from engine.hosts.pipeline import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline_cut import cut
 from engine.hosts.plain import PlainHost
+from engine.hosts.shards import SavedTensors
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
 from moe.experts import ExpertBank
@@ -23,21 +26,20 @@ pytestmark = pytest.mark.distributed
 
 
 def make_host(name: str, seed: int = 0, ffn: str = "limoe") -> Host:
-    """``plain``, or ``zeroS`` with ``-epP`` behind it."""
-    gather = make_gather()
+    """``plain``, or ``zeroS`` with ``-epP`` behind it, and ``pipe-`` before it for two pipeline stages."""
+    pipeline = name.startswith("pipe-")
+    gather = make_gather(place_in_pipeline(2).data_group if pipeline else None)
     chain = real.build_real_chain(gather, seed=seed, ffn=ffn)
     if name == "plain":
         return PlainHost(chain, CONFIG, real.plan_layout, total_steps=STEPS)
-    size = int(name.partition("-ep")[2] or 1)
-    return ZeroHost(
-        chain,
-        CONFIG,
-        real.plan_layout,
-        total_steps=STEPS,
-        stage=int(name[len("zero")]),  # type: ignore[arg-type]
-        expert_parallel_size=size,
-        micro_batch_size=JOINED // gather.replicas,
-    )
+    zero, _, size = name.removeprefix("pipe-").partition("-ep")
+    stage: Any = int(zero[len("zero")])
+    sizes: dict[str, Any] = {"total_steps": STEPS, "micro_batch_size": JOINED // gather.replicas}
+    sizes["expert_parallel_size"] = int(size or 1)
+    if pipeline:
+        cuts = cut([1.0] * len(chain.layers), 2)
+        return PipelineHost(chain, CONFIG, real.plan_layout, cuts=cuts, zero_stage=stage, **sizes)
+    return ZeroHost(chain, CONFIG, real.plan_layout, stage=stage, **sizes)
 
 
 def train(host: Host, steps: range) -> list[Any]:
@@ -69,7 +71,8 @@ def load_and_go_on(folder: str, pairs: list[tuple[str, str]], out: str) -> dict[
 
 
 def read(folder: Path) -> dict[str, torch.Tensor]:
-    return {name: tensor for file in sorted(folder.glob("*.safetensors")) for name, tensor in load_file(file).items()}
+    saved = SavedTensors(folder)
+    return {key: saved.whole(key) for key in saved.shapes}
 
 
 def test_saved_at_two_loaded_at_one_two_and_four(run_distributed: Any, tmp_path: Path) -> None:
@@ -100,7 +103,10 @@ def test_saved_at_two_loaded_at_one_two_and_four(run_distributed: Any, tmp_path:
     layouts = {
         1: [("zero1-ep2", "plain"), ("zero3-ep2", "zero3")],
         2: [("zero1-ep2", "zero3-ep2"), ("zero3-ep2", "zero2"), ("zero3-ep2", "zero3-ep2")],
-        4: [("zero1-ep2", "zero3-ep4"), ("zero3-ep2", "zero1-ep4"), ("zero3-ep2", "zero0-ep2")],
+        4: [
+            *(("zero1-ep2", "zero3-ep4"), ("zero3-ep2", "zero1-ep4"), ("zero3-ep2", "zero0-ep2")),
+            *(("zero1-ep2", "pipe-zero0-ep2"), ("zero3-ep2", "pipe-zero1-ep2")),
+        ],
     }
     for processes, pairs in layouts.items():
         out = tmp_path / str(processes)

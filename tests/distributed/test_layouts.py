@@ -19,13 +19,16 @@ import torch
 
 from engine.collectives import make_gather
 from engine.freeze import freeze_idle
+from engine.hosts import layer_settler
 from engine.hosts.base import Host
 from engine.hosts.pipeline import PipelineHost, place_in_pipeline
 from engine.hosts.pipeline_cut import cut, layer_costs
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import ParallelConfig
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
+from omnivl.model.build import Settle
 from omnivl.model.chain import Chain
 from omnivl.model.gather import Gather
 
@@ -43,7 +46,7 @@ LAYOUTS = {
 CUT_EXPERTS = {
     2: ["zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2"],
     4: [
-        *("zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2", "zero1-ep4", "zero2-ep4", "zero3-ep4"),
+        *("zero0-ep2", "zero1-ep2", "zero2-ep2", "zero3-ep2", "zero1-ep4", "zero2-ep4", "zero3-ep4-built"),
         *("pipe2-zero0-ep2", "pipe2-zero1-ep2"),
     ],
 }
@@ -53,13 +56,13 @@ CONFIG = OptimizerConfig(
     **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7},
 )
 TOLERANCES: dict[str, dict[str, float]] = {
-    "synthetic": {"loss": 1e-5, "norm": 1e-5, "weight": 1e-6, "queue": 1e-6},
+    "synthetic": {"loss": 1e-5, "part": 1e-5, "norm": 1e-5, "weight": 1e-6, "queue": 1e-6},
     # Small differences of large numbers in its gradients: at equal weights the norms of one and four processes agree to
     # 5e-6, the losses to 1e-7. A gather that lost a share of the gradient would be off by tenths.
-    "real": {"loss": 1e-5, "norm": 1e-4, "weight": 5e-5, "queue": 5e-5},
+    "real": {"loss": 1e-5, "part": 1e-5, "norm": 1e-4, "weight": 5e-5, "queue": 5e-5},
     # Eight bits of mantissa: a sum in another order is off by 2^-9 of its largest part. Weights move by at most the
-    # learning rate in each step; the queue has directions as they came out.
-    "bf16": {"loss": 1e-2, "norm": 0.1, "weight": 5e-3, "queue": 5e-2},
+    # learning rate in each step; the queue has directions as they came out. Single losses are of few samples.
+    "bf16": {"loss": 1e-2, "part": 3e-2, "norm": 0.1, "weight": 5e-3, "queue": 5e-2},
 }
 
 pytestmark = pytest.mark.distributed
@@ -79,15 +82,16 @@ class Model:
         if self.real:
             self.plan_layout = real.plan_unified_layout if self.unified else real.plan_layout
 
-    def build(self, gather: Gather) -> Chain:
+    def build(self, gather: Gather, settle: Settle | None = None) -> Chain:
         if not self.real:
             return synthetic.build_synthetic_chain(gather)
         chain = real.build_real_chain(
             gather,
-            recompute="recompute" in self.parts,
+            recompute="block" if "recompute" in self.parts else "none",
             ffn=next((part for part in self.parts if part in real.FILLINGS), "dense"),
             unified=self.unified,
             compute_dtype=torch.bfloat16 if "bf16" in self.parts else torch.float32,
+            settle=settle,
         )
         freeze_idle(chain, self.layouts())
         return chain
@@ -102,10 +106,23 @@ class Model:
 
 
 def make_host(name: str, model: Model) -> Host:
-    """``plain``, ``zeroS`` or ``pipeN-zeroS``, with ``-epP`` or ``-offload`` behind it."""
+    """``plain``, ``zeroS`` or ``pipeN-zeroS``, with words behind it.
+
+    ``epP`` cuts experts over P processes, ``built`` cuts each layer as soon as it is made, ``offload`` and
+    ``offload_all`` keep optimizer states and parameters in the host's memory, ``files`` in mapped files.
+    """
     parts = dict(_split(part) for part in name.split("-"))
     stages = parts.get("pipe", 1)
-    chain = model.build(make_gather(place_in_pipeline(stages).data_group if stages > 1 else None))
+    layout = ParallelConfig(
+        host="zero",
+        zero_stage=parts.get("zero", 0),  # type: ignore[arg-type]
+        offload="parameters" if "offload_all" in parts else "optimizer" if "offload" in parts else "none",
+        offload_device="nvme" if "files" in parts else "cpu",
+        nvme_folder="states",  # of the folder in which the process runs
+        expert_parallel_size=parts.get("ep", 1),
+    )
+    gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
+    chain = model.build(gather, _settler(layout) if "built" in parts else None)
     if name == "plain":
         return PlainHost(chain, CONFIG, model.plan_layout, total_steps=STEPS, gradient_accumulation_steps=ACCUMULATION)
     sizes: dict[str, Any] = {
@@ -115,13 +132,19 @@ def make_host(name: str, model: Model) -> Host:
         "expert_parallel_size": parts.get("ep", 1),
     }
     if stages == 1:
-        sizes |= {"stage": parts["zero"], "offload_optimizer": "offload" in parts}
+        sizes |= {"stage": parts["zero"], "offload": layout.offloading}
         return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
     costs = dict.fromkeys(range(len(chain.layers)), 1.0)
     if model.real:
         costs = layer_costs(chain, real.CONFIG, model.layouts())
     cuts = cut(list(costs.values()), stages)
     return PipelineHost(chain, CONFIG, model.plan_layout, cuts=cuts, zero_stage=parts["zero"], **sizes)
+
+
+def _settler(layout: ParallelConfig) -> Settle:
+    cut_layer = layer_settler(layout, torch.device("cpu"))
+    assert cut_layer is not None
+    return lambda _, layer: cut_layer(layer)
 
 
 def _split(part: str) -> tuple[str, int]:
@@ -150,7 +173,8 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], tolerances:
     exact = tolerances["loss"] <= 1e-5
     for step, (ours, theirs) in enumerate(zip(got["results"], expected["results"], strict=True)):
         assert ours.loss == relative(theirs.loss), f"loss of step {step}"
-        assert ours.losses == relative(theirs.losses, abs=0.1 * tolerances["loss"]), f"losses of step {step}"
+        parts = pytest.approx(theirs.losses, rel=tolerances["part"], abs=0.1 * tolerances["part"])
+        assert ours.losses == parts, f"losses of step {step}"
         assert ours.metrics.keys() == theirs.metrics.keys(), f"metrics of step {step}"
         for name, value in ours.metrics.items():
             # Accuracies over a data-dependent number of words are averaged per replica, losses exactly. Those of bf16
@@ -213,6 +237,7 @@ def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
         ("synthetic", 2, LAYOUTS[2]),
         ("synthetic", 2, ["zero1-offload", "zero2-offload", "zero3-offload"]),
         ("synthetic", 4, ["pipe2-zero1", "zero1", "pipe4-zero0", "zero3"]),  # one after the other in the same processes
+        ("real", 2, ["zero3-built", "zero3-built-offload_all", "zero3-offload_all-files", "zero2-offload-files"]),
         *matrix(),
         ("real-recompute", 2, ["zero3"]),
         ("real-attribute", 2, ["plain", "zero3"]),

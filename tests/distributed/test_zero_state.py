@@ -1,26 +1,31 @@
 """What hosts keep between steps: files, whole weights, twins, and what a skipped step leaves alone."""
 
+import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 import synthetic_chain as synthetic
 import torch
-from safetensors import SafetensorError
 
+from engine.checkpoint import SavedLayout, TrainerState, checkpoint_steps, find_fault
+from engine.checkpoint_writer import CheckpointWriter
 from engine.collectives import make_gather
 from engine.errors import CheckpointError
+from engine.hosts import shards
 from engine.hosts.base import Host
 from engine.hosts.pipeline import PipelineHost, place_in_pipeline
 from engine.hosts.pipeline_cut import cut
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import Offloading
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]
-EVERY = [*HOSTS, "zero2-offload", "zero3-offload", *PIPELINES]
+EVERY = [*HOSTS, "zero2-offload", "zero3-offload", "zero3-files", *PIPELINES]
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=0.5, schedule="cosine", layer_decay=0.7)
 JOINED = 8
 
@@ -38,7 +43,10 @@ def make_host(name: str, seed: int = 0) -> Host:
     if pipeline:
         cuts = cut([1.0] * len(chain.layers), 2)
         return PipelineHost(chain, CONFIG, synthetic.plan_layout, cuts=cuts, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
-    common |= {"stage": int(name[len("zero")]), "offload_optimizer": name.endswith("-offload")}
+    parts = name.split("-")
+    files = Path("states") if "files" in parts else None
+    offload = Offloading(optimizer="offload" in parts or "files" in parts, parameters="files" in parts, folder=files)
+    common |= {"stage": int(name[len("zero")]), "offload": offload}
     return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
 
 
@@ -237,42 +245,102 @@ def test_whole_weights_go_from_host_to_host(run_distributed: Any, tmp_path: Path
 
 
 def save_on_disks_of_which_one_is_full(folder: str) -> dict[str, Any]:
-    """Worker: the last replica's disk fills up at its second file of the second checkpoint."""
-    from engine import checkpoint
-    from engine.hosts import holdings
+    """Worker: the last replica's disk is full at the second checkpoint."""
+    report: dict[str, Any] = {}
+    write = shards.write_synced
 
-    layout = checkpoint.SavedLayout("zero", 3, 2, 1, JOINED)
-    write, written, report = holdings.save_file, [], {}
-
-    def full(tensors: Any, path: Path) -> None:
-        written.append(path)
-        if len(written) > 1 and make_gather().replica == 1:
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
-        write(tensors, path)
+    def full(path: Path, contents: Any) -> Any:
+        if make_gather().replica == 1:
+            raise OSError(28, "No space left on device")
+        return write(path, contents)
 
     for name in HOSTS:
-        host = make_host(name)
-        place = Path(folder) / name
-        for step in (1, 2):
-            train(host, range(step - 1, step))
-            written.clear()
-            holdings.save_file = full if step == 2 else write
+        for asynchronous in (False, True):
+            host, run = make_host(name), f"{name} {asynchronous}"
+            place = Path(folder) / run
+            writer = CheckpointWriter(place, host.device, asynchronous=asynchronous, keep_last=2)
+            train(host, range(1))
+            writer.save(host, state_after(1), {})
+            writer.finish()
+            train(host, range(1, 2))
+            shards.write_synced = full
             try:
-                state = checkpoint.TrainerState(step, 0, 0, None, None, 0, {}, layout)
-                checkpoint.save_checkpoint(place, host, state, {})
+                writer.save(host, state_after(2), {})
+                report[f"{run} went on"] = True
+                writer.finish()
             except CheckpointError as error:
-                report[name] = str(error)
-        report[f"{name} left"] = sorted(path.name for path in place.iterdir())
-        report[f"{name} fault"] = checkpoint.find_fault(place / "step-000001")
-        train(host, range(2, 3))  # nobody was left waiting
+                report[run] = str(error)
+            shards.write_synced = write
+            report[f"{run} left"] = sorted(path.name for path in place.iterdir())
+            report[f"{run} fault"] = find_fault(place / "step-000001")
+            train(host, range(2, 3))  # nobody was left waiting
     return report
 
 
 def test_a_disk_that_is_full_on_one_replica_stops_all_and_spoils_nothing(run_distributed: Any, tmp_path: Path) -> None:
     for rank in run_distributed(save_on_disks_of_which_one_is_full, processes=2, folder=str(tmp_path)):
-        for name in HOSTS:
-            assert "could not be written (process 1: " in rank[name], name
-            assert "No space left on device" in rank[name]
-            assert "step-000001 is left as it was" in rank[name]
-            assert rank[f"{name} left"] == ["step-000001"]
-            assert rank[f"{name} fault"] is None
+        for run in [f"{name} {asynchronous}" for name in HOSTS for asynchronous in (False, True)]:
+            assert "could not be written (process 1: " in rank[run], run
+            assert "No space left on device" in rank[run]
+            assert "step-000001 is left as it was" in rank[run]
+            assert rank[f"{run} left"] == ["step-000001"]
+            assert rank[f"{run} fault"] is None
+            assert (f"{run} went on" in rank) == run.endswith("True")
+
+
+def save_behind_training(folder: str) -> dict[str, Any]:
+    """Worker: one checkpoint at once, another of the same step whose writing lasts until two steps later."""
+    write, report = shards.write_synced, {}
+    released = threading.Event()
+
+    def late(path: Path, contents: Any) -> Any:
+        assert released.wait(60)
+        return write(path, contents)
+
+    for name in EVERY:
+        host = make_host(name)
+        train(host, range(2))
+        report[f"{name} bytes"] = sum(piece.held.nbytes for piece in host.shard().pieces)
+        at_once, behind = (
+            CheckpointWriter(Path(folder) / name / how, host.device, asynchronous=how == "behind", keep_last=2)
+            for how in ("at once", "behind")
+        )
+        at_once.save(host, state_after(2), {"micro_step": 4})
+        shards.write_synced = late
+        behind.save(host, state_after(2), {"micro_step": 4})
+        torch.rand(1)
+        for step in (2, 3):
+            train(host, range(step, step + 1))
+            behind.poll()
+        report[f"{name} while"] = checkpoint_steps(Path(folder) / name / "behind")
+        released.set()
+        behind.save(host, state_after(4), {"micro_step": 8})  # waits for the one before
+        behind.finish()
+        shards.write_synced = write
+        released.clear()
+        report[f"{name} after"] = checkpoint_steps(Path(folder) / name / "behind")
+    return report
+
+
+def test_a_checkpoint_is_of_the_step_at_which_it_was_taken(run_distributed: Any, tmp_path: Path) -> None:
+    """Whatever happens while it is written: its files are byte for byte those of a save that stops training."""
+    ranks = run_distributed(save_behind_training, processes=2, folder=str(tmp_path))
+    for name in EVERY:
+        at_once, behind, later = (
+            json.loads((tmp_path / name / one / "manifest.json").read_bytes())
+            for one in ("at once/step-000002", "behind/step-000002", "behind/step-000004")
+        )
+        assert at_once == behind, name
+        assert find_fault(tmp_path / name / "behind/step-000002") is None
+        for shard in ("host/shard-00000.safetensors", "host/shard-00001.safetensors", "generators-00000.pt"):
+            assert at_once["files"][shard]["sha256"] != later["files"][shard]["sha256"], (name, shard)
+        for rank in ranks:
+            assert (rank[f"{name} while"], rank[f"{name} after"]) == ([], [2, 4]), name
+        saved = shards.SavedTensors(tmp_path / name / "behind/step-000002/host")
+        least, most = sorted(rank[f"{name} bytes"] for rank in ranks)
+        assert least + most == sum(saved.whole(key).nbytes for key in saved.shapes), f"{name}: every element once"
+        assert most < 1.05 * least or name in PIPELINES, f"{name}: stages differ in size, shares do not"
+
+
+def state_after(step: int) -> TrainerState:
+    return TrainerState(step, 0, 0, None, None, 0, {}, SavedLayout("zero", 3, 2, 1, JOINED))

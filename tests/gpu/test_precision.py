@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine.hosts.micro_batch import first_state
+from engine.hosts.shards import KeptMemory
 from omnivl.data.batch import DATA_KINDS, DataKind
 from omnivl.model.layout import plan_layout
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, UniVLC
@@ -54,6 +55,18 @@ def test_training_in_bf16_follows_fp32_on_the_cpu(make_host, make_batch, relativ
     moved = relative_distance(after, before)
     assert moved > 0
     assert relative_distance(host.full_weights(), after) < 0.3 * moved
+
+
+def test_a_snapshot_is_of_the_step_at_which_it_was_taken(make_host, make_batch, device, tmp_path):
+    host = make_host(torch.bfloat16, device)
+    host.step([make_batch("image_text", 0)], 0)
+    host.save(tmp_path / "at once")
+    kept = host.shard().kept(KeptMemory())
+    assert all(piece.held.is_pinned() == (device.type == "cuda") for piece in kept.pieces)
+    host.step([make_batch("image_text", 1)], 1)
+    (tmp_path / "later").mkdir()
+    for name in kept.write(tmp_path / "later"):
+        assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
 
 
 def test_resumes_on_the_device_bit_for_bit(make_host, make_batch, device, tmp_path):

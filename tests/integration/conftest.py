@@ -1,5 +1,6 @@
 """Starts ``omnivl pretrain`` on a plan of a few seconds and looks at what it leaves behind."""
 
+import json
 import os
 import signal
 import subprocess
@@ -7,9 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
+
+from engine.metrics import comparable, read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,6 +54,20 @@ def _differences(one: object, other: object, path: str = "") -> list[str]:
     else:
         return [] if one == other else [f"{path}: {one!r} / {other!r}"[:200]]
     return [found for key, left, right in pairs for found in _differences(left, right, f"{path}/{key}")]
+
+
+def _final_state(stage: Path) -> dict[str, Any]:
+    """Everything that a stage leaves behind but times."""
+    checkpoint = max((stage / "checkpoints").glob("step-*"))
+    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
+    return {
+        "weights": load_file(stage / "weights.safetensors"),
+        "generators": {file.name: torch.load(file) for file in files if file.suffix == ".pt"},
+        "host": {file.name: load_file(file) for file in files if file.suffix == ".safetensors"},
+        "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
+        "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
+        "metrics": [comparable(record) for record in read_metrics(stage / "metrics.jsonl")],
+    }
 
 
 class Pretraining:
@@ -109,6 +128,7 @@ class Pretraining:
         return self.folder / name / "stages" / stage
 
     differences = staticmethod(_differences)
+    final_state = staticmethod(_final_state)
 
     def close(self) -> None:
         for process in self._started:

@@ -110,13 +110,19 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
 
 
 def test_same_folder_again(pretraining: "Pretraining") -> None:
-    """A finished run is not done again; another plan is refused; --fresh starts over; --stage needs its source."""
+    """A finished run is not done again, also where a field is new since; another plan is refused; --fresh starts over;
+    --stage needs its source."""
     steps = "stages.spatial.steps=2"
     pretraining.run("run", steps)
     metrics = pretraining.stage("run") / "metrics.jsonl"
     before = metrics.stat().st_mtime_ns
     assert "stage spatial: complete" in pretraining.run("run", steps, "logging.every=1")
     assert metrics.stat().st_mtime_ns == before
+    plan = pretraining.stage("run").parents[1] / "plan.yaml"  # as a version that did not know of a field would write it
+    older = [line for line in plan.read_text().splitlines(keepends=True) if "pipeline_profile" not in line]
+    assert len(older) < len(plan.read_text().splitlines())
+    plan.write_text("".join(older))
+    assert "stage spatial: complete" in pretraining.run("run", steps)
     refused = pretraining.run("run", steps, "seed=4", code=2)
     assert "holds a run of another plan:\n  seed: was 3, is now 4\n" in refused
     assert "Traceback" not in refused
@@ -154,7 +160,7 @@ def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pr
     checkpoints = pretraining.stage("run") / "checkpoints"
     blocked = checkpoints / "step-000003.tmp" / "loader-00001.json"
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
-    while process.poll() is None and not blocked.parent.is_dir():
+    while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
     output, _ = process.communicate(timeout=60)
@@ -173,8 +179,8 @@ def test_failing_rank_ends_all_and_is_told_once(
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import engine.stage\n"
-        "    engine.stage.save_checkpoint = lambda *arguments: {}['a mistake']\n"
+        "    import engine.checkpoint_writer\n"
+        "    engine.checkpoint_writer.generator_states = lambda: {}['a mistake']\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")

@@ -1,6 +1,5 @@
 """A run that is killed and started again ends in the very bits of a run that was left alone."""
 
-import json
 import os
 import random
 import signal
@@ -11,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.metrics import comparable, read_metrics
+from engine.metrics import read_metrics
 
 if TYPE_CHECKING:
     from conftest import Pretraining
@@ -39,12 +38,42 @@ def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout:
     pretraining.run("killed", *arguments)
 
     context = f"seed {seed}: killed after {kill_after} steps"
-    whole, resumed = final_state(pretraining.stage("whole")), final_state(pretraining.stage("killed"))
+    whole, resumed = (pretraining.final_state(pretraining.stage(name)) for name in ("whole", "killed"))
     assert not pretraining.differences(whole, resumed), context
     names = whole["weights"]
     assert any("momentum_" in name for name in names), "the momentum twins are part of what is compared"
     assert names["contrast.queue.valid"].all(), "the queue is part of what is compared, and is in use"
     assert whole["metrics"][-1]["step"] == 10
+
+
+def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_save_before(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk hangs at the second checkpoint; training goes on until the process is killed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\n"
+        "if 'RANK' in os.environ:\n"
+        "    from engine.hosts import shards\n"
+        "    write = shards.write_synced\n"
+        "    shards.write_synced = lambda path, parts: time.sleep(600) if 'step-000006' in str(path) "
+        "else write(path, parts)\n"
+    )
+    pretraining.run("whole", "logging.every=1")
+    metrics = pretraining.stage("killed") / "metrics.jsonl"
+    with monkeypatch.context() as slow:
+        slow.setenv("PYTHONPATH", str(tmp_path))
+        killed = pretraining.run_until(
+            "killed", lambda: len(read_metrics(metrics)) >= 8, signal.SIGKILL, "logging.every=1"
+        )
+        killed.communicate(timeout=60)
+    checkpoints = pretraining.stage("killed") / "checkpoints"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000006.tmp"]
+    assert "going on after step 3" in pretraining.run("killed", "logging.every=1")
+    whole, resumed = (pretraining.final_state(pretraining.stage(name)) for name in ("whole", "killed"))
+    assert not pretraining.differences(whole, resumed)
+    lines = read_metrics(pretraining.stage("whole") / "metrics.jsonl")
+    lost = {line["step"]: line["speed"]["save_seconds"] for line in lines}
+    assert lost[3] < lost[4], "the snapshot after step 3 is in the line of step 4"
 
 
 def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> None:
@@ -64,7 +93,7 @@ def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> Non
     assert "going on after step" in pretraining.run("stopped", *arguments)
 
     assert not pretraining.differences(
-        final_state(pretraining.stage("whole")), final_state(pretraining.stage("stopped"))
+        pretraining.final_state(pretraining.stage("whole")), pretraining.final_state(pretraining.stage("stopped"))
     )
 
 
@@ -72,17 +101,19 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     arguments = ("stages.spatial.steps=7",)
     pretraining.run("run", *arguments)
     stage = pretraining.stage("run")
-    before = final_state(stage)
+    before = pretraining.final_state(stage)
     (stage / "complete.json").unlink()
-    newest = stage / "checkpoints" / "step-000007" / "host" / "embed.safetensors"
+    newest = stage / "checkpoints" / "step-000007" / "host" / "shard-00000.safetensors"
     content = bytearray(newest.read_bytes())
     content[len(content) // 2] ^= 1
     newest.unlink()  # what was read of it above is mapped from the file
     newest.write_bytes(content)
     output = pretraining.run("run", *arguments)
-    assert "step-000007 is passed over: host/embed.safetensors does not have the SHA-256 that the manifest" in output
+    assert (
+        "step-000007 is passed over: host/shard-00000.safetensors does not have the SHA-256 that the manifest" in output
+    )
     assert "going on after step 6" in output
-    assert not pretraining.differences(before, final_state(stage))
+    assert not pretraining.differences(before, pretraining.final_state(stage))
 
 
 def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
@@ -115,24 +146,33 @@ def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_a_run_goes_from_zero_to_a_pipeline_to_one_process(pretraining: "Pretraining") -> None:
-    """Its losses, and what it is evaluated at, lie on top of those of a run that was left alone."""
+def change_layouts(pretraining: "Pretraining", steps: int, first: int, second: int) -> tuple[list[Any], list[Any]]:
+    """Runs a plan on one process, and again: ZeRO-3 on two up to a step, a pipeline 2 x 2 up to another, then one.
+
+    Returns:
+        The metrics of both runs.
+    """
     arguments = (
         *("model.dropout=0", "model.drop_path=0", "logging.every=1", "stages.spatial.optimizer.schedule=constant"),
         *("stages.spatial.optimizer.eps=1e-3", "stages.spatial.evaluate.every=5"),
         "stages.spatial.evaluate.tasks=[{kind: retrieval, where: {split: [test], style: [twemoji]}, max_samples: 40}]",
     )
-    alone = ("parallel.host=plain", "launch.processes=1", "batch.micro_batch_size_per_gpu=4")
+    alone = ("parallel.host=plain", "launch.processes=1", "batch.micro_batch_size_per_gpu=4", f"stages.0.steps={steps}")
     zero = ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2", "batch.micro_batch_size_per_gpu=2")
     grid = ("parallel.host=pipeline", "parallel.pipeline_stages=2", "batch.micro_batch_size_per_gpu=2")
     pretraining.run("whole", *arguments, *alone)
-    pretraining.run("moved", *arguments, *zero, "stages.spatial.steps=3")
-    output = pretraining.run(
-        "moved", *arguments, *grid, "parallel.zero_stage=1", "launch.processes=4", "stages.spatial.steps=7", timeout=240
-    )
+    pretraining.run("moved", *arguments, *zero, f"stages.0.steps={first}")
+    cut = (*grid, "parallel.zero_stage=1", "launch.processes=4", f"stages.0.steps={second}")
+    output = pretraining.run("moved", *arguments, *cut, timeout=240)
     assert "going on with pipeline-1 on 4 processes, 2 stages, 8 samples a step" in output
     pretraining.run("moved", *arguments, *alone)
     whole, moved = (read_metrics(pretraining.stage(name) / "metrics.jsonl") for name in ("whole", "moved"))
+    return whole, moved
+
+
+def test_a_run_goes_from_zero_to_a_pipeline_to_one_process(pretraining: "Pretraining") -> None:
+    """Its losses, and what it is evaluated at, lie on top of those of a run that was left alone."""
+    whole, moved = change_layouts(pretraining, steps=10, first=3, second=7)
     losses = [[line["losses"] for line in lines if line["event"] == "train"] for lines in (whole, moved)]
     assert len(losses[0]) == len(losses[1]) == 10
     for step, (ours, theirs) in enumerate(zip(*losses, strict=True)):
@@ -147,17 +187,3 @@ def test_a_run_goes_from_zero_to_a_pipeline_to_one_process(pretraining: "Pretrai
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4, msg=name)
-
-
-def final_state(stage: Path) -> dict[str, Any]:
-    """Everything that a stage leaves behind but times."""
-    checkpoint = max((stage / "checkpoints").glob("step-*"))
-    files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
-    return {
-        "weights": load_file(stage / "weights.safetensors"),
-        "generators": {file.name: torch.load(file) for file in files if file.suffix == ".pt"},
-        "host": {file.name: load_file(file) for file in files if file.suffix == ".safetensors"},
-        "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
-        "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
-        "metrics": [comparable(record) for record in read_metrics(stage / "metrics.jsonl")],
-    }

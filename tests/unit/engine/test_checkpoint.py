@@ -2,7 +2,10 @@ import dataclasses
 import json
 import os
 import random
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +20,11 @@ from engine.checkpoint import (
     newest_complete,
     prune,
     remove_leftovers,
-    save_checkpoint,
     step_folder,
 )
+from engine.checkpoint_writer import CheckpointWriter
 from engine.errors import CheckpointError
+from engine.files import write_synced
 
 LAYOUT = SavedLayout("plain", None, 1, 1, 8)
 STATE = TrainerState(
@@ -41,10 +45,15 @@ class FileHost:
     def __init__(self, value: int) -> None:
         self.value = value
 
-    def save(self, folder: Path) -> None:
-        (folder / "value.txt").write_text(str(self.value))
-        (folder / "inner").mkdir()
-        (folder / "inner" / "more.bin").write_bytes(bytes(range(100)))
+    def shard(self) -> "FileHost":
+        return FileHost(self.value)
+
+    def kept(self, memory: Any) -> "FileHost":
+        return FileHost(self.value)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        contents = {"value.txt": str(self.value).encode(), "more.bin": bytes(range(100))}
+        return {name: write_synced(folder / name, [content]) for name, content in contents.items()}
 
     def load(self, folder: Path) -> None:
         self.value = int((folder / "value.txt").read_text())
@@ -52,7 +61,13 @@ class FileHost:
 
 def save(folder: Path, step: int = 3, value: int = 7) -> Path:
     state = dataclasses.replace(STATE, step=step)
-    return save_checkpoint(folder, FileHost(value), state, {"micro_step": 2 * step})  # type: ignore[arg-type]
+    return write(folder, FileHost(value), state, {"micro_step": 2 * step})
+
+
+def write(folder: Path, host: "FileHost", state: TrainerState, loader_state: dict[str, Any]) -> Path:
+    writer = CheckpointWriter(folder, torch.device("cpu"), asynchronous=False, keep_last=9)
+    writer.save(host, state, loader_state)  # type: ignore[arg-type]
+    return step_folder(folder, state.step)
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -94,7 +109,7 @@ def test_manifest_names_every_file(tmp_path: Path) -> None:
             "host/value.txt does not have the SHA-256 that the manifest says",
         ),
         (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda c: (c / "manifest.json").write_text('{"format": 2, "files": {}}'), "manifest.json has format 2, this"),
+        (lambda c: (c / "manifest.json").write_text('{"format": 1, "files": {}}'), "manifest.json has format 1, this"),
         (lambda c: os.truncate(c / "manifest.json", 40), "manifest.json is not readable ("),
         (lambda c: os.truncate(c / "generators-00000.pt", 10), "generators-00000.pt has 10 bytes, the manifest says"),
     ],
@@ -112,12 +127,15 @@ def test_crash_before_the_rename_leaves_nothing_that_counts(tmp_path: Path) -> N
     whole = save(tmp_path, step=2)
 
     class DyingHost(FileHost):
-        def save(self, folder: Path) -> None:
-            super().save(folder)
+        def shard(self) -> "FileHost":
+            return self
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            super().write(folder)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(tmp_path, DyingHost(1), STATE, {})  # type: ignore[arg-type]
+        write(tmp_path, DyingHost(1), STATE, {})
     assert (tmp_path / "step-000003.tmp").is_dir()
     assert newest_complete(tmp_path, pytest.fail) == whole
     remove_leftovers(tmp_path)
@@ -129,12 +147,15 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path
     whole = save(tmp_path, step=2)
 
     class FullDisk(FileHost):
-        def save(self, folder: Path) -> None:
+        def shard(self) -> "FileHost":
+            return self
+
+        def write(self, folder: Path) -> dict[str, Any]:
             (folder / "large.bin").symlink_to("/dev/full")
-            (folder / "large.bin").write_bytes(bytes(100_000))
+            return {"large.bin": write_synced(folder / "large.bin", [bytes(100_000)])}
 
     with pytest.raises(CheckpointError) as caught:
-        save_checkpoint(tmp_path, FullDisk(1), STATE, {})  # type: ignore[arg-type]
+        write(tmp_path, FullDisk(1), STATE, {})
     assert str(caught.value) == (
         f"{tmp_path / 'step-000003'}: could not be written (process 0: [Errno 28] No space left on device); "
         "step-000002 is left as it was. Make room or mend the disk, and give the same command again: it goes on from "
@@ -143,6 +164,45 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["step-000002"], "nothing takes room from the next try"
     assert newest_complete(tmp_path, pytest.fail) == whole
     assert find_fault(save(tmp_path, step=3)) is None
+
+
+def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, torch.device("cpu"), asynchronous=True, keep_last=1)
+    writing, go_on = threading.Event(), threading.Event()
+
+    class SlowHost(FileHost):
+        def shard(self) -> "SlowHost":
+            return self
+
+        def kept(self, memory: Any) -> "SlowHost":
+            return SlowHost(self.value)
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            writing.set()
+            assert go_on.wait(60)
+            return super().write(folder)
+
+    host = SlowHost(7)
+    writer.save(host, dataclasses.replace(STATE, step=3, best_step=None), {})  # type: ignore[arg-type]
+    assert writing.wait(60)
+    host.value = 8
+    for _ in range(3):
+        writer.poll()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.tmp"]
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while not checkpoint_steps(tmp_path) and time.monotonic() < deadline:
+        writer.poll()
+    assert (tmp_path / "step-000003/host/value.txt").read_text() == "7"
+    assert find_fault(tmp_path / "step-000003") is None
+    go_on.clear()
+    writer.save(host, dataclasses.replace(STATE, step=4, best_step=None), {})  # type: ignore[arg-type]
+    threading.Timer(0.05, go_on.set).start()
+    writer.save(host, dataclasses.replace(STATE, step=5, best_step=None), {})  # type: ignore[arg-type]
+    assert checkpoint_steps(tmp_path)[-1] == 4, "the next save has waited for it, and with it for what it prunes"
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    assert find_fault(tmp_path / "step-000005") is None
 
 
 def test_torn_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def test_load_refuses_an_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as error:
         make_host().load(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / 'optimizer.json'}: not found; allowed is a folder that a host saved, with one file per layer"
+        f"{tmp_path / 'index.json'}: not found; allowed is a folder that a host saved, an index with its shards"
     )
 
 

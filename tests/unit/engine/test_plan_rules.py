@@ -195,6 +195,18 @@ STAGE_CASES = {
         {"parallel": "{host: plain, offload: optimizer}"},
         "p:7: stages.0.parallel.offload: got 'optimizer' with host 'plain'; allowed 'none'; change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3",
     ),
+    "offload_has_a_shard: whole parameters": (
+        {"parallel": "{zero_stage: 2, offload: parameters}"},
+        "p:7: stages.0.parallel.offload: got 'parameters' with zero_stage 2; allowed 'none', 'optimizer'; change it to one of these, or use host 'zero' with zero_stage 3",
+    ),
+    "nvme_has_a_folder": (
+        {"parallel": "{offload: optimizer, offload_device: nvme}"},
+        "p:3: parallel.nvme_folder: got null with offload_device 'nvme'; allowed a folder on a disk of each machine; name one",
+    ),
+    "nvme_has_a_folder: nothing to go there": (
+        {"parallel": "{offload_device: nvme, nvme_folder: /scratch}"},
+        "p:7: stages.0.parallel.offload_device: got 'nvme' where parallel.offload is 'none'; allowed 'cpu'; change it to 'cpu', or set parallel.offload to 'optimizer' or 'parameters'",
+    ),
     "experts_can_be_cut": (
         {"parallel": "{expert_parallel_size: 3}", "model": "{ffn: {kind: limoe, num_experts: 8}}"},
         "p:7: stages.0.parallel.expert_parallel_size: got 3 for 8 experts; allowed a divisor of their number; change one of them",

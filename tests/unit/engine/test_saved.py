@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from engine.checkpoint import SavedLayout, TrainerState, save_checkpoint
+from engine.checkpoint import SavedLayout, TrainerState
+from engine.checkpoint_writer import CheckpointWriter
 from engine.errors import CheckpointError
 from engine.hosts.plain import PlainHost
 from engine.optimizer import OptimizerConfig
@@ -26,10 +27,11 @@ def run(tmp_path: Path) -> Path:
     """A run's folder with two checkpoints of one stage, after one and after two steps."""
     host = PlainHost(synthetic.build_synthetic_chain(), OptimizerConfig(lr=1e-2), synthetic.plan_layout, total_steps=4)
     folder = tmp_path / "run" / "stages" / "01-one" / "checkpoints"
+    writer = CheckpointWriter(folder, host.device, asynchronous=False, keep_last=2)
     for step in (1, 2):
         host.step(synthetic.step_batches(step, 1, 4, host.gather), step)
         state = TrainerState(step, 0, 0, None, None, 0, {}, LAYOUT)
-        save_checkpoint(folder, host, state, {})
+        writer.save(host, state, {})
     return tmp_path / "run"
 
 

@@ -57,6 +57,9 @@ def test_waiting_counts_and_pauses_do_not() -> None:
     throughput.add([batch(1)], waited=2.0)
     figures = throughput.figures(torch.device("cpu"))
     assert before["data_wait"] == 0.0
+    assert figures["save_seconds"] == 0.0
     assert abs(figures["data_wait"] - 0.25) < 0.01
-    throughput.pause(6.0)
-    assert abs(throughput.figures(torch.device("cpu"))["data_wait"] - 1.0) < 0.05
+    throughput.pause(6.0, saving=1.5)
+    after = throughput.figures(torch.device("cpu"))
+    assert abs(after["data_wait"] - 1.0) < 0.05
+    assert after["save_seconds"] == 1.5

@@ -4,6 +4,7 @@ import synthetic_chain as synthetic
 from engine.errors import PlanError
 from engine.hosts.zero import ZeroHost
 from engine.optimizer import OptimizerConfig
+from engine.parallel import Offloading
 
 
 def test_refuses_to_offload_what_is_not_sharded() -> None:
@@ -16,7 +17,7 @@ def test_refuses_to_offload_what_is_not_sharded() -> None:
             total_steps=1,
             stage=0,
             micro_batch_size=1,
-            offload_optimizer=True,
+            offload=Offloading(optimizer=True),
         )
     assert str(error.value) == (
         "parallel.offload: got 'optimizer' with zero_stage 0; allowed with 1, 2 and 3; change one of them"

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from engine.freeze import freeze_idle
 from engine.plan_parse import load_plan
 from launcher.check import count_parameters, summarize
 from launcher.cli import COMMANDS
@@ -146,6 +147,22 @@ def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     ).stdout
     assert "pipeline of 3 stages, zero-1" in shown
     assert "50% of the time, with 2 micro-batches a step" in shown
+
+
+def test_the_memory_of_zero_3_is_shown(plan_path: Path) -> None:
+    plan = load_plan(plan_path, ["parallel.host=zero", "parallel.zero_stage=3"], 4)
+    (stage,) = summarize(plan, 4)["stages"]
+    chain = build_chain(plan.stages[0].model, plan.stages[0].objectives, load_tokenizer(plan.tokenizer).special)
+    freeze_idle(chain, plan.stages[0].layouts())
+    counts = [
+        sum(one.numel() for one in chain.parameters() if one.requires_grad == trained) for trained in (True, False)
+    ]
+    assert min(counts) > 0
+    assert stage["memory"]["share"] == (16 * counts[0] + 4 * counts[1]) // 4
+    assert stage["memory"]["transient"] >= 4 * 4 * max(
+        sum(p.numel() for p in layer.parameters()) for layer in chain.layers
+    )
+    assert summarize(load_plan(plan_path, ["parallel.zero_stage=2"], 4), 4)["stages"][0]["memory"] is None
 
 
 def test_a_profile_moves_the_cut(plan_path: Path, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def train_line(step: int, **changed: Any) -> dict[str, Any]:
         "losses": {"mlm": 2.5, "univlc": 1.0},
         "lr": {"decay": 0.001},
         "metrics": {"mlm/accuracy": 0.5, "univlc/temperature": 0.07, "univlc/new_figure": 9.0},
-        "speed": {"samples_per_second": 100.0, "mfu": 0.3, "data_wait": 0.01, "memory_gib": 1.0},
+        "speed": {"samples_per_second": 100.0, "mfu": 0.3, "data_wait": 0.01, "save_seconds": 0.0, "memory_gib": 1.0},
         **changed,
     }
 

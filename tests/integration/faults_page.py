@@ -1,0 +1,61 @@
+"""Writes docs/faults.md from a run of the tests that break runs.
+
+python -m pytest --full tests/integration/test_faults.py tests/integration/test_rollback.py --junitxml faults.xml
+python tests/integration/faults_page.py faults.xml
+
+Of a test that stands in several reports the last one counts.
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
+LAYOUTS = {"plain": "plain", "zero3": "ZeRO-3", "pipeline": "2 pipeline stages"}
+HEAD = """# Faults
+
+What a run survives. In each case a run of two stages on two processes is broken from outside
+(`tests/integration/faults/sitecustomize.py`), at one moment, on its first or its last rank. It is survived where the
+others end by themselves, the message names the rank and what happened to it, no process is left, and the same command
+then ends in the very bits (weights, twins, moments, queue, generators, place in the data, lines of metrics) of a run
+that nobody touched. What is behind it: [`design/NOTE`](design/NOTE).
+
+Written by `tests/integration/faults_page.py` from a run of `tests/integration/test_faults.py` and `test_rollback.py`:
+**{survived} of {tried} faults survived**, on two CPU cores. Seconds are the longest from the fault to the end of the
+last process; where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
+
+| fault | LAYOUTS |
+|---|RULES
+"""
+NOTE = "0010-faults.md"
+
+
+def page(reports: Sequence[Path]) -> str:
+    """The page as Markdown."""
+    found: dict[str, dict[str, list[tuple[bool, float | None]]]] = defaultdict(lambda: defaultdict(list))
+    cases = {one.attrib["name"]: one for report in reports for one in ElementTree.parse(report).iter("testcase")}
+    for case in cases.values():
+        facts = {one.attrib["name"]: one.attrib["value"] for one in case.iterfind("properties/property")}
+        if "fault" in facts:
+            layout, _, fault = facts["fault"].partition(", ")
+            survived = all(case.find(what) is None for what in ("failure", "error", "skipped"))
+            found[fault][layout].append((survived, float(facts["seconds"]) if "seconds" in facts else None))
+    outcomes = [outcome for row in found.values() for cell in row.values() for outcome in cell]
+    head = HEAD.replace("LAYOUTS", " | ".join(LAYOUTS.values())).replace("RULES", "---|" * len(LAYOUTS))
+    head = head.replace("NOTE", NOTE).format(survived=sum(good for good, _ in outcomes), tried=len(outcomes))
+    rows = [f"| {fault} | {' | '.join(cell(row[layout]) for layout in LAYOUTS)} |" for fault, row in found.items()]
+    return head + "\n".join(rows) + "\n"
+
+
+def cell(outcomes: list[tuple[bool, float | None]]) -> str:
+    """``2 of 2, 0.4 s``; ``-`` where nothing was tried."""
+    if not outcomes:
+        return "-"
+    seconds = [duration for _, duration in outcomes if duration is not None]
+    return f"{sum(good for good, _ in outcomes)} of {len(outcomes)}" + (f", {max(seconds):.1f} s" if seconds else "")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page([Path(report) for report in sys.argv[1:]]), encoding="utf-8")
