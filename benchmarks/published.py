@@ -25,6 +25,7 @@ from engine.estimate.operations import OperationCounter
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import LayerSize, ModelWork, Pass
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.layer_profile import imagined
 from engine.parallel import BatchConfig, HostName, ParallelConfig
 from engine.plan import StagePlan
@@ -88,7 +89,9 @@ def step_of(
     passes = [one for one, _, _ in layers]
     sizes = {one.layer: size for one, size, _ in layers}
     flops = sum(useful for _, _, useful in layers)
-    work = ModelWork(tuple(passes), sizes, batch, (LivePeak(0, 0, 0),), flops / batch, 1.0)
+    work = ModelWork(
+        tuple(passes), sizes, batch, ZeroSizes(50_000_000, 1, 1, 1), (LivePeak(0, 0, 0),), flops / batch, 1.0
+    )
     parallel = ParallelConfig(host=host, zero_stage=3 if zero == 3 else 1)
     stage = StagePlan("published", 1, (), (), parallel=parallel, batch=BatchConfig(micro_batch_size_per_gpu=batch))
     step = estimate_step(stage, work, cluster)

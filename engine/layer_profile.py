@@ -7,7 +7,6 @@ is in a picture. Memory is counted on the ``meta`` device, where kernels are tho
 import json
 import math
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.allocations import Allocations, storage_number
 from engine.hosts.micro_batch import first_state
 from engine.plan import StagePlan
 from omnivl.data.batch import Batch, is_video
@@ -79,27 +79,25 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
     names = {id(layer): name for name, layer in chain.named_children()}
     for state in states:
-        known = {_storage(tensor) for tensor in chain.state_dict().values()}
-        batch = {_storage(tensor) for tensor in state.values()}
+        known = {storage_number(tensor) for tensor in chain.state_dict().values()}
         kept: dict[str, int] = dict.fromkeys(found, 0)
         alive: list[Tensor] = []  # a storage that is freed may come back under the same number
-        passed: list[tuple[str, weakref.ref[Tensor]]] = []
 
         def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
-            if _storage(tensor) not in known:
-                known.add(_storage(tensor))
+            if storage_number(tensor) not in known:
+                known.add(storage_number(tensor))
                 kept[name] += tensor.untyped_storage().nbytes()
                 alive.append(tensor)
             return tensor
 
+        followed = Allocations()
         for layer in chain.program:
-            name = names[id(layer)]
-            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined():
+            followed.owner = name = names[id(layer)]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined(), followed:
                 state = layer(state)
-            passed += [(name, weakref.ref(tensor)) for tensor in state.values()]
-        for name, reference in passed:  # what autograd has not saved and is still held: inputs of recomputed blocks
-            if (tensor := reference()) is not None and _storage(tensor) not in batch:
-                keep(tensor, name)
+        for number, (name, size) in followed.held().items():
+            if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
+                kept[name] += size
         found = {name: max(count, kept[name]) for name, count in found.items()}
     return found
 
@@ -262,10 +260,6 @@ def made_by_layer(given: State, after: State) -> list[Tensor]:
 def _wait(state: State) -> None:
     if any(tensor.device.type == "cuda" for tensor in state.values()):
         torch.cuda.synchronize()
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -34,6 +34,10 @@ def estimate(
     micro_batches: Annotated[int, typer.Option(min=1, help="Sizes of micro-batches that a search tries.")] = 3,
     failures: Annotated[bool, typer.Option("--failures", help="Simulate a long run with failures.")] = False,
     node_hours: Annotated[float, typer.Option(min=0.01, help="Mean hours until a node fails.")] = 20_000.0,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="That a checkpoint takes from training; its bytes over storage if not given."),
+    ] = None,
     restart_minutes: Annotated[float, typer.Option(min=0, help="From a failure to training again.")] = 10.0,
     jitter: Annotated[
         float, typer.Option(min=0, help="Deviation of the logarithm of a device's speed, by step.")
@@ -69,8 +73,9 @@ def estimate(
         told[one.name] = as_json(figures)
         if found is not None:
             told[one.name]["search"] = found_json(found)
-        faults = _faults(figures, node_hours, restart_minutes, jitter, slow_share, slow_factor) if failures else None
+        faults = _faults(figures, node_hours, checkpoint_seconds, restart_minutes) if failures else None
         if faults is not None:
+            faults = replace(faults, jitter=jitter, slow_share=slow_share, slow_factor=slow_factor)
             told[one.name]["failures"] = failure_figures(figures, faults, 86400 * days, seed)
         if not json_output:
             for table in stage_tables(figures):
@@ -84,11 +89,9 @@ def estimate(
         typer.echo(json.dumps({**head, "stages": told}, indent=1))
 
 
-def _faults(
-    figures: StageEstimate, node_hours: float, restart: float, jitter: float, share: float, factor: float
-) -> Faults:
-    """What goes wrong on the cluster; checkpoints go to storage from all nodes at once."""
+def _faults(figures: StageEstimate, node_hours: float, checkpoint: float | None, restart_minutes: float) -> Faults:
+    """What fails on the cluster; a checkpoint goes to storage from all nodes at once."""
     cluster = figures.cluster
     rate = cluster.hardware.storage_gigabytes_per_second * 1e9 * cluster.nodes
-    base = Faults(node_hours, cluster.nodes, figures.checkpoint_bytes / rate, 60 * restart)
-    return replace(base, jitter=jitter, slow_share=share, slow_factor=factor)
+    seconds = figures.checkpoint_bytes / rate if checkpoint is None else checkpoint
+    return Faults(node_hours, cluster.nodes, seconds, 60 * restart_minutes)

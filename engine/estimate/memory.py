@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from engine.estimate.work import LayerSize, ModelWork
 from engine.plan import StagePlan
 
-BUCKET = 50_000_000  # elements, as engine.hosts.zero_engine has them
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
-REUSE = 1_000_000_000  # elements within which ZeRO-3 keeps a layer that is used again
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Memory:
         activations: The most that forward and backward pass need beside parameters and gradients.
         buffers: For communication: buckets, layers that are gathered, the flat copy of gradients.
         queue: The momentum queue and other buffers of the model.
-        host: In the memory of the host, instead of in the device's.
+        host: In the memory of the host or in its files, instead of in the device's memory.
         peak: The most at once on the device.
         moment: When that is: ``backward`` or ``optimizer``.
     """
@@ -80,18 +78,20 @@ def process_memory(
     weights = 4 * (shard + resting / replicas) if zero == 3 else 4 * (local + resting + shard * sharded)
     moments = 8 * (shard if sharded else local)
     gradients = 4 * (shard if (zero or 0) >= 2 else local)
-    lasting, passing, moving = _buffers(zero, sizes, local, shard, replicas)
+    lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
     alone, first = _activations(work, layers, held, local)
     twins_bytes = 4 * twins / (replicas if zero == 3 else 1)
     queue = float(sum(size.queue for size in sizes))
     once = stage.batch.gradient_accumulation_steps == 1 and (zero or 0) < 2
     backward = (first if once else alone + gradients) + passing
     optimizer = gradients + moving
-    host = 0.0
-    if stage.parallel.offload != "none":
+    host, offload = 0.0, stage.parallel.offloading
+    if offload.optimizer:
         host = moments + 4 * shard + gradients
         weights, moments = weights - (4 * shard if zero != 3 else 0.0), 0.0
         backward, optimizer, gradients = alone + passing, passing, 0.0
+    if offload.parameters:
+        host, weights = host + weights, 0.0
     return Memory(
         weights=weights,
         gradients=gradients,
@@ -111,10 +111,10 @@ def _local(size: LayerSize, expert_parallel: int) -> float:
 
 
 def _buffers(
-    zero: int | None, sizes: Sequence[LayerSize], local: float, shard: float, replicas: int
+    zero: int | None, work: ModelWork, sizes: Sequence[LayerSize], local: float, shard: float, replicas: int
 ) -> tuple[float, float, float]:
     """Bytes that are always there, in the backward pass, and when the optimizer moves."""
-    bucket = 4.0 * min(local, BUCKET)
+    bucket = 4.0 * min(local, work.zero.bucket)
     if zero is None:
         return (4.0 * local if replicas > 1 else 0.0), 0.0, 0.0
     if zero == 0:
@@ -122,22 +122,21 @@ def _buffers(
     if zero < 3:
         # The optimizer reads gradients from one flat piece, which stage 1 makes when it needs it.
         return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0
-    # Whole layers: those that stay for the backward pass, or the largest one and the next on its way. Gradients stay
-    # whole until they fill a bucket, and are then put together to be reduced, of which a share comes out.
-    kept = sum(size.elements for size, stays in zip(sizes, stay_gathered(sizes), strict=True) if stays)
-    largest = sum(sorted((size.elements for size in sizes), reverse=True)[:2])
-    return 0.0, 4.0 * max(kept, largest) + (2 + 1 / replicas) * bucket, 0.0
+    # Whole layers, as many as ZeRO-3 may hold. Gradients stay whole until they fill a bucket, and are then put together
+    # to be reduced, of which a share comes out.
+    whole = min(work.zero.live, sum(size.elements for size in sizes))
+    return 0.0, 4.0 * whole + (2 + 1 / replicas) * bucket, 4.0 * min(shard, work.zero.bucket)
 
 
-def stay_gathered(sizes: Sequence[LayerSize]) -> list[bool]:
-    """Which layers ZeRO-3 keeps whole from forward to backward pass: what is used in between is no more than ``REUSE``.
+def stay_gathered(sizes: Sequence[LayerSize], reuse: int) -> list[bool]:
+    """Which layers ZeRO-3 keeps whole from forward to backward pass: no more than ``reuse`` elements lie between.
 
     Source: ``deepspeed/runtime/zero/partitioned_param_coordinator.py``, ``__params_to_release``.
     """
     behind = 0
     stays = []
     for size in reversed(sizes):
-        stays.append(2 * behind < REUSE)
+        stays.append(2 * behind < reuse)
         behind += size.elements
     return stays[::-1]
 

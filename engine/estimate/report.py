@@ -69,10 +69,12 @@ class StageEstimate:
 
     @property
     def fits(self) -> bool:
-        """Whether device and host have the memory."""
+        """Whether device and host have the memory; what is offloaded to files has a disk of its own."""
         hardware = self.cluster.hardware
         on_host = self.cluster.per_node * max(one.host for one in self.memories)
         device = self.memory.peak <= _RESERVED * hardware.memory_gib * 2**30
+        if self.stage.parallel.offloading.folder is not None:
+            return device
         return device and on_host <= _RESERVED * hardware.host_memory_gib * 2**30
 
     @property

@@ -12,11 +12,12 @@ from engine.errors import PlanError
 from engine.estimate.report import StageEstimate, device_of, estimate_stage
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
-from engine.parallel import ParallelConfig
+from engine.parallel import Offload, ParallelConfig
 from engine.plan import StagePlan
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.tokenizer import Tokenizer
 
+_OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "parameters")
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -91,7 +92,7 @@ def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
         for zero in (1, 2, 3):
             candidates += [
                 replace(base, host="zero", zero_stage=zero, offload=offload, expert_parallel_size=size)
-                for offload in ("none", "optimizer")
+                for offload in _OFFLOADS[: 3 if zero == 3 else 2]
             ]
         candidates += [
             replace(piped, expert_parallel_size=size, pipeline_stages=count)

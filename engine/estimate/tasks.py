@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.estimate.events import Task, simulate
-from engine.estimate.memory import BUCKET, stay_gathered
+from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
 from engine.estimate.work import LayerSize, ModelWork, Pass
@@ -91,7 +91,9 @@ class StepBuilder:
         self.passes = [[one for one in work.passes if one.layer in part] for part in cuts]
         self.sizes = [[work.layers[name] for name in part] for part in cuts]
         self.kept = {
-            name for name, stays in zip(work.layers, stay_gathered(list(work.layers.values())), strict=True) if stays
+            name
+            for name, stays in zip(work.layers, stay_gathered(list(work.layers.values()), work.zero.reuse), strict=True)
+            if stays
         }
         self.built = StepTasks()
 
@@ -238,7 +240,7 @@ class StepBuilder:
         experts = sum(size.experts for size in sizes)
         dense = sum(size.trained for size in sizes) - experts
         total = collective(4.0 * dense, self.data)
-        buckets = max(1, -(-dense // BUCKET)) if self.zero else 1
+        buckets = max(1, -(-dense // self.work.zero.bucket)) if self.zero else 1
         total = replace(
             total,
             within_messages=total.within_messages * buckets,

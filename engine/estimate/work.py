@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.freeze import freeze, freeze_idle
+from engine.hosts.zero_sizes import ZeroSizes
 from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.plan import StagePlan
 from moe.sparse import SparseFeedForward
@@ -93,6 +94,7 @@ class ModelWork:
         passes: Along the chain.
         layers: What each layer holds, in the chain's order.
         batch: Samples of the micro-batch.
+        zero: How much ZeRO gathers and reduces at a time.
         peaks: The most that a micro-batch of each kind needs beyond parameters.
         useful_flops: Floating point operations of a sample's products that MFU counts, forward and backward.
         frames: Images of a sample, frames of clips counted one by one; the mean over kinds.
@@ -101,6 +103,7 @@ class ModelWork:
     passes: tuple[Pass, ...]
     layers: Mapping[str, LayerSize]
     batch: int
+    zero: ZeroSizes
     peaks: tuple[LivePeak, ...]
     useful_flops: float
     frames: float
@@ -158,6 +161,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         passes=tuple(mean),
         layers={name: _size(layer, kept[name]) for name, layer in chain.named_children()},
         batch=stage.batch.micro_batch_size_per_gpu,
+        zero=ZeroSizes.of(chain.layers),
         peaks=tuple(live_peak(chain, state) for state in states),
         useful_flops=sum(weight * one for weight, one in zip(weights, flops, strict=True)),
         frames=sum(weight * state.layout.num_frames for weight, state in zip(weights, states, strict=True)),

@@ -8,6 +8,7 @@ from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
 from engine.estimate.live import LivePeak
 from engine.estimate.operations import Operation
 from engine.estimate.work import LayerSize, ModelWork, Pass
+from engine.hosts.zero_sizes import ZeroSizes
 
 
 @pytest.fixture
@@ -64,6 +65,7 @@ def even_work() -> Work:
             **{"active": 1_000_000, "queue": 1000, "activations": 8_000_000},
         )
         peak = LivePeak(8_000_000 * layers, 9_000_000 * layers, 10_000_000 * layers)
-        return ModelWork(passes, dict.fromkeys(names, size), 1, (peak,), 3e12 * layers, 1.0)
+        sizes = ZeroSizes(bucket=1_000_000, prefetch=1_500_000, live=4_500_000, reuse=1)
+        return ModelWork(passes, dict.fromkeys(names, size), 1, sizes, (peak,), 3e12 * layers, 1.0)
 
     return build

@@ -68,10 +68,15 @@ def test_a_pipeline_stage_holds_its_layers_and_some_micro_batches(even_work: Wor
     assert replace(first, peak=0.0).causes == first.causes
 
 
-def test_zero_3_holds_whole_layers(even_work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, work = _stage(host="zero", zero_stage=3), even_work(10)
-    all_stay = process_memory(stage, work, replicas=8, expert_parallel=1).buffers
-    monkeypatch.setattr("engine.estimate.memory.REUSE", 7_000_000)  # 3 layers: 0, 3 and 6 million are used in between
-    assert stay_gathered(list(work.layers.values())) == [False] * 7 + [True] * 3
-    some_stay = process_memory(stage, work, replicas=8, expert_parallel=1).buffers
-    assert all_stay - some_stay == 4 * 7 * 1_500_000
+def test_zero_3_holds_whole_layers_and_buckets(even_work: Work) -> None:
+    memory = process_memory(_stage(host="zero", zero_stage=3), even_work(10), replicas=8, expert_parallel=1)
+    # Three layers of 1.5 million; a bucket of one million, its joined copy, and the eighth that comes out.
+    assert memory.buffers == 4 * (4_500_000 + 2_125_000)
+    layers = list(even_work(10).layers.values())
+    assert stay_gathered(layers, 7_000_000) == [False] * 7 + [True] * 3  # 0, 3 and 6 million lie in between
+
+
+def test_offloaded_parameters_leave_the_device(even_work: Work) -> None:
+    stage = _stage(host="zero", zero_stage=3, offload="parameters")
+    memory = process_memory(stage, even_work(10), replicas=8, expert_parallel=1)
+    assert memory.weights == 0 and memory.host == (16 + 4) * 10_000_000 / 8

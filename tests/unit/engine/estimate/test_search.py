@@ -17,7 +17,8 @@ def test_layouts_by_name(machine: HardwareConfig) -> None:
     stage = load_plan(PLANS / "emoji.yaml", ["parallel.host=zero"], 4).stage("spatial")
     found = [(one.host, one.zero_stage, one.offload) for one in layouts(stage, Cluster(machine, 1, 4))]
     zero = [("zero", zero, offload) for zero in (1, 2, 3) for offload in ("none", "optimizer")]
-    assert found[0][0] == "plain" and found[1:7] == zero and len(found) == 9
+    zero.append(("zero", 3, "parameters"))
+    assert found[0][0] == "plain" and found[1:8] == zero and len(found) == 10
     stages = [one.pipeline_stages for one in layouts(stage, Cluster(machine, 1, 4)) if one.host == "pipeline"]
     assert stages == [2, 4]
 

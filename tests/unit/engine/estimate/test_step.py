@@ -52,17 +52,14 @@ def test_many_micro_batches_take_as_long_as_if_all_were_simulated(machine: Hardw
     sent = step.traffic[REDUCE].within + step.traffic[REDUCE].between
     assert sent == pytest.approx(7 * 7 / 8 * 4 * 3e6)
     gathered = step.traffic[GATHER].within + step.traffic[GATHER].between
-    assert gathered == pytest.approx(7 * 7 / 8 * 4 * 3 * 1.5e6)  # twins too; layers stay for the backward pass
+    assert gathered == pytest.approx(7 * 5 * 7 / 8 * 4 * 1.5e6)  # twins too; the last layer stays for the backward pass
 
 
-def test_zero_3_hides_what_computing_covers(
-    machine: HardwareConfig, even_work: Work, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("engine.estimate.memory.REUSE", 1)  # only the last layer stays for the backward pass
+def test_zero_3_hides_what_computing_covers(machine: HardwareConfig, even_work: Work) -> None:
     slow = replace(machine, within_node=replace(machine.within_node, gigabytes_per_second=0.009))
     stage = _stage(host="zero", zero_stage=3)
     hidden = estimate_step(stage, even_work(4), Cluster(slow, 1, 4))
-    # A gather of 6 MB takes half a second: all but the first, and the last reduction, hide behind seconds of work.
+    # A gather of 6 MB takes half a second. All but the first, and the last reduction, hide behind seconds of work.
     assert hidden.seconds == pytest.approx(12.0 + 0.5 + 3 / 4 * 4e6 / 0.009e9, rel=0.01)
     open_ = estimate_step(stage, even_work(4), Cluster(replace(slow, overlaps=False), 1, 4))
     assert open_.seconds == pytest.approx(12.0 + 7 * 0.5 + 4 * 3 / 4 * 4e6 / 0.009e9, rel=0.01)

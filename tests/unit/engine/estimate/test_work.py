@@ -49,7 +49,7 @@ def test_operations_are_those_that_mfu_counts() -> None:
     stage, tokenizer = _stage("emoji.yaml", "spatial")
     work = model_work(stage, tokenizer, 1, META)
     assert _flops(work) == pytest.approx(work.useful_flops * work.batch, rel=0.02)
-    recomputed, _ = _stage("emoji.yaml", "spatial", "model.recompute=true")
+    recomputed, _ = _stage("emoji.yaml", "spatial", "model.recompute=block")
     again = model_work(recomputed, tokenizer, 1, META)
     assert again.useful_flops == work.useful_flops
     assert 1.25 < _flops(again) / _flops(work) < 4 / 3  # a third forward pass of all blocks
@@ -59,8 +59,8 @@ def test_operations_are_those_that_mfu_counts() -> None:
 
 
 def test_what_lives_when_the_forward_pass_ends_is_what_layers_keep() -> None:
-    for overrides in ([], ["model.recompute=true"]):
-        stage, tokenizer = _stage("emoji.yaml", "joint", *overrides)
+    for recompute in ("none", "attention", "ffn", "block"):
+        stage, tokenizer = _stage("emoji.yaml", "joint", f"model.recompute={recompute}")
         with META:
             chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=torch.bfloat16)
         for state in blank_states(stage, tokenizer, META):
