@@ -21,6 +21,7 @@ BENCHMARKS: Mapping[str, str] = {
     "loader": "the loader against a bare decode loop",
     "step_flops": "achieved FLOP/s of a training step over the best bf16 matrix product",
     "experts": "sparse feed-forward layers against a dense one and against DeepSpeed's",
+    "estimate": "memory and time of a step as estimated against measured, on one to four processes",
     "memory": "what a process holds at most under ZeRO-3, and what recomputation saves and costs",
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
     "fillings": "dense, by modality, sparse and both in the feed-forward slot, several seeds",

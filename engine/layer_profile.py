@@ -7,7 +7,8 @@ is in a picture. Memory is counted on the ``meta`` device, where kernels are tho
 import json
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.allocations import Allocations, storage_number
 from engine.hosts.micro_batch import first_state
 from engine.plan import StagePlan
-from omnivl.data.batch import is_video
+from omnivl.data.batch import Batch, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.tokenizer import Tokenizer
@@ -44,24 +47,30 @@ class LayerUse:
     activation_bytes: int
 
 
-def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
-    """The head of the chain for a micro-batch of blank samples of each kind that the stage takes."""
+def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
+    """A micro-batch of blank samples of each kind that the stage takes."""
     collator = Collator(stage.model, stage.objectives, tokenizer, seed=0)
-    plan = partial(plan_layout, stage.objectives)
     text = "a" + " a" * stage.model.text_length  # as long as the model reads
-    states = []
+    batches = []
     for layout in stage.layouts():
         side = stage.model.video_size if is_video(layout.kind) else stage.model.image_size
         frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
         examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
-        states.append(first_state(collator.collate(examples, layout.kind, "blank", 0), plan, device))
-    return states
+        batches.append(collator.collate(examples, layout.kind, "blank", 0))
+    return batches
+
+
+def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
+    """The head of the chain for each of ``blank_batches``."""
+    plan = partial(plan_layout, stage.objectives)
+    return [first_state(batch, plan, device) for batch in blank_batches(stage, tokenizer)]
 
 
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
 
-    Casts of weights count, weights themselves and what an earlier layer keeps do not.
+    Casts of weights count, weights themselves and what an earlier layer keeps do not. Of what is recomputed, its input
+    counts.
 
     Args:
         chain: Built on ``meta``.
@@ -70,21 +79,25 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
     names = {id(layer): name for name, layer in chain.named_children()}
     for state in states:
-        known = {_storage(tensor) for tensor in chain.state_dict().values()}
+        known = {storage_number(tensor) for tensor in chain.state_dict().values()}
         kept: dict[str, int] = dict.fromkeys(found, 0)
         alive: list[Tensor] = []  # a storage that is freed may come back under the same number
 
         def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
-            if _storage(tensor) not in known:
-                known.add(_storage(tensor))
+            if storage_number(tensor) not in known:
+                known.add(storage_number(tensor))
                 kept[name] += tensor.untyped_storage().nbytes()
                 alive.append(tensor)
             return tensor
 
+        followed = Allocations()
         for layer in chain.program:
-            name = names[id(layer)]
-            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), _UsualShares():  # type: ignore[no-untyped-call]
+            followed.owner = name = names[id(layer)]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined(), followed:
                 state = layer(state)
+        for number, (name, size) in followed.held().items():
+            if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
+                kept[name] += size
         found = {name: max(count, kept[name]) for name, count in found.items()}
     return found
 
@@ -149,6 +162,44 @@ def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, Lay
     return uses
 
 
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Lets a chain on ``meta`` run forward and backward, by the kernels that an accelerator would take.
+
+    Where there is no device, torch takes explicit products for attention; its function is replaced as long as this
+    lasts, since modes of torch do not reach what the backward pass recomputes.
+    """
+    usual = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = partial(_fused_attention, usual)
+    try:
+        with _UsualShares():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        F.scaled_dot_product_attention = usual
+
+
+def _fused_attention(
+    usual: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attention by the fused kernels of an accelerator where there is none; ``usual`` elsewhere."""
+    if not query.is_meta:
+        return usual(query, key, value, attn_mask=attn_mask, **options)
+    made: Tensor
+    if attn_mask is None and query.dtype != torch.float32:
+        made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return made
+    if attn_mask is not None:
+        added = query.new_empty(attn_mask.shape) if attn_mask.dtype == torch.bool else attn_mask
+        attn_mask = added.expand(*query.shape[:3], key.shape[2])
+    made = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+    return made
+
+
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """How much of a mask is true cannot be known without values: of words the usual share, of patches half.
 
@@ -165,7 +216,9 @@ class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(args[0], [place for places in chosen for place in places])
         if func is torch.ops.aten._grouped_mm.default:
             rows, bank = args[:2]
-            return rows.new_empty((len(rows), bank.shape[-1]))
+            ends = args[2] if len(args) > 2 else kwargs["offs"]
+            groups = (len(ends),) if bank.dim() == 2 else ()  # of two tensors of rows a product for each group
+            return rows.new_empty((*groups, len(rows), bank.shape[-1]))
         return func(*args, **(kwargs or {}))
 
 
@@ -181,29 +234,32 @@ def _places(mask: Tensor, share: float) -> list[Tensor]:
 
 def _timed(layer: torch.nn.Module, state: State) -> tuple[State, float]:
     """The layer's detached result and the seconds of its forward and backward pass."""
-    given = {
-        name: tensor.detach().requires_grad_(tensor.requires_grad) if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-    }
+    given = apart(state)
     _wait(state)
     began = time.perf_counter()
-    after: State = layer(State(given, state.layout))
-    made = [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
+    after: State = layer(given)
+    made = made_by_layer(given, after)
     if made:
         torch.autograd.backward(made, [torch.ones_like(tensor) for tensor in made])
     _wait(after)
-    taken = time.perf_counter() - began
-    left = {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in after.items()}
-    return State(left, after.layout), taken
+    return apart(after), time.perf_counter() - began
+
+
+def apart(state: State) -> State:
+    """The state cut off from what made it; what had a gradient is a leaf that gets one."""
+    return State(
+        {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}, state.layout
+    )
+
+
+def made_by_layer(given: State, after: State) -> list[Tensor]:
+    """What a layer made of ``given`` that its backward pass begins with."""
+    return [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
 
 
 def _wait(state: State) -> None:
     if any(tensor.device.type == "cuda" for tensor in state.values()):
         torch.cuda.synchronize()
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _same(tensor: Tensor) -> Tensor:

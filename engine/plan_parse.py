@@ -34,15 +34,7 @@ def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: i
         PlanError: The file cannot be read, or something in it or in the overrides is wrong.
     """
     path = FilePath(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        reason = f"got a file that cannot be read ({error.strerror})"
-        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
-    except UnicodeDecodeError as error:
-        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
-        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
-    return parse_plan(text, str(path), overrides, world_size)
+    return parse_plan(_read_text(path), str(path), overrides, world_size)
 
 
 def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
@@ -131,6 +123,15 @@ def parse_as(cls: type[Config], document: Document) -> Config:
     return typed
 
 
+def load_section(path: FilePath, cls: type[Config]) -> Config:
+    """Reads a YAML file that holds the fields of one dataclass.
+
+    Raises:
+        PlanError: The file cannot be read, or names every problem in it.
+    """
+    return parse_as(cls, read_yaml(_read_text(path), str(path)))
+
+
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
     """A copy in which every stage has the plan's shared sections with its own fields over them."""
     stages = tree.get("stages")
@@ -144,6 +145,17 @@ def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
             stage = {**stage, **own}
         complete.append(stage)
     return {**tree, "stages": complete}
+
+
+def _read_text(path: FilePath) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = f"got a file that cannot be read ({error.strerror})"
+        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
+    except UnicodeDecodeError as error:
+        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
+        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
 
 
 @cache

@@ -36,6 +36,10 @@ COMMANDS: Mapping[str, Command] = {
     "profile": Command(
         "launcher.profile", "profile", "Measures what each layer of a plan's model takes on this machine."
     ),
+    "estimate": Command(
+        "launcher.estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."
+    ),
+    "measure": Command("launcher.measure", "measure", "Measures this machine's profile for estimates."),
     "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
     "submit": Command(
         "launcher.slurm.submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."

@@ -1,0 +1,145 @@
+"""Estimates of ``omnivl estimate`` against what is measured on this machine, on one to four processes.
+
+python -m benchmarks.estimate
+
+Every case is a layout. Its processes first measure the machine's profile at the same time, each on its share of the
+cores; then they train a few steps on blank samples. The estimate knows the profile and the plan, not the steps. Memory
+is the most that a process holds in a step above what it has after steps of a model of the same widths and few layers.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.estimate_process import read_stage
+from benchmarks.measure import Ratio, Spread, short
+from benchmarks.record import ROOT, Options, Report, Table, main_of
+from engine.estimate.hardware import load_hardware
+from engine.estimate.report import estimate_stage
+from engine.estimate.traffic import Cluster
+
+PLAN, STAGE = "configs/plans/emoji.yaml", "spatial"
+MODEL: Mapping[str, Any] = {
+    **{"hidden_size": 512, "num_heads": 8, "image_size": 64, "patch_size": 8, "projection_size": 256},
+    **{"vision_layers": 6, "text_layers": 4, "alignment_layers": 2, "generation_layers": 1},
+}
+SMALL: Mapping[str, int] = {"vision_layers": 1, "text_layers": 1, "alignment_layers": 1, "generation_layers": 1}
+MEMORY_WITHIN, TIME_WITHIN = 0.10, 0.20
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout.
+
+    Attributes:
+        name: For the tables.
+        processes: How many.
+        parallel: Fields of the plan's section.
+        accumulation: Micro-batches of a step.
+    """
+
+    name: str
+    processes: int
+    parallel: Mapping[str, Any]
+    accumulation: int = 1
+
+    def overrides(self, micro_batch: int) -> list[str]:
+        """Of the plan."""
+        fields = {f"parallel.{name}": value for name, value in self.parallel.items()}
+        fields |= {f"model.{name}": value for name, value in MODEL.items()}
+        fields |= {
+            f"stages.{STAGE}.batch.micro_batch_size_per_gpu": micro_batch,
+            f"stages.{STAGE}.batch.gradient_accumulation_steps": self.accumulation,
+        }
+        return [f"{name}={value}" for name, value in fields.items()]
+
+
+CASES: Sequence[Case] = (
+    Case("plain", 1, {"host": "plain"}),
+    Case("plain", 2, {"host": "plain"}),
+    Case("ZeRO-1", 2, {"host": "zero", "zero_stage": 1}),
+    Case("ZeRO-2, two micro-batches", 2, {"host": "zero", "zero_stage": 2}, 2),
+    Case("ZeRO-3", 2, {"host": "zero", "zero_stage": 3}),
+    Case("pipeline of 2, four micro-batches", 2, {"host": "pipeline", "zero_stage": 1, "pipeline_stages": 2}, 4),
+    Case("ZeRO-1", 4, {"host": "zero", "zero_stage": 1}),
+    Case("ZeRO-3", 4, {"host": "zero", "zero_stage": 3}),
+    Case("pipeline of 2 x 2, four micro-batches", 4, {"host": "pipeline", "zero_stage": 1, "pipeline_stages": 2}, 4),
+)
+
+
+def run(options: Options) -> Report:
+    """Runs all cases, one after the other."""
+    micro_batch, steps = (4, 2) if options.quick else (16, 7)
+    rows, memory, seconds = [], [], []
+    for case in CASES[:3] if options.quick else CASES:
+        overrides = case.overrides(micro_batch)
+        found = _measured(case, overrides, options, steps)
+        stage, tokenizer = read_stage(PLAN, STAGE, overrides, case.processes)
+        with tempfile.TemporaryDirectory() as folder:
+            profile = Path(folder) / "measured.yaml"
+            profile.write_text(found["hardware"])
+            cluster = Cluster(load_hardware(str(profile)), 1, case.processes)
+        estimate = estimate_stage(stage, tokenizer, cluster)
+        memory.append(estimate.memory.peak / max(found["peaks"]))
+        seconds.append(estimate.step.seconds / found["seconds"])
+        rows.append(
+            [
+                *(case.name, str(case.processes)),
+                *(f"{estimate.memory.peak / 2**20:,.0f}", f"{max(found['peaks']) / 2**20:,.0f}", _error(memory[-1])),
+                *(short(estimate.step.seconds), short(found["seconds"]), _error(seconds[-1])),
+                estimate.limits,
+            ]
+        )
+        sys.stdout.write("  ".join(rows[-1]) + "\n")
+        sys.stdout.flush()
+    head = ("layout", "processes", "MiB estimated", "measured", "error", "s estimated", "measured", "error", "limit")
+    ratios = [
+        Ratio("memory, estimated / measured", Spread.of(memory), 1 - MEMORY_WITHIN, 1 + MEMORY_WITHIN),
+        Ratio("seconds of a step, estimated / measured", Spread.of(seconds), 1 - TIME_WITHIN, 1 + TIME_WITHIN),
+    ]
+    what = " ".join((__doc__ or "").split("\n\n")[2].split())
+    settings = {"plan": PLAN, "stage": STAGE, "model": dict(MODEL), "micro_batch": micro_batch, "steps": steps}
+    return Report("estimate", what, ratios, [Table("Fullest process and step", head, rows)], settings)
+
+
+def _error(ratio: float) -> str:
+    return f"{ratio - 1:+.0%}"
+
+
+def _measured(case: Case, overrides: Sequence[str], options: Options, steps: int) -> dict[str, Any]:
+    """What the processes of a case found.
+
+    Raises:
+        RuntimeError: One of them failed.
+    """
+    threads = max(1, options.threads // case.processes)
+    wanted = {
+        **{"plan": PLAN, "stage": STAGE, "overrides": list(overrides), "small": dict(SMALL)},
+        **{"threads": threads, "steps": steps, "seconds": 0.2 if options.quick else 0.6},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        given, result = Path(folder) / "case.json", Path(folder) / "result.json"
+        given.write_text(json.dumps(wanted))
+        code = (
+            "from launcher.local import run_local; import sys; "
+            "sys.exit(run_local('benchmarks.estimate_process', sys.argv[2:], int(sys.argv[1])))"
+        )
+        command = [sys.executable, "-c", code, str(case.processes), str(given), str(result)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": "cpu"}
+        # Memory that is freed goes back to the system at once: what a process holds is then what it needs.
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900)
+        if done.returncode != 0 or not result.is_file():
+            raise RuntimeError(f"{case.name} on {case.processes} processes failed:\n{done.stderr[-4000:]}")
+        read: dict[str, Any] = json.loads(result.read_text())
+    return read
+
+
+if __name__ == "__main__":
+    main_of("estimate", __doc__, run)

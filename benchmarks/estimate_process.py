@@ -1,0 +1,114 @@
+"""One process of a run that ``benchmarks.estimate`` compares with its estimate.
+
+python -m benchmarks.estimate_process CASE.json RESULT.json
+
+Measures this machine's profile together with the other processes, then trains and takes time and memory.
+"""
+
+import gc
+import json
+import statistics
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from engine import ranks
+from engine.collectives import make_gather
+from engine.environment import resident_bytes
+from engine.estimate.measure import hardware_yaml, measure_hardware
+from engine.freeze import freeze_idle
+from engine.hosts import create_host, replica_group
+from engine.hosts.pipeline_cut import pipeline_cuts
+from engine.hosts.process_group import finish, join_process_group
+from engine.layer_profile import blank_batches
+from engine.plan import StagePlan
+from engine.plan_parse import load_plan
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.model.build import build_chain
+
+
+def read_stage(plan: str, name: str, overrides: list[str], processes: int) -> tuple[StagePlan, Tokenizer]:
+    """A stage of a plan, with its image-text pairs alone: every step is then of one kind."""
+    read = load_plan(plan, overrides, processes)
+    stage = read.stage(name)
+    pairs = tuple(entry for entry in stage.data if entry.kind == "image_text")
+    return replace(stage, data=pairs), load_tokenizer(read.tokenizer)
+
+
+def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[float], int]:
+    """Seconds of each step but the first two, and the most bytes that this process held above what it began with."""
+    base = resident_bytes()
+    clear_peak()
+    device, batch = torch.device("cpu"), stage.batch
+    torch.manual_seed(0)
+    chain = build_chain(
+        stage.model,
+        stage.objectives,
+        tokenizer.special,
+        gather=make_gather(replica_group(stage.parallel)),
+        compute_dtype=torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32,
+    )
+    freeze_idle(chain, stage.layouts())
+    host = create_host(
+        stage.parallel,
+        chain,
+        stage.optimizer,
+        stage.objectives,
+        total_steps=1000,
+        micro_batch_size=batch.micro_batch_size_per_gpu,
+        gradient_accumulation_steps=batch.gradient_accumulation_steps,
+        device=device,
+        cuts=pipeline_cuts(chain, stage),
+    )
+    chain.train()
+    batches = blank_batches(stage, tokenizer) * batch.gradient_accumulation_steps if host.takes_batches else []
+    taken = []
+    for step in range(steps + 2):
+        if step == 2:
+            clear_peak()  # what starting a host needs for a moment is not what training needs
+        ranks.barrier()
+        began = time.perf_counter()
+        host.step(batches, step)
+        ranks.barrier()
+        taken.append(time.perf_counter() - began)
+    return taken[2:], peak_bytes() - base
+
+
+def clear_peak() -> None:
+    """Lets the kernel forget the most that this process has held."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The most that this process has held since then, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+
+
+def main(case: Path, result: Path) -> None:
+    """Measures, trains, writes what was found."""
+    wanted = json.loads(case.read_text())
+    torch.set_num_threads(wanted["threads"])
+    device = join_process_group(always=True)
+    processes = ranks.world_size()
+    before = measure_hardware(device, local_processes=processes, seconds=wanted["seconds"])
+    stage, tokenizer = read_stage(wanted["plan"], wanted["stage"], wanted["overrides"], processes)
+    # A model of the same widths and few layers first: what is imported and set up for its kernels stays.
+    small = replace(stage.model, **wanted["small"])
+    train(replace(stage, model=small), tokenizer, 1)
+    gc.collect()
+    taken, peak = train(stage, tokenizer, wanted["steps"])
+    peaks: list[int] = [0] * processes
+    dist.all_gather_object(peaks, peak)
+    if ranks.rank() == 0:
+        found = {"seconds": statistics.median(taken), "all": taken, "peaks": peaks, "hardware": hardware_yaml(before)}
+        result.write_text(json.dumps(found))
+    finish()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

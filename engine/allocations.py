@@ -1,0 +1,58 @@
+"""Memory of tensors, followed from the operation that makes them to the end of the last tensor that uses it."""
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follows what is made while it is entered, on any device and on ``meta``.
+
+    Attributes:
+        owner: Whose the tensors are that are made now.
+        live: Bytes that are there.
+        most: The most that were there at once.
+        other: Bytes that somebody else counts.
+        most_with_other: The most of ``live`` and ``other`` together.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owner = ""
+        self.live = self.most = self.most_with_other = self.other = 0
+        self._known: dict[int, tuple[str, int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Does the operation and follows what it makes."""
+        given = {storage_number(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor) and storage_number(leaf) not in given:
+                self._follow(leaf.untyped_storage())
+        self.most = max(self.most, self.live)
+        self.most_with_other = max(self.most_with_other, self.live + self.other)
+        return out
+
+    def held(self) -> dict[int, tuple[str, int]]:
+        """Owner and bytes of every storage that is there, by its number."""
+        return dict(self._known)
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        number = int(storage._cdata)
+        if number not in self._known:
+            self._known[number] = self.owner, storage.nbytes()
+            self.live += storage.nbytes()
+            weakref.finalize(storage, self._forget, number, storage.nbytes())
+
+    def _forget(self, number: int, size: int) -> None:
+        self._known.pop(number, None)
+        self.live -= size
+
+
+def storage_number(tensor: Tensor) -> int:
+    """What tells a tensor's memory from that of others, as long as it is there."""
+    return int(tensor.untyped_storage()._cdata)

@@ -1,0 +1,147 @@
+"""What a cluster's devices and links can do: one YAML file per kind of machine, in ``configs/hardware``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.estimate.operations import Operation, Operations
+from engine.plan_parse import load_section
+from omnivl.errors import UserError
+
+FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")
+
+
+PRODUCTS, MEMORY, STARTING = "products", "memory", "starting operations"
+
+
+@dataclass(frozen=True)
+class RateConfig:
+    """Something for each precision.
+
+    Attributes:
+        bf16: In bf16.
+        fp32: In fp32.
+    """
+
+    bf16: float
+    fp32: float
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """A way between processes.
+
+    Attributes:
+        gigabytes_per_second: What one process sends, in one direction, while it receives as much.
+        share: Of that, what collectives reach on large messages.
+        latency_seconds: Of one message.
+    """
+
+    gigabytes_per_second: float
+    share: float
+    latency_seconds: float
+
+    def seconds(self, sent_bytes: float, messages: float) -> float:
+        """Of so many bytes in so many messages, one after the other."""
+        return sent_bytes / (self.gigabytes_per_second * 1e9 * self.share) + messages * self.latency_seconds
+
+
+@dataclass(frozen=True)
+class HardwareConfig:
+    """A kind of machine, seen by one process, which has one device.
+
+    Attributes:
+        name: For people.
+        device: ``gpu``, or ``cpu`` whose kernels are others and whose processes share their cores with the links.
+        memory_gib: Of the device.
+        peak_tflops: Of dense matrix products.
+        product_share: Of the peak, what large matrix products reach.
+        attention_share: Of the peak, what fused attention reaches.
+        memory_gigabytes_per_second: Of the device's memory.
+        memory_share: Of that, what a layer's operations reach, which make a new tensor each.
+        operation_seconds: That the program takes to start an operation.
+        processes_per_node: Devices of a node.
+        within_node: Between devices of a node.
+        between_nodes: Of one device to other nodes.
+        overlaps: Whether links work while the device computes.
+        host_memory_gib: Of a node.
+        host_gigabytes_per_second: Between a device and its host's memory.
+        storage_gigabytes_per_second: From storage to a node, and back.
+        decoded_images_per_second: Images that a node decodes and augments, all cores together; null where unknown.
+    """
+
+    name: str
+    device: Literal["gpu", "cpu"]
+    memory_gib: float
+    peak_tflops: RateConfig
+    product_share: RateConfig
+    attention_share: RateConfig
+    memory_gigabytes_per_second: float
+    memory_share: float
+    operation_seconds: float
+    processes_per_node: int
+    within_node: LinkConfig
+    between_nodes: LinkConfig
+    overlaps: bool
+    host_memory_gib: float
+    host_gigabytes_per_second: float
+    storage_gigabytes_per_second: float
+    decoded_images_per_second: float | None = None
+
+    def peak_flops(self, precision: Literal["fp32", "bf16"]) -> float:
+        """Floating point operations per second on paper."""
+        return float(getattr(self.peak_tflops, precision)) * 1e12
+
+    def seconds(self, operations: Operations) -> float:
+        """How long a device takes for operations, one after the other."""
+        return sum(self.parts(operations).values())
+
+    def parts(self, operations: Operations) -> dict[str, float]:
+        """The same by what limits: ``products``, ``memory``, ``starting operations``.
+
+        A GPU works while the program starts what comes next, so that only what that takes longer counts; a CPU does
+        both itself.
+        """
+        found = {PRODUCTS: 0.0, MEMORY: 0.0, STARTING: 0.0}
+        for operation, count in operations.items():
+            products = self._product_seconds(operation)
+            memory = self.move_seconds(operation.bytes) / self.memory_share
+            found[PRODUCTS if products > memory else MEMORY] += count * max(products, memory)
+            found[STARTING] += count * self.operation_seconds
+        if self.device == "gpu":
+            found[STARTING] = max(0.0, found[STARTING] - found[PRODUCTS] - found[MEMORY])
+        return found
+
+    def move_seconds(self, moved_bytes: float) -> float:
+        """How long a device takes to read and write so many bytes of its memory, in place and in order."""
+        return moved_bytes / (self.memory_gigabytes_per_second * 1e9)
+
+    def _product_seconds(self, operation: Operation) -> float:
+        if not operation.flops:
+            return 0.0
+        share = self.attention_share if operation.kind == "attention" else self.product_share
+        return operation.flops / (self.peak_flops(operation.precision) * float(getattr(share, operation.precision)))
+
+
+def load_hardware(name: str) -> HardwareConfig:
+    """Reads a machine.
+
+    Args:
+        name: Of a file of ``configs/hardware``, without its ending, or the path of a YAML file.
+
+    Raises:
+        PlanError: The file is not what it should be.
+        UserError: There is no such file.
+    """
+    paths = (
+        [Path(name)] if name.endswith((".yaml", ".yml")) else [folder / f"{name.lower()}.yaml" for folder in FOLDERS]
+    )
+    found = next((path for path in paths if path.is_file()), None)
+    if found is None:
+        known = sorted({path.stem for folder in FOLDERS for path in folder.glob("*.yaml")})
+        raise UserError(
+            f"--hardware: got {name!r}, which is no file; allowed are {', '.join(known)} or the path of a YAML file; "
+            "name one of them, or measure this machine with `omnivl measure FILE`"
+        )
+    read: HardwareConfig = load_section(found, HardwareConfig)
+    return read

@@ -1,0 +1,56 @@
+"""The most memory that a forward and backward pass holds at once, followed allocation by allocation."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from engine.allocations import Allocations
+from engine.layer_profile import imagined
+from omnivl.model.chain import Chain
+from omnivl.model.state import State
+
+
+@dataclass(frozen=True)
+class LivePeak:
+    """Bytes beyond parameters and the batch.
+
+    Attributes:
+        forward: What is there when the forward pass ends: kept for the backward pass.
+        alone: The most of all but the parameters' gradients.
+        with_gradients: The most of all, of a micro-batch that finds no gradients there.
+    """
+
+    forward: int
+    alone: int
+    with_gradients: int
+
+
+def live_peak(chain: Chain, state: State) -> LivePeak:
+    """Follows one micro-batch through a chain.
+
+    Args:
+        chain: On ``meta`` for an accelerator's kernels, which hold no memory then; or on the CPU for its own.
+        state: From ``engine.layer_profile.blank_states``, on the same device.
+    """
+    tracker = Allocations()
+    gradients = 0
+
+    def leave(parameter: Tensor) -> None:
+        nonlocal gradients
+        assert parameter.grad is not None
+        gradients += parameter.grad.nbytes
+        parameter.grad = None
+        tracker.other = gradients
+
+    trained = [one for one in chain.parameters() if one.requires_grad]
+    handles = [one.register_post_accumulate_grad_hook(leave) for one in trained]  # type: ignore[no-untyped-call]
+    try:
+        with imagined(), tracker:
+            last = chain(state)
+            kept = tracker.live
+            last["loss"].backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        chain.discard_step()
+    return LivePeak(kept, tracker.most, tracker.most_with_other)

@@ -1,0 +1,195 @@
+"""This machine's profile, measured: products, memory, the cost of starting operations, links between its processes.
+
+Every process measures at the same time, as they do when they train: cores that processes share are shared here too, and
+each gets its part. What is given is the mean over the processes.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+
+from engine.environment import describe_environment, memory_bytes
+from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
+from engine.peak import measured_peak
+from engine.plan_yaml import write_yaml
+
+_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+_LAYER = {"cpu": (1024, 384, 1536), "cuda": (16384, 1024, 4096)}  # rows, hidden and inner size of a layer's product
+_MESSAGES = (1024, 16 * 2**20)  # bytes of a small and a large message
+
+
+def measure_hardware(device: torch.device, *, local_processes: int, seconds: float = 0.5) -> HardwareConfig:
+    """Measures what one process has. Called by all processes of a machine; one alone has no links.
+
+    Args:
+        device: Where this process computes.
+        local_processes: Processes on this machine.
+        seconds: How long each figure may take.
+    """
+    peaks = {name: _mean(measured_peak(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
+    products = {name: _mean(_product_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
+    attention = {name: _mean(_attention_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
+    bandwidth = _mean(_stream_rate(device, seconds), device)
+    new = _mean(_new_rate(device, seconds), device)
+    link = _link(device, local_processes, seconds)
+    memory = memory_bytes()
+    is_gpu = device.type == "cuda"
+    return HardwareConfig(
+        name=torch.cuda.get_device_name(device) if is_gpu else str(describe_environment(1)["cpu"]),
+        device="gpu" if is_gpu else "cpu",
+        memory_gib=(torch.cuda.mem_get_info(device)[1] if is_gpu else memory / local_processes) / 2**30,
+        peak_tflops=RateConfig(**{name: peak / 1e12 for name, peak in peaks.items()}),
+        product_share=RateConfig(**{name: min(1.0, products[name] / peaks[name]) for name in _DTYPES}),
+        attention_share=RateConfig(**{name: min(1.0, attention[name] / peaks[name]) for name in _DTYPES}),
+        memory_gigabytes_per_second=bandwidth / 1e9,
+        memory_share=new / bandwidth,
+        operation_seconds=_mean(_start_seconds(device, seconds), device),
+        processes_per_node=local_processes,
+        within_node=link,
+        between_nodes=link,
+        overlaps=is_gpu,
+        host_memory_gib=memory / 2**30,
+        host_gigabytes_per_second=_mean(_host_rate(device, seconds) if is_gpu else bandwidth, device) / 1e9,
+        storage_gigabytes_per_second=1.0,
+    )
+
+
+def hardware_yaml(hardware: HardwareConfig) -> str:
+    """What ``load_hardware`` reads, with a head that says where it comes from."""
+    known = describe_environment(1)
+    head = f"# Measured by `omnivl measure` on {known['cpu']}, torch {known['torch']}, {known['started']}.\n"
+    return f"{head}# Storage is not measured.\n{write_yaml(_short(asdict(hardware)))}"
+
+
+def _short(tree: dict[str, object]) -> dict[str, object]:
+    """Numbers with four digits."""
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            found[name] = _short(value)
+        else:
+            found[name] = float(f"{value:.4g}") if isinstance(value, float) else value
+    return found
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Of a layer's products forward and backward, in FLOP/s: smaller and less even than the best square one."""
+    rows, hidden, inner = _LAYER[device.type]
+    x, up = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
+    x, up = x.to(dtype), up.to(dtype)
+    grad = torch.randn(rows, inner, device=device).to(dtype)
+
+    def products() -> None:
+        F.linear(x, up)
+        grad @ up
+        grad.t() @ x
+
+    return 6.0 * rows * hidden * inner / _median_seconds(products, device, seconds)
+
+
+def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+    """Of fused attention over rows of 197 positions, forward and backward, in FLOP/s."""
+    rows, positions = (16, 197) if device.type == "cpu" else (256, 197)
+    query = torch.randn(rows, 6, positions, 64, device=device).to(dtype).requires_grad_()
+    grad = torch.randn_like(query)
+
+    def attend() -> None:
+        torch.autograd.backward([F.scaled_dot_product_attention(query, query, query)], [grad])
+        query.grad = None
+
+    return 14.0 * query.numel() * positions / _median_seconds(attend, device, seconds)
+
+
+def _stream_rate(device: torch.device, seconds: float) -> float:
+    """Bytes per second of adding to a large tensor in place, as the optimizer does."""
+    one, other = torch.zeros(2, (2**26 if device.type == "cpu" else 2**28) // 4, device=device)
+    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one.add_(other), device, seconds)
+
+
+def _new_rate(device: torch.device, seconds: float) -> float:
+    """Bytes per second of an operation of a layer, memory for its result included."""
+    one, other = torch.zeros(2, (2**21 if device.type == "cpu" else 2**26) // 4, device=device)
+    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one + other, device, seconds)
+
+
+def _start_seconds(device: torch.device, seconds: float) -> float:
+    """Of an operation on next to nothing, with its part in autograd."""
+    one = torch.zeros(8, device=device, requires_grad=True)
+
+    def chain() -> None:
+        x = one
+        for _ in range(50):
+            x = x * 1.0
+        torch.autograd.backward([x.sum()])
+
+    return _median_seconds(chain, device, seconds) / 102
+
+
+def _host_rate(device: torch.device, seconds: float) -> float:
+    source = torch.zeros(2**26, device=device)
+    target = torch.zeros(2**26, pin_memory=True)
+    return source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
+
+
+def _link(device: torch.device, processes: int, seconds: float) -> LinkConfig:
+    """From sums over all processes: of the large message what it takes more than the small one is bandwidth."""
+    if processes == 1 or not dist.is_initialized():
+        return LinkConfig(1.0, 1.0, 0.0)
+    small, large = (_sum_seconds(size, device, seconds) for size in _MESSAGES)
+    sent = 2.0 * (processes - 1) / processes * (_MESSAGES[1] - _MESSAGES[0])
+    return LinkConfig(sent / max(1e-9, large - small) / 1e9, 1.0, small / (2 * (processes - 1)))
+
+
+def _sum_seconds(size: int, device: torch.device, seconds: float) -> float:
+    """The mean of as many sums as every process makes: the number is agreed upon by the first one's clock."""
+    tensor = torch.zeros(size // 4, device=device)
+    dist.all_reduce(tensor)
+    _wait(device)
+    began = time.perf_counter()
+    dist.all_reduce(tensor)
+    _wait(device)
+    repeats = torch.tensor([max(3.0, min(200.0, seconds / (time.perf_counter() - began)))], device=device)
+    dist.broadcast(repeats, 0)
+    taken = []
+    for _ in range(int(repeats.item())):
+        began = time.perf_counter()
+        dist.all_reduce(tensor)
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return _mean(_median(taken), device)
+
+
+def _median_seconds(action: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Median seconds of an action over some time."""
+    action()
+    _wait(device)
+    taken: list[float] = []
+    started = time.perf_counter()
+    while len(taken) < 3 or time.perf_counter() - started < seconds:
+        began = time.perf_counter()
+        action()
+        _wait(device)
+        taken.append(time.perf_counter() - began)
+    return _median(taken)
+
+
+def _median(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _mean(value: float, device: torch.device) -> float:
+    """The mean over all processes, which go on together."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return value
+    total = torch.tensor([value], dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return float(total.item()) / dist.get_world_size()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,150 @@
+"""Bytes of one process by cause, as the hosts hold them: fp32 parameters, gradients and moments throughout.
+
+Letters: T trained parameters of the process' layers, E of them in banks of experts, N replicas, P processes of an
+expert-parallel group; L = T - E + E / P, what a process holds of them where they are not sharded.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.estimate.work import LayerSize, ModelWork
+from engine.plan import StagePlan
+
+FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a process. Not everything is there at once: ``peak`` is the most.
+
+    Attributes:
+        weights: Parameters that are no twins, and the copies of them that the optimizer moves.
+        gradients: When the backward pass ends.
+        moments: AdamW's.
+        twins: Momentum twins.
+        activations: The most that forward and backward pass need beside parameters and gradients.
+        buffers: For communication: buckets, layers that are gathered, the flat copy of gradients.
+        queue: The momentum queue and other buffers of the model.
+        host: In the memory of the host or in its files, instead of in the device's memory.
+        peak: The most at once on the device.
+        moment: When that is: ``backward`` or ``optimizer``.
+    """
+
+    weights: float
+    gradients: float
+    moments: float
+    twins: float
+    activations: float
+    buffers: float
+    queue: float
+    host: float
+    peak: float
+    moment: str
+
+    @property
+    def causes(self) -> Mapping[str, float]:
+        """Bytes on the device by cause."""
+        names = ("weights", "gradients", "moments", "twins", "activations", "buffers", "queue")
+        return {name: getattr(self, name) for name in names}
+
+
+def process_memory(
+    stage: StagePlan,
+    work: ModelWork,
+    *,
+    replicas: int,
+    expert_parallel: int,
+    layers: Collection[str] | None = None,
+    held: int = 1,
+) -> Memory:
+    """Of one process.
+
+    Args:
+        stage: Host, ZeRO stage, accumulation.
+        work: The stage's model.
+        replicas: N.
+        expert_parallel: P.
+        layers: Those of this process' pipeline stage; None: all.
+        held: Micro-batches whose activations a pipeline stage holds at once.
+    """
+    sizes = [size for name, size in work.layers.items() if layers is None or name in layers]
+    zero = stage.parallel.zero_stage if stage.parallel.host != "plain" else None
+    trained = sum(size.trained for size in sizes)
+    local = sum(_local(size, expert_parallel) for size in sizes)
+    resting = sum(size.frozen for size in sizes)
+    twins = sum(size.twins - size.resting_experts * (1 - 1 / expert_parallel) for size in sizes)
+    shard = trained / replicas
+    sharded = (zero or 0) > 0
+    weights = 4 * (shard + resting / replicas) if zero == 3 else 4 * (local + resting + shard * sharded)
+    moments = 8 * (shard if sharded else local)
+    gradients = 4 * (shard if (zero or 0) >= 2 else local)
+    lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
+    alone, first = _activations(work, layers, held, local)
+    twins_bytes = 4 * twins / (replicas if zero == 3 else 1)
+    queue = float(sum(size.queue for size in sizes))
+    once = stage.batch.gradient_accumulation_steps == 1 and (zero or 0) < 2
+    backward = (first if once else alone + gradients) + passing
+    optimizer = gradients + moving
+    host, offload = 0.0, stage.parallel.offloading
+    if offload.optimizer:
+        host = moments + 4 * shard + gradients
+        weights, moments = weights - (4 * shard if zero != 3 else 0.0), 0.0
+        backward, optimizer, gradients = alone + passing, passing, 0.0
+    if offload.parameters:
+        host, weights = host + weights, 0.0
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
+        twins=twins_bytes,
+        activations=alone,
+        buffers=lasting + max(passing, moving),
+        queue=queue,
+        host=host,
+        peak=weights + moments + twins_bytes + queue + lasting + max(backward, optimizer),
+        moment="backward" if backward >= optimizer else "optimizer",
+    )
+
+
+def _local(size: LayerSize, expert_parallel: int) -> float:
+    return size.trained - size.experts * (1 - 1 / expert_parallel)
+
+
+def _buffers(
+    zero: int | None, work: ModelWork, sizes: Sequence[LayerSize], local: float, shard: float, replicas: int
+) -> tuple[float, float, float]:
+    """Bytes that are always there, in the backward pass, and when the optimizer moves."""
+    bucket = 4.0 * min(local, work.zero.bucket)
+    if zero is None:
+        return (4.0 * local if replicas > 1 else 0.0), 0.0, 0.0
+    if zero == 0:
+        return 0.0, 0.0, 4.0 * min(local, FLATTENED) if replicas > 1 else 0.0
+    if zero < 3:
+        # The optimizer reads gradients from one flat piece, which stage 1 makes when it needs it.
+        return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0
+    # Whole layers, as many as ZeRO-3 may hold. Gradients stay whole until they fill a bucket, and are then put together
+    # to be reduced, of which a share comes out.
+    whole = min(work.zero.live, sum(size.elements for size in sizes))
+    return 0.0, 4.0 * whole + (2 + 1 / replicas) * bucket, 4.0 * min(shard, work.zero.bucket)
+
+
+def stay_gathered(sizes: Sequence[LayerSize], reuse: int) -> list[bool]:
+    """Which layers ZeRO-3 keeps whole from forward to backward pass: no more than ``reuse`` elements lie between.
+
+    Source: ``deepspeed/runtime/zero/partitioned_param_coordinator.py``, ``__params_to_release``.
+    """
+    behind = 0
+    stays = []
+    for size in reversed(sizes):
+        stays.append(2 * behind < reuse)
+        behind += size.elements
+    return stays[::-1]
+
+
+def _activations(work: ModelWork, layers: Collection[str] | None, held: int, local: float) -> tuple[float, float]:
+    """The most without gradients, and with those that a micro-batch brings as it goes."""
+    if layers is None:
+        return max(float(one.alone) for one in work.peaks), max(float(one.with_gradients) for one in work.peaks)
+    kept = sum(size.activations for name, size in work.layers.items() if name in layers)
+    passing = max(one.alone - one.forward for one in work.peaks)
+    return float(held * kept + passing), held * kept + passing + 4 * local

@@ -1,0 +1,107 @@
+"""Operations of a device, counted while they are dispatched: floating point operations, bytes moved, how many.
+
+A device is either busy multiplying or busy moving bytes: each operation takes the longer of the two (a roofline). Views
+and what is only allocated cost nothing.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+Kind = Literal["product", "attention", "other"]
+
+_FREE = (
+    "empty",
+    "new_empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty_strided",
+    "detach",
+    "lift_fresh",
+    "_unsafe_view",
+)
+_ROWS_ONLY = ("embedding", "index_select", "gather", "index")  # read as much of their first argument as they return
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What one operation asks of a device.
+
+    Attributes:
+        kind: Matrix product, fused attention, anything else.
+        precision: ``bf16``, or ``fp32`` for every other type.
+        flops: Floating point operations of its products; 0 for ``other``.
+        bytes: Read and written.
+    """
+
+    kind: Kind
+    precision: Literal["fp32", "bf16"]
+    flops: float
+    bytes: float
+
+
+Operations = Mapping[Operation, float]
+"""How often each operation is done; a mean over kinds of steps need not be whole."""
+
+
+class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what is dispatched, forward or backward, on any device and on ``meta``.
+
+    Attributes:
+        found: What was counted so far.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[Operation] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Does the operation and counts it."""
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name not in _FREE and not func.is_view:
+            self.found[_operation(func, name, args, kwargs or {}, out)] += 1
+        return out
+
+
+def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operation:
+    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    written = sum(map(_nbytes, made))
+    read = written if name in _ROWS_ONLY else sum({id(one): _nbytes(one) for one in given}.values())
+    floats = [one for one in (*given, *made) if one.is_floating_point()]
+    precision: Literal["fp32", "bf16"] = "bf16" if floats and floats[0].dtype == torch.bfloat16 else "fp32"
+    flops = _flops(func, name, args, kwargs, out)
+    kind: Kind = "other" if not flops else ("attention" if "attention" in name else "product")
+    return Operation(kind, precision, flops, read + written)
+
+
+def _flops(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> float:
+    counted: float = 0.0
+    if name == "_grouped_mm":  # every row meets one matrix, or the rows of two tensors meet group by group
+        rows, bank = args[:2]
+        counted = 2.0 * rows.shape[-2] * rows.shape[-1] * bank.shape[-1]
+    elif name == "_linear_pointwise":
+        rows, weight = args[:2]
+        counted = 2.0 * rows.numel() * weight.shape[0]
+    elif name == "_scaled_dot_product_flash_attention_for_cpu":
+        query, key = args[:2]
+        counted = 4.0 * query.numel() * key.shape[-2]
+    elif name == "_scaled_dot_product_flash_attention_for_cpu_backward":
+        query, key = args[1:3]
+        counted = 10.0 * query.numel() * key.shape[-2]  # the scores are multiplied anew
+    elif (formula := flop_registry.get(func.overloadpacket)) is not None:
+        counted = float(formula(*args, **kwargs, out_val=out))
+    return counted
+
+
+def _nbytes(tensor: Tensor) -> int:
+    """Of an expanded tensor only what lies in memory."""
+    return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())

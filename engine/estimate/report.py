@@ -1,0 +1,181 @@
+"""All that is estimated of one stage of a plan on a cluster."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.errors import PlanError
+from engine.estimate.memory import Memory, process_memory
+from engine.estimate.step import StepEstimate, estimate_step
+from engine.estimate.tasks import COMPUTE
+from engine.estimate.traffic import Cluster
+from engine.estimate.work import ModelWork, kind_shares, model_work
+from engine.hosts.pipeline_cut import pipeline_cuts
+from engine.plan import StagePlan
+from moe.sparse import SparseFeedForward
+from omnivl.data.batch import is_video
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.model.build import build_chain
+
+_RESERVED = 0.92
+"""Share of a device's memory that a run may fill: the rest is taken by the driver, collectives and fragments."""
+
+
+@dataclass(frozen=True)
+class SampleBytes:
+    """What a sample takes in storage.
+
+    Attributes:
+        image: Bytes of an image with its text.
+        clip: Bytes of a clip with its text.
+    """
+
+    image: float = 100e3
+    clip: float = 1e6
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage takes.
+
+    Attributes:
+        stage: The stage, with the layout that was estimated.
+        cluster: Where.
+        work: What its model does in a micro-batch.
+        step: Time and traffic.
+        memories: Of a process of each pipeline stage; one where there is no pipeline.
+        cuts: Names of the layers of each pipeline stage; empty without one.
+        expert_parallel: Processes over which banks are cut.
+        data_bytes_per_second: That all nodes together read.
+        checkpoint_bytes: Of a checkpoint.
+    """
+
+    stage: StagePlan
+    cluster: Cluster
+    work: ModelWork
+    step: StepEstimate
+    memories: tuple[Memory, ...]
+    cuts: tuple[tuple[str, ...], ...]
+    expert_parallel: int
+    data_bytes_per_second: float
+    checkpoint_bytes: float
+
+    @property
+    def memory(self) -> Memory:
+        """Of the fullest process."""
+        return max(self.memories, key=lambda one: one.peak)
+
+    @property
+    def fits(self) -> bool:
+        """Whether device and host have the memory; what is offloaded to files has a disk of its own."""
+        hardware = self.cluster.hardware
+        on_host = self.cluster.per_node * max(one.host for one in self.memories)
+        device = self.memory.peak <= _RESERVED * hardware.memory_gib * 2**30
+        if self.stage.parallel.offloading.folder is not None:
+            return device
+        return device and on_host <= _RESERVED * hardware.host_memory_gib * 2**30
+
+    @property
+    def samples(self) -> int:
+        """Of a step, over all processes."""
+        return self.stage.samples_per_step(self.cluster.processes)
+
+    @property
+    def samples_per_second(self) -> float:
+        """Over all processes."""
+        return self.samples / self.step.seconds
+
+    @property
+    def flops_per_step(self) -> float:
+        """Useful floating point operations of all processes."""
+        return self.samples * self.work.useful_flops
+
+    @property
+    def mfu(self) -> float:
+        """Useful operations over what all devices could do."""
+        peak = self.cluster.hardware.peak_flops(self.stage.parallel.precision)
+        return self.flops_per_step / (self.step.seconds * peak * self.cluster.processes)
+
+    @property
+    def limits(self) -> str:
+        """What takes the most of a step, in words."""
+        causes = {**self.step.compute_parts, **{k: v for k, v in self.step.exposed.items() if k != COMPUTE}}
+        cause = max(causes, key=lambda name: causes[name])
+        return f"{cause} ({causes[cause] / self.step.seconds:.0%} of the step)"
+
+
+def device_of(cluster: Cluster) -> torch.device:
+    """Where work is counted: a CPU counts its own kernels, those of accelerators need no device."""
+    return torch.device("cpu" if cluster.hardware.device == "cpu" else "meta")
+
+
+def estimate_stage(
+    stage: StagePlan,
+    tokenizer: Tokenizer,
+    cluster: Cluster,
+    *,
+    work: ModelWork | None = None,
+    sample_bytes: SampleBytes = SampleBytes(),
+) -> StageEstimate:
+    """Estimates a stage.
+
+    Args:
+        stage: Model, layout and batch.
+        tokenizer: The plan's.
+        cluster: Where it is to run.
+        work: Of an equal model and micro-batch, counted before.
+        sample_bytes: What samples take in storage.
+
+    Raises:
+        PlanError: The processes cannot be laid out so.
+        UserError: The model's configuration does not fit together.
+    """
+    parallel, processes = stage.parallel, cluster.processes
+    if parallel.host == "pipeline" and processes % parallel.pipeline_stages:
+        raise PlanError(
+            [
+                f"stages.{stage.name}.parallel.pipeline_stages: got {parallel.pipeline_stages} for {processes} "
+                "processes; allowed is a divisor of their number; change it, --nodes or --gpus-per-node"
+            ]
+        )
+    replicas = parallel.replicas(processes)
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+    banks = [module.experts.num_experts for module in chain.modules() if isinstance(module, SparseFeedForward)]
+    experts = parallel.experts_over(math.gcd(*banks), cluster.per_node, processes)
+    if replicas % experts or any(bank % experts for bank in banks) or (experts > 1 and not banks):
+        raise PlanError(
+            [
+                f"stages.{stage.name}.parallel.expert_parallel_size: got {experts} for {replicas} replicas, banks of "
+                f"{', '.join(map(str, sorted(set(banks)))) or 'no'} experts; allowed is a divisor of both; change it"
+            ]
+        )
+    names = [name for name, _ in chain.named_children()]
+    cuts = tuple(tuple(names[index] for index in part) for part in pipeline_cuts(chain, stage))
+    if work is None:
+        work = model_work(stage, tokenizer, replicas, device_of(cluster))
+    step = estimate_step(stage, work, cluster, expert_parallel=experts, cuts=cuts)
+    held = [min(len(cuts) - number, stage.batch.gradient_accumulation_steps) for number in range(len(cuts))]
+    parts: Sequence[tuple[tuple[str, ...] | None, int]] = list(zip(cuts, held, strict=True)) or [(None, 1)]
+    memories = tuple(
+        process_memory(stage, work, replicas=replicas, expert_parallel=experts, layers=layers, held=count)
+        for layers, count in parts
+    )
+    per_sample = sum(
+        share * (sample_bytes.clip if is_video(kind) else sample_bytes.image)
+        for kind, share in kind_shares(stage).items()
+    )
+    sizes = work.layers.values()
+    return StageEstimate(
+        stage=stage,
+        cluster=cluster,
+        work=work,
+        step=step,
+        memories=memories,
+        cuts=cuts,
+        expert_parallel=experts,
+        data_bytes_per_second=per_sample * stage.samples_per_step(processes) / step.seconds,
+        checkpoint_bytes=sum(12 * size.trained + 4 * (size.frozen + size.twins) + size.queue for size in sizes),
+    )

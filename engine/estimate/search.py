@@ -1,0 +1,117 @@
+"""Layouts of a stage that fit a cluster, the fastest first.
+
+The samples of an optimizer step stay what the plan says, so that every layout trains the same: what a larger
+micro-batch takes in, accumulation gives back. Work is counted once for each size of a micro-batch, with rows joined
+over all processes; a pipeline joins them over fewer. Recomputation stays the plan's.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+
+from engine.errors import PlanError
+from engine.estimate.report import StageEstimate, device_of, estimate_stage
+from engine.estimate.traffic import Cluster
+from engine.estimate.work import ModelWork, model_work
+from engine.parallel import Offload, ParallelConfig
+from engine.plan import StagePlan
+from moe.config import LIMoEConfig, MoMELIMoEConfig
+from omnivl.data.tokenizer import Tokenizer
+
+_OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "parameters")
+_MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        ranked: Layouts that fit, the fastest first.
+        too_large: How many do not fit.
+        smallest: Of those that do not, the one that needs least memory; None where all fit.
+    """
+
+    ranked: tuple[StageEstimate, ...]
+    too_large: int
+    smallest: StageEstimate | None
+
+
+def search_layouts(
+    stage: StagePlan,
+    tokenizer: Tokenizer,
+    cluster: Cluster,
+    *,
+    micro_batches: int = 3,
+    progress: Callable[[str], object] = lambda layout: None,
+) -> Found:
+    """Estimates all layouts that the hosts allow.
+
+    Args:
+        stage: Model, objectives, samples of a step.
+        tokenizer: The plan's.
+        cluster: Where.
+        micro_batches: How many sizes of micro-batches to try: the plan's, and powers of two around it.
+        progress: Told of each size whose work is being counted.
+    """
+    samples = stage.samples_per_step(cluster.processes)
+    works: dict[int, ModelWork] = {}
+    fitting: list[StageEstimate] = []
+    others: list[StageEstimate] = []
+    sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
+    for size in sizes:
+        for parallel in layouts(stage, cluster):
+            replicas = parallel.replicas(cluster.processes)
+            accumulation, rest = divmod(samples, size * replicas)
+            if rest or accumulation == 0:
+                continue
+            batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
+            candidate = replace(stage, parallel=parallel, batch=batch)
+            if size not in works:
+                progress(f"a micro-batch of {size}")
+                works[size] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
+            try:
+                found = estimate_stage(candidate, tokenizer, cluster, work=works[size])
+            except PlanError:  # experts or layers cannot be cut so
+                continue
+            (fitting if found.fits else others).append(found)
+    fitting.sort(key=lambda one: one.step.seconds)
+    return Found(tuple(fitting), len(others), min(others, key=lambda one: one.memory.peak, default=None))
+
+
+def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
+    """Every layout of the hosts on so many processes, whether or not it fits."""
+    base, processes, seen = stage.parallel, cluster.processes, set[tuple[object, ...]]()
+    ffn, model = stage.model.ffn, stage.model
+    most = ffn.num_experts if isinstance(ffn, LIMoEConfig | MoMELIMoEConfig) else 1
+    experts = [size for size in _powers(processes) if size <= most]
+    blocks = model.vision_layers + model.text_layers + model.alignment_layers + model.generation_layers
+    stages = [size for size in _powers(processes) if 1 < size <= blocks] if model.architecture == "towers" else []
+    piped = replace(base, host="pipeline", zero_stage=1, offload="none", pipeline_profile=None)
+    candidates = [replace(base, host="plain", offload="none", expert_parallel_size=1)]
+    for size in experts:
+        for zero in (1, 2, 3):
+            candidates += [
+                replace(base, host="zero", zero_stage=zero, offload=offload, expert_parallel_size=size)
+                for offload in _OFFLOADS[: 3 if zero == 3 else 2]
+            ]
+        candidates += [
+            replace(piped, expert_parallel_size=size, pipeline_stages=count)
+            for count in stages
+            if (processes // count) % size == 0
+        ]
+    for candidate in candidates:
+        key = tuple(asdict(candidate).values())
+        if key not in seen:
+            seen.add(key)
+            yield candidate
+
+
+def _powers(limit: int) -> list[int]:
+    """Powers of two that divide a number of processes."""
+    return [2**exponent for exponent in range(limit.bit_length()) if limit % 2**exponent == 0]
+
+
+def _sizes(planned: int, most: int, count: int) -> list[int]:
+    """The planned micro-batch and the powers of two nearest to it, none above a process' samples of a step."""
+    near = sorted((size for size in _MICRO_BATCHES if size != planned and size <= most), key=lambda s: abs(s - planned))
+    return sorted([planned, *near[: max(0, count - 1)]])

@@ -1,0 +1,119 @@
+"""What one optimizer step takes: its time, what it waits for, what it sends."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from engine.estimate.events import Task, Timeline, simulate
+from engine.estimate.hardware import HardwareConfig
+from engine.estimate.tasks import (
+    BOUNDARY,
+    BUBBLE,
+    COMPUTE,
+    EXPERTS,
+    GATHER,
+    JOIN,
+    REDUCE,
+    StepBuilder,
+    StepTasks,
+    zero_stage,
+)
+from engine.estimate.traffic import Cluster, Transfer
+from engine.estimate.work import ModelWork
+from engine.plan import StagePlan
+
+
+@dataclass(frozen=True)
+class StepEstimate:
+    """What one optimizer step takes.
+
+    Attributes:
+        seconds: In all.
+        exposed: Seconds by cause that the step would be shorter by if that cause took no time.
+        compute_parts: Of the forward and backward pass of the busiest process, by what limits the operations:
+            ``products``, ``memory``, ``starting operations``.
+        bubble: Share of the pipeline's time in which the mean stage waits; 0 without one.
+        traffic: What one process sends in a step, by cause; of a pipeline the process that sends most.
+        tasks: What was simulated, for stretched repetitions.
+    """
+
+    seconds: float
+    exposed: Mapping[str, float]
+    compute_parts: Mapping[str, float]
+    bubble: float
+    traffic: Mapping[str, Transfer]
+    tasks: "StepTasks"
+
+
+def estimate_step(
+    stage: StagePlan,
+    work: ModelWork,
+    cluster: Cluster,
+    *,
+    expert_parallel: int = 1,
+    cuts: Sequence[Sequence[str]] = (),
+) -> StepEstimate:
+    """Simulates a step.
+
+    Args:
+        stage: Host, ZeRO stage, accumulation, offload.
+        work: The stage's model.
+        cluster: Where it runs.
+        expert_parallel: Processes over which banks are cut.
+        cuts: Names of the layers of each pipeline stage; empty without a pipeline.
+    """
+    wanted = stage.batch.gradient_accumulation_steps
+    if cuts:
+        built = StepBuilder(stage, work, cluster, expert_parallel, cuts).pipeline(wanted)
+    else:
+        builder = StepBuilder(stage, work, cluster, expert_parallel, [list(work.layers)])
+        built = builder.whole(min(wanted, 2))
+        built.wanted = wanted
+        if wanted > 2:
+            built.shorter = StepBuilder(stage, work, cluster, expert_parallel, [list(work.layers)]).whole(1)
+    seconds = built.seconds()
+    causes = dict.fromkeys(task.cause for task in built.tasks if task.cause != COMPUTE)
+    exposed = {cause: seconds - built.seconds(without=cause) for cause in causes}
+    timeline = simulate(built.tasks)
+    parts = _busiest_parts(work, cluster.hardware, cuts, wanted)
+    bubble = _bubble(timeline, built.tasks, len(cuts)) if cuts else 0.0
+    exposed[COMPUTE] = sum(parts.values())
+    if cuts:
+        exposed[BUBBLE] = bubble * seconds
+    traffic: dict[str, Transfer] = {}
+    for sent in built.traffic.values():
+        for cause, one in sent.items():
+            one = one * (wanted / built.micro_batches) if cause in _PER_MICRO_BATCH[zero_stage(stage)] else one
+            known = traffic.get(cause, Transfer())
+            traffic[cause] = max(known, one, key=lambda transfer: transfer.within + transfer.between)
+    return StepEstimate(seconds, exposed, parts, bubble, traffic, built)
+
+
+_PER_MICRO_BATCH: Mapping[int, frozenset[str]] = {
+    0: frozenset({JOIN, EXPERTS, BOUNDARY}),
+    1: frozenset({JOIN, EXPERTS, BOUNDARY}),
+    2: frozenset({JOIN, EXPERTS, BOUNDARY, REDUCE}),
+    3: frozenset({JOIN, EXPERTS, BOUNDARY, REDUCE, GATHER}),
+}
+"""What travels with every micro-batch, by ZeRO stage; the rest travels once a step."""
+
+
+def _busiest_parts(
+    work: ModelWork, hardware: HardwareConfig, cuts: Sequence[Sequence[str]], micro_batches: int
+) -> dict[str, float]:
+    """Compute seconds of the dearest stage by what limits operations."""
+    best: dict[str, float] = {}
+    for part in cuts or [list(work.layers)]:
+        found: dict[str, float] = {}
+        for one in work.passes:
+            for operations in (one.forward, one.backward) if one.layer in part else ():
+                for limit, seconds in hardware.parts(operations).items():
+                    found[limit] = found.get(limit, 0.0) + micro_batches * seconds
+        best = max(best, found, key=lambda parts: sum(parts.values()))
+    return best
+
+
+def _bubble(timeline: Timeline, tasks: Sequence[Task], stages: int) -> float:
+    """Share of the time up to the last backward pass in which the mean stage neither computes nor sends."""
+    end = max(end for end, task in zip(timeline.ends, tasks, strict=True) if task.cause in (COMPUTE, BOUNDARY))
+    busy = sum(task.seconds for task in tasks if task.cause in (COMPUTE, JOIN, EXPERTS))
+    return max(0.0, 1.0 - busy / (stages * end))

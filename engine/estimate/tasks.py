@@ -1,0 +1,285 @@
+"""One optimizer step of a stage as tasks of a simulator: the device of a process, its links, what waits for what.
+
+Replicas do the same at the same time, so that one process stands for all of them; of a pipeline one of each stage. What
+collectives take includes all their members. Every process has two resources, ``compute`` and ``link``; what does not
+overlap keeps the device waiting.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from engine.estimate.events import Task, simulate
+from engine.estimate.memory import stay_gathered
+from engine.estimate.operations import Operations
+from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
+from engine.estimate.work import LayerSize, ModelWork, Pass
+from engine.plan import StagePlan
+
+Collective = Callable[[float, Group], Transfer]
+
+COMPUTE, OPTIMIZER, OFFLOAD = "forward and backward", "optimizer", "offload"
+REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gather"
+EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
+
+_ADAM, _FLATTEN, _NORM, _TWIN = 28, 8, 12, 12
+"""Bytes that move per element: AdamW reads four numbers and writes three; a copy; norm and clipping; a twin's step."""
+
+
+@dataclass
+class StepTasks:
+    """Tasks of one step, and how many micro-batches they stand for.
+
+    Attributes:
+        tasks: In the order in which processes hand them in.
+        traffic: By stage and cause.
+        micro_batches: Simulated.
+        wanted: Of the real step. Without a pipeline micro-batches follow one another, and of many only two are
+            simulated.
+        shorter: Tasks of a step of one micro-batch, where not all are simulated.
+    """
+
+    tasks: list[Task] = field(default_factory=list)
+    traffic: dict[int, dict[str, Transfer]] = field(default_factory=lambda: defaultdict(dict))
+    micro_batches: int = 1
+    wanted: int = 1
+    shorter: "StepTasks | None" = None
+
+    def add(self, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
+        """Adds a task and returns its place."""
+        self.tasks.append(Task(resource, seconds, tuple(after), cause))
+        return len(self.tasks) - 1
+
+    def seconds(self, stretch: Mapping[str, float] | None = None, without: str | None = None) -> float:
+        """Of the whole step.
+
+        Args:
+            stretch: See ``simulate``.
+            without: A cause that takes no time.
+        """
+        tasks = self.tasks if without is None else [_unless(task, without) for task in self.tasks]
+        whole = simulate(tasks, stretch).seconds
+        if self.shorter is None:
+            return whole
+        more = whole - self.shorter.seconds(stretch, without)
+        return whole + (self.wanted - self.micro_batches) * more
+
+
+def zero_stage(stage: StagePlan) -> int:
+    """What ZeRO shards; nothing under the plain host."""
+    return 0 if stage.parallel.host == "plain" else stage.parallel.zero_stage
+
+
+def _unless(task: Task, cause: str) -> Task:
+    return replace(task, seconds=0.0) if task.cause == cause else task
+
+
+class StepBuilder:
+    """Hands in the tasks of every process that is simulated."""
+
+    def __init__(
+        self,
+        stage: StagePlan,
+        work: ModelWork,
+        cluster: Cluster,
+        expert_parallel: int,
+        cuts: Sequence[Sequence[str]],
+    ) -> None:
+        self.stage, self.work, self.cluster, self.hardware = stage, work, cluster, cluster.hardware
+        self.replicas = cluster.processes // len(cuts)
+        self.experts, self.cuts, self.zero = expert_parallel, cuts, zero_stage(stage)
+        self.passes = [[one for one in work.passes if one.layer in part] for part in cuts]
+        self.sizes = [[work.layers[name] for name in part] for part in cuts]
+        self.kept = {
+            name
+            for name, stays in zip(work.layers, stay_gathered(list(work.layers.values()), work.zero.reuse), strict=True)
+            if stays
+        }
+        self.built = StepTasks()
+
+    @property
+    def data(self) -> Group:
+        """The replicas of a stage."""
+        return self.cluster.group(self.replicas)
+
+    def whole(self, micro_batches: int) -> StepTasks:
+        """A step without a pipeline."""
+        self.built.micro_batches = self.built.wanted = micro_batches
+        last: tuple[int, ...] = ()
+        loose: list[int] = []
+        for _ in range(micro_batches):
+            last, reduced = self._backward(0, self._forward(0, last))
+            loose += reduced
+        self._finish(0, (*last, *loose))
+        return self.built
+
+    def pipeline(self, micro_batches: int) -> StepTasks:
+        """One forward, one backward, as DeepSpeed's schedule has it: a stage holds at most as many as follow it."""
+        self.built.micro_batches = self.built.wanted = micro_batches
+        stages = len(self.cuts)
+        done: dict[tuple[str, int, int], int] = {}
+        last: dict[int, tuple[int, ...]] = dict.fromkeys(range(stages), ())
+        order = {stage: one_forward_one_backward(stage, stages, micro_batches) for stage in range(stages)}
+        while any(order.values()):
+            for stage in range(stages):
+                if not order[stage]:
+                    continue
+                kind, number = order[stage][0]
+                source = stage - 1 if kind == "forward" else stage + 1
+                if 0 <= source < stages and (kind, source, number) not in done:
+                    continue
+                order[stage].pop(0)
+                arrived = (done[kind, source, number],) if 0 <= source < stages else ()
+                if kind == "forward":
+                    last[stage] = self._forward(stage, (*last[stage], *arrived))
+                else:
+                    last[stage], _ = self._backward(stage, (*last[stage], *arrived))
+                done[kind, stage, number] = self._cross(stage, kind, last[stage])
+        for stage in range(stages):
+            self._finish(stage, last[stage])
+        return self.built
+
+    def _cross(self, stage: int, kind: str, after: tuple[int, ...]) -> int:
+        """Sends what the next stage of this direction needs."""
+        target = stage + 1 if kind == "forward" else stage - 1
+        if not 0 <= target < len(self.cuts):
+            return after[-1]
+        border = self.passes[stage if kind == "forward" else target][-1]
+        size = border.crossing if kind == "forward" else border.crossing_gradient
+        within = self.cluster.is_within(stage * self.replicas, target * self.replicas)
+        return self._transfer(stage, send(size, within=within), after, BOUNDARY, waits=False)
+
+    def _forward(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
+        last, computed = after, [after, after]
+        for one in self.passes[stage]:
+            last = (*last, *self._gather(stage, one, computed[-2]))
+            if one.joins:
+                joined = all_gather(one.joined * self.replicas, self.data)
+                joined = replace(joined, within_messages=joined.within_messages * one.joins)
+                last = (self._transfer(stage, joined, last, JOIN),)
+            last = self._trade(stage, one.routed, last)
+            last = (self._compute(stage, one.forward, last),)
+            computed.append(last)
+        return last
+
+    def _backward(self, stage: int, after: tuple[int, ...]) -> tuple[tuple[int, ...], list[int]]:
+        last, computed, loose = after, [after, after], list[int]()
+        firsts = {one.layer: number for number, one in reversed(list(enumerate(self.passes[stage])))}
+        for number, one in reversed(list(enumerate(self.passes[stage]))):
+            if one.layer not in self.kept:
+                last = (*last, *self._gather(stage, one, computed[-2]))
+            last = (self._compute(stage, one.backward, last),)
+            if one.joined_gradient:
+                last = (self._transfer(stage, all_reduce(one.joined_gradient, self.data), last, JOIN),)
+            last = self._trade(stage, one.routed_gradient, last)
+            computed.append(last)
+            size = self.work.layers[one.layer]
+            if firsts[one.layer] != number or not size.trained:
+                continue  # gradients of a layer that is passed twice are complete behind its first pass
+            if self.zero == 3:
+                loose.append(self._reduce(stage, [size], last, waits=not self._overlaps))
+            elif self.zero == 2:
+                last = (self._reduce(stage, [size], last),)
+        return last, loose
+
+    def _finish(self, stage: int, after: tuple[int, ...]) -> None:
+        """Gradients over replicas where that is still to do, the optimizer, weights back to everyone."""
+        sizes, hardware = self.sizes[stage], self.hardware
+        if self.zero < 2:
+            after = (self._reduce(stage, sizes, after),)
+        trained = sum(size.trained for size in sizes)
+        twins = sum(size.twins for size in sizes)
+        local = sum(size.trained - size.experts * (1 - 1 / self.experts) for size in sizes)
+        moved = (trained / self.replicas) if self.zero else local
+        copies = _FLATTEN * (moved if self.zero in (1, 2) else 0.0)
+        if self.stage.parallel.host == "plain" and self.replicas > 1:
+            copies = 2 * _FLATTEN * local
+        if self.stage.parallel.offload != "none":
+            seconds = (4 + 4 + _ADAM + _NORM) * moved / (hardware.host_gigabytes_per_second * 1e9)
+            after = (self._add(stage, "compute", seconds, after, OFFLOAD),)
+            moved = 0.0
+        moved_bytes = (_ADAM + _NORM) * moved + copies
+        moved_bytes += _TWIN * twins / (self.replicas if self.zero == 3 else 1)
+        after = (self._add(stage, "compute", hardware.move_seconds(moved_bytes), after, OPTIMIZER),)
+        if self.zero in (1, 2):
+            self._over_replicas(stage, sizes, all_gather, after, GATHER)
+
+    def _compute(self, stage: int, operations: Operations, after: Sequence[int]) -> int:
+        return self._add(stage, "compute", self.hardware.seconds(operations), after, COMPUTE)
+
+    @property
+    def _overlaps(self) -> bool:
+        """DeepSpeed overlaps with ZeRO-3 alone, and not where the optimizer is offloaded."""
+        return self.hardware.overlaps and self.zero == 3 and self.stage.parallel.offload == "none"
+
+    def _gather(self, stage: int, one: Pass, after: tuple[int, ...]) -> tuple[int, ...]:
+        """ZeRO-3: a layer's weights, while the layer before it computes."""
+        if self.zero < 3 or self.replicas == 1:
+            return ()
+        size = self.work.layers[one.layer]
+        dense = 4.0 * (size.elements - size.experts - size.resting_experts)
+        experts = 4.0 * (size.experts + size.resting_experts) / self.experts
+        total = all_gather(dense, self.data) + self._copies(all_gather, experts)
+        return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps),)
+
+    def _reduce(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...], *, waits: bool = True) -> int:
+        collective: Collective = reduce_scatter if self.zero == 3 else all_reduce
+        return self._over_replicas(stage, sizes, collective, after, REDUCE, waits=waits)
+
+    def _over_replicas(
+        self,
+        stage: int,
+        sizes: Sequence[LayerSize],
+        collective: Collective,
+        after: tuple[int, ...],
+        cause: str,
+        *,
+        waits: bool = True,
+    ) -> int:
+        """A collective of four bytes per trained parameter: dense ones over all replicas, experts over their copies."""
+        experts = sum(size.experts for size in sizes)
+        dense = sum(size.trained for size in sizes) - experts
+        total = collective(4.0 * dense, self.data)
+        buckets = max(1, -(-dense // self.work.zero.bucket)) if self.zero else 1
+        total = replace(
+            total,
+            within_messages=total.within_messages * buckets,
+            between_messages=total.between_messages * buckets,
+        )
+        return self._transfer(
+            stage, total + self._copies(collective, 4.0 * experts / self.experts), after, cause, waits
+        )
+
+    def _copies(self, collective: Collective, size: float) -> Transfer:
+        """A collective over the processes that hold the same experts."""
+        if not size:
+            return Transfer()
+        return collective(size, self.cluster.group(self.replicas // self.experts, self.experts))
+
+    def _trade(self, stage: int, rows: float, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Bytes of rows to the experts and back, in either direction of the step."""
+        if self.experts == 1 or not rows:
+            return after
+        total = all_to_all(rows, self.cluster.group(self.experts)) * 2.0
+        return (self._transfer(stage, total, after, EXPERTS),)
+
+    def _transfer(self, stage: int, transfer: Transfer, after: Sequence[int], cause: str, waits: bool = True) -> int:
+        """Occupies the link; where the device waits for it, the device instead."""
+        known = self.built.traffic[stage].get(cause, Transfer())
+        self.built.traffic[stage][cause] = known + transfer
+        resource = "compute" if waits or not self.hardware.overlaps else "link"
+        return self._add(stage, resource, transfer.seconds(self.hardware), after, cause)
+
+    def _add(self, stage: int, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
+        return self.built.add(f"{stage}/{resource}", seconds, after, cause)
+
+
+def one_forward_one_backward(stage: int, stages: int, micro_batches: int) -> list[tuple[str, int]]:
+    """What a pipeline stage does, in order: as many forward passes as stages follow, then in turns."""
+    ahead = min(stages - stage - 1, micro_batches)
+    order = [("forward", number) for number in range(ahead)]
+    for number in range(micro_batches):
+        if ahead + number < micro_batches:
+            order.append(("forward", ahead + number))
+        order.append(("backward", number))
+    return order

@@ -1,0 +1,118 @@
+"""What collectives send over which links.
+
+Collectives between nodes are taken to be hierarchical, as NCCL's are with a port for every GPU: within a node over all
+of it, between nodes over the share of each process. Their sum is that of a ring over all processes.
+
+Letters: V bytes, n processes of a group, g of them on a node, m nodes.
+"""
+
+import math
+from dataclasses import dataclass
+
+from engine.estimate.hardware import HardwareConfig
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Equal nodes.
+
+    Attributes:
+        hardware: What they are.
+        nodes: How many.
+        per_node: Processes on each.
+    """
+
+    hardware: HardwareConfig
+    nodes: int
+    per_node: int
+
+    @property
+    def processes(self) -> int:
+        """In all."""
+        return self.nodes * self.per_node
+
+    def group(self, size: int, stride: int = 1) -> "Group":
+        """So many processes, each ``stride`` behind the one before."""
+        return Group(size, max(1, min(size, self.per_node // stride)))
+
+    def is_within(self, first: int, second: int) -> bool:
+        """Whether two processes are on one node."""
+        return first // self.per_node == second // self.per_node
+
+
+@dataclass(frozen=True)
+class Group:
+    """Processes that meet in a collective.
+
+    Attributes:
+        size: n.
+        local: g.
+    """
+
+    size: int
+    local: int
+
+    @property
+    def nodes(self) -> int:
+        """How many they are on: m."""
+        return -(-self.size // self.local)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What one process sends.
+
+    Attributes:
+        within: Bytes to others of its node.
+        between: Bytes to other nodes.
+        within_messages: One after the other.
+        between_messages: One after the other.
+    """
+
+    within: float = 0.0
+    between: float = 0.0
+    within_messages: float = 0.0
+    between_messages: float = 0.0
+
+    def seconds(self, hardware: HardwareConfig) -> float:
+        """How long it takes."""
+        inner = hardware.within_node.seconds(self.within, self.within_messages)
+        return inner + hardware.between_nodes.seconds(self.between, self.between_messages)
+
+    def __mul__(self, times: float) -> "Transfer":
+        return Transfer(*(times * value for value in vars(self).values()))
+
+    def __add__(self, other: "Transfer") -> "Transfer":
+        return Transfer(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
+def all_gather(total: float, group: Group) -> Transfer:
+    """Each process has V / n and gets V: it sends V (n - 1) / n."""
+    g, m = group.local, group.nodes
+    return Transfer(total * (g - 1) / g, total * (m - 1) / (m * g), g - 1, _rounds(m))
+
+
+def reduce_scatter(total: float, group: Group) -> Transfer:
+    """Each process has V and gets the sum of its V / n: the all-gather backwards."""
+    return all_gather(total, group)
+
+
+def all_reduce(total: float, group: Group) -> Transfer:
+    """Reduce-scatter and all-gather: 2 V (n - 1) / n."""
+    return all_gather(total, group) * 2.0
+
+
+def all_to_all(own: float, group: Group) -> Transfer:
+    """Each process sends V / n of its V to each other one."""
+    n, g = group.size, group.local
+    return Transfer(own * (g - 1) / n, own * (n - g) / n, g - 1, n - g)
+
+
+def send(size: float, *, within: bool) -> Transfer:
+    """One process to another."""
+    return Transfer(size, 0.0, 1, 0) if within else Transfer(0.0, size, 0, 1)
+
+
+def _rounds(nodes: int) -> int:
+    """Messages one after the other between so many nodes: small collectives go by trees."""
+    return math.ceil(math.log2(nodes)) if nodes > 1 else 0

@@ -1,0 +1,270 @@
+"""What a stage's model does in one micro-batch on one process, and what it holds: counted, not by formulas.
+
+The layers run one by one, forward and backward, on blank samples: on ``meta``, without memory and by the kernels of an
+accelerator, or on the CPU by its own. What travels is counted where the model asks for it: rows that are joined over
+replicas, rows that routers send to experts, the state that crosses from one layer to the next.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from engine.estimate.live import LivePeak, live_peak
+from engine.estimate.operations import Operation, OperationCounter, Operations
+from engine.freeze import freeze, freeze_idle
+from engine.hosts.zero_sizes import ZeroSizes
+from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
+from engine.plan import StagePlan
+from moe.sparse import SparseFeedForward
+from omnivl.data.batch import DataKind
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.model.build import build_chain
+from omnivl.model.chain import Chain, ChainLayer
+from omnivl.model.flops import step_flops
+from omnivl.model.state import State
+
+
+@dataclass(frozen=True)
+class LayerSize:
+    """What a layer holds. Parameters in elements, of which each has four bytes; the rest in bytes.
+
+    Attributes:
+        trained: Parameters that get a gradient, experts among them.
+        frozen: Parameters without one, momentum twins left out.
+        twins: Parameters of momentum twins.
+        experts: Those of ``trained`` that lie in banks of sparse experts, which can be cut over processes.
+        resting_experts: Those of ``frozen`` and ``twins`` that do.
+        active: Those of ``trained`` that serve a token.
+        queue: Bytes of buffers: the momentum queue, selection biases.
+        activations: Bytes that one micro-batch leaves for the backward pass.
+    """
+
+    trained: int
+    frozen: int
+    twins: int
+    experts: int
+    resting_experts: int
+    active: int
+    queue: int
+    activations: int
+
+    @property
+    def elements(self) -> int:
+        """All parameters."""
+        return self.trained + self.frozen + self.twins
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one layer does in one micro-batch, once along the chain; means over the stage's kinds of batches.
+
+    Attributes:
+        layer: Its name. The unified transformer passes its blocks twice.
+        forward: Operations of the forward pass.
+        backward: Operations of the backward pass, with what is recomputed in it.
+        joined: Bytes of this process' rows that the forward pass joins over all replicas.
+        joined_gradient: Bytes of the whole joined gradient that the backward pass sums over them.
+        joins: Number of collectives of the forward pass, and sums of scalars among them.
+        routed: Bytes of the rows that routers send to experts, and that come back.
+        routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
+        crossing: Bytes of the state behind the layer, as a pipeline sends it.
+        crossing_gradient: Bytes of its gradient.
+    """
+
+    layer: str
+    forward: Operations
+    backward: Operations
+    joined: float
+    joined_gradient: float
+    joins: float
+    routed: float
+    routed_gradient: float
+    crossing: float
+    crossing_gradient: float
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """A stage's model under a micro-batch of some size.
+
+    Attributes:
+        passes: Along the chain.
+        layers: What each layer holds, in the chain's order.
+        batch: Samples of the micro-batch.
+        zero: How much ZeRO gathers and reduces at a time.
+        peaks: The most that a micro-batch of each kind needs beyond parameters.
+        useful_flops: Floating point operations of a sample's products that MFU counts, forward and backward.
+        frames: Images of a sample, frames of clips counted one by one; the mean over kinds.
+    """
+
+    passes: tuple[Pass, ...]
+    layers: Mapping[str, LayerSize]
+    batch: int
+    zero: ZeroSizes
+    peaks: tuple[LivePeak, ...]
+    useful_flops: float
+    frames: float
+
+
+class BlankGather:
+    """Joins blank rows of replicas that are not there, and counts what would travel."""
+
+    def __init__(self, replicas: int) -> None:
+        self.replicas, self.replica = replicas, 0
+        self.joined = self.gradient = 0
+        self.calls = 0
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """``[B, ...]`` repeated as often as there are replicas."""
+        self.calls += 1
+        self.joined += tensor.nbytes
+        if tensor.requires_grad:
+            self.gradient += self.replicas * tensor.numel() * 4  # summed in fp32
+        return tensor.repeat(self.replicas, *[1] * (tensor.dim() - 1))
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """A copy."""
+        self.calls += 1
+        return tensor.detach().clone()
+
+
+def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: torch.device) -> ModelWork:
+    """Counts a stage's model under the stage's micro-batch.
+
+    Args:
+        stage: Model, objectives, data, micro-batch and precision.
+        tokenizer: The plan's.
+        replicas: Processes that take samples of their own.
+        device: ``meta`` for an accelerator; the CPU for itself.
+
+    Raises:
+        UserError: The configuration does not fit together.
+    """
+    gather = BlankGather(replicas)
+    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    with device:
+        chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    chain.train()
+    states = blank_states(stage, tokenizer, device)
+    shares = kind_shares(stage)
+    kept = activation_bytes(chain, states)
+    found = [list(_passes(chain, state, gather)) for state in states]
+    weights = [shares[state.layout.kind] for state in states]
+    mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
+    flops = (step_flops(stage.model, state.layout) / state.layout.batch_size for state in states)
+    return ModelWork(
+        passes=tuple(mean),
+        layers={name: _size(layer, kept[name]) for name, layer in chain.named_children()},
+        batch=stage.batch.micro_batch_size_per_gpu,
+        zero=ZeroSizes.of(chain.layers),
+        peaks=tuple(live_peak(chain, state) for state in states),
+        useful_flops=sum(weight * one for weight, one in zip(weights, flops, strict=True)),
+        frames=sum(weight * state.layout.num_frames for weight, state in zip(weights, states, strict=True)),
+    )
+
+
+def kind_shares(stage: StagePlan) -> dict[DataKind, float]:
+    """How often a micro-batch is of each kind."""
+    total = sum(entry.weight for entry in stage.data)
+    shares: dict[DataKind, float] = {}
+    for entry in stage.data:
+        shares[entry.kind] = shares.get(entry.kind, 0.0) + entry.weight / total
+    return shares
+
+
+def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
+    """Runs the layers in their order, each forward and backward."""
+    names = {id(layer): name for name, layer in chain.named_children()}
+    for layer in chain.program:
+        gather.joined = gather.gradient = gather.calls = 0
+        forward, backward = OperationCounter(), OperationCounter()
+        with ExitStack() as stack:
+            stack.enter_context(imagined())
+            rows = stack.enter_context(_watched_banks(layer))
+            given = apart(state)
+            with forward:
+                after = layer(given)
+            made = made_by_layer(given, after)
+            gradients = [torch.ones_like(tensor) for tensor in made]
+            joins = gather.joined, gather.gradient, gather.calls
+            if made:
+                with backward:
+                    torch.autograd.backward(made, gradients)
+        for parameter in layer.parameters():
+            parameter.grad = None
+        layer.discard_step()
+        state = apart(after)
+        carried = [one for one in state.values() if one.requires_grad]
+        yield Pass(
+            layer=names[id(layer)],
+            forward=forward.found,
+            backward=backward.found,
+            joined=joins[0],
+            joined_gradient=joins[1],
+            joins=joins[2],
+            routed=sum(size for size, _ in rows),
+            routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
+            crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),
+            crossing_gradient=sum(4 * one.numel() for one in carried),
+        )
+
+
+@contextmanager
+def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
+    """Collects what every bank of sparse experts is given, call by call: bytes, and whether they get a gradient."""
+    rows: list[tuple[int, bool]] = []
+
+    def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        rows.append((given[0].nbytes, given[0].requires_grad))
+
+    banks = [module.experts for module in layer.modules() if isinstance(module, SparseFeedForward)]
+    handles = [bank.register_forward_pre_hook(note) for bank in banks]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _size(layer: nn.Module, activations: int) -> LayerSize:
+    shares: dict[int, float] = {}
+    for module in layer.modules():
+        if isinstance(module, SparseFeedForward):
+            share = module.config.experts_per_token / module.config.num_experts
+            shares |= {id(one): share for one in module.experts.parameters()}
+    named = list(layer.named_parameters())
+    twins = {id(one) for name, one in named if name.startswith("momentum_")}
+    trained = [one for _, one in named if one.requires_grad]
+    resting = [one for _, one in named if not one.requires_grad]
+    return LayerSize(
+        trained=sum(one.numel() for one in trained),
+        frozen=sum(one.numel() for one in resting if id(one) not in twins),
+        twins=sum(one.numel() for one in resting if id(one) in twins),
+        experts=sum(one.numel() for one in trained if id(one) in shares),
+        resting_experts=sum(one.numel() for one in resting if id(one) in shares),
+        active=round(sum(one.numel() * shares.get(id(one), 1.0) for one in trained)),
+        queue=sum(one.nbytes for one in layer.buffers()),
+        activations=activations,
+    )
+
+
+def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
+    """The mean of one layer's passes over the kinds of batches."""
+
+    def operations(of: str) -> Operations:
+        total: dict[Operation, float] = {}
+        for one, weight in zip(passes, weights, strict=True):
+            for operation, count in getattr(one, of).items():
+                total[operation] = total.get(operation, 0.0) + weight * count
+        return total
+
+    numbers = ("joined", "joined_gradient", "joins", "routed", "routed_gradient", "crossing", "crossing_gradient")
+    means = {
+        name: sum(weight * getattr(one, name) for one, weight in zip(passes, weights, strict=True)) for name in numbers
+    }
+    return replace(passes[0], forward=operations("forward"), backward=operations("backward"), **means)

@@ -1,0 +1,82 @@
+"""Bytes of a process, against the rules that ZeRO is known for."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.estimate.memory import process_memory, stay_gathered
+from engine.estimate.work import ModelWork
+from engine.parallel import BatchConfig, ParallelConfig
+from engine.plan import StagePlan
+
+Work = Callable[..., ModelWork]
+
+
+def _stage(accumulation: int = 1, **parallel: Any) -> StagePlan:
+    batch = BatchConfig(micro_batch_size_per_gpu=1, gradient_accumulation_steps=accumulation)
+    return StagePlan("one", 1, (), (), parallel=ParallelConfig(**parallel), batch=batch)
+
+
+def test_plain_keeps_sixteen_bytes_a_parameter_and_a_flat_copy_of_gradients(even_work: Work) -> None:
+    alone = process_memory(_stage(host="plain"), even_work(10), replicas=1, expert_parallel=1)
+    assert alone.weights + alone.gradients + alone.moments == 16 * 10_000_000
+    assert alone.twins == 4 * 5_000_000 and alone.queue == 10 * 1000 and alone.buffers == 0
+    # Gradients come as activations go: the peak of both is what was followed, not their sum.
+    assert alone.peak == (4 + 8) * 10_000_000 + alone.twins + alone.queue + 100_000_000
+    two = process_memory(_stage(host="plain"), even_work(10), replicas=2, expert_parallel=1)
+    assert two.buffers == 4 * 10_000_000
+    more = process_memory(_stage(2, host="plain"), even_work(10), replicas=1, expert_parallel=1)
+    assert more.peak - alone.peak == 90_000_000 + 4 * 10_000_000 - 100_000_000
+
+
+@pytest.mark.parametrize(
+    ("zero", "per_parameter"),
+    [
+        (1, 4 + 4 / 8 + 4 + 8 / 8),  # weights, the share that moves, gradients, moments
+        (2, 4 + 4 / 8 + 4 / 8 + 8 / 8),
+        (3, 16 / 8),
+    ],
+)
+def test_zero_shards_over_eight(zero: int, per_parameter: float, even_work: Work) -> None:
+    memory = process_memory(_stage(host="zero", zero_stage=zero), even_work(10), replicas=8, expert_parallel=1)
+    assert memory.weights + memory.gradients + memory.moments == pytest.approx(per_parameter * 10_000_000)
+
+
+def test_offloading_moves_twelve_bytes_and_gradients_to_the_host(even_work: Work) -> None:
+    stage = _stage(host="zero", zero_stage=2, offload="optimizer")
+    memory = process_memory(stage, even_work(10), replicas=8, expert_parallel=1)
+    assert memory.host == 16 * 10_000_000 / 8
+    assert memory.moments == memory.gradients == 0 and memory.weights == 4 * 10_000_000
+
+
+def test_experts_are_held_in_parts(even_work: Work) -> None:
+    stage = _stage(host="zero", zero_stage=1)
+    memory = process_memory(stage, even_work(10, experts=800_000), replicas=8, expert_parallel=4)
+    assert memory.gradients == 4 * 10 * (200_000 + 800_000 / 4)
+
+
+def test_a_pipeline_stage_holds_its_layers_and_some_micro_batches(even_work: Work) -> None:
+    stage = _stage(8, host="pipeline", zero_stage=0)
+    work = even_work(4)
+    first = process_memory(stage, work, replicas=1, expert_parallel=1, layers=["visual_00", "visual_01"], held=2)
+    assert first.weights == 4 * 2_000_000
+    assert first.activations == 2 * 2 * 8_000_000 + 4 * 1_000_000  # what is passing on top of what is kept
+    last = process_memory(stage, work, replicas=1, expert_parallel=1, layers=["visual_02", "visual_03"], held=1)
+    assert first.peak - last.peak == 2 * 8_000_000
+    assert replace(first, peak=0.0).causes == first.causes
+
+
+def test_zero_3_holds_whole_layers_and_buckets(even_work: Work) -> None:
+    memory = process_memory(_stage(host="zero", zero_stage=3), even_work(10), replicas=8, expert_parallel=1)
+    # Three layers of 1.5 million; a bucket of one million, its joined copy, and the eighth that comes out.
+    assert memory.buffers == 4 * (4_500_000 + 2_125_000)
+    layers = list(even_work(10).layers.values())
+    assert stay_gathered(layers, 7_000_000) == [False] * 7 + [True] * 3  # 0, 3 and 6 million lie in between
+
+
+def test_offloaded_parameters_leave_the_device(even_work: Work) -> None:
+    stage = _stage(host="zero", zero_stage=3, offload="parameters")
+    memory = process_memory(stage, even_work(10), replicas=8, expert_parallel=1)
+    assert memory.weights == 0 and memory.host == (16 + 4) * 10_000_000 / 8

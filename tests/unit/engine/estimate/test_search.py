@@ -1,0 +1,39 @@
+"""Layouts that a search tries, and how it ranks them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from engine.estimate.hardware import HardwareConfig, load_hardware
+from engine.estimate.search import layouts, search_layouts
+from engine.estimate.traffic import Cluster
+from engine.plan_parse import load_plan
+from omnivl.data.tokenizer import load_tokenizer
+
+PLANS = Path(__file__).parents[4] / "configs" / "plans"
+FEW = ["model.vision_layers=2", "model.text_layers=1", "model.alignment_layers=1", "model.generation_layers=1"]
+
+
+def test_layouts_by_name(machine: HardwareConfig) -> None:
+    stage = load_plan(PLANS / "emoji.yaml", ["parallel.host=zero"], 4).stage("spatial")
+    found = [(one.host, one.zero_stage, one.offload) for one in layouts(stage, Cluster(machine, 1, 4))]
+    zero = [("zero", zero, offload) for zero in (1, 2, 3) for offload in ("none", "optimizer")]
+    zero.append(("zero", 3, "parameters"))
+    assert found[0][0] == "plain" and found[1:8] == zero and len(found) == 10
+    stages = [one.pipeline_stages for one in layouts(stage, Cluster(machine, 1, 4)) if one.host == "pipeline"]
+    assert stages == [2, 4]
+
+
+def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
+    plan = load_plan(PLANS / "emoji.yaml", ["stages.spatial.batch.micro_batch_size_per_gpu=4", *FEW], 4)
+    stage, tokenizer = plan.stage("spatial"), load_tokenizer(plan.tokenizer)
+    told: list[str] = []
+    h100 = load_hardware("h100")
+    found = search_layouts(stage, tokenizer, Cluster(h100, 1, 4), micro_batches=2, progress=told.append)
+    assert told == ["a micro-batch of 2", "a micro-batch of 4"]
+    assert {one.samples for one in found.ranked} == {16} and found.too_large == 0
+    times = [one.step.seconds for one in found.ranked]
+    assert times == sorted(times) and len(times) > 8
+    assert {one.stage.batch.micro_batch_size_per_gpu for one in found.ranked} == {2, 4}
+    tiny = replace(h100, memory_gib=1e-3)
+    nothing = search_layouts(stage, tokenizer, Cluster(tiny, 1, 4), micro_batches=1)
+    assert nothing.ranked == () and nothing.smallest is not None and not nothing.smallest.fits

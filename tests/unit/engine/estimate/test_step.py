@@ -1,0 +1,86 @@
+"""A step's time and traffic, against hand calculations on a machine of round figures."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.estimate.hardware import HardwareConfig
+from engine.estimate.step import estimate_step
+from engine.estimate.tasks import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE
+from engine.estimate.traffic import Cluster
+from engine.estimate.work import ModelWork
+from engine.parallel import BatchConfig, ParallelConfig
+from engine.plan import StagePlan
+
+Work = Callable[..., ModelWork]
+
+
+def _stage(accumulation: int = 1, **parallel: Any) -> StagePlan:
+    batch = BatchConfig(micro_batch_size_per_gpu=1, gradient_accumulation_steps=accumulation)
+    return StagePlan("one", 1, (), (), parallel=ParallelConfig(**parallel), batch=batch)
+
+
+@pytest.mark.parametrize(("stages", "micro_batches"), [(2, 1), (2, 4), (4, 8), (4, 2)])
+def test_the_bubble_of_equal_stages(stages: int, micro_batches: int, machine: HardwareConfig, even_work: Work) -> None:
+    work = even_work(stages)
+    stage = _stage(micro_batches, host="pipeline", zero_stage=0, pipeline_stages=stages)
+    step = estimate_step(stage, work, Cluster(machine, 1, stages), cuts=[(name,) for name in work.layers])
+    assert step.bubble == pytest.approx((stages - 1) / (stages - 1 + micro_batches))
+    # Three seconds for each micro-batch and for each stage that has to be passed; then every stage's optimizer.
+    assert step.seconds == pytest.approx(3.0 * (stages - 1 + micro_batches), rel=1e-3)
+
+
+def test_plain_computes_then_reduces(machine: HardwareConfig, even_work: Work) -> None:
+    step = estimate_step(_stage(host="plain"), even_work(4), Cluster(machine, 1, 4))
+    reduced = 2 * 3 / 4 * 4 * 4e6
+    assert step.traffic[REDUCE].within == pytest.approx(reduced) and step.traffic[REDUCE].between == 0
+    # AdamW and the norm move 40 bytes a parameter, the flat copy 16; a twin 12.
+    moved = (40 + 16) * 4e6 + 12 * 2e6
+    assert step.exposed[OPTIMIZER] == pytest.approx(moved / 100e9)
+    assert step.seconds == pytest.approx(12.0 + reduced / 10e9 + moved / 100e9)
+
+
+def test_many_micro_batches_take_as_long_as_if_all_were_simulated(machine: HardwareConfig, even_work: Work) -> None:
+    cluster = Cluster(machine, 2, 4)
+    times = [
+        estimate_step(_stage(count, host="zero", zero_stage=3), even_work(3), cluster).seconds for count in (1, 2, 7)
+    ]
+    assert times[2] == pytest.approx(times[1] + 5 * (times[1] - times[0]))
+    step = estimate_step(_stage(7, host="zero", zero_stage=3), even_work(3), cluster)
+    sent = step.traffic[REDUCE].within + step.traffic[REDUCE].between
+    assert sent == pytest.approx(7 * 7 / 8 * 4 * 3e6)
+    gathered = step.traffic[GATHER].within + step.traffic[GATHER].between
+    assert gathered == pytest.approx(7 * 5 * 7 / 8 * 4 * 1.5e6)  # twins too; the last layer stays for the backward pass
+
+
+def test_zero_3_hides_what_computing_covers(machine: HardwareConfig, even_work: Work) -> None:
+    slow = replace(machine, within_node=replace(machine.within_node, gigabytes_per_second=0.009))
+    stage = _stage(host="zero", zero_stage=3)
+    hidden = estimate_step(stage, even_work(4), Cluster(slow, 1, 4))
+    # A gather of 6 MB takes half a second. All but the first, and the last reduction, hide behind seconds of work.
+    assert hidden.seconds == pytest.approx(12.0 + 0.5 + 3 / 4 * 4e6 / 0.009e9, rel=0.01)
+    open_ = estimate_step(stage, even_work(4), Cluster(replace(slow, overlaps=False), 1, 4))
+    assert open_.seconds == pytest.approx(12.0 + 7 * 0.5 + 4 * 3 / 4 * 4e6 / 0.009e9, rel=0.01)
+
+
+def test_experts_trade_four_times(machine: HardwareConfig, even_work: Work) -> None:
+    work = even_work(1, experts=500_000, routed=8e6)
+    step = estimate_step(_stage(host="zero", zero_stage=1), work, Cluster(machine, 2, 4), expert_parallel=8)
+    traded = step.traffic[EXPERTS]
+    assert (traded.within, traded.between) == pytest.approx((4 * 3e6, 4 * 4e6))
+    # Of the experts nobody else has a copy; dense parameters are summed over all eight.
+    reduced = step.traffic[REDUCE]
+    assert reduced.within + reduced.between == pytest.approx(2 * 7 / 8 * 4 * 500_000)
+
+
+def test_joined_rows(machine: HardwareConfig, even_work: Work) -> None:
+    step = estimate_step(_stage(host="plain"), even_work(1, joined=1e6), Cluster(machine, 1, 4))
+    assert step.traffic[JOIN].within == pytest.approx(3e6)
+
+
+def test_what_limits_an_operation(machine: HardwareConfig, even_work: Work) -> None:
+    program = replace(machine, operation_seconds=5.0)  # 5 s to start what takes 1 and 2 s
+    step = estimate_step(_stage(host="plain"), even_work(1), Cluster(program, 1, 1))
+    assert step.compute_parts == pytest.approx({"products": 3.0, "memory": 0.0, "starting operations": 7.0})

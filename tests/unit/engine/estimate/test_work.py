@@ -1,0 +1,102 @@
+"""What is counted of a model, against the formulas and the parts that count the same in other ways."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.estimate.live import live_peak
+from engine.estimate.operations import Operation, OperationCounter
+from engine.estimate.work import ModelWork, model_work
+from engine.layer_profile import activation_bytes, blank_states, imagined
+from engine.plan import StagePlan
+from engine.plan_parse import load_plan
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.model.build import build_chain
+
+PLANS = Path(__file__).parents[4] / "configs" / "plans"
+META = torch.device("meta")
+FEW = ["model.vision_layers=2", "model.text_layers=1", "model.alignment_layers=1", "model.generation_layers=1"]
+
+
+def _stage(plan: str, name: str, *overrides: str) -> tuple[StagePlan, Tokenizer]:
+    read = load_plan(PLANS / plan, [f"stages.{name}.batch.micro_batch_size_per_gpu=4", *FEW, *overrides], 1)
+    return read.stage(name), load_tokenizer(read.tokenizer)
+
+
+def _flops(work: ModelWork) -> float:
+    return sum(
+        count * one.flops for each in work.passes for ops in (each.forward, each.backward) for one, count in ops.items()
+    )
+
+
+def test_operations_by_hand() -> None:
+    with torch.device("meta"):
+        x, weight = torch.zeros(4, 6, dtype=torch.bfloat16), torch.zeros(8, 6, dtype=torch.bfloat16)
+        query = torch.zeros(2, 3, 16, 64, dtype=torch.bfloat16)
+    with OperationCounter() as counter:
+        (x @ weight.t()).relu().view(2, 16)
+    product = Operation("product", "bf16", 2.0 * 4 * 6 * 8, 2.0 * (4 * 6 + 6 * 8 + 4 * 8))
+    assert counter.found == {product: 1, Operation("other", "bf16", 0.0, 2.0 * 2 * 4 * 8): 1}
+    with imagined(), OperationCounter() as counter:
+        F.scaled_dot_product_attention(query, query, query)
+    (attention,) = counter.found
+    assert attention.kind == "attention" and attention.flops == 4 * 2 * 3 * 16 * 16 * 64
+
+
+def test_operations_are_those_that_mfu_counts() -> None:
+    stage, tokenizer = _stage("emoji.yaml", "spatial")
+    work = model_work(stage, tokenizer, 1, META)
+    assert _flops(work) == pytest.approx(work.useful_flops * work.batch, rel=0.02)
+    recomputed, _ = _stage("emoji.yaml", "spatial", "model.recompute=block")
+    again = model_work(recomputed, tokenizer, 1, META)
+    assert again.useful_flops == work.useful_flops
+    assert 1.25 < _flops(again) / _flops(work) < 4 / 3  # a third forward pass of all blocks
+    assert sum(one.activations for one in again.layers.values()) < 0.5 * sum(
+        one.activations for one in work.layers.values()
+    )
+
+
+def test_what_lives_when_the_forward_pass_ends_is_what_layers_keep() -> None:
+    for recompute in ("none", "attention", "ffn", "block"):
+        stage, tokenizer = _stage("emoji.yaml", "joint", f"model.recompute={recompute}")
+        with META:
+            chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=torch.bfloat16)
+        for state in blank_states(stage, tokenizer, META):
+            peak = live_peak(chain, state)
+            kept = sum(activation_bytes(chain, [state]).values())
+            assert peak.forward == pytest.approx(kept, rel=1e-3)
+            gradients = 4 * sum(one.numel() for one in chain.parameters() if one.requires_grad)
+            assert peak.forward <= peak.alone <= peak.with_gradients <= peak.alone + gradients
+
+
+def test_peak_by_hand() -> None:
+    """The peak of a device that follows its allocations itself would be the same; here on the CPU's own kernels."""
+    stage, tokenizer = _stage("emoji.yaml", "spatial", "parallel.precision=fp32")
+    cpu = torch.device("cpu")
+    chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+    (state, *_) = blank_states(stage, tokenizer, cpu)
+    kept = sum(activation_bytes(chain, [state]).values())
+    assert live_peak(chain, state).forward == pytest.approx(kept, rel=0.01)
+    assert all(one.grad is None for one in chain.parameters())
+
+
+def test_what_travels() -> None:
+    ffn = "stages.spatial.model.ffn={kind: limoe, num_experts: 4, top_k: 1, every: 2, implementation: grouped}"
+    stage, tokenizer = _stage("emoji.yaml", "spatial", ffn)
+    work = model_work(stage, tokenizer, 3, META)
+    joined = {one.layer: one.joined for one in work.passes}
+    size, projected = work.batch, stage.model.projection_size
+    # Embeddings of both sides in fp32, and an identity each.
+    assert joined["contrast"] >= size * (2 * 4 * projected + 8)
+    routed = {one.layer: one for one in work.passes if one.routed}
+    image = 1 + (stage.model.image_size // stage.model.patch_size) ** 2
+    visual = routed["visual_01"]
+    assert visual.routed >= size * image * stage.model.hidden_size * 2
+    assert all(one.routed_gradient <= one.routed for one in routed.values())
+    experts = work.layers["visual_01"]
+    assert experts.experts == 4 * (2 * stage.model.hidden_size * stage.model.inner_size + stage.model.inner_size) + (
+        4 * stage.model.hidden_size
+    )
+    assert experts.trained - experts.active == 0.75 * experts.experts
