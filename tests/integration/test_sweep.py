@@ -1,0 +1,73 @@
+"""A sweep from its file to its page: what is done is skipped, what failed is named, what is missing is said."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner, Result
+
+from engine.sweep.results import FAILURE
+from launcher.cli import app
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+MODEL = Path(__file__).parents[2] / "configs" / "models" / "debug.yaml"
+PLAN = f"""
+name: tiny
+model: {{preset: {MODEL}}}
+parallel: {{host: plain, precision: fp32}}
+launch: {{processes: 1}}
+batch: {{micro_batch_size_per_gpu: 4}}
+logging: {{every: 1, tensorboard: false}}
+stages:
+  - name: contrast
+    steps: 3
+    data: [{{source: emoji, kind: image_text, where: {{split: [train]}}}}]
+    objectives: [{{kind: univlc, queue_size: 0, batch_keys: online}}]
+    evaluate: {{tasks: [{{kind: retrieval, where: {{split: [test], style: [twemoji]}}, max_samples: 12}}]}}
+"""
+SWEEP = """
+name: s
+plan: plan.yaml
+axes:
+  ffn: {dense: {}, experts: {model.ffn: {kind: limoe, num_experts: 4, every: 1}}}
+  source: {good: {}, bad: {stages.contrast.data.0.where: {style: [nowhere]}}}
+exclude: [{ffn: experts, source: bad}]
+compare: ffn
+"""
+
+
+def sweep(command: str, folder: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(
+        app, ["sweep", command, str(folder / "s.yaml"), "--folder", str(folder / "runs"), *arguments]
+    )
+
+
+def test_a_sweep_from_its_file_to_its_page(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN)
+    (tmp_path / "s.yaml").write_text(SWEEP)
+    assert sweep("run", tmp_path, "--dry-run").output.count(" pretrain ") == 3
+    ran = sweep("run", tmp_path, "--parallel", "2")
+    assert ran.exit_code == 1
+    assert "s: 3 of 3 runs to do" in ran.output
+    assert "1 failed: ffn-dense_source-bad;" in ran.output
+    metrics = tmp_path / "runs" / "ffn-dense_source-good" / "stages" / "01-contrast" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    assert "s: 1 of 3 runs to do" in sweep("run", tmp_path).output
+    assert metrics.stat().st_mtime_ns == before
+
+    assert sweep("report", tmp_path).exit_code == 0
+    rows = pd.read_parquet(tmp_path / "runs" / "sweep.parquet").set_index("run")
+    assert dict(rows["state"].value_counts()) == {"complete": 2, "failed": 1}
+    assert "nowhere" in rows.loc["ffn-dense_source-bad", "why"]
+    dense, experts = rows.loc["ffn-dense_source-good"], rows.loc["ffn-experts_source-good"]
+    assert dense["parameters"] == dense["active_parameters"]
+    assert experts["parameters"] > experts["active_parameters"] > 0
+    assert dense["samples"] == pytest.approx(12)
+    assert dense["loss"] > 0
+    assert dense["flops"] > 0
+    assert any(name.startswith("score/") and name.endswith("R@1") for name in rows.columns)
+    page = (tmp_path / "runs" / "sweep.html").read_text()
+    assert "2 complete" in page
+    assert "1 failed" in page
+    assert (tmp_path / "runs" / "ffn-dense_source-bad" / FAILURE).is_file()
