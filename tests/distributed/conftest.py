@@ -14,7 +14,6 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
 RunDistributed = Callable[..., list[Any]]
@@ -58,7 +57,6 @@ def _start(command: list[str], rank: int, processes: int, port: int, folder: Pat
         "DS_ACCELERATOR": "cpu",
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
     with (folder / f"{rank}.log").open("wb") as log:
         return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)

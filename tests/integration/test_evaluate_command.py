@@ -129,7 +129,7 @@ def test_two_processes_find_what_one_finds(folder: Path, tmp_path: Path) -> None
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(
         [sys.executable, "-m", "launcher.cli", "evaluate", str(folder), "--processes", "2", "--out", str(two)],
-        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)},
+        env={**environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         cwd=tmp_path,
         capture_output=True,
         text=True,

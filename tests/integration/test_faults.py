@@ -4,6 +4,7 @@ The full matrix is layouts x moments x (first, last rank). ``faults_page.py`` wr
 """
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -150,7 +151,7 @@ def break_run(
     fault |= {"record": str(record), "run": str(pretraining.folder / name)}
     with monkeypatch.context() as patched:
         patched.setenv("OMNIVL_TEST_FAULT", json.dumps(fault))
-        patched.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+        patched.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"), prepend=os.pathsep)
         return Broken(pretraining.start(name, *arguments), record)
 
 

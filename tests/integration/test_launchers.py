@@ -49,7 +49,6 @@ def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: 
     environment = {
         **os.environ,
         "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": str(Path(__file__).parents[2]),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PATH": os.pathsep.join([str(runs.folder), str(SCRIPTS), os.environ["PATH"]]),

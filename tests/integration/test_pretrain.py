@@ -182,7 +182,7 @@ def test_failing_rank_ends_all_and_is_told_once(
         "    import engine.checkpoint_writer\n"
         "    engine.checkpoint_writer.generator_states = lambda: {}['a mistake']\n"
     )
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
     output, _ = process.communicate(timeout=90)
     assert process.returncode == 1, output

@@ -61,7 +61,7 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_save_before(
     pretraining.run("whole", "logging.every=1")
     metrics = pretraining.stage("killed") / "metrics.jsonl"
     with monkeypatch.context() as slow:
-        slow.setenv("PYTHONPATH", str(tmp_path))
+        slow.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
         killed = pretraining.run_until(
             "killed", lambda: len(read_metrics(metrics)) >= 8, signal.SIGKILL, "logging.every=1"
         )

@@ -1,6 +1,7 @@
 """Losses that spike or are not finite: the stage goes back, and ends as if it had never seen the data in between."""
 
 import json
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,7 @@ SPOILT = [10, 14]
 
 def spoil(monkeypatch: pytest.MonkeyPatch, data: str, micro_steps: list[int]) -> None:
     monkeypatch.setenv("OMNIVL_TEST_FAULT", json.dumps({"data": data, "micro_steps": micro_steps}))
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "faults"), prepend=os.pathsep)
 
 
 def without_rollbacks(pretraining: "Pretraining", name: str) -> dict[str, Any]:
