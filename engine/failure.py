@@ -1,15 +1,33 @@
-"""How a failing run is told of: once, by the process that failed first."""
+"""How a failing run is told of: once, by the process that failed first; and what its folder keeps of it."""
 
+import json
 import os
 import sys
+import traceback
+from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from engine.run_folder import write_whole
+from omnivl.errors import UserError
 
 FAILURE_FILE = "OMNIVL_FAILURE_FILE"
 """Names the file by which the processes of a launch settle who failed first; it then holds what that one said. Set by
 our own launcher and by jobs of Slurm, in a folder that all processes share."""
 
+DEBUG = "OMNIVL_DEBUG"
+"""Set to anything, errors come with their tracebacks."""
+
+_FILE = "failure.json"
+
 HUNG = 75
 """Exit code of a run that hung: EX_TEMPFAIL, as the same command goes on from the newest whole checkpoint."""
+
+
+def describe_error(error: Exception) -> str:
+    """What is said of an error: a user's mistake by its message alone, unless tracebacks are asked for."""
+    if os.environ.get(DEBUG):
+        return "".join(traceback.format_exception(error)).rstrip()
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
 def tell_failure(message: str) -> bool:
@@ -29,3 +47,31 @@ def tell_failure(message: str) -> bool:
             message += f"\n({file} could not be written: {error})"
     print(message, file=sys.stderr, flush=True)
     return True
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How the last start of a run ended, where it ended badly; in its folder, written by who started it.
+
+    Attributes:
+        code: Exit code.
+        said: The last lines that it said.
+    """
+
+    code: int
+    said: str
+
+    def write(self, run: Path) -> None:
+        """Leaves it in a run's folder."""
+        write_whole(run / _FILE, json.dumps(asdict(self), indent=1) + "\n")
+
+
+def read_failure(run: Path) -> Failure | None:
+    """What ``Failure.write`` left in a run's folder, if anything."""
+    file = run / _FILE
+    return Failure(**json.loads(file.read_bytes())) if file.is_file() else None
+
+
+def clear_failure(run: Path) -> None:
+    """Forgets it: the run is started again."""
+    (run / _FILE).unlink(missing_ok=True)

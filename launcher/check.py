@@ -32,7 +32,13 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2."""
+    """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2.
+
+    Examples:
+      omnivl check configs/plans/quickstart.yaml
+      omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
+      omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
+    """
     try:
         read = load_plan(plan, overrides or (), world_size)
         summary = summarize(read, world_size)

@@ -17,7 +17,7 @@ from engine.saved import Saved, all_checkpoints, average_weights, describe, find
 from omnivl.data.inspect_page import readable_bytes
 from omnivl.errors import UserError
 
-app = typer.Typer(help="Inspect, verify, convert and average checkpoints.", no_args_is_help=True)
+app = typer.Typer(help="Inspect, verify, convert and average checkpoints.", no_args_is_help=True, rich_markup_mode=None)
 
 Target = Annotated[Path, typer.Argument(help="A step-... folder, a stage's or a run's folder.", show_default=False)]
 Out = Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)]
@@ -31,7 +31,9 @@ def inspect_command(
 ) -> None:
     """Shows step, layout, sizes and parts of the newest whole checkpoint.
 
-    Example: omnivl checkpoint inspect runs/quickstart
+    Examples:
+      omnivl checkpoint inspect runs/quickstart
+      omnivl checkpoint inspect runs/quickstart --json
     """
     saved = describe(find_checkpoint(target))
     if as_json:
@@ -41,17 +43,21 @@ def inspect_command(
 
 
 @app.command("verify")
-def verify_command(target: Target) -> None:
+def verify_command(
+    target: Target, as_json: Annotated[bool, typer.Option("--json", help="Print faults as JSON.")] = False
+) -> None:
     """Compares every file of every checkpoint below a path with its size and SHA-256; exit code 1 where one differs.
 
-    Example: omnivl checkpoint verify runs/quickstart
+    Examples:
+      omnivl checkpoint verify runs/quickstart
     """
-    faults = 0
-    for checkpoint in all_checkpoints(target):
-        fault = find_fault(checkpoint)
-        faults += fault is not None
-        typer.echo(f"{checkpoint}: {'whole' if fault is None else fault}")
-    if faults:
+    faults = {str(checkpoint): find_fault(checkpoint) for checkpoint in all_checkpoints(target)}
+    if as_json:
+        typer.echo(json.dumps(faults, indent=1))
+    else:
+        for checkpoint, fault in faults.items():
+            typer.echo(f"{checkpoint}: {'whole' if fault is None else fault}")
+    if any(fault is not None for fault in faults.values()):
         raise typer.Exit(1)
 
 
@@ -61,7 +67,8 @@ def convert_command(
 ) -> None:
     """Takes the weights out of a checkpoint, for omnivl evaluate, embed and routing with --plan.
 
-    Example: omnivl checkpoint convert runs/quickstart --out weights.safetensors
+    Examples:
+      omnivl checkpoint convert runs/quickstart --out weights.safetensors --dtype bf16
     """
     source = find_checkpoint(target)
     _write(dict(read_weights(source)), out, dtype)
@@ -76,7 +83,8 @@ def average_command(
 ) -> None:
     """Averages the weights of checkpoints of one model.
 
-    Example: omnivl checkpoint average RUN/stages/03-joint/checkpoints/step-* --out averaged.safetensors
+    Examples:
+      omnivl checkpoint average RUN/checkpoints/step-100 RUN/checkpoints/step-200 --out averaged.safetensors
     """
     if len(targets) < 2:
         raise UserError("checkpoint average: got one checkpoint; allowed are two or more; name another one")

@@ -1,18 +1,25 @@
 """The command line, ``omnivl``: a table of commands, each imported only when it is called.
 
-A new command is a module of this package with a function (or a Typer app) and one line in ``COMMANDS``.
+A new command is a module of this package with a function (or a Typer app) and one line in ``COMMANDS``. Its docstring
+is its help, and ends with examples.
+
+Exit status: 0 done, 1 a failure, 2 a mistake of the user; of runs also 75 for a hang, 128 + n for an end by signal n.
 """
 
 import importlib
+import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from engine.failure import DEBUG, describe_error
 from omnivl.errors import UserError
 
 
@@ -59,6 +66,8 @@ COMMANDS: Mapping[str, Command] = {
 class LazyGroup(TyperGroup):
     """Imports a command's module when the command is called. ``--help`` imports none: torch takes seconds."""
 
+    _only_names = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of all commands, in the table's order."""
         return list(COMMANDS)
@@ -68,32 +77,56 @@ class LazyGroup(TyperGroup):
         command = COMMANDS.get(cmd_name)
         if command is None:
             return None
-        if getattr(self, "_listing", False):
+        if self._only_names:
             return _named(cmd_name, _placeholder, command.help)
         return _named(cmd_name, getattr(importlib.import_module(command.module), command.attribute), command.help)
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the list of commands without importing them."""
-        self._listing = True
-        try:
+        with self._names():
             super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """Completes names of commands without importing them."""
+        with self._names():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _names(self) -> Iterator[None]:
+        self._only_names = True
+        try:
+            yield
         finally:
-            self._listing = False
+            self._only_names = False
 
 
 def _placeholder() -> None:
-    """Stands for a command while the list of commands is printed."""
+    """Stands for a command where only its name is wanted."""
 
 
 def _named(name: str, target: Any, description: str) -> Any:
     """A Typer app or function as a click command."""
+    command: Any
     if isinstance(target, typer.Typer):
-        group = typer.main.get_group(target)
-        group.name, group.help = name, description
-        return group
-    single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name, help=target.__doc__ if target is not _placeholder else description)(target)
-    return typer.main.get_command(single)
+        command = typer.main.get_group(target)
+        command.name = name
+        command.help = command.short_help = description
+    else:
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        single.command(
+            name, help=target.__doc__ if target is not _placeholder else description, short_help=description
+        )(target)
+        command = typer.main.get_command(single)
+    _keep_examples(command)
+    return command
+
+
+def _keep_examples(command: Any) -> None:
+    """Keeps the lines of the examples, which end a docstring, from being filled into one."""
+    if command.help is not None:
+        command.help = command.help.replace("\n\nExamples:\n", "\n\n\b\nExamples:\n")
+    for one in getattr(command, "commands", {}).values():
+        _keep_examples(one)
 
 
 app = typer.Typer(
@@ -101,25 +134,33 @@ app = typer.Typer(
     name="omnivl",
     help="Pretrains vision-language models of images and videos from YAML plans.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
 
 
 @app.callback()
-def _omnivl() -> None:
-    """Keeps Typer from folding a single command into the app."""
+def _omnivl(
+    debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks of errors.")] = False,
+) -> None:
+    if debug:
+        os.environ[DEBUG] = "1"  # for the processes that a command starts, too
 
 
 def main() -> NoReturn:
-    """Runs the command line. A user's mistake is printed without a traceback; the exit status is then 2."""
+    """Runs the command line; see the exit status above."""
+    code = 0
     try:
         app()
     except UserError as error:
-        console = Console(stderr=True, soft_wrap=True)
-        console.print(str(error), style="red", markup=False, highlight=False)
-        sys.exit(2)
-    sys.exit(0)
+        told, code = describe_error(error), 2
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        told, code = describe_error(error), 1
+        told += f"\nraised at {place.filename}:{place.lineno}; omnivl --debug COMMAND shows how it came to this"
+    if code:
+        Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, highlight=False)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
 
-app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True)
-build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True)
+app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
+build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(build_app, name="build")
 app.add_typer(convert_app, name="convert")
 
@@ -31,7 +31,11 @@ def build_emoji_command(
     full: Annotated[bool, typer.Option("--full", help="All drawings at 256 px, all clips, 28 languages.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Build the emoji set from its npm packages, byte for byte the same each time."""
+    """Build the emoji set from its npm packages, byte for byte the same each time.
+
+    Examples:
+      omnivl data build emoji --out emoji --full
+    """
     from omnivl.data.emoji.build import build_emoji  # here: drawing needs the extra 'data', the other commands do not
 
     console = Console(stderr=True, emoji=False)
@@ -72,7 +76,13 @@ def inspect(
     scan: Annotated[int, typer.Option(help="Samples whose size and length are read.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Count what a source holds and draw a contact sheet of it."""
+    """Count what a source holds and draw a contact sheet of it.
+
+    Examples:
+      omnivl data inspect emoji
+      omnivl data inspect shards --html sheet.html
+      omnivl data inspect shards --json
+    """
     if html is not None and not html.parent.is_dir():
         raise DataError(f"--html {html}: the folder {html.parent} does not exist; make it or name another one")
     console = Console(stderr=as_json, emoji=False)

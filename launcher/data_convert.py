@@ -65,7 +65,12 @@ def folder(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """A folder: the class is the sub-folder's name, captions are .txt files of the same name."""
+    """A folder: the class is the sub-folder's name, captions are .txt files of the same name.
+
+    Examples:
+      omnivl data convert folder pictures --out shards
+      omnivl data convert folder clips --out shards --shorter-side 256 --split train=0.9 --split val=0.1
+    """
     options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
     _run(FolderReader(root, text, split_folders), out, options, as_json)
 
@@ -89,7 +94,11 @@ def table(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """A CSV or JSON list of files; neighbouring rows of one file are its captions."""
+    """A CSV or JSON list of files; neighbouring rows of one file are its captions.
+
+    Examples:
+      omnivl data convert table list.csv --out shards --path file --caption title --caption alt
+    """
     options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
     reader = TableReader(file, root, path, tuple(caption or ()), label, identity, split_column, tuple(keep or ()))
     _run(reader, out, options, as_json)
@@ -109,7 +118,11 @@ def coco(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """COCO captions."""
+    """COCO captions.
+
+    Examples:
+      omnivl data convert coco annotations/captions_train2017.json train2017 --out shards
+    """
     options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
     _run(CocoReader(annotations, images, split_name), out, options, as_json)
 
@@ -128,7 +141,11 @@ def kinetics(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Kinetics 400, 600, 700 and others of its form."""
+    """Kinetics 400, 600, 700 and others of its form.
+
+    Examples:
+      omnivl data convert kinetics train.csv clips --out shards
+    """
     options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
     _run(KineticsReader(file, clips, split_name), out, options, as_json)
 
@@ -148,7 +165,11 @@ def ssv2(
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
-    """Something-Something v2."""
+    """Something-Something v2.
+
+    Examples:
+      omnivl data convert ssv2 train.json clips --out shards --labels labels.json
+    """
     options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
     _run(SSv2Reader(entries, clips, labels, split_name), out, options, as_json)
 

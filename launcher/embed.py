@@ -27,7 +27,11 @@ def embed(
     max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 1_000_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
 ) -> None:
-    """Writes embeddings as .npz: keys, pictures, and captions with their texts and the row of the picture of each."""
+    """Writes embeddings as .npz: keys, pictures, and captions with their texts and the row of the picture of each.
+
+    Examples:
+      omnivl embed runs/quickstart --data emoji --out embeddings.npz
+    """
     seen = parse_media(media)
     if out.suffix != ".npz":
         raise UserError(

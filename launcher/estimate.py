@@ -50,7 +50,13 @@ def estimate(
     clip_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of a clip in storage.")] = 1000.0,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
-    """Works out parameters, memory, traffic, time and what limits it, of each stage of a plan."""
+    """Works out parameters, memory, traffic, time and what limits it, of each stage of a plan.
+
+    Examples:
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --hardware h100
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --search
+      omnivl estimate configs/plans/beit3_giant.yaml --nodes 128 --failures --days 7
+    """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
     read = load_plan(plan, overrides or (), cluster.processes)

@@ -66,7 +66,13 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Evaluates a trained stage: retrieval, labels, motions, captions beside chance and pixels; routing of experts."""
+    """Evaluates a trained stage: retrieval, labels, motions, captions beside chance and pixels; routing of experts.
+
+    Examples:
+      omnivl evaluate runs/quickstart
+      omnivl evaluate runs/quickstart --processes 2 --json
+      omnivl evaluate runs/quickstart --stage spatial --out scores.json
+    """
     request = Request(
         target=str(target),
         stage=stage,

@@ -25,7 +25,8 @@ def export(
 ) -> None:
     """Writes a trained stage for transformers: safetensors, config, tokenizer, processor, model card.
 
-    Example: omnivl export runs/quickstart hub/quickstart
+    Examples:
+      omnivl export runs/quickstart hub/quickstart
     """
     trained = find_trained(target, stage, plan)
     done = write_export(trained, out, dtype, max_shard_size)

@@ -23,7 +23,12 @@ def measure(
         int | None, typer.Option(min=1, help="Processes that measure at once; one per GPU, or two without.")
     ] = None,
 ) -> None:
-    """Measures products, memory and links of this machine and writes its profile."""
+    """Measures products, memory and links of this machine and writes its profile.
+
+    Examples:
+      omnivl measure mine.yaml
+      omnivl measure mine.yaml --processes 1
+    """
     count = default_processes(processes or "auto", torch.cuda.device_count())
     code = run_local("launcher.measure", [str(out.resolve())], count)
     if code:

@@ -28,7 +28,14 @@ def pretrain(
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
 ) -> None:
-    """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first."""
+    """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first.
+
+    Examples:
+      omnivl pretrain configs/plans/quickstart.yaml
+      omnivl pretrain configs/plans/quickstart.yaml seed=1 --run-folder runs/seed-1
+      omnivl pretrain configs/plans/quickstart.yaml --stage spatial --fresh
+      torchrun --nproc-per-node 8 --no-python omnivl pretrain plan.yaml
+    """
     arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(arguments)

@@ -29,7 +29,12 @@ def profile(
     ] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Measurements of each layer; the best counts.")] = 3,
 ) -> None:
-    """Runs each layer of every stage's model forward and backward on blank samples, on one device of this machine."""
+    """Runs each layer of every stage's model forward and backward on blank samples, on one device of this machine.
+
+    Examples:
+      omnivl profile configs/plans/quickstart.yaml
+      omnivl profile configs/plans/quickstart.yaml --out layers.json
+    """
     read = load_plan(plan, overrides or ())
     tokenizer, device = load_tokenizer(read.tokenizer), choose_device()
     measured = {stage.name: _measure(stage, tokenizer, device, repeats) for stage in read.stages}

@@ -12,7 +12,11 @@ from omnivl.errors import UserError
 def report(
     run_folder: Annotated[Path, typer.Argument(help="The run's folder, e.g. runs/quickstart.", show_default=False)],
 ) -> None:
-    """Makes report.html of a run again, from what the run has written so far."""
+    """Makes report.html of a run again, from what the run has written so far.
+
+    Examples:
+      omnivl report runs/quickstart
+    """
     try:
         page = write_report(run_folder)
     except FileNotFoundError as error:

@@ -39,7 +39,12 @@ def routing(
     max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
 ) -> None:
-    """Writes where a trained model's routers send patches and words: routing.html and routing.parquet."""
+    """Writes where a trained model's routers send patches and words: routing.html and routing.parquet.
+
+    Examples:
+      omnivl routing runs/quickstart
+      omnivl routing runs/quickstart --out routing
+    """
     seen, chosen = parse_media(media), parse_where(where)
     trained = find_trained(target, stage, plan)
     folder = out or _folder(trained, target)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.failure import tell_failure
+from engine.failure import describe_error, tell_failure
 from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
 from engine.plan_parse import load_plan
@@ -37,7 +37,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     try:
         code = action()
     except UserError as error:
-        tell_failure(f"{error}")
+        tell_failure(describe_error(error))
         finish(2)
     except BaseException:
         time.sleep(_COMPANY_SECONDS)

@@ -13,7 +13,8 @@
       - {size: w96, seed: 5}
     parallel: 2                         # runs at the same time on one machine
 
-A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``.
+A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. One name is not a plan's: ``nodes``, of a
+run on Slurm.
 """
 
 import difflib
@@ -31,6 +32,7 @@ from engine.plan_parse import load_plan
 from engine.plan_yaml import Document, Problem, read_yaml, show_value
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
+_NODES = "nodes"
 _FIELDS = ("name", "plan", "axes", "exclude", "points", "parallel", "compare")
 
 
@@ -42,11 +44,13 @@ class Point:
         name: Of the run and its folder.
         values: The value of each axis, by its name; of named values the name.
         overrides: What is said to the plan, ``path=value`` each.
+        nodes: That it takes on Slurm; None where the sweep leaves it open.
     """
 
     name: str
     values: Mapping[str, Any]
     overrides: tuple[str, ...]
+    nodes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +75,16 @@ class Sweep:
     parallel: int
     compare: str | None
 
-    def load(self, point: Point) -> Plan:
-        """The plan of one run.
+    def load(self, point: Point, world_size: int | None = None) -> Plan:
+        """The plan of one run, checked for so many processes where their number is known.
 
         Raises:
-            PlanError: The overrides do not fit it.
+            PlanError: The overrides do not fit it, or the plan does not fit the processes; names the run.
         """
-        return load_plan(self.plan, point.overrides)
+        try:
+            return load_plan(self.plan, point.overrides, world_size)
+        except PlanError as error:
+            raise PlanError([f"{self.file}: run {point.name!r}: {problem}" for problem in error.problems]) from error
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -106,10 +113,7 @@ def load_sweep(path: Path) -> Sweep:
         compare=tree.get("compare"),
     )
     for point in points:
-        try:
-            sweep.load(point)
-        except PlanError as error:
-            raise PlanError([f"{path}: run {point.name!r}: {problem}" for problem in error.problems]) from error
+        sweep.load(point)
     return sweep
 
 
@@ -134,8 +138,9 @@ def _points(tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str
         if name not in seen:
             seen.add(name)
             fields = {field: value for axis, chosen in values.items() for field, value in axes[axis][chosen].items()}
+            nodes = fields.pop(_NODES, None)
             overrides = tuple(f"{field}={json.dumps(value)}" for field, value in fields.items())
-            yield Point(name, values, (f"name={json.dumps(name)}", *overrides))
+            yield Point(name, values, (f"name={json.dumps(name)}", *overrides), nodes)
 
 
 def _slug(text: str) -> str:
@@ -173,8 +178,13 @@ def _problems(document: Document) -> Iterator[Problem]:
             value = tree.get(field)
             if not is_right(value):
                 yield Problem((field,), show_value(value), allowed, change)
-    if not _are_axes(axes):
+    if axes is None or not _are_axes(axes):
         return
+    for name, axis in axes.items():
+        for value, fields in _values(name, axis).items():
+            if _NODES in fields and not _is_count(fields[_NODES]):
+                said = ("axes", name, value, _NODES) if isinstance(axis, dict) else ("axes", name)
+                yield Problem(said, show_value(fields[_NODES]), "1 or more nodes", "change it")
     for field in ("exclude", "points"):
         entries = tree.get(field, [])
         if not isinstance(entries, list):

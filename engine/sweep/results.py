@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from engine.failure import read_failure
 from engine.plan import StagePlan
 from engine.plan_parse import load_plan
 from engine.report.curves import Record, evaluation_records, training_records
@@ -17,9 +18,6 @@ from moe.sparse import SparseFeedForward
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.model.build import build_chain
 from omnivl.objectives import SpecialTokens
-
-FAILURE = "failure.json"
-"""In a run's folder, where it ended with an error: its exit code and the last lines that it said."""
 
 _LAST_SHARE = 0.2
 """Of a stage's lines of metrics, over which final losses are averaged."""
@@ -50,9 +48,8 @@ def collect(sweep: Sweep, folder: Path) -> pd.DataFrame:
 def _row(sweep: Sweep, point: Point, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": point.name, "state": "missing", "why": "", **point.values}
     plan = sweep.load(point)
-    if (failure := folder / FAILURE).is_file():
-        read = json.loads(failure.read_bytes())
-        row |= {"state": "failed", "why": f"exit code {read['code']}: {read['said']}"}
+    if (failure := read_failure(folder)) is not None:
+        row |= {"state": "failed", "why": f"exit code {failure.code}: {failure.said}"}
     if not is_complete(folder, plan.stages):
         return row
     run = RunFolder(folder)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from engine.failure import Failure, clear_failure
 from launcher.slurm import blame, control
 from launcher.slurm.allocation import Allocation, read_allocation
 from launcher.slurm.progress import read_progress, saved_steps
@@ -47,13 +48,21 @@ class Job:
         self._step: Step | None = None
         self._bad: dict[str, str] = {}
         self._lost: list[str] = []
+        self._said: list[str] = []
         signal.signal(signal.SIGUSR1, self._pass_on)
         # Slurm sends TERM to the ranks itself; here it must not end the job before its ranks.
         signal.signal(signal.SIGTERM, lambda number, frame: None)
 
     def run(self) -> int:
-        """Goes through it; returns the job's exit code."""
+        """Goes through it; returns the job's exit code. What a failed job said stays in the run's folder."""
         self._logs.mkdir(parents=True, exist_ok=True)
+        clear_failure(self._run)
+        code = self._go_through()
+        if code != 0:
+            Failure(code, "\n".join(self._said)).write(self._run)
+        return code
+
+    def _go_through(self) -> int:
         done = saved_steps(self._run)
         self._say(f"start {self._allocation.restart} on {', '.join(self._allocation.nodes)}, at step {done}")
         if (refusal := self._restarts.refusal(done)) is not None:
@@ -168,6 +177,7 @@ class Job:
             self._step.signal(number)
 
     def _say(self, text: str) -> None:
+        self._said.append(text)
         print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self._allocation.label}: {text}", flush=True)
 
 

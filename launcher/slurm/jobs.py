@@ -14,8 +14,20 @@ from rich.table import Table
 from launcher.slurm.progress import StageProgress, estimated_end, read_progress
 from omnivl.errors import UserError
 
+_PLACES = ("*/slurm/jobs.jsonl", "sweeps/*/slurm/jobs.jsonl")
 _GONE = "LEFT THE QUEUE"
 _ACTIVE = ("RUNNING", "COMPLETING")
+_ALIVE = (
+    *_ACTIVE,
+    "PENDING",
+    "CONFIGURING",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+    "SUSPENDED",
+    "STOPPED",
+    "SIGNALING",
+    "RESIZING",
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +56,11 @@ class JobRow:
     samples_per_second: float | None
     end: str | None
 
+    @property
+    def alive(self) -> bool:
+        """Whether Slurm runs it or is going to."""
+        return self.state in _ALIVE
+
 
 def jobs(
     runs: Annotated[
@@ -51,8 +68,13 @@ def jobs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
-    """Shows jobs that omnivl submit has handed in: state, step, throughput, estimated end."""
-    found = runs or sorted(path.parent.parent for path in Path("runs").glob("*/slurm/jobs.jsonl"))
+    """Shows jobs that omnivl submit has handed in: state, step, throughput, estimated end.
+
+    Examples:
+      omnivl jobs
+      omnivl jobs runs/quickstart --json
+    """
+    found = runs or sorted(path.parent.parent for kind in _PLACES for path in Path("runs").glob(kind))
     known = queue()
     rows = [row for run in found for row in job_rows(run, known, datetime.datetime.now().astimezone())]
     if as_json:

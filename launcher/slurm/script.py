@@ -16,7 +16,7 @@ OWN_OPTIONS: Mapping[str, str] = {
     "gpus-per-node": "use --gpus-per-node",
     "ntasks": "use --processes-per-node",
     "ntasks-per-node": "use --processes-per-node",
-    "array": "use --vary",
+    "array": "use omnivl sweep run --on slurm",
     "output": "the log lies in the run's folder",
     "error": "the log lies in the run's folder",
     "open-mode": "a job that is started again goes on in its log",

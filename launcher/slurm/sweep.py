@@ -1,30 +1,51 @@
-"""Values that a job array varies: one run for each combination."""
+"""The runs of a sweep as job arrays: one for each shape that its runs have on the cluster."""
 
-import itertools
-import json
+import datetime
 from collections.abc import Sequence
+from pathlib import Path
 
-from engine.plan_yaml import read_yaml
-from omnivl.errors import UserError
+from engine.plan import Plan
+from engine.sweep.config import Point, Sweep
+from launcher.local import local_processes
+from launcher.slurm.jobs import job_rows, queue
+from launcher.slurm.submission import Request, Submission, submission_folder, write_job
 
 
-def combinations(varied: Sequence[str]) -> list[tuple[str, ...]]:
-    """Overrides of each run: every value of each field with every value of the others.
+def write_arrays(
+    sweep: Sweep, points: Sequence[Point], folder: Path, request: Request, parallel: int
+) -> list[Submission]:
+    """Writes a job array for all runs with equal nodes and ranks.
 
     Args:
-        varied: ``path=[value, value ...]`` each, in YAML.
+        sweep: The sweep.
+        points: Those of its runs that are wanted.
+        folder: Of its runs.
+        request: What a job asks for; nodes where a run names none.
+        parallel: Tasks of an array that run at the same time at most.
 
     Raises:
-        UserError: No list of values.
+        PlanError: A run does not fit its number of processes; nothing is written then.
     """
-    fields = []
-    for text in varied:
-        path, equals, values = text.partition("=")
-        tree = read_yaml(values, f"--vary {text!r}", numbered=False).tree if equals else None
-        if not path or not isinstance(tree, list) or not tree:
-            raise UserError(
-                f"--vary: got {text!r}; allowed is a field and a list of values, e.g. "
-                "stages.spatial.optimizer.lr=[1e-3, 3e-4]; write it in this form"
-            )
-        fields.append([f"{path}={json.dumps(value)}" for value in tree])
-    return list(itertools.product(*fields))
+    shapes: dict[tuple[int, int], list[tuple[Plan, Path]]] = {}
+    for point in points:
+        nodes = point.nodes or request.nodes
+        processes = request.processes or local_processes(sweep.load(point).launch.processes, request.gpus)
+        plan = sweep.load(point, nodes * processes)
+        shapes.setdefault((nodes, processes), []).append((plan, folder / point.name))
+    written = submission_folder(folder)
+    return [
+        write_job(sweep.name, runs, folder, written, request, request.spec(*shape), parallel=parallel)
+        for shape, runs in shapes.items()
+    ]
+
+
+def waiting_or_running(folder: Path) -> set[Path]:
+    """Folders of a sweep's runs that Slurm still has to do with.
+
+    Args:
+        folder: Of the sweep's runs.
+    """
+    if not (folder / "slurm" / "jobs.jsonl").is_file():
+        return set()
+    now = datetime.datetime.now().astimezone()
+    return {Path(row.run) for row in job_rows(folder, queue(), now) if row.alive}

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from engine.sweep.results import FAILURE
+from engine.failure import read_failure
 from launcher.cli import app
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -70,4 +70,5 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path) -> None:
     page = (tmp_path / "runs" / "sweep.html").read_text()
     assert "2 complete" in page
     assert "1 failed" in page
-    assert (tmp_path / "runs" / "ffn-dense_source-bad" / FAILURE).is_file()
+    failure = read_failure(tmp_path / "runs" / "ffn-dense_source-bad")
+    assert failure is not None and failure.code == 2

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import pytest
 from conftest import assert_equal_runs
 
@@ -56,18 +57,39 @@ def test_killed_rank_is_named(cluster: "Cluster") -> None:
     assert cluster.lab.job(job)["ExitCode"] == "137:0"
 
 
-def test_array_has_a_run_for_each_value(cluster: "Cluster") -> None:
-    run = cluster.folder / "sweep"
-    plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=2", "loader.num_workers=0")
-    (job,) = cluster.submit(run, *plain, "--vary", "seed=[1, 2]")
-    for index in (0, 1):
-        cluster.lab.wait_for(
-            lambda index=index: cluster.lab.job(f"{job}_{index}")["JobState"] == "COMPLETED", 120, f"task {index}"
-        )
-    seeds = [(run / f"{index:03d}" / "plan.yaml").read_text().split("\nseed: ")[1][0] for index in (0, 1)]
-    assert seeds == ["1", "2"]
-    rows = json.loads(cluster.omnivl("jobs", str(run), "--json"))
-    assert [(row["job"], row["state"]) for row in rows] == [(f"{job}_0", "COMPLETED"), (f"{job}_1", "COMPLETED")]
+SWEEP = """
+name: seeds
+plan: plan.yaml
+axes:
+  seed: [1, 2]
+  source: {good: {}, bad: {stages.spatial.data.0.where: {style: [nowhere]}}}
+  short: {s: {parallel.host: plain, launch.processes: 1, loader.num_workers: 0, stages.spatial.steps: 2}}
+exclude: [{seed: 2, source: bad}]
+"""
+
+
+def test_sweep_is_a_job_array_that_is_resumed(cluster: "Cluster") -> None:
+    """Runs that are done are not submitted again; one that failed says why on the page."""
+    file, runs = cluster.folder / "s.yaml", cluster.folder / "runs"
+    file.write_text(SWEEP)
+    command = ("sweep", "run", str(file), "--on", "slurm", "--folder", str(runs), "--time", "10:00")
+    arguments = (*command, "--cluster", str(cluster.folder / "cluster.yaml"))
+    told = cluster.omnivl(*arguments)
+    assert "seeds: 3 of 3 runs to submit" in told
+    job = told.split("job ")[1].split(":")[0]
+    assert "3 submitted before" in cluster.omnivl(*arguments)
+    for index in range(3):
+        cluster.lab.wait_for(lambda index=index: cluster.ended(f"{job}_{index}"), 120, f"task {index}")
+    rows = {Path(row["run"]).name: row["state"] for row in json.loads(cluster.omnivl("jobs", str(runs), "--json"))}
+    assert rows == {
+        "seed-1_source-good_short-s": "COMPLETED",
+        "seed-1_source-bad_short-s": "FAILED",
+        "seed-2_source-good_short-s": "COMPLETED",
+    }
+    assert "seeds: 1 of 3 runs to submit" in cluster.omnivl(*arguments)
+    cluster.omnivl("sweep", "report", str(file), "--folder", str(runs))
+    table = pd.read_parquet(runs / "sweep.parquet").set_index("run")
+    assert table.loc["seed-1_source-good_short-s", "state"] == "complete"
 
 
 def _workers(run: Path) -> list[tuple[int, str]]:

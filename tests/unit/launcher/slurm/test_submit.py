@@ -75,24 +75,64 @@ def test_chain_waits_stage_by_stage(sbatch: Path, tmp_path: Path) -> None:
     assert worker_arguments(specs[0], specs[0].tasks[0], 1)[2:4] == ["--stage", "spatial"], "not after a restart"
 
 
-def test_array_over_all_combinations(sbatch: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    vary = ("--vary", "seed=[1, 2]", "--vary", "stages.joint.optimizer.lr=[1e-3, 3e-4]")
-    omnivl("submit", str(PLAN), *vary, "--run-folder", str(run))
-    (script,) = run.glob("slurm/submitted-*/job.sh")
-    assert "#SBATCH --array=0-3\n" in script.read_text()
-    assert f"#SBATCH --output={run}/slurm/%A_%a.log\n" in script.read_text()
-    tasks = read_spec(script.with_suffix(".json")).tasks
-    plans = [load_plan(task.plan) for task in tasks]
-    rates = [(plan.seed, plan.stage("joint").optimizer.lr) for plan in plans]
-    assert rates == [(1, 1e-3), (1, 3e-4), (2, 1e-3), (2, 3e-4)]
-    assert [task.folder for task in tasks] == [str(run / f"{index:03d}") for index in range(4)]
+SWEEP = """
+name: s
+plan: PLAN
+axes:
+  seed: [1, 2]
+  where: {one: {}, three: {nodes: 3, launch.processes: 4}}
+parallel: 5
+"""
+
+
+def test_a_sweep_is_an_array_for_each_shape(sbatch: Path, tmp_path: Path) -> None:
+    file, run = tmp_path / "s.yaml", tmp_path / "runs"
+    file.write_text(SWEEP.replace("PLAN", str(PLAN)))
+    told = omnivl("sweep", "run", str(file), "--on", "slurm", "--folder", str(run), "--partition", "gpu")
+    assert "s: 4 of 4 runs to submit" in told
+    small, large = (Path(line.split("|")[-1]) for line in sbatch.read_text().splitlines())
+    assert [line.split("|")[:-1] for line in sbatch.read_text().splitlines()] == [["--parsable"]] * 2
+    header = [line.removeprefix("#SBATCH --") for line in large.read_text().splitlines() if line.startswith("#SBATCH")]
+    assert header == [
+        *("job-name=s", "nodes=3", "ntasks-per-node=4", "requeue", "open-mode=append", "signal=B:USR1@120"),
+        *("partition=gpu", f"output={run}/slurm/%A_%a.log", "array=0-1%5"),
+    ]
+    tasks = read_spec(large.with_suffix(".json")).tasks
+    assert [load_plan(task.plan).seed for task in tasks] == [1, 2]
+    assert [task.folder for task in tasks] == [str(run / f"seed-{seed}_where-three") for seed in (1, 2)]
+    assert (read_spec(small.with_suffix(".json")).nodes, read_spec(small.with_suffix(".json")).processes_per_node) == (
+        *(1, 2),
+    )
+
+
+def test_a_sweep_does_not_submit_what_slurm_still_has(
+    sbatch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, run = tmp_path / "s.yaml", tmp_path / "runs"
+    file.write_text(SWEEP.replace("PLAN", str(PLAN)))
+    omnivl("sweep", "run", str(file), "--on", "slurm", "--folder", str(run))
+    known = {"1_0": ("RUNNING", "n1"), "1_1": ("FAILED", ""), "2_0": ("PENDING", "Resources"), "2_1": ("TIMEOUT", "")}
+    monkeypatch.setattr("launcher.slurm.sweep.queue", lambda: known)
+    told = omnivl("sweep", "run", str(file), "--on", "slurm", "--folder", str(run), "--dry-run")
+    assert told.count("array=0-1%5") == 2, "a dry run needs no Slurm"
+    told = omnivl("sweep", "run", str(file), "--on", "slurm", "--folder", str(run))
+    assert "s: 2 of 4 runs to submit, 2 submitted before" in told
+    scripts = [Path(line.split("|")[-1]) for line in sbatch.read_text().splitlines()[2:]]
+    names = [Path(task.folder).name for script in scripts for task in read_spec(script.with_suffix(".json")).tasks]
+    assert names == ["seed-2_where-one", "seed-2_where-three"]
+
+
+def test_a_sweep_over_nodes_is_refused_on_one_machine(sbatch: Path, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(SWEEP.replace("PLAN", str(PLAN)))
+    result = CliRunner().invoke(app, ["sweep", "run", str(file)])
+    assert "got more than one node for seed-1_where-three, seed-2_where-three" in str(result.exception)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--vary", "seed=3"), "--vary: got 'seed=3'; allowed is a field and a list of values"),
+        (("--sbatch", "array=0-3"), "--sbatch: got the option 'array', which the job's script sets itself; use omnivl"),
         (("--stage", "second"), "--stage: got 'second'; allowed are spatial, temporal, joint"),
         (("--sbatch", "signal=USR2@3"), "--sbatch: got the option 'signal', which the job's script sets itself"),
         (("--launcher", "ssh"), "--launcher: got 'ssh'; allowed are srun and deepspeed"),
