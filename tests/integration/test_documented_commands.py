@@ -1,0 +1,139 @@
+"""Every command of the README and of the tutorials, as it stands there, one after the other, with shorter plans.
+
+The tutorial on Slurm is run by ``tests/slurm``.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import typer
+from documentation import ROOT, TUTORIALS, blocks, commands, copy_configs
+from PIL import Image
+
+from launcher.cli import COMMANDS, app
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command that is typed in a folder prints. It has to end well."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    scripts = Path(sys.executable).parent
+    done = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        env={**environment, "PATH": f"{scripts}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder in which the first tutorial was followed, and what each of its commands printed."""
+    folder = tmp_path_factory.mktemp("tutorials")
+    copy_configs(folder)
+    return folder, {command: shell(command, folder) for command in commands(TUTORIALS / "first-run.md")}
+
+
+def test_first_run(first_run: tuple[Path, dict[str, str]]) -> None:
+    folder, printed = first_run
+    run = folder / "runs" / "tutorial"
+    for name in re.findall(r"^\| `([^`]+)` \|", (TUTORIALS / "first-run.md").read_text(), re.MULTILINE):
+        assert (run / name.replace("000250", "000004")).exists(), name
+    assert "whole" in printed["omnivl checkpoint verify runs/tutorial"]
+    assert (folder / "runs" / "tutorial-1" / "stages" / "01-spatial" / "complete.json").is_file()
+    assert (folder / "hub" / "tutorial" / "model.safetensors").is_file()
+    assert (folder / "embeddings.npz").is_file()
+
+
+def test_reading_a_plan(first_run: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = first_run
+    document = TUTORIALS / "reading-a-plan.md"
+    printed = {command: shell(command, folder) for command in commands(document)}
+    (mistaken,) = (text for command, text in printed.items() if "zeroo" in command)
+    assert mistaken.endswith("status 2\n")
+    (promised,) = blocks(document, "text")
+    for told, line in zip(mistaken.splitlines(), promised.splitlines(), strict=False):
+        before, _, after = line.partition("...")
+        assert told.startswith(before) and told.endswith(after)
+
+
+def test_own_data(tmp_path: Path) -> None:
+    for index in range(60):
+        folder = tmp_path / "pictures" / ("animals", "food")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (64, 64), (4 * index, 255 - 4 * index, 90)).save(folder / f"{index:04d}.png")
+        (folder / f"{index:04d}.txt").write_text(f"a dog of colour {index}\n")
+    document = TUTORIALS / "own-data.md"
+    (plan,) = blocks(document, "yaml")
+    (tmp_path / "mine.yaml").write_text(
+        plan.replace("steps: 100", "steps: 4").replace("warmup_steps: 10", "warmup_steps: 2")
+    )
+    printed = [shell(command, tmp_path) for command in commands(document)]
+    assert "60" in printed[0]
+    assert (tmp_path / "sheet.html").is_file()
+    assert (tmp_path / "runs" / "mine" / "report.html").is_file()
+    assert (tmp_path / "mine.npz").is_file()
+
+
+def test_a_sweep(tmp_path: Path) -> None:
+    copy_configs(tmp_path)
+    printed = [shell(command, tmp_path) for command in commands(TUTORIALS / "a-sweep.md")]
+    assert printed[0].count(" pretrain ") == 16
+    assert "16 of 16 runs to do" in printed[1]
+    assert "#SBATCH --array=0-15%2" in printed[3], "a dry run prints what would be submitted"
+    table = pd.read_parquet(tmp_path / "runs" / "sweeps" / "emoji_sizes" / "sweep.parquet")
+    assert (table["state"] == "complete").all()
+
+
+def test_reading_the_routing_page(first_run: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = first_run
+    printed = [shell(command, folder) for command in commands(TUTORIALS / "reading-the-routing-page.md")]
+    assert (folder / "runs" / "tutorial" / "routing.html").is_file()
+    assert "modality" in printed[-1] and "image" in printed[-1]
+
+
+def test_make_targets_of_the_readme() -> None:
+    """``make quickstart`` starts the quickstart; ``make test`` is what runs this."""
+    assert commands(ROOT / "README.md") == ["make quickstart", "make test"]
+    for target, recipe in (("quickstart", "omnivl pretrain configs/plans/quickstart.yaml"), ("test", "-m pytest")):
+        done = subprocess.run(["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert recipe in done.stdout
+
+
+def test_commands_and_options_that_the_readme_names_exist() -> None:
+    root = typer.main.get_command(app)
+    context = root.make_context("omnivl", ["check"])
+    named = re.findall(r"`omnivl ([^`]+)`", (ROOT / "README.md").read_text())
+    assert {text.split()[0] for text in named} == set(COMMANDS)
+    for text in named:
+        command, words = root, text.split()
+        command = command.get_command(context, words[0])
+        choices = getattr(command, "commands", None)
+        if choices is not None:
+            below = words[1].split("\\|")
+            assert all(name in choices for name in below), text
+            continue
+        options = {option for parameter in command.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", text)) <= options, text
+
+
+def test_quickstart_runs(tmp_path: Path) -> None:
+    """The README's main command with a few steps of each stage."""
+    copy_configs(tmp_path)
+    printed = shell("omnivl pretrain configs/plans/quickstart.yaml", tmp_path)
+    assert (tmp_path / "runs" / "quickstart" / "report.html").is_file()
+    assert "stage 3/3 joint" in printed
+    assert shlex.split(printed.splitlines()[-1])
