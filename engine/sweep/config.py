@@ -2,6 +2,7 @@
 
     name: sizes
     plan: ../plans/emoji_small.yaml     # relative to this file
+    overrides: {model.patch_size: 16}   # of the plan, for all runs
     axes:
       size:                             # an axis of named values, each a few overrides of the plan
         w64: {model.hidden_size: 64, model.num_heads: 2}
@@ -33,7 +34,7 @@ from engine.plan_yaml import Document, Problem, read_yaml, show_value
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"
-_FIELDS = ("name", "plan", "axes", "exclude", "points", "parallel", "compare")
+_FIELDS = ("name", "plan", "overrides", "axes", "exclude", "points", "parallel", "compare")
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def _points(tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str
         name = "_".join(f"{_slug(axis.rpartition('.')[2])}-{_slug(value)}" for axis, value in values.items())
         if name not in seen:
             seen.add(name)
-            fields = {field: value for axis, chosen in values.items() for field, value in axes[axis][chosen].items()}
+            fields = dict(tree.get("overrides", {}))
+            for axis, chosen in values.items():
+                fields |= axes[axis][chosen]
             nodes = fields.pop(_NODES, None)
             overrides = tuple(f"{field}={json.dumps(value)}" for field, value in fields.items())
             yield Point(name, values, (f"name={json.dumps(name)}", *overrides), nodes)
@@ -165,6 +168,7 @@ def _problems(document: Document) -> Iterator[Problem]:
     checks: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         "name": (_is_file_name, "letters, digits, '-', '_' and '.'", "name the sweep"),
         "plan": (_is_text, "the path of a plan, from this file", "name the base plan"),
+        "overrides": (lambda value: isinstance(value, dict), "a mapping of fields of the plan", "write one"),
         "axes": (
             _are_axes,
             "a mapping of at least one axis to a list of values, or to named overrides",

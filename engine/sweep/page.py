@@ -22,7 +22,7 @@ _AGAINST: Mapping[str, str] = {
     "tokens": "tokens",
     "seconds": "seconds of steps",
 }
-_SPEED = ("processes", "samples_per_second", "mfu", "memory_gib", "seconds")
+_SPEED = ("processes", "batch", "samples_per_second", "mfu", "memory_gib", "seconds")
 _EVERYTHING = "all runs"
 
 
@@ -51,7 +51,7 @@ def write_sweep_page(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> tuple[Pa
             figures=[_html(figure) for figure in _figures(sweep, complete)],
             laws=list(_laws(sweep, complete)),
             equal=list(_at_equal_cost(sweep, complete)),
-            scaling=_scaling(complete),
+            scaling=scaling(sweep, complete),
             columns=_columns(sweep, rows),
             rows=[{name: _shown(value) for name, value in row.items()} for row in rows.to_dict("records")],
             plotly=Markup(get_plotlyjs()),
@@ -161,20 +161,32 @@ def _at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]
             yield {"of": name, "at": f"{cost:.3g} {_AGAINST[against]}", "loss": loss}
 
 
-def _scaling(rows: pd.DataFrame) -> list[dict[str, str]]:
-    """Throughput and its efficiency by the number of processes, of runs that have the same model."""
-    found = []
+def scaling(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Throughput by the number of processes, of runs that differ in nothing else but their batch.
+
+    Strong scaling holds the batch of all processes together, weak scaling that of each. Efficiency is over what the run
+    with the fewest processes would give at perfect scaling.
+    """
     if rows.empty or rows["processes"].nunique() < 2:
         return []
-    for size, part in rows.groupby("parameters"):
-        ordered = part.sort_values("processes")
-        rates = efficiency(list(ordered["processes"]), list(ordered["samples_per_second"]))
-        for (_, row), share in zip(ordered.iterrows(), rates, strict=True):
-            speed = f"{row['samples_per_second']:.1f}"
-            found.append(
-                {"parameters": f"{size:,}", "run": row["run"], "processes": str(row["processes"])}
-                | {"samples_per_second": speed, "efficiency": f"{share:.2f}"}
-            )
+    given = rows.assign(each=rows["batch"] / rows["processes"])
+    # An axis by whose value the number of processes is known is the one along which runs scale.
+    others = [axis for axis in sweep.axes if rows.groupby(axis)["processes"].nunique().max() > 1]
+    found = []
+    for kind, held in (("strong", "batch"), ("weak", "each")):
+        for _, part in given.groupby([*others, "parameters", held], sort=False):
+            means = part.groupby("processes", as_index=False)["samples_per_second"].mean()
+            if len(means) < 2:
+                continue
+            rates = efficiency(list(means["processes"]), list(means["samples_per_second"]))
+            first = part.iloc[0]
+            fixed = {axis: str(first[axis]) for axis in others} | {"parameters": f"{first['parameters']:,}"}
+            for (_, row), share in zip(means.iterrows(), rates, strict=True):
+                batch = first["batch"] if kind == "strong" else first["each"] * row["processes"]
+                found.append(
+                    {"scaling": kind, **fixed, "processes": str(int(row["processes"])), "batch": str(round(batch))}
+                    | {"samples/s": f"{row['samples_per_second']:.1f}", "efficiency": f"{share:.2f}"}
+                )
     return found
 
 

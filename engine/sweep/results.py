@@ -36,7 +36,8 @@ def collect(sweep: Sweep, folder: Path) -> pd.DataFrame:
     Columns: ``run``, ``state`` (``complete``, ``failed`` or ``missing``), ``why``, the axes, then of complete runs
     ``parameters``, ``active_parameters``, ``flops`` and ``tokens`` (of training, all stages), ``samples``,
     ``seconds`` (of steps), ``loss`` and ``loss/NAME`` (of the last stage, over its last fifth), ``score/TASK/METRIC``,
-    ``samples_per_second``, ``mfu``, ``memory_gib`` (of process 0), ``processes``.
+    ``samples_per_second``, ``mfu``, ``memory_gib`` (of process 0), ``processes``, ``batch`` (samples of a step of the
+    last stage, over all processes).
 
     Args:
         sweep: From ``load_sweep``.
@@ -65,6 +66,7 @@ def _row(sweep: Sweep, point: Point, folder: Path) -> dict[str, Any]:
         **{name: sum(cost[name] for cost in costs) for name in ("flops", "tokens", "samples", "seconds")},
         **_outcome(stages[-1]),
         "processes": environment["processes"],
+        "batch": round(costs[-1]["samples"] / written.stages[-1].steps),
     }
 
 

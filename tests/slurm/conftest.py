@@ -1,5 +1,8 @@
 """One Slurm for all tests of the session, and runs that are submitted to it."""
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +47,10 @@ check: {enabled: CHECKED, free_gib: 0.1, free_memory_gib: 0.01, timeout_seconds:
 """
 
 
+_STORY: list[str] = []
+"""What the tests did to jobs and nodes, and what jobs said of themselves: printed at the end."""
+
+_SAID = re.compile(r"^[\d-]+ [\d:]+ (job \d+\S*: .+)$", re.MULTILINE)
 _ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "BOOT_FAIL", "PREEMPTED")
 
 
@@ -80,7 +87,34 @@ class Cluster:
             *("submit", str(self.plan), "--run-folder", str(run), "--cluster", str(self.folder / f"{profile}.yaml")),
             *("--gpus-per-node", "0", "--time", "10:00", *arguments),
         )
-        return [line.split()[1].rstrip(":,") for line in told.splitlines() if line.startswith("job ")]
+        found = [line.split()[1].rstrip(":,") for line in told.splitlines() if line.startswith("job ")]
+        self.tell(f"submitted {', '.join(found)}: {' '.join(arguments)}")
+        return found
+
+    def tell(self, what: str) -> None:
+        """Writes down what the test does, for the summary."""
+        _STORY.append(what)
+
+    def tell_jobs(self) -> None:
+        """Writes down what all jobs of the test have said in their logs."""
+        for log in sorted(self.folder.rglob("slurm/*.log")):
+            _STORY.extend(f"  {line}" for line in _SAID.findall(log.read_text(errors="replace")))
+
+    def cancel(self, job: str, *options: str) -> None:
+        """Cancels a job, or sends it a signal."""
+        self.tell(f"scancel {' '.join([*options, job])}")
+        self.lab.run("scancel", *options, job)
+
+    def kill_node(self, node: int) -> None:
+        """See ``Lab.kill_node``."""
+        self.tell(f"killed node n{node}")
+        self.lab.kill_node(node)
+
+    def kill_rank(self, run: Path, rank: int) -> None:
+        """Kills a process that trains: those of all nodes are processes of this machine."""
+        (process,) = [process for process, number in _workers(run) if number == str(rank)]
+        self.tell(f"killed rank {rank}")
+        os.kill(process, signal.SIGKILL)
 
     def ended(self, job: str) -> bool:
         """Whether a job is over for good."""
@@ -105,6 +139,31 @@ class Cluster:
         metrics = run / "stages" / stage / "metrics.jsonl"
         self.lab.wait_for(lambda: _last_step(metrics) >= step or self.ended(job), timeout, f"step {step} in {metrics}")
         assert not self.ended(job), self.log(job, run)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _STORY:
+        terminalreporter.section("jobs of Slurm: what the tests did, what the jobs said")
+        for line in _STORY:
+            terminalreporter.write_line(line)
+
+
+def _workers(run: Path) -> list[tuple[int, str]]:
+    """Processes that train, and their rank."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            variables = dict(item.partition(b"=")[::2] for item in (entry / "environ").read_bytes().split(b"\0"))
+            parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+            parents = Path(f"/proc/{parent}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"launcher.worker" in words and str(run).encode() in words and b"launcher.worker" not in parents:
+            found.append((int(entry.name), variables[b"SLURM_PROCID"].decode()))
+    return found
 
 
 def _last_step(metrics: Path) -> int:
@@ -139,8 +198,11 @@ def lab() -> Iterator["Lab"]:
 
 
 @pytest.fixture
-def cluster(lab: "Lab", tmp_path: Path) -> Iterator[Cluster]:
-    yield Cluster(lab, tmp_path)
+def cluster(lab: "Lab", tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    running = Cluster(lab, tmp_path)
+    running.tell(f"-- {request.node.name}")
+    yield running
     lab.run("scancel", "--signal=KILL", "--user", "root", "--full")
     lab.run("scancel", "--user", "root")
     lab.wait_for(lambda: lab.run("squeue", "-h").strip() == "", 60, "an empty queue")
+    running.tell_jobs()

@@ -33,7 +33,7 @@ def test_run_goes_on_after_a_node_has_died(cluster: "Cluster") -> None:
     steps = ("stages.spatial.steps=30", "checkpoint.every=4")
     (job,) = cluster.submit(killed, *TWO_NODES, *steps)
     cluster.wait_for_step(job, killed, 5)
-    cluster.lab.kill_node(2)
+    cluster.kill_node(2)
     cluster.lab.wait_for(lambda: cluster.lab.job(job)["Restarts"] == "1", 90, "a job that waits again")
     cluster.lab.start_node(2)
     log = cluster.finish(job, killed)
@@ -49,7 +49,7 @@ def test_cancelled_job_saves_and_is_not_started_again(cluster: "Cluster") -> Non
     plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=300")
     (job,) = cluster.submit(run, *plain)
     cluster.wait_for_step(job, run, 2)
-    cluster.lab.run("scancel", job)
+    cluster.cancel(job)
     log = cluster.finish(job, run, "CANCELLED")
     assert "the job is cancelled and has saved" in log
     assert list((run / "stages" / "01-spatial" / "checkpoints").glob("step-*"))

@@ -37,7 +37,7 @@ def test_deepspeed_launcher_passes_usr1_on(cluster: "Cluster") -> None:
     layout = ("--nodes", "2", "--processes-per-node", "1", "--launcher", "deepspeed", "stages.spatial.steps=30")
     (job,) = cluster.submit(stopped, *layout)
     cluster.wait_for_step(job, stopped, 2)
-    cluster.lab.run("scancel", "--signal=USR1", "--batch", job)
+    cluster.cancel(job, "--signal=USR1", "--batch")
     log = cluster.finish(job, stopped)
     assert "asked to save (USR1), and goes on from its checkpoint: back into the queue at step" in log
     (other,) = cluster.submit(whole, *layout)

@@ -1,8 +1,6 @@
 """Runs on a real Slurm of two nodes: from ``omnivl submit`` to the end, and what a job survives."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +29,7 @@ def test_stopped_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> No
     row = rows[str(stopped)]
     assert (row["job"], row["state"], row["stage"], row["steps"]) == (second, "RUNNING", "spatial", 12)
     assert row["step"] >= 2 and row["samples_per_second"] > 0 and row["end"] is not None
-    cluster.lab.run("scancel", "--signal=USR1", "--batch", second)
+    cluster.cancel(second, "--signal=USR1", "--batch")
     log = cluster.finish(second, stopped)
     assert "asked to save (USR1), and goes on from its checkpoint: back into the queue at step" in log
     assert "start 1 on n1, n2, at step" in log
@@ -49,8 +47,7 @@ def test_killed_rank_is_named(cluster: "Cluster") -> None:
     )
     (job,) = cluster.submit(run, "stages.spatial.steps=400", "--nodes", "2", "--processes-per-node", "1")
     cluster.wait_for_step(job, run, 2)
-    (rank,) = [process for process in _workers(run) if process[1] == "1"]
-    os.kill(rank[0], signal.SIGKILL)
+    cluster.kill_rank(run, 1)
     log = cluster.finish(job, run, "FAILED")
     assert "rank 1 on n2 failed first: Killed" in log
     assert "a rank was ended by SIGKILL; job" in log and "was started once at step 0" in log
@@ -60,10 +57,10 @@ def test_killed_rank_is_named(cluster: "Cluster") -> None:
 SWEEP = """
 name: seeds
 plan: plan.yaml
+overrides: {parallel.host: plain, launch.processes: 1, loader.num_workers: 0, stages.spatial.steps: 2}
 axes:
   seed: [1, 2]
   source: {good: {}, bad: {stages.spatial.data.0.where: {style: [nowhere]}}}
-  short: {s: {parallel.host: plain, launch.processes: 1, loader.num_workers: 0, stages.spatial.steps: 2}}
 exclude: [{seed: 2, source: bad}]
 """
 
@@ -77,34 +74,17 @@ def test_sweep_is_a_job_array_that_is_resumed(cluster: "Cluster") -> None:
     told = cluster.omnivl(*arguments)
     assert "seeds: 3 of 3 runs to submit" in told
     job = told.split("job ")[1].split(":")[0]
+    cluster.tell(f"submitted the array {job} of a sweep")
     assert "3 submitted before" in cluster.omnivl(*arguments)
     for index in range(3):
         cluster.lab.wait_for(lambda index=index: cluster.ended(f"{job}_{index}"), 120, f"task {index}")
     rows = {Path(row["run"]).name: row["state"] for row in json.loads(cluster.omnivl("jobs", str(runs), "--json"))}
     assert rows == {
-        "seed-1_source-good_short-s": "COMPLETED",
-        "seed-1_source-bad_short-s": "FAILED",
-        "seed-2_source-good_short-s": "COMPLETED",
+        "seed-1_source-good": "COMPLETED",
+        "seed-1_source-bad": "FAILED",
+        "seed-2_source-good": "COMPLETED",
     }
     assert "seeds: 1 of 3 runs to submit" in cluster.omnivl(*arguments)
     cluster.omnivl("sweep", "report", str(file), "--folder", str(runs))
     table = pd.read_parquet(runs / "sweep.parquet").set_index("run")
-    assert table.loc["seed-1_source-good_short-s", "state"] == "complete"
-
-
-def _workers(run: Path) -> list[tuple[int, str]]:
-    """Processes that train, and their rank: those of all nodes are processes of this machine."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            variables = dict(item.partition(b"=")[::2] for item in (entry / "environ").read_bytes().split(b"\0"))
-            parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            parents = Path(f"/proc/{parent}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"launcher.worker" in words and str(run).encode() in words and b"launcher.worker" not in parents:
-            found.append((int(entry.name), variables[b"SLURM_PROCID"].decode()))
-    return found
+    assert table.loc["seed-1_source-good", "state"] == "complete"

@@ -46,6 +46,19 @@ parallel: 3
     assert (plan.name, plan.seed, plan.model.hidden_size) == ("width-wide_seed-0", 0, 96)
 
 
+def test_overrides_of_all_runs_come_first_and_nodes_are_no_field_of_the_plan(tmp_path: Path) -> None:
+    text = """
+name: s
+plan: PLAN
+overrides: {seed: 7, model.hidden_size: 48}
+axes: {size: {small: {}, large: {model.hidden_size: 96, nodes: 4}}}
+"""
+    small, large = load_sweep(write(tmp_path, text)).points
+    assert small.overrides == ('name="size-small"', "seed=7", "model.hidden_size=48")
+    assert large.overrides == ('name="size-large"', "seed=7", "model.hidden_size=96")
+    assert (small.nodes, large.nodes) == (None, 4)
+
+
 def test_values_that_are_no_file_names(tmp_path: Path) -> None:
     path = write(
         tmp_path, "name: s\nplan: PLAN\naxes: {tokenizer: ['emoji'], 'stages.contrast.optimizer.lr': [1e-3, 5e-4]}"
@@ -70,6 +83,8 @@ def test_values_that_are_no_file_names(tmp_path: Path) -> None:
         ("name: s\nplan: PLAN\naxes: {seed: [1]}\nexclude: [{seed: 2}]", "4: exclude.0.seed: got 2; allowed 1"),
         ("name: s\nplan: PLAN\naxes: {seed: [1], b: [1]}\npoints: [{seed: 1}]", "4: points.0: got no value of b"),
         ("name: s\nplan: PLAN\naxes: {model.hiden_size: [1]}", "run 'hiden-size-1': override 'model.hiden_size=1'"),
+        ("name: s\nplan: PLAN\noverrides: 3\naxes: {seed: [1]}", "3: overrides: got 3; allowed a mapping of fields"),
+        ("name: s\nplan: PLAN\naxes: {nodes: [1, 0]}", "3: axes.nodes: got 0; allowed 1 or more nodes"),
         ("name: s\nplan: nowhere.yaml\naxes: {seed: [1]}", "nowhere.yaml: got a file that cannot be read"),
     ],
 )
@@ -80,7 +95,5 @@ def test_mistakes_are_told_with_their_line(tmp_path: Path, text: str, said: str)
 
 
 def test_the_sweeps_of_the_project_can_be_read() -> None:
-    files = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
-    assert files
-    for file in files:
-        assert len(load_sweep(file).points) >= 12
+    points = {file.stem: len(load_sweep(file).points) for file in (ROOT / "configs" / "sweeps").glob("*.yaml")}
+    assert points == {"emoji_sizes": 16, "scaling": 9}
