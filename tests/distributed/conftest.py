@@ -1,20 +1,25 @@
 """Starts the worker processes of distributed tests."""
 
 import json
-import os
+import multiprocessing
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path.insert(0, str(Path(__file__).parent))
+
+from worker import forked
+
+# Workers are forked from a process that has imported what takes seconds.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["engine.train", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"])
 
 RunDistributed = Callable[..., list[Any]]
 
@@ -33,10 +38,8 @@ def run_distributed(tmp_path: Path) -> RunDistributed:
         started.append(processes)
         folder.mkdir()
         (folder / "arguments.json").write_text(json.dumps(arguments))
-        command = [
-            *(sys.executable, str(HERE / "launch_worker.py"), function.__code__.co_filename, function.__name__),
-            *(str(folder / "arguments.json"), str(folder), str(timeout)),
-        ]
+        command = [function.__code__.co_filename, function.__name__, str(folder / "arguments.json"), str(folder)]
+        command.append(str(timeout))
         port = _free_port()
         workers = [_start(command, rank, processes, port, folder) for rank in range(processes)]
         _wait(workers, time.monotonic() + timeout + 5, folder)
@@ -45,9 +48,8 @@ def run_distributed(tmp_path: Path) -> RunDistributed:
     return run
 
 
-def _start(command: list[str], rank: int, processes: int, port: int, folder: Path) -> subprocess.Popen[bytes]:
+def _start(command: list[str], rank: int, processes: int, port: int, folder: Path) -> ForkServerProcess:
     environment = {
-        **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(processes),
@@ -58,22 +60,23 @@ def _start(command: list[str], rank: int, processes: int, port: int, folder: Pat
         "CUDA_VISIBLE_DEVICES": "",
         "OMP_NUM_THREADS": "1",
     }
-    with (folder / f"{rank}.log").open("wb") as log:
-        return subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder)
+    worker = _FORKS.Process(target=forked, args=(environment, str(folder), str(folder / f"{rank}.log"), command))
+    worker.start()
+    return worker
 
 
-def _wait(workers: list[subprocess.Popen[bytes]], deadline: float, folder: Path) -> None:
+def _wait(workers: list[ForkServerProcess], deadline: float, folder: Path) -> None:
     """Waits for all workers; ends all of them as soon as one fails, since the rest would wait for it."""
     try:
-        while any(worker.poll() is None for worker in workers) and time.monotonic() < deadline:
-            if any(worker.poll() not in (None, 0) for worker in workers):
+        while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
+            if any(worker.exitcode not in (None, 0) for worker in workers):
                 break
             time.sleep(0.02)
-        codes = [worker.poll() for worker in workers]
+        codes = [worker.exitcode for worker in workers]
     finally:
         for worker in workers:
             worker.kill()
-            worker.wait()
+            worker.join()
     logs = "\n".join(f"--- rank {rank}\n{(folder / f'{rank}.log').read_text()[-6000:]}" for rank in range(len(codes)))
     assert all(code == 0 for code in codes), f"exit codes {codes} (None: still running at the time limit)\n{logs}"
 

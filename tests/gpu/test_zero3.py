@@ -45,7 +45,7 @@ def train(steps: int, precision: str) -> dict[str, Any]:
 def test_one_process_under_zero3_equals_the_plain_host(device, relative_distance, tmp_path, precision):
     arguments = tmp_path / "arguments.json"
     arguments.write_text(json.dumps({"steps": 2, "precision": precision}))
-    worker = ROOT / "tests" / "distributed" / "launch_worker.py"
+    worker = ROOT / "tests" / "distributed" / "worker.py"
     environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     if device.type == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}

@@ -1,13 +1,16 @@
-"""Entry point of a worker process of a distributed test: FILE FUNCTION ARGUMENTS.json RESULTS SECONDS.
+"""One process of a distributed test: joins the process group, calls a function, stores what it returns.
 
-Joins the process group, calls the function, stores what it returns, and leaves without interpreter shutdown.
+Tests fork it from a server that has imported what all need (``conftest.py``); tests of one process on a GPU start it as
+a program: FILE FUNCTION ARGUMENTS.json RESULTS SECONDS.
 """
 
 import faulthandler
 import importlib.util
 import json
+import os
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,8 +19,8 @@ import torch.distributed as dist
 from engine.hosts.process_group import finish, join_process_group
 
 
-def main() -> None:
-    file, function, arguments, results, seconds = sys.argv[1:]
+def work(file: str, function: str, arguments: str, results: str, seconds: str) -> None:
+    """Calls ``function`` of ``file`` and leaves without interpreter shutdown."""
     faulthandler.dump_traceback_later(float(seconds), exit=True)  # says where a worker hangs
     sys.path[:0] = [str(Path(file).parent), str(Path(__file__).parent)]
     torch.set_num_threads(1)
@@ -37,5 +40,17 @@ def main() -> None:
     finish()
 
 
+def forked(environment: Mapping[str, str], folder: str, log: str, command: list[str]) -> None:
+    """``work`` in a process of the server: takes over the environment, the folder and the log first."""
+    os.environ.update(environment)
+    os.chdir(folder)
+    with Path(log).open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = os.fdopen(1, "w", buffering=1)
+    sys.stderr = os.fdopen(2, "w", buffering=1)
+    work(*command)
+
+
 if __name__ == "__main__":
-    main()
+    work(*sys.argv[1:])
