@@ -125,3 +125,17 @@ def allowed_experts(config: LIMoEConfig | MoMELIMoEConfig, modalities: Sequence[
         return None
     owners = [name for name, size in config.pools.items() for _ in range(size)] + [None] * config.common_experts
     return [[owner is None or owner == modality for owner in owners] for modality in modalities]
+
+
+def served_shares(module: nn.Module) -> dict[int, float]:
+    """The share of all tokens that an expert's parameter serves, by the parameter's ``id``; others serve every token.
+
+    Args:
+        module: With sparse layers anywhere below.
+    """
+    return {
+        id(parameter): sparse.config.experts_per_token / sparse.config.num_experts
+        for sparse in module.modules()
+        if isinstance(sparse, SparseFeedForward)
+        for parameter in sparse.experts.parameters()
+    }

@@ -18,7 +18,7 @@ from engine.freeze import freeze, freeze_idle
 from engine.hosts.zero_sizes import ZeroSizes
 from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.plan import StagePlan
-from moe.sparse import SparseFeedForward
+from moe.sparse import SparseFeedForward, served_shares
 from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.model.build import build_chain
@@ -232,11 +232,7 @@ def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
 
 
 def _size(layer: nn.Module, activations: int) -> LayerSize:
-    shares: dict[int, float] = {}
-    for module in layer.modules():
-        if isinstance(module, SparseFeedForward):
-            share = module.config.experts_per_token / module.config.num_experts
-            shares |= {id(one): share for one in module.experts.parameters()}
+    shares = served_shares(layer)
     named = list(layer.named_parameters())
     twins = {id(one) for name, one in named if name.startswith("momentum_")}
     trained = [one for _, one in named if one.requires_grad]

@@ -7,8 +7,7 @@ from torch import nn
 
 from engine.layer_profile import read_profile
 from engine.plan import StagePlan
-from moe.experts import ExpertBank
-from moe.sparse import SparseFeedForward
+from moe.sparse import served_shares
 from omnivl.model.chain import Chain
 from omnivl.model.config import ModelConfig
 from omnivl.model.state import StepLayout
@@ -88,14 +87,9 @@ def cut(costs: Sequence[float], stages: int) -> list[range]:
 
 def _matrix_elements(layer: nn.Module, trained: bool) -> float:
     """Elements of matrices that a row meets; of a bank of experts those of the experts that serve a token."""
-    shares: dict[int, float] = {}
+    shares = served_shares(layer)
     for module in layer.modules():
-        if isinstance(module, SparseFeedForward):
-            per_token = module.config.experts_per_token / module.config.num_experts
-            shares |= {id(parameter): per_token for parameter in module.experts.parameters()}
-        elif isinstance(module, ExpertBank):
-            shares |= {id(parameter): shares.get(id(parameter), 1.0) for parameter in module.parameters()}
-        elif isinstance(module, nn.Embedding):
+        if isinstance(module, nn.Embedding):
             shares |= {id(parameter): 0.0 for parameter in module.parameters()}
     return sum(
         parameter.numel() * shares.get(id(parameter), 1.0)

@@ -14,7 +14,7 @@ from engine.plan_parse import load_plan
 from engine.report.curves import Record, evaluation_records, training_records
 from engine.run_folder import RunFolder, StageFolder
 from engine.sweep.config import Point, Sweep
-from moe.sparse import SparseFeedForward
+from moe.sparse import served_shares
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.model.build import build_chain
 from omnivl.objectives import SpecialTokens
@@ -74,13 +74,10 @@ def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     """Trained parameters, and those of them that serve a token."""
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
-    idle = 0.0
-    for module in chain.modules():
-        if isinstance(module, SparseFeedForward):
-            share = 1 - module.config.experts_per_token / module.config.num_experts
-            idle += share * sum(one.numel() for one in module.experts.parameters() if one.requires_grad)
-    trained = sum(one.numel() for one in chain.parameters() if one.requires_grad)
-    return {"parameters": trained, "active_parameters": round(trained - idle)}
+    shares = served_shares(chain)
+    trained = [one for one in chain.parameters() if one.requires_grad]
+    active = sum(one.numel() * shares.get(id(one), 1.0) for one in trained)
+    return {"parameters": sum(one.numel() for one in trained), "active_parameters": round(active)}
 
 
 def _costs(stage: StageFolder) -> dict[str, float]:
