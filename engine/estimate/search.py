@@ -1,10 +1,11 @@
 """Layouts of a stage that fit a cluster, the fastest first.
 
 The samples of an optimizer step stay what the plan says, so that every layout trains the same: what a larger
-micro-batch takes in, accumulation gives back. Work is counted once for each size of a micro-batch, with rows joined
-over all processes; a pipeline joins them over fewer. Recomputation stays the plan's.
+micro-batch takes in, accumulation gives back. Work is counted once for each size of a micro-batch and each choice of
+what is recomputed (the plan's, nothing, whole blocks), with rows joined over all processes; a pipeline joins fewer.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
@@ -16,8 +17,10 @@ from engine.parallel import Offload, ParallelConfig
 from engine.plan import StagePlan
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.model.config import Recompute
 
 _OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "parameters")
+_RECOMPUTED: tuple[Recompute, ...] = ("none", "block")
 _MICRO_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -54,26 +57,26 @@ def search_layouts(
         progress: Told of each size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
-    works: dict[int, ModelWork] = {}
+    works: dict[tuple[int, Recompute], ModelWork] = {}
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
-    for size in sizes:
-        for parallel in layouts(stage, cluster):
-            replicas = parallel.replicas(cluster.processes)
-            accumulation, rest = divmod(samples, size * replicas)
-            if rest or accumulation == 0:
-                continue
-            batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
-            candidate = replace(stage, parallel=parallel, batch=batch)
-            if size not in works:
-                progress(f"a micro-batch of {size}")
-                works[size] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
-            try:
-                found = estimate_stage(candidate, tokenizer, cluster, work=works[size])
-            except PlanError:  # experts or layers cannot be cut so
-                continue
-            (fitting if found.fits else others).append(found)
+    modes = dict.fromkeys((stage.model.recompute, *_RECOMPUTED))
+    for size, mode, parallel in itertools.product(sizes, modes, layouts(stage, cluster)):
+        accumulation, rest = divmod(samples, size * parallel.replicas(cluster.processes))
+        if rest or accumulation == 0:
+            continue
+        batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
+        model = replace(stage.model, recompute=mode)
+        candidate = replace(stage, parallel=parallel, batch=batch, model=model)
+        if (size, mode) not in works:
+            progress(f"a micro-batch of {size}, recomputed: {mode}")
+            works[size, mode] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
+        try:
+            found = estimate_stage(candidate, tokenizer, cluster, work=works[size, mode])
+        except PlanError:  # experts or layers cannot be cut so
+            continue
+        (fitting if found.fits else others).append(found)
     fitting.sort(key=lambda one: one.step.seconds)
     return Found(tuple(fitting), len(others), min(others, key=lambda one: one.memory.peak, default=None))
 

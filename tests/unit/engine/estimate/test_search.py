@@ -29,11 +29,18 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     told: list[str] = []
     h100 = load_hardware("h100")
     found = search_layouts(stage, tokenizer, Cluster(h100, 1, 4), micro_batches=2, progress=told.append)
-    assert told == ["a micro-batch of 2", "a micro-batch of 4"]
+    assert told == [f"a micro-batch of {size}, recomputed: {mode}" for size in (2, 4) for mode in ("none", "block")]
     assert {one.samples for one in found.ranked} == {16} and found.too_large == 0
     times = [one.step.seconds for one in found.ranked]
     assert times == sorted(times) and len(times) > 8
     assert {one.stage.batch.micro_batch_size_per_gpu for one in found.ranked} == {2, 4}
+    plain = {
+        one.stage.model.recompute: one
+        for one in found.ranked
+        if one.stage.parallel.host == "plain" and one.stage.batch.micro_batch_size_per_gpu == 4
+    }
+    assert plain["block"].memory.activations < plain["none"].memory.activations
+    assert plain["block"].step.seconds > plain["none"].step.seconds
     tiny = replace(h100, memory_gib=1e-3)
     nothing = search_layouts(stage, tokenizer, Cluster(tiny, 1, 4), micro_batches=1)
     assert nothing.ranked == () and nothing.smallest is not None and not nothing.smallest.fits
