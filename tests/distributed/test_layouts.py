@@ -56,13 +56,14 @@ CONFIG = OptimizerConfig(
     **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7},
 )
 TOLERANCES: dict[str, dict[str, float]] = {
-    "synthetic": {"loss": 1e-5, "part": 1e-5, "norm": 1e-5, "weight": 1e-6, "queue": 1e-6},
+    "synthetic": {"loss": 1e-5, "part": 1e-5, "drawn": 1e-5, "norm": 1e-5, "weight": 1e-6, "queue": 1e-6},
     # Small differences of large numbers in its gradients: at equal weights the norms of one and four processes agree to
     # 5e-6, the losses to 1e-7. A gather that lost a share of the gradient would be off by tenths.
-    "real": {"loss": 1e-5, "part": 1e-5, "norm": 1e-4, "weight": 5e-5, "queue": 5e-5},
+    "real": {"loss": 1e-5, "part": 1e-5, "drawn": 1e-5, "norm": 1e-4, "weight": 5e-5, "queue": 5e-5},
     # Eight bits of mantissa: a sum in another order is off by 2^-9 of its largest part. Weights move by at most the
-    # learning rate in each step; the queue has directions as they came out. Single losses are of few samples.
-    "bf16": {"loss": 1e-2, "part": 3e-2, "norm": 0.1, "weight": 5e-3, "queue": 5e-2},
+    # learning rate in each step; the queue has directions as they came out. Single losses are of few samples, and the
+    # negatives of matching are drawn by their similarity: rounding may draw another one.
+    "bf16": {"loss": 1e-2, "part": 3e-2, "drawn": 0.1, "norm": 0.1, "weight": 5e-3, "queue": 5e-2},
 }
 
 pytestmark = pytest.mark.distributed
@@ -173,8 +174,10 @@ def assert_equal_runs(got: dict[str, Any], expected: dict[str, Any], tolerances:
     exact = tolerances["loss"] <= 1e-5
     for step, (ours, theirs) in enumerate(zip(got["results"], expected["results"], strict=True)):
         assert ours.loss == relative(theirs.loss), f"loss of step {step}"
-        parts = pytest.approx(theirs.losses, rel=tolerances["part"], abs=0.1 * tolerances["part"])
-        assert ours.losses == parts, f"losses of step {step}"
+        assert ours.losses.keys() == theirs.losses.keys(), f"losses of step {step}"
+        for name, value in ours.losses.items():
+            bound = tolerances["drawn" if name == "vlm" else "part"]
+            assert value == pytest.approx(theirs.losses[name], rel=bound, abs=0.1 * bound), f"{name} of step {step}"
         assert ours.metrics.keys() == theirs.metrics.keys(), f"metrics of step {step}"
         for name, value in ours.metrics.items():
             # Accuracies over a data-dependent number of words are averaged per replica, losses exactly. Those of bf16
