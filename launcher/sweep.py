@@ -73,14 +73,13 @@ def run(
     request = options.request(
         nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
     )
-    if not dry_run:
-        busy = waiting_or_running(runs)
-        left = [point for point in left if runs / point.name not in busy]
-        typer.echo(f"{sweep.name}: {len(left)} of {len(sweep.points)} runs to submit, {len(busy)} submitted before")
-        if not left:
-            return
-    arrays = write_arrays(sweep, left, runs, request, at_once)
-    hand_in(arrays, runs, chained=False, dry_run=dry_run)
+    busy = set() if dry_run else waiting_or_running(runs)
+    left = [point for point in left if runs / point.name not in busy]
+    before = f", {len(busy)} submitted before" if busy else ""
+    typer.echo(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
+    if left:
+        arrays = write_arrays(sweep, left, runs, request, at_once)
+        hand_in(arrays, runs, chained=False, dry_run=dry_run)
 
 
 @app.command()
