@@ -8,7 +8,7 @@ from conftest import assert_equal_runs
 if TYPE_CHECKING:
     from conftest import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.full, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
 
 TWO_NODES = ("--nodes", "2", "--processes-per-node", "1")
 
@@ -44,6 +44,7 @@ def test_run_goes_on_after_a_node_has_died(cluster: "Cluster") -> None:
     assert_equal_runs(whole, killed)
 
 
+@pytest.mark.full
 def test_cancelled_job_saves_and_is_not_started_again(cluster: "Cluster") -> None:
     run = cluster.folder / "run"
     plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=300")
@@ -58,6 +59,7 @@ def test_cancelled_job_saves_and_is_not_started_again(cluster: "Cluster") -> Non
     assert "at step 0" not in cluster.log(other, run)
 
 
+@pytest.mark.full
 def test_bad_node_is_named_and_avoided(cluster: "Cluster") -> None:
     """A job of one node prefers n2, whose memory for data workers is full."""
     cluster.lab.on_node(2, "mount -o remount,ro /dev/shm")
@@ -75,6 +77,7 @@ def test_bad_node_is_named_and_avoided(cluster: "Cluster") -> None:
     assert cluster.lab.job(job)["ExcNodeList"] == "n2"
 
 
+@pytest.mark.full
 def test_run_that_gets_nowhere_is_given_up(cluster: "Cluster") -> None:
     """A node check that no node passes: each start gets the job one node less, until its restarts are used up."""
     file = cluster.folder / "checked.yaml"

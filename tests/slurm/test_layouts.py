@@ -9,13 +9,13 @@ from conftest import PLAN, assert_equal_runs, final_state
 if TYPE_CHECKING:
     from conftest import Cluster
 
-pytestmark = [pytest.mark.slurm, pytest.mark.full, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
 
 TWO_BY_TWO = ("--nodes", "2", "--processes-per-node", "2")
 PIPELINE = ("parallel.host=pipeline", "parallel.zero_stage=1", "parallel.pipeline_stages=2")
 
 
-@pytest.mark.parametrize("launcher", ["srun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["srun", pytest.param("deepspeed", marks=pytest.mark.full)])
 @pytest.mark.parametrize("layout", [("parallel.zero_stage=3",), PIPELINE], ids=["zero3", "pipeline"])
 def test_two_nodes_equal_one_machine(cluster: "Cluster", launcher: str, layout: tuple[str, ...]) -> None:
     here, there = cluster.folder / "here", cluster.folder / "there"
@@ -31,6 +31,7 @@ def test_two_nodes_equal_one_machine(cluster: "Cluster", launcher: str, layout: 
         torch.testing.assert_close(other["weights"][name], weights, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.full
 def test_deepspeed_launcher_passes_usr1_on(cluster: "Cluster") -> None:
     """The launcher itself knows no USR1."""
     whole, stopped = cluster.folder / "whole", cluster.folder / "stopped"
@@ -59,6 +60,7 @@ def test_stages_as_a_chain_of_jobs(cluster: "Cluster") -> None:
     assert [final_state(run, name)["metrics"][-1]["step"] for name in ("01-spatial", "02-again")] == [2, 2]
 
 
+@pytest.mark.full
 def test_stages_behind_a_failed_one_do_not_start(cluster: "Cluster") -> None:
     head, _, stage = PLAN.partition("stages:\n")
     second = stage.replace("name: spatial", "name: again\n    init_from: spatial")

@@ -71,11 +71,12 @@ def test_sweep_is_a_job_array_that_is_resumed(cluster: "Cluster") -> None:
     file.write_text(SWEEP)
     command = ("sweep", "run", str(file), "--on", "slurm", "--folder", str(runs), "--time", "10:00")
     arguments = (*command, "--cluster", str(cluster.folder / "cluster.yaml"))
-    told = cluster.omnivl(*arguments)
+    told = cluster.omnivl(*arguments, "--sbatch", "hold")
     assert "seeds: 3 of 3 runs to submit" in told
     job = told.split("job ")[1].split(":")[0]
     cluster.tell(f"submitted the array {job} of a sweep")
-    assert "3 submitted before" in cluster.omnivl(*arguments)
+    assert "0 of 3 runs to submit, 3 submitted before" in cluster.omnivl(*arguments)
+    cluster.lab.run("scontrol", "release", job)
     for index in range(3):
         cluster.lab.wait_for(lambda index=index: cluster.ended(f"{job}_{index}"), 120, f"task {index}")
     rows = {Path(row["run"]).name: row["state"] for row in json.loads(cluster.omnivl("jobs", str(runs), "--json"))}
