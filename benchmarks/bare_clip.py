@@ -66,7 +66,8 @@ class Block(nn.Module):
         scores = (q * (WIDTH // HEADS) ** -0.5) @ k.transpose(-1, -2)
         attended = (scores if bias is None else scores + bias).softmax(-1) @ v
         x = x + self.out(attended.transpose(1, 2).reshape(rows, length, WIDTH))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
 
 class BareCLIP(nn.Module):
@@ -168,7 +169,7 @@ def train_bare_clip(
         targets = same / same.sum(1, keepdim=True)  # two drawings of one concept are no negatives of each other
         loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward([loss])
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         seen += batch_size
@@ -180,9 +181,11 @@ def unseen_style_recalls(model: BareCLIP) -> dict[int, float]:
     """R@1, R@5 and R@10 of the Twemoji drawings against all names."""
     drawings, tokenizer = load_drawings("twemoji"), load_tokenizer("emoji")
     device = model.logit_scale.device
-    visual = torch.cat([model.encode_visual(part.float() / 255) for part in drawings.pixels.to(device).split(256)])
+    visual = torch.cat(
+        [model.encode_visual(part.float() / 255) for part in torch.split(drawings.pixels.to(device), 256)]
+    )
     names = torch.from_numpy(tokenizer.encode(drawings.names, TEXT_LENGTH)).to(device)
-    text = torch.cat([model.encode_text(part) for part in names.split(256)])
+    text = torch.cat([model.encode_text(part) for part in torch.split(names, 256)])
     return recalls((visual @ text.T).cpu(), torch.eye(len(names), dtype=torch.bool))
 
 

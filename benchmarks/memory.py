@@ -78,7 +78,7 @@ def run(options: Options) -> Report:
 def _apart(found: list[dict[str, Any]]) -> float:
     """How far the losses of equal runs are apart at most, relatively."""
     steps = zip(*(one["losses"] for one in found), strict=True)
-    return max((max(losses) - min(losses)) / max(losses) for losses in steps)
+    return max(float((max(losses) - min(losses)) / max(losses)) for losses in steps)
 
 
 def _one(value: float) -> Spread:
@@ -134,7 +134,7 @@ def _loss(chain: Chain, batch: Batch) -> torch.Tensor:
 
 def _step(chain: Chain, batch: Batch) -> None:
     chain.zero_grad(set_to_none=True)
-    _loss(chain, batch).backward()
+    torch.autograd.backward([_loss(chain, batch)])
 
 
 def _kept(chain: Chain, batch: Batch) -> int:

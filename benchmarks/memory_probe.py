@@ -134,7 +134,9 @@ def _run(
     with _peak(peaks, "steps", base):
         losses = [host.step([_batch(config, step)], step).loss for step in range(steps)]
     with _peak(peaks, "checkpoint", base):
-        host.save(folder / "host")
+        (folder / "host").mkdir(exist_ok=True)
+        host.shard().write(folder / "host")
+        host.barrier()
     with _peak(peaks, "weights", base):
         write_weights(host, folder / "weights.safetensors", None)
     return chain, losses

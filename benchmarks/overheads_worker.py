@@ -93,7 +93,7 @@ def _step_of(name: str, config: ModelConfig, sizes: Sizes, device: torch.device)
     larger = 2 if name == LARGER else 1
     layout = LAYOUTS["plain" if name == LARGER else name.removesuffix(", recomputed")]
     parallel, count = replace(layout, precision="bf16"), sizes.micro_batches // larger
-    config = replace(config, recompute=name.endswith(", recomputed"))
+    config = replace(config, recompute="block" if name.endswith(", recomputed") else "none")
     size = sizes.pairs // count // parallel.replicas(ranks.world_size())
     host = host_of(parallel, config, size, device, count)
     batches = [pairs(config, size)] * count

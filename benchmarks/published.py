@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def clip(name: str, size: str, patch: int, batch: int, nodes: int, published: fl
     words |= {"intermediate_size": 3072 if wide else 2048}
     with torch.device("meta"):
         config = CLIPConfig(text_config=words, vision_config=vision, projection_dim=words["hidden_size"])
-        model = CLIPModel(config).to(torch.bfloat16)
+        model = CLIPModel(config).bfloat16()
         pixels = torch.zeros(batch, 3, 224, 224, dtype=torch.bfloat16)
         ids = torch.zeros(batch, 77, dtype=torch.int64)
     layer = counted("clip", model, lambda: model(input_ids=ids, pixel_values=pixels).logits_per_image)
@@ -124,10 +125,9 @@ def clip(name: str, size: str, patch: int, batch: int, nodes: int, published: fl
 
 def llama(nodes: int, published: tuple[float, float]) -> Row:
     """Llama-8B of torchtitan, FSDP in bf16, 8,192 tokens a GPU."""
-    config = LlamaConfig(
-        **{"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32, "num_key_value_heads": 8},
-        **{"vocab_size": 128256, "num_hidden_layers": 32, "attn_implementation": "sdpa"},
-    )
+    fields: dict[str, Any] = {"hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    fields |= {"num_key_value_heads": 8, "vocab_size": 128256, "num_hidden_layers": 32, "attn_implementation": "sdpa"}
+    config = LlamaConfig(**fields)
     with torch.device("meta"):
         block, x = LlamaDecoderLayer(config, 0).to(torch.bfloat16), torch.zeros(1, 8192, 4096, dtype=torch.bfloat16)
         head = nn.Linear(4096, 128256, bias=False, dtype=torch.bfloat16)
@@ -143,10 +143,9 @@ def llama(nodes: int, published: tuple[float, float]) -> Row:
 
 def mpt(name: str, width: int, depth: int, heads: int, batch: int, published: float) -> Row:
     """An MPT of llm-foundry, of OPT's layers, which have the same matrices; FSDP in bf16, 2,048 tokens a row."""
-    config = OPTConfig(
-        **{"hidden_size": width, "ffn_dim": 4 * width, "num_attention_heads": heads, "attn_implementation": "sdpa"},
-        **{"dropout": 0.0, "attention_dropout": 0.0, "activation_function": "gelu"},
-    )
+    fields: dict[str, Any] = {"hidden_size": width, "ffn_dim": 4 * width, "num_attention_heads": heads}
+    fields |= {"attn_implementation": "sdpa", "activation_function": "gelu", "dropout": 0.0, "attention_dropout": 0.0}
+    config = OPTConfig(**fields)
     with torch.device("meta"):
         block = OPTDecoderLayer(config).to(torch.bfloat16)
         x = torch.zeros(batch, 2048, width, dtype=torch.bfloat16)
@@ -168,7 +167,8 @@ def mpt(name: str, width: int, depth: int, heads: int, batch: int, published: fl
 def vit() -> Row:
     """Images a second that 40 % MFU of one H100 needs of a ViT-B/16."""
     with torch.device("meta"):
-        model = ViTModel(ViTConfig(attn_implementation="sdpa"), add_pooling_layer=False).to(torch.bfloat16)
+        fields: dict[str, Any] = {"attn_implementation": "sdpa"}
+        model = ViTModel(ViTConfig(**fields), add_pooling_layer=False).bfloat16()
         pixels = torch.zeros(8, 3, 224, 224, dtype=torch.bfloat16)
     _, _, useful = counted("vit", model, lambda: model(pixel_values=pixels).last_hidden_state)
     rate = 0.4 * load_hardware("h100").peak_flops("bf16") / (useful / 8)
