@@ -50,7 +50,7 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
         stage.objectives,
         tokenizer.special,
         gather=make_gather(replica_group(stage.parallel)),
-        compute_dtype=torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32,
+        compute_dtype=torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16,
     )
     freeze_idle(chain, stage.layouts())
     host = create_host(

@@ -7,7 +7,7 @@ from typing import Literal
 
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
 Offload = Literal["none", "optimizer", "parameters"]
 
 
@@ -36,6 +36,8 @@ class ParallelConfig:
         zero_stage: What ZeRO shards over the replicas: nothing (0), optimizer states (1), gradients as well (2),
             parameters as well (3). Not read by ``plain``; ``pipeline`` takes 0 and 1.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
+            ``auto`` takes bf16 unless the machine multiplies fp32 faster, as a CPU without instructions for bf16 does;
+            a run that goes on keeps what it began with.
         offload: What is kept outside of the accelerator's memory. ``optimizer``: AdamW's moments and gradients, with
             ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
         offload_device: Where it is kept: in the host's memory (``cpu``), or in files that are mapped into it

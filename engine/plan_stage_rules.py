@@ -229,7 +229,7 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
     wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
-    if wants and stage.parallel.precision != "bf16":
+    if wants and stage.parallel.precision == "fp32":
         got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
         change = "set it to 'auto', or parallel.precision to 'bf16'"
         yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)

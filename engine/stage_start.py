@@ -11,6 +11,7 @@ from engine.errors import CheckpointError
 from engine.handover import Inheritance, hand_over
 from engine.hosts import layer_settler
 from engine.plan import Plan, StagePlan
+from engine.precision import compute_dtype
 from engine.progress import Progress
 from engine.run_folder import RunFolder, StageFolder, write_whole
 from engine.seeds import seed_everything
@@ -53,7 +54,7 @@ def start_chain(
         UserError: The weights are missing or do not fit.
     """
     stage = plan.stages[index]
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = compute_dtype(stage.parallel, device)
     heritage = None if stage.init_from is None else _inheritance(plan, stage, run)
     cut = layer_settler(stage.parallel, device)
     foreign = stage.weights.folders

@@ -20,10 +20,12 @@ from engine.freeze import freeze, freeze_idle
 from engine.heartbeat import Heartbeat
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline_cut import pipeline_cuts
+from engine.parallel import Precision
 from engine.peak import Peak, peak_of
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import parse_plan
 from engine.plan_yaml import read_yaml
+from engine.precision import compute_dtype, faster_precision, with_precision
 from engine.progress import Progress, make_progress
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.rollback import RolledBackError
@@ -73,10 +75,13 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     steps = {stage.name: stage.steps for stage in plan.stages}
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
+        plan, settled = _settle_precision(plan, run, options, device)
         ranks.on_first(lambda: _enter_folder(run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
+        if settled is not None:
+            progress.message(f"parallel.precision: auto takes {settled}, which this machine multiplies faster")
         tokenizer = load_tokenizer(plan.tokenizer)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
@@ -132,7 +137,7 @@ def _go_on(
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = compute_dtype(stage.parallel, device)
     chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
     if idle := freeze_idle(chain, stage.layouts()):
@@ -183,6 +188,28 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
         check_same_plan(run, read_yaml(earlier, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
+
+
+def _settle_precision(
+    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
+) -> tuple[Plan, Precision | None]:
+    """The plan without ``auto``, and what that became; a stage keeps what it computes in where the folder holds it."""
+    if all(stage.parallel.precision != "auto" for stage in plan.stages):
+        return plan, None
+    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
+    if earlier is None:
+        faster = faster_precision(device)
+        return with_precision(plan, faster), faster
+    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
+    return with_precision(plan, earlier.parallel.precision, known), None
+
+
+def _earlier_plan(run: RunFolder) -> Plan | None:
+    """The plan of the run that the folder holds; None where it holds none, or one that cannot be read."""
+    try:
+        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
+    except PlanError:  # the comparison of plans names what is wrong
+        return None
 
 
 def _resolved_anew(text: str, place: str) -> str:

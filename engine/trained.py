@@ -19,6 +19,7 @@ from engine.hosts.weights import match_weights
 from engine.plan import Plan, StagePlan
 from engine.plan_parse import load_plan
 from engine.plan_problems import closest
+from engine.precision import compute_dtype
 from engine.run_folder import RunFolder, StageFolder
 from engine.saved import describe, find_checkpoint, read_weights
 from moe.config import for_any_machine
@@ -91,7 +92,7 @@ def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -
         CheckpointError: The weights cannot be read or do not fit the stage's model.
     """
     stage, tokenizer, gather = trained.stage, load_tokenizer(trained.plan.tokenizer), make_gather()
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = compute_dtype(stage.parallel, device)
     model = replace(stage.model, ffn=for_any_machine(stage.model.ffn))
     chain = build_chain(model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     load_weights(chain, trained.weights)

@@ -106,7 +106,7 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
     """
     if stage.parallel.host != "pipeline":
         return None
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
     kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))

@@ -14,6 +14,7 @@ from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
 from engine.estimate.search import Found, search_layouts
 from engine.estimate.traffic import Cluster
 from engine.plan_parse import load_plan
+from engine.precision import with_precision
 from launcher.estimate_tables import as_json, failure_figures, failure_table, found_json, found_table, stage_tables
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
@@ -59,7 +60,7 @@ def estimate(
     """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
-    read = load_plan(plan, overrides or (), cluster.processes)
+    read = with_precision(load_plan(plan, overrides or (), cluster.processes), machine.faster_precision)
     tokenizer = load_tokenizer(read.tokenizer)
     chosen = [one for one in read.stages if stage in (None, one.name)]
     if not chosen:

@@ -14,6 +14,7 @@ from engine.hosts.process_group import choose_device
 from engine.layer_profile import LayerUse, activation_bytes, blank_states, layer_seconds, profile_json
 from engine.plan import StagePlan
 from engine.plan_parse import load_plan
+from engine.precision import compute_dtype
 from engine.run_folder import write_whole
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.model.build import build_chain
@@ -47,7 +48,7 @@ def profile(
 
 
 def _measure(stage: StagePlan, tokenizer: Tokenizer, device: torch.device, repeats: int) -> dict[str, LayerUse]:
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = compute_dtype(stage.parallel, device)
     meta = torch.device("meta")
     with meta:
         shapes = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)

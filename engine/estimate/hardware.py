@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.estimate.operations import Operation, Operations
+from engine.parallel import Precision
 from engine.plan_parse import load_section
 from omnivl.errors import UserError
 
@@ -88,9 +89,15 @@ class HardwareConfig:
     storage_gigabytes_per_second: float
     decoded_images_per_second: float | None = None
 
-    def peak_flops(self, precision: Literal["fp32", "bf16"]) -> float:
+    def peak_flops(self, precision: Precision) -> float:
         """Floating point operations per second on paper."""
-        return float(getattr(self.peak_tflops, precision)) * 1e12
+        chosen = self.faster_precision if precision == "auto" else precision
+        return float(getattr(self.peak_tflops, chosen)) * 1e12
+
+    @property
+    def faster_precision(self) -> Precision:
+        """What a plan's ``auto`` becomes on this machine."""
+        return "bf16" if self.peak_tflops.bf16 >= self.peak_tflops.fp32 else "fp32"
 
     def seconds(self, operations: Operations) -> float:
         """How long a device takes for operations, one after the other."""

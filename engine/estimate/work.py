@@ -144,7 +144,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         UserError: The configuration does not fit together.
     """
     gather = BlankGather(replicas)
-    dtype = torch.bfloat16 if stage.parallel.precision == "bf16" else torch.float32
+    dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
     with device:
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")

@@ -11,6 +11,7 @@ import yaml
 from safetensors.torch import load_file
 
 from engine.metrics import read_metrics
+from engine.plan_parse import load_plan
 
 if TYPE_CHECKING:
     from conftest import Pretraining
@@ -208,3 +209,16 @@ def test_lost_rank_is_named(pretraining: "Pretraining") -> None:
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 0 was ended by SIGKILL" in output
+
+
+def test_precision_is_chosen_once(pretraining: "Pretraining") -> None:
+    """The plan in the folder says what was chosen; a run that goes on keeps it, were it the slower one."""
+    told = pretraining.run("chosen", "parallel.precision=auto", "stages.spatial.steps=2")
+    precision = load_plan(pretraining.folder / "chosen" / "plan.yaml").stage("spatial").parallel.precision
+    assert precision in ("bf16", "fp32")
+    assert f"parallel.precision: auto takes {precision}" in told
+    slower = "fp32" if precision == "bf16" else "bf16"
+    pretraining.run("kept", f"parallel.precision={slower}", "stages.spatial.steps=2")
+    told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4")
+    assert "going on after step 2" in told and "auto takes" not in told
+    assert load_plan(pretraining.folder / "kept" / "plan.yaml").stage("spatial").parallel.precision == slower
