@@ -61,7 +61,7 @@ class Sizes:
     @classmethod
     def of(cls, quick: bool) -> Self:
         """Those of a quick run or of a full one."""
-        return cls(16, 4, 2, 2) if quick else cls(32, 4, 4, 7)
+        return cls(16, 4, 2, 2) if quick else cls(32, 4, 4, 5)
 
 
 def measure(folder: Path, sizes: Sizes) -> None:
