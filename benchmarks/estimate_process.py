@@ -27,6 +27,7 @@ from engine.hosts.process_group import finish, join_process_group
 from engine.layer_profile import blank_batches
 from engine.plan import StagePlan
 from engine.plan_parse import load_plan
+from engine.precision import compute_dtype
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.model.build import build_chain
 
@@ -50,7 +51,7 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
         stage.objectives,
         tokenizer.special,
         gather=make_gather(replica_group(stage.parallel)),
-        compute_dtype=torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16,
+        compute_dtype=compute_dtype(stage.parallel, device),
     )
     freeze_idle(chain, stage.layouts())
     host = create_host(
