@@ -184,8 +184,9 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
     if run.plan.is_file():
-        earlier = _resolved_anew(run.plan.read_text(encoding="utf-8"), str(run.plan))
-        check_same_plan(run, read_yaml(earlier, str(run.plan)).tree, read_yaml(text).tree)
+        earlier = _earlier_plan(run)
+        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
+        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
 
@@ -205,22 +206,14 @@ def _settle_precision(
 
 
 def _earlier_plan(run: RunFolder) -> Plan | None:
-    """The plan of the run that the folder holds; None where it holds none, or one that cannot be read."""
-    try:
-        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
-    except PlanError:  # the comparison of plans names what is wrong
-        return None
+    """The plan of the run that the folder holds, with this version's defaults for fields that it did not know.
 
-
-def _resolved_anew(text: str, place: str) -> str:
-    """A resolved plan as this version would write it: fields that the writing version did not have get their defaults.
-
-    A plan that this version cannot read stays as it is: the comparison then names what differs.
+    None where there is none, or one that this version cannot read: the comparison of plans names what is wrong.
     """
     try:
-        return parse_plan(text, place).to_yaml()
+        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
     except PlanError:
-        return text
+        return None
 
 
 def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
