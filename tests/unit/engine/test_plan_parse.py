@@ -87,7 +87,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         ),
         (
             {"parallel": "parallel: {precision: bf61}"},
-            ["p.yaml:3: parallel.precision: got 'bf61'; allowed 'fp32' or 'bf16'; did you mean 'bf16'?"],
+            ["p.yaml:3: parallel.precision: got 'bf61'; allowed 'auto', 'fp32' or 'bf16'; did you mean 'bf16'?"],
         ),
         (
             {"batch": "batch: {micro_batch_size_per_gpu: true}"},
