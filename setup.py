@@ -47,6 +47,7 @@ setup(
     extras_require={
         "data": ["resvg-py>=0.1.6"],
         "gpu": ["megablocks[gg]>=0.7"],
+        "pictures": ["kaleido>=1"],
         "mpi": ["mpi4py>=4", "openmpi>=5"],
         "dev": [
             "codespell>=2.3",

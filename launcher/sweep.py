@@ -1,29 +1,21 @@
 """``omnivl sweep``: runs the plans of a sweep file, and makes its page."""
 
-import shlex
-import subprocess
-import sys
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from engine.failure import Failure, clear_failure
-from engine.sweep.config import Point, Sweep, load_sweep
-from engine.sweep.page import write_sweep_page
+from engine.sweep.config import Sweep, load_sweep
+from engine.sweep.page import write_sweep_markdown, write_sweep_page
 from engine.sweep.results import collect, is_complete
+from launcher.local_sweep import run_sweep_here
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in
 from launcher.slurm.sweep import waiting_or_running, write_arrays
-from omnivl.errors import UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
-_SAID_LINES = 12
 _File = Annotated[Path, typer.Argument(help="A sweep, e.g. configs/sweeps/emoji_sizes.yaml.", show_default=False)]
 _Folder = Annotated[Path | None, typer.Option(help="Of its runs; runs/sweeps/NAME by default.", show_default=False)]
 
@@ -54,7 +46,7 @@ def run(
     cluster: options.Cluster = None,
     launcher: options.Launcher = None,
 ) -> None:
-    """Runs what is not done yet, goes on with what was cut off. Exit status 1 where a run failed.
+    """Runs what is not done yet, goes on with what was cut off. Exit status 1 where a run failed. Ctrl-C saves first.
 
     Options from --nodes on are those of omnivl submit, for --on slurm.
 
@@ -65,10 +57,11 @@ def run(
     """
     sweep = load_sweep(file)
     runs = (folder or _default(sweep)).resolve()
-    left = [point for point in sweep.points if not is_complete(runs / point.name, sweep.load(point).stages)]
+    left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel
     if on is Where.local:
-        _run_here(sweep, left, runs, at_once, dry_run=dry_run)
+        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run):
+            raise typer.Exit(code)
         return
     request = options.request(
         nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
@@ -89,57 +82,24 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Folder of page and table; that of the runs by default.", show_default=False)
     ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Also sweep.md with pictures; needs kaleido and Chrome.")
+    ] = False,
 ) -> None:
     """Makes sweep.html and sweep.parquet from the runs that are done.
 
     Examples:
       omnivl sweep report configs/sweeps/emoji_sizes.yaml
+      omnivl sweep report configs/sweeps/emoji_sizes.yaml --markdown --out docs/sweeps
     """
     sweep = load_sweep(file)
     runs = folder or _default(sweep)
-    page, table = write_sweep_page(sweep, collect(sweep, runs), out or runs)
-    typer.echo(f"{page}\n{table}")
+    rows = collect(sweep, runs)
+    for written in write_sweep_page(sweep, rows, out or runs):
+        typer.echo(written)
+    if markdown:
+        typer.echo(write_sweep_markdown(sweep, rows, out or runs))
 
 
 def _default(sweep: Sweep) -> Path:
     return Path("runs") / "sweeps" / sweep.name
-
-
-def _run_here(sweep: Sweep, points: Sequence[Point], runs: Path, parallel: int, *, dry_run: bool) -> None:
-    over = [point.name for point in points if (point.nodes or 1) > 1]
-    if over:
-        raise UserError(
-            f"{sweep.file}: axes: got more than one node for {', '.join(over)}; allowed is one on this machine; run "
-            "the sweep with --on slurm"
-        )
-    if dry_run:
-        for point in points:
-            typer.echo(shlex.join(_command(sweep, point, runs / point.name)))
-        return
-    typer.echo(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {runs}")
-    with ThreadPoolExecutor(parallel) as pool:
-        ended = zip(points, pool.map(lambda point: _run(sweep, point, runs / point.name), points), strict=True)
-        failed = [point.name for point, code in ended if code != 0]
-    if failed:
-        typer.echo(f"{len(failed)} failed: {', '.join(failed)}; failure.json in their folders says why", err=True)
-        raise typer.Exit(1)
-
-
-def _command(sweep: Sweep, point: Point, folder: Path) -> list[str]:
-    start = [sys.executable, "-m", "launcher.cli", "pretrain", str(sweep.plan)]
-    return [*start, *point.overrides, "--run-folder", str(folder)]
-
-
-def _run(sweep: Sweep, point: Point, folder: Path) -> int:
-    """Runs one plan to its end and returns its exit code; what it said last is kept where it failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    clear_failure(folder)
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
-        code = subprocess.run(
-            _command(sweep, point, folder), stdout=said, stderr=subprocess.STDOUT, check=False
-        ).returncode
-        if code != 0:
-            said.seek(0)
-            Failure(code, "".join(said.readlines()[-_SAID_LINES:]).strip()).write(folder)
-    typer.echo(f"{point.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
-    return code

@@ -22,7 +22,7 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,15 @@ class Point:
     Attributes:
         name: Of the run and its folder.
         values: The value of each axis, by its name; of named values the name.
-        overrides: What is said to the plan, ``path=value`` each.
+        overrides: What is said to the base plan, ``path=value`` each.
+        plan: What comes of it.
         nodes: That it takes on Slurm; None where the sweep leaves it open.
     """
 
     name: str
     values: Mapping[str, Any]
     overrides: tuple[str, ...]
+    plan: Plan
     nodes: int | None = None
 
 
@@ -61,7 +63,7 @@ class Sweep:
     Attributes:
         name: Of the sweep and its folder.
         file: Where it is written.
-        plan: The base plan.
+        base: The base plan's file.
         axes: Values of each axis: what each says to the plan, by the value's name.
         points: The runs, in the order of the grid.
         parallel: Runs at the same time on one machine.
@@ -70,22 +72,19 @@ class Sweep:
 
     name: str
     file: Path
-    plan: Path
+    base: Path
     axes: Mapping[str, Mapping[str, Mapping[str, Any]]]
     points: tuple[Point, ...]
     parallel: int
     compare: str | None
 
-    def load(self, point: Point, world_size: int | None = None) -> Plan:
-        """The plan of one run, checked for so many processes where their number is known.
+    def plan_for(self, point: Point, world_size: int) -> Plan:
+        """The plan of one run, checked for so many processes.
 
         Raises:
-            PlanError: The overrides do not fit it, or the plan does not fit the processes; names the run.
+            PlanError: It does not fit them; names the run.
         """
-        try:
-            return load_plan(self.plan, point.overrides, world_size)
-        except PlanError as error:
-            raise PlanError([f"{self.file}: run {point.name!r}: {problem}" for problem in error.problems]) from error
+        return _read_plan(self.file, self.base, point.name, point.overrides, world_size)
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -103,19 +102,23 @@ def load_sweep(path: Path) -> Sweep:
         raise PlanError([f"{document.place(problem.path)}: {problem.text}" for problem in problems])
     tree = document.tree
     axes = {name: _values(name, axis) for name, axis in tree["axes"].items()}
-    points = tuple(_points(tree, axes))
-    sweep = Sweep(
+    base = (path.parent / tree["plan"]).resolve()
+    return Sweep(
         name=tree["name"],
         file=path,
-        plan=(path.parent / tree["plan"]).resolve(),
+        base=base,
         axes=axes,
-        points=points,
+        points=tuple(_points(tree, axes, path, base)),
         parallel=tree.get("parallel", 1),
         compare=tree.get("compare"),
     )
-    for point in points:
-        sweep.load(point)
-    return sweep
+
+
+def _read_plan(file: Path, base: Path, run: str, overrides: Sequence[str], world_size: int | None = None) -> Plan:
+    try:
+        return load_plan(base, overrides, world_size)
+    except PlanError as error:
+        raise PlanError([f"{file}: run {run!r}: {problem}" for problem in error.problems]) from error
 
 
 def _values(name: str, axis: Any) -> dict[str, Mapping[str, Any]]:
@@ -128,7 +131,9 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _points(tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Iterator[Point]:
+def _points(
+    tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str, Any]]], file: Path, base: Path
+) -> Iterator[Point]:
     grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     excluded = [{axis: _shown(value) for axis, value in one.items()} for one in tree.get("exclude", [])]
     wanted = [one for one in grid if not any(left.items() <= one.items() for left in excluded)]
@@ -142,8 +147,9 @@ def _points(tree: Mapping[str, Any], axes: Mapping[str, Mapping[str, Mapping[str
             for axis, chosen in values.items():
                 fields |= axes[axis][chosen]
             nodes = fields.pop(_NODES, None)
-            overrides = tuple(f"{field}={json.dumps(value)}" for field, value in fields.items())
-            yield Point(name, values, (f"name={json.dumps(name)}", *overrides), nodes)
+            overrides = [f"{field}={json.dumps(value)}" for field, value in ({"name": name} | fields).items()]
+            plan = _read_plan(file, base, name, overrides)
+            yield Point(name, values, tuple(overrides), plan, nodes)
 
 
 def _slug(text: str) -> str:

@@ -43,15 +43,14 @@ def collect(sweep: Sweep, folder: Path) -> pd.DataFrame:
         sweep: From ``load_sweep``.
         folder: Of its runs.
     """
-    return pd.DataFrame([_row(sweep, point, folder / point.name) for point in sweep.points])
+    return pd.DataFrame([_row(point, folder / point.name) for point in sweep.points])
 
 
-def _row(sweep: Sweep, point: Point, folder: Path) -> dict[str, Any]:
+def _row(point: Point, folder: Path) -> dict[str, Any]:
     row: dict[str, Any] = {"run": point.name, "state": "missing", "why": "", **point.values}
-    plan = sweep.load(point)
     if (failure := read_failure(folder)) is not None:
         row |= {"state": "failed", "why": f"exit code {failure.code}: {failure.said}"}
-    if not is_complete(folder, plan.stages):
+    if not is_complete(folder, point.plan.stages):
         return row
     run = RunFolder(folder)
     written = load_plan(run.plan)

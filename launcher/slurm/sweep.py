@@ -29,8 +29,8 @@ def write_arrays(
     shapes: dict[tuple[int, int], list[tuple[Plan, Path]]] = {}
     for point in points:
         nodes = point.nodes or request.nodes
-        processes = request.processes or local_processes(sweep.load(point).launch.processes, request.gpus)
-        plan = sweep.load(point, nodes * processes)
+        processes = request.processes or local_processes(point.plan.launch.processes, request.gpus)
+        plan = sweep.plan_for(point, nodes * processes)
         shapes.setdefault((nodes, processes), []).append((plan, folder / point.name))
     written = submission_folder(folder)
     return [

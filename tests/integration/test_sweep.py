@@ -1,5 +1,8 @@
 """A sweep from its file to its page: what is done is skipped, what failed is named, what is missing is said."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -7,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from engine.failure import read_failure
+from engine.run_folder import RunFolder
 from launcher.cli import app
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -72,3 +76,22 @@ def test_a_sweep_from_its_file_to_its_page(tmp_path: Path) -> None:
     assert "1 failed" in page
     failure = read_failure(tmp_path / "runs" / "ffn-dense_source-bad")
     assert failure is not None and failure.code == 2
+
+
+def test_a_sweep_that_is_stopped_saves_what_runs_and_begins_nothing_more(tmp_path: Path) -> None:
+    (tmp_path / "plan.yaml").write_text(PLAN.replace("steps: 3", "steps: 100000"))
+    (tmp_path / "s.yaml").write_text("{name: s, plan: plan.yaml, axes: {seed: [0, 1]}}")
+    runs = tmp_path / "runs"
+    command = [sys.executable, "-m", "launcher.cli", "sweep", "run", str(tmp_path / "s.yaml"), "--folder", str(runs)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
+        assert running.stdout is not None
+        metrics = runs / "seed-0" / "stages" / "01-contrast" / "metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not metrics.is_file() and running.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        running.terminate()
+        assert running.wait(timeout=60) == 143
+        assert "seed-0: stopped" in running.stdout.read()
+    assert list(RunFolder(runs / "seed-0").stage(0, "contrast").checkpoints.glob("step-*"))
+    assert not (runs / "seed-1").exists()
+    assert read_failure(runs / "seed-0") is None

@@ -42,7 +42,7 @@ parallel: 3
         "seed=0",
     )
     assert (sweep.parallel, sweep.compare) == (3, "width")
-    plan = sweep.load(sweep.points[2])
+    plan = sweep.points[2].plan
     assert (plan.name, plan.seed, plan.model.hidden_size) == ("width-wide_seed-0", 0, 96)
 
 

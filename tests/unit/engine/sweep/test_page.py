@@ -1,36 +1,78 @@
-"""What the page of a sweep works out from its runs."""
+"""The pages of a sweep."""
 
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
+import pytest
 
 from engine.sweep.config import Sweep
-from engine.sweep.page import scaling
+from engine.sweep.figures import figures, side_by_side
+from engine.sweep.page import write_sweep_markdown, write_sweep_page
+from omnivl.errors import UserError
+
+SWEEP = Sweep("s", Path("s.yaml"), Path("base.yaml"), {"ffn": {}, "size": {}}, (), 1, "ffn")
+SIZES = (10_000, 20_000, 40_000, 80_000, 160_000)
 
 
-def test_strong_and_weak_scaling_are_told_apart() -> None:
-    sweep = Sweep("s", Path("s.yaml"), Path("p.yaml"), {"layout": {}, "size": {}}, (), 1, None)
-    rows = pd.DataFrame(
-        [
-            ("plain", "one", 1, 64, 100.0),
-            ("plain", "strong", 2, 64, 150.0),
-            ("plain", "weak", 2, 128, 180.0),
-            ("plain", "weak again", 2, 128, 200.0),
-            ("zero", "one", 1, 64, 50.0),
-            ("zero", "weak", 2, 128, 100.0),
-        ],
-        columns=["layout", "size", "processes", "batch", "samples_per_second"],
-    ).assign(parameters=1000)
-    found = [
-        (row["scaling"], row["layout"], row["processes"], row["batch"], row["samples/s"], row["efficiency"])
-        for row in scaling(sweep, rows)
+@pytest.fixture
+def rows() -> pd.DataFrame:
+    complete = [
+        {"run": f"{ffn}-{size}", "state": "complete", "why": "", "ffn": ffn, "size": size, "parameters": size}
+        | {"flops": size * 1e6, "seconds": size / 1e3, "loss": 1 + offset + (size / 1e3) ** -0.5, "score/i2t R@1": 0.5}
+        | {"processes": 1, "samples_per_second": 100.0, "batch": 8}
+        for offset, ffn in enumerate(("dense", "experts"))
+        for size in SIZES
     ]
-    assert found == [
-        ("strong", "plain", "1", "64", "100.0", "1.00"),
-        ("strong", "plain", "2", "64", "150.0", "0.75"),
-        ("weak", "plain", "1", "64", "100.0", "1.00"),
-        ("weak", "plain", "2", "128", "190.0", "0.95"),
-        ("weak", "zero", "1", "64", "50.0", "1.00"),
-        ("weak", "zero", "2", "128", "100.0", "1.00"),
+    failed = {"run": "lost", "state": "failed", "why": "exit code 2: a | b <b>\nc", "ffn": "dense", "size": 1}
+    return pd.DataFrame([*complete, failed])
+
+
+def test_figures_hold_the_runs_the_fits_and_the_front(rows: pd.DataFrame) -> None:
+    drawn = figures(SWEEP, rows[rows["state"] == "complete"])
+    assert {measure: len(row) for measure, row in drawn.items()} == {"loss": 3, "score/i2t R@1": 3}
+    against_flops = drawn["loss"][1]
+    assert [trace.name for trace in against_flops.data if trace.name] == [
+        *("dense", "dense: front", "experts", "experts: front")
     ]
-    assert scaling(sweep, rows[rows["processes"] == 1]) == []
+    whole = side_by_side(drawn["loss"])
+    assert len(whole.data) == sum(len(figure.data) for figure in drawn["loss"])
+    shown = [trace.name for trace in whole.data if trace.showlegend]
+    assert shown == ["dense", "experts"]
+
+
+def test_markdown_has_the_tables_and_a_picture_for_each_measure(
+    rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(go.Figure, "write_image", lambda figure, path: Path(path).write_text(figure.to_json()))
+    text = write_sweep_markdown(SWEEP, rows, tmp_path).read_text()
+    assert "10 complete, 1 failed" in text
+    for picture in ("loss.svg", "i2t-R@1.svg"):
+        assert f"({picture})" in text
+        assert (tmp_path / picture).stat().st_size
+    lines = text.splitlines()
+    laws = lines.index("## Power laws of the loss")
+    assert lines[laws + 1] == "| of | against | points | floor | scale | exponent |"
+    assert lines[laws + 2] == "|---|---|---|---|---|---|"
+    assert lines[laws + 3].startswith("| dense | parameters | 5 | 1 ± ")
+    assert len([line for line in lines if line.startswith(("| dense-", "| experts-"))]) == 10
+    assert "exit code 2: a \\| b <b> c |" in text
+    assert lines.index("## At equal cost") > laws
+
+
+def test_html_shows_what_was_said_and_does_not_obey_it(rows: pd.DataFrame, tmp_path: Path) -> None:
+    page, table = write_sweep_page(SWEEP, rows, tmp_path)
+    assert "a | b &lt;b&gt;" in page.read_text()
+    assert len(pd.read_parquet(table)) == 11
+
+
+def test_without_what_draws_pictures_the_remedy_is_said(
+    rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(figure: go.Figure, path: Path) -> None:
+        raise ValueError("Image export requires the kaleido package")
+
+    monkeypatch.setattr(go.Figure, "write_image", fail)
+    with pytest.raises(UserError, match=r"requires the kaleido package.*pip install 'omnivl\[pictures\]'"):
+        write_sweep_markdown(SWEEP, rows, tmp_path)
+    assert not (tmp_path / "sweep.md").exists()

@@ -1,0 +1,110 @@
+"""What the runs of a sweep say, in tables: power laws, what costs the same, scaling, the runs themselves."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from engine.sweep.config import Sweep
+from engine.sweep.fits import efficiency, fit_power_law
+
+AGAINST: Mapping[str, str] = {
+    "parameters": "parameters",
+    "active_parameters": "active parameters",
+    "flops": "operations of training",
+    "tokens": "tokens",
+    "seconds": "seconds of steps",
+}
+"""Columns against which measures are set, as a page calls them."""
+
+_SPEED = ("processes", "batch", "samples_per_second", "mfu", "memory_gib", "seconds")
+_EVERYTHING = "all runs"
+
+
+def groups_of(sweep: Sweep, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The runs by the value of the axis that is compared."""
+    if sweep.compare is None:
+        return {_EVERYTHING: rows}
+    return {str(value): part for value, part in rows.groupby(sweep.compare, sort=False)}
+
+
+def costs_of(rows: pd.DataFrame) -> list[str]:
+    """What differs enough between the runs to be drawn against."""
+    return [name for name in AGAINST if name in rows and rows[name].nunique() > 1]
+
+
+def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
+    """The fits of the loss, in numbers."""
+    if rows.empty:
+        return
+    for name, part in groups_of(sweep, rows).items():
+        for against in costs_of(part):
+            law = fit_power_law(part[against], part["loss"])
+            if law is not None:
+                values = (law.floor, law.scale, law.exponent)
+                shown = [f"{value:.3g} ± {error:.2g}" for value, error in zip(values, law.errors, strict=True)]
+                yield {"of": name, "against": AGAINST[against], "points": str(law.points)} | dict(
+                    zip(("floor", "scale", "exponent"), shown, strict=True)
+                )
+
+
+def at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
+    """What each of the compared comes to at the same operations, and in the same time: where their ranges overlap."""
+    if sweep.compare is None or rows.empty:
+        return
+    groups = groups_of(sweep, rows)
+    for against in ("flops", "seconds"):
+        least = max(part[against].min() for part in groups.values())
+        most = min(part[against].max() for part in groups.values())
+        laws = {name: fit_power_law(part[against], part["loss"]) for name, part in groups.items()}
+        if least > most or any(law is None for law in laws.values()):
+            continue
+        cost = float(np.sqrt(least * most))
+        for name, law in laws.items():
+            assert law is not None
+            loss = f"{law.at([cost])[0]:.4f} ± {law.band([cost])[0]:.2g}"
+            yield {"of": name, "at": f"{cost:.3g} {AGAINST[against]}", "loss": loss}
+
+
+def scaling(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
+    """Throughput by the number of processes, of runs that differ in nothing else but their batch.
+
+    Strong scaling holds the batch of all processes together, weak scaling that of each. Efficiency is over what the run
+    with the fewest processes would give at perfect scaling.
+    """
+    if rows.empty or rows["processes"].nunique() < 2:
+        return []
+    given = rows.assign(each=rows["batch"] / rows["processes"])
+    # An axis by whose value the number of processes is known is the one along which runs scale.
+    others = [axis for axis in sweep.axes if rows.groupby(axis)["processes"].nunique().max() > 1]
+    found = []
+    for kind, held in (("strong", "batch"), ("weak", "each")):
+        for _, part in given.groupby([*others, "parameters", held], sort=False):
+            means = part.groupby("processes", as_index=False)["samples_per_second"].mean()
+            if len(means) < 2:
+                continue
+            rates = efficiency(list(means["processes"]), list(means["samples_per_second"]))
+            first = part.iloc[0]
+            fixed = {axis: str(first[axis]) for axis in others} | {"parameters": f"{first['parameters']:,}"}
+            for (_, row), share in zip(means.iterrows(), rates, strict=True):
+                batch = first["batch"] if kind == "strong" else first["each"] * row["processes"]
+                found.append(
+                    {"scaling": kind, **fixed, "processes": str(int(row["processes"])), "batch": str(round(batch))}
+                    | {"samples/s": f"{row['samples_per_second']:.1f}", "efficiency": f"{share:.2f}"}
+                )
+    return found
+
+
+def run_table(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
+    """The runs themselves, all alike in what they name."""
+    wanted = ["run", "state", *sweep.axes, "parameters", "active_parameters", "flops", "tokens", "loss"]
+    scores = [name for name in rows.columns if name.startswith("score/")]
+    names = [name for name in (*wanted, *scores, *_SPEED, "why") if name in rows]
+    return [{name: _shown(row[name]) for name in names} for row in rows.to_dict("records")]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{int(value):,}" if value >= 1e4 and value < 1e9 else f"{value:.4g}"
+    return str(value)
