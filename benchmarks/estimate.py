@@ -42,7 +42,7 @@ class Case:
     Attributes:
         name: For the tables.
         processes: How many.
-        parallel: Fields of the plan's section.
+        parallel: Fields of the plan's section; the compute type is the machine's faster one.
         accumulation: Micro-batches of a step.
     """
 
@@ -53,7 +53,7 @@ class Case:
 
     def overrides(self, micro_batch: int) -> list[str]:
         """Of the plan."""
-        fields = {f"parallel.{name}": value for name, value in self.parallel.items()}
+        fields = {f"parallel.{name}": value for name, value in {**self.parallel, "precision": "auto"}.items()}
         fields |= {f"model.{name}": value for name, value in MODEL.items()}
         fields |= {
             f"stages.{STAGE}.batch.micro_batch_size_per_gpu": micro_batch,
