@@ -83,11 +83,12 @@ def run(options: Options) -> Report:
         overrides = case.overrides(micro_batch)
         found = _measured(case, overrides, options, steps, {})
         peaks = _measured(case, overrides, options, 2, _FREED_AT_ONCE)["peaks"]
-        stage, tokenizer = read_stage(PLAN, STAGE, overrides, case.processes)
         with tempfile.TemporaryDirectory() as folder:
             profile = Path(folder) / "measured.yaml"
             profile.write_text(found["hardware"])
-            cluster = Cluster(load_hardware(str(profile)), 1, case.processes)
+            hardware = load_hardware(str(profile))
+        stage, tokenizer = read_stage(PLAN, STAGE, overrides, case.processes, hardware)
+        cluster = Cluster(hardware, 1, case.processes)
         estimate = estimate_stage(stage, tokenizer, cluster)
         memory.append(estimate.memory.peak / max(peaks))
         seconds.append(estimate.step.seconds / found["seconds"])

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from engine import ranks
 from engine.collectives import make_gather
 from engine.environment import resident_bytes
+from engine.estimate.hardware import HardwareConfig
 from engine.estimate.measure import hardware_yaml, measure_hardware
 from engine.freeze import freeze_idle
 from engine.hosts import create_host, replica_group
@@ -27,14 +28,16 @@ from engine.hosts.process_group import finish, join_process_group
 from engine.layer_profile import blank_batches
 from engine.plan import StagePlan
 from engine.plan_parse import load_plan
-from engine.precision import compute_dtype
+from engine.precision import dtype_of, with_precision
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.model.build import build_chain
 
 
-def read_stage(plan: str, name: str, overrides: list[str], processes: int) -> tuple[StagePlan, Tokenizer]:
-    """A stage of a plan, with its image-text pairs alone: every step is then of one kind."""
-    read = load_plan(plan, overrides, processes)
+def read_stage(
+    plan: str, name: str, overrides: list[str], processes: int, hardware: HardwareConfig
+) -> tuple[StagePlan, Tokenizer]:
+    """A stage of a plan on a machine, with its image-text pairs alone: every step is then of one kind."""
+    read = with_precision(load_plan(plan, overrides, processes), hardware.faster_precision)
     stage = read.stage(name)
     pairs = tuple(entry for entry in stage.data if entry.kind == "image_text")
     return replace(stage, data=pairs), load_tokenizer(read.tokenizer)
@@ -51,7 +54,7 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
         stage.objectives,
         tokenizer.special,
         gather=make_gather(replica_group(stage.parallel)),
-        compute_dtype=compute_dtype(stage.parallel, device),
+        compute_dtype=dtype_of(stage.parallel.precision),
     )
     freeze_idle(chain, stage.layouts())
     host = create_host(
@@ -97,7 +100,7 @@ def main(case: Path, result: Path) -> None:
     device = join_process_group(always=True)
     processes = ranks.world_size()
     before = measure_hardware(device, local_processes=processes, seconds=wanted["seconds"])
-    stage, tokenizer = read_stage(wanted["plan"], wanted["stage"], wanted["overrides"], processes)
+    stage, tokenizer = read_stage(wanted["plan"], wanted["stage"], wanted["overrides"], processes, before)
     # A model of the same widths and few layers first: what is imported and set up for its kernels stays.
     small = replace(stage.model, **wanted["small"])
     train(replace(stage, model=small), tokenizer, 1)

@@ -16,7 +16,17 @@ _SECONDS = 0.1
 
 def compute_dtype(parallel: ParallelConfig, device: torch.device) -> torch.dtype:
     """The data type of activations and products. Called by every process where the plan says ``auto``."""
-    precision = faster_precision(device) if parallel.precision == "auto" else parallel.precision
+    return dtype_of(faster_precision(device) if parallel.precision == "auto" else parallel.precision)
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The data type by its name in a plan.
+
+    Raises:
+        ValueError: ``auto``, which stands for one only on a machine.
+    """
+    if precision == "auto":
+        raise ValueError("precision: got 'auto'; allowed are 'fp32' and 'bf16' here; settle it with with_precision")
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 

@@ -18,6 +18,7 @@ from engine.freeze import freeze, freeze_idle
 from engine.hosts.zero_sizes import ZeroSizes
 from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.plan import StagePlan
+from engine.precision import dtype_of
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
@@ -135,7 +136,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     """Counts a stage's model under the stage's micro-batch.
 
     Args:
-        stage: Model, objectives, data, micro-batch and precision.
+        stage: Model, objectives, data, micro-batch and precision, which ``auto`` leaves open: settled before.
         tokenizer: The plan's.
         replicas: Processes that take samples of their own.
         device: ``meta`` for an accelerator; the CPU for itself.
@@ -144,7 +145,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         UserError: The configuration does not fit together.
     """
     gather = BlankGather(replicas)
-    dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
+    dtype = dtype_of(stage.parallel.precision)
     with device:
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
