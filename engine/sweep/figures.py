@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from engine.sweep.config import Sweep
 from engine.sweep.fits import PowerLaw, fit_power_law, front
-from engine.sweep.tables import AGAINST, costs_of, groups_of
+from engine.sweep.tables import AGAINST, costs_of, fitted, groups_of
 
 _PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
 
@@ -59,8 +59,9 @@ def _figure(sweep: Sweep, rows: pd.DataFrame, against: str, measure: str) -> go.
         )
         if measure != "loss":
             continue
-        if (law := fit_power_law(part[against], part[measure])) is not None:
-            _draw_law(figure, law, part[against], color)
+        points = fitted(part, against)
+        if (law := fit_power_law(points[against], points[measure])) is not None:
+            _draw_law(figure, law, points[against], color)
         if against == "flops":
             best = part.iloc[front(list(part[against]), list(part[measure]))]
             line = {"color": color, "dash": "dot", "width": 1}

@@ -1,5 +1,6 @@
 """The page of a sweep: what its runs came to against size, data, operations and time, with fits."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from engine.sweep.config import Sweep
 from engine.sweep.figures import figures, side_by_side
 from engine.sweep.tables import at_equal_cost, power_laws, run_table, scaling
 from omnivl.errors import UserError
+
+_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
 
 
 def write_sweep_page(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
@@ -49,7 +52,7 @@ def write_sweep_markdown(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> Path
     pictures = {}
     for measure, row in figures(sweep, _complete(rows)).items():
         name = measure.removeprefix("score/")
-        picture = folder / f"{name.replace('/', '-').replace(' ', '-')}.svg"
+        picture = folder / f"{_UNSAFE.sub('-', name)}.svg"
         try:
             side_by_side(row).write_image(picture)
         except (ImportError, ValueError, RuntimeError) as error:
@@ -82,7 +85,8 @@ def _render(template: str, sweep: Sweep, rows: pd.DataFrame, **more: Any) -> str
         "Runs": run_table(sweep, rows),
     }
     counts = rows["state"].value_counts().to_dict()
-    return templates.get_template(template).render(sweep=sweep, counts=counts, tables=tables, **more)
+    machines = list(dict.fromkeys(complete["machine"]))
+    return templates.get_template(template).render(sweep=sweep, counts=counts, machines=machines, tables=tables, **more)
 
 
 def _html(figure: go.Figure) -> Markup:

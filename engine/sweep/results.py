@@ -1,7 +1,7 @@
 """What the runs of a sweep came to: a row for each, read back from its folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,8 @@ def collect(sweep: Sweep, folder: Path) -> pd.DataFrame:
     Columns: ``run``, ``state`` (``complete``, ``failed`` or ``missing``), ``why``, the axes, then of complete runs
     ``parameters``, ``active_parameters``, ``flops`` and ``tokens`` (of training, all stages), ``samples``,
     ``seconds`` (of steps), ``loss`` and ``loss/NAME`` (of the last stage, over its last fifth), ``score/TASK/METRIC``,
-    ``samples_per_second``, ``mfu``, ``memory_gib`` (of process 0), ``processes``, ``batch`` (samples of a step of the
-    last stage, over all processes).
+    ``samples_per_second``, ``mfu``, ``memory_gib`` (of process 0), ``processes``, ``machine`` (and version and day),
+    ``batch`` (samples of a step of the last stage, over all processes).
 
     Args:
         sweep: From ``load_sweep``.
@@ -65,8 +65,16 @@ def _row(point: Point, folder: Path) -> dict[str, Any]:
         **{name: sum(cost[name] for cost in costs) for name in ("flops", "tokens", "samples", "seconds")},
         **_outcome(stages[-1]),
         "processes": environment["processes"],
+        "machine": _machine(environment),
         "batch": round(costs[-1]["samples"] / written.stages[-1].steps),
     }
+
+
+def _machine(environment: Mapping[str, Any]) -> str:
+    device = environment["gpu"] or environment["cpu"]
+    commit = (environment["git"] or {}).get("commit")
+    source = f", commit {commit[:10]}" if commit else ""
+    return f"{device}, torch {environment['torch']}{source}, {environment['started'][:10]}"
 
 
 def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:

@@ -18,6 +18,11 @@ AGAINST: Mapping[str, str] = {
 }
 """Columns against which measures are set, as a page calls them."""
 
+SIZES = ("parameters", "active_parameters")
+
+_EQUAL = 0.01
+"""Share by which tokens of runs of one length differ: the lengths of texts are drawn."""
+
 _SPEED = ("processes", "batch", "samples_per_second", "mfu", "memory_gib", "seconds")
 _EVERYTHING = "all runs"
 
@@ -34,13 +39,21 @@ def costs_of(rows: pd.DataFrame) -> list[str]:
     return [name for name in AGAINST if name in rows and rows[name].nunique() > 1]
 
 
+def fitted(rows: pd.DataFrame, against: str) -> pd.DataFrame:
+    """The runs through which a law is fitted: against a size only those that were trained longest, on equal tokens."""
+    if against not in SIZES or "tokens" not in rows:
+        return rows
+    return rows[rows["tokens"] >= (1 - _EQUAL) * rows["tokens"].max()]
+
+
 def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
     """The fits of the loss, in numbers."""
     if rows.empty:
         return
     for name, part in groups_of(sweep, rows).items():
         for against in costs_of(part):
-            law = fit_power_law(part[against], part["loss"])
+            points = fitted(part, against)
+            law = fit_power_law(points[against], points["loss"])
             if law is not None:
                 values = (law.floor, law.scale, law.exponent)
                 shown = [f"{value:.3g} ± {error:.2g}" for value, error in zip(values, law.errors, strict=True)]

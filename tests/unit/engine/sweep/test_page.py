@@ -20,7 +20,7 @@ def rows() -> pd.DataFrame:
     complete = [
         {"run": f"{ffn}-{size}", "state": "complete", "why": "", "ffn": ffn, "size": size, "parameters": size}
         | {"flops": size * 1e6, "seconds": size / 1e3, "loss": 1 + offset + (size / 1e3) ** -0.5, "score/i2t R@1": 0.5}
-        | {"processes": 1, "samples_per_second": 100.0, "batch": 8}
+        | {"processes": 1, "samples_per_second": 100.0, "batch": 8, "machine": "a CPU"}
         for offset, ffn in enumerate(("dense", "experts"))
         for size in SIZES
     ]
@@ -46,8 +46,8 @@ def test_markdown_has_the_tables_and_a_picture_for_each_measure(
 ) -> None:
     monkeypatch.setattr(go.Figure, "write_image", lambda figure, path: Path(path).write_text(figure.to_json()))
     text = write_sweep_markdown(SWEEP, rows, tmp_path).read_text()
-    assert "10 complete, 1 failed" in text
-    for picture in ("loss.svg", "i2t-R@1.svg"):
+    assert "10 complete, 1 failed.\nOn a CPU.\n" in text
+    for picture in ("loss.svg", "i2t-R-1.svg"):
         assert f"({picture})" in text
         assert (tmp_path / picture).stat().st_size
     lines = text.splitlines()

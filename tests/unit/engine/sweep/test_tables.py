@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from engine.sweep.config import Sweep
-from engine.sweep.tables import scaling
+from engine.sweep.tables import power_laws, scaling
 
 
 def test_strong_and_weak_scaling_are_told_apart() -> None:
@@ -34,3 +34,20 @@ def test_strong_and_weak_scaling_are_told_apart() -> None:
         ("weak", "zero", "2", "128", "100.0", "1.00"),
     ]
     assert scaling(sweep, rows[rows["processes"] == 1]) == []
+
+
+def test_laws_of_sizes_are_fitted_through_runs_of_equal_length() -> None:
+    sweep = Sweep("s", Path("s.yaml"), Path("p.yaml"), {"size": {}}, (), 1, None)
+    sizes = [10_000, 20_000, 40_000, 80_000, 160_000]
+    rows = pd.DataFrame(
+        [
+            {"parameters": size, "tokens": tokens, "flops": size * tokens, "loss": 2 + lost + (size / 1e3) ** -0.5}
+            for size in sizes
+            for tokens, lost in ((1000, 0.7), (4000, 0.0), (3990, 0.0))
+        ]
+    )
+    laws = {law["against"]: law for law in power_laws(sweep, rows)}
+    assert laws["parameters"]["points"] == "10"
+    assert laws["parameters"]["floor"].startswith("2 ±")
+    assert laws["parameters"]["exponent"].startswith("0.5 ±")
+    assert laws["operations of training"]["points"] == "15"
