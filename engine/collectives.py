@@ -13,7 +13,8 @@ from torch import Tensor
 from omnivl.model.gather import Gather, LocalGather
 
 # PyTorch renamed the collective, and warns at every call of the old name where it knows the new one.
-_all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_scatter_rows = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
 
 class ProcessGroupGather:
@@ -128,5 +129,5 @@ def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     if source.dtype == torch.bool:
         return _all_gather(source.view(torch.uint8), group).view(torch.bool)
     joined = source.new_empty((dist.get_world_size(group) * source.shape[0], *source.shape[1:]))
-    _all_gather_rows(joined, source, group=group)
+    all_gather_rows(joined, source, group=group)
     return joined

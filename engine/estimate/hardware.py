@@ -12,6 +12,9 @@ from omnivl.errors import UserError
 FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")
 
 
+Collective = Literal["gather", "scatter", "other"]
+"""Those that a library may do at rates of their own."""
+
 PRODUCTS, MEMORY, STARTING = "products", "memory", "starting operations"
 
 
@@ -36,15 +39,21 @@ class LinkConfig:
         gigabytes_per_second: What one process sends, in one direction, while it receives as much.
         share: Of that, what collectives reach on large messages.
         latency_seconds: Of one message.
+        gather_share: What gathers reach; null where they reach ``share``.
+        scatter_share: What reduce-scatters reach; null where they reach ``share``.
     """
 
     gigabytes_per_second: float
     share: float
     latency_seconds: float
+    gather_share: float | None = None
+    scatter_share: float | None = None
 
-    def seconds(self, sent_bytes: float, messages: float) -> float:
+    def seconds(self, sent_bytes: float, messages: float, kind: Collective = "other") -> float:
         """Of so many bytes in so many messages, one after the other."""
-        return sent_bytes / (self.gigabytes_per_second * 1e9 * self.share) + messages * self.latency_seconds
+        shares = {"gather": self.gather_share, "scatter": self.scatter_share}
+        share = shares.get(kind) or self.share
+        return sent_bytes / (self.gigabytes_per_second * 1e9 * share) + messages * self.latency_seconds
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class HardwareConfig:
         found = {PRODUCTS: 0.0, MEMORY: 0.0, STARTING: 0.0}
         for operation, count in operations.items():
             products = self._product_seconds(operation)
-            memory = self.move_seconds(operation.bytes) / self.memory_share
+            memory = self.copy_seconds(operation.bytes)
             found[PRODUCTS if products > memory else MEMORY] += count * max(products, memory)
             found[STARTING] += count * self.operation_seconds
         if self.device == "gpu":
@@ -122,6 +131,10 @@ class HardwareConfig:
     def move_seconds(self, moved_bytes: float) -> float:
         """How long a device takes to read and write so many bytes of its memory, in place and in order."""
         return moved_bytes / (self.memory_gigabytes_per_second * 1e9)
+
+    def copy_seconds(self, moved_bytes: float) -> float:
+        """How long a device takes to move so many bytes between tensors of a layer's size."""
+        return self.move_seconds(moved_bytes) / self.memory_share
 
     def _product_seconds(self, operation: Operation) -> float:
         if not operation.flops:

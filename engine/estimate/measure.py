@@ -10,16 +10,20 @@ from dataclasses import asdict
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.nn import functional as F
 
+from engine.collectives import all_gather_rows, reduce_scatter_rows
 from engine.environment import describe_environment, memory_bytes
 from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
+from engine.estimate.operations import OperationCounter
 from engine.peak import measured_peak
 from engine.plan_yaml import write_yaml
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _LAYER = {"cpu": (1024, 384, 1536), "cuda": (16384, 1024, 4096)}  # rows, hidden and inner size of a layer's product
-_MESSAGES = (1024, 16 * 2**20)  # bytes of a small and a large message
+_DEPTH = 12  # layers whose results are held at the same time
+_MESSAGES = (1024, 32 * 2**20)  # bytes of a small and a large message
 
 
 def measure_hardware(device: torch.device, *, local_processes: int, seconds: float = 0.5) -> HardwareConfig:
@@ -34,7 +38,7 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
     products = {name: _mean(_product_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
     attention = {name: _mean(_attention_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
     bandwidth = _mean(_stream_rate(device, seconds), device)
-    new = _mean(_new_rate(device, seconds), device)
+    between = _mean(_layer_rate(device, seconds), device)
     link = _link(device, local_processes, seconds)
     memory = memory_bytes()
     is_gpu = device.type == "cuda"
@@ -46,7 +50,7 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
         product_share=RateConfig(**{name: min(1.0, products[name] / peaks[name]) for name in _DTYPES}),
         attention_share=RateConfig(**{name: min(1.0, attention[name] / peaks[name]) for name in _DTYPES}),
         memory_gigabytes_per_second=bandwidth / 1e9,
-        memory_share=new / bandwidth,
+        memory_share=between / bandwidth,
         operation_seconds=_mean(_start_seconds(device, seconds), device),
         processes_per_node=local_processes,
         within_node=link,
@@ -80,11 +84,11 @@ def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> f
     """Of a layer's products forward and backward, in FLOP/s: smaller and less even than the best square one."""
     rows, hidden, inner = _LAYER[device.type]
     x, up = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
-    x, up = x.to(dtype), up.to(dtype)
+    x, up, bias = x.to(dtype), up.to(dtype), torch.zeros(inner, device=device, dtype=dtype)
     grad = torch.randn(rows, inner, device=device).to(dtype)
 
     def products() -> None:
-        F.linear(x, up)
+        F.linear(x, up, bias)
         grad @ up
         grad.t() @ x
 
@@ -110,10 +114,23 @@ def _stream_rate(device: torch.device, seconds: float) -> float:
     return 3.0 * float(one.nbytes) / _median_seconds(lambda: one.add_(other), device, seconds)
 
 
-def _new_rate(device: torch.device, seconds: float) -> float:
-    """Bytes per second of an operation of a layer, memory for its result included."""
-    one, other = torch.zeros(2, (2**21 if device.type == "cpu" else 2**26) // 4, device=device)
-    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one + other, device, seconds)
+def _layer_rate(device: torch.device, seconds: float) -> float:
+    """Bytes per second of what layers do between their products, forward and backward, memory for results included."""
+    rows, _, width = _LAYER[device.type]
+    x = torch.randn(rows, width, device=device, requires_grad=True)
+    weight = torch.ones(width, device=device, requires_grad=True)
+
+    def layers() -> None:
+        hidden = x
+        for _ in range(_DEPTH):
+            hidden = hidden + F.gelu(F.layer_norm(hidden, (width,), weight))
+        torch.autograd.backward([hidden.sum()])
+        x.grad = weight.grad = None
+
+    with OperationCounter() as counter:
+        layers()
+    moved = sum(operation.bytes * count for operation, count in counter.found.items())
+    return float(moved) / _median_seconds(layers, device, seconds)
 
 
 def _start_seconds(device: torch.device, seconds: float) -> float:
@@ -136,28 +153,48 @@ def _host_rate(device: torch.device, seconds: float) -> float:
 
 
 def _link(device: torch.device, processes: int, seconds: float) -> LinkConfig:
-    """From sums over all processes: of the large message what it takes more than the small one is bandwidth."""
+    """From collectives over all processes: of the large message what it takes more than the small one is bandwidth."""
     if processes == 1 or not dist.is_initialized():
         return LinkConfig(1.0, 1.0, 0.0)
-    small, large = (_sum_seconds(size, device, seconds) for size in _MESSAGES)
-    sent = 2.0 * (processes - 1) / processes * (_MESSAGES[1] - _MESSAGES[0])
-    return LinkConfig(sent / max(1e-9, large - small) / 1e9, 1.0, small / (2 * (processes - 1)))
+
+    def gather(tensor: Tensor) -> None:
+        all_gather_rows(tensor, tensor.chunk(processes)[dist.get_rank()].clone())
+
+    def scatter(tensor: Tensor) -> None:
+        reduce_scatter_rows(torch.empty_like(tensor.chunk(processes)[0]), tensor)
+
+    latency, reduced = _collective(lambda tensor: dist.all_reduce(tensor), device, processes, seconds)
+    rates = [_collective(action, device, processes, seconds)[1] for action in (gather, scatter)]
+    # A sum is a gather behind a scatter, and sends twice as much.
+    shares = [rate / (2 * reduced) for rate in rates]
+    return LinkConfig(2 * reduced / 1e9, 1.0, latency / (2 * (processes - 1)), *shares)
 
 
-def _sum_seconds(size: int, device: torch.device, seconds: float) -> float:
-    """The mean of as many sums as every process makes: the number is agreed upon by the first one's clock."""
-    tensor = torch.zeros(size // 4, device=device)
-    dist.all_reduce(tensor)
+def _collective(
+    action: Callable[[Tensor], object], device: torch.device, processes: int, seconds: float
+) -> tuple[float, float]:
+    """Seconds of a collective on a small tensor; bytes per second of (n - 1) / n of a large one."""
+    small, large = (_collective_seconds(action, size, device, processes, seconds) for size in _MESSAGES)
+    size = (processes - 1) / processes * (_MESSAGES[1] - _MESSAGES[0])
+    return small, size / max(1e-9, large - small)
+
+
+def _collective_seconds(
+    action: Callable[[Tensor], object], size: int, device: torch.device, processes: int, seconds: float
+) -> float:
+    """The mean of as many as every process makes: the number is agreed upon by the first one's clock."""
+    tensor = torch.zeros(size // 4 // processes * processes, device=device)
+    action(tensor)
     _wait(device)
     began = time.perf_counter()
-    dist.all_reduce(tensor)
+    action(tensor)
     _wait(device)
     repeats = torch.tensor([max(3.0, min(200.0, seconds / (time.perf_counter() - began)))], device=device)
     dist.broadcast(repeats, 0)
     taken = []
     for _ in range(int(repeats.item())):
         began = time.perf_counter()
-        dist.all_reduce(tensor)
+        action(tensor)
         _wait(device)
         taken.append(time.perf_counter() - began)
     return _mean(_median(taken), device)

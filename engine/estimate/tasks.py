@@ -22,8 +22,44 @@ COMPUTE, OPTIMIZER, OFFLOAD = "forward and backward", "optimizer", "offload"
 REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gather"
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
 
-_ADAM, _FLATTEN, _NORM, _TWIN = 28, 8, 12, 12
-"""Bytes that move per element: AdamW reads four numbers and writes three; a copy; norm and clipping; a twin's step."""
+_ADAM, _NORM, _TWIN, _ADD, _AVERAGE = 28, 12, 12, 12, 16
+"""Bytes that move per element: AdamW reads four numbers and writes three; norm and clipping; a twin's step; gradients
+of one micro-batch more; the plain host's copy into one buffer, and the division there."""
+
+
+@dataclass(frozen=True)
+class _Copies:
+    """Bytes per element that DeepSpeed moves around its collectives and its optimizer.
+
+    Counted by its steps under ``OperationCounter`` on two and four processes: a part that does not depend on their
+    number, and one that goes with a process' share.
+
+    Attributes:
+        reduced: Of trained parameters in a reduction: into the bucket, flattened, divided.
+        reduced_share: Of the share in a reduction.
+        gathered: Of gathered parameters: assembled, and cut into parameters.
+        gathered_share: Of the share in a gather.
+        stepped_share: Of the share around the optimizer: flattened, cast, zeroed, copied back.
+        added_share: Of the share for a micro-batch behind the first.
+    """
+
+    reduced: float = 0.0
+    reduced_share: float = 0.0
+    gathered: float = 0.0
+    gathered_share: float = 0.0
+    stepped_share: float = 0.0
+    added_share: float = 0.0
+
+
+_COPIES: Mapping[int, _Copies] = {
+    0: _Copies(),
+    1: _Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0),
+    2: _Copies(reduced=23.0, reduced_share=16.0, stepped_share=20.0, added_share=12.0),
+    3: _Copies(
+        reduced=24.0, reduced_share=24.0, gathered=8.0, gathered_share=8.0, stepped_share=39.0, added_share=12.0
+    ),
+}
+"""By ZeRO stage."""
 
 
 @dataclass
@@ -107,8 +143,9 @@ class StepBuilder:
         self.built.micro_batches = self.built.wanted = micro_batches
         last: tuple[int, ...] = ()
         loose: list[int] = []
-        for _ in range(micro_batches):
+        for number in range(micro_batches):
             last, reduced = self._backward(0, self._forward(0, last))
+            last = self._accumulate(0, number, last)
             loose += reduced
         self._finish(0, (*last, *loose))
         return self.built
@@ -134,6 +171,7 @@ class StepBuilder:
                     last[stage] = self._forward(stage, (*last[stage], *arrived))
                 else:
                     last[stage], _ = self._backward(stage, (*last[stage], *arrived))
+                    last[stage] = self._accumulate(stage, number, last[stage])
                 done[kind, stage, number] = self._cross(stage, kind, last[stage])
         for stage in range(stages):
             self._finish(stage, last[stage])
@@ -182,6 +220,14 @@ class StepBuilder:
                 last = (self._reduce(stage, [size], last),)
         return last, loose
 
+    def _accumulate(self, stage: int, number: int, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Gradients of a micro-batch on top of those before it."""
+        if number == 0:
+            return after
+        held = sum(self._held(size) for size in self.sizes[stage])
+        moved = _ADD * held if self.zero < 2 else _COPIES[self.zero].added_share * held / self.replicas
+        return (self._add(stage, "compute", self.hardware.copy_seconds(moved), after, COMPUTE),)
+
     def _finish(self, stage: int, after: tuple[int, ...]) -> None:
         """Gradients over replicas where that is still to do, the optimizer, weights back to everyone."""
         sizes, hardware = self.sizes[stage], self.hardware
@@ -189,20 +235,24 @@ class StepBuilder:
             after = (self._reduce(stage, sizes, after),)
         trained = sum(size.trained for size in sizes)
         twins = sum(size.twins for size in sizes)
-        local = sum(size.trained - size.experts * (1 - 1 / self.experts) for size in sizes)
+        local = sum(self._held(size) for size in sizes)
         moved = (trained / self.replicas) if self.zero else local
-        copies = _FLATTEN * (moved if self.zero in (1, 2) else 0.0)
+        copies = _COPIES[self.zero].stepped_share * moved
         if self.stage.parallel.host == "plain" and self.replicas > 1:
-            copies = 2 * _FLATTEN * local
+            copies = _AVERAGE * local
         if self.stage.parallel.offload != "none":
             seconds = (4 + 4 + _ADAM + _NORM) * moved / (hardware.host_gigabytes_per_second * 1e9)
             after = (self._add(stage, "compute", seconds, after, OFFLOAD),)
             moved = 0.0
-        moved_bytes = (_ADAM + _NORM) * moved + copies
-        moved_bytes += _TWIN * twins / (self.replicas if self.zero == 3 else 1)
-        after = (self._add(stage, "compute", hardware.move_seconds(moved_bytes), after, OPTIMIZER),)
+        moved_bytes = (_ADAM + _NORM) * moved + _TWIN * twins / (self.replicas if self.zero == 3 else 1)
+        seconds = hardware.move_seconds(moved_bytes) + hardware.copy_seconds(copies)
+        after = (self._add(stage, "compute", seconds, after, OPTIMIZER),)
         if self.zero in (1, 2):
             self._over_replicas(stage, sizes, all_gather, after, GATHER)
+
+    def _held(self, size: LayerSize) -> float:
+        """Trained elements of a layer for which a process has gradients: of experts its part."""
+        return size.trained - size.experts * (1 - 1 / self.experts)
 
     def _compute(self, stage: int, operations: Operations, after: Sequence[int]) -> int:
         return self._add(stage, "compute", self.hardware.seconds(operations), after, COMPUTE)
@@ -220,11 +270,16 @@ class StepBuilder:
         dense = 4.0 * (size.elements - size.experts - size.resting_experts)
         experts = 4.0 * (size.experts + size.resting_experts) / self.experts
         total = all_gather(dense, self.data) + self._copies(all_gather, experts)
-        return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps),)
+        copies = _COPIES[self.zero]
+        moved = (copies.gathered + copies.gathered_share / self.replicas) * (dense + experts) / 4.0
+        return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps, moved=moved),)
 
     def _reduce(self, stage: int, sizes: Sequence[LayerSize], after: tuple[int, ...], *, waits: bool = True) -> int:
         collective: Collective = reduce_scatter if self.zero == 3 else all_reduce
-        return self._over_replicas(stage, sizes, collective, after, REDUCE, waits=waits)
+        held = sum(self._held(size) for size in sizes)
+        copies = _COPIES[self.zero]
+        moved = (copies.reduced + copies.reduced_share / self.replicas) * held
+        return self._over_replicas(stage, sizes, collective, after, REDUCE, waits=waits, moved=moved)
 
     def _over_replicas(
         self,
@@ -235,6 +290,7 @@ class StepBuilder:
         cause: str,
         *,
         waits: bool = True,
+        moved: float = 0.0,
     ) -> int:
         """A collective of four bytes per trained parameter: dense ones over all replicas, experts over their copies."""
         experts = sum(size.experts for size in sizes)
@@ -246,9 +302,8 @@ class StepBuilder:
             within_messages=total.within_messages * buckets,
             between_messages=total.between_messages * buckets,
         )
-        return self._transfer(
-            stage, total + self._copies(collective, 4.0 * experts / self.experts), after, cause, waits
-        )
+        total += self._copies(collective, 4.0 * experts / self.experts)
+        return self._transfer(stage, total, after, cause, waits, moved)
 
     def _copies(self, collective: Collective, size: float) -> Transfer:
         """A collective over the processes that hold the same experts."""
@@ -263,12 +318,21 @@ class StepBuilder:
         total = all_to_all(rows, self.cluster.group(self.experts)) * 2.0
         return (self._transfer(stage, total, after, EXPERTS),)
 
-    def _transfer(self, stage: int, transfer: Transfer, after: Sequence[int], cause: str, waits: bool = True) -> int:
-        """Occupies the link; where the device waits for it, the device instead."""
+    def _transfer(
+        self,
+        stage: int,
+        transfer: Transfer,
+        after: Sequence[int],
+        cause: str,
+        waits: bool = True,
+        moved: float = 0.0,
+    ) -> int:
+        """Occupies the link; where the device waits for it, the device instead. Bytes are moved around it."""
         known = self.built.traffic[stage].get(cause, Transfer())
         self.built.traffic[stage][cause] = known + transfer
         resource = "compute" if waits or not self.hardware.overlaps else "link"
-        return self._add(stage, resource, transfer.seconds(self.hardware), after, cause)
+        seconds = transfer.seconds(self.hardware) + self.hardware.copy_seconds(moved)
+        return self._add(stage, resource, seconds, after, cause)
 
     def _add(self, stage: int, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
         return self.built.add(f"{stage}/{resource}", seconds, after, cause)

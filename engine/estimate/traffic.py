@@ -7,9 +7,9 @@ Letters: V bytes, n processes of a group, g of them on a node, m nodes.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from engine.estimate.hardware import HardwareConfig
+from engine.estimate.hardware import Collective, HardwareConfig
 
 
 @dataclass(frozen=True)
@@ -67,39 +67,50 @@ class Transfer:
         between: Bytes to other nodes.
         within_messages: One after the other.
         between_messages: One after the other.
+        kind: Of collective; only transfers of one kind are added up.
     """
 
     within: float = 0.0
     between: float = 0.0
     within_messages: float = 0.0
     between_messages: float = 0.0
+    kind: Collective = "other"
 
     def seconds(self, hardware: HardwareConfig) -> float:
         """How long it takes."""
-        inner = hardware.within_node.seconds(self.within, self.within_messages)
-        return inner + hardware.between_nodes.seconds(self.between, self.between_messages)
+        inner = hardware.within_node.seconds(self.within, self.within_messages, self.kind)
+        return inner + hardware.between_nodes.seconds(self.between, self.between_messages, self.kind)
 
     def __mul__(self, times: float) -> "Transfer":
-        return Transfer(*(times * value for value in vars(self).values()))
+        within, between, within_messages, between_messages = (times * value for value in self._amounts)
+        return Transfer(within, between, within_messages, between_messages, self.kind)
 
     def __add__(self, other: "Transfer") -> "Transfer":
-        return Transfer(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+        within, between, within_messages, between_messages = (
+            a + b for a, b in zip(self._amounts, other._amounts, strict=True)
+        )
+        kind = self.kind if any(self._amounts) else other.kind
+        return Transfer(within, between, within_messages, between_messages, kind)
+
+    @property
+    def _amounts(self) -> tuple[float, ...]:
+        return self.within, self.between, self.within_messages, self.between_messages
 
 
 def all_gather(total: float, group: Group) -> Transfer:
     """Each process has V / n and gets V: it sends V (n - 1) / n."""
     g, m = group.local, group.nodes
-    return Transfer(total * (g - 1) / g, total * (m - 1) / (m * g), g - 1, _rounds(m))
+    return Transfer(total * (g - 1) / g, total * (m - 1) / (m * g), g - 1, _rounds(m), "gather")
 
 
 def reduce_scatter(total: float, group: Group) -> Transfer:
     """Each process has V and gets the sum of its V / n: the all-gather backwards."""
-    return all_gather(total, group)
+    return replace(all_gather(total, group), kind="scatter")
 
 
 def all_reduce(total: float, group: Group) -> Transfer:
     """Reduce-scatter and all-gather: 2 V (n - 1) / n."""
-    return all_gather(total, group) * 2.0
+    return replace(all_gather(total, group) * 2.0, kind="other")
 
 
 def all_to_all(own: float, group: Group) -> Transfer:

@@ -27,7 +27,7 @@ def test_the_bubble_of_equal_stages(stages: int, micro_batches: int, machine: Ha
     work = even_work(stages)
     stage = _stage(micro_batches, host="pipeline", zero_stage=0, pipeline_stages=stages)
     step = estimate_step(stage, work, Cluster(machine, 1, stages), cuts=[(name,) for name in work.layers])
-    assert step.bubble == pytest.approx((stages - 1) / (stages - 1 + micro_batches))
+    assert step.bubble == pytest.approx((stages - 1) / (stages - 1 + micro_batches), rel=1e-4)
     # Three seconds for each micro-batch and for each stage that has to be passed; then every stage's optimizer.
     assert step.seconds == pytest.approx(3.0 * (stages - 1 + micro_batches), rel=1e-3)
 
@@ -40,6 +40,22 @@ def test_plain_computes_then_reduces(machine: HardwareConfig, even_work: Work) -
     moved = (40 + 16) * 4e6 + 12 * 2e6
     assert step.exposed[OPTIMIZER] == pytest.approx(moved / 100e9)
     assert step.seconds == pytest.approx(12.0 + reduced / 10e9 + moved / 100e9)
+
+
+def test_zero_1_copies_around_its_collectives(machine: HardwareConfig, even_work: Work) -> None:
+    slow_copies = replace(machine, memory_share=0.5)
+    step = estimate_step(_stage(host="zero", zero_stage=1), even_work(4), Cluster(slow_copies, 1, 4))
+    trained, share = 4e6, 1e6
+    sent, gathered = 2 * 3 / 4 * 4 * trained, 3 / 4 * 4 * trained
+    # Into the bucket, flattened, divided: 23 bytes, and 16 of the share; then 20 of the share around the optimizer.
+    assert step.exposed[REDUCE] == pytest.approx(sent / 10e9 + (23 * trained + 16 * share) / 50e9)
+    assert step.exposed[OPTIMIZER] == pytest.approx((40 * share + 12 * 2e6) / 100e9 + 20 * share / 50e9)
+    assert step.exposed[GATHER] == pytest.approx(gathered / 10e9)
+
+
+def test_gradients_of_more_micro_batches_are_added(machine: HardwareConfig, even_work: Work) -> None:
+    one, three = (estimate_step(_stage(count, host="plain"), even_work(4), Cluster(machine, 1, 1)) for count in (1, 3))
+    assert three.seconds - one.seconds == pytest.approx(2 * (12.0 + 12 * 4e6 / 100e9))
 
 
 def test_many_micro_batches_take_as_long_as_if_all_were_simulated(machine: HardwareConfig, even_work: Work) -> None:

@@ -1,9 +1,11 @@
 """Volumes of collectives, against rings and sums worked out by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from engine.estimate.hardware import HardwareConfig
-from engine.estimate.traffic import Cluster, Group, all_gather, all_reduce, all_to_all
+from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter
 
 
 @pytest.mark.parametrize(("size", "local"), [(8, 8), (32, 8), (6, 1), (1, 1)])
@@ -28,3 +30,14 @@ def test_groups_and_seconds(machine: HardwareConfig) -> None:
     assert cluster.is_within(0, 3) and not cluster.is_within(3, 4)
     # 16 GB over 4 nodes of 4: 2 * 16 * 3/4 GB within at 10 GB/s, 2 * 16 * 3/16 GB between at 1 GB/s
     assert all_reduce(16e9, cluster.group(16)).seconds(machine) == pytest.approx(2.4 + 6.0)
+
+
+def test_gathers_and_scatters_may_have_rates_of_their_own(machine: HardwareConfig) -> None:
+    link = replace(machine.within_node, gather_share=0.5, scatter_share=0.25)
+    uneven, group = replace(machine, within_node=link), Group(4, 4)
+    ring = 3 / 4 * 40e9 / 10e9
+    assert all_gather(40e9, group).seconds(uneven) == pytest.approx(2 * ring)
+    assert reduce_scatter(40e9, group).seconds(uneven) == pytest.approx(4 * ring)
+    assert all_reduce(40e9, group).seconds(uneven) == pytest.approx(2 * ring)
+    twice = Transfer() + all_gather(40e9, group) * 2.0
+    assert twice.seconds(uneven) == pytest.approx(4 * ring)
