@@ -37,7 +37,8 @@ def side_by_side(row: Sequence[go.Figure]) -> go.Figure:
     whole = make_subplots(rows=1, cols=len(row), subplot_titles=[one.layout.title.text for one in row])
     for column, one in enumerate(row, start=1):
         for trace in one.data:
-            whole.add_trace(trace.update(showlegend=column == 1 and trace.showlegend is not False), row=1, col=column)
+            whole.add_trace(trace, row=1, col=column)
+            whole.data[-1].showlegend = column == 1 and trace.showlegend is not False
         whole.update_xaxes(one.layout.xaxis, row=1, col=column)
     whole.update_annotations(font={"size": 11})
     layout = {"width": 300 * len(row), "height": 280, "margin": {"l": 40, "r": 8, "t": 28, "b": 36}}

@@ -85,7 +85,7 @@ def _render(template: str, sweep: Sweep, rows: pd.DataFrame, **more: Any) -> str
         "Runs": run_table(sweep, rows),
     }
     counts = rows["state"].value_counts().to_dict()
-    machines = list(dict.fromkeys(complete["machine"]))
+    machines = list(dict.fromkeys(complete.get("machine", [])))
     return templates.get_template(template).render(sweep=sweep, counts=counts, machines=machines, tables=tables, **more)
 
 

@@ -76,3 +76,10 @@ def test_without_what_draws_pictures_the_remedy_is_said(
     with pytest.raises(UserError, match=r"requires the kaleido package.*pip install 'omnivl\[pictures\]'"):
         write_sweep_markdown(SWEEP, rows, tmp_path)
     assert not (tmp_path / "sweep.md").exists()
+
+
+def test_pages_of_a_sweep_of_which_nothing_is_done_yet(tmp_path: Path) -> None:
+    rows = pd.DataFrame([{"run": "a", "state": "missing", "why": "", "ffn": "dense", "size": 1}])
+    page, _ = write_sweep_page(SWEEP, rows, tmp_path)
+    assert "1 missing" in page.read_text()
+    assert "| a | missing |" in write_sweep_markdown(SWEEP, rows, tmp_path).read_text()
