@@ -61,7 +61,8 @@ def _figure(sweep: Sweep, rows: pd.DataFrame, against: str, measure: str) -> go.
         if measure != "loss":
             continue
         points = fitted(part, against)
-        if (law := fit_power_law(points[against], points[measure])) is not None:
+        law = fit_power_law(points[against], points[measure])
+        if law is not None and np.isfinite(law.errors).all():
             _draw_law(figure, law, points[against], color)
         if against == "flops":
             best = part.iloc[front(list(part[against]), list(part[measure]))]
@@ -82,9 +83,8 @@ def _figure(sweep: Sweep, rows: pd.DataFrame, against: str, measure: str) -> go.
 def _draw_law(figure: go.Figure, law: PowerLaw, x: "pd.Series[float]", color: str) -> None:
     steps = np.geomspace(x.min(), x.max(), 60)
     middle, half = law.at(steps), law.band(steps)
-    if np.isfinite(half).all():
-        around = [*steps, *steps[::-1]]
-        edge = [*(middle + half), *(middle - half)[::-1]]
-        filled = {"fill": "toself", "fillcolor": color, "opacity": 0.12, "line": {"width": 0}}
-        figure.add_scatter(x=around, y=edge, hoverinfo="skip", showlegend=False, mode="lines", **filled)
+    around = [*steps, *steps[::-1]]
+    edge = [*(middle + half), *(middle - half)[::-1]]
+    filled = {"fill": "toself", "fillcolor": color, "opacity": 0.12, "line": {"width": 0}}
+    figure.add_scatter(x=around, y=edge, hoverinfo="skip", showlegend=False, mode="lines", **filled)
     figure.add_scatter(x=steps, y=middle, mode="lines", line={"color": color, "width": 2}, showlegend=False)

@@ -54,7 +54,7 @@ def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
         for against in costs_of(part):
             points = fitted(part, against)
             law = fit_power_law(points[against], points["loss"])
-            if law is not None:
+            if law is not None and np.isfinite(law.errors).all():
                 values = (law.floor, law.scale, law.exponent)
                 shown = [f"{value:.3g} ± {error:.2g}" for value, error in zip(values, law.errors, strict=True)]
                 yield {"of": name, "against": AGAINST[against], "points": str(law.points)} | dict(

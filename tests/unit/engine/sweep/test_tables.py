@@ -51,3 +51,9 @@ def test_laws_of_sizes_are_fitted_through_runs_of_equal_length() -> None:
     assert laws["parameters"]["floor"].startswith("2 ±")
     assert laws["parameters"]["exponent"].startswith("0.5 ±")
     assert laws["operations of training"]["points"] == "15"
+
+
+def test_a_law_that_the_points_do_not_determine_is_not_told() -> None:
+    sweep = Sweep("s", Path("s.yaml"), Path("p.yaml"), {"size": {}}, (), 1, None)
+    rows = pd.DataFrame([{"seconds": seconds, "loss": 4.0} for seconds in (1.0, 2.0, 3.0, 4.0, 5.0)])
+    assert list(power_laws(sweep, rows)) == []
