@@ -12,7 +12,7 @@ from omnivl.errors import UserError
 FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")
 
 
-Collective = Literal["gather", "scatter", "other"]
+CollectiveKind = Literal["gather", "scatter", "other"]
 """Those that a library may do at rates of their own."""
 
 PRODUCTS, MEMORY, STARTING = "products", "memory", "starting operations"
@@ -49,7 +49,7 @@ class LinkConfig:
     gather_share: float | None = None
     scatter_share: float | None = None
 
-    def seconds(self, sent_bytes: float, messages: float, kind: Collective = "other") -> float:
+    def seconds(self, sent_bytes: float, messages: float, kind: CollectiveKind = "other") -> float:
         """Of so many bytes in so many messages, one after the other."""
         shares = {"gather": self.gather_share, "scatter": self.scatter_share}
         share = shares.get(kind) or self.share
@@ -99,9 +99,8 @@ class HardwareConfig:
     decoded_images_per_second: float | None = None
 
     def peak_flops(self, precision: Precision) -> float:
-        """Floating point operations per second on paper."""
-        chosen = self.faster_precision if precision == "auto" else precision
-        return float(getattr(self.peak_tflops, chosen)) * 1e12
+        """Floating point operations per second on paper; ``auto`` was settled before."""
+        return float(getattr(self.peak_tflops, precision)) * 1e12
 
     @property
     def faster_precision(self) -> Precision:

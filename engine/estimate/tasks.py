@@ -269,7 +269,7 @@ class StepBuilder:
         size = self.work.layers[one.layer]
         dense = 4.0 * (size.elements - size.experts - size.resting_experts)
         experts = 4.0 * (size.experts + size.resting_experts) / self.experts
-        total = all_gather(dense, self.data) + self._copies(all_gather, experts)
+        total = all_gather(dense, self.data) + self._over_copies(all_gather, experts)
         copies = _COPIES[self.zero]
         moved = (copies.gathered + copies.gathered_share / self.replicas) * (dense + experts) / 4.0
         return (self._transfer(stage, total, after, GATHER, waits=not self._overlaps, moved=moved),)
@@ -302,10 +302,10 @@ class StepBuilder:
             within_messages=total.within_messages * buckets,
             between_messages=total.between_messages * buckets,
         )
-        total += self._copies(collective, 4.0 * experts / self.experts)
+        total += self._over_copies(collective, 4.0 * experts / self.experts)
         return self._transfer(stage, total, after, cause, waits, moved)
 
-    def _copies(self, collective: Collective, size: float) -> Transfer:
+    def _over_copies(self, collective: Collective, size: float) -> Transfer:
         """A collective over the processes that hold the same experts."""
         if not size:
             return Transfer()

@@ -9,7 +9,7 @@ Letters: V bytes, n processes of a group, g of them on a node, m nodes.
 import math
 from dataclasses import dataclass, replace
 
-from engine.estimate.hardware import Collective, HardwareConfig
+from engine.estimate.hardware import CollectiveKind, HardwareConfig
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Transfer:
     between: float = 0.0
     within_messages: float = 0.0
     between_messages: float = 0.0
-    kind: Collective = "other"
+    kind: CollectiveKind = "other"
 
     def seconds(self, hardware: HardwareConfig) -> float:
         """How long it takes."""

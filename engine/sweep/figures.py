@@ -8,8 +8,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from engine.sweep.config import Sweep
-from engine.sweep.fits import PowerLaw, fit_power_law, front
-from engine.sweep.tables import AGAINST, costs_of, fitted, groups_of
+from engine.sweep.fits import PowerLaw, front
+from engine.sweep.tables import AGAINST, costs_of, groups_of, law_of
 
 _PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
 
@@ -60,9 +60,8 @@ def _figure(sweep: Sweep, rows: pd.DataFrame, against: str, measure: str) -> go.
         )
         if measure != "loss":
             continue
-        points = fitted(part, against)
-        law = fit_power_law(points[against], points[measure])
-        if law is not None and np.isfinite(law.errors).all():
+        if (found := law_of(part, against)) is not None:
+            points, law = found
             _draw_law(figure, law, points[against], color)
         if against == "flops":
             best = part.iloc[front(list(part[against]), list(part[measure]))]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from engine.sweep.config import Sweep
-from engine.sweep.fits import efficiency, fit_power_law
+from engine.sweep.fits import PowerLaw, efficiency, fit_power_law
 
 AGAINST: Mapping[str, str] = {
     "parameters": "parameters",
@@ -18,7 +18,7 @@ AGAINST: Mapping[str, str] = {
 }
 """Columns against which measures are set, as a page calls them."""
 
-SIZES = ("parameters", "active_parameters")
+_SIZES = ("parameters", "active_parameters")
 
 _EQUAL = 0.01
 """Share by which tokens of runs of one length differ: the lengths of texts are drawn."""
@@ -39,11 +39,21 @@ def costs_of(rows: pd.DataFrame) -> list[str]:
     return [name for name in AGAINST if name in rows and rows[name].nunique() > 1]
 
 
-def fitted(rows: pd.DataFrame, against: str) -> pd.DataFrame:
+def _fitted(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     """The runs through which a law is fitted: against a size only those that were trained longest, on equal tokens."""
-    if against not in SIZES or "tokens" not in rows:
+    if against not in _SIZES or "tokens" not in rows:
         return rows
     return rows[rows["tokens"] >= (1 - _EQUAL) * rows["tokens"].max()]
+
+
+def law_of(rows: pd.DataFrame, against: str) -> tuple[pd.DataFrame, PowerLaw] | None:
+    """The law of the loss of some runs against a cost, behind the runs that it goes through.
+
+    None where they do not determine it.
+    """
+    points = _fitted(rows, against)
+    law = fit_power_law(points[against], points["loss"])
+    return None if law is None or not np.isfinite(law.errors).all() else (points, law)
 
 
 def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
@@ -52,9 +62,8 @@ def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
         return
     for name, part in groups_of(sweep, rows).items():
         for against in costs_of(part):
-            points = fitted(part, against)
-            law = fit_power_law(points[against], points["loss"])
-            if law is not None and np.isfinite(law.errors).all():
+            if (found := law_of(part, against)) is not None:
+                _, law = found
                 values = (law.floor, law.scale, law.exponent)
                 shown = [f"{value:.3g} ± {error:.2g}" for value, error in zip(values, law.errors, strict=True)]
                 yield {"of": name, "against": AGAINST[against], "points": str(law.points)} | dict(
