@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import traceback
 from dataclasses import asdict, dataclass
@@ -11,8 +12,8 @@ from engine.run_folder import write_whole
 from omnivl.errors import UserError
 
 FAILURE_FILE = "OMNIVL_FAILURE_FILE"
-"""Names the file by which the processes of a launch settle who failed first; it then holds what that one said. Set by
-our own launcher and by jobs of Slurm, in a folder that all processes share."""
+"""Names the file by which the processes of a launch settle who failed first; it then holds the ``Failure``. Set by our
+own launcher and by jobs of Slurm, in a folder that all processes share."""
 
 DEBUG = "OMNIVL_DEBUG"
 """Set to anything, errors come with their tracebacks."""
@@ -30,48 +31,62 @@ def describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def tell_failure(message: str) -> bool:
-    """Prints a failure, unless another process of this launch has failed before and this one only lost its company.
-
-    Returns:
-        Whether it was printed.
-    """
-    file = os.environ.get(FAILURE_FILE)
-    if file is not None:
-        try:
-            with Path(file).open("x", encoding="utf-8") as first:
-                first.write(message + "\n")
-        except FileExistsError:
-            return False
-        except OSError as error:
-            message += f"\n({file} could not be written: {error})"
-    print(message, file=sys.stderr, flush=True)
-    return True
-
-
 @dataclass(frozen=True)
 class Failure:
-    """How the last start of a run ended, where it ended badly; in its folder, written by who started it.
+    """How a run ended, where it ended badly.
 
     Attributes:
         code: Exit code.
         said: The last lines that it said.
+        rank: Who failed first, where that is known and the others have not failed of the same.
     """
 
     code: int
     said: str
+    rank: int | None = None
 
     def write(self, run: Path) -> None:
-        """Leaves it in a run's folder."""
-        write_whole(run / _FILE, json.dumps(asdict(self), indent=1) + "\n")
+        """Leaves it in a run's folder, as what its last start came to."""
+        write_whole(run / _FILE, self._as_json())
+
+    def tell(self) -> bool:
+        """Prints it, unless another process of this launch has failed before and this one only lost its company.
+
+        Returns:
+            Whether it was printed.
+        """
+        message = self.said
+        file = os.environ.get(FAILURE_FILE)
+        if file is not None:
+            try:
+                with Path(file).open("x", encoding="utf-8") as first:
+                    first.write(self._as_json())
+            except FileExistsError:
+                return False
+            except OSError as error:
+                message += f"\n({file} could not be written: {error})"
+        print(message, file=sys.stderr, flush=True)
+        return True
+
+    def _as_json(self) -> str:
+        return json.dumps(asdict(self), indent=1) + "\n"
 
 
 def read_failure(run: Path) -> Failure | None:
     """What ``Failure.write`` left in a run's folder, if anything."""
-    file = run / _FILE
+    return read_told(run / _FILE)
+
+
+def read_told(file: Path) -> Failure | None:
+    """What ``Failure.tell`` left in the file of a launch, if anything."""
     return Failure(**json.loads(file.read_bytes())) if file.is_file() else None
 
 
 def clear_failure(run: Path) -> None:
     """Forgets it: the run is started again."""
     (run / _FILE).unlink(missing_ok=True)
+
+
+def ended_by(rank: int, number: int) -> str:
+    """What is said of a rank that a signal has ended."""
+    return f"rank {rank} was ended by {signal.Signals(number).name}"

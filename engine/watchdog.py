@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine import ranks
-from engine.failure import HUNG, tell_failure
+from engine.failure import HUNG, Failure
 from engine.heartbeat import Heartbeat, Pulse, Sign, read_sign, write_sign
 
 _BEATS_PER_LIMIT = 10
@@ -109,7 +109,7 @@ class Watchdog:
                 stack = _read(self._folder / f"rank-{rank:05d}.stack") or "It gave no sign of life.\n"
                 (traces / f"rank-{rank:05d}.txt").write_text(stack)
             (traces / "verdict.txt").write_text(message + "\n")
-        tell_failure(message)
+        Failure(HUNG, message).tell()
         os._exit(HUNG)
 
     def _obey(self, traces: Path) -> NoReturn:

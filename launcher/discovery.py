@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import psutil
 
 from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
+from launcher.supervisor import supervise
 from omnivl.errors import UserError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -26,6 +27,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
 
     Returns:
         Whether this process is one of a launch. False where it was called by hand and has to start others itself.
+        Under ``mpirun`` the process goes on as a child of itself, see ``launcher.supervisor``.
 
     Raises:
         UserError: Started by ``mpirun`` in an installation without mpi4py.
@@ -38,6 +40,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
     # srun sets PMI_SIZE as well, for MPI's sake; a process of srun's with its own step is Slurm's.
     if environment.get("OMPI_COMM_WORLD_SIZE") or ("SLURM_STEP_NUM_TASKS" not in environment and _mpi_size()):
         environment.update(_from_mpi())
+        supervise()
     elif int(environment.get("SLURM_STEP_NUM_TASKS", "0")) > int(by_hand):
         found = from_slurm(environment)
         _choose_interface(environment)

@@ -16,11 +16,10 @@ from pathlib import Path
 from types import FrameType
 
 from engine.environment import usable_cores
-from engine.failure import FAILURE_FILE
-from engine.stop import LAUNCHED
+from engine.failure import FAILURE_FILE, ended_by
+from engine.stop import LAUNCHED, STOP_SIGNALS
 
 _POLL_SECONDS = 0.05
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 def run_local(module: str, arguments: Sequence[str], processes: int) -> int:
@@ -49,7 +48,7 @@ def run_local(module: str, arguments: Sequence[str], processes: int) -> int:
                     worker.terminate()
             received.append(number)
 
-        previous = {number: signal.signal(number, forward) for number in _FORWARDED}
+        previous = {number: signal.signal(number, forward) for number in STOP_SIGNALS}
         try:
             for rank in range(processes):
                 own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -78,7 +77,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
             # A process that was ended by a signal takes others with it, which fail for the loss of it.
             rank, code = min(failed, key=lambda entry: entry[1] >= 0)
             if code < 0:
-                print(f"rank {rank} was ended by {signal.Signals(-code).name}", file=sys.stderr, flush=True)
+                print(ended_by(rank, -code), file=sys.stderr, flush=True)
                 return 128 - code
             if code <= 128 or all(other is not None for other in codes):
                 return code  # a stopped worker leaves the others the time to stop too

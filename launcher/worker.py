@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from engine.failure import describe_error, tell_failure
+from engine.failure import Failure, describe_error
 from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
 from engine.plan_parse import load_plan
@@ -37,11 +37,12 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     try:
         code = action()
     except UserError as error:
-        tell_failure(describe_error(error))
+        Failure(2, describe_error(error)).tell()
         finish(2)
     except BaseException:
         time.sleep(_COMPANY_SECONDS)
-        tell_failure(f"rank {os.environ.get('RANK', '0')} failed:\n{traceback.format_exc()}")
+        rank = int(os.environ.get("RANK", "0"))
+        Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
         finish(1)
     if code == 0:
         finish(0)

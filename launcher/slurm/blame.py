@@ -18,16 +18,16 @@ _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals(
 
 @dataclass(frozen=True)
 class Failure:
-    """The task that failed first.
+    """The rank that failed first.
 
     Attributes:
-        task: Its number in the step.
+        task: Its number; None where only the node is known.
         node: Where it ran.
         code: Its exit code; 128 + n where signal n ended it.
         what: How srun says it.
     """
 
-    task: int
+    task: int | None
     node: str
     code: int
     what: str
@@ -68,6 +68,11 @@ def exit_code(code: int) -> int:
     """
     code %= 256
     return 128 + (256 - code) if code > 192 else code
+
+
+def describe_code(code: int) -> str:
+    """An exit code in srun's words."""
+    return f"Exited with exit code {code}" if code <= 128 else signal.strsignal(code - 128) or f"signal {code - 128}"
 
 
 def _parse(line: str) -> Failure | None:

@@ -1,6 +1,7 @@
 """One node's part of a launch by deepspeed: ``python -m launcher.slurm.deepspeed_node HOSTFILE LOGS ARGUMENTS ...``.
 
-Becomes ``deepspeed --no_ssh``, which starts the ranks of this node. Slurm sends USR1 and TERM to every process of a
+Becomes ``deepspeed --no_ssh``, which starts the ranks of this node, each under supervision: a rank that is killed is
+then known by its number. Slurm sends USR1 and TERM to every process of a
 step. deepspeed would die of them while its ranks save: it is told to ignore both, and the ranks catch them.
 """
 
@@ -23,7 +24,8 @@ def command(hostfile: str, logs: str, arguments: Sequence[str], environment: Map
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh", "--hostfile", hostfile),
         *("--node_rank", environment["SLURM_NODEID"]),
         *("--master_addr", environment["MASTER_ADDR"], "--master_port", environment["MASTER_PORT"]),
-        *("--no_local_rank", "--enable_each_rank_log", logs, "--module", "launcher.worker", *arguments),
+        *("--no_local_rank", "--enable_each_rank_log", logs, "--module", "launcher.supervisor"),
+        *("launcher.worker", *arguments),
     ]
 
 

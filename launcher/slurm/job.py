@@ -8,16 +8,17 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from engine.failure import Failure, clear_failure
+from engine.failure import Failure, clear_failure, read_told
 from launcher.slurm import blame, control
 from launcher.slurm.allocation import Allocation, read_allocation
 from launcher.slurm.progress import read_progress, saved_steps
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.spec import JobSpec, read_spec
-from launcher.slurm.steps import Step, srun, training_environment, training_step
+from launcher.slurm.steps import RANK_LOGS, Step, srun, training_environment, training_step
 from launcher.slurm.verdicts import bad_nodes, read_reports, unexplained
 
 _END_SECONDS = 300
@@ -90,7 +91,8 @@ class Job:
         self._say(f"{self._spec.nodes * self._spec.processes_per_node} ranks; their logs: {self._logs}")
         code = self._follow(training_step(self._spec, self._allocation, self._logs), environment, None)
         assert self._step is not None
-        failure = blame.first_failure(self._step.messages)
+        told = read_told(failure_file)
+        failure = self._first_failure(told)
         code = blame.exit_code(code if failure is None else failure.code)
         if code == 0 and not self._is_complete():
             self._say("the ranks have ended without an error, but the run is not complete")
@@ -101,14 +103,25 @@ class Job:
         if self._lost:
             self._say(f"Slurm has lost {', '.join(self._lost)}")
             return code
-        if failure is not None and self._spec.profile.launcher == "srun":
+        if failure is not None and failure.task is not None:
             self._say(f"rank {failure.task} on {failure.node} failed first: {failure.what}")
-            self._show_tail(self._logs / f"rank-{failure.task}.log")
+            self._show_tail(failure.task)
         elif failure is not None:
             self._say(f"node {failure.node} failed first: {failure.what}")
-        if code <= 128 and failure_file.is_file():
-            self._say(f"the first failure:\n{failure_file.read_text().rstrip()}")
+        if told is not None and code <= 128:
+            self._say(f"the first failure:\n{told.said.rstrip()}")
         return code
+
+    def _first_failure(self, told: Failure | None) -> blame.Failure | None:
+        """Who failed first: srun knows it of ranks that it has started, and ranks of deepspeed have told it."""
+        assert self._step is not None
+        failure = blame.first_failure(self._step.messages)
+        if self._spec.profile.launcher == "srun" or failure is None:
+            return failure
+        if told is None or told.rank is None:
+            return replace(failure, task=None)
+        node = self._allocation.nodes[told.rank // self._spec.processes_per_node]
+        return blame.Failure(told.rank, node, told.code, blame.describe_code(told.code))
 
     def _check_nodes(self, when: str) -> bool:
         """Whether all nodes are fit. Names those that are not."""
@@ -166,8 +179,8 @@ class Job:
         stages = [stage for stage in read_progress(self._run) if self._spec.stage in (None, stage.name)]
         return bool(stages) and all(stage.complete for stage in stages)
 
-    def _show_tail(self, log: Path) -> None:
-        if log.is_file():
+    def _show_tail(self, rank: int) -> None:
+        for log in self._logs.glob(RANK_LOGS[self._spec.profile.launcher].format(rank)):
             lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
             print(f"--- the last lines of {log}", *lines, "---", sep="\n", flush=True)
 

@@ -11,6 +11,9 @@ from engine.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.spec import JobSpec, RunTask
 
+RANK_LOGS: Mapping[str, str] = {"srun": "rank-{}.log", "deepspeed": "*_rank{}.log"}
+"""By launcher: pattern of a rank's log in the folder of a start."""
+
 
 def srun(nodes: int, tasks_per_node: int, *options: str) -> list[str]:
     """A step over the whole allocation: no terminal, every variable passed on, one lost task ends the step."""

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from engine.metrics import comparable, read_metrics
+from engine.run_folder import RunFolder, RunFolderError
 from launcher.discovery import free_port
 
 if TYPE_CHECKING:
@@ -107,29 +108,67 @@ def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> No
     assert "which a shell on the other machines would take apart" in output
 
 
-def test_mpirun_passes_usr1_on_and_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:
-    """USR1 saves and ends with the signal's code; the same command goes on; a rank that is killed ends the run."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
+def test_signals_reach_ranks_of_mpirun(pretraining: "Pretraining", number: signal.Signals) -> None:
+    """mpirun ends at once and kills what it has started: ranks save all the same. USR1 it passes on, and waits."""
     if not Path(LAUNCHERS["mpirun"][0]).is_file():
         pytest.skip(f"mpirun is not installed in {SCRIPTS}")
     arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
-    metrics = pretraining.stage("run") / "metrics.jsonl"
+    stage = pretraining.stage("run")
+    metrics = stage / "metrics.jsonl"
     process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
     _wait_for_lines(process, metrics, 2)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    _wait_for_end(pretraining.folder / "run")
+    first = _saved_step(stage)
+    before = read_metrics(metrics)
+    assert len(before) == first, output[-4000:]
+
+    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
+    _wait_for_lines(process, metrics, first + 1)
     process.send_signal(signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGUSR1, output[-4000:]
-    (checkpoint,) = (pretraining.stage("run") / "checkpoints").glob("step-*")
-    step = int(checkpoint.name.removeprefix("step-"))
-    before = read_metrics(metrics)
-    assert len(before) == step
+    after = read_metrics(metrics)
+    assert _saved_step(stage) == len(after) > first
+    assert after[:first] == before, "also the times: it went on, and did not begin anew"
 
+
+def test_mpirun_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:
+    """The rank is named, its code is mpirun's, and no other one is left."""
+    if not Path(LAUNCHERS["mpirun"][0]).is_file():
+        pytest.skip(f"mpirun is not installed in {SCRIPTS}")
+    arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
     process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
-    _wait_for_lines(process, metrics, step + 1)
-    os.kill(_rank(process.pid, 1), signal.SIGKILL)
+    _wait_for_lines(process, pretraining.stage("run") / "metrics.jsonl", 2)
+    ranks = [_worker(process.pid, rank) for rank in (0, 1)]
+    os.kill(ranks[1], signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
-    assert read_metrics(metrics)[:step] == before, "also the times: it went on, and did not begin anew"
     assert process.returncode == 128 + signal.SIGKILL, output[-4000:]
-    assert "rank 1" in output and "Killed" in output
+    assert "rank 1 was ended by SIGKILL" in output and "Killed" in output
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{ranks[0]}").exists():
+        assert time.monotonic() < deadline, "rank 0 is left"
+        time.sleep(0.05)
+
+
+def _wait_for_end(folder: Path) -> None:
+    """Waits until no process writes into a run's folder any more."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            with RunFolder(folder).lock():
+                return
+        except RunFolderError:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def _saved_step(stage: Path) -> int:
+    checkpoint = max((stage / "checkpoints").glob("step-*"))
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def _wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int) -> None:
@@ -140,10 +179,15 @@ def _wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int)
         time.sleep(0.05)
 
 
-def _rank(mpirun: int, rank: int) -> int:
-    """The process of a rank: mpirun's child with that number."""
+def _worker(mpirun: int, rank: int) -> int:
+    """The process that trains as a rank: the child of mpirun's child with that number."""
     wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-    for child in Path(f"/proc/{mpirun}/task/{mpirun}/children").read_text().split():
+    for child in _children(mpirun):
         if wanted in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
+            (worker,) = _children(child)
+            return worker
     raise AssertionError(f"mpirun has no rank {rank}")
+
+
+def _children(process: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from engine.heartbeat import read_sign
 from engine.metrics import comparable, read_metrics
+from engine.run_folder import RunFolder
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -112,9 +114,10 @@ class Cluster:
 
     def kill_rank(self, run: Path, rank: int) -> None:
         """Kills a process that trains: those of all nodes are processes of this machine."""
-        (process,) = [process for process, number in _workers(run) if number == str(rank)]
+        sign = read_sign(RunFolder(run).heartbeats, rank)
+        assert sign is not None
         self.tell(f"killed rank {rank}")
-        os.kill(process, signal.SIGKILL)
+        os.kill(sign.process, signal.SIGKILL)
 
     def ended(self, job: str) -> bool:
         """Whether a job is over for good."""
@@ -146,24 +149,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("jobs of Slurm: what the tests did, what the jobs said")
         for line in _STORY:
             terminalreporter.write_line(line)
-
-
-def _workers(run: Path) -> list[tuple[int, str]]:
-    """Processes that train, and their rank."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            variables = dict(item.partition(b"=")[::2] for item in (entry / "environ").read_bytes().split(b"\0"))
-            parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
-            parents = Path(f"/proc/{parent}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"launcher.worker" in words and str(run).encode() in words and b"launcher.worker" not in parents:
-            found.append((int(entry.name), variables[b"SLURM_PROCID"].decode()))
-    return found
 
 
 def _last_step(metrics: Path) -> int:

@@ -40,12 +40,14 @@ def test_stopped_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> No
     assert "COMPLETED" in cluster.omnivl("jobs", str(whole))
 
 
-def test_killed_rank_is_named(cluster: "Cluster") -> None:
+@pytest.mark.parametrize("launcher", ["srun", "deepspeed"])
+def test_killed_rank_is_named(cluster: "Cluster", launcher: str) -> None:
     run = cluster.folder / "run"
     (cluster.folder / "cluster.yaml").write_text(
         (cluster.folder / "cluster.yaml").read_text() + "restarts_without_progress: 0\n"
     )
-    (job,) = cluster.submit(run, "stages.spatial.steps=400", "--nodes", "2", "--processes-per-node", "1")
+    layout = ("--nodes", "2", "--processes-per-node", "1", "--launcher", launcher)
+    (job,) = cluster.submit(run, "stages.spatial.steps=400", *layout)
     cluster.wait_for_step(job, run, 2)
     cluster.kill_rank(run, 1)
     log = cluster.finish(job, run, "FAILED")

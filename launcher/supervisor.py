@@ -1,0 +1,77 @@
+"""Supervises a rank whose launcher would end it before it has saved, or does not say how it ended.
+
+mpirun answers TERM and Ctrl-C by a TERM to its ranks and a KILL within half a second, and nothing tells it to wait
+longer. deepspeed's launcher passes the exit code of a killed rank on, but not whose it was. So the process that they
+start supervises another one, which trains: in a session of its own, where no signal to a group finds it, and without
+being ended when its supervisor is killed.
+"""
+
+import contextlib
+import os
+import runpy
+import signal
+import socket
+import sys
+import threading
+from types import FrameType
+
+from engine.failure import Failure, ended_by
+from engine.stop import STOP_SIGNALS
+
+
+def supervise() -> None:
+    """Returns in a child of this process; the process itself passes stop signals on and ends as the child does.
+
+    A child that loses its supervisor stops as at TERM: training saves a checkpoint after its step. What it then says
+    goes nowhere, as its launcher no longer reads it.
+
+    Called before CUDA is used: the child is a copy of this process.
+    """
+    lost, held = os.pipe()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child != 0:
+        os.close(lost)
+        _await(child)
+    os.close(held)
+    os.setsid()
+    threading.Thread(target=_follow, args=(lost,), name="omnivl-supervisor", daemon=True).start()
+
+
+def _await(child: int) -> None:
+    """Ends this process as the child ends: with its exit code, or by the same signal."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        os.kill(child, number)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, pass_on)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:
+        rank = int(os.environ["RANK"])
+        Failure(128 - code, f"{ended_by(rank, -code)} on {socket.gethostname()}", rank).tell()
+        with contextlib.suppress(OSError):  # KILL and STOP have no handlers
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code)
+
+
+def _follow(lost: int) -> None:
+    """Waits for the end of the supervisor, with which the other end of the pipe is closed."""
+    os.read(lost, 1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    """Runs a module under supervision: ``python -m launcher.supervisor MODULE ARGUMENTS ...``."""
+    supervise()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    main()
