@@ -11,8 +11,9 @@ from collections.abc import Mapping
 
 import psutil
 
+from engine.stop import LAUNCHED
 from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
-from launcher.supervisor import supervise
+from launcher.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
@@ -36,6 +37,8 @@ def join_launch(*, by_hand: bool = True) -> bool:
     if "RANK" in environment:
         if "LOCAL_SIZE" in environment:  # what deepspeed's launcher calls it
             environment.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
+        if LAUNCHED not in environment:
+            follow_launcher()
         return True
     # srun sets PMI_SIZE as well, for MPI's sake; a process of srun's with its own step is Slurm's.
     if environment.get("OMPI_COMM_WORLD_SIZE") or ("SLURM_STEP_NUM_TASKS" not in environment and _mpi_size()):

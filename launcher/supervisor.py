@@ -1,9 +1,11 @@
-"""Supervises a rank whose launcher would end it before it has saved, or does not say how it ended.
+"""What becomes of ranks whose launcher ends them too soon, ends before them, or does not say how they ended.
 
 mpirun answers TERM and Ctrl-C by a TERM to its ranks and a KILL within half a second, and nothing tells it to wait
 longer. deepspeed's launcher passes the exit code of a killed rank on, but not whose it was. So the process that they
 start supervises another one, which trains: in a session of its own, where no signal to a group finds it, and without
 being ended when its supervisor is killed.
+
+torchrun ends at USR1, and the command deepspeed at any signal, and leave their ranks behind: these watch for it.
 """
 
 import contextlib
@@ -13,10 +15,16 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import FrameType
+
+import psutil
 
 from engine.failure import Failure, ended_by
 from engine.stop import STOP_SIGNALS
+
+_LOOK_SECONDS = 1.0
+_DEEPSPEED = "deepspeed.launcher.launch"
 
 
 def supervise() -> None:
@@ -64,6 +72,27 @@ def _follow(lost: int) -> None:
     for stream in (sys.stdout, sys.stderr):
         os.dup2(nowhere, stream.fileno())
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def follow_launcher() -> None:
+    """Has this process stop as at TERM when the launcher that has started it is gone: training saves a checkpoint."""
+    threading.Thread(target=_watch, args=(_launcher(),), name="omnivl-launcher", daemon=True).start()
+
+
+def _watch(launcher: tuple[int, ...]) -> None:
+    while _launcher() == launcher:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _launcher() -> tuple[int, ...]:
+    """The process that has started this one; two of deepspeed's, whose command starts the one that starts ranks."""
+    parent = os.getppid()
+    try:
+        process = psutil.Process(parent)
+        return (parent, process.ppid()) if _DEEPSPEED in " ".join(process.cmdline()) else (parent,)
+    except psutil.Error:  # it has just ended
+        return ()
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from omnivl.data.sources.base import Source
 from omnivl.data.sources.shards import ShardSource
 from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.data.work import BatchMaker, Failure, Result, Task
+from omnivl.data.work import BatchMaker, Failure, Result, Task, follow_parent
 from omnivl.errors import DataError
 from omnivl.model.config import ModelConfig
 from omnivl.objectives.base import Objective
@@ -250,6 +250,7 @@ class Loader:
             num_workers=self._config.num_workers,
             prefetch_factor=self._config.prefetch_factor,
             multiprocessing_context=context,
+            worker_init_fn=follow_parent,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # the global one must not move when workers start
         )

@@ -3,6 +3,9 @@
 A task says everything (entry, positions, step), so that it does not matter which worker takes it or how many there are.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -82,6 +85,21 @@ def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] |
     arrays.update({name: np.array(tensor.numpy()) for name, tensor in batch.prepared.items()})
     hollow = Batch(batch.kind, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions)
     return Result(hollow, batch.frames, arrays, tuple(rejections), shard)
+
+
+def follow_parent(worker: int) -> None:
+    """Ends a worker when the process that it works for is gone, however that one ended. Called in the worker.
+
+    torch's own watch looks at the forkserver, which in turn lives as long as its workers.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, name="omnivl-parent", daemon=True).start()
 
 
 class BatchMaker(torch.utils.data.Dataset[Result | Failure]):

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
+from engine.heartbeat import read_sign
 from engine.metrics import comparable, read_metrics
 from engine.run_folder import RunFolder, RunFolderError
 from launcher.discovery import free_port
@@ -71,12 +73,7 @@ def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: 
     ["mpirun", pytest.param("torchrun", marks=pytest.mark.full), pytest.param("deepspeed", marks=pytest.mark.full)],
 )
 def test_other_launcher_gives_the_same_run(pretraining: "Pretraining", name: str) -> None:
-    launcher = LAUNCHERS[name]
-    if not Path(launcher[0]).is_file():
-        pytest.skip(f"{name} is not installed in {SCRIPTS}")
-    if name == "deepspeed":
-        launcher = (launcher[0], f"--master_port={free_port()}", *launcher[1:])
-    process = launch(pretraining, launcher, name, *LAYOUT)
+    process = launch(pretraining, _installed(name), name, *LAYOUT)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output[-4000:]
     pretraining.run("own", *LAYOUT, "launch.processes=2")
@@ -108,50 +105,65 @@ def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> No
     assert "which a shell on the other machines would take apart" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.full)])
-def test_signals_reach_ranks_of_mpirun(pretraining: "Pretraining", number: signal.Signals) -> None:
-    """mpirun ends at once and kills what it has started: ranks save all the same. USR1 it passes on, and waits."""
-    if not Path(LAUNCHERS["mpirun"][0]).is_file():
-        pytest.skip(f"mpirun is not installed in {SCRIPTS}")
-    arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_signals_reach_ranks(
+    request: pytest.FixtureRequest, pretraining: "Pretraining", name: str, number: signal.Signals
+) -> None:
+    """Whether a launcher passes a signal on, ends and leaves its ranks behind, or kills them: they save."""
+    if (name, number) != ("mpirun", signal.SIGTERM) and not request.config.getoption("--full"):
+        pytest.skip("one launcher and signal unless all are asked for")
+    launcher, arguments = _installed(name), ("stages.spatial.steps=60", *_SAVED_AT_SIGNALS)
     stage = pretraining.stage("run")
-    metrics = stage / "metrics.jsonl"
-    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
-    _wait_for_lines(process, metrics, 2)
+    process = launch(pretraining, launcher, "run", *arguments)
+    _wait_for_lines(process, stage / "metrics.jsonl", 2)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     _wait_for_end(pretraining.folder / "run")
-    first = _saved_step(stage)
-    before = read_metrics(metrics)
-    assert len(before) == first, output[-4000:]
+    before = read_metrics(stage / "metrics.jsonl")
+    (checkpoint,) = (stage / "checkpoints").glob("step-*")
+    assert checkpoint.name == f"step-{len(before):06d}", output[-4000:]
 
-    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
-    _wait_for_lines(process, metrics, first + 1)
-    process.send_signal(signal.SIGUSR1)
+    process = launch(pretraining, launcher, "run", *arguments)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGUSR1, output[-4000:]
-    after = read_metrics(metrics)
-    assert _saved_step(stage) == len(after) > first
-    assert after[:first] == before, "also the times: it went on, and did not begin anew"
+    assert process.returncode == 0, output[-4000:]
+    after = read_metrics(stage / "metrics.jsonl")
+    assert len(after) == 60 > len(before)
+    assert after[: len(before)] == before, "also the times: it went on, and did not begin anew"
 
 
-def test_mpirun_ends_with_a_killed_rank(pretraining: "Pretraining") -> None:
-    """The rank is named, its code is mpirun's, and no other one is left."""
-    if not Path(LAUNCHERS["mpirun"][0]).is_file():
-        pytest.skip(f"mpirun is not installed in {SCRIPTS}")
-    arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=400", "checkpoint.every=1000")
-    process = launch(pretraining, LAUNCHERS["mpirun"], "run", *arguments)
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("mpirun", 128 + signal.SIGKILL),
+        pytest.param("torchrun", 1, marks=pytest.mark.full),
+        pytest.param("deepspeed", 256 - signal.SIGKILL, marks=pytest.mark.full),
+    ],
+)
+def test_killed_rank_ends_the_others(pretraining: "Pretraining", name: str, code: int) -> None:
+    """The exit code is what the launcher makes of the killed rank's. No process is left, of data workers either."""
+    process = launch(pretraining, _installed(name), "run", "stages.spatial.steps=400", *_SAVED_AT_SIGNALS)
     _wait_for_lines(process, pretraining.stage("run") / "metrics.jsonl", 2)
-    ranks = [_worker(process.pid, rank) for rank in (0, 1)]
-    os.kill(ranks[1], signal.SIGKILL)
+    started = psutil.Process(process.pid).children(recursive=True)
+    sign = read_sign(RunFolder(pretraining.folder / "run").heartbeats, 1)
+    assert sign is not None and sign.process in {child.pid for child in started}
+    os.kill(sign.process, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGKILL, output[-4000:]
-    assert "rank 1 was ended by SIGKILL" in output and "Killed" in output
-    deadline = time.monotonic() + 30
-    while Path(f"/proc/{ranks[0]}").exists():
-        assert time.monotonic() < deadline, "rank 0 is left"
-        time.sleep(0.05)
+    assert process.returncode == code, output[-4000:]
+    assert name != "mpirun" or "rank 1 was ended by SIGKILL" in output
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not left
+
+
+_SAVED_AT_SIGNALS = ("parallel.host=zero", "logging.every=1", "checkpoint.every=1000")
+
+
+def _installed(name: str) -> Sequence[str]:
+    launcher = LAUNCHERS[name]
+    if not Path(launcher[0]).is_file():
+        pytest.skip(f"{name} is not installed in {SCRIPTS}")
+    return (launcher[0], f"--master_port={free_port()}", *launcher[1:]) if name == "deepspeed" else launcher
 
 
 def _wait_for_end(folder: Path) -> None:
@@ -166,28 +178,9 @@ def _wait_for_end(folder: Path) -> None:
             time.sleep(0.05)
 
 
-def _saved_step(stage: Path) -> int:
-    checkpoint = max((stage / "checkpoints").glob("step-*"))
-    return int(checkpoint.name.removeprefix("step-"))
-
-
 def _wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int) -> None:
     deadline = time.monotonic() + 120
     while len(read_metrics(metrics)) < count:
         assert process.poll() is None, process.communicate()[0][-4000:]
         assert time.monotonic() < deadline, f"no line {count} in {metrics}"
         time.sleep(0.05)
-
-
-def _worker(mpirun: int, rank: int) -> int:
-    """The process that trains as a rank: the child of mpirun's child with that number."""
-    wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-    for child in _children(mpirun):
-        if wanted in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            (worker,) = _children(child)
-            return worker
-    raise AssertionError(f"mpirun has no rank {rank}")
-
-
-def _children(process: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
