@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from engine.heartbeat import read_sign
 from engine.metrics import comparable, read_metrics
 from engine.run_folder import RunFolder, RunFolderError
+from engine.stop import STOP_SIGNALS
 from launcher.discovery import free_port
 
 if TYPE_CHECKING:
@@ -105,14 +106,16 @@ def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> No
     assert "which a shell on the other machines would take apart" in output
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
-@pytest.mark.parametrize("name", LAUNCHERS)
-def test_signals_reach_ranks(
-    request: pytest.FixtureRequest, pretraining: "Pretraining", name: str, number: signal.Signals
-) -> None:
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param(name, number, marks=() if (name, number) == ("mpirun", signal.SIGTERM) else pytest.mark.full)
+        for name in LAUNCHERS
+        for number in STOP_SIGNALS
+    ],
+)
+def test_signals_reach_ranks(pretraining: "Pretraining", name: str, number: signal.Signals) -> None:
     """Whether a launcher passes a signal on, ends and leaves its ranks behind, or kills them: they save."""
-    if (name, number) != ("mpirun", signal.SIGTERM) and not request.config.getoption("--full"):
-        pytest.skip("one launcher and signal unless all are asked for")
     launcher, arguments = _installed(name), ("stages.spatial.steps=60", *_SAVED_AT_SIGNALS)
     stage = pretraining.stage("run")
     process = launch(pretraining, launcher, "run", *arguments)
@@ -143,11 +146,13 @@ def test_signals_reach_ranks(
 )
 def test_killed_rank_ends_the_others(pretraining: "Pretraining", name: str, code: int) -> None:
     """The exit code is what the launcher makes of the killed rank's. No process is left, of data workers either."""
-    process = launch(pretraining, _installed(name), "run", "stages.spatial.steps=400", *_SAVED_AT_SIGNALS)
+    arguments = ("stages.spatial.steps=400", "loader.num_workers=1", *_SAVED_AT_SIGNALS)
+    process = launch(pretraining, _installed(name), "run", *arguments)
     _wait_for_lines(process, pretraining.stage("run") / "metrics.jsonl", 2)
     started = psutil.Process(process.pid).children(recursive=True)
     sign = read_sign(RunFolder(pretraining.folder / "run").heartbeats, 1)
     assert sign is not None and sign.process in {child.pid for child in started}
+    assert psutil.Process(sign.process).children(recursive=True)
     os.kill(sign.process, signal.SIGKILL)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output[-4000:]

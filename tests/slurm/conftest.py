@@ -33,7 +33,6 @@ parallel: {host: zero, zero_stage: 3, precision: fp32}
 batch: {micro_batch_size_per_gpu: 2, gradient_accumulation_steps: 2}
 logging: {every: 1, tensorboard: false}
 checkpoint: {every: 100, keep_last: 2}
-loader: {num_workers: 1}
 stages:
   - name: spatial
     steps: 12

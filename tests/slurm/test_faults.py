@@ -65,7 +65,7 @@ def test_bad_node_is_named_and_avoided(cluster: "Cluster") -> None:
     cluster.lab.on_node(2, "mount -o remount,ro /dev/shm")
     try:
         run = cluster.folder / "run"
-        plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=2", "loader.num_workers=0")
+        plain = ("parallel.host=plain", "launch.processes=1", "stages.spatial.steps=2")
         (job,) = cluster.submit(run, *plain, profile="checked")
         log = cluster.finish(job, run)
     finally:

@@ -19,7 +19,7 @@ PIPELINE = ("parallel.host=pipeline", "parallel.zero_stage=1", "parallel.pipelin
 @pytest.mark.parametrize("layout", [("parallel.zero_stage=3",), PIPELINE], ids=["zero3", "pipeline"])
 def test_two_nodes_equal_one_machine(cluster: "Cluster", launcher: str, layout: tuple[str, ...]) -> None:
     here, there = cluster.folder / "here", cluster.folder / "there"
-    steps = ("stages.spatial.steps=4", "loader.num_workers=0")
+    steps = ("stages.spatial.steps=4",)
     (job,) = cluster.submit(there, *TWO_BY_TWO, "--launcher", launcher, *layout, *steps)
     cluster.finish(job, there)
     cluster.omnivl("pretrain", str(cluster.plan), "--run-folder", str(here), "launch.processes=4", *layout, *steps)
@@ -51,7 +51,7 @@ def test_stages_as_a_chain_of_jobs(cluster: "Cluster") -> None:
     second = stage.replace("name: spatial", "name: again\n    init_from: spatial")
     cluster.write_plan(f"{head}stages:\n{stage}{second}")
     run = cluster.folder / "run"
-    plain = ("parallel.host=plain", "launch.processes=1", "loader.num_workers=0")
+    plain = ("parallel.host=plain", "launch.processes=1")
     steps = ("stages.spatial.steps=2", "stages.again.steps=2")
     first, then = cluster.submit(run, *plain, *steps, "--chain")
     assert cluster.lab.job(then)["Dependency"] == f"afterok:{first}(unfulfilled)"

@@ -17,13 +17,14 @@ NASTY = "a b'c\"d $(touch pwned) `touch pwned` ; touch pwned #"
 
 
 def test_stopped_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> None:
-    """Two nodes under ZeRO-3, names that a shell would run, and USR1 in the middle."""
+    """Two nodes under ZeRO-3, names that a shell would run, and USR1 in the middle, which gets to data workers too."""
     whole, stopped = cluster.folder / NASTY / "whole", cluster.folder / NASTY / "stopped"
     whole.parent.mkdir()
     (cluster.folder / "plan.yaml").rename(whole.parent / "pl an.yaml")
     cluster.plan = whole.parent / "pl an.yaml"
-    (first,) = cluster.submit(whole, "--nodes", "2", "--processes-per-node", "1", profile="checked")
-    (second,) = cluster.submit(stopped, "--nodes", "2", "--processes-per-node", "1")
+    layout = ("--nodes", "2", "--processes-per-node", "1", "loader.num_workers=1")
+    (first,) = cluster.submit(whole, *layout, profile="checked")
+    (second,) = cluster.submit(stopped, *layout)
     cluster.wait_for_step(second, stopped, 2)
     rows = {row["run"]: row for row in json.loads(cluster.omnivl("jobs", str(whole), str(stopped), "--json"))}
     row = rows[str(stopped)]
@@ -59,7 +60,7 @@ def test_killed_rank_is_named(cluster: "Cluster", launcher: str) -> None:
 SWEEP = """
 name: seeds
 plan: plan.yaml
-overrides: {parallel.host: plain, launch.processes: 1, loader.num_workers: 0, stages.spatial.steps: 2}
+overrides: {parallel.host: plain, launch.processes: 1, stages.spatial.steps: 2}
 axes:
   seed: [1, 2]
   source: {good: {}, bad: {stages.spatial.data.0.where: {style: [nowhere]}}}
