@@ -82,7 +82,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         if settled is not None:
             progress.message(f"parallel.precision: auto takes {settled}, which this machine multiplies faster")
-        tokenizer = load_tokenizer(plan.tokenizer)
+        start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
@@ -90,7 +90,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
-            signal = _run_stage(plan, index, run, tokenizer, device, progress, stop, heartbeat)
+            signal = _run_stage(start, index)
             if signal:
                 progress.message("stopped after a checkpoint; the same command goes on from there")
                 return signal
@@ -99,41 +99,37 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     return 0
 
 
-def _run_stage(
-    plan: Plan,
-    index: int,
-    run: RunFolder,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    progress: Progress,
-    stop: StopRequest,
-    heartbeat: Heartbeat,
-) -> int:
+@dataclass(frozen=True)
+class _Start:
+    """What all stages of one start of a run share."""
+
+    plan: Plan
+    run: RunFolder
+    tokenizer: Tokenizer
+    device: torch.device
+    progress: Progress
+    stop: StopRequest
+    heartbeat: Heartbeat
+
+
+def _run_stage(start: _Start, index: int) -> int:
     """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
     while True:
         try:
-            return _go_on(plan, index, run, tokenizer, device, progress, stop, heartbeat)
+            return _go_on(start, index)
         except RolledBackError as back:
-            progress.message(str(back))
-        heartbeat.begin("starting", plan.stages[index].name, 0)
+            start.progress.message(str(back))
+        start.heartbeat.begin("starting", start.plan.stages[index].name, 0)
         gc.collect()
 
 
-def _go_on(
-    plan: Plan,
-    index: int,
-    run: RunFolder,
-    tokenizer: Tokenizer,
-    device: torch.device,
-    progress: Progress,
-    stop: StopRequest,
-    heartbeat: Heartbeat,
-) -> int:
+def _go_on(start: _Start, index: int) -> int:
     """Builds a stage and runs it from its newest checkpoint on.
 
     Raises:
         RolledBackError: It has to be built anew, as some of what it holds no longer counts.
     """
+    plan, run, tokenizer, device, progress = start.plan, start.run, start.tokenizer, start.device, start.progress
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
@@ -165,9 +161,9 @@ def _go_on(
         processes=ranks.world_size(),
         peak=_peak(run, device, dtype),
     )
-    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, stop, heartbeat).run()
+    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat).run()
     if signal == 0:
-        heartbeat.begin("finishing", stage.name, stage.steps)
+        start.heartbeat.begin("finishing", stage.name, stage.steps)
         _complete_stage(host, folder, stage, source_weights(plan, stage, run))
     del host, chain
     gc.collect()  # engines hold reference cycles, and the next stage wants the memory
