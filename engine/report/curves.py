@@ -44,7 +44,7 @@ PANELS: tuple[Panel, ...] = (
     Panel("Weight of the first choice", r"metrics/router/confidence_.*", {}, from_zero=True),
     Panel("Share of choices dropped", r"metrics/router/dropped_.*", {}, from_zero=True),
     Panel("Experts used, by layer", r"metrics/router/.+/experts_used", {}, from_zero=True),
-    Panel("Load of the busiest expert over the mean, by layer", r"metrics/router/.+/largest_load", {}, from_zero=True),
+    Panel("Busiest expert over the mean, by layer", r"metrics/router/.+/largest_load", {}, from_zero=True),
     Panel("Entropy of the routers, nats, by layer", r"metrics/router/.+/entropy", {}, from_zero=True),
     Panel("Weight of the first choice, by layer", r"metrics/router/.+/confidence", {}, from_zero=True),
     Panel("Share of choices dropped, by layer", r"metrics/router/.+/dropped", {}, from_zero=True),
@@ -64,9 +64,9 @@ PANELS: tuple[Panel, ...] = (
         from_zero=True,
     ),
     Panel(
-        "Seconds that checkpoints took from training, since the point before",
+        "Seconds that checkpoints took",
         r"speed/save_seconds",
-        {"speed/save_seconds": "seconds"},
+        {"speed/save_seconds": "from training, since the point before"},
         from_zero=True,
     ),
     Panel(
