@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from moe.config import AttributeConfig
 from moe.expert_products import perceptron
 from moe.experts import ExpertBank
-from moe.feed_forward import FeedForwardOutput
 from moe.linear import Linear, linear
+from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 
 

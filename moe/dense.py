@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.config import Activation
-from moe.feed_forward import FeedForwardOutput
 from moe.linear import Linear
+from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 
 

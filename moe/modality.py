@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from moe.config import MoMEConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import FeedForwardOutput, Slot
+from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 
 FUSION = "fusion"

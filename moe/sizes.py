@@ -6,8 +6,9 @@ Letters: D hidden size, F inner size, E experts, K choices per token.
 from typing import cast
 
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.feed_forward import Slot, has_experts, is_routed
+from moe.feed_forward import has_experts, is_routed
 from moe.modality import experts_of
+from moe.slot import Slot
 
 
 def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int, slot: Slot) -> int:

@@ -11,10 +11,10 @@ from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
 from moe.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
 from moe.experts import ExpertBank
-from moe.feed_forward import FeedForwardOutput
 from moe.router import Choice, Router, TokenChoiceRouter
 from moe.router_losses import RouterSums, pick_sums, router_sums
 from moe.routing import Routing, arrange, combine, dispatch, expert_capacity
+from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 
 

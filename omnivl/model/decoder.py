@@ -10,7 +10,8 @@ Differs: BLIP shares all weights but self-attention between its text encoder and
 from torch import Tensor
 
 from moe.config import SparseConfig
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.feed_forward import build_feed_forward, is_routed
+from moe.slot import FeedForwardOutput, Slot
 from omnivl.model.attention import CrossAttention, SelfAttention
 from omnivl.model.block import BlockLayer
 from omnivl.model.config import MODALITIES, ModelConfig

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from moe.config import AttributeConfig
-from moe.feed_forward import Slot, has_attention_experts, is_routed
+from moe.feed_forward import has_attention_experts, is_routed
 from moe.sizes import projection_parameters, slot_flops, slot_parameters
+from moe.slot import Slot
 from omnivl.model.build import wants_momentum
 from omnivl.model.config import MODALITIES, ModelConfig
 from omnivl.model.state import StepLayout, encoded_rows

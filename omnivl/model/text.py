@@ -9,7 +9,8 @@ Source: Devlin et al., BERT, arXiv 1810.04805; numbers as in its released code (
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.feed_forward import build_feed_forward, is_routed
+from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
 from omnivl.model.attributes import attributes_of

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from moe.attribute import AttributeLinear
 from moe.config import AttributeConfig
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, has_attention_experts, is_routed
+from moe.feed_forward import build_feed_forward, has_attention_experts, is_routed
 from moe.modality import ModalityFeedForward
+from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
 from omnivl.model.attention import self_attention
 from omnivl.model.attributes import Attributes, attributes_of

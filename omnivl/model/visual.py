@@ -17,8 +17,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe.feed_forward import FeedForwardOutput, Slot, build_feed_forward, is_routed
+from moe.feed_forward import build_feed_forward, is_routed
 from moe.modality import ModalityFeedForward
+from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from omnivl.model.attention import SelfAttention
 from omnivl.model.attributes import attributes_of

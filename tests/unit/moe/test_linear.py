@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from moe.config import DenseConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import Slot, build_feed_forward
+from moe.feed_forward import build_feed_forward
 from moe.linear import Linear, gather_on_use
+from moe.slot import Slot
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.feed_forward import Slot, build_feed_forward, is_routed
+from moe.feed_forward import build_feed_forward, is_routed
 from moe.modality import ModalityFeedForward
 from moe.router_losses import RouterLossConfig, RouterSums
+from moe.slot import Slot
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 

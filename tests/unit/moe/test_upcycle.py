@@ -3,8 +3,9 @@ import torch
 from torch import nn
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.feed_forward import Slot, build_feed_forward
+from moe.feed_forward import build_feed_forward
 from moe.router_losses import RouterLossConfig
+from moe.slot import Slot
 from moe.tokens import Segment, Tokens
 from moe.upcycle import translated
 
