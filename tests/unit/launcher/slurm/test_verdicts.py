@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.blame import Failure, exit_code, first_failure, lost_nodes
+from launcher.slurm.blame import Failure, describe_code, exit_code, first_failure, lost_nodes
 from launcher.slurm.control import describe_job, was_cancelled, was_preempted
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.verdicts import NodeReport, bad_nodes, read_reports, unexplained, write_report
@@ -49,6 +49,11 @@ def test_signals_and_codes_of_tasks() -> None:
     assert code("Exited with exit code 247") == 137, "deepspeed's launcher: -9 in one byte"
     assert code("Out Of Memory") == 137
     assert first_failure([(0.0, "srun: Job step creation temporarily disabled, retrying")]) is None
+
+
+def test_codes_in_sruns_words() -> None:
+    assert describe_code(137) == "Killed"
+    assert describe_code(2) == "Exited with exit code 2"
 
 
 def test_lost_nodes() -> None:
