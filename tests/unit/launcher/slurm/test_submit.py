@@ -169,8 +169,8 @@ def test_deepspeed_starts_one_task_on_each_node(sbatch: Path, tmp_path: Path) ->
     line = command("H", "L", ["--", "p.yaml"], {"SLURM_NODEID": "1", "MASTER_ADDR": "n1", "MASTER_PORT": "5"})
     assert line[2:] == [
         *("deepspeed.launcher.runner", "--no_ssh", "--hostfile", "H", "--node_rank", "1", "--master_addr", "n1"),
-        *("--master_port", "5", "--no_local_rank", "--enable_each_rank_log", "L", "--module", "launcher.worker"),
-        *("--", "p.yaml"),
+        *("--master_port", "5", "--no_local_rank", "--enable_each_rank_log", "L", "--module", "launcher.supervisor"),
+        *("launcher.worker", "--", "p.yaml"),
     ]
 
 
