@@ -1,7 +1,8 @@
 """Starts the processes of a run on this machine and sees them through.
 
-Differs from ``torch.distributed.run`` where a training run needs it: a stop signal leaves as much time as a checkpoint
-takes (there: 30 s), a failure is told once, by the process that failed first, and ends all others at once.
+Differs from ``torch.distributed.run`` and deepspeed's launcher where a training run needs it: a stop signal reaches the
+ranks (deepspeed's command ends at TERM, and leaves them behind) and leaves as much time as a checkpoint takes (30 s
+there), a failure is told once, by the process that failed first, and ends all others at once, with its exit code.
 """
 
 import os
