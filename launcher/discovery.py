@@ -11,13 +11,15 @@ from collections.abc import Mapping
 
 import psutil
 
-from engine.stop import LAUNCHED
 from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
 from launcher.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 """Of Open MPI, MVAPICH, and MPICH with what is derived from it."""
+
+_FOLLOWED = {"TORCHELASTIC_RUN_ID", "CROSS_RANK"}
+"""Set by torchrun and by deepspeed, which are there as long as their ranks unless something is wrong."""
 
 
 def join_launch(*, by_hand: bool = True) -> bool:
@@ -37,7 +39,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
     if "RANK" in environment:
         if "LOCAL_SIZE" in environment:  # what deepspeed's launcher calls it
             environment.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
-        if LAUNCHED not in environment:
+        if _FOLLOWED & environment.keys():  # who sets the variables by hand may leave at once
             follow_launcher()
         return True
     # srun sets PMI_SIZE as well, for MPI's sake; a process of srun's with its own step is Slurm's.
