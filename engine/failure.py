@@ -78,8 +78,11 @@ def read_failure(run: Path) -> Failure | None:
 
 
 def read_told(file: Path) -> Failure | None:
-    """What ``Failure.tell`` left in the file of a launch, if anything."""
-    return Failure(**json.loads(file.read_bytes())) if file.is_file() else None
+    """What ``Failure.tell`` left in the file of a launch; None where there is nothing, or the disk was full."""
+    try:
+        return Failure(**json.loads(file.read_bytes())) if file.is_file() else None
+    except json.JSONDecodeError:
+        return None
 
 
 def clear_failure(run: Path) -> None:

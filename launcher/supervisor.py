@@ -69,8 +69,8 @@ def _follow(lost: int) -> None:
     """Waits for the end of the supervisor, with which the other end of the pipe is closed."""
     os.read(lost, 1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
     os.kill(os.getpid(), signal.SIGTERM)
 
 

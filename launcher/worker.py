@@ -21,9 +21,11 @@ from engine.train import RunOptions, train
 from launcher.discovery import join_launch
 from omnivl.errors import UserError
 
-_COMPANY_SECONDS = {True: 1.5, False: 0.25}
-"""Within these a launcher ends whoever only lost its company, before it can take the blame. By whether it is
-deepspeed's, which looks at its ranks once a second and takes its exit code from the first failure that it sees."""
+_COMPANY_SECONDS = 0.25
+"""Within these a launcher ends whoever only lost its company, before it can take the blame."""
+
+_COMPANY_SECONDS_DEEPSPEED = 1.5
+"""Of deepspeed's, which looks at its ranks once a second and takes its exit code from the first failure it sees."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -41,7 +43,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
         Failure(2, describe_error(error)).tell()
         finish(2)
     except BaseException:
-        time.sleep(_COMPANY_SECONDS["CROSS_RANK" in os.environ])
+        time.sleep(_COMPANY_SECONDS_DEEPSPEED if "CROSS_RANK" in os.environ else _COMPANY_SECONDS)
         rank = int(os.environ.get("RANK", "0"))
         Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
         finish(1)

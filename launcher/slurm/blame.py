@@ -17,23 +17,23 @@ _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals(
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailedRank:
     """The rank that failed first.
 
     Attributes:
-        task: Its number; None where only the node is known.
+        rank: Its number; None where only the node is known.
         node: Where it ran.
         code: Its exit code; 128 + n where signal n ended it.
         what: How srun says it.
     """
 
-    task: int | None
+    rank: int | None
     node: str
     code: int
     what: str
 
 
-def first_failure(messages: Sequence[tuple[float, str]]) -> Failure | None:
+def first_failure(messages: Sequence[tuple[float, str]]) -> FailedRank | None:
     """The task that failed first; None where srun named none.
 
     A task that was ended by a signal takes others with it, which then fail for the loss of it: of those that ended
@@ -75,13 +75,13 @@ def describe_code(code: int) -> str:
     return f"Exited with exit code {code}" if code <= 128 else signal.strsignal(code - 128) or f"signal {code - 128}"
 
 
-def _parse(line: str) -> Failure | None:
+def _parse(line: str) -> FailedRank | None:
     match = _ENDED.search(line)
     if match is None:
         return None
     what = match["what"].strip()
     first = int(expand_nodes(f"[{match['tasks'].strip('[]')}]")[0])
     if (code := _CODE.match(what)) is not None:
-        return Failure(first, match["node"], exit_code(int(code[1])), what)
+        return FailedRank(first, match["node"], exit_code(int(code[1])), what)
     number = next((number for name, number in _SIGNALS.items() if name and what.startswith(name)), signal.SIGKILL)
-    return Failure(first, match["node"], 128 + number, what)
+    return FailedRank(first, match["node"], 128 + number, what)

@@ -1,8 +1,8 @@
 """One node's part of a launch by deepspeed: ``python -m launcher.slurm.deepspeed_node HOSTFILE LOGS ARGUMENTS ...``.
 
 Becomes ``deepspeed --no_ssh``, which starts the ranks of this node, each under supervision: a rank that is killed is
-then known by its number. Slurm sends USR1 and TERM to every process of a
-step. deepspeed would die of them while its ranks save: it is told to ignore both, and the ranks catch them.
+then known by its number. Slurm sends USR1 and TERM to every process of a step. deepspeed would die of them while its
+ranks save: it is told to ignore both, and the ranks catch them.
 """
 
 import os

@@ -103,25 +103,25 @@ class Job:
         if self._lost:
             self._say(f"Slurm has lost {', '.join(self._lost)}")
             return code
-        if failure is not None and failure.task is not None:
-            self._say(f"rank {failure.task} on {failure.node} failed first: {failure.what}")
-            self._show_tail(failure.task)
+        if failure is not None and failure.rank is not None:
+            self._say(f"rank {failure.rank} on {failure.node} failed first: {failure.what}")
+            self._show_tail(failure.rank)
         elif failure is not None:
             self._say(f"node {failure.node} failed first: {failure.what}")
         if told is not None and code <= 128:
             self._say(f"the first failure:\n{told.said.rstrip()}")
         return code
 
-    def _first_failure(self, told: Failure | None) -> blame.Failure | None:
+    def _first_failure(self, told: Failure | None) -> blame.FailedRank | None:
         """Who failed first: srun knows it of ranks that it has started, and ranks of deepspeed have told it."""
         assert self._step is not None
         failure = blame.first_failure(self._step.messages)
         if self._spec.profile.launcher == "srun" or failure is None:
             return failure
         if told is None or told.rank is None:
-            return replace(failure, task=None)
+            return replace(failure, rank=None)
         node = self._allocation.nodes[told.rank // self._spec.processes_per_node]
-        return blame.Failure(told.rank, node, told.code, blame.describe_code(told.code))
+        return blame.FailedRank(told.rank, node, told.code, blame.describe_code(told.code))
 
     def _check_nodes(self, when: str) -> bool:
         """Whether all nodes are fit. Names those that are not."""

@@ -101,3 +101,9 @@ def test_rank_stops_when_its_launcher_is_gone(folder: Path) -> None:
     process.kill()
     process.wait(20)
     wait_for(folder / "stopped")
+
+
+def test_failure_that_a_full_disk_has_cut_off_is_none(tmp_path: Path) -> None:
+    for text in ("", '{"code": 1, "sa'):
+        (tmp_path / "failure").write_text(text)
+        assert read_told(tmp_path / "failure") is None

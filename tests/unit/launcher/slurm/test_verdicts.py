@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.slurm.blame import Failure, describe_code, exit_code, first_failure, lost_nodes
+from launcher.slurm.blame import FailedRank, describe_code, exit_code, first_failure, lost_nodes
 from launcher.slurm.control import describe_job, was_cancelled, was_preempted
 from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.verdicts import NodeReport, bad_nodes, read_reports, unexplained, write_report
@@ -18,7 +18,7 @@ def test_killed_task_is_to_blame_rather_than_those_it_took_along() -> None:
         (10.1, "srun: launch/slurm: _step_signal: Terminating StepId=3.0"),
         (10.4, "srun: error: n2: task 3: Killed"),
     ]
-    assert first_failure(messages) == Failure(3, "n2", 137, "Killed")
+    assert first_failure(messages) == FailedRank(3, "n2", 137, "Killed")
 
 
 def test_task_that_slurm_killed_later_is_not_to_blame() -> None:
@@ -26,7 +26,7 @@ def test_task_that_slurm_killed_later_is_not_to_blame() -> None:
         (10.0, "srun: error: n2: task 2: Exited with exit code 1"),
         (40.2, "srun: error: n1: tasks 0-1: Killed"),
     ]
-    assert first_failure(messages) == Failure(2, "n2", 1, "Exited with exit code 1")
+    assert first_failure(messages) == FailedRank(2, "n2", 1, "Exited with exit code 1")
 
 
 def test_task_that_srun_ended_with_the_others_is_not_to_blame() -> None:
@@ -34,13 +34,13 @@ def test_task_that_srun_ended_with_the_others_is_not_to_blame() -> None:
         (10.0, "srun: error: n2: task 1: Exited with exit code 138"),
         (10.2, "srun: error: n1: task 0: Terminated"),
     ]
-    assert first_failure(messages) == Failure(1, "n2", 138, "Exited with exit code 138")
+    assert first_failure(messages) == FailedRank(1, "n2", 138, "Exited with exit code 138")
 
 
 def test_signals_and_codes_of_tasks() -> None:
     def code(what: str) -> int:
         failure = first_failure([(0.0, f"srun: error: gpu-7: task 12: {what}")])
-        assert failure is not None and (failure.task, failure.node) == (12, "gpu-7")
+        assert failure is not None and (failure.rank, failure.node) == (12, "gpu-7")
         return failure.code
 
     assert code("Segmentation fault (core dumped)") == 128 + signal.SIGSEGV
