@@ -49,12 +49,8 @@ class Failure:
         """Leaves it in a run's folder, as what its last start came to."""
         write_whole(run / _FILE, self._as_json())
 
-    def tell(self) -> bool:
-        """Prints it, unless another process of this launch has failed before and this one only lost its company.
-
-        Returns:
-            Whether it was printed.
-        """
+    def tell(self) -> None:
+        """Prints it, unless another process of this launch has failed before and this one only lost its company."""
         message = self.said
         file = os.environ.get(FAILURE_FILE)
         if file is not None:
@@ -62,11 +58,10 @@ class Failure:
                 with Path(file).open("x", encoding="utf-8") as first:
                     first.write(self._as_json())
             except FileExistsError:
-                return False
+                return
             except OSError as error:
                 message += f"\n({file} could not be written: {error})"
         print(message, file=sys.stderr, flush=True)
-        return True
 
     def _as_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

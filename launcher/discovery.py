@@ -18,7 +18,10 @@ from omnivl.errors import UserError
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 """Of Open MPI, MVAPICH, and MPICH with what is derived from it."""
 
-_FOLLOWED = {"TORCHELASTIC_RUN_ID", "CROSS_RANK"}
+BY_DEEPSPEED = "CROSS_RANK"
+"""Set by deepspeed's launcher alone."""
+
+_FOLLOWED = {"TORCHELASTIC_RUN_ID", BY_DEEPSPEED}
 """Set by torchrun and by deepspeed, which are there as long as their ranks unless something is wrong."""
 
 

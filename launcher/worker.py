@@ -18,7 +18,7 @@ from engine.hosts import needs_process_group
 from engine.hosts.process_group import finish, join_process_group, launched_processes
 from engine.plan_parse import load_plan
 from engine.train import RunOptions, train
-from launcher.discovery import join_launch
+from launcher.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError
 
 _COMPANY_SECONDS = 0.25
@@ -43,7 +43,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
         Failure(2, describe_error(error)).tell()
         finish(2)
     except BaseException:
-        time.sleep(_COMPANY_SECONDS_DEEPSPEED if "CROSS_RANK" in os.environ else _COMPANY_SECONDS)
+        time.sleep(_COMPANY_SECONDS_DEEPSPEED if BY_DEEPSPEED in os.environ else _COMPANY_SECONDS)
         rank = int(os.environ.get("RANK", "0"))
         Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
         finish(1)

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -92,7 +93,7 @@ class Job:
         code = self._follow(training_step(self._spec, self._allocation, self._logs), environment, None)
         assert self._step is not None
         told = read_told(failure_file)
-        failure = self._first_failure(told)
+        failure = self._first_failure(self._step.messages, told)
         code = blame.exit_code(code if failure is None else failure.code)
         if code == 0 and not self._is_complete():
             self._say("the ranks have ended without an error, but the run is not complete")
@@ -112,10 +113,9 @@ class Job:
             self._say(f"the first failure:\n{told.said.rstrip()}")
         return code
 
-    def _first_failure(self, told: Failure | None) -> blame.FailedRank | None:
+    def _first_failure(self, messages: Sequence[tuple[float, str]], told: Failure | None) -> blame.FailedRank | None:
         """Who failed first: srun knows it of ranks that it has started, and ranks of deepspeed have told it."""
-        assert self._step is not None
-        failure = blame.first_failure(self._step.messages)
+        failure = blame.first_failure(messages)
         if self._spec.profile.launcher == "srun" or failure is None:
             return failure
         if told is None or told.rank is None:
