@@ -49,7 +49,7 @@ lint: install-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
-	$(BIN)/python -m engine.plan_reference --check
+	$(BIN)/python -m engine.plan.reference --check
 
 format: install-dev
 	$(BIN)/ruff check --fix .
@@ -59,7 +59,7 @@ bench: install-dev
 	$(BIN)/python -m benchmarks
 
 docs: install
-	$(BIN)/python -m engine.plan_reference
+	$(BIN)/python -m engine.plan.reference
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

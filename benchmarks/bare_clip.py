@@ -21,8 +21,8 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
 from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.evaluation.ranking import recalls
 from omnivl.randomness import generator
+from omnivl.tasks.ranking import recalls
 
 SIZE, PATCH, WIDTH, HEADS, VISION_LAYERS, TEXT_LAYERS, TEXT_LENGTH, EMBEDDING = 64, 8, 192, 3, 6, 4, 16, 128
 

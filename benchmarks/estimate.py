@@ -133,7 +133,7 @@ def _measured(
         given, result = Path(folder) / "case.json", Path(folder) / "result.json"
         given.write_text(json.dumps(wanted))
         code = (
-            "from launcher.local import run_local; import sys; "
+            "from launcher.start.local import run_local; import sys; "
             "sys.exit(run_local('benchmarks.estimate_process', sys.argv[2:], int(sys.argv[1])))"
         )
         command = [sys.executable, "-c", code, str(case.processes), str(given), str(result)]

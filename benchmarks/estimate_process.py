@@ -16,21 +16,21 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine import ranks
-from engine.collectives import make_gather
-from engine.environment import resident_bytes
 from engine.estimate.hardware import HardwareConfig
+from engine.estimate.layer_profile import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
-from engine.freeze import freeze_idle
 from engine.hosts import create_host, replica_group
-from engine.hosts.pipeline_cut import pipeline_cuts
-from engine.hosts.process_group import finish, join_process_group
-from engine.layer_profile import blank_batches
-from engine.plan import StagePlan
-from engine.plan_parse import load_plan
-from engine.precision import dtype_of, with_precision
+from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.plan.parse import load_plan
+from engine.plan.plan import StagePlan
+from engine.plan.precision import dtype_of, with_precision
+from engine.processes import ranks
+from engine.processes.collectives import make_gather
+from engine.processes.process_group import finish, join_process_group
+from engine.run.freeze import freeze_idle
+from engine.telemetry.environment import resident_bytes
+from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.model.build import build_chain
 
 
 def read_stage(

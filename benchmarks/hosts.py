@@ -15,22 +15,23 @@ from torch import Tensor, nn
 
 from benchmarks.measure import Ratio, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
-from engine.collectives import make_gather
-from engine.freeze import freeze_idle
 from engine.hosts import Host, create_host, replica_group
-from engine.hosts.pipeline_cut import cut, layer_costs
-from engine.hosts.process_group import finish, join_process_group
-from engine.optimizer import OptimizerConfig, adamw, parameter_groups
-from engine.parallel import ParallelConfig
+from engine.hosts.pipeline.cut import cut, layer_costs
+from engine.plan.parallel import ParallelConfig
+from engine.processes.collectives import make_gather
+from engine.processes.process_group import finish, join_process_group
+from engine.run.freeze import freeze_idle
+from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
-from omnivl.model.gather import Gather
-from omnivl.model.layout import plan_layout
-from omnivl.model.presets import PRESETS
-from omnivl.model.state import State
-from omnivl.objectives import Objective, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import Objective, UniVLC
+from omnivl.parts.config import ModelConfig
 
 AT_MOST = 1.03
 OBJECTIVES: Sequence[Objective] = (UniVLC(queue_size=1024, batch_keys="momentum"),)

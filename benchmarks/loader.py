@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Ratio, Spread, alternate, over, rates, short
 from benchmarks.record import Options, Report, Table, main_of
+from omnivl.architectures.presets import PRESETS
 from omnivl.data.augment import training_view
 from omnivl.data.batch import is_video
 from omnivl.data.config import DataEntryConfig, LoaderConfig
@@ -35,9 +36,8 @@ from omnivl.data.order import Order
 from omnivl.data.sources import open_source
 from omnivl.data.text import may_flip
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.model.config import ModelConfig
-from omnivl.model.presets import PRESETS
 from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
+from omnivl.parts.config import ModelConfig
 from omnivl.randomness import Streams, generator
 
 SEED = 0

@@ -17,14 +17,15 @@ import torch
 from benchmarks.measure import Ratio, Spread, over, take_turns
 from benchmarks.memory_probe import Sizes, measure_processes
 from benchmarks.record import Options, Report, Table, main_of
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.chain import Chain
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
-from omnivl.model.presets import PRESETS
-from omnivl.model.state import State
-from omnivl.objectives import SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import UniVLC
+from omnivl.parts.config import ModelConfig
 
 PROCESSES = 4
 PHASES = ("build", "start", "steps", "checkpoint", "weights")

@@ -22,20 +22,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from engine.collectives import make_gather
-from engine.freeze import freeze_idle
+from engine.disk.weights_out import write_weights
 from engine.hosts import create_host, layer_settler
-from engine.hosts.process_group import finish, join_process_group
-from engine.optimizer import OptimizerConfig
-from engine.parallel import ParallelConfig
-from engine.weights_out import write_weights
-from engine.whole import whole_numel
+from engine.hosts.whole import whole_numel
+from engine.plan.parallel import ParallelConfig
+from engine.processes.collectives import make_gather
+from engine.processes.process_group import finish, join_process_group
+from engine.run.freeze import freeze_idle
+from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain, ChainLayer
-from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
-from omnivl.objectives import Objective, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import Objective, UniVLC
+from omnivl.parts.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES: tuple[Objective, ...] = (UniVLC(),)

@@ -21,7 +21,7 @@ import torch
 from benchmarks.measure import Ratio, Spread, over, quartiles
 from benchmarks.overheads_worker import CONTENDERS, LARGER, SAVING, WAYS, Sizes
 from benchmarks.record import Options, Report, Table, main_of
-from launcher.local import run_local
+from launcher.start.local import run_local
 
 PROCESSES = 2
 

@@ -14,17 +14,17 @@ import torch
 
 from benchmarks.hosts import build, costs_of, host_of, pairs
 from benchmarks.measure import alternate
-from engine import ranks
-from engine.checkpoint import SavedLayout, TrainerState
-from engine.checkpoint_writer import CheckpointWriter
+from engine.disk.checkpoint import SavedLayout, TrainerState
+from engine.disk.checkpoint_writer import CheckpointWriter
 from engine.hosts import Host
-from engine.hosts.pipeline_cut import cut
-from engine.hosts.process_group import join_process_group
-from engine.parallel import ParallelConfig
-from launcher.worker import end_process
+from engine.hosts.pipeline.cut import cut
+from engine.plan.parallel import ParallelConfig
+from engine.processes import ranks
+from engine.processes.process_group import join_process_group
+from launcher.start.worker import end_process
+from omnivl.architectures.presets import PRESETS
 from omnivl.data.batch import Batch
-from omnivl.model.config import ModelConfig
-from omnivl.model.presets import PRESETS
+from omnivl.parts.config import ModelConfig
 
 LAYOUTS = {
     "plain": ParallelConfig(host="plain"),

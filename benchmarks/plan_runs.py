@@ -22,9 +22,9 @@ from typing import Any, Self, TypeVar
 import torch
 
 from benchmarks.record import ROOT
-from engine.environment import usable_cores
-from engine.plan_parse import load_plan
-from omnivl.evaluation.results import Score
+from engine.plan.parse import load_plan
+from engine.telemetry.environment import usable_cores
+from omnivl.tasks.results import Score
 
 Cores = frozenset[int]
 Result = TypeVar("Result")

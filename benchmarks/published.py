@@ -21,15 +21,15 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from engine.estimate.hardware import load_hardware
+from engine.estimate.layer_profile import imagined
 from engine.estimate.live import LivePeak
 from engine.estimate.operations import OperationCounter
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import LayerSize, ModelWork, Pass
-from engine.hosts.zero_sizes import ZeroSizes
-from engine.layer_profile import imagined
-from engine.parallel import BatchConfig, HostName, ParallelConfig
-from engine.plan import StagePlan
+from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.parallel import BatchConfig, HostName, ParallelConfig
+from engine.plan.plan import StagePlan
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
 _FP32_OF_BF16 = 2  # two bf16 numbers travel as one of the four-byte elements that layers are counted in

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Ratio
-from engine.environment import describe_environment, usable_cores
+from engine.telemetry.environment import describe_environment, usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

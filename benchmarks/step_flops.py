@@ -4,9 +4,9 @@ python -m benchmarks.step_flops
 
 A step is forward, backward, clipping, AdamW and the momentum update of the plain host, with every objective that acts
 on the kind of batch. Its floating point operations are those of its matrix products, worked out by arithmetic
-(``omnivl.model.flops.step_flops``): attention and feed-forward count; normalisations, softmax and recomputation do not.
-They are set against square bf16 products, which take turns with the steps, also where the step computes in fp32. A
-profile of the same steps then says which operations take the time.
+(``omnivl.architectures.flops.step_flops``): attention and feed-forward count; normalisations, softmax and recomputation
+do not. They are set against square bf16 products, which take turns with the steps, also where the step computes in
+fp32. A profile of the same steps then says which operations take the time.
 """
 
 import itertools
@@ -20,14 +20,15 @@ from benchmarks.measure import Ratio, Spread, Step, over, rates, short, take_tur
 from benchmarks.operations import shares_of_time
 from benchmarks.record import Options, Report, Table, main_of
 from engine.hosts import PlainHost, StepResult
-from engine.optimizer import OptimizerConfig
+from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.flops import step_flops
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch, DataKind, is_video
-from omnivl.model.build import build_chain
-from omnivl.model.config import ModelConfig, PresetName
-from omnivl.model.flops import step_flops
-from omnivl.model.layout import plan_layout
-from omnivl.model.presets import PRESETS
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
+from omnivl.parts.config import ModelConfig, PresetName
 
 OBJECTIVES: Sequence[Objective] = (MLM(), MRM(), MFM(), MCM(), UniVLC(queue_size=1024), VLM(), LM())
 PRODUCT = "bf16 product"

@@ -16,13 +16,14 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from benchmarks.measure import Ratio, Step, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
-from omnivl.model.build import build_chain
-from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
-from omnivl.model.presets import PRESETS
-from omnivl.model.state import State
-from omnivl.objectives import SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import UniVLC
+from omnivl.parts.config import ModelConfig
 
 TEXT_LENGTH = 32
 AT_LEAST = {("cpu", "default"): 1.4, ("cpu", "eager"): 1.1, ("cuda", "default"): 1.2}

@@ -1,7 +1,7 @@
 """The command line, ``omnivl``: a table of commands, each imported only when it is called.
 
-A new command is a module of this package with a function (or a Typer app) and one line in ``COMMANDS``. Its docstring
-is its help, and ends with examples.
+A new command is a module of ``launcher.commands`` with a function (or a Typer app) and one line in ``COMMANDS``. Its
+docstring is its help, and ends with examples.
 
 Exit status: 0 done, 1 a failure, 2 a mistake of the user; of runs also 75 for a hang, 128 + n for an end by signal n.
 """
@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from engine.failure import DEBUG, describe_error
+from engine.watch.failure import DEBUG, describe_error
 from omnivl.errors import UserError
 
 
@@ -28,7 +28,7 @@ class Command:
     """Where a command is and what it does.
 
     Attributes:
-        module: Module that holds it.
+        module: Module of ``launcher.commands`` that holds it.
         attribute: A function, or a Typer app with commands of its own.
         help: One line for ``omnivl --help``.
     """
@@ -39,27 +39,21 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "check": Command("launcher.check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
-    "profile": Command(
-        "launcher.profile", "profile", "Measures what each layer of a plan's model takes on this machine."
-    ),
-    "estimate": Command(
-        "launcher.estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."
-    ),
-    "measure": Command("launcher.measure", "measure", "Measures this machine's profile for estimates."),
-    "pretrain": Command("launcher.pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
-    "submit": Command(
-        "launcher.slurm.submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."
-    ),
-    "jobs": Command("launcher.slurm.jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
-    "evaluate": Command("launcher.evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
-    "embed": Command("launcher.embed", "embed", "Writes embeddings of a data source's pictures and captions."),
-    "export": Command("launcher.export", "export", "Writes a trained stage as a folder of Hugging Face."),
-    "routing": Command("launcher.routing", "routing", "Shows which expert took which patch and which word."),
-    "checkpoint": Command("launcher.checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
-    "sweep": Command("launcher.sweep", "app", "Runs scaling experiments from one file, and makes their page."),
-    "report": Command("launcher.report", "report", "Makes report.html of a run again."),
-    "data": Command("launcher.data", "app", "Builds, inspects and converts data."),
+    "check": Command("check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
+    "profile": Command("profile", "profile", "Measures what each layer of a plan's model takes on this machine."),
+    "estimate": Command("estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."),
+    "measure": Command("measure", "measure", "Measures this machine's profile for estimates."),
+    "pretrain": Command("pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
+    "submit": Command("submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."),
+    "jobs": Command("jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
+    "evaluate": Command("evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
+    "embed": Command("embed", "embed", "Writes embeddings of a data source's pictures and captions."),
+    "export": Command("export", "export", "Writes a trained stage as a folder of Hugging Face."),
+    "routing": Command("routing", "routing", "Shows which expert took which patch and which word."),
+    "checkpoint": Command("checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
+    "sweep": Command("sweep", "app", "Runs scaling experiments from one file, and makes their page."),
+    "report": Command("report", "report", "Makes report.html of a run again."),
+    "data": Command("data", "app", "Builds, inspects and converts data."),
 }
 
 
@@ -79,7 +73,11 @@ class LazyGroup(TyperGroup):
             return None
         if self._only_names:
             return _named(cmd_name, _placeholder, command.help)
-        return _named(cmd_name, getattr(importlib.import_module(command.module), command.attribute), command.help)
+        return _named(
+            cmd_name,
+            getattr(importlib.import_module(f"launcher.commands.{command.module}"), command.attribute),
+            command.help,
+        )
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Prints the list of commands without importing them."""

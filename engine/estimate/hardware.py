@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from engine.estimate.operations import Operation, Operations
-from engine.parallel import Precision
-from engine.plan_parse import load_section
+from engine.plan.parallel import Precision
+from engine.plan.parse import load_section
 from omnivl.errors import UserError
 
 FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")

@@ -13,12 +13,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from engine.collectives import all_gather_rows, reduce_scatter_rows
-from engine.environment import describe_environment, memory_bytes
 from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
 from engine.estimate.operations import OperationCounter
-from engine.peak import measured_peak
-from engine.plan_yaml import write_yaml
+from engine.plan.yaml import write_yaml
+from engine.processes.collectives import all_gather_rows, reduce_scatter_rows
+from engine.telemetry.environment import describe_environment, memory_bytes
+from engine.telemetry.peak import measured_peak
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _LAYER = {"cpu": (1024, 384, 1536), "cuda": (16384, 1024, 4096)}  # rows, hidden and inner size of a layer's product

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.estimate.work import LayerSize, ModelWork
-from engine.plan import StagePlan
+from engine.plan.plan import StagePlan
 
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
 

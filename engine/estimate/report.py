@@ -12,12 +12,12 @@ from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.tasks import COMPUTE
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, kind_shares, model_work
-from engine.hosts.pipeline_cut import pipeline_cuts
-from engine.plan import StagePlan
+from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.plan.plan import StagePlan
 from moe.sparse import SparseFeedForward
+from omnivl.architectures.build import build_chain
 from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.model.build import build_chain
 
 _RESERVED = 0.92
 """Share of a device's memory that a run may fill: the rest is taken by the driver, collectives and fragments."""

@@ -13,11 +13,11 @@ from engine.errors import PlanError
 from engine.estimate.report import StageEstimate, device_of, estimate_stage
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
-from engine.parallel import Offload, ParallelConfig
-from engine.plan import StagePlan
+from engine.plan.parallel import Offload, ParallelConfig
+from engine.plan.plan import StagePlan
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.model.config import Recompute
+from omnivl.parts.config import Recompute
 
 _OFFLOADS: tuple[Offload, ...] = ("none", "optimizer", "parameters")
 _RECOMPUTED: tuple[Recompute, ...] = ("none", "block")

@@ -19,7 +19,7 @@ from engine.estimate.tasks import (
 )
 from engine.estimate.traffic import Cluster, Transfer
 from engine.estimate.work import ModelWork
-from engine.plan import StagePlan
+from engine.plan.plan import StagePlan
 
 
 @dataclass(frozen=True)

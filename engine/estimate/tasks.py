@@ -14,7 +14,7 @@ from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
 from engine.estimate.work import LayerSize, ModelWork, Pass
-from engine.plan import StagePlan
+from engine.plan.plan import StagePlan
 
 Collective = Callable[[float, Group], Transfer]
 

@@ -12,20 +12,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from engine.estimate.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.operations import Operation, OperationCounter, Operations
-from engine.freeze import freeze, freeze_idle
-from engine.hosts.zero_sizes import ZeroSizes
-from engine.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
-from engine.plan import StagePlan
-from engine.precision import dtype_of
+from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.plan import StagePlan
+from engine.plan.precision import dtype_of
+from engine.run.freeze import freeze, freeze_idle
 from moe.sparse import SparseFeedForward, served_shares
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.flops import step_flops
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.state import State
 from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain, ChainLayer
-from omnivl.model.flops import step_flops
-from omnivl.model.state import State
 
 
 @dataclass(frozen=True)

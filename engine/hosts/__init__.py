@@ -14,14 +14,14 @@ from torch import nn
 from engine.errors import PlanError
 from engine.hosts.base import Host, StepResult, WeightsReport
 from engine.hosts.plain import PlainHost
-from engine.hosts.process_group import local_processes
-from engine.optimizer import OptimizerConfig
-from engine.parallel import ParallelConfig
-from engine.ranks import world_size
+from engine.plan.parallel import ParallelConfig
+from engine.processes.process_group import local_processes
+from engine.processes.ranks import world_size
+from engine.step.optimizer import OptimizerConfig
 from moe.sparse import SparseFeedForward
-from omnivl.model.chain import Chain, ChainLayer
-from omnivl.model.layout import plan_layout
-from omnivl.objectives.base import Objective
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.objective import Objective
 
 __all__ = [
     "Host",
@@ -45,7 +45,7 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
     """The processes over which the chain's gather joins samples; None: all. Called by every process."""
     if parallel.host != "pipeline":
         return None
-    from engine.hosts.pipeline import place_in_pipeline
+    from engine.hosts.pipeline.host import place_in_pipeline
 
     return place_in_pipeline(parallel.pipeline_stages).data_group
 
@@ -68,7 +68,7 @@ def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[C
     """
     if parallel.host != "zero" or parallel.zero_stage < 3:
         return None
-    from engine.hosts.zero_build import ZeroBuild
+    from engine.hosts.zero.build import ZeroBuild
 
     build = ZeroBuild(lambda layer: experts_over(parallel, layer), parallel.offloading, device)
     return build.settle
@@ -102,7 +102,7 @@ def create_host(
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
-        cuts: Layers of each pipeline stage, by their places in the chain (``engine.hosts.pipeline_cut``).
+        cuts: Layers of each pipeline stage, by their places in the chain (``engine.hosts.pipeline.cut``).
 
     Raises:
         PlanError: There is no such host.
@@ -120,7 +120,7 @@ def create_host(
             pretrained=pretrained,
         )
     if parallel.host == "zero":
-        from engine.hosts.zero import ZeroHost
+        from engine.hosts.zero.host import ZeroHost
 
         return ZeroHost(
             chain,
@@ -136,7 +136,7 @@ def create_host(
             expert_parallel_size=experts_over(parallel, chain),
         )
     if parallel.host == "pipeline":
-        from engine.hosts.pipeline import PipelineHost
+        from engine.hosts.pipeline.host import PipelineHost
 
         assert parallel.zero_stage in (0, 1), "the plan's rules allow no other"
         return PipelineHost(

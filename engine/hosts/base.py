@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from engine.hosts.shards import Shard
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
-from omnivl.model.chain import Chain
-from omnivl.model.gather import Gather
 
 
 @dataclass(frozen=True)

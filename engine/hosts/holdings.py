@@ -15,17 +15,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.collectives import broadcast_from_first
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
 from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
 from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
-from engine.whole import whole_shape
+from engine.hosts.whole import whole_shape
+from engine.processes.collectives import broadcast_from_first
 from moe.exchange import ExpertExchange
 from moe.experts import ExpertBank
-from omnivl.model.chain import Chain
-from omnivl.model.gather import Gather
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
 
 
 class Holdings:

@@ -4,12 +4,12 @@ from typing import Protocol
 
 import torch
 
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch, DataKind
-from omnivl.model.state import State, StepLayout
 
 
 class PlanLayout(Protocol):
-    """Which passes a step makes: ``omnivl.model.layout.plan_layout`` with the stage's objectives bound to it."""
+    """Which passes a step makes: ``omnivl.chain.layout.plan_layout`` with the stage's objectives bound to it."""
 
     def __call__(self, kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
         """The layout of a micro-batch of ``batch_size`` samples with ``num_frames`` frames each."""

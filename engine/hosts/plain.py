@@ -7,16 +7,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from engine.collectives import broadcast_from_first, make_gather
 from engine.hosts.base import StepResult
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
-from engine.hosts.step_report import StepScalars, scalars
 from engine.hosts.stores import WholeStore
-from engine.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
+from engine.processes.collectives import broadcast_from_first, make_gather
+from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
+from engine.step.report import StepScalars, scalars
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
-from omnivl.model.chain import Chain
-from omnivl.model.gather import Gather
 
 
 class PlainHost(HoldingHost):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.files import FileRecord, write_synced
+from engine.processes.files import FileRecord, write_synced
 
 INDEX = "index.json"
 _TYPES = {

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
-from omnivl.model.gather import Gather
+from omnivl.chain.gather import Gather
 
 
 def agree_on_weights(

@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from engine.metrics import read_metrics
+from engine.telemetry.metrics import read_metrics
 
 Record = dict[str, float]
 

@@ -14,12 +14,12 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from engine.plan_yaml import read_yaml
+from engine.disk.rollback import read_rollbacks
+from engine.disk.run_folder import RunFolder, StageFolder
+from engine.plan.yaml import read_yaml
 from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, routing_sections
 from engine.report.table import format_share
-from engine.rollback import read_rollbacks
-from engine.run_folder import RunFolder, StageFolder
 
 _HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
 

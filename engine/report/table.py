@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from omnivl.evaluation.results import Score
+from omnivl.tasks.results import Score
 
 
 def format_share(value: float | None) -> str:

@@ -28,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import PlanError
-from engine.plan import Plan
-from engine.plan_parse import load_plan
-from engine.plan_yaml import Document, Problem, read_yaml, show_value
+from engine.plan.parse import load_plan
+from engine.plan.plan import Plan
+from engine.plan.yaml import Document, Problem, read_yaml, show_value
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"

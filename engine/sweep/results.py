@@ -8,16 +8,16 @@ from typing import Any
 import pandas as pd
 import torch
 
-from engine.failure import read_failure
-from engine.plan import StagePlan
-from engine.plan_parse import load_plan
+from engine.disk.run_folder import RunFolder, StageFolder
+from engine.plan.parse import load_plan
+from engine.plan.plan import StagePlan
 from engine.report.curves import Record, evaluation_records, training_records
-from engine.run_folder import RunFolder, StageFolder
 from engine.sweep.config import Point, Sweep
+from engine.watch.failure import read_failure
 from moe.sparse import served_shares
+from omnivl.architectures.build import build_chain
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.model.build import build_chain
-from omnivl.objectives import SpecialTokens
 
 _LAST_SHARE = 0.2
 """Of a stage's lines of metrics, over which final losses are averaged."""

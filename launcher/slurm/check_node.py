@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.hosts.process_group import choose_device, finish
-from launcher.discovery import join_launch
+from engine.processes.process_group import choose_device, finish
 from launcher.slurm.profile import NodeCheckConfig
 from launcher.slurm.spec import JobSpec, read_spec
 from launcher.slurm.verdicts import NodeReport, write_report
+from launcher.start.discovery import join_launch
 
 _ELEMENTS = 1 << 20
 

@@ -17,15 +17,15 @@ def command(hostfile: str, logs: str, arguments: Sequence[str], environment: Map
     Args:
         hostfile: The nodes of the job and their ranks.
         logs: Folder for a log of each rank.
-        arguments: For ``launcher.worker``.
+        arguments: For ``launcher.start.worker``.
         environment: Slurm's variables of this task, and where the ranks meet.
     """
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh", "--hostfile", hostfile),
         *("--node_rank", environment["SLURM_NODEID"]),
         *("--master_addr", environment["MASTER_ADDR"], "--master_port", environment["MASTER_PORT"]),
-        *("--no_local_rank", "--enable_each_rank_log", logs, "--module", "launcher.supervisor"),
-        *("launcher.worker", *arguments),
+        *("--no_local_rank", "--enable_each_rank_log", logs, "--module", "launcher.start.supervisor"),
+        *("launcher.start.worker", *arguments),
     ]
 
 

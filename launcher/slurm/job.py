@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from engine.failure import Failure, clear_failure, read_told
+from engine.watch.failure import Failure, clear_failure, read_told
 from launcher.slurm import blame, control
 from launcher.slurm.allocation import Allocation, read_allocation
 from launcher.slurm.progress import read_progress, saved_steps

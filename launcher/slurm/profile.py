@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from engine.plan_yaml import read_yaml
+from engine.plan.yaml import read_yaml
 from omnivl.errors import UserError
 
 Launcher = Literal["srun", "deepspeed"]
@@ -65,7 +65,7 @@ def load_profile(file: Path | None) -> ClusterProfile:
         PlanError: Names everything that is wrong in it.
         UserError: There is no such file.
     """
-    from engine.plan_parse import (
+    from engine.plan.parse import (
         parse_as,
     )  # takes seconds, which a job that only reads its own profile need not wait for
 

@@ -4,9 +4,9 @@ import datetime
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.metrics import read_metrics
-from engine.plan_yaml import read_yaml
-from engine.run_folder import RunFolder, StageFolder
+from engine.disk.run_folder import RunFolder, StageFolder
+from engine.plan.yaml import read_yaml
+from engine.telemetry.metrics import read_metrics
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.failure import HUNG
+from engine.watch.failure import HUNG
 
 _STOPPED = {
     128 + signal.SIGUSR1: "asked to save (USR1)",

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.run_folder import write_whole
+from engine.disk.run_folder import write_whole
 from launcher.slurm.profile import ClusterProfile, NodeCheckConfig
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from engine.failure import FAILURE_FILE
+from engine.watch.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.spec import JobSpec, RunTask
 
@@ -42,7 +42,7 @@ def training_step(spec: JobSpec, allocation: Allocation, logs: Path) -> list[str
     arguments = worker_arguments(spec, spec.tasks[allocation.task], allocation.restart)
     if spec.profile.launcher == "srun":
         start = srun(spec.nodes, spec.processes_per_node, f"--output={logs}/rank-%t.log")
-        return [*start, sys.executable, "-m", "launcher.worker", *arguments]
+        return [*start, sys.executable, "-m", "launcher.start.worker", *arguments]
     hosts = logs / "hostfile"
     hosts.write_text("".join(f"{node} slots={spec.processes_per_node}\n" for node in allocation.nodes))
     return [

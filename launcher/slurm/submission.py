@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from engine.plan import Plan
+from engine.plan.plan import Plan
 from launcher.slurm.profile import ClusterProfile
 from launcher.slurm.script import OptionValue, job_name, job_script, log_pattern
 from launcher.slurm.spec import JobSpec, RunTask

@@ -4,11 +4,11 @@ import datetime
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.plan import Plan
+from engine.plan.plan import Plan
 from engine.sweep.config import Point, Sweep
-from launcher.local import local_processes
-from launcher.slurm.jobs import job_rows, queue
+from launcher.commands.jobs import job_rows, queue
 from launcher.slurm.submission import Request, Submission, submission_folder, write_job
+from launcher.start.local import local_processes
 
 
 def write_arrays(

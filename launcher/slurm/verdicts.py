@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.run_folder import write_whole
+from engine.disk.run_folder import write_whole
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from omnivl.chain.objective import Objective, PrepareContext
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.example import Example
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.model.config import ModelConfig
-from omnivl.objectives.base import Objective, PrepareContext
+from omnivl.parts.config import ModelConfig
 
 
 class Collator:

@@ -19,7 +19,7 @@ from omnivl.data.order import Order
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig
+from omnivl.parts.config import ModelConfig
 from omnivl.randomness import Streams, stable_hash
 
 MAX_SUBSTITUTES = 32

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 
+from omnivl.chain.objective import Objective
 from omnivl.data.batch import Batch, DataKind
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
@@ -28,8 +29,7 @@ from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.data.work import BatchMaker, Failure, Result, Task, follow_parent
 from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig
-from omnivl.objectives.base import Objective
+from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from omnivl.data.emoji.unpack import VOCABULARY
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import DataError
-from omnivl.objectives.base import SpecialTokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -23,7 +23,7 @@ from omnivl.data.example import Example, ExampleReader, PixelCache
 from omnivl.data.sources.base import BadSampleError, Rejection, Source
 from omnivl.data.sources.stream import StreamReader
 from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig
+from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
 from moe.config import for_any_machine
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
-from omnivl.model.config import ModelConfig
-from omnivl.objectives import LM, MLM, VLM, Objective, SpecialTokens, UniVLC
+from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
+from omnivl.parts.config import ModelConfig
 
 HEADS: Mapping[str, type[Objective]] = {"mlm": MLM, "vlm": VLM, "lm": LM}
 """Objectives whose heads are of use after training."""

@@ -16,14 +16,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
 from moe.router import Router
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain, text_layout, visual_layout
+from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain, text_layout, visual_layout
-from omnivl.model.contrast import Contrast
-from omnivl.model.embed import Embed
-from omnivl.model.generate import SearchOptions
-from omnivl.model.state import State
+from omnivl.inference.generate import SearchOptions
+from omnivl.parts.contrast import Contrast
+from omnivl.parts.embed import Embed
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, SpecialTokens
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.lm import LM
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
@@ -34,6 +34,5 @@ __all__ = [
     "ObjectiveConfig",
     "ObjectiveLoss",
     "PrepareContext",
-    "SpecialTokens",
     "UniVLC",
 ]

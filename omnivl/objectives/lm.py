@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label
-from omnivl.model.gather import Gather
-from omnivl.model.state import State
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, SpecialTokens
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import IGNORED, token_loss
 
 

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.errors import UserError
-from omnivl.model.embed import unfold
-from omnivl.model.gather import Gather
-from omnivl.model.linear import Linear
-from omnivl.model.state import State
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.objectives.masking import Mask
+from omnivl.parts.embed import unfold
+from omnivl.parts.linear import Linear
 
 if TYPE_CHECKING:
-    from omnivl.model.config import ModelConfig
+    from omnivl.parts.config import ModelConfig
 
 PIXEL_EPS = 1e-6
 

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_video
-from omnivl.model.gather import Gather
-from omnivl.model.state import State
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.objectives.masked_visual import FeatureLoss, PatchHead, VisualTargets, patch_distances
 from omnivl.objectives.masking import block_mask
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.vocabulary import token_loss
 
 if TYPE_CHECKING:
-    from omnivl.model.config import ModelConfig
+    from omnivl.parts.config import ModelConfig
 
 IMAGE, TEXT, PAIR = "mdm/image", "mdm/text", "mdm/pair"
 """Rows of a step: the image alone, the text alone, and both in one sequence."""

@@ -1,6 +1,6 @@
 """UniVLC: one contrastive loss over images and clips with captions and with class labels.
 
-Pure functions and options. The parameters (projections, temperature) and the queue live in ``omnivl.model.contrast``,
+Pure functions and options. The parameters (projections, temperature) and the queue live in ``omnivl.parts.contrast``,
 which calls ``UniVLC.contrast`` and leaves the loss in the state.
 
 Shapes: B queries of this replica, J joined batch (replicas * B), Q queue entries, K = J + Q keys, P projection size.
@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, ramp
+from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_video
-from omnivl.model.gather import Gather
-from omnivl.model.state import State
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, ramp
 
 Reduction = Literal["mean", "sum"]
 

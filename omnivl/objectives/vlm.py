@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label
-from omnivl.model.gather import Gather
-from omnivl.model.linear import Linear
-from omnivl.model.state import State
-from omnivl.objectives.base import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.parts.linear import Linear
 
 if TYPE_CHECKING:
-    from omnivl.model.config import ModelConfig
+    from omnivl.parts.config import ModelConfig
 
 POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT = "vlm_positive", "vlm_negative_visual", "vlm_negative_text"
 SEGMENTS = (POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT)

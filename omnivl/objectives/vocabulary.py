@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.model.gather import Gather
-from omnivl.model.linear import LayerNorm, Linear
-from omnivl.model.padding import chosen_positions
-from omnivl.objectives.base import ObjectiveLoss, replica_mean
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import ObjectiveLoss, replica_mean
+from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.padding import chosen_positions
 
 IGNORED = -100
 """Target of a position without a loss."""

@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import socket
-import sys
 import time
 from collections.abc import Callable
 from multiprocessing.context import ForkServerProcess
@@ -12,14 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from worker import forked
 
 # Workers are forked from a process that has imported what takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["engine.train", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"])
+_FORKS.set_forkserver_preload(["engine.run.train", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"])
 
 RunDistributed = Callable[..., list[Any]]
 

@@ -10,15 +10,16 @@ import torch
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
+from omnivl.architectures.build import Settle, build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
+from omnivl.chain.layout import plan_layout as fold_demands
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
-from omnivl.model.build import Settle, build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig, Recompute
-from omnivl.model.gather import Gather
-from omnivl.model.layout import plan_layout as fold_demands
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
+from omnivl.parts.config import ModelConfig, Recompute
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = ModelConfig(

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.gather import Gather, LocalGather
+from omnivl.chain.momentum import ema_update_, frozen_twin
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch, DataKind, is_label, is_video
-from omnivl.model.chain import Chain, ChainLayer
-from omnivl.model.gather import Gather, LocalGather
-from omnivl.model.momentum import ema_update_, frozen_twin
-from omnivl.model.state import State, StepLayout
 
 WIDTH, WORDS, LENGTH, SIDE, QUEUE = 10, 37, 5, 4, 21
 KINDS: tuple[DataKind, ...] = ("image_text", "video_text", "image_label")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.collectives import broadcast_from_first, make_gather
+from engine.processes.collectives import broadcast_from_first, make_gather
 
 pytestmark = pytest.mark.distributed
 

@@ -6,19 +6,19 @@ import pytest
 import torch
 from conftest import RunDistributed
 
-from engine.collectives import make_gather
 from engine.hosts import create_host, replica_group
-from engine.hosts.pipeline_cut import cut
-from engine.optimizer import OptimizerConfig
-from engine.parallel import ParallelConfig
+from engine.hosts.pipeline.cut import cut
+from engine.plan.parallel import ParallelConfig
+from engine.processes.collectives import make_gather
+from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import resolve
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.evaluation import CaptionTask, RetrievalTask, ZeroShotTask
-from omnivl.evaluation.encoder import Encoder
-from omnivl.evaluation.pictures import PictureSet
-from omnivl.evaluation.run import run_tasks
-from omnivl.model.build import build_chain
-from omnivl.model.presets import resolve
 from omnivl.objectives import LM, VLM, UniVLC
+from omnivl.tasks import CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.tasks.encoder import Encoder
+from omnivl.tasks.pictures import PictureSet
+from omnivl.tasks.run import run_tasks
 
 pytestmark = pytest.mark.distributed
 

@@ -8,15 +8,15 @@ import real_chain as real
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.collectives import make_gather
 from engine.errors import PlanError
 from engine.hosts.base import Host
-from engine.hosts.pipeline import PipelineHost, place_in_pipeline
-from engine.hosts.pipeline_cut import cut
+from engine.hosts.pipeline.cut import cut
+from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.shards import SavedTensors
-from engine.hosts.zero import ZeroHost
-from engine.optimizer import OptimizerConfig
+from engine.hosts.zero.host import ZeroHost
+from engine.processes.collectives import make_gather
+from engine.step.optimizer import OptimizerConfig
 from moe.experts import ExpertBank
 
 STEPS, SAVED, JOINED = 5, 3, 8

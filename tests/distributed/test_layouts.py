@@ -17,20 +17,20 @@ import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
-from engine.collectives import make_gather
-from engine.freeze import freeze_idle
 from engine.hosts import layer_settler
 from engine.hosts.base import Host
-from engine.hosts.pipeline import PipelineHost, place_in_pipeline
-from engine.hosts.pipeline_cut import cut, layer_costs
+from engine.hosts.pipeline.cut import cut, layer_costs
+from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
 from engine.hosts.plain import PlainHost
-from engine.hosts.zero import ZeroHost
-from engine.optimizer import OptimizerConfig
-from engine.parallel import ParallelConfig
+from engine.hosts.zero.host import ZeroHost
+from engine.plan.parallel import ParallelConfig
+from engine.processes.collectives import make_gather
+from engine.run.freeze import freeze_idle
+from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures.build import Settle
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
-from omnivl.model.build import Settle
-from omnivl.model.chain import Chain
-from omnivl.model.gather import Gather
 
 STEPS, ACCUMULATION, JOINED = 6, 2, 8
 ZERO = ["zero0", "zero1", "zero2", "zero3"]

@@ -7,14 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from engine.collectives import ProcessGroupGather
+from engine.processes.collectives import ProcessGroupGather
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather, LocalGather
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig, MomentumConfig
-from omnivl.model.gather import Gather, LocalGather
-from omnivl.model.layout import plan_layout
-from omnivl.model.state import State
 from omnivl.objectives import (
     LM,
     MCM,
@@ -28,6 +27,7 @@ from omnivl.objectives import (
     SpecialTokens,
     UniVLC,
 )
+from omnivl.parts.config import ModelConfig, MomentumConfig
 
 TOTAL = 8
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=24, num_reserved=5)

@@ -10,18 +10,18 @@ import pytest
 import synthetic_chain as synthetic
 import torch
 
-from engine.checkpoint import SavedLayout, TrainerState, checkpoint_steps, find_fault
-from engine.checkpoint_writer import CheckpointWriter
-from engine.collectives import make_gather
+from engine.disk.checkpoint import SavedLayout, TrainerState, checkpoint_steps, find_fault
+from engine.disk.checkpoint_writer import CheckpointWriter
 from engine.errors import CheckpointError
 from engine.hosts import shards
 from engine.hosts.base import Host
-from engine.hosts.pipeline import PipelineHost, place_in_pipeline
-from engine.hosts.pipeline_cut import cut
+from engine.hosts.pipeline.cut import cut
+from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
 from engine.hosts.plain import PlainHost
-from engine.hosts.zero import ZeroHost
-from engine.optimizer import OptimizerConfig
-from engine.parallel import Offloading
+from engine.hosts.zero.host import ZeroHost
+from engine.plan.parallel import Offloading
+from engine.processes.collectives import make_gather
+from engine.step.optimizer import OptimizerConfig
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.hosts.process_group import finish, join_process_group
+from engine.processes.process_group import finish, join_process_group
 
 
 def work(file: str, function: str, arguments: str, results: str, seconds: str) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from engine.hosts.plain import PlainHost
-from engine.optimizer import OptimizerConfig
+from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch, DataKind, is_video
-from omnivl.model.build import build_chain
-from omnivl.model.chain import Chain
-from omnivl.model.config import ModelConfig, MomentumConfig
-from omnivl.model.layout import plan_layout
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
+from omnivl.parts.config import ModelConfig, MomentumConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=64, num_reserved=5)
 # Head size 16 and 17 to 65 positions: large enough for the fused kernels of a GPU, small enough for a CPU.

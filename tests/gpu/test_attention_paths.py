@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnivl.model.attention import cross_attention, self_attention
+from omnivl.parts.attention import cross_attention, self_attention
 
 HEADS, ROWS, LENGTH, KEYS, SIZE = 2, 3, 37, 65, 32
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from omnivl.model.generate import SearchOptions
+from omnivl.inference.generate import SearchOptions
 
 CPU = torch.device("cpu")
 OPTIONS = SearchOptions(start=4, end=2, pad=0, banned=(0, 1, 3, 4), max_length=8)

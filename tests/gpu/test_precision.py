@@ -7,8 +7,8 @@ import torch
 
 from engine.hosts.micro_batch import first_state
 from engine.hosts.shards import KeptMemory
+from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import DATA_KINDS, DataKind
-from omnivl.model.layout import plan_layout
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, UniVLC
 
 CPU = torch.device("cpu")

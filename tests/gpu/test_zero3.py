@@ -19,8 +19,8 @@ def train(steps: int, precision: str) -> dict[str, Any]:
     """Worker: the same steps on the plain host and under ZeRO-3, from the same weights."""
     import conftest as setting  # of this folder
 
-    from engine.hosts.process_group import choose_device
-    from engine.hosts.zero import ZeroHost
+    from engine.hosts.zero.host import ZeroHost
+    from engine.processes.process_group import choose_device
 
     device, dtype = choose_device(), getattr(torch, precision)
     plain = setting.host_of(dtype, device)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.metrics import comparable, read_metrics
+from engine.telemetry.metrics import comparable, read_metrics
 
 ROOT = Path(__file__).parents[2]
 

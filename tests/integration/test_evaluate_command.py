@@ -13,17 +13,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from engine.disk.run_folder import RunFolder
 from engine.errors import CheckpointError, PlanError
-from engine.evaluate import choose_tasks
-from engine.plan import Plan
-from engine.plan_parse import parse_plan
-from engine.run_folder import RunFolder
-from engine.trained import find_trained
+from engine.finished.evaluate import choose_tasks
+from engine.finished.trained import find_trained
+from engine.plan.parse import parse_plan
+from engine.plan.plan import Plan
 from launcher.cli import app
-from launcher.embed import parse_where
+from launcher.commands.embed import parse_where
+from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
-from omnivl.model.build import build_chain
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.heartbeat import read_sign
+from engine.watch.heartbeat import read_sign
 
 if TYPE_CHECKING:
     from conftest import Pretraining

@@ -14,19 +14,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from engine.disk.run_folder import RunFolder
 from engine.errors import CheckpointError
-from engine.plan_parse import parse_plan
-from engine.plan_yaml import read_yaml, write_yaml
-from engine.run_folder import RunFolder
-from engine.trained import find_trained, load_encoder
+from engine.finished.trained import find_trained, load_encoder
+from engine.plan.parse import parse_plan
+from engine.plan.yaml import read_yaml, write_yaml
 from launcher.cli import app
+from omnivl.architectures.build import build_chain
 from omnivl.data.config import LoaderConfig
 from omnivl.data.decode import evaluation_frames
 from omnivl.data.sources.base import Sample
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLModel
-from omnivl.model.build import build_chain
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")

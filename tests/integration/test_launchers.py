@@ -14,10 +14,10 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from engine.heartbeat import read_sign
-from engine.metrics import comparable, read_metrics
-from engine.run_folder import RunFolder, RunFolderError
-from launcher.discovery import free_port
+from engine.disk.run_folder import RunFolder, RunFolderError
+from engine.telemetry.metrics import comparable, read_metrics
+from engine.watch.heartbeat import read_sign
+from launcher.start.discovery import free_port
 
 if TYPE_CHECKING:
     from conftest import Pretraining

@@ -19,8 +19,8 @@ from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.prefetch import THREAD_NAME
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig
 from omnivl.objectives import MCM, MFM, MLM, MRM, UniVLC
+from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
 

@@ -16,7 +16,7 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
-from omnivl.model.config import ModelConfig
+from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
 

@@ -14,7 +14,7 @@ from omnivl.data.batch import DATA_KINDS
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.model.config import ModelConfig
+from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
 

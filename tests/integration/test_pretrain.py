@@ -10,8 +10,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from engine.metrics import read_metrics
-from engine.plan_parse import load_plan
+from engine.plan.parse import load_plan
+from engine.telemetry.metrics import read_metrics
 
 if TYPE_CHECKING:
     from conftest import Pretraining
@@ -180,8 +180,8 @@ def test_failing_rank_ends_all_and_is_told_once(
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    import engine.checkpoint_writer\n"
-        "    engine.checkpoint_writer.generator_states = lambda: {}['a mistake']\n"
+        "    import engine.disk.checkpoint_writer\n"
+        "    engine.disk.checkpoint_writer.generator_states = lambda: {}['a mistake']\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.metrics import read_metrics
+from engine.telemetry.metrics import read_metrics
 
 if TYPE_CHECKING:
     from conftest import Pretraining

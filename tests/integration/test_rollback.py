@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from engine.metrics import read_metrics
+from engine.telemetry.metrics import read_metrics
 
 if TYPE_CHECKING:
     from conftest import Pretraining

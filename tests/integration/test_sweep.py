@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
-from engine.failure import read_failure
-from engine.run_folder import RunFolder
+from engine.disk.run_folder import RunFolder
+from engine.watch.failure import read_failure
 from launcher.cli import app
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]

@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from engine.heartbeat import read_sign
-from engine.metrics import comparable, read_metrics
-from engine.run_folder import RunFolder
+from engine.disk.run_folder import RunFolder
+from engine.telemetry.metrics import comparable, read_metrics
+from engine.watch.heartbeat import read_sign
 
 sys.path.insert(0, str(Path(__file__).parent))
 

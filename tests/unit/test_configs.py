@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.plan_parse import load_plan
+from engine.plan.parse import load_plan
 from launcher.slurm.profile import load_profile
 from launcher.slurm.script import check_options
 

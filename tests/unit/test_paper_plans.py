@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.freeze import freeze, freeze_idle
-from engine.plan_parse import load_plan
-from launcher.check import summarize
+from engine.plan.parse import load_plan
+from engine.run.freeze import freeze, freeze_idle
+from launcher.commands.check import summarize
 from moe.attribute import AttributeFeedForward, AttributeLinear
 from moe.sparse import SparseFeedForward
-from omnivl.model.build import build_chain
-from omnivl.objectives import SpecialTokens
+from omnivl.architectures.build import build_chain
+from omnivl.data.special_tokens import SpecialTokens
 
 PLANS = Path(__file__).parents[2] / "configs" / "plans"
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)

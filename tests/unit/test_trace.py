@@ -84,7 +84,7 @@ def test_calls_are_really_there(caller: str, name: str, target: str) -> None:
 
 
 def test_the_loop_of_the_chain_is_as_printed() -> None:
-    source = ast.unparse(parse("omnivl/model/chain.py"))
+    source = ast.unparse(parse("omnivl/chain/chain.py"))
     assert re.search(r"for layer in self\.program:\s+state = layer\(state\)", source)
 
 

@@ -61,8 +61,8 @@ def wrapped(owner: Any, name: str, before: Callable[..., Any]) -> None:
 
 
 def arm() -> None:
-    from engine.heartbeat import Heartbeat
-    from engine.run_folder import StageFolder
+    from engine.disk.run_folder import StageFolder
+    from engine.watch.heartbeat import Heartbeat
 
     moment, here = FAULT["moment"], FAULT["victim"] == RANK
     now: list[Any] = ["", "", -1]
@@ -89,7 +89,7 @@ def arm() -> None:
     if moment in ("forward", "backward") and here:
         from torch.nn.modules.module import register_module_forward_hook
 
-        from omnivl.model.chain import ChainLayer
+        from omnivl.chain.chain import ChainLayer
 
         def behind_a_layer(module: Any, inputs: Any, output: Any) -> None:
             if isinstance(module, ChainLayer) and is_time("step", "first step"):
@@ -101,7 +101,7 @@ def arm() -> None:
 
         register_module_forward_hook(behind_a_layer)
     if moment == "evaluation" and here:
-        from omnivl.evaluation.encoder import Encoder
+        from omnivl.tasks.encoder import Encoder
 
         wrapped(Encoder, "texts", lambda *_: strike() if is_time("evaluating") else None)
     if moment == "sealing" and RANK == 0:
@@ -122,7 +122,7 @@ def spoil() -> None:
     import dataclasses
     import math
 
-    from engine.stage import Loader, StageLoop
+    from engine.run.stage import Loader, StageLoop
 
     first, last = FAULT["micro_steps"]
     taken: list[bool] = []

@@ -11,8 +11,8 @@ import torch
 from benchmarks import fillings, learning, plan_comparison, regimes, router_losses
 from benchmarks.plan_runs import Lanes, PlanRun, run_on, scaled_steps
 from benchmarks.record import Options
-from engine.plan_parse import load_plan
-from omnivl.evaluation.results import Score
+from engine.plan.parse import load_plan
+from omnivl.tasks.results import Score
 
 CPU = torch.device("cpu")
 

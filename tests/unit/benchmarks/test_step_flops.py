@@ -9,7 +9,7 @@ import torch
 from benchmarks import step_flops
 from benchmarks.record import Options
 from benchmarks.step_flops import Case, cases_of, make_batch, training_step
-from omnivl.model.presets import PRESETS
+from omnivl.architectures.presets import PRESETS
 
 CPU = torch.device("cpu")
 OPTIONS = Options(CPU, threads=1, quick=True, out=Path("unused"))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import PlanError
-from engine.hosts.zero_mapped import MappedFiles
+from engine.hosts.zero.mapped import MappedFiles
 
 
 def test_a_copy_lies_in_a_file_that_has_no_name_any_more(tmp_path: Path) -> None:

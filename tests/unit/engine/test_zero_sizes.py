@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from engine.hosts.zero_sizes import ZeroSizes
+from engine.hosts.zero.sizes import ZeroSizes
 
 LEAST = 4_194_304
 

@@ -11,7 +11,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from engine.failure import DEBUG
+from engine.watch.failure import DEBUG
 from launcher import cli
 from omnivl.errors import UserError
 

@@ -8,7 +8,7 @@ from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
 from engine.estimate.live import LivePeak
 from engine.estimate.operations import Operation
 from engine.estimate.work import LayerSize, ModelWork, Pass
-from engine.hosts.zero_sizes import ZeroSizes
+from engine.hosts.zero.sizes import ZeroSizes
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch
 from engine.errors import PlanError
 from engine.estimate.hardware import LinkConfig, load_hardware
 from engine.estimate.measure import hardware_yaml, measure_hardware
-from engine.peak import known_peak
+from engine.telemetry.peak import known_peak
 from omnivl.errors import UserError
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from engine.estimate.memory import process_memory, stay_gathered
 from engine.estimate.work import ModelWork
-from engine.parallel import BatchConfig, ParallelConfig
-from engine.plan import StagePlan
+from engine.plan.parallel import BatchConfig, ParallelConfig
+from engine.plan.plan import StagePlan
 
 Work = Callable[..., ModelWork]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from engine.estimate.hardware import HardwareConfig, load_hardware
 from engine.estimate.search import layouts, search_layouts
 from engine.estimate.traffic import Cluster
-from engine.plan_parse import load_plan
+from engine.plan.parse import load_plan
 from omnivl.data.tokenizer import load_tokenizer
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"

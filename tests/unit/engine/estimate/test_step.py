@@ -11,8 +11,8 @@ from engine.estimate.step import estimate_step
 from engine.estimate.tasks import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork
-from engine.parallel import BatchConfig, ParallelConfig
-from engine.plan import StagePlan
+from engine.plan.parallel import BatchConfig, ParallelConfig
+from engine.plan.plan import StagePlan
 
 Work = Callable[..., ModelWork]
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.estimate.layer_profile import activation_bytes, blank_states, imagined
 from engine.estimate.live import live_peak
 from engine.estimate.operations import Operation, OperationCounter
 from engine.estimate.work import ModelWork, model_work
-from engine.layer_profile import activation_bytes, blank_states, imagined
-from engine.plan import StagePlan
-from engine.plan_parse import load_plan
+from engine.plan.parse import load_plan
+from engine.plan.plan import StagePlan
+from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.model.build import build_chain
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 META = torch.device("meta")

@@ -7,7 +7,7 @@ from rich.console import Console
 
 from engine.report import score_table
 from engine.report.table import format_share
-from omnivl.evaluation import Score
+from omnivl.tasks import Score
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from omnivl.data.sources.emoji import open_emoji
 from omnivl.data.sources.motion_poses import MOTION_CLASSES
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError
-from omnivl.evaluation.pixel_baseline import pixel_features
+from omnivl.tasks.pixel_baseline import pixel_features
 
 LARGEST_BYTES = 11 * 10**6
 PACKAGE_FOLDER = "OMNIVL_EMOJI_PACKAGES"

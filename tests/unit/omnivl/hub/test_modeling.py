@@ -11,13 +11,13 @@ from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.router_losses import RouterLossConfig
+from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
-from omnivl.model.build import build_chain
-from omnivl.model.config import VisionConfig
-from omnivl.model.generate import SearchOptions
-from omnivl.model.pretrained import read_exported
+from omnivl.inference.generate import SearchOptions
 from omnivl.objectives import LM, MLM, VLM, UniVLC
+from omnivl.parts.config import VisionConfig
+from omnivl.pretrained.load import read_exported
 
 TOWERS = (UniVLC(queue_size=16, temperature=0.1), MLM(), VLM(), LM(), *EVERYTHING[1:4])
 UNIFIED = (UniVLC(), MLM(), VLM())

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from omnivl.data.batch import Batch, DataKind, is_video
-from omnivl.objectives import PrepareContext, SpecialTokens
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import PrepareContext
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=29, vocab_size=30, num_reserved=5)
 

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures.build import build_chain
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
-from omnivl.model.build import build_chain
-from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
-from omnivl.model.state import State
-from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, SpecialTokens, UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
+from omnivl.parts.config import ModelConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = ModelConfig(

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State, StepLayout
 from omnivl.errors import UserError
-from omnivl.model.config import ModelConfig
-from omnivl.model.gather import LocalGather
-from omnivl.model.state import State, StepLayout
 from omnivl.objectives import MCM, MFM, MRM
 from omnivl.objectives.masked_visual import PatchHead, feature_distance, feature_targets, patchify, pixel_targets
+from omnivl.parts.config import ModelConfig
 
 CONFIG = ModelConfig(hidden_size=4, num_heads=1, patch_size=2, tubelet_size=2)
 

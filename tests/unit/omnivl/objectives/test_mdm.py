@@ -7,15 +7,16 @@ import torch
 import torch.nn.functional as F
 
 from moe.config import MoMEConfig
+from omnivl.architectures.build import build_chain
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError, UserError
-from omnivl.model.build import build_chain
-from omnivl.model.config import ModelConfig
-from omnivl.model.layout import plan_layout
-from omnivl.model.state import State
-from omnivl.model.unified import Part, Stream
-from omnivl.objectives import MDM, MLM, MRM, VLM, PrepareContext, SpecialTokens, UniVLC
+from omnivl.objectives import MDM, MLM, MRM, VLM, PrepareContext, UniVLC
 from omnivl.objectives.masked_visual import pixel_targets
+from omnivl.parts.config import ModelConfig
+from omnivl.parts.unified import Part, Stream
 
 SPECIAL = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = ModelConfig(

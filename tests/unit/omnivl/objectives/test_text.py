@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from omnivl.model.gather import LocalGather
-from omnivl.model.state import State, StepLayout
-from omnivl.objectives import LM, MLM, SpecialTokens
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State, StepLayout
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import LM, MLM
 from omnivl.objectives.lm import shift
 from omnivl.objectives.mlm import ordinary_ids
 from omnivl.objectives.vocabulary import IGNORED, VocabularyHead, token_loss

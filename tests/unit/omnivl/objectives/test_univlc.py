@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS
-from omnivl.model.gather import LocalGather
-from omnivl.model.state import State, StepLayout
 from omnivl.objectives import NegativeWeights, UniVLC
 from omnivl.objectives.univlc import (
     Keys,

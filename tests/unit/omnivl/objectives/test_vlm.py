@@ -3,11 +3,11 @@ import math
 import pytest
 import torch
 
-from omnivl.model.config import ModelConfig
-from omnivl.model.gather import LocalGather
-from omnivl.model.state import State, StepLayout
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State, StepLayout
 from omnivl.objectives import VLM
 from omnivl.objectives.vlm import MatchHead, draw_negatives
+from omnivl.parts.config import ModelConfig
 
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 ALLOWED = torch.tensor([True, False, True, True])

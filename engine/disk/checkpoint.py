@@ -1,0 +1,207 @@
+"""Checkpoints that are either whole or recognisably torn.
+
+A checkpoint is written beside its final name (``engine.disk.checkpoint_writer``), every file is synced to disk, a
+manifest with the size and SHA-256 of every file is written last, then the folder is renamed in one atomic step. What a
+crash leaves behind is a ``.tmp`` folder, which is never read, or a folder whose files do not match their manifest,
+which is named and passed over.
+
+    checkpoints/step-000123/
+        manifest.json           sizes and hashes of all files below
+        trainer.json            step, skipped steps, best score, metrics offset, layout
+        loader-00000.json       where the data order stands, one per process
+        generators-00000.pt     global random generators, one per process
+        host/                   weights, moments, twins, queue: a shard of each process (``engine.hosts.shards``)
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.hosts.base import Host
+from engine.processes import ranks
+from engine.processes.files import FileRecord, sha256
+from engine.processes.seeds import restore_generators, seed_everything
+
+MANIFEST = "manifest.json"
+HOST_FOLDER = "host"
+FORMAT = 2
+_NAME = re.compile(r"step-(\d{6,})")
+_LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
+
+
+@dataclass(frozen=True)
+class SavedLayout:
+    """What wrote a checkpoint. Any layout can read it.
+
+    Attributes:
+        host: Kind of host.
+        zero_stage: ZeRO stage; None for hosts that have none.
+        world_size: Number of processes.
+        expert_parallel_size: Processes over which banks of experts were cut.
+        samples_per_step: Samples of an optimizer step over all processes.
+        pipeline_stages: Stages into which the chain was cut.
+    """
+
+    host: str
+    zero_stage: int | None
+    world_size: int
+    expert_parallel_size: int
+    samples_per_step: int
+    pipeline_stages: int = 1
+
+    def __str__(self) -> str:
+        zero = "" if self.zero_stage is None else f"-{self.zero_stage}"
+        cut = "" if self.expert_parallel_size == 1 else f", experts cut over {self.expert_parallel_size}"
+        cut += "" if self.pipeline_stages == 1 else f", {self.pipeline_stages} stages"
+        processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
+        return f"{self.host}{zero} on {processes}{cut}, {self.samples_per_step} samples a step"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where the loop stands.
+
+    Attributes:
+        step: Optimizer steps taken, so the index of the next one.
+        skipped: Steps that were skipped for a loss or gradient that was not finite.
+        skipped_in_a_row: How many of them were the last ones.
+        best: Best score so far; None before the first evaluation.
+        best_step: The checkpoint that reached it.
+        metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
+        window: Sums towards the next line of metrics.
+        layout: What wrote the checkpoint.
+        guard: Recent losses (``engine.step.guard``).
+        rollbacks: How often the stage had gone back (``engine.disk.rollback``).
+    """
+
+    step: int
+    skipped: int
+    skipped_in_a_row: int
+    best: float | None
+    best_step: int | None
+    metrics_bytes: int
+    window: Mapping[str, Any]
+    layout: SavedLayout
+    guard: Mapping[str, Any] = field(default_factory=dict)
+    rollbacks: int = 0
+
+
+def step_folder(folder: Path, step: int) -> Path:
+    """The folder of the checkpoint taken after ``step`` optimizer steps."""
+    return folder / f"step-{step:06d}"
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Says what is wrong with a checkpoint, or None where every file is as its manifest says.
+
+    Args:
+        checkpoint: A ``step-...`` folder.
+    """
+    path = checkpoint / MANIFEST
+    if not path.is_file():
+        return f"{MANIFEST} is missing"
+    try:
+        manifest = json.loads(path.read_bytes())
+        files: dict[str, FileRecord] = manifest["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is not readable ({error})"
+    if manifest.get("format") != FORMAT:
+        return f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}"
+    for name, expected in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != expected["bytes"]:
+            return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
+    for name, expected in files.items():
+        if sha256(checkpoint / name) != expected["sha256"]:
+            return f"{name} does not have the SHA-256 that the manifest says"
+    return None
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending, whole or not."""
+    if not folder.is_dir():
+        return []
+    matches = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    return sorted(int(match.group(1)) for match in matches if match is not None)
+
+
+def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Finds the newest checkpoint that is whole.
+
+    Args:
+        folder: The stage's ``checkpoints`` folder.
+        warn: Gets one message for each checkpoint that is passed over, with what is wrong with it.
+    """
+    for step in reversed(checkpoint_steps(folder)):
+        candidate = step_folder(folder, step)
+        fault = find_fault(candidate)
+        if fault is None:
+            return candidate
+        warn(f"checkpoint {candidate} is passed over: {fault}")
+    return None
+
+
+def load_checkpoint(
+    checkpoint: Path, host: Host, layout: SavedLayout, tell: Callable[[str], None]
+) -> tuple[TrainerState, dict[str, Any]]:
+    """Restores host and random generators. Called by every process.
+
+    On another number of processes than wrote it, weights, moments and the order of the data go on as they were; random
+    generators (dropout, noise) begin anew, and streams look for their place from their first shard.
+
+    Args:
+        checkpoint: A whole checkpoint.
+        host: Reads its own files.
+        layout: This run's layout.
+        tell: Gets a message where the layout has changed.
+
+    Returns:
+        The loop's state and this process' place in the data.
+
+    Raises:
+        CheckpointError: The files do not fit the model.
+    """
+    raw = json.loads((checkpoint / "trainer.json").read_bytes())
+    state = TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
+    if state.layout != layout:
+        tell(f"{checkpoint.name} was written by {state.layout}; going on with {layout}")
+    host.load(checkpoint / HOST_FOLDER)
+    me = ranks.rank()
+    if state.layout.world_size == layout.world_size:
+        restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
+        return state, json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
+    seed_everything("resumed", state.step, me)
+    return state, {**json.loads((checkpoint / f"loader-{0:05d}.json").read_bytes()), "shards": {}}
+
+
+def prune(folder: Path, keep_last: int, keep: int | None) -> None:
+    """Deletes old checkpoints. Called by one process.
+
+    Args:
+        folder: The stage's ``checkpoints`` folder.
+        keep_last: Number of newest checkpoints to keep, at least 1.
+        keep: Step of a further one to keep (the best).
+    """
+    assert keep_last >= 1
+    for step in checkpoint_steps(folder)[:-keep_last]:
+        if step != keep:
+            # renamed first, so that a crash while deleting leaves nothing that looks like a checkpoint
+            dropped = step_folder(folder, step).with_suffix(".dropped")
+            step_folder(folder, step).rename(dropped)
+            shutil.rmtree(dropped)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what a crash left half written or half deleted. Called by one process that holds the run's lock."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path)

@@ -1,0 +1,176 @@
+"""Writes checkpoints while training goes on.
+
+A save has three parts. The *snapshot* is taken between two steps, by every process of its own shard: tensors are copied
+into memory that is kept for it, everything else is small. Then a thread *writes* the process' files. When all processes
+have written theirs, the first one *seals* the checkpoint: manifest, rename, and old ones away. Threads do not talk to
+each other: that all are through is agreed on between two steps, by the main threads, so that no collective ever runs
+beside those of training. One save is under way at a time; the next one waits for it.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.disk.checkpoint import FORMAT, HOST_FOLDER, MANIFEST, TrainerState, checkpoint_steps, prune, step_folder
+from engine.errors import CheckpointError
+from engine.hosts.base import Host
+from engine.hosts.shards import KeptMemory
+from engine.processes import ranks
+from engine.processes.files import FileRecord, sync_folder, write_synced
+from engine.processes.seeds import generator_states
+
+Records = Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True)
+class _Save:
+    """A save that is under way.
+
+    Attributes:
+        final: The folder that it will be.
+        state: Of the loop, when the snapshot was taken.
+        work: What this process' thread does now: its files, or nothing.
+        prunes: Whether old checkpoints go when this one is there.
+        sealing: Whether all files are written.
+    """
+
+    final: Path
+    state: TrainerState
+    work: Future[Records]
+    prunes: bool
+    sealing: bool = False
+
+    def outcome(self) -> tuple[str | None, Records]:
+        """What went wrong, or the records of what was written. Waits for the thread."""
+        try:
+            return None, self.work.result()
+        except OSError as error:
+            return str(error), {}
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a stage. Every method is called by every process."""
+
+    def __init__(self, folder: Path, device: torch.device, *, asynchronous: bool, keep_last: int) -> None:
+        """Writes nothing yet.
+
+        Args:
+            folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
+            device: Where the process group's backend expects its tensors.
+            asynchronous: Train on while the files are written, at the price of memory for a copy of the shard.
+            keep_last: Number of newest checkpoints that stay, beside the best.
+        """
+        self._folder, self._device = folder, device
+        self._asynchronous, self._keep_last = asynchronous, keep_last
+        self._memory = KeptMemory()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="omnivl-checkpoint")
+        self._save: _Save | None = None
+
+    def save(self, host: Host, state: TrainerState, loader_state: Mapping[str, Any], *, prunes: bool = True) -> None:
+        """Takes a snapshot, and writes it: behind training, or before this returns.
+
+        Args:
+            host: Gives its shard.
+            state: The loop's state, equal on every process.
+            loader_state: This process' place in the data, JSON.
+            prunes: Delete old checkpoints when this one is there.
+
+        Raises:
+            CheckpointError: This checkpoint, or the one before, could not be written, on whichever process; raised on
+                all. Earlier checkpoints stay.
+        """
+        self.finish()
+        me = ranks.rank()
+        shard = host.shard()
+        if self._asynchronous:
+            shard = shard.kept(self._memory)
+        generators = io.BytesIO()
+        torch.save(generator_states(), generators)
+        small = {
+            f"loader-{me:05d}.json": json.dumps(loader_state).encode(),
+            f"generators-{me:05d}.pt": generators.getvalue(),
+            **({"trainer.json": json.dumps(asdict(state), indent=2).encode()} if me == 0 else {}),
+        }
+        final = step_folder(self._folder, state.step)
+        unfinished = _unfinished(final)
+
+        def write() -> Records:
+            (unfinished / HOST_FOLDER).mkdir(parents=True, exist_ok=True)
+            records = {f"{HOST_FOLDER}/{name}": one for name, one in shard.write(unfinished / HOST_FOLDER).items()}
+            return records | {name: write_synced(unfinished / name, [content]) for name, content in small.items()}
+
+        self._save = _Save(final, state, self._thread.submit(write), prunes)
+        if not self._asynchronous:
+            self.finish()
+
+    def poll(self) -> None:
+        """Goes on with a save that is under way where every process is through with its part. To be called every step.
+
+        Raises:
+            CheckpointError: It could not be written, on whichever process; raised on all.
+        """
+        if self._save is not None and not ranks.largest_over_ranks(int(not self._save.work.done()), self._device):
+            self._go_on(self._save)
+
+    def finish(self) -> None:
+        """Waits until no save is under way.
+
+        Raises:
+            CheckpointError: As ``poll``.
+        """
+        while self._save is not None:
+            self._go_on(self._save)
+
+    def _go_on(self, save: _Save) -> None:
+        outcomes = ranks.gather_objects(save.outcome())
+        self._save = None
+        failed = [f"process {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem is not None]
+        if failed:
+            self._give_up(save, failed)
+        if not save.sealing:
+            seal = self._sealing(save, [records for _, records in outcomes]) if ranks.rank() == 0 else dict
+            self._save = replace(save, work=self._thread.submit(seal), sealing=True)
+
+    def _sealing(self, save: _Save, shares: Sequence[Records]) -> Callable[[], Records]:
+        """Makes a checkpoint of what all have written."""
+        unfinished = _unfinished(save.final)
+
+        def seal() -> Records:
+            records = {name: record for share in shares for name, record in share.items()}
+            manifest = {"format": FORMAT, "step": save.state.step, "files": dict(sorted(records.items()))}
+            write_synced(unfinished / MANIFEST, [json.dumps(manifest, indent=1).encode()])
+            for inner in (unfinished / HOST_FOLDER, unfinished):
+                sync_folder(inner)
+            shutil.rmtree(save.final, ignore_errors=True)  # a torn checkpoint of the same step must not be in the way
+            unfinished.rename(save.final)
+            sync_folder(self._folder)
+            if save.prunes:
+                prune(self._folder, self._keep_last, save.state.best_step)
+            return {}
+
+        return seal
+
+    def _give_up(self, save: _Save, failed: Sequence[str]) -> None:
+        """Removes what was written and raises, on every process."""
+        if ranks.rank() == 0:
+            shutil.rmtree(_unfinished(save.final), ignore_errors=True)
+        ranks.barrier()
+        earlier = [step for step in checkpoint_steps(self._folder) if step_folder(self._folder, step) != save.final]
+        none = "there is none before it"
+        left = f"{step_folder(self._folder, earlier[-1]).name} is left as it was" if earlier else none
+        raise CheckpointError(
+            f"{save.final}: could not be written ({'; '.join(failed)}); {left}. Make room or mend the disk, and give "
+            "the same command again: it goes on from the newest whole checkpoint"
+        )
+
+
+def _unfinished(final: Path) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return final.with_name(final.name + ".tmp")

@@ -1,0 +1,102 @@
+"""Going back to an earlier checkpoint within a stage, and remembering it.
+
+A rollback is first written down, in ``rollbacks.json`` of the stage; then the stage starts over as after a crash. A
+checkpoint knows how many rollbacks came before it: one that knows of fewer than are written down is older than the
+rest. From the first bad step on such a checkpoint is void; before it, it is where to go on, with the data that the
+rollback says. A crash at any moment in between thus changes nothing.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.disk.checkpoint import checkpoint_steps, step_folder
+from engine.disk.run_folder import write_whole
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """One rollback, as it was decided.
+
+    Attributes:
+        first_bad: The first bad step, counted from 1: checkpoints taken at it or later are void.
+        step: Optimizer steps taken when it was decided.
+        reason: Why.
+        loaders: Where each process goes on in the data; empty where it sees the same data again.
+    """
+
+    first_bad: int
+    step: int
+    reason: str
+    loaders: tuple[Mapping[str, Any], ...]
+
+
+class RolledBackError(Exception):
+    """Ends the loop of a stage, which has to be started over. Raised on every process."""
+
+    def __init__(self, rollback: Rollback, number: int, allowed: int) -> None:
+        """Says why.
+
+        Args:
+            rollback: Already written down.
+            number: Which one of the stage, from 1.
+            allowed: ``guard.rollbacks``.
+        """
+        data = "leaving out the data since then" if rollback.loaders else "with the same data"
+        super().__init__(
+            f"step {rollback.step}: {rollback.reason}; going back to before step {rollback.first_bad}, {data} "
+            f"(rollback {number} of {allowed})"
+        )
+
+
+def read_rollbacks(path: Path) -> tuple[Rollback, ...]:
+    """All rollbacks of a stage, oldest first.
+
+    Args:
+        path: ``rollbacks.json``; may be missing.
+    """
+    if not path.is_file():
+        return ()
+    entries = json.loads(path.read_bytes())
+    return tuple(Rollback(**{**entry, "loaders": tuple(entry["loaders"])}) for entry in entries)
+
+
+def write_rollbacks(path: Path, rollbacks: Sequence[Rollback]) -> None:
+    """Replaces the file in one atomic step. Called by one process."""
+    write_whole(path, json.dumps([asdict(rollback) for rollback in rollbacks], indent=1))
+
+
+def remove_void(checkpoints: Path, rollbacks: Sequence[Rollback]) -> None:
+    """Deletes the checkpoints that a rollback has made void. Called by one process."""
+    for step in checkpoint_steps(checkpoints):
+        folder = step_folder(checkpoints, step)
+        known = _rollbacks_known(folder)
+        if known is not None and any(step >= later.first_bad for later in rollbacks[known:]):
+            dropped = folder.with_suffix(".dropped")
+            folder.rename(dropped)
+            shutil.rmtree(dropped)
+
+
+def place_in_data(pending: Sequence[Rollback], rank: int, world_size: int) -> Mapping[str, Any] | None:
+    """Where the data go on after rollbacks that a checkpoint does not know of; None: where the checkpoint says.
+
+    Args:
+        pending: Oldest first.
+        rank: Of this process.
+        world_size: Processes of this start; among another number, streams look for their place from their first shard.
+    """
+    loaders = next((rollback.loaders for rollback in reversed(pending) if rollback.loaders), ())
+    if not loaders:
+        return None
+    return loaders[rank] if len(loaders) == world_size else {**loaders[0], "shards": {}}
+
+
+def _rollbacks_known(checkpoint: Path) -> int | None:
+    """Rollbacks before a checkpoint was taken; None where it is torn, which is found out elsewhere."""
+    try:
+        return int(json.loads((checkpoint / "trainer.json").read_bytes()).get("rollbacks", 0))
+    except (OSError, ValueError):
+        return None

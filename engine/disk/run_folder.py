@@ -1,0 +1,261 @@
+"""Where a run lives on disk, who may write there, and whether a plan may go on in it.
+
+runs/NAME/
+plan.yaml               the resolved plan
+environment.json        versions, hardware, commit of the latest start
+run.lock                held by the process that writes here
+heartbeats/             the last sign of each process (engine.watch.watchdog)
+hangs/TIME/             stack traces of all processes where the run hung
+stages/NN-NAME/
+metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  evaluation.json  handover.json  routing.html
+weights.safetensors     whole weights at the end of the stage
+complete.json           written last: the stage is done
+report.html
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omnivl.errors import UserError
+
+LOCK = "run.lock"
+
+_FREE_FIELDS = tuple(
+    re.compile(pattern)
+    for pattern in (
+        r"name",
+        r"(logging|launch|checkpoint|guard)(\..*)?",
+        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
+        r"loader\.(max_bad_fraction|min_samples_to_judge)",
+        r"stages\.\d+\.evaluate(\..*)?",
+        r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",
+        r"(stages\.\d+\.)?parallel\.(expert_parallel_size|pipeline_(stages|profile))",
+        r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
+    )
+)
+"""Fields that may change between two starts in one folder: they change what is shown and kept, and where things are
+computed. With other batch sizes another number of processes can learn from the same samples in the same steps."""
+
+_STAGE = re.compile(r"stages\.\d+")
+_STEPS = re.compile(r"stages\.\d+\.steps")
+
+
+class RunFolderError(UserError):
+    """A run folder is in use or holds another run."""
+
+
+@dataclass(frozen=True)
+class StageFolder:
+    """One stage's part of a run folder."""
+
+    path: Path
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per record."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``step-...`` folders."""
+        return self.path / "checkpoints"
+
+    @property
+    def rollbacks(self) -> Path:
+        """When the stage went back to an earlier checkpoint."""
+        return self.path / "rollbacks.json"
+
+    @property
+    def evaluation(self) -> Path:
+        """Results of the last evaluation."""
+        return self.path / "evaluation.json"
+
+    @property
+    def handover(self) -> Path:
+        """What was carried over from the earlier stage."""
+        return self.path / "handover.json"
+
+    @property
+    def weights(self) -> Path:
+        """Whole weights at the end of the stage."""
+        return self.path / "weights.safetensors"
+
+    @property
+    def quarantine(self) -> Path:
+        """Log of bad samples."""
+        return self.path / "quarantine.jsonl"
+
+    def completed_steps(self) -> int | None:
+        """Steps with which the stage was completed; None where it was not."""
+        marker = self.path / "complete.json"
+        return int(json.loads(marker.read_bytes())["steps"]) if marker.is_file() else None
+
+    def mark_complete(self, steps: int) -> None:
+        """Says that everything of the stage is on disk."""
+        write_whole(self.path / "complete.json", json.dumps({"steps": steps}))
+
+    def has_begun(self) -> bool:
+        """Whether the stage has left anything behind."""
+        return self.metrics.is_file() or self.checkpoints.is_dir()
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The resolved plan."""
+        return self.path / "plan.yaml"
+
+    @property
+    def environment(self) -> Path:
+        """Versions and hardware."""
+        return self.path / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Signs of life, of the latest start."""
+        return self.path / "heartbeats"
+
+    @property
+    def hangs(self) -> Path:
+        """Stack traces."""
+        return self.path / "hangs"
+
+    def stage(self, index: int, name: str) -> StageFolder:
+        """The folder of stage ``index`` (from 0)."""
+        return StageFolder(self.path / "stages" / f"{index + 1:02d}-{name}")
+
+    def clear(self, first_stage: int = 0) -> None:
+        """Deletes what an earlier start left here. The caller holds the lock.
+
+        Args:
+            first_stage: Index of the first stage that is deleted, with all that come after it.
+        """
+        for folder in sorted((self.path / "stages").glob("*-*")):
+            number = folder.name.split("-")[0]
+            if number.isdigit() and int(number) > first_stage:
+                shutil.rmtree(folder)
+        shutil.rmtree(self.hangs, ignore_errors=True)
+        for file in (self.plan, self.environment, self.report):
+            file.unlink(missing_ok=True)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps every other process from running in this folder. The lock goes with the process, however it ends.
+
+        Raises:
+            RunFolderError: Somebody else holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "an unknown process"
+                raise RunFolderError(
+                    f"{self.path}: another run is writing here: {holder}. Wait for it, stop it, or choose another "
+                    "folder with --run-folder."
+                ) from error
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Refuses to go on in a folder whose plan says something else.
+
+    Fields that change only what is shown and kept may differ; a stage may become longer as long as no later stage has
+    begun from its result; stages may be added behind the last one.
+
+    Args:
+        folder: The run's folder, for the message and for which stages have begun.
+        earlier: The resolved plan in the folder, as plain containers.
+        current: The resolved plan of this start.
+
+    Raises:
+        RunFolderError: Names every differing field with both values.
+    """
+    differences = [
+        (path, before, now)
+        for path, before, now in differing_fields(earlier, current)
+        if not any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+        and not (_STAGE.fullmatch(path) and before is None)
+        and not (_STEPS.fullmatch(path) and _may_become_longer(folder, current, path, before, now))
+    ]
+    if differences:
+        lines = "\n".join(f"  {path}: was {_shown(before)}, is now {_shown(now)}" for path, before, now in differences)
+        raise RunFolderError(
+            f"{folder.path}: holds a run of another plan:\n{lines}\nGo on with the earlier plan ({folder.plan}), start "
+            "over with --fresh (deletes the earlier run), or choose another folder with --run-folder."
+        )
+
+
+def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    """Lists ``(dotted path, value before, value now)`` of every leaf that differs; a missing one is ``None``."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        names = [*before, *(name for name in now if name not in before)]
+        inner = [(str(name), before.get(name), now.get(name)) for name in names]
+    elif _is_list(before) and _is_list(now):
+        length = max(len(before), len(now))
+        padded = [[*values, *[None] * (length - len(values))] for values in (before, now)]
+        inner = [(str(index), *pair) for index, pair in enumerate(zip(*padded, strict=True))]
+    else:
+        return [] if before == now else [(path, before, now)]
+    return [
+        difference
+        for name, one, other in inner
+        for difference in differing_fields(one, other, f"{path}.{name}" if path else name)
+    ]
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file beside and renames it, so that a reader never sees half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.rename(path)
+
+
+def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:
+    index = int(path.split(".")[1])
+    if before is None or now is None or now < before:
+        return False
+    later = list(enumerate(plan["stages"]))[index + 1 :]
+    return not any(folder.stage(number, stage["name"]).has_begun() for number, stage in later)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple))
+
+
+def _shown(value: Any) -> str:
+    text = "not given" if value is None else json.dumps(value, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."

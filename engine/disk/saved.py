@@ -1,0 +1,172 @@
+"""Checkpoints on disk, without a host or a model: found, described, and their weights read, converted and averaged."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from engine.disk.checkpoint import HOST_FOLDER, MANIFEST, SavedLayout, checkpoint_steps, newest_complete, step_folder
+from engine.errors import CheckpointError
+from engine.hosts.shards import SavedTensors
+from engine.hosts.stores import WEIGHT
+from omnivl.errors import UserError
+
+_TWIN = "momentum_"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: Its folder.
+        step: Optimizer steps that the stage had taken.
+        skipped: Steps among them that were skipped.
+        layout: What wrote it.
+        optimizer_steps: Steps that AdamW had taken; 0 where there are no moments.
+        bytes: Size of all files.
+        parts: Numbers of elements by part of the model (stacks without their block's number) and by what they are:
+            ``weights`` (with buffers), ``twins``, ``moments``.
+    """
+
+    path: Path
+    step: int
+    skipped: int
+    layout: SavedLayout
+    optimizer_steps: int
+    bytes: int
+    parts: Mapping[str, Mapping[str, int]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain containers."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+def find_checkpoint(target: Path) -> Path:
+    """The checkpoint that a path names: itself, or the newest whole one of a stage or of a run's last stage.
+
+    Args:
+        target: A ``step-...`` folder, a stage's folder or its ``checkpoints``, or a run's folder.
+
+    Raises:
+        UserError: There is none.
+    """
+    if (target / MANIFEST).is_file():
+        return target
+    stages = sorted((target / "stages").glob("*-*"), reverse=True)
+    folders = [target, target / "checkpoints", *(stage / "checkpoints" for stage in stages)]
+    passed: list[str] = []
+    for folder in folders:
+        if checkpoint_steps(folder) and (found := newest_complete(folder, passed.append)) is not None:
+            return found
+    why = f" ({'; '.join(passed)})" if passed else ""
+    raise UserError(
+        f"{target}: got a path without a whole checkpoint{why}; allowed a step-... folder, a stage's folder or a run's "
+        "folder, such as runs/quickstart; name one that omnivl pretrain has written"
+    )
+
+
+def all_checkpoints(target: Path) -> list[Path]:
+    """Every checkpoint below a path, whole or not; the path itself where it is one.
+
+    Raises:
+        UserError: There is none.
+    """
+    if target.name.startswith("step-") and target.is_dir():
+        return [target]
+    folders = [target, target / "checkpoints", *sorted(target.glob("stages/*/checkpoints"))]
+    found = [step_folder(folder, step) for folder in folders for step in checkpoint_steps(folder)]
+    if not found:
+        raise UserError(
+            f"{target}: got a path without a checkpoint; allowed a step-... folder, a stage's or a run's folder"
+        )
+    return found
+
+
+def describe(checkpoint: Path) -> Saved:
+    """Reads what a whole checkpoint says of itself; tensors are not read.
+
+    Raises:
+        CheckpointError: A file is missing or cannot be read.
+    """
+    try:
+        trainer = json.loads((checkpoint / "trainer.json").read_bytes())
+        files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{checkpoint}: got a checkpoint that cannot be read ({error}); verify it") from error
+    tensors = SavedTensors(checkpoint / HOST_FOLDER)
+    parts: dict[str, dict[str, int]] = {}
+    for name, shape in tensors.shapes.items():
+        field, _, tensor = name.partition("/")
+        part = parts.setdefault(_part(tensor), {"weights": 0, "twins": 0, "moments": 0})
+        what = "moments" if field != WEIGHT else "twins" if f".{_TWIN}" in tensor else "weights"
+        part[what] += torch.Size(shape).numel()
+    size = sum(entry["bytes"] for entry in files.values())
+    layout = SavedLayout(**trainer["layout"])
+    return Saved(checkpoint, trainer["step"], trainer["skipped"], layout, tensors.steps, size, parts)
+
+
+def read_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
+    """Weights and buffers by their names in the chain, one after the other.
+
+    Args:
+        source: A checkpoint's folder, or a ``.safetensors`` file of weights.
+
+    Raises:
+        CheckpointError: A file cannot be read.
+    """
+    if source.is_dir():
+        saved = SavedTensors(source / HOST_FOLDER)
+        for key in sorted(saved.shapes):
+            if key.startswith(f"{WEIGHT}/"):
+                yield key.removeprefix(f"{WEIGHT}/"), saved.whole(key)
+        return
+    try:
+        with safe_open(source, framework="pt") as file:
+            for name in sorted(file.keys()):
+                yield name, file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{source}: got a file that is no safetensors file or is cut short ({error})") from error
+
+
+def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
+    """The mean of the weights of several checkpoints, added up in fp64; what is not a float is that of the last one.
+
+    Args:
+        sources: Checkpoints or weight files of one model, two or more.
+
+    Raises:
+        CheckpointError: Their names or shapes differ.
+
+    Source: Izmailov et al., arXiv 1803.05407; Wortsman et al., Model soups, arXiv 2203.05482.
+    """
+    assert len(sources) >= 2, "one checkpoint is its own mean"
+    first = dict(read_weights(sources[0]))
+    kinds = {name: tensor.dtype for name, tensor in first.items()}
+    sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in first.items()}
+    for source in sources[1:]:
+        left = set(sums)
+        for name, tensor in read_weights(source):
+            if name not in sums or sums[name].shape != tensor.shape:
+                held = list(sums[name].shape) if name in sums else "no such weight"
+                raise CheckpointError(
+                    f"{source}: {name} has shape {list(tensor.shape)}, {sources[0]} has {held}; allowed are "
+                    "checkpoints of one model: leave one of the two out"
+                )
+            left.discard(name)
+            sums[name] = sums[name] + tensor.double() if tensor.is_floating_point() else tensor
+        if left:
+            raise CheckpointError(f"{source}: {min(left)} is missing, {sources[0]} has it ({len(left)} such weights)")
+    return {
+        name: (total / len(sources)).to(kinds[name]) if kinds[name].is_floating_point else total
+        for name, total in sums.items()
+    }
+
+
+def _part(tensor: str) -> str:
+    return tensor.partition(".")[0].rstrip("0123456789").rstrip("_")

@@ -1,0 +1,57 @@
+"""Writes the whole weights of a stage, which later stages and exports start from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.disk.weights_file import WeightsWriter
+from engine.errors import CheckpointError
+from engine.hosts import Host
+from engine.processes import ranks
+from engine.run.handover import heads_aside
+
+
+def write_weights(host: Host, path: Path, source: Path | None) -> None:
+    """Writes a safetensors file, one tensor after the other, so that no process ever holds the whole weights.
+
+    Called by every process. The file is written beside and renamed.
+
+    Args:
+        host: Holds the weights.
+        path: The file; process 0 writes it.
+        source: The weights file that the stage started from, if any. Heads that it has and this stage has not go along,
+            set aside for a later stage.
+
+    Raises:
+        CheckpointError: The file cannot be written; on every process.
+    """
+    announced, beside = host.announced_weights(), path.with_suffix(".tmp")
+    writers: list[WeightsWriter] = []  # one, on process 0
+    problem: OSError | None = None
+
+    def begin() -> None:
+        aside = {} if source is None else heads_aside(announced.keys(), source)
+        extra = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in aside.items()}
+        writers.append(WeightsWriter(beside, {**announced, **extra}))
+        for name, tensor in aside.items():
+            writers[0].write(name, tensor)
+
+    def end() -> None:
+        if problem is not None:
+            raise problem
+        writers[0].finish()
+        beside.rename(path)
+
+    ranks.on_first(lambda: _clearly(begin, path))
+    for name, tensor in host.each_weight():
+        try:
+            writers[0].write(name, tensor)
+        except OSError as error:  # the others go on, and read from this process: so does it
+            problem = error
+    ranks.on_first(lambda: _clearly(end, path))
+
+
+def _clearly(action: Callable[[], None], path: Path) -> None:
+    try:
+        action()
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be written ({error}); make room, and start again") from error

@@ -1,0 +1,266 @@
+"""What each layer of a chain takes: seconds, measured here, and memory for its backward pass, worked out without any.
+
+Both come from running layers one by one on batches of blank samples: what a layer takes depends on shapes, not on what
+is in a picture. Memory is counted on the ``meta`` device, where kernels are those of an accelerator.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from engine.estimate.allocations import Allocations, storage_number
+from engine.hosts.micro_batch import first_state
+from engine.plan.plan import StagePlan
+from omnivl.architectures.flops import MASKED_WORD_SHARE
+from omnivl.chain.chain import Chain
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
+from omnivl.data.batch import Batch, is_video
+from omnivl.data.collate import Collator
+from omnivl.data.example import Example
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.errors import UserError
+
+
+@dataclass(frozen=True)
+class LayerUse:
+    """What one layer takes of one micro-batch.
+
+    Attributes:
+        seconds: Forward and backward, the mean over the stage's kinds of batches.
+        activation_bytes: What is kept from forward to backward, the largest of them.
+    """
+
+    seconds: float
+    activation_bytes: int
+
+
+def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
+    """A micro-batch of blank samples of each kind that the stage takes."""
+    collator = Collator(stage.model, stage.objectives, tokenizer, seed=0)
+    text = "a" + " a" * stage.model.text_length  # as long as the model reads
+    batches = []
+    for layout in stage.layouts():
+        side = stage.model.video_size if is_video(layout.kind) else stage.model.image_size
+        frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
+        examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
+        batches.append(collator.collate(examples, layout.kind, "blank", 0))
+    return batches
+
+
+def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
+    """The head of the chain for each of ``blank_batches``."""
+    plan = partial(plan_layout, stage.objectives)
+    return [first_state(batch, plan, device) for batch in blank_batches(stage, tokenizer)]
+
+
+def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
+    """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
+
+    Casts of weights count, weights themselves and what an earlier layer keeps do not. Of what is recomputed, its input
+    counts.
+
+    Args:
+        chain: Built on ``meta``.
+        states: From ``blank_states``, on ``meta``.
+    """
+    found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
+    names = {id(layer): name for name, layer in chain.named_children()}
+    for state in states:
+        known = {storage_number(tensor) for tensor in chain.state_dict().values()}
+        kept: dict[str, int] = dict.fromkeys(found, 0)
+        alive: list[Tensor] = []  # a storage that is freed may come back under the same number
+
+        def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
+            if storage_number(tensor) not in known:
+                known.add(storage_number(tensor))
+                kept[name] += tensor.untyped_storage().nbytes()
+                alive.append(tensor)
+            return tensor
+
+        followed = Allocations()
+        for layer in chain.program:
+            followed.owner = name = names[id(layer)]
+            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined(), followed:
+                state = layer(state)
+        for number, (name, size) in followed.held().items():
+            if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
+                kept[name] += size
+        found = {name: max(count, kept[name]) for name, count in found.items()}
+    return found
+
+
+def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> dict[str, float]:
+    """Seconds of each layer's forward and backward pass, the mean over some micro-batches of the best of some repeats.
+
+    Args:
+        chain: Where it is to be measured. Gradients are left behind.
+        states: From ``blank_states``, on the same device.
+        repeats: Measurements of each, after one that is thrown away.
+    """
+    names = {id(layer): name for name, layer in chain.named_children()}
+    seconds: dict[str, float] = dict.fromkeys(names.values(), 0.0)
+    for state in states:
+        for layer in chain.program:
+            best = math.inf
+            for repeat in range(repeats + 1):
+                after, taken = _timed(layer, state)
+                best = min(best, taken) if repeat > 0 else best
+            seconds[names[id(layer)]] += best / len(states)
+            layer.discard_step()
+            state = after
+    return seconds
+
+
+def profile_json(stages: Mapping[str, Mapping[str, LayerUse]], facts: Mapping[str, Any]) -> str:
+    """What ``parallel.pipeline_profile`` reads.
+
+    Args:
+        stages: What each layer takes, by stage of the plan and layer.
+        facts: Machine and versions; only kept.
+    """
+    layers = {stage: {name: asdict(use) for name, use in uses.items()} for stage, uses in stages.items()}
+    return json.dumps({**facts, "stages": layers}, indent=1)
+
+
+def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, LayerUse]:
+    """Reads one stage of what ``profile_json`` wrote.
+
+    Args:
+        path: The file.
+        stage: Name of the plan's stage.
+        layers: Names of the chain's layers.
+
+    Raises:
+        UserError: There is no such file or stage in it, or it is of another chain.
+    """
+    remedy = "measure again with `omnivl profile PLAN --out FILE`"
+    try:
+        written = json.loads(path.read_bytes())["stages"][stage]
+        uses = {name: LayerUse(**use) for name, use in written.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"parallel.pipeline_profile: got {path}, which is no profile of stage {stage!r} ({error!r}); {remedy}"
+        ) from error
+    if list(uses) != list(layers):
+        strange = sorted(set(uses) ^ set(layers)) or ["the same in another order"]
+        raise UserError(
+            f"parallel.pipeline_profile: {path} is of another chain: it differs in {', '.join(strange[:5])}; {remedy}"
+        )
+    return uses
+
+
+@contextmanager
+def imagined() -> Iterator[None]:
+    """Lets a chain on ``meta`` run forward and backward, by the kernels that an accelerator would take.
+
+    Where there is no device, torch takes explicit products for attention; its function is replaced as long as this
+    lasts, since modes of torch do not reach what the backward pass recomputes.
+    """
+    usual = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = partial(_fused_attention, usual)
+    try:
+        with _UsualShares():  # type: ignore[no-untyped-call]
+            yield
+    finally:
+        F.scaled_dot_product_attention = usual
+
+
+def _fused_attention(
+    usual: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """Attention by the fused kernels of an accelerator where there is none; ``usual`` elsewhere."""
+    if not query.is_meta:
+        return usual(query, key, value, attn_mask=attn_mask, **options)
+    made: Tensor
+    if attn_mask is None and query.dtype != torch.float32:
+        made = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)[0]
+        return made
+    if attn_mask is not None:
+        added = query.new_empty(attn_mask.shape) if attn_mask.dtype == torch.bool else attn_mask
+        attn_mask = added.expand(*query.shape[:3], key.shape[2])
+    made = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True)[0]
+    return made
+
+
+class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """How much of a mask is true cannot be known without values: of words the usual share, of patches half.
+
+    Also multiplies banks in fp32, of which torch knows no shapes although it multiplies them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not args or getattr(args[0], "device", None) != torch.device("meta"):
+            return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.nonzero.default:
+            return torch.stack(_places(args[0], MASKED_WORD_SHARE["mlm"]), 1)
+        if func is torch.ops.aten.index.Tensor:
+            chosen = [_places(one, 0.5) if _is_mask(one) else [one] for one in args[1]]
+            return func(args[0], [place for places in chosen for place in places])
+        if func is torch.ops.aten._grouped_mm.default:
+            rows, bank = args[:2]
+            ends = args[2] if len(args) > 2 else kwargs["offs"]
+            groups = (len(ends),) if bank.dim() == 2 else ()  # of two tensors of rows a product for each group
+            return rows.new_empty((*groups, len(rows), bank.shape[-1]))
+        return func(*args, **(kwargs or {}))
+
+
+def _is_mask(index: Tensor | None) -> bool:
+    return index is not None and index.dtype == torch.bool
+
+
+def _places(mask: Tensor, share: float) -> list[Tensor]:
+    """Indices without values, for each dimension of a mask."""
+    count = math.ceil(share * mask.numel())
+    return [torch.empty(count, dtype=torch.int64, device=mask.device) for _ in range(mask.dim())]
+
+
+def _timed(layer: torch.nn.Module, state: State) -> tuple[State, float]:
+    """The layer's detached result and the seconds of its forward and backward pass."""
+    given = apart(state)
+    _wait(state)
+    began = time.perf_counter()
+    after: State = layer(given)
+    made = made_by_layer(given, after)
+    if made:
+        torch.autograd.backward(made, [torch.ones_like(tensor) for tensor in made])
+    _wait(after)
+    return apart(after), time.perf_counter() - began
+
+
+def apart(state: State) -> State:
+    """The state cut off from what made it; what had a gradient is a leaf that gets one."""
+    return State(
+        {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}, state.layout
+    )
+
+
+def made_by_layer(given: State, after: State) -> list[Tensor]:
+    """What a layer made of ``given`` that its backward pass begins with."""
+    return [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
+
+
+def _wait(state: State) -> None:
+    if any(tensor.device.type == "cuda" for tensor in state.values()):
+        torch.cuda.synchronize()
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor

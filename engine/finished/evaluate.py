@@ -1,0 +1,187 @@
+"""Evaluation outside of a run: chooses tasks, runs them on a finished stage, keeps the result."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from engine.disk.run_folder import write_whole
+from engine.finished.trained import Trained
+from engine.plan.parse import parse_tasks
+from engine.plan.plan import StagePlan
+from engine.plan.problems import closest
+from engine.plan.schema import kinds
+from engine.plan.yaml import Document, read_yaml
+from engine.processes import ranks
+from omnivl.architectures.build import has_routers
+from omnivl.errors import UserError
+from omnivl.tasks.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
+from omnivl.tasks.encoder import Encoder
+from omnivl.tasks.results import TaskResult, write_files
+from omnivl.tasks.run import run_tasks
+
+ROUTERS = "routers"
+
+
+def _ignore(text: str) -> None:
+    """Takes messages that nobody wants."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        trained: What was evaluated.
+        results: One per task.
+    """
+
+    trained: Trained
+    results: tuple[TaskResult, ...]
+
+    def as_json(self, *, galleries: bool = True) -> dict[str, Any]:
+        """Plain containers, in the form of a stage's ``evaluation.json``.
+
+        Args:
+            galleries: Whether to keep the pictures, which are for people.
+        """
+        results = self.results if galleries else [replace(result, galleries=()) for result in self.results]
+        return {
+            "plan": self.trained.plan.name,
+            "stage": self.trained.stage.name,
+            "step": self.trained.step,
+            "weights": str(self.trained.weights),
+            "results": [result.as_json() for result in results],
+        }
+
+
+def choose_tasks(
+    trained: Trained,
+    names: Sequence[str] = (),
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    tell: Callable[[str], None] = _ignore,
+) -> tuple[TaskConfig, ...]:
+    """The tasks to run: those of a file, of the stage, or what it can do of those of the last stage that has some.
+
+    Args:
+        trained: What is to be evaluated.
+        names: Names or kinds of the tasks to keep, several with commas between them; a kind that none of them has
+            stands for its defaults. Empty keeps all.
+        config: A YAML file with ``tasks: [...]`` as in a stage's ``evaluate`` section.
+        overrides: ``TASK.option=value``; the task by its name, kind or index.
+        tell: Is told what was left out of another stage's tasks.
+
+    Raises:
+        UserError: A task is unknown or wrong, there is none, or the stage has not been trained for it.
+    """
+    base = _tasks_of(trained, tell) if config is None else parse_tasks(_read(config))
+    names = _split(names, base)
+    present = {word for task in base for word in (task.name, task.kind)}
+    tree = [*json.loads(json.dumps([asdict(task) for task in base]))]
+    tree += [{"kind": name} for name in names if name in kinds(TaskConfig) and name not in present]
+    document = Document({"tasks": tree}, {(): str(config or f"evaluation tasks of {trained.plan.name}")})
+    dotted = [text if text.startswith("tasks.") else f"tasks.{text}" for text in overrides]
+    tasks = parse_tasks(document, dotted)
+    if names:
+        known = list(dict.fromkeys([*(task.name for task in tasks), *kinds(TaskConfig)]))
+        for name in names:
+            if not any(name in (task.name, task.kind) for task in tasks):
+                change = closest(name, known, "name one of them")
+                raise UserError(f"--tasks: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
+        tasks = tuple(task for task in tasks if task.name in names or task.kind in names)
+    if not tasks:
+        raise UserError(
+            f"{trained.plan.name}: got no evaluation tasks, neither of stage {trained.stage.name!r} nor of a later one "
+            f"that it could do; choose some with --tasks {','.join(kinds(TaskConfig))}, or give a file with --config"
+        )
+    for task in tasks:
+        if lacking := _lacking(trained.stage, task):
+            change = "set its rerank to 0" if lacking == "vlm" else "leave it out with --tasks"
+            has_no, allowed = f"no head of {lacking}", f"train {lacking}"
+            if lacking == ROUTERS:
+                has_no, allowed = "no routers", "have model.ffn of kind 'limoe' or 'mome_limoe'"
+            raise UserError(
+                f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which has {has_no}; "
+                f"allowed are stages that {allowed}; choose another with --stage, or {change}"
+            )
+    return tasks
+
+
+def evaluate(
+    trained: Trained, tasks: Sequence[TaskConfig], encoder: Encoder, tell: Callable[[str], None] = _ignore
+) -> Evaluation:
+    """Runs the tasks. Called by every process; results are equal on all of them.
+
+    Args:
+        trained: What is evaluated.
+        tasks: In their order.
+        encoder: From ``load_encoder``.
+        tell: Is told each task's name before it starts.
+    """
+    results: list[TaskResult] = []
+    for task in tasks:
+        tell(task.name)
+        results += run_tasks([task], encoder)
+    return Evaluation(trained, tuple(results))
+
+
+def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
+    """Writes ``evaluation-STAGE.json`` into the run folder, or to ``path``. Called by every process.
+
+    What tasks have made as files goes beside it: ``evaluation-STAGE-routing.html``.
+
+    Returns:
+        Where it lies; None where there is neither a run nor a path.
+    """
+    run = evaluation.trained.run
+    if path is None and run is not None:
+        path = run.path / f"evaluation-{evaluation.trained.stage.name}.json"
+    if path is not None and ranks.rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_files(evaluation.results, path.parent, f"{path.stem}-")
+        write_whole(path, json.dumps(evaluation.as_json(), indent=1))
+    return path
+
+
+def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig, ...]:
+    """The stage's own tasks; where it has none, those of the last stage that has some, as far as this one can."""
+    if trained.stage.evaluate.tasks:
+        return trained.stage.evaluate.tasks
+    others = [stage for stage in trained.plan.stages if stage.evaluate.tasks]
+    tasks: list[TaskConfig] = []
+    for task in others[-1].evaluate.tasks if others else ():
+        if isinstance(task, RetrievalTask) and _lacking(trained.stage, task) == "vlm":
+            tell(f"{task.name}: not re-ranked, as stage {trained.stage.name} does not train vlm")
+            task = replace(task, rerank=0)
+        if lacking := _lacking(trained.stage, task):
+            does_not = "has no routers" if lacking == ROUTERS else f"does not train {lacking}"
+            tell(f"{task.name}: left out, as stage {trained.stage.name} {does_not}")
+        else:
+            tasks.append(task)
+    return tuple(tasks)
+
+
+def _split(names: Sequence[str], tasks: Sequence[TaskConfig]) -> list[str]:
+    """Names apart at their commas, but for those of tasks that hold one themselves."""
+    whole = {task.name for task in tasks}
+    parts = [part for name in names for part in ([name] if name in whole else name.split(","))]
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _read(config: Path) -> Document:
+    try:
+        return read_yaml(config.read_text(encoding="utf-8"), str(config))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: got {config}, which cannot be read ({error}); name a YAML file") from error
+
+
+def _lacking(stage: StagePlan, task: TaskConfig) -> str | None:
+    """What the task needs and the stage does not have: an objective's head (they come and go), or ``ROUTERS``."""
+    if isinstance(task, RoutingTask):
+        return None if has_routers(stage.model) else ROUTERS
+    trained = {objective.name for objective in stage.objectives}
+    if isinstance(task, CaptionTask):
+        return None if "lm" in trained else "lm"
+    return "vlm" if isinstance(task, RetrievalTask) and task.rerank > 0 and "vlm" not in trained else None

@@ -1,0 +1,1 @@
+"""The pipeline host: DeepSpeed passes micro-batches through stages of the chain."""

@@ -1,0 +1,1 @@
+"""The zero host: DeepSpeed's ZeRO around the unchanged chain."""

@@ -1,0 +1,59 @@
+"""Builds a chain under ZeRO-3 without any process ever holding more than one whole layer of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.hosts.zero.engine import import_deepspeed, offload_config
+from engine.hosts.zero.experts import ExpertParallel
+from engine.plan.parallel import Offloading
+from omnivl.chain.chain import ChainLayer
+
+
+class ZeroBuild:
+    """Takes the layers of a chain as they are made and leaves this process' share of each.
+
+    The starting values are those of a chain that is built whole: layers are made in the same order, whole, by every
+    process, from the same stream of random numbers; a layer's rest is let go before the next one is made.
+
+    Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3; ``deepspeed.zero.Init``.
+    Differs: ``zero.Init`` as a context cuts every module behind its constructor, while others still read or change its
+        parameters (twins copy, projections are scaled). Here a layer is cut when it is ready.
+    """
+
+    def __init__(self, experts_over: Callable[[ChainLayer], int], offload: Offloading, device: torch.device) -> None:
+        """Prepares DeepSpeed. Called by every process; the default process group has to exist.
+
+        Args:
+            experts_over: Processes over which a layer's bank of sparse experts is cut; 1 for none.
+            offload: What lies elsewhere than on the device.
+            device: Where the chain is to run.
+        """
+        import_deepspeed(device)
+        self._device, self._experts_over = device, experts_over
+        self._config = {
+            "train_micro_batch_size_per_gpu": 1,  # wanted by DeepSpeed's parser; the engine has its own
+            "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **offload_config(offload)},
+        }
+        self._cut: Any = None
+
+    def settle(self, layer: ChainLayer) -> None:
+        """Cuts a layer. Called by every process, with equal layers.
+
+        Args:
+            layer: Whole and filled, on the CPU. Process 0's parameters become everyone's.
+
+        Raises:
+            PlanError: A bank of experts cannot be cut over as many processes.
+        """
+        import deepspeed
+
+        layer.to(self._device)
+        ExpertParallel(self._experts_over(layer)).cut(layer)
+        parameters = list(layer.parameters())
+        if self._cut is not None:
+            self._cut(param_list=parameters)
+        elif parameters:
+            deepspeed.zero.Init(module=layer, config_dict_or_path=self._config, dtype=torch.float32)
+            self._cut = parameters[0].convert_to_zero_parameters  # type: ignore[attr-defined]

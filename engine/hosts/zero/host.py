@@ -1,0 +1,165 @@
+"""The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
+
+import math
+from collections.abc import Collection, Sequence
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from engine.errors import PlanError
+from engine.hosts.base import StepResult
+from engine.hosts.holdings import HoldingHost, Holdings
+from engine.hosts.micro_batch import PlanLayout, first_state
+from engine.hosts.stores import WholeStore, ZeroStore
+from engine.hosts.zero.engine import (
+    Program,
+    import_deepspeed,
+    skipping_adamw,
+    start_engine,
+    zero_config,
+)
+from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.mapped import move_to_files
+from engine.hosts.zero.partitions import forget_gradients, stored_partition
+from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.parallel import Offloading
+from engine.processes.collectives import broadcast_from_first, make_gather
+from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
+from engine.step.report import StepScalars
+from moe.linear import gather_on_use
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
+from omnivl.data.batch import Batch
+
+
+class ZeroHost(HoldingHost):
+    """Runs the chain under DeepSpeed. See ``engine.hosts.base.Host`` for what each method promises."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        optimizer: OptimizerConfig,
+        plan_layout: PlanLayout,
+        *,
+        total_steps: int,
+        stage: Literal[0, 1, 2, 3],
+        micro_batch_size: int,
+        gradient_accumulation_steps: int = 1,
+        device: torch.device | None = None,
+        pretrained: Collection[str] = (),
+        offload: Offloading = Offloading(),  # noqa: B008 - frozen
+        expert_parallel_size: int = 1,
+        communication_dtype: Literal["fp32", "bf16"] = "fp32",
+    ) -> None:
+        """Starts DeepSpeed over the default process group, which has to exist.
+
+        Args:
+            chain: Fresh or loaded, on the CPU; with stage 3 also one whose layers ``ZeroBuild`` has cut for the same
+                expert-parallel size and offloading. Replica 0's weights and buffers become everyone's.
+            optimizer: AdamW, schedule, clipping.
+            plan_layout: Layout of a micro-batch.
+            total_steps: Optimizer steps of the stage, for the schedule.
+            stage: What is sharded: nothing, optimizer states (1), gradients too (2), parameters too (3).
+            micro_batch_size: Samples of a micro-batch on one replica.
+            gradient_accumulation_steps: Micro-batches per optimizer step.
+            device: Where the chain runs; the CPU where it is not given.
+            pretrained: Names of parameters that came from a checkpoint of other origin.
+            offload: What lies elsewhere than on the device. Nothing with stage 0, no parameters below stage 3.
+            expert_parallel_size: Processes over which every bank of sparse experts is cut; 1 for none.
+            communication_dtype: Type in which gradients travel between replicas.
+
+        Raises:
+            PlanError: Offloading of what is not sharded, or to a folder that cannot be used; processes or experts that
+                cannot be cut.
+        """
+        if (offload.optimizer and stage == 0) or (offload.parameters and stage < 3):
+            got, allowed = ("parameters", "3") if offload.parameters else ("optimizer", "1, 2 and 3")
+            raise PlanError(
+                [f"parallel.offload: got {got!r} with zero_stage {stage}; allowed with {allowed}; change one of them"]
+            )
+        self.device = device or torch.device("cpu")
+        self.chain = chain.to(self.device)
+        self.gather: Gather = make_gather()
+        self._config = optimizer
+        self._plan_layout = plan_layout
+        self._total_steps = total_steps
+        self._accumulation = gradient_accumulation_steps
+        self._stage = stage
+        import_deepspeed(self.device)
+        self._experts = ExpertParallel(expert_parallel_size)
+        self._experts.cut(chain)
+        apart = self._experts.parameters(chain)
+        self._groups = parameter_groups(chain, optimizer, pretrained, apart=apart)
+        self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
+        for buffer in chain.buffers():
+            broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
+        config = zero_config(
+            stage=stage,
+            gradient_clipping=optimizer.gradient_clipping,
+            micro_batch_size=micro_batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            sizes=ZeroSizes.of(chain.layers),
+            offload=offload,
+            communication_dtype=communication_dtype,
+        )
+        self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
+        sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
+        self._engine = start_engine(Program(chain, sign), self._optimizer, config)
+        if offload.folder is not None:
+            move_to_files(self._engine, stage, offload.folder, parameters=offload.parameters)
+        if stage == 3:
+            chain.set_local_storage(stored_partition)
+            for parameter in chain.parameters():
+                gather_on_use(parameter)
+        store = ZeroStore(self._engine, stage) if stage > 0 else WholeStore(self._optimizer)
+        self._holdings = Holdings(chain, store, self.gather)
+
+    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+        """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
+        assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
+        rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
+        forget_gradients(self._engine)
+        collected = StepScalars()
+        for index, batch in enumerate(batches):
+            loss, named = self._engine(first_state(batch, self._plan_layout, self.device))
+            collected.add(named)
+            self._engine.backward(loss)  # divides by the accumulation steps
+            if index < len(batches) - 1 and self._engine.managed_gradient_accumulation():
+                self._engine.step()  # counts the micro-batch
+        averages = collected.average(self.gather)
+        norm, skipped = self._finish_step(math.isfinite(averages.loss))
+        if skipped:
+            self.chain.discard_step()
+        else:
+            self.chain.after_step()
+        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
+
+    def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
+        """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
+        if self._stage == 0:
+            norm = self._clip()
+            skipped = not (loss_is_finite and math.isfinite(norm))
+            self._optimizer.skip_step = skipped
+            self._engine.step()
+            return norm, skipped
+        self._optimizer.skip_step = not loss_is_finite
+        self._engine.step()
+        skipped = not loss_is_finite or bool(self._engine.optimizer.overflow)
+        return float(self._engine.get_global_grad_norm()), skipped
+
+    def _clip(self) -> float:
+        """Stage 0: clips the gradients, which are whole on every replica but for experts that are cut."""
+        dense, cut = (
+            [p.grad for group in self._groups if group.apart == apart for p in group.parameters if p.grad is not None]
+            for apart in (False, True)
+        )
+        norm = nn.utils.get_total_norm(dense, foreach=True)
+        if self._experts.group is not None:
+            square = nn.utils.get_total_norm(cut, foreach=True).to(self.device).square()
+            dist.all_reduce(square, group=self._experts.group)
+            norm = (norm.square() + square).sqrt()
+        if self._config.gradient_clipping > 0:
+            nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
+        return norm.item()

@@ -1,0 +1,91 @@
+"""Optimizer states, and parameters, in files that are mapped into memory.
+
+The kernel writes pages out as memory gets scarce and reads them back when they are touched: the states of a model may
+be larger than the memory of its machines. All else goes on as with offloading to the host's memory, checkpoints too.
+
+Differs: DeepSpeed's own offloading to NVMe (ZeRO-Infinity, arXiv 2104.07857) reads and writes ahead of use by libaio,
+    from pinned buffers, and is quicker. It needs a compiled extension, and states that lie in its swap files cannot be
+    read by name for a checkpoint that no layout owns.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import PlanError
+from engine.hosts.stores import MOMENTS
+
+
+class MappedFiles:
+    """Tensors whose memory is files of one folder.
+
+    A file has no name any more once it is mapped: it is gone when the process is, however that ends.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Makes the folder, if it is not there."""
+        self._folder = folder
+
+    def zeros_like(self, tensor: Tensor) -> Tensor:
+        """Zeros of a tensor's type and number of elements, in a new file.
+
+        Raises:
+            PlanError: The folder cannot be made or written to, or has no room.
+        """
+        if tensor.numel() == 0:
+            return torch.zeros_like(tensor, device="cpu")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix="omnivl-", suffix=".states", dir=self._folder)
+            try:
+                # Now, since a full disk would end the process without a word when a page is first touched.
+                os.posix_fallocate(handle, 0, tensor.numel() * tensor.element_size())
+                return torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
+            finally:
+                os.close(handle)
+                Path(name).unlink()
+        except OSError as error:
+            got = f"{str(self._folder)!r}, which does not take {tensor.numel() / 1e6:.0f} M elements ({error.strerror})"
+            allowed = "allowed a folder with room on each machine"
+            raise PlanError([f"parallel.nvme_folder: got {got}; {allowed}; name another one"]) from error
+
+    def copy_of(self, tensor: Tensor) -> Tensor:
+        """A copy of a flat tensor."""
+        return self.zeros_like(tensor).copy_(tensor.detach())
+
+
+def move_to_files(engine: Any, stage: int, folder: Path, *, parameters: bool) -> None:
+    """Moves what an offloaded optimizer keeps in the host's memory into files.
+
+    Args:
+        engine: A ``DeepSpeedEngine`` whose optimizer is offloaded and has not stepped yet.
+        stage: 1, 2 or 3.
+        folder: Where the files go.
+        parameters: Whether this process' share of the trained parameters goes too; with stage 3.
+
+    Raises:
+        PlanError: The folder cannot be used.
+    """
+    zero, files = engine.step.optimizer, MappedFiles(folder)
+    masters = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
+    for master in masters:
+        master.data = files.copy_of(master)
+        state = zero.optimizer.state[master]
+        assert not state, "the optimizer has stepped"
+        state["step"] = torch.zeros((), dtype=torch.float32)
+        state.update({name: files.zeros_like(master) for name in MOMENTS})
+    if not parameters:
+        return
+    for index, group in enumerate(zero.fp16_groups):
+        flat = files.copy_of(zero.fp16_partitioned_groups_flat[index])
+        zero.fp16_partitioned_groups_flat[index] = flat
+        offset = 0
+        for parameter in group:
+            held = parameter.ds_tensor
+            held.data = flat.narrow(0, offset, held.ds_numel)
+            offset += held.ds_numel
+    zero.param_groups_fp16_flat_cpu_memory.clear()

@@ -1,0 +1,85 @@
+"""How much ZeRO gathers, reduces and steps at a time, from the sizes of the layers of a chain.
+
+DeepSpeed's defaults are for models of tens of billions of parameters: a bucket of 5e8 elements, and 1e9 that stay
+gathered between forward and backward pass, which is more than all of most models here.
+
+Source: https://www.deepspeed.ai/docs/config-json, "ZeRO Optimizations for FP16 Training". What each figure does:
+    ``deepspeed/runtime/zero/partitioned_param_coordinator.py`` and ``stage3.py``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from engine.hosts.whole import whole_numel
+
+_LEAST = 2**22
+"""Elements below which nothing is worth being cut: 16 MiB. Collectives of less cost their latency."""
+
+_MOST = 50_000_000
+"""Elements of a bucket above which a collective is no faster: 200 MB."""
+
+
+@dataclass(frozen=True)
+class ZeroSizes:
+    """In elements, which are fp32 throughout.
+
+    Attributes:
+        bucket: Gradients that are reduced by one collective, parameters that stages 1 and 2 gather by one, and the part
+            of the optimizer that stage 3 steps at a time: those of the layer that trains most. A layer's gradients
+            arrive together; stage 3 holds the bucket beside them, and while it steps copies so much of its share.
+            Even, which DeepSpeed wants.
+        prefetch: Parameters that stage 3 gathers ahead of their use: the largest layer, so that one layer is on its way
+            while another computes.
+        live: Parameters that stage 3 holds whole before it ceases to gather ahead: the layer that computes, the one
+            that was gathered ahead, and the one that is being released.
+        reuse: Parameters within which one that is used again is not released: the largest layer, so that the last
+            layers of the forward pass, with which the backward pass begins, stay.
+    """
+
+    bucket: int
+    prefetch: int
+    live: int
+    reuse: int
+
+    @classmethod
+    def of(cls, layers: Sequence[nn.Module]) -> "ZeroSizes":
+        """The sizes for a chain.
+
+        Args:
+            layers: The chain's, whole or cut; their trained parameters marked as such.
+        """
+        trained = [sum(whole_numel(p) for p in layer.parameters() if p.requires_grad) for layer in layers]
+        largest = max(sum(map(whole_numel, layer.parameters())) for layer in layers)
+        bucket = min(max(max(trained), _LEAST), _MOST, max(sum(trained), 1))
+        prefetch = min(max(largest, _LEAST), _MOST)
+        return cls(bucket + bucket % 2, prefetch, live=2 * max(largest, _LEAST) + prefetch, reuse=max(largest, _LEAST))
+
+    @staticmethod
+    def share_bytes(layers: Sequence[nn.Module], processes: int) -> int:
+        """What a process holds of a chain all the time under stage 3, without offloading: its share.
+
+        16 bytes of each trained parameter (it, its gradient, AdamW's two moments), 4 of each other one, all fp32.
+
+        Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with fp32 parameters, their own masters.
+        """
+        every = [parameter for layer in layers for parameter in layer.parameters()]
+        return sum((16 if one.requires_grad else 4) * whole_numel(one) for one in every) // processes
+
+    def transient_bytes(self) -> int:
+        """What comes on top for a while: layers that are whole, and the bucket of gradients; not activations."""
+        return 4 * (self.live + self.bucket)
+
+    def as_config(self, stage: int) -> dict[str, Any]:
+        """The fields of DeepSpeed's section ``zero_optimization``."""
+        if stage < 3:
+            return {"reduce_bucket_size": self.bucket, "allgather_bucket_size": self.bucket}
+        return {
+            "reduce_bucket_size": self.bucket,
+            "sub_group_size": self.bucket,
+            "stage3_prefetch_bucket_size": self.prefetch,
+            "stage3_max_live_parameters": self.live,
+            "stage3_max_reuse_distance": self.reuse,
+        }

@@ -1,0 +1,1 @@
+"""Plans: YAML to one frozen, typed value, with every mistake named."""

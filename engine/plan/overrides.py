@@ -1,0 +1,97 @@
+"""Overrides from the command line: ``stages.joint.optimizer.lr=2e-4``, applied to a plan's tree before it is typed."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from engine.plan.problems import closest
+from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+
+
+def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
+    """Sets what the overrides say in the document's tree, and where it was said in its places.
+
+    Args:
+        document: Changed in place.
+        overrides: ``path=value`` each; the value is YAML. A member of a list is named by its index, its ``name`` or its
+            ``kind``. Keys that are not there yet are made; whether they may exist is for the typing to say.
+
+    Returns:
+        What is wrong with the overrides themselves.
+    """
+    problems: list[Problem] = []
+    for override in overrides:
+        place = f"override {override!r}"
+        dotted, equals, text = override.partition("=")
+        if not equals or not dotted:
+            path: Path = (override,)
+            document.places[path] = place
+            problems.append(Problem(path, "no path=value", "e.g. stages.0.optimizer.lr=2e-4", "write it in this form"))
+            continue
+        value = read_yaml(text, place, numbered=False)
+        path, problem = _set(document.tree, dotted.split("."), value.tree)
+        expand_shorthands(document.tree)
+        for stale in [known for known in document.places if known[: len(path)] == path]:
+            del document.places[stale]
+        document.places.update({(*path, *below): where for below, where in value.places.items()})
+        problems += [Problem((*path, *bad.path), bad.got, bad.allowed, bad.change) for bad in value.problems]
+        if problem is not None:
+            problems.append(problem)
+    return problems
+
+
+def expand_shorthands(tree: Mapping[str, Any]) -> None:
+    """Turns bare kinds among a tree's objectives and evaluation tasks into ``{kind: ...}``, in place."""
+    stages = tree.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if not isinstance(stage, dict):
+            continue
+        for holder, key in ((stage, "objectives"), (stage.get("evaluate"), "tasks")):
+            if isinstance(holder, dict) and isinstance(holder.get(key), list):
+                holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
+
+
+def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, Problem | None]:
+    """Sets ``value`` below ``tree``; returns the path with indexes for names, and what kept it from being set."""
+    node: Any = tree
+    path: Path = ()
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        key: str | int
+        if isinstance(node, list):
+            index = _index(node, part)
+            if index is None:
+                known = _member_names(node)
+                allowed = f"an index up to {len(node) - 1}" if node else "nothing, the list is empty"
+                allowed += f", or {', '.join(map(repr, known))}" if known else ""
+                change = closest(part, known, "name a member of the list")
+                return (*path, part), Problem((*path, part), f"{part!r}, which is no member", allowed, change)
+            key = index
+        elif isinstance(node, dict):
+            key = part
+            if not last and node.get(part) is None:
+                node[part] = {}
+        else:
+            change = f"end the override at {parts[depth - 1]}="
+            return (*path, part), Problem(
+                (*path, part), f"a path into {show_value(node)}", "a section or a list", change
+            )
+        path = (*path, key)
+        if last:
+            node[key] = value
+        else:
+            node = node[key]
+    return path, None
+
+
+def _index(members: Sequence[Any], part: str) -> int | None:
+    if part.isdecimal():
+        return int(part) if int(part) < len(members) else None
+    for index, member in enumerate(members):
+        if isinstance(member, Mapping) and part in (member.get("name"), member.get("kind")):
+            return index
+    return None
+
+
+def _member_names(members: Sequence[Any]) -> list[str]:
+    named = [member.get("name", member.get("kind")) for member in members if isinstance(member, Mapping)]
+    return [name for name in named if isinstance(name, str)]

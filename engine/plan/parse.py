@@ -1,0 +1,238 @@
+"""From YAML text to a ``Plan``: the only place where plans are parsed.
+
+text -> tree with line numbers -> overrides -> shared sections put into each stage -> strict validation -> whole-plan
+rules. Problems are collected on the way and raised together, each once and at the place where its author wrote it.
+"""
+
+import copy
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from engine.errors import PlanError
+from engine.plan.model import merged, resolve_model, resolve_vocabulary
+from engine.plan.overrides import apply_overrides, expand_shorthands
+from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
+from engine.plan.problems import translate
+from engine.plan.rules import RULES, Draft
+from engine.plan.schema import field_types
+from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.tasks.config import TaskConfig
+
+Key = TypeVar("Key", str, int)
+Config = TypeVar("Config")
+
+
+def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
+    """Reads a plan from a file; see ``parse_plan``.
+
+    Raises:
+        PlanError: The file cannot be read, or something in it or in the overrides is wrong.
+    """
+    path = FilePath(path)
+    return parse_plan(_read_text(path), str(path), overrides, world_size)
+
+
+def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
+    """Turns YAML text into a plan.
+
+    Args:
+        text: The YAML.
+        place: File name for messages.
+        overrides: ``path=value`` each, e.g. ``stages.joint.optimizer.lr=2e-4``; a member of a list is named by its
+            index, ``name`` or ``kind``.
+        world_size: Number of processes of the run, where it is known.
+
+    Raises:
+        PlanError: Names every problem of the text and the overrides.
+    """
+    document = read_yaml(text, place)
+    if document.problems and document.tree is None:
+        raise PlanError(_report(document, document.problems))
+    if not isinstance(document.tree, dict):
+        got = "nothing" if document.tree is None else show_value(document.tree)
+        problem = Problem((), got, "a mapping with the keys " + ", ".join(field_types(Plan)), "write a plan")
+        raise PlanError(_report(document, [problem]))
+    expand_shorthands(document.tree)
+    problems = [*document.problems, *apply_overrides(document, overrides)]
+    problems += resolve_model(document)
+    problems += resolve_vocabulary(document)
+    tree = _with_shared_sections(document.tree)
+    plan, draft, found = _validate(tree, world_size)
+    problems += found
+    problems += [problem for rule in RULES for problem in rule(draft)]
+    if problems:
+        raise PlanError(_report(document, problems))
+    assert plan is not None, "validation failed without a problem"
+    return plan
+
+
+def parse_tasks(document: Document, overrides: Sequence[str] = ()) -> tuple[TaskConfig, ...]:
+    """Types evaluation tasks that stand outside of a plan.
+
+    Args:
+        document: A mapping ``tasks: [...]``, as a stage's ``evaluate`` section has it; changed in place.
+        overrides: ``tasks.NAME.option=value``; a task is named by its index, name or kind.
+
+    Raises:
+        PlanError: Names every problem of the document and the overrides.
+    """
+    if not isinstance(document.tree, dict):
+        got = "nothing" if document.tree is None else show_value(document.tree)
+        problem = Problem((), got, "a mapping with the key tasks", "write tasks: [...]")
+        raise PlanError(_report(document, [*document.problems, problem]))
+    holder = {"stages": [{"evaluate": document.tree}]}
+    expand_shorthands(holder)
+    problems = [*document.problems, *apply_overrides(document, overrides)]
+    expand_shorthands(holder)
+    tasks: tuple[TaskConfig, ...] = ()
+    try:
+        tasks = _read(EvaluationPlan, document.tree).tasks
+    except ValidationError as error:
+        problems += translate(error, EvaluationPlan, document.tree)
+    if problems:
+        raise PlanError(_report(document, problems))
+    return tasks
+
+
+def parse_as(cls: type[Config], document: Document) -> Config:
+    """Types a YAML file that is no plan, as strictly as one.
+
+    Args:
+        cls: A dataclass that says what may stand there.
+        document: The file.
+
+    Raises:
+        PlanError: Names every problem of the document.
+    """
+    tree = {} if document.tree is None else document.tree
+    if not isinstance(tree, dict):
+        allowed = "a mapping with the keys " + ", ".join(field_types(cls))
+        raise PlanError(_report(document, [*document.problems, Problem((), show_value(tree), allowed, "write one")]))
+    problems = list(document.problems)
+    try:
+        typed: Config = _read(cls, tree)
+    except ValidationError as error:
+        problems += translate(error, cls, tree)
+    if problems:
+        raise PlanError(_report(document, problems))
+    return typed
+
+
+def load_section(path: FilePath, cls: type[Config]) -> Config:
+    """Reads a YAML file that holds the fields of one dataclass.
+
+    Raises:
+        PlanError: The file cannot be read, or names every problem in it.
+    """
+    return parse_as(cls, read_yaml(_read_text(path), str(path)))
+
+
+def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy in which every stage has the plan's shared sections with its own fields over them."""
+    stages = tree.get("stages")
+    if not isinstance(stages, list):
+        return dict(tree)
+    complete = []
+    for stage in stages:
+        if isinstance(stage, dict):
+            shared = {name: tree[name] for name in SHARED_SECTIONS if isinstance(tree.get(name), dict)}
+            own = {name: merged(shared[name], stage[name]) if name in stage else shared[name] for name in shared}
+            stage = {**stage, **own}
+        complete.append(stage)
+    return {**tree, "stages": complete}
+
+
+def _read_text(path: FilePath) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        reason = f"got a file that cannot be read ({error.strerror})"
+        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
+    except UnicodeDecodeError as error:
+        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
+        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
+
+
+@cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    # Wrapped in a tuple because the settings reach plain dataclasses only from a type that is none itself.
+    return TypeAdapter(tuple[cls], config=ConfigDict(strict=True, extra="forbid"))
+
+
+def _read(cls: Any, tree: Any) -> Any:
+    # Through JSON, whose strict mode takes lists for tuples and 1 for 1.0, but neither true for 1 nor "1" for 1.
+    return _adapter(cls).validate_json(json.dumps([tree]))[0]
+
+
+def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None, Draft, list[Problem]]:
+    """Types the tree. Where parts of it are wrong, the others are typed still, so that rules can look at them."""
+    stages = tree.get("stages")
+    stages = stages if isinstance(stages, list) else []
+    names = tuple(stage.get("name") if isinstance(stage, dict) else None for stage in stages)
+    parents = tuple(stage.get("init_from") if isinstance(stage, dict) else None for stage in stages)
+    try:
+        plan: Plan = _read(Plan, tree)
+    except ValidationError as error:
+        problems = translate(error, Plan, tree)
+    else:
+        sections = {name: getattr(plan, name) for name in field_types(Plan) if name != "stages"}
+        return plan, Draft(sections, dict(enumerate(plan.stages)), names, parents, world_size), []
+    sections = {}
+    for name, annotation in field_types(Plan).items():
+        if name in tree and name != "stages":
+            sections.update(_readable({name: annotation}, {name: tree[name]}))
+    pruned = _without([problem.path for problem in problems], tree).get("stages")
+    stages = pruned if isinstance(pruned, list) else []
+    typed = _readable(dict.fromkeys(range(len(stages)), StagePlan), dict(enumerate(stages)))
+    return None, Draft(sections, typed, names, parents, world_size), problems
+
+
+def _without(paths: Iterable[Path], tree: Any) -> Any:
+    """A copy that lacks the wrong fields, so that what is around them can be looked at; list members stay."""
+    tree = copy.deepcopy(tree)
+    for path in paths:
+        holder: Any = tree
+        for part in path[:-1]:
+            holder = holder[part]
+        if isinstance(holder, dict):
+            holder.pop(path[-1], None)
+    return tree
+
+
+def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:
+    """Those of ``trees`` that can be typed; what is wrong with the others has been told already."""
+    typed = {}
+    for key, annotation in annotations.items():
+        try:
+            typed[key] = _read(annotation, trees[key])
+        except ValidationError:
+            continue
+    return typed
+
+
+def _report(document: Document, problems: Iterable[Problem]) -> list[str]:
+    """One line per problem, in the order of the file, each path once."""
+    lines: dict[Path, str] = {}
+    for problem in problems:
+        path = _written_at(document, problem.path)
+        moved = Problem(path, problem.got, problem.allowed, problem.change)
+        lines.setdefault(path, f"{document.place(path)}: {moved.text}")
+    return [lines[path] for path in sorted(lines, key=lambda path: _line(document.place(path)))]
+
+
+def _written_at(document: Document, path: Path) -> Path:
+    """A stage's shared field as its author wrote it: in the stage, or once for all stages."""
+    if len(path) > 2 and path[0] == "stages" and path[2] in SHARED_SECTIONS and path not in document.places:
+        return (str(path[2]), *path[3:])
+    return path
+
+
+def _line(place: str) -> tuple[bool, int]:
+    """Sorts places in the file by line, and overrides behind them."""
+    number = place.rpartition(":")[2]
+    return (False, int(number)) if number.isdigit() else (True, 0)

@@ -1,0 +1,213 @@
+"""The plan: what a run is, as data. One YAML file becomes one frozen, typed ``Plan`` (see ``engine.plan.parse``).
+
+Every other component receives only its own section. Configurations live beside the component that they configure; here
+are the sections that belong to no single component, and the plan that holds them all.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
+from engine.plan.yaml import write_yaml
+from engine.step.guard import GuardConfig
+from engine.step.optimizer import OptimizerConfig
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import StepLayout
+from omnivl.data.batch import is_video
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.objectives import ObjectiveConfig
+from omnivl.parts.config import ModelConfig
+from omnivl.pretrained.load import Part
+from omnivl.tasks.config import TaskConfig
+
+SHARED_SECTIONS = ("model", "parallel", "batch")
+"""Sections of the plan that a stage may override, field by field."""
+
+
+@dataclass(frozen=True)
+class WeightsConfig:
+    """Weights of other origin that a stage starts from: Hugging Face folders (``docs/huggingface.md``).
+
+    A folder that ``omnivl export`` wrote may stand at each key.
+
+    Attributes:
+        all: Folder for all parts of the model: a BLIP, or an exported model; null loads none.
+        vision: Folder for the visual encoder, and its projection if it has one: a ViT, TimeSformer, BEiT, CLIP or BLIP.
+        text: Folder for the text encoder, and its projection if it has one: a BERT or BLIP.
+    """
+
+    all: str | None = None
+    vision: str | None = None
+    text: str | None = None
+
+    @property
+    def folders(self) -> dict[Part, str]:
+        """What is loaded, by the part that it fills, the whole first."""
+        named: dict[Part, str | None] = {"all": self.all, "vision": self.vision, "text": self.text}
+        return {part: folder for part, folder in named.items() if folder is not None}
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """What is evaluated during a stage and after it.
+
+    Attributes:
+        every: Optimizer steps between evaluations; 0 evaluates only after the last step.
+        tasks: What is evaluated. A bare kind (``retrieval``) stands for that task with its defaults.
+    """
+
+    every: int = 0
+    tasks: tuple[TaskConfig, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When checkpoints are written and which are kept.
+
+    Attributes:
+        every: Optimizer steps between checkpoints; the last step of a stage is always saved.
+        keep_last: Number of newest checkpoints of a stage to keep.
+        keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
+        asynchronous: Write while training goes on. Every process then keeps room for a copy of what it writes in the
+            machine's memory: its share of 12 bytes for each trained parameter and 4 for each other one.
+    """
+
+    every: int = 500
+    keep_last: int = 2
+    keep_best: str | None = None
+    asynchronous: bool = True
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while training.
+
+    Attributes:
+        every: Optimizer steps between two lines of metrics.
+        tensorboard: Whether TensorBoard files are written beside ``metrics.jsonl``.
+    """
+
+    every: int = 10
+    tensorboard: bool = True
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage: so many steps of some objectives on some mixture of data.
+
+    Its sections are complete: what a plan says once for all stages has already been put in.
+
+    Attributes:
+        name: Name of the stage: letters, digits, ``-``, ``_`` and ``.``; no two stages share it.
+        steps: Optimizer steps.
+        data: The mixture. The kind of each micro-batch is drawn from the entries' weights.
+        objectives: What is trained. A bare kind (``mlm``) stands for that objective with its defaults.
+        optimizer: AdamW, learning rate and clipping.
+        init_from: Earlier stage whose weights this one starts from; null starts from random weights.
+        weights: Weights of other origin to start from. Not together with ``init_from``.
+        freeze: Parts that are not trained: patterns over the beginnings of parameter names, e.g. ``[embed, text_*]``.
+        model: Fields of ``model`` that change for this stage, e.g. ``{num_frames: 8}``.
+        parallel: Fields of ``parallel`` that change for this stage.
+        batch: Fields of ``batch`` that change for this stage.
+        evaluate: What is evaluated during the stage and after it.
+    """
+
+    name: str
+    steps: int
+    data: tuple[DataEntryConfig, ...]
+    objectives: tuple[ObjectiveConfig, ...]
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    init_from: str | None = None
+    weights: WeightsConfig = field(default_factory=WeightsConfig)
+    freeze: tuple[str, ...] = ()
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    evaluate: EvaluationPlan = field(default_factory=EvaluationPlan)
+
+    def samples_per_step(self, world_size: int) -> int:
+        """Samples of one optimizer step over ``world_size`` processes."""
+        return self.samples_per_replica * self.parallel.replicas(world_size)
+
+    @property
+    def samples_per_replica(self) -> int:
+        """Samples of one optimizer step on one replica."""
+        return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps
+
+    def layouts(self) -> list[StepLayout]:
+        """The layout of every kind of micro-batch that the stage takes."""
+        kinds = {entry.kind for entry in self.data if entry.weight > 0}
+        size, frames = self.batch.micro_batch_size_per_gpu, self.model.num_frames
+        return [plan_layout(self.objectives, kind, size, frames if is_video(kind) else 1) for kind in sorted(kinds)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A whole run.
+
+    Attributes:
+        name: Name of the run and of its folder: letters, digits, ``-``, ``_`` and ``.``.
+        stages: The stages, in the order in which they run.
+        seed: Seeds weights, data order, masks and augmentation.
+        tokenizer: ``emoji`` (the vocabulary of the embedded data), a WordPiece ``vocab.txt``, or a Hugging Face folder.
+        model: ``preset`` names a row of the table of presets or a model file (``configs/models/``), every other field
+            overrides it. ``vocab_size`` is the
+            tokenizer's where it is not given.
+        parallel: Host, ZeRO stage, precision.
+        launch: Processes.
+        batch: Batch sizes.
+        loader: How samples are read and decoded.
+        checkpoint: When checkpoints are written and which are kept.
+        guard: What happens when losses are not finite or leave their band, or a process hangs.
+        logging: What is written while training.
+    """
+
+    name: str
+    stages: tuple[StagePlan, ...]
+    seed: int = 0
+    tokenizer: str = "emoji"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+    def stage(self, name: str) -> StagePlan:
+        """The stage of that name.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def to_yaml(self) -> str:
+        """The resolved plan: every field written out, so that a later change of a default changes nothing.
+
+        ``engine.plan.parse.parse_plan`` reads it back to an equal plan. Of a stage's shared sections only what differs
+        from the plan's is written.
+        """
+        tree = asdict(self)
+        for stage in tree["stages"]:
+            for section in SHARED_SECTIONS:
+                stage[section] = _differing(stage[section], tree[section])
+        return write_yaml(_plain(tree))
+
+
+def _differing(fields: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value != base[name]}
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, which is how YAML has them."""
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(entry) for entry in value]
+    return value

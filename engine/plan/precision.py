@@ -1,0 +1,59 @@
+"""Which data type a stage computes in, where its plan leaves that to the machine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from engine.plan.parallel import ParallelConfig, Precision
+from engine.plan.plan import Plan
+from engine.processes import ranks
+from engine.telemetry.peak import measured_peak
+
+_SECONDS = 0.1
+"""For each measurement: without instructions for bf16 a CPU is five times slower at it, with them as much faster."""
+
+
+def compute_dtype(parallel: ParallelConfig, device: torch.device) -> torch.dtype:
+    """The data type of activations and products. Called by every process where the plan says ``auto``."""
+    return dtype_of(faster_precision(device) if parallel.precision == "auto" else parallel.precision)
+
+
+def dtype_of(precision: Precision) -> torch.dtype:
+    """The data type by its name in a plan.
+
+    Raises:
+        ValueError: ``auto``, which stands for one only on a machine.
+    """
+    if precision == "auto":
+        raise ValueError("precision: got 'auto'; allowed are 'fp32' and 'bf16' here; settle it with with_precision")
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def faster_precision(device: torch.device) -> Precision:
+    """What ``auto`` stands for: bf16 unless the device multiplies fp32 faster. Called by every process; one decides."""
+    bf16, fp32 = (measured_peak(device, dtype, _SECONDS) for dtype in (torch.bfloat16, torch.float32))
+    chosen: Precision = ranks.broadcast_object("bf16" if bf16 >= fp32 else "fp32")
+    return chosen
+
+
+def with_precision(plan: Plan, default: Precision, stages: Mapping[str, Precision] | None = None) -> Plan:
+    """The plan with every ``auto`` replaced.
+
+    Args:
+        plan: Any.
+        default: What ``auto`` becomes.
+        stages: By the names of stages, what it becomes there instead.
+    """
+
+    def settled(parallel: ParallelConfig, precision: Precision) -> ParallelConfig:
+        return replace(parallel, precision=precision) if parallel.precision == "auto" else parallel
+
+    known = stages or {}
+    return replace(
+        plan,
+        parallel=settled(plan.parallel, default),
+        stages=tuple(
+            replace(stage, parallel=settled(stage.parallel, known.get(stage.name, default))) for stage in plan.stages
+        ),
+    )

@@ -1,0 +1,128 @@
+"""From pydantic's errors to the plan's own: at a path its author knows, with what was got and what is allowed."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members
+from engine.plan.yaml import Path, Problem, read_yaml, show_value
+
+_FIELD_MESSAGES = (
+    re.compile(r"^\w+\.(?P<field>\w+): got (?P<got>.+), allowed is (?P<allowed>.+)$"),
+    re.compile(r"^objective \w+: (?P<field>\w+) must be (?P<allowed>.+), got (?P<got>.+)$"),
+)
+"""How configurations refuse one of their fields in ``__post_init__``."""
+
+
+_ABSENT = ("missing", "unexpected_keyword_argument")
+
+
+def closest(word: str, known: Iterable[str], otherwise: str) -> str:
+    """``did you mean 'X'?`` for the most similar known word, or ``otherwise``."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {found[0]!r}?" if found else otherwise
+
+
+def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
+    """All problems of a failed validation, one per path.
+
+    Args:
+        error: From validating ``(tree,)`` as ``tuple[cls]``.
+        cls: The dataclass.
+        tree: What was validated.
+    """
+    problems: dict[Path, Problem] = {}
+    for entry in error.errors(include_url=False):
+        path = _plain_path(entry["loc"][1:], tree, names_absent=entry["type"] in _ABSENT)
+        problem = _problem(entry, path, cls, tree)
+        problems.setdefault(problem.path, problem)
+    return list(problems.values())
+
+
+def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Problem:
+    """One error; nearly all of them are told from the annotation alone."""
+    annotation = annotation_at(cls, tree, path)
+    value = _value_at(tree, path)
+    match entry["type"]:
+        case "unexpected_keyword_argument":
+            return _unknown_key(path, cls, tree)
+        case "missing":
+            allowed = describe(annotation) if annotation is not None else "one more entry"
+            return Problem(path, "nothing", allowed, f"add {path[-1]!r}" if isinstance(path[-1], str) else "add it")
+        case "union_tag_invalid":
+            known = list(kinds(annotation))
+            change = closest(str(value["kind"]), known, "choose one of these")
+            return Problem((*path, "kind"), show_value(value["kind"]), ", ".join(map(repr, known)), change)
+        case "union_tag_not_found":
+            return Problem((*path, "kind"), "nothing", ", ".join(map(repr, kinds(annotation))), "add 'kind'")
+        case "value_error":
+            return _refused(path, str(entry["ctx"]["error"]), value)
+        case _:
+            assert annotation is not None, f"no annotation at {path} for {entry['type']}"
+            return Problem(path, show_value(value), describe(annotation), _change(annotation, value))
+
+
+def _unknown_key(path: Path, cls: type, tree: Any) -> Problem:
+    *parent, key = path
+    holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), _value_at(tree, tuple(parent)))
+    assert holder is not None, f"no section at {parent}"
+    known = list(field_types(holder))
+    change = closest(str(key), known, "remove it")
+    return Problem(path, "an unknown key", ", ".join(known), change)
+
+
+def _refused(path: Path, message: str, value: Any) -> Problem:
+    """A configuration's own check; its message names the field."""
+    for pattern in _FIELD_MESSAGES:
+        if (match := pattern.match(message)) is not None:
+            return Problem((*path, match["field"]), match["got"], match["allowed"], f"change {match['field']}")
+    return Problem(path, f"{show_value(value)} that does not hold together", f"one that does ({message})", "change it")
+
+
+def _change(annotation: Any, value: Any) -> str:
+    """Advice on a value of the wrong type."""
+    if isinstance(value, str):
+        inner = read_yaml(value).tree
+        wanted = members(annotation)
+        if type(inner) in (int, float, bool) and (type(inner) in wanted or (type(inner) is int and float in wanted)):
+            return f"change it to {show_value(inner)}, without quotes"
+        if bool in wanted and value.lower() in ("yes", "no", "on", "off", "y", "n"):
+            return f"change it to {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
+        return closest(value, choices(annotation), f"change it to {describe(annotation)}")
+    if isinstance(value, float) and value.is_integer() and int in members(annotation):
+        return f"change it to {int(value)}"
+    if value is None:
+        return "write a value or remove the key"
+    return f"change it to {describe(annotation)}"
+
+
+def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: bool) -> Path:
+    """Pydantic's location without the names of union members that it mixes in.
+
+    Args:
+        location: Pydantic's, below the tuple that wraps the tree.
+        tree: What was validated.
+        names_absent: Whether the last part may name something that is not in the tree.
+    """
+    path: Path = ()
+    for depth, part in enumerate(location):
+        known = (isinstance(tree, Mapping) and part in tree) or (
+            isinstance(tree, list) and isinstance(part, int) and part < len(tree)
+        )
+        if known:
+            path, tree = (*path, part), tree[part]
+        elif names_absent and depth == len(location) - 1:
+            path = (*path, part)
+    return path
+
+
+def _value_at(tree: Any, path: Path) -> Any:
+    for part in path:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree

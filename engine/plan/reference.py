@@ -1,0 +1,170 @@
+"""Writes ``docs/plan.md`` from the plan's dataclasses: ``python -m engine.plan.reference [--check]``.
+
+What a field means is said once, in the ``Attributes`` of its dataclass.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.plan.plan import SHARED_SECTIONS, Plan, StagePlan
+from engine.plan.schema import describe, field_types, kinds, members
+from engine.plan.yaml import show_value
+from omnivl.architectures.presets import PRESETS
+from omnivl.parts.config import ModelConfig
+
+REFERENCE = Path("docs/plan.md")
+
+_INTRODUCTION = """# The plan
+
+<!-- Written by `make docs` from the dataclasses. Do not edit. -->
+
+A run is one YAML file. Every section below is a mapping; a field without a default has to be given. `omnivl check
+PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and needs no GPU.
+
+- **Overrides.** `omnivl check PLAN.yaml stages.joint.optimizer.lr=2e-4` sets a field from the command line. A member of
+  a list is named by its index, its `name` or its `kind`.
+- **Shared sections.** `model`, `parallel` and `batch` are given once for all stages; a stage gives only the fields that
+  it changes.
+- **Shorthand.** Among `objectives` and `evaluate.tasks` a bare kind stands for a mapping: `mlm` for `{kind: mlm}`.
+- **YAML.** `1e-4` is a number; only `true` and `false` are booleans; a key may stand once; tags, infinities and NaN are
+  refused.
+"""
+
+_ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)
+
+
+def render() -> str:
+    """The reference, in Markdown."""
+    parts = [_INTRODUCTION]
+    for cls in sections(Plan):
+        parts.append(f"## {_title(cls)}\n\n{_summary(cls)}\n\n{_table(cls)}")
+    parts.append(f"## Presets\n\n{_presets()}")
+    return "\n".join(parts)
+
+
+def sections(root: type) -> list[type]:
+    """All dataclasses that a plan can hold, each where it is first met, those of a section before the next section."""
+    found: dict[type, None] = {}
+
+    def visit(cls: type) -> None:
+        if cls in found:
+            return
+        found[cls] = None
+        for annotation in field_types(cls).values():
+            for inner in _dataclasses_in(annotation):
+                visit(inner)
+
+    visit(root)
+    return list(found)
+
+
+def attribute_texts(cls: type) -> dict[str, str]:
+    """What the ``Attributes`` sections of a class and its bases say, by field, on one line each."""
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        _, marker, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
+        if marker:
+            block = re.split(r"\n(?=\S)", attributes)[0]
+            texts |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(block)}
+    return texts
+
+
+def main() -> None:
+    """Writes the reference, or with ``--check`` fails where it is not current."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="fail if the file differs instead of writing it")
+    if not parser.parse_args().check:
+        REFERENCE.write_text(render(), encoding="utf-8")
+        return
+    written = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
+    difference = difflib.unified_diff(written.splitlines(), render().splitlines(), str(REFERENCE), "now", lineterm="")
+    if lines := list(difference):
+        print(*lines[:40], f"{REFERENCE} is not current: run `make docs`", sep="\n", file=sys.stderr)
+        sys.exit(1)
+
+
+def _dataclasses_in(annotation: Any) -> Iterator[type]:
+    for member in members(annotation):
+        if dataclasses.is_dataclass(member) and isinstance(member, type):
+            yield member
+        for argument in getattr(member, "__args__", ()):
+            yield from _dataclasses_in(argument)
+
+
+def _title(cls: type) -> str:
+    names = list(kinds(cls))
+    return f"{cls.__name__} (`kind: {names[0]}`)" if len(names) == 1 else cls.__name__
+
+
+def _summary(cls: type) -> str:
+    text = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")[0]
+    return _code(text.strip())
+
+
+def _table(cls: type) -> str:
+    texts = attribute_texts(cls)
+    lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
+    types = field_types(cls)
+    if cls is ModelConfig:
+        presets = ", ".join(f"`{name}`" for name in PRESETS)
+        meaning = "Row of the table of presets, or YAML file with fields of a model; the other fields override it."
+        lines.append(f"| `preset` | {presets} or text | - | {meaning} |")
+    for entry in dataclasses.fields(cls):
+        meaning = texts.get(entry.name, "Tells it apart from the others." if entry.name == "kind" else "")
+        if not meaning:
+            raise LookupError(f"{cls.__name__}.{entry.name} is not told of in the Attributes of its docstring")
+        allowed = describe(types[entry.name], _link)
+        lines.append(
+            f"| `{entry.name}` | {allowed} | {_default(cls, entry)} | {_code(meaning)} |".replace("\\", "\\\\")
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _default(cls: type, entry: "dataclasses.Field[Any]") -> str:
+    if cls is StagePlan and entry.name in SHARED_SECTIONS:
+        return "the plan's"
+    if entry.default is not dataclasses.MISSING:
+        return f"`{_written(entry.default)}`"
+    if entry.default_factory is dataclasses.MISSING:
+        return "required"
+    value = entry.default_factory()
+    return "its defaults" if dataclasses.is_dataclass(value) else f"`{_written(value)}`"
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(_written(entry) for entry in value)}]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_written(entry)}" for name, entry in value.items()) + "}"
+    return value if isinstance(value, str) and value.isidentifier() else show_value(value)
+
+
+def _link(cls: type) -> str:
+    anchor = re.sub(r"[^\w -]", "", _title(cls)).lower().replace(" ", "-")
+    return f"[{cls.__name__}](#{anchor})"
+
+
+def _code(text: str) -> str:
+    return text.replace("``", "`").replace("|", "\\|")
+
+
+def _presets() -> str:
+    names = list(PRESETS)
+    lines = [f"| field | {' | '.join(f'`{name}`' for name in names)} |", "|---|" + "---|" * len(names)]
+    for entry in dataclasses.fields(ModelConfig):
+        values = [getattr(preset, entry.name) for preset in PRESETS.values()]
+        if any(value != values[0] for value in values):
+            shown = " | ".join(f"{value:.4g}" if isinstance(value, float) else show_value(value) for value in values)
+            lines.append(f"| `{entry.name}` | {shown} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Rules about a whole plan: what no single field can tell. Each is one small function that yields problems.
+
+Rules look at a ``Draft``, which may lack the parts that could not be typed, so that one run reports everything.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
+from engine.plan.plan import CheckpointConfig, EvaluationPlan, LoggingConfig, StagePlan
+from engine.plan.problems import closest
+from engine.plan.stage_rules import STAGE_RULES
+from engine.plan.yaml import Path, Problem, show_value
+from engine.step.guard import GuardConfig
+from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
+from omnivl.parts.config import ModelConfig, MomentumConfig
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+_WIDTHS = ("hidden_size", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "vocab_size", "projection_size")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A plan of which some parts may be missing.
+
+    Attributes:
+        sections: The plan's own sections by name, as far as they could be typed.
+        stages: Typed stages by index.
+        names: What stands as the name of each stage, typed or not.
+        parents: What stands as ``init_from`` of each stage.
+        world_size: Number of processes of the run; None where it is not known.
+    """
+
+    sections: Mapping[str, Any]
+    stages: Mapping[int, StagePlan]
+    names: tuple[Any, ...]
+    parents: tuple[Any, ...]
+    world_size: int | None = None
+
+    @property
+    def processes(self) -> int | None:
+        """Number of processes of the run, given or as the plan says; None where neither does."""
+        launch = self.sections.get("launch")
+        if self.world_size is None and isinstance(launch, LaunchConfig) and launch.processes != "auto":
+            return launch.processes
+        return self.world_size
+
+    def ancestors(self, index: int) -> list[StagePlan]:
+        """The typed stages that stage ``index`` descends from, nearest first."""
+        found: list[StagePlan] = []
+        parent = self.parents[index]
+        while parent in self.names[:index]:
+            index = self.names.index(parent)
+            if index in self.stages:
+                found.append(self.stages[index])
+            parent = self.parents[index]
+        return found
+
+
+Rule = Callable[[Draft], Iterator[Problem]]
+
+_LEAST_1: tuple[float, float | None] = (1, None)
+_LEAST_0: tuple[float, float | None] = (0, None)
+_SHARE: tuple[float, float | None] = (0, 1)
+_RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
+    StagePlan: {"steps": _LEAST_1},
+    BatchConfig: {
+        "micro_batch_size_per_gpu": _LEAST_1,
+        "gradient_accumulation_steps": _LEAST_1,
+        "global_batch_size": _LEAST_1,
+    },
+    ParallelConfig: {"expert_parallel_size": _LEAST_1, "pipeline_stages": (2, None)},
+    LaunchConfig: {"processes": _LEAST_1, "timeout_seconds": _LEAST_1},
+    EvaluationPlan: {"every": _LEAST_0},
+    CheckpointConfig: {"every": _LEAST_1, "keep_last": _LEAST_1},
+    GuardConfig: {
+        **dict.fromkeys(("max_skipped_steps", "spike_factor", "rollbacks", "hang_seconds"), _LEAST_0),
+        **dict.fromkeys(("spike_window", "spike_steps"), _LEAST_1),
+    },
+    LoggingConfig: {"every": _LEAST_1},
+    DataEntryConfig: {"weight": _LEAST_0},
+    AugmentConfig: {
+        **dict.fromkeys(("flip", "color_probability", "grayscale"), _SHARE),
+        **dict.fromkeys(("brightness", "contrast", "saturation", "rand_augment_operations"), _LEAST_0),
+        "hue": (0, 0.5),
+        "rotate": (0, 180),
+        "rand_augment_magnitude": (0, 10),
+    },
+    LoaderConfig: {
+        "num_workers": _LEAST_0,
+        "prefetch_factor": _LEAST_1,
+        "max_bad_fraction": _SHARE,
+        "min_samples_to_judge": _LEAST_1,
+        "max_pixels": _LEAST_1,
+        "max_frames": _LEAST_1,
+        "cache_mebibytes": _LEAST_0,
+        "shuffle_buffer": _LEAST_1,
+    },
+    ModelConfig: {
+        **dict.fromkeys(
+            ("hidden_size", "num_heads", "vision_layers", "text_layers", "alignment_layers", "generation_layers"),
+            _LEAST_1,
+        ),
+        **dict.fromkeys(("image_size", "video_size", "num_frames", "patch_size", "tubelet_size"), _LEAST_1),
+        **dict.fromkeys(("vocab_size", "projection_size"), _LEAST_1),
+        "recompute_every": _LEAST_1,
+        "temporal_gain": _LEAST_0,
+        "text_length": (3, None),  # [CLS] word [SEP]
+        "drop_path": _SHARE,
+        "dropout": _SHARE,
+    },
+    MomentumConfig: {"decay": _SHARE},
+}
+
+
+def values_in_range(draft: Draft) -> Iterator[Problem]:
+    """Counts are at least 1, shares lie between 0 and 1."""
+    for index, stage in draft.stages.items():
+        yield from _out_of_range(stage, ("stages", index))
+    for name, section in draft.sections.items():
+        yield from _out_of_range(section, (name,))
+
+
+def names_are_file_names(draft: Draft) -> Iterator[Problem]:
+    """The run and its stages give folders their names."""
+    named = [(("name",), draft.sections.get("name"))]
+    named += [(("stages", index, "name"), name) for index, name in enumerate(draft.names)]  # type: ignore[misc]
+    for path, name in named:
+        if isinstance(name, str) and NAME.fullmatch(name) is None:
+            allowed = "letters, digits, '-', '_' and '.', a letter or digit first: it names a folder"
+            yield Problem(path, repr(name), allowed, "change the name")
+
+
+def there_is_a_stage(draft: Draft) -> Iterator[Problem]:
+    """A plan without stages does nothing."""
+    if not draft.names:
+        yield Problem(("stages",), "no stage", "one stage or more", "add a stage with name, steps, data and objectives")
+
+
+def stage_names_differ(draft: Draft) -> Iterator[Problem]:
+    """``init_from`` and folders tell stages apart by name."""
+    for index, name in enumerate(draft.names):
+        if isinstance(name, str) and name in draft.names[:index]:
+            got = f"{name!r}, which stages.{draft.names.index(name)} is called as well"
+            yield Problem(("stages", index, "name"), got, "a name for each stage", "rename one of the two")
+
+
+def stages_start_from_earlier_ones(draft: Draft) -> Iterator[Problem]:
+    """``init_from`` names a stage that has run by then."""
+    for index, parent in enumerate(draft.parents):
+        if not isinstance(parent, str) or parent in draft.names[:index]:
+            continue
+        earlier = [name for name in draft.names[:index] if isinstance(name, str)]
+        got = repr(parent)
+        change = closest(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
+        if parent == draft.names[index]:
+            got += ", this stage itself"
+        elif parent in draft.names:
+            got += ", which comes later"
+            change = "name an earlier stage or change the order" if earlier else "change the order of the stages"
+        allowed = ", ".join(map(repr, earlier)) if earlier else "nothing, there is no earlier stage"
+        yield Problem(("stages", index, "init_from"), got, allowed, change)
+
+
+def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
+    """A stage can change depths, frames and picture sizes of the weights that it starts from, but no widths."""
+    for index, stage in draft.stages.items():
+        for parent in draft.ancestors(index)[:1]:
+            for name in _WIDTHS:
+                here, there = getattr(stage.model, name), getattr(parent.model, name)
+                if here != there:
+                    got = f"{show_value(here)} for weights of stage {parent.name!r} with {show_value(there)}"
+                    change = f"set both to the same {name}, or remove init_from"
+                    yield Problem(("stages", index, "model", name), got, show_value(there), change)
+
+
+def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
+    """What a task measures has been trained: embeddings here or in a stage before, heads in this stage, which has them.
+
+    A head belongs to its objective: a stage without ``lm`` has none to write captions with.
+    """
+    for index, stage in draft.stages.items():
+        heads = {goal.name for goal in stage.objectives}
+        trained = heads | {goal.name for each in draft.ancestors(index) for goal in each.objectives}
+        for place, task in enumerate(stage.evaluate.tasks):
+            path: Path = ("stages", index, "evaluate", "tasks", place)
+            if task.kind in ("retrieval", "zero_shot") and "univlc" not in trained:
+                got = f"{task.kind!r} where 'univlc' has never been trained"
+                allowed = f"tasks of what this stage or the ones before it train ({', '.join(sorted(trained))})"
+                yield Problem((*path, "kind"), got, allowed, "add the objective 'univlc' or remove the task")
+            if task.kind == "caption" and "lm" not in heads:
+                got = "'caption' where 'lm' is not trained"
+                allowed = f"tasks of what this stage trains ({', '.join(sorted(heads))})"
+                yield Problem((*path, "kind"), got, allowed, "add the objective 'lm' or remove the task")
+            if getattr(task, "rerank", 0) > 0 and "vlm" not in heads:
+                got = f"{task.rerank} where 'vlm' is not trained"  # type: ignore[union-attr]
+                yield Problem((*path, "rerank"), got, "0", "add the objective 'vlm' or set rerank to 0")
+
+
+def batches_add_up(draft: Draft) -> Iterator[Problem]:
+    """``global_batch_size`` is micro batch x accumulation x processes."""
+    world_size = draft.processes
+    for index, stage in draft.stages.items():
+        wanted, local = stage.batch.global_batch_size, stage.samples_per_replica
+        if wanted is None or local < 1:
+            continue
+        sizes = f"micro_batch_size_per_gpu {stage.batch.micro_batch_size_per_gpu}"
+        sizes += f" x gradient_accumulation_steps {stage.batch.gradient_accumulation_steps}"
+        path: Path = ("stages", index, "batch", "global_batch_size")
+        if world_size is not None and wanted != stage.samples_per_step(world_size):
+            what = "replicas of a pipeline stage" if stage.parallel.host == "pipeline" else "processes"
+            replicas = stage.parallel.replicas(world_size)
+            allowed = f"{local * replicas} = {sizes} x {replicas} {what}"
+            yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
+        elif world_size is None and wanted % local:
+            allowed = f"a multiple of {local} = {sizes}"
+            yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
+
+
+def processes_fill_the_pipeline(draft: Draft) -> Iterator[Problem]:
+    """Every stage of a pipeline has equally many replicas."""
+    for index, stage in draft.stages.items():
+        stages = stage.parallel.pipeline_stages
+        if stage.parallel.host == "pipeline" and draft.processes is not None and draft.processes % stages != 0:
+            path: Path = ("stages", index, "parallel", "pipeline_stages")
+            got = f"{stages} for {draft.processes} processes"
+            yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")
+
+
+def processes_hold_whole_banks(draft: Draft) -> Iterator[Problem]:
+    """The processes, of a pipeline those of a stage, fall into groups that hold one copy of every bank each."""
+    for index, stage in draft.stages.items():
+        size = stage.parallel.expert_parallel_size
+        if draft.processes is None or size == "auto" or size <= 1:
+            continue
+        replicas = stage.parallel.replicas(draft.processes)
+        if replicas % size != 0:
+            path: Path = ("stages", index, "parallel", "expert_parallel_size")
+            of = " of each pipeline stage" if stage.parallel.host == "pipeline" else ""
+            got = f"{size} for {replicas} processes{of}"
+            yield Problem(path, got, "a divisor of their number", "change it, or launch.processes")
+
+
+def stages_hold_together(draft: Draft) -> Iterator[Problem]:
+    """The rules about single stages."""
+    for index, stage in draft.stages.items():
+        for rule in STAGE_RULES:
+            for problem in rule(stage):
+                yield dataclasses.replace(problem, path=("stages", index, *problem.path))
+
+
+RULES: tuple[Rule, ...] = (
+    values_in_range,
+    names_are_file_names,
+    there_is_a_stage,
+    stage_names_differ,
+    stages_start_from_earlier_ones,
+    widths_survive_the_hand_over,
+    stages_hold_together,
+    evaluation_is_trained_for,
+    batches_add_up,
+    processes_hold_whole_banks,
+    processes_fill_the_pipeline,
+)
+
+
+def _out_of_range(value: Any, path: Path) -> Iterator[Problem]:
+    """Checks a configuration and everything in it against ``_RANGES``."""
+    if isinstance(value, tuple):
+        for index, entry in enumerate(value):
+            yield from _out_of_range(entry, (*path, index))
+    if not dataclasses.is_dataclass(value):
+        return
+    for entry in dataclasses.fields(value):
+        here = getattr(value, entry.name)
+        yield from _out_of_range(here, (*path, entry.name))
+        least, most = _RANGES.get(type(value), {}).get(entry.name, (None, None))
+        if least is None or not isinstance(here, int | float):
+            continue
+        if here < least or (most is not None and here > most):
+            allowed = f"{least} or more" if most is None else f"from {least} to {most}"
+            yield Problem((*path, entry.name), show_value(here), allowed, "change the number")

@@ -1,0 +1,328 @@
+"""Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
+
+import re
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+
+from engine.plan.plan import StagePlan
+from engine.plan.problems import closest
+from engine.plan.yaml import Problem
+from moe.config import LIMoEConfig, MoMELIMoEConfig
+from omnivl.architectures.build import has_routers
+from omnivl.architectures.presets import misfits
+from omnivl.data.batch import DATA_KINDS, is_label, is_video
+from omnivl.objectives import MCM, MFM
+from omnivl.parts.config import ModelConfig
+from omnivl.parts.decoder import looks_ahead
+from omnivl.tasks.config import RoutingTask
+
+StageRule = Callable[[StagePlan], Iterator[Problem]]
+
+
+def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
+    """The warm-up ends within the stage."""
+    warmup = stage.optimizer.warmup_steps
+    if warmup > stage.steps:
+        path = ("optimizer", "warmup_steps")
+        yield Problem(path, str(warmup), f"0 to {stage.steps}, the stage's steps", "shorten the warm-up")
+
+
+def there_is_data(stage: StagePlan) -> Iterator[Problem]:
+    """Some entry of the mixture has a share."""
+    if not stage.data:
+        yield Problem(("data",), "no entry", "one entry or more", "add one, e.g. {source: emoji, kind: image_text}")
+    elif sum(entry.weight for entry in stage.data) <= 0:
+        yield Problem(("data",), "weights that sum to 0", "a sum above 0", "give an entry a weight above 0")
+
+
+def entries_differ(stage: StagePlan) -> Iterator[Problem]:
+    """Entries are told apart by name in logs and random keys."""
+    keys = [entry.key for entry in stage.data]
+    for index, key in enumerate(keys):
+        if key in keys[:index]:
+            got = f"{key!r}, which data.{keys.index(key)} is called as well"
+            yield Problem(("data", index, "name"), got, "a name for each entry", "give one of the two another 'name'")
+
+
+def prompts_have_room_for_the_label(stage: StagePlan) -> Iterator[Problem]:
+    """Every prompt of a label entry holds ``{label}``."""
+    for index, entry in enumerate(stage.data):
+        if is_label(entry.kind) and not (entry.prompts and all("{label}" in prompt for prompt in entry.prompts)):
+            got = next((repr(prompt) for prompt in entry.prompts if "{label}" not in prompt), "no prompt")
+            yield Problem(
+                ("data", index, "prompts"), got, "texts with '{label}' in them", "put {label} where the class goes"
+            )
+
+
+def ranges_of_views_rise(stage: StagePlan) -> Iterator[Problem]:
+    """A range of the augmentation runs from its smaller end to its larger one, and no crop exceeds the picture."""
+    for index, entry in enumerate(stage.data):
+        for name, most in (("crop_scale", 1.0), ("crop_ratio", None), ("zoom", None)):
+            low, high = getattr(entry.augment, name)
+            if not 0 < low <= high or (most is not None and high > most):
+                allowed = "two numbers above 0" + ("" if most is None else f", at most {most:g}") + ", smaller first"
+                yield Problem(("data", index, "augment", name), f"[{low:g}, {high:g}]", allowed, "change the numbers")
+
+
+def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
+    """The generated clips have no stills."""
+    for index, entry in enumerate(stage.data):
+        if entry.source == "motion" and not is_video(entry.kind):
+            got = f"{entry.kind!r} of source 'motion'"
+            yield Problem(("data", index, "kind"), got, "'video_text', 'video_label'", "choose one of these")
+
+
+def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
+    """Some objective has a weight, and none stands twice."""
+    if not stage.objectives:
+        yield Problem(("objectives",), "no objective", "one objective or more", "add one, e.g. univlc")
+    elif sum(objective.weight for objective in stage.objectives) <= 0:
+        change = "give an objective a weight above 0"
+        yield Problem(("objectives",), "weights that sum to 0", "a sum above 0", change)
+    names = [objective.name for objective in stage.objectives]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Problem(
+                ("objectives", index, "kind"), f"a second {name!r}", "each objective once", "remove one of the two"
+            )
+
+
+def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
+    """Each objective acts on some kind of the stage's data."""
+    kinds = sorted({entry.kind for entry in stage.data})
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    for index, objective in enumerate(stage.objectives):
+        if kinds and all(objective.demands(kind, micro) is None for kind in kinds):
+            got = f"{objective.name!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
+            acts = [kind for kind in DATA_KINDS if objective.demands(kind, micro) is not None]
+            allowed = f"objectives that act on them; {objective.name!r} acts on {', '.join(acts) or 'nothing'}"
+            yield Problem(
+                ("objectives", index, "kind"), got, allowed, "add data of such a kind or remove the objective"
+            )
+
+
+def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
+    """Each entry of the mixture trains something."""
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    names = ", ".join(objective.name for objective in stage.objectives)
+    for index, entry in enumerate(stage.data):
+        if stage.objectives and all(objective.demands(entry.kind, micro) is None for objective in stage.objectives):
+            got = f"{entry.kind!r}, which none of the stage's objectives ({names}) acts on"
+            yield Problem(
+                ("data", index, "kind"), got, "kinds that an objective acts on", "add an objective or remove the entry"
+            )
+
+
+def matching_has_similarities(stage: StagePlan) -> Iterator[Problem]:
+    """VLM mines its negatives by the similarities that UniVLC trains."""
+    names = [objective.name for objective in stage.objectives]
+    if "vlm" in names and "univlc" not in names:
+        got = "'vlm' without 'univlc'"
+        allowed = "'vlm' beside 'univlc', whose similarities it takes its negatives from"
+        yield Problem(("objectives", names.index("vlm"), "kind"), got, allowed, "add the objective 'univlc'")
+
+
+def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
+    """Who wants momentum twins has them."""
+    if stage.model.momentum is not None:
+        return
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    for index, objective in enumerate(stage.objectives):
+        demands = [objective.demands(entry.kind, micro) for entry in stage.data]
+        if any(demand is not None and demand.momentum for demand in demands):
+            got = f"{objective.name!r} with options that need momentum twins, where model.momentum is null"
+            change = "set model.momentum to {decay: 0.995}, or the objective's options so that it needs none"
+            yield Problem(("objectives", index), got, "momentum twins", change)
+
+
+def masked_share_divides_the_batch(stage: StagePlan) -> Iterator[Problem]:
+    """``every`` takes the same number of samples from each micro-batch wherever it is cut."""
+    micro = stage.batch.micro_batch_size_per_gpu
+    for index, objective in enumerate(stage.objectives):
+        every = getattr(objective, "every", 1)
+        if micro >= 1 and micro % every:
+            allowed = f"a divisor of micro_batch_size_per_gpu {micro}"
+            yield Problem(("objectives", index, "every"), str(every), allowed, "change either")
+
+
+def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
+    """Where whole frames are masked, another one is left to restore them from."""
+    positions = stage.model.num_frames // max(1, stage.model.tubelet_size)
+    for index, objective in enumerate(stage.objectives):
+        if isinstance(objective, MFM | MCM) and positions < 2:
+            got = f"{objective.name!r} on clips of {positions} temporal position"
+            allowed = "clips of 2 or more (num_frames / tubelet_size)"
+            yield Problem(("objectives", index, "kind"), got, allowed, "raise model.num_frames")
+
+
+def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
+    """The unified transformer writes no captions."""
+    for index, objective in enumerate(stage.objectives):
+        if objective.name == "lm" and stage.model.architecture == "unified":
+            got = "'lm' where model.architecture is 'unified'"
+            change = "take it out or set model.architecture to towers"
+            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+
+
+def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
+    """Experts that choose among all tokens would see the words that the decoder is to write."""
+    writes = any(objective.name == "lm" for objective in stage.objectives)
+    if writes and stage.model.architecture == "towers" and looks_ahead(stage.model):
+        got = "'expert_choice' with 'lm', whose decoder may not see the words to come"
+        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", "change it, or take 'lm' out")
+
+
+def pairs_are_masked_in_one_transformer(stage: StagePlan) -> Iterator[Problem]:
+    """No tower restores words and patches together."""
+    for index, objective in enumerate(stage.objectives):
+        if objective.name == "mdm" and stage.model.architecture == "towers":
+            got = "'mdm' where model.architecture is 'towers'"
+            change = "set model.architecture to unified, or take 'mrm' and 'mlm' instead"
+            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+
+
+def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
+    """Heads divide the width, patches the picture, tubelets the clip."""
+    model = stage.model
+    if min(model.num_heads, model.patch_size, model.tubelet_size) < 1:
+        return  # told already; nothing can be divided by it
+    for misfit in misfits(model):
+        yield Problem(("model", *misfit.path), misfit.got, misfit.allowed, misfit.change)
+
+
+def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
+    """Every pattern of ``freeze`` begins with the name of a layer."""
+    layers = layer_names(stage.model)
+    for index, pattern in enumerate(stage.freeze):
+        if not any(fnmatchcase(layer, pattern.split(".")[0]) for layer in layers):
+            stacks = list(dict.fromkeys(re.sub(r"\d+$", "*", layer) for layer in layers))
+            change = closest(pattern, [*stacks, *layers], "name a layer or a part of one")
+            allowed = f"beginnings of parameter names: {', '.join(stacks)}"
+            yield Problem(("freeze", index), repr(pattern), allowed, change)
+
+
+def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
+    """Weights come from an earlier stage or from elsewhere."""
+    if stage.init_from is not None and stage.weights.folders:
+        got = f"weights of other origin beside init_from {stage.init_from!r}"
+        yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
+
+
+def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
+    """A pipeline cuts a chain that is passed once, and DeepSpeed shards nothing but optimizer states beside it."""
+    parallel = stage.parallel
+    if parallel.host != "pipeline":
+        return
+    if parallel.zero_stage > 1:
+        change = "set it to 1, or use host 'zero'"
+        got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
+        yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
+    if stage.model.architecture == "unified":
+        got = "'pipeline' with model.architecture 'unified', whose blocks are passed twice"
+        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.architecture 'towers'")
+    layers = len(layer_names(stage.model))
+    if parallel.pipeline_stages > layers:
+        got = f"{parallel.pipeline_stages} for a chain of {layers} layers"
+        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
+
+
+def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
+    """The kernels of megablocks multiply in bf16 only."""
+    wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
+    if wants and stage.parallel.precision == "fp32":
+        got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
+        change = "set it to 'auto', or parallel.precision to 'bf16'"
+        yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)
+
+
+def routing_has_routers(stage: StagePlan) -> Iterator[Problem]:
+    """Where no router chooses experts there is no routing to look at."""
+    for place, task in enumerate(stage.evaluate.tasks):
+        if isinstance(task, RoutingTask) and not has_routers(stage.model):
+            got = f"'routing' with {stage.model.ffn.kind!r} feed-forward layers, none of which routes tokens"
+            change = "remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'"
+            yield Problem(("evaluate", "tasks", place, "kind"), got, "'retrieval', 'zero_shot', 'caption'", change)
+
+
+def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
+    """Only what is sharded can be kept elsewhere: optimizer states from ZeRO 1 on, parameters with ZeRO 3."""
+    parallel = stage.parallel
+    least = {"none": 0, "optimizer": 1, "parameters": 3}[parallel.offload]
+    if parallel.offload != "none" and (parallel.host != "zero" or parallel.zero_stage < least):
+        where = f"zero_stage {parallel.zero_stage}" if parallel.host == "zero" else f"host {parallel.host!r}"
+        optimizer = parallel.host == "zero" and parallel.zero_stage > 0
+        stages = "1, 2 or 3" if least == 1 else "3"
+        allowed, change = ("'none', 'optimizer'", "one of these") if optimizer else ("'none'", "'none'")
+        change = f"change it to {change}, or use host 'zero' with zero_stage {stages}"
+        yield Problem(("parallel", "offload"), f"{parallel.offload!r} with {where}", allowed, change)
+
+
+def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
+    """Files need a folder, and something that goes there."""
+    parallel = stage.parallel
+    if parallel.offload_device == "nvme" and parallel.offload == "none":
+        change = "change it to 'cpu', or set parallel.offload to 'optimizer' or 'parameters'"
+        yield Problem(("parallel", "offload_device"), "'nvme' where parallel.offload is 'none'", "'cpu'", change)
+    elif parallel.offload_device == "nvme" and not parallel.nvme_folder:
+        allowed = "a folder on a disk of each machine"
+        yield Problem(("parallel", "nvme_folder"), "null with offload_device 'nvme'", allowed, "name one")
+
+
+def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
+    """Expert parallelism cuts banks of sparse experts into equal parts, under DeepSpeed."""
+    size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
+    path = ("parallel", "expert_parallel_size")
+    if size == "auto" or size <= 1:
+        return
+    if host == "plain":
+        yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero' or 'pipeline'")
+    if not isinstance(ffn, LIMoEConfig | MoMELIMoEConfig):
+        change = "change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'"
+        yield Problem(path, f"{size} with {ffn.kind!r} feed-forward layers, which trade no tokens", "1", change)
+    elif ffn.num_experts % size != 0:
+        yield Problem(path, f"{size} for {ffn.num_experts} experts", "a divisor of their number", "change one of them")
+
+
+STAGE_RULES: tuple[StageRule, ...] = (
+    warmup_fits,
+    there_is_data,
+    entries_differ,
+    prompts_have_room_for_the_label,
+    ranges_of_views_rise,
+    motion_gives_clips,
+    there_are_objectives,
+    objectives_have_data,
+    data_has_objectives,
+    matching_has_similarities,
+    momentum_is_built,
+    masked_share_divides_the_batch,
+    clips_have_frames_to_mask,
+    captions_have_a_decoder,
+    captions_do_not_look_ahead,
+    pairs_are_masked_in_one_transformer,
+    sizes_fit,
+    frozen_parts_exist,
+    weights_have_one_origin,
+    pipeline_can_be_cut,
+    megablocks_is_bf16,
+    routing_has_routers,
+    offload_has_a_shard,
+    nvme_has_a_folder,
+    experts_can_be_cut,
+)
+
+
+def layer_names(model: ModelConfig) -> list[str]:
+    """Names of the chain's layers, in order: the first part of every parameter's name."""
+    if model.architecture == "unified":
+        blocks = [f"unified_{index:02d}" for index in range(model.vision_layers)]
+        return ["embed", *blocks, "unified_norm", "contrast", "join", "losses"]
+    stacks = {
+        "visual": model.vision_layers,
+        "text": model.text_layers,
+        "alignment": model.alignment_layers,
+        "generation": model.generation_layers,
+    }
+    named = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
+    decoders = [*named["alignment"], *named["generation"]]
+    return ["embed", *named["visual"], "visual_norm", *named["text"], "contrast", *decoders, "losses"]

@@ -1,0 +1,133 @@
+"""The chain's view of the other data-parallel replicas, over a ``torch.distributed`` process group.
+
+Shapes: B rows of one replica, R replicas.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from omnivl.chain.gather import Gather, LocalGather
+
+# PyTorch renamed the collective, and warns at every call of the old name where it knows the new one.
+all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_scatter_rows = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
+
+class ProcessGroupGather:
+    """``omnivl.chain.gather.Gather`` over the replicas of a process group."""
+
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        """Remembers the group; None is the default group of all processes."""
+        self._group = group
+        self.replicas = dist.get_world_size(group)
+        self.replica = dist.get_rank(group)
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """Concatenates ``[B, ...]`` of every replica, in replica order, to ``[R * B, ...]``.
+
+        The gradient is summed over replicas before this replica's rows are cut out of it: every replica's loss depends
+        on every replica's rows. With gradients averaged over replicas this equals one process on the joined batch.
+        """
+        if tensor.requires_grad and torch.is_grad_enabled():
+            joined: Tensor = _Join.apply(tensor, self._group)  # type: ignore[no-untyped-call]
+            return joined
+        return _all_gather(tensor, self._group)
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Sums a gradient-free tensor of any shape over the replicas; the argument is left as it is."""
+        summed = tensor.detach().clone()
+        dist.all_reduce(summed, group=self._group)
+        return summed
+
+
+class ProcessGroupExchange:
+    """``moe.exchange.ExpertExchange`` over an expert-parallel process group."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        """Remembers the group; its processes hold the parts of every bank in their order."""
+        self._group = group
+        self.parts = dist.get_world_size(group)
+        self.part = dist.get_rank(group)
+
+    def trade_counts(self, counts_PE: Tensor) -> Tensor:  # noqa: N803
+        """Row p goes to part p."""
+        return _trade(counts_PE, None, None, self._group)
+
+    def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:  # noqa: N803
+        """``sent[p]`` rows go to part p; their gradients come back."""
+        traded: Tensor = _Trade.apply(rows_ND, list(sent), list(received), self._group)  # type: ignore[no-untyped-call]
+        return traded
+
+    def join(self, tensor: Tensor) -> Tensor:
+        """``[E / P, ...]`` of all parts as ``[E, ...]``."""
+        return _all_gather(tensor, self._group)
+
+
+def make_gather(group: dist.ProcessGroup | None = None) -> Gather:
+    """The gather of this process: local where there is no process group or only one replica in it."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        return LocalGather()
+    return ProcessGroupGather(group)
+
+
+def broadcast_from_first(tensor: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Overwrites a tensor on every replica with that of replica 0."""
+    broadcast_from(tensor, 0, group)
+
+
+def broadcast_from(tensor: Tensor, replica: int, group: dist.ProcessGroup | None = None) -> None:
+    """Overwrites a tensor on every replica with that of one of them."""
+    dist.broadcast(tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor, group=group, group_src=replica)
+
+
+class _Join(torch.autograd.Function):
+    """All-gather whose backward is reduce-then-slice."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        ctx.group = group
+        ctx.rows = tensor.shape[0]
+        return _all_gather(tensor, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        # Summed in fp32: adding R bf16 gradients would lose bits that the joined batch keeps.
+        (gradient,) = gradients
+        summed = gradient.to(torch.float32, copy=True).contiguous()
+        dist.all_reduce(summed, group=ctx.group)
+        start = dist.get_rank(ctx.group) * ctx.rows
+        return summed[start : start + ctx.rows].to(gradient.dtype), None
+
+
+class _Trade(torch.autograd.Function):
+    """All-to-all whose backward is the all-to-all the other way."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
+        ctx.sent, ctx.received, ctx.group = sent, received, group
+        return _trade(rows, sent, received, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _trade(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+
+
+def _trade(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup) -> Tensor:
+    source = tensor.detach().contiguous()
+    arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
+    dist.all_to_all_single(arrived, source, received, sent, group=group)
+    return arrived
+
+
+def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """``[B, ...]`` of every replica as ``[R * B, ...]``. Booleans travel as bytes, which every backend carries."""
+    source = tensor.detach().contiguous()
+    if source.dtype == torch.bool:
+        return _all_gather(source.view(torch.uint8), group).view(torch.bool)
+    joined = source.new_empty((dist.get_world_size(group) * source.shape[0], *source.shape[1:]))
+    all_gather_rows(joined, source, group=group)
+    return joined

@@ -1,0 +1,54 @@
+"""Evaluation within a run: during a stage and at its end."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from engine.disk.run_folder import StageFolder, write_whole
+from engine.hosts.base import Host
+from engine.plan.plan import StagePlan
+from engine.processes.collectives import make_gather
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.errors import UserError
+from omnivl.tasks.encoder import Encoder
+from omnivl.tasks.results import TaskResult, write_files
+from omnivl.tasks.run import run_tasks
+
+
+def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResult]:
+    """Runs the stage's evaluation tasks on the chain as it stands, each process its share.
+
+    Called by every process; equal on all of them.
+    """
+    with host.whole_chain() as chain:
+        return run_tasks(stage.evaluate.tasks, Encoder(chain, stage.model, tokenizer, make_gather(), host.device))
+
+
+def figures_of(results: Sequence[TaskResult]) -> dict[str, float]:
+    """All scores by ``task/metric``."""
+    return {f"{score.task}/{score.metric}": score.value for result in results for score in result.scores}
+
+
+def best_figure(figures: Mapping[str, float], name: str) -> float:
+    """The figure that decides which checkpoint is the best.
+
+    Raises:
+        UserError: There is no such figure.
+    """
+    if name not in figures:
+        raise UserError(
+            f"checkpoint.keep_best: got {name!r}, which is no figure of this evaluation; allowed are "
+            f"{', '.join(map(repr, figures))}; name one of them, or null to keep no best checkpoint"
+        )
+    return figures[name]
+
+
+def write_evaluation(folder: StageFolder, step: int, results: Sequence[TaskResult]) -> None:
+    """Writes ``evaluation.json``, and beside it what the tasks have made as files."""
+    write_files(results, folder.path)
+    content = {"step": step, "results": [result.as_json() for result in results]}
+    write_whole(folder.evaluation, json.dumps(content, indent=1))
+
+
+def evaluated_step(folder: StageFolder) -> int | None:
+    """The step after which ``evaluation.json`` was written; None without one."""
+    return int(json.loads(folder.evaluation.read_bytes())["step"]) if folder.evaluation.is_file() else None

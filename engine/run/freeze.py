@@ -1,0 +1,76 @@
+"""Freezing parts of the chain: by name, and what a stage has no use for."""
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from engine.hosts.whole import whole_numel
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.state import StepLayout
+from omnivl.errors import UserError
+
+
+def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
+    """Takes the gradient from every parameter that a pattern names.
+
+    Args:
+        chain: The model.
+        patterns: A name or shell pattern over the beginning of parameter names, cut at dots: ``embed``,
+            ``visual_*``, ``text_00.attention``.
+        where: Path in the plan, for the message.
+
+    Returns:
+        Names of the frozen parameters that would have been trained otherwise.
+
+    Raises:
+        UserError: A pattern names nothing.
+    """
+    frozen: list[str] = []
+    parameters = dict(chain.named_parameters())
+    for index, pattern in enumerate(patterns):
+        matching = [name for name in parameters if _names(pattern, name)]
+        if not matching:
+            raise UserError(_nothing_message(f"{where}.{index}", pattern, list(parameters)))
+        for name in matching:
+            if parameters[name].requires_grad:
+                parameters[name].requires_grad_(False)
+                frozen.append(name)
+    return frozen
+
+
+def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
+    """Takes the gradient from every parameter that no step of a stage gives one.
+
+    Such parameters would be averaged, kept with moments and decayed as if their gradient were zero: a decoder would
+    shrink in the stages before its own.
+
+    Args:
+        chain: The model.
+        layouts: Of all kinds of steps of the stage.
+
+    Returns:
+        Number of elements that would have been trained otherwise, by stack or layer.
+    """
+    idle: dict[str, int] = {}
+    for name, layer in chain.named_children():
+        assert isinstance(layer, ChainLayer)
+        for parameter in layer.idle_parameters(layouts):
+            if parameter.requires_grad:
+                parameter.requires_grad_(False)
+                stack = name.rstrip("0123456789").rstrip("_")
+                idle[stack] = idle.get(stack, 0) + whole_numel(parameter)
+    return idle
+
+
+def _names(pattern: str, parameter: str) -> bool:
+    parts = parameter.split(".")
+    return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
+
+
+def _nothing_message(where: str, pattern: str, parameters: list[str]) -> str:
+    layers = list(dict.fromkeys(name.split(".")[0] for name in parameters))
+    close = difflib.get_close_matches(pattern, [*layers, *parameters], n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}.{hint}"

@@ -1,0 +1,253 @@
+"""What a stage takes over from an earlier one, by parameter name.
+
+Shapes: D hidden size, C values of a 2D patch, t frames of a tubelet.
+
+Carried: same name, same shape. Upcycled: made of another filling of the feed-forward slot (``moe.upcycle``). Resized:
+position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet.
+Created: heads of new objectives, new momentum twins (as copies of what they follow).
+Aside: heads of objectives that the new stage does not have; they stay in its weights file, untouched, for a later stage
+that has them again. Dropped: what else the new stage has no place for (twins, the queue). The 3D patch kernel is the
+2D one plus a difference (``omnivl.parts.embed``): while no clip has been seen the difference is zero, so that the first
+stage with clips starts from the inflated 2D kernel.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from engine.errors import CheckpointError
+from moe.upcycle import place, translated
+from omnivl.parts.embed import resize_positions, resize_times
+from omnivl.parts.relative import resize_relative
+from omnivl.randomness import stable_hash
+
+ASIDE = "aside."
+"""Stands in a weights file before the names of heads that the stage itself does not have."""
+
+_HEADS = "losses."
+_TWIN = "momentum_"
+_QUEUE = "queue."
+
+
+@dataclass(frozen=True)
+class HandOver:
+    """Names of parameters and buffers by what became of them.
+
+    Attributes:
+        source: Name of the earlier stage.
+        carried: Copied as they were.
+        inflated: 3D patch kernels that still equal the 2D ones; carried.
+        resized: Interpolated to another shape.
+        upcycled: Made of the earlier stage's feed-forward layers, which were of another kind.
+        created: New in this stage.
+        aside: Heads that this stage does not have, kept for later ones.
+        dropped: Left behind.
+    """
+
+    source: str
+    carried: tuple[str, ...]
+    inflated: tuple[str, ...]
+    resized: tuple[str, ...]
+    upcycled: tuple[str, ...]
+    created: tuple[str, ...]
+    aside: tuple[str, ...]
+    dropped: tuple[str, ...]
+
+    def as_json(self) -> dict[str, object]:
+        """Plain containers, for ``handover.json``."""
+        return asdict(self)
+
+    def table(self, title: str) -> Table:
+        """Number of tensors by layer stack and by what became of them, for the console."""
+        table = Table(title=title, title_justify="left")
+        columns = ("carried", "inflated", "resized", "upcycled", "created", "aside", "dropped")
+        table.add_column("part")
+        for column in columns:
+            table.add_column(column, justify="right")
+        counts: dict[str, dict[str, int]] = {}
+        for column in columns:
+            for name in getattr(self, column):
+                part = counts.setdefault(_part(name), dict.fromkeys(columns, 0))
+                part[column] += 1
+        for stack, by_column in counts.items():
+            table.add_row(stack, *(str(by_column[column] or "-") for column in columns))
+        return table
+
+
+class Inheritance:
+    """An earlier stage's weights on their way into the layers of a chain, one layer after the other."""
+
+    def __init__(
+        self,
+        names: Collection[str],
+        read: Callable[[Collection[str]], Mapping[str, Tensor]],
+        source: str,
+        *,
+        upcycle_noise: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Sorts the names by layer; reads nothing.
+
+        Args:
+            names: All parameters and buffers of the earlier stage, and heads that it kept aside.
+            read: Gives those of some names, those of one layer at a time.
+            source: The earlier stage's name.
+            upcycle_noise: Deviation of the noise on copied experts, see ``moe.config.SparseConfig``.
+            seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
+                that of the weight that it follows.
+        """
+        self._read, self._source, self._noise, self._seed = read, source, upcycle_noise, seed
+        self._stored = {name.removeprefix(ASIDE): name for name in names}
+        self._own: set[str] = set()
+        self._fates: dict[str, list[str]] = {
+            fate: [] for fate in ("carried", "inflated", "resized", "upcycled", "created")
+        }
+
+    @torch.no_grad()
+    def give(self, name: str, layer: nn.Module) -> None:
+        """Copies what there is for a layer into it.
+
+        Args:
+            name: The layer's name in the chain.
+            layer: Freshly built and whole; changed in place.
+
+        Raises:
+            CheckpointError: A weight has another shape and nothing says how to resize it.
+        """
+        own = layer.state_dict(prefix=f"{name}.")
+        plain = {inner: stored for inner, stored in self._stored.items() if inner.startswith(f"{name}.")}
+        found = self._read(plain.values())
+        earlier = {inner: found[stored] for inner, stored in plain.items()}
+        queue_fits = all(_fits(own, earlier, inner) for inner in own if _QUEUE in inner)
+        created = []
+        for inner, tensor in own.items():
+            noise = self._noise, stable_hash(self._seed, "upcycle", _followed_by(inner) or inner)
+            if inner not in earlier and (start := translated(inner, tensor.shape, earlier, *noise)) is not None:
+                tensor.copy_(start)
+                fate = "upcycled"
+            elif inner not in earlier or (_QUEUE in inner and not queue_fits):
+                fate = "created"
+                created.append(inner)
+            elif tensor.shape == earlier[inner].shape:
+                tensor.copy_(earlier[inner])
+                fate = "inflated" if inner.endswith("video_delta") and not bool(tensor.any()) else "carried"
+            else:
+                tensor.copy_(_resize(inner, earlier[inner], tensor))
+                fate = "resized"
+            self._fates[fate].append(inner)
+        for inner in created:
+            followed = _followed_by(inner)
+            if followed is not None and followed in own:  # a twin starts where the module it follows stands
+                own[inner].copy_(own[followed])
+        self._own |= own.keys()
+
+    def report(self) -> HandOver:
+        """What became of everything; to be asked for after the last layer."""
+        homeless = [name for name in self._stored if name not in self._own]
+        used = {place(name) for name in self._fates["upcycled"]}
+        lost = [name for name in homeless if place(name) not in used]
+        return HandOver(
+            source=self._source,
+            **{fate: tuple(names) for fate, names in self._fates.items()},
+            aside=tuple(name for name in homeless if name.startswith(_HEADS)),
+            dropped=tuple(name for name in lost if not name.startswith(_HEADS)),
+        )
+
+
+def hand_over(
+    chain: nn.Module, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
+) -> HandOver:
+    """Copies weights into a freshly built, whole chain; arguments as those of ``Inheritance``."""
+
+    def read(names: Collection[str]) -> Mapping[str, Tensor]:
+        return {name: earlier[name] for name in names}
+
+    inheritance = Inheritance(earlier.keys(), read, source, upcycle_noise=upcycle_noise, seed=seed)
+    for name, layer in chain.named_children():
+        inheritance.give(name, layer)
+    return inheritance.report()
+
+
+def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
+    """The heads of an earlier stage that a stage has no place for, under the names that keep them aside.
+
+    Args:
+        own: Names of the stage's own weights.
+        file: The weights that the stage started from. Nothing but heads is read of it.
+    """
+    with safe_open(file, framework="pt") as stored:
+        plain = {name.removeprefix(ASIDE): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
+        homeless = [name for name in plain if name.startswith(_HEADS) and name not in own]
+        return {ASIDE + name: stored.get_tensor(plain[name]) for name in homeless}
+
+
+def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:
+    for ending, resize in _RESIZERS.items():
+        if name.endswith(ending) and before.shape[-1] == own.shape[-1]:
+            return resize(before.float(), own)
+    raise CheckpointError(
+        f"{name}: has shape {list(before.shape)} in the earlier stage and {list(own.shape)} in this one; only position "
+        "tables and 3D patch kernels can be resized: give both stages the same sizes, or start without init_from"
+    )
+
+
+def _visual_positions(before: Tensor, own: Tensor) -> Tensor:
+    """``[1 + side * side, D]``: the class token's row stays, the grid is interpolated."""
+    side = round((own.shape[0] - 1) ** 0.5)
+    return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+
+
+def _times(before: Tensor, own: Tensor) -> Tensor:
+    return resize_times(before, own.shape[0])
+
+
+def _text_positions(before: Tensor, own: Tensor) -> Tensor:
+    """Words keep their places: a longer text gets fresh rows at its end."""
+    kept = min(len(before), len(own))
+    return torch.cat([before[:kept], own[kept:].float()])
+
+
+def _video_kernel(before: Tensor, own: Tensor) -> Tensor:
+    """``[t, D, C]``: the difference is stretched over the new tubelet and keeps its sum over equal frames."""
+    size, hidden, values = before.shape
+    stretched = resize_times(before.reshape(size, hidden * values), own.shape[0]).reshape(own.shape)
+    total = stretched.sum(0)
+    return stretched + (before.sum(0) - total) / own.shape[0]
+
+
+def _relative(before: Tensor, own: Tensor) -> Tensor:
+    return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
+
+
+_RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "visual.positions": _visual_positions,
+    "visual.times": _times,
+    "text.positions": _text_positions,
+    "patches.video_delta": _video_kernel,
+    "relative.bias": _relative,
+}
+
+
+def _fits(own: Mapping[str, Tensor], earlier: Mapping[str, Tensor], name: str) -> bool:
+    return name in earlier and earlier[name].shape == own[name].shape
+
+
+def _followed_by(name: str) -> str | None:
+    """Name of the weight that a twin's weight follows; None for others."""
+    parts = name.split(".")
+    if not any(part.startswith(_TWIN) for part in parts):
+        return None
+    return ".".join(part.removeprefix(_TWIN) for part in parts)
+
+
+def _part(name: str) -> str:
+    """The stack that a weight belongs to: ``visual`` for ``visual_07.block...``."""
+    layer = name.split(".")[0]
+    stack, _, number = layer.rpartition("_")
+    return stack if number.isdigit() else layer

@@ -1,0 +1,131 @@
+"""The chain with which a stage starts: built layer by layer, filled with earlier weights, cut where it is sharded."""
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import torch
+
+from engine.disk.run_folder import RunFolder, StageFolder, write_whole
+from engine.disk.weights_file import WeightsFile
+from engine.errors import CheckpointError
+from engine.hosts import layer_settler
+from engine.plan.plan import Plan, StagePlan
+from engine.plan.precision import compute_dtype
+from engine.processes import ranks
+from engine.processes.seeds import seed_everything
+from engine.run.handover import Inheritance, hand_over
+from engine.telemetry.progress import Progress
+from moe.config import SparseConfig
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.gather import Gather
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.pretrained.load import Part, load_pretrained, read_exported
+
+
+def start_chain(
+    plan: Plan,
+    index: int,
+    run: RunFolder,
+    tokenizer: Tokenizer,
+    gather: Gather,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Chain, frozenset[str]]:
+    """Builds the chain of a stage with its starting values. Called by every process.
+
+    Under ZeRO-3 a process holds one whole layer at a time and its share of the rest. Weights of other origin are the
+    exception: the chain is whole on the CPU of every process until they are in.
+
+    Args:
+        plan: Without mistakes.
+        index: Which stage.
+        run: Where an earlier stage's weights lie, and where the report on them goes.
+        tokenizer: Its special tokens are built in.
+        gather: The replicas.
+        device: Where the chain is to run.
+        progress: Shows what became of weights that the stage starts from.
+
+    Returns:
+        The chain, and the names of parameters that came from a checkpoint of other origin.
+
+    Raises:
+        UserError: The weights are missing or do not fit.
+    """
+    stage = plan.stages[index]
+    dtype = compute_dtype(stage.parallel, device)
+    heritage = None if stage.init_from is None else _inheritance(plan, stage, run)
+    cut = layer_settler(stage.parallel, device)
+    foreign = stage.weights.folders
+
+    def settle(name: str, layer: ChainLayer) -> None:
+        if heritage is not None:
+            heritage.give(name, layer)
+        if cut is not None and not foreign:
+            cut(layer)
+
+    seed_everything(plan.seed, "weights", index)
+    chain = build_chain(
+        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=settle
+    )
+    matched: set[str] = set()
+    for part, path in foreign.items():
+        matched.update(_load_foreign(chain, stage, part, path, plan.seed, progress))
+    if cut is not None and foreign:
+        for layer in chain.layers:
+            cut(layer)
+    if heritage is not None:
+        report = heritage.report()
+        progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
+        ranks.on_first(lambda: _write(run.stage(index, stage.name), report.as_json()))
+    return chain, frozenset(matched)
+
+
+def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
+    """The weights file that the stage starts from; None for a stage that starts from none."""
+    if stage.init_from is None:
+        return None
+    return run.stage([earlier.name for earlier in plan.stages].index(stage.init_from), stage.init_from).weights
+
+
+def _load_foreign(
+    chain: Chain, stage: StagePlan, part: Part, path: str, seed: int, progress: Progress
+) -> Collection[str]:
+    """Fills a whole chain from a folder of Hugging Face's form; names of the parameters that took something."""
+    if (exported := read_exported(Path(path), part)) is None:
+        loaded = load_pretrained(chain, Path(path), part=part)
+        for line in loaded.lines():
+            progress.message(line)
+        return loaded.matched
+    own = chain.state_dict().keys()
+    behind = [name for name in exported if name.startswith("losses.") and name not in own]
+    if behind:
+        heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
+        progress.message(f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}")
+    given = {name: tensor for name, tensor in exported.items() if name not in behind}
+    report = hand_over(chain, given, path, upcycle_noise=_noise(stage), seed=seed)
+    progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
+    return (*report.carried, *report.inflated, *report.resized, *report.upcycled)
+
+
+def _noise(stage: StagePlan) -> float:
+    return stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
+
+
+def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
+    source = source_weights(plan, stage, run)
+    assert source is not None
+    assert stage.init_from is not None
+    if not source.is_file():
+        raise CheckpointError(
+            f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
+            "missing; run that stage first"
+        )
+    stored = WeightsFile(source)
+    return Inheritance(stored.names, stored.read, stage.init_from, upcycle_noise=_noise(stage), seed=plan.seed)
+
+
+def _write(folder: StageFolder, report: object) -> None:
+    folder.handover.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(folder.handover, json.dumps(report, indent=1))

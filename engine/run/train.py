@@ -1,0 +1,253 @@
+"""A whole run, top to bottom: every stage of a plan, one after the other.
+
+For each stage: build the chain, hand the weights over, freeze, give it to the host, loop, keep the result.
+"""
+
+import gc
+import json
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from engine.disk.rollback import RolledBackError
+from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
+from engine.disk.weights_out import write_weights
+from engine.errors import PlanError
+from engine.hosts import Host, create_host, replica_group
+from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.plan.parallel import Precision
+from engine.plan.parse import parse_plan
+from engine.plan.plan import Plan, StagePlan
+from engine.plan.precision import compute_dtype, faster_precision, with_precision
+from engine.plan.yaml import read_yaml
+from engine.processes import ranks
+from engine.processes.collectives import make_gather
+from engine.processes.seeds import seed_everything
+from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.run.freeze import freeze, freeze_idle
+from engine.run.stage import StageLoop
+from engine.run.stage_start import source_weights, start_chain
+from engine.telemetry.environment import describe_environment
+from engine.telemetry.peak import Peak, peak_of
+from engine.telemetry.progress import Progress, make_progress
+from engine.telemetry.throughput import Throughput
+from engine.watch.heartbeat import Heartbeat
+from engine.watch.stop import StopRequest
+from engine.watch.watchdog import watched
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.tasks.results import Score
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line says beside the plan.
+
+    Attributes:
+        folder: The run's folder.
+        fresh: Delete what an earlier start left there.
+        stage: Run this stage only; None runs all.
+    """
+
+    folder: Path
+    fresh: bool = False
+    stage: str | None = None
+
+
+def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
+    """Runs a plan. Called by every process of the run, after the process group is joined.
+
+    Args:
+        plan: Without mistakes.
+        options: Where, and how much of it.
+        device: Where this process computes.
+
+    Returns:
+        0, or the number of the signal that ended the run early; it then goes on at the next start.
+
+    Raises:
+        UserError: The folder is in use or holds another run, or data or weights do not fit.
+    """
+    run, stop = RunFolder(options.folder), StopRequest()
+    stop.install()
+    steps = {stage.name: stage.steps for stage in plan.stages}
+    with ExitStack() as stack:
+        ranks.on_first(lambda: stack.enter_context(run.lock()))
+        plan, settled = _settle_precision(plan, run, options, device)
+        ranks.on_first(lambda: _enter_folder(run, plan, options))
+        heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
+        visible = ranks.rank() == 0
+        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
+        if settled is not None:
+            progress.message(f"parallel.precision: auto takes {settled}, which this machine multiplies faster")
+        start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
+        for index, stage in enumerate(plan.stages):
+            if options.stage not in (None, stage.name):
+                continue
+            if (run.stage(index, stage.name).completed_steps() or -1) >= stage.steps:
+                progress.message(f"stage {stage.name}: complete")
+                continue
+            heartbeat.begin("starting", stage.name, 0)
+            signal = _run_stage(start, index)
+            if signal:
+                progress.message("stopped after a checkpoint; the same command goes on from there")
+                return signal
+        heartbeat.begin("finishing", "", 0)
+        ranks.on_first(lambda: _show_result(run, plan, progress))
+    return 0
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What all stages of one start of a run share."""
+
+    plan: Plan
+    run: RunFolder
+    tokenizer: Tokenizer
+    device: torch.device
+    progress: Progress
+    stop: StopRequest
+    heartbeat: Heartbeat
+
+
+def _run_stage(start: _Start, index: int) -> int:
+    """Runs one stage to its end; returns the number of the signal that ended it early, or 0."""
+    while True:
+        try:
+            return _go_on(start, index)
+        except RolledBackError as back:
+            start.progress.message(str(back))
+        start.heartbeat.begin("starting", start.plan.stages[index].name, 0)
+        gc.collect()
+
+
+def _go_on(start: _Start, index: int) -> int:
+    """Builds a stage and runs it from its newest checkpoint on.
+
+    Raises:
+        RolledBackError: It has to be built anew, as some of what it holds no longer counts.
+    """
+    plan, run, tokenizer, device, progress = start.plan, start.run, start.tokenizer, start.device, start.progress
+    stage = plan.stages[index]
+    folder = run.stage(index, stage.name)
+    gather = make_gather(replica_group(stage.parallel))
+    dtype = compute_dtype(stage.parallel, device)
+    chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
+    freeze(chain, stage.freeze, f"stages.{index}.freeze")
+    if idle := freeze_idle(chain, stage.layouts()):
+        resting = ", ".join(f"{count / 1e6:.1f} M of {stack}" for stack, count in idle.items() if count >= 5e4)
+        progress.message(f"stage {stage.name}: no step gives a gradient to {resting or 'some tables'}; they rest")
+    host = create_host(
+        stage.parallel,
+        chain,
+        stage.optimizer,
+        stage.objectives,
+        total_steps=stage.steps,
+        micro_batch_size=stage.batch.micro_batch_size_per_gpu,
+        gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
+        device=device,
+        pretrained=pretrained,
+        cuts=pipeline_cuts(chain, stage),
+    )
+    chain.train()
+    seed_everything(plan.seed, "stage", index, "replica", gather.replica)
+    throughput = Throughput(
+        stage.model,
+        stage.objectives,
+        pad=tokenizer.special.pad,
+        replicas=gather.replicas,
+        processes=ranks.world_size(),
+        peak=_peak(run, device, dtype),
+    )
+    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat).run()
+    if signal == 0:
+        start.heartbeat.begin("finishing", stage.name, stage.steps)
+        _complete_stage(host, folder, stage, source_weights(plan, stage, run))
+    del host, chain
+    gc.collect()  # engines hold reference cycles, and the next stage wants the memory
+    return signal
+
+
+def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
+    """Makes sure that the folder holds this run or none, and writes down what the run is."""
+    names = [stage.name for stage in plan.stages]
+    if options.stage is not None and options.stage not in names:
+        raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
+    text = plan.to_yaml()
+    shutil.rmtree(run.heartbeats, ignore_errors=True)
+    if options.fresh:
+        run.clear(0 if options.stage is None else names.index(options.stage))
+    if run.plan.is_file():
+        earlier = _earlier_plan(run)
+        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
+        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
+    write_whole(run.plan, text)
+    _write_json(run.environment, describe_environment(ranks.world_size()))
+
+
+def _settle_precision(
+    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
+) -> tuple[Plan, Precision | None]:
+    """The plan without ``auto``, and what that became; a stage keeps what it computes in where the folder holds it."""
+    if all(stage.parallel.precision != "auto" for stage in plan.stages):
+        return plan, None
+    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
+    if earlier is None:
+        faster = faster_precision(device)
+        return with_precision(plan, faster), faster
+    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
+    return with_precision(plan, earlier.parallel.precision, known), None
+
+
+def _earlier_plan(run: RunFolder) -> Plan | None:
+    """The plan of the run that the folder holds, with this version's defaults for fields that it did not know.
+
+    None where there is none, or one that this version cannot read: the comparison of plans names what is wrong.
+    """
+    try:
+        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
+    except PlanError:
+        return None
+
+
+def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
+    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete."""
+    write_weights(host, folder.weights, source)
+    if ranks.rank() == 0:
+        folder.mark_complete(stage.steps)
+    host.barrier()
+
+
+def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
+    """The table of the last evaluated stage, that of the last routers, and the page."""
+    for index, stage in reversed(list(enumerate(plan.stages))):
+        file = run.stage(index, stage.name).evaluation
+        if file.is_file():
+            results = json.loads(file.read_bytes())["results"]
+            scores = [Score(**score) for result in results for score in result["scores"]]
+            progress.show(score_table(scores, f"{plan.name}, after stage {stage.name}"))
+            break
+    for index, stage in reversed(list(enumerate(plan.stages))):
+        if health := last_health(training_records(run.stage(index, stage.name).metrics)):
+            progress.show(health_table(health, stage.model.ffn, f"Routers at the end of stage {stage.name}"))
+            break
+    progress.message(f"report: {write_report(run.path)}")
+
+
+def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:
+    """The peak of this process' device, all processes measuring at once; written beside the environment."""
+    ranks.barrier()
+    peak = peak_of(device, dtype)
+    if ranks.rank() == 0:
+        environment = json.loads(run.environment.read_bytes())
+        environment[f"peak_tflops_{str(dtype).removeprefix('torch.')}"] = round(peak.flops / 1e12, 3)
+        environment["peak_source"] = peak.source
+        _write_json(run.environment, environment)
+    return peak
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(content, indent=1))

@@ -1,0 +1,218 @@
+"""AdamW over the chain: its configuration and the groups that its parameters fall into.
+
+Each trainable parameter is in exactly one group. A group is what shares a weight decay and a learning-rate scale; the
+scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are cut over processes have
+groups of their own.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from engine.hosts.whole import whole_shape
+from engine.step.schedule import Schedule, learning_rate_factor
+from omnivl.errors import UserError
+
+_STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")
+_UNDECAYED_NAMES = ("bias", "embedding", "token", "position", "words", "times", "temperature", "logit_scale")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW, its learning-rate schedule and gradient clipping.
+
+    Attributes:
+        lr: Peak learning rate of new parameters in the topmost layers.
+        betas: Decay of the running mean of the gradient and of its square.
+        eps: Added to the denominator of the update.
+        weight_decay: Decoupled weight decay of matrices and kernels. Biases, norms, other one-dimensional parameters,
+            embeddings, special tokens and temperatures are never decayed.
+        schedule: Shape of the learning rate after the warm-up.
+        warmup_steps: Steps of linear rise from 0; 0 for none.
+        final_lr_ratio: Last learning rate over the peak, for ``linear`` and ``cosine``.
+        gradient_clipping: Largest global gradient norm; 0 clips nothing.
+        layer_decay: Learning-rate factor from each block of a stack to the one below it; 1 for none. The embedding
+            layer lies below the lowest block of the deepest stack. Layers outside stacks have a factor of 1.
+        pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+    final_lr_ratio: float = 0.0
+    gradient_clipping: float = 1.0
+    layer_decay: float = 1.0
+    pretrained_lr_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range.
+
+        Raises:
+            UserError: Names the field, the value and what is allowed.
+        """
+        _require(self.lr > 0, "lr", self.lr, "a number above 0")
+        for beta in self.betas:
+            _require(0 <= beta < 1, "betas", self.betas, "two numbers from 0 up to but not including 1")
+        _require(self.eps > 0, "eps", self.eps, "a number above 0")
+        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
+        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 (no warm-up) or more")
+        _require(0 <= self.final_lr_ratio <= 1, "final_lr_ratio", self.final_lr_ratio, "from 0 to 1")
+        _require(self.gradient_clipping >= 0, "gradient_clipping", self.gradient_clipping, "0 (no clipping) or more")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, up to 1 (no decay)")
+        _require(self.pretrained_lr_scale > 0, "pretrained_lr_scale", self.pretrained_lr_scale, "a number above 0")
+
+    def learning_rate(self, step: int, total_steps: int) -> float:
+        """The rate of a group with scale 1 in optimizer step ``step`` (from 0) of ``total_steps``."""
+        return self.lr * learning_rate_factor(
+            step,
+            total_steps,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            final_ratio=self.final_lr_ratio,
+        )
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that share a weight decay and a learning-rate scale.
+
+    Attributes:
+        name: ``decay`` or ``no_decay``, with ``_xSCALE`` behind it where the scale is not 1.
+        weight_decay: Decoupled weight decay.
+        lr_scale: Factor on the scheduled learning rate.
+        names: Parameter names within the chain, in the order of ``parameters``.
+        parameters: The parameters themselves.
+        apart: Whether other processes hold others of the same names: experts that are cut over processes.
+    """
+
+    name: str
+    weight_decay: float
+    lr_scale: float
+    names: tuple[str, ...]
+    parameters: tuple[nn.Parameter, ...]
+    apart: bool = False
+
+
+def parameter_groups(
+    chain: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = (), apart: Collection[str] = ()
+) -> list[ParameterGroup]:
+    """Sorts the trainable parameters of a chain into optimizer groups.
+
+    Args:
+        chain: A module whose direct children are the chain's layers, blocks of a stack named ``stack_INDEX``.
+        config: Weight decay and learning-rate scales.
+        pretrained: Names of parameters that came from a checkpoint of other origin.
+        apart: Names of parameters that need groups of their own.
+
+    Returns:
+        Groups in order of first appearance, the same on every replica.
+
+    Raises:
+        UserError: Nothing is trainable.
+    """
+    depth_scales = layer_scales([name for name, _ in chain.named_children()], config.layer_decay)
+    undecayed = _embedding_parameters(chain)
+    members: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    for name, parameter in chain.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = len(whole_shape(parameter)) > 1 and parameter not in undecayed and not _named_undecayed(name)
+        scale = depth_scales.get(name.split(".", 1)[0], 1.0)
+        if name in pretrained:
+            scale *= config.pretrained_lr_scale
+        members[decayed, scale, name in apart].append((name, parameter))
+    groups = [
+        ParameterGroup(
+            name=("decay" if decayed else "no_decay") + ("" if scale == 1.0 else f"_x{scale:g}"),
+            weight_decay=config.weight_decay if decayed else 0.0,
+            lr_scale=scale,
+            names=tuple(name for name, _ in entries),
+            parameters=tuple(parameter for _, parameter in entries),
+            apart=cut,
+        )
+        for (decayed, scale, cut), entries in members.items()
+    ]
+    _assert_partition(chain, groups)
+    if not groups:
+        raise UserError("optimizer: no parameter is trainable; got a stage that freezes every part: thaw one of them")
+    return groups
+
+
+def layer_scales(layer_names: Sequence[str], layer_decay: float) -> dict[str, float]:
+    """Learning-rate factor of each layer by its depth below the top of its stack.
+
+    Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``, the embedding ``layer_decay ** (n + 1)`` for the
+    deepest stack, all else 1. Each stack counts from its own top: the chain is one list, but its towers stand side by
+    side, and a count along the list would all but freeze the visual tower.
+
+    Source: BEiT (arXiv 2106.08254), appendix on fine-tuning: layer-wise learning-rate decay.
+    """
+    stacks: dict[str, list[str]] = defaultdict(list)
+    for name in layer_names:
+        if match := _STACKED.match(name):
+            stacks[match["stack"]].append(name)
+    scales = dict.fromkeys(layer_names, 1.0)
+    for blocks in stacks.values():
+        for index, name in enumerate(blocks):
+            scales[name] = layer_decay ** (len(blocks) - index)
+    if "embed" in scales and stacks:
+        scales["embed"] = layer_decay ** (max(len(blocks) for blocks in stacks.values()) + 1)
+    return scales
+
+
+def adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
+    """Builds torch's AdamW over the groups; ``set_learning_rates`` must be called before each step.
+
+    Args:
+        groups: From ``parameter_groups``.
+        config: Betas and eps.
+        fused: One kernel per group, which is the fastest on CPU and GPU. Needs plain parameters.
+    """
+    entries = [
+        {"params": list(group.parameters), "lr": config.lr * group.lr_scale, "weight_decay": group.weight_decay}
+        for group in groups
+    ]
+    return torch.optim.AdamW(entries, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, groups: Sequence[ParameterGroup], base_lr: float
+) -> Mapping[str, float]:
+    """Sets the rate of every group to ``base_lr`` times its scale and returns the rates by group name."""
+    assert len(optimizer.param_groups) == len(groups), "the optimizer was not built from these groups"
+    rates = {group.name: base_lr * group.lr_scale for group in groups}
+    for entry, group in zip(optimizer.param_groups, groups, strict=True):
+        entry["lr"] = rates[group.name]
+    return rates
+
+
+def _embedding_parameters(chain: nn.Module) -> set[nn.Parameter]:
+    return {
+        parameter
+        for module in chain.modules()
+        if isinstance(module, nn.Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+
+
+def _named_undecayed(name: str) -> bool:
+    return any(word in name.rsplit(".", 1)[-1] for word in _UNDECAYED_NAMES)
+
+
+def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    trainable = {id(parameter) for parameter in chain.parameters() if parameter.requires_grad}
+    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
+    assert set(grouped) == trainable, "a trainable parameter is in no optimizer group"
+
+
+def _require(holds: bool, field: str, got: object, allowed: str) -> None:
+    if not holds:
+        raise UserError(f"optimizer.{field}: got {got}, allowed is {allowed}")

@@ -1,0 +1,68 @@
+"""Scalars of one optimizer step: collected per micro-batch, averaged over micro-batches and replicas."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from omnivl.chain.gather import Gather
+from omnivl.chain.state import State
+
+_REPORTED = ("loss/", "metric/")
+
+
+def scalars(state: State) -> dict[str, Tensor]:
+    """The detached scalars at the end of the chain: ``loss``, ``loss/...`` and ``metric/...``."""
+    return {name: tensor.detach() for name, tensor in state.items() if name == "loss" or name.startswith(_REPORTED)}
+
+
+class StepScalars:
+    """Collects the scalars of the micro-batches of one step without waiting for the device."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = defaultdict(list)
+
+    def add(self, named: Mapping[str, Tensor]) -> None:
+        """Takes the scalars of one micro-batch."""
+        for name, tensor in named.items():
+            self._values[name].append(tensor.detach().float().reshape(()))
+
+    def local(self, name: str) -> Tensor:
+        """The sum of one scalar over the micro-batches of this process."""
+        return torch.stack(self._values[name]).sum()
+
+    def average(self, gather: Gather) -> "StepAverages":
+        """Averages over the micro-batches that had the scalar, then over replicas. Called by every replica.
+
+        The names depend on the kinds of the micro-batches only, hence are the same on every replica.
+        """
+        names = sorted(self._values)
+        local = torch.stack([torch.stack(self._values[name]).mean() for name in names])
+        averages = gather.total(local) / gather.replicas
+        return StepAverages(dict(zip(names, averages.tolist(), strict=True)))
+
+
+class StepAverages:
+    """Averages of one step by name."""
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self._values = values
+
+    @property
+    def loss(self) -> float:
+        """The weighted total."""
+        return self._values["loss"]
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Raw losses by objective."""
+        return self._under("loss/")
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Metrics by ``objective/name``."""
+        return self._under("metric/")
+
+    def _under(self, prefix: str) -> dict[str, float]:
+        return {name.removeprefix(prefix): value for name, value in self._values.items() if name.startswith(prefix)}

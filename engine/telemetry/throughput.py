@@ -1,0 +1,116 @@
+"""How fast a run goes: samples, tokens and floating point operations per second, and how long it waits for data."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from functools import lru_cache, partial
+
+import torch
+
+from engine.telemetry.environment import resident_bytes
+from engine.telemetry.peak import Peak
+from omnivl.architectures.flops import step_flops
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.objective import Objective
+from omnivl.data.batch import Batch, is_video
+from omnivl.parts.config import ModelConfig
+
+_RECENT_STEPS = 30
+
+
+class Throughput:
+    """Counts what this replica does between two lines of metrics; figures are for all replicas."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        objectives: Sequence[Objective],
+        *,
+        pad: int,
+        replicas: int,
+        processes: int,
+        peak: Peak,
+    ) -> None:
+        """Starts the clock.
+
+        Args:
+            model: Sizes, for the floating point operations.
+            objectives: Likewise.
+            pad: The padding token, which is not counted.
+            replicas: Data-parallel replicas; all do the same amount of work.
+            processes: Processes that do it; more than replicas where these are cut into pipeline stages.
+            peak: Peak of one replica.
+        """
+        self._model, self._objectives, self._pad = model, tuple(objectives), pad
+        self._replicas, self._processes, self._peak = replicas, processes, peak
+        self._layout = lru_cache(maxsize=None)(partial(plan_layout, self._objectives))
+        self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begins a new window, after a line of metrics."""
+        self._began = self._last = time.perf_counter()
+        self._steps = self._samples = self._tokens = 0
+        self._operations = self._waited = self._saving = 0.0
+
+    def add(self, batches: Sequence[Batch], waited: float) -> None:
+        """Takes one optimizer step in.
+
+        Args:
+            batches: This replica's micro-batches.
+            waited: Seconds for which the step waited for them.
+        """
+        samples = sum(batch.size for batch in batches) * self._replicas
+        for batch in batches:
+            words = int((batch.token_ids != self._pad).sum())
+            layout = self._layout(batch.kind, batch.size, batch.num_frames)
+            self._tokens += self._replicas * (self._count_patches(batch) + words)
+            self._operations += self._replicas * step_flops(self._model, layout, text_tokens=words)
+        self._samples += samples
+        self._waited += waited
+        self._steps += 1
+        now = time.perf_counter()
+        self._recent.append((now - self._last, samples))
+        self._last = now
+
+    def pause(self, seconds: float, *, saving: float = 0.0) -> None:
+        """Leaves out time that was spent on something else, such as an evaluation or a checkpoint.
+
+        Args:
+            seconds: All of it.
+            saving: The part that checkpoints took from training.
+        """
+        self._began += seconds
+        self._last += seconds
+        self._saving += saving
+
+    def samples_per_second(self) -> float:
+        """Over the last steps, for the console."""
+        seconds = sum(duration for duration, _ in self._recent)
+        return sum(samples for _, samples in self._recent) / seconds if seconds > 0 else 0.0
+
+    def figures(self, device: torch.device) -> dict[str, float]:
+        """Rates over the window and memory of this process.
+
+        Args:
+            device: The GPU whose memory is asked for too.
+        """
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        figures = {
+            "samples_per_second": self._samples / seconds,
+            "tokens_per_second": self._tokens / seconds,
+            "seconds_per_step": seconds / max(1, self._steps),
+            "tflops": self._operations / seconds / 1e12,
+            "mfu": self._operations / seconds / (self._peak.flops * self._processes),
+            "data_wait": self._waited / seconds,
+            "save_seconds": self._saving,
+            "memory_gib": resident_bytes() / 2**30,
+        }
+        if device.type == "cuda":
+            figures["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+        return figures
+
+    def _count_patches(self, batch: Batch) -> int:
+        rows, columns = self._model.grid(is_video(batch.kind))
+        times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else 1
+        return batch.size * times * rows * columns

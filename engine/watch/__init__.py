@@ -1,0 +1,1 @@
+"""Watching a run: signs of life, hangs, failures, requests to stop."""

@@ -1,0 +1,64 @@
+"""Stopping a run from outside: the signal is noted, the loop saves a checkpoint after the step and ends."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+from types import FrameType
+
+import torch
+
+from engine.processes import ranks
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+LAUNCHED = "OMNIVL_LAUNCHED"
+"""Set by our own launcher, which holds the other end of each worker's standard input."""
+
+
+class StopRequest:
+    """Remembers the first stop signal of this process."""
+
+    def __init__(self) -> None:
+        self._signal = 0
+
+    def install(self) -> None:
+        """Catches the stop signals. Only in the main thread."""
+        launched = os.environ.get(LAUNCHED) == "1"
+        for number in STOP_SIGNALS:
+            # Ctrl-C reaches every process of the terminal, data workers too; our launcher turns it into SIGTERM.
+            ignored = launched and number == signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if ignored else self._note)
+        if launched:
+            threading.Thread(target=_follow_launcher, name="omnivl-launcher", daemon=True).start()
+
+    def agreed(self, device: torch.device) -> int:
+        """The signal number that stops the run, 0 for none; equal on every process. Called by every process."""
+        return ranks.largest_over_ranks(self._signal, device)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = self._signal or number
+
+
+@contextmanager
+def shielded_children() -> Iterator[None]:
+    """Processes that are started within the block do not get the stop signals, which may go to a whole process group.
+
+    A cluster or a terminal signals data workers too; without them the loop could not finish its step. They inherit the
+    blocked signals, and end when their parent does. A signal that arrives meanwhile is noted at the end of the block.
+    """
+    resource_tracker.ensure_running()  # it unblocks signals when it starts, so it has to run before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _follow_launcher() -> None:
+    """Waits for the end of standard input: it comes when the launcher is gone, which must not leave workers behind."""
+    while sys.stdin.buffer.read(4096):
+        continue
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,1 @@
+"""The commands of ``omnivl``, one file each."""

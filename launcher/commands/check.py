@@ -1,0 +1,218 @@
+"""``omnivl check``: what a plan would do, or everything that is wrong in it. Needs no GPU and starts no process."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine.estimate.layer_profile import activation_bytes, blank_states
+from engine.hosts.pipeline.cut import pipeline_cuts, stage_costs
+from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.parse import load_plan
+from engine.plan.plan import Plan, StagePlan
+from engine.run.freeze import freeze, freeze_idle
+from omnivl.architectures.build import build_chain
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.errors import UserError
+
+
+def check(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
+    ] = None,
+    world_size: Annotated[
+        int | None, typer.Option(min=1, help="Number of processes of the run, where the plan leaves it open.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2.
+
+    Examples:
+      omnivl check configs/plans/quickstart.yaml
+      omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
+      omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
+    """
+    try:
+        read = load_plan(plan, overrides or (), world_size)
+        summary = summarize(read, world_size)
+    except UserError as error:
+        if not as_json:
+            raise
+        problems = list(getattr(error, "problems", [str(error)]))
+        typer.echo(json.dumps({"ok": False, "problems": problems}, indent=2))
+        raise typer.Exit(2) from error
+    if as_json:
+        typer.echo(json.dumps({"ok": True, **summary}, indent=2))
+    else:
+        _print(read, summary)
+
+
+def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
+    """The figures of a plan, as JSON would have them.
+
+    Args:
+        plan: A plan without mistakes.
+        world_size: Number of processes; None takes the plan's, and 1 where that is ``auto``.
+
+    Raises:
+        UserError: The tokenizer cannot be loaded, or has more words than the model has rows.
+    """
+    launched = plan.launch.processes
+    replicas = world_size or (1 if launched == "auto" else launched)
+    tokenizer = load_tokenizer(plan.tokenizer)
+    return {
+        "name": plan.name,
+        "seed": plan.seed,
+        "world_size": replicas,
+        "world_size_known": world_size is not None or launched != "auto",
+        "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
+    }
+
+
+def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
+    total = sum(entry.weight for entry in stage.data)
+    return {
+        "name": stage.name,
+        "init_from": stage.init_from,
+        "steps": stage.steps,
+        "mixture": {entry.key: entry.weight / total for entry in stage.data},
+        "objectives": {objective.name: objective.weight for objective in stage.objectives},
+        "host": _host(stage),
+        "precision": stage.parallel.precision,
+        "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,
+        "gradient_accumulation_steps": stage.batch.gradient_accumulation_steps,
+        "replicas": stage.parallel.replicas(world_size),
+        "samples_per_step": stage.samples_per_step(world_size),
+        "samples": stage.samples_per_step(world_size) * stage.steps,
+        "parameters": count_parameters(stage, tokenizer.special),
+        "pipeline": _pipeline(stage, tokenizer),
+        "memory": _memory(stage, tokenizer.special, world_size),
+        "lr": stage.optimizer.lr,
+        "tasks": [task.name for task in stage.evaluate.tasks],
+    }
+
+
+def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
+    """Where the chain is cut, by the names of layers, and what each stage has to do and to hold; None for other hosts.
+
+    A stage holds the activations of as many micro-batches as there are stages from it to the last.
+    """
+    if stage.parallel.host != "pipeline":
+        return None
+    dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
+    costs = stage_costs(chain, stage)
+    names, total = list(costs), sum(costs.values())
+    parts = [[names[index] for index in part] for part in pipeline_cuts(chain, stage)]
+    stages, steps = len(parts), stage.batch.gradient_accumulation_steps
+    return {
+        "by": "estimated operations" if stage.parallel.pipeline_profile is None else "measured seconds",
+        "stages": [
+            {
+                "layers": [part[0], part[-1]],
+                "cost": sum(costs[name] for name in part) / total,
+                "parameters": sum(one.numel() for name in part for one in chain.get_submodule(name).parameters()),
+                "activation_bytes": sum(kept[name] for name in part),
+                "micro_batches_held": min(stages - number, steps),
+            }
+            for number, part in enumerate(parts)
+        ],
+        "bubble": (stages - 1) / (stages - 1 + steps),
+    }
+
+
+def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str, int] | None:
+    """Bytes of one process under ZeRO-3: its share of the model, and what comes on top; None for other hosts."""
+    if stage.parallel.host != "zero" or stage.parallel.zero_stage < 3:
+        return None
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    sizes = ZeroSizes.of(chain.layers)
+    return {"share": sizes.share_bytes(chain.layers, processes), "transient": sizes.transient_bytes()}
+
+
+def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
+    """Numbers of parameters by part of the chain, of a chain built without memory.
+
+    Returns:
+        Parts (``visual``, ``text`` ...), then ``trained`` and ``momentum``: parameters outside and inside of the twins.
+
+    Raises:
+        UserError: The configuration does not fit together.
+    """
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokens)
+    parts: Counter[str] = Counter()
+    sums: Counter[str] = Counter(trained=0, momentum=0)
+    for name, parameter in chain.named_parameters():
+        part = "trained" if parameter.requires_grad else "momentum"
+        sums[part] += parameter.numel()
+        if parameter.requires_grad:
+            parts[name.split(".")[0].rstrip("0123456789").rstrip("_").removesuffix("_norm")] += parameter.numel()
+    return {**parts, **sums}
+
+
+def _host(stage: StagePlan) -> str:
+    parallel = stage.parallel
+    name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
+    if parallel.host == "pipeline":
+        return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"
+    offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded to {parallel.offload_device}"
+    size = parallel.expert_parallel_size
+    return (
+        name + offloaded + ("" if size == 1 else f", experts cut over {size} processes".replace("auto", "a machine's"))
+    )
+
+
+def _print(plan: Plan, summary: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
+    processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
+    console.print(f"[bold]{plan.name}[/]: {len(plan.stages)} stages, seed {plan.seed}, {processes}")
+    for number, stage in enumerate(summary["stages"], start=1):
+        console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
+        rows = Table.grid(padding=(0, 2))
+        for title, text in _rows(stage):
+            rows.add_row(f"   {title}", text)
+        console.print(rows)
+
+
+def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is printed of a stage, a line each."""
+    micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
+    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
+    parts = dict(stage["parameters"])
+    trained, twins = parts.pop("trained"), parts.pop("momentum")
+    sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
+    rows = [
+        ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
+        ("batch", batch),
+        ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
+        ("objectives", ", ".join(f"{name} x {weight:g}" for name, weight in stage["objectives"].items())),
+        ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
+        ("parameters", f"{trained / 1e6:.1f} M ({sizes})" + (f", momentum twins {twins / 1e6:.1f} M" if twins else "")),
+    ]
+    if (pipeline := stage["pipeline"]) is not None:
+        for number, part in enumerate(pipeline["stages"], start=1):
+            first, last = part["layers"]
+            held = part["micro_batches_held"]
+            size = f"{part['cost']:.0%} of the {pipeline['by']}, {part['parameters'] / 1e6:.1f} M parameters, "
+            size += f"activations of {held} micro-batch{'' if held == 1 else 'es'} at "
+            size += f"{part['activation_bytes'] / 2**20:,.0f} MiB"
+            rows.append((f"stage {number}", f"{first} to {last}: {size}"))
+        rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
+    if (memory := stage["memory"]) is not None:
+        share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
+        rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))
+    return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

@@ -1,0 +1,118 @@
+"""``omnivl checkpoint``: look into checkpoints, check them, take weights out of them, average them."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save_file
+from torch import Tensor
+
+from engine.disk.checkpoint import find_fault
+from engine.disk.saved import Saved, all_checkpoints, average_weights, describe, find_checkpoint, read_weights
+from engine.errors import CheckpointError
+from omnivl.data.inspect_page import readable_bytes
+from omnivl.errors import UserError
+
+app = typer.Typer(help="Inspect, verify, convert and average checkpoints.", no_args_is_help=True, rich_markup_mode=None)
+
+Target = Annotated[Path, typer.Argument(help="A step-... folder, a stage's or a run's folder.", show_default=False)]
+Out = Annotated[Path, typer.Option(help="The .safetensors file to write.", show_default=False)]
+Dtype = Literal["fp32", "bf16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@app.command("inspect")
+def inspect_command(
+    target: Target, as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False
+) -> None:
+    """Shows step, layout, sizes and parts of the newest whole checkpoint.
+
+    Examples:
+      omnivl checkpoint inspect runs/quickstart
+      omnivl checkpoint inspect runs/quickstart --json
+    """
+    saved = describe(find_checkpoint(target))
+    if as_json:
+        typer.echo(json.dumps(saved.as_json(), indent=1))
+    else:
+        _show(saved)
+
+
+@app.command("verify")
+def verify_command(
+    target: Target, as_json: Annotated[bool, typer.Option("--json", help="Print faults as JSON.")] = False
+) -> None:
+    """Compares every file of every checkpoint below a path with its size and SHA-256; exit code 1 where one differs.
+
+    Examples:
+      omnivl checkpoint verify runs/quickstart
+    """
+    faults = {str(checkpoint): find_fault(checkpoint) for checkpoint in all_checkpoints(target)}
+    if as_json:
+        typer.echo(json.dumps(faults, indent=1))
+    else:
+        for checkpoint, fault in faults.items():
+            typer.echo(f"{checkpoint}: {'whole' if fault is None else fault}")
+    if any(fault is not None for fault in faults.values()):
+        raise typer.Exit(1)
+
+
+@app.command("convert")
+def convert_command(
+    target: Target, out: Out, dtype: Annotated[Dtype, typer.Option(help="Of floating-point weights.")] = "fp32"
+) -> None:
+    """Takes the weights out of a checkpoint, for omnivl evaluate, embed and routing with --plan.
+
+    Examples:
+      omnivl checkpoint convert runs/quickstart --out weights.safetensors --dtype bf16
+    """
+    source = find_checkpoint(target)
+    _write(dict(read_weights(source)), out, dtype)
+    typer.echo(f"{source} -> {out}")
+
+
+@app.command("average")
+def average_command(
+    targets: Annotated[list[Path], typer.Argument(help="Checkpoints or .safetensors files.", show_default=False)],
+    out: Out,
+    dtype: Annotated[Dtype, typer.Option(help="Of floating-point weights.")] = "fp32",
+) -> None:
+    """Averages the weights of checkpoints of one model.
+
+    Examples:
+      omnivl checkpoint average RUN/checkpoints/step-100 RUN/checkpoints/step-200 --out averaged.safetensors
+    """
+    if len(targets) < 2:
+        raise UserError("checkpoint average: got one checkpoint; allowed are two or more; name another one")
+    sources = [target if target.is_file() else find_checkpoint(target) for target in targets]
+    _write(average_weights(sources), out, dtype)
+    typer.echo(f"{', '.join(map(str, sources))} -> {out}")
+
+
+def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out: got {out}; allowed a name that ends in .safetensors; add the ending")
+    cast = {name: one.to(_DTYPES[dtype]) if one.is_floating_point() else one for name, one in weights.items()}
+    beside = out.with_name(out.name + ".tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: tensor.contiguous() for name, tensor in cast.items()}, beside)
+        beside.rename(out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise CheckpointError(f"{out}: could not be written ({error}); choose another place with --out") from error
+
+
+def _show(saved: Saved) -> None:
+    console = Console(emoji=False, highlight=False)
+    console.print(f"{saved.path}, {readable_bytes(saved.bytes)}", markup=False, soft_wrap=True)
+    skipped = f", {saved.skipped} skipped" if saved.skipped else ""
+    console.print(f"step {saved.step}{skipped}, AdamW step {saved.optimizer_steps}; written by {saved.layout}")
+    table = Table("part", "weights", "twins", "moments", title="Elements", title_justify="left")
+    for part, counts in saved.parts.items():
+        table.add_row(part, *(f"{counts[what]:,}" if counts[what] else "-" for what in ("weights", "twins", "moments")))
+    console.print(table)

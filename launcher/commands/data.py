@@ -1,0 +1,136 @@
+"""``omnivl data``: build the embedded set, look into shards, convert other forms into shards."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
+from rich.table import Table
+
+from launcher.commands.data_convert import app as convert_app
+from omnivl.data.inspect import Inspection, inspect_source
+from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
+from omnivl.errors import DataError
+
+app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
+build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(build_app, name="build")
+app.add_typer(convert_app, name="convert")
+
+_CHART_ROWS = 6
+
+
+@build_app.command("emoji")
+def build_emoji_command(
+    out: Annotated[Path, typer.Option(help="Folder for the shards, the vocabulary and the manifest.")],
+    packages: Annotated[Path | None, typer.Option(help="Folder with the npm archives; else they are fetched.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All drawings at 256 px, all clips, 28 languages.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Build the emoji set from its npm packages, byte for byte the same each time.
+
+    Examples:
+      omnivl data build emoji --out emoji --full
+    """
+    from omnivl.data.emoji.build import build_emoji  # here: drawing needs the extra 'data', the other commands do not
+
+    console = Console(stderr=True, emoji=False)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(escape(what))
+            bars.update(tasks[what], completed=done, total=total)
+
+        report = build_emoji(out, packages=packages, full=full, progress=update)
+    counts: dict[str, object] = {
+        "concepts": report.concepts,
+        "clips": report.clips,
+        "drawings": dict(report.drawings),
+        "splits": dict(report.splits),
+        "vocabulary": report.vocabulary,
+        "shards": len(report.shards),
+    }
+    if as_json:
+        typer.echo(json.dumps(counts, indent=1))
+        return
+    table = Table("what", "count", title=escape(str(out)), title_justify="left")
+    for name, value in counts.items():
+        shown = (
+            ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else f"{value:,}"
+        )
+        table.add_row(name, shown)
+    Console(emoji=False).print(table)
+
+
+@app.command("inspect")
+def inspect(
+    source: Annotated[str, typer.Argument(help="Shard, folder, glob or brace pattern; emoji; motion.")],
+    html: Annotated[Path | None, typer.Option(help="Write a contact sheet to this file.")] = None,
+    samples: Annotated[int, typer.Option(help="Samples on the contact sheet.")] = 48,
+    scan: Annotated[int, typer.Option(help="Samples whose size and length are read.")] = 2000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
+) -> None:
+    """Count what a source holds and draw a contact sheet of it.
+
+    Examples:
+      omnivl data inspect emoji
+      omnivl data inspect shards --html sheet.html
+      omnivl data inspect shards --json
+    """
+    if html is not None and not html.parent.is_dir():
+        raise DataError(f"--html {html}: the folder {html.parent} does not exist; make it or name another one")
+    console = Console(stderr=as_json, emoji=False)
+    with console.status(f"reading {escape(source)}"):
+        found = inspect_source(source, samples=samples if html is not None else 0, scan=scan)
+        page = None if html is None else render_page(found)
+    if html is not None and page is not None:
+        html.write_text(page, encoding="utf-8")
+    if as_json:
+        typer.echo(found.to_json())
+    else:
+        print_counts(console, found)
+    if html is not None:
+        console.print(f"contact sheet: {escape(str(html))}")
+
+
+def print_counts(console: Console, found: Inspection) -> None:
+    """Prints an inspection as tables."""
+    size = f", {readable_bytes(found.bytes)}" if found.shards else ""
+    console.print(f"[bold]{found.samples:,} samples[/] in {len(found.shards)} shards{size}: {escape(found.source)}")
+    if found.counted < found.samples:
+        console.print(f"counts are of the {found.counted:,} samples that were drawn")
+    if found.num_repeated_keys:
+        console.print(
+            f"{found.num_repeated_keys:,} keys are in more than one shard, e.g. {next(iter(found.repeated_keys))}"
+        )
+    if found.shards:
+        shards = Table("shard", "samples", "stills", "clips", "bad", "size")
+        for shard in found.shards[:20]:
+            counts = (shard.samples, shard.stills, shard.clips, shard.rejected)
+            shards.add_row(escape(shard.name), *(f"{count:,}" for count in counts), readable_bytes(shard.bytes))
+        console.print(shards)
+    if len(found.shards) > 20:
+        console.print(f"and {len(found.shards) - 20} more shards")
+    for chart in charts(found):
+        shown = chart.bars[:_CHART_ROWS]
+        line = ", ".join(f"{escape(bar.name)} {bar.count:,}" for bar in shown)
+        more = f" and {len(chart.bars) - len(shown)} more" if len(chart.bars) > len(shown) else ""
+        console.print(f"[bold]{escape(chart.title)}[/]: {line}{more}", highlight=False)
+    _print_rejected(console, found, found.rejected)
+
+
+def _print_rejected(console: Console, found: Inspection, causes: Mapping[str, int]) -> None:
+    if not causes:
+        return
+    bad = Table("cause", "samples", "first one", title="Bad samples", title_justify="left")
+    for bar in bars_of(causes):
+        first = next((entry for entry in found.rejections if entry.cause == bar.name), None)
+        example = "" if first is None else f"{first.where}: {first.detail}"
+        bad.add_row(bar.name.replace("_", " "), f"{bar.count:,}", escape(example))
+    console.print(bad)

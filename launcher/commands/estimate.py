@@ -1,0 +1,111 @@
+"""``omnivl estimate``: what a plan would take on a cluster that need not be there."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from engine.estimate.failures import Faults
+from engine.estimate.hardware import load_hardware
+from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
+from engine.estimate.search import Found, search_layouts
+from engine.estimate.traffic import Cluster
+from engine.plan.parse import load_plan
+from engine.plan.precision import with_precision
+from launcher.commands.estimate_tables import (
+    as_json,
+    failure_figures,
+    failure_table,
+    found_json,
+    found_table,
+    stage_tables,
+)
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import UserError
+
+
+def estimate(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. parallel.zero_stage=3", show_default=False)
+    ] = None,
+    nodes: Annotated[int, typer.Option(min=1, help="Machines.")] = 1,
+    gpus_per_node: Annotated[
+        int | None, typer.Option(min=1, help="Processes on each; the hardware's where it is not given.")
+    ] = None,
+    hardware: Annotated[str, typer.Option(help="a100, h100, h200, b200, or a YAML file (`omnivl measure`).")] = "h100",
+    stage: Annotated[str | None, typer.Option(help="This stage only.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Rank the layouts that fit.")] = False,
+    micro_batches: Annotated[int, typer.Option(min=1, help="Sizes of micro-batches that a search tries.")] = 3,
+    failures: Annotated[bool, typer.Option("--failures", help="Simulate a long run with failures.")] = False,
+    node_hours: Annotated[float, typer.Option(min=0.01, help="Mean hours until a node fails.")] = 20_000.0,
+    checkpoint_seconds: Annotated[
+        float | None,
+        typer.Option(min=0, help="That a checkpoint takes from training; its bytes over storage if not given."),
+    ] = None,
+    restart_minutes: Annotated[float, typer.Option(min=0, help="From a failure to training again.")] = 10.0,
+    jitter: Annotated[
+        float, typer.Option(min=0, help="Deviation of the logarithm of a device's speed, by step.")
+    ] = 0.0,
+    slow_share: Annotated[float, typer.Option(min=0, max=1, help="Share of devices that are slow in a step.")] = 0.0,
+    slow_factor: Annotated[float, typer.Option(min=1, help="How many times as long they take.")] = 1.0,
+    days: Annotated[float, typer.Option(min=0.01, help="Length of the simulated run.")] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    image_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of an image in storage.")] = 100.0,
+    clip_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of a clip in storage.")] = 1000.0,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+) -> None:
+    """Works out parameters, memory, traffic, time and what limits it, of each stage of a plan.
+
+    Examples:
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --hardware h100
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --search
+      omnivl estimate configs/plans/beit3_giant.yaml --nodes 128 --failures --days 7
+    """
+    machine = load_hardware(hardware)
+    cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
+    read = with_precision(load_plan(plan, overrides or (), cluster.processes), machine.faster_precision)
+    tokenizer = load_tokenizer(read.tokenizer)
+    chosen = [one for one in read.stages if stage in (None, one.name)]
+    if not chosen:
+        known = ", ".join(one.name for one in read.stages)
+        raise UserError(f"--stage: got {stage!r}; allowed are {known}; name one of them")
+    console = Console(highlight=False)
+    told: dict[str, Any] = {}
+    for one in chosen:
+        found: Found | None = None
+        if search:
+            with Console(stderr=True).status(f"stage {one.name}") as status:
+                found = search_layouts(
+                    one, tokenizer, cluster, micro_batches=micro_batches, progress=lambda what: status.update(what)
+                )
+        sizes = SampleBytes(1e3 * image_kb, 1e3 * clip_kb)
+        figures = estimate_stage(one, tokenizer, cluster, sample_bytes=sizes)
+        told[one.name] = as_json(figures)
+        if found is not None:
+            told[one.name]["search"] = found_json(found)
+        faults = _faults(figures, node_hours, checkpoint_seconds, restart_minutes) if failures else None
+        if faults is not None:
+            faults = replace(faults, jitter=jitter, slow_share=slow_share, slow_factor=slow_factor)
+            told[one.name]["failures"] = failure_figures(figures, faults, 86400 * days, seed)
+        if not json_output:
+            for table in stage_tables(figures):
+                console.print(table)
+            if found is not None:
+                console.print(found_table(found))
+            if faults is not None:
+                console.print(failure_table(told[one.name]["failures"]))
+    if json_output:
+        head = {"hardware": machine.name, "nodes": nodes, "processes": cluster.processes}
+        typer.echo(json.dumps({**head, "stages": told}, indent=1))
+
+
+def _faults(figures: StageEstimate, node_hours: float, checkpoint: float | None, restart_minutes: float) -> Faults:
+    """What fails on the cluster; a checkpoint goes to storage from all nodes at once."""
+    cluster = figures.cluster
+    rate = cluster.hardware.storage_gigabytes_per_second * 1e9 * cluster.nodes
+    seconds = figures.checkpoint_bytes / rate if checkpoint is None else checkpoint
+    return Faults(node_hours, cluster.nodes, seconds, 60 * restart_minutes)

@@ -1,0 +1,36 @@
+"""``omnivl export``: a trained stage as a folder of Hugging Face."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.finished.export import Dtype
+from engine.finished.export import export as write_export
+from engine.finished.trained import find_trained
+
+
+def export(
+    target: Annotated[
+        Path,
+        typer.Argument(help="A run's, stage's or checkpoint's folder, or a .safetensors file.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Argument(help="The folder to write; new or empty.", show_default=False)],
+    stage: Annotated[str | None, typer.Option(help="The newest complete stage by default.", show_default=False)] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of weights that lie outside of a run.", show_default=False)
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "fp32",
+    max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB.")] = "5GB",
+) -> None:
+    """Writes a trained stage for transformers: safetensors, config, tokenizer, processor, model card.
+
+    Examples:
+      omnivl export runs/quickstart hub/quickstart
+    """
+    trained = find_trained(target, stage, plan)
+    done = write_export(trained, out, dtype, max_shard_size)
+    typer.echo(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
+    if done.left_out:
+        heads = sorted({".".join(name.split(".")[1:3]) for name in done.left_out})
+        typer.echo(f"left out, as they only train: {', '.join(heads)}")

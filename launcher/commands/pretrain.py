@@ -1,0 +1,52 @@
+"""``omnivl pretrain``: runs a plan, on this machine or as one process of a launch that is already there."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from engine.plan.parse import load_plan
+from launcher.start import worker
+from launcher.start.discovery import join_launch
+from launcher.start.hosts import read_hostfile, run_over_hosts
+from launcher.start.local import local_processes, run_local
+
+
+def pretrain(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
+    ] = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where the run is written; runs/NAME of the plan by default.")
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    hostfile: Annotated[
+        Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
+    ] = None,
+) -> None:
+    """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first.
+
+    Examples:
+      omnivl pretrain configs/plans/quickstart.yaml
+      omnivl pretrain configs/plans/quickstart.yaml seed=1 --run-folder runs/seed-1
+      omnivl pretrain configs/plans/quickstart.yaml --stage spatial --fresh
+      torchrun --nproc-per-node 8 --no-python omnivl pretrain plan.yaml
+    """
+    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
+    if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
+        worker.main(arguments)
+    if hostfile is not None:
+        load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
+        run_over_hosts(hostfile, arguments)
+    gpus = torch.cuda.device_count()
+    if gpus == 0:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    processes = local_processes(load_plan(plan, overrides or ()).launch.processes, gpus)
+    load_plan(plan, overrides or (), processes)  # all mistakes at once, before anything is started
+    code = run_local("launcher.start.worker", arguments, processes)
+    if code:
+        raise typer.Exit(code)

@@ -1,0 +1,71 @@
+"""``omnivl profile``: seconds and memory of each layer, by which a pipeline may be cut."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine.disk.run_folder import write_whole
+from engine.estimate.layer_profile import LayerUse, activation_bytes, blank_states, layer_seconds, profile_json
+from engine.plan.parse import load_plan
+from engine.plan.plan import StagePlan
+from engine.plan.precision import compute_dtype
+from engine.processes.process_group import choose_device
+from engine.telemetry.environment import describe_environment
+from omnivl.architectures.build import build_chain
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+
+
+def profile(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. batch.micro_batch_size_per_gpu=8", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file for parallel.pipeline_profile.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Measurements of each layer; the best counts.")] = 3,
+) -> None:
+    """Runs each layer of every stage's model forward and backward on blank samples, on one device of this machine.
+
+    Examples:
+      omnivl profile configs/plans/quickstart.yaml
+      omnivl profile configs/plans/quickstart.yaml --out layers.json
+    """
+    read = load_plan(plan, overrides or ())
+    tokenizer, device = load_tokenizer(read.tokenizer), choose_device()
+    measured = {stage.name: _measure(stage, tokenizer, device, repeats) for stage in read.stages}
+    console = Console()
+    for name, uses in measured.items():
+        console.print(_table(name, uses))
+    if out is not None:
+        write_whole(out, profile_json(measured, describe_environment(1)))
+        typer.echo(str(out))
+
+
+def _measure(stage: StagePlan, tokenizer: Tokenizer, device: torch.device, repeats: int) -> dict[str, LayerUse]:
+    dtype = compute_dtype(stage.parallel, device)
+    meta = torch.device("meta")
+    with meta:
+        shapes = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
+    chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype).to(device)
+    seconds = layer_seconds(chain, blank_states(stage, tokenizer, device), repeats)
+    return {name: LayerUse(seconds[name], kept[name]) for name in seconds}
+
+
+def _table(stage: str, uses: dict[str, LayerUse]) -> Table:
+    table = Table(
+        "layer", "ms", "share", "activations, MiB", title=f"Stage {stage}, one micro-batch", box=box.SIMPLE_HEAD
+    )
+    whole = sum(use.seconds for use in uses.values())
+    for name, use in uses.items():
+        share = f"{use.seconds / whole:.1%}"
+        table.add_row(name, f"{use.seconds * 1e3:.2f}", share, f"{use.activation_bytes / 2**20:.1f}")
+    kept = sum(use.activation_bytes for use in uses.values())
+    table.add_row("all", f"{whole * 1e3:.2f}", "", f"{kept / 2**20:.1f}", style="bold")
+    return table

@@ -1,0 +1,83 @@
+"""``omnivl routing``: which expert took what, as a page to look at and a table to load."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+import torch
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from engine.finished.trained import Trained, find_trained, load_encoder
+from engine.processes.process_group import choose_device
+from launcher.commands.embed import parse_media, parse_where
+from moe.analysis import stability, usage
+from moe.config import SparseConfig
+from omnivl.tasks.pictures import PictureSet
+from omnivl.tasks.routing import routed_tokens
+from omnivl.tasks.routing_page import routing_page, write_table
+
+
+def routing(
+    target: Annotated[Path, typer.Argument(help="A run folder, or a .safetensors file.", show_default=False)],
+    data: Annotated[str, typer.Option(help="emoji, motion, or shards by a pattern.")] = "emoji",
+    media: Annotated[str, typer.Option(help="image or video.")] = "image",
+    where: Annotated[str, typer.Option(help="Filter by metadata, e.g. '{style: [twemoji]}'.")] = "{}",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for page and table; the run's by default.", show_default=False),
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="The newest complete stage by default.", show_default=False)] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="Plan of weights that lie outside of a run.", show_default=False)
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Another routing.parquet of the same data: how stable?", show_default=False)
+    ] = None,
+    max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 512,
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
+) -> None:
+    """Writes where a trained model's routers send patches and words: routing.html and routing.parquet.
+
+    Examples:
+      omnivl routing runs/quickstart
+      omnivl routing runs/quickstart --out routing
+    """
+    seen, chosen = parse_media(media), parse_where(where)
+    trained = find_trained(target, stage, plan)
+    folder = out or _folder(trained, target)
+    with torch.no_grad():
+        encoder = load_encoder(trained, choose_device(), batch_size)
+        pictures = PictureSet(data, seen, chosen, encoder.model, max_samples)
+        tokens = routed_tokens(encoder, pictures)
+    ffn = encoder.model.ffn
+    assert isinstance(ffn, SparseConfig)
+    num_experts: int = ffn.num_experts
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(tokens, folder / "routing.parquet")
+    title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
+    page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, title)
+    (folder / "routing.html").write_text(page, encoding="utf-8")
+    console = Console(emoji=False)
+    said_by_experts_used = ["global_entropy", "evenness"]  # and 80 columns hold no more than the others
+    found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
+    console.print(_table(found, title))
+    if against is not None:
+        console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
+    typer.echo(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
+
+
+def _folder(trained: Trained, target: Path) -> Path:
+    return trained.run.path if trained.run is not None else target.parent
+
+
+def _table(frame: pd.DataFrame, title: str) -> Table:
+    headings = [name.replace("_", "\n") for name in frame.columns]
+    table = Table(
+        *headings, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    return table

@@ -1,0 +1,73 @@
+"""``omnivl submit``: writes a job for Slurm and hands it in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.plan.parse import load_plan
+from engine.plan.plan import Plan
+from launcher.slurm import options
+from launcher.slurm.submission import hand_in, submission_folder, write_job
+from launcher.start.local import local_processes
+from omnivl.errors import UserError
+
+
+def submit(
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
+    ] = None,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.GpusPerNode = None,
+    processes_per_node: options.ProcessesPerNode = None,
+    partition: options.Partition = None,
+    time_limit: options.TimeLimit = None,
+    sbatch: options.Sbatch = None,
+    cluster: options.Cluster = None,
+    launcher: options.Launcher = None,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where the run is written; runs/NAME of the plan by default.")
+    ] = None,
+    stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    chain: Annotated[bool, typer.Option("--chain", help="A job for each stage, each after the one before.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
+) -> None:
+    """Writes a job that runs a plan on a Slurm cluster, and submits it. It goes on by itself when it is cut off.
+
+    Examples:
+      omnivl submit configs/plans/quickstart.yaml --nodes 2 --gpus-per-node 8 --time 24:00:00
+      omnivl submit configs/plans/quickstart.yaml --cluster configs/clusters/example.yaml --dry-run
+      omnivl submit configs/plans/quickstart.yaml --chain --sbatch account=vision --json
+    """
+    request = options.request(
+        nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
+    )
+    processes = request.processes or local_processes(load_plan(plan, overrides or ()).launch.processes, request.gpus)
+    run = load_plan(plan, overrides or (), nodes * processes)
+    folder = (run_folder or Path("runs") / run.name).resolve()
+    written = submission_folder(folder)
+    submissions = [
+        write_job(
+            run.name,
+            [(run, folder)],
+            folder,
+            written,
+            request,
+            request.spec(nodes, processes, stage=name, fresh=fresh and index == 0),
+        )
+        for index, name in enumerate(_stages(run, stage, chain))
+    ]
+    hand_in(submissions, folder, chained=True, dry_run=dry_run, as_json=as_json)
+
+
+def _stages(plan: Plan, stage: str | None, chain: bool) -> list[str | None]:
+    """The stage of each job; None runs all of them."""
+    names = [entry.name for entry in plan.stages]
+    if stage is not None and chain:
+        raise UserError(f"--stage: got {stage!r} together with --chain, which runs all stages; leave one of them out")
+    if stage is not None and stage not in names:
+        raise UserError(f"--stage: got {stage!r}; allowed are {', '.join(names)}; name one of them")
+    return [*names] if chain else [stage]

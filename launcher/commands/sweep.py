@@ -1,0 +1,105 @@
+"""``omnivl sweep``: runs the plans of a sweep file, and makes its page."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from engine.sweep.config import Sweep, load_sweep
+from engine.sweep.page import write_sweep_markdown, write_sweep_page
+from engine.sweep.results import collect, is_complete
+from launcher.slurm import options
+from launcher.slurm.submission import hand_in
+from launcher.slurm.sweep import waiting_or_running, write_arrays
+from launcher.start.local_sweep import run_sweep_here
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+
+_File = Annotated[Path, typer.Argument(help="A sweep, e.g. configs/sweeps/emoji_sizes.yaml.", show_default=False)]
+_Folder = Annotated[Path | None, typer.Option(help="Of its runs; runs/sweeps/NAME by default.", show_default=False)]
+
+
+class Where(StrEnum):
+    """Where the runs of a sweep go."""
+
+    local = "local"
+    slurm = "slurm"
+
+
+@app.command()
+def run(
+    file: _File,
+    on: Annotated[Where, typer.Option(help="This machine, or a job array of Slurm.")] = Where.local,
+    folder: _Folder = None,
+    parallel: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs at the same time; the sweep's own number by default.", show_default=False),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, or submitted.")] = False,
+    nodes: options.Nodes = 1,
+    gpus_per_node: options.GpusPerNode = None,
+    processes_per_node: options.ProcessesPerNode = None,
+    partition: options.Partition = None,
+    time_limit: options.TimeLimit = None,
+    sbatch: options.Sbatch = None,
+    cluster: options.Cluster = None,
+    launcher: options.Launcher = None,
+) -> None:
+    """Runs what is not done yet, goes on with what was cut off. Exit status 1 where a run failed. Ctrl-C saves first.
+
+    Options from --nodes on are those of omnivl submit, for --on slurm.
+
+    Examples:
+      omnivl sweep run configs/sweeps/emoji_sizes.yaml
+      omnivl sweep run configs/sweeps/emoji_sizes.yaml --parallel 1 --dry-run
+      omnivl sweep run configs/sweeps/emoji_sizes.yaml --on slurm --time 1:00:00
+    """
+    sweep = load_sweep(file)
+    runs = (folder or _default(sweep)).resolve()
+    left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
+    at_once = parallel or sweep.parallel
+    if on is Where.local:
+        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run):
+            raise typer.Exit(code)
+        return
+    request = options.request(
+        nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
+    )
+    busy = set() if dry_run else waiting_or_running(runs)
+    left = [point for point in left if runs / point.name not in busy]
+    before = f", {len(busy)} submitted before" if busy else ""
+    typer.echo(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
+    if left:
+        arrays = write_arrays(sweep, left, runs, request, at_once)
+        hand_in(arrays, runs, chained=False, dry_run=dry_run)
+
+
+@app.command()
+def report(
+    file: _File,
+    folder: _Folder = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of page and table; that of the runs by default.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Also sweep.md with pictures; needs kaleido and Chrome.")
+    ] = False,
+) -> None:
+    """Makes sweep.html and sweep.parquet from the runs that are done.
+
+    Examples:
+      omnivl sweep report configs/sweeps/emoji_sizes.yaml
+      omnivl sweep report configs/sweeps/emoji_sizes.yaml --markdown --out docs/sweeps
+    """
+    sweep = load_sweep(file)
+    runs = folder or _default(sweep)
+    rows = collect(sweep, runs)
+    for written in write_sweep_page(sweep, rows, out or runs):
+        typer.echo(written)
+    if markdown:
+        typer.echo(write_sweep_markdown(sweep, rows, out or runs))
+
+
+def _default(sweep: Sweep) -> Path:
+    return Path("runs") / "sweeps" / sweep.name

@@ -1,0 +1,151 @@
+"""Who this process is among those of a launch, whichever launcher started it.
+
+torchrun, deepspeed and our own launcher set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and
+``MASTER_PORT``. ``mpirun`` and ``srun`` have variables of their own; here they are turned into those. Everything behind
+reads only these.
+"""
+
+import os
+import socket
+from collections.abc import Mapping
+
+import psutil
+
+from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
+from launcher.start.supervisor import follow_launcher, supervise
+from omnivl.errors import UserError
+
+_MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
+"""Of Open MPI, MVAPICH, and MPICH with what is derived from it."""
+
+BY_DEEPSPEED = "CROSS_RANK"
+"""Set by deepspeed's launcher alone."""
+
+_FOLLOWED = {"TORCHELASTIC_RUN_ID", BY_DEEPSPEED}
+"""Set by torchrun and by deepspeed, which are there as long as their ranks unless something is wrong."""
+
+
+def join_launch(*, by_hand: bool = True) -> bool:
+    """Sets torchrun's variables in the environment where another launcher has started this process.
+
+    Args:
+        by_hand: Whether somebody may have called this process, in a shell that srun has started alone.
+
+    Returns:
+        Whether this process is one of a launch. False where it was called by hand and has to start others itself.
+        Under ``mpirun`` the process goes on as a child of itself, see ``launcher.start.supervisor``.
+
+    Raises:
+        UserError: Started by ``mpirun`` in an installation without mpi4py.
+    """
+    environment = os.environ
+    if "RANK" in environment:
+        if "LOCAL_SIZE" in environment:  # what deepspeed's launcher calls it
+            environment.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
+        if _FOLLOWED & environment.keys():  # who sets the variables by hand may leave at once
+            follow_launcher()
+        return True
+    # srun sets PMI_SIZE as well, for MPI's sake; a process of srun's with its own step is Slurm's.
+    if environment.get("OMPI_COMM_WORLD_SIZE") or ("SLURM_STEP_NUM_TASKS" not in environment and _mpi_size()):
+        environment.update(_from_mpi())
+        supervise()
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "0")) > int(by_hand):
+        found = from_slurm(environment)
+        _choose_interface(environment)
+        for name, value in found.items():
+            environment.setdefault(name, value)
+    return "RANK" in environment
+
+
+def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of torchrun for a process that ``srun`` has started.
+
+    Processes meet on the step's first node, at a port that follows from the job's number.
+    """
+    nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
+    node = int(environment.get("SLURM_NODEID", "0"))
+    return {
+        "RANK": environment["SLURM_PROCID"],
+        "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": environment["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": str(tasks_on_node(environment["SLURM_STEP_TASKS_PER_NODE"], node)),
+        "MASTER_ADDR": nodes[0],
+        "MASTER_PORT": str(rendezvous_port(int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"]))),
+    }
+
+
+def interface_towards(host: str) -> str | None:
+    """The network interface by which ``host`` is reached; None where that is not known, or is the loopback."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((host, 9))  # sends nothing, only looks the route up
+            address = probe.getsockname()[0]
+    except OSError:
+        return None
+    if address.startswith("127."):
+        return None
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(entry.address == address for entry in addresses):
+            return str(name)
+    return None
+
+
+def _choose_interface(environment: "os._Environ[str]") -> None:
+    """Has gloo use the interface that leads to the other nodes.
+
+    By itself it takes whatever the hostname resolves to, which is often the loopback. NCCL chooses well by itself.
+    """
+    nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
+    if len(nodes) == 1 or "GLOO_SOCKET_IFNAME" in environment:
+        return
+    interface = interface_towards(nodes[1 if environment.get("SLURM_NODEID", "0") == "0" else 0])
+    if interface is not None:
+        environment["GLOO_SOCKET_IFNAME"] = interface
+
+
+def _mpi_size() -> str | None:
+    return next((os.environ[name] for name in _MPI_SIZES if os.environ.get(name)), None)
+
+
+def _from_mpi() -> dict[str, str]:
+    """Asks MPI itself, whichever it is, and leaves it at once: training does not use it.
+
+    A process that is still in MPI when it ends by ``os._exit`` would be taken for a failed one.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        raise UserError(
+            f"mpirun: got {_mpi_size()} processes, and no mpi4py that tells them who they are ({error}); allowed are "
+            "launches in which mpi4py can be imported; install it (pip install mpi4py, built for the MPI of this "
+            "mpirun), or use torchrun"
+        ) from error
+    world = MPI.COMM_WORLD
+    local = world.Split_type(MPI.COMM_TYPE_SHARED)
+    found = {
+        "RANK": str(world.Get_rank()),
+        "WORLD_SIZE": str(world.Get_size()),
+        "LOCAL_RANK": str(local.Get_rank()),
+        "LOCAL_WORLD_SIZE": str(local.Get_size()),
+    }
+    alone = local.Get_size() == world.Get_size()
+    address = ("127.0.0.1" if alone else socket.gethostname(), free_port()) if world.Get_rank() == 0 else None
+    host, port = world.bcast(address, root=0)
+    MPI.Finalize()
+    return {**found, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+
+
+def free_port(first: int = 0, tries: int = 100) -> int:
+    """A port that nobody listens at: the first one from ``first`` on, or any where that is 0.
+
+    Raises:
+        OSError: None of so many was free.
+    """
+    for port in range(first, first + tries) if first else (0,):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError(f"no free port from {first} to {first + tries - 1}")

@@ -1,0 +1,139 @@
+"""The runs of a sweep on this machine: several at a time, each with its share of it."""
+
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
+
+import typer
+
+from engine.sweep.config import Point, Sweep
+from engine.watch.failure import Failure, clear_failure
+from launcher.start.local import local_processes
+from launcher.start.shares import Share, share_machine
+from omnivl.errors import UserError
+
+_SAID_LINES = 12
+_FORWARDED = (signal.SIGINT, signal.SIGTERM)
+
+
+def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel: int, *, dry_run: bool) -> int:
+    """Runs them; a stop signal is passed on, so that what runs saves a checkpoint, and nothing more is begun.
+
+    Args:
+        sweep: The sweep.
+        points: Those of its runs that are wanted.
+        folder: Of its runs.
+        parallel: Runs at the same time.
+        dry_run: Print the commands instead.
+
+    Returns:
+        0; 1 where a run failed; 128 + n where signal n ended the sweep.
+
+    Raises:
+        UserError: A run does not fit this machine; nothing is begun then.
+    """
+    over = [point.name for point in points if (point.nodes or 1) > 1]
+    if over:
+        raise UserError(
+            f"{sweep.file}: axes: got more than one node for {', '.join(over)}; allowed is one on this machine; run "
+            "the sweep with --on slurm"
+        )
+    if dry_run:
+        for point in points:
+            typer.echo(shlex.join(_command(sweep, point, folder / point.name)))
+        return 0
+    shares = share_machine(max(1, min(parallel, len(points))))
+    _check_shares(sweep, points, shares)
+    typer.echo(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {folder}")
+    return _Runs(sweep, folder, shares).run(points)
+
+
+def _check_shares(sweep: Sweep, points: Sequence[Point], shares: Sequence[Share]) -> None:
+    least = min(len(share.gpus) for share in shares)
+    for point in points:
+        if least and (processes := local_processes(point.plan.launch.processes, least)) > least:
+            raise UserError(
+                f"{sweep.file}: run {point.name!r}: got {processes} processes; allowed is {least} with {len(shares)} "
+                "runs at once on this machine's GPUs; lower --parallel"
+            )
+
+
+def _command(sweep: Sweep, point: Point, folder: Path) -> list[str]:
+    start = [sys.executable, "-m", "launcher.cli", "pretrain", str(sweep.base)]
+    return [*start, *point.overrides, "--run-folder", str(folder)]
+
+
+class _Runs:
+    """Those under way."""
+
+    def __init__(self, sweep: Sweep, folder: Path, shares: Sequence[Share]) -> None:
+        self._sweep = sweep
+        self._folder = folder
+        self._count = len(shares)
+        self._free: SimpleQueue[Share] = SimpleQueue()
+        for share in shares:
+            self._free.put(share)
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self._received: list[int] = []
+
+    def run(self, points: Sequence[Point]) -> int:
+        """All of them; returns the exit status."""
+        previous = {number: signal.signal(number, self._stop) for number in _FORWARDED}
+        try:
+            with ThreadPoolExecutor(self._count) as pool:
+                codes = list(pool.map(self._run, points))
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self._received:
+            return 128 + self._received[0]
+        failed = [point.name for point, code in zip(points, codes, strict=True) if code]
+        if failed:
+            typer.echo(f"{len(failed)} failed: {', '.join(failed)}; failure.json in their folders says why", err=True)
+        return 1 if failed else 0
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        self._received.append(number)
+        for process in list(self._running):
+            process.terminate()
+
+    def _run(self, point: Point) -> int | None:
+        """Runs one plan to its end; what it said last is kept where it failed.
+
+        Returns:
+            Its exit code; None where the sweep was stopped.
+        """
+        share = self._free.get()
+        folder = self._folder / point.name
+        environment = share.environment(local_processes(point.plan.launch.processes, len(share.gpus)))
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+            try:
+                if self._received:
+                    return None
+                folder.mkdir(parents=True, exist_ok=True)
+                clear_failure(folder)
+                process = subprocess.Popen(
+                    _command(self._sweep, point, folder), stdout=said, stderr=subprocess.STDOUT, env=environment
+                )
+                self._running.add(process)
+                if self._received:  # since it was looked at above
+                    process.terminate()
+                code = process.wait()
+                self._running.discard(process)
+            finally:
+                self._free.put(share)
+            if self._received:
+                typer.echo(f"{point.name}: stopped")
+                return None
+            if code != 0:
+                said.seek(0)
+                Failure(code, "".join(said.readlines()[-_SAID_LINES:]).strip()).write(folder)
+        typer.echo(f"{point.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
+        return code

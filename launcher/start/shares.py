@@ -1,0 +1,36 @@
+"""This machine, cut for several runs at the same time: each has GPUs and cores of its own."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from engine.telemetry.environment import usable_cores
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one of the runs has.
+
+    Attributes:
+        gpus: As ``CUDA_VISIBLE_DEVICES`` names them.
+        cores: How many.
+    """
+
+    gpus: Sequence[str]
+    cores: int
+
+    def environment(self, processes: int) -> dict[str, str]:
+        """Of a run of so many processes. Threads that were set by hand stay."""
+        seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
+        return {"OMP_NUM_THREADS": str(max(1, self.cores // processes)), **os.environ, **seen}
+
+
+def share_machine(runs: int) -> list[Share]:
+    """Cuts the machine into so many shares; where there are fewer GPUs than runs, some runs share one."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",")[:count] if named else [str(index) for index in range(count)]
+    cores = max(1, usable_cores() // runs)
+    return [Share(gpus[run::runs] or gpus[run % max(1, count) :][:1], cores) for run in range(runs)]

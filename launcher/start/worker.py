@@ -1,0 +1,89 @@
+"""One process of a run.
+
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``
+
+Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
+"""
+
+import argparse
+import os
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from engine.hosts import needs_process_group
+from engine.plan.parse import load_plan
+from engine.processes.process_group import finish, join_process_group, launched_processes
+from engine.run.train import RunOptions, train
+from engine.watch.failure import Failure, describe_error
+from launcher.start.discovery import BY_DEEPSPEED, join_launch
+from omnivl.errors import UserError
+
+_COMPANY_SECONDS = 0.25
+"""Within these a launcher ends whoever only lost its company, before it can take the blame."""
+
+_COMPANY_SECONDS_DEEPSPEED = 1.5
+"""Of deepspeed's, which looks at its ranks once a second and takes its exit code from the first failure it sees."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the worker and ends the process: 0 done, 2 user's mistake, 1 other failure, 128 + n stopped by signal n."""
+    end_process(lambda: run_worker(sys.argv[1:] if arguments is None else arguments))
+
+
+def end_process(action: Callable[[], int]) -> NoReturn:
+    """Does the work of one process of a launch and ends it; ``action`` returns 0 or the number of a signal."""
+    # DeepSpeed calls collectives by names that torch renames, once per step and layer
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
+    try:
+        code = action()
+    except UserError as error:
+        Failure(2, describe_error(error)).tell()
+        finish(2)
+    except BaseException:
+        time.sleep(_COMPANY_SECONDS_DEEPSPEED if BY_DEEPSPEED in os.environ else _COMPANY_SECONDS)
+        rank = int(os.environ.get("RANK", "0"))
+        Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
+        finish(1)
+    if code == 0:
+        finish(0)
+    finish(128 + code)
+
+
+def run_worker(arguments: Sequence[str]) -> int:
+    """Reads the plan, joins the others, trains; returns 0 or the number of the signal that ended the run early."""
+    options = _parser().parse_args(arguments)
+    join_launch(by_hand=False)
+    plan = load_plan(options.plan, options.overrides, launched_processes())
+    always = any(needs_process_group(stage.parallel) for stage in plan.stages)
+    device = join_process_group(plan.launch.timeout_seconds, always=always)
+    folder = options.run_folder or Path("runs") / plan.name
+    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+
+
+def worker_arguments(
+    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+) -> list[str]:
+    """The command line that ``run_worker`` reads back."""
+    flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
+    flags += ["--fresh"] if fresh else []
+    flags += [] if stage is None else ["--stage", stage]
+    return [*flags, "--", str(plan), *overrides]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="launcher.start.worker")
+    parser.add_argument("plan", type=Path)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--run-folder", type=Path)
+    parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--stage")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

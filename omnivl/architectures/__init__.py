@@ -1,0 +1,1 @@
+"""Model architectures: which layers stand in the chain, with which sizes."""

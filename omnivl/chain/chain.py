@@ -1,0 +1,203 @@
+"""The chain: the model with its objectives as a list of layers that pass a ``State`` on.
+
+    Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Contrast -> AlignmentBlock * n -> GenerationBlock * n
+          -> Losses
+
+or, with one transformer for all tokens, which is passed twice,
+
+    Embed -> UnifiedLayer * n -> UnifiedNorm -> Contrast -> Join -> UnifiedLayer * n -> UnifiedNorm -> Losses
+
+``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
+one module, a pipeline host cuts the list.
+
+Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, R pairs.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.chain.gather import Gather
+from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
+from omnivl.chain.state import State, StepLayout
+from omnivl.data.batch import DataKind
+from omnivl.inference.generate import ChainDecoder, Generated, SearchOptions, beam_search
+
+
+class ChainLayer(nn.Module, ABC):
+    """One link of the chain. The unit that a pipeline cuts at and that ZeRO-3 gathers (a "leaf module").
+
+    A layer whose stream is absent from the layout returns the state unchanged. Nothing is written in ``forward``
+    (activation recomputation would do it twice); what has to change after a step changes in ``after_step``.
+
+    Attributes:
+        local_storage: What this process stores of a parameter. A host that shards parameters sets its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.local_storage: LocalStorage = whole_parameter
+
+    @abstractmethod
+    def forward(self, state: State) -> State:
+        """Returns a new state with this layer's stream advanced."""
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
+        return True
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The parameters that get a gradient under none of ``layouts``."""
+        if not any(self.acts(layout) for layout in layouts):
+            yield from self.parameters()
+
+    def after_step(self) -> None:
+        """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""
+
+    def discard_step(self) -> None:
+        """Called instead of ``after_step`` when a step was skipped: drops what forward put aside for it."""
+
+
+class Chain(nn.Module):
+    """The layers in their order, and the folds over parts of them that inference needs.
+
+    Under ZeRO-3 a layer gathers its own parameters when it is called, hence everything here calls whole layers only.
+    """
+
+    def __init__(self, layers: Mapping[str, ChainLayer], order: Sequence[str] | None = None) -> None:
+        """Strings layers together.
+
+        Args:
+            layers: By name.
+            order: Names in the order of the forward pass, in which a layer may stand twice; None: each once, as given.
+        """
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self._order = tuple(layers if order is None else order)
+
+    @property
+    def layers(self) -> list[ChainLayer]:
+        """All layers, each once."""
+        return [cast(ChainLayer, layer) for layer in self.children()]
+
+    @property
+    def program(self) -> list[ChainLayer]:
+        """The layers of a forward pass, first to last."""
+        return [cast(ChainLayer, self.get_submodule(name)) for name in self._order]
+
+    def forward(self, state: State) -> State:
+        """The whole forward pass. The result holds ``loss`` where the layout asks for training."""
+        for layer in self.program:
+            state = layer(state)
+        return state
+
+    def fold(self, state: State) -> State:
+        """The forward pass through those layers only that act under the state's layout."""
+        for layer in self.program:
+            if layer.acts(state.layout):
+                state = layer(state)
+        return state
+
+    def after_step(self) -> None:
+        """To be called once after every optimizer step."""
+        for layer in self.layers:
+            layer.after_step()
+
+    def discard_step(self) -> None:
+        """To be called instead of ``after_step`` where a loss or gradient was not finite and the step was skipped."""
+        for layer in self.layers:
+            layer.discard_step()
+
+    def set_local_storage(self, storage: LocalStorage) -> None:
+        """Tells every layer what this process stores of a parameter (see ``ema_update_``)."""
+        for layer in self.layers:
+            layer.local_storage = storage
+
+    def copy_to_twins(self) -> None:
+        """Makes every momentum twin equal to the module it follows, e.g. after weights were loaded into the latter."""
+        for layer in self.layers:
+            for name, twin in layer.named_children():
+                if name.startswith("momentum_"):
+                    ema_update_(twin, layer.get_submodule(name.removeprefix("momentum_")), 0.0, layer.local_storage)
+
+    def encode_visual(self, frames: Tensor) -> Tensor:
+        """Contrastive embeddings of images or clips.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+
+        Returns:
+            fp32 ``[B, P]``, L2-normalised.
+        """
+        layout = replace(visual_layout(frames), class_only=True)
+        return self.fold(State({"frames": frames}, layout))["visual_embedding"]
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        """Contrastive embeddings of texts.
+
+        Args:
+            token_ids: int64 ``[B, L]``.
+
+        Returns:
+            fp32 ``[B, P]``, L2-normalised.
+        """
+        layout = replace(text_layout(len(token_ids)), class_only=True)
+        return self.fold(State({"token_ids": token_ids}, layout))["text_embedding"]
+
+    def features(self, frames: Tensor) -> Tensor:
+        """Visual features that the decoders attend to, ``[B, S, D]`` in the compute dtype.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        """
+        return self.fold(State({"frames": frames}, visual_layout(frames)))["visual"]
+
+    def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
+        """How well texts fit to images or clips, by the alignment decoder.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``.
+            token_ids: int64 ``[R, L]``.
+            rows: int64 ``[R]``, the visual that goes with each text; None when they correspond one to one. Each visual
+                is encoded once, however many texts look at it.
+
+        Returns:
+            fp32 ``[R]``: log odds of "these two belong together".
+        """
+        texts = slice(0, len(token_ids))
+        layout = replace(visual_layout(frames), mode="match", text={"clean": texts}, alignment={"match": texts})
+        rows = torch.arange(len(token_ids), device=token_ids.device) if rows is None else rows
+        state = State({"frames": frames, "token_ids": token_ids, "match/rows": rows}, layout)
+        return self.fold(state)["match/logits"]
+
+    def generate(
+        self, frames: Tensor, options: SearchOptions, *, cached: bool = True, gather: Gather | None = None
+    ) -> Generated:
+        """Writes a caption for each image or clip.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``.
+            options: How to search.
+            cached: Whether to keep keys and values between tokens; the result is the same.
+            gather: Lets replicas stop early together; see ``beam_search``.
+        """
+        with torch.no_grad():
+            decoder = ChainDecoder(self, self.features(frames), options.num_beams, cached)
+        return beam_search(decoder, len(frames), options, frames.device, gather)
+
+
+def visual_layout(frames: Tensor) -> StepLayout:
+    """The layout that encodes ``frames [B, T, 3, H, W]`` and nothing else."""
+    batch_size, num_frames = frames.shape[:2]
+    kind: DataKind = "image_text" if num_frames == 1 else "video_text"
+    return StepLayout(kind, batch_size, num_frames, "encode", visual={"clean": slice(0, batch_size)})
+
+
+def text_layout(batch_size: int) -> StepLayout:
+    """The layout that encodes ``batch_size`` texts and nothing else."""
+    return StepLayout("image_text", batch_size, 1, "encode", text={"clean": slice(0, batch_size)})

@@ -1,0 +1,1 @@
+"""What a trained chain is used for: embeddings, matching, writing texts."""

@@ -1,0 +1,150 @@
+"""Writing captions with the generation decoder: greedy and beam search, with or without a cache.
+
+Shapes: B samples, K beams, R = B * K rows, l tokens so far, V vocabulary size, S visual positions, D hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnivl.chain.gather import Gather
+from omnivl.chain.state import State, StepLayout
+
+if TYPE_CHECKING:
+    from omnivl.chain.chain import Chain
+
+
+class NextToken(Protocol):
+    """Scores what may follow each row."""
+
+    def __call__(self, token_ids: Tensor, parents: Tensor | None) -> Tensor:
+        """Logits fp32 ``[R, V]``.
+
+        Args:
+            token_ids: int64 ``[R, l]``, everything so far.
+            parents: int64 ``[R]``, the row of the previous call that each row continues; None at the first call.
+        """
+
+
+class ChainDecoder:
+    """The generation stack of a chain as ``NextToken``."""
+
+    def __init__(self, chain: "Chain", memory: Tensor, num_beams: int, cached: bool = True) -> None:
+        """Prepares decoding.
+
+        Args:
+            chain: The model.
+            memory: Visual features ``[B, S, D]``.
+            num_beams: K; rows of one sample lie together.
+            cached: Feed new tokens only and keep keys and values, instead of feeding the whole text every time.
+        """
+        self.chain, self.memory, self.cached = chain, memory, cached
+        self.rows = torch.arange(len(memory), device=memory.device).repeat_interleave(num_beams)
+        self.cache: dict[str, Tensor] = {}
+
+    def __call__(self, token_ids: Tensor, parents: Tensor | None) -> Tensor:
+        """See ``NextToken``."""
+        start = token_ids.shape[1] - 1 if self.cached else 0
+        if parents is not None:
+            own = {name: kept.index_select(0, parents) for name, kept in self.cache.items() if name.endswith("/self")}
+            self.cache = {**self.cache, **own}
+        inputs = {
+            "memory": self.memory,
+            "lm/token_ids": token_ids[:, start:],
+            "cache/start": torch.tensor(start),
+            "cache/rows": self.rows,
+        }
+        layout = StepLayout("image_text", len(token_ids), 1, "generate", generation=True)
+        state = self.chain.fold(State({**inputs, **self.cache}, layout))
+        if self.cached:
+            self.cache = {name: kept for name, kept in state.items() if name.endswith(("/self", "/cross"))}
+        return state["generate/logits"]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """Written texts.
+
+    Attributes:
+        token_ids: int64 ``[B, max_length]``: the tokens behind the start token, up to and with the end token, padded.
+        log_probability: fp32 ``[B]``, of the whole text.
+    """
+
+    token_ids: Tensor
+    log_probability: Tensor
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """How to search.
+
+    Attributes:
+        start: Id of the first token, given, not generated.
+        end: Id of the token that ends a text.
+        pad: Id that fills up finished texts.
+        banned: Ids that are never generated.
+        max_length: Most tokens to generate, the end token included.
+        num_beams: K; 1 is greedy.
+        length_penalty: The best of the K texts maximises log probability / length ** length_penalty.
+    """
+
+    start: int
+    end: int
+    pad: int
+    banned: tuple[int, ...]
+    max_length: int
+    num_beams: int = 1
+    length_penalty: float = 0.0
+
+
+@torch.no_grad()
+def beam_search(
+    next_token: NextToken, batch_size: int, options: SearchOptions, device: torch.device, gather: Gather | None = None
+) -> Generated:
+    """Keeps the K likeliest texts of each sample; finished ones stay among them.
+
+    Args:
+        next_token: Scores continuations.
+        batch_size: B.
+        options: See ``SearchOptions``.
+        device: Where to search.
+        gather: Stops early once no replica has an unfinished text. None never stops early: where a forward pass talks
+            to other replicas, all have to run equally many.
+    """
+    beams = options.num_beams
+    texts = torch.full((batch_size * beams, 1), options.start, device=device)
+    # Only the first beam counts at the start: the others are the same text.
+    scores = torch.full((batch_size, beams), float("-inf"), device=device)
+    scores[:, 0] = 0.0
+    parents: Tensor | None = None
+    for _ in range(options.max_length):
+        steps = _step_scores(next_token(texts, parents), texts, options).view(batch_size, beams, -1)
+        size = steps.shape[-1]
+        scores, choice = (scores[..., None] + steps).flatten(1).topk(beams, dim=-1)
+        first = torch.arange(batch_size, device=device)[:, None] * beams
+        parents = (first + choice // size).flatten()
+        texts = torch.cat([texts[parents], (choice % size).flatten()[:, None]], dim=1)
+        if gather is not None and int(gather.total((~_finished(texts, options)).sum())) == 0:
+            break
+    texts = F.pad(texts[:, 1:], (0, options.max_length + 1 - texts.shape[1]), value=options.pad)
+    texts = texts.view(batch_size, beams, -1)
+    lengths = (texts != options.pad).sum(-1)
+    best = (scores / lengths**options.length_penalty).argmax(-1)
+    own = torch.arange(batch_size, device=device)
+    return Generated(texts[own, best], scores[own, best])
+
+
+def _finished(texts: Tensor, options: SearchOptions) -> Tensor:
+    return (texts[:, -1] == options.end) | (texts[:, -1] == options.pad)
+
+
+def _step_scores(logits: Tensor, texts: Tensor, options: SearchOptions) -> Tensor:
+    """Log probabilities ``[R, V]`` of the next token; a finished text goes on with padding at no cost."""
+    banned = torch.tensor((*options.banned, options.pad), device=logits.device)
+    scores = F.log_softmax(logits.float().index_fill(1, banned, float("-inf")), dim=-1)
+    padding = torch.full_like(scores[:1], float("-inf"))
+    padding[:, options.pad] = 0.0
+    return torch.where(_finished(texts, options)[:, None], padding, scores)

@@ -1,1 +1,0 @@
-"""The chain: embeddings, encoder blocks, contrast, grounded decoders and losses, as a list of layers over one state."""

@@ -1,0 +1,275 @@
+"""Multi-head attention on stacked rows.
+
+Shapes: R rows, Q query positions, K key positions, S positions of self-attention, H heads, D = H * head size.
+
+Queries, keys and values come packed as their projections leave them: ``[R, S, 3 D]`` for self-attention, ``[R, Q, D]``
+and ``[R, K, 2 D]`` for cross-attention. Gradients then go back packed as well, without being put together again.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.parts.linear import Linear, linear
+from omnivl.parts.padding import Padding
+from omnivl.parts.recompute import recomputed
+
+
+def prefers_products(x: Tensor) -> bool:
+    """Whether explicit products are faster than torch's fused kernel.
+
+    On the CPU in bf16 they are, at all lengths of this model: the fused kernel's backward pass took 25 times as long at
+    16 positions, 28 at 37, 10 at 65 and 4 at 197 (one core, head size 64, torch 2.13). In fp32 the fused kernel is
+    level or ahead, and on other devices it is far ahead.
+    """
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16
+
+
+def self_attention(
+    qkv: Tensor, num_heads: int, mask: Tensor | None = None, causal: bool = False, scores: Tensor | None = None
+) -> Tensor:
+    """Scaled dot-product attention within each row.
+
+    Args:
+        qkv: Queries, keys and values side by side, ``[R, S, 3 D]``.
+        num_heads: H.
+        mask: bool ``[R, S]``, true where a key may be attended to; None for all. Every row needs one true key.
+        causal: Each position sees itself and earlier ones only.
+        scores: Added to the scores of all rows alike, with gradient, ``[H, S, S]``; then without ``mask``.
+
+    Returns:
+        ``[R, S, D]``, heads joined.
+    """
+    size = qkv.shape[-1] // 3
+    if scores is not None or not prefers_products(qkv):
+        return cross_attention(qkv[..., :size], qkv[..., size:], num_heads, mask, causal, scores)
+    bias = attention_bias(mask, qkv.shape[1], qkv.shape[1], causal, qkv)
+    out: Tensor = _SelfProducts.apply(qkv, bias, num_heads)  # type: ignore[no-untyped-call]
+    return out
+
+
+def cross_attention(
+    q: Tensor,
+    kv: Tensor,
+    num_heads: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    scores: Tensor | None = None,
+) -> Tensor:
+    """Scaled dot-product attention of one sequence to another.
+
+    Args:
+        q: ``[R, Q, D]``.
+        kv: Keys and values side by side, ``[R, K, 2 D]``.
+        num_heads: H.
+        mask: bool ``[R, K]``, true where a key may be attended to; None for all. Every row needs one true key.
+        causal: The last query sees all keys, each earlier one a key less.
+        scores: Added to the scores of all rows alike, with gradient, ``[H, Q, K]``; then without ``mask``.
+
+    Returns:
+        ``[R, Q, D]``, heads joined.
+    """
+    assert scores is None or (mask is None and not causal), "added scores and masks have not met yet"
+    if scores is None and prefers_products(q):
+        bias = attention_bias(mask, q.shape[1], kv.shape[1], causal, q)
+        out: Tensor = _CrossProducts.apply(q, kv, bias, num_heads)  # type: ignore[no-untyped-call]
+        return out
+    queries, keys, values = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
+    added = allowed_keys(mask, q.shape[1], kv.shape[1], causal, q.device) if scores is None else scores.to(q.dtype)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=added).transpose(1, 2).flatten(2)
+
+
+def allowed_keys(
+    mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, device: torch.device
+) -> Tensor | None:
+    """Who may attend to whom, bool ``[R or 1, 1, Q or 1, K]``; None where everybody may to everything."""
+    allowed = None if mask is None else mask[:, None, None, :]
+    if causal and num_queries > 1:
+        ones = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=device)
+        earlier = ones.tril(num_keys - num_queries)
+        allowed = earlier if allowed is None else allowed & earlier
+    return allowed
+
+
+def attention_bias(mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, like: Tensor) -> Tensor | None:
+    """``allowed_keys`` as what is added to the scores: 0 where allowed, else the lowest number of ``like``'s dtype.
+
+    The lowest finite number instead of minus infinity keeps a row without any key finite.
+    """
+    allowed = allowed_keys(mask, num_queries, num_keys, causal, like.device)
+    if allowed is None:
+        return None
+    return torch.zeros((), dtype=like.dtype, device=like.device).where(allowed, torch.finfo(like.dtype).min)
+
+
+def split_heads(x: Tensor, parts: int, num_heads: int) -> Tensor:
+    """``[R, S, parts * D]`` to ``[parts, R * H, S, D / H]``, contiguous: one copy for all parts."""
+    rows, positions, _ = x.shape
+    split = x.reshape(rows, positions, parts, num_heads, -1).permute(2, 0, 3, 1, 4)
+    return split.reshape(parts, rows * num_heads, positions, -1)
+
+
+def join_heads(x: Tensor, num_heads: int) -> Tensor:
+    """The reverse of ``split_heads``."""
+    parts, _, positions, _ = x.shape
+    rows = x.shape[1] // num_heads
+    return x.view(parts, rows, num_heads, positions, -1).permute(1, 3, 0, 2, 4).reshape(rows, positions, -1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Output ``[R * H, Q, d]`` and attention ``[R * H, Q, K]`` of split heads."""
+    scores = torch.empty(len(q), q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
+    # beta 0: the scores' old content is not read, the scale rides along with the product.
+    torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
+    if bias is not None:
+        scores.view(bias.shape[0] if len(bias) > 1 else 1, -1, *scores.shape[1:]).add_(bias)
+    attention = torch.softmax(scores, dim=-1)
+    return torch.bmm(attention, v), attention
+
+
+def _attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, attention: Tensor, grad_q: Tensor, grad_k: Tensor, grad_v: Tensor
+) -> None:
+    """Writes the gradients of split heads into ``grad_q``, ``grad_k`` and ``grad_v``."""
+    torch.bmm(attention.transpose(1, 2), grad, out=grad_v)
+    grad_attention = torch.bmm(grad, v.transpose(1, 2))
+    grad_scores = torch._softmax_backward_data(grad_attention, attention, -1, attention.dtype)
+    scale = q.shape[-1] ** -0.5
+    torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=scale, out=grad_q)
+    torch.baddbmm(grad_k, grad_scores.transpose(1, 2), q, beta=0, alpha=scale, out=grad_k)
+
+
+class _SelfProducts(torch.autograd.Function):
+    """Self-attention by explicit products."""
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, bias: Tensor | None, num_heads: int) -> Tensor:
+        heads = split_heads(qkv, 3, num_heads)
+        out, attention = _attend(heads[0], heads[1], heads[2], bias)
+        ctx.save_for_backward(heads, attention)
+        ctx.num_heads = num_heads
+        return join_heads(out[None], num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        heads, attention = ctx.saved_tensors
+        grad, grad_heads = split_heads(grads[0], 1, ctx.num_heads)[0], torch.empty_like(heads)
+        _attend_backward(grad, heads[0], heads[1], heads[2], attention, grad_heads[0], grad_heads[1], grad_heads[2])
+        return join_heads(grad_heads, ctx.num_heads), None, None
+
+
+class _CrossProducts(torch.autograd.Function):
+    """Cross-attention by explicit products."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, kv: Tensor, bias: Tensor | None, num_heads: int) -> Tensor:
+        q_heads, kv_heads = split_heads(q, 1, num_heads), split_heads(kv, 2, num_heads)
+        out, attention = _attend(q_heads[0], kv_heads[0], kv_heads[1], bias)
+        ctx.save_for_backward(q_heads, kv_heads, attention)
+        ctx.num_heads = num_heads
+        return join_heads(out[None], num_heads)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        q, kv, attention = ctx.saved_tensors
+        grad, grad_q, grad_kv = split_heads(grads[0], 1, ctx.num_heads)[0], torch.empty_like(q), torch.empty_like(kv)
+        _attend_backward(grad, q[0], kv[0], kv[1], attention, grad_q[0], grad_kv[0], grad_kv[1])
+        return join_heads(grad_q, ctx.num_heads), join_heads(grad_kv, ctx.num_heads), None, None
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with one joint projection to queries, keys and values."""
+
+    def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
+        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
+        super().__init__()
+        self.num_heads, self.recompute = num_heads, recompute
+        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        causal: bool = False,
+        padding: Padding | None = None,
+        scores: Tensor | None = None,
+    ) -> Tensor:
+        """Attends within each row.
+
+        Args:
+            x: ``[R, S, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
+            mask: bool ``[R, S]``, true where a key may be attended to.
+            causal: Whether each position sees itself and earlier ones only.
+            padding: Which positions are left out of ``x``.
+            scores: Added to the scores of all rows alike, ``[H, S, S]``.
+        """
+        qkv = self.qkv(x)
+        rows = qkv if padding is None else padding.restore(qkv)
+        attended = recomputed(self.recompute, self_attention, rows, self.num_heads, mask, causal, scores)
+        out: Tensor = self.out(attended if padding is None else padding.drop(attended))
+        return out
+
+    def first(self, x: Tensor, mask: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
+        """What the first position of each row alone attends to, ``[R, 1, D]``; arguments as in ``forward``."""
+        size = x.shape[-1]
+        weight, bias = self.qkv.weight, self.qkv.bias
+        assert bias is not None
+        q, kv = linear(x[:, :1], weight[:size], bias[:size]), linear(x, weight[size:], bias[size:])
+        own = None if scores is None else scores[:, :1]
+        out: Tensor = self.out(cross_attention(q, kv, self.num_heads, mask, scores=own))
+        return out
+
+    def extend(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Causal attention of new positions ``x [R, l, D]`` to themselves and to what came before.
+
+        Args:
+            x: The new positions.
+            past: Keys and values side by side of the earlier positions, ``[R, L - l, 2 D]``; None at the start.
+
+        Returns:
+            The attended new positions ``[R, l, D]``, and the keys and values of all positions ``[R, L, 2 D]``.
+        """
+        q, kv = self.qkv(x).split((x.shape[-1], 2 * x.shape[-1]), dim=-1)
+        kv = kv if past is None else torch.cat([past, kv], dim=1)
+        out: Tensor = self.out(cross_attention(q, kv, self.num_heads, causal=True))
+        return out, kv
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from one stream to rows of a memory.
+
+    Keys and values are projected once per memory row; ``rows`` then says which row of the memory each query row reads,
+    so that many texts can look at one image without its projection being repeated.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
+        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
+        super().__init__()
+        self.num_heads, self.recompute = num_heads, recompute
+        self.q = Linear(hidden_size, hidden_size)
+        self.kv = Linear(hidden_size, 2 * hidden_size)
+        self.out = Linear(hidden_size, hidden_size)
+
+    def project(self, memory: Tensor) -> Tensor:
+        """Keys and values side by side, ``[R_memory, S, 2 D]``, of ``memory [R_memory, S, D]``."""
+        kv: Tensor = self.kv(memory)
+        return kv
+
+    def forward(self, x: Tensor, kv: Tensor, rows: Tensor | None = None, padding: Padding | None = None) -> Tensor:
+        """Lets a stream attend to projected memory.
+
+        Args:
+            x: ``[R, L, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
+            kv: From ``project``.
+            rows: int64 ``[R]``, the memory row of each row of ``x``; None when they correspond one to one.
+            padding: Which positions are left out of ``x``.
+        """
+        kv = kv if rows is None else kv.index_select(0, rows)
+        q = self.q(x)
+        q = q if padding is None else padding.restore(q)
+        attended = recomputed(self.recompute, cross_attention, q, kv, self.num_heads)
+        out: Tensor = self.out(attended if padding is None else padding.drop(attended))
+        return out

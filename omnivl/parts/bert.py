@@ -1,0 +1,119 @@
+"""The text encoder: BERT's blocks, post-norm or pre-norm.
+
+Shapes: R rows, L text positions, D hidden size.
+
+Source: Devlin et al., BERT, arXiv 1810.04805; numbers as in its released code (post-norm, erf GELU, eps 1e-12).
+    Pre-norm: Xiong et al., arXiv 2002.04745, figure 1b.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.feed_forward import build_feed_forward, is_routed
+from moe.slot import FeedForwardOutput, Slot
+from moe.tokens import Tokens
+from omnivl.chain.state import State, StepLayout
+from omnivl.parts.attention import SelfAttention
+from omnivl.parts.attributes import attributes_of
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.linear import LayerNorm
+from omnivl.parts.padding import Padding
+from omnivl.parts.recompute import recomputed
+
+TEXT_EPS = 1e-12
+TEXT_MODALITY = "text"
+
+
+class ResidualBlock(nn.Module):
+    """Where normalisation and dropout stand around the branches of a text or decoder block.
+
+    Attributes:
+        reads_padding: Whether the feed-forward slot has to be told which positions are padding.
+        norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
+    """
+
+    def __init__(self, config: ModelConfig, index: int, depth: int | None) -> None:
+        super().__init__()
+        self.reads_padding = is_routed(config.ffn, index, depth)
+        self.recomputes_ffn = config.recompute == "ffn"
+        self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
+        normalises = self.is_pre_norm and depth is not None and index == depth - 1
+        self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
+
+    def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """What a branch reads of the stream ``x``."""
+        return norm(x) if self.is_pre_norm else x
+
+    def tokens(
+        self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False, causal: bool = False
+    ) -> Tokens:
+        """What the feed-forward slot is told of ``x``."""
+        bits = attributes_of(TEXT_MODALITY, fused=fused, causal=causal)
+        if not self.reads_padding or mask is None:
+            return Tokens.of(TEXT_MODALITY, x, fused=fused, attributes=bits)
+        return Tokens.of(TEXT_MODALITY, x, mask if padding is None else padding.valid, fused=fused, attributes=bits)
+
+    def leave(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
+        """The stream with a branch's output added."""
+        x = x + F.dropout(branch, self.dropout, self.training)
+        return x if self.is_pre_norm else norm(x)
+
+
+class BertBlock(ResidualBlock):
+    """One transformer block of the text encoder, without the chain around it."""
+
+    def __init__(self, config: ModelConfig, index: int = 0, depth: int | None = None) -> None:
+        super().__init__(config, index, depth)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=depth)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
+        self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
+        self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> FeedForwardOutput:
+        """Advances ``x [R, L, D]``.
+
+        Args:
+            x: The text stream.
+            mask: bool ``[R, L]``, true where there is a token.
+            first_only: Whether only the first position is wanted: the result is ``[R, 1, D]``.
+        """
+        padding = None if first_only else Padding.worth_dropping(mask)
+        x = x if padding is None else padding.drop(x)
+        read = self.enter(self.norm1, x)
+        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
+        x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
+        out: FeedForwardOutput = recomputed(
+            self.recomputes_ffn, self.ffn, self.enter(self.norm2, x), self.tokens(x, mask, padding)
+        )
+        y = self.norm_out(self.leave(self.norm2, x, out.y))
+        return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
+
+
+class TextBlock(BlockLayer):
+    """A BERT block on all text rows, and its momentum twin on the clean ones."""
+
+    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+        depth = config.text_layers
+        super().__init__(
+            f"text_{index:02d}", config, lambda config: BertBlock(config, index, depth), index=index, twin=twin
+        )
+        self.may_shorten = index == depth - 1 and not is_routed(config.ffn, index, depth)
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are text rows."""
+        return bool(layout.text)
+
+    def forward(self, state: State) -> State:
+        """Advances ``text`` and, in a step with momentum, ``momentum_text``."""
+        if not self.acts(state.layout):
+            return state
+        mask = state["text_mask"]
+        first_only = self.may_shorten and state.layout.class_only
+        out: FeedForwardOutput = self.run(state["text"], mask, first_only)
+        state = self.with_routing(state.updated(text=out.y), out.router_sums)
+        if state.layout.momentum:
+            twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]], first_only)
+            state = state.updated(momentum_text=twin.y)
+        return state

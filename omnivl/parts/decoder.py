@@ -1,0 +1,144 @@
+"""The two visual-grounded decoders: alignment (bidirectional) and generation (causal).
+
+Shapes: R rows, L text positions, S visual positions, D hidden size.
+
+Blocks are BERT's (post-norm or pre-norm), with cross-attention to the visual features before the feed-forward layer.
+Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., arXiv 2201.12086, figure 2).
+Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
+"""
+
+from torch import Tensor
+
+from moe.config import SparseConfig
+from moe.feed_forward import build_feed_forward, is_routed
+from moe.slot import FeedForwardOutput, Slot
+from omnivl.chain.state import State, StepLayout
+from omnivl.parts.attention import CrossAttention, SelfAttention
+from omnivl.parts.bert import TEXT_EPS, TEXT_MODALITY, ResidualBlock
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.linear import LayerNorm
+from omnivl.parts.padding import Padding
+from omnivl.parts.recompute import recomputed
+
+
+def looks_ahead(config: ModelConfig) -> bool:
+    """Whether the generation decoder has experts that choose among all tokens, those to come included."""
+    ffn = config.ffn
+    if not isinstance(ffn, SparseConfig) or ffn.routing != "expert_choice":
+        return False
+    return any(is_routed(ffn, index) for index in range(config.generation_layers))
+
+
+class GroundedBlock(ResidualBlock):
+    """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
+
+    def __init__(self, config: ModelConfig, causal: bool, index: int = 0, depth: int | None = None) -> None:
+        super().__init__(config, index, depth)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=depth)
+        self.causal = causal
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
+        self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.cross = CrossAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
+        self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
+        self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
+
+    def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, rows: Tensor | None) -> FeedForwardOutput:
+        """Advances ``x [R, L, D]``.
+
+        Args:
+            x: The text stream.
+            mask: bool ``[R, L]``, true where there is a token.
+            memory: Visual features ``[R_memory, S, D]``.
+            rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
+        """
+        padding = Padding.worth_dropping(mask)
+        x = x if padding is None else padding.drop(x)
+        attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
+        x = self.leave(self.norm1, x, attended)
+        out = self._after_self_attention(x, self.cross.project(memory), rows, mask, padding)
+        return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.router_sums)
+
+    def decode(
+        self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None
+    ) -> tuple[FeedForwardOutput, Tensor]:
+        """Advances the last positions ``x [R, l, D]`` of a causal stream whose earlier keys and values are known.
+
+        Args:
+            x: The new positions.
+            past: Keys and values of the earlier positions, ``[R, L - l, 2 D]``; None at the start.
+            kv: Projected memory, from ``self.cross.project``.
+            rows: As in ``forward``.
+
+        Returns:
+            The block's output and the keys and values of all positions, ``[R, L, 2 D]``.
+        """
+        attended, past = self.attention.extend(self.enter(self.norm1, x), past)
+        return self._after_self_attention(self.leave(self.norm1, x, attended), kv, rows), past
+
+    def _after_self_attention(
+        self, x: Tensor, kv: Tensor, rows: Tensor | None, mask: Tensor | None = None, padding: Padding | None = None
+    ) -> FeedForwardOutput:
+        x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
+        tokens = self.tokens(x, mask, padding, fused=True, causal=self.causal)
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.enter(self.norm3, x), tokens)
+        return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
+
+
+class AlignmentBlock(BlockLayer):
+    """A bidirectional grounded block on the alignment stack."""
+
+    def __init__(self, index: int, config: ModelConfig) -> None:
+        depth = config.alignment_layers
+        super().__init__(
+            f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, depth), index=index
+        )
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are alignment rows."""
+        return bool(layout.alignment)
+
+    def forward(self, state: State) -> State:
+        """Advances ``alignment``; each row attends to row ``alignment_memory`` of ``memory``."""
+        if not self.acts(state.layout):
+            return state
+        out: FeedForwardOutput = self.run(
+            state["alignment"], state["alignment_mask"], state["memory"], state["alignment_memory"]
+        )
+        return self.with_routing(state.updated(alignment=out.y), out.router_sums)
+
+
+class GenerationBlock(BlockLayer):
+    """A causal grounded block on the generation stream.
+
+    In training, row b attends to the clean visual row b. In mode ``generate`` it attends to row ``cache/rows`` of
+    ``memory`` and leaves its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
+    """
+
+    def __init__(self, index: int, config: ModelConfig) -> None:
+        depth = config.generation_layers
+        super().__init__(
+            f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, depth), index=index
+        )
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether the generation stream runs."""
+        return layout.generation
+
+    def forward(self, state: State) -> State:
+        """Advances ``generation``."""
+        if not self.acts(state.layout):
+            return state
+        if state.layout.mode == "generate":
+            return self._decode(state)
+        memory = state["memory"][: state.layout.batch_size]  # other replicas' rows may follow the own
+        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, None)
+        return self.with_routing(state.updated(generation=out.y), out.router_sums)
+
+    def _decode(self, state: State) -> State:
+        assert isinstance(self.block, GroundedBlock)
+        past_name, cross_name = f"cache/{self.name}/self", f"cache/{self.name}/cross"
+        kv = state[cross_name] if cross_name in state else self.block.cross.project(state["memory"])
+        out, past = self.block.decode(state["generation"], state.get(past_name), kv, state["cache/rows"])
+        return state.merged({"generation": out.y, past_name: past, cross_name: kv})

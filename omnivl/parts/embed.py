@@ -1,0 +1,282 @@
+"""The first layer: pixels and token ids to embeddings.
+
+Shapes: B samples, T frames, C = 3 * patch * patch values of a 2D patch, T' = T / tubelet size time positions, N patches
+of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked pass.
+
+- images are cut into 2D patches, clips into 3D ones (tubelets); both are matrix products on unfolded pixels;
+- the 3D kernel is the 2D kernel spread evenly over the tubelet's frames plus a learnt difference that starts from zero;
+- class token, spatial positions (bicubic where a frame's grid differs from the table's), temporal positions from zero
+  (see ``temporal_gain``);
+- masked passes reuse the patches of the clean one and put a mask token where the mask says so;
+- text: word plus position, LayerNorm, as in BERT; the generation stream shares these tables.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.state import State, StepLayout, encoded_rows
+from omnivl.errors import ModelError
+from omnivl.parts.bert import TEXT_EPS
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.config import ModelConfig
+from omnivl.parts.linear import LayerNorm, linear
+
+
+class PatchEmbedding(nn.Module):
+    """2D patches of images and 3D patches of clips.
+
+    Source: OmniVL, arXiv 2209.07526, section 3.1 (2D and 3D tokenizers); Arnab et al., ViViT, arXiv 2103.15691,
+        section 3.4 (inflation).
+    Differs: the 3D kernel is ``weight / t + video_delta``. An inflated copy would equal the image's kernel only at the
+        moment of copying; the sum does so for as long as no clip has been seen, whatever the stages before did.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size, self.tubelet_size = config.patch_size, config.tubelet_size
+        values = 3 * config.patch_size**2
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, values))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.video_delta = nn.Parameter(torch.zeros(config.tubelet_size, config.hidden_size, values))
+        nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
+
+    def forward(self, frames: Tensor, is_video: bool, dtype: torch.dtype) -> Tensor:
+        """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, T', N, D]`` of ``dtype``.
+
+        Raises:
+            ModelError: The frames' size is no multiple of the patch size, or their number none of the tubelet size.
+        """
+        pixels = unfold(frames, self.patch_size).to(dtype=torch.float32).div_(127.5).sub_(1.0).to(dtype)
+        if not is_video:
+            return linear(pixels, self.weight, self.bias)
+        if frames.shape[1] % self.tubelet_size != 0:
+            raise ModelError(
+                f"clip of {frames.shape[1]} frames: not a multiple of tubelet_size {self.tubelet_size}; "
+                "change num_frames or tubelet_size"
+            )
+        kernels = self.weight / self.tubelet_size + self.video_delta
+        # One product per frame of the tubelet, then a sum: for equal frames and an even spread both halves round alike,
+        # so that the sum is the image's product to the last bit.
+        parts = [linear(pixels[:, i :: self.tubelet_size], kernels[i]) for i in range(self.tubelet_size)]
+        return torch.stack(parts).sum(0) + self.bias.to(dtype)
+
+
+def unfold(frames: Tensor, patch_size: int) -> Tensor:
+    """Cuts ``[B, T, 3, H, W]`` into patches ``[B, T, N, C]``, row by row; a patch is laid out (channel, row, column).
+
+    Raises:
+        ModelError: Height or width is no multiple of the patch size.
+    """
+    batch, times, channels, height, width = frames.shape
+    if height % patch_size or width % patch_size:
+        raise ModelError(
+            f"frames of {height} x {width} pixels: not a multiple of patch_size {patch_size}; change the size"
+        )
+    rows, columns = height // patch_size, width // patch_size
+    cut = frames.reshape(batch, times, channels, rows, patch_size, columns, patch_size)
+    return cut.permute(0, 1, 3, 5, 2, 4, 6).reshape(batch, times, rows * columns, -1)
+
+
+def resize_positions(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation of spatial positions ``[side * side, D]`` to ``[rows * columns, D]`` of another grid."""
+    side = round(table.shape[0] ** 0.5)
+    if grid == (side, side):
+        return table
+    image = table.t().reshape(1, -1, side, side)
+    resized = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
+    return resized.flatten(2)[0].t()
+
+
+def resize_times(table: Tensor, times: int) -> Tensor:
+    """Linear interpolation of temporal positions ``[T', D]`` to another number of time positions."""
+    if times == table.shape[0]:
+        return table
+    return F.interpolate(table.t()[None], size=times, mode="linear", align_corners=False)[0].t()
+
+
+def drop_patches(patches: Tensor, rate: float) -> Tensor:
+    """Keeps a random share ``1 - rate`` of the places of each row, at least one; the same places in all frames.
+
+    Source: Li et al., FLIP, arXiv 2212.00794, section 3; tubes: Tong et al., VideoMAE, arXiv 2203.12602, section 3.3.
+
+    Args:
+        patches: ``[R, T', N, D]``.
+        rate: Share to leave out, in [0, 1).
+    """
+    rows, times, places, size = patches.shape
+    kept = max(1, round(places * (1.0 - rate)))
+    chosen = torch.rand(rows, places, device=patches.device).argsort(1)[:, None, :kept, None]
+    return patches.gather(2, chosen.expand(rows, times, kept, size))
+
+
+class VisualEmbedding(nn.Module):
+    """Patches, class token, mask token and positions."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.patch_size, self.patch_dropout = config.patch_size, config.patch_dropout
+        self.patches = PatchEmbedding(config)
+        rows, columns = config.grid(is_video=False)
+        self.class_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
+        self.positions = nn.Parameter(torch.empty(1 + rows * columns, config.hidden_size))
+        self.times = nn.Parameter(torch.zeros(config.time_positions(config.num_frames), config.hidden_size))
+        normalised = config.vision.norm_embeddings
+        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps) if normalised else nn.Identity()
+        for table in (self.class_token, self.mask_token, self.positions):
+            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+        if config.temporal_gain > 0:
+            nn.init.normal_(self.times, std=config.temporal_gain)
+
+    def forward(
+        self, frames: Tensor, is_video: bool, masked: tuple[tuple[Tensor, Tensor], ...], clean: bool, dtype: torch.dtype
+    ) -> Tensor:
+        """Embeds frames and their masked versions.
+
+        Args:
+            frames: uint8 ``[B, T, 3, H, W]``.
+            is_video: Whether 3D patches and temporal positions act.
+            masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T', N]``; one per masked pass.
+            clean: Whether the clean pass is wanted too; its rows come first.
+            dtype: Of the result.
+
+        Returns:
+            ``[R_visual, S, D]``.
+        """
+        patches = self.patches(frames, is_video, dtype)
+        stacks = [patches] if clean else []
+        for rows, mask in masked:
+            stacks.append(torch.where(mask[..., None], self.mask_token.to(dtype), patches.index_select(0, rows)))
+        stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
+        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
+        where = resize_positions(self.positions[1:], grid)[None, None]
+        if is_video:
+            where = where + resize_times(self.times, patches.shape[1])[None, :, None]
+        stack = stack + where.to(dtype)
+        if self.training and self.patch_dropout > 0.0 and not masked:
+            stack = drop_patches(stack, self.patch_dropout)
+        body = stack.flatten(1, 2)
+        head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
+        embedded: Tensor = self.norm(torch.cat([head, body], dim=1))
+        return embedded
+
+
+class TextEmbedding(nn.Module):
+    """Word plus position, normalised.
+
+    Differs: BERT's token types are folded into the positions, because a text is always one segment.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.words = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
+        self.positions = nn.Parameter(torch.empty(config.text_length, config.hidden_size))
+        self.norm = LayerNorm(config.hidden_size, TEXT_EPS)
+        for table in (self.words, self.positions):
+            nn.init.normal_(table, std=0.02)
+
+    def forward(self, token_ids: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
+        """Embeds ``token_ids [R, L]``, whose first position is ``start``, to ``[R, L, D]`` of ``dtype``.
+
+        Raises:
+            ModelError: The text is longer than the position table.
+        """
+        end = start + token_ids.shape[1]
+        if end > len(self.positions):
+            raise ModelError(
+                f"text of {end} tokens: the model has {len(self.positions)} positions; raise model.text_length or cut"
+            )
+        x = self.norm(F.embedding(token_ids, self.words) + self.positions[start:end])
+        return F.dropout(x.to(dtype), self.dropout, self.training)
+
+
+class Embeddings(nn.Module):
+    """Both modalities' embeddings: what ``Embed`` trains and what its momentum twin copies."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.visual = VisualEmbedding(config)
+        self.text = TextEmbedding(config)
+
+
+class Embed(BlockLayer):
+    """Frames and token ids to the heads of all streams.
+
+    Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, the masked text segment ``mlm/token_ids``, the
+    generation stream ``lm/token_ids`` and, when decoding with a cache, ``cache/start``.
+    """
+
+    def __init__(self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False) -> None:
+        """Builds the embeddings.
+
+        Args:
+            config: The model's configuration.
+            pad: The padding token's id.
+            dtype: The compute dtype: every stream starts in it.
+            twin: Whether to build momentum twins.
+        """
+        super().__init__("embed", config, Embeddings, twin=twin)
+        self.pad, self.dtype = pad, dtype
+
+    def forward(self, state: State) -> State:
+        """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
+        layout = state.layout
+        online, twin = self.block, self.momentum_block
+        assert isinstance(online, Embeddings)
+        if layout.visual:
+            state = state.updated(visual=self._visual(online, state))
+        if layout.text:
+            token_ids = torch.cat([state[_ids_name(name)] for name in layout.text])
+            state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
+        if self.config.architecture == "unified":
+            streams = [name for name in ("visual", "text") if name in state]
+            inputs = {f"{name}_input": state[name] for name in streams if layout.alignment}
+            rows = {name: state[name][encoded_rows(self.config, layout, name)] for name in streams}
+            state = state.merged({**inputs, **rows})
+        if layout.generation:
+            token_ids = state["lm/token_ids"]
+            start = int(state["cache/start"]) if "cache/start" in state else 0
+            stream = online.text(token_ids, self.dtype, start)
+            state = state.updated(generation=stream, generation_mask=token_ids != self.pad)
+        if layout.momentum:
+            assert isinstance(twin, Embeddings), "the layout asks for momentum twins, none was built"
+            with torch.no_grad():
+                visual = twin.visual(state["frames"], layout.is_video, (), True, self.dtype)
+                text = twin.text(state["token_ids"], self.dtype)
+            state = state.updated(momentum_visual=visual, momentum_text=text)
+        return state
+
+    def _visual(self, online: Embeddings, state: State) -> Tensor:
+        layout = state.layout
+        masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != "clean")
+        stream: Tensor = online.visual(state["frames"], layout.is_video, masked, "clean" in layout.visual, self.dtype)
+        return stream
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What belongs to clips, to masks or to one of the modalities, where there is none of it."""
+        assert isinstance(self.block, Embeddings)
+        visual, text = self.block.visual, self.block.text
+        if not any(layout.visual for layout in layouts):
+            yield from visual.parameters()
+        if not any(self._reads_text(layout) for layout in layouts):
+            yield from text.parameters()
+        if not any(layout.is_video and layout.visual for layout in layouts):
+            yield from (visual.patches.video_delta, visual.times)
+        if all(layout.visual.keys() <= {"clean"} for layout in layouts):
+            yield visual.mask_token
+
+    def _reads_text(self, layout: StepLayout) -> bool:
+        encoded = encoded_rows(self.config, layout, "text")
+        return encoded.stop > encoded.start or bool(layout.alignment) or layout.generation
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether a stream starts here."""
+        return bool(layout.visual or layout.text or layout.generation)
+
+
+def _ids_name(segment: str) -> str:
+    return "token_ids" if segment == "clean" else f"{segment}/token_ids"

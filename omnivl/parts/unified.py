@@ -1,0 +1,360 @@
+"""One transformer for the tokens of images, clips and texts, apart and joined.
+
+Shapes: R rows, S positions of a row, L text positions, D hidden size.
+
+Each block runs twice in a step that aligns: first on the visual and the text stream, each by itself, then, behind
+``Contrast``, on rows that join a text with an image or clip, text first, from their embeddings on. Attention and
+normalisation look at one row at a time; the feed-forward slot gets the tokens of all streams of a pass together, so
+that experts are chosen over the whole of it. Pre-norm, LayerScale and drop path are the visual encoder's. Within a clip
+every patch attends to every other one of all frames.
+
+Sources: Bao et al., VLMo, arXiv 2111.02358, section 3.1 and 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1
+    (Multiway: attention projections and norms by modality); Mustafa et al., LIMoE, arXiv 2206.02770, section 2.
+Differs: VLMo and BEiT-3 know no clips.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from moe.attribute import AttributeLinear
+from moe.config import AttributeConfig
+from moe.feed_forward import build_feed_forward, has_attention_experts, is_routed
+from moe.modality import ModalityFeedForward
+from moe.slot import FeedForwardOutput, Slot
+from moe.tokens import Segment, Tokens
+from omnivl.chain.chain import ChainLayer
+from omnivl.chain.state import State, StepLayout, encoded_rows
+from omnivl.parts.attention import self_attention
+from omnivl.parts.attributes import Attributes, attributes_of
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.drop_path import drop_path, drop_path_rates
+from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.recompute import recomputed
+from omnivl.parts.vit import VISUAL_MODALITIES, layer_scale
+
+UNIFIED_EPS = 1e-6
+VISION, LANGUAGE = "vision", "language"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of positions of one modality in every row of a stream.
+
+    Attributes:
+        modality: One of ``MODALITIES``.
+        length: Number of positions.
+    """
+
+    modality: str
+    length: int
+
+    @property
+    def side(self) -> str:
+        """Which of the weights by modality it meets: clips are images in motion."""
+        return LANGUAGE if self.modality == "text" else VISION
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Rows of one make-up.
+
+    Attributes:
+        x: ``[R, S, D]``.
+        parts: What the positions are; together S.
+        mask: bool ``[R, S]``, true where there is a token; None where all are.
+    """
+
+    x: Tensor
+    parts: tuple[Part, ...]
+    mask: Tensor | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether its rows join modalities."""
+        return len(self.parts) > 1
+
+    @property
+    def attributes(self) -> list[Attributes]:
+        """What kind of tokens each part has."""
+        return [attributes_of(part.modality, fused=self.fused) for part in self.parts]
+
+    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[R, S, ...]`` part by part."""
+        return torch.split(x, [part.length for part in self.parts], dim=1)
+
+
+class ByModality(nn.Module):
+    """One module for all positions, or one for each side of a stream."""
+
+    def __init__(self, build: Callable[[], nn.Module], multiway: bool) -> None:
+        super().__init__()
+        self.multiway = multiway
+        if multiway:
+            self.sides = nn.ModuleDict({side: build() for side in (VISION, LANGUAGE)})
+        else:
+            self.shared = build()
+
+    def idle(self, modalities: Collection[str]) -> Iterator[nn.Parameter]:
+        """Parameters that no token of ``modalities`` meets."""
+        if self.multiway:
+            met = {Part(modality, 0).side for modality in modalities}
+            for side in self.sides.keys() - met:
+                yield from self.sides[side].parameters()
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """Maps ``x [R, S, ...]``, whose positions are those of ``stream``."""
+        if not self.multiway:
+            out: Tensor = self.shared(x)
+            return out
+        made = [self.sides[part.side](piece) for part, piece in zip(stream.parts, stream.cut(x), strict=True)]
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+
+
+class ByAttributes(ByModality):
+    """A linear map with experts that are chosen by the attributes of each part."""
+
+    def __init__(self, config: AttributeConfig, inputs: int, outputs: int) -> None:
+        super().__init__(lambda: AttributeLinear(config, inputs, outputs), multiway=False)
+
+    def forward(self, x: Tensor, stream: Stream) -> Tensor:
+        """Maps ``x [R, S, I]``, whose positions are those of ``stream``, to ``[R, S, O]``."""
+        made = self.shared(stream.cut(x), stream.attributes)
+        out: Tensor = made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        return out
+
+
+def projection(config: ModelConfig, index: int, outputs: int) -> ByModality:
+    """An attention projection of block ``index``: one for all, by modality, or by attributes."""
+    size, ffn = config.hidden_size, config.ffn
+    if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, index, config.vision_layers):
+        return ByAttributes(ffn, size, outputs)
+    return ByModality(lambda: Linear(size, outputs), config.multiway)
+
+
+class UnifiedBlock(nn.Module):
+    """One transformer block over any number of streams, without the chain around it."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        size, multiway = config.hidden_size, config.multiway
+        self.num_heads, self.recomputes = config.num_heads, config.recompute
+        self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
+        self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
+        self.norm1 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
+        self.qkv = projection(config, index, 3 * size)
+        self.out = projection(config, index, size)
+        self.scale1 = layer_scale(config)
+        self.norm2 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
+        slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
+        self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
+        self.scale2 = layer_scale(config)
+
+    def forward(self, *streams: Stream) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Advances every stream.
+
+        Returns:
+            ``[R, S, D]`` of each, and the sums of the block's router, if it has one.
+        """
+        attended = [replace(stream, x=self._attend(stream)) for stream in streams]
+        tokens = [
+            piece.reshape(-1, piece.shape[-1])
+            for stream in attended
+            for piece in stream.cut(self.norm2(stream.x, stream))
+        ]
+        made: FeedForwardOutput = recomputed(
+            self.recomputes == "ffn", self.ffn, torch.cat(tokens), self._tokens(attended)
+        )
+        pieces = iter(torch.split(made.y, [len(piece) for piece in tokens]))
+        return tuple(self._add(stream, pieces) for stream in attended), made.router_sums
+
+    def _attend(self, stream: Stream) -> Tensor:
+        qkv = self.qkv(self.norm1(stream.x, stream), stream)
+        made = recomputed(self.recomputes == "attention", self_attention, qkv, self.num_heads, stream.mask)
+        branch = self.scale1(self.out(made, stream))
+        return stream.x + drop_path(branch, self.drop_path_rate, self.training)
+
+    def _tokens(self, streams: Sequence[Stream]) -> Tokens:
+        """What the feed-forward slot is told: part by part, rows within."""
+        segments = tuple(
+            Segment(part.modality, stream.x.shape[0] * part.length, stream.fused, attributes)
+            for stream in streams
+            for part, attributes in zip(stream.parts, stream.attributes, strict=True)
+        )
+        if not self.reads_padding or all(stream.mask is None for stream in streams):
+            return Tokens(segments)
+        masks = [stream.mask if stream.mask is not None else _everywhere(stream.x) for stream in streams]
+        pieces = [piece for stream, mask in zip(streams, masks, strict=True) for piece in stream.cut(mask)]
+        return Tokens(segments, torch.cat([piece.reshape(-1) for piece in pieces]))
+
+    def _add(self, stream: Stream, pieces: Iterator[Tensor]) -> Tensor:
+        rows, size = stream.x.shape[0], stream.x.shape[-1]
+        made = [next(pieces).view(rows, part.length, size) for part in stream.parts]
+        branch = self.scale2(made[0] if len(made) == 1 else torch.cat(made, dim=1))
+        return stream.x + drop_path(branch, self.drop_path_rate, self.training)
+
+
+def _everywhere(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+
+
+class TwicePassed(BlockLayer):
+    """What the layers of the unified transformer share: they act on every stream, before and behind ``Contrast``."""
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there is any stream."""
+        return bool(layout.visual or layout.text or layout.alignment)
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """All where no step has a stream, else what no token meets."""
+        active = [layout for layout in layouts if self.acts(layout)]
+        if active:
+            yield from self.idle(active)
+        else:
+            yield from self.parameters()
+
+    @abstractmethod
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Parameters that no token meets under layouts that all have streams."""
+
+
+class UnifiedLayer(TwicePassed):
+    """A unified block in the chain, which passes it twice: before and behind ``Contrast``."""
+
+    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+        super().__init__(
+            f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), index=index, twin=twin
+        )
+
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What belongs to a modality that never comes."""
+        block, reached = self.block, {token for layout in layouts for token in reached_tokens(self.config, layout)}
+        assert isinstance(block, UnifiedBlock)
+        for module in (block.norm1, block.qkv, block.out, block.norm2):
+            yield from module.idle({modality for modality, _ in reached})
+        if isinstance(block.ffn, ModalityFeedForward):
+            yield from block.ffn.idle(reached)
+
+    def forward(self, state: State) -> State:
+        """Advances ``alignment`` where it is there, else ``visual`` and ``text``, and the twins of these."""
+        if "alignment" in state:
+            (joined,), sums = self.run(joined_stream(state))
+            return self.with_routing(state.updated(alignment=joined), sums)
+        names = waiting_streams(state)
+        if not names:
+            return state
+        made, sums = self.run(*(separate_stream(state, self.config, name) for name in names))
+        state = state.updated(**dict(zip(names, made, strict=True)))
+        if state.layout.momentum:
+            twins = [separate_stream(state, self.config, name, "momentum_") for name in ("visual", "text")]
+            visual, text = self.run_twin(*twins)[0]
+            state = state.updated(momentum_visual=visual, momentum_text=text)
+        return self.with_routing(state, sums)
+
+
+class UnifiedNorm(TwicePassed):
+    """The normalisation at the end of the unified encoder, of either pass."""
+
+    def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
+        def build(config: ModelConfig) -> nn.Module:
+            return ByModality(lambda: LayerNorm(config.hidden_size, UNIFIED_EPS), config.multiway)
+
+        super().__init__("unified_norm", config, build, twin=twin)
+
+    def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What belongs to a side that never comes. Of joined rows the text is read, and masked visuals."""
+        assert isinstance(self.block, ByModality)
+        read = {
+            modality
+            for layout in layouts
+            for modality, fused in reached_tokens(self.config, layout)
+            if not fused or modality == "text" or layout.both_masked
+        }
+        yield from self.block.idle(read)
+
+    def forward(self, state: State) -> State:
+        """Normalises what ``UnifiedLayer`` advances.
+
+        Of joined rows the text goes on, and as ``{segment}/features`` the visual of those in which it is masked: heads
+        read nothing else.
+        """
+        if "alignment" in state:
+            stream = joined_stream(state)
+            length = stream.parts[0].length
+            for name in state.layout.both_masked:
+                visual = Stream(stream.x[state.layout.alignment[name], length:], stream.parts[1:])
+                state = state.merged({f"{name}/features": self.block(visual.x, visual)})
+            text = Stream(stream.x[:, :length], stream.parts[:1])
+            return state.updated(alignment=self.block(text.x, text), alignment_mask=state["alignment_mask"][:, :length])
+        names = waiting_streams(state)
+        for name in names:
+            stream = separate_stream(state, self.config, name)
+            state = state.updated(**{name: self.block(stream.x, stream)})
+        if names and state.layout.momentum:
+            for name in ("visual", "text"):
+                twin = separate_stream(state, self.config, name, "momentum_")
+                state = state.updated(**{f"momentum_{name}": self.run_twin(twin.x, twin)})
+        return state
+
+
+class Join(ChainLayer):
+    """Puts what a text looks at behind it: ``alignment [R, L, D]`` becomes ``[R, L + S, D]``. No parameters."""
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are alignment rows."""
+        return bool(layout.alignment)
+
+    def forward(self, state: State) -> State:
+        """Joins each row of ``alignment`` with its row of ``memory``."""
+        if not self.acts(state.layout):
+            return state
+        seen = state["memory"].index_select(0, state["alignment_memory"])
+        everywhere = state["alignment_mask"].new_ones(seen.shape[:2])
+        return state.updated(
+            alignment=torch.cat([state["alignment"], seen], dim=1),
+            alignment_mask=torch.cat([state["alignment_mask"], everywhere], dim=1),
+        )
+
+
+def waiting_streams(state: State) -> list[str]:
+    """The streams of the first pass; none once ``Contrast`` has read them."""
+    if "visual_embedding" in state or "text_embedding" in state:
+        return []
+    return [name for name in ("visual", "text") if name in state and len(state[name]) > 0]
+
+
+def separate_stream(state: State, config: ModelConfig, name: str, prefix: str = "") -> Stream:
+    """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's rows of the clean segment."""
+    x = state[prefix + name]
+    if name == "visual":
+        return Stream(x, (_visual_part(x.shape[1], state.layout),))
+    rows = state.layout.text["clean"] if prefix else encoded_rows(config, state.layout, "text")
+    mask = state["text_mask"][rows]
+    return Stream(x, (Part("text", x.shape[1]),), mask)
+
+
+def joined_stream(state: State) -> Stream:
+    """The rows that ``Join`` made: text first."""
+    x, seen = state["alignment"], state["memory"].shape[1]
+    parts = Part("text", x.shape[1] - seen), _visual_part(seen, state.layout)
+    return Stream(x, parts, state["alignment_mask"])
+
+
+def _any(rows: slice) -> bool:
+    return bool(rows.stop > rows.start)
+
+
+def _visual_part(length: int, layout: StepLayout) -> Part:
+    return Part(VISUAL_MODALITIES[layout.is_video], length)
+
+
+def reached_tokens(config: ModelConfig, layout: StepLayout) -> list[tuple[str, bool]]:
+    """(modality, fused) of the tokens that a step sends through the blocks."""
+    visual = VISUAL_MODALITIES[layout.is_video]
+    separate = {"visual": visual, "text": "text"}
+    found = [(modality, False) for stream, modality in separate.items() if _any(encoded_rows(config, layout, stream))]
+    return found + ([("text", True), (visual, True)] if layout.alignment else [])

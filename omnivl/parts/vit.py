@@ -1,0 +1,193 @@
+"""The unified visual encoder: one transformer for images and videos.
+
+Shapes: R rows, T time positions (frames / tubelet size), N patches of a frame, S = 1 + T * N, D hidden size.
+
+- pre-norm ViT blocks, GELU, optional LayerScale, drop path and bias by relative position (``VisionConfig``);
+- divided space-time attention: time over the same patch of all frames (videos only), then space within each frame with
+  the class token repeated per frame and averaged afterwards;
+- the projection behind the temporal attention starts from zero in every block, so a clip of T equal frames gives
+  exactly what the image gives; ``temporal_gain`` above 0 gives that up for a start from which motion is learnt sooner.
+
+Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
+Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moe.feed_forward import build_feed_forward, is_routed
+from moe.modality import ModalityFeedForward
+from moe.slot import FeedForwardOutput, Slot
+from moe.tokens import Tokens
+from omnivl.chain.state import State, StepLayout
+from omnivl.parts.attention import SelfAttention
+from omnivl.parts.attributes import attributes_of
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.drop_path import drop_path, drop_path_rates
+from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.recompute import recomputed
+from omnivl.parts.relative import RelativePositions
+
+VISUAL_MODALITIES = ("image", "video")
+
+
+class LayerScale(nn.Module):
+    """Multiplies a branch by a learnt vector. Source: Touvron et al., CaiT, arXiv 2103.17239, eq. 4."""
+
+    def __init__(self, size: int, initial: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), initial))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scales ``[..., D]``."""
+        return x * self.weight.to(x.dtype)
+
+
+def layer_scale(config: ModelConfig) -> nn.Module:
+    """A LayerScale, or the identity where the configuration has none."""
+    if config.layer_scale_init is None:
+        return nn.Identity()
+    return LayerScale(config.hidden_size, config.layer_scale_init)
+
+
+class TemporalAttention(nn.Module):
+    """Attention of each patch over time, with a projection that starts from zero or near it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
+        self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=config.temporal_gain == 0)
+        with torch.no_grad():
+            self.temporal_fc.weight.mul_(config.temporal_gain)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""
+        rows, _, num_patches, _ = patches.shape
+        x = self.norm(patches).transpose(1, 2).flatten(0, 1)
+        out: Tensor = self.temporal_fc(self.attention(x))
+        return out.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
+
+
+class DividedBlock(nn.Module):
+    """One transformer block of the visual encoder, without the chain around it."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.recomputes_ffn = config.recompute == "ffn"
+        self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
+        self.temporal = TemporalAttention(config)
+        self.norm1 = LayerNorm(config.hidden_size, config.vision.norm_eps)
+        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
+        self.scale1 = layer_scale(config)
+        self.norm2 = LayerNorm(config.hidden_size, config.vision.norm_eps)
+        side = config.grid(is_video=False)[0]
+        self.relative = RelativePositions(side, config.num_heads) if config.vision.relative_positions else None
+        activation = config.vision.activation
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers, activation=activation)
+        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
+        self.scale2 = layer_scale(config)
+
+    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+        """Advances ``x [R, 1 + T * N, D]``.
+
+        Args:
+            x: Class token, then patches frame by frame.
+            times: T.
+            is_video: Whether temporal attention acts.
+            first_only: Whether only the class token is wanted: the result is ``[R, 1, D]``.
+        """
+        if is_video:
+            cls, patches = x[:, :1], x[:, 1:].reshape(x.shape[0], times, -1, x.shape[-1])
+            patches = patches + drop_path(self.temporal(patches), self.drop_path_rate, self.training)
+            x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
+        space = self._space(x, times, first_only)
+        x = x[:, :1] if first_only else x
+        x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
+        modality = VISUAL_MODALITIES[is_video]
+        tokens = Tokens.of(modality, x, attributes=attributes_of(modality))
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.norm2(x), tokens)
+        y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
+        return FeedForwardOutput(y, out.router_sums)
+
+    def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
+        """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
+        x = self.norm1(x)
+        scores = None if self.relative is None else self.relative((x.shape[1] - 1) // times)
+        attend = self.attention.first if first_only else self.attention
+        if times == 1:
+            out: Tensor = attend(x, scores=scores)
+            return out
+        rows, _, size = x.shape
+        cls = x[:, None, :1].expand(rows, times, 1, size)
+        frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
+        frames = attend(frames.flatten(0, 1), scores=scores).reshape(rows, times, -1, size)
+        # The mean written around its first term is exact where all terms are equal, whatever their number.
+        first = frames[:, :1, 0]
+        cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
+        return torch.cat([cls, frames[:, :, 1:].flatten(1, 2)], dim=1)
+
+
+class VisualBlock(BlockLayer):
+    """A divided space-time block on all visual rows, and its momentum twin on the clean ones."""
+
+    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+        """Builds block ``index`` of the encoder; the drop path rate rises with it."""
+
+        def build(config: ModelConfig) -> nn.Module:
+            return DividedBlock(config, index)
+
+        super().__init__(f"visual_{index:02d}", config, build, index=index, twin=twin)
+        is_last = index == config.vision_layers - 1
+        self.may_shorten = is_last and not is_routed(config.ffn, index, config.vision_layers)
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are visual rows."""
+        return bool(layout.visual)
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Without clips the temporal branch is idle, and experts of a kind that never comes."""
+        yield from super().idle_parameters(layouts)
+        assert isinstance(self.block, DividedBlock)
+        if not any(layout.is_video for layout in layouts):
+            yield from self.block.temporal.parameters()
+        if isinstance(self.block.ffn, ModalityFeedForward):
+            active = [layout for layout in layouts if self.acts(layout)]
+            yield from self.block.ffn.idle({(VISUAL_MODALITIES[layout.is_video], False) for layout in active})
+
+    def forward(self, state: State) -> State:
+        """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
+        if not self.acts(state.layout):
+            return state
+        times = self.config.time_positions(state.layout.num_frames)
+        inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
+        out: FeedForwardOutput = self.run(state["visual"], *inputs)
+        state = self.with_routing(state.updated(visual=out.y), out.router_sums)
+        if state.layout.momentum:
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs).y)
+        return state
+
+
+class VisualNorm(BlockLayer):
+    """The normalisation at the end of the visual encoder."""
+
+    def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
+        super().__init__(
+            "visual_norm", config, lambda config: LayerNorm(config.hidden_size, config.vision.norm_eps), twin=twin
+        )
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are visual rows."""
+        return bool(layout.visual)
+
+    def forward(self, state: State) -> State:
+        """Normalises ``visual`` and, in a step with momentum, ``momentum_visual``."""
+        if not self.acts(state.layout):
+            return state
+        state = state.updated(visual=self.block(state["visual"]))
+        if state.layout.momentum:
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"]))
+        return state

@@ -1,0 +1,1 @@
+"""Weights of Hugging Face checkpoints as starting values."""

@@ -1,0 +1,268 @@
+"""Weights from Hugging Face checkpoints into the parts that match.
+
+ViT, TimeSformer, BEiT and CLIP's visual tower fill the visual encoder, BERT text and decoders, BLIP all of them.
+
+Shapes: D hidden size, N patches of a frame.
+
+Only formats that cannot run code are read: safetensors, and torch files with ``weights_only``.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from omnivl.chain.chain import Chain
+from omnivl.errors import ModelError
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.embed import resize_positions, resize_times
+from omnivl.parts.relative import resize_relative
+from omnivl.pretrained.folder import describe, fold_pixels, near_misses, read_json, unmet_options
+from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
+
+SPATIAL, TEMPORAL = "embed.block.visual.positions", "embed.block.visual.times"
+WORDS, TEXT_POSITIONS, RELATIVE = "embed.block.text.words", "embed.block.text.positions", ".relative.bias"
+
+Part = Literal["all", "vision", "text"]
+PARTS: Mapping[Part, tuple[str, ...]] = {
+    "all": ("",),
+    "vision": ("embed.block.visual", "visual_", "contrast.visual_projection"),
+    "text": ("embed.block.text", "text_", "contrast.text_projection"),
+}
+"""Beginnings of the names of our parameters that belong to a part."""
+
+_OTHER_SIDE: Mapping[Part, tuple[str, ...]] = {"all": (), "vision": ("text_",), "text": ("vision_", "visual_")}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a checkpoint's weights.
+
+    Attributes:
+        architecture: Of the checkpoint.
+        matched: Our parameters that took a value.
+        resized: Those of them whose value was interpolated or cut, with both shapes.
+        missing: Our parameters in the loaded parts for which the checkpoint has nothing; they keep their values.
+        unexpected: The checkpoint's tensors that found no place.
+        differences: What the checkpoint's model computes otherwise than ours.
+    """
+
+    architecture: Architecture
+    matched: tuple[str, ...]
+    resized: Mapping[str, str]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    differences: tuple[str, ...] = ()
+
+    def lines(self) -> list[str]:
+        """The report for people."""
+        return [
+            f"{self.architecture}: {len(self.matched)} parameters matched, {len(self.missing)} missing, "
+            f"{len(self.unexpected)} unexpected",
+            *(f"  differs: {difference}" for difference in self.differences),
+            *(f"  resized {name}: {change}" for name, change in self.resized.items()),
+            *(f"  missing {name}" for name in self.missing),
+            *(f"  unexpected {name}" for name in self.unexpected),
+        ]
+
+
+def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",), *, part: Part = "all") -> LoadReport:
+    """Copies a checkpoint's weights into the chain, before a host shards it; momentum twins follow.
+
+    Our pixels are normalised by mean and deviation 0.5; another normalisation, of the folder's processor or usual for
+    its kind, is folded into the patch embedding.
+
+    Args:
+        chain: Where to; changed in place.
+        path: A folder as ``save_pretrained`` writes it, or one weight file.
+        stacks: Which stacks a BERT goes into; decoders lack cross-attention in it, which then stays as it is.
+        part: Which part of the chain is filled.
+
+    Raises:
+        ModelError: The file cannot be read, is of no known architecture, has other widths than the chain, nothing for
+            the part, or computes what the chain, as it is configured, does not.
+    """
+    weights = read_weights(path)
+    architecture = detect(weights)
+    if architecture is None:
+        raise ModelError(
+            f"{path}: neither ViT, TimeSformer, BEiT, BERT, CLIP nor BLIP, first names: "
+            f"{', '.join(sorted(weights)[:5])}; give the checkpoint of one of these classes"
+        )
+    _refuse_text_of_clip(path, architecture, weights, part)
+    translated = _of_part(translate(weights, architecture, stacks), part)
+    differences = _check_options(chain, path, architecture, translated)
+    parameters = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
+    resized: dict[str, str] = {}
+    matched = [name for name in translated.tensors if name in parameters]
+    if not matched:
+        raise ModelError(
+            f"{path}: got a checkpoint of {architecture}, which has nothing for {part}; allowed there is "
+            f"{'BERT or BLIP' if part == 'text' else 'ViT, TimeSformer, BEiT, CLIP or BLIP'}; name it under another key"
+        )
+    for name in matched:
+        tensor, parameter = translated.tensors[name], parameters[name]
+        fitted = fit(name, tensor, parameter, path)
+        if fitted.shape != tensor.shape:
+            resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
+        with torch.no_grad():
+            # Rows behind the checkpoint's own, e.g. added words, keep their values.
+            parameter[: len(fitted)].copy_(fitted)
+    for name in translated.zeros:
+        nn.init.zeros_(parameters[name])
+    chain.copy_to_twins()
+    unplaced = [source for name, sources in translated.sources.items() if name not in parameters for source in sources]
+    filled = {*translated.tensors, *translated.zeros}
+    parts = {_part_of(name) for name in filled}
+    return LoadReport(
+        architecture,
+        (*matched, *translated.zeros),
+        resized,
+        tuple(name for name in parameters if _part_of(name) in parts and name not in filled),
+        tuple(sorted({*translated.unused, *unplaced})),
+        tuple(differences),
+    )
+
+
+def _refuse_text_of_clip(path: Path, architecture: Architecture, weights: Mapping[str, Tensor], part: Part) -> None:
+    has_text = any(name.startswith("text_model.") for name in weights)
+    if architecture == "clip" and has_text and part != "vision":
+        raise ModelError(
+            f"{path}: got CLIP's text tower under weights.{part}; allowed is its visual tower, since our text encoder "
+            "reads in both directions and from its first token, CLIP's in one and from its last, without a mask token; "
+            "name the folder under weights.vision, and a BERT under weights.text"
+        )
+
+
+def _of_part(translated: Translation, part: Part) -> Translation:
+    """What of a translation belongs to a part; the rest is not looked at."""
+    beginnings = PARTS[part]
+    return replace(
+        translated,
+        tensors={name: tensor for name, tensor in translated.tensors.items() if name.startswith(beginnings)},
+        sources={name: found for name, found in translated.sources.items() if name.startswith(beginnings)},
+        zeros=[name for name in translated.zeros if name.startswith(beginnings)],
+        unused=[name for name in translated.unused if not name.startswith(_OTHER_SIDE[part])],
+    )
+
+
+def _check_options(chain: Chain, path: Path, architecture: Architecture, translated: Translation) -> list[str]:
+    """Refuses weights that the model would compute something else with; returns what differs a little.
+
+    The pixels' normalisation is folded into the translation.
+    """
+    embed = chain.get_submodule("embed")
+    assert isinstance(embed, BlockLayer)
+    said = describe(path, architecture)
+    vision, text = (
+        any(name.startswith(f"embed.block.{one}") for name in translated.tensors) for one in ("visual", "text")
+    )
+    if unmet := unmet_options(said, embed.config, vision=vision, text=text):
+        raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+    patches = "embed.block.visual.patches"
+    if vision and f"{patches}.weight" in translated.tensors and {*said.mean, *said.std} != {0.5}:
+        weight = translated.tensors[f"{patches}.weight"]
+        bias = translated.tensors.get(f"{patches}.bias", weight.new_zeros(len(weight)))
+        folded = fold_pixels(weight, bias, said)
+        translated.tensors[f"{patches}.weight"], translated.tensors[f"{patches}.bias"] = folded
+        if f"{patches}.bias" in translated.zeros:
+            translated.zeros.remove(f"{patches}.bias")
+    return near_misses(said, embed.config, vision=vision, text=text)
+
+
+def _part_of(name: str) -> str:
+    """The stack, table or head that a parameter of ours belongs to."""
+    first, _, rest = name.partition(".")
+    if first == "embed":
+        return ".".join(name.split(".")[:3])
+    if first in ("contrast", "losses"):
+        return f"{first}.{rest.rsplit('.', 1)[0]}" if first == "contrast" else ".".join(name.split(".")[:3])
+    return re.sub(r"_(?:\d+|norm)$", "", first)
+
+
+def fit(name: str, tensor: Tensor, parameter: nn.Parameter, path: Path) -> Tensor:
+    """Brings a checkpoint's tensor to the parameter's shape.
+
+    Position tables are interpolated (visual) or cut (text); fewer words than the table has rows are fine.
+
+    Raises:
+        ModelError: Any other difference.
+    """
+    wanted = parameter.shape
+    if tensor.shape == wanted:
+        return tensor
+    if tensor.dim() == len(wanted) and tensor.shape[1:] == wanted[1:]:
+        if name == SPATIAL:
+            side = round((wanted[0] - 1) ** 0.5)
+            return torch.cat([tensor[:1], resize_positions(tensor[1:], (side, side))])
+        if name == TEMPORAL:
+            return resize_times(tensor, wanted[0])
+        if name == TEXT_POSITIONS:
+            return tensor[: wanted[0]]
+        if name.endswith(RELATIVE):
+            return resize_relative(tensor, (math.isqrt(wanted[0] - 3) + 1) // 2)
+        if name == WORDS and len(tensor) < wanted[0]:
+            return tensor
+    raise ModelError(
+        f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(wanted)}; "
+        "choose a preset of the checkpoint's sizes"
+    )
+
+
+def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:
+    """The weights of a folder that ``omnivl export`` wrote, by our names; None for folders of other origin.
+
+    Args:
+        path: The folder.
+        part: Which of them; at ``all`` heads, decoders and the temperature too.
+
+    Raises:
+        ModelError: See ``read_weights``.
+    """
+    if read_json(path / "config.json").get("model_type") != "omnivl":
+        return None
+    names = PARTS[part]
+    weights = {name.removeprefix("chain."): tensor for name, tensor in read_weights(path).items()}
+    return {name: tensor for name, tensor in weights.items() if name.startswith(names)}
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads all tensors of a folder or file, fp32, on the CPU.
+
+    Raises:
+        ModelError: There is no weight file, or it is damaged.
+    """
+    files = [path] if path.is_file() else _weight_files(path)
+    weights: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            if file.suffix == ".safetensors":
+                found = load_file(file)
+            else:
+                found = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # each format has errors of its own; all mean that the file is no weight file
+            raise ModelError(f"{file}: not readable as weights ({error}); fetch it again") from error
+        weights |= {name: tensor.float() for name, tensor in found.items() if tensor.is_floating_point()}
+    return weights
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """One file, or all shards that an index names."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index: Path = folder / f"{stem}.index.json"
+        if index.exists():
+            shards: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
+            return [folder / shard for shard in sorted(set(shards.values()))]
+        if (folder / stem).exists():
+            return [folder / stem]
+    raise ModelError(
+        f"{folder}: holds neither model.safetensors nor pytorch_model.bin; give a folder written by save_pretrained "
+        "or a weight file"
+    )

@@ -1,0 +1,110 @@
+"""Samples to evaluate on: read strictly, in a fixed order, split over replicas.
+
+Training replaces a bad sample and counts it; a score over silently missing samples would be another score, so here a
+bad sample is an error.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnivl.chain.gather import Gather
+from omnivl.data.batch import DataKind
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.decode import evaluation_frames
+from omnivl.data.sources import open_source
+from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.errors import DataError
+from omnivl.parts.config import ModelConfig
+
+Media = Literal["image", "video"]
+
+EVALUATION_SEED = 0
+"""Of generated sources. Their ``part`` keeps evaluation and training clips apart, so this may equal a plan's seed."""
+
+
+class PictureSet:
+    """Pictures or clips with their texts.
+
+    Attributes:
+        media: ``image`` or ``video``.
+        samples: All samples, in the source's order, thinned evenly to ``max_samples``.
+    """
+
+    def __init__(
+        self, source: str, media: Media, where: Mapping[str, tuple[str, ...]], model: ModelConfig, max_samples: int
+    ) -> None:
+        kind: DataKind = "image_text" if media == "image" else "video_text"
+        opened = open_source(
+            DataEntryConfig(source=source, kind=kind, where=where),
+            seed=EVALUATION_SEED,
+            num_frames=model.num_frames,
+            size=model.video_size,
+        )
+        count = min(len(opened), max_samples)
+        self.media = media
+        self.size = model.image_size if media == "image" else model.video_size
+        self.num_frames = 1 if media == "image" else model.num_frames
+        self.samples: list[Sample] = []
+        try:
+            for i in range(count):
+                self.samples.append(opened.read(i * len(opened) // count))
+        except BadSampleError as error:
+            raise _bad(error) from error
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def captions(self) -> list[str]:
+        """The first caption of each sample.
+
+        Raises:
+            DataError: A sample has none.
+        """
+        for sample in self.samples:
+            if not sample.captions:
+                raise DataError(f"{sample.where} has no caption: retrieval needs one; filter it out with `where`")
+        return [sample.captions[0] for sample in self.samples]
+
+    def frames(self, indices: Sequence[int], size: int | None = None) -> Tensor:
+        """Decoded pictures uint8 ``[len(indices), T, 3, size, size]``."""
+        try:
+            return torch.stack(
+                [
+                    evaluation_frames(self.samples[i], size or self.size, self.num_frames, LoaderConfig())
+                    for i in indices
+                ]
+            )
+        except BadSampleError as error:
+            raise _bad(error) from error
+
+    def thumbnail(self, index: int, size: int = 80) -> str:
+        """A PNG data URI; a clip shows its middle frame."""
+        frames = self.frames([index], size)[0]
+        picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
+        written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
+        assert written
+        return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()
+
+
+def shared_batches(count: int, batch_size: int, gather: Gather) -> Iterator[list[int]]:
+    """This replica's part of ``range(count)``, batch by batch.
+
+    Every replica gets the same number of equally sized batches (layers of a sharded model must be called in step), the
+    last index repeated where there are too few. Joined in replica order and cut to ``count``, results are in order.
+    """
+    per_replica = -(-count // gather.replicas)
+    first = gather.replica * per_replica
+    for start in range(first, first + per_replica, batch_size):
+        stop = min(start + batch_size, first + per_replica)
+        yield [min(i, count - 1) for i in range(start, stop)]
+
+
+def _bad(error: BadSampleError) -> DataError:
+    return DataError(f"evaluation needs every sample, but {error}: mend it or filter it out with `where`")

@@ -1,0 +1,155 @@
+"""Which expert took which patch and which word, as a table (``moe.analysis`` says what its rows are).
+
+Shapes: B samples, S visual positions (class token first, then frame by frame, row by row), L text positions.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor, nn
+
+from moe.recorder import Heard, listening
+from omnivl.errors import UserError
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.padding import Padding
+from omnivl.tasks.encoder import Encoder
+from omnivl.tasks.pictures import PictureSet
+
+CLASS_TOKEN = -1
+_SAMPLES, _POSITIONS = 2**22, 2**16
+
+
+@dataclass(frozen=True)
+class Places:
+    """What stands at the tokens that a router heard, one element per token.
+
+    Attributes:
+        token: Number of the token, the same in every layer and model.
+        columns: What else is known of it.
+        kept: Which of the tokens count; None for all.
+    """
+
+    token: np.ndarray
+    columns: Mapping[str, np.ndarray]
+    kept: np.ndarray | None = None
+
+
+def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) -> Any:
+    """Sends pictures or clips and their first captions through the encoder and notes where each token went.
+
+    Where experts choose, that depends on the batch in which a token comes.
+
+    Args:
+        encoder: A chain with routers, on one process.
+        pictures: What to look at.
+        texts: Whether captions are looked at as well.
+
+    Returns:
+        A ``pandas.DataFrame`` of routed tokens: columns of ``moe.analysis``, and ``modality``, ``sample``, ``label``,
+        ``position``; of patches ``frame``, ``row``, ``column`` (-1 for the class token), of words ``word``.
+
+    Raises:
+        UserError: The model has no router.
+    """
+    layers = {name: layer.block for name, layer in encoder.chain.named_children() if isinstance(layer, BlockLayer)}
+    parts: list[Any] = []
+    for first in range(0, len(pictures), encoder.batch_size):
+        indices = range(first, min(len(pictures), first + encoder.batch_size))
+        frames = pictures.frames(indices).to(encoder.device)
+        with listening(_modules(layers)) as heard:
+            encoder.chain.encode_visual(frames)
+        parts += _rows(heard, _patches(encoder, pictures, indices, frames))
+        if texts:
+            captions = pictures.captions[indices.start : indices.stop]
+            token_ids = encoder.token_ids(captions)
+            with listening(_modules(layers)) as heard:
+                encoder.chain.encode_text(token_ids)
+            parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, indices, token_ids, one))]
+    if not parts:
+        raise UserError(
+            f"model.ffn: got kind {encoder.model.ffn.kind!r}, whose layers choose no experts by the token; allowed are "
+            "'limoe' and 'mome_limoe'; name a run that was trained with one of them"
+        )
+    table = pd.concat(parts, ignore_index=True)
+    for name in ("layer", "modality", "label", "word"):
+        table[name] = table[name].astype("category")
+    return table
+
+
+def _modules(layers: Mapping[str, Any]) -> dict[str, nn.Module]:
+    return {name: module for name, module in layers.items() if isinstance(module, nn.Module)}
+
+
+def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
+    """A frame for each call of a router and each choice."""
+    found = []
+    for one in heard:
+        assert len(one.expert_TK) == len(places.token), f"{one.layer}: {len(one.expert_TK)} tokens were heard"
+        for choice in range(one.expert_TK.shape[1]):
+            frame = pd.DataFrame(
+                {
+                    "layer": one.layer,
+                    "token": places.token,
+                    "choice": choice,
+                    "expert": one.expert_TK[:, choice].numpy().astype(np.int32),
+                    "gate": one.gate_TK[:, choice].numpy(),
+                    "served": one.served_TK[:, choice].numpy(),
+                    "entropy": one.entropy_T.numpy(),
+                    **places.columns,
+                }
+            )
+            kept = frame["expert"] >= 0  # below it: no expert, or no further one, took the token
+            found.append(frame[kept if places.kept is None else kept & places.kept])
+    return found
+
+
+def _patches(encoder: Encoder, pictures: PictureSet, indices: range, frames: Tensor) -> Places:
+    patch = encoder.model.patch_size
+    rows, columns = frames.shape[-2] // patch, frames.shape[-1] // patch
+    times = encoder.model.time_positions(frames.shape[1])
+    position = np.arange(1 + times * rows * columns)
+    place, within = np.divmod(position - 1, rows * columns)
+    spots = {
+        "position": position,
+        "frame": np.where(position == 0, CLASS_TOKEN, place * (frames.shape[1] // times)),
+        "row": np.where(position == 0, CLASS_TOKEN, within // columns),
+        "column": np.where(position == 0, CLASS_TOKEN, within % columns),
+    }
+    sample = np.repeat(np.array(indices), len(position))
+    tiled = {name: np.tile(values, len(indices)) for name, values in spots.items()}
+    words = np.full(len(sample), None, dtype=object)
+    modality = 0 if pictures.media == "image" else 1
+    known = _known(pictures, sample, pictures.media)
+    return Places(_number(modality, sample, tiled["position"]), {**known, **tiled, "word": words})
+
+
+def _words(encoder: Encoder, pictures: PictureSet, indices: range, token_ids: Tensor, heard: Heard) -> Places:
+    """Words, whether the block left padding out (towers on a CPU) or not."""
+    ids, special = token_ids.cpu(), encoder.tokenizer.special
+    mask = ids != special.pad
+    flat, kept = np.arange(ids.numel()), mask.flatten().numpy()
+    if len(heard.expert_TK) != ids.numel():
+        padding = Padding(mask)
+        flat, kept = padding.index.numpy(), padding.valid.numpy()
+    length = ids.shape[1]
+    sample, position = flat // length + indices.start, flat % length
+    names = {special.cls: "[CLS]", special.sep: "[SEP]", special.pad: "[PAD]"}
+    words = [names.get(number) or encoder.tokenizer.decode([number]) for number in ids.flatten()[flat].tolist()]
+    nowhere = np.full(len(flat), CLASS_TOKEN)
+    spots = {"position": position, "frame": nowhere, "row": nowhere, "column": nowhere}
+    known = _known(pictures, sample, "text")
+    return Places(_number(2, sample, position), {**known, **spots, "word": np.array(words, dtype=object)}, kept)
+
+
+def _known(pictures: PictureSet, sample: np.ndarray, modality: str) -> dict[str, np.ndarray]:
+    labels = np.array([one.label for one in pictures.samples], dtype=object)
+    return {"modality": np.full(len(sample), modality, dtype=object), "sample": sample, "label": labels[sample]}
+
+
+def _number(modality: int, sample: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """One integer for each token of a set."""
+    number: np.ndarray = (modality * _SAMPLES + sample.astype(np.int64)) * _POSITIONS + position
+    return number

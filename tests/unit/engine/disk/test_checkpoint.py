@@ -1,0 +1,242 @@
+import dataclasses
+import json
+import os
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from engine.disk.checkpoint import (
+    SavedLayout,
+    TrainerState,
+    checkpoint_steps,
+    find_fault,
+    load_checkpoint,
+    newest_complete,
+    prune,
+    remove_leftovers,
+    step_folder,
+)
+from engine.disk.checkpoint_writer import CheckpointWriter
+from engine.errors import CheckpointError
+from engine.processes.files import write_synced
+
+LAYOUT = SavedLayout("plain", None, 1, 1, 8)
+STATE = TrainerState(
+    step=3,
+    skipped=1,
+    skipped_in_a_row=0,
+    best=0.1 + 0.2,
+    best_step=2,
+    metrics_bytes=17,
+    window={"losses": {"mlm": [0.1, 3]}},
+    layout=LAYOUT,
+)
+
+
+class FileHost:
+    """A host whose state is one number in one file."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def shard(self) -> "FileHost":
+        return FileHost(self.value)
+
+    def kept(self, memory: Any) -> "FileHost":
+        return FileHost(self.value)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        contents = {"value.txt": str(self.value).encode(), "more.bin": bytes(range(100))}
+        return {name: write_synced(folder / name, [content]) for name, content in contents.items()}
+
+    def load(self, folder: Path) -> None:
+        self.value = int((folder / "value.txt").read_text())
+
+
+def save(folder: Path, step: int = 3, value: int = 7) -> Path:
+    state = dataclasses.replace(STATE, step=step)
+    return write(folder, FileHost(value), state, {"micro_step": 2 * step})
+
+
+def write(folder: Path, host: "FileHost", state: TrainerState, loader_state: dict[str, Any]) -> Path:
+    writer = CheckpointWriter(folder, torch.device("cpu"), asynchronous=False, keep_last=9)
+    writer.save(host, state, loader_state)  # type: ignore[arg-type]
+    return step_folder(folder, state.step)
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    checkpoint = save(tmp_path)
+    assert checkpoint == tmp_path / "step-000003"
+    assert find_fault(checkpoint) is None
+    assert not list(tmp_path.glob("*.tmp"))
+    expected = torch.rand(3), np.random.rand(), random.random()
+    torch.manual_seed(99)
+    np.random.seed(99)
+    random.seed(99)
+    host = FileHost(0)
+    state, loader_state = load_checkpoint(checkpoint, host, LAYOUT, pytest.fail)  # type: ignore[arg-type]
+    assert (state, loader_state, host.value) == (STATE, {"micro_step": 6}, 7)
+    assert torch.equal(torch.rand(3), expected[0])
+    assert (np.random.rand(), random.random()) == expected[1:]
+
+
+def test_manifest_names_every_file(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path)
+    files = {file.relative_to(checkpoint).as_posix() for file in checkpoint.rglob("*") if file.is_file()}
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    assert set(manifest["files"]) == files - {"manifest.json"}
+    # printf 7 | sha256sum
+    assert manifest["files"]["host/value.txt"] == {
+        "bytes": 1,
+        "sha256": "7902699be42c8a8e46fbbb4501726517e86b22c56a189f7625a6da49081b2451",
+    }
+
+
+@pytest.mark.parametrize(
+    ("damage", "fault"),
+    [
+        (lambda c: (c / "host/value.txt").unlink(), "host/value.txt is missing"),
+        (lambda c: (c / "host/value.txt").write_text("77"), "host/value.txt has 2 bytes, the manifest says 1"),
+        (
+            lambda c: (c / "host/value.txt").write_text("8"),
+            "host/value.txt does not have the SHA-256 that the manifest says",
+        ),
+        (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda c: (c / "manifest.json").write_text('{"format": 1, "files": {}}'), "manifest.json has format 1, this"),
+        (lambda c: os.truncate(c / "manifest.json", 40), "manifest.json is not readable ("),
+        (lambda c: os.truncate(c / "generators-00000.pt", 10), "generators-00000.pt has 10 bytes, the manifest says"),
+    ],
+)
+def test_damage_is_named_and_the_one_before_is_taken(tmp_path: Path, damage, fault) -> None:  # type: ignore[no-untyped-def]
+    older, newer = save(tmp_path, step=2), save(tmp_path, step=3)
+    damage(newer)
+    warnings: list[str] = []
+    assert newest_complete(tmp_path, warnings.append) == older
+    assert len(warnings) == 1
+    assert warnings[0].startswith(f"checkpoint {newer} is passed over: {fault}")
+
+
+def test_crash_before_the_rename_leaves_nothing_that_counts(tmp_path: Path) -> None:
+    whole = save(tmp_path, step=2)
+
+    class DyingHost(FileHost):
+        def shard(self) -> "FileHost":
+            return self
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            super().write(folder)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, DyingHost(1), STATE, {})
+    assert (tmp_path / "step-000003.tmp").is_dir()
+    assert newest_complete(tmp_path, pytest.fail) == whole
+    remove_leftovers(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"]
+    save(tmp_path, step=3)  # the same step again
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path) -> None:
+    whole = save(tmp_path, step=2)
+
+    class FullDisk(FileHost):
+        def shard(self) -> "FileHost":
+            return self
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            (folder / "large.bin").symlink_to("/dev/full")
+            return {"large.bin": write_synced(folder / "large.bin", [bytes(100_000)])}
+
+    with pytest.raises(CheckpointError) as caught:
+        write(tmp_path, FullDisk(1), STATE, {})
+    assert str(caught.value) == (
+        f"{tmp_path / 'step-000003'}: could not be written (process 0: [Errno 28] No space left on device); "
+        "step-000002 is left as it was. Make room or mend the disk, and give the same command again: it goes on from "
+        "the newest whole checkpoint"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000002"], "nothing takes room from the next try"
+    assert newest_complete(tmp_path, pytest.fail) == whole
+    assert find_fault(save(tmp_path, step=3)) is None
+
+
+def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path, torch.device("cpu"), asynchronous=True, keep_last=1)
+    writing, go_on = threading.Event(), threading.Event()
+
+    class SlowHost(FileHost):
+        def shard(self) -> "SlowHost":
+            return self
+
+        def kept(self, memory: Any) -> "SlowHost":
+            return SlowHost(self.value)
+
+        def write(self, folder: Path) -> dict[str, Any]:
+            writing.set()
+            assert go_on.wait(60)
+            return super().write(folder)
+
+    host = SlowHost(7)
+    writer.save(host, dataclasses.replace(STATE, step=3, best_step=None), {})  # type: ignore[arg-type]
+    assert writing.wait(60)
+    host.value = 8
+    for _ in range(3):
+        writer.poll()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000003.tmp"]
+    go_on.set()
+    deadline = time.monotonic() + 60
+    while not checkpoint_steps(tmp_path) and time.monotonic() < deadline:
+        writer.poll()
+    assert (tmp_path / "step-000003/host/value.txt").read_text() == "7"
+    assert find_fault(tmp_path / "step-000003") is None
+    go_on.clear()
+    writer.save(host, dataclasses.replace(STATE, step=4, best_step=None), {})  # type: ignore[arg-type]
+    threading.Timer(0.05, go_on.set).start()
+    writer.save(host, dataclasses.replace(STATE, step=5, best_step=None), {})  # type: ignore[arg-type]
+    assert checkpoint_steps(tmp_path)[-1] == 4, "the next save has waited for it, and with it for what it prunes"
+    writer.finish()
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    assert find_fault(tmp_path / "step-000005") is None
+
+
+def test_torn_checkpoint_of_the_same_step_is_replaced(tmp_path: Path) -> None:
+    (save(tmp_path, value=1) / "host/value.txt").unlink()
+    assert find_fault(save(tmp_path, value=2)) is None
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert newest_complete(tmp_path / "nothing", pytest.fail) is None
+    assert checkpoint_steps(tmp_path) == []
+
+
+def test_another_layout_goes_on_and_is_told(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path)
+    (checkpoint / "loader-00000.json").write_text('{"micro_step": 6, "shards": {"a": 4}}')
+    now, told, host = SavedLayout("zero", 3, 2, 2, 16), [], FileHost(0)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    state, loader_state = load_checkpoint(checkpoint, host, now, told.append)  # type: ignore[arg-type]
+    assert told == [
+        "step-000003 was written by plain on 1 process, 8 samples a step; going on with zero-3 on 2 processes, experts "
+        "cut over 2, 16 samples a step"
+    ]
+    assert (state, host.value) == (STATE, 7)
+    assert loader_state == {"micro_step": 6, "shards": {}}  # where a stream stands is each replica's own
+    assert not torch.equal(torch.get_rng_state(), before)
+
+
+def test_prune_keeps_the_last_and_the_best(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4, 5):
+        save(tmp_path, step=step)
+    prune(tmp_path, keep_last=2, keep=2)
+    assert checkpoint_steps(tmp_path) == [2, 4, 5]
+    prune(tmp_path, keep_last=1, keep=5)
+    assert checkpoint_steps(tmp_path) == [5]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000005"]
+    assert step_folder(tmp_path, 5).is_dir()

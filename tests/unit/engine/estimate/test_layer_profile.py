@@ -1,0 +1,97 @@
+"""What layers take: against numbers worked out by hand, and against a real device."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.estimate.layer_profile import activation_bytes, blank_states, layer_seconds, read_profile
+from engine.plan.parse import load_plan
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.state import State, StepLayout
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import UserError
+
+PLANS = Path(__file__).parents[4] / "configs" / "plans"
+SMALL = ["batch.micro_batch_size_per_gpu=4", "parallel.precision=fp32"]
+
+
+class Product(ChainLayer):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, width))
+
+    def forward(self, state: State) -> State:
+        return state.updated(text=(state["text"] @ self.weight).tanh())
+
+
+def test_activations_by_hand() -> None:
+    layout = StepLayout("image_text", 3, 1)
+    with torch.device("meta"):
+        chain = Chain({"a": Product(8), "b": Product(8)})
+        state = State({"text": torch.zeros(3, 5, 8)}, layout)
+    # a keeps its input for the weight's gradient and its own result for tanh's; b finds a's result kept already.
+    rows = 4 * 3 * 5 * 8
+    assert activation_bytes(chain, [state]) == {"a": 2 * rows, "b": rows}
+
+
+@pytest.mark.parametrize("ffn", ["dense", "limoe"])
+def test_activations_without_memory_are_those_of_a_device(ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The accelerator's kernels, wherever this runs: a CPU leaves padding out and multiplies experts in a batch.
+    monkeypatch.setattr("omnivl.parts.padding.Padding.worth_dropping", lambda mask: None)
+    if ffn == "dense":
+        plan = load_plan(PLANS / "emoji.yaml", SMALL, 1)
+    else:
+        grouped = "stages.0.model.ffn={kind: limoe, num_experts: 4, implementation: grouped}"
+        plan = load_plan(PLANS / "quickstart.yaml", [*SMALL, grouped], 1)
+    stage, tokenizer = plan.stages[0], load_tokenizer(plan.tokenizer)
+
+    def counted(device: torch.device) -> dict[str, int]:
+        with device:
+            chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+        return activation_bytes(chain, blank_states(stage, tokenizer, device))
+
+    imagined, real = counted(torch.device("meta")), counted(torch.device("cpu"))
+    assert imagined.keys() == real.keys()
+    assert sum(imagined.values()) == pytest.approx(sum(real.values()), rel=0.1)
+    for name, count in real.items():
+        if not name.startswith(("losses", "contrast")):
+            assert imagined[name] == pytest.approx(count, rel=0.15, abs=4096), name
+
+
+def test_a_dearer_layer_takes_longer() -> None:
+    layout = StepLayout("image_text", 64, 1)
+    chain = Chain({"narrow": Product(512), "wide": Wide(512, 12)})
+    seconds = layer_seconds(chain, [State({"text": torch.randn(64, 16, 512)}, layout)])
+    assert seconds["wide"] > 3 * seconds["narrow"] > 0
+
+
+class Wide(ChainLayer):
+    def __init__(self, width: int, depth: int) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(*(nn.Linear(width, width) for _ in range(depth)))
+
+    def forward(self, state: State) -> State:
+        return state.updated(text=self.inner(state["text"]))
+
+
+Edit = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda path: None, "which is no profile of stage 'spatial'"),
+        (lambda path: path.write_text("[]"), "which is no profile of stage 'spatial'"),
+        (lambda path: path.write_text('{"stages": {}}'), "which is no profile of stage 'spatial'"),
+        (lambda path: path.write_text('{"stages": {"spatial": {}}}'), "is of another chain: it differs in embed"),
+    ],
+)
+def test_a_bad_profile_is_named(tmp_path: Path, edit: Edit, said: str) -> None:
+    edit(tmp_path / "layers.json")
+    with pytest.raises(UserError, match=r"parallel.pipeline_profile: .*omnivl profile PLAN --out FILE") as error:
+        read_profile(tmp_path / "layers.json", "spatial", ["embed"])
+    assert said in str(error.value)

@@ -1,0 +1,83 @@
+"""What the pipeline host is made of: packing a state, and cutting a chain."""
+
+import pytest
+import real_chain as real
+import torch
+from torch import Tensor
+
+from engine.hosts.pipeline.cut import cut, layer_costs
+from engine.hosts.pipeline.packing import pack, unpack
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State
+
+
+def state_of(**tensors: Tensor) -> State:
+    layout = real.plan_layout("image_text", 2, 1)
+    return State({name.replace("__", "/"): tensor for name, tensor in tensors.items()}, layout)
+
+
+def test_a_state_comes_out_as_it_went_in() -> None:
+    state = state_of(
+        visual=torch.randn(2, 3, 4, requires_grad=True),
+        text=torch.randn(2, 3, dtype=torch.bfloat16, requires_grad=True),
+        momentum_visual=torch.randn(5, dtype=torch.bfloat16),
+        text_mask=torch.tensor([[True, False, True]]),
+        frames=torch.arange(7, dtype=torch.uint8),
+        identity=torch.tensor([3, -1]),
+        loss__mlm=torch.tensor(0.5, requires_grad=True),
+        metric__mlm__accuracy=torch.tensor(0.25),
+    )
+    token = torch.zeros(1, requires_grad=True)
+    flat, raw = pack(state, token)
+    assert (flat.dtype, flat.shape, raw.dtype) == (torch.float32, (1 + 24 + 6 + 1,), torch.uint8)
+    out, _ = unpack(flat, raw)
+    assert list(out) == list(state)
+    assert out.layout == state.layout
+    for name, tensor in state.items():
+        assert out[name].dtype == tensor.dtype, name
+        assert torch.equal(out[name], tensor), name
+        assert out[name].requires_grad == tensor.requires_grad, name
+
+
+def test_gradients_go_back_through_both_ends() -> None:
+    visual, text = torch.randn(2, 3, requires_grad=True), torch.randn(4, requires_grad=True)
+    token = torch.zeros(1, requires_grad=True)
+    flat, raw = pack(state_of(visual=visual * 2, text=text * 3), token)
+    received = flat.detach().requires_grad_()
+    out, arrived = unpack(received, raw)
+    (out["visual"].square().sum() + 0.0 * arrived.sum()).backward()  # nobody reads the text
+    assert received.grad is not None
+    flat.backward(received.grad)
+    assert visual.grad is not None
+    torch.testing.assert_close(visual.grad, 2 * 2 * (2 * visual.detach()))
+    assert text.grad is not None
+    assert not text.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("costs", "stages", "found"),
+    [
+        ([1, 1, 1, 1], 2, [[0, 1], [2, 3]]),
+        ([5, 1, 1, 1, 1, 1], 2, [[0], [1, 2, 3, 4, 5]]),
+        ([1, 2, 3, 4, 5], 3, [[0, 1, 2], [3], [4]]),
+        ([0, 0, 7, 0], 4, [[0], [1], [2], [3]]),
+        ([3, 3], 1, [[0, 1]]),
+    ],
+)
+def test_the_dearest_stage_is_as_cheap_as_it_can_be(costs: list[float], stages: int, found: list[list[int]]) -> None:
+    parts = [list(part) for part in cut(costs, stages)]
+    dearest = max(sum(costs[index] for index in part) for part in parts)
+    assert dearest == max(sum(costs[index] for index in part) for part in found)
+    assert [index for part in parts for index in part] == list(range(len(costs)))
+    assert len(parts) == stages
+    assert all(parts)
+
+
+def test_costs_follow_rows_and_active_experts() -> None:
+    layouts = [real.plan_layout("image_text", 2, 1), real.plan_layout("video_text", 2, 4)]
+    dense, sparse = (
+        layer_costs(real.build_real_chain(LocalGather(), ffn=ffn), real.CONFIG, layouts) for ffn in ("dense", "limoe")
+    )
+    assert dense["visual_00"] == dense["visual_01"] > dense["visual_norm"] == 0
+    # Two of four experts and a shared one: three perceptrons instead of one, and a router.
+    assert dense["text_00"] < sparse["text_00"] < 3 * dense["text_00"]

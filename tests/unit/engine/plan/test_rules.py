@@ -1,0 +1,367 @@
+"""Each rule about a whole plan has a plan that breaks it, and its exact message."""
+
+import pytest
+
+from engine.errors import PlanError
+from engine.plan.parse import parse_plan
+from engine.plan.rules import RULES
+from engine.plan.stage_rules import STAGE_RULES, layer_names
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import UniVLC
+
+BASE = {
+    "name": "run",
+    "model": "{preset: tiny, vocab_size: 100}",
+    "parallel": "{host: zero, zero_stage: 1, precision: fp32}",
+    "batch": "{micro_batch_size_per_gpu: 4}",
+    "launch": "{}",
+}
+STAGE = {
+    "name": "one",
+    "steps": "3",
+    "data": "[{source: emoji, kind: image_text}]",
+    "objectives": "[univlc]",
+}
+
+
+def problems(stage: dict[str, str], world_size: int | None = None, *more: dict[str, str], **base: str) -> list[str]:
+    """The messages of a plan, without the file's name. Stages start in line 7, each is one line."""
+    lines = [f"{key}: {value}" for key, value in {**BASE, **base}.items()]
+    lines.append("stages:")
+    for index, each in enumerate((stage, *more)):
+        fields = {**STAGE, **({"name": f"more{index}"} if index else {}), **each}
+        lines.append(f"  - {{{', '.join(f'{key}: {value}' for key, value in fields.items())}}}")
+    try:
+        parse_plan("\n".join(lines), "p", world_size=world_size)
+    except PlanError as error:
+        return list(error.problems)
+    return []
+
+
+def test_the_plan_that_the_others_change_is_right() -> None:
+    assert problems({}) == []
+
+
+def test_routing_needs_no_contrastive_training() -> None:
+    stage = {"evaluate": "{tasks: [routing]}", "objectives": "[mrm]"}
+    assert problems({**stage, "model": "{ffn: {kind: limoe}}"}) == []
+
+
+STAGE_CASES = {
+    "warmup_fits": (
+        {"optimizer": "{warmup_steps: 4}"},
+        "p:7: stages.0.optimizer.warmup_steps: got 4; allowed 0 to 3, the stage's steps; shorten the warm-up",
+    ),
+    "there_is_data": (
+        {"data": "[]"},
+        "p:7: stages.0.data: got no entry; allowed one entry or more; add one, e.g. {source: emoji, kind: image_text}",
+    ),
+    "there_is_data: weights": (
+        {"data": "[{source: emoji, kind: image_text, weight: 0}]"},
+        "p:7: stages.0.data: got weights that sum to 0; allowed a sum above 0; give an entry a weight above 0",
+    ),
+    "entries_differ": (
+        {"data": "[{source: emoji, kind: image_text}, {source: emoji, kind: image_text}]"},
+        "p:7: stages.0.data.1.name: got 'image_text:emoji', which data.0 is called as well; allowed a name for each entry; give one of the two another 'name'",
+    ),
+    "prompts_have_room_for_the_label": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['a {label}', a cat]}]"},
+        "p:7: stages.0.data.0.prompts: got 'a cat'; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
+    "prompts_have_room_for_the_label: none": (
+        {"data": "[{source: emoji, kind: image_label, prompts: []}]"},
+        "p:7: stages.0.data.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
+    "ranges_of_views_rise": (
+        {"data": "[{source: emoji, kind: image_text, augment: {crop_scale: [0.5, 1.5]}}]"},
+        "p:7: stages.0.data.0.augment.crop_scale: got [0.5, 1.5]; allowed two numbers above 0, at most 1, smaller first; change the numbers",
+    ),
+    "ranges_of_views_rise: zoom": (
+        {"data": "[{source: emoji, kind: image_text, augment: {zoom: [2, 0.5]}}]"},
+        "p:7: stages.0.data.0.augment.zoom: got [2, 0.5]; allowed two numbers above 0, smaller first; change the numbers",
+    ),
+    "values_in_range: rotate": (
+        {"data": "[{source: emoji, kind: image_text, augment: {rotate: 200}}]"},
+        "p:7: stages.0.data.0.augment.rotate: got 200.0; allowed from 0 to 180; change the number",
+    ),
+    "motion_gives_clips": (
+        {"data": "[{source: motion, kind: image_text}]"},
+        "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label'; choose one of these",
+    ),
+    "there_are_objectives": (
+        {"objectives": "[]"},
+        "p:7: stages.0.objectives: got no objective; allowed one objective or more; add one, e.g. univlc",
+    ),
+    "there_are_objectives: weights": (
+        {"objectives": "[{kind: univlc, weight: 0}]"},
+        "p:7: stages.0.objectives: got weights that sum to 0; allowed a sum above 0; give an objective a weight above 0",
+    ),
+    "there_are_objectives: twice": (
+        {"objectives": "[univlc, univlc]"},
+        "p:7: stages.0.objectives.1.kind: got a second 'univlc'; allowed each objective once; remove one of the two",
+    ),
+    "objectives_have_data": (
+        {"objectives": "[univlc, mfm]"},
+        "p:7: stages.0.objectives.1.kind: got 'mfm', which acts on none of the stage's kinds (image_text); allowed objectives that act on them; 'mfm' acts on video_text, video_label; add data of such a kind or remove the objective",
+    ),
+    "data_has_objectives": (
+        {
+            "data": "[{source: emoji, kind: image_text}, {source: emoji, kind: video_text}]",
+            "objectives": "[mrm]",
+        },
+        "p:7: stages.0.data.1.kind: got 'video_text', which none of the stage's objectives (mrm) acts on; allowed kinds that an objective acts on; add an objective or remove the entry",
+    ),
+    "matching_has_similarities": (
+        {"objectives": "[vlm]"},
+        "p:7: stages.0.objectives.0.kind: got 'vlm' without 'univlc'; allowed 'vlm' beside 'univlc', whose similarities it takes its negatives from; add the objective 'univlc'",
+    ),
+    "momentum_is_built": (
+        {"objectives": "[{kind: univlc, queue_size: 8}]", "model": "{momentum: null}"},
+        "p:7: stages.0.objectives.0: got 'univlc' with options that need momentum twins, where model.momentum is null; allowed momentum twins; set model.momentum to {decay: 0.995}, or the objective's options so that it needs none",
+    ),
+    "masked_share_divides_the_batch": (
+        {"objectives": "[univlc, {kind: mrm, every: 3}]"},
+        "p:7: stages.0.objectives.1.every: got 3; allowed a divisor of micro_batch_size_per_gpu 4; change either",
+    ),
+    "captions_have_a_decoder": (
+        {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
+        "p:7: stages.0.objectives.1.kind: got 'lm' where model.architecture is 'unified'; allowed every other objective; take it out or set model.architecture to towers",
+    ),
+    "captions_do_not_look_ahead": (
+        {
+            "objectives": "[univlc, lm]",
+            "model": "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}",
+        },
+        "p:7: stages.0.model.ffn.routing: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
+    ),
+    "megablocks_is_bf16": (
+        {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
+        "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
+    ),
+    "routing_has_routers": (
+        {"evaluate": "{tasks: [retrieval, routing]}"},
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' with 'dense' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+    ),
+    "routing_has_routers: too few layers": (
+        {"evaluate": "{tasks: [routing]}", "model": "{ffn: {kind: limoe, every: 9}}"},
+        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' with 'limoe' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+    ),
+    "pairs_are_masked_in_one_transformer": (
+        {"objectives": "[univlc, mdm]"},
+        "p:7: stages.0.objectives.1.kind: got 'mdm' where model.architecture is 'towers'; allowed every other objective; set model.architecture to unified, or take 'mrm' and 'mlm' instead",
+    ),
+    "clips_have_frames_to_mask": (
+        {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
+        "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",
+    ),
+    "sizes_fit: heads": (
+        {"model": "{hidden_size: 200}"},
+        "p:7: stages.0.model.hidden_size: got 200; allowed a multiple of num_heads 3; change either",
+    ),
+    "sizes_fit: image": (
+        {"model": "{image_size: 65}"},
+        "p:7: stages.0.model.image_size: got 65; allowed a multiple of patch_size 8; change either",
+    ),
+    "sizes_fit: video": (
+        {"model": "{video_size: 65}"},
+        "p:7: stages.0.model.video_size: got 65; allowed a multiple of patch_size 8; change either",
+    ),
+    "sizes_fit: frames": (
+        {"model": "{num_frames: 7, tubelet_size: 2}"},
+        "p:7: stages.0.model.num_frames: got 7; allowed a multiple of tubelet_size 2; change either",
+    ),
+    "frozen_parts_exist": (
+        {"freeze": "[embed, 'text_*', visual_00.attention, 'visal_*']"},
+        "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, alignment_*, generation_*, losses; did you mean 'visual_*'?",
+    ),
+    "pipeline_can_be_cut": (
+        {"parallel": "{host: pipeline, zero_stage: 2}"},
+        "p:7: stages.0.parallel.zero_stage: got 2 with host 'pipeline', which DeepSpeed refuses; allowed 0 or 1; set it to 1, or use host 'zero'",
+    ),
+    "pipeline_can_be_cut: unified": (
+        {"parallel": "{host: pipeline}", "model": "{architecture: unified}"},
+        "p:7: stages.0.parallel.host: got 'pipeline' with model.architecture 'unified', whose blocks are passed twice; allowed 'plain', 'zero'; use host 'zero', or model.architecture 'towers'",
+    ),
+    "pipeline_can_be_cut: too fine": (
+        {"parallel": "{host: pipeline, pipeline_stages: 40}"},
+        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 18 layers; allowed 2 to 18; take fewer stages",
+    ),
+    "offload_has_a_shard": (
+        {"parallel": "{zero_stage: 0, offload: optimizer}"},
+        "p:7: stages.0.parallel.offload: got 'optimizer' with zero_stage 0; allowed 'none'; change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3",
+    ),
+    "offload_has_a_shard: plain": (
+        {"parallel": "{host: plain, offload: optimizer}"},
+        "p:7: stages.0.parallel.offload: got 'optimizer' with host 'plain'; allowed 'none'; change it to 'none', or use host 'zero' with zero_stage 1, 2 or 3",
+    ),
+    "offload_has_a_shard: whole parameters": (
+        {"parallel": "{zero_stage: 2, offload: parameters}"},
+        "p:7: stages.0.parallel.offload: got 'parameters' with zero_stage 2; allowed 'none', 'optimizer'; change it to one of these, or use host 'zero' with zero_stage 3",
+    ),
+    "nvme_has_a_folder": (
+        {"parallel": "{offload: optimizer, offload_device: nvme}"},
+        "p:3: parallel.nvme_folder: got null with offload_device 'nvme'; allowed a folder on a disk of each machine; name one",
+    ),
+    "nvme_has_a_folder: nothing to go there": (
+        {"parallel": "{offload_device: nvme, nvme_folder: /scratch}"},
+        "p:7: stages.0.parallel.offload_device: got 'nvme' where parallel.offload is 'none'; allowed 'cpu'; change it to 'cpu', or set parallel.offload to 'optimizer' or 'parameters'",
+    ),
+    "experts_can_be_cut": (
+        {"parallel": "{expert_parallel_size: 3}", "model": "{ffn: {kind: limoe, num_experts: 8}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 3 for 8 experts; allowed a divisor of their number; change one of them",
+    ),
+    "experts_can_be_cut: mome": (
+        {"parallel": "{expert_parallel_size: 2}", "model": "{ffn: {kind: mome}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 2 with 'mome' feed-forward layers, which trade no tokens; allowed 1; change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+    ),
+    "experts_can_be_cut: plain": (
+        {"parallel": "{host: plain, expert_parallel_size: 2}", "model": "{ffn: {kind: limoe}}"},
+        "p:7: stages.0.parallel.expert_parallel_size: got 2 with host 'plain'; allowed 1; change it to 1, or use host 'zero' or 'pipeline'",
+    ),
+    "values_in_range": ({"steps": "0"}, "p:7: stages.0.steps: got 0; allowed 1 or more; change the number"),
+    "values_in_range: nested": (
+        {"data": "[{source: emoji, kind: image_text, augment: {flip: 1.5}}]"},
+        "p:7: stages.0.data.0.augment.flip: got 1.5; allowed from 0 to 1; change the number",
+    ),
+    "names_are_file_names": (
+        {"name": "../one"},
+        "p:7: stages.0.name: got '../one'; allowed letters, digits, '-', '_' and '.', a letter or digit first: it names a folder; change the name",
+    ),
+    "stages_start_from_earlier_ones: alone": (
+        {"init_from": "zero"},
+        "p:7: stages.0.init_from: got 'zero'; allowed nothing, there is no earlier stage; remove init_from",
+    ),
+    "stages_start_from_earlier_ones: itself": (
+        {"init_from": "one"},
+        "p:7: stages.0.init_from: got 'one', this stage itself; allowed nothing, there is no earlier stage; remove init_from",
+    ),
+    "evaluation_is_trained_for": (
+        {"evaluate": "{tasks: [retrieval, caption]}"},
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' where 'lm' is not trained; allowed tasks of what this stage trains (univlc); add the objective 'lm' or remove the task",
+    ),
+    "evaluation_is_trained_for: rerank": (
+        {"evaluate": "{tasks: [{kind: retrieval, rerank: 4}]}"},
+        "p:7: stages.0.evaluate.tasks.0.rerank: got 4 where 'vlm' is not trained; allowed 0; add the objective 'vlm' or set rerank to 0",
+    ),
+    "batches_add_up: open": (
+        {"batch": "{global_batch_size: 6}"},
+        "p:7: stages.0.batch.global_batch_size: got 6; allowed a multiple of 4 = micro_batch_size_per_gpu 4 x gradient_accumulation_steps 1; change one of the three, or leave global_batch_size out",
+    ),
+}
+
+
+@pytest.mark.parametrize(("launch", "world_size"), [("{processes: 6}", None), ("{}", 6)])
+def test_processes_hold_whole_banks(launch: str, world_size: int | None) -> None:
+    stage = {"parallel": "{expert_parallel_size: 4}", "model": "{ffn: {kind: limoe}}"}
+    assert problems(stage, world_size, launch=launch) == [
+        "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems(stage, 8) == []
+    stage["parallel"] = "{host: pipeline, expert_parallel_size: 4}"
+    assert problems(stage, 12) == [
+        "p:7: stages.0.parallel.expert_parallel_size: got 4 for 6 processes of each pipeline stage; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems(stage, 8) == []
+
+
+def test_processes_fill_the_pipeline() -> None:
+    stage = {"parallel": "{host: pipeline, pipeline_stages: 4}"}
+    assert problems(stage, 6) == [
+        "p:7: stages.0.parallel.pipeline_stages: got 4 for 6 processes; allowed a divisor of their number; change it, or launch.processes"
+    ]
+    assert problems({**stage, "batch": "{global_batch_size: 8}"}, 8) == []  # two replicas of four samples
+    assert problems({**stage, "batch": "{global_batch_size: 32}"}, 8) == [
+        "p:7: stages.0.batch.global_batch_size: got 32; allowed 8 = micro_batch_size_per_gpu 4 x gradient_accumulation_steps 1 x 2 replicas of a pipeline stage; change one of the three, or leave global_batch_size out"
+    ]
+
+
+@pytest.mark.parametrize("case", STAGE_CASES)
+def test_a_stage_that_breaks_a_rule(case: str) -> None:
+    changed, message = STAGE_CASES[case]
+    assert problems(changed) == [message]
+
+
+PAIR_CASES = {
+    "stage_names_differ": (
+        {"name": "one"},
+        "p:8: stages.1.name: got 'one', which stages.0 is called as well; allowed a name for each stage; rename one of the two",
+    ),
+    "stages_start_from_earlier_ones": (
+        {"init_from": "onne"},
+        "p:8: stages.1.init_from: got 'onne'; allowed 'one'; did you mean 'one'?",
+    ),
+    "widths_survive_the_hand_over": (
+        {"init_from": "one", "model": "{hidden_size: 384}"},
+        "p:8: stages.1.model.hidden_size: got 384 for weights of stage 'one' with 192; allowed 192; set both to the same hidden_size, or remove init_from",
+    ),
+    "weights_have_one_origin": (
+        {"init_from": "one", "weights": "{text: bert}"},
+        "p:8: stages.1.weights: got weights of other origin beside init_from 'one'; allowed one of the two; move 'weights' to the first stage",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PAIR_CASES)
+def test_a_second_stage_that_breaks_a_rule(case: str) -> None:
+    changed, message = PAIR_CASES[case]
+    assert problems({}, None, changed) == [message]
+
+
+def test_a_stage_that_starts_from_a_later_one() -> None:
+    later = "p:7: stages.0.init_from: got 'more1', which comes later; allowed nothing, there is no earlier stage; change the order of the stages"
+    assert problems({"init_from": "more1"}, None, {}) == [later]
+
+
+def test_there_is_a_stage() -> None:
+    with pytest.raises(PlanError) as caught:
+        parse_plan("name: a\nmodel: {vocab_size: 9}\nstages: []", "p")
+    assert str(caught.value) == (
+        "p:3: stages: got no stage; allowed one stage or more; add a stage with name, steps, data and objectives"
+    )
+
+
+def test_evaluation_may_rely_on_an_earlier_stage() -> None:
+    assert problems({}, None, {"init_from": "one", "objectives": "[lm]", "evaluate": "{tasks: [retrieval]}"}) == []
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"objectives": "[univlc, vlm]"},  # nothing is written
+        {"objectives": "[univlc, lm]", "model": "{ffn: {kind: limoe, noise: 0, losses: {load: 0}}}"},
+    ],
+)
+def test_experts_may_choose_where_no_word_is_to_come(changed: dict[str, str]) -> None:
+    choosing = "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}"
+    assert problems({"model": choosing, **changed}) == []
+
+
+def test_depth_and_frames_may_change_at_the_hand_over() -> None:
+    assert problems({}, None, {"init_from": "one", "model": "{num_frames: 4, vision_layers: 8, image_size: 96}"}) == []
+
+
+@pytest.mark.parametrize(
+    ("launch", "world_size", "processes"), [("{processes: 2}", None, 2), ("{}", 3, 3), ("{processes: 2}", 3, 3)]
+)
+def test_batches_add_up_over_processes(launch: str, world_size: int | None, processes: int) -> None:
+    # 4 samples x 2 accumulated x processes
+    batch = "{micro_batch_size_per_gpu: 4, gradient_accumulation_steps: 2, global_batch_size: 40}"
+    right = batch.replace("40", str(8 * processes))
+    assert problems({}, world_size, batch=right, launch=launch) == []
+    assert problems({}, world_size, batch=batch, launch=launch) == [
+        f"p:4: batch.global_batch_size: got 40; allowed {8 * processes} = micro_batch_size_per_gpu 4 x gradient_accumulation_steps 2 x {processes} processes; change one of the three, or leave global_batch_size out"
+    ]
+
+
+def test_every_rule_has_a_case() -> None:
+    told = {case.split(":")[0] for case in (*STAGE_CASES, *PAIR_CASES)} | {"there_is_a_stage", "stages_hold_together"}
+    told |= {"batches_add_up", "processes_hold_whole_banks", "processes_fill_the_pipeline"}
+    assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
+
+
+def test_layer_names_are_the_chains() -> None:
+    tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=10, num_reserved=5)
+    chain = build_chain(PRESETS["tiny"], [UniVLC()], tokens)
+    assert [name for name, _ in chain.named_children()] == layer_names(PRESETS["tiny"])

@@ -1,0 +1,122 @@
+"""Parameter groups, worked out by hand on the synthetic chain."""
+
+import pytest
+import synthetic_chain as synthetic
+import torch
+
+from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
+from moe.experts import ExpertBank
+from omnivl.errors import UserError
+
+
+def test_decay_leaves_out_what_it_should() -> None:
+    chain = synthetic.build_synthetic_chain()
+    groups = {group.name: group for group in parameter_groups(chain, OptimizerConfig())}
+    assert set(groups) == {"decay", "no_decay"}
+    assert "embed.patch.weight" in groups["decay"].names
+    assert "contrast.projection.weight" in groups["decay"].names
+    for name in (
+        "embed.patch.bias",
+        "embed.position",  # two-dimensional, but an embedding
+        "embed.word_embedding.weight",
+        "visual_00.block.norm.weight",
+        "contrast.temperature",
+    ):
+        assert name in groups["no_decay"].names
+    assert groups["no_decay"].weight_decay == 0.0
+    assert groups["decay"].weight_decay == 0.05
+
+
+def test_a_bank_of_experts_decays_its_matrices_and_not_its_biases() -> None:
+    groups = {group.name: group for group in parameter_groups(ExpertBank(2, 4, 8), OptimizerConfig())}
+    assert groups["decay"].names == ("fc1_weight", "fc2_weight")
+    assert groups["no_decay"].names == ("fc1_bias", "fc2_bias")
+
+
+def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
+    chain = synthetic.build_synthetic_chain()
+    chain.get_submodule("text_00").requires_grad_(False)
+    groups = parameter_groups(chain, OptimizerConfig(layer_decay=0.9), pretrained={"embed.patch.weight"})
+    names = [name for group in groups for name in group.names]
+    assert sorted(names) == sorted(name for name, p in chain.named_parameters() if p.requires_grad)
+    assert not any("momentum_block" in name or name.startswith("text_00") for name in names)
+
+
+def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
+    names = ["embed", "visual_00", "visual_01", "visual_02", "visual_norm", "text_00", "contrast", "losses"]
+    assert layer_scales(names, 0.5) == {
+        "embed": 0.0625,  # below the deepest stack: 0.5 ** (3 + 1)
+        "visual_00": 0.125,
+        "visual_01": 0.25,
+        "visual_02": 0.5,
+        "visual_norm": 1.0,
+        "text_00": 0.5,
+        "contrast": 1.0,
+        "losses": 1.0,
+    }
+
+
+def test_pretrained_parts_have_their_own_rate() -> None:
+    chain = synthetic.build_synthetic_chain()
+    config = OptimizerConfig(lr=1.0, layer_decay=0.5, pretrained_lr_scale=0.1)
+    groups = parameter_groups(chain, config, pretrained={"visual_01.block.inner.weight"})
+    scale = {name: group.lr_scale for group in groups for name in group.names}
+    assert scale["visual_01.block.inner.weight"] == pytest.approx(0.05)  # 0.5 * 0.1
+    assert scale["visual_01.block.outer.weight"] == pytest.approx(0.5)
+    assert scale["losses.head.weight"] == 1.0
+
+
+def test_rates_are_set_per_group() -> None:
+    chain = synthetic.build_synthetic_chain()
+    config = OptimizerConfig(lr=1e-3, layer_decay=0.5, schedule="linear")
+    groups = parameter_groups(chain, config)
+    optimizer = adamw(groups, config, fused=True)
+    rates = set_learning_rates(optimizer, groups, config.learning_rate(5, 10))
+    assert rates["decay"] == pytest.approx(5e-4)
+    assert [entry["lr"] for entry in optimizer.param_groups] == [rates[group.name] for group in groups]
+
+
+def test_decay_is_decoupled() -> None:
+    # Zero gradient, lr 0.1, decay 0.5: w <- w * (1 - 0.05), and no Adam update at all.
+    parameter = torch.nn.Linear(2, 2)
+    before = parameter.weight.detach().clone()
+    config = OptimizerConfig(lr=0.1, weight_decay=0.5)
+    optimizer = adamw(parameter_groups(parameter, config), config, fused=True)
+    for tensor in parameter.parameters():
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer.step()
+    torch.testing.assert_close(parameter.weight.detach(), before * 0.95)
+
+
+def test_refuses_a_stage_that_trains_nothing() -> None:
+    chain = synthetic.build_synthetic_chain().requires_grad_(False)
+    with pytest.raises(UserError) as error:
+        parameter_groups(chain, OptimizerConfig())
+    assert str(error.value) == (
+        "optimizer: no parameter is trainable; got a stage that freezes every part: thaw one of them"
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("lr", 0.0, "optimizer.lr: got 0.0, allowed is a number above 0"),
+        ("lr", float("nan"), "optimizer.lr: got nan, allowed is a number above 0"),
+        (
+            "betas",
+            (0.9, 1.0),
+            "optimizer.betas: got (0.9, 1.0), allowed is two numbers from 0 up to but not including 1",
+        ),
+        ("eps", 0.0, "optimizer.eps: got 0.0, allowed is a number above 0"),
+        ("weight_decay", -1.0, "optimizer.weight_decay: got -1.0, allowed is 0 or more"),
+        ("warmup_steps", -1, "optimizer.warmup_steps: got -1, allowed is 0 (no warm-up) or more"),
+        ("final_lr_ratio", 2.0, "optimizer.final_lr_ratio: got 2.0, allowed is from 0 to 1"),
+        ("gradient_clipping", -0.5, "optimizer.gradient_clipping: got -0.5, allowed is 0 (no clipping) or more"),
+        ("layer_decay", 0.0, "optimizer.layer_decay: got 0.0, allowed is above 0, up to 1 (no decay)"),
+        ("pretrained_lr_scale", 0.0, "optimizer.pretrained_lr_scale: got 0.0, allowed is a number above 0"),
+    ],
+)
+def test_refuses_values_out_of_range(field: str, value: object, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        OptimizerConfig(**{field: value})  # type: ignore[arg-type]
+    assert str(error.value) == message

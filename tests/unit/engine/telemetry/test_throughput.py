@@ -1,0 +1,65 @@
+import torch
+
+from engine.telemetry.peak import Peak
+from engine.telemetry.throughput import Throughput
+from omnivl.architectures.flops import step_flops
+from omnivl.chain.layout import plan_layout
+from omnivl.data.batch import Batch
+from omnivl.objectives import UniVLC
+from omnivl.parts.config import ModelConfig
+
+MODEL = ModelConfig(
+    hidden_size=8,
+    num_heads=2,
+    image_size=8,
+    video_size=8,
+    patch_size=4,
+    num_frames=2,
+    text_length=4,
+    vocab_size=20,
+)
+
+
+def batch(num_frames: int) -> Batch:
+    """Two samples with 3 and 2 words."""
+    token_ids = torch.tensor([[1, 5, 2, 0], [1, 2, 0, 0]])
+    numbers = torch.zeros(2, dtype=torch.int64)
+    kind = "image_text" if num_frames == 1 else "video_text"
+    frames = torch.zeros(2, num_frames, 3, 8, 8, dtype=torch.uint8)
+    return Batch(kind, frames, token_ids, numbers, numbers, numbers)  # type: ignore[arg-type]
+
+
+def test_figures_are_counts_over_time() -> None:
+    objectives = (UniVLC(),)
+    throughput = Throughput(MODEL, objectives, pad=0, replicas=3, processes=3, peak=Peak(1e9, "measured"))
+    throughput.add([batch(1), batch(2)], waited=0.0)
+    figures = throughput.figures(torch.device("cpu"))
+    # per step, on 3 replicas: 2 + 2 samples; patches 2 * 4 and 2 * 2 * 4, words 5 and 5
+    samples, tokens = 3 * 4, 3 * (8 + 16 + 5 + 5)
+    flops = 3 * sum(
+        step_flops(MODEL, plan_layout(objectives, kind, 2, frames), text_tokens=5)
+        for kind, frames in (("image_text", 1), ("video_text", 2))
+    )
+    seconds = figures["seconds_per_step"]
+    assert abs(figures["samples_per_second"] * seconds / samples - 1) < 1e-9
+    assert abs(figures["tokens_per_second"] * seconds / tokens - 1) < 1e-9
+    assert abs(figures["tflops"] * 1e12 * seconds / flops - 1) < 1e-9
+    assert abs(figures["mfu"] * seconds * 3e9 / flops - 1) < 1e-9  # three replicas have three peaks
+    assert figures["memory_gib"] > 0.01
+
+
+def test_waiting_counts_and_pauses_do_not() -> None:
+    throughput = Throughput(MODEL, (UniVLC(),), pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured"))
+    throughput.add([batch(1)], waited=0.0)
+    before = throughput.figures(torch.device("cpu"))
+    throughput.restart()
+    throughput.pause(-8.0)  # as if the window had begun 8 s earlier
+    throughput.add([batch(1)], waited=2.0)
+    figures = throughput.figures(torch.device("cpu"))
+    assert before["data_wait"] == 0.0
+    assert figures["save_seconds"] == 0.0
+    assert abs(figures["data_wait"] - 0.25) < 0.01
+    throughput.pause(6.0, saving=1.5)
+    after = throughput.figures(torch.device("cpu"))
+    assert abs(after["data_wait"] - 1.0) < 0.05
+    assert after["save_seconds"] == 1.5

@@ -1,0 +1,133 @@
+"""The commands of ``omnivl data``, run in this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from launcher.commands.data import app
+from launcher.commands.data_convert import parse_splits
+from omnivl.data.emoji import build
+from omnivl.errors import DataError
+
+runner = CliRunner()
+
+
+def run(*words: str | Path) -> str:
+    result = runner.invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    for number in range(6):
+        path = tmp_path / "in" / ("cat" if number % 2 else "dog") / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8 + number, 8), (number, 0, 0)).save(path)
+        path.with_suffix(".txt").write_text(f"picture {number}")
+    (tmp_path / "in" / "cat" / "bad.png").write_bytes(b"x")
+    return tmp_path / "in"
+
+
+def test_convert_then_inspect(pictures, tmp_path):
+    out = tmp_path / "out"
+    shown = run("convert", "folder", pictures, "--out", out, "--text", "both", "--samples-per-shard", "4")
+    assert "6 samples (6 images) in 2 shards" in shown
+    assert "broken image" in shown
+    counts = json.loads(run("inspect", out, "--html", tmp_path / "page.html", "--samples", "3", "--json"))
+    assert counts["kinds"] == {"image_text": 6, "image_label": 6}
+    assert counts["labels"] == {"cat": 3, "dog": 3}
+    assert (tmp_path / "page.html").read_text().count('<figure class="card">') == 3
+    table = run("inspect", out)
+    assert "6 samples in 2 shards" in table
+    assert "Labels: cat 3, dog 3" in table
+
+
+def test_every_form_has_its_command(pictures, tmp_path):
+    table = tmp_path / "list.csv"
+    table.write_text("file,text,fold\nin/dog/0.png,hello,a\nin/cat/1.png,there,b\n")
+    words = ("--path", "file", "--caption", "text", "--split-column", "fold", "--json")
+    manifest = json.loads(run("convert", "table", table, "--out", tmp_path / "1", *words))
+    assert manifest["splits"] == {"a": 1, "b": 1}
+
+    coco = tmp_path / "captions.json"
+    image = {"id": 1, "file_name": "dog/0.png"}
+    coco.write_text(json.dumps({"images": [image], "annotations": [{"image_id": 1, "caption": "x"}]}))
+    manifest = json.loads(
+        run("convert", "coco", coco, pictures, "--out", tmp_path / "2", "--split-name", "v", "--json")
+    )
+    assert (manifest["form"], manifest["splits"]) == ("coco", {"v": 1})
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 200)]
+    for name in ("abc", "12"):
+        frames[0].save(clips / f"{name}.gif", save_all=True, append_images=frames[1:])
+    kinetics = tmp_path / "k.csv"
+    kinetics.write_text("label,youtube_id,time_start,time_end,split\nrun,abc,0,10,train\n")
+    manifest = json.loads(run("convert", "kinetics", kinetics, clips, "--out", tmp_path / "3", "--json"))
+    assert (manifest["kinds"], manifest["labels"]) == ({"video": 1}, {"run": 1})
+
+    something = tmp_path / "train.json"
+    something.write_text(json.dumps([{"id": "12", "label": "holding cup", "template": "Holding [something]"}]))
+    labels = tmp_path / "labels.json"
+    labels.write_text('{"Holding something": "0"}')
+    words = ("--labels", labels, "--json")
+    manifest = json.loads(run("convert", "ssv2", something, clips, "--out", tmp_path / "4", *words))
+    assert (manifest["captions"], manifest["labels"]) == (1, {"Holding something": 1})
+
+
+def test_options_reach_the_conversion(pictures, tmp_path):
+    words = ("--split", "test=0.5", "--shorter-side", "8", "--check", "full", "--json")
+    manifest = json.loads(run("convert", "folder", pictures, "--out", tmp_path / "out", "--text", "both", *words))
+    assert set(manifest["splits"]) == {"test", "train"}
+    assert (manifest["options"]["shorter_side"], manifest["options"]["verify"]) == (8, "full")
+    with pytest.raises(DataError, match="replace it with --overwrite"):
+        run("convert", "folder", pictures, "--out", tmp_path / "out")
+    run("convert", "folder", pictures, "--out", tmp_path / "out", "--text", "both", "--overwrite")
+
+
+def test_messages(tmp_path):
+    for texts, message in (
+        (["test"], "--split test: allowed: NAME=SHARE, e.g. --split test=0.1"),
+        (["=0.1"], "--split =0.1: the name is missing"),
+        (["a=0.1", "a=0.2"], "--split a=0.2: the name is there twice"),
+    ):
+        with pytest.raises(DataError) as caught:
+            parse_splits(texts)
+        assert str(caught.value) == message
+    assert parse_splits(["test=0.1", "val=0.2"]) == {"test": 0.1, "val": 0.2}
+    missing = tmp_path / "none"
+    with pytest.raises(DataError) as caught:
+        run("convert", "folder", missing, "--out", tmp_path / "out")
+    assert str(caught.value) == f"{missing} does not exist; give the path of the input"
+    with pytest.raises(DataError) as caught:
+        run("inspect", "emoji", "--html", missing / "page.html")
+    assert str(caught.value) == (
+        f"--html {missing / 'page.html'}: the folder {missing} does not exist; make it or name another one"
+    )
+
+
+def test_build_emoji_passes_its_options_on(tmp_path, monkeypatch):
+    asked: dict[str, object] = {}
+
+    def build_emoji(out: Path, packages: Path | None, full: bool, progress: build.Progress) -> build.BuildReport:
+        asked.update(out=out, packages=packages, full=full)
+        progress("drawings", 1, 2)
+        return build.BuildReport(out, (), 5, {"noto": 4}, 3, {"train": 7}, 11)
+
+    monkeypatch.setattr(build, "build_emoji", build_emoji)
+    counts = json.loads(run("build", "emoji", "--out", tmp_path, "--packages", tmp_path / "p", "--full", "--json"))
+    assert asked == {"out": tmp_path, "packages": tmp_path / "p", "full": True}
+    assert counts == {
+        "concepts": 5,
+        "clips": 3,
+        "drawings": {"noto": 4},
+        "splits": {"train": 7},
+        "vocabulary": 11,
+        "shards": 0,
+    }
+    assert "noto 4" in run("build", "emoji", "--out", tmp_path)

@@ -1,0 +1,138 @@
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moe.config import LIMoEConfig
+from moe.router_losses import RouterLossConfig, RouterSums
+from omnivl.chain.gather import Gather
+from omnivl.chain.losses import Losses
+from omnivl.chain.state import State, StepLayout
+from omnivl.data.batch import DataKind
+from omnivl.objectives import LM, MFM, MLM, MRM, VLM, Demands, Objective, ObjectiveLoss, UniVLC
+from omnivl.parts.config import ModelConfig
+
+CONFIG = ModelConfig(hidden_size=4, num_heads=1, vocab_size=11, patch_size=2)
+
+
+@dataclass(frozen=True)
+class Double(Objective):
+    """Twice a value found in the state."""
+
+    kind: Literal["double", "other"] = "double"
+    uses_vocabulary_head: ClassVar[bool] = False
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        return Demands()
+
+    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+        value = state[f"{self.name}/value"]
+        return ObjectiveLoss(2 * value, {"seen": value})
+
+
+def state_of(*active: str, **tensors: Tensor) -> State:
+    named = {name.replace("__", "/"): tensor for name, tensor in tensors.items()}
+    return State(named, StepLayout("image_text", 2, 1, objectives=active))
+
+
+def test_total_is_the_weighted_sum_by_hand() -> None:
+    # 0.5 * (2 * 3) + 1 * (2 * 5) = 13; d total / d value = 0.5 * 2 and 2.
+    first, second = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
+    state = state_of("double", "other", double__value=first, other__value=second, weight__double=torch.tensor(0.5))
+    out = Losses(CONFIG, [Double(), Double(kind="other")])(state)
+    assert {name: tensor.item() for name, tensor in out.items()} == {
+        **{"loss": 13.0, "loss/double": 6.0, "loss/other": 10.0},
+        **{"metric/double/seen": 3.0, "metric/other/seen": 5.0},
+    }
+    assert not out["metric/double/seen"].requires_grad
+    out["loss"].backward()
+    assert first.grad is not None
+    assert second.grad is not None
+    assert (first.grad.item(), second.grad.item()) == (1.0, 2.0)
+
+
+def test_only_active_objectives_count() -> None:
+    state = state_of("other", other__value=torch.tensor(1.0))
+    out = Losses(CONFIG, [Double(), Double(kind="other")])(state)
+    assert set(out) == {"loss", "loss/other", "metric/other/seen"}
+    with pytest.raises(AssertionError, match="no objective acts on image_text"):
+        Losses(CONFIG, [Double()])(state_of())
+
+
+def test_streams_end_here_and_metrics_leave() -> None:
+    state = state_of(
+        "double",
+        double__value=torch.tensor(1.0),
+        memory=torch.zeros(2, 3, 4),
+        metric__univlc__temperature=torch.tensor(0.07),
+    )
+    assert set(Losses(CONFIG, [Double()])(state)) == {
+        *("loss", "loss/double", "metric/double/seen", "metric/univlc/temperature")
+    }
+
+
+def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
+    """Importance is 9 / 1152 in one layer (probability mass 1.5, 1.25, 1.25) and 0 in the other; z is 2 and 4."""
+    ffn = LIMoEConfig(num_experts=3, losses=RouterLossConfig(importance=64.0, load=0.0, z=0.5))
+    state = state_of(
+        "double",
+        double__value=torch.tensor(1.0),
+        router__visual_01=sums([[1.5, 1.25, 1.25], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
+        router__visual_03=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=16.0).pack(),
+    )
+    out = Losses(replace(CONFIG, ffn=ffn), [Double()])(state)
+    assert out["loss/router/importance"].item() == pytest.approx(9 / 2304)
+    assert out["loss/router/z"].item() == pytest.approx(3.0)
+    assert out["loss"].item() == pytest.approx(2.0 + 64 * 9 / 2304 + 0.5 * 3.0)
+
+
+def sums(probs: list[list[float]], z: float) -> RouterSums:
+    """Four image tokens with the given probability mass."""
+    four, none = torch.tensor([4.0, 0, 0]), torch.zeros(3)
+    return RouterSums(four, none, none, none, torch.tensor([z, 0, 0]), torch.tensor(probs), *torch.zeros(2, 3, 3))
+
+
+def test_losses_of_lower_precision_are_refused() -> None:
+    state = state_of("double", double__value=torch.tensor(1.0, dtype=torch.bfloat16))
+    with pytest.raises(AssertionError, match=r"double computes its loss in torch\.bfloat16"):
+        Losses(CONFIG, [Double()])(state)
+
+
+def test_heads_follow_the_objectives() -> None:
+    both = Losses(CONFIG, [MLM(), LM(), VLM(), MRM(), UniVLC()])
+    assert both.head_of(MLM()) is both.head_of(LM()) is both.vocabulary
+    assert set(both.heads) == {"vlm", "mrm"}
+    assert both.head_of(UniVLC()) is None
+    bare = Losses(CONFIG, [MFM()])
+    assert bare.vocabulary is None
+    assert set(bare.heads) == {"mfm"}
+
+
+def test_matching_gives_log_odds() -> None:
+    layer = Losses(CONFIG, [VLM()])
+    head = layer.heads["vlm"]
+    head.output.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])  # type: ignore[union-attr]
+    alignment = torch.tensor([[[1.0, 4.0, 0, 0]], [[2.0, 0.5, 0, 0]]])
+    state = State({"alignment": alignment}, StepLayout("image_text", 2, 1, "match"))
+    assert layer(state)["match/logits"].tolist() == [3.0, -1.5]
+    with pytest.raises(AssertionError, match="matching needs the head of the vlm objective"):
+        Losses(CONFIG, [])(state)
+
+
+def test_generation_gives_logits_behind_the_last_position() -> None:
+    layer = Losses(CONFIG, [LM()])
+    assert layer.vocabulary is not None
+    stream = torch.randn(2, 3, 4)
+    state = State({"generation": stream}, StepLayout("image_text", 2, 1, "generate"))
+    logits = layer(state)["generate/logits"]
+    torch.testing.assert_close(logits, layer.vocabulary(stream[:, 2]))
+    assert logits.shape == (2, 11)
+    with pytest.raises(AssertionError, match="generation needs the vocabulary head of the lm objective"):
+        Losses(CONFIG, [])(state)
+
+
+def test_encoding_passes_through() -> None:
+    state = State({"visual_embedding": torch.zeros(2, 3)}, StepLayout("image_text", 2, 1, "encode"))
+    assert Losses(CONFIG, [])(state) is state

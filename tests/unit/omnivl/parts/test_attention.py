@@ -1,0 +1,81 @@
+"""Attention by products against torch's fused kernel and against hand-worked numbers."""
+
+import math
+
+import pytest
+import torch
+
+from omnivl.parts import attention
+from omnivl.parts.attention import CrossAttention, attention_bias, cross_attention, self_attention
+
+
+def both_ways(monkeypatch, call, *inputs):
+    """Outputs and gradients of the fused kernel and of explicit products, in double precision."""
+    found = []
+    for products in (False, True):
+        monkeypatch.setattr(attention, "prefers_products", lambda x, products=products: products)
+        own = [x.clone().requires_grad_() for x in inputs]
+        out = call(*own)
+        (out * torch.arange(out.numel()).view(out.shape)).sum().backward()
+        found.append([out, *(x.grad for x in own)])
+    return zip(*found, strict=True)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_products_equal_fused_self_attention(monkeypatch, causal, masked, rows):
+    torch.manual_seed(0)
+    qkv = torch.randn(rows, 5, 3 * 8, dtype=torch.float64)
+    mask = torch.arange(5) < torch.tensor([[2], [5], [3]])[:rows] if masked else None
+    for fused, products in both_ways(monkeypatch, lambda x: self_attention(x, 2, mask, causal), qkv):
+        torch.testing.assert_close(fused, products)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("masked", [False, True])
+def test_products_equal_fused_cross_attention(monkeypatch, causal, masked):
+    torch.manual_seed(0)
+    q, kv = torch.randn(3, 2, 8, dtype=torch.float64), torch.randn(3, 5, 16, dtype=torch.float64)
+    mask = torch.arange(5) < torch.tensor([[4], [5], [4]]) if masked else None
+    for fused, products in both_ways(monkeypatch, lambda q, kv: cross_attention(q, kv, 2, mask, causal), q, kv):
+        torch.testing.assert_close(fused, products)
+
+
+@pytest.mark.parametrize("products", [False, True])
+def test_two_keys_by_hand(monkeypatch, products):
+    monkeypatch.setattr(attention, "prefers_products", lambda x: products)
+    # One head of size 4, so the scale is 1/2. The query (2 ln 3, 0, 0, 0) has scores ln 3 and 0 with the keys
+    # (1, 0, 0, 0) and 0: weights 3/4 and 1/4 on the values (4, 0, 0, 0) and (0, 8, 0, 0).
+    q = torch.tensor([[[2 * math.log(3), 0.0, 0.0, 0.0]]])
+    kv = torch.tensor([[[1.0, 0, 0, 0, 4, 0, 0, 0], [0.0, 0, 0, 0, 0, 8, 0, 0]]])
+    torch.testing.assert_close(cross_attention(q, kv, 1), torch.tensor([[[3.0, 2.0, 0.0, 0.0]]]))
+    only_second = torch.tensor([[False, True]])
+    torch.testing.assert_close(cross_attention(q, kv, 1, only_second), torch.tensor([[[0.0, 8.0, 0.0, 0.0]]]))
+
+
+def test_causal_bias_counts_from_the_last_key():
+    low = torch.finfo(torch.float32).min
+    bias = attention_bias(None, 2, 3, True, torch.zeros(1))
+    assert bias[0, 0].tolist() == [[0, 0, low], [0, 0, 0]]
+    mask = torch.tensor([[True, False, True]])
+    assert attention_bias(mask, 2, 3, True, torch.zeros(1))[0, 0].tolist() == [[0, low, low], [0, low, 0]]
+    assert attention_bias(None, 2, 3, False, torch.zeros(1)) is None
+
+
+def test_bf16_is_close_to_fp32():
+    torch.manual_seed(0)
+    qkv = torch.randn(2, 37, 3 * 64)
+    low = self_attention(qkv.bfloat16(), 2)
+    torch.testing.assert_close(low.float(), self_attention(qkv, 2), rtol=3e-2, atol=3e-2)
+
+
+def test_cross_attention_reads_the_named_rows_of_memory():
+    torch.manual_seed(0)
+    layer = CrossAttention(8, 2)
+    x, memory = torch.randn(3, 4, 8), torch.randn(2, 5, 8)
+    rows = torch.tensor([1, 1, 0])
+    together = layer(x, layer.project(memory), rows)
+    for row, source in enumerate(rows):
+        alone = layer(x[row : row + 1], layer.project(memory[source : source + 1]))
+        torch.testing.assert_close(together[row], alone[0])

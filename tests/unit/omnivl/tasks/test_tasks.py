@@ -1,0 +1,167 @@
+"""Evaluation tasks with an oracle in the chain's place: right answers must score 1, on any number of replicas."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from omnivl.architectures.presets import resolve
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather, LocalGather
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import DataError
+from omnivl.inference.generate import Generated
+from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.tasks.encoder import Encoder
+from omnivl.tasks.pictures import PictureSet, shared_batches
+from omnivl.tasks.run import run_tasks
+
+TOKENIZER = load_tokenizer("emoji")
+MODEL = resolve("tiny", {"vocab_size": TOKENIZER.special.vocab_size, "image_size": 16, "video_size": 64})
+WHERE = {"style": ("twemoji",), "label": ("bugs", "fruit")}
+
+
+@dataclass
+class Oracle:
+    """Knows the text of every picture by its pixels, and embeds a text as a random vector of its own."""
+
+    known: dict[bytes, str] = field(default_factory=dict)
+    training: bool = True
+    calls: list[str] = field(default_factory=list)
+
+    def learn(self, pictures: PictureSet, texts: Sequence[str]) -> None:
+        for i, text in enumerate(texts):
+            self.known[pictures.frames([i])[0].numpy().tobytes()] = text
+
+    def train(self, mode: bool = True) -> None:
+        self.training = mode
+
+    def eval(self) -> None:
+        self.training = False
+
+    def texts_of(self, frames: Tensor) -> list[str]:
+        return [self.known[frame.numpy().tobytes()] for frame in frames]
+
+    def encode_visual(self, frames: Tensor) -> Tensor:
+        self.calls.append(f"visual {len(frames)}")
+        return torch.stack([embedding(text) for text in self.texts_of(frames)])
+
+    def encode_text(self, token_ids: Tensor) -> Tensor:
+        return torch.stack([embedding(TOKENIZER.decode(ids)) for ids in token_ids.tolist()])
+
+    def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor) -> Tensor:
+        own = self.texts_of(frames)
+        texts = [TOKENIZER.decode(ids) for ids in token_ids.tolist()]
+        return torch.tensor([10.0 if own[row] == text else -10.0 for row, text in zip(rows, texts, strict=True)])
+
+    def generate(self, frames: Tensor, options: Any, *, gather: Gather | None = None) -> Generated:
+        ids = torch.from_numpy(TOKENIZER.encode(self.texts_of(frames), MODEL.text_length))
+        return Generated(ids[:, 1:], torch.zeros(len(ids)))
+
+
+def embedding(text: str) -> Tensor:
+    seed = int.from_bytes(text.encode()[-6:].rjust(6, b" "), "big") + len(text)
+    vector = np.random.default_rng(seed).standard_normal(64)
+    return torch.tensor(vector / np.linalg.norm(vector), dtype=torch.float32)
+
+
+def oracle_for(where: dict[str, tuple[str, ...]], by: str) -> tuple[Oracle, PictureSet]:
+    pictures = PictureSet("emoji", "image", where, MODEL, 4096)
+    oracle = Oracle()
+    names = [TOKENIZER.decode(ids) for ids in TOKENIZER.encode(pictures.captions, MODEL.text_length).tolist()]
+    oracle.learn(pictures, names if by == "name" else [str(sample.label) for sample in pictures.samples])
+    return oracle, pictures
+
+
+def encoder_for(oracle: Oracle, gather: Gather | None = None) -> Encoder:
+    return Encoder(cast(Chain, oracle), MODEL, TOKENIZER, gather or LocalGather(), torch.device("cpu"), batch_size=8)
+
+
+def test_an_oracle_retrieves_everything_both_ways_and_keeps_training_mode() -> None:
+    oracle, pictures = oracle_for(WHERE, "name")
+    task = RetrievalTask(where=WHERE, rerank=4, gallery=2, baseline=BaselineReference(where={"style": ("twemoji",)}))
+    result = run_tasks([task], encoder_for(oracle))[0]
+    assert oracle.training
+    assert [score.value for score in result.scores] == [1.0] * 9
+    assert result.scores[0].chance == pytest.approx(1 / len(pictures))
+    # The baseline is given the very same pictures: it must find each.
+    assert [score.baseline for score in result.scores[:6]] == [1.0] * 6
+    assert [gallery.title for gallery in result.galleries] == ["retrieval: image to text", "retrieval: text to image"]
+    assert all(row.correct[0] and not any(row.correct[1:]) for row in result.galleries[0].rows)
+    assert result.galleries[1].rows[0].answer_images[0].startswith("data:image/png;base64,")
+
+
+def test_reranking_mends_a_wrong_contrastive_order_among_its_candidates_only() -> None:
+    oracle, pictures = oracle_for(WHERE, "name")
+    wrong = oracle.texts_of(pictures.frames(range(len(pictures))))
+    shifted = dict(zip(oracle.known, wrong[1:] + wrong[:1], strict=True))
+
+    def confused(frames: Tensor) -> Tensor:
+        # Nearest to a neighbour's name, second nearest to the own one.
+        own = [embedding(text) for text in oracle.texts_of(frames)]
+        other = [embedding(shifted[frame.numpy().tobytes()]) for frame in frames]
+        return torch.nn.functional.normalize(0.6 * torch.stack(own) + 0.8 * torch.stack(other), dim=-1)
+
+    oracle.encode_visual = confused  # type: ignore[method-assign]
+    scores = {
+        s.metric: s.value for s in run_tasks([RetrievalTask(where=WHERE, rerank=5)], encoder_for(oracle))[0].scores
+    }
+    assert scores["image->text R@1"] < 0.1
+    assert scores["image->text, re-ranked R@1"] > 0.9
+    assert scores["image->text, re-ranked R@10"] >= scores["image->text R@10"]
+
+
+def test_zero_shot_by_labels_and_chance() -> None:
+    oracle, pictures = oracle_for(WHERE, "label")
+    task = ZeroShotTask(where=WHERE, baseline=BaselineReference(where={"style": ("twemoji",)}))
+    (score,) = run_tasks([task], encoder_for(oracle))[0].scores
+    assert (score.value, score.chance, score.baseline, score.count) == (1.0, 0.5, 1.0, len(pictures))
+
+
+def test_captions_of_an_oracle_match_exactly() -> None:
+    oracle, _ = oracle_for(WHERE, "name")
+    result = run_tasks([CaptionTask(where=WHERE, gallery=3)], encoder_for(oracle))[0]
+    values = {score.metric: score.value for score in result.scores}
+    assert values["keyword F1"] == 1.0
+    assert values["exact match"] == 1.0
+    assert len(result.galleries[0].rows) == 3
+
+
+class Replica:
+    """One of several replicas that are run one after the other; what each joins is put together afterwards."""
+
+    def __init__(self, replica: int, replicas: int) -> None:
+        self.replica, self.replicas = replica, replicas
+
+    def join(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5])
+@pytest.mark.parametrize("count", [1, 7, 16])
+def test_shares_join_to_all_in_order_in_equal_batches(count: int, replicas: int) -> None:
+    shares = [list(shared_batches(count, 3, Replica(r, replicas))) for r in range(replicas)]
+    joined = [i for share in shares for batch in share for i in batch]
+    assert joined[:count] == list(range(count))
+    assert len({tuple(len(batch) for batch in share) for share in shares}) == 1
+
+
+def test_an_empty_choice_names_the_filter() -> None:
+    with pytest.raises(DataError, match="style in"):
+        PictureSet("emoji", "image", {"style": ("oil painting",)}, MODEL, 10)
+
+
+def test_tags_are_relevant_to_every_picture_that_has_them() -> None:
+    oracle, _ = oracle_for({"style": ("twemoji",), "label": ("bugs",)}, "name")
+    task = RetrievalTask(where={"style": ("twemoji",), "label": ("bugs",)}, text="tags", min_tagged=2)
+    scores = run_tasks([task], encoder_for(oracle))[0].scores
+    # Every picture of the subgroup has the tag "bug" or "insect": chance must count several right answers.
+    assert scores[3].chance is not None
+    assert scores[3].chance > 1 / scores[0].count
