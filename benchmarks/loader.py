@@ -208,7 +208,7 @@ def run(options: Options) -> Report:
 
 
 def _setting(case: Case) -> str:
-    objectives = ", ".join(objective.name for objective in case.objectives)
+    objectives = ", ".join(objective.key for objective in case.objectives)
     return f"{case.micro_batch_size} per batch, {case.batches} batches a turn; objectives: {objectives}"
 
 

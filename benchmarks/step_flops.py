@@ -153,7 +153,7 @@ def run(options: Options) -> Report:
         profiles.append(_profile_table(case, step, options, reached.median))
     columns = ("step", "samples", "seconds", "samples/s", "GFLOP", "GFLOP/s", "product's GFLOP/s")
     what = " ".join((__doc__ or "").split("\n\n")[2].split())
-    settings = {"objectives": ", ".join(o.name for o in OBJECTIVES), "rounds": rounds}
+    settings = {"objectives": ", ".join(o.key for o in OBJECTIVES), "rounds": rounds}
     return Report("step_flops", what, ratios, [Table("Speed", columns, speeds), *profiles], settings)
 
 

@@ -33,9 +33,9 @@ def scattered(model):
 
 
 def encoders(chain, state):
-    """The chain up to the contrast."""
+    """The chain up to the projections."""
     for layer in chain.layers:
-        if type(layer).__name__ == "Contrast":
+        if type(layer).__name__ == "Project":
             return state
         state = layer(state)
-    raise AssertionError("no contrast")
+    raise AssertionError("no projections")

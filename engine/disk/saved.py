@@ -14,6 +14,7 @@ from engine.disk.checkpoint import HOST_FOLDER, MANIFEST, SavedLayout, checkpoin
 from engine.errors import CheckpointError
 from engine.hosts.shards import SavedTensors
 from engine.hosts.stores import WEIGHT
+from omnivl.chain.names import current_name
 from omnivl.errors import UserError
 
 _TWIN = "momentum_"
@@ -129,7 +130,7 @@ def read_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         with safe_open(source, framework="pt") as file:
             for name in sorted(file.keys()):
-                yield name, file.get_tensor(name)
+                yield current_name(name), file.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{source}: got a file that is no safetensors file or is cut short ({error})") from error
 

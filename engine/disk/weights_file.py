@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from omnivl.chain.names import current_name
 
 _NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -88,7 +89,7 @@ class WeightsFile:
     """A file of which no more is in memory at a time than what is asked for.
 
     Attributes:
-        names: Of all its tensors.
+        names: Of all its tensors, as they are called today.
     """
 
     def __init__(self, path: Path) -> None:
@@ -100,13 +101,18 @@ class WeightsFile:
         self._path = path
         try:
             with safe_open(path, framework="pt") as file:
-                self.names: tuple[str, ...] = tuple(file.keys())
+                self._stored: dict[str, str] = {current_name(name): name for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{path}: got a file that is no safetensors file or is cut short ({error}); train the stage again"
             ) from error
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """See the class."""
+        return tuple(self._stored)
+
     def read(self, names: Collection[str]) -> dict[str, Tensor]:
         """Some tensors. They keep their part of the file mapped for as long as they live."""
         with safe_open(self._path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(self._stored[name]) for name in names}

@@ -181,7 +181,7 @@ def _lacking(stage: StagePlan, task: TaskConfig) -> str | None:
     """What the task needs and the stage does not have: an objective's head (they come and go), or ``ROUTERS``."""
     if isinstance(task, RoutingTask):
         return None if has_routers(stage.model) else ROUTERS
-    trained = {objective.name for objective in stage.objectives}
+    trained = {objective.key for objective in stage.objectives}
     if isinstance(task, CaptionTask):
         return None if "lm" in trained else "lm"
     return "vlm" if isinstance(task, RetrievalTask) and task.rerank > 0 and "vlm" not in trained else None

@@ -135,7 +135,7 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
         *(["model(**inputs, use_itm_head=True).itm_score"] if matches else []),
         *(["processor.batch_decode(model.generate(**inputs, num_beams=3))"] if writes else []),
     ]
-    objectives = ", ".join(objective.name for objective in stage.objectives)
+    objectives = ", ".join(objective.key for objective in stage.objectives)
     step = "" if trained.step is None else f", step {trained.step:,}"
     lines = [
         "---",

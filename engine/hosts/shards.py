@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.processes.files import FileRecord, write_synced
+from omnivl.chain.names import current_name
 
 INDEX = "index.json"
 _TYPES = {
@@ -158,7 +159,7 @@ class SavedTensors:
 
     Attributes:
         steps: Steps that the optimizer had taken; 0 where there are no moments.
-        shapes: Whole shapes of all tensors by their keys.
+        shapes: Whole shapes of all tensors by their keys, under today's names.
     """
 
     def __init__(self, folder: Path, *, first: int = 0) -> None:
@@ -176,7 +177,9 @@ class SavedTensors:
             raise CheckpointError(f"{path}: not found; allowed is a folder that a host saved, an index with its shards")
         index = json.loads(path.read_bytes())
         self.steps: int = index["steps"]
-        self.shapes: Mapping[str, tuple[int, ...]] = {key: tuple(shape) for key, shape in index["tensors"].items()}
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            _current_key(key): tuple(shape) for key, shape in index["tensors"].items()
+        }
         numbers = sorted(range(index["shards"]), key=lambda number: number != first)
         self._unread = iter([folder / f"shard-{number:05d}.safetensors" for number in numbers])
         self._found: dict[str, list[Piece]] = {key: [] for key in self.shapes}
@@ -225,9 +228,15 @@ class SavedTensors:
                 runs: dict[str, int] = json.loads(file.metadata()["runs"])
                 for key in file.keys():  # noqa: SIM118 - it is no mapping
                     held = file.get_tensor(key).view(-1)  # mapped: read where it is touched
-                    self._found[key].append(Piece(key, self.shapes[key], runs.get(key, 0), held))
+                    now = _current_key(key)
+                    self._found[now].append(Piece(now, self.shapes[now], runs.get(key, 0), held))
         except (OSError, SafetensorError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: got a file that is no shard or is cut short ({error})") from error
+
+
+def _current_key(key: str) -> str:
+    field, _, name = key.partition("/")
+    return f"{field}/{current_name(name)}"
 
 
 def _allocate(sizes: Sequence[int], pinned: bool) -> list[Tensor]:

@@ -184,8 +184,8 @@ def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
     A head belongs to its objective: a stage without ``lm`` has none to write captions with.
     """
     for index, stage in draft.stages.items():
-        heads = {goal.name for goal in stage.objectives}
-        trained = heads | {goal.name for each in draft.ancestors(index) for goal in each.objectives}
+        heads = {goal.key for goal in stage.objectives}
+        trained = heads | {goal.key for each in draft.ancestors(index) for goal in each.objectives}
         for place, task in enumerate(stage.evaluate.tasks):
             path: Path = ("stages", index, "evaluate", "tasks", place)
             if task.kind in ("retrieval", "zero_shot") and "univlc" not in trained:

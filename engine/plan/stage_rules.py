@@ -10,6 +10,7 @@ from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.architectures.build import has_routers
 from omnivl.architectures.presets import misfits
+from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
@@ -79,7 +80,7 @@ def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
     elif sum(objective.weight for objective in stage.objectives) <= 0:
         change = "give an objective a weight above 0"
         yield Problem(("objectives",), "weights that sum to 0", "a sum above 0", change)
-    names = [objective.name for objective in stage.objectives]
+    names = [objective.key for objective in stage.objectives]
     for index, name in enumerate(names):
         if name in names[:index]:
             yield Problem(
@@ -93,9 +94,9 @@ def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
     micro = max(1, stage.batch.micro_batch_size_per_gpu)
     for index, objective in enumerate(stage.objectives):
         if kinds and all(objective.demands(kind, micro) is None for kind in kinds):
-            got = f"{objective.name!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
+            got = f"{objective.key!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
             acts = [kind for kind in DATA_KINDS if objective.demands(kind, micro) is not None]
-            allowed = f"objectives that act on them; {objective.name!r} acts on {', '.join(acts) or 'nothing'}"
+            allowed = f"objectives that act on them; {objective.key!r} acts on {', '.join(acts) or 'nothing'}"
             yield Problem(
                 ("objectives", index, "kind"), got, allowed, "add data of such a kind or remove the objective"
             )
@@ -104,7 +105,7 @@ def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
 def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
     """Each entry of the mixture trains something."""
     micro = max(1, stage.batch.micro_batch_size_per_gpu)
-    names = ", ".join(objective.name for objective in stage.objectives)
+    names = ", ".join(objective.key for objective in stage.objectives)
     for index, entry in enumerate(stage.data):
         if stage.objectives and all(objective.demands(entry.kind, micro) is None for objective in stage.objectives):
             got = f"{entry.kind!r}, which none of the stage's objectives ({names}) acts on"
@@ -115,7 +116,7 @@ def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
 
 def matching_has_similarities(stage: StagePlan) -> Iterator[Problem]:
     """VLM mines its negatives by the similarities that UniVLC trains."""
-    names = [objective.name for objective in stage.objectives]
+    names = [objective.key for objective in stage.objectives]
     if "vlm" in names and "univlc" not in names:
         got = "'vlm' without 'univlc'"
         allowed = "'vlm' beside 'univlc', whose similarities it takes its negatives from"
@@ -129,8 +130,8 @@ def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
     micro = max(1, stage.batch.micro_batch_size_per_gpu)
     for index, objective in enumerate(stage.objectives):
         demands = [objective.demands(entry.kind, micro) for entry in stage.data]
-        if any(demand is not None and demand.momentum for demand in demands):
-            got = f"{objective.name!r} with options that need momentum twins, where model.momentum is null"
+        if any(demand is not None and demand.twins for demand in demands):
+            got = f"{objective.key!r} with options that need momentum twins, where model.momentum is null"
             change = "set model.momentum to {decay: 0.995}, or the objective's options so that it needs none"
             yield Problem(("objectives", index), got, "momentum twins", change)
 
@@ -150,35 +151,27 @@ def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
     positions = stage.model.num_frames // max(1, stage.model.tubelet_size)
     for index, objective in enumerate(stage.objectives):
         if isinstance(objective, MFM | MCM) and positions < 2:
-            got = f"{objective.name!r} on clips of {positions} temporal position"
+            got = f"{objective.key!r} on clips of {positions} temporal position"
             allowed = "clips of 2 or more (num_frames / tubelet_size)"
             yield Problem(("objectives", index, "kind"), got, allowed, "raise model.num_frames")
 
 
-def captions_have_a_decoder(stage: StagePlan) -> Iterator[Problem]:
-    """The unified transformer writes no captions."""
+def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
+    """The architecture has the streams that an objective reads."""
     for index, objective in enumerate(stage.objectives):
-        if objective.name == "lm" and stage.model.architecture == "unified":
-            got = "'lm' where model.architecture is 'unified'"
-            change = "take it out or set model.architecture to towers"
-            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+        for stream in missing_streams(stage.model, objective)[:1]:
+            has = ", ".join(streams_of(stage.model))
+            got = f"{objective.key!r}, which asks for the stream {stream!r}"
+            allowed = f"objectives on the streams of architecture {stage.model.architecture!r}: {has}"
+            yield Problem(("objectives", index, "kind"), got, allowed, "take it out or change model.architecture")
 
 
 def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
     """Experts that choose among all tokens would see the words that the decoder is to write."""
-    writes = any(objective.name == "lm" for objective in stage.objectives)
-    if writes and stage.model.architecture == "towers" and looks_ahead(stage.model):
-        got = "'expert_choice' with 'lm', whose decoder may not see the words to come"
-        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", "change it, or take 'lm' out")
-
-
-def pairs_are_masked_in_one_transformer(stage: StagePlan) -> Iterator[Problem]:
-    """No tower restores words and patches together."""
-    for index, objective in enumerate(stage.objectives):
-        if objective.name == "mdm" and stage.model.architecture == "towers":
-            got = "'mdm' where model.architecture is 'towers'"
-            change = "set model.architecture to unified, or take 'mrm' and 'mlm' instead"
-            yield Problem(("objectives", index, "kind"), got, "every other objective", change)
+    writing = [objective.key for objective in stage.objectives if "generation" in streams_needed(objective)]
+    if writing and "generation" in streams_of(stage.model) and looks_ahead(stage.model):
+        got = f"'expert_choice' with {writing[0]!r}, whose decoder may not see the words to come"
+        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", f"change it, or take {writing[0]!r} out")
 
 
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
@@ -297,9 +290,8 @@ STAGE_RULES: tuple[StageRule, ...] = (
     momentum_is_built,
     masked_share_divides_the_batch,
     clips_have_frames_to_mask,
-    captions_have_a_decoder,
+    objectives_have_streams,
     captions_do_not_look_ahead,
-    pairs_are_masked_in_one_transformer,
     sizes_fit,
     frozen_parts_exist,
     weights_have_one_origin,
@@ -325,4 +317,4 @@ def layer_names(model: ModelConfig) -> list[str]:
     }
     named = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
     decoders = [*named["alignment"], *named["generation"]]
-    return ["embed", *named["visual"], "visual_norm", *named["text"], "contrast", *decoders, "losses"]
+    return ["embed", *named["visual"], "visual_norm", *named["text"], "contrast", "join", *decoders, "losses"]

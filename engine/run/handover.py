@@ -155,8 +155,8 @@ class Inheritance:
         return HandOver(
             source=self._source,
             **{fate: tuple(names) for fate, names in self._fates.items()},
-            aside=tuple(name for name in homeless if name.startswith(_HEADS)),
-            dropped=tuple(name for name in lost if not name.startswith(_HEADS)),
+            aside=tuple(name for name in homeless if _is_head(name)),
+            dropped=tuple(name for name in lost if not _is_head(name)),
         )
 
 
@@ -183,7 +183,7 @@ def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
     """
     with safe_open(file, framework="pt") as stored:
         plain = {name.removeprefix(ASIDE): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
-        homeless = [name for name in plain if name.startswith(_HEADS) and name not in own]
+        homeless = [name for name in plain if _is_head(name) and name not in own]
         return {ASIDE + name: stored.get_tensor(plain[name]) for name in homeless}
 
 
@@ -232,6 +232,12 @@ _RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "patches.video_delta": _video_kernel,
     "relative.bias": _relative,
 }
+
+
+def _is_head(name: str) -> bool:
+    """Whether a weight is of a head, and not of what only trains: a twin, a queue."""
+    only_trains = _QUEUE in name or any(part.startswith(_TWIN) for part in name.split("."))
+    return name.startswith(_HEADS) and not only_trains
 
 
 def _fits(own: Mapping[str, Tensor], earlier: Mapping[str, Tensor], name: str) -> bool:

@@ -83,7 +83,7 @@ def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> d
         "init_from": stage.init_from,
         "steps": stage.steps,
         "mixture": {entry.key: entry.weight / total for entry in stage.data},
-        "objectives": {objective.name: objective.weight for objective in stage.objectives},
+        "objectives": {objective.key: objective.weight for objective in stage.objectives},
         "host": _host(stage),
         "precision": stage.parallel.precision,
         "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,

@@ -8,19 +8,21 @@ from moe.config import SparseConfig
 from moe.feed_forward import is_routed
 from moe.megablocks import REMEDY, import_problem
 from omnivl.architectures.presets import check_config
+from omnivl.architectures.streams import head_sizes, missing_streams, streams_needed, streams_of
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather, LocalGather
-from omnivl.chain.losses import Losses
 from omnivl.chain.objective import Objective
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TextBlock
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import ModelConfig
-from omnivl.parts.contrast import Contrast
 from omnivl.parts.decoder import AlignmentBlock, GenerationBlock, looks_ahead
 from omnivl.parts.embed import Embed
-from omnivl.parts.unified import Join, UnifiedLayer, UnifiedNorm
+from omnivl.parts.join import JoinRows
+from omnivl.parts.losses import Losses
+from omnivl.parts.project import Project
+from omnivl.parts.unified import UnifiedLayer, UnifiedNorm
 from omnivl.parts.vit import VisualBlock, VisualNorm
 
 Settle = Callable[[str, ChainLayer], None]
@@ -55,16 +57,18 @@ def build_chain(
             is too small for the tokenizer.
     """
     check_config(config)
-    writes = any(objective.name == "lm" for objective in objectives)
-    if config.architecture == "unified" and writes:
+    for objective in objectives:
+        lacking = missing_streams(config, objective)
+        if lacking:
+            raise ModelError(
+                f"objective {objective.key!r} asks for the stream {lacking[0]!r}; architecture {config.architecture!r} "
+                f"has {', '.join(streams_of(config))}; take the objective out or change model.architecture"
+            )
+    if looks_ahead(config) and any("generation" in streams_needed(objective) for objective in objectives):
         raise ModelError(
-            "model.architecture: got 'unified' with the objective lm; allowed 'towers', since the unified transformer "
-            "writes no captions; take lm out or change the architecture"
-        )
-    if writes and looks_ahead(config):
-        raise ModelError(
-            "model.ffn.routing: got 'expert_choice' with the objective lm; allowed 'token_choice', since experts that "
-            "choose among all tokens of a batch see the words to come; take lm out or change the routing"
+            "model.ffn.routing: got 'expert_choice' with an objective that writes; allowed 'token_choice', since "
+            "experts that choose among all tokens of a batch see the words to come; take the objective out or change "
+            "the routing"
         )
     if isinstance(config.ffn, SparseConfig) and config.ffn.implementation == "megablocks":
         reason = import_problem()
@@ -73,11 +77,6 @@ def build_chain(
                 f"model.ffn.implementation: got 'megablocks', which does not import here ({reason}); allowed 'auto', "
                 f"'loop', 'grouped', 'batched'; {REMEDY}, or set it to 'auto'"
             )
-    if config.architecture == "towers" and any(objective.name == "mdm" for objective in objectives):
-        raise ModelError(
-            "model.architecture: got 'towers' with the objective mdm; allowed 'unified', since no tower restores words "
-            "and patches together; take mdm out or change the architecture"
-        )
     if tokens.vocab_size > config.vocab_size:
         raise ModelError(
             f"model.vocab_size: {config.vocab_size} rows for a tokenizer of {tokens.vocab_size} words; "
@@ -94,11 +93,12 @@ def build_chain(
             settle(name, layer)
         layers[name] = layer
 
-    add("embed", Embed(config, tokens.pad, compute_dtype, twin=twin))
-    stacks = _unified if config.architecture == "unified" else _towers
+    unified = config.architecture == "unified"
+    add("embed", Embed(config, tokens.pad, compute_dtype, twin=twin, joins_inputs=unified))
+    stacks = _unified if unified else _towers
     for name, layer in stacks(config, objectives, gather, twin):
         add(name, layer)
-    return Chain(layers, _twice(layers) if config.architecture == "unified" else None)
+    return Chain(layers, _twice(layers) if unified else None, objectives)
 
 
 def _towers(
@@ -109,12 +109,13 @@ def _towers(
     yield "visual_norm", VisualNorm(config, twin=twin)
     for index in range(config.text_layers):
         yield f"text_{index:02d}", TextBlock(index, config, twin=twin)
-    yield "contrast", Contrast(config, objectives, gather)
+    yield "contrast", Project(config, objectives)
+    yield "join", JoinRows(objectives, gather)
     for index in range(config.alignment_layers):
         yield f"alignment_{index:02d}", AlignmentBlock(index, config)
     for index in range(config.generation_layers):
         yield f"generation_{index:02d}", GenerationBlock(index, config)
-    yield "losses", Losses(config, objectives, gather)
+    yield "losses", Losses(config, head_sizes(config), objectives, gather)
 
 
 def _unified(
@@ -123,9 +124,9 @@ def _unified(
     for index in range(config.vision_layers):
         yield f"unified_{index:02d}", UnifiedLayer(index, config, twin=twin)
     yield "unified_norm", UnifiedNorm(config, twin=twin)
-    yield "contrast", Contrast(config, objectives, gather)
-    yield "join", Join()
-    yield "losses", Losses(config, objectives, gather)
+    yield "contrast", Project(config, objectives, joins_inputs=True)
+    yield "join", JoinRows(objectives, gather, joins_inputs=True, concatenates=True)
+    yield "losses", Losses(config, head_sizes(config), objectives, gather)
 
 
 def _twice(layers: Iterable[str]) -> list[str]:
@@ -144,4 +145,4 @@ def wants_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> bool
     """Whether momentum twins are to be built: the configuration allows them and an objective reads them."""
     if config.momentum is None:
         return False
-    return any(objective.uses_momentum for objective in objectives)
+    return any(objective.twins for objective in objectives)

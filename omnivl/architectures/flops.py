@@ -14,10 +14,12 @@ from moe.feed_forward import has_attention_experts, is_routed
 from moe.sizes import projection_parameters, slot_flops, slot_parameters
 from moe.slot import Slot
 from omnivl.architectures.build import wants_momentum
+from omnivl.architectures.streams import head_sizes
 from omnivl.chain.objective import Objective
-from omnivl.chain.state import StepLayout, encoded_rows
+from omnivl.chain.state import StepLayout
 from omnivl.parts.bert import TEXT_MODALITY
 from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.embed import encoded_rows
 from omnivl.parts.vit import VISUAL_MODALITIES
 
 FORWARD_AND_BACKWARD = 3
@@ -75,7 +77,7 @@ def parameter_count(config: ModelConfig, objectives: Sequence[Objective] = ()) -
     projections = 2 * (hidden * config.projection_size + config.projection_size)
     stacks = _unified_stack(config) if config.architecture == "unified" else _tower_stacks(config)
     twins = wants_momentum(config, objectives)
-    twin_projections = any(o.name == "univlc" and o.uses_momentum for o in objectives)
+    twin_projections = any(o.reads("momentum_visual_embedding") for o in objectives)
     embed, followed = _embed_parameters(config), ("visual", "text", "unified")
     return ParameterCount(
         embed=embed,
@@ -146,10 +148,10 @@ def _embed_parameters(config: ModelConfig) -> int:
 def _head_parameters(config: ModelConfig, objectives: Sequence[Objective]) -> int:
     """Heads belong to the objectives, which alone know them: built without storage and counted."""
     with torch.device("meta"):
-        heads = [objective.build_head(config) for objective in objectives]
+        heads = [objective.build_head(head_sizes(config)) for objective in objectives]
     own = sum(parameter.numel() for head in heads if head is not None for parameter in head.parameters())
     hidden, words = config.hidden_size, config.vocab_size
-    shared = any(objective.uses_vocabulary_head for objective in objectives)
+    shared = any(objective.reads("vocabulary") for objective in objectives)
     return own + shared * (hidden**2 + hidden + 2 * hidden + hidden * words + words)
 
 
@@ -169,11 +171,11 @@ def step_flops(config: ModelConfig, layout: StepLayout, text_tokens: int | None 
     """
     tokens = config.text_length if text_tokens is None else text_tokens / layout.batch_size
     shifted = tokens - (text_tokens is not None)  # the generation stream reads and predicts one token less
-    stacks = layout.visual, layout.text, layout.alignment
+    stacks = layout.visual, layout.text, layout.fused
     visual_rows, text_rows, alignment_rows = (sum(rows.stop - rows.start for rows in s.values()) for s in stacks)
     kept = _kept_patches(config, layout)
     if config.architecture == "unified":
-        encoded = (encoded_rows(config, layout, stream) for stream in ("visual", "text"))
+        encoded = (encoded_rows(layout, stream) for stream in ("visual", "text"))
         rows = *(one.stop - one.start for one in encoded), alignment_rows
         return _unified_step(config, layout, rows, tokens, kept) + _edges(config, layout, tokens, shifted)
     text = _text_row(config, layout, tokens)
@@ -184,9 +186,12 @@ def step_flops(config: ModelConfig, layout: StepLayout, text_tokens: int | None 
     aligned += alignment * memory * (alignment_rows > 0)
     generated = layout.batch_size * _grounded_row(config, layout, generation, shifted, kept) + generation * memory
     total: float = FORWARD_AND_BACKWARD * (
-        visual_rows * _visual_row(config, layout, kept) + text_rows * text + aligned + layout.generation * generated
+        visual_rows * _visual_row(config, layout, kept)
+        + text_rows * text
+        + aligned
+        + bool(layout.generation) * generated
     )
-    if layout.momentum:  # the twins see every patch
+    if layout.twins:  # the twins see every patch
         total += layout.batch_size * (_visual_row(config, layout, _num_patches(config, layout)) + text)
     return total + _edges(config, layout, tokens, shifted)
 
@@ -197,7 +202,7 @@ def _edges(config: ModelConfig, layout: StepLayout, tokens: float, shifted: floa
     total = FORWARD_AND_BACKWARD * _vocabulary(config, layout, tokens, shifted)
     if layout.visual:  # no gradient flows into pixels: one product less
         total += (FORWARD_AND_BACKWARD - 1) * patches
-    return float(total + layout.momentum * patches)
+    return float(total + bool(layout.twins) * patches)
 
 
 def _unified_step(config: ModelConfig, layout: StepLayout, rows: Sequence[int], tokens: float, kept: int) -> float:
@@ -206,7 +211,7 @@ def _unified_step(config: ModelConfig, layout: StepLayout, rows: Sequence[int], 
     visual, text = _unified_row(config, seen, seen), _unified_row(config, tokens, length)
     joined = _unified_row(config, tokens + seen, length + seen)
     total = FORWARD_AND_BACKWARD * (rows[0] * visual + rows[1] * text + rows[2] * joined)
-    if layout.momentum:  # the twins see every patch
+    if layout.twins:  # the twins see every patch
         every = 1 + config.time_positions(layout.num_frames) * _num_patches(config, layout)
         total += layout.batch_size * (_unified_row(config, every, every) + text)
     return total
@@ -291,5 +296,5 @@ def _vocabulary(config: ModelConfig, layout: StepLayout, tokens: float, shifted:
     """The vocabulary head on the generation stream and on masked words."""
     rows = {name: segment.stop - segment.start for name, segment in layout.text.items()}
     masked = sum(share * rows.get(name, 0) for name, share in MASKED_WORD_SHARE.items())
-    positions = shifted * layout.generation * layout.batch_size + tokens * masked
+    positions = shifted * bool(layout.generation) * layout.batch_size + tokens * masked
     return float(positions * 2 * config.hidden_size * (config.hidden_size + config.vocab_size))

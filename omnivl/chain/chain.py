@@ -1,11 +1,11 @@
 """The chain: the model with its objectives as a list of layers that pass a ``State`` on.
 
-    Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Contrast -> AlignmentBlock * n -> GenerationBlock * n
-          -> Losses
+    Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Project -> JoinRows -> AlignmentBlock * n
+          -> GenerationBlock * n -> Losses
 
 or, with one transformer for all tokens, which is passed twice,
 
-    Embed -> UnifiedLayer * n -> UnifiedNorm -> Contrast -> Join -> UnifiedLayer * n -> UnifiedNorm -> Losses
+    Embed -> UnifiedLayer * n -> UnifiedNorm -> Project -> JoinRows -> UnifiedLayer * n -> UnifiedNorm -> Losses
 
 ``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
 one module, a pipeline host cuts the list.
@@ -21,8 +21,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.demands import CLEAN
 from omnivl.chain.gather import Gather
+from omnivl.chain.layout import lay_out
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
+from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind
 from omnivl.inference.generate import ChainDecoder, Generated, SearchOptions, beam_search
@@ -68,14 +71,21 @@ class Chain(nn.Module):
     Under ZeRO-3 a layer gathers its own parameters when it is called, hence everything here calls whole layers only.
     """
 
-    def __init__(self, layers: Mapping[str, ChainLayer], order: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        layers: Mapping[str, ChainLayer],
+        order: Sequence[str] | None = None,
+        objectives: Sequence[Objective] = (),
+    ) -> None:
         """Strings layers together.
 
         Args:
             layers: By name.
             order: Names in the order of the forward pass, in which a layer may stand twice; None: each once, as given.
+            objectives: Those whose heads the last layer has.
         """
         super().__init__()
+        self.objectives = {objective.key: objective for objective in objectives}
         for name, layer in layers.items():
             self.add_module(name, layer)
         self._order = tuple(layers if order is None else order)
@@ -169,11 +179,23 @@ class Chain(nn.Module):
         Returns:
             fp32 ``[R]``: log odds of "these two belong together".
         """
-        texts = slice(0, len(token_ids))
-        layout = replace(visual_layout(frames), mode="match", text={"clean": texts}, alignment={"match": texts})
         rows = torch.arange(len(token_ids), device=token_ids.device) if rows is None else rows
-        state = State({"frames": frames, "token_ids": token_ids, "match/rows": rows}, layout)
-        return self.fold(state)["match/logits"]
+        layout = self.asked("vlm", frames, len(token_ids))
+        state = State({"frames": frames, "token_ids": token_ids, "join/rows": rows}, layout)
+        return self.fold(state)["vlm/prediction"]
+
+    def asked(self, key: str, frames: Tensor, num_texts: int) -> StepLayout:
+        """The layout of a step in which an objective predicts.
+
+        Args:
+            key: The objective's.
+            frames: uint8 ``[B, T, 3, H, W]``.
+            num_texts: R, which need not be B.
+        """
+        layout = visual_layout(frames)
+        asks = self.objectives[key].asks(layout.kind, num_texts)
+        visuals = {CLEAN: slice(0, len(frames))}
+        return replace(lay_out({key: asks}, layout.kind, num_texts, layout.num_frames, "predict"), visual=visuals)
 
     def generate(
         self, frames: Tensor, options: SearchOptions, *, cached: bool = True, gather: Gather | None = None

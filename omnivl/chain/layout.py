@@ -1,14 +1,17 @@
 """Which passes a step makes: the objectives' demands folded into one ``StepLayout``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from omnivl.chain.objective import Demands, Objective
-from omnivl.chain.state import StepLayout
+from omnivl.chain.demands import CLEAN, Demands, Join
+from omnivl.chain.objective import Objective
+from omnivl.chain.state import Mode, StepLayout
 from omnivl.data.batch import DataKind
 from omnivl.errors import ModelError
 
 
-def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
+def plan_layout(
+    objectives: Sequence[Objective], kind: DataKind, batch_size: int, num_frames: int, entry: str = ""
+) -> StepLayout:
     """Works out the layout of a training step. A pure function, so that every pipeline stage finds the same.
 
     Args:
@@ -16,59 +19,73 @@ def plan_layout(objectives: Sequence[Objective], kind: DataKind, batch_size: int
         kind: Kind of the batch.
         batch_size: B.
         num_frames: T, 1 for images.
+        entry: Name of the data entry that the batch comes from.
 
     Raises:
         ModelError: Two objectives claim a segment of the same name.
     """
-    asked = [(objective.name, objective.demands(kind, batch_size)) for objective in objectives]
-    active = [(name, demands) for name, demands in asked if demands is not None]
-    visual, text, alignment = _Stack(kind), _Stack(kind), _Stack(kind)
-    if any(_needs_visual(demands) for _, demands in active):
-        visual.add("clean", batch_size)
-    if any(_needs_text(demands) for _, demands in active):
-        text.add("clean", batch_size)
-    for _, demands in active:
-        for segment, rows in demands.masked_visual.items():
-            visual.add(segment, rows)
-        for segment, rows in demands.masked_text.items():
-            text.add(segment, rows)
-        for segment, rows in demands.alignment.items():
-            alignment.add(segment, rows)
+    acting = [objective for objective in objectives if objective.acts_on(entry)]
+    asked = {objective.key: objective.demands(kind, batch_size) for objective in acting}
+    return lay_out(asked, kind, batch_size, num_frames, "train")
+
+
+def lay_out(
+    asked: Mapping[str, Demands | None], kind: DataKind, batch_size: int, num_frames: int, mode: Mode
+) -> StepLayout:
+    """The layout of a step that computes what is asked for, by the key of who asks.
+
+    Raises:
+        ModelError: A segment or join of the same name is asked for twice.
+    """
+    active = {key: demands for key, demands in asked.items() if demands is not None}
+    stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation")}
+    joins: dict[str, Join] = {}
+    if any(_reads_clean(demands, "visual") for demands in active.values()):
+        stacks["visual"].add(CLEAN, batch_size)
+    if any(_reads_clean(demands, "text") for demands in active.values()):
+        stacks["text"].add(CLEAN, batch_size)
+    for demands in active.values():
+        for stream, segments in demands.rows.items():
+            for segment, rows in segments.items():
+                stacks[stream].add(segment, rows)
+        for name, join in demands.joins.items():
+            rows = demands.rows.get("text", {}).get(join.text, batch_size)
+            stacks["generation" if join.mask == "causal" else "fused"].add(name, rows)
+            joins[name] = join
     return StepLayout(
         kind=kind,
         batch_size=batch_size,
         num_frames=num_frames,
-        visual=visual.segments,
-        text=text.segments,
-        alignment=alignment.segments,
-        embeddings=any(demands.embeddings for _, demands in active),
-        generation=any(demands.generation for _, demands in active),
-        momentum=any(demands.momentum for _, demands in active),
-        objectives=tuple(name for name, _ in active),
-        class_only=not any(_reads_all_positions(demands) for _, demands in active),
+        mode=mode,
+        **{stream: stack.segments for stream, stack in stacks.items()},
+        joins=joins,
+        reads=frozenset[str]().union(*(demands.reads for demands in active.values())),
+        draws_from=frozenset[str]().union(*(demands.draws_from for demands in active.values())),
+        twins=frozenset[str]().union(*(demands.twins for demands in active.values())),
+        objectives=tuple(active),
+        class_only=not any(_reads_all_positions(demands) for demands in active.values()),
     )
 
 
 def present_modalities(layout: StepLayout) -> tuple[str, ...]:
     """The modalities that have tokens in a step, of ``MODALITIES``."""
     visual = ("video" if layout.is_video else "image",) if layout.visual else ()
-    return (*visual, "text") if layout.text or layout.alignment or layout.generation else visual
+    return (*visual, "text") if layout.text or layout.fused or layout.generation else visual
 
 
-def _needs_visual(demands: Demands) -> bool:
-    """Texts look at clean visual rows unless at masked ones, and the twins see the clean input."""
-    looking = demands.alignment.keys() - demands.masked_visual.keys()
-    implied = demands.embeddings or demands.momentum or demands.generation or bool(looking)
-    return demands.visual or implied
-
-
-def _needs_text(demands: Demands) -> bool:
-    return demands.text or demands.embeddings or demands.momentum
+def _reads_clean(demands: Demands, stream: str) -> bool:
+    """Whether the clean rows of an encoder are needed. The twins read the clean input."""
+    if any(field.removeprefix("momentum_") in (stream, f"{stream}_embedding") for field in demands.fields):
+        return True
+    if stream == "visual":
+        return any(CLEAN in join.seen for join in demands.joins.values())
+    return any(join.text == CLEAN for join in demands.joins.values() if join.mask == "both")
 
 
 def _reads_all_positions(demands: Demands) -> bool:
-    masked = bool(demands.masked_visual or demands.masked_text)
-    return demands.visual or demands.text or masked or demands.generation or bool(demands.alignment)
+    """Whether more than the first position of some encoder's rows is read."""
+    fields = {field.removeprefix("momentum_") for field in demands.reads}
+    return bool(demands.joins or any(demands.rows.values()) or fields & {"visual", "text", "fused_visual"})
 
 
 class _Stack:
@@ -82,8 +99,8 @@ class _Stack:
             return
         if name in self.segments:
             raise ModelError(
-                f"objectives on {self.kind}: two of them claim the stacked rows {name!r}; "
-                "each objective may stand once in a stage: remove one of them"
+                f"objectives on {self.kind}: two of them claim the stacked rows {name!r}; give one of them another "
+                "'name', or remove it"
             )
         self.segments[name] = slice(self.rows, self.rows + rows)
         self.rows += rows

@@ -1,35 +1,37 @@
-"""What an objective is: a stateless description of what it corrupts, which passes it needs and how its loss is made.
+"""What an objective is: what it draws, which rows it wants computed, how its head is built and its loss is made.
 
-Parameters never live in an objective. Heads are built by it but owned by the chain's last layer (or by ``Contrast``),
-so that an objective can be pickled into a data worker and a pipeline stage holds only the parameters that it needs.
+An objective is a stateless, frozen description and its own configuration, so that it can be sent to a data worker.
+Parameters and buffers belong to the head that it builds; the chain's last layer owns it, so that a pipeline stage holds
+only what it needs.
 
 Life of an objective within one step:
 
 1. ``prepare`` (in a data worker, on the CPU): draws masks and the like from the batch; a pure function of the sample's
-   position. Results travel in ``Batch.prepared`` under ``name/...``.
-2. ``demands``: which streams and how many stacked rows the chain has to compute. Pure function of kind and size.
-3. ``loss`` (in the chain's last layer, or in ``Contrast`` for contrastive losses).
+   position. Results travel in ``Batch.prepared`` under ``{key}/...``.
+2. ``demands``: which rows the chain has to compute. Pure function of kind and size.
+3. ``draw`` (where rows are joined): chooses other samples for the joins that ask for it.
+4. ``loss`` (in the chain's last layer); after the optimizer step the head's ``after_step``.
+
+``predict`` reads the same rows for evaluation, without targets.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from omnivl.chain.demands import Demands
 from omnivl.chain.gather import Gather
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind
+from omnivl.data.batch import DATA_KINDS, Batch, DataKind
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.randomness import Streams, uniforms
-
-if TYPE_CHECKING:
-    from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -62,31 +64,18 @@ class PrepareContext:
 
 
 @dataclass(frozen=True)
-class Demands:
-    """What the chain must compute for an objective on one kind of batch.
+class Drawn:
+    """Which samples stand in the joins whose text or visual is drawn.
 
     Attributes:
-        visual: The clean visual stream, all positions.
-        text: The clean text stream, all positions.
-        embeddings: Projected embeddings of both clean streams; by themselves they need the first position only.
-        momentum: The momentum twins' streams.
-        generation: The causal stream over ``lm/token_ids``.
-        masked_visual: Rows of masked visual passes by segment name; they read ``{segment}/rows`` int64 [M] and
-            ``{segment}/mask`` bool [M, T, N] from ``Batch.prepared``.
-        masked_text: Rows of masked text passes by segment name; they read ``{segment}/token_ids`` int64 [M, L], rows
-            0..M-1 of the batch.
-        alignment: Alignment rows by segment name. A segment that is a masked text's too has that text; one that is a
-            masked visual's too looks at that instead of the clean visual, which only the unified transformer does.
+        rows: int64 ``[B]`` by join: the candidate that stands in each row.
+        across: Whether the candidates are the samples of all replicas, this replica's first; else this replica's.
+        leaves: What ``loss`` wants to know of the draw, by name (``{key}/...``).
     """
 
-    visual: bool = False
-    text: bool = False
-    embeddings: bool = False
-    momentum: bool = False
-    generation: bool = False
-    masked_visual: Mapping[str, int] = field(default_factory=dict)
-    masked_text: Mapping[str, int] = field(default_factory=dict)
-    alignment: Mapping[str, int] = field(default_factory=dict)
+    rows: Mapping[str, Tensor]
+    across: bool = False
+    leaves: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -103,6 +92,46 @@ class ObjectiveLoss:
 
 
 @dataclass(frozen=True)
+class Temperature:
+    """The temperature that embeddings are compared at, where an objective brings one.
+
+    Attributes:
+        initial: At the start.
+        bounds: Smallest and largest.
+        learnt: Whether it is trained.
+    """
+
+    initial: float = 0.07
+    bounds: tuple[float, float] = (0.001, 0.5)
+    learnt: bool = True
+
+
+class Head(nn.Module):
+    """Parameters and buffers of one objective. What has to change after a step changes here, never in ``loss``."""
+
+    def after_step(self, gather: Gather) -> None:
+        """Called once per optimizer step, after the weights moved."""
+
+    def discard_step(self) -> None:
+        """Called instead of ``after_step`` when a step was skipped: drops what ``loss`` put aside for it."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What an objective's ``loss`` and ``predict`` get.
+
+    Attributes:
+        own: What ``build_head`` made; None where it makes nothing.
+        vocabulary: The vocabulary head that all objectives on words share, where ``reads`` names ``vocabulary``.
+        momentum_vocabulary: Its momentum twin, where ``reads`` names ``momentum_vocabulary``.
+    """
+
+    own: nn.Module | None = None
+    vocabulary: nn.Module | None = None
+    momentum_vocabulary: nn.Module | None = None
+
+
+@dataclass(frozen=True)
 class Objective(ABC):
     """Base of all objectives. Instances are small, frozen and picklable, and are their own configuration.
 
@@ -111,14 +140,15 @@ class Objective(ABC):
     Attributes:
         weight: Factor of the loss in the total.
         weight_warmup_steps: The weight rises linearly over this many optimizer steps; 0 for none.
+        name: Name in logs, heads and random keys, letters, digits and ``_``; the ``kind`` where it is not given. A kind
+            may stand more than once in a stage, under different names.
+        on: Data entries of the stage that the objective acts on, by name; all where none is given.
     """
 
     weight: float = 1.0
     weight_warmup_steps: int = 0
-
-    uses_vocabulary_head: ClassVar[bool] = False
-    """Whether ``loss`` gets the vocabulary head that all share: instead of a head of its own, or where it has one too,
-    both in a ``ModuleDict`` as ``vocabulary`` and ``own``."""
+    name: str | None = None
+    on: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -128,17 +158,33 @@ class Objective(ABC):
         """
         self.require(self.weight >= 0.0, "weight", "at least 0")
         self.require(self.weight_warmup_steps >= 0, "weight_warmup_steps", "at least 0")
+        self.require(self.name is None or self.name.isidentifier(), "name", "letters, digits and '_', no digit first")
 
     @property
-    def name(self) -> str:
-        """Name in states, logs and random keys: the ``kind``."""
+    def key(self) -> str:
+        """Name in states, logs, heads and random keys."""
         kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own
-        return kind
+        return kind if self.name is None else self.name
 
     @property
-    def uses_momentum(self) -> bool:
-        """Whether the objective reads momentum twins, on any kind of batch."""
-        return False
+    def twins(self) -> frozenset[str]:
+        """The streams whose momentum twins the objective reads, on any kind of batch."""
+        asked = [self.demands(kind, 2**20) for kind in DATA_KINDS]
+        return frozenset().union(*(demands.twins for demands in asked if demands is not None))
+
+    def reads(self, field: str) -> bool:
+        """Whether ``loss`` reads a field of the state, on any kind of batch."""
+        asked = (self.demands(kind, 2**20) for kind in DATA_KINDS)
+        return any(demands is not None and field in demands.reads for demands in asked)
+
+    @property
+    def temperature_options(self) -> Temperature | None:
+        """The temperature that the objective brings for embeddings that it compares; None where it brings none."""
+        return None
+
+    def acts_on(self, entry: str) -> bool:
+        """Whether the objective acts on a data entry."""
+        return not self.on or entry in self.on
 
     def weight_at(self, step: int) -> float:
         """The weight in optimizer step ``step``, counted from 0. The ramp ends at step ``weight_warmup_steps - 1``."""
@@ -151,23 +197,35 @@ class Objective(ABC):
             UserError: ``holds`` is false.
         """
         if not holds:
-            raise UserError(f"objective {self.name}: {option} must be {allowed}, got {getattr(self, option)!r}")
+            raise UserError(f"objective {self.key}: {option} must be {allowed}, got {getattr(self, option)!r}")
 
     @abstractmethod
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """What to compute for a batch of ``kind``; None where the objective does not apply."""
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws this objective's inputs, named ``{self.name}/...``. Called only where ``demands`` is not None."""
+        """Draws this objective's inputs, named ``{self.key}/...``. Called only where ``demands`` is not None."""
         return {}
 
-    def build_head(self, config: "ModelConfig") -> nn.Module | None:
-        """Parameters that only this objective needs, owned by the chain's ``Losses`` layer."""
+    def draw(self, state: State, gather: Gather) -> Drawn:
+        """Chooses the samples of the joins with a side that is drawn. Called without a gradient."""
+        raise NotImplementedError(f"objective {self.key} has joins to draw for, and no draw")
+
+    def build_head(self, sizes: HeadSizes) -> nn.Module | None:
+        """Parameters and buffers that only this objective needs, owned by the chain's ``Losses`` layer."""
         return None
 
     @abstractmethod
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The raw loss from the state at the end of the chain."""
+
+    def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """What to compute for ``predict``; None where the objective predicts nothing."""
+        return None
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """What the objective's head says of the rows of ``asks``."""
+        raise NotImplementedError(f"objective {self.key} predicts nothing")
 
 
 def ramp(step: int, warmup_steps: int) -> float:

@@ -1,12 +1,13 @@
 """The state that travels along the chain, and the layout that says which rows of its stacks are what.
 
 Shapes: B samples, T frames, N patches of a frame, S = 1 + T * N visual positions (class token first, then frame by
-frame), L text positions, D hidden size, P projection size. R_* is a number of stacked rows: what needs several passes
-(masked text, hard negatives, masked frames) is stacked along the batch, so that each block runs once per step.
+frame), L text positions, D hidden size of a stream, P projection size. R_* is a number of stacked rows: what needs
+several passes (masked text, hard negatives, masked frames) is stacked along the batch, so that each block runs once per
+step.
 
 ``State`` is a dict because DeepSpeed finds tensors in tuples, lists and dicts only, and because a pipeline host can
 then send its items; it is flat for the same reasons. Everything that is not a tensor lives in the ``StepLayout``, a
-pure function of the plan and the batch's kind and size, so that any pipeline stage can work it out for itself.
+pure function of the plan, the batch's data entry, kind and size, so that any pipeline stage can work it out for itself.
 """
 
 from collections.abc import Mapping
@@ -15,8 +16,8 @@ from typing import Literal, Self
 
 from torch import Tensor
 
+from omnivl.chain.demands import EMBEDDINGS, Join
 from omnivl.data.batch import Batch, DataKind, is_video
-from omnivl.parts.config import ModelConfig
 
 CORE_FIELDS: Mapping[str, str] = {
     "frames": "uint8 [B, T, 3, H, W], from the batch",
@@ -27,42 +28,49 @@ CORE_FIELDS: Mapping[str, str] = {
     "visual": "float [R_visual, S, D]; rows by layout.visual",
     "text": "float [R_text, L, D]; rows by layout.text",
     "text_mask": "bool [R_text, L], true where there is a token",
-    "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where rows are joined",
+    "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
     "momentum_visual": "float [B, S, D], from the momentum twin, no gradient",
     "momentum_text": "float [B, L, D], from the momentum twin, no gradient",
+    "momentum_fused": "float [R_fused, L, D], from the momentum twin, no gradient",
     "visual_embedding": "float [B, P], projected and L2-normalised, fp32",
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
+    "momentum_visual_embedding": "float [B, P], from the momentum twin, no gradient",
+    "momentum_text_embedding": "float [B, P], from the momentum twin, no gradient",
+    "logit_scale": "float [], 1 / temperature, fp32",
     "memory": "float [R_memory, S, D], visual features that texts look at; rows 0 .. B - 1 are the own, if there are",
-    "alignment": "float [R_alignment, L, D]; rows by layout.alignment",
-    "alignment_mask": "bool [R_alignment, L]",
-    "alignment_memory": "int64 [R_alignment], the row of memory that each alignment row attends to",
-    "generation": "float [B, L, D], causal stream of the generation decoder",
-    "generation_mask": "bool [B, L]",
+    "fused": "float [R_fused, L, D]; rows by layout.fused",
+    "fused_mask": "bool [R_fused, L]",
+    "fused_memory": "int64 [R_fused], the row of memory that each fused row looks at",
+    "generation": "float [R_generation, L, D]; rows by layout.generation",
+    "generation_mask": "bool [R_generation, L]",
+    "generation_memory": "int64 [R_generation], as fused_memory; absent where row b looks at row b",
     "loss": "float [], the weighted sum of all losses",
 }
-"""Fields with a fixed meaning. Others are namespaced: ``mlm/targets``, ``loss/mlm`` (raw, before its weight),
-``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``."""
+"""Fields with a fixed meaning. Others are namespaced: ``mlm/targets``, ``visual/mrm`` (rows of a segment), ``loss/mlm``
+(raw, before its weight), ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``."""
 
-Mode = Literal["train", "encode", "match", "generate"]
+Mode = Literal["train", "encode", "predict"]
 
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Which passes a step makes and where their rows lie. Not a tensor in sight.
+    """Which passes a step makes and where their rows lie. Holds no tensor.
 
     Attributes:
         kind: Kind of the batch.
         batch_size: B.
         num_frames: T.
-        mode: ``train`` runs losses; the others stop where their output exists (see ``Chain``).
+        mode: ``train`` computes losses, ``predict`` what the objectives' heads say; ``encode`` ends at the embeddings.
         visual: Segments of ``state["visual"]`` by name: ``clean`` and one per masked visual pass. May be empty.
         text: Segments of ``state["text"]``: ``clean`` and one per masked text pass. May be empty.
-        alignment: Segments of ``state["alignment"]``, e.g. ``vlm_positive``, ``vlm_negative_text``, ``mlm``.
-        embeddings: Whether the clean streams are projected and compared.
-        generation: Whether the generation stream runs.
-        momentum: Whether the momentum twins run.
-        objectives: Names of the objectives that are active on this kind.
+        fused: Segments of ``state["fused"]``, one for each join whose texts see all of themselves.
+        generation: Segments of ``state["generation"]``, one for each causal join.
+        joins: What stands in these, by the same names.
+        reads: Fields that losses read; see ``Demands.reads``.
+        draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
+        twins: Streams whose momentum twins run.
+        objectives: Keys of the objectives that are active in the step.
         class_only: Whether nothing behind the encoders reads more than their first position. Their last blocks may
             then leave out the others: ``visual`` and ``text`` have one position from there on.
     """
@@ -73,22 +81,40 @@ class StepLayout:
     mode: Mode = "train"
     visual: Mapping[str, slice] = field(default_factory=dict)
     text: Mapping[str, slice] = field(default_factory=dict)
-    alignment: Mapping[str, slice] = field(default_factory=dict)
-    embeddings: bool = False
-    generation: bool = False
-    momentum: bool = False
+    fused: Mapping[str, slice] = field(default_factory=dict)
+    generation: Mapping[str, slice] = field(default_factory=dict)
+    joins: Mapping[str, Join] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+    draws_from: frozenset[str] = frozenset()
+    twins: frozenset[str] = frozenset()
     objectives: tuple[str, ...] = ()
     class_only: bool = False
-
-    @property
-    def both_masked(self) -> tuple[str, ...]:
-        """The alignment segments whose texts look at a masked visual instead of the clean one."""
-        return tuple(name for name in self.alignment if name in self.visual)
 
     @property
     def is_video(self) -> bool:
         """Whether temporal attention and the 3D patch embedding act."""
         return is_video(self.kind)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """All fields that are read, with or without a gradient."""
+        return self.reads | self.draws_from
+
+    @property
+    def embeds(self) -> bool:
+        """Whether clean rows are projected into the common space."""
+        return self.mode == "encode" or not self.fields.isdisjoint(EMBEDDINGS)
+
+    @property
+    def joined(self) -> frozenset[str]:
+        """The segments of the visual and text streams of which fused rows are made."""
+        fused = [self.joins[name] for name in self.fused]
+        return frozenset(segment for join in fused for segment in (join.text, *join.seen))
+
+    def segments(self, stream: str) -> Mapping[str, slice]:
+        """The segments of a stream's stack."""
+        found: Mapping[str, slice] = getattr(self, stream)
+        return found
 
 
 class State(dict[str, Tensor]):
@@ -126,20 +152,11 @@ class State(dict[str, Tensor]):
         """The tensors under ``prefix/``, with the prefix cut off."""
         return {name[len(prefix) + 1 :]: tensor for name, tensor in self.items() if name.startswith(f"{prefix}/")}
 
+    def rows(self, stream: str, segment: str) -> Tensor:
+        """A segment of a stream's stack, wherever along the chain it is asked for.
 
-def encoded_rows(config: ModelConfig, layout: StepLayout, stream: str) -> slice:
-    """The stacked rows of ``visual`` or ``text`` that go through the encoder.
-
-    All of them in towers. The unified transformer joins rows from their embeddings on, so that in training nobody reads
-    what the first pass makes of rows that are only joined.
-    """
-    segments = layout.visual if stream == "visual" else layout.text
-    if config.architecture == "towers" or layout.mode == "encode":
-        wanted = list(segments.values())
-    else:
-        wanted = [
-            rows
-            for name, rows in segments.items()
-            if (layout.embeddings if name == "clean" else name not in layout.alignment)
-        ]
-    return slice(min(rows.start for rows in wanted), max(rows.stop for rows in wanted)) if wanted else slice(0, 0)
+        Raises:
+            KeyError: The layout has no such segment, or its stream has been dropped.
+        """
+        apart = self.get(f"{stream}/{segment}")
+        return self[stream][self.layout.segments(stream)[segment]] if apart is None else apart

@@ -56,7 +56,7 @@ class Collator:
         for objective in self._objectives:
             if objective.demands(kind, batch.size) is not None:
                 prepared.update(objective.prepare(batch, context))
-                prepared[f"weight/{objective.name}"] = torch.tensor(_weight(objective, step), dtype=torch.float32)
+                prepared[f"weight/{objective.key}"] = torch.tensor(_weight(objective, step), dtype=torch.float32)
         return replace(batch, prepared=prepared)
 
     def plain(self, examples: Sequence[Example], kind: DataKind) -> Batch:

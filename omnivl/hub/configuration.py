@@ -55,7 +55,7 @@ class OmniVLConfig(PretrainedConfig):
             objectives: Of the stage.
             tokens: Of its tokenizer.
         """
-        trained = {objective.name: objective for objective in objectives}
+        trained = {objective.key: objective for objective in objectives}
         univlc = trained.get("univlc", UniVLC())
         assert isinstance(univlc, UniVLC)
         return cls(

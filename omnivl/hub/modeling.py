@@ -22,8 +22,8 @@ from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import SearchOptions
-from omnivl.parts.contrast import Contrast
 from omnivl.parts.embed import Embed
+from omnivl.parts.project import Project
 
 
 @dataclass
@@ -182,9 +182,9 @@ class OmniVLModel(PreTrainedModel):
         if input_ids is None or pixel_values is not None or pixel_values_videos is not None:
             out.image_embeds = self._visual(_one_of(pixel_values, pixel_values_videos)).pooler_output
         if input_ids is not None and out.text_embeds is not None and out.image_embeds is not None:
-            contrast = self.chain.get_submodule("contrast")
-            assert isinstance(contrast, Contrast)
-            out.logits_per_text = contrast.scale().float() * (out.text_embeds @ out.image_embeds.t())
+            project = self.chain.get_submodule("contrast")
+            assert isinstance(project, Project)
+            out.logits_per_text = project.scale().float() * (out.text_embeds @ out.image_embeds.t())
             out.logits_per_image = out.logits_per_text.t()
             if return_loss:
                 own = torch.arange(len(out.text_embeds), device=self.device)

@@ -3,7 +3,7 @@
 Shapes: B samples, K beams, R = B * K rows, l tokens so far, V vocabulary size, S visual positions, D hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnivl.chain.gather import Gather
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.layout import lay_out
+from omnivl.chain.state import State
 
 if TYPE_CHECKING:
     from omnivl.chain.chain import Chain
@@ -57,11 +58,12 @@ class ChainDecoder:
             "cache/start": torch.tensor(start),
             "cache/rows": self.rows,
         }
-        layout = StepLayout("image_text", len(token_ids), 1, "generate", generation=True)
+        asks = self.chain.objectives["lm"].asks("image_text", len(token_ids))
+        layout = replace(lay_out({"lm": asks}, "image_text", len(token_ids), 1, "predict"), visual={})
         state = self.chain.fold(State({**inputs, **self.cache}, layout))
         if self.cached:
             self.cache = {name: kept for name, kept in state.items() if name.endswith(("/self", "/cross"))}
-        return state["generate/logits"]
+        return state["lm/prediction"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.demands import Demands, Join
+from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.lm import LM
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
@@ -29,6 +30,7 @@ __all__ = [
     "MRM",
     "VLM",
     "Demands",
+    "Join",
     "NegativeWeights",
     "Objective",
     "ObjectiveConfig",

@@ -4,13 +4,14 @@ Shapes: B samples, L text positions.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -32,8 +33,6 @@ class LM(Objective):
     label_smoothing: float = 0.1
     include_labels: bool = False
 
-    uses_vocabulary_head: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Checks the options.
 
@@ -44,19 +43,30 @@ class LM(Objective):
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """The generation stream over the clean visual rows."""
+        """One generated row per sample, over the clean visual rows."""
         if is_label(kind) and not self.include_labels:
             return None
-        return Demands(visual=True, generation=True)
+        return Demands(joins={self.key: Join(text=self.key, mask="causal")}, reads=frozenset({VOCABULARY}))
+
+    def asks(self, kind: DataKind, batch_size: int) -> Demands:
+        """One generated row per text."""
+        return Demands(joins={self.key: Join(text=self.key, mask="causal")}, reads=frozenset({VOCABULARY}))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Makes ``lm/token_ids`` and ``lm/targets``, int64 ``[B, L]``."""
+        """Makes ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
         token_ids, targets = shift(batch.token_ids, context.tokens)
-        return {f"{self.name}/token_ids": token_ids, f"{self.name}/targets": targets}
+        return {f"{self.key}/token_ids": token_ids, f"{self.key}/targets": targets}
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over all tokens, [SEP] included."""
-        return token_loss(state["generation"], state[f"{self.name}/targets"], head, gather, self.label_smoothing)
+        hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
+        return token_loss(hidden, targets, heads.vocabulary, gather, self.label_smoothing)
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """Logits of what follows the last position of each row, fp32 ``[R, V]``."""
+        assert heads.vocabulary is not None
+        logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
+        return logits
 
 
 def shift(token_ids: Tensor, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:

@@ -6,24 +6,23 @@ patches of all rows, C values of a patch (side * side * 3, times the tubelet siz
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnivl.chain.demands import Demands
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.errors import UserError
 from omnivl.objectives.masking import Mask
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
-
-if TYPE_CHECKING:
-    from omnivl.parts.config import ModelConfig
 
 PIXEL_EPS = 1e-6
 
@@ -35,8 +34,8 @@ FeatureLoss = Literal["smooth_l1", "cosine"]
 class MaskedVisual(Objective):
     """Base of the masked-visual objectives.
 
-    The masked pass runs the online encoder with a learnt token in place of masked patches; its rows arrive here as
-    ``{name}/features`` ``[M, S, D]``.
+    The masked pass runs the online encoder with a learnt token in place of masked patches; its rows arrive here as the
+    segment ``{key}`` of the visual stream, ``[M, S, D]``.
 
     Attributes:
         probability: Share of what is masked (patches, frames or clips).
@@ -68,13 +67,8 @@ class MaskedVisual(Objective):
         self.require(0 <= self.offset < self.every, "offset", f"from 0 to every - 1 = {self.every - 1}")
 
     @abstractmethod
-    def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
+    def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """The mask of one sample, bool ``[T, N]``."""
-
-    @property
-    def uses_momentum(self) -> bool:
-        """Whether the targets are the momentum encoder's."""
-        return self.targets == "momentum"
 
     def require_times(self, times: int) -> None:
         """Refuses clips in which no frame could be left to restore a masked one from.
@@ -84,7 +78,7 @@ class MaskedVisual(Objective):
         """
         if times < 2:
             raise UserError(
-                f"objective {self.name}: needs clips of at least 2 temporal positions, got {times}; "
+                f"objective {self.key}: needs clips of at least 2 temporal positions, got {times}; "
                 f"raise num_frames or lower tubelet_size"
             )
 
@@ -97,34 +91,38 @@ class MaskedVisual(Objective):
         count = len(self.rows(batch_size))
         if is_video(kind) != self.on_videos or count == 0:
             return None
-        return Demands(masked_visual={self.name: count}, momentum=self.uses_momentum)
+        return Demands(rows={"visual": {self.key: count}}, reads=visual_target_fields(self.targets))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``{name}/rows`` int64 ``[M]`` and ``{name}/mask`` bool ``[M, T, N]``."""
+        """Draws ``{key}/rows`` int64 ``[M]`` and ``{key}/mask`` bool ``[M, T, N]``."""
         times = max(1, batch.num_frames // context.tubelet_size)
         rows = self.rows(batch.size)
         positions = batch.position[self.offset :: self.every].tolist()
-        streams = context.streams(self.name)
-        masks = [self.draw(streams.at(position), times, context.grid) for position in positions]
+        streams = context.streams(self.key)
+        masks = [self.mask(streams.at(position), times, context.grid) for position in positions]
         return {
-            f"{self.name}/rows": torch.tensor(list(rows), dtype=torch.int64),
-            f"{self.name}/mask": torch.from_numpy(np.stack(masks)),
+            f"{self.key}/rows": torch.tensor(list(rows), dtype=torch.int64),
+            f"{self.key}/mask": torch.from_numpy(np.stack(masks)),
         }
 
-    def build_head(self, config: "ModelConfig") -> nn.Module:
+    def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets."""
-        tubelet = config.tubelet_size if self.on_videos else 1
-        outputs = config.patch_size**2 * 3 * tubelet if self.targets == "pixels" else config.hidden_size
-        return PatchHead(config.hidden_size, outputs, config.patch_size, tubelet)
+        return patch_head(sizes, "visual", self.targets, sizes.tubelet_size if self.on_videos else 1)
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean distance over masked patches and their values."""
-        assert isinstance(head, PatchHead)
-        mask = state[f"{self.name}/mask"]
-        distances = patch_distances(state, self.name, head, self.targets, self.feature_loss)
+        assert isinstance(heads.own, PatchHead)
+        mask = state[f"{self.key}/mask"]
+        features = state.rows("visual", self.key)
+        distances = patch_distances(state, self.key, features, heads.own, self.targets, self.feature_loss)
         count = mask.sum()
         loss = replica_mean(distances.sum(), count, gather)
         return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
+
+
+def visual_target_fields(targets: VisualTargets) -> frozenset[str]:
+    """The fields that targets of masked patches are made of, besides pixels."""
+    return frozenset({"momentum_visual"}) if targets == "momentum" else frozenset()
 
 
 class PatchHead(nn.Module):
@@ -141,14 +139,27 @@ class PatchHead(nn.Module):
         return predicted
 
 
+def patch_head(sizes: HeadSizes, stream: str, targets: VisualTargets, tubelet_size: int) -> PatchHead:
+    """The head from features of masked patches in a stream to their targets."""
+    width = sizes.widths[stream]
+    outputs = sizes.patch_size**2 * 3 * tubelet_size if targets == "pixels" else sizes.widths["visual"]
+    return PatchHead(width, outputs, sizes.patch_size, tubelet_size)
+
+
 def patch_distances(
-    state: State, segment: str, head: PatchHead, targets: VisualTargets, feature_loss: FeatureLoss
+    state: State,
+    segment: str,
+    features: Tensor,
+    head: PatchHead,
+    targets: VisualTargets,
+    feature_loss: FeatureLoss,
 ) -> Tensor:
     """How far the predictions of a masked visual pass lie from their targets.
 
     Args:
-        state: Has ``{segment}/rows``, ``/mask`` and ``/features``, and ``frames`` or ``momentum_visual``.
+        state: Has ``{segment}/rows`` and ``/mask``, and ``frames`` or ``momentum_visual``.
         segment: Name of the pass.
+        features: What it made of the segment's rows, ``[M, S, D]``.
         head: From features to targets.
         targets: What the targets are, see ``MaskedVisual``.
         feature_loss: Distance to momentum targets.
@@ -157,7 +168,7 @@ def patch_distances(
         fp32 ``[K]``, a mean over the values of each masked patch.
     """
     rows, mask = state[f"{segment}/rows"], state[f"{segment}/mask"]
-    predicted = head(state[f"{segment}/features"][:, 1:][mask.flatten(1)]).float()
+    predicted = head(features[:, 1:][mask.flatten(1)]).float()
     if targets == "pixels":
         wanted = pixel_targets(state["frames"][rows], mask, head.patch_size, head.tubelet_size)
         per_patch: Tensor = (predicted - wanted).square().mean(-1)

@@ -31,7 +31,7 @@ class MCM(MaskedVisual):
         super().__post_init__()
         self.require(self.clip_length >= 1, "clip_length", "at least 1")
 
-    def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
+    def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """Whole clips of consecutive frames, bool ``[T, N]``.
 
         Raises:

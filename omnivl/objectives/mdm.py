@@ -4,26 +4,29 @@ Shapes: B samples, L text positions, N patches of an image.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_video
-from omnivl.objectives.masked_visual import FeatureLoss, PatchHead, VisualTargets, patch_distances
+from omnivl.objectives.masked_visual import (
+    FeatureLoss,
+    PatchHead,
+    VisualTargets,
+    patch_distances,
+    patch_head,
+    visual_target_fields,
+)
 from omnivl.objectives.masking import block_mask
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.vocabulary import token_loss
-
-if TYPE_CHECKING:
-    from omnivl.parts.config import ModelConfig
-
-IMAGE, TEXT, PAIR = "mdm/image", "mdm/text", "mdm/pair"
-"""Rows of a step: the image alone, the text alone, and both in one sequence."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class MDM(Objective):
     """BEiT-3's only objective: what is hidden of an image, of a text and of a pair is restored from the rest.
 
     A pair with a caption gives one row of each part, so that the parts are equally large; an image with a class label
-    gives the image part only. Needs the unified transformer, since patches of a pair are restored beside its words.
+    gives the image part only. Needs an architecture with the stream
+    ``fused_visual``, since patches of a pair are restored beside its words.
 
     Attributes:
         image_probability: Share of patches to mask of images, alone and in pairs.
@@ -66,8 +70,6 @@ class MDM(Objective):
     targets: VisualTargets = "pixels"
     feature_loss: FeatureLoss = "smooth_l1"
 
-    uses_vocabulary_head: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Checks the options.
 
@@ -86,35 +88,37 @@ class MDM(Objective):
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
 
     @property
-    def uses_momentum(self) -> bool:
-        """Whether the targets of patches are the momentum encoder's."""
-        return self.targets == "momentum"
+    def parts(self) -> tuple[str, str, str]:
+        """Names of a step's rows: the image alone, the text alone, and both in one sequence."""
+        return f"{self.key}/image", f"{self.key}/text", f"{self.key}/pair"
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """A row of each part per pair; of an image with a label the image alone."""
         if is_video(kind):
             return None
+        image, text, pair = self.parts
+        fields = visual_target_fields(self.targets)
         if is_label(kind):
-            return Demands(masked_visual={IMAGE: batch_size}, momentum=self.uses_momentum)
+            return Demands(rows={"visual": {image: batch_size}}, reads=fields)
         return Demands(
-            masked_visual={IMAGE: batch_size, PAIR: batch_size},
-            masked_text={TEXT: batch_size, PAIR: batch_size},
-            alignment={PAIR: batch_size},
-            momentum=self.uses_momentum,
+            rows={"visual": {image: batch_size, pair: batch_size}, "text": {text: batch_size, pair: batch_size}},
+            joins={pair: Join(text=pair, sees=pair)},
+            reads=fields | {"fused_visual", VOCABULARY},
         )
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws what each part hides.
 
-        ``mdm/image`` and ``mdm/pair`` get ``/rows`` int64 ``[B]`` and ``/mask`` bool ``[B, 1, N]``, ``mdm/text`` and
-        ``mdm/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
+        ``{key}/image`` and ``{key}/pair`` get ``/rows`` int64 ``[B]`` and ``/mask`` bool ``[B, 1, N]``, ``{key}/text``
+        and ``{key}/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
         """
-        prepared = self._hide_patches(IMAGE, batch, context)
+        image, text, pair = self.parts
+        prepared = self._hide_patches(image, batch, context)
         if is_label(batch.kind):
             return prepared
-        prepared |= self._hide_patches(PAIR, batch, context)
-        prepared |= self._hide_tokens(TEXT, self.text_probability, batch, context)
-        return prepared | self._hide_tokens(PAIR, self.pair_text_probability, batch, context)
+        prepared |= self._hide_patches(pair, batch, context)
+        prepared |= self._hide_tokens(text, self.text_probability, batch, context)
+        return prepared | self._hide_tokens(pair, self.pair_text_probability, batch, context)
 
     def _hide_patches(self, segment: str, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         streams, options = context.streams(f"{segment}/mask"), (context.grid, self.image_probability, self.min_block)
@@ -128,27 +132,26 @@ class MDM(Objective):
         token_ids, targets = words.hide_all(f"{segment}/token_ids", batch, context)
         return {f"{segment}/token_ids": token_ids, f"{segment}/targets": targets}
 
-    def build_head(self, config: "ModelConfig") -> nn.Module:
+    def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets; words have the vocabulary head."""
-        outputs = config.patch_size**2 * 3 if self.targets == "pixels" else config.hidden_size
-        return PatchHead(config.hidden_size, outputs, config.patch_size, tubelet_size=1)
+        return patch_head(sizes, "fused", self.targets, tubelet_size=1)
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The weighted sum of the parts, each a mean over what is hidden."""
-        assert isinstance(head, nn.ModuleDict), "patches have a head of their own, words the vocabulary head"
-        alone = self._patches(state, IMAGE, head["own"], gather)
+        image, text, pair = self.parts
+        alone = self._patches(state, image, "visual", heads, gather)
         total, metrics = self.image_weight * alone, {"image": alone.detach()}
-        if PAIR in state.layout.alignment:
-            text = token_loss(state[f"{TEXT}/features"], state[f"{TEXT}/targets"], head["vocabulary"], gather)
-            joined = state["alignment"][state.layout.alignment[PAIR]]
-            words = token_loss(joined, state[f"{PAIR}/targets"], head["vocabulary"], gather)
-            patches = self._patches(state, PAIR, head["own"], gather)
-            total = total + self.text_weight * text.loss + self.pair_weight * (words.loss + patches)
-            metrics |= {"text": text.loss, "pair_text": words.loss, "pair_image": patches}
-            metrics |= {"text_accuracy": text.metrics["accuracy"], "pair_text_accuracy": words.metrics["accuracy"]}
+        if pair in state.layout.fused:
+            written = token_loss(state.rows("text", text), state[f"{text}/targets"], heads.vocabulary, gather)
+            words = token_loss(state.rows("fused", pair), state[f"{pair}/targets"], heads.vocabulary, gather)
+            patches = self._patches(state, pair, "fused_visual", heads, gather)
+            total = total + self.text_weight * written.loss + self.pair_weight * (words.loss + patches)
+            metrics |= {"text": written.loss, "pair_text": words.loss, "pair_image": patches}
+            metrics |= {"text_accuracy": written.metrics["accuracy"], "pair_text_accuracy": words.metrics["accuracy"]}
         return ObjectiveLoss(total, metrics)
 
-    def _patches(self, state: State, segment: str, head: nn.Module, gather: Gather) -> Tensor:
-        assert isinstance(head, PatchHead)
-        distances = patch_distances(state, segment, head, self.targets, self.feature_loss)
+    def _patches(self, state: State, segment: str, stream: str, heads: Heads, gather: Gather) -> Tensor:
+        assert isinstance(heads.own, PatchHead)
+        features = state.rows(stream, segment)
+        distances = patch_distances(state, segment, features, heads.own, self.targets, self.feature_loss)
         return replica_mean(distances.sum(), state[f"{segment}/mask"].sum(), gather)

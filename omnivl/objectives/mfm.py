@@ -17,7 +17,7 @@ class MFM(MaskedVisual):
 
     on_videos: ClassVar[bool] = True
 
-    def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
+    def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """Whole frames, bool ``[T, N]``.
 
         Raises:

@@ -5,15 +5,16 @@ Shapes: B samples, L text positions.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -25,7 +26,7 @@ Uniforms = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MLM(Objective):
-    """Hides tokens; the masked text goes through the text encoder and, seeing the sample, the alignment decoder.
+    """Hides tokens; the masked text goes through the text encoder and, beside the sample, through the fused blocks.
 
     Attributes:
         grounded: Whether the words are restored from the image or clip as well; else from the text alone, as in BERT,
@@ -46,8 +47,6 @@ class MLM(Objective):
     random_share: float = 0.1
     include_labels: bool = False
 
-    uses_vocabulary_head: ClassVar[bool] = True
-
     def __post_init__(self) -> None:
         """Checks the options.
 
@@ -61,17 +60,16 @@ class MLM(Objective):
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One masked text row and, where it is grounded, one alignment row per sample."""
+        """One masked text row and, where it is grounded, one fused row per sample."""
         if is_label(kind) and not self.include_labels:
             return None
-        if not self.grounded:
-            return Demands(masked_text={self.name: batch_size})
-        return Demands(visual=True, masked_text={self.name: batch_size}, alignment={self.name: batch_size})
+        joins = {self.key: Join(text=self.key)} if self.grounded else {}
+        return Demands(rows={"text": {self.key: batch_size}}, joins=joins, reads=frozenset({VOCABULARY}))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``mlm/token_ids`` and ``mlm/targets``, int64 ``[B, L]``."""
-        corrupted, targets = self.hide_all(self.name, batch, context)
-        return {f"{self.name}/token_ids": corrupted, f"{self.name}/targets": targets}
+        """Draws ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
+        corrupted, targets = self.hide_all(self.key, batch, context)
+        return {f"{self.key}/token_ids": corrupted, f"{self.key}/targets": targets}
 
     def hide_all(self, purpose: str, batch: Batch, context: PrepareContext) -> tuple[Tensor, Tensor]:
         """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws."""
@@ -79,22 +77,6 @@ class MLM(Objective):
         uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
         corrupted, targets = self.hide(uniforms, token_ids, context.tokens)
         return torch.from_numpy(corrupted), torch.from_numpy(targets)
-
-    def corrupt(self, random: np.random.Generator, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
-        """Hides tokens of one text.
-
-        The draws of a position do not depend on how long the padding is.
-
-        Args:
-            random: The sample's generator.
-            token_ids: int64 ``[L]``.
-            tokens: Which ids are special, hence never hidden and never put in.
-
-        Returns:
-            The corrupted text and the targets, int64 ``[L]`` each.
-        """
-        corrupted, targets = self.hide(random.random((1, _draws(token_ids.size))), token_ids[None], tokens)
-        return corrupted[0], targets[0]
 
     def hide(self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
         """Hides tokens of all texts of a batch at once; what becomes of a text depends on its own row alone.
@@ -124,11 +106,10 @@ class MLM(Objective):
         corrupted[row, place] = np.where(lot < self.mask_share, tokens.mask, kept_or_replaced)
         return corrupted, targets
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over hidden tokens."""
-        rows = state.layout.alignment.get(self.name)
-        hidden = state[f"{self.name}/features"] if rows is None else state["alignment"][rows]
-        return token_loss(hidden, state[f"{self.name}/targets"], head, gather)
+        hidden = state.rows("fused" if self.grounded else "text", self.key)
+        return token_loss(hidden, state[f"{self.key}/targets"], heads.vocabulary, gather)
 
 
 def _draws(length: int) -> int:

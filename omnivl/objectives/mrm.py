@@ -33,7 +33,7 @@ class MRM(MaskedVisual):
         super().__post_init__()
         self.require(self.min_block >= 1, "min_block", "at least 1")
 
-    def draw(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
+    def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """Rectangles over one image, bool ``[1, N]``."""
         assert times == 1, "an image has one temporal position"
         return block_mask(random, grid, self.probability, self.min_block).reshape(1, -1)

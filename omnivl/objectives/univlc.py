@@ -1,7 +1,7 @@
 """UniVLC: one contrastive loss over images and clips with captions and with class labels.
 
-Pure functions and options. The parameters (projections, temperature) and the queue live in ``omnivl.parts.contrast``,
-which calls ``UniVLC.contrast`` and leaves the loss in the state.
+The projections and the temperature belong to the layer that makes the embeddings (``omnivl.parts.project``), the queue
+to this objective's head. The queue takes its keys after the optimizer step, from an outbox.
 
 Shapes: B queries of this replica, J joined batch (replicas * B), Q queue entries, K = J + Q keys, P projection size.
 """
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from omnivl.chain.demands import EMBEDDINGS, TWIN, Demands
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, ramp
+from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, PrepareContext, Temperature, ramp
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_video
+from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
 
 Reduction = Literal["mean", "sum"]
 
@@ -102,18 +105,52 @@ class UniVLC(Objective):
         """Whether momentum embeddings are needed."""
         return self.queue_size > 0 or self.batch_keys == "momentum"
 
+    @property
+    def temperature_options(self) -> Temperature:
+        """What the options say of the temperature."""
+        return Temperature(self.temperature, self.temperature_bounds, self.learn_temperature)
+
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """Both embeddings, on all kinds."""
-        return Demands(embeddings=True, momentum=self.uses_momentum)
+        twins = tuple(TWIN + name for name in EMBEDDINGS) if self.uses_momentum else ()
+        return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale", *twins)))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Sets ``univlc/alpha``, fp32 scalar, where there are soft targets: their share in this step."""
+        """Sets ``{key}/alpha``, fp32 scalar, where there are soft targets: their share in this step."""
         if self.soft_target_alpha == 0.0:
             return {}
         alpha = self.soft_target_alpha * ramp(context.step, self.soft_target_warmup_steps)
-        return {f"{self.name}/alpha": torch.tensor(alpha, dtype=torch.float32)}
+        return {f"{self.key}/alpha": torch.tensor(alpha, dtype=torch.float32)}
 
-    def contrast(self, queries: "Pairs", keys: "Keys", scale: Tensor, soft: "SoftTargets | None" = None) -> Tensor:
+    def build_head(self, sizes: HeadSizes) -> Head | None:
+        """The queue, where there is one."""
+        return UniVLCHead(self.queue_size, sizes.projection_size) if self.queue_size > 0 else None
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        """The contrastive loss over the joined batch and the queue; puts the batch's keys into the queue's outbox."""
+        queries = Pairs(state["visual_embedding"], state["text_embedding"], state["identity"])
+        momentum = None
+        if self.uses_momentum:
+            momentum = Pairs(state["momentum_visual_embedding"], state["momentum_text_embedding"], state["identity"])
+        online = self.batch_keys == "online"
+        source = queries if online or momentum is None else momentum
+        keys = joined_keys(source, state.layout.kind, gather)
+        num_batch_keys = len(keys.identity)
+        if self.queue_size > 0:
+            assert isinstance(heads.own, UniVLCHead)
+            assert momentum is not None
+            if heads.own.training and torch.is_grad_enabled():
+                heads.own.outbox.append(joined_keys(momentum, state.layout.kind, gather) if online else keys)
+            keys = keys.followed_by(heads.own.queue.keys())
+        soft = None
+        if self.soft_target_alpha > 0.0:
+            assert momentum is not None
+            soft = SoftTargets(momentum.visual, momentum.text, state[f"{self.key}/alpha"])
+        scale = state["logit_scale"]
+        metrics = contrast_metrics(queries, keys, num_batch_keys, 1.0 / scale)
+        return ObjectiveLoss(self.contrast(queries, keys, scale, soft), metrics)
+
+    def contrast(self, queries: Pairs, keys: Keys, scale: Tensor, soft: "SoftTargets | None" = None) -> Tensor:
         """The loss, a scalar: mean over queries of both directions, halved.
 
         Args:
@@ -138,48 +175,38 @@ class UniVLC(Objective):
             losses.append(contrastive_loss(logits, positive, keys.valid, targets, log_weights).mean())
         return (losses[0] + losses[1]) / 2.0
 
-    def _log_weights(self, keys: "Keys") -> Tensor | None:
+    def _log_weights(self, keys: Keys) -> Tensor | None:
         """Log of every key's weight as a negative, ``[K]``."""
         if self.negative_weights is None:
             return None
         return torch.tensor(self.negative_weights.table(), device=keys.domain.device).log()[keys.domain]
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
-        """What ``Contrast`` made."""
-        return ObjectiveLoss(state[f"{self.name}/loss"])
+
+class UniVLCHead(Head):
+    """The queue, and the keys of a step's micro-batches that it takes after the optimizer step."""
+
+    def __init__(self, queue_size: int, projection_size: int) -> None:
+        super().__init__()
+        self.queue = KeyQueue(queue_size, projection_size)
+        self.outbox: list[Keys] = []
+
+    def after_step(self, gather: Gather) -> None:
+        """Hands the step's keys to the queue, oldest micro-batch first."""
+        for keys in self.outbox:
+            self.queue.push(keys)
+        self.outbox.clear()
+
+    def discard_step(self) -> None:
+        """Forgets the step's keys."""
+        self.outbox.clear()
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Embeddings of samples: ``visual`` and ``text`` fp32 ``[B, P]``, L2-normalised, and ``identity`` int64 ``[B]``."""
-
-    visual: Tensor
-    text: Tensor
-    identity: Tensor
-
-
-@dataclass(frozen=True)
-class Keys:
-    """What queries are compared with.
-
-    Attributes:
-        visual: fp32 ``[K, P]``, L2-normalised.
-        text: fp32 ``[K, P]``, L2-normalised.
-        identity: int64 ``[K]``.
-        domain: int64 ``[K]``, index into ``DATA_KINDS``.
-        valid: Bool ``[K]``; false for queue entries that were never written.
-    """
-
-    visual: Tensor
-    text: Tensor
-    identity: Tensor
-    domain: Tensor
-    valid: Tensor
-
-    def followed_by(self, other: "Keys") -> "Keys":
-        """These keys, then ``other``; a copy of both."""
-        names = ("visual", "text", "identity", "domain", "valid")
-        return Keys(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
+def joined_keys(pairs: Pairs, kind: DataKind, gather: Gather) -> Keys:
+    """The keys of all replicas' samples. Every replica's batch has the same kind."""
+    identity = gather.join(pairs.identity)
+    domain = torch.full_like(identity, DATA_KINDS.index(kind))
+    valid = torch.ones_like(identity, dtype=torch.bool)
+    return Keys(gather.join(pairs.visual), gather.join(pairs.text), identity, domain, valid)
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,23 @@ Shapes: B samples of this replica, K samples that negatives are drawn from (B, o
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Demands, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.demands import EMBEDDINGS, Demands, Join
+from omnivl.chain.gather import Gather, LocalGather
+from omnivl.chain.objective import Drawn, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label
 from omnivl.parts.linear import Linear
 
-if TYPE_CHECKING:
-    from omnivl.parts.config import ModelConfig
-
-POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT = "vlm_positive", "vlm_negative_visual", "vlm_negative_text"
-SEGMENTS = (POSITIVE, NEGATIVE_VISUAL, NEGATIVE_TEXT)
-"""Alignment rows: own text and own visual; own text and another's visual; another's text and own visual."""
+SEGMENTS = ("positive", "negative_visual", "negative_text")
+"""Fused rows: own text and own visual; own text and another's visual; another's text and own visual."""
 
 
 @dataclass(frozen=True)
@@ -55,27 +53,54 @@ class VLM(Objective):
         self.require(self.epsilon >= 0.0, "epsilon", "at least 0")
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Three alignment rows per sample, and the embeddings to draw negatives by."""
+        """Three fused rows per sample, and the embeddings to draw negatives by."""
         if is_label(kind) and not self.include_labels:
             return None
-        return Demands(visual=True, text=True, embeddings=True, alignment=dict.fromkeys(SEGMENTS, batch_size))
+        positive, negative_visual, negative_text = self.segments
+        joins = {positive: Join(), negative_visual: Join(drawn="sees"), negative_text: Join(drawn="text")}
+        return Demands(joins=joins, draws_from=frozenset((*EMBEDDINGS, "logit_scale")))
+
+    def asks(self, kind: DataKind, batch_size: int) -> Demands:
+        """One fused row per text."""
+        return Demands(joins={self.segments[0]: Join()})
+
+    @property
+    def segments(self) -> tuple[str, ...]:
+        """Names of the fused rows: positive pairs, those with another visual, those with another text."""
+        return tuple(f"{self.key}/{segment}" for segment in SEGMENTS)
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``vlm/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
-        draws = context.uniforms(self.name, batch, 2).astype(np.float32)
+        """Draws ``{key}/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
+        draws = context.uniforms(self.key, batch, 2).astype(np.float32)
         # Rounding may reach 1, which is no draw from [0, 1).
-        return {f"{self.name}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
+        return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
-    def build_head(self, config: "ModelConfig") -> nn.Module:
-        """Two scores, no match and match, from the first position of an alignment row."""
-        return MatchHead(config.hidden_size)
+    def draw(self, state: State, gather: Gather) -> Drawn:
+        """Draws hard negatives by the similarities; leaves ``{key}/has_negative`` bool ``[B]``."""
+        visual, text, identity = state["visual_embedding"], state["text_embedding"], state["identity"]
+        # Drawn in replica order, then counted from the own rows on: the draw is the one of the joined batch.
+        world = gather if self.negatives == "global" else LocalGather()
+        admissible = identity[:, None] != world.join(identity)
+        uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
+        drawn = [
+            draw_negatives(scale * (query @ world.join(key.detach()).t()), admissible, uniform, self.epsilon)
+            for query, key, uniform in ((text, visual, uniforms[:, 0]), (visual, text, uniforms[:, 1]))
+        ]
+        count = admissible.shape[1]
+        rows = [(row - world.replica * len(identity)) % count for row in drawn]
+        leaves = {f"{self.key}/has_negative": admissible.any(-1)}
+        return Drawn(dict(zip(self.segments[1:], rows, strict=True)), self.negatives == "global", leaves)
 
-    def loss(self, state: State, head: nn.Module | None, gather: Gather) -> ObjectiveLoss:
+    def build_head(self, sizes: HeadSizes) -> nn.Module:
+        """Two scores, no match and match, from the first position of a fused row."""
+        return MatchHead(sizes.widths["fused"])
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean two-way cross-entropy over positive pairs and admissible negative ones."""
+        head = heads.own
         assert isinstance(head, MatchHead)
-        segments = state.layout.alignment
-        logits = torch.cat([head(state["alignment"][segments[name]][:, 0]) for name in SEGMENTS])
-        has_negative = state[f"{self.name}/has_negative"].float()
+        logits = torch.cat([head(state.rows("fused", name)[:, 0]) for name in self.segments])
+        has_negative = state[f"{self.key}/has_negative"].float()
         weights = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
         targets = torch.zeros(len(weights), dtype=torch.int64, device=logits.device)
         targets[: len(has_negative)] = 1
@@ -84,6 +109,13 @@ class VLM(Objective):
             right = (logits.argmax(-1) == targets).float() * weights
             metrics = {"accuracy": right.sum() / weights.sum(), "with_negative": has_negative.mean()}
         return ObjectiveLoss(replica_mean(total, weights.sum(), gather), metrics)
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """Log odds of "match" for each fused row, fp32 ``[R]``."""
+        assert isinstance(heads.own, MatchHead)
+        logits = heads.own(state.rows("fused", self.segments[0])[:, 0])
+        odds: Tensor = logits[:, 1] - logits[:, 0]
+        return odds
 
 
 class MatchHead(nn.Module):

@@ -113,7 +113,7 @@ class TextBlock(BlockLayer):
         first_only = self.may_shorten and state.layout.class_only
         out: FeedForwardOutput = self.run(state["text"], mask, first_only)
         state = self.with_routing(state.updated(text=out.y), out.router_sums)
-        if state.layout.momentum:
+        if "text" in state.layout.twins:
             twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]], first_only)
             state = state.updated(momentum_text=twin.y)
         return state

@@ -87,7 +87,7 @@ class GroundedBlock(ResidualBlock):
 
 
 class AlignmentBlock(BlockLayer):
-    """A bidirectional grounded block on the alignment stack."""
+    """A bidirectional grounded block on the fused rows."""
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.alignment_layers
@@ -96,24 +96,23 @@ class AlignmentBlock(BlockLayer):
         )
 
     def acts(self, layout: StepLayout) -> bool:
-        """Whether there are alignment rows."""
-        return bool(layout.alignment)
+        """Whether there are fused rows."""
+        return bool(layout.fused)
 
     def forward(self, state: State) -> State:
-        """Advances ``alignment``; each row attends to row ``alignment_memory`` of ``memory``."""
+        """Advances ``fused``; each row attends to row ``fused_memory`` of ``memory``."""
         if not self.acts(state.layout):
             return state
-        out: FeedForwardOutput = self.run(
-            state["alignment"], state["alignment_mask"], state["memory"], state["alignment_memory"]
-        )
-        return self.with_routing(state.updated(alignment=out.y), out.router_sums)
+        out: FeedForwardOutput = self.run(state["fused"], state["fused_mask"], state["memory"], state["fused_memory"])
+        return self.with_routing(state.updated(fused=out.y), out.router_sums)
 
 
 class GenerationBlock(BlockLayer):
     """A causal grounded block on the generation stream.
 
-    In training, row b attends to the clean visual row b. In mode ``generate`` it attends to row ``cache/rows`` of
-    ``memory`` and leaves its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
+    Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. Where decoding keeps a cache, row b
+    attends to row ``cache/rows[b]``, and the block leaves its keys and values in ``cache/{layer}/self`` and
+    ``cache/{layer}/cross``.
     """
 
     def __init__(self, index: int, config: ModelConfig) -> None:
@@ -124,16 +123,17 @@ class GenerationBlock(BlockLayer):
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""
-        return layout.generation
+        return bool(layout.generation)
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""
         if not self.acts(state.layout):
             return state
-        if state.layout.mode == "generate":
+        if "cache/rows" in state:
             return self._decode(state)
-        memory = state["memory"][: state.layout.batch_size]  # other replicas' rows may follow the own
-        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, None)
+        memory, rows = state["memory"], state.get("generation_memory")
+        memory = memory[: state.layout.batch_size] if rows is None else memory  # other rows may follow the own
+        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)
 
     def _decode(self, state: State) -> State:

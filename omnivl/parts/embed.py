@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.state import State, StepLayout, encoded_rows
+from omnivl.chain.demands import CLEAN
+from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer
@@ -206,11 +207,13 @@ class Embeddings(nn.Module):
 class Embed(BlockLayer):
     """Frames and token ids to the heads of all streams.
 
-    Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, the masked text segment ``mlm/token_ids``, the
-    generation stream ``lm/token_ids`` and, when decoding with a cache, ``cache/start``.
+    Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, text segments but the clean one and causal joins
+    ``{name}/token_ids``; when decoding with a cache, the generation stream starts at position ``cache/start``.
     """
 
-    def __init__(self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False) -> None:
+    def __init__(
+        self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False, joins_inputs: bool = False
+    ) -> None:
         """Builds the embeddings.
 
         Args:
@@ -218,9 +221,11 @@ class Embed(BlockLayer):
             pad: The padding token's id.
             dtype: The compute dtype: every stream starts in it.
             twin: Whether to build momentum twins.
+            joins_inputs: Whether rows are joined as they leave this layer (``visual_input``, ``text_input``), so that
+                only what is read of a stream by itself goes through the encoder (``encoded_rows``).
         """
         super().__init__("embed", config, Embeddings, twin=twin)
-        self.pad, self.dtype = pad, dtype
+        self.pad, self.dtype, self.joins_inputs = pad, dtype, joins_inputs
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
@@ -232,28 +237,30 @@ class Embed(BlockLayer):
         if layout.text:
             token_ids = torch.cat([state[_ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
-        if self.config.architecture == "unified":
+        if self.joins_inputs:
             streams = [name for name in ("visual", "text") if name in state]
-            inputs = {f"{name}_input": state[name] for name in streams if layout.alignment}
-            rows = {name: state[name][encoded_rows(self.config, layout, name)] for name in streams}
+            inputs = {f"{name}_input": state[name] for name in streams if layout.fused}
+            rows = {name: state[name][encoded_rows(layout, name)] for name in streams}
             state = state.merged({**inputs, **rows})
         if layout.generation:
-            token_ids = state["lm/token_ids"]
+            token_ids = torch.cat([state[_ids_name(layout.joins[name].text)] for name in layout.generation])
             start = int(state["cache/start"]) if "cache/start" in state else 0
             stream = online.text(token_ids, self.dtype, start)
             state = state.updated(generation=stream, generation_mask=token_ids != self.pad)
-        if layout.momentum:
+        if layout.twins:
             assert isinstance(twin, Embeddings), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
-                visual = twin.visual(state["frames"], layout.is_video, (), True, self.dtype)
-                text = twin.text(state["token_ids"], self.dtype)
-            state = state.updated(momentum_visual=visual, momentum_text=text)
+                if "visual" in layout.twins:
+                    visual = twin.visual(state["frames"], layout.is_video, (), True, self.dtype)
+                    state = state.updated(momentum_visual=visual)
+                if "text" in layout.twins:
+                    state = state.updated(momentum_text=twin.text(state["token_ids"], self.dtype))
         return state
 
     def _visual(self, online: Embeddings, state: State) -> Tensor:
         layout = state.layout
-        masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != "clean")
-        stream: Tensor = online.visual(state["frames"], layout.is_video, masked, "clean" in layout.visual, self.dtype)
+        masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != CLEAN)
+        stream: Tensor = online.visual(state["frames"], layout.is_video, masked, CLEAN in layout.visual, self.dtype)
         return stream
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
@@ -266,17 +273,35 @@ class Embed(BlockLayer):
             yield from text.parameters()
         if not any(layout.is_video and layout.visual for layout in layouts):
             yield from (visual.patches.video_delta, visual.times)
-        if all(layout.visual.keys() <= {"clean"} for layout in layouts):
+        if all(layout.visual.keys() <= {CLEAN} for layout in layouts):
             yield visual.mask_token
 
     def _reads_text(self, layout: StepLayout) -> bool:
-        encoded = encoded_rows(self.config, layout, "text")
-        return encoded.stop > encoded.start or bool(layout.alignment) or layout.generation
+        encoded = encoded_rows(layout, "text") if self.joins_inputs else slice(0, len(layout.text))
+        return encoded.stop > encoded.start or bool(layout.fused) or bool(layout.generation)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether a stream starts here."""
         return bool(layout.visual or layout.text or layout.generation)
 
 
+def encoded_rows(layout: StepLayout, stream: str) -> slice:
+    """The stacked rows of ``visual`` or ``text`` that go through the encoder where inputs are joined.
+
+    In training nobody reads what an encoder makes of rows that are only joined.
+    """
+    segments = layout.segments(stream)
+    wanted = [rows for name, rows in segments.items() if _is_read_apart(layout, stream, name)]
+    return slice(min(rows.start for rows in wanted), max(rows.stop for rows in wanted)) if wanted else slice(0, 0)
+
+
+def _is_read_apart(layout: StepLayout, stream: str, segment: str) -> bool:
+    if layout.mode == "encode":
+        return True
+    if segment != CLEAN:
+        return segment not in layout.joined
+    return layout.embeds or stream in layout.fields
+
+
 def _ids_name(segment: str) -> str:
-    return "token_ids" if segment == "clean" else f"{segment}/token_ids"
+    return "token_ids" if segment == CLEAN else f"{segment}/token_ids"

@@ -26,13 +26,14 @@ from moe.feed_forward import build_feed_forward, has_attention_experts, is_route
 from moe.modality import ModalityFeedForward
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
-from omnivl.chain.chain import ChainLayer
-from omnivl.chain.state import State, StepLayout, encoded_rows
+from omnivl.chain.demands import CLEAN, TWIN
+from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
 from omnivl.parts.attributes import Attributes, attributes_of
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.drop_path import drop_path, drop_path_rates
+from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.vit import VISUAL_MODALITIES, layer_scale
@@ -203,11 +204,11 @@ def _everywhere(x: Tensor) -> Tensor:
 
 
 class TwicePassed(BlockLayer):
-    """What the layers of the unified transformer share: they act on every stream, before and behind ``Contrast``."""
+    """What the layers of the unified transformer share: they act on all streams, before and behind the join of rows."""
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there is any stream."""
-        return bool(layout.visual or layout.text or layout.alignment)
+        return bool(layout.visual or layout.text or layout.fused)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """All where no step has a stream, else what no token meets."""
@@ -223,7 +224,7 @@ class TwicePassed(BlockLayer):
 
 
 class UnifiedLayer(TwicePassed):
-    """A unified block in the chain, which passes it twice: before and behind ``Contrast``."""
+    """A unified block in the chain, which passes it twice: before and behind the join of rows."""
 
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         super().__init__(
@@ -232,7 +233,7 @@ class UnifiedLayer(TwicePassed):
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What belongs to a modality that never comes."""
-        block, reached = self.block, {token for layout in layouts for token in reached_tokens(self.config, layout)}
+        block, reached = self.block, {token for layout in layouts for token in reached_tokens(layout)}
         assert isinstance(block, UnifiedBlock)
         for module in (block.norm1, block.qkv, block.out, block.norm2):
             yield from module.idle({modality for modality, _ in reached})
@@ -240,19 +241,18 @@ class UnifiedLayer(TwicePassed):
             yield from block.ffn.idle(reached)
 
     def forward(self, state: State) -> State:
-        """Advances ``alignment`` where it is there, else ``visual`` and ``text``, and the twins of these."""
-        if "alignment" in state:
+        """Advances ``fused`` where it is there, else ``visual`` and ``text``, and the twins of these."""
+        if "fused" in state:
             (joined,), sums = self.run(joined_stream(state))
-            return self.with_routing(state.updated(alignment=joined), sums)
+            return self.with_routing(state.updated(fused=joined), sums)
         names = waiting_streams(state)
         if not names:
             return state
-        made, sums = self.run(*(separate_stream(state, self.config, name) for name in names))
+        made, sums = self.run(*(separate_stream(state, name) for name in names))
         state = state.updated(**dict(zip(names, made, strict=True)))
-        if state.layout.momentum:
-            twins = [separate_stream(state, self.config, name, "momentum_") for name in ("visual", "text")]
-            visual, text = self.run_twin(*twins)[0]
-            state = state.updated(momentum_visual=visual, momentum_text=text)
+        if twins := twin_streams(state):
+            moved = self.run_twin(*(separate_stream(state, name, TWIN) for name in twins))[0]
+            state = state.merged({TWIN + name: x for name, x in zip(twins, moved, strict=True)})
         return self.with_routing(state, sums)
 
 
@@ -271,77 +271,69 @@ class UnifiedNorm(TwicePassed):
         read = {
             modality
             for layout in layouts
-            for modality, fused in reached_tokens(self.config, layout)
-            if not fused or modality == "text" or layout.both_masked
+            for modality, fused in reached_tokens(layout)
+            if not fused or modality == "text" or visual_reads(layout)
         }
         yield from self.block.idle(read)
 
     def forward(self, state: State) -> State:
         """Normalises what ``UnifiedLayer`` advances.
 
-        Of joined rows the text goes on, and as ``{segment}/features`` the visual of those in which it is masked: heads
-        read nothing else.
+        Of joined rows the text goes on, and as ``fused_visual/{segment}`` the visual of those in which it is masked:
+        heads read nothing else.
         """
-        if "alignment" in state:
+        if "fused" in state:
             stream = joined_stream(state)
             length = stream.parts[0].length
-            for name in state.layout.both_masked:
-                visual = Stream(stream.x[state.layout.alignment[name], length:], stream.parts[1:])
-                state = state.merged({f"{name}/features": self.block(visual.x, visual)})
+            for name in visual_reads(state.layout):
+                visual = Stream(stream.x[state.layout.fused[name], length:], stream.parts[1:])
+                state = state.merged({f"fused_visual/{name}": self.block(visual.x, visual)})
             text = Stream(stream.x[:, :length], stream.parts[:1])
-            return state.updated(alignment=self.block(text.x, text), alignment_mask=state["alignment_mask"][:, :length])
+            return state.updated(fused=self.block(text.x, text), fused_mask=state["fused_mask"][:, :length])
         names = waiting_streams(state)
         for name in names:
-            stream = separate_stream(state, self.config, name)
+            stream = separate_stream(state, name)
             state = state.updated(**{name: self.block(stream.x, stream)})
-        if names and state.layout.momentum:
-            for name in ("visual", "text"):
-                twin = separate_stream(state, self.config, name, "momentum_")
-                state = state.updated(**{f"momentum_{name}": self.run_twin(twin.x, twin)})
+        for name in twin_streams(state) if names else ():
+            twin = separate_stream(state, name, TWIN)
+            state = state.merged({TWIN + name: self.run_twin(twin.x, twin)})
         return state
 
 
-class Join(ChainLayer):
-    """Puts what a text looks at behind it: ``alignment [R, L, D]`` becomes ``[R, L + S, D]``. No parameters."""
-
-    def acts(self, layout: StepLayout) -> bool:
-        """Whether there are alignment rows."""
-        return bool(layout.alignment)
-
-    def forward(self, state: State) -> State:
-        """Joins each row of ``alignment`` with its row of ``memory``."""
-        if not self.acts(state.layout):
-            return state
-        seen = state["memory"].index_select(0, state["alignment_memory"])
-        everywhere = state["alignment_mask"].new_ones(seen.shape[:2])
-        return state.updated(
-            alignment=torch.cat([state["alignment"], seen], dim=1),
-            alignment_mask=torch.cat([state["alignment_mask"], everywhere], dim=1),
-        )
-
-
 def waiting_streams(state: State) -> list[str]:
-    """The streams of the first pass; none once ``Contrast`` has read them."""
+    """The streams of the first pass; none behind the layers that read them."""
     if "visual_embedding" in state or "text_embedding" in state:
         return []
     return [name for name in ("visual", "text") if name in state and len(state[name]) > 0]
 
 
-def separate_stream(state: State, config: ModelConfig, name: str, prefix: str = "") -> Stream:
+def twin_streams(state: State) -> list[str]:
+    """The streams that momentum twins advance, in the order in which the block takes them."""
+    return [name for name in ("visual", "text") if name in state.layout.twins]
+
+
+def visual_reads(layout: StepLayout) -> list[str]:
+    """The joined rows whose visual positions are read: those of masked visuals, where an objective reads these."""
+    if "fused_visual" not in layout.reads:
+        return []
+    return [name for name in layout.fused if layout.joins[name].seen != (CLEAN,)]
+
+
+def separate_stream(state: State, name: str, prefix: str = "") -> Stream:
     """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's rows of the clean segment."""
     x = state[prefix + name]
     if name == "visual":
         return Stream(x, (_visual_part(x.shape[1], state.layout),))
-    rows = state.layout.text["clean"] if prefix else encoded_rows(config, state.layout, "text")
+    rows = state.layout.text["clean"] if prefix else encoded_rows(state.layout, "text")
     mask = state["text_mask"][rows]
     return Stream(x, (Part("text", x.shape[1]),), mask)
 
 
 def joined_stream(state: State) -> Stream:
-    """The rows that ``Join`` made: text first."""
-    x, seen = state["alignment"], state["memory"].shape[1]
+    """The rows that ``JoinRows`` made: text first."""
+    x, seen = state["fused"], state["memory"].shape[1]
     parts = Part("text", x.shape[1] - seen), _visual_part(seen, state.layout)
-    return Stream(x, parts, state["alignment_mask"])
+    return Stream(x, parts, state["fused_mask"])
 
 
 def _any(rows: slice) -> bool:
@@ -352,9 +344,9 @@ def _visual_part(length: int, layout: StepLayout) -> Part:
     return Part(VISUAL_MODALITIES[layout.is_video], length)
 
 
-def reached_tokens(config: ModelConfig, layout: StepLayout) -> list[tuple[str, bool]]:
+def reached_tokens(layout: StepLayout) -> list[tuple[str, bool]]:
     """(modality, fused) of the tokens that a step sends through the blocks."""
     visual = VISUAL_MODALITIES[layout.is_video]
     separate = {"visual": visual, "text": "text"}
-    found = [(modality, False) for stream, modality in separate.items() if _any(encoded_rows(config, layout, stream))]
-    return found + ([("text", True), (visual, True)] if layout.alignment else [])
+    found = [(modality, False) for stream, modality in separate.items() if _any(encoded_rows(layout, stream))]
+    return found + ([("text", True), (visual, True)] if layout.fused else [])

@@ -166,7 +166,7 @@ class VisualBlock(BlockLayer):
         inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
         out: FeedForwardOutput = self.run(state["visual"], *inputs)
         state = self.with_routing(state.updated(visual=out.y), out.router_sums)
-        if state.layout.momentum:
+        if "visual" in state.layout.twins:
             state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs).y)
         return state
 
@@ -188,6 +188,6 @@ class VisualNorm(BlockLayer):
         if not self.acts(state.layout):
             return state
         state = state.updated(visual=self.block(state["visual"]))
-        if state.layout.momentum:
+        if "visual" in state.layout.twins:
             state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"]))
         return state

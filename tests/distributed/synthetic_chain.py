@@ -21,7 +21,13 @@ KINDS: tuple[DataKind, ...] = ("image_text", "video_text", "image_label")
 def plan_layout(kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
     rows = {"clean": slice(0, batch_size)}
     return StepLayout(
-        kind, batch_size, num_frames, visual=rows, text=rows, generation=not is_label(kind), momentum=True
+        kind,
+        batch_size,
+        num_frames,
+        visual=rows,
+        text=rows,
+        generation={} if is_label(kind) else rows,
+        twins=frozenset({"visual"}),
     )
 
 

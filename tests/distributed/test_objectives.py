@@ -210,7 +210,7 @@ def test_every_replica_holds_the_same_queue_and_one_process_can_load_it(two_repl
     assert all(torch.equal(first[name], second[name]) for name in first)
     # Three steps of eight keys into five places: the last five of step 2 have the numbers 19 .. 23, key k lies at
     # k mod 5, so 20 .. 23 come first and 19 last. Identities of 19 .. 23 are those of samples 3 .. 7: 0 3 4 5 4.
-    assert first["contrast.queue.identity"].tolist() == [3, 4, 5, 4, 0]
+    assert first["losses.heads.univlc.queue.identity"].tolist() == [3, 4, 5, 4, 0]
     alone = make_chain(CASES["univlc_soft"], LocalGather())
     missing, unexpected = alone.load_state_dict(first, strict=False)
     assert not unexpected

@@ -103,7 +103,7 @@ def _rows(name: str, config: ModelConfig, layout: StepLayout) -> float:
     stack = name.rstrip("0123456789").rstrip("_")
     visual = _last(layout.visual) * _positions(config, layout)
     text = _last(layout.text) * config.text_length
-    alignment = _last(layout.alignment) * config.text_length
+    alignment = _last(layout.fused) * config.text_length
     generation = layout.batch_size * config.text_length if layout.generation else 0
     streams: Mapping[str, float] = {
         **{"visual": visual, "text": text, "alignment": alignment, "generation": generation},

@@ -89,7 +89,7 @@ def test_what_travels() -> None:
     joined = {one.layer: one.joined for one in work.passes}
     size, projected = work.batch, stage.model.projection_size
     # Embeddings of both sides in fp32, and an identity each.
-    assert joined["contrast"] >= size * (2 * 4 * projected + 8)
+    assert joined["losses"] >= size * (2 * 4 * projected + 8)
     routed = {one.layer: one for one in work.passes if one.routed}
     image = 1 + (stage.model.image_size // stage.model.patch_size) ** 2
     visual = routed["visual_01"]

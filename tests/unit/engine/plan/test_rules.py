@@ -125,9 +125,9 @@ STAGE_CASES = {
         {"objectives": "[univlc, {kind: mrm, every: 3}]"},
         "p:7: stages.0.objectives.1.every: got 3; allowed a divisor of micro_batch_size_per_gpu 4; change either",
     ),
-    "captions_have_a_decoder": (
+    "objectives_have_streams": (
         {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
-        "p:7: stages.0.objectives.1.kind: got 'lm' where model.architecture is 'unified'; allowed every other objective; take it out or set model.architecture to towers",
+        "p:7: stages.0.objectives.1.kind: got 'lm', which asks for the stream 'generation'; allowed objectives on the streams of architecture 'unified': visual, text, embedding, fused, fused_visual; take it out or change model.architecture",
     ),
     "captions_do_not_look_ahead": (
         {
@@ -148,9 +148,9 @@ STAGE_CASES = {
         {"evaluate": "{tasks: [routing]}", "model": "{ffn: {kind: limoe, every: 9}}"},
         "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' with 'limoe' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
     ),
-    "pairs_are_masked_in_one_transformer": (
+    "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
-        "p:7: stages.0.objectives.1.kind: got 'mdm' where model.architecture is 'towers'; allowed every other objective; set model.architecture to unified, or take 'mrm' and 'mlm' instead",
+        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'towers': visual, text, embedding, fused, generation; take it out or change model.architecture",
     ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
@@ -174,7 +174,7 @@ STAGE_CASES = {
     ),
     "frozen_parts_exist": (
         {"freeze": "[embed, 'text_*', visual_00.attention, 'visal_*']"},
-        "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, alignment_*, generation_*, losses; did you mean 'visual_*'?",
+        "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, join, alignment_*, generation_*, losses; did you mean 'visual_*'?",
     ),
     "pipeline_can_be_cut": (
         {"parallel": "{host: pipeline, zero_stage: 2}"},
@@ -186,7 +186,7 @@ STAGE_CASES = {
     ),
     "pipeline_can_be_cut: too fine": (
         {"parallel": "{host: pipeline, pipeline_stages: 40}"},
-        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 18 layers; allowed 2 to 18; take fewer stages",
+        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 19 layers; allowed 2 to 19; take fewer stages",
     ),
     "offload_has_a_shard": (
         {"parallel": "{zero_stage: 0, offload: optimizer}"},

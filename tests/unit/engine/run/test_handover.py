@@ -36,7 +36,7 @@ TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num
 DELTA = "embed.block.visual.patches.video_delta"
 POSITIONS = "embed.block.visual.positions"
 TIMES = "embed.block.visual.times"
-QUEUE = "contrast.queue.visual"
+QUEUE = "losses.heads.univlc.queue.visual"
 
 
 def chain(seed: int, *objectives: object, **fields: object) -> Chain:
@@ -94,22 +94,22 @@ def test_new_twins_start_where_their_modules_stand() -> None:
     assert any(name.startswith("visual_00.momentum_") for name in twins)
     assert any(name.startswith("contrast.momentum_") for name in twins)
     assert all(own[name].equal(earlier[name.replace("momentum_", "")]) for name in twins)
-    assert not own["contrast.queue.valid"].any()
+    assert not own["losses.heads.univlc.queue.valid"].any()
 
 
 def test_queue_is_carried_whole_or_not_at_all() -> None:
     filled = chain(0, UniVLC(queue_size=6))
-    filled.state_dict()["contrast.queue.valid"].fill_(True)
-    filled.state_dict()["contrast.queue.pointer"].fill_(5)
+    filled.state_dict()["losses.heads.univlc.queue.valid"].fill_(True)
+    filled.state_dict()["losses.heads.univlc.queue.pointer"].fill_(5)
     same, smaller = chain(1, UniVLC(queue_size=6)), chain(1, UniVLC(queue_size=4))
     assert QUEUE in hand_over(same, weights(filled), "spatial").carried
-    assert same.state_dict()["contrast.queue.valid"].all()
+    assert same.state_dict()["losses.heads.univlc.queue.valid"].all()
     report = hand_over(smaller, weights(filled), "spatial")
     assert {name for name in report.created if ".queue." in name} == {
         name for name in smaller.state_dict() if ".queue." in name
     }
-    assert not smaller.state_dict()["contrast.queue.valid"].any()
-    assert int(smaller.state_dict()["contrast.queue.pointer"]) == 0
+    assert not smaller.state_dict()["losses.heads.univlc.queue.valid"].any()
+    assert int(smaller.state_dict()["losses.heads.univlc.queue.pointer"]) == 0
 
 
 def test_positions_are_resized() -> None:

@@ -1,20 +1,27 @@
 """The layout of a step from the objectives' demands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 
-from omnivl.chain.layout import plan_layout
-from omnivl.chain.objective import Demands
+from omnivl.chain.demands import Demands, Join
+from omnivl.chain.layout import lay_out, plan_layout
 from omnivl.errors import ModelError
+
+EMBEDDINGS = frozenset({"visual_embedding", "text_embedding"})
+MOMENTUM = frozenset({"momentum_visual_embedding", "momentum_text_embedding"})
 
 
 @dataclass(frozen=True)
 class Asking:
     """Something with demands."""
 
-    name: str
+    key: str
     wants: Demands | None
+    on: tuple[str, ...] = field(default=())
+
+    def acts_on(self, entry):
+        return not self.on or entry in self.on
 
     def demands(self, kind, batch_size):
         return self.wants
@@ -23,11 +30,11 @@ class Asking:
 def test_segments_are_stacked_in_order():
     layout = plan_layout(
         [
-            Asking("mlm", Demands(masked_text={"mlm": 4}, alignment={"mlm": 4})),
-            Asking("mrm", Demands(masked_visual={"mrm": 2})),
+            Asking("mlm", Demands(rows={"text": {"mlm": 4}}, joins={"mlm": Join(text="mlm")})),
+            Asking("mrm", Demands(rows={"visual": {"mrm": 2}})),
             Asking("lm", None),
-            Asking("univlc", Demands(embeddings=True, momentum=True)),
-            Asking("vlm", Demands(alignment={"vlm_positive": 4, "vlm_negative_text": 4})),
+            Asking("univlc", Demands(reads=EMBEDDINGS | MOMENTUM)),
+            Asking("vlm", Demands(joins={"vlm/positive": Join(), "vlm/negative_text": Join(drawn="text")})),
         ],
         "image_text",
         4,
@@ -35,38 +42,65 @@ def test_segments_are_stacked_in_order():
     )
     assert layout.visual == {"clean": slice(0, 4), "mrm": slice(4, 6)}
     assert layout.text == {"clean": slice(0, 4), "mlm": slice(4, 8)}
-    assert layout.alignment == {"mlm": slice(0, 4), "vlm_positive": slice(4, 8), "vlm_negative_text": slice(8, 12)}
-    assert layout.momentum
+    assert layout.fused == {"mlm": slice(0, 4), "vlm/positive": slice(4, 8), "vlm/negative_text": slice(8, 12)}
+    assert layout.twins == {"visual", "text"}
     assert not layout.generation
     assert layout.objectives == ("mlm", "mrm", "univlc", "vlm")
+    assert layout.joined == {"mlm", "clean"}
     assert not layout.class_only
 
 
 def test_embeddings_alone_read_the_first_position_only():
-    layout = plan_layout([Asking("univlc", Demands(embeddings=True, momentum=True))], "image_label", 4, 1)
+    layout = plan_layout([Asking("univlc", Demands(reads=EMBEDDINGS | MOMENTUM))], "image_label", 4, 1)
     assert layout.class_only
     assert layout.visual == layout.text == {"clean": slice(0, 4)}
-    assert not plan_layout([Asking("all", Demands(visual=True))], "image_label", 4, 1).class_only
+    assert not plan_layout([Asking("all", Demands(reads=frozenset({"visual"})))], "image_label", 4, 1).class_only
 
 
 def test_a_masked_pass_alone_needs_no_clean_rows():
-    layout = plan_layout([Asking("mfm", Demands(masked_visual={"mfm": 3}))], "video_label", 3, 8)
+    layout = plan_layout([Asking("mfm", Demands(rows={"visual": {"mfm": 3}}))], "video_label", 3, 8)
     assert layout.visual == {"mfm": slice(0, 3)}
     assert not layout.text
     assert layout.is_video
 
 
 def test_decoders_need_clean_visual_rows():
-    layout = plan_layout([Asking("lm", Demands(generation=True))], "image_text", 2, 1)
+    layout = plan_layout([Asking("lm", Demands(joins={"lm": Join(text="lm", mask="causal")}))], "image_text", 2, 1)
     assert layout.visual == {"clean": slice(0, 2)}
-    assert layout.generation
+    assert layout.generation == {"lm": slice(0, 2)}
+    assert not layout.text
+    assert not layout.fused
+
+
+def test_a_twin_of_one_stream_leaves_the_other_out():
+    demands = Demands(rows={"visual": {"mrm": 2}}, reads=frozenset({"momentum_visual"}))
+    layout = plan_layout([Asking("mrm", demands)], "image_text", 2, 1)
+    assert layout.twins == {"visual"}
+    assert not layout.text
+
+
+def test_objectives_act_on_their_entries_only():
+    wants = Demands(reads=EMBEDDINGS)
+    asking = [Asking("everywhere", wants), Asking("questions", wants, on=("vqa",))]
+    assert plan_layout(asking, "image_text", 2, 1, "captions").objectives == ("everywhere",)
+    assert plan_layout(asking, "image_text", 2, 1, "vqa").objectives == ("everywhere", "questions")
+
+
+def test_streams_follow_from_rows_joins_and_fields():
+    demands = Demands(
+        rows={"text": {"a": 1}},
+        joins={"b": Join(), "c": Join(text="c", mask="causal")},
+        reads=frozenset({"momentum_visual_embedding", "fused_visual"}),
+    )
+    assert demands.streams == {"text", "fused", "generation", "embedding", "fused_visual"}
+    assert lay_out({"x": demands}, "image_text", 1, 1, "train").reads == demands.reads
 
 
 def test_two_objectives_of_one_name_are_refused():
-    twice = [Asking("mrm", Demands(masked_visual={"mrm": 2}))] * 2
+    twice = [Asking(key, Demands(rows={"visual": {"mrm": 2}})) for key in ("one", "two")]
     with pytest.raises(ModelError) as error:
         plan_layout(twice, "image_text", 2, 1)
     assert str(error.value) == (
-        "objectives on image_text: two of them claim the stacked rows 'mrm'; "
-        "each objective may stand once in a stage: remove one of them"
+        "objectives on image_text: two of them claim the stacked rows 'mrm'; give one of them another 'name', or "
+        "remove it"
     )

@@ -75,7 +75,7 @@ def check_equal(chain, model, *, writes):
 
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_towers_give_what_the_chain_gives(tmp_path, filling):
-    objectives = tuple(one for one in TOWERS if filling != "expert choice" or one.name != "lm")
+    objectives = tuple(one for one in TOWERS if filling != "expert choice" or one.key != "lm")
     chain, model = exported(tmp_path, replace(CONFIG, ffn=FILLINGS[filling]), objectives)
     assert not model.training
     check_equal(chain, model, writes=filling != "expert choice")
@@ -179,7 +179,7 @@ def test_a_configuration_is_read_back_as_it_was(tmp_path):
     read = OmniVLConfig.from_pretrained(tmp_path)
     assert read.sizes == replace(config, momentum=None)
     assert read.tokens == TOKENS
-    assert [one.name for one in read.objectives] == ["univlc", "mlm", "vlm", "lm"]
+    assert [one.key for one in read.objectives] == ["univlc", "mlm", "vlm", "lm"]
     assert OmniVLConfig().sizes.hidden_size == 768, "without arguments: the base preset"
 
 

@@ -10,7 +10,8 @@ import torch
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.inference.generate import ChainDecoder, SearchOptions, beam_search
 from omnivl.objectives import LM
@@ -60,7 +61,7 @@ def test_cached_logits_equal_the_training_pass(chain, frames):
     texts = torch.tensor([[4, 7, 8, 9], [4, 10, 11, 12], [4, 13, 14, 15]])
     decoder = ChainDecoder(chain, chain.features(frames), num_beams=1)
     stepwise = [decoder(texts[:, : end + 1], torch.arange(3) if end else None) for end in range(4)]
-    layout = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)}, generation=True)
+    layout = plan_layout((LM(),), "image_text", 3, 1)
     state = State({"frames": frames, "lm/token_ids": texts}, layout)
     for layer in chain.layers[:-1]:
         state = layer(state)
@@ -69,7 +70,7 @@ def test_cached_logits_equal_the_training_pass(chain, frames):
 
 
 def test_later_words_do_not_change_earlier_ones(chain, frames):
-    layout = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)}, generation=True)
+    layout = plan_layout((LM(),), "image_text", 3, 1)
     streams = []
     for last in (9, 12):
         texts = torch.tensor([[4, 7, 8, last]] * 3)

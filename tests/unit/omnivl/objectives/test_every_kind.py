@@ -79,7 +79,7 @@ def test_every_parameter_learns_from_some_kind(dtype: torch.dtype) -> None:
         out["loss"].backward()
         chain.after_step()
         active |= set(losses)
-    assert active == {objective.name for objective in OBJECTIVES}
+    assert active == {objective.key for objective in OBJECTIVES}
     for name, parameter in chain.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, name

@@ -5,13 +5,14 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.objective import Heads
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import UserError
 from omnivl.objectives import MCM, MFM, MRM
 from omnivl.objectives.masked_visual import PatchHead, feature_distance, feature_targets, patchify, pixel_targets
-from omnivl.parts.config import ModelConfig
 
-CONFIG = ModelConfig(hidden_size=4, num_heads=1, patch_size=2, tubelet_size=2)
+SIZES = HeadSizes({"visual": 4}, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2)
 
 
 def identity_head(outputs: int, tubelet_size: int = 1) -> PatchHead:
@@ -77,7 +78,7 @@ def image_state(features: Tensor) -> State:
         "frames": frames,
         "mrm/rows": torch.tensor([1]),
         "mrm/mask": torch.tensor([[[False, True]]]),
-        "mrm/features": features,
+        "visual/mrm": features,
     }
     return State(tensors, StepLayout("image_text", 2, 1))
 
@@ -86,7 +87,7 @@ def test_pixel_loss_and_gradient_by_hand() -> None:
     # Prediction (0, 0, 0) against (-1, 0, 1): mean square (1 + 0 + 1) / 3 = 0.6667.
     # Gradient 2 (p - t) / 3 = (2/3, 0, -2/3) at the masked patch, nothing elsewhere.
     features = torch.zeros(1, 3, 3, requires_grad=True)
-    out = MRM().loss(image_state(features), identity_head(3), LocalGather())
+    out = MRM().loss(image_state(features), Heads(identity_head(3)), LocalGather())
     out.loss.backward()
     assert out.loss.item() == pytest.approx(2 / 3, abs=1e-4)
     assert out.metrics["masked_fraction"].item() == 0.5
@@ -103,7 +104,7 @@ def test_momentum_loss_and_gradient_by_hand() -> None:
     features.requires_grad_(True)
     momentum = torch.tensor([[[8.0, 8.0]] * 3, [[9.0, 9.0], [5.0, 7.0], [1.0, 3.0]]])
     state = image_state(features).merged({"momentum_visual": momentum})
-    out = MRM(targets="momentum").loss(state, identity_head(2), LocalGather())
+    out = MRM(targets="momentum").loss(state, Heads(identity_head(2)), LocalGather())
     out.loss.backward()
     assert out.loss.item() == pytest.approx(0.75, abs=1e-4)
     assert features.grad is not None
@@ -121,20 +122,21 @@ def test_clip_loss_takes_tubelets() -> None:
         "frames": frames,
         "mfm/rows": torch.tensor([0]),
         "mfm/mask": torch.tensor([[[False], [True]]]),
-        "mfm/features": torch.zeros(1, 3, 6),
+        "visual/mfm": torch.zeros(1, 3, 6),
     }
-    out = MFM().loss(State(tensors, StepLayout("video_text", 1, 4)), identity_head(6, tubelet_size=2), LocalGather())
+    heads = Heads(identity_head(6, tubelet_size=2))
+    out = MFM().loss(State(tensors, StepLayout("video_text", 1, 4)), heads, LocalGather())
     assert out.loss.item() == pytest.approx(5 / 6, abs=1e-4)
 
 
 def test_losses_are_fp32_under_bf16_streams() -> None:
-    out = MRM().loss(image_state(torch.zeros(1, 3, 3, dtype=torch.bfloat16)), identity_head(3), LocalGather())
+    out = MRM().loss(image_state(torch.zeros(1, 3, 3, dtype=torch.bfloat16)), Heads(identity_head(3)), LocalGather())
     assert out.loss.dtype == torch.float32
 
 
 def test_heads_fit_their_targets() -> None:
     def outputs(objective: MRM | MFM) -> int:
-        head = objective.build_head(CONFIG)
+        head = objective.build_head(SIZES)
         assert isinstance(head, PatchHead)
         return head.output.out_features
 
@@ -148,7 +150,7 @@ def test_every_chooses_rows(make_batch, context) -> None:
     batch = make_batch(positions=(10, 11, 12, 13, 14))
     demands = objective.demands("image_text", batch.size)
     assert demands is not None
-    assert demands.masked_visual == {"mrm": 2}
+    assert demands.rows == {"visual": {"mrm": 2}}
     prepared = objective.prepare(batch, context)
     assert prepared["mrm/rows"].tolist() == [1, 3]
     assert prepared["mrm/mask"].shape == (2, 1, 16)
@@ -160,7 +162,7 @@ def test_every_chooses_rows(make_batch, context) -> None:
 @pytest.mark.parametrize("objective", [MRM(), MFM(), MCM()])
 def test_masks_belong_to_the_sample_not_to_the_batch(objective, make_batch, context) -> None:
     kind = "video_text" if objective.on_videos else "image_text"
-    name = f"{objective.name}/mask"
+    name = f"{objective.key}/mask"
     joined = objective.prepare(make_batch(kind, positions=(4, 5, 6, 7)), context)[name]
     split = [objective.prepare(make_batch(kind, positions=p), context)[name] for p in ((4, 5), (6, 7))]
     assert torch.equal(joined, torch.cat(split))
@@ -170,7 +172,7 @@ def test_masks_belong_to_the_sample_not_to_the_batch(objective, make_batch, cont
 
 @pytest.mark.parametrize("objective", [MFM(), MCM()])
 def test_whole_frames_are_masked(objective, make_batch, context) -> None:
-    mask = objective.prepare(make_batch("video_text", positions=tuple(range(30))), context)[f"{objective.name}/mask"]
+    mask = objective.prepare(make_batch("video_text", positions=tuple(range(30))), context)[f"{objective.key}/mask"]
     assert mask.shape == (30, 8, 16)
     assert torch.equal(mask.any(-1), mask.all(-1))
     frames = mask.all(-1)
@@ -188,7 +190,7 @@ def test_a_clip_of_one_tubelet_is_refused(objective, make_batch, context) -> Non
     with pytest.raises(UserError) as caught:
         objective.prepare(make_batch("video_text", num_frames=2), replace(context, tubelet_size=2))
     assert str(caught.value) == (
-        f"objective {objective.name}: needs clips of at least 2 temporal positions, got 1; "
+        f"objective {objective.key}: needs clips of at least 2 temporal positions, got 1; "
         "raise num_frames or lower tubelet_size"
     )
 
@@ -198,4 +200,4 @@ def test_momentum_targets_demand_the_twins() -> None:
         objective = MFM(targets=targets)
         demands = objective.demands("video_label", 3)
         assert demands is not None
-        assert demands.momentum is objective.uses_momentum is (targets == "momentum")
+        assert demands.twins == objective.twins == ({"visual"} if targets == "momentum" else set())

@@ -77,17 +77,17 @@ def test_the_pair_part_needs_no_clean_rows() -> None:
     layout = plan_layout((MDM(),), "image_text", 3, 1)
     assert layout.visual == {"mdm/image": slice(0, 3), "mdm/pair": slice(3, 6)}
     assert layout.text == {"mdm/text": slice(0, 3), "mdm/pair": slice(3, 6)}
-    assert layout.alignment == {"mdm/pair": slice(0, 3)}
-    assert layout.both_masked == ("mdm/pair",)
-    assert not layout.momentum
-    assert plan_layout((MDM(targets="momentum"),), "image_text", 3, 1).momentum
+    assert layout.fused == {"mdm/pair": slice(0, 3)}
+    assert layout.joins["mdm/pair"].seen == ("mdm/pair",)
+    assert not layout.twins
+    assert plan_layout((MDM(targets="momentum"),), "image_text", 3, 1).twins == {"visual"}
 
 
 def test_labels_have_the_image_part_and_clips_none() -> None:
     layout = plan_layout((MDM(),), "image_label", 3, 1)
     assert layout.visual == {"mdm/image": slice(0, 3)}
     assert not layout.text
-    assert not layout.alignment
+    assert not layout.fused
     assert MDM().demands("video_text", 3) is None
 
 
@@ -190,7 +190,7 @@ def test_idle_parameters_are_those_without_a_gradient(objectives, kinds) -> None
 
 
 def test_it_is_refused_with_towers() -> None:
-    with pytest.raises(ModelError, match="got 'towers' with the objective mdm; allowed 'unified'"):
+    with pytest.raises(ModelError, match="objective 'mdm' asks for the stream 'fused_visual'; architecture"):
         build_chain(replace(CONFIG, architecture="towers", multiway=False), (MDM(),), SPECIAL)
 
 

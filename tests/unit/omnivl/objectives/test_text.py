@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.objective import Heads
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MLM
 from omnivl.objectives.lm import shift
-from omnivl.objectives.mlm import ordinary_ids
-from omnivl.objectives.vocabulary import IGNORED, VocabularyHead, token_loss
+from omnivl.objectives.mlm import Ids, ordinary_ids
+from omnivl.objectives.vocabulary import IGNORED, token_loss
+from omnivl.parts.heads import VocabularyHead
 from omnivl.randomness import generator
 
 
@@ -25,11 +27,18 @@ def flat_head(hidden_size: int, bias: list[float]) -> VocabularyHead:
     return head
 
 
+def corrupt(objective: MLM, random: np.random.Generator, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
+    """One text hidden, from the generator's first draws."""
+    draws = random.random((1, 1 + 3 * token_ids.size))
+    corrupted, targets = objective.hide(draws, token_ids[None], tokens)
+    return corrupted[0], targets[0]
+
+
 def test_special_and_reserved_tokens_are_never_hidden(tokens: SpecialTokens) -> None:
     # 4 is reserved, 29 is [DEC] although it lies behind the reserved ids.
     token_ids = np.array([1, 4, 5, 3, 29, 28, 2, 0])
     for seed in range(30):
-        corrupted, targets = MLM(probability=1.0).corrupt(generator(seed), token_ids, tokens)
+        corrupted, targets = corrupt(MLM(probability=1.0), generator(seed), token_ids, tokens)
         assert targets.tolist() == [IGNORED, IGNORED, 5, IGNORED, IGNORED, 28, IGNORED, IGNORED]
         assert corrupted[[0, 1, 3, 4, 6, 7]].tolist() == [1, 4, 3, 29, 2, 0]
 
@@ -49,7 +58,7 @@ def test_hiding_by_hand(tokens: SpecialTokens) -> None:
 
 def test_shares_of_masked_replaced_and_kept(tokens: SpecialTokens) -> None:
     token_ids = np.full(20_000, 10)
-    corrupted, targets = MLM().corrupt(generator(0), token_ids, tokens)
+    corrupted, targets = corrupt(MLM(), generator(0), token_ids, tokens)
     chosen = targets != IGNORED
     assert chosen.mean() == pytest.approx(0.15, abs=0.01)
     assert (targets[chosen] == 10).all()
@@ -63,9 +72,9 @@ def test_shares_of_masked_replaced_and_kept(tokens: SpecialTokens) -> None:
 
 def test_shares_can_be_all_random_or_all_kept(tokens: SpecialTokens) -> None:
     token_ids = np.full(500, 10)
-    kept, _ = MLM(probability=1.0, mask_share=0.0, random_share=0.0).corrupt(generator(0), token_ids, tokens)
+    kept, _ = corrupt(MLM(probability=1.0, mask_share=0.0, random_share=0.0), generator(0), token_ids, tokens)
     assert (kept == 10).all()
-    replaced, _ = MLM(probability=1.0, mask_share=0.0, random_share=1.0).corrupt(generator(0), token_ids, tokens)
+    replaced, _ = corrupt(MLM(probability=1.0, mask_share=0.0, random_share=1.0), generator(0), token_ids, tokens)
     assert not (replaced == tokens.mask).any()
     assert (replaced != 10).mean() > 0.9
 
@@ -76,17 +85,17 @@ def test_ordinary_ids_leave_out_what_is_special(tokens: SpecialTokens) -> None:
 
 def test_at_least_one_token_is_hidden_where_there_is_one(tokens: SpecialTokens) -> None:
     for seed in range(50):
-        _, targets = MLM(probability=1e-6).corrupt(generator(seed), np.array([1, 6, 7, 2, 0]), tokens)
+        _, targets = corrupt(MLM(probability=1e-6), generator(seed), np.array([1, 6, 7, 2, 0]), tokens)
         assert (targets != IGNORED).sum() == 1
-    corrupted, targets = MLM().corrupt(generator(0), np.array([1, 2, 0, 0]), tokens)
+    corrupted, targets = corrupt(MLM(), generator(0), np.array([1, 2, 0, 0]), tokens)
     assert (targets == IGNORED).all()
     assert corrupted.tolist() == [1, 2, 0, 0]
 
 
 def test_draws_do_not_depend_on_padding_or_neighbours(tokens: SpecialTokens, make_batch, context) -> None:
     text = np.array([1, 6, 7, 8, 9, 10, 11, 2])
-    short = MLM(probability=0.5).corrupt(generator(3), text, tokens)
-    long = MLM(probability=0.5).corrupt(generator(3), np.concatenate([text, np.zeros(5, dtype=np.int64)]), tokens)
+    short = corrupt(MLM(probability=0.5), generator(3), text, tokens)
+    long = corrupt(MLM(probability=0.5), generator(3), np.concatenate([text, np.zeros(5, dtype=np.int64)]), tokens)
     assert all(np.array_equal(a, b[:8]) for a, b in zip(short, long, strict=True))
     joined = MLM().prepare(make_batch(positions=(4, 5, 6, 7)), context)
     split = [MLM().prepare(make_batch(positions=p), context) for p in ((4, 5), (6, 7))]
@@ -159,18 +168,19 @@ def test_no_target_gives_zero_and_zero_gradients() -> None:
         assert parameter.grad.abs().sum() == 0
 
 
-def test_mlm_reads_its_alignment_rows_and_lm_the_generation_stream() -> None:
+def test_mlm_reads_its_fused_rows_and_lm_the_generation_stream() -> None:
     head = VocabularyHead(3, 7)
     targets = torch.tensor([[1, IGNORED], [IGNORED, 3]])
     hidden = torch.randn(2, 2, 3)
-    layout = StepLayout("image_text", 2, 1, alignment={"other": slice(0, 1), "mlm": slice(1, 3)})
-    state = State({"alignment": torch.cat([torch.randn(1, 2, 3), hidden]), "mlm/targets": targets}, layout)
+    fused, heads = {"other": slice(0, 1), "mlm": slice(1, 3)}, Heads(vocabulary=head)
+    layout = StepLayout("image_text", 2, 1, fused=fused, generation={"lm": slice(0, 2)})
+    state = State({"fused": torch.cat([torch.randn(1, 2, 3), hidden]), "mlm/targets": targets}, layout)
     expected = token_loss(hidden, targets, head, LocalGather()).loss
-    assert torch.equal(MLM().loss(state, head, LocalGather()).loss, expected)
+    assert torch.equal(MLM().loss(state, heads, LocalGather()).loss, expected)
     state = State({"generation": hidden, "lm/targets": targets}, layout)
-    assert torch.equal(LM(label_smoothing=0.0).loss(state, head, LocalGather()).loss, expected)
+    assert torch.equal(LM(label_smoothing=0.0).loss(state, heads, LocalGather()).loss, expected)
     smoothed = token_loss(hidden, targets, head, LocalGather(), 0.1).loss
-    assert torch.equal(LM().loss(state, head, LocalGather()).loss, smoothed)
+    assert torch.equal(LM().loss(state, heads, LocalGather()).loss, smoothed)
 
 
 def test_logits_and_loss_are_fp32_under_bf16_streams() -> None:

@@ -4,22 +4,25 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from encoded import CONFIG, SIZES, B, encoded, perturb
 from torch import Tensor
 
 from omnivl.chain.gather import LocalGather
-from omnivl.chain.state import State, StepLayout
+from omnivl.chain.objective import Heads
+from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS
 from omnivl.objectives import NegativeWeights, UniVLC
+from omnivl.objectives.key_queue import Keys, Pairs
 from omnivl.objectives.univlc import (
-    Keys,
-    Pairs,
     SoftTargets,
+    UniVLCHead,
     contrast_metrics,
     contrastive_loss,
     hard_targets,
     positives,
     soft_targets,
 )
+from omnivl.parts.project import Project
 
 LN2, LN3 = math.log(2), math.log(3)
 ALL = torch.ones(3, dtype=torch.bool)
@@ -206,9 +209,91 @@ def test_share_of_soft_targets_is_ramped(make_batch, context) -> None:
 def test_twins_are_demanded_where_they_are_read(objective: UniVLC, uses: bool) -> None:
     demands = objective.demands("video_label", 4)
     assert demands is not None
-    assert demands.momentum is objective.uses_momentum is uses
+    assert objective.uses_momentum is uses
+    assert demands.twins == objective.twins == ({"visual", "text"} if uses else set())
 
 
-def test_losses_layer_reads_what_contrast_left() -> None:
-    state = State({"univlc/loss": torch.tensor(1.25)}, StepLayout("image_text", 1, 1))
-    assert UniVLC().loss(state, None, LocalGather()).loss.item() == 1.25
+def contrasted(objective: UniVLC, state: State, layer: Project | None = None, head: UniVLCHead | None = None):
+    """The loss of a state as the encoders leave it, and the state behind the projections."""
+    layer = Project(CONFIG, [objective]) if layer is None else layer
+    out = layer(state)
+    return objective.loss(out, Heads(head), LocalGather()), out
+
+
+def head_of(objective: UniVLC) -> UniVLCHead:
+    head = objective.build_head(SIZES)
+    assert isinstance(head, UniVLCHead)
+    return head
+
+
+def test_univlc_without_twins_is_the_symmetric_cross_entropy() -> None:
+    made, out = contrasted(UniVLC(), encoded([UniVLC()]))
+    assert UniVLC().build_head(SIZES) is None
+    logits = out["visual_embedding"] @ out["text_embedding"].t() / 0.07
+    target = torch.arange(B)
+    expected = (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target)) / 2
+    torch.testing.assert_close(made.loss, expected)
+    assert made.metrics["temperature"].item() == pytest.approx(0.07)
+
+
+def test_momentum_keys_carry_no_gradient_and_online_ones_do() -> None:
+    for batch_keys in ("momentum", "online"):
+        objective = UniVLC(batch_keys=batch_keys)
+        layer = Project(CONFIG, [objective])
+        perturb(layer)
+        made, out = contrasted(objective, encoded([objective]), layer)
+        prefix = "momentum_" if batch_keys == "momentum" else ""
+        text, visual = out[f"{prefix}text_embedding"], out[f"{prefix}visual_embedding"]
+        target = torch.arange(B)
+        expected = (
+            F.cross_entropy(out["visual_embedding"] @ text.t() / 0.07, target)
+            + F.cross_entropy(out["text_embedding"] @ visual.t() / 0.07, target)
+        ) / 2
+        torch.testing.assert_close(made.loss, expected)
+        weight = layer.visual_projection.weight
+        (got,) = torch.autograd.grad(made.loss, weight, retain_graph=True)
+        (wanted,) = torch.autograd.grad(expected, weight)
+        torch.testing.assert_close(got, wanted)
+
+
+def test_queue_takes_keys_once_per_optimizer_step() -> None:
+    """Two micro-batches of one step: nothing moves before the step, both are there after it, oldest first."""
+    objective = UniVLC(queue_size=8)
+    layer, head = Project(CONFIG, [objective]), head_of(objective)
+    contrasted(objective, encoded([objective], identity=(1, 2, 3)), layer, head)
+    contrasted(objective, encoded([objective], "video_label", (4, 5, 6)), layer, head)
+    assert not head.queue.valid.any()
+    head.after_step(LocalGather())
+    keys = head.queue.keys()
+    assert keys.identity.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
+    assert keys.valid.tolist() == [True] * 6 + [False] * 2
+    assert keys.domain.tolist()[:6] == [DATA_KINDS.index("image_text")] * 3 + [DATA_KINDS.index("video_label")] * 3
+    head.after_step(LocalGather())
+    assert head.queue.keys().identity.tolist() == [1, 2, 3, 4, 5, 6, 0, 0]
+
+
+def test_queue_holds_momentum_features_and_gives_positives() -> None:
+    objective = UniVLC(queue_size=4)
+    layer, head = Project(CONFIG, [objective]), head_of(objective)
+    perturb(layer)
+    state = encoded([objective])
+    _, out = contrasted(objective, state, layer, head)
+    head.after_step(LocalGather())
+    torch.testing.assert_close(head.queue.visual[:B], out["momentum_visual_embedding"])
+    torch.testing.assert_close(head.queue.text[:B], out["momentum_text_embedding"])
+    made, _ = contrasted(objective, state, layer, head)
+    assert made.metrics["positives"].item() == 2.0  # each sample's own key and its older one
+    assert made.metrics["queue_valid"].item() == 0.75
+
+
+def test_skipped_steps_and_evaluation_leave_no_keys() -> None:
+    objective = UniVLC(queue_size=4)
+    layer, head, state = Project(CONFIG, [objective]), head_of(objective), encoded([objective])
+    contrasted(objective, state, layer, head)
+    head.discard_step()
+    with torch.no_grad():
+        contrasted(objective, state, layer, head)
+    head.eval()
+    contrasted(objective, state, layer, head)
+    head.after_step(LocalGather())
+    assert not head.queue.valid.any()

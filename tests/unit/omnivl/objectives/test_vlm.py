@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.objective import Heads
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.objectives import VLM
 from omnivl.objectives.vlm import MatchHead, draw_negatives
-from omnivl.parts.config import ModelConfig
 
 LOGITS = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
 ALLOWED = torch.tensor([True, False, True, True])
@@ -54,11 +55,11 @@ def test_huge_logits_are_safe() -> None:
 
 def matching_state(first: torch.Tensor, has_negative: list[bool]) -> State:
     size = len(has_negative)
-    names = ("vlm_positive", "vlm_negative_visual", "vlm_negative_text")
+    names = ("vlm/positive", "vlm/negative_visual", "vlm/negative_text")
     layout = StepLayout(
-        "image_text", size, 1, alignment={name: slice(i * size, (i + 1) * size) for i, name in enumerate(names)}
+        "image_text", size, 1, fused={name: slice(i * size, (i + 1) * size) for i, name in enumerate(names)}
     )
-    return State({"alignment": first[:, None], "vlm/has_negative": torch.tensor(has_negative)}, layout)
+    return State({"fused": first[:, None], "vlm/has_negative": torch.tensor(has_negative)}, layout)
 
 
 def reading_head() -> MatchHead:
@@ -74,7 +75,7 @@ def test_loss_accuracy_and_gradient_by_hand() -> None:
     # Those of sample 1 (100) do not count. Mean over 4 pairs: (ln(4/3) + ln 2 + ln 4 + ln 2) / 4.
     ln3 = math.log(3)
     first = torch.tensor([[ln3], [0.0], [ln3], [100.0], [0.0], [100.0]], requires_grad=True)
-    out = VLM().loss(matching_state(first, [True, False]), reading_head(), LocalGather())
+    out = VLM().loss(matching_state(first, [True, False]), Heads(reading_head()), LocalGather())
     out.loss.backward()
     assert out.loss.item() == pytest.approx((math.log(4 / 3) + 2 * math.log(2) + math.log(4)) / 4)
     # argmax takes "no match" at equal scores: right are positive 0 and negative text 0, two of four.
@@ -87,7 +88,7 @@ def test_loss_accuracy_and_gradient_by_hand() -> None:
 
 def test_a_batch_of_one_class_trains_on_its_positives() -> None:
     first = torch.randn(6, 1, requires_grad=True)
-    out = VLM().loss(matching_state(first, [False, False]), reading_head(), LocalGather())
+    out = VLM().loss(matching_state(first, [False, False]), Heads(reading_head()), LocalGather())
     out.loss.backward()
     positive = -torch.nn.functional.logsigmoid(first[:2, 0]).mean()
     assert out.loss.item() == pytest.approx(positive.item())
@@ -107,6 +108,6 @@ def test_uniforms_belong_to_the_sample(make_batch, context) -> None:
 
 
 def test_head_has_two_scores_in_fp32() -> None:
-    head = VLM().build_head(ModelConfig(hidden_size=8, num_heads=1))
+    head = VLM().build_head(HeadSizes({"fused": 8}, 11, 4, 2, 1))
     assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).shape == (3, 2)
     assert head(torch.zeros(3, 8, dtype=torch.bfloat16)).dtype == torch.float32

@@ -222,12 +222,12 @@ def test_words_can_be_restored_from_the_text_alone(config):
     objectives = (MLM(grounded=False, probability=0.5),)
     chain, state = state_of(config, "image_text", objectives)
     assert not state.layout.visual
-    assert not state.layout.alignment
+    assert not state.layout.fused
     seen = {}
     chain.losses.register_forward_pre_hook(lambda layer, inputs: seen.update(inputs[0]))
     out = chain(state)
     targets = state["mlm/targets"]
-    logits = chain.losses.vocabulary(seen["mlm/features"])
+    logits = chain.losses.vocabulary(seen["text/mlm"])
     wanted = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     torch.testing.assert_close(out["loss/mlm"], wanted)
     out["loss"].backward()
@@ -257,5 +257,5 @@ def test_the_giant_of_beit3_has_the_published_numbers_of_parameters():
 
 
 def test_captions_are_refused():
-    with pytest.raises(ModelError, match="got 'unified' with the objective lm; allowed 'towers'"):
+    with pytest.raises(ModelError, match="objective 'lm' asks for the stream 'generation'; architecture 'unified' has"):
         build_chain(UNIFIED, (LM(),), TOKENS)

@@ -1,6 +1,6 @@
 """The last layer: owns the heads, computes every active objective's loss and adds them up.
 
-Shapes: R alignment rows, B samples, L text positions, V vocabulary size.
+Shapes: B samples, R rows.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,81 +13,107 @@ from moe.health import layer_health, mean_health, routing_health
 from moe.router_losses import RouterSums, loss_weights, router_losses
 from moe.sparse import allowed_experts
 from omnivl.chain.chain import ChainLayer
+from omnivl.chain.demands import TWIN, VOCABULARY
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import present_modalities
-from omnivl.chain.objective import Objective
+from omnivl.chain.momentum import ema_update_, frozen_twin
+from omnivl.chain.objective import Head, Heads, Objective
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
-from omnivl.objectives.vlm import MatchHead
-from omnivl.objectives.vocabulary import VocabularyHead
 from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.heads import VocabularyHead
 
 _SCALARS = ("loss", "metric")
+_VOCABULARY_TWIN = TWIN + VOCABULARY
 
 
 class Losses(ChainLayer):
-    """Heads and losses.
+    """Heads, losses and predictions.
 
-    In training, ``loss/{name}`` and ``metric/{name}/{metric}`` of every active objective and ``loss``, the sum of
-    ``weight/{name}`` (from the state; 1 where it is not there) times ``loss/{name}``. Routed layers add
+    In training, ``loss/{key}`` and ``metric/{key}/{metric}`` of every active objective and ``loss``, the sum of
+    ``weight/{key}`` (from the state; 1 where it is not there) times ``loss/{key}``. Routed layers add
     ``loss/router/{name}``, weighted as the model says, and ``metric/router/{metric}``. Streams end here: only losses
     and metrics leave.
 
-    To match, ``match/logits`` fp32 ``[R]``: log odds of "match". To generate, ``generate/logits`` fp32 ``[B, V]``
-    behind the stream's last position.
+    In a step that predicts, ``{key}/prediction`` of every objective that the layout names.
     """
 
-    def __init__(self, config: ModelConfig, objectives: Sequence[Objective], gather: Gather | None = None) -> None:
+    def __init__(
+        self, config: ModelConfig, sizes: HeadSizes, objectives: Sequence[Objective], gather: Gather | None = None
+    ) -> None:
         """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
-        self.ffn = config.ffn
+        self.ffn, self.momentum = config.ffn, config.momentum
         self.router_weights: Mapping[str, float] = {}
         self.allowed: Sequence[Sequence[bool]] | None = None
         if isinstance(config.ffn, SparseConfig):
             self.router_weights = loss_weights(config.ffn.losses)
             self.allowed = allowed_experts(config.ffn, MODALITIES)
-        self.objectives = {objective.name: objective for objective in objectives}
+        self.objectives = {objective.key: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
-        if any(objective.uses_vocabulary_head for objective in objectives):
-            self.vocabulary = VocabularyHead(config.hidden_size, config.vocab_size)
-        built = {name: objective.build_head(config) for name, objective in self.objectives.items()}
-        self.heads = nn.ModuleDict({name: head for name, head in built.items() if head is not None})
+        self.momentum_vocabulary: nn.Module | None = None
+        if any(objective.reads(VOCABULARY) for objective in objectives):
+            self.vocabulary = VocabularyHead(sizes.words, sizes.vocab_size)
+            if any(objective.reads(_VOCABULARY_TWIN) for objective in objectives):
+                self.momentum_vocabulary = frozen_twin(VocabularyHead(sizes.words, sizes.vocab_size), self.vocabulary)
+        built = {key: objective.build_head(sizes) for key, objective in self.objectives.items()}
+        self.heads = nn.ModuleDict({key: head for key, head in built.items() if head is not None})
 
-    def head_of(self, objective: Objective) -> nn.Module | None:
-        """The head that ``objective.loss`` gets."""
-        own: nn.Module | None = dict(self.heads.items()).get(objective.name)
-        if not objective.uses_vocabulary_head:
-            return own
-        assert self.vocabulary is not None
-        return self.vocabulary if own is None else nn.ModuleDict({"own": own, "vocabulary": self.vocabulary})
+    def heads_of(self, key: str) -> Heads:
+        """What an objective's ``loss`` and ``predict`` get."""
+        own = dict(self.heads.items()).get(key)
+        if not self.objectives[key].reads(VOCABULARY):
+            return Heads(own)
+        return Heads(own, self.vocabulary, self.momentum_vocabulary)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """The vocabulary head where no step restores or writes words."""
-        if self.vocabulary is not None and not any(one.generation or one.text.keys() - {"clean"} for one in layouts):
+        """Heads of objectives that act in no step, and the vocabulary head where no step reads it."""
+        active = {key for layout in layouts for key in layout.objectives}
+        for key, head in self.heads.items():
+            if key not in active:
+                yield from head.parameters()
+        if self.vocabulary is not None and not any(VOCABULARY in layout.reads for layout in layouts):
             yield from self.vocabulary.parameters()
 
     def forward(self, state: State) -> State:
         """See the class."""
-        mode = state.layout.mode
-        if mode == "match":
-            return state.merged({"match/logits": self._match(state)})
-        if mode == "generate":
-            return state.merged({"generate/logits": self._next_token(state)})
-        return self._train(state) if mode == "train" else state
+        if state.layout.mode == "train":
+            return self._train(state)
+        if state.layout.mode == "predict":
+            keys = state.layout.objectives
+            made = {f"{key}/prediction": self.objectives[key].predict(state, self.heads_of(key)) for key in keys}
+            return state.merged(made)
+        return state
 
     def _train(self, state: State) -> State:
         assert state.layout.objectives, f"no objective acts on {state.layout.kind}"
         losses, metrics = self._router(state)
-        for name in state.layout.objectives:
-            objective = self.objectives[name]
-            made = objective.loss(state, self.head_of(objective), self.gather)
-            assert made.loss.dtype == torch.float32, f"{name} computes its loss in {made.loss.dtype}"
-            losses[name] = made.loss
-            metrics |= {f"metric/{name}/{metric}": value.detach() for metric, value in made.metrics.items()}
+        for key in state.layout.objectives:
+            made = self.objectives[key].loss(state, self.heads_of(key), self.gather)
+            assert made.loss.dtype == torch.float32, f"{key} computes its loss in {made.loss.dtype}"
+            losses[key] = made.loss
+            metrics |= {f"metric/{key}/{metric}": value.detach() for metric, value in made.metrics.items()}
         total = torch.stack([loss * self._weight(state, name) for name, loss in losses.items()]).sum()
         ended = {name: tensor for name, tensor in state.items() if name.split("/")[0] in _SCALARS}
         raw = {f"loss/{name}": loss for name, loss in losses.items()}
         return State({**ended, **metrics, **raw, "loss": total}, state.layout)
+
+    def after_step(self) -> None:
+        """Moves the vocabulary head's twin, and lets heads take what their losses put aside."""
+        if self.momentum_vocabulary is not None:
+            assert self.momentum is not None
+            assert self.vocabulary is not None
+            ema_update_(self.momentum_vocabulary, self.vocabulary, self.momentum.decay, self.local_storage)
+        for head in self.heads.values():
+            if isinstance(head, Head):
+                head.after_step(self.gather)
+
+    def discard_step(self) -> None:
+        """Lets heads forget what their losses put aside."""
+        for head in self.heads.values():
+            if isinstance(head, Head):
+                head.discard_step()
 
     def _router(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Auxiliary losses of the routed layers and the health of their routing, as means over layers and by layer.
@@ -115,16 +141,3 @@ class Losses(ChainLayer):
         """The weight of a loss: a router's from the model, an objective's from the state."""
         kind, _, loss = name.partition("/")
         return self.router_weights[loss] if kind == "router" else state.get(f"weight/{name}", 1.0)
-
-    def _match(self, state: State) -> Tensor:
-        assert "vlm" in self.heads, "matching needs the head of the vlm objective"
-        head = self.heads["vlm"]
-        assert isinstance(head, MatchHead)
-        logits = head(state["alignment"][:, 0])
-        odds: Tensor = logits[:, 1] - logits[:, 0]
-        return odds
-
-    def _next_token(self, state: State) -> Tensor:
-        assert self.vocabulary is not None, "generation needs the vocabulary head of the lm objective"
-        logits: Tensor = self.vocabulary(state["generation"][:, -1])
-        return logits

@@ -1,16 +1,51 @@
-"""The momentum queue of UniVLC: keys of earlier steps, the same on every replica.
+"""What contrastive objectives compare: pairs, keys, and the momentum queue of keys of earlier steps.
+
+The queue is the same on every replica.
 
 Shapes: Q queue entries, J keys of one push, P projection size.
 
 Source: He et al., MoCo, arXiv 1911.05722, section 3.2.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from omnivl.objectives.univlc import Keys
-
 _NAMES = ("visual", "text", "identity", "domain", "valid")
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Embeddings of samples: ``visual`` and ``text`` fp32 ``[B, P]``, L2-normalised, and ``identity`` int64 ``[B]``."""
+
+    visual: Tensor
+    text: Tensor
+    identity: Tensor
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What queries are compared with.
+
+    Attributes:
+        visual: fp32 ``[K, P]``, L2-normalised.
+        text: fp32 ``[K, P]``, L2-normalised.
+        identity: int64 ``[K]``.
+        domain: int64 ``[K]``, index into ``DATA_KINDS``.
+        valid: Bool ``[K]``; false for queue entries that were never written.
+    """
+
+    visual: Tensor
+    text: Tensor
+    identity: Tensor
+    domain: Tensor
+    valid: Tensor
+
+    def followed_by(self, other: "Keys") -> "Keys":
+        """These keys, then ``other``; a copy of both."""
+        names = ("visual", "text", "identity", "domain", "valid")
+        return Keys(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
 
 
 class KeyQueue(nn.Module):

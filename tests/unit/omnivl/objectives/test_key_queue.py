@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from omnivl.objectives.key_queue import KeyQueue
 from omnivl.objectives.univlc import Keys
-from omnivl.parts.key_queue import KeyQueue
 
 
 def keys(*identities: int) -> Keys:

@@ -1,0 +1,92 @@
+"""What an objective wants computed: rows of the encoders' streams, rows that join a text with what it looks at, fields.
+
+Streams of a chain, of which an architecture has some:
+
+- ``visual``: images and clips by themselves; ``text``: texts by themselves;
+- ``embedding``: their projections into a common space;
+- ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
+  visual positions;
+- ``generation``: texts of which each position sees what the text looks at and earlier positions only.
+
+A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+CLEAN = "clean"
+EMBEDDINGS = ("visual_embedding", "text_embedding")
+VOCABULARY = "vocabulary"
+TWIN = "momentum_"
+"""Stands before the name of a stream or field that a momentum twin computes."""
+
+_STREAMS = frozenset({"visual", "text", "fused", "generation"})
+
+
+@dataclass(frozen=True)
+class Join:
+    """Rows that put a text beside what it looks at.
+
+    Attributes:
+        text: Segment of the text stream. Of a causal join: whose ``{text}/token_ids`` are read, past the text encoder.
+        sees: Segment of the visual stream that the text looks at, or several, end to end; of a causal join in an
+            architecture that offers it, also another join's name.
+        mask: Which positions of the text a position sees: all (``both``) or the earlier ones (``causal``).
+        drawn: The side that the objective's ``draw`` chooses among other samples: the text, or what it ``sees``.
+    """
+
+    text: str = CLEAN
+    sees: str | tuple[str, ...] = CLEAN
+    mask: Literal["both", "causal"] = "both"
+    drawn: Literal["text", "sees"] | None = None
+
+    @property
+    def seen(self) -> tuple[str, ...]:
+        """The segments that the text looks at."""
+        return (self.sees,) if isinstance(self.sees, str) else self.sees
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the chain has to compute for an objective on one kind of batch.
+
+    Names of segments and joins begin with the objective's key, ``{key}`` or ``{key}/...``; ``clean`` is everybody's.
+
+    Attributes:
+        rows: Rows of each segment that an encoder has to pass, by stream (``visual``, ``text``). A visual segment reads
+            ``{segment}/rows`` int64 ``[M]`` and ``{segment}/mask`` bool ``[M, T, N]`` from ``Batch.prepared``, a text
+            segment ``{segment}/token_ids`` int64 ``[M, L]``, rows 0 .. M - 1 of the batch. Clean rows need not be named
+            where a join or a field that is read implies them.
+        joins: Fused and generated rows by name.
+        reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
+            positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
+            positions of the joins' rows), ``vocabulary`` (the head that all objectives on words share); with
+            ``momentum_`` before it what the momentum twin makes of a field.
+        draws_from: Fields that ``draw`` reads, without a gradient.
+    """
+
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    joins: Mapping[str, Join] = field(default_factory=dict)
+    reads: frozenset[str] = frozenset()
+    draws_from: frozenset[str] = frozenset()
+
+    @property
+    def fields(self) -> frozenset[str]:
+        """All fields that are read, with or without a gradient."""
+        return self.reads | self.draws_from
+
+    @property
+    def twins(self) -> frozenset[str]:
+        """The streams whose momentum twins have to run."""
+        wanted = {name.removeprefix(TWIN) for name in self.fields if name.startswith(TWIN)}
+        return frozenset(name.removesuffix("_embedding") for name in wanted) & _STREAMS
+
+    @property
+    def streams(self) -> frozenset[str]:
+        """The streams that an architecture needs to have."""
+        found = {stream for stream, segments in self.rows.items() if segments}
+        found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
+        names = {name.removeprefix(TWIN) for name in self.fields}
+        found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}
+        return frozenset(found | (names & (_STREAMS | {"fused_visual"})))

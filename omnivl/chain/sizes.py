@@ -1,0 +1,28 @@
+"""Sizes that heads are built from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """What an architecture says of itself to those who build heads on its streams.
+
+    Attributes:
+        widths: Width D of each stream that the architecture has (``visual``, ``text``, ``fused``, ``generation``).
+        vocab_size: Rows of the word embedding.
+        projection_size: Size P of the contrastive embeddings; 0 where there are none.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per 3D patch.
+    """
+
+    widths: Mapping[str, int]
+    vocab_size: int
+    projection_size: int
+    patch_size: int
+    tubelet_size: int
+
+    @property
+    def words(self) -> int:
+        """Width of the streams on which words are predicted: the last one of the architecture's that reads words."""
+        return next(self.widths[stream] for stream in ("generation", "fused", "text") if stream in self.widths)

@@ -1,0 +1,199 @@
+"""The layer that lays out rows in which a text stands beside what it looks at. It knows no objective by name.
+
+Shapes: B samples of this replica, J = replicas * B joined samples, S visual positions, L text positions, D hidden size,
+R fused rows.
+
+No visual feature is copied, however many texts look at it: each fused row names its row of ``memory``.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnivl.chain.chain import ChainLayer
+from omnivl.chain.demands import CLEAN
+from omnivl.chain.gather import Gather, LocalGather
+from omnivl.chain.objective import Drawn, Objective
+from omnivl.chain.state import State, StepLayout
+from omnivl.errors import ModelError
+from omnivl.parts.embed import encoded_rows
+
+_STREAMS = ("visual", "text", "text_mask", "visual_input", "text_input")
+
+
+class JoinRows(ChainLayer):
+    """Makes fused rows of the encoders' streams, and hands on what the losses read of these.
+
+    Reads ``visual``, ``text``, ``text_mask`` (where inputs are joined, ``visual_input`` and ``text_input``) and what
+    the objectives' ``draw`` reads. Drops the streams and leaves
+
+    - ``{stream}/{segment}`` of every segment that is not joined, and of clean rows that a loss reads;
+    - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where an objective draws
+      across them, then segments of other names that a text looks at);
+    - ``fused``, ``fused_mask``, ``fused_memory``; where rows are concatenated, ``fused [R, L + S, D]`` holds what the
+      text looks at behind it;
+    - what the objectives' ``draw`` leaves.
+
+    In a step that predicts, ``join/rows`` int64 ``[R]`` may name the row of ``memory`` of each text; without it text i
+    goes with row i.
+    """
+
+    def __init__(
+        self,
+        objectives: Sequence[Objective],
+        gather: Gather | None = None,
+        *,
+        joins_inputs: bool = False,
+        concatenates: bool = False,
+    ) -> None:
+        """Describes the layer; it has no parameters.
+
+        Args:
+            objectives: The stage's objectives, which draw.
+            gather: How to see the other replicas; None for a single one.
+            joins_inputs: Whether what entered the encoders is joined, instead of what left them.
+            concatenates: Whether fused rows hold what the text looks at.
+        """
+        super().__init__()
+        self.objectives = {objective.key: objective for objective in objectives}
+        self.gather: Gather = LocalGather() if gather is None else gather
+        self.joins_inputs, self.concatenates = joins_inputs, concatenates
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether anything is read behind the encoders."""
+        return layout.mode != "encode" and bool(layout.visual or layout.text)
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        layout = state.layout
+        if not self.acts(layout):
+            return state
+        found = self._kept(state)
+        if layout.fused or layout.generation:
+            found |= self._joined(state)
+        twins = tuple(name for name in ("momentum_visual", "momentum_text") if name not in layout.reads)
+        return state.merged(found, drop=_STREAMS + twins)
+
+    def _kept(self, state: State) -> dict[str, Tensor]:
+        """The rows of streams that losses read by themselves."""
+        layout, found = state.layout, dict[str, Tensor]()
+        for stream in ("visual", "text"):
+            segments = layout.segments(stream)
+            first = encoded_rows(layout, stream).start if self.joins_inputs else 0
+            for name in segments:
+                if not (stream in layout.fields if name == CLEAN else name not in layout.joined):
+                    continue
+                found[f"{stream}/{name}"] = state[stream][segments[name].start - first : segments[name].stop - first]
+        if "text" in layout.fields:
+            found[f"text_mask/{CLEAN}"] = state["text_mask"][layout.text[CLEAN]]
+        return found
+
+    def _joined(self, state: State) -> dict[str, Tensor]:
+        """``memory`` and the fused rows, segment by segment."""
+        layout, sides = state.layout, self._sides(state)
+        drawn = self._draw(state)
+        found = {name: tensor for one in drawn.values() for name, tensor in one.leaves.items()}
+        memory = _Memory(sides.visual)
+        if any(join.seen == (CLEAN,) for join in layout.joins.values()):
+            across = any(one.across for one in drawn.values())
+            memory.add((CLEAN,), self._candidates(sides.visual[CLEAN], across))
+        rows: list[tuple[Tensor, Tensor, Tensor]] = []  # text, mask, row of memory
+        for name in layout.fused:
+            join, choice = layout.joins[name], drawn.get(name.split("/")[0])
+            text, mask = sides.text[join.text], sides.mask[join.text]
+            looked_at = memory.rows_of(join.seen, len(text))
+            if join.drawn is not None:
+                assert choice is not None, f"nobody draws for the join {name}"
+                if join.drawn == "sees":
+                    looked_at = choice.rows[name]
+                else:
+                    text, mask = (self._candidates(side, choice.across)[choice.rows[name]] for side in (text, mask))
+            rows.append((text, mask, looked_at))
+        written = [layout.joins[name].seen for name in layout.generation if layout.joins[name].seen[0] in layout.visual]
+        places = [memory.rows_of(seen, layout.batch_size) for seen in written]
+        if len(places) > 1:
+            found["generation_memory"] = torch.cat(places)
+        if memory.features:
+            found["memory"] = memory.stacked()
+        if not rows:
+            return found
+        found["fused"] = torch.cat([text for text, _, _ in rows])
+        found["fused_mask"] = torch.cat([mask for _, mask, _ in rows])
+        found["fused_memory"] = state.get("join/rows", torch.cat([looked_at for _, _, looked_at in rows]))
+        return self._concatenated(found) if self.concatenates else found
+
+    def _sides(self, state: State) -> "_Sides":
+        """The rows to join, by segment."""
+        layout, suffix = state.layout, "_input" if self.joins_inputs else ""
+        visual = {name: state[f"visual{suffix}"][rows] for name, rows in layout.visual.items()}
+        text = {name: state[f"text{suffix}"][rows] for name, rows in layout.text.items()}
+        return _Sides(visual, text, {name: state["text_mask"][rows] for name, rows in layout.text.items()})
+
+    @torch.no_grad()
+    def _draw(self, state: State) -> Mapping[str, Drawn]:
+        """What the objectives draw, by their keys."""
+        layout = state.layout
+        drawing = [name.split("/")[0] for name in layout.fused if layout.joins[name].drawn is not None]
+        return {key: self.objectives[key].draw(state, self.gather) for key in dict.fromkeys(drawing)}
+
+    def _candidates(self, side: Tensor, across: bool) -> Tensor:
+        return own_first(side, self.gather) if across else side
+
+    def _concatenated(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The fused rows with what their texts look at behind them."""
+        seen = found["memory"].index_select(0, found["fused_memory"])
+        everywhere = found["fused_mask"].new_ones(seen.shape[:2])
+        return found | {
+            "fused": torch.cat([found["fused"], seen], dim=1),
+            "fused_mask": torch.cat([found["fused_mask"], everywhere], dim=1),
+        }
+
+
+def own_first(tensor: Tensor, gather: Gather) -> Tensor:
+    """Joins ``[B, ...]`` over the replicas and turns the rows so that this replica's come first, ``[J, ...]``."""
+    return gather.join(tensor).roll(-gather.replica * len(tensor), dims=0)
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Rows to join by segment: visual ``[M, S, D]``, text ``[M, L, D]`` and the texts' masks ``[M, L]``."""
+
+    visual: Mapping[str, Tensor]
+    text: Mapping[str, Tensor]
+    mask: Mapping[str, Tensor]
+
+
+class _Memory:
+    """The visual features that texts look at, laid one after the other as they are asked for."""
+
+    def __init__(self, segments: Mapping[str, Tensor]) -> None:
+        self.segments, self.features = segments, list[Tensor]()
+        self._start: dict[tuple[str, ...], int] = {}
+
+    def add(self, seen: tuple[str, ...], features: Tensor) -> None:
+        self._start[seen] = sum(map(len, self.features))
+        self.features.append(features)
+
+    def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
+        """int64 ``[count]``: the rows of memory that hold the first samples of the segments, end to end."""
+        if seen not in self._start:
+            parts = [self.segments[name] for name in seen]
+            self.add(seen, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+        start = self._start[seen]
+        return torch.arange(start, start + count, device=self.features[0].device)
+
+    def stacked(self) -> Tensor:
+        """All of it, ``[R_memory, S, D]``.
+
+        Raises:
+            ModelError: Texts of one step look at rows of different lengths.
+        """
+        lengths = {features.shape[1] for features in self.features}
+        if len(lengths) > 1:
+            raise ModelError(
+                f"texts of one step look at {' and '.join(map(str, sorted(lengths)))} visual positions; allowed is one "
+                "number; put the objectives into stages or data entries of their own"
+            )
+        return self.features[0] if len(self.features) == 1 else torch.cat(self.features)

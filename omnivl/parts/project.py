@@ -1,0 +1,152 @@
+"""The layer behind the encoders: embeddings in a common space, and the temperature that they are compared at.
+
+Shapes: B samples of this replica, S visual positions, L text positions, D hidden size, P projection size.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.chain import ChainLayer
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN
+from omnivl.chain.momentum import ema_update_, frozen_twin
+from omnivl.chain.objective import Objective, Temperature
+from omnivl.chain.state import State, StepLayout
+from omnivl.errors import ModelError
+from omnivl.parts.config import ModelConfig
+from omnivl.parts.embed import encoded_rows
+from omnivl.parts.linear import Linear
+
+
+class Project(ChainLayer):
+    """Projects the first position of the clean rows, L2-normalised in fp32.
+
+    Adds ``visual_embedding`` and ``text_embedding`` where there are clean rows, what the twins make of them
+    (``momentum_visual_embedding``, ``momentum_text_embedding``), and ``logit_scale``, as the layout asks. This layer is
+    never recomputed.
+    """
+
+    def __init__(self, config: ModelConfig, objectives: Sequence[Objective], *, joins_inputs: bool = False) -> None:
+        """Builds the projections, and their twins where an objective reads what these make.
+
+        Args:
+            config: Sizes.
+            objectives: The stage's objectives; the first that brings a temperature decides on it.
+            joins_inputs: Whether only what is read of a stream by itself has gone through the encoder; see ``Embed``.
+
+        Raises:
+            ModelError: An objective needs momentum twins and the model has none.
+        """
+        super().__init__()
+        require_momentum(config, objectives)
+        self.config, self.joins_inputs = config, joins_inputs
+        self.visual_projection = Linear(config.hidden_size, config.projection_size)
+        self.text_projection = Linear(config.hidden_size, config.projection_size)
+        brought = (objective.temperature_options for objective in objectives)
+        options = next((temperature for temperature in brought if temperature is not None), Temperature())
+        # One element instead of a scalar: sharding hosts want parameters that can be cut.
+        self.logit_scale = nn.Parameter(torch.tensor([-math.log(options.initial)]), options.learnt)
+        low, high = options.bounds
+        self.log_scale_bounds = (-math.log(high), -math.log(low))
+        self.momentum_visual_projection: nn.Module | None = None
+        self.momentum_text_projection: nn.Module | None = None
+        if any(objective.reads(TWIN + name) for objective in objectives for name in EMBEDDINGS):
+            sizes = config.hidden_size, config.projection_size
+            self.momentum_visual_projection = frozen_twin(Linear(*sizes), self.visual_projection)
+            self.momentum_text_projection = frozen_twin(Linear(*sizes), self.text_projection)
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What no loss reads: hard negatives are drawn without a gradient."""
+        read = frozenset[str]().union(*(layout.reads for layout in layouts))
+        if "visual_embedding" not in read:
+            yield from self.visual_projection.parameters()
+        if "text_embedding" not in read:
+            yield from self.text_projection.parameters()
+        if "logit_scale" not in read:
+            yield self.logit_scale
+
+    def scale(self) -> Tensor:
+        """1 / temperature, fp32 scalar with gradient, within the bounds of the plan."""
+        scale: Tensor = bounded(self.logit_scale, *self.log_scale_bounds).exp()[0]
+        return scale
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        layout, found = state.layout, dict[str, Tensor]()
+        if layout.embeds:
+            for stream, projection in (("visual", self.visual_projection), ("text", self.text_projection)):
+                if stream in state and CLEAN in layout.segments(stream):
+                    found[f"{stream}_embedding"] = embed(projection, self._clean(state, stream))
+        with torch.no_grad():
+            for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
+                if f"{TWIN}{stream}_embedding" in layout.fields:
+                    assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
+                    found[f"{TWIN}{stream}_embedding"] = embed(twin, state[TWIN + stream])
+        if "logit_scale" in layout.fields:
+            found["logit_scale"] = self.scale()
+        return state.merged(found)
+
+    def _clean(self, state: State, stream: str) -> Tensor:
+        """The clean rows of what the encoder made of a stream."""
+        rows = state.layout.segments(stream)[CLEAN]
+        first = encoded_rows(state.layout, stream).start if self.joins_inputs else 0
+        return state[stream][rows.start - first : rows.stop - first]
+
+    def after_step(self) -> None:
+        """Moves the projections' twins."""
+        for twin, online in (
+            (self.momentum_visual_projection, self.visual_projection),
+            (self.momentum_text_projection, self.text_projection),
+        ):
+            if twin is not None:
+                assert self.config.momentum is not None
+                ema_update_(twin, online, self.config.momentum.decay, self.local_storage)
+
+
+def require_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> None:
+    """Refuses objectives that the model cannot serve.
+
+    Raises:
+        ModelError: An objective needs momentum twins and the model has none.
+    """
+    wanting = [objective.key for objective in objectives if objective.twins]
+    if wanting and config.momentum is None:
+        raise ModelError(
+            f"objectives {', '.join(wanting)}: need momentum twins, but model.momentum is off; set model.momentum, or "
+            "univlc: queue_size 0, batch_keys online, soft_target_alpha 0, and targets: pixels for masked objectives"
+        )
+
+
+def embed(projection: nn.Module, stream: Tensor) -> Tensor:
+    """Projects the first position of ``stream [B, positions, D]``; fp32 ``[B, P]``, L2-normalised."""
+    return F.normalize(projection(stream[:, 0].float()), dim=-1)
+
+
+class _Bounded(torch.autograd.Function):
+    """A clamp whose gradient can always lead back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.bounds = low, high
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,), (x,), (low, high) = gradients, ctx.saved_tensors, ctx.bounds
+        outwards = ((x <= low) & (gradient > 0)) | ((x >= high) & (gradient < 0))
+        return torch.where(outwards, 0.0, gradient), None, None
+
+
+def bounded(x: Tensor, low: float, high: float) -> Tensor:
+    """``x`` clamped to [low, high], with a gradient that can always lead back.
+
+    Plain clamping has no gradient outside its bounds: a parameter that once stepped over one would stay there for good.
+    Here the gradient passes everywhere but where a descent step would push an ``x`` at or beyond a bound further out.
+    """
+    clamped: Tensor = _Bounded.apply(x, low, high)  # type: ignore[no-untyped-call]
+    return clamped
