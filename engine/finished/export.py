@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from engine.disk.aside import HEADS
 from engine.disk.saved import read_weights
 from engine.errors import CheckpointError
 from engine.finished.trained import Trained, only_trains
@@ -21,8 +22,6 @@ from omnivl.tasks.results import Score
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_HEADS = "losses."
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def _fill(model: OmniVLModel, path: Path) -> list[str]:
         if name in own and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
             lacking.discard(name)
-        elif name.startswith(_HEADS) and name not in own:
+        elif name.startswith(HEADS) and name not in own:
             left_out.append(name)
         elif not only_trains(name):
             held = f"shape {list(own[name].shape)}" if name in own else "no such weight"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.disk.aside import ASIDE
 from engine.disk.checkpoint import MANIFEST
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.disk.saved import describe, find_checkpoint, read_weights
@@ -21,7 +22,6 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
 from engine.plan.problems import closest
 from engine.processes.collectives import make_gather
-from engine.run.handover import ASIDE
 from moe.config import for_any_machine
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain

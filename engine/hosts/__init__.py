@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.errors import PlanError
-from engine.hosts.base import Host, StepResult, WeightsReport
+from engine.hosts.base import Host, WeightsReport
 from engine.hosts.plain import PlainHost
 from engine.plan.parallel import ParallelConfig
 from engine.processes.process_group import local_processes
@@ -26,7 +26,6 @@ from omnivl.chain.objective import Objective
 __all__ = [
     "Host",
     "PlainHost",
-    "StepResult",
     "WeightsReport",
     "create_host",
     "experts_over",

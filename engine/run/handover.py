@@ -14,23 +14,18 @@ stage with clips starts from the inflated 2D kernel.
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from engine.disk.aside import ASIDE, HEADS
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
 from omnivl.parts.embed import resize_positions, resize_times
 from omnivl.parts.relative import resize_relative
 from omnivl.randomness import stable_hash
 
-ASIDE = "aside."
-"""Stands in a weights file before the names of heads that the stage itself does not have."""
-
-_HEADS = "losses."
 _TWIN = "momentum_"
 _QUEUE = "queue."
 
@@ -155,8 +150,8 @@ class Inheritance:
         return HandOver(
             source=self._source,
             **{fate: tuple(names) for fate, names in self._fates.items()},
-            aside=tuple(name for name in homeless if name.startswith(_HEADS)),
-            dropped=tuple(name for name in lost if not name.startswith(_HEADS)),
+            aside=tuple(name for name in homeless if name.startswith(HEADS)),
+            dropped=tuple(name for name in lost if not name.startswith(HEADS)),
         )
 
 
@@ -172,19 +167,6 @@ def hand_over(
     for name, layer in chain.named_children():
         inheritance.give(name, layer)
     return inheritance.report()
-
-
-def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
-    """The heads of an earlier stage that a stage has no place for, under the names that keep them aside.
-
-    Args:
-        own: Names of the stage's own weights.
-        file: The weights that the stage started from. Nothing but heads is read of it.
-    """
-    with safe_open(file, framework="pt") as stored:
-        plain = {name.removeprefix(ASIDE): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
-        homeless = [name for name in plain if name.startswith(_HEADS) and name not in own]
-        return {ASIDE + name: stored.get_tensor(plain[name]) for name in homeless}
 
 
 def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:

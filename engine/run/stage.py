@@ -24,12 +24,13 @@ from engine.disk.rollback import (
     write_rollbacks,
 )
 from engine.disk.run_folder import StageFolder
-from engine.hosts import Host, StepResult, experts_over
+from engine.hosts import Host, experts_over
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
 from engine.run.assessment import assess, best_figure, figures_of, write_evaluation
 from engine.step.guard import Guard, Trouble, culprits
-from engine.telemetry.loss_window import LossWindow
+from engine.step.loss_window import LossWindow
+from engine.step.report import StepResult
 from engine.telemetry.metrics import MetricsLog
 from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput

@@ -27,9 +27,9 @@ from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
-from engine.run.freeze import freeze, freeze_idle
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
+from engine.step.freeze import freeze, freeze_idle
 from engine.telemetry.environment import describe_environment
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress

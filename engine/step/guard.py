@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.hosts.base import StepResult
+from engine.step.report import StepResult
 
 _SIGMAS_PER_MAD = 1.4826
 _LEAST_SPREAD = 0.01

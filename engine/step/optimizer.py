@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from engine.hosts.whole import whole_shape
 from engine.step.schedule import Schedule, learning_rate_factor
+from engine.step.whole import whole_shape
 from omnivl.errors import UserError
 
 _STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")

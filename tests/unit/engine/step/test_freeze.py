@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from engine.run.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.data.special_tokens import SpecialTokens

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from engine.hosts.whole import whole_numel
+from engine.step.whole import whole_numel
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.state import StepLayout
 from omnivl.errors import UserError
