@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.disk.run_folder import write_whole
+from engine.disk.evaluation import write_evaluation
 from engine.finished.trained import Trained
 from engine.plan.parse import parse_tasks
 from engine.plan.plan import StagePlan
@@ -18,7 +18,7 @@ from omnivl.architectures.build import has_routers
 from omnivl.errors import UserError
 from omnivl.tasks.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
 from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.results import TaskResult, write_files
+from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 
 ROUTERS = "routers"
@@ -47,12 +47,16 @@ class Evaluation:
             galleries: Whether to keep the pictures, which are for people.
         """
         results = self.results if galleries else [replace(result, galleries=()) for result in self.results]
+        return {**self.facts, "results": [result.as_json() for result in results]}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was evaluated, as plain containers."""
         return {
             "plan": self.trained.plan.name,
             "stage": self.trained.stage.name,
             "step": self.trained.step,
             "weights": str(self.trained.weights),
-            "results": [result.as_json() for result in results],
         }
 
 
@@ -127,7 +131,7 @@ def evaluate(
     return Evaluation(trained, tuple(results))
 
 
-def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
+def keep_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
     """Writes ``evaluation-STAGE.json`` into the run folder, or to ``path``. Called by every process.
 
     What tasks have made as files goes beside it: ``evaluation-STAGE-routing.html``.
@@ -139,9 +143,7 @@ def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path |
     if path is None and run is not None:
         path = run.path / f"evaluation-{evaluation.trained.stage.name}.json"
     if path is not None and ranks.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_files(evaluation.results, path.parent, f"{path.stem}-")
-        write_whole(path, json.dumps(evaluation.as_json(), indent=1))
+        write_evaluation(path, evaluation.facts, evaluation.results, prefix=f"{path.stem}-")
     return path
 
 

@@ -1,6 +1,5 @@
 """A trained stage as a folder of Hugging Face: weights, configuration, tokenizer, processor, model card."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from typing import Literal
 import torch
 
 from engine.disk.aside import HEADS
-from engine.disk.saved import read_weights
+from engine.disk.evaluation import read_scores
+from engine.disk.saved import saved_weights
 from engine.errors import CheckpointError
 from engine.finished.trained import Trained, only_trains
 from engine.report.table import format_share
@@ -89,7 +89,7 @@ def _fill(model: OmniVLModel, path: Path) -> list[str]:
     """
     own, left_out = model.chain.state_dict(), []
     lacking = set(own)
-    for name, tensor in read_weights(path):
+    for name, tensor in saved_weights(path):
         if name in own and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
             lacking.discard(name)
@@ -116,8 +116,10 @@ def scores_of(trained: Trained) -> tuple[Score, ...]:
     index = [stage.name for stage in trained.plan.stages].index(trained.stage.name)
     within = trained.run.stage(index, trained.stage.name).evaluation
     for file in (trained.run.path / f"evaluation-{trained.stage.name}.json", within):
-        if file.is_file() and (read := json.loads(file.read_bytes()))["step"] == trained.step:
-            return tuple(Score(**score) for result in read["results"] for score in result["scores"])
+        if file.is_file():
+            step, scores = read_scores(file)
+            if step == trained.step:
+                return scores
     return ()
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from engine.disk.aside import ASIDE
 from engine.disk.checkpoint import MANIFEST
 from engine.disk.run_folder import RunFolder, StageFolder
-from engine.disk.saved import describe, find_checkpoint, read_weights
+from engine.disk.saved import describe, find_checkpoint, saved_weights
 from engine.errors import CheckpointError
 from engine.hosts.weights import match_weights
 from engine.plan.parse import load_plan
@@ -106,7 +106,7 @@ def load_weights(chain: Chain, path: Path) -> None:
         CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
     """
     own = {name: tensor for name, tensor in chain.state_dict().items() if not only_trains(name)}
-    given = {name: tensor for name, tensor in read_weights(path) if not only_trains(name)}
+    given = {name: tensor for name, tensor in saved_weights(path) if not only_trains(name)}
     try:
         report = match_weights(_shapes(own), _shapes(given), strict=False)
     except CheckpointError as error:

@@ -1,6 +1,7 @@
 """How a run is laid over processes: host, precision, launch and batch arithmetic."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,18 +74,18 @@ class ParallelConfig:
         """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""
         return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
-    def experts_over(self, num_experts: int, local_processes: int, processes: int) -> int:
-        """Processes over which a bank is cut.
+    def experts_over(self, banks: Collection[int], local_processes: int, processes: int) -> int:
+        """Processes over which every bank of sparse experts is cut.
 
         Args:
-            num_experts: Of a bank; 0 where the model has none.
+            banks: Number of experts of each bank; empty where the model has none.
             local_processes: Processes on each machine.
             processes: Processes of the run.
         """
         if self.host == "plain":
             return 1
         if self.expert_parallel_size == "auto":
-            return math.gcd(num_experts, local_processes, self.replicas(processes)) if num_experts > 0 else 1
+            return math.gcd(*banks, local_processes, self.replicas(processes)) if banks else 1
         return self.expert_parallel_size
 
 

@@ -15,6 +15,7 @@ from engine.disk.checkpoint import (
     remove_leftovers,
 )
 from engine.disk.checkpoint_writer import CheckpointWriter
+from engine.disk.evaluation import write_evaluation
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
@@ -24,10 +25,10 @@ from engine.disk.rollback import (
     write_rollbacks,
 )
 from engine.disk.run_folder import StageFolder
-from engine.hosts import Host, experts_over
+from engine.hosts import Host, expert_parallel_size
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
-from engine.run.assessment import assess, best_figure, figures_of, write_evaluation
+from engine.run.assessment import assess, best_figure, figures_of
 from engine.step.guard import Guard, Trouble, culprits
 from engine.step.loss_window import LossWindow
 from engine.step.report import StepResult
@@ -97,7 +98,7 @@ class StageLoop:
             parallel.host,
             None if parallel.host == "plain" else parallel.zero_stage,
             processes,
-            experts_over(parallel, host.chain),
+            expert_parallel_size(parallel, host.chain),
             self._stage.samples_per_step(processes),
             parallel.pipeline_stages if parallel.host == "pipeline" else 1,
         )
@@ -231,7 +232,7 @@ class StageLoop:
         figures = figures_of(results)
         if self._metrics is not None:
             self._metrics.write(standing.step, "evaluation", scores=figures)
-            write_evaluation(self._folder, standing.step, results)
+            write_evaluation(self._folder.evaluation, {"step": standing.step}, results)
         if name is None:
             return False
         figure = best_figure(figures, name)

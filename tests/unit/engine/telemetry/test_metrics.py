@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.telemetry.metrics import MetricsLog, comparable, read_metrics
+from engine.telemetry.metrics import MetricsLog, read_metrics
 
 
 def test_records_come_back(tmp_path: Path) -> None:
@@ -12,8 +12,10 @@ def test_records_come_back(tmp_path: Path) -> None:
         log.write(1, "train", loss=0.5, losses={"mlm": 0.5}, speed={"samples_per_second": 3.0})
         log.write(2, "evaluation", scores={"a/R@1": 1.0})
     first, second = read_metrics(tmp_path / "m.jsonl")
-    assert comparable(first) == {"step": 1, "event": "train", "loss": 0.5, "losses": {"mlm": 0.5}}
-    assert first["speed"] == {"samples_per_second": 3.0}
+    assert first == {
+        **{"step": 1, "event": "train", "loss": 0.5, "losses": {"mlm": 0.5}},
+        "speed": {"samples_per_second": 3.0},
+    }
     assert second["scores"] == {"a/R@1": 1.0}
 
 
