@@ -10,12 +10,11 @@ from engine.disk.evaluation import write_evaluation
 from engine.finished.trained import Trained
 from engine.plan.parse import parse_tasks
 from engine.plan.plan import StagePlan
-from engine.plan.problems import closest
 from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
 from omnivl.architectures.build import has_routers
-from omnivl.errors import UserError
+from omnivl.errors import UserError, did_you_mean
 from omnivl.tasks.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
 from omnivl.tasks.encoder import Encoder
 from omnivl.tasks.results import TaskResult
@@ -92,7 +91,7 @@ def choose_tasks(
         known = list(dict.fromkeys([*(task.name for task in tasks), *kinds(TaskConfig)]))
         for name in names:
             if not any(name in (task.name, task.kind) for task in tasks):
-                change = closest(name, known, "name one of them")
+                change = did_you_mean(name, known, "name one of them")
                 raise UserError(f"--tasks: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
         tasks = tuple(task for task in tasks if task.name in names or task.kind in names)
     if not tasks:

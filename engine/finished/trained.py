@@ -20,13 +20,12 @@ from engine.hosts.weights import match_weights
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
-from engine.plan.problems import closest
 from engine.processes.collectives import make_gather
 from moe.config import for_any_machine
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import UserError
+from omnivl.errors import UserError, did_you_mean
 from omnivl.tasks.encoder import Encoder
 
 
@@ -128,7 +127,7 @@ def _in_run(run: RunFolder, name: str | None) -> Trained:
         known = f" (beside it: {', '.join(siblings)})" if siblings else ""
         raise UserError(
             f"{run.path}: got a run folder that {there}; allowed the folder of a run, such as runs/quickstart{known}; "
-            f"{closest(run.path.name, siblings, 'name one that omnivl pretrain has written')}"
+            f"{did_you_mean(run.path.name, siblings, 'name one that omnivl pretrain has written')}"
         )
     plan = load_plan(run.plan)
     folders = {stage.name: run.stage(index, stage.name) for index, stage in enumerate(plan.stages)}
@@ -168,7 +167,7 @@ def _in_stage(target: Path) -> Trained:
 def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
     names = [stage.name for stage in plan.stages]
     if name not in names:
-        change = closest(name, names, "name one of them")
+        change = did_you_mean(name, names, "name one of them")
         raise UserError(f"{where}: got stage {name!r}; allowed are {', '.join(map(repr, names))}; {change}")
     return plan.stage(name)
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan.plan import CheckpointConfig, EvaluationPlan, LoggingConfig, StagePlan
-from engine.plan.problems import closest
 from engine.plan.stage_rules import STAGE_RULES
 from engine.plan.yaml import Path, Problem, show_value
 from engine.step.guard import GuardConfig
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
+from omnivl.errors import did_you_mean
 from omnivl.parts.config import ModelConfig, MomentumConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -156,7 +156,7 @@ def stages_start_from_earlier_ones(draft: Draft) -> Iterator[Problem]:
             continue
         earlier = [name for name in draft.names[:index] if isinstance(name, str)]
         got = repr(parent)
-        change = closest(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
+        change = did_you_mean(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
         if parent == draft.names[index]:
             got += ", this stage itself"
         elif parent in draft.names:

@@ -1,7 +1,6 @@
 """Named model sizes."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +14,7 @@ from moe.config import (
     SparseConfig,
     named_modalities,
 )
-from omnivl.errors import ModelError
+from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.config import MODALITIES, ModelConfig, PresetName, VisionConfig
 
 PRESETS: Mapping[PresetName, ModelConfig] = {
@@ -165,8 +164,7 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
     for field, names in named_modalities(ffn).items():
         for name in names:
             if name not in MODALITIES:
-                close = difflib.get_close_matches(name, MODALITIES, n=1)
-                change = f"did you mean {close[0]!r}?" if close else "choose one of these"
+                change = did_you_mean(name, MODALITIES, "choose one of these")
                 yield Misfit(("ffn", *field.split(".")), repr(name), known, change)
     if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.top_k:
         for name in MODALITIES:
@@ -206,6 +204,5 @@ def _place_misfits(config: ModelConfig) -> Iterator[Misfit]:
 
 
 def _unknown(where: str, got: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(got, allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{where}: {got!r} is not known; allowed: {', '.join(allowed)}{hint}"
+    change = did_you_mean(got, allowed, "choose one of these")
+    return f"{where}: {got!r} is not known; allowed: {', '.join(allowed)}; {change}"

@@ -41,8 +41,8 @@ def test_pattern_that_names_nothing() -> None:
     with pytest.raises(UserError) as caught:
         freeze(chain(), ["embed", "visual_0"], "stages.0.freeze")
     assert str(caught.value) == (
-        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00. "
-        "Did you mean 'visual_00'?"
+        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00; "
+        "did you mean 'visual_00'?"
     )
 
 
