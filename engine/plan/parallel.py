@@ -4,7 +4,9 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from moe.ranges import Range
 
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -60,8 +62,8 @@ class ParallelConfig:
     offload: Offload = "none"
     offload_device: Literal["cpu", "nvme"] = "cpu"
     nvme_folder: str | None = None
-    expert_parallel_size: int | Literal["auto"] = 1
-    pipeline_stages: int = 2
+    expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = 1
+    pipeline_stages: Annotated[int, Range(2)] = 2
     pipeline_profile: str | None = None
 
     @property
@@ -98,8 +100,8 @@ class LaunchConfig:
         timeout_seconds: Seconds that a process waits for the others before the run is given up.
     """
 
-    processes: int | Literal["auto"] = "auto"
-    timeout_seconds: int = 1800
+    processes: Annotated[int, Range(1)] | Literal["auto"] = "auto"
+    timeout_seconds: Annotated[int, Range(1)] = 1800
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,6 @@ class BatchConfig:
             number of processes where it is given; never changes them.
     """
 
-    micro_batch_size_per_gpu: int = 32
-    gradient_accumulation_steps: int = 1
-    global_batch_size: int | None = None
+    micro_batch_size_per_gpu: Annotated[int, Range(1)] = 32
+    gradient_accumulation_steps: Annotated[int, Range(1)] = 1
+    global_batch_size: Annotated[int, Range(1)] | None = None

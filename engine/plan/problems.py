@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members
+from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members, range_of
 from engine.plan.yaml import Path, Problem, read_yaml, show_value
 from omnivl.errors import did_you_mean
 
@@ -39,7 +39,7 @@ def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
 def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Problem:
     """One error; nearly all of them are told from the annotation alone."""
     annotation = annotation_at(cls, tree, path)
-    value = _value_at(tree, path)
+    value = value_at(tree, path)
     match entry["type"]:
         case "unexpected_keyword_argument":
             return _unknown_key(path, cls, tree)
@@ -54,6 +54,8 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
             return Problem((*path, "kind"), "nothing", ", ".join(map(repr, kinds(annotation))), "add 'kind'")
         case "value_error":
             return _refused(path, str(entry["ctx"]["error"]), value)
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return Problem(path, show_value(value), str(range_of(annotation)), "change the number")
         case _:
             assert annotation is not None, f"no annotation at {path} for {entry['type']}"
             return Problem(path, show_value(value), describe(annotation), _change(annotation, value))
@@ -61,7 +63,7 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
 
 def _unknown_key(path: Path, cls: type, tree: Any) -> Problem:
     *parent, key = path
-    holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), _value_at(tree, tuple(parent)))
+    holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), value_at(tree, tuple(parent)))
     assert holder is not None, f"no section at {parent}"
     known = list(field_types(holder))
     change = did_you_mean(str(key), known, "remove it")
@@ -113,7 +115,8 @@ def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: boo
     return path
 
 
-def _value_at(tree: Any, path: Path) -> Any:
+def value_at(tree: Any, path: Path) -> Any:
+    """What ``path`` leads to in a tree; None where it leads nowhere."""
     for part in path:
         try:
             tree = tree[part]

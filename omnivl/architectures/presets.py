@@ -131,8 +131,6 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
         value, by = getattr(config, name), getattr(config, divisor)
         if value % by:
             yield Misfit((name,), str(value), f"a multiple of {divisor} {by}", "change either")
-    if not 0.0 <= config.patch_dropout < 1.0:
-        yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
     yield from _vision_misfits(config)
     yield from _modality_misfits(config.ffn)
     yield from _place_misfits(config)
@@ -148,8 +146,6 @@ def _vision_misfits(config: ModelConfig) -> Iterator[Misfit]:
             if value != default:
                 change = "leave it out, or set model.architecture to towers"
                 yield Misfit(("vision", entry.name), f"{value!r} in unified", f"{default!r} in unified", change)
-    if vision.norm_eps <= 0:
-        yield Misfit(("vision", "norm_eps"), f"{vision.norm_eps:g}", "a number above 0", "change it, e.g. to 1e-6")
     if vision.activation != "gelu" and not isinstance(config.ffn, DenseConfig | MoMEConfig):
         got = f"{vision.activation!r} with ffn kind {config.ffn.kind!r}"
         allowed = "'gelu' where there are sparse or attribute experts"
