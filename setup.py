@@ -19,6 +19,7 @@ setup(
     package_data={"omnivl": ["data/embedded/*/*", "**/*.j2"], "engine": ["**/*.j2"]},
     # Lower bounds only: a cluster brings its own torch. requirements.txt pins what was tested together.
     install_requires=[
+        "annotated-types>=0.6",
         "av>=12",
         "deepspeed>=0.19",
         "jinja2>=3.1",

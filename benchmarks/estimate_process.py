@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from engine.estimate.hardware import HardwareConfig
-from engine.estimate.layer_profile import blank_batches
+from engine.estimate.layers import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
 from engine.hosts import create_host, replica_group
 from engine.hosts.pipeline.cut import pipeline_cuts
@@ -27,7 +27,7 @@ from engine.plan.precision import dtype_of, with_precision
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
-from engine.run.freeze import freeze_idle
+from engine.step.freeze import freeze_idle
 from engine.telemetry.environment import resident_bytes
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer

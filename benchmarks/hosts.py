@@ -20,7 +20,7 @@ from engine.hosts.pipeline.cut import cut, layer_costs
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
-from engine.run.freeze import freeze_idle
+from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS

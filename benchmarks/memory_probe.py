@@ -24,12 +24,12 @@ import torch.distributed as dist
 
 from engine.disk.weights_out import write_weights
 from engine.hosts import create_host, layer_settler
-from engine.hosts.whole import whole_numel
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
-from engine.run.freeze import freeze_idle
+from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig
+from engine.step.whole import whole_numel
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout

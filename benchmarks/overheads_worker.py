@@ -142,7 +142,7 @@ class _Window:
                 start = time.perf_counter()
                 if number == 0:
                     layout = SavedLayout("plain", None, ranks.world_size(), 1, 1)
-                    self._writer.save(self._host, TrainerState(1, 0, 0, None, None, 0, {}, layout), {})
+                    self._writer.save(self._host, TrainerState(step=1, layout=layout), {})
                 else:
                     self._writer.poll()
                 if number == self._steps - 1:

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from engine.estimate.hardware import load_hardware
-from engine.estimate.layer_profile import imagined
+from engine.estimate.layers import imagined
 from engine.estimate.live import LivePeak
 from engine.estimate.operations import OperationCounter
 from engine.estimate.step import StepEstimate, estimate_step

@@ -19,8 +19,9 @@ import torch
 from benchmarks.measure import Ratio, Spread, Step, over, rates, short, take_turns
 from benchmarks.operations import shares_of_time
 from benchmarks.record import Options, Report, Table, main_of
-from engine.hosts import PlainHost, StepResult
+from engine.hosts import PlainHost
 from engine.step.optimizer import OptimizerConfig
+from engine.step.report import StepResult
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.flops import step_flops
 from omnivl.architectures.presets import PRESETS

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moe.expert_products import Implementation
+from moe.ranges import Range
 from moe.router_losses import RouterLossConfig
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -34,7 +35,7 @@ class MoMEConfig:
 
     kind: Literal["mome"] = "mome"
     shared: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    fusion_from: int | None = None
+    fusion_from: Annotated[int, Range(0)] | None = None
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -79,18 +80,18 @@ class SparseConfig:
     """
 
     routing: Literal["token_choice", "expert_choice"] = "token_choice"
-    top_k: int = 1
-    every: int = 2
+    top_k: Annotated[int, Range(1)] = 1
+    every: Annotated[int, Range(1)] = 2
     blocks: tuple[int, ...] | None = None
-    expert_ratio: float = 1.0
-    shared_experts: int = 0
-    noise: float = 1.0
+    expert_ratio: Annotated[float, Range(above=0)] = 1.0
+    shared_experts: Annotated[int, Range(0)] = 0
+    noise: Annotated[float, Range(0)] = 1.0
     renormalise: bool = False
-    capacity_factor: float | None = None
+    capacity_factor: Annotated[float, Range(above=0)] | None = None
     priority: bool = True
-    selection_bias_rate: float = 0.0
+    selection_bias_rate: Annotated[float, Range(0)] = 0.0
     losses: RouterLossConfig = field(default_factory=RouterLossConfig)
-    upcycle_noise: float = 0.0
+    upcycle_noise: Annotated[float, Range(0)] = 0.0
     implementation: Implementation = "auto"
 
     @property
@@ -103,20 +104,9 @@ class SparseConfig:
         """Checks the options.
 
         Raises:
-            ValueError: One is out of its range or contradicts another.
+            ValueError: One contradicts another.
         """
-        _require(self.top_k >= 1, f"ffn.top_k: got {self.top_k}, allowed is 1 or more")
         _check_places(self.every, self.blocks)
-        _require(self.expert_ratio > 0, f"ffn.expert_ratio: got {self.expert_ratio}, allowed is a number above 0")
-        _require(self.shared_experts >= 0, f"ffn.shared_experts: got {self.shared_experts}, allowed is 0 or more")
-        _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
-        factor = self.capacity_factor
-        _require(
-            factor is None or factor > 0, f"ffn.capacity_factor: got {factor}, allowed is null or a number above 0"
-        )
-        rate = self.selection_bias_rate
-        _require(self.upcycle_noise >= 0, f"ffn.upcycle_noise: got {self.upcycle_noise}, allowed is 0 (none) or more")
-        _require(rate >= 0, f"ffn.selection_bias_rate: got {rate}, allowed is 0 (no bias) or more")
         if self.routing == "expert_choice":
             self._check_expert_choice()
         _require(
@@ -153,7 +143,7 @@ class LIMoEConfig(SparseConfig):
     """
 
     kind: Literal["limoe"] = "limoe"
-    num_experts: int = 8
+    num_experts: Annotated[int, Range(1)] = 8
 
     def __post_init__(self) -> None:
         """See ``SparseConfig``."""
@@ -175,8 +165,8 @@ class MoMELIMoEConfig(SparseConfig):
     """
 
     kind: Literal["mome_limoe"] = "mome_limoe"
-    pools: Mapping[str, int] = field(default_factory=lambda: {"image": 4, "video": 4, "text": 4})
-    common_experts: int = 4
+    pools: Mapping[str, Annotated[int, Range(1)]] = field(default_factory=lambda: {"image": 4, "video": 4, "text": 4})
+    common_experts: Annotated[int, Range(0)] = 4
 
     @property
     def num_experts(self) -> int:
@@ -187,14 +177,12 @@ class MoMELIMoEConfig(SparseConfig):
         """See ``SparseConfig``."""
         super().__post_init__()
         for name, size in self.pools.items():
-            _require(size >= 1, f"ffn.pools: got {size} for {name}, allowed is 1 or more, or to leave it out")
             available = size + self.common_experts
             _require(
                 available >= self.top_k,
                 f"ffn.pools: got {size} experts for {name} and {self.common_experts} common ones, allowed is "
                 f"top_k {self.top_k} or more in all",
             )
-        _require(self.common_experts >= 0, f"ffn.common_experts: got {self.common_experts}, allowed is 0 or more")
 
 
 @dataclass(frozen=True)
@@ -216,24 +204,24 @@ class AttributeConfig:
     """
 
     kind: Literal["attribute"] = "attribute"
-    num_experts: int = 8
-    top_k: int = 2
-    every: int = 2
+    num_experts: Annotated[int, Range(1)] = 8
+    top_k: Annotated[int, Range(1)] = 2
+    every: Annotated[int, Range(1)] = 2
     blocks: tuple[int, ...] | None = None
     attention: bool = False
-    noise: float = 1.0
-    num_attributes: int = 8
-    attribute_size: int = 64
+    noise: Annotated[float, Range(0)] = 1.0
+    num_attributes: Annotated[int, Range(1)] = 8
+    attribute_size: Annotated[int, Range(1)] = 64
 
     def __post_init__(self) -> None:
         """Checks the options.
 
         Raises:
-            ValueError: One is out of its range.
+            ValueError: One contradicts another.
         """
         _check_places(self.every, self.blocks)
-        _require(1 <= self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is 1 to num_experts")
-        _require(self.noise >= 0, f"ffn.noise: got {self.noise}, allowed is 0 (none) or more")
+        allowed = f"1 to num_experts {self.num_experts}"
+        _require(self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is {allowed}")
 
 
 FeedForwardConfig = Annotated[
@@ -274,7 +262,6 @@ def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
 
 def _check_places(every: int, blocks: tuple[int, ...] | None) -> None:
     """Refuses places of experts that contradict each other; whether the blocks exist is known with the stack."""
-    _require(every >= 1, f"ffn.every: got {every}, allowed is 1 or more")
     if blocks is not None:
         _require(len(blocks) > 0, "ffn.blocks: got no block, allowed is null or one block or more")
         _require(len(set(blocks)) == len(blocks), f"ffn.blocks: got {list(blocks)}, allowed is each block once")

@@ -1,5 +1,8 @@
 """Errors that a user caused and can mend. Our own broken invariants are plain assertions instead."""
 
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave us.
@@ -15,3 +18,9 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model configuration or a weight file does not fit together."""
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
+    """Advice on an unknown word: ``did you mean 'X'?`` for the most similar known one, else ``otherwise``."""
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {found[0]!r}?" if found else otherwise

@@ -63,30 +63,30 @@ class SavedLayout:
         return f"{self.host}{zero} on {processes}{cut}, {self.samples_per_step} samples a step"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainerState:
-    """Where the loop stands.
+    """How far a stage has come, as ``trainer.json`` has it.
 
     Attributes:
-        step: Optimizer steps taken, so the index of the next one.
+        step: Optimizer steps taken, which is the index of the next one.
         skipped: Steps that were skipped for a loss or gradient that was not finite.
         skipped_in_a_row: How many of them were the last ones.
         best: Best score so far; None before the first evaluation.
         best_step: The checkpoint that reached it.
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
-        window: Sums towards the next line of metrics.
+        window: Sums for the next line of metrics (``engine.step.loss_window``).
         layout: What wrote the checkpoint.
         guard: Recent losses (``engine.step.guard``).
         rollbacks: How often the stage had gone back (``engine.disk.rollback``).
     """
 
-    step: int
-    skipped: int
-    skipped_in_a_row: int
-    best: float | None
-    best_step: int | None
-    metrics_bytes: int
-    window: Mapping[str, Any]
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best: float | None = None
+    best_step: int | None = None
+    metrics_bytes: int = 0
+    window: Mapping[str, Any] = field(default_factory=dict)
     layout: SavedLayout
     guard: Mapping[str, Any] = field(default_factory=dict)
     rollbacks: int = 0

@@ -112,7 +112,7 @@ def describe(checkpoint: Path) -> Saved:
     return Saved(checkpoint, trainer["step"], trainer["skipped"], layout, tensors.steps, size, parts)
 
 
-def read_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
+def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
     """Weights and buffers by their names in the chain, one after the other.
 
     Args:
@@ -147,12 +147,12 @@ def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
     Source: Izmailov et al., arXiv 1803.05407; Wortsman et al., Model soups, arXiv 2203.05482.
     """
     assert len(sources) >= 2, "one checkpoint is its own mean"
-    first = dict(read_weights(sources[0]))
+    first = dict(saved_weights(sources[0]))
     kinds = {name: tensor.dtype for name, tensor in first.items()}
     sums = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in first.items()}
     for source in sources[1:]:
         left = set(sums)
-        for name, tensor in read_weights(source):
+        for name, tensor in saved_weights(source):
             if name not in sums or sums[name].shape != tensor.shape:
                 held = list(sums[name].shape) if name in sums else "no such weight"
                 raise CheckpointError(

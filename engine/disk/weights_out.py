@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from engine.disk.aside import heads_aside
 from engine.disk.weights_file import WeightsWriter
 from engine.errors import CheckpointError
 from engine.hosts import Host
 from engine.processes import ranks
-from engine.run.handover import heads_aside
 
 
 def write_weights(host: Host, path: Path, source: Path | None) -> None:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from engine.estimate.operations import Operation, Operations
 from engine.plan.parallel import Precision
 from engine.plan.parse import load_section
+from moe.ranges import Range
 from omnivl.errors import UserError
 
 FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "hardware")
@@ -27,8 +28,8 @@ class RateConfig:
         fp32: In fp32.
     """
 
-    bf16: float
-    fp32: float
+    bf16: Annotated[float, Range(above=0)]
+    fp32: Annotated[float, Range(above=0)]
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class LinkConfig:
         scatter_share: What reduce-scatters reach; null where they reach ``share``.
     """
 
-    gigabytes_per_second: float
-    share: float
-    latency_seconds: float
-    gather_share: float | None = None
-    scatter_share: float | None = None
+    gigabytes_per_second: Annotated[float, Range(above=0)]
+    share: Annotated[float, Range(above=0)]
+    latency_seconds: Annotated[float, Range(0)]
+    gather_share: Annotated[float, Range(above=0)] | None = None
+    scatter_share: Annotated[float, Range(above=0)] | None = None
 
     def seconds(self, sent_bytes: float, messages: float, kind: CollectiveKind = "other") -> float:
         """Of so many bytes in so many messages, one after the other."""
@@ -82,21 +83,21 @@ class HardwareConfig:
 
     name: str
     device: Literal["gpu", "cpu"]
-    memory_gib: float
+    memory_gib: Annotated[float, Range(above=0)]
     peak_tflops: RateConfig
     product_share: RateConfig
     attention_share: RateConfig
-    memory_gigabytes_per_second: float
-    memory_share: float
-    operation_seconds: float
-    processes_per_node: int
+    memory_gigabytes_per_second: Annotated[float, Range(above=0)]
+    memory_share: Annotated[float, Range(above=0)]
+    operation_seconds: Annotated[float, Range(0)]
+    processes_per_node: Annotated[int, Range(1)]
     within_node: LinkConfig
     between_nodes: LinkConfig
     overlaps: bool
-    host_memory_gib: float
-    host_gigabytes_per_second: float
-    storage_gigabytes_per_second: float
-    decoded_images_per_second: float | None = None
+    host_memory_gib: Annotated[float, Range(above=0)]
+    host_gigabytes_per_second: Annotated[float, Range(above=0)]
+    storage_gigabytes_per_second: Annotated[float, Range(above=0)]
+    decoded_images_per_second: Annotated[float, Range(above=0)] | None = None
 
     def peak_flops(self, precision: Precision) -> float:
         """Floating point operations per second on paper; ``auto`` was settled before."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.estimate.allocations import Allocations
-from engine.estimate.layer_profile import imagined
+from engine.estimate.layers import imagined
 from omnivl.chain.chain import Chain
 from omnivl.chain.state import State
 
@@ -30,7 +30,7 @@ def live_peak(chain: Chain, state: State) -> LivePeak:
 
     Args:
         chain: On ``meta`` for an accelerator's kernels, which hold no memory then; or on the CPU for its own.
-        state: From ``engine.estimate.layer_profile.blank_states``, on the same device.
+        state: From ``engine.estimate.layers.blank_states``, on the same device.
     """
     tracker = Allocations()
     gradients = 0

@@ -1,6 +1,5 @@
 """All that is estimated of one stage of a plan on a cluster."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +12,8 @@ from engine.estimate.tasks import COMPUTE
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, kind_shares, model_work
 from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
-from moe.sparse import SparseFeedForward
 from omnivl.architectures.build import build_chain
 from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
@@ -143,8 +142,8 @@ def estimate_stage(
     replicas = parallel.replicas(processes)
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special)
-    banks = [module.experts.num_experts for module in chain.modules() if isinstance(module, SparseFeedForward)]
-    experts = parallel.experts_over(math.gcd(*banks), cluster.per_node, processes)
+    banks = [bank.num_experts for _, bank in expert_banks(chain)]
+    experts = parallel.experts_over(banks, cluster.per_node, processes)
     if replicas % experts or any(bank % experts for bank in banks) or (experts > 1 and not banks):
         raise PlanError(
             [

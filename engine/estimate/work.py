@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from engine.estimate.layer_profile import activation_bytes, apart, blank_states, imagined, made_by_layer
+from engine.estimate.layers import activation_bytes, apart, blank_states, imagined, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
-from engine.run.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.flops import step_flops

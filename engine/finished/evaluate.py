@@ -6,19 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from engine.disk.run_folder import write_whole
+from engine.disk.evaluation import write_evaluation
 from engine.finished.trained import Trained
 from engine.plan.parse import parse_tasks
 from engine.plan.plan import StagePlan
-from engine.plan.problems import closest
 from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
 from omnivl.architectures.build import has_routers
-from omnivl.errors import UserError
+from omnivl.errors import UserError, did_you_mean
 from omnivl.tasks.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
 from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.results import TaskResult, write_files
+from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 
 ROUTERS = "routers"
@@ -47,12 +46,16 @@ class Evaluation:
             galleries: Whether to keep the pictures, which are for people.
         """
         results = self.results if galleries else [replace(result, galleries=()) for result in self.results]
+        return {**self.facts, "results": [result.as_json() for result in results]}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What was evaluated, as plain containers."""
         return {
             "plan": self.trained.plan.name,
             "stage": self.trained.stage.name,
             "step": self.trained.step,
             "weights": str(self.trained.weights),
-            "results": [result.as_json() for result in results],
         }
 
 
@@ -88,7 +91,7 @@ def choose_tasks(
         known = list(dict.fromkeys([*(task.name for task in tasks), *kinds(TaskConfig)]))
         for name in names:
             if not any(name in (task.name, task.kind) for task in tasks):
-                change = closest(name, known, "name one of them")
+                change = did_you_mean(name, known, "name one of them")
                 raise UserError(f"--tasks: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
         tasks = tuple(task for task in tasks if task.name in names or task.kind in names)
     if not tasks:
@@ -127,7 +130,7 @@ def evaluate(
     return Evaluation(trained, tuple(results))
 
 
-def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
+def keep_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
     """Writes ``evaluation-STAGE.json`` into the run folder, or to ``path``. Called by every process.
 
     What tasks have made as files goes beside it: ``evaluation-STAGE-routing.html``.
@@ -139,9 +142,7 @@ def write_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path |
     if path is None and run is not None:
         path = run.path / f"evaluation-{evaluation.trained.stage.name}.json"
     if path is not None and ranks.rank() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_files(evaluation.results, path.parent, f"{path.stem}-")
-        write_whole(path, json.dumps(evaluation.as_json(), indent=1))
+        write_evaluation(path, evaluation.facts, evaluation.results, prefix=f"{path.stem}-")
     return path
 
 

@@ -1,6 +1,5 @@
 """A trained stage as a folder of Hugging Face: weights, configuration, tokenizer, processor, model card."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +8,11 @@ from typing import Literal
 
 import torch
 
-from engine.disk.saved import read_weights
+from engine.disk.aside import HEADS
+from engine.disk.evaluation import read_scores
+from engine.disk.saved import saved_weights
 from engine.errors import CheckpointError
-from engine.finished.trained import Trained, only_trains
+from engine.finished.trained import Trained, is_for_training
 from engine.report.table import format_share
 from engine.telemetry.environment import package_versions
 from omnivl.data.tokenizer import load_tokenizer
@@ -21,8 +22,6 @@ from omnivl.tasks.results import Score
 
 Dtype = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-_HEADS = "losses."
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,13 @@ def _fill(model: OmniVLModel, path: Path) -> list[str]:
     """
     own, left_out = model.chain.state_dict(), []
     lacking = set(own)
-    for name, tensor in read_weights(path):
+    for name, tensor in saved_weights(path):
         if name in own and own[name].shape == tensor.shape:
             own[name].copy_(tensor)
             lacking.discard(name)
-        elif name.startswith(_HEADS) and name not in own:
+        elif name.startswith(HEADS) and name not in own:
             left_out.append(name)
-        elif not only_trains(name):
+        elif not is_for_training(name):
             held = f"shape {list(own[name].shape)}" if name in own else "no such weight"
             raise CheckpointError(
                 f"{path}: got {name} of shape {list(tensor.shape)}, the stage's model has {held}; allowed are weights "
@@ -117,8 +116,10 @@ def scores_of(trained: Trained) -> tuple[Score, ...]:
     index = [stage.name for stage in trained.plan.stages].index(trained.stage.name)
     within = trained.run.stage(index, trained.stage.name).evaluation
     for file in (trained.run.path / f"evaluation-{trained.stage.name}.json", within):
-        if file.is_file() and (read := json.loads(file.read_bytes()))["step"] == trained.step:
-            return tuple(Score(**score) for result in read["results"] for score in result["scores"])
+        if file.is_file():
+            step, scores = read_scores(file)
+            if step == trained.step:
+                return scores
     return ()
 
 

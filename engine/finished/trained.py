@@ -11,22 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.disk.aside import ASIDE
 from engine.disk.checkpoint import MANIFEST
 from engine.disk.run_folder import RunFolder, StageFolder
-from engine.disk.saved import describe, find_checkpoint, read_weights
+from engine.disk.saved import describe, find_checkpoint, saved_weights
 from engine.errors import CheckpointError
 from engine.hosts.weights import match_weights
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
-from engine.plan.problems import closest
 from engine.processes.collectives import make_gather
-from engine.run.handover import ASIDE
 from moe.config import for_any_machine
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
+from omnivl.chain.names import only_trains
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import UserError
+from omnivl.errors import UserError, did_you_mean
 from omnivl.tasks.encoder import Encoder
 
 
@@ -105,8 +105,8 @@ def load_weights(chain: Chain, path: Path) -> None:
     Raises:
         CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
     """
-    own = {name: tensor for name, tensor in chain.state_dict().items() if not only_trains(name)}
-    given = {name: tensor for name, tensor in read_weights(path) if not only_trains(name)}
+    own = {name: tensor for name, tensor in chain.state_dict().items() if not is_for_training(name)}
+    given = {name: tensor for name, tensor in saved_weights(path) if not is_for_training(name)}
     try:
         report = match_weights(_shapes(own), _shapes(given), strict=False)
     except CheckpointError as error:
@@ -128,7 +128,7 @@ def _in_run(run: RunFolder, name: str | None) -> Trained:
         known = f" (beside it: {', '.join(siblings)})" if siblings else ""
         raise UserError(
             f"{run.path}: got a run folder that {there}; allowed the folder of a run, such as runs/quickstart{known}; "
-            f"{closest(run.path.name, siblings, 'name one that omnivl pretrain has written')}"
+            f"{did_you_mean(run.path.name, siblings, 'name one that omnivl pretrain has written')}"
         )
     plan = load_plan(run.plan)
     folders = {stage.name: run.stage(index, stage.name) for index, stage in enumerate(plan.stages)}
@@ -168,14 +168,14 @@ def _in_stage(target: Path) -> Trained:
 def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
     names = [stage.name for stage in plan.stages]
     if name not in names:
-        change = closest(name, names, "name one of them")
+        change = did_you_mean(name, names, "name one of them")
         raise UserError(f"{where}: got stage {name!r}; allowed are {', '.join(map(repr, names))}; {change}")
     return plan.stage(name)
 
 
-def only_trains(name: str) -> bool:
-    """Whether a weight is read by training alone: of a momentum twin, of the queue, or kept for a later stage."""
-    return name.startswith(ASIDE) or any(part.startswith("momentum_") or part == "queue" for part in name.split("."))
+def is_for_training(name: str) -> bool:
+    """Whether a weight is no use to inference: a momentum twin's, a queue's, or kept for a later stage."""
+    return name.startswith(ASIDE) or only_trains(name)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -3,22 +3,22 @@
 ``create_host`` is the one place that knows them all. DeepSpeed is imported only where it is asked for.
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from engine.errors import PlanError
-from engine.hosts.base import Host, StepResult, WeightsReport
+from engine.hosts.base import Host, WeightsReport
 from engine.hosts.plain import PlainHost
+from engine.hosts.zero.experts import expert_banks
 from engine.plan.parallel import ParallelConfig
 from engine.processes.process_group import local_processes
 from engine.processes.ranks import world_size
 from engine.step.optimizer import OptimizerConfig
-from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
@@ -26,10 +26,9 @@ from omnivl.chain.objective import Objective
 __all__ = [
     "Host",
     "PlainHost",
-    "StepResult",
     "WeightsReport",
     "create_host",
-    "experts_over",
+    "expert_parallel_size",
     "layer_settler",
     "needs_process_group",
     "replica_group",
@@ -50,10 +49,10 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
     return place_in_pipeline(parallel.pipeline_stages).data_group
 
 
-def experts_over(parallel: ParallelConfig, part: nn.Module) -> int:
+def expert_parallel_size(parallel: ParallelConfig, part: nn.Module) -> int:
     """Processes over which every bank of sparse experts of a chain, or of a layer of it, is cut in this run."""
-    banks = [module.experts.num_experts for module in part.modules() if isinstance(module, SparseFeedForward)]
-    return parallel.experts_over(math.gcd(*banks), local_processes(), world_size())
+    banks = [bank.num_experts for _, bank in expert_banks(part)]
+    return parallel.experts_over(banks, local_processes(), world_size())
 
 
 def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
@@ -70,7 +69,7 @@ def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[C
         return None
     from engine.hosts.zero.build import ZeroBuild
 
-    build = ZeroBuild(lambda layer: experts_over(parallel, layer), parallel.offloading, device)
+    build = ZeroBuild(lambda layer: expert_parallel_size(parallel, layer), parallel.offloading, device)
     return build.settle
 
 
@@ -108,50 +107,45 @@ def create_host(
         PlanError: There is no such host.
     """
     layout = partial(plan_layout, objectives)
+    common: _Common = {
+        "total_steps": total_steps,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "device": device,
+        "pretrained": pretrained,
+    }
     if parallel.host == "plain":
-        return PlainHost(
-            chain,
-            optimizer,
-            layout,
-            total_steps=total_steps,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            device=device,
-            group=group,
-            pretrained=pretrained,
-        )
+        return PlainHost(chain, optimizer, layout, group=group, **common)
+    sharded: _Sharded = {
+        **common,
+        "micro_batch_size": micro_batch_size,
+        "expert_parallel_size": expert_parallel_size(parallel, chain),
+    }
     if parallel.host == "zero":
         from engine.hosts.zero.host import ZeroHost
 
-        return ZeroHost(
-            chain,
-            optimizer,
-            layout,
-            total_steps=total_steps,
-            stage=parallel.zero_stage,
-            micro_batch_size=micro_batch_size,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            device=device,
-            pretrained=pretrained,
-            offload=parallel.offloading,
-            expert_parallel_size=experts_over(parallel, chain),
-        )
+        stage, offload = parallel.zero_stage, parallel.offloading
+        return ZeroHost(chain, optimizer, layout, stage=stage, offload=offload, **sharded)
     if parallel.host == "pipeline":
         from engine.hosts.pipeline.host import PipelineHost
 
         assert parallel.zero_stage in (0, 1), "the plan's rules allow no other"
-        return PipelineHost(
-            chain,
-            optimizer,
-            layout,
-            cuts=cuts,
-            total_steps=total_steps,
-            zero_stage=parallel.zero_stage,
-            micro_batch_size=micro_batch_size,
-            gradient_accumulation_steps=gradient_accumulation_steps,
-            device=device,
-            pretrained=pretrained,
-            expert_parallel_size=experts_over(parallel, chain),
-        )
+        return PipelineHost(chain, optimizer, layout, cuts=cuts, zero_stage=parallel.zero_stage, **sharded)
     raise PlanError(
         [f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero', 'pipeline'; change it to one of them"]
     )
+
+
+class _Common(TypedDict):
+    """What every host takes beside the chain, the optimizer and the layout of a micro-batch."""
+
+    total_steps: int
+    gradient_accumulation_steps: int
+    device: torch.device | None
+    pretrained: Collection[str]
+
+
+class _Sharded(_Common):
+    """What the hosts under DeepSpeed take as well."""
+
+    micro_batch_size: int
+    expert_parallel_size: int

@@ -10,30 +10,10 @@ import torch
 from torch import Tensor
 
 from engine.hosts.shards import Shard
+from engine.step.report import StepResult
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one optimizer step reports. All figures are averages over replicas, equal on every replica.
-
-    Attributes:
-        loss: The weighted total, averaged over micro-batches.
-        losses: Raw losses by objective, averaged over the micro-batches in which the objective was active.
-        metrics: Detached metrics by ``objective/name``, averaged likewise.
-        gradient_norm: Global norm before clipping.
-        learning_rates: By parameter group.
-        skipped: True where a loss or gradient was not finite and the weights, momentum and queue did not move.
-    """
-
-    loss: float
-    losses: Mapping[str, float]
-    metrics: Mapping[str, float]
-    gradient_norm: float
-    learning_rates: Mapping[str, float]
-    skipped: bool
 
 
 @dataclass(frozen=True)

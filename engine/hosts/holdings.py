@@ -20,8 +20,8 @@ from engine.hosts.base import WeightsReport
 from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
 from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
-from engine.hosts.whole import whole_shape
 from engine.processes.collectives import broadcast_from_first
+from engine.step.whole import whole_shape
 from moe.exchange import ExpertExchange
 from moe.experts import ExpertBank
 from omnivl.chain.chain import Chain

@@ -7,13 +7,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from engine.hosts.base import StepResult
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.stores import WholeStore
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
-from engine.step.report import StepScalars, scalars
+from engine.step.report import StepResult, StepScalars, scalars
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch

@@ -88,8 +88,8 @@ class ZeroStore:
             engine: A ``DeepSpeedEngine``.
             stage: 1, 2 or 3.
         """
-        self._zero, self._stage = engine.step.optimizer, stage
-        self._adamw: torch.optim.Optimizer = engine.step.optimizer.optimizer
+        self._zero, self._stage = engine.optimizer, stage
+        self._adamw: torch.optim.Optimizer = engine.optimizer.optimizer
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
         """A view of the parameter or its partition, or of a flat tensor of the optimizer's."""

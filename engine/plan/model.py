@@ -6,11 +6,10 @@ from pathlib import Path as FilePath
 from typing import Any, cast
 
 from engine.plan.plan import Plan
-from engine.plan.problems import closest
 from engine.plan.yaml import Document, Problem, read_yaml, show_value
 from omnivl.architectures.presets import PRESETS
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import DataError
+from omnivl.errors import DataError, did_you_mean
 from omnivl.parts.config import ModelConfig, PresetName
 
 
@@ -36,7 +35,7 @@ def resolve_model(document: Document) -> list[Problem]:
         base = PRESETS[cast(PresetName, preset)]
     elif "preset" in given:
         known = ", ".join(repr(name) for name in PRESETS)
-        change = closest(preset, PRESETS, "choose one of these") if isinstance(preset, str) else "choose one of these"
+        change = did_you_mean(str(preset), PRESETS, "choose one of these")
         problems.append(Problem(("model", "preset"), show_value(preset), f"{known} or a YAML file", change))
     document.tree["model"] = merged(asdict(base), fields)
     return problems

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.plan.problems import closest
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.errors import did_you_mean
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
@@ -63,7 +63,7 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
                 known = _member_names(node)
                 allowed = f"an index up to {len(node) - 1}" if node else "nothing, the list is empty"
                 allowed += f", or {', '.join(map(repr, known))}" if known else ""
-                change = closest(part, known, "name a member of the list")
+                change = did_you_mean(part, known, "name a member of the list")
                 return (*path, part), Problem((*path, part), f"{part!r}, which is no member", allowed, change)
             key = index
         elif isinstance(node, dict):

@@ -1,9 +1,12 @@
 """How a run is laid over processes: host, precision, launch and batch arithmetic."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from moe.ranges import Range
 
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -59,8 +62,8 @@ class ParallelConfig:
     offload: Offload = "none"
     offload_device: Literal["cpu", "nvme"] = "cpu"
     nvme_folder: str | None = None
-    expert_parallel_size: int | Literal["auto"] = 1
-    pipeline_stages: int = 2
+    expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = 1
+    pipeline_stages: Annotated[int, Range(2)] = 2
     pipeline_profile: str | None = None
 
     @property
@@ -73,18 +76,18 @@ class ParallelConfig:
         """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""
         return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
-    def experts_over(self, num_experts: int, local_processes: int, processes: int) -> int:
-        """Processes over which a bank is cut.
+    def experts_over(self, banks: Collection[int], local_processes: int, processes: int) -> int:
+        """Processes over which every bank of sparse experts is cut.
 
         Args:
-            num_experts: Of a bank; 0 where the model has none.
+            banks: Number of experts of each bank; empty where the model has none.
             local_processes: Processes on each machine.
             processes: Processes of the run.
         """
         if self.host == "plain":
             return 1
         if self.expert_parallel_size == "auto":
-            return math.gcd(num_experts, local_processes, self.replicas(processes)) if num_experts > 0 else 1
+            return math.gcd(*banks, local_processes, self.replicas(processes)) if banks else 1
         return self.expert_parallel_size
 
 
@@ -97,8 +100,8 @@ class LaunchConfig:
         timeout_seconds: Seconds that a process waits for the others before the run is given up.
     """
 
-    processes: int | Literal["auto"] = "auto"
-    timeout_seconds: int = 1800
+    processes: Annotated[int, Range(1)] | Literal["auto"] = "auto"
+    timeout_seconds: Annotated[int, Range(1)] = 1800
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,6 @@ class BatchConfig:
             number of processes where it is given; never changes them.
     """
 
-    micro_batch_size_per_gpu: int = 32
-    gradient_accumulation_steps: int = 1
-    global_batch_size: int | None = None
+    micro_batch_size_per_gpu: Annotated[int, Range(1)] = 32
+    gradient_accumulation_steps: Annotated[int, Range(1)] = 1
+    global_batch_size: Annotated[int, Range(1)] | None = None

@@ -17,9 +17,9 @@ from engine.errors import PlanError
 from engine.plan.model import merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
 from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
-from engine.plan.problems import translate
+from engine.plan.problems import translate, value_at
 from engine.plan.rules import RULES, Draft
-from engine.plan.schema import field_types
+from engine.plan.schema import annotation_at, field_types, range_of
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.tasks.config import TaskConfig
 
@@ -193,15 +193,22 @@ def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None
 
 
 def _without(paths: Iterable[Path], tree: Any) -> Any:
-    """A copy that lacks the wrong fields, so that what is around them can be looked at; list members stay."""
-    tree = copy.deepcopy(tree)
+    """A copy without the wrong fields, so that what is around them can be looked at; list members stay.
+
+    A number out of its range becomes the nearest one within: a field without a default would be missed otherwise.
+    """
+    whole = copy.deepcopy(tree)
     for path in paths:
-        holder: Any = tree
+        holder: Any = whole
         for part in path[:-1]:
             holder = holder[part]
-        if isinstance(holder, dict):
+        bounds, value = range_of(annotation_at(Plan, tree, path)), value_at(tree, path)
+        nearest = bounds.nearest(value) if bounds is not None and isinstance(value, int | float) else None
+        if nearest is not None:
+            holder[path[-1]] = nearest
+        elif isinstance(holder, dict):
             holder.pop(path[-1], None)
-    return tree
+    return whole
 
 
 def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:

@@ -6,12 +6,13 @@ are the sections that belong to no single component, and the plan that holds the
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
 from engine.plan.yaml import write_yaml
 from engine.step.guard import GuardConfig
 from engine.step.optimizer import OptimizerConfig
+from moe.ranges import Range
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.batch import is_video
@@ -57,7 +58,7 @@ class EvaluationPlan:
         tasks: What is evaluated. A bare kind (``retrieval``) stands for that task with its defaults.
     """
 
-    every: int = 0
+    every: Annotated[int, Range(0)] = 0
     tasks: tuple[TaskConfig, ...] = ()
 
 
@@ -73,8 +74,8 @@ class CheckpointConfig:
             machine's memory: its share of 12 bytes for each trained parameter and 4 for each other one.
     """
 
-    every: int = 500
-    keep_last: int = 2
+    every: Annotated[int, Range(1)] = 500
+    keep_last: Annotated[int, Range(1)] = 2
     keep_best: str | None = None
     asynchronous: bool = True
 
@@ -88,7 +89,7 @@ class LoggingConfig:
         tensorboard: Whether TensorBoard files are written beside ``metrics.jsonl``.
     """
 
-    every: int = 10
+    every: Annotated[int, Range(1)] = 10
     tensorboard: bool = True
 
 
@@ -114,7 +115,7 @@ class StagePlan:
     """
 
     name: str
-    steps: int
+    steps: Annotated[int, Range(1)]
     data: tuple[DataEntryConfig, ...]
     objectives: tuple[ObjectiveConfig, ...]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

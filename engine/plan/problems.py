@@ -1,14 +1,14 @@
 """From pydantic's errors to the plan's own: at a path its author knows, with what was got and what is allowed."""
 
-import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
-from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members
+from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members, range_of
 from engine.plan.yaml import Path, Problem, read_yaml, show_value
+from omnivl.errors import did_you_mean
 
 _FIELD_MESSAGES = (
     re.compile(r"^\w+\.(?P<field>\w+): got (?P<got>.+), allowed is (?P<allowed>.+)$"),
@@ -18,12 +18,6 @@ _FIELD_MESSAGES = (
 
 
 _ABSENT = ("missing", "unexpected_keyword_argument")
-
-
-def closest(word: str, known: Iterable[str], otherwise: str) -> str:
-    """``did you mean 'X'?`` for the most similar known word, or ``otherwise``."""
-    found = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {found[0]!r}?" if found else otherwise
 
 
 def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
@@ -45,7 +39,7 @@ def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
 def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Problem:
     """One error; nearly all of them are told from the annotation alone."""
     annotation = annotation_at(cls, tree, path)
-    value = _value_at(tree, path)
+    value = value_at(tree, path)
     match entry["type"]:
         case "unexpected_keyword_argument":
             return _unknown_key(path, cls, tree)
@@ -54,12 +48,14 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
             return Problem(path, "nothing", allowed, f"add {path[-1]!r}" if isinstance(path[-1], str) else "add it")
         case "union_tag_invalid":
             known = list(kinds(annotation))
-            change = closest(str(value["kind"]), known, "choose one of these")
+            change = did_you_mean(str(value["kind"]), known, "choose one of these")
             return Problem((*path, "kind"), show_value(value["kind"]), ", ".join(map(repr, known)), change)
         case "union_tag_not_found":
             return Problem((*path, "kind"), "nothing", ", ".join(map(repr, kinds(annotation))), "add 'kind'")
         case "value_error":
             return _refused(path, str(entry["ctx"]["error"]), value)
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
+            return Problem(path, show_value(value), str(range_of(annotation)), "change the number")
         case _:
             assert annotation is not None, f"no annotation at {path} for {entry['type']}"
             return Problem(path, show_value(value), describe(annotation), _change(annotation, value))
@@ -67,10 +63,10 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
 
 def _unknown_key(path: Path, cls: type, tree: Any) -> Problem:
     *parent, key = path
-    holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), _value_at(tree, tuple(parent)))
+    holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), value_at(tree, tuple(parent)))
     assert holder is not None, f"no section at {parent}"
     known = list(field_types(holder))
-    change = closest(str(key), known, "remove it")
+    change = did_you_mean(str(key), known, "remove it")
     return Problem(path, "an unknown key", ", ".join(known), change)
 
 
@@ -91,7 +87,7 @@ def _change(annotation: Any, value: Any) -> str:
             return f"change it to {show_value(inner)}, without quotes"
         if bool in wanted and value.lower() in ("yes", "no", "on", "off", "y", "n"):
             return f"change it to {'true' if value.lower() in ('yes', 'on', 'y') else 'false'}"
-        return closest(value, choices(annotation), f"change it to {describe(annotation)}")
+        return did_you_mean(value, choices(annotation), f"change it to {describe(annotation)}")
     if isinstance(value, float) and value.is_integer() and int in members(annotation):
         return f"change it to {int(value)}"
     if value is None:
@@ -119,7 +115,8 @@ def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: boo
     return path
 
 
-def _value_at(tree: Any, path: Path) -> Any:
+def value_at(tree: Any, path: Path) -> Any:
+    """What ``path`` leads to in a tree; None where it leads nowhere."""
     for part in path:
         try:
             tree = tree[part]

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
-from engine.plan.plan import CheckpointConfig, EvaluationPlan, LoggingConfig, StagePlan
-from engine.plan.problems import closest
+from engine.plan.parallel import LaunchConfig
+from engine.plan.plan import StagePlan
 from engine.plan.stage_rules import STAGE_RULES
 from engine.plan.yaml import Path, Problem, show_value
-from engine.step.guard import GuardConfig
-from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
-from omnivl.parts.config import ModelConfig, MomentumConfig
+from omnivl.errors import did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -63,67 +60,6 @@ class Draft:
 
 Rule = Callable[[Draft], Iterator[Problem]]
 
-_LEAST_1: tuple[float, float | None] = (1, None)
-_LEAST_0: tuple[float, float | None] = (0, None)
-_SHARE: tuple[float, float | None] = (0, 1)
-_RANGES: Mapping[type, Mapping[str, tuple[float, float | None]]] = {
-    StagePlan: {"steps": _LEAST_1},
-    BatchConfig: {
-        "micro_batch_size_per_gpu": _LEAST_1,
-        "gradient_accumulation_steps": _LEAST_1,
-        "global_batch_size": _LEAST_1,
-    },
-    ParallelConfig: {"expert_parallel_size": _LEAST_1, "pipeline_stages": (2, None)},
-    LaunchConfig: {"processes": _LEAST_1, "timeout_seconds": _LEAST_1},
-    EvaluationPlan: {"every": _LEAST_0},
-    CheckpointConfig: {"every": _LEAST_1, "keep_last": _LEAST_1},
-    GuardConfig: {
-        **dict.fromkeys(("max_skipped_steps", "spike_factor", "rollbacks", "hang_seconds"), _LEAST_0),
-        **dict.fromkeys(("spike_window", "spike_steps"), _LEAST_1),
-    },
-    LoggingConfig: {"every": _LEAST_1},
-    DataEntryConfig: {"weight": _LEAST_0},
-    AugmentConfig: {
-        **dict.fromkeys(("flip", "color_probability", "grayscale"), _SHARE),
-        **dict.fromkeys(("brightness", "contrast", "saturation", "rand_augment_operations"), _LEAST_0),
-        "hue": (0, 0.5),
-        "rotate": (0, 180),
-        "rand_augment_magnitude": (0, 10),
-    },
-    LoaderConfig: {
-        "num_workers": _LEAST_0,
-        "prefetch_factor": _LEAST_1,
-        "max_bad_fraction": _SHARE,
-        "min_samples_to_judge": _LEAST_1,
-        "max_pixels": _LEAST_1,
-        "max_frames": _LEAST_1,
-        "cache_mebibytes": _LEAST_0,
-        "shuffle_buffer": _LEAST_1,
-    },
-    ModelConfig: {
-        **dict.fromkeys(
-            ("hidden_size", "num_heads", "vision_layers", "text_layers", "alignment_layers", "generation_layers"),
-            _LEAST_1,
-        ),
-        **dict.fromkeys(("image_size", "video_size", "num_frames", "patch_size", "tubelet_size"), _LEAST_1),
-        **dict.fromkeys(("vocab_size", "projection_size"), _LEAST_1),
-        "recompute_every": _LEAST_1,
-        "temporal_gain": _LEAST_0,
-        "text_length": (3, None),  # [CLS] word [SEP]
-        "drop_path": _SHARE,
-        "dropout": _SHARE,
-    },
-    MomentumConfig: {"decay": _SHARE},
-}
-
-
-def values_in_range(draft: Draft) -> Iterator[Problem]:
-    """Counts are at least 1, shares lie between 0 and 1."""
-    for index, stage in draft.stages.items():
-        yield from _out_of_range(stage, ("stages", index))
-    for name, section in draft.sections.items():
-        yield from _out_of_range(section, (name,))
-
 
 def names_are_file_names(draft: Draft) -> Iterator[Problem]:
     """The run and its stages give folders their names."""
@@ -156,7 +92,7 @@ def stages_start_from_earlier_ones(draft: Draft) -> Iterator[Problem]:
             continue
         earlier = [name for name in draft.names[:index] if isinstance(name, str)]
         got = repr(parent)
-        change = closest(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
+        change = did_you_mean(parent, earlier, "name an earlier stage" if earlier else "remove init_from")
         if parent == draft.names[index]:
             got += ", this stage itself"
         elif parent in draft.names:
@@ -254,7 +190,6 @@ def stages_hold_together(draft: Draft) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    values_in_range,
     names_are_file_names,
     there_is_a_stage,
     stage_names_differ,
@@ -266,21 +201,3 @@ RULES: tuple[Rule, ...] = (
     processes_hold_whole_banks,
     processes_fill_the_pipeline,
 )
-
-
-def _out_of_range(value: Any, path: Path) -> Iterator[Problem]:
-    """Checks a configuration and everything in it against ``_RANGES``."""
-    if isinstance(value, tuple):
-        for index, entry in enumerate(value):
-            yield from _out_of_range(entry, (*path, index))
-    if not dataclasses.is_dataclass(value):
-        return
-    for entry in dataclasses.fields(value):
-        here = getattr(value, entry.name)
-        yield from _out_of_range(here, (*path, entry.name))
-        least, most = _RANGES.get(type(value), {}).get(entry.name, (None, None))
-        if least is None or not isinstance(here, int | float):
-            continue
-        if here < least or (most is not None and here > most):
-            allowed = f"{least} or more" if most is None else f"from {least} to {most}"
-            yield Problem((*path, entry.name), show_value(here), allowed, "change the number")

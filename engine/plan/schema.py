@@ -2,10 +2,11 @@
 
 import dataclasses
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.plan.yaml import Path, show_value
+from moe.ranges import Range
 
 _SCALARS: Mapping[Any, str] = {
     int: "an integer",
@@ -24,11 +25,24 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def members(annotation: Any) -> tuple[Any, ...]:
     """The alternatives of a union, flattened; anything else alone."""
+    return tuple(member for member, _ in _bounded_members(annotation))
+
+
+def range_of(annotation: Any) -> Range | None:
+    """The range of the numbers that may stand in a field; None for any, or for no numbers."""
+    return next((bounds for _, bounds in _bounded_members(annotation) if bounds is not None), None)
+
+
+def _bounded_members(annotation: Any, bounds: Range | None = None) -> Iterator[tuple[Any, Range | None]]:
+    """The alternatives of a union, each with the range that its annotation gives it."""
     if get_origin(annotation) is Annotated:
-        return members(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(member for part in get_args(annotation) for member in members(part))
-    return (annotation,)
+        inner, *metadata = get_args(annotation)
+        yield from _bounded_members(inner, next((entry for entry in metadata if isinstance(entry, Range)), bounds))
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _bounded_members(part, bounds)
+    else:
+        yield annotation, bounds
 
 
 def kinds(annotation: Any) -> dict[str, type]:
@@ -47,16 +61,18 @@ def describe(annotation: Any, section: Callable[[type], str] | None = None) -> s
 
     Args:
         annotation: The field's annotation.
-        section: How to name a dataclass; "a mapping" where not given.
+        section: How to name a dataclass, for the reference, which gives the ranges of numbers as well; "a mapping"
+            where not given.
     """
     known = kinds(annotation)
     parts: list[str] = []
     if known and section is None:
         parts.append(f"a mapping with kind {_any_of(list(known))}")
-    for member in members(annotation):
+    for member, bounds in _bounded_members(annotation):
         if section is None and member in known.values():
             continue
-        parts.append(_describe_one(member, section))
+        shown = "" if section is None or bounds is None or member not in (int, float) else f" ({bounds})"
+        parts.append(_describe_one(member, section) + shown)
     return _joined(list(dict.fromkeys(parts)))
 
 

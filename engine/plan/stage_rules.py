@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
-from engine.plan.problems import closest
 from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.architectures.build import has_routers
 from omnivl.architectures.presets import misfits
 from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
+from omnivl.errors import did_you_mean
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import looks_ahead
@@ -189,7 +189,7 @@ def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
     for index, pattern in enumerate(stage.freeze):
         if not any(fnmatchcase(layer, pattern.split(".")[0]) for layer in layers):
             stacks = list(dict.fromkeys(re.sub(r"\d+$", "*", layer) for layer in layers))
-            change = closest(pattern, [*stacks, *layers], "name a layer or a part of one")
+            change = did_you_mean(pattern, [*stacks, *layers], "name a layer or a part of one")
             allowed = f"beginnings of parameter names: {', '.join(stacks)}"
             yield Problem(("freeze", index), repr(pattern), allowed, change)
 

@@ -1,16 +1,14 @@
 """Evaluation within a run: during a stage and at its end."""
 
-import json
 from collections.abc import Mapping, Sequence
 
-from engine.disk.run_folder import StageFolder, write_whole
 from engine.hosts.base import Host
 from engine.plan.plan import StagePlan
 from engine.processes.collectives import make_gather
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.results import TaskResult, write_files
+from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 
 
@@ -40,15 +38,3 @@ def best_figure(figures: Mapping[str, float], name: str) -> float:
             f"{', '.join(map(repr, figures))}; name one of them, or null to keep no best checkpoint"
         )
     return figures[name]
-
-
-def write_evaluation(folder: StageFolder, step: int, results: Sequence[TaskResult]) -> None:
-    """Writes ``evaluation.json``, and beside it what the tasks have made as files."""
-    write_files(results, folder.path)
-    content = {"step": step, "results": [result.as_json() for result in results]}
-    write_whole(folder.evaluation, json.dumps(content, indent=1))
-
-
-def evaluated_step(folder: StageFolder) -> int | None:
-    """The step after which ``evaluation.json`` was written; None without one."""
-    return int(json.loads(folder.evaluation.read_bytes())["step"]) if folder.evaluation.is_file() else None

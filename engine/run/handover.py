@@ -14,23 +14,18 @@ stage with clips starts from the inflated 2D kernel.
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from rich.table import Table
-from safetensors import safe_open
 from torch import Tensor, nn
 
+from engine.disk.aside import ASIDE, is_head
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
 from omnivl.parts.embed import resize_positions, resize_times
 from omnivl.parts.relative import resize_relative
 from omnivl.randomness import stable_hash
 
-ASIDE = "aside."
-"""Stands in a weights file before the names of heads that the stage itself does not have."""
-
-_HEADS = "losses."
 _TWIN = "momentum_"
 _QUEUE = "queue."
 
@@ -155,8 +150,8 @@ class Inheritance:
         return HandOver(
             source=self._source,
             **{fate: tuple(names) for fate, names in self._fates.items()},
-            aside=tuple(name for name in homeless if _is_head(name)),
-            dropped=tuple(name for name in lost if not _is_head(name)),
+            aside=tuple(name for name in homeless if is_head(name)),
+            dropped=tuple(name for name in lost if not is_head(name)),
         )
 
 
@@ -172,19 +167,6 @@ def hand_over(
     for name, layer in chain.named_children():
         inheritance.give(name, layer)
     return inheritance.report()
-
-
-def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
-    """The heads of an earlier stage that a stage has no place for, under the names that keep them aside.
-
-    Args:
-        own: Names of the stage's own weights.
-        file: The weights that the stage started from. Nothing but heads is read of it.
-    """
-    with safe_open(file, framework="pt") as stored:
-        plain = {name.removeprefix(ASIDE): name for name in stored.keys()}  # noqa: SIM118 - it is no mapping
-        homeless = [name for name in plain if _is_head(name) and name not in own]
-        return {ASIDE + name: stored.get_tensor(plain[name]) for name in homeless}
 
 
 def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:
@@ -232,12 +214,6 @@ _RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "patches.video_delta": _video_kernel,
     "relative.bias": _relative,
 }
-
-
-def _is_head(name: str) -> bool:
-    """Whether a weight is of a head, and not of what only trains: a twin, a queue."""
-    only_trains = _QUEUE in name or any(part.startswith(_TWIN) for part in name.split("."))
-    return name.startswith(_HEADS) and not only_trains
 
 
 def _fits(own: Mapping[str, Tensor], earlier: Mapping[str, Tensor], name: str) -> bool:

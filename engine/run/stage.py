@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,6 +15,7 @@ from engine.disk.checkpoint import (
     remove_leftovers,
 )
 from engine.disk.checkpoint_writer import CheckpointWriter
+from engine.disk.evaluation import write_evaluation
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
@@ -24,12 +25,13 @@ from engine.disk.rollback import (
     write_rollbacks,
 )
 from engine.disk.run_folder import StageFolder
-from engine.hosts import Host, StepResult, experts_over
+from engine.hosts import Host, expert_parallel_size
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
-from engine.run.assessment import assess, best_figure, figures_of, write_evaluation
+from engine.run.assessment import assess, best_figure, figures_of
 from engine.step.guard import Guard, Trouble, culprits
-from engine.telemetry.loss_window import LossWindow
+from engine.step.loss_window import LossWindow
+from engine.step.report import StepResult
 from engine.telemetry.metrics import MetricsLog
 from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput
@@ -44,18 +46,6 @@ from omnivl.randomness import stable_hash
 
 class DivergedError(UserError):
     """Losses or gradients were not finite, or out of their band, in too many steps in a row."""
-
-
-@dataclass
-class Standing:
-    """Where the loop stands. See ``engine.disk.checkpoint.TrainerState`` for what each field means."""
-
-    step: int
-    best: float | None
-    best_step: int | None
-    window: LossWindow
-    guard: Guard
-    rollbacks: tuple[Rollback, ...]
 
 
 class StageLoop:
@@ -92,16 +82,19 @@ class StageLoop:
         self._heartbeat = heartbeat
         parallel = self._stage.parallel
         processes = ranks.world_size()
-        self._layout = SavedLayout(
+        layout = SavedLayout(
             parallel.host,
             None if parallel.host == "plain" else parallel.zero_stage,
             processes,
-            experts_over(parallel, host.chain),
+            expert_parallel_size(parallel, host.chain),
             self._stage.samples_per_step(processes),
             parallel.pipeline_stages if parallel.host == "pipeline" else 1,
         )
         self._first = ranks.rank() == 0
-        self._standing = Standing(0, None, None, LossWindow(), Guard(plan.guard), ())
+        # Its step and best score are kept up to date; guard, window and log fill in the rest when it is saved.
+        self._state = TrainerState(layout=layout)
+        self._guard, self._window = Guard(plan.guard), LossWindow()
+        self._rollbacks: tuple[Rollback, ...] = ()
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
             folder.checkpoints,
@@ -122,26 +115,25 @@ class StageLoop:
             DataError: The data is missing or too bad.
             CheckpointError: The newest checkpoint does not fit the model.
         """
-        kept_metrics, loader_state, pending = self._resume()
-        standing, stage = self._standing, self._stage
-        self._progress.begin_stage(self._index, stage.name, stage.steps, standing.step)
+        loader_state, pending = self._resume()
+        stage, begin = self._stage, self._state.step
+        self._progress.begin_stage(self._index, stage.name, stage.steps, begin)
         with ExitStack() as stack:
             if self._first:
                 tensorboard = self._folder.tensorboard if self._plan.logging.tensorboard else None
-                log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=kept_metrics, step=standing.step)
+                log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=self._state.metrics_bytes, step=begin)
                 self._metrics = stack.enter_context(log)
                 for rollback in pending:
                     facts = {"first_bad": rollback.first_bad, "step": rollback.step}
-                    log.write(standing.step, "rollback", reason=rollback.reason, rollback=facts)
+                    log.write(begin, "rollback", reason=rollback.reason, rollback=facts)
             loader = stack.enter_context(self._open_loader(loader_state))
             batches = _started(loader) if self._host.takes_batches else loader.places()
             self._throughput.restart()
-            begin = standing.step
-            while standing.step < stage.steps:
-                loader_state = self._take_step(loader, batches, first=standing.step == begin)
+            while self._state.step < stage.steps:
+                loader_state = self._take_step(loader, batches, first=self._state.step == begin)
                 signal = self._stop.agreed(self._host.device)
                 self._finish_step(loader_state, stopping=signal != 0)
-                if signal and standing.step < stage.steps:
+                if signal and self._state.step < stage.steps:
                     return signal
         return 0
 
@@ -149,57 +141,57 @@ class StageLoop:
         self, loader: Loader, batches: Iterator[tuple[Batch | None, LoaderState]], *, first: bool
     ) -> LoaderState:
         """One optimizer step: data, host, guard, display. Returns the place in the data behind it."""
-        standing = self._standing
         before = time.perf_counter()
         self._begin("loading data")
         taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
         waited = time.perf_counter() - before
         micro_batches = [batch for batch, _ in taken if batch is not None]
         self._begin("first step" if first else "step")
-        result = self._host.step(micro_batches, standing.step)
-        standing.step += 1
+        result = self._host.step(micro_batches, self._state.step)
+        step = self._state.step + 1
+        self._state = replace(self._state, step=step)
         self._throughput.add(micro_batches, waited)
-        trouble = standing.guard.judge(standing.step, {loader.kind_before(place) for _, place in taken}, result)
+        trouble = self._guard.judge(step, {loader.kind_before(place) for _, place in taken}, result)
         if result.skipped:
-            what, count = culprits(result), standing.guard.skipped
-            self._progress.message(f"step {standing.step}: {what} not finite, step skipped ({count} so far)")
+            what, count = culprits(result), self._guard.skipped
+            self._progress.message(f"step {step}: {what} not finite, step skipped ({count} so far)")
         if trouble is not None:
             self._go_back(trouble, taken[-1][1])
-        standing.window.add(result)
-        self._progress.update(standing.step, result.losses, self._throughput.samples_per_second())
-        if standing.step % self._plan.logging.every == 0 or standing.step == self._stage.steps:
+        self._window.add(result)
+        self._progress.update(step, result.losses, self._throughput.samples_per_second())
+        if step % self._plan.logging.every == 0 or step == self._stage.steps:
             self._write_line(result)
         return taken[-1][1]
 
     def _begin(self, activity: Activity) -> None:
-        self._heartbeat.begin(activity, self._stage.name, self._standing.step)
+        self._heartbeat.begin(activity, self._stage.name, self._state.step)
 
     def _go_back(self, trouble: Trouble, loader_state: LoaderState) -> NoReturn:
         """Has the stage start over from before the trouble, or gives up where the plan allows no more of that."""
         self._checkpoints.finish()
-        rollbacks, guard = self._standing.rollbacks, self._plan.guard
+        rollbacks, guard = self._rollbacks, self._plan.guard
         if len(rollbacks) >= guard.rollbacks:
             good = "The weights are those of the last good step. " if trouble.skipped else ""
             after = f", after as many rollbacks as guard.rollbacks allows ({guard.rollbacks})" if rollbacks else ""
             raise DivergedError(
-                f"stage {self._stage.name}, step {self._standing.step}: {trouble.what}{after}. {good}Lower "
+                f"stage {self._stage.name}, step {self._state.step}: {trouble.what}{after}. {good}Lower "
                 f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "
                 "gradient_clipping, use precision fp32, or allow more guard.rollbacks."
             )
         places = ranks.gather_objects(loader_state.to_json()) if guard.skip_data else []
-        rollback = Rollback(trouble.first_bad, self._standing.step, trouble.what, tuple(places))
+        rollback = Rollback(trouble.first_bad, self._state.step, trouble.what, tuple(places))
         ranks.on_first(lambda: write_rollbacks(self._folder.rollbacks, (*rollbacks, rollback)))
         raise RolledBackError(rollback, len(rollbacks) + 1, guard.rollbacks)
 
     def _write_line(self, result: StepResult) -> None:
-        means = self._standing.window.take()
+        means = self._window.take()
         if self._metrics is not None:
             self._metrics.write(
-                self._standing.step,
+                self._state.step,
                 "train",
                 **means,
                 lr=dict(result.learning_rates),
-                skipped=self._standing.guard.skipped,
+                skipped=self._guard.skipped,
                 speed=self._throughput.figures(self._host.device),
             )
         self._throughput.restart()
@@ -207,7 +199,7 @@ class StageLoop:
     def _finish_step(self, loader_state: LoaderState, *, stopping: bool) -> None:
         """Evaluates and saves where it is time to."""
         before = time.perf_counter()
-        step, last = self._standing.step, self._standing.step == self._stage.steps
+        step, last = self._state.step, self._state.step == self._stage.steps
         evaluate = self._stage.evaluate
         best = False
         if evaluate.tasks and (last or (evaluate.every > 0 and step % evaluate.every == 0)):
@@ -223,45 +215,41 @@ class StageLoop:
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""
-        standing, name = self._standing, self._plan.checkpoint.keep_best
+        state, name = self._state, self._plan.checkpoint.keep_best
         self._begin("evaluating")
-        self._progress.message(f"step {standing.step}: evaluating")
+        self._progress.message(f"step {state.step}: evaluating")
         results = assess(self._host, self._stage, self._tokenizer)
         figures = figures_of(results)
         if self._metrics is not None:
-            self._metrics.write(standing.step, "evaluation", scores=figures)
-            write_evaluation(self._folder, standing.step, results)
+            self._metrics.write(state.step, "evaluation", scores=figures)
+            write_evaluation(self._folder.evaluation, {"step": state.step}, results)
         if name is None:
             return False
         figure = best_figure(figures, name)
-        if standing.best is not None and figure <= standing.best:
+        if state.best is not None and figure <= state.best:
             return False
-        standing.best, standing.best_step = figure, standing.step
+        self._state = replace(state, best=figure, best_step=state.step)
         return True
 
     def _save(self, loader_state: LoaderState) -> None:
-        standing = self._standing
         self._begin("saving")
-        state = TrainerState(
-            step=standing.step,
-            skipped=standing.guard.skipped,
-            skipped_in_a_row=standing.guard.skipped_in_a_row,
-            best=standing.best,
-            best_step=standing.best_step,
+        state = replace(
+            self._state,
+            skipped=self._guard.skipped,
+            skipped_in_a_row=self._guard.skipped_in_a_row,
             metrics_bytes=0 if self._metrics is None else self._metrics.size,
-            window=standing.window.state(),
-            layout=self._layout,
-            guard=standing.guard.state(),
-            rollbacks=len(standing.rollbacks),
+            window=self._window.state(),
+            guard=self._guard.state(),
+            rollbacks=len(self._rollbacks),
         )
         # What was saved before the trouble may be needed.
-        self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not standing.guard.in_trouble)
+        self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not self._guard.in_trouble)
 
-    def _resume(self) -> tuple[int, LoaderState | None, Sequence[Rollback]]:
+    def _resume(self) -> tuple[LoaderState | None, Sequence[Rollback]]:
         """Restores the newest whole checkpoint, if there is one.
 
         Returns:
-            The metrics' length, the data's place, and the rollbacks that have led back to this checkpoint.
+            Where the data goes on, and the rollbacks that have led back to this checkpoint.
         """
 
         def choose() -> tuple[Path | None, tuple[Rollback, ...]]:
@@ -270,19 +258,17 @@ class StageLoop:
             remove_void(self._folder.checkpoints, rollbacks)
             return newest_complete(self._folder.checkpoints, self._progress.message), rollbacks
 
-        checkpoint, rollbacks = ranks.on_first(choose)
-        standing, known, kept_metrics = self._standing, 0, 0
-        standing.rollbacks = rollbacks
+        checkpoint, self._rollbacks = ranks.on_first(choose)
         place: Mapping[str, Any] | None = None
         if checkpoint is not None:
-            state, place = load_checkpoint(checkpoint, self._host, self._layout, self._progress.message)
-            standing.step, standing.best, standing.best_step = state.step, state.best, state.best_step
-            standing.window = LossWindow(state.window)
-            standing.guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
-            known, kept_metrics = state.rollbacks, state.metrics_bytes
-        pending = rollbacks[known:]
+            layout = self._state.layout
+            state, place = load_checkpoint(checkpoint, self._host, layout, self._progress.message)
+            self._state = replace(state, layout=layout)
+            self._guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
+            self._window = LossWindow(state.window)
+        pending = self._rollbacks[self._state.rollbacks :]
         place = place_in_data(pending, ranks.rank(), ranks.world_size()) or place
-        return kept_metrics, None if place is None else LoaderState.from_json(place), pending
+        return None if place is None else LoaderState.from_json(place), pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
         return Loader(

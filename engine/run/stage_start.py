@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from engine.disk.aside import HEADS
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_file import WeightsFile
 from engine.errors import CheckpointError
@@ -99,7 +100,7 @@ def _load_foreign(
             progress.message(line)
         return loaded.matched
     own = chain.state_dict().keys()
-    behind = [name for name in exported if name.startswith("losses.") and name not in own]
+    behind = [name for name in exported if name.startswith(HEADS) and name not in own]
     if behind:
         heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
         progress.message(f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from engine.disk.evaluation import read_scores
 from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.disk.weights_out import write_weights
@@ -27,9 +28,9 @@ from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
-from engine.run.freeze import freeze, freeze_idle
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
+from engine.step.freeze import freeze, freeze_idle
 from engine.telemetry.environment import describe_environment
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress
@@ -38,7 +39,6 @@ from engine.watch.heartbeat import Heartbeat
 from engine.watch.stop import StopRequest
 from engine.watch.watchdog import watched
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.tasks.results import Score
 
 
 @dataclass(frozen=True)
@@ -225,8 +225,7 @@ def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
     for index, stage in reversed(list(enumerate(plan.stages))):
         file = run.stage(index, stage.name).evaluation
         if file.is_file():
-            results = json.loads(file.read_bytes())["results"]
-            scores = [Score(**score) for result in results for score in result["scores"]]
+            _, scores = read_scores(file)
             progress.show(score_table(scores, f"{plan.name}, after stage {stage.name}"))
             break
     for index, stage in reversed(list(enumerate(plan.stages))):

@@ -14,9 +14,10 @@ import statistics
 from collections import deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from engine.hosts.base import StepResult
+from engine.step.report import StepResult
+from moe.ranges import Range
 
 _SIGMAS_PER_MAD = 1.4826
 _LEAST_SPREAD = 0.01
@@ -43,13 +44,13 @@ class GuardConfig:
             written, and the run ends; 0 waits for ``launch.timeout_seconds``, which should be longer.
     """
 
-    max_skipped_steps: int = 10
-    spike_factor: float = 0.0
-    spike_window: int = 100
-    spike_steps: int = 3
-    rollbacks: int = 0
+    max_skipped_steps: Annotated[int, Range(0)] = 10
+    spike_factor: Annotated[float, Range(0)] = 0.0
+    spike_window: Annotated[int, Range(1)] = 100
+    spike_steps: Annotated[int, Range(1)] = 3
+    rollbacks: Annotated[int, Range(0)] = 0
     skip_data: bool = True
-    hang_seconds: float = 600.0
+    hang_seconds: Annotated[float, Range(0)] = 600.0
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,21 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import nn
 
-from engine.hosts.whole import whole_shape
 from engine.step.schedule import Schedule, learning_rate_factor
+from engine.step.whole import whole_shape
+from moe.ranges import Range
 from omnivl.errors import UserError
 
 _STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")
 _UNDECAYED_NAMES = ("bias", "embedding", "token", "position", "words", "times", "temperature", "logit_scale")
+
+
+_Decay = Annotated[float, Range(0, below=1)]
 
 
 @dataclass(frozen=True)
@@ -40,33 +45,16 @@ class OptimizerConfig:
         pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
     """
 
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    lr: Annotated[float, Range(above=0)] = 1e-4
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
+    eps: Annotated[float, Range(above=0)] = 1e-8
+    weight_decay: Annotated[float, Range(0)] = 0.05
     schedule: Schedule = "cosine"
-    warmup_steps: int = 0
-    final_lr_ratio: float = 0.0
-    gradient_clipping: float = 1.0
-    layer_decay: float = 1.0
-    pretrained_lr_scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range.
-
-        Raises:
-            UserError: Names the field, the value and what is allowed.
-        """
-        _require(self.lr > 0, "lr", self.lr, "a number above 0")
-        for beta in self.betas:
-            _require(0 <= beta < 1, "betas", self.betas, "two numbers from 0 up to but not including 1")
-        _require(self.eps > 0, "eps", self.eps, "a number above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        _require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 (no warm-up) or more")
-        _require(0 <= self.final_lr_ratio <= 1, "final_lr_ratio", self.final_lr_ratio, "from 0 to 1")
-        _require(self.gradient_clipping >= 0, "gradient_clipping", self.gradient_clipping, "0 (no clipping) or more")
-        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0, up to 1 (no decay)")
-        _require(self.pretrained_lr_scale > 0, "pretrained_lr_scale", self.pretrained_lr_scale, "a number above 0")
+    warmup_steps: Annotated[int, Range(0)] = 0
+    final_lr_ratio: Annotated[float, Range(0, 1)] = 0.0
+    gradient_clipping: Annotated[float, Range(0)] = 1.0
+    layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0
+    pretrained_lr_scale: Annotated[float, Range(above=0)] = 1.0
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a group with scale 1 in optimizer step ``step`` (from 0) of ``total_steps``."""
@@ -211,8 +199,3 @@ def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> Non
     trainable = {id(parameter) for parameter in chain.parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == trainable, "a trainable parameter is in no optimizer group"
-
-
-def _require(holds: bool, field: str, got: object, allowed: str) -> None:
-    if not holds:
-        raise UserError(f"optimizer.{field}: got {got}, allowed is {allowed}")

@@ -1,7 +1,8 @@
-"""Scalars of one optimizer step: collected per micro-batch, averaged over micro-batches and replicas."""
+"""What one optimizer step reports: scalars collected per micro-batch, averaged over micro-batches and replicas."""
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,6 +11,27 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.state import State
 
 _REPORTED = ("loss/", "metric/")
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports. All figures are averages over replicas, equal on every replica.
+
+    Attributes:
+        loss: The weighted total, averaged over micro-batches.
+        losses: Raw losses by objective, averaged over the micro-batches in which the objective was active.
+        metrics: Detached metrics by ``objective/name``, averaged likewise.
+        gradient_norm: Global norm before clipping.
+        learning_rates: By parameter group.
+        skipped: True where a loss or gradient was not finite and the weights, momentum and queue did not move.
+    """
+
+    loss: float
+    losses: Mapping[str, float]
+    metrics: Mapping[str, float]
+    gradient_norm: float
+    learning_rates: Mapping[str, float]
+    skipped: bool
 
 
 def scalars(state: State) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. On
 run on Slurm.
 """
 
-import difflib
 import itertools
 import json
 import re
@@ -31,6 +30,7 @@ from engine.errors import PlanError
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
 from engine.plan.yaml import Document, Problem, read_yaml, show_value
+from omnivl.errors import did_you_mean
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"
@@ -163,13 +163,8 @@ def _problems(document: Document) -> Iterator[Problem]:
         return
     for field in tree:
         if field not in _FIELDS:
-            close = difflib.get_close_matches(str(field), _FIELDS, 1)
-            yield Problem(
-                (field,),
-                "an unknown field",
-                ", ".join(_FIELDS),
-                f"did you mean {close[0]!r}?" if close else "remove it",
-            )
+            change = did_you_mean(str(field), _FIELDS, "remove it")
+            yield Problem((field,), "an unknown field", ", ".join(_FIELDS), change)
     axes = tree.get("axes")
     checks: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         "name": (_is_file_name, "letters, digits, '-', '_' and '.'", "name the sweep"),

@@ -86,11 +86,6 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
-def comparable(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a record that two equal runs share: all but the group ``speed``."""
-    return {name: value for name, value in record.items() if name != "speed"}
-
-
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # takes 1-2 s, and not every run wants it
 

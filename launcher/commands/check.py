@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from engine.estimate.layer_profile import activation_bytes, blank_states
+from engine.estimate.layers import activation_bytes, blank_states
 from engine.hosts.pipeline.cut import pipeline_cuts, stage_costs
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
-from engine.run.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer

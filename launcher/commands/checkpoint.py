@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.disk.checkpoint import find_fault
-from engine.disk.saved import Saved, all_checkpoints, average_weights, describe, find_checkpoint, read_weights
+from engine.disk.saved import Saved, all_checkpoints, average_weights, describe, find_checkpoint, saved_weights
 from engine.errors import CheckpointError
 from omnivl.data.inspect_page import readable_bytes
 from omnivl.errors import UserError
@@ -71,7 +71,7 @@ def convert_command(
       omnivl checkpoint convert runs/quickstart --out weights.safetensors --dtype bf16
     """
     source = find_checkpoint(target)
-    _write(dict(read_weights(source)), out, dtype)
+    _write(dict(saved_weights(source)), out, dtype)
     typer.echo(f"{source} -> {out}")
 
 

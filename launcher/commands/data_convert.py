@@ -1,9 +1,10 @@
 """``omnivl data convert``: one command per form of input."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,52 +34,83 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Out = Annotated[Path, typer.Option("--out", help="Folder to make.")]
-SamplesPerShard = Annotated[int, typer.Option(help="Samples per shard.")]
-MebibytesPerShard = Annotated[int, typer.Option(help="MiB per shard.")]
-ShorterSide = Annotated[
-    int | None, typer.Option(help="Scale down to this many pixels; without it every file is copied untouched.")
-]
-Split = Annotated[
-    list[str] | None, typer.Option(help="NAME=SHARE of a split, e.g. test=0.1; can be repeated, the rest is train.")
-]
-Check = Annotated[Verify, typer.Option(help="Look at the start of every file, or decode it in full.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier conversion in the output folder.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the manifest instead of tables.")]
 SplitName = Annotated[str | None, typer.Option(help="Split of all samples; without it the one that the input names.")]
 
-_PER_SHARD = 10_000
-_MEBIBYTES = 1024
+
+def _convert(
+    reader: Reader,
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
+    samples_per_shard: Annotated[int, typer.Option(help="Samples per shard.")] = 10_000,
+    shard_mebibytes: Annotated[int, typer.Option(help="MiB per shard.")] = 1024,
+    shorter_side: Annotated[
+        int | None, typer.Option(help="Scale down to this many pixels; without it every file is copied untouched.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="NAME=SHARE of a split, e.g. test=0.1; can be repeated, the rest is train.")
+    ] = None,
+    check: Annotated[Verify, typer.Option(help="Look at the start of every file, or decode it in full.")] = "header",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier conversion in the output folder.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the manifest instead of tables.")] = False,
+) -> None:
+    """Converts what a reader gives. Its options are those of every command of this group."""
+    options = ConvertOptions(
+        samples_per_shard, shard_mebibytes << 20, shorter_side, parse_splits(split or []), check, overwrite
+    )
+    missing = [str(path) for path in reader.inputs if not path.exists()]
+    if missing:
+        raise DataError(f"{missing[0]} does not exist; give the path of the input")
+    with progress_bar(out.name, reader.count()) as update:
+        manifest = convert(reader, out, options, update)
+    if as_json:
+        typer.echo(manifest.to_json(), nl=False)
+    else:
+        _print_summary(Console(emoji=False), manifest, out)
 
 
-@app.command("folder")
+def _command(make_reader: Callable[..., Reader]) -> Callable[..., Reader]:
+    """Adds a command of the function's name and docstring: it takes the function's options and those of ``_convert``.
+
+    Args:
+        make_reader: Makes a reader from the options of its own.
+    """
+    own = inspect.signature(make_reader).parameters
+    shared = dict(list(inspect.signature(_convert).parameters.items())[1:])
+
+    def run(**given: Any) -> None:
+        reader = make_reader(**{name: given.pop(name) for name in own})
+        _convert(reader, **given)
+
+    # Typer reads a command's options from its signature; required ones stand first in the help.
+    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*own.values(), *shared.values())]
+    options.sort(key=lambda option: option.default is not option.empty)
+    vars(run)["__signature__"] = inspect.Signature(options)
+    run.__annotations__ = {option.name: option.annotation for option in options}
+    run.__doc__ = make_reader.__doc__
+    app.command(make_reader.__name__)(run)
+    return make_reader
+
+
+@_command
 def folder(
     root: Annotated[Path, typer.Argument(help="Folder of pictures or clips.")],
-    out: Out,
     text: Annotated[FolderText, typer.Option(help="Sub-folders as classes, .txt as captions, or both.")] = "label",
     split_folders: Annotated[bool, typer.Option(help="The first sub-folder is the split.")] = False,
-    samples_per_shard: SamplesPerShard = _PER_SHARD,
-    shard_mebibytes: MebibytesPerShard = _MEBIBYTES,
-    shorter_side: ShorterSide = None,
-    split: Split = None,
-    check: Check = "header",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+) -> Reader:
     """A folder: the class is the sub-folder's name, captions are .txt files of the same name.
 
     Examples:
       omnivl data convert folder pictures --out shards
       omnivl data convert folder clips --out shards --shorter-side 256 --split train=0.9 --split val=0.1
     """
-    options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
-    _run(FolderReader(root, text, split_folders), out, options, as_json)
+    return FolderReader(root, text, split_folders)
 
 
-@app.command("table")
+@_command
 def table(
     file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .json or .jsonl list.")],
-    out: Out,
     root: Annotated[Path | None, typer.Option(help="Where relative paths start; else the list's folder.")] = None,
     path: Annotated[str, typer.Option(help="Column with the file's path.")] = "path",
     caption: Annotated[list[str] | None, typer.Option(help="Column with a caption; can be repeated.")] = None,
@@ -86,98 +118,56 @@ def table(
     identity: Annotated[str | None, typer.Option(help="Column with the concept; a concept stays in one split.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column with the split.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Further column to keep; can be repeated.")] = None,
-    samples_per_shard: SamplesPerShard = _PER_SHARD,
-    shard_mebibytes: MebibytesPerShard = _MEBIBYTES,
-    shorter_side: ShorterSide = None,
-    split: Split = None,
-    check: Check = "header",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+) -> Reader:
     """A CSV or JSON list of files; neighbouring rows of one file are its captions.
 
     Examples:
       omnivl data convert table list.csv --out shards --path file --caption title --caption alt
     """
-    options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
-    reader = TableReader(file, root, path, tuple(caption or ()), label, identity, split_column, tuple(keep or ()))
-    _run(reader, out, options, as_json)
+    return TableReader(file, root, path, tuple(caption or ()), label, identity, split_column, tuple(keep or ()))
 
 
-@app.command("coco")
+@_command
 def coco(
     annotations: Annotated[Path, typer.Argument(help="captions_*.json, or Karpathy's dataset_*.json.")],
     images: Annotated[Path, typer.Argument(help="Folder of the pictures.")],
-    out: Out,
     split_name: SplitName = None,
-    samples_per_shard: SamplesPerShard = _PER_SHARD,
-    shard_mebibytes: MebibytesPerShard = _MEBIBYTES,
-    shorter_side: ShorterSide = None,
-    split: Split = None,
-    check: Check = "header",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+) -> Reader:
     """COCO captions.
 
     Examples:
       omnivl data convert coco annotations/captions_train2017.json train2017 --out shards
     """
-    options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
-    _run(CocoReader(annotations, images, split_name), out, options, as_json)
+    return CocoReader(annotations, images, split_name)
 
 
-@app.command("kinetics")
+@_command
 def kinetics(
     file: Annotated[Path, typer.Argument(help="CSV with label, youtube_id, time_start, time_end, split.")],
     clips: Annotated[Path, typer.Argument(help="Folder of the cut clips.")],
-    out: Out,
     split_name: SplitName = None,
-    samples_per_shard: SamplesPerShard = _PER_SHARD,
-    shard_mebibytes: MebibytesPerShard = _MEBIBYTES,
-    shorter_side: ShorterSide = None,
-    split: Split = None,
-    check: Check = "header",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+) -> Reader:
     """Kinetics 400, 600, 700 and others of its form.
 
     Examples:
       omnivl data convert kinetics train.csv clips --out shards
     """
-    options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
-    _run(KineticsReader(file, clips, split_name), out, options, as_json)
+    return KineticsReader(file, clips, split_name)
 
 
-@app.command("ssv2")
+@_command
 def ssv2(
     entries: Annotated[Path, typer.Argument(help="something-something-v2-train.json or -validation.json.")],
     clips: Annotated[Path, typer.Argument(help="Folder of the .webm clips.")],
-    out: Out,
     labels: Annotated[Path | None, typer.Option(help="labels.json, to check the classes against.")] = None,
     split_name: SplitName = None,
-    samples_per_shard: SamplesPerShard = _PER_SHARD,
-    shard_mebibytes: MebibytesPerShard = _MEBIBYTES,
-    shorter_side: ShorterSide = None,
-    split: Split = None,
-    check: Check = "header",
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-) -> None:
+) -> Reader:
     """Something-Something v2.
 
     Examples:
       omnivl data convert ssv2 train.json clips --out shards --labels labels.json
     """
-    options = _options(samples_per_shard, shard_mebibytes, shorter_side, split, check, overwrite)
-    _run(SSv2Reader(entries, clips, labels, split_name), out, options, as_json)
-
-
-def _options(
-    samples: int, mebibytes: int, shorter_side: int | None, split: list[str] | None, check: Verify, overwrite: bool
-) -> ConvertOptions:
-    return ConvertOptions(samples, mebibytes << 20, shorter_side, parse_splits(split or []), check, overwrite)
+    return SSv2Reader(entries, clips, labels, split_name)
 
 
 def parse_splits(texts: list[str]) -> dict[str, float]:
@@ -197,18 +187,6 @@ def parse_splits(texts: list[str]) -> dict[str, float]:
             raise DataError(f"--split {text}: {'the name is there twice' if name else 'the name is missing'}")
         splits[name] = value
     return splits
-
-
-def _run(reader: Reader, out: Path, options: ConvertOptions, as_json: bool) -> None:
-    missing = [str(path) for path in reader.inputs if not path.exists()]
-    if missing:
-        raise DataError(f"{missing[0]} does not exist; give the path of the input")
-    with progress_bar(out.name, reader.count()) as update:
-        manifest = convert(reader, out, options, update)
-    if as_json:
-        typer.echo(manifest.to_json(), nl=False)
-    else:
-        _print_summary(Console(emoji=False), manifest, out)
 
 
 @contextmanager

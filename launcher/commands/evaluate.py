@@ -12,7 +12,7 @@ import torch
 import typer
 from rich.console import Console
 
-from engine.finished.evaluate import choose_tasks, evaluate, write_evaluation
+from engine.finished.evaluate import choose_tasks, evaluate, keep_evaluation
 from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group
@@ -105,7 +105,7 @@ def run_request(request: Request) -> int:
     with told.status(f"loading {trained.weights}") as status:
         encoder = load_encoder(trained, device, request.batch_size)
         evaluation = evaluate(trained, tasks, encoder, lambda task: status.update(f"evaluating {task}"))
-    path = write_evaluation(evaluation, None if request.out is None else Path(request.out))
+    path = keep_evaluation(evaluation, None if request.out is None else Path(request.out))
     if not first:
         return 0
     if request.as_json:

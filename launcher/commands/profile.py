@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.disk.run_folder import write_whole
-from engine.estimate.layer_profile import LayerUse, activation_bytes, blank_states, layer_seconds, profile_json
+from engine.estimate.layers import activation_bytes, blank_states, layer_seconds
+from engine.hosts.pipeline.profile import LayerUse, profile_json
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import compute_dtype

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.slurm.nodes import expand_nodes, rendezvous_port
 from launcher.start.discovery import free_port
+from launcher.start.nodes import expand_nodes, rendezvous_port
 
 
 @dataclass(frozen=True)

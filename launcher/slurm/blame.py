@@ -5,7 +5,7 @@ import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.slurm.nodes import expand_nodes
+from launcher.start.nodes import expand_nodes
 
 _ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\[\]-]+): (?P<what>.+)")
 _LOST = re.compile(r"srun: error: Node failure on (\S+)")

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from engine.plan.yaml import read_yaml
+from moe.ranges import Range
 from omnivl.errors import UserError
 
 Launcher = Literal["srun", "deepspeed"]
@@ -24,10 +25,10 @@ class NodeCheckConfig:
     """
 
     enabled: bool = True
-    timeout_seconds: int = 180
-    free_gib: float = 5.0
-    free_memory_gib: float = 0.1
-    clock_seconds: float = 5.0
+    timeout_seconds: Annotated[int, Range(1)] = 180
+    free_gib: Annotated[float, Range(0)] = 5.0
+    free_memory_gib: Annotated[float, Range(0)] = 0.1
+    clock_seconds: Annotated[float, Range(above=0)] = 5.0
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,9 @@ class ClusterProfile:
     environment: Mapping[str, str] = field(default_factory=dict)
     launcher: Launcher = "srun"
     interface: str | None = None
-    gpus_per_node: int | None = None
-    grace_seconds: int = 120
-    restarts_without_progress: int = 3
+    gpus_per_node: Annotated[int, Range(0)] | None = None
+    grace_seconds: Annotated[int, Range(1)] = 120
+    restarts_without_progress: Annotated[int, Range(0)] = 3
     check: NodeCheckConfig = field(default_factory=NodeCheckConfig)
 
 

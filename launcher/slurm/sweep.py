@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.plan.plan import Plan
 from engine.sweep.config import Point, Sweep
-from launcher.commands.jobs import job_rows, queue
+from launcher.slurm.queue import job_rows, queue
 from launcher.slurm.submission import Request, Submission, submission_folder, write_job
 from launcher.start.local import local_processes
 

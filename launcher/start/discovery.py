@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import psutil
 
-from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
+from launcher.start.nodes import expand_nodes, rendezvous_port, tasks_on_node
 from launcher.start.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
 

@@ -1,7 +1,6 @@
 """Named model sizes."""
 
 import dataclasses
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +14,7 @@ from moe.config import (
     SparseConfig,
     named_modalities,
 )
-from omnivl.errors import ModelError
+from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.config import MODALITIES, ModelConfig, PresetName, VisionConfig
 
 PRESETS: Mapping[PresetName, ModelConfig] = {
@@ -132,8 +131,6 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
         value, by = getattr(config, name), getattr(config, divisor)
         if value % by:
             yield Misfit((name,), str(value), f"a multiple of {divisor} {by}", "change either")
-    if not 0.0 <= config.patch_dropout < 1.0:
-        yield Misfit(("patch_dropout",), str(config.patch_dropout), "at least 0 and below 1", "change it")
     yield from _vision_misfits(config)
     yield from _modality_misfits(config.ffn)
     yield from _place_misfits(config)
@@ -149,8 +146,6 @@ def _vision_misfits(config: ModelConfig) -> Iterator[Misfit]:
             if value != default:
                 change = "leave it out, or set model.architecture to towers"
                 yield Misfit(("vision", entry.name), f"{value!r} in unified", f"{default!r} in unified", change)
-    if vision.norm_eps <= 0:
-        yield Misfit(("vision", "norm_eps"), f"{vision.norm_eps:g}", "a number above 0", "change it, e.g. to 1e-6")
     if vision.activation != "gelu" and not isinstance(config.ffn, DenseConfig | MoMEConfig):
         got = f"{vision.activation!r} with ffn kind {config.ffn.kind!r}"
         allowed = "'gelu' where there are sparse or attribute experts"
@@ -165,8 +160,7 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
     for field, names in named_modalities(ffn).items():
         for name in names:
             if name not in MODALITIES:
-                close = difflib.get_close_matches(name, MODALITIES, n=1)
-                change = f"did you mean {close[0]!r}?" if close else "choose one of these"
+                change = did_you_mean(name, MODALITIES, "choose one of these")
                 yield Misfit(("ffn", *field.split(".")), repr(name), known, change)
     if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.top_k:
         for name in MODALITIES:
@@ -206,6 +200,5 @@ def _place_misfits(config: ModelConfig) -> Iterator[Misfit]:
 
 
 def _unknown(where: str, got: str, allowed: list[str]) -> str:
-    close = difflib.get_close_matches(got, allowed, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"{where}: {got!r} is not known; allowed: {', '.join(allowed)}{hint}"
+    change = did_you_mean(got, allowed, "choose one of these")
+    return f"{where}: {got!r} is not known; allowed: {', '.join(allowed)}; {change}"

@@ -1,4 +1,4 @@
-"""Names of parameters and buffers that were called otherwise once: files of before are read under today's names."""
+"""Names of parameters and buffers: what they tell, and what they were called in files of before."""
 
 from collections.abc import Mapping
 
@@ -12,3 +12,8 @@ def current_name(name: str) -> str:
         if name.startswith(before):
             return now + name.removeprefix(before)
     return name
+
+
+def only_trains(name: str) -> bool:
+    """Whether a tensor is read by training alone: of a momentum twin, or of a queue."""
+    return any(part.startswith("momentum_") or part == "queue" for part in name.split("."))

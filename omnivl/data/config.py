@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from moe.ranges import Range
 from omnivl.data.batch import DataKind
 
 CaptionPolicy = Literal["first", "random", "join"]
@@ -38,18 +39,18 @@ class AugmentConfig:
 
     crop_scale: tuple[float, float] = (0.5, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    rotate: float = 0.0
+    rotate: Annotated[float, Range(0, 180)] = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
     fill: Fill = "edge"
-    flip: float = 0.5
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    color_probability: float = 0.8
-    grayscale: float = 0.0
-    rand_augment_operations: int = 0
-    rand_augment_magnitude: float = 5.0
+    flip: Annotated[float, Range(0, 1)] = 0.5
+    brightness: Annotated[float, Range(0)] = 0.0
+    contrast: Annotated[float, Range(0)] = 0.0
+    saturation: Annotated[float, Range(0)] = 0.0
+    hue: Annotated[float, Range(0, 0.5)] = 0.0
+    color_probability: Annotated[float, Range(0, 1)] = 0.8
+    grayscale: Annotated[float, Range(0, 1)] = 0.0
+    rand_augment_operations: Annotated[int, Range(0)] = 0
+    rand_augment_magnitude: Annotated[float, Range(0, 10)] = 5.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class FrameSamplingConfig:
     """
 
     mode: FrameSampling = "segment"
-    span: float = 1.0
+    span: Annotated[float, Range(above=0, high=1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class DataEntryConfig:
 
     source: str
     kind: DataKind
-    weight: float = 1.0
+    weight: Annotated[float, Range(0)] = 1.0
     name: str | None = None
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     caption: CaptionPolicy = "first"
@@ -123,14 +124,14 @@ class LoaderConfig:
         shuffle_buffer: Samples that a stream shuffles among. Streams only.
     """
 
-    num_workers: int = 0
-    prefetch_factor: int = 4
+    num_workers: Annotated[int, Range(0)] = 0
+    prefetch_factor: Annotated[int, Range(1)] = 4
     start_method: StartMethod = "forkserver"
-    max_bad_fraction: float = 0.01
-    min_samples_to_judge: int = 200
-    max_pixels: int = 40_000_000
-    max_frames: int = 20_000
+    max_bad_fraction: Annotated[float, Range(0, 1)] = 0.01
+    min_samples_to_judge: Annotated[int, Range(1)] = 200
+    max_pixels: Annotated[int, Range(1)] = 40_000_000
+    max_frames: Annotated[int, Range(1)] = 20_000
     cache_decoded: bool = True
-    cache_mebibytes: int = 512
+    cache_mebibytes: Annotated[int, Range(0)] = 512
     index_cache: str | None = None
-    shuffle_buffer: int = 1000
+    shuffle_buffer: Annotated[int, Range(1)] = 1000

@@ -188,10 +188,6 @@ class Loader:
         """The kind of the micro-batch that led to a state. Equal on every replica, also where no batch is made."""
         return self.entries[self.mixture.entry(state.micro_step - 1)].kind
 
-    def samples_per_epoch(self) -> Mapping[str, int]:
-        """Number of samples of each entry; streams are left out, because nobody knows theirs."""
-        return {key: len(source) for key, source in zip(self.keys, self.sources, strict=True) if source is not None}
-
     def _open(self, entry: DataEntryConfig, model: ModelConfig, seed: int) -> Source | None:
         if is_stream(entry.source):
             announce(entry)

@@ -1,9 +1,10 @@
 """Configuration of the model: one frozen dataclass, one table of presets."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from moe.config import Activation, DenseConfig, FeedForwardConfig
+from moe.ranges import Range
 
 Recompute = Literal["none", "attention", "ffn", "block"]
 
@@ -19,7 +20,7 @@ class MomentumConfig:
         decay: Share of itself that a twin keeps in each optimizer step; the rest comes from what it follows.
     """
 
-    decay: float = 0.995
+    decay: Annotated[float, Range(0, 1)] = 0.995
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class VisionConfig:
     """
 
     activation: Activation = "gelu"
-    norm_eps: float = 1e-6
+    norm_eps: Annotated[float, Range(above=0)] = 1e-6
     norm_embeddings: bool = False
     relative_positions: bool = False
 
@@ -83,25 +84,25 @@ class ModelConfig:
         recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
     """
 
-    hidden_size: int = 768
-    num_heads: int = 12
-    mlp_ratio: float = 4.0
-    vision_layers: int = 12
-    text_layers: int = 12
-    alignment_layers: int = 12
-    generation_layers: int = 12
-    image_size: int = 224
-    video_size: int = 112
-    num_frames: int = 32
-    patch_size: int = 16
-    tubelet_size: int = 1
-    temporal_gain: float = 0.0
-    text_length: int = 128
-    vocab_size: int = 30522
-    projection_size: int = 256
-    patch_dropout: float = 0.0
-    drop_path: float = 0.0
-    dropout: float = 0.0
+    hidden_size: Annotated[int, Range(1)] = 768
+    num_heads: Annotated[int, Range(1)] = 12
+    mlp_ratio: Annotated[float, Range(above=0)] = 4.0
+    vision_layers: Annotated[int, Range(1)] = 12
+    text_layers: Annotated[int, Range(1)] = 12
+    alignment_layers: Annotated[int, Range(1)] = 12
+    generation_layers: Annotated[int, Range(1)] = 12
+    image_size: Annotated[int, Range(1)] = 224
+    video_size: Annotated[int, Range(1)] = 112
+    num_frames: Annotated[int, Range(1)] = 32
+    patch_size: Annotated[int, Range(1)] = 16
+    tubelet_size: Annotated[int, Range(1)] = 1
+    temporal_gain: Annotated[float, Range(0)] = 0.0
+    text_length: Annotated[int, Range(3)] = 128  # [CLS] word [SEP]
+    vocab_size: Annotated[int, Range(1)] = 30522
+    projection_size: Annotated[int, Range(1)] = 256
+    patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
+    drop_path: Annotated[float, Range(0, 1)] = 0.0
+    dropout: Annotated[float, Range(0, 1)] = 0.0
     text_norm: Literal["post", "pre"] = "post"
     layer_scale_init: float | None = None
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -110,7 +111,7 @@ class ModelConfig:
     multiway: bool = False
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
     recompute: Recompute = "none"
-    recompute_every: int = 1
+    recompute_every: Annotated[int, Range(1)] = 1
 
     @property
     def inner_size(self) -> int:

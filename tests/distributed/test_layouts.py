@@ -25,7 +25,7 @@ from engine.hosts.plain import PlainHost
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
-from engine.run.freeze import freeze_idle
+from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig
 from omnivl.architectures.build import Settle
 from omnivl.chain.chain import Chain

@@ -343,4 +343,4 @@ def test_a_checkpoint_is_of_the_step_at_which_it_was_taken(run_distributed: Any,
 
 
 def state_after(step: int) -> TrainerState:
-    return TrainerState(step, 0, 0, None, None, 0, {}, SavedLayout("zero", 3, 2, 1, JOINED))
+    return TrainerState(step=step, layout=SavedLayout("zero", 3, 2, 1, JOINED))

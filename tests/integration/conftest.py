@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from metric_lines import comparable_lines
 from safetensors.torch import load_file
-
-from engine.telemetry.metrics import comparable, read_metrics
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +65,7 @@ def _final_state(stage: Path) -> dict[str, Any]:
         "host": {file.name: load_file(file) for file in files if file.suffix == ".safetensors"},
         "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
         "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
-        "metrics": [comparable(record) for record in read_metrics(stage / "metrics.jsonl")],
+        "metrics": comparable_lines(stage / "metrics.jsonl"),
     }
 
 

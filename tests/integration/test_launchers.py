@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+from metric_lines import comparable_lines
 from safetensors.torch import load_file
 
 from engine.disk.run_folder import RunFolder, RunFolderError
-from engine.telemetry.metrics import comparable, read_metrics
+from engine.telemetry.metrics import read_metrics
 from engine.watch.heartbeat import read_sign
 from launcher.start.discovery import free_port
 
@@ -84,7 +85,7 @@ def test_other_launcher_gives_the_same_run(pretraining: "Pretraining", name: str
     assert process.returncode == 0, output[-4000:]
     pretraining.run("own", *LAYOUT, "launch.processes=2")
     stages = [pretraining.stage("own"), pretraining.stage(name)]
-    lines = [[comparable(line) for line in read_metrics(stage / "metrics.jsonl")] for stage in stages]
+    lines = [comparable_lines(stage / "metrics.jsonl") for stage in stages]
     assert len(lines[1]) == 4 and lines[0] == lines[1]
     weights = [load_file(stage / "weights.safetensors") for stage in stages]
     assert not pretraining.differences(*weights)

@@ -117,7 +117,7 @@ def test_bad_shards_are_skipped_within_the_share(load, tmp_path):
         tar(tmp_path / f"{number}.tar", good(2))
     loader = load(str(tmp_path / "{0..7}.tar"))
     assert loader.quarantine.counts == {"truncated_tar": 1, "empty_shard": 1, "unreadable_path": 2}
-    assert sum(loader.samples_per_epoch().values()) == 8 + 2 + 6
+    assert sum(len(source) for source in loader.sources) == 8 + 2 + 6
     assert [line["where"] for line in logged(tmp_path)] == [str(tmp_path / f"{number}.tar") for number in (1, 2, 3, 4)]
 
 

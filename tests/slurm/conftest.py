@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from metric_lines import comparable_lines
 from safetensors.torch import load_file
 
 from engine.disk.run_folder import RunFolder
-from engine.telemetry.metrics import comparable, read_metrics
+from engine.telemetry.metrics import read_metrics
 from engine.watch.heartbeat import read_sign
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -159,7 +160,7 @@ def final_state(run: Path, stage: str = "01-spatial") -> dict[str, Any]:
     """What two equal runs share to the bit: weights, every line of metrics but its speed."""
     folder = run / "stages" / stage
     weights = load_file(folder / "weights.safetensors")
-    return {"weights": weights, "metrics": [comparable(record) for record in read_metrics(folder / "metrics.jsonl")]}
+    return {"weights": weights, "metrics": comparable_lines(folder / "metrics.jsonl")}
 
 
 def assert_equal_runs(one: Path, other: Path) -> None:

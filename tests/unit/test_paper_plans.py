@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.plan.parse import load_plan
-from engine.run.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle
 from launcher.commands.check import summarize
 from moe.attribute import AttributeFeedForward, AttributeLinear
 from moe.sparse import SparseFeedForward

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from engine.estimate.layer_profile import read_profile
+from engine.hosts.pipeline.profile import read_profile
 from engine.plan.plan import StagePlan
 from moe.sparse import served_shares
 from omnivl.chain.chain import Chain

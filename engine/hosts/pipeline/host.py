@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import PlanError
-from engine.hosts.base import StepResult
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.pipeline.packing import pack, unpack
@@ -28,7 +27,7 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
-from engine.step.report import StepAverages, StepScalars, scalars
+from engine.step.report import StepAverages, StepResult, StepScalars, scalars
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch

@@ -62,7 +62,7 @@ class ExpertParallel:
         if self.group is None:
             return
         exchange = ProcessGroupExchange(self.group)
-        for _, bank in _routed_banks(part):
+        for _, bank in expert_banks(part):
             if bank.exchange is not None:
                 continue
             if bank.num_experts % self.size != 0:
@@ -81,7 +81,7 @@ class ExpertParallel:
         """
         if self.group is None:
             return frozenset()
-        names = [f"{name}.{inner}" for name, bank in _routed_banks(chain) for inner, _ in bank.named_parameters()]
+        names = [f"{name}.{inner}" for name, bank in expert_banks(chain) for inner, _ in bank.named_parameters()]
         if not names:
             raise PlanError(
                 [f"{self._field} for a model without sparse experts; allowed is 1; change it, or model.ffn"]
@@ -121,7 +121,8 @@ class ExpertParallel:
         return ExpertsAreCut(self.size, self.group_name)
 
 
-def _routed_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
+def expert_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
+    """The banks of sparse experts of a chain, or of a layer of it, by name."""
     for name, module in part.named_modules():
         if isinstance(module, SparseFeedForward):
             yield f"{name}.experts", module.experts

@@ -9,7 +9,6 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.errors import PlanError
-from engine.hosts.base import StepResult
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.stores import WholeStore, ZeroStore
@@ -27,7 +26,7 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
-from engine.step.report import StepScalars
+from engine.step.report import StepResult, StepScalars
 from moe.linear import gather_on_use
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather

@@ -70,7 +70,7 @@ def move_to_files(engine: Any, stage: int, folder: Path, *, parameters: bool) ->
     Raises:
         PlanError: The folder cannot be used.
     """
-    zero, files = engine.step.optimizer, MappedFiles(folder)
+    zero, files = engine.optimizer, MappedFiles(folder)
     masters = zero.fp32_partitioned_groups_flat if stage == 3 else zero.single_partition_of_fp32_groups
     for master in masters:
         master.data = files.copy_of(master)

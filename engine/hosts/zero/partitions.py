@@ -13,7 +13,7 @@ def forget_gradients(engine: Any) -> None:
     buffers of an offloaded optimizer behave alike in all stages. Zeroed buffers make "no gradient" a zero gradient,
     which is what the plain host and ZeRO 0-2 take it for.
     """
-    optimizer = engine.step.optimizer
+    optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         optimizer.grad_partitions_flat_buffer.zero_()
     if engine.zero_offload_optimizer() is not None:

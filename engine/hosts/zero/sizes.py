@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from engine.hosts.whole import whole_numel
+from engine.step.whole import whole_numel
 
 _LEAST = 2**22
 """Elements below which nothing is worth being cut: 16 MiB. Collectives of less cost their latency."""

@@ -1,6 +1,5 @@
 """Something-Something v2: a JSON list of ids with labels, the labels' file and a folder of ``ID.webm`` clips."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from omnivl.data.convert.clips import find_clips
 from omnivl.data.convert.entry import Entry
 from omnivl.data.convert.table import load_json
 from omnivl.data.sources.base import Rejection
-from omnivl.errors import DataError
+from omnivl.errors import DataError, did_you_mean
 
 _SPLITS = ("train", "validation", "test")
 
@@ -71,9 +70,8 @@ class SSv2Reader:
         if not label:
             return Rejection("missing_label", where, "neither label nor template (the test list comes without)")
         if classes is not None and label not in classes:
-            near = difflib.get_close_matches(label, classes, n=1)
-            hint = f"; the nearest is {near[0]!r}" if near else ""
-            return Rejection("missing_label", where, f"class {label!r} is not in {self.labels}{hint}")
+            change = did_you_mean(label, classes, "name one of its classes")
+            return Rejection("missing_label", where, f"class {label!r} is not in {self.labels}; {change}")
         if identifier not in clips:
             return Rejection("missing_media", where, f"no clip {identifier!r} below {self.clips}")
         path = clips[identifier]

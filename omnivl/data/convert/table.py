@@ -1,7 +1,6 @@
 """A CSV, TSV, JSON or JSON-lines list: one row per picture or clip, or per caption."""
 
 import csv
-import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from omnivl.data.convert.entry import Entry, texts_of
 from omnivl.data.sources.base import Rejection
-from omnivl.errors import DataError
+from omnivl.errors import DataError, did_you_mean
 
 LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
 
@@ -149,9 +148,8 @@ def check_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> No
     """
     for column in wanted:
         if column not in found:
-            near = difflib.get_close_matches(column, found, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; name the right one"
-            raise DataError(f"{file}:1: no column {column!r}; the columns are {', '.join(map(repr, found))}{hint}")
+            change = did_you_mean(column, found, "name the right one")
+            raise DataError(f"{file}:1: no column {column!r}; the columns are {', '.join(map(repr, found))}; {change}")
 
 
 def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[Row | Rejection]:

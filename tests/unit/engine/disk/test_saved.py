@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from engine.disk.checkpoint import SavedLayout, TrainerState
 from engine.disk.checkpoint_writer import CheckpointWriter
-from engine.disk.saved import all_checkpoints, average_weights, describe, find_checkpoint, read_weights
+from engine.disk.saved import all_checkpoints, average_weights, describe, find_checkpoint, saved_weights
 from engine.errors import CheckpointError
 from engine.hosts.plain import PlainHost
 from engine.step.optimizer import OptimizerConfig
@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Path:
     writer = CheckpointWriter(folder, host.device, asynchronous=False, keep_last=2)
     for step in (1, 2):
         host.step(synthetic.step_batches(step, 1, 4, host.gather), step)
-        state = TrainerState(step, 0, 0, None, None, 0, {}, LAYOUT)
+        state = TrainerState(step=step, layout=LAYOUT)
         writer.save(host, state, {})
     return tmp_path / "run"
 
@@ -86,7 +86,7 @@ def test_verify_names_the_file_that_differs(run: Path) -> None:
 def test_weights_come_out_as_they_went_in(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "weights.safetensors"
     assert RUN.invoke(app, ["convert", str(run), "--out", str(out)]).exit_code == 0
-    written, held = load_file(out), dict(read_weights(find_checkpoint(run)))
+    written, held = load_file(out), dict(saved_weights(find_checkpoint(run)))
     assert written.keys() == held.keys() == synthetic.build_synthetic_chain().state_dict().keys()
     assert all(torch.equal(written[name], tensor) for name, tensor in held.items())
     half = tmp_path / "half.safetensors"
@@ -98,7 +98,7 @@ def test_weights_come_out_as_they_went_in(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_mean_of_checkpoints(run: Path, tmp_path: Path) -> None:
-    first, second = (dict(read_weights(step)) for step in steps_of(run))
+    first, second = (dict(saved_weights(step)) for step in steps_of(run))
     out = tmp_path / "mean.safetensors"
     assert RUN.invoke(app, ["average", *map(str, steps_of(run)), "--out", str(out)]).exit_code == 0
     mean = load_file(out)
@@ -111,7 +111,7 @@ def test_the_mean_of_checkpoints(run: Path, tmp_path: Path) -> None:
 
 
 def test_checkpoints_of_different_models_have_no_mean(run: Path, tmp_path: Path) -> None:
-    weights = dict(read_weights(find_checkpoint(run)))
+    weights = dict(saved_weights(find_checkpoint(run)))
     name = next(name for name, tensor in weights.items() if tensor.dim() == 2)
     other = tmp_path / "other.safetensors"
     save_file({**weights, name: weights[name][:1].clone()}, other)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.estimate.layer_profile import activation_bytes, blank_states, imagined
+from engine.estimate.layers import activation_bytes, blank_states, imagined
 from engine.estimate.live import live_peak
 from engine.estimate.operations import Operation, OperationCounter
 from engine.estimate.work import ModelWork, model_work

@@ -139,7 +139,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         ),
         (
             {"more": "    optimizer: {lr: 0}"},
-            ["p.yaml:10: stages.0.optimizer.lr: got 0.0; allowed a number above 0; change lr"],
+            ["p.yaml:10: stages.0.optimizer.lr: got 0; allowed more than 0; change the number"],
         ),
         (
             {"more": "    optimizer: {betas: [0.9]}"},

@@ -82,10 +82,6 @@ STAGE_CASES = {
         {"data": "[{source: emoji, kind: image_text, augment: {zoom: [2, 0.5]}}]"},
         "p:7: stages.0.data.0.augment.zoom: got [2, 0.5]; allowed two numbers above 0, smaller first; change the numbers",
     ),
-    "values_in_range: rotate": (
-        {"data": "[{source: emoji, kind: image_text, augment: {rotate: 200}}]"},
-        "p:7: stages.0.data.0.augment.rotate: got 200.0; allowed from 0 to 180; change the number",
-    ),
     "motion_gives_clips": (
         {"data": "[{source: motion, kind: image_text}]"},
         "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label'; choose one of these",
@@ -219,11 +215,6 @@ STAGE_CASES = {
     "experts_can_be_cut: plain": (
         {"parallel": "{host: plain, expert_parallel_size: 2}", "model": "{ffn: {kind: limoe}}"},
         "p:7: stages.0.parallel.expert_parallel_size: got 2 with host 'plain'; allowed 1; change it to 1, or use host 'zero' or 'pipeline'",
-    ),
-    "values_in_range": ({"steps": "0"}, "p:7: stages.0.steps: got 0; allowed 1 or more; change the number"),
-    "values_in_range: nested": (
-        {"data": "[{source: emoji, kind: image_text, augment: {flip: 1.5}}]"},
-        "p:7: stages.0.data.0.augment.flip: got 1.5; allowed from 0 to 1; change the number",
     ),
     "names_are_file_names": (
         {"name": "../one"},

@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from engine.disk.aside import heads_aside
 from engine.errors import CheckpointError
-from engine.run.handover import hand_over, heads_aside
+from engine.run.handover import hand_over
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.router_losses import RouterLossConfig
 from omnivl.architectures.build import build_chain

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from engine.hosts.base import StepResult
 from engine.step.guard import Guard, GuardConfig, Trouble, culprits
+from engine.step.report import StepResult
 
 CONFIG = GuardConfig(max_skipped_steps=3, spike_factor=4.0, spike_window=6, spike_steps=2)
 USUAL = (2.0, 4.0, 3.0, 3.0, 2.0, 4.0)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from engine.plan.parse import load_plan
-from engine.run.freeze import freeze_idle
+from engine.step.freeze import freeze_idle
 from launcher.cli import COMMANDS
 from launcher.commands.check import count_parameters, summarize
 from omnivl.architectures.build import build_chain

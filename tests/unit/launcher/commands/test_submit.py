@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 
 from engine.plan.parse import load_plan
 from launcher.cli import app
-from launcher.commands.jobs import job_rows
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.deepspeed_node import command
 from launcher.slurm.progress import read_progress, saved_steps, seconds_left
+from launcher.slurm.queue import job_rows
 from launcher.slurm.spec import read_spec
 from launcher.slurm.steps import training_step, worker_arguments
 

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from launcher.slurm.nodes import rendezvous_port
 from launcher.start.discovery import free_port, from_slurm, interface_towards, join_launch
+from launcher.start.nodes import rendezvous_port
 from omnivl.errors import UserError
 
 SLURM = {

@@ -97,11 +97,10 @@ def test_experts_of_attention_stand_in_the_unified_transformer_alone():
 
 
 def test_details_of_the_visual_encoder_fit_what_stands_beside_them():
-    vision = VisionConfig(activation="quick_gelu", norm_eps=0.0, relative_positions=True)
+    vision = VisionConfig(activation="quick_gelu", relative_positions=True)
     with pytest.raises(ModelError) as caught:
         check_config(ModelConfig(vision=vision, patch_dropout=0.5, ffn=LIMoEConfig()))
     assert str(caught.value).splitlines() == [
-        "model.vision.norm_eps: got 0; allowed a number above 0; change it, e.g. to 1e-6",
         "model.vision.activation: got 'quick_gelu' with ffn kind 'limoe'; allowed 'gelu' where there are sparse or "
         "attribute experts; set it to 'gelu', or model.ffn.kind to 'dense' or 'mome'",
         "model.vision.relative_positions: got true with patch_dropout 0.5; allowed false, or true with patch_dropout "

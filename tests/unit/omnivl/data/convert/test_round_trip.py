@@ -249,4 +249,4 @@ def test_something_something(tmp_path, make_video):
         assert sample.meta["placeholders"] == ["potato", "vase"]
     causes = [cause for cause, _, _ in rejected(tmp_path / "out")]
     assert causes == ["missing_media", "missing_label"]
-    assert "the nearest is 'Holding something next to something'" in rejected(tmp_path / "out")[1][2]
+    assert "did you mean 'Holding something next to something'?" in rejected(tmp_path / "out")[1][2]

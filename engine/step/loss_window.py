@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from engine.hosts.base import StepResult
+from engine.step.report import StepResult
 
 
 class LossWindow:

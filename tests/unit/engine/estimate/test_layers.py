@@ -1,19 +1,17 @@
 """What layers take: against numbers worked out by hand, and against a real device."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from engine.estimate.layer_profile import activation_bytes, blank_states, layer_seconds, read_profile
+from engine.estimate.layers import activation_bytes, blank_states, layer_seconds
 from engine.plan.parse import load_plan
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import UserError
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 SMALL = ["batch.micro_batch_size_per_gpu=4", "parallel.precision=fp32"]
@@ -76,22 +74,3 @@ class Wide(ChainLayer):
 
     def forward(self, state: State) -> State:
         return state.updated(text=self.inner(state["text"]))
-
-
-Edit = Callable[[Path], object]
-
-
-@pytest.mark.parametrize(
-    ("edit", "said"),
-    [
-        (lambda path: None, "which is no profile of stage 'spatial'"),
-        (lambda path: path.write_text("[]"), "which is no profile of stage 'spatial'"),
-        (lambda path: path.write_text('{"stages": {}}'), "which is no profile of stage 'spatial'"),
-        (lambda path: path.write_text('{"stages": {"spatial": {}}}'), "is of another chain: it differs in embed"),
-    ],
-)
-def test_a_bad_profile_is_named(tmp_path: Path, edit: Edit, said: str) -> None:
-    edit(tmp_path / "layers.json")
-    with pytest.raises(UserError, match=r"parallel.pipeline_profile: .*omnivl profile PLAN --out FILE") as error:
-        read_profile(tmp_path / "layers.json", "spatial", ["embed"])
-    assert said in str(error.value)

@@ -1,7 +1,7 @@
 import pytest
 from torch import nn
 
-from engine.run.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.data.special_tokens import SpecialTokens
@@ -41,8 +41,8 @@ def test_pattern_that_names_nothing() -> None:
     with pytest.raises(UserError) as caught:
         freeze(chain(), ["embed", "visual_0"], "stages.0.freeze")
     assert str(caught.value) == (
-        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00. "
-        "Did you mean 'visual_00'?"
+        "stages.0.freeze.1: got 'visual_0', which names no parameter; layers are embed, visual_00, text_00; "
+        "did you mean 'visual_00'?"
     )
 
 

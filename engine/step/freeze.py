@@ -1,15 +1,14 @@
 """Freezing parts of the chain: by name, and what a stage has no use for."""
 
-import difflib
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 
-from engine.hosts.whole import whole_numel
+from engine.step.whole import whole_numel
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.state import StepLayout
-from omnivl.errors import UserError
+from omnivl.errors import UserError, did_you_mean
 
 
 def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
@@ -71,6 +70,5 @@ def _names(pattern: str, parameter: str) -> bool:
 
 def _nothing_message(where: str, pattern: str, parameters: list[str]) -> str:
     layers = list(dict.fromkeys(name.split(".")[0] for name in parameters))
-    close = difflib.get_close_matches(pattern, [*layers, *parameters], n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}.{hint}"
+    change = did_you_mean(pattern, [*layers, *parameters], "name a layer or a part of one")
+    return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}; {change}"

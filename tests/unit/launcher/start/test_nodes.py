@@ -2,7 +2,7 @@
 
 import pytest
 
-from launcher.slurm.nodes import expand_nodes, rendezvous_port, tasks_on_node
+from launcher.start.nodes import expand_nodes, rendezvous_port, tasks_on_node
 
 
 @pytest.mark.parametrize(

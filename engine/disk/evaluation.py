@@ -1,0 +1,29 @@
+"""Files of evaluations: ``evaluation.json`` of a stage, ``evaluation-STAGE.json`` of ``omnivl evaluate``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.disk.run_folder import write_whole
+from omnivl.tasks.results import Score, TaskResult, write_files
+
+
+def write_evaluation(path: Path, facts: Mapping[str, Any], results: Sequence[TaskResult], *, prefix: str = "") -> None:
+    """Writes an evaluation, and beside it what the tasks have made as files. Called by one process.
+
+    Args:
+        path: The file, which is replaced.
+        facts: What was evaluated, at least its ``step``; plain containers.
+        results: One per task.
+        prefix: Of the names of the tasks' files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_files(results, path.parent, prefix)
+    write_whole(path, json.dumps({**facts, "results": [result.as_json() for result in results]}, indent=1))
+
+
+def read_scores(path: Path) -> tuple[int | None, tuple[Score, ...]]:
+    """The step after which an evaluation was made (None outside of a run), and its scores."""
+    content = json.loads(path.read_bytes())
+    return content["step"], tuple(Score(**score) for result in content["results"] for score in result["scores"])

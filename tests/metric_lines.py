@@ -1,0 +1,11 @@
+"""What two equal runs write alike into their metrics."""
+
+from pathlib import Path
+from typing import Any
+
+from engine.telemetry.metrics import read_metrics
+
+
+def comparable_lines(file: Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl`` without their group ``speed``, which differs between equal runs."""
+    return [{name: value for name, value in record.items() if name != "speed"} for record in read_metrics(file)]
