@@ -100,7 +100,8 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
             else:
                 pixels = decode_still(sample, limits, needed)
             flip = may_flip(sample.captions[0])
-            views.append(training_view(pixels, size, entry.augment, augment.at(position), flip_allowed=flip))
+            view = training_view(pixels, size, entry.augment, augment.at(position), flip_allowed=flip)
+            views.append(view.pixels)
             views = views[-case.micro_batch_size :]
         return views
 

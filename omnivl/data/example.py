@@ -164,9 +164,9 @@ class ExampleReader:
         pixels = self._pixels(sample, position)
         if self._training:
             flip = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
-            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip)
+            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip).pixels
         else:
-            view = evaluation_view(pixels, self._size)
+            view = evaluation_view(pixels, self._size).pixels
         return Example(
             frames=view,
             text=text,
