@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import Ratio, Spread, alternate, over, rates, short
 from benchmarks.record import Options, Report, Table, main_of
 from omnivl.architectures.presets import PRESETS
+from omnivl.chain.preparation import Preparation
 from omnivl.data.augment import training_view
 from omnivl.data.batch import is_video
 from omnivl.data.config import DataEntryConfig, LoaderConfig
@@ -80,7 +81,7 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
     draws, hence the pixels are the same.
     """
     entry, clips = case.entry, is_video(case.entry.kind)
-    size = case.model.video_size if clips else case.model.image_size
+    size = case.model.inputs.side(clips)
     source = open_source(entry, seed=SEED, num_frames=case.model.num_frames, size=case.model.video_size)
     order = Order(len(source), SEED, entry.key)
     indices = [(position, order(position)[1]) for position in case.timed]
@@ -99,7 +100,8 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
             else:
                 pixels = decode_still(sample, limits, needed)
             flip = may_flip(sample.captions[0])
-            views.append(training_view(pixels, size, entry.augment, augment.at(position), flip_allowed=flip))
+            view = training_view(pixels, size, entry.augment, augment.at(position), flip_allowed=flip)
+            views.append(view.pixels)
             views = views[-case.micro_batch_size :]
         return views
 
@@ -108,12 +110,13 @@ def bare_loop(case: Case) -> Callable[[], list[NDArray[np.uint8]]]:
 
 def loader_of(case: Case, workers: int) -> Loader:
     """A loader at the first sample of a case."""
+    tokenizer = load_tokenizer("emoji")
     return Loader(
         [case.entry],
         loader_config=replace(CONFIG, num_workers=workers),
-        model=case.model,
-        objectives=case.objectives,
-        tokenizer=load_tokenizer("emoji"),
+        sizes=case.model.inputs,
+        tokenizer=tokenizer,
+        prepare=Preparation(tuple(case.objectives), tokenizer.special, case.model.inputs, SEED),
         micro_batch_size=case.micro_batch_size,
         seed=SEED,
     )

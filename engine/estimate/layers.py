@@ -23,6 +23,7 @@ from engine.plan.plan import StagePlan
 from omnivl.architectures.flops import MASKED_WORD_SHARE
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.preparation import Preparation
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, is_video
 from omnivl.data.collate import Collator
@@ -32,11 +33,12 @@ from omnivl.data.tokenizer import Tokenizer
 
 def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
     """A micro-batch of blank samples of each kind that the stage takes."""
-    collator = Collator(stage.model, stage.objectives, tokenizer, seed=0)
-    text = "a" + " a" * stage.model.text_length  # as long as the model reads
+    sizes = stage.model.inputs
+    collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, seed=0))
+    text = "a" + " a" * sizes.text_length  # as long as the model reads
     batches = []
     for layout in stage.layouts():
-        side = stage.model.video_size if is_video(layout.kind) else stage.model.image_size
+        side = sizes.side(is_video(layout.kind))
         frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
         examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
         batches.append(collator.collate(examples, layout.kind, "blank", 0))

@@ -37,6 +37,7 @@ from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput
 from engine.watch.heartbeat import Activity, Heartbeat
 from engine.watch.stop import StopRequest, shielded_children
+from omnivl.chain.preparation import Preparation
 from omnivl.data.batch import Batch
 from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.tokenizer import Tokenizer
@@ -271,15 +272,16 @@ class StageLoop:
         return None if place is None else LoaderState.from_json(place), pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
+        sizes, seed = self._stage.model.inputs, stable_hash(self._plan.seed, "data", self._index)
         return Loader(
             self._stage.data,
             loader_config=self._plan.loader,
-            model=self._stage.model,
-            objectives=self._stage.objectives,
+            sizes=sizes,
             tokenizer=self._tokenizer,
+            prepare=Preparation(self._stage.objectives, self._tokenizer.special, sizes, seed),
             micro_batch_size=self._stage.batch.micro_batch_size_per_gpu,
             gradient_accumulation_steps=self._stage.batch.gradient_accumulation_steps,
-            seed=stable_hash(self._plan.seed, "data", self._index),
+            seed=seed,
             replica=self._host.gather.replica,
             replicas=self._host.gather.replicas,
             state=state,

@@ -41,7 +41,7 @@ def embed(
     trained = find_trained(target, stage, plan)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, seen, chosen, encoder.model, max_samples)
+        pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
         owned = [(row, text) for row, sample in enumerate(pictures.samples) for text in sample.captions]
         arrays = {
             "keys": np.array([sample.key for sample in pictures.samples]),

@@ -50,7 +50,7 @@ def routing(
     folder = out or _folder(trained, target)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, seen, chosen, encoder.model, max_samples)
+        pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
         tokens = routed_tokens(encoder, pictures)
     ffn = encoder.model.ffn
     assert isinstance(ffn, SparseConfig)

@@ -6,12 +6,14 @@ position.
 """
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.config import AugmentConfig
+from omnivl.data.placement import MIRROR, Placement, crop_placement, pixel_map
 from omnivl.data.rand_augment import apply_random_operations
 
 Pixels = NDArray[np.uint8]
@@ -21,9 +23,22 @@ _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.5
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 
+@dataclass(frozen=True)
+class View:
+    """What is seen of a picture or clip.
+
+    Attributes:
+        pixels: ``[T, S, S, 3]``.
+        place: Where the picture's points lie in it.
+    """
+
+    pixels: Pixels
+    place: Placement
+
+
 def training_view(
     pixels: Pixels, size: int, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
-) -> Pixels:
+) -> View:
     """Random crop, rotation and zoom, flip, colours and RandAugment-style operations.
 
     Args:
@@ -32,19 +47,17 @@ def training_view(
         config: What to do.
         random: The sample's generator.
         flip_allowed: Whether the text stays true in a mirror.
-
-    Returns:
-        ``[T, S, S, 3]``.
     """
     uniforms = random.random(13)  # one call; how many are used must not depend on the configuration
     box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
     if config.rotate == 0 and config.zoom == (1, 1):
         left, top, width, height = box
         view = resize(pixels[:, top : top + height, left : left + width], size, size)
+        place = crop_placement(left, top, width, height, (pixels.shape[2], pixels.shape[1]))
     else:
-        view = _turned(pixels, size, box, config, uniforms[11:13])
+        view, place = _turned(pixels, size, box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
-        view = _mirrored(view)
+        view, place = _mirrored(view), place.then(MIRROR)
     gray = uniforms[5] < config.grayscale
     jitter = uniforms[6] < config.color_probability and (
         config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
@@ -53,16 +66,18 @@ def training_view(
         view = _change_colours(view, config, 2 * uniforms[7:11] - 1 if jitter else np.zeros(4), gray)
     if config.rand_augment_operations > 0:
         magnitude = config.rand_augment_magnitude / 10
-        view = apply_random_operations(view, config.rand_augment_operations, magnitude, random)
-    return view
+        view, moved = apply_random_operations(view, config.rand_augment_operations, magnitude, random)
+        place = place.then(moved)
+    return View(view, place)
 
 
-def evaluation_view(pixels: Pixels, size: int) -> Pixels:
-    """The shorter side resized to ``size``, then the middle: ``[T, S, S, 3]``."""
+def evaluation_view(pixels: Pixels, size: int) -> View:
+    """The shorter side resized to ``size``, then the middle."""
     height, width = pixels.shape[1:3]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return resize(pixels[:, top : top + side, left : left + side], size, size)
+    view = resize(pixels[:, top : top + side, left : left + side], size, size)
+    return View(view, crop_placement(left, top, side, side, (width, height)))
 
 
 def crop_box(
@@ -88,8 +103,8 @@ def crop_box(
 
 def _turned(
     pixels: Pixels, size: int, box: tuple[int, int, int, int], config: AugmentConfig, uniforms: NDArray[np.float64]
-) -> Pixels:
-    """A crop turned and zoomed about its middle, by one map from the picture to the view.
+) -> tuple[Pixels, Placement]:
+    """A crop turned and zoomed about its middle, by one map between picture and view.
 
     Args:
         pixels: ``[T, H, W, 3]``.
@@ -115,7 +130,8 @@ def _turned(
             borderMode=cv2.BORDER_REPLICATE if config.fill == "edge" else cv2.BORDER_CONSTANT,
             borderValue=(255, 255, 255),
         )
-    return result
+    picture = pixels.shape[2], pixels.shape[1]
+    return result, Placement(np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture)))
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:

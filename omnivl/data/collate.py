@@ -6,58 +6,56 @@ Shapes: B samples, T frames, S side of the picture, L text positions.
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import cv2
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from omnivl.chain.objective import Objective, PrepareContext
-from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.data.batch import Batch, DataKind
 from omnivl.data.example import Example
+from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.parts.config import ModelConfig
+
+
+class Prepare(Protocol):
+    """What draws further tensors from a batch before it goes to training. Picklable; of objectives in training."""
+
+    def __call__(self, batch: Batch, entry: str, step: int) -> dict[str, Tensor]:
+        """The tensors for ``Batch.prepared``.
+
+        Args:
+            batch: A batch without ``prepared``.
+            entry: Key of its data entry, part of the random keys.
+            step: Optimizer step, for schedules.
+        """
 
 
 class Collator:
-    """Makes batches for one model and one set of objectives."""
+    """Makes batches of one text length."""
 
-    def __init__(self, model: ModelConfig, objectives: Sequence[Objective], tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, sizes: InputSizes, tokenizer: Tokenizer, prepare: Prepare | None = None) -> None:
         """Describes a collator.
 
         Args:
-            model: Sizes of pictures, patches and texts.
-            objectives: The stage's objectives.
+            sizes: Of which the length of texts is used.
             tokenizer: Texts to ids.
-            seed: The stage's seed.
+            prepare: Draws ``Batch.prepared``; None for nothing.
         """
-        self._model, self._objectives, self._tokenizer, self._seed = model, tuple(objectives), tokenizer, seed
+        self._sizes, self._tokenizer, self._prepare = sizes, tokenizer, prepare
 
-    def collate(self, examples: Sequence[Example], kind: DataKind, source: str, step: int) -> Batch:
+    def collate(self, examples: Sequence[Example], kind: DataKind, entry: str, step: int) -> Batch:
         """A batch with ``prepared`` filled in.
 
         Args:
             examples: B examples of one kind.
             kind: Their kind.
-            source: Name of the entry, part of the random keys.
+            entry: Key of the data entry, part of the random keys.
             step: Optimizer step, for weight schedules.
         """
         batch = self.plain(examples, kind)
-        side = (self._model.video_size if is_video(kind) else self._model.image_size) // self._model.patch_size
-        context = PrepareContext(
-            seed=self._seed,
-            source=source,
-            tokens=self._tokenizer.special,
-            grid=(side, side),
-            step=step,
-            tubelet_size=self._model.tubelet_size if is_video(kind) else 1,
-        )
-        prepared: dict[str, Tensor] = {}
-        for objective in self._objectives:
-            if objective.demands(kind, batch.size) is not None:
-                prepared.update(objective.prepare(batch, context))
-                prepared[f"weight/{objective.key}"] = torch.tensor(_weight(objective, step), dtype=torch.float32)
-        return replace(batch, prepared=prepared)
+        return batch if self._prepare is None else replace(batch, prepared=self._prepare(batch, entry, step))
 
     def plain(self, examples: Sequence[Example], kind: DataKind) -> Batch:
         """A batch without ``prepared``, e.g. for evaluation."""
@@ -70,7 +68,7 @@ class Collator:
         batch = Batch(
             kind=kind,
             frames=frames,
-            token_ids=torch.from_numpy(self._tokenizer.encode(texts, self._model.text_length)),
+            token_ids=torch.from_numpy(self._tokenizer.encode(texts, self._sizes.text_length)),
             identity=torch.tensor([example.identity for example in examples], dtype=torch.int64),
             label=torch.tensor([example.label for example in examples], dtype=torch.int64),
             position=torch.tensor([example.position for example in examples], dtype=torch.int64),
@@ -89,9 +87,3 @@ def _empty_frames(shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=torch.uint8)
     storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
     return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
-
-
-def _weight(objective: Objective, step: int) -> float:
-    """The weight of an objective's loss at a step: its schedule if it has one, else its constant, else 1."""
-    schedule = getattr(objective, "weight_at", None)
-    return float(schedule(step)) if schedule is not None else float(getattr(objective, "weight", 1.0))

@@ -123,7 +123,7 @@ def evaluation_frames(sample: Sample, size: int, num_frames: int, config: Loader
         pixels = decode_clip(
             sample, limits, lambda total: sample_frames(total, num_frames, FrameSamplingConfig(), None)
         )
-    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).pixels.transpose(0, 3, 1, 2)))
 
 
 def _media(sample: Sample) -> bytes:

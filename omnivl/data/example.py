@@ -16,10 +16,10 @@ from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.frames import sample_frames
 from omnivl.data.order import Order
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
-from omnivl.parts.config import ModelConfig
 from omnivl.randomness import Streams, stable_hash
 
 MAX_SUBSTITUTES = 32
@@ -85,7 +85,7 @@ class ExampleReader:
         self,
         config: DataEntryConfig,
         source: Source | None,
-        model: ModelConfig,
+        sizes: InputSizes,
         *,
         key: str,
         seed: int,
@@ -98,7 +98,7 @@ class ExampleReader:
         Args:
             config: The entry.
             source: Its samples; None for a stream, whose samples are handed to ``finish``.
-            model: Picture size and number of frames.
+            sizes: Picture size and number of frames.
             key: The entry's part in random keys.
             seed: The stage's seed.
             limits: Bounds of decoding.
@@ -108,8 +108,7 @@ class ExampleReader:
         self.config, self.key = config, key
         self._source = source
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
-        self._size = model.video_size if is_video(config.kind) else model.image_size
-        self._num_frames = model.num_frames
+        self._size, self._num_frames = sizes.side(is_video(config.kind)), sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
@@ -165,9 +164,9 @@ class ExampleReader:
         pixels = self._pixels(sample, position)
         if self._training:
             flip = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
-            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip)
+            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip).pixels
         else:
-            view = evaluation_view(pixels, self._size)
+            view = evaluation_view(pixels, self._size).pixels
         return Example(
             frames=view,
             text=text,

@@ -15,13 +15,13 @@ from typing import Any, Self
 
 import torch
 
-from omnivl.chain.objective import Objective
 from omnivl.data.batch import Batch, DataKind
-from omnivl.data.collate import Collator
+from omnivl.data.collate import Collator, Prepare
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.mixture import Mixture
 from omnivl.data.prefetch import in_thread
 from omnivl.data.quarantine import Quarantine
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import Source
 from omnivl.data.sources.shards import ShardSource
@@ -29,7 +29,6 @@ from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.data.work import BatchMaker, Failure, Result, Task, follow_parent
 from omnivl.errors import DataError
-from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -87,9 +86,9 @@ class Loader:
         entries: Sequence[DataEntryConfig],
         *,
         loader_config: LoaderConfig,
-        model: ModelConfig,
-        objectives: Sequence[Objective],
+        sizes: InputSizes,
         tokenizer: Tokenizer,
+        prepare: Prepare | None = None,
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
@@ -103,9 +102,9 @@ class Loader:
         Args:
             entries: The stage's mixture.
             loader_config: Workers and bounds.
-            model: Sizes.
-            objectives: What is prepared for each batch.
+            sizes: Sizes of pictures, clips and texts.
             tokenizer: Texts to ids.
+            prepare: Draws ``Batch.prepared``; None for nothing.
             micro_batch_size: Samples per micro-batch and replica.
             gradient_accumulation_steps: Micro-batches per optimizer step.
             seed: The stage's seed.
@@ -120,7 +119,7 @@ class Loader:
         assert 0 <= replica < replicas, "the replica is one of the replicas"
         self.entries = tuple(entries)
         self.keys = entry_keys(entries)
-        self._config, self._micro_batch_size = loader_config, micro_batch_size
+        self._config, self._micro_batch_size, self._prepare = loader_config, micro_batch_size, prepare
         self._accumulation, self._replica, self._replicas = gradient_accumulation_steps, replica, replicas
         self.mixture = Mixture([entry.weight for entry in entries], seed)
         self.quarantine = Quarantine(
@@ -128,14 +127,14 @@ class Loader:
             min_samples_to_judge=loader_config.min_samples_to_judge,
             log=quarantine_log,
         )
-        self.sources = tuple(self._open(entry, model, seed) for entry in self.entries)
+        self.sources = tuple(self._open(entry, sizes, seed) for entry in self.entries)
         self.state = (state or LoaderState()).with_accumulation(gradient_accumulation_steps)
         self._maker = BatchMaker(
             self.entries,
             self.keys,
             self.sources,
-            Collator(model, objectives, tokenizer, seed),
-            model=model,
+            Collator(sizes, tokenizer, prepare),
+            sizes=sizes,
             config=loader_config,
             seed=seed,
             replica=replica,
@@ -188,7 +187,7 @@ class Loader:
         """The kind of the micro-batch that led to a state. Equal on every replica, also where no batch is made."""
         return self.entries[self.mixture.entry(state.micro_step - 1)].kind
 
-    def _open(self, entry: DataEntryConfig, model: ModelConfig, seed: int) -> Source | None:
+    def _open(self, entry: DataEntryConfig, sizes: InputSizes, seed: int) -> Source | None:
         if is_stream(entry.source):
             announce(entry)
             return None
@@ -196,8 +195,8 @@ class Loader:
             entry,
             seed=seed,
             index_cache=self._config.index_cache,
-            num_frames=model.num_frames,
-            size=model.video_size,
+            num_frames=sizes.num_frames,
+            size=sizes.video_size,
         )
         num_shards = source.num_shards if isinstance(source, ShardSource) else 1
         self.quarantine.record_source(entry.source, len(source), num_shards, source.rejections, log=self._replica == 0)
@@ -238,7 +237,8 @@ class Loader:
     def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
         if self._config.start_method == "forkserver":
-            context.set_forkserver_preload([BatchMaker.__module__])  # imported once, not by every worker
+            modules = [BatchMaker.__module__, *([] if self._prepare is None else [self._prepare.__module__])]
+            context.set_forkserver_preload(modules)  # imported once, not by every worker
         loader = torch.utils.data.DataLoader(
             self._maker,
             sampler=_Stream(self._tasks()),

@@ -14,60 +14,86 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from omnivl.data.placement import Matrix, pixel_map
+
 Pixels = NDArray[np.uint8]
 Operation = Callable[[Pixels, float, np.random.Generator], Pixels]
+Linear = tuple[float, float, float, float]
+Warped = tuple[Linear, tuple[float, float]]
+Warp = Callable[[float, np.random.Generator, tuple[int, int]], Warped]
+"""From strength, generator and (width, height) to a 2 x 2 matrix, row by row, about the centre, and a shift."""
 
 
-def apply_random_operations(pixels: Pixels, count: int, magnitude: float, random: np.random.Generator) -> Pixels:
-    """Applies ``count`` operations drawn from ``OPERATIONS``, with replacement.
+def apply_random_operations(
+    pixels: Pixels, count: int, magnitude: float, random: np.random.Generator
+) -> tuple[Pixels, Matrix]:
+    """Applies ``count`` operations drawn from ``WARPS`` and ``OPERATIONS``, with replacement.
 
     Args:
         pixels: ``[T, H, W, 3]``.
         count: Number of operations.
         magnitude: Strength from 0 to 1.
         random: The sample's generator.
+
+    Returns:
+        ``[T, H, W, 3]``, and the map ``[3, 3]`` of points, as fractions of width and height.
     """
-    names = tuple(OPERATIONS)
-    for choice in random.integers(len(names), size=count).tolist():
-        pixels = OPERATIONS[names[choice]](pixels, magnitude, random)
-    return pixels
+    moved: Matrix = np.eye(3)
+    for choice in random.integers(len(OPERATION_NAMES), size=count).tolist():
+        pixels, further = apply_operation(OPERATION_NAMES[choice], pixels, magnitude, random)
+        moved = further @ moved
+    return pixels, moved
+
+
+def apply_operation(name: str, pixels: Pixels, strength: float, random: np.random.Generator) -> tuple[Pixels, Matrix]:
+    """One operation; see ``apply_random_operations``."""
+    if name in OPERATIONS:
+        return OPERATIONS[name](pixels, strength, random), np.eye(3)
+    size = pixels.shape[2], pixels.shape[1]
+    linear, shift = _about_centre(*WARPS[name](strength, random, size), size)
+    return _warp(pixels, linear, shift), pixel_map(linear, shift, size, size)
 
 
 def _signed(strength: float, random: np.random.Generator) -> float:
     return strength if random.random() < 0.5 else -strength
 
 
-def _warp(pixels: Pixels, linear: tuple[float, float, float, float], shift: tuple[float, float] = (0, 0)) -> Pixels:
-    """Maps every frame by a 2 x 2 matrix (row by row) about its centre, then shifts it."""
-    height, width = pixels.shape[1:3]
-    x, y = (width - 1) / 2, (height - 1) / 2
+def _about_centre(linear: Linear, shift: tuple[float, float], size: tuple[int, int]) -> tuple[Matrix, Matrix]:
+    """A map of pixel numbers, ``[2, 2]`` and ``[2]``, that turns about the centre and then shifts."""
+    x, y = (size[0] - 1) / 2, (size[1] - 1) / 2
     a, b, c, d = linear
-    matrix = np.array([[a, b, x - a * x - b * y + shift[0]], [c, d, y - c * x - d * y + shift[1]]])
+    return np.array([[a, b], [c, d]]), np.array([x - a * x - b * y + shift[0], y - c * x - d * y + shift[1]])
+
+
+def _warp(pixels: Pixels, linear: Matrix, shift: Matrix) -> Pixels:
+    """Maps every frame by a map of pixel numbers."""
+    height, width = pixels.shape[1:3]
+    matrix = np.column_stack([linear, shift])
     result = np.empty_like(pixels)
     for frame, target in zip(pixels, result, strict=True):
         cv2.warpAffine(frame, matrix, (width, height), dst=target, borderMode=cv2.BORDER_REPLICATE)
     return result
 
 
-def _rotate(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
+def _rotate(strength: float, random: np.random.Generator, size: tuple[int, int]) -> Warped:
     angle = math.radians(_signed(30 * strength, random))
-    return _warp(pixels, (math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)))
+    return (math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)), (0, 0)
 
 
-def _shear_x(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-    return _warp(pixels, (1, _signed(0.3 * strength, random), 0, 1))
+def _shear_x(strength: float, random: np.random.Generator, size: tuple[int, int]) -> Warped:
+    return (1, _signed(0.3 * strength, random), 0, 1), (0, 0)
 
 
-def _shear_y(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-    return _warp(pixels, (1, 0, _signed(0.3 * strength, random), 1))
+def _shear_y(strength: float, random: np.random.Generator, size: tuple[int, int]) -> Warped:
+    return (1, 0, _signed(0.3 * strength, random), 1), (0, 0)
 
 
-def _translate_x(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-    return _warp(pixels, (1, 0, 0, 1), (_signed(0.3 * strength, random) * pixels.shape[2], 0))
+def _translate_x(strength: float, random: np.random.Generator, size: tuple[int, int]) -> Warped:
+    return (1, 0, 0, 1), (_signed(0.3 * strength, random) * size[0], 0)
 
 
-def _translate_y(pixels: Pixels, strength: float, random: np.random.Generator) -> Pixels:
-    return _warp(pixels, (1, 0, 0, 1), (0, _signed(0.3 * strength, random) * pixels.shape[1]))
+def _translate_y(strength: float, random: np.random.Generator, size: tuple[int, int]) -> Warped:
+    return (1, 0, 0, 1), (0, _signed(0.3 * strength, random) * size[1])
 
 
 def _look_up(pixels: Pixels, table: NDArray[np.uint8]) -> Pixels:
@@ -122,12 +148,14 @@ def _cutout(pixels: Pixels, strength: float, random: np.random.Generator) -> Pix
     return result
 
 
-OPERATIONS: dict[str, Operation] = {
+WARPS: dict[str, Warp] = {
     "rotate": _rotate,
     "shear_x": _shear_x,
     "shear_y": _shear_y,
     "translate_x": _translate_x,
     "translate_y": _translate_y,
+}
+OPERATIONS: dict[str, Operation] = {
     "posterize": _posterize,
     "solarize": _solarize,
     "auto_contrast": _auto_contrast,
@@ -135,3 +163,4 @@ OPERATIONS: dict[str, Operation] = {
     "sharpness": _sharpness,
     "cutout": _cutout,
 }
+OPERATION_NAMES = (*WARPS, *OPERATIONS)

@@ -20,10 +20,10 @@ from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import Example, ExampleReader, PixelCache
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Source
 from omnivl.data.sources.stream import StreamReader
 from omnivl.errors import DataError
-from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         sources: Sequence[Source | None],
         collator: Collator,
         *,
-        model: ModelConfig,
+        sizes: InputSizes,
         config: LoaderConfig,
         seed: int,
         replica: int,
@@ -120,7 +120,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
     ) -> None:
         """Describes the work; a source of None is a stream."""
         self._entries, self._keys, self._sources, self._collator = tuple(entries), tuple(keys), tuple(sources), collator
-        self._model, self._config, self._seed = model, config, seed
+        self._sizes, self._config, self._seed = sizes, config, seed
         self._replica, self._replicas = replica, replicas
         self._readers: dict[int, ExampleReader] = {}
         self._streams: dict[int, StreamReader] = {}
@@ -185,7 +185,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             self._readers[number] = ExampleReader(
                 self._entries[number],
                 self._sources[number],
-                self._model,
+                self._sizes,
                 key=self._keys[number],
                 seed=self._seed,
                 limits=DecodeLimits(config.max_pixels, config.max_frames),

@@ -198,4 +198,4 @@ def _pixels(picture: Any) -> Pixels:
 
 def _view(pixels: Pixels, size: int) -> Tensor:
     """The evaluation view ``[T, 3, size, size]`` of ``[T, H, W, 3]``."""
-    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).transpose(0, 3, 1, 2)))
+    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).pixels.transpose(0, 3, 1, 2)))

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from moe.config import Activation, DenseConfig, FeedForwardConfig
 from moe.ranges import Range
+from omnivl.data.sizes import InputSizes
 
 Recompute = Literal["none", "attention", "ffn", "block"]
 
@@ -114,6 +115,18 @@ class ModelConfig:
     recompute_every: Annotated[int, Range(1)] = 1
 
     @property
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+        return InputSizes(
+            image_size=self.image_size,
+            video_size=self.video_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+            text_length=self.text_length,
+        )
+
+    @property
     def inner_size(self) -> int:
         """Inner size of a feed-forward layer."""
         return round(self.hidden_size * self.mlp_ratio)
@@ -128,8 +141,7 @@ class ModelConfig:
 
     def grid(self, is_video: bool) -> tuple[int, int]:
         """Patches per side of a training image or training frame, (rows, columns)."""
-        side = (self.video_size if is_video else self.image_size) // self.patch_size
-        return side, side
+        return self.inputs.grid(is_video)
 
 
 PresetName = Literal["tiny", "small", "base", "large", "giant"]

@@ -16,7 +16,7 @@ STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"}
 
 def evaluate_captions(task: CaptionTask, encoder: Encoder) -> TaskResult:
     """Captions every sample and compares with all of its own captions. Called by every replica in the same order."""
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model, task.max_samples)
+    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
     written = write_captions(pictures, encoder, task.num_beams)
     references = [sample.captions for sample in pictures.samples]
     exact = [text in own for text, own in zip(written, references, strict=True)]

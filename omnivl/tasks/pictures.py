@@ -17,10 +17,10 @@ from omnivl.chain.gather import Gather
 from omnivl.data.batch import DataKind
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.errors import DataError
-from omnivl.parts.config import ModelConfig
 
 Media = Literal["image", "video"]
 
@@ -37,19 +37,19 @@ class PictureSet:
     """
 
     def __init__(
-        self, source: str, media: Media, where: Mapping[str, tuple[str, ...]], model: ModelConfig, max_samples: int
+        self, source: str, media: Media, where: Mapping[str, tuple[str, ...]], sizes: InputSizes, max_samples: int
     ) -> None:
         kind: DataKind = "image_text" if media == "image" else "video_text"
         opened = open_source(
             DataEntryConfig(source=source, kind=kind, where=where),
             seed=EVALUATION_SEED,
-            num_frames=model.num_frames,
-            size=model.video_size,
+            num_frames=sizes.num_frames,
+            size=sizes.video_size,
         )
         count = min(len(opened), max_samples)
         self.media = media
-        self.size = model.image_size if media == "image" else model.video_size
-        self.num_frames = 1 if media == "image" else model.num_frames
+        self.size = sizes.side(media == "video")
+        self.num_frames = 1 if media == "image" else sizes.num_frames
         self.samples: list[Sample] = []
         try:
             for i in range(count):

@@ -16,7 +16,7 @@ PLACES = (1, 5, 10)
 
 def evaluate_retrieval(task: RetrievalTask, encoder: Encoder) -> TaskResult:
     """Runs the task. Called by every replica in the same order."""
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model, task.max_samples)
+    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
     texts, relevant = _texts_and_relevance(pictures, task)
     similarity = encoder.pictures(pictures) @ encoder.texts(texts).T
     baseline = _pixel_similarity(pictures, texts, task.baseline, encoder) if task.baseline is not None else None
@@ -78,7 +78,7 @@ def _pixel_similarity(
         fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts without one
         rank last.
     """
-    known = PictureSet(reference.source, reference.media, reference.where, encoder.model, reference.max_samples)
+    known = PictureSet(reference.source, reference.media, reference.where, encoder.model.inputs, reference.max_samples)
     columns = {text: i for i, text in enumerate(texts)}
     distances = torch.cdist(encoder.pixels(pictures, over_time=True), encoder.pixels(known, over_time=True))
     similarity = torch.full((len(pictures), len(texts)), -torch.inf)

@@ -32,7 +32,7 @@ def evaluate_routing(task: RoutingTask, encoder: Encoder) -> TaskResult:
     Raises:
         UserError: The model has no router.
     """
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model, task.max_samples)
+    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
     tokens = routed_tokens(encoder, pictures)
     ffn = encoder.model.ffn
     assert isinstance(ffn, SparseConfig), "who has routers has sparse experts"

@@ -17,7 +17,7 @@ def evaluate_zero_shot(task: ZeroShotTask, encoder: Encoder) -> TaskResult:
     Raises:
         DataError: A sample has no label.
     """
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model, task.max_samples)
+    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
     labels = _labels(pictures)
     classes = sorted(set(labels))
     truth = torch.tensor([classes.index(label) for label in labels])
@@ -67,7 +67,7 @@ def _pixel_accuracy(task: ZeroShotTask, pictures: PictureSet, labels: list[str],
     """Accuracy of the label of the nearest reference picture, all frames compared."""
     assert task.baseline is not None
     known = PictureSet(
-        task.baseline.source, task.baseline.media, task.baseline.where, encoder.model, task.baseline.max_samples
+        task.baseline.source, task.baseline.media, task.baseline.where, encoder.model.inputs, task.baseline.max_samples
     )
     known_labels = _labels(known)
     nearest = torch.cdist(encoder.pixels(pictures), encoder.pixels(known)).argmin(dim=1).tolist()

@@ -14,6 +14,7 @@ from omnivl.architectures.build import Settle, build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import plan_layout as fold_demands
+from omnivl.chain.preparation import Preparation
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
@@ -93,7 +94,8 @@ def step_batches(
     kinds = [of[(index // 2 if index < 2 * len(of) else index) % len(of)] for index in indices]
     own = size // gather.replicas
     share = slice(gather.replica * own, (gather.replica + 1) * own)
-    collator = Collator(CONFIG, objectives, LetterTokenizer(), seed=0)
+    prepare = Preparation(tuple(objectives), TOKENS, CONFIG.inputs, seed=0)
+    collator = Collator(CONFIG.inputs, LetterTokenizer(), prepare)
     return [
         collator.collate(examples(index, size, is_video(kind))[share], kind, "letters", step)
         for index, kind in zip(indices, kinds, strict=True)

@@ -56,7 +56,7 @@ def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
         encoder = Encoder(whole, model, tokenizer, make_gather(), held.device, batch_size=8)
         results = run_tasks(tasks, encoder)
         held.chain.eval()
-        pictures = PictureSet("emoji", "image", WHERE, model, 4096)
+        pictures = PictureSet("emoji", "image", WHERE, model.inputs, 4096)
         return {
             "scores": [(score.metric, score.value, score.count) for result in results for score in result.scores],
             "written": [row.answer_texts for result in results for gallery in result.galleries for row in gallery.rows],

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.chain.preparation import Preparation
 from omnivl.data.batch import Batch
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.prefetch import THREAD_NAME
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
-from omnivl.objectives import MCM, MFM, MLM, MRM, UniVLC
+from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
 from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
@@ -71,13 +72,20 @@ Make = Callable[..., Loader]
 def make(shards) -> Iterator[Make]:
     made: list[Loader] = []
 
-    def build(kinds: Sequence[str] = ("image_text",), *, workers: int = 0, prefetch: int = 2, **options) -> Loader:
+    def build(
+        kinds: Sequence[str] = ("image_text",),
+        *,
+        objectives: Sequence[Objective] = (),
+        workers: int = 0,
+        prefetch: int = 2,
+        **options,
+    ) -> Loader:
         augment = AugmentConfig(brightness=0.4, hue=0.1, rand_augment_operations=2)
         defaults = {
             "loader_config": LoaderConfig(num_workers=workers, prefetch_factor=prefetch, start_method="fork"),
-            "model": MODEL,
-            "objectives": [],
+            "sizes": MODEL.inputs,
             "tokenizer": TOKENIZER,
+            "prepare": Preparation(tuple(objectives), TOKENIZER.special, MODEL.inputs, options.get("seed", 0)),
             "micro_batch_size": 4,
         }
         entries = [DataEntryConfig(shards, kind, weight=index + 1, augment=augment) for index, kind in enumerate(kinds)]

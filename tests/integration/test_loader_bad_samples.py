@@ -48,8 +48,7 @@ def load(tmp_path) -> Callable[..., Loader]:
         return Loader(
             [DataEntryConfig(source, kind)],
             loader_config=config,
-            model=MODEL,
-            objectives=[],
+            sizes=MODEL.inputs,
             tokenizer=TOKENIZER,
             micro_batch_size=4,
             quarantine_log=tmp_path / "log" / "quarantine.jsonl",

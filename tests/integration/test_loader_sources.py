@@ -26,8 +26,7 @@ def loader(*entries: DataEntryConfig, **options: object) -> Loader:
     return Loader(
         entries,
         loader_config=LoaderConfig(num_workers=workers, start_method="fork", shuffle_buffer=4, prefetch_factor=2),
-        model=MODEL,
-        objectives=[],
+        sizes=MODEL.inputs,
         tokenizer=load_tokenizer("emoji"),
         **{"micro_batch_size": 4, **options},
     )

@@ -8,6 +8,7 @@ import torch
 
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.preparation import Preparation
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
 from omnivl.data.collate import Collator
@@ -56,7 +57,8 @@ def collated(kind: DataKind, step: int, objectives: tuple[Objective, ...] = OBJE
         )
         for i, text in enumerate(("ab", "cde", "f", "ghij"))
     ]
-    batch = Collator(CONFIG, objectives, LetterTokenizer(), seed=0).collate(examples, kind, "letters", step)
+    prepare = Preparation(objectives, TOKENS, CONFIG.inputs, seed=0)
+    batch = Collator(CONFIG.inputs, LetterTokenizer(), prepare).collate(examples, kind, "letters", step)
     return State.from_batch(batch, plan_layout(objectives, kind, batch.size, batch.num_frames))
 
 

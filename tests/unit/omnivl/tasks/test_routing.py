@@ -42,7 +42,7 @@ def encoder_of(model) -> Encoder:
 
 
 def pictures_of(model, media="image", count=6) -> PictureSet:
-    return PictureSet("emoji", media, {}, model, count)
+    return PictureSet("emoji", media, {}, model.inputs, count)
 
 
 @pytest.mark.parametrize("model", ARCHITECTURES.values(), ids=ARCHITECTURES)
@@ -197,7 +197,7 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
 @pytest.mark.filterwarnings("ignore:capacity of")
 def test_the_page_shows_labels_drops_and_experts_without_a_token():
     model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, capacity_factor=0.5))
-    pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model, 40)
+    pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model.inputs, 40)
     table = routed_tokens(encoder_of(model), pictures)
     page = routing_page(table, 20, pictures, model.patch_size, "Routing")
     for text in ("Labels by expert", "unified_00: labels", "all patches", "bugs", "that an expert drops"):

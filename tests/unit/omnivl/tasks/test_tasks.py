@@ -70,7 +70,7 @@ def embedding(text: str) -> Tensor:
 
 
 def oracle_for(where: dict[str, tuple[str, ...]], by: str) -> tuple[Oracle, PictureSet]:
-    pictures = PictureSet("emoji", "image", where, MODEL, 4096)
+    pictures = PictureSet("emoji", "image", where, MODEL.inputs, 4096)
     oracle = Oracle()
     names = [TOKENIZER.decode(ids) for ids in TOKENIZER.encode(pictures.captions, MODEL.text_length).tolist()]
     oracle.learn(pictures, names if by == "name" else [str(sample.label) for sample in pictures.samples])
@@ -155,7 +155,7 @@ def test_shares_join_to_all_in_order_in_equal_batches(count: int, replicas: int)
 
 def test_an_empty_choice_names_the_filter() -> None:
     with pytest.raises(DataError, match="style in"):
-        PictureSet("emoji", "image", {"style": ("oil painting",)}, MODEL, 10)
+        PictureSet("emoji", "image", {"style": ("oil painting",)}, MODEL.inputs, 10)
 
 
 def test_tags_are_relevant_to_every_picture_that_has_them() -> None:

@@ -1,0 +1,51 @@
+"""What draws the objectives' inputs of a batch, in the process that makes it: a data worker or a background thread."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnivl.chain.objective import Objective, PrepareContext
+from omnivl.data.batch import Batch, is_video
+from omnivl.data.sizes import InputSizes
+from omnivl.data.special_tokens import SpecialTokens
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Draws the inputs of all objectives that act on a batch. Picklable, so that data workers can have it.
+
+    Attributes:
+        objectives: The stage's objectives.
+        tokens: Special tokens.
+        sizes: Sizes of pictures and patches.
+        seed: The stage's seed.
+    """
+
+    objectives: tuple[Objective, ...]
+    tokens: SpecialTokens
+    sizes: InputSizes
+    seed: int
+
+    def __call__(self, batch: Batch, entry: str, step: int) -> dict[str, Tensor]:
+        """What the objectives drew, by ``objective/name``, and the weights of their losses, by ``weight/objective``.
+
+        Args:
+            batch: A batch without ``prepared``.
+            entry: Key of its data entry, part of the random keys.
+            step: Optimizer step, for weight schedules.
+        """
+        context = PrepareContext(
+            seed=self.seed,
+            source=entry,
+            tokens=self.tokens,
+            grid=self.sizes.grid(is_video(batch.kind)),
+            step=step,
+            tubelet_size=self.sizes.tubelet_size if is_video(batch.kind) else 1,
+        )
+        prepared: dict[str, Tensor] = {}
+        for objective in self.objectives:
+            if objective.acts_on(entry) and objective.demands(batch.kind, batch.size) is not None:
+                prepared.update(objective.prepare(batch, context))
+                prepared[f"weight/{objective.key}"] = torch.tensor(objective.weight_at(step), dtype=torch.float32)
+        return prepared

@@ -1,0 +1,33 @@
+"""The sizes that the data side needs to know of a model: what a picture, a clip and a text come down to."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class InputSizes:
+    """Sizes of what a model reads.
+
+    Attributes:
+        image_size: Side of an image in pixels.
+        video_size: Side of a frame of a clip in pixels.
+        num_frames: Frames of a clip.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per 3D patch of a clip.
+        text_length: Token positions per text, special tokens included.
+    """
+
+    image_size: int
+    video_size: int
+    num_frames: int
+    patch_size: int
+    tubelet_size: int
+    text_length: int
+
+    def side(self, is_video: bool) -> int:
+        """Side of an image, or of a frame of a clip, in pixels."""
+        return self.video_size if is_video else self.image_size
+
+    def grid(self, is_video: bool) -> tuple[int, int]:
+        """Patches per side of an image, or of a frame of a clip, (rows, columns)."""
+        side = self.side(is_video) // self.patch_size
+        return side, side

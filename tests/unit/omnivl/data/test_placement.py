@@ -1,0 +1,95 @@
+"""Boxes and masks follow the view: by hand, and against where a painted rectangle is seen."""
+
+import numpy as np
+import pytest
+
+from omnivl.data.augment import evaluation_view, training_view
+from omnivl.data.config import AugmentConfig
+from omnivl.data.placement import MIRROR, Placement, crop_placement
+from omnivl.data.rand_augment import WARPS, apply_operation
+
+WHOLE = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0)
+
+
+def close(found: np.ndarray, wanted: list[list[float]]) -> None:
+    np.testing.assert_allclose(found, wanted, atol=1e-12)
+
+
+def test_a_crop_and_a_mirror_by_hand():
+    # a picture of 40 x 20; the crop is columns 10 .. 29 and rows 5 .. 14
+    place = crop_placement(10, 5, 20, 10, (40, 20))
+    boxes = np.array(
+        [
+            [0.5, 0.5, 0.75, 0.75],  # pixels 20..30, 10..15; the crop's right lower quarter: inside
+            [0.125, 0.25, 0.5, 0.75],  # pixels 5..20 x 5..15, of which 10..20, two thirds, are seen
+            [0.0, 0.0, 0.375, 1.0],  # pixels 0..15 x 0..20: 5 x 10 of 15 x 20, a sixth
+            [0.125, 0.25, 0.375, 0.75],  # pixels 5..15: exactly half
+        ]
+    )
+    found, kept = place.boxes(boxes)
+    assert kept.tolist() == [True, True, False, True]
+    close(found, [[0.5, 0.5, 1.0, 1.0], [0.0, 0.0, 0.5, 1.0], [0.0] * 4, [0.0, 0.0, 0.25, 1.0]])
+    mirrored, _ = place.then(MIRROR).boxes(boxes[:2])
+    close(mirrored, [[0.0, 0.5, 0.5, 1.0], [0.5, 0.0, 1.0, 1.0]])
+
+
+def test_no_box_is_no_trouble():
+    found, kept = Placement(np.eye(3)).boxes(np.zeros((0, 4)))
+    assert found.shape == (0, 4)
+    assert kept.shape == (0,)
+
+
+def test_a_quarter_turn_by_hand():
+    """90 degrees about the middle: what stood to the right of the middle is seen above it."""
+
+    class Always(np.random.Generator):
+        def random(self, size=None, *rest):  # type: ignore[override]
+            return np.full(size, 1.0 - 1e-12)
+
+    config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, rotate=90.0)
+    pixels = np.zeros((1, 16, 16, 3), np.uint8)
+    view = training_view(pixels, 16, config, Always(np.random.PCG64(0)), flip_allowed=False)
+    found, kept = view.place.boxes(np.array([[0.75, 0.25, 1.0, 0.5]]))
+    assert kept.all()
+    np.testing.assert_allclose(found, [[0.25, 0.0, 0.5, 0.25]], atol=1e-9)
+
+
+def test_the_middle_of_a_wide_picture_by_hand():
+    view = evaluation_view(np.zeros((1, 20, 40, 3), np.uint8), 10)
+    # columns 10 .. 29 are seen
+    close(view.place.boxes(np.array([[0.25, 0.0, 0.5, 1.0]]))[0], [[0.0, 0.0, 0.5, 1.0]])
+
+
+def painted(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A black picture with a white rectangle, its box and its mask."""
+    pixels = np.zeros((1, height, width, 3), np.uint8)
+    pixels[:, 30:60, 40:80] = 255
+    mask = pixels[0, :, :, 0] > 0
+    return pixels, np.array([[40 / width, 30 / height, 80 / width, 60 / height]]), mask
+
+
+@pytest.mark.parametrize("change", [{}, {"rotate": 25.0, "zoom": (0.7, 1.2)}, {"rand_augment_operations": 3}])
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_painted_is_seen_where_box_and_mask_say(change, seed):
+    pixels, box, mask = painted(96, 128)
+    config = AugmentConfig(crop_scale=(0.8, 1.0), flip=0.5, **change)
+    view = training_view(pixels, 64, config, np.random.default_rng(seed), flip_allowed=True)
+    seen = view.pixels[0].min(axis=2) > 127
+    moved = view.place.mask(mask, 64)
+    if change.get("rand_augment_operations") is None:
+        rim = moved ^ seen
+        assert rim.sum() <= 0.03 * max(seen.sum(), 1) + 4, "they differ at the blended rim only"
+    boxes, kept = view.place.boxes(box)
+    if kept[0] and moved.any():
+        rows, columns = np.nonzero(moved)
+        outer = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 64
+        np.testing.assert_allclose(boxes[0], outer, atol=1.1 / 64)
+
+
+@pytest.mark.parametrize("name", list(WARPS))
+@pytest.mark.parametrize("seed", range(4))
+def test_each_warp_moves_the_points_as_it_moves_the_pixels(name, seed):
+    pixels, _, mask = painted(128, 128)
+    changed, moved = apply_operation(name, pixels, 0.6, np.random.default_rng(seed))
+    difference = (changed[0, :, :, 0] > 127) ^ Placement(moved).mask(mask, 128)
+    assert difference.mean() < 0.01
