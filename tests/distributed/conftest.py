@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from worker import forked
+from worker import RunDistributed, forked
 
 # Workers are forked from a process that has imported what takes seconds.
 _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["engine.run.train", "deepspeed.runtime.zero.muon.muon_optimizer", "torch._dynamo"])
-
-RunDistributed = Callable[..., list[Any]]
 
 
 @pytest.fixture

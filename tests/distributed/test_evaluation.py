@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import RunDistributed
+from worker import RunDistributed
 
 from engine.hosts import create_host, replica_group
 from engine.hosts.pipeline.cut import cut

@@ -14,6 +14,7 @@ from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import (
     LM,
     MCM,
@@ -24,7 +25,6 @@ from omnivl.objectives import (
     NegativeWeights,
     Objective,
     PrepareContext,
-    SpecialTokens,
     UniVLC,
 )
 from omnivl.parts.config import ModelConfig, MomentumConfig

@@ -10,13 +10,17 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from engine.processes.process_group import finish, join_process_group
+
+RunDistributed = Callable[..., list[Any]]
+"""What the fixture ``run_distributed`` gives."""
 
 
 def work(file: str, function: str, arguments: str, results: str, seconds: str) -> None:

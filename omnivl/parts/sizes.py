@@ -1,0 +1,125 @@
+"""Sizes and choices that parts are built from. An architecture has such fields, or works them out of its own."""
+
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal
+
+from moe.config import Activation, DenseConfig, FeedForwardConfig, without_noise
+from moe.ranges import Range
+
+Recompute = Literal["none", "attention", "ffn", "block"]
+
+MODALITIES = ("image", "video", "text")
+"""What tokens can be of, in the order in which routing statistics name them."""
+
+
+@dataclass(frozen=True)
+class MomentumConfig:
+    """The momentum (EMA) twins of encoders and projections.
+
+    Attributes:
+        decay: Share of itself that a twin keeps in each optimizer step; the rest comes from what it follows.
+    """
+
+    decay: Annotated[float, Range(0, 1)] = 0.995
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """One stack of transformer blocks.
+
+    Attributes:
+        hidden_size: Width D of its stream.
+        num_heads: Attention heads; head size is hidden_size / num_heads.
+        layers: Blocks.
+        mlp_ratio: Inner size of the feed-forward layer over hidden_size.
+        norm: Where blocks normalise: before each branch (``pre``), as ViT does, or behind it (``post``), as BERT does.
+        norm_eps: Added to the variance in normalisations.
+        activation: Of dense perceptrons: ``gelu``, or ``quick_gelu`` as in CLIP.
+        dropout: Dropout of branches.
+        drop_path: Stochastic depth rate of the last block, rising linearly from 0.
+        layer_scale_init: Initial LayerScale; None for none.
+        ffn: What fills the feed-forward slot.
+        recompute: Activations that are not kept for the backward pass, which computes them anew: ``none``;
+            ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
+            slots; ``block``, whole blocks.
+        recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
+    """
+
+    hidden_size: Annotated[int, Range(1)] = 768
+    num_heads: Annotated[int, Range(1)] = 12
+    layers: Annotated[int, Range(1)] = 12
+    mlp_ratio: Annotated[float, Range(above=0)] = 4.0
+    norm: Literal["pre", "post"] = "pre"
+    norm_eps: Annotated[float, Range(above=0)] = 1e-6
+    activation: Activation = "gelu"
+    dropout: Annotated[float, Range(0, below=1)] = 0.0
+    drop_path: Annotated[float, Range(0, below=1)] = 0.0
+    layer_scale_init: float | None = None
+    ffn: FeedForwardConfig = field(default_factory=DenseConfig)
+    recompute: Recompute = "none"
+    recompute_every: Annotated[int, Range(1)] = 1
+
+    @property
+    def inner_size(self) -> int:
+        """Inner size of a feed-forward layer."""
+        return round(self.hidden_size * self.mlp_ratio)
+
+    def at_block(self, index: int) -> "Transformer":
+        """The configuration as block ``index`` of the stack has it."""
+        return self if index % self.recompute_every == 0 else replace(self, recompute="none")
+
+    def still(self) -> "Transformer":
+        """The same without anything drawn at random in a forward pass, as momentum twins have it."""
+        return replace(self, dropout=0.0, drop_path=0.0, ffn=without_noise(self.ffn))
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a visual stream is cut into.
+
+    Attributes:
+        image_size: Side of a training image in pixels.
+        video_size: Side of a training frame in pixels.
+        num_frames: Frames of a training clip.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per 3D patch.
+        temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
+            hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
+            large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
+        patch_dropout: Share of the patches of an image (of a clip: of the same places in all frames) that training
+            leaves out. Steps with a masked visual pass leave out none.
+        norm_embeddings: Whether embeddings are normalised before the first block, as in CLIP.
+        relative_positions: Whether attention has a bias by how two patches lie to each other, as in BEiT.
+    """
+
+    image_size: Annotated[int, Range(1)] = 224
+    video_size: Annotated[int, Range(1)] = 112
+    num_frames: Annotated[int, Range(1)] = 32
+    patch_size: Annotated[int, Range(1)] = 16
+    tubelet_size: Annotated[int, Range(1)] = 1
+    temporal_gain: Annotated[float, Range(0)] = 0.0
+    patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
+    norm_embeddings: bool = False
+    relative_positions: bool = False
+
+    def grid(self, is_video: bool) -> tuple[int, int]:
+        """Patches per side of a training image or training frame, (rows, columns)."""
+        side = (self.video_size if is_video else self.image_size) // self.patch_size
+        return side, side
+
+    def time_positions(self, num_frames: int) -> int:
+        """Time positions of a clip of ``num_frames``; an image (one frame) has one."""
+        return max(num_frames // self.tubelet_size, 1)
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words of a text stream.
+
+    Attributes:
+        length: Token positions per text, special tokens included.
+        vocab_size: Rows of the word embedding.
+    """
+
+    length: Annotated[int, Range(1)] = 128
+    vocab_size: Annotated[int, Range(1)] = 30522
