@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from golden_runs import RUNS, Run, carry_out, deviations, first_difference, record_file, too_far, write_record
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from golden.runs import RUNS, Run, carry_out, deviations, first_difference, record_file, too_far, write_record
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

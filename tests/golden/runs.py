@@ -9,12 +9,14 @@ import json
 import math
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from itertools import starmap, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,6 @@ from safetensors.torch import load_file
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RECORDED = HERE / "recorded"
-STEPS = 20
 
 Record = dict[str, Any]
 
@@ -93,10 +94,29 @@ def carry_out(run: Run, folder: Path, timeout: float = 150) -> dict[str, Record]
         folder: Where it works; the run folder is made below it.
         timeout: Seconds after which it counts as hung.
     """
-    command = [sys.executable, "-m", "launcher.cli", "pretrain", str(HERE / "plans" / f"{run.plan}.yaml")]
-    command += [*HOSTS[run.host], "--run-folder", str(folder / "run")]
-    process = subprocess.Popen(
-        command,
+    plan = HERE / "plans" / f"{run.plan}.yaml"
+    command_line(["pretrain", str(plan), *HOSTS[run.host], "--run-folder", "run"], folder, timeout)
+    stages = [folder / "run" / "stages" / f"{number:02d}-{model}" for number, model in enumerate(run.models, 1)]
+    return {model: read_record(stage) for model, stage in zip(run.models, stages, strict=True)}
+
+
+def command_line(arguments: Sequence[str], folder: Path, timeout: float = 150) -> str:
+    """Runs ``omnivl`` from a folder and returns what it printed; whatever hangs is killed."""
+    process = start(arguments, folder)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert process.returncode == 0, f"omnivl {' '.join(arguments)} ended with {process.returncode}:\n{output[-6000:]}"
+    return output
+
+
+def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
+    """Starts ``omnivl`` from a folder, on the CPU, with one thread for each process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "launcher.cli", *arguments],
         env=_environment(),
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -105,22 +125,13 @@ def carry_out(run: Run, folder: Path, timeout: float = 150) -> dict[str, Record]
         text=True,
         start_new_session=True,
     )
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, 9)
-            process.communicate()
-    assert process.returncode == 0, f"{' '.join(command)} ended with {process.returncode}:\n{output[-6000:]}"
-    stages = [folder / "run" / "stages" / f"{number:02d}-{model}" for number, model in enumerate(run.models, 1)]
-    return {model: read_record(stage) for model, stage in zip(run.models, stages, strict=True)}
 
 
 def read_record(stage: Path) -> Record:
     """What is recorded of a stage: every figure of every step but times, and what each tensor of the weights is."""
     lines = [json.loads(line) for line in (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [dict(_flat({**line, "speed": {}})) for line in lines if line["event"] == "train"]
-    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert [step["step"] for step in steps] == list(range(1, len(steps) + 1)), "a line for each step"
     names = sorted({name for step in steps for name in step} - {"step", "event"})
     weights = load_file(stage / "weights.safetensors")
     return {
@@ -191,10 +202,8 @@ def deviations(got: Record, expected: Record) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for name in {**expected["figures"], **got["figures"]}:
-        pairs = zip(
-            got["figures"].get(name, [None] * STEPS), expected["figures"].get(name, [None] * STEPS), strict=True
-        )
-        found[name] = max(_apart(ours, theirs) for ours, theirs in pairs)
+        ours, theirs = (side["figures"].get(name, []) for side in (got, expected))
+        found[name] = max(starmap(_apart, zip_longest(ours, theirs)))
     for name in {**expected["tensors"], **got["tensors"]}:
         found[f"tensor {name}"] = _tensors_apart(got["tensors"].get(name), expected["tensors"].get(name))
     return found
@@ -208,14 +217,13 @@ def too_far(found: Mapping[str, float], *, to_the_bit: bool) -> list[str]:
 
 def first_difference(got: Record, expected: Record) -> str:
     """The first step in which a figure differs in any bit, and which figures."""
-    names = sorted({**got["figures"], **expected["figures"]})
-    for step in range(STEPS):
-        told = [
-            f"{name} {ours!r}, recorded {theirs!r}"
-            for name in names
-            for ours, theirs in [[side["figures"].get(name, [None] * STEPS)[step] for side in (got, expected)]]
-            if ours != theirs
-        ]
+    columns = {
+        name: list(zip_longest(got["figures"].get(name, []), expected["figures"].get(name, [])))
+        for name in sorted({**got["figures"], **expected["figures"]})
+    }
+    for step in range(max(map(len, columns.values()))):
+        pairs = {name: column[step] for name, column in columns.items() if step < len(column)}
+        told = [f"{name} {ours!r}, recorded {theirs!r}" for name, (ours, theirs) in pairs.items() if ours != theirs]
         if told:
             return f"first in step {step + 1}: " + "; ".join(told[:6]) + (f"; {len(told) - 6} more" if told[6:] else "")
     return "in no figure, in weights alone"
