@@ -24,7 +24,7 @@ for step in range(1, 9):
 
 @pytest.fixture
 def checkouts(tmp_path: Path) -> list[Path]:
-    for name, seconds in (("before", "0.05"), ("after", "0.1")):
+    for name, seconds in (("before", "0.1"), ("after", "0.2")):
         (tmp_path / name / "launcher").mkdir(parents=True)
         (tmp_path / name / "launcher" / "__init__.py").touch()
         (tmp_path / name / "launcher" / "cli.py").write_text(COMMAND.replace("SECONDS", seconds))
@@ -36,11 +36,11 @@ def checkouts(tmp_path: Path) -> list[Path]:
 def test_what_takes_twice_the_time_has_a_ratio_of_two(checkouts: list[Path]) -> None:
     found = compare(checkouts, "own", Choice(steps=8, skip=2), rounds=2)
     (before, after) = found["first"]
-    assert [taken.clock for taken in before] == pytest.approx([0.05, 0.05])
-    assert [taken.clock for taken in after] == pytest.approx([0.1, 0.1])
-    # Core time is counted in hundredths of a second, over six steps.
-    assert [taken.cores for taken in before] == pytest.approx([0.05, 0.05], abs=0.012)
-    assert [taken.cores for taken in after] == pytest.approx([0.1, 0.1], abs=0.012)
+    assert [taken.clock for taken in before] == pytest.approx([0.1, 0.1])
+    assert [taken.clock for taken in after] == pytest.approx([0.2, 0.2])
+    # A line is seen some time after it was written, on a busy machine a part of a step.
+    assert [taken.cores for taken in before] == pytest.approx([0.1, 0.1], abs=0.04)
+    assert [taken.cores for taken in after] == pytest.approx([0.2, 0.2], abs=0.04)
 
 
 def test_ratios_are_taken_within_a_round() -> None:
