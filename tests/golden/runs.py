@@ -24,6 +24,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from omnivl.chain.names import current_name
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RECORDED = HERE / "recorded"
@@ -190,8 +192,9 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_recorded(path: Path) -> Record:
+    """A record, its tensors under today's names."""
     record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return record
+    return {**record, "tensors": {current_name(name): told for name, told in record["tensors"].items()}}
 
 
 def deviations(got: Record, expected: Record) -> dict[str, float]:
