@@ -21,7 +21,8 @@ from omnivl.chain.chain import Chain, text_layout, visual_layout
 from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
-from omnivl.inference.generate import SearchOptions
+from omnivl.inference.generate import caption_search, generate
+from omnivl.inference.predict import predict
 from omnivl.parts.embed import Embed
 from omnivl.parts.project import Project
 
@@ -150,7 +151,7 @@ class OmniVLModel(PreTrainedModel):
         """
         self._require("vlm", "match")
         frames = _one_of(pixel_values, pixel_values_videos)
-        return self._ready().match(frames, self._token_ids(input_ids, attention_mask), rows)
+        return predict(self._ready(), "vlm", frames, self._token_ids(input_ids, attention_mask), rows)
 
     def forward(
         self,
@@ -225,16 +226,8 @@ class OmniVLModel(PreTrainedModel):
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
-        options = SearchOptions(
-            start=tokens.decode,
-            end=tokens.sep,
-            pad=tokens.pad,
-            banned=tuple(i for i in range(tokens.num_reserved) if i != tokens.sep),
-            max_length=length,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-        )
-        return self._ready().generate(_one_of(pixel_values, pixel_values_videos), options).token_ids
+        options = caption_search(tokens, length, num_beams, length_penalty)
+        return generate(self._ready(), "lm", _one_of(pixel_values, pixel_values_videos), options).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
         """Of ``[B, T, 3, H, W]``."""

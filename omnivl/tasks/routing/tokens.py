@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from moe.recorder import Heard, listening
 from omnivl.errors import UserError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.padding import Padding
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet
 
 CLASS_TOKEN = -1
 _SAMPLES, _POSITIONS = 2**22, 2**16
