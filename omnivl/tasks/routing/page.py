@@ -1,4 +1,4 @@
-"""The routing of a model as one HTML page that needs nothing else: figures, tables, and what each expert took."""
+"""The routing of a model as one self-contained HTML page: figures, tables, and what each expert took."""
 
 import base64
 import itertools
@@ -50,7 +50,7 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     Args:
         tokens: From ``routed_tokens``.
         num_experts: Experts of a routed layer.
-        pictures: What was looked at, for the galleries.
+        pictures: The pictures or clips of the tokens, for the galleries.
         patch_size: Side of a patch in pixels.
         title: Heads the page.
     """
