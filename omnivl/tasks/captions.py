@@ -2,8 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import caption_search
 from omnivl.inference.pictures import PictureSet
@@ -27,9 +28,9 @@ class CaptionTask(Task):
     """
 
     kind: Literal["caption"] = "caption"
-    max_samples: int = 512
-    num_beams: int = 1
-    gallery: int = 12
+    max_samples: Annotated[int, Range(1)] = 512
+    num_beams: Annotated[int, Range(1)] = 1
+    gallery: Annotated[int, Range(0)] = 12
 
     @property
     def needs(self) -> tuple[Need, ...]:

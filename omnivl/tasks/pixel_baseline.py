@@ -5,11 +5,13 @@ Shapes: N clips, T frames (1 for images), H x W pixels, S side of the thumbnail.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet
 
@@ -31,7 +33,7 @@ class BaselineReference:
     source: str = "emoji"
     media: Media = "image"
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    max_samples: int = 4096
+    max_samples: Annotated[int, Range(1)] = 4096
 
     def pictures(self, encoder: Encoder) -> PictureSet:
         """The reference pictures."""

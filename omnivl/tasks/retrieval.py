@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.needs import Embeddings, Head, Need
@@ -37,11 +38,11 @@ class RetrievalTask(Task):
 
     kind: Literal["retrieval"] = "retrieval"
     text: Literal["caption", "tags"] = "caption"
-    min_tagged: int = 2
-    rerank: int = 0
-    rerank_temperature: float = 0.07
+    min_tagged: Annotated[int, Range(1)] = 2
+    rerank: Annotated[int, Range(0)] = 0
+    rerank_temperature: Annotated[float, Range(above=0)] = 0.07
     baseline: BaselineReference | None = None
-    gallery: int = 0
+    gallery: Annotated[int, Range(0)] = 0
 
     @property
     def needs(self) -> tuple[Need, ...]:

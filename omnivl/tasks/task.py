@@ -3,7 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
+from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet
 from omnivl.tasks.needs import Lack, Need, Provided
@@ -33,7 +35,7 @@ class Task(ABC):
     source: str = "emoji"
     media: Media = "image"
     where: Where = field(default_factory=dict)
-    max_samples: int = 4096
+    max_samples: Annotated[int, Range(1)] = 4096
 
     def __post_init__(self) -> None:
         """Fills in the name."""

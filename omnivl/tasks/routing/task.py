@@ -3,11 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from moe.config import SparseConfig
+from moe.ranges import Range
 from omnivl.architectures.build import has_routers
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Lack, Need, Provided
@@ -43,7 +44,7 @@ class RoutingTask(Task):
     """
 
     kind: Literal["routing"] = "routing"
-    max_samples: int = 512
+    max_samples: Annotated[int, Range(1)] = 512
 
     @property
     def needs(self) -> tuple[Need, ...]:

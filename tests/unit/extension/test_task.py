@@ -161,6 +161,7 @@ def test_the_task_of_the_tutorial(foil: Any) -> None:
     with pytest.raises(DataError, match=r"foil: got pictures of one style only; allowed are several; change `where`"):
         run_tasks([replace(task, differs="style")], encoder)
     with pytest.raises(
-        UserError, match=r"predict: got the objective 'univlc'; allowed are 'vlm', 'lm'; name one of them"
+        UserError,
+        match=r"predict: got the objective 'univlc'; allowed are those of the stage that predict \('vlm'\); name",
     ):
         run_tasks([replace(task, objective="univlc")], encoder)

@@ -10,7 +10,7 @@ from engine.plan.schema import kinds
 from moe.config import LIMoEConfig
 from omnivl.architectures.presets import PRESETS
 from omnivl.objectives import LM, MLM, VLM, UniVLC
-from omnivl.tasks import CaptionTask, Lack, Provided, RetrievalTask, RoutingTask, TaskConfig, ZeroShotTask
+from omnivl.tasks import CaptionTask, Head, Lack, Provided, RetrievalTask, RoutingTask, TaskConfig, ZeroShotTask
 
 MODEL = PRESETS["tiny"]
 NO_EMBEDDINGS = Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
@@ -29,6 +29,7 @@ NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")
         (RetrievalTask(rerank=4), (LM(),), (), [NO_EMBEDDINGS, NO_VLM]),
         (ZeroShotTask(), (LM(),), (), [NO_EMBEDDINGS]),
         (CaptionTask(), (LM(),), (), []),
+        (CaptionTask(), (LM(name="writer"),), (), [NO_LM]),
         (CaptionTask(), (UniVLC(),), (LM(),), [NO_LM]),
         (
             RoutingTask(),
@@ -44,6 +45,12 @@ NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")
 )
 def test_needs(task, objectives, earlier, lacks):
     assert task.lacks(Provided(MODEL, objectives, earlier)) == lacks
+
+
+def test_a_head_has_to_predict():
+    found = Head("univlc", "objective", "vlm").lack(Provided(MODEL, (UniVLC(),)))
+    assert found == Lack("trains 'univlc', which predicts nothing", "name another objective", "objective", "vlm")
+    assert Head("pairs").lack(Provided(MODEL, (UniVLC(), VLM(name="pairs")))) is None, "a key, not a kind"
 
 
 def test_every_kind_alone_stands_for_a_task_of_that_name():
