@@ -1,8 +1,9 @@
 """What a plan would take on a cluster: memory, traffic, step time, layouts that fit, and what failures cost.
 
-hardware   what devices and links can do, from YAML        measure   the same of this machine, measured
-work       what a model does, counted op by op             memory    bytes of a process by cause
-traffic    bytes over links by cause                       events    a discrete-event simulator
-step       one optimizer step as tasks for it              failures  a long run: stragglers, lost nodes, checkpoints
-report     all of it for one stage of a plan               search    layouts that fit, ranked
+hardware     what devices and links can do, from YAML      measure   the same of this machine, measured
+work         what a model does, counted op by op           memory    bytes of a process by cause
+traffic      bytes over links by cause                     events    a discrete-event simulator
+activities   one optimizer step in the simulator's terms   step      its time, by cause
+report       all of it for one stage of a plan             search    layouts that fit, ranked
+failures     a long run: stragglers, lost nodes, checkpoints
 """

@@ -1,7 +1,7 @@
-"""A discrete-event simulator: tasks with durations on resources that do one at a time.
+"""A discrete-event simulator: activities with durations on resources that do one at a time.
 
-A task begins when all that it waits for is done and its resource is free. Of several that could, the one that was ready
-first begins; of those the one that stands first in the list. The result is a pure function of the tasks.
+An activity begins when all that it waits for is done and its resource is free. Of several that could, the one that was
+ready first begins; of those the one that stands first in the list. The result is a pure function of the activities.
 """
 
 import heapq
@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Task:
+class Activity:
     """Something that keeps a resource busy.
 
     Attributes:
         resource: Name of what does it.
         seconds: How long.
-        after: Places in the list of the tasks that have to be done before.
+        after: Places in the list of the activities that have to be done before.
         cause: What it is for.
     """
 
@@ -31,8 +31,8 @@ class Timeline:
     """When what happened.
 
     Attributes:
-        begins: Seconds, task by task.
-        ends: Seconds, task by task.
+        begins: Seconds, activity by activity.
+        ends: Seconds, activity by activity.
         busy: Seconds that each resource worked.
     """
 
@@ -42,56 +42,56 @@ class Timeline:
 
     @property
     def seconds(self) -> float:
-        """From the start to the end of the last task."""
+        """From the start to the end of the last activity."""
         return max(self.ends, default=0.0)
 
 
-def simulate(tasks: Sequence[Task], stretch: Mapping[str, float] | None = None) -> Timeline:
-    """Lets all tasks happen.
+def simulate(activities: Sequence[Activity], stretch: Mapping[str, float] | None = None) -> Timeline:
+    """Lets all activities happen.
 
     Args:
-        tasks: Each after those that it waits for in the list, or before: only a circle is refused.
+        activities: Each after those that it waits for in the list, or before: only a circle is refused.
         stretch: By what each resource is slower; 1 for those that are not named.
 
     Raises:
-        ValueError: Tasks wait for each other in a circle.
+        ValueError: Activities wait for each other in a circle.
     """
     stretch = {} if stretch is None else stretch
-    followers: list[list[int]] = [[] for _ in tasks]
-    missing = [len(task.after) for task in tasks]
-    for number, task in enumerate(tasks):
-        for before in task.after:
+    followers: list[list[int]] = [[] for _ in activities]
+    missing = [len(activity.after) for activity in activities]
+    for number, activity in enumerate(activities):
+        for before in activity.after:
             followers[before].append(number)
-    begins, ends = [0.0] * len(tasks), [-1.0] * len(tasks)
+    begins, ends = [0.0] * len(activities), [-1.0] * len(activities)
     busy: dict[str, float] = {}
     waiting: dict[str, list[tuple[float, int]]] = {}
     working: set[str] = set()
-    events: list[tuple[float, int]] = []  # ends of tasks at work
+    events: list[tuple[float, int]] = []  # ends of activities at work
 
     def begin_next(resource: str, now: float) -> None:
         if resource in working or not waiting.get(resource):
             return
         _, number = heapq.heappop(waiting[resource])
         working.add(resource)
-        seconds = tasks[number].seconds * stretch.get(resource, 1.0)
+        seconds = activities[number].seconds * stretch.get(resource, 1.0)
         begins[number] = now
         busy[resource] = busy.get(resource, 0.0) + seconds
         heapq.heappush(events, (now + seconds, number))
 
-    for number, task in enumerate(tasks):
+    for number, activity in enumerate(activities):
         if missing[number] == 0:
-            heapq.heappush(waiting.setdefault(task.resource, []), (0.0, number))
+            heapq.heappush(waiting.setdefault(activity.resource, []), (0.0, number))
     for resource in list(waiting):
         begin_next(resource, 0.0)
     while events:
         now, number = heapq.heappop(events)
         ends[number] = now
-        working.discard(tasks[number].resource)
-        changed = {tasks[number].resource}
+        working.discard(activities[number].resource)
+        changed = {activities[number].resource}
         for follower in followers[number]:
             missing[follower] -= 1
             if missing[follower] == 0:
-                resource = tasks[follower].resource
+                resource = activities[follower].resource
                 heapq.heappush(waiting.setdefault(resource, []), (now, follower))
                 changed.add(resource)
         for resource in sorted(changed):
@@ -99,6 +99,6 @@ def simulate(tasks: Sequence[Task], stretch: Mapping[str, float] | None = None) 
     stuck = [number for number, end in enumerate(ends) if end < 0]
     if stuck:
         raise ValueError(
-            f"tasks wait for each other in a circle: {len(stuck)} of {len(tasks)}, first number {stuck[0]}"
+            f"activities wait for each other in a circle: {len(stuck)} of {len(activities)}, first number {stuck[0]}"
         )
     return Timeline(begins, ends, busy)

@@ -15,7 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.estimate.tasks import StepTasks
+from engine.estimate.activities import StepActivities
 
 Floats = NDArray[np.float64]
 
@@ -145,30 +145,30 @@ def slowest(faults: Faults, devices: int, steps: int, draw: np.random.Generator)
     return behind
 
 
-def stretched_steps(tasks: StepTasks, faults: Faults, replicas: int, steps: int = 100, seed: int = 0) -> Floats:
+def stretched_steps(built: StepActivities, faults: Faults, replicas: int, steps: int = 100, seed: int = 0) -> Floats:
     """Seconds of so many steps whose devices are not equally fast, ``[steps]``.
 
     Replicas meet in every step, so that the slowest counts; the stages of a pipeline are drawn apart.
 
     Args:
-        tasks: Of a step (``estimate_step(...).tasks``).
+        built: A step's (``estimate_step(...).activities``).
         faults: Jitter and slow devices.
         replicas: Devices that do the same as each simulated one.
         steps: How many.
         seed: Of the draws.
     """
     draw = np.random.default_rng(seed)
-    devices = sorted({task.resource for task in tasks.tasks if task.resource.endswith("/compute")})
+    devices = sorted({activity.resource for activity in built.activities if activity.resource.endswith("/compute")})
     factors = {name: slowest(faults, replicas, steps, draw) for name in devices}
     if (
         len(devices) == 1
     ):  # the step is linear in the factor between two of its values where one device waits for itself
         name = devices[0]
         grid = np.linspace(1.0, max(1.0, float(factors[name].max())), 9)
-        seconds = [tasks.seconds({name: float(factor)}) for factor in grid]
+        seconds = [built.seconds({name: float(factor)}) for factor in grid]
         read: Floats = np.interp(factors[name], grid, seconds)
         return read
-    found = [tasks.seconds({name: float(factors[name][step]) for name in devices}) for step in range(steps)]
+    found = [built.seconds({name: float(factors[name][step]) for name in devices}) for step in range(steps)]
     return np.array(found)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 
 from engine.errors import PlanError
+from engine.estimate.activities import COMPUTE
 from engine.estimate.memory import Memory, process_memory
 from engine.estimate.step import StepEstimate, estimate_step
-from engine.estimate.tasks import COMPUTE
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, kind_shares, model_work
 from engine.hosts.pipeline.cut import pipeline_cuts

@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from engine.estimate.events import Task, Timeline, simulate
-from engine.estimate.hardware import HardwareConfig
-from engine.estimate.tasks import (
+from engine.estimate.activities import (
     BOUNDARY,
     BUBBLE,
     COMPUTE,
@@ -13,10 +11,12 @@ from engine.estimate.tasks import (
     GATHER,
     JOIN,
     REDUCE,
+    StepActivities,
     StepBuilder,
-    StepTasks,
     zero_stage,
 )
+from engine.estimate.events import Activity, Timeline, simulate
+from engine.estimate.hardware import HardwareConfig
 from engine.estimate.traffic import Cluster, Transfer
 from engine.estimate.work import ModelWork
 from engine.plan.plan import StagePlan
@@ -33,7 +33,7 @@ class StepEstimate:
             ``products``, ``memory``, ``starting operations``.
         bubble: Share of the pipeline's time in which the mean stage waits; 0 without one.
         traffic: What one process sends in a step, by cause; of a pipeline the process that sends most.
-        tasks: What was simulated, for stretched repetitions.
+        activities: What was simulated, for stretched repetitions.
     """
 
     seconds: float
@@ -41,7 +41,7 @@ class StepEstimate:
     compute_parts: Mapping[str, float]
     bubble: float
     traffic: Mapping[str, Transfer]
-    tasks: "StepTasks"
+    activities: "StepActivities"
 
 
 def estimate_step(
@@ -71,11 +71,11 @@ def estimate_step(
         if wanted > 2:
             built.shorter = StepBuilder(stage, work, cluster, expert_parallel, [list(work.layers)]).whole(1)
     seconds = built.seconds()
-    causes = dict.fromkeys(task.cause for task in built.tasks if task.cause != COMPUTE)
+    causes = dict.fromkeys(activity.cause for activity in built.activities if activity.cause != COMPUTE)
     exposed = {cause: seconds - built.seconds(without=cause) for cause in causes}
-    timeline = simulate(built.tasks)
+    timeline = simulate(built.activities)
     parts = _busiest_parts(work, cluster.hardware, cuts, wanted)
-    bubble = _bubble(timeline, built.tasks, len(cuts)) if cuts else 0.0
+    bubble = _bubble(timeline, built.activities, len(cuts)) if cuts else 0.0
     exposed[COMPUTE] = sum(parts.values())
     if cuts:
         exposed[BUBBLE] = bubble * seconds
@@ -112,8 +112,10 @@ def _busiest_parts(
     return best
 
 
-def _bubble(timeline: Timeline, tasks: Sequence[Task], stages: int) -> float:
+def _bubble(timeline: Timeline, activities: Sequence[Activity], stages: int) -> float:
     """Share of the time up to the last backward pass in which the mean stage neither computes nor sends."""
-    end = max(end for end, task in zip(timeline.ends, tasks, strict=True) if task.cause in (COMPUTE, BOUNDARY))
-    busy = sum(task.seconds for task in tasks if task.cause in (COMPUTE, JOIN, EXPERTS))
+    end = max(
+        end for end, activity in zip(timeline.ends, activities, strict=True) if activity.cause in (COMPUTE, BOUNDARY)
+    )
+    busy = sum(activity.seconds for activity in activities if activity.cause in (COMPUTE, JOIN, EXPERTS))
     return max(0.0, 1.0 - busy / (stages * end))

@@ -8,23 +8,20 @@ from typing import Any
 
 from engine.disk.evaluation import write_evaluation
 from engine.finished.trained import Trained
+from engine.plan.evaluation import possible_kinds, provided_in
 from engine.plan.parse import parse_tasks
-from engine.plan.plan import StagePlan
 from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
-from omnivl.architectures.build import has_routers
 from omnivl.errors import UserError, did_you_mean
-from omnivl.tasks.config import CaptionTask, RetrievalTask, RoutingTask, TaskConfig
-from omnivl.tasks.encoder import Encoder
+from omnivl.inference.encoder import Encoder
+from omnivl.tasks import TaskConfig
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 
-ROUTERS = "routers"
-
 
 def _ignore(text: str) -> None:
-    """Takes messages that nobody wants."""
+    """Takes messages and does nothing."""
 
 
 @dataclass(frozen=True)
@@ -95,20 +92,14 @@ def choose_tasks(
                 raise UserError(f"--tasks: got {name!r}; allowed are {', '.join(map(repr, known))}; {change}")
         tasks = tuple(task for task in tasks if task.name in names or task.kind in names)
     if not tasks:
+        possible = possible_kinds(provided_in(trained.plan, trained.stage))
+        choose = f"choose some with --tasks {','.join(possible)}, or " if possible else ""
         raise UserError(
             f"{trained.plan.name}: got no evaluation tasks, neither of stage {trained.stage.name!r} nor of a later one "
-            f"that it could do; choose some with --tasks {','.join(kinds(TaskConfig))}, or give a file with --config"
+            f"that it could do; {choose}give a file with --config"
         )
     for task in tasks:
-        if lacking := _lacking(trained.stage, task):
-            change = "set its rerank to 0" if lacking == "vlm" else "leave it out with --tasks"
-            has_no, allowed = f"no head of {lacking}", f"train {lacking}"
-            if lacking == ROUTERS:
-                has_no, allowed = "no routers", "have model.ffn of kind 'limoe' or 'mome_limoe'"
-            raise UserError(
-                f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which has {has_no}; "
-                f"allowed are stages that {allowed}; choose another with --stage, or {change}"
-            )
+        _require(trained, task)
     return tasks
 
 
@@ -148,20 +139,38 @@ def keep_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | 
 
 def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig, ...]:
     """The stage's own tasks; where it has none, those of the last stage that has some, as far as this one can."""
-    if trained.stage.evaluate.tasks:
-        return trained.stage.evaluate.tasks
-    others = [stage for stage in trained.plan.stages if stage.evaluate.tasks]
+    stage = trained.stage
+    if stage.evaluate.tasks:
+        return stage.evaluate.tasks
+    others = [one for one in trained.plan.stages if one.evaluate.tasks]
+    provided = provided_in(trained.plan, stage)
     tasks: list[TaskConfig] = []
     for task in others[-1].evaluate.tasks if others else ():
-        if isinstance(task, RetrievalTask) and _lacking(trained.stage, task) == "vlm":
-            tell(f"{task.name}: not re-ranked, as stage {trained.stage.name} does not train vlm")
-            task = replace(task, rerank=0)
-        if lacking := _lacking(trained.stage, task):
-            does_not = "has no routers" if lacking == ROUTERS else f"does not train {lacking}"
-            tell(f"{task.name}: left out, as stage {trained.stage.name} {does_not}")
-        else:
-            tasks.append(task)
+        lacks = task.lacks(provided)
+        if absent := [lack for lack in lacks if lack.option is None]:
+            tell(f"{task.name}: left out, as stage {stage.name} {absent[0].what}")
+            continue
+        for lack in lacks:
+            tell(f"{task.name}: {lack.option} set to {lack.without}, as stage {stage.name} {lack.what}")
+        tasks.append(replace(task, **{lack.option: lack.without for lack in lacks if lack.option is not None}))
     return tuple(tasks)
+
+
+def _require(trained: Trained, task: TaskConfig) -> None:
+    """Checks that the stage can do a task.
+
+    Raises:
+        UserError: It lacks something that the task needs.
+    """
+    for lack in task.lacks(provided_in(trained.plan, trained.stage)):
+        able = [one.name for one in trained.plan.stages if not task.lacks(provided_in(trained.plan, one))]
+        allowed = f"stages {', '.join(map(repr, able))}" if able else "no stages of this plan"
+        change = "leave it out with --tasks" if lack.option is None else f"set its {lack.option} to {lack.without}"
+        choose = "choose another with --stage, or " if able else ""
+        raise UserError(
+            f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which {lack.what}; allowed are "
+            f"{allowed}; {choose}{change}"
+        )
 
 
 def _split(names: Sequence[str], tasks: Sequence[TaskConfig]) -> list[str]:
@@ -176,13 +185,3 @@ def _read(config: Path) -> Document:
         return read_yaml(config.read_text(encoding="utf-8"), str(config))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: got {config}, which cannot be read ({error}); name a YAML file") from error
-
-
-def _lacking(stage: StagePlan, task: TaskConfig) -> str | None:
-    """What the task needs and the stage does not have: an objective's head (they come and go), or ``ROUTERS``."""
-    if isinstance(task, RoutingTask):
-        return None if has_routers(stage.model) else ROUTERS
-    trained = {objective.key for objective in stage.objectives}
-    if isinstance(task, CaptionTask):
-        return None if "lm" in trained else "lm"
-    return "vlm" if isinstance(task, RetrievalTask) and task.rerank > 0 and "vlm" not in trained else None

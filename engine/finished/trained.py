@@ -27,7 +27,7 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.names import only_trains
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError, did_you_mean
-from omnivl.tasks.encoder import Encoder
+from omnivl.inference.encoder import Encoder
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from engine.plan.problems import translate, value_at
 from engine.plan.rules import RULES, Draft
 from engine.plan.schema import annotation_at, field_types, range_of
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
-from omnivl.tasks.config import TaskConfig
+from omnivl.tasks import TaskConfig
 
 Key = TypeVar("Key", str, int)
 Config = TypeVar("Config")

@@ -20,7 +20,7 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.objectives import ObjectiveConfig
 from omnivl.parts.config import ModelConfig
 from omnivl.pretrained.load import Part
-from omnivl.tasks.config import TaskConfig
+from omnivl.tasks import TaskConfig
 
 SHARED_SECTIONS = ("model", "parallel", "batch")
 """Sections of the plan that a stage may override, field by field."""
@@ -187,6 +187,14 @@ class Plan:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    def ancestors(self, stage: StagePlan) -> list[StagePlan]:
+        """The stages that a stage descends from, nearest first."""
+        found: list[StagePlan] = []
+        while stage.init_from is not None:
+            stage = self.stage(stage.init_from)
+            found.append(stage)
+        return found
 
     def to_yaml(self) -> str:
         """The resolved plan: every field written out, so that a later change of a default changes nothing.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.plan.evaluation import possible_kinds, provided_by
 from engine.plan.parallel import LaunchConfig
 from engine.plan.plan import StagePlan
 from engine.plan.stage_rules import STAGE_RULES
@@ -114,27 +115,22 @@ def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
                     yield Problem(("stages", index, "model", name), got, show_value(there), change)
 
 
-def evaluation_is_trained_for(draft: Draft) -> Iterator[Problem]:
-    """What a task measures has been trained: embeddings here or in a stage before, heads in this stage, which has them.
-
-    A head belongs to its objective: a stage without ``lm`` has none to write captions with.
-    """
+def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:
+    """Stages have what the tasks that they are evaluated by need."""
     for index, stage in draft.stages.items():
-        heads = {goal.key for goal in stage.objectives}
-        trained = heads | {goal.key for each in draft.ancestors(index) for goal in each.objectives}
+        provided = provided_by(stage, draft.ancestors(index))
         for place, task in enumerate(stage.evaluate.tasks):
             path: Path = ("stages", index, "evaluate", "tasks", place)
-            if task.kind in ("retrieval", "zero_shot") and "univlc" not in trained:
-                got = f"{task.kind!r} where 'univlc' has never been trained"
-                allowed = f"tasks of what this stage or the ones before it train ({', '.join(sorted(trained))})"
-                yield Problem((*path, "kind"), got, allowed, "add the objective 'univlc' or remove the task")
-            if task.kind == "caption" and "lm" not in heads:
-                got = "'caption' where 'lm' is not trained"
-                allowed = f"tasks of what this stage trains ({', '.join(sorted(heads))})"
-                yield Problem((*path, "kind"), got, allowed, "add the objective 'lm' or remove the task")
-            if getattr(task, "rerank", 0) > 0 and "vlm" not in heads:
-                got = f"{task.rerank} where 'vlm' is not trained"  # type: ignore[union-attr]
-                yield Problem((*path, "rerank"), got, "0", "add the objective 'vlm' or set rerank to 0")
+            for lack in task.lacks(provided):
+                if lack.option is None:
+                    got = f"{task.kind!r} for a stage that {lack.what}"
+                    allowed = ", ".join(map(repr, possible_kinds(provided))) or "no task"
+                    yield Problem((*path, "kind"), got, allowed, f"{lack.remedy}, or remove the task")
+                else:
+                    got = f"{show_value(getattr(task, lack.option))} for a stage that {lack.what}"
+                    allowed = show_value(lack.without)
+                    change = f"{lack.remedy}, or set {lack.option} to {allowed}"
+                    yield Problem((*path, lack.option), got, allowed, change)
 
 
 def batches_add_up(draft: Draft) -> Iterator[Problem]:
@@ -196,7 +192,7 @@ RULES: tuple[Rule, ...] = (
     stages_start_from_earlier_ones,
     widths_survive_the_hand_over,
     stages_hold_together,
-    evaluation_is_trained_for,
+    tasks_can_be_done,
     batches_add_up,
     processes_hold_whole_banks,
     processes_fill_the_pipeline,

@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 from engine.plan.plan import StagePlan
 from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig
-from omnivl.architectures.build import has_routers
 from omnivl.architectures.presets import misfits
 from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
@@ -15,7 +14,6 @@ from omnivl.errors import did_you_mean
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import looks_ahead
-from omnivl.tasks.config import RoutingTask
 
 StageRule = Callable[[StagePlan], Iterator[Problem]]
 
@@ -228,15 +226,6 @@ def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("model", "ffn", "implementation"), got, "'auto', 'loop', 'grouped', 'batched'", change)
 
 
-def routing_has_routers(stage: StagePlan) -> Iterator[Problem]:
-    """Where no router chooses experts there is no routing to look at."""
-    for place, task in enumerate(stage.evaluate.tasks):
-        if isinstance(task, RoutingTask) and not has_routers(stage.model):
-            got = f"'routing' with {stage.model.ffn.kind!r} feed-forward layers, none of which routes tokens"
-            change = "remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'"
-            yield Problem(("evaluate", "tasks", place, "kind"), got, "'retrieval', 'zero_shot', 'caption'", change)
-
-
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
     """Only what is sharded can be kept elsewhere: optimizer states from ZeRO 1 on, parameters with ZeRO 3."""
     parallel = stage.parallel
@@ -297,7 +286,6 @@ STAGE_RULES: tuple[StageRule, ...] = (
     weights_have_one_origin,
     pipeline_can_be_cut,
     megablocks_is_bf16,
-    routing_has_routers,
     offload_has_a_shard,
     nvme_has_a_folder,
     experts_can_be_cut,

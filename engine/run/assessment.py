@@ -7,7 +7,7 @@ from engine.plan.plan import StagePlan
 from engine.processes.collectives import make_gather
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
-from omnivl.tasks.encoder import Encoder
+from omnivl.inference.encoder import Encoder
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 

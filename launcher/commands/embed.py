@@ -11,7 +11,7 @@ from engine.finished.trained import find_trained, load_encoder
 from engine.plan.yaml import read_yaml
 from engine.processes.process_group import choose_device
 from omnivl.errors import UserError
-from omnivl.tasks.pictures import Media, PictureSet
+from omnivl.inference.pictures import Media, PictureSet
 
 
 def embed(

@@ -6,6 +6,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
+from engine.estimate.activities import BUBBLE, COMPUTE
 from engine.estimate.failures import (
     Faults,
     daly_goodput,
@@ -17,7 +18,6 @@ from engine.estimate.failures import (
 )
 from engine.estimate.report import StageEstimate
 from engine.estimate.search import Found
-from engine.estimate.tasks import BUBBLE, COMPUTE
 
 _GIB = 2**30
 _INTERVALS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -205,7 +205,7 @@ def failure_figures(figures: StageEstimate, faults: Faults, seconds: float, seed
     """
     best = daly_interval(faults)
     replicas = figures.stage.parallel.replicas(figures.cluster.processes)
-    steps = stretched_steps(figures.step.tasks, faults, replicas, seed=seed)
+    steps = stretched_steps(figures.step.activities, faults, replicas, seed=seed)
     runs = sweep_intervals(faults, [share * best for share in _INTERVALS], seconds, seed)
     return {
         "mean_seconds_between_failures": faults.mean_seconds,

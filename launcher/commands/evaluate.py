@@ -14,13 +14,14 @@ from rich.console import Console
 
 from engine.finished.evaluate import choose_tasks, evaluate, keep_evaluation
 from engine.finished.trained import Trained, find_trained, load_encoder
+from engine.plan.schema import kinds
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group
 from engine.report import score_table
 from launcher.start.discovery import join_launch
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
-from omnivl.tasks.config import TaskConfig
+from omnivl.tasks import TaskConfig
 
 _MINIMUM_WIDTH = 100
 
@@ -48,7 +49,7 @@ def command(
     ] = None,
     tasks: Annotated[
         list[str] | None,
-        typer.Option(help="Names or kinds: retrieval,zero_shot,caption,routing. All by default.", metavar="A,B"),
+        typer.Option(help=f"Names or kinds: {','.join(kinds(TaskConfig))}. All by default.", metavar="A,B"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(help="YAML file with tasks: [...]; the plan's by default.", show_default=False)
@@ -66,7 +67,7 @@ def command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Evaluates a trained stage: retrieval, labels, motions, captions beside chance and pixels; routing of experts.
+    """Scores a trained stage by its plan's tasks or by others, beside chance and a baseline of pixels.
 
     Examples:
       omnivl evaluate runs/quickstart

@@ -15,9 +15,9 @@ from engine.processes.process_group import choose_device
 from launcher.commands.embed import parse_media, parse_where
 from moe.analysis import stability, usage
 from moe.config import SparseConfig
-from omnivl.tasks.pictures import PictureSet
-from omnivl.tasks.routing import routed_tokens
-from omnivl.tasks.routing_page import routing_page, write_table
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.routing.page import routing_page, write_table
+from omnivl.tasks.routing.tokens import routed_tokens
 
 
 def routing(

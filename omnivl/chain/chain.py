@@ -10,7 +10,7 @@ or, with one transformer for all tokens, which is passed twice,
 ``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
 one module, a pipeline host cuts the list.
 
-Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, R pairs.
+Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, S visual positions, D hidden size.
 """
 
 from abc import ABC, abstractmethod
@@ -18,17 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from omnivl.chain.demands import CLEAN
-from omnivl.chain.gather import Gather
-from omnivl.chain.layout import lay_out
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind
-from omnivl.inference.generate import ChainDecoder, Generated, SearchOptions, beam_search
 
 
 class ChainLayer(nn.Module, ABC):
@@ -166,51 +161,6 @@ class Chain(nn.Module):
             frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         """
         return self.fold(State({"frames": frames}, visual_layout(frames)))["visual"]
-
-    def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor | None = None) -> Tensor:
-        """How well texts fit to images or clips, by the alignment decoder.
-
-        Args:
-            frames: uint8 ``[B, T, 3, H, W]``.
-            token_ids: int64 ``[R, L]``.
-            rows: int64 ``[R]``, the visual that goes with each text; None when they correspond one to one. Each visual
-                is encoded once, however many texts look at it.
-
-        Returns:
-            fp32 ``[R]``: log odds of "these two belong together".
-        """
-        rows = torch.arange(len(token_ids), device=token_ids.device) if rows is None else rows
-        layout = self.asked("vlm", frames, len(token_ids))
-        state = State({"frames": frames, "token_ids": token_ids, "join/rows": rows}, layout)
-        return self.fold(state)["vlm/prediction"]
-
-    def asked(self, key: str, frames: Tensor, num_texts: int) -> StepLayout:
-        """The layout of a step in which an objective predicts.
-
-        Args:
-            key: The objective's.
-            frames: uint8 ``[B, T, 3, H, W]``.
-            num_texts: R, which need not be B.
-        """
-        layout = visual_layout(frames)
-        asks = self.objectives[key].asks(layout.kind, num_texts)
-        visuals = {CLEAN: slice(0, len(frames))}
-        return replace(lay_out({key: asks}, layout.kind, num_texts, layout.num_frames, "predict"), visual=visuals)
-
-    def generate(
-        self, frames: Tensor, options: SearchOptions, *, cached: bool = True, gather: Gather | None = None
-    ) -> Generated:
-        """Writes a caption for each image or clip.
-
-        Args:
-            frames: uint8 ``[B, T, 3, H, W]``.
-            options: How to search.
-            cached: Whether to keep keys and values between tokens; the result is the same.
-            gather: Lets replicas stop early together; see ``beam_search``.
-        """
-        with torch.no_grad():
-            decoder = ChainDecoder(self, self.features(frames), options.num_beams, cached)
-        return beam_search(decoder, len(frames), options, frames.device, gather)
 
 
 def visual_layout(frames: Tensor) -> StepLayout:

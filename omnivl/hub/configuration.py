@@ -20,13 +20,13 @@ HEADS: Mapping[str, type[Objective]] = {"mlm": MLM, "vlm": VLM, "lm": LM}
 
 
 class OmniVLConfig(PretrainedConfig):
-    """Everything that the weights alone do not say.
+    """What is needed beside the weights to build a model.
 
     Attributes:
         model: The fields of ``ModelConfig``, without momentum.
         heads: Which of ``HEADS`` there are; ``vlm`` matches, ``lm`` writes captions.
         special_tokens: The fields of ``SpecialTokens``.
-        temperature_bounds: Smallest and largest temperature that the learnt one is cut to.
+        temperature_bounds: Smallest and largest value of the learnt temperature.
     """
 
     model_type = "omnivl"

@@ -21,7 +21,8 @@ from omnivl.chain.chain import Chain, text_layout, visual_layout
 from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
-from omnivl.inference.generate import SearchOptions
+from omnivl.inference.generate import caption_search, generate
+from omnivl.inference.predict import predict
 from omnivl.parts.embed import Embed
 from omnivl.parts.project import Project
 
@@ -36,7 +37,7 @@ class OmniVLOutput(ModelOutput):
         logits_per_text: Its transpose.
         text_embeds: ``[B_text, P]``, L2-normalised.
         image_embeds: ``[B_visual, P]``, L2-normalised, of images or of clips.
-        itm_score: ``[B]``, log odds that text i and visual i belong together, where they were asked for.
+        itm_score: ``[B]``, log odds that text i and image or clip i belong together, where they were asked for.
     """
 
     loss: Tensor | None = None
@@ -48,7 +49,7 @@ class OmniVLOutput(ModelOutput):
 
 
 class OmniVLModel(PreTrainedModel):
-    """Embeds images, clips and texts, compares and matches them, and writes captions where it was trained to.
+    """Embeds images, clips and texts, compares and matches them, and writes captions where it was trained to do so.
 
     Attributes:
         chain: The model that was trained, without what only trains.
@@ -88,7 +89,7 @@ class OmniVLModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers draw their weights when they are built; here only what no file holds is put back."""
+        """Layers draw their weights when they are built; here only buffers that no file holds are restored."""
         if isinstance(module, Router):
             module.restore_allowed()
 
@@ -133,14 +134,14 @@ class OmniVLModel(PreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """How well texts fit to images or clips, by the alignment decoder.
+        """How well texts fit images or clips, by the alignment decoder.
 
         Args:
             input_ids: int64 ``[R, L]``.
             attention_mask: As in ``get_text_features``.
             pixel_values: Images, or
             pixel_values_videos: clips: one of the two.
-            rows: int64 ``[R]``, which of them goes with each text; None: text i with visual i.
+            rows: int64 ``[R]``, the image or clip that goes with each text; None: text i goes with image i.
 
         Returns:
             fp32 ``[R]``: log odds that the two belong together.
@@ -150,7 +151,7 @@ class OmniVLModel(PreTrainedModel):
         """
         self._require("vlm", "match")
         frames = _one_of(pixel_values, pixel_values_videos)
-        return self._ready().match(frames, self._token_ids(input_ids, attention_mask), rows)
+        return predict(self._ready(), "vlm", frames, self._token_ids(input_ids, attention_mask), rows)
 
     def forward(
         self,
@@ -169,8 +170,8 @@ class OmniVLModel(PreTrainedModel):
             attention_mask: As in ``get_text_features``.
             pixel_values: Images uint8 ``[B_visual, 3, H, W]``, or
             pixel_values_videos: clips uint8 ``[B_visual, T, 3, H, W]``.
-            use_itm_head: Whether to match text i with visual i, too.
-            return_loss: Whether to return CLIP's loss, which takes text i and visual i for the only pair of theirs.
+            use_itm_head: Whether to match text i with image or clip i, too.
+            return_loss: Whether to return CLIP's loss, for which text i and image or clip i are the only pair.
             kwargs: Ignored.
 
         Raises:
@@ -225,16 +226,8 @@ class OmniVLModel(PreTrainedModel):
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
-        options = SearchOptions(
-            start=tokens.decode,
-            end=tokens.sep,
-            pad=tokens.pad,
-            banned=tuple(i for i in range(tokens.num_reserved) if i != tokens.sep),
-            max_length=length,
-            num_beams=num_beams,
-            length_penalty=length_penalty,
-        )
-        return self._ready().generate(_one_of(pixel_values, pixel_values_videos), options).token_ids
+        options = caption_search(tokens, length, num_beams, length_penalty)
+        return generate(self._ready(), "lm", _one_of(pixel_values, pixel_values_videos), options).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
         """Of ``[B, T, 3, H, W]``."""
@@ -242,14 +235,14 @@ class OmniVLModel(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=state["visual"], pooler_output=state["visual_embedding"])
 
     def _ready(self) -> Chain:
-        """The chain, computing in the dtype that the weights have by now."""
+        """The chain, computing in the dtype that its weights have now."""
         embed = self.chain.get_submodule("embed")
         assert isinstance(embed, Embed)
         embed.dtype = self.dtype
         return self.chain
 
     def _token_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """Ids with padding wherever the mask hides a token: the chain takes its mask from them."""
+        """Ids with padding where the mask hides a token: the chain masks padding."""
         return input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), self.config.tokens.pad)
 
     def _require(self, head: str, what: str) -> None:

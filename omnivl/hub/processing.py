@@ -1,4 +1,4 @@
-"""Pictures, clips and texts to the tensors that the model reads, as evaluation makes them.
+"""Turns pictures, clips and texts into the tensors that the model reads, in the same way as evaluation.
 
 Shapes: B samples, T frames, S side of a view.
 """
@@ -24,17 +24,18 @@ from omnivl.data.tokenizer import HuggingFaceTokenizer
 from omnivl.errors import DataError
 
 Picture = Image.Image | Pixels | Tensor | bytes | str | Path
-"""A picture: decoded, RGB; its file's content; or its file. Tensors are ``[3, H, W]``, arrays ``[H, W, 3]``, uint8."""
+"""A picture: decoded, in RGB; or the content or the path of its file. Tensors are uint8 ``[3, H, W]``, arrays uint8
+``[H, W, 3]``."""
 
 Clip = Sequence[Image.Image | Pixels | Tensor] | Pixels | Tensor | bytes | str | Path
 """A clip: its frames in order; all of them at once, ``[T, H, W, 3]`` or (tensors) ``[T, 3, H, W]``; or its file."""
 
 
 class OmniVLImageProcessor(BaseImageProcessor):
-    """The plain view: the shorter side resized, the middle cut out; of clips, frames at even distances.
+    """The view of evaluation: the shorter side resized, the centre cropped; of clips, frames at even distances.
 
-    Pixels stay uint8. Files are decoded as in training, JPEGs at the size that is enough: the same file therefore gives
-    the tensor that evaluation saw, to the last bit. What is transparent shows white.
+    Pixels stay uint8. Files are decoded as in evaluation, JPEGs at a reduced size where that is large enough, so that
+    the same file gives the same tensor to the last bit. Transparent parts become white.
     """
 
     model_input_names = ["pixel_values", "pixel_values_videos"]  # noqa: RUF012 - declared so by its base
@@ -46,7 +47,7 @@ class OmniVLImageProcessor(BaseImageProcessor):
             image_size: S of images.
             video_size: S of frames.
             num_frames: T.
-            kwargs: What ``transformers`` writes beside them.
+            kwargs: Further fields that ``transformers`` writes into its files.
         """
         super().__init__(**kwargs)
         self.image_size, self.video_size, self.num_frames = image_size, video_size, num_frames
@@ -69,8 +70,8 @@ class OmniVLImageProcessor(BaseImageProcessor):
             kwargs: Ignored: ``return_tensors`` and the like. Tensors are torch's.
 
         Returns:
-            ``pixel_values`` uint8 ``[B, 3, S, S]`` and ``pixel_values_videos`` uint8 ``[B, T, 3, S, S]``, of what is
-            given.
+            ``pixel_values`` uint8 ``[B, 3, S, S]`` of images, ``pixel_values_videos`` uint8 ``[B, T, 3, S, S]`` of
+            clips.
 
         Raises:
             DataError: A file cannot be decoded, or pixels have another type or shape.
@@ -101,16 +102,16 @@ class OmniVLProcessor(ProcessorMixin):
 
     Attributes:
         image_processor: Makes ``pixel_values`` and ``pixel_values_videos``.
-        tokenizer: Makes words' ids, and texts of ids.
+        tokenizer: Turns texts into ids and back.
     """
 
     def __init__(self, image_processor: OmniVLImageProcessor, tokenizer: PreTrainedTokenizerBase, **kwargs: Any):
-        """Joins the two."""
+        """Takes an image processor and a tokenizer."""
         super().__init__(image_processor, tokenizer, **kwargs)  # type: ignore[no-untyped-call]
         self._encoder = HuggingFaceTokenizer(tokenizer, "of the processor")
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Makes what the model reads.
+        """Makes the inputs of the model.
 
         Args:
             images: As ``OmniVLImageProcessor.preprocess`` takes them.
@@ -136,11 +137,11 @@ class OmniVLProcessor(ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """What the model reads."""
+        """Names of the model's inputs."""
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
     def to_dict(self) -> dict[str, Any]:
-        """What ``processor_config.json`` says."""
+        """Content of ``processor_config.json``."""
         return {name: value for name, value in super().to_dict().items() if name != "_encoder"}
 
     def batch_decode(self, ids: Any, **kwargs: Any) -> list[str]:

@@ -1,1 +1,1 @@
-"""What a trained chain is used for: embeddings, matching, writing texts."""
+"""Using a trained chain: embeddings, matching, writing texts, and the samples to do it with."""

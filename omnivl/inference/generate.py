@@ -1,21 +1,22 @@
 """Writing captions with the generation decoder: greedy and beam search, with or without a cache.
 
-Shapes: B samples, K beams, R = B * K rows, l tokens so far, V vocabulary size, S visual positions, D hidden size.
+Shapes: B samples, T frames, H x W pixels, K beams, R = B * K rows, l tokens so far, V vocabulary size, S visual
+positions, D hidden size.
 """
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
 from omnivl.chain.state import State
-
-if TYPE_CHECKING:
-    from omnivl.chain.chain import Chain
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.inference.predict import asked
 
 
 class NextToken(Protocol):
@@ -33,16 +34,17 @@ class NextToken(Protocol):
 class ChainDecoder:
     """The generation stack of a chain as ``NextToken``."""
 
-    def __init__(self, chain: "Chain", memory: Tensor, num_beams: int, cached: bool = True) -> None:
+    def __init__(self, chain: Chain, objective: str, memory: Tensor, num_beams: int, cached: bool = True) -> None:
         """Prepares decoding.
 
         Args:
             chain: The model.
+            objective: Key of the objective whose head predicts the next token.
             memory: Visual features ``[B, S, D]``.
             num_beams: K; rows of one sample lie together.
             cached: Feed new tokens only and keep keys and values, instead of feeding the whole text every time.
         """
-        self.chain, self.memory, self.cached = chain, memory, cached
+        self.chain, self.objective, self.memory, self.cached = chain, objective, memory, cached
         self.rows = torch.arange(len(memory), device=memory.device).repeat_interleave(num_beams)
         self.cache: dict[str, Tensor] = {}
 
@@ -54,16 +56,16 @@ class ChainDecoder:
             self.cache = {**self.cache, **own}
         inputs = {
             "memory": self.memory,
-            "lm/token_ids": token_ids[:, start:],
+            f"{self.objective}/token_ids": token_ids[:, start:],
             "cache/start": torch.tensor(start),
             "cache/rows": self.rows,
         }
-        asks = self.chain.objectives["lm"].asks("image_text", len(token_ids))
-        layout = replace(lay_out({"lm": asks}, "image_text", len(token_ids), 1, "predict"), visual={})
+        asks = asked(self.chain, self.objective, "image_text", len(token_ids))
+        layout = replace(lay_out({self.objective: asks}, "image_text", len(token_ids), 1, "predict"), visual={})
         state = self.chain.fold(State({**inputs, **self.cache}, layout))
         if self.cached:
             self.cache = {name: kept for name, kept in state.items() if name.endswith(("/self", "/cross"))}
-        return state["lm/prediction"]
+        return state[f"{self.objective}/prediction"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,48 @@ class SearchOptions:
     max_length: int
     num_beams: int = 1
     length_penalty: float = 0.0
+
+
+def caption_search(
+    tokens: SpecialTokens, max_length: int, num_beams: int = 1, length_penalty: float = 0.0
+) -> SearchOptions:
+    """How to search for a caption: from the decoder's start token, without any special token but the end.
+
+    Args:
+        tokens: Special tokens of the tokenizer.
+        max_length: Most tokens to generate, the end token included.
+        num_beams: 1 is greedy.
+        length_penalty: See ``SearchOptions``.
+    """
+    banned = tuple(i for i in range(tokens.num_reserved) if i != tokens.sep)
+    return SearchOptions(tokens.decode, tokens.sep, tokens.pad, banned, max_length, num_beams, length_penalty)
+
+
+def generate(
+    chain: Chain,
+    objective: str,
+    frames: Tensor,
+    options: SearchOptions,
+    *,
+    cached: bool = True,
+    gather: Gather | None = None,
+) -> Generated:
+    """Writes a text for each image or clip.
+
+    Args:
+        chain: Has the objective's head.
+        objective: Key of an objective that predicts the next token, such as ``lm``.
+        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        options: How to search.
+        cached: Whether to keep keys and values between tokens; the result is the same.
+        gather: Lets replicas stop early together; see ``beam_search``.
+
+    Raises:
+        UserError: The chain has no such objective, or it predicts nothing.
+    """
+    with torch.no_grad():
+        decoder = ChainDecoder(chain, objective, chain.features(frames), options.num_beams, cached)
+    return beam_search(decoder, len(frames), options, frames.device, gather)
 
 
 @torch.no_grad()

@@ -1,24 +1,40 @@
-"""Evaluation of a chain: retrieval, labels, motions, captions beside chance and a pixel baseline; routing."""
+"""Tasks that a trained stage is evaluated by, one file each.
 
-from omnivl.tasks.config import (
-    BaselineReference,
-    CaptionTask,
-    RetrievalTask,
-    RoutingTask,
-    TaskConfig,
-    ZeroShotTask,
-)
+A new task is a new file and one entry in ``TaskConfig``. Files import what only they need (pandas, sacrebleu) when they
+run, as every plan that is read imports all of them.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnivl.tasks.captions import CaptionTask
+from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
+from omnivl.tasks.pixel_baseline import BaselineReference
 from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
+from omnivl.tasks.retrieval import RetrievalTask
+from omnivl.tasks.routing.task import RoutingTask
+from omnivl.tasks.task import Task
+from omnivl.tasks.zero_shot import ZeroShotTask
+
+TaskConfig = Annotated[RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask, Field(discriminator="kind")]
+"""All tasks that ``evaluate.tasks`` of a plan can name, told apart by ``kind``."""
 
 __all__ = [
     "BaselineReference",
     "CaptionTask",
+    "Embeddings",
     "Gallery",
     "GalleryRow",
+    "Head",
+    "Lack",
+    "Need",
+    "Provided",
     "ResultFile",
     "RetrievalTask",
     "RoutingTask",
     "Score",
+    "Task",
     "TaskConfig",
     "TaskResult",
     "ZeroShotTask",

@@ -1,59 +1,72 @@
-"""Captions written by the generation decoder: exact match, keyword F1, BLEU."""
+"""Captions by the generation decoder: exact match, keyword F1, BLEU."""
 
 import re
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-import sacrebleu
-import torch
-
-from omnivl.inference.generate import SearchOptions
-from omnivl.tasks.config import CaptionTask
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet, shared_batches
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.generate import caption_search
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.task import Task
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
 
+OBJECTIVE = "lm"
+"""Whose head writes."""
 
-def evaluate_captions(task: CaptionTask, encoder: Encoder) -> TaskResult:
-    """Captions every sample and compares with all of its own captions. Called by every replica in the same order."""
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
-    written = write_captions(pictures, encoder, task.num_beams)
-    references = [sample.captions for sample in pictures.samples]
-    exact = [text in own for text, own in zip(written, references, strict=True)]
-    f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
-    most = max(len(own) for own in references)
-    padded = [[own[min(i, len(own) - 1)] for own in references] for i in range(most)]
-    bleu = sacrebleu.corpus_bleu(written, padded, lowercase=True).score / 100
-    count = len(pictures)
-    scores = (
-        Score(task.name, "exact match", sum(exact) / count, None, None, count),
-        Score(task.name, "keyword F1", sum(f1) / count, None, None, count),
-        Score(task.name, "BLEU-4", bleu, None, None, count),
-    )
-    rows = tuple(
-        GalleryRow(pictures.captions[i], pictures.thumbnail(i), (written[i],), ("",), (exact[i],))
-        for i in (j * count // task.gallery for j in range(min(task.gallery, count)))
-    )
-    return TaskResult(scores, (Gallery(f"{task.name}: captions", rows),) if rows else ())
+
+@dataclass(frozen=True)
+class CaptionTask(Task):
+    """Captions by the generation decoder: exact match, keyword F1 and BLEU.
+
+    Attributes:
+        num_beams: 1 decodes greedily.
+        gallery: Number of captions to keep for the report.
+    """
+
+    kind: Literal["caption"] = "caption"
+    max_samples: Annotated[int, Range(1)] = 512
+    num_beams: Annotated[int, Range(1)] = 1
+    gallery: Annotated[int, Range(0)] = 12
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that writes."""
+        return (Head(OBJECTIVE),)
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Writes a caption for every sample and compares it with all of the sample's own captions."""
+        import sacrebleu
+
+        pictures = self.pictures(encoder)
+        written = write_captions(pictures, encoder, self.num_beams)
+        references = [sample.captions for sample in pictures.samples]
+        exact = [text in own for text, own in zip(written, references, strict=True)]
+        f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
+        most = max(len(own) for own in references)
+        padded = [[own[min(i, len(own) - 1)] for own in references] for i in range(most)]
+        bleu = sacrebleu.corpus_bleu(written, padded, lowercase=True).score / 100
+        count = len(pictures)
+        scores = (
+            Score(self.name, "exact match", sum(exact) / count, None, None, count),
+            Score(self.name, "keyword F1", sum(f1) / count, None, None, count),
+            Score(self.name, "BLEU-4", bleu, None, None, count),
+        )
+        rows = tuple(
+            GalleryRow(pictures.captions[i], pictures.thumbnail(i), (written[i],), ("",), (exact[i],))
+            for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
+        )
+        return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
 
 
 def write_captions(pictures: PictureSet, encoder: Encoder, num_beams: int) -> list[str]:
     """The caption of every picture, in order, equal on every replica."""
-    special = encoder.tokenizer.special
-    options = SearchOptions(
-        start=special.decode,
-        end=special.sep,
-        pad=special.pad,
-        banned=tuple(i for i in range(special.num_reserved) if i != special.sep),
-        max_length=encoder.model.text_length - 1,
-        num_beams=num_beams,
-    )
-    parts = []
-    for indices in shared_batches(len(pictures), encoder.batch_size, encoder.gather):
-        frames = pictures.frames(indices).to(encoder.device)
-        parts.append(encoder.chain.generate(frames, options, gather=encoder.gather).token_ids)
-    joined = encoder.gather.join(torch.cat(parts))[: len(pictures)]
-    return [encoder.tokenizer.decode(tokens) for tokens in joined.tolist()]
+    search = caption_search(encoder.tokenizer.special, encoder.model.text_length - 1, num_beams)
+    written = encoder.generate(OBJECTIVE, pictures, search)
+    return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 
 def keywords(text: str) -> frozenset[str]:

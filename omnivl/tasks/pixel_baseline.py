@@ -1,14 +1,43 @@
-"""What no learning at all reaches: pictures compared by their pixels, scaled down to thumbnails.
+"""The baseline without learning: pictures compared by their pixels, scaled down to thumbnails.
 
 Shapes: N clips, T frames (1 for images), H x W pixels, S side of the thumbnail.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import Media, PictureSet
+
 DEFAULT_SIZE = 16
 _CHUNK = 256  # clips at a time, to bound the memory of the float copy
+
+
+@dataclass(frozen=True)
+class BaselineReference:
+    """The pictures that the 16x16-pixel baseline compares against.
+
+    Attributes:
+        source: Data source of the reference pictures.
+        media: ``image`` or ``video``.
+        where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
+        max_samples: Upper bound on the number of samples; a larger source is thinned evenly.
+    """
+
+    source: str = "emoji"
+    media: Media = "image"
+    where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    max_samples: Annotated[int, Range(1)] = 4096
+
+    def pictures(self, encoder: Encoder) -> PictureSet:
+        """The reference pictures."""
+        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples)
 
 
 def pixel_features(frames: Tensor, size: int = DEFAULT_SIZE) -> Tensor:
@@ -27,3 +56,21 @@ def pixel_features(frames: Tensor, size: int = DEFAULT_SIZE) -> Tensor:
         for part in torch.split(frames, _CHUNK)
     ]
     return torch.cat(chunks) / 255
+
+
+def pixels_of(encoder: Encoder, pictures: PictureSet, *, over_time: bool = False) -> Tensor:
+    """``pixel_features`` of a whole set, fp32 ``[N, values]`` on the CPU, computed in shares by all replicas.
+
+    Args:
+        encoder: Tells how to share the work.
+        pictures: Pictures or clips.
+        over_time: Whether a clip is averaged to one picture, so that stills and clips can be compared.
+    """
+
+    def of_share(share: list[int]) -> Tensor:
+        frames = pictures.frames(share)
+        if over_time:
+            frames = frames.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
+        return pixel_features(frames).to(encoder.device)
+
+    return encoder.in_shares(len(pictures), encoder.batch_size, of_share)

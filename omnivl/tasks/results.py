@@ -1,4 +1,4 @@
-"""What an evaluation returns: rows of a table, galleries to look at, and files to lay beside."""
+"""What a task returns: scores as rows of a table, galleries of examples, and files."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ class Score:
         task: The task's name.
         metric: E.g. ``image->text R@1``.
         value: Share in [0, 1] unless the metric's name says otherwise.
-        chance: What guessing would get; None where that has no meaning.
-        baseline: What 16x16 pixels get; None where not asked for.
+        chance: Expected value of guessing; None where that has no meaning.
+        baseline: Value of the 16x16-pixel baseline; None where it was not asked for.
         count: Number of queries.
         graded: Whether the value is a share of which more is better, so that it can be drawn as a bar towards 1.
     """
@@ -32,10 +32,10 @@ class Score:
 
 @dataclass(frozen=True)
 class GalleryRow:
-    """One query with what came back.
+    """One query with its answers.
 
     Attributes:
-        query_text: Caption of the query, or the expected one.
+        query_text: Caption of the query, or the expected answer.
         query_image: PNG as a data URI; empty for a text query.
         answer_texts: Best answers first.
         answer_images: PNGs as data URIs, or empty strings.
@@ -51,7 +51,7 @@ class GalleryRow:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Rows to look at in the report."""
+    """Examples that the report shows."""
 
     title: str
     rows: tuple[GalleryRow, ...]
@@ -59,7 +59,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class ResultFile:
-    """Something too large for ``evaluation.json``; one process makes and writes it, when it is asked for.
+    """A result that is too large for ``evaluation.json``. One process makes and writes it.
 
     Attributes:
         name: Of the file, e.g. ``routing.html``.
@@ -91,11 +91,11 @@ def write_files(results: Sequence[TaskResult], folder: Path, prefix: str = "") -
 
     Args:
         results: Of one evaluation.
-        folder: Where to; it has to be there.
+        folder: An existing folder.
         prefix: Goes before each name. The second file of a name gets a number: ``routing-2.html``.
 
     Returns:
-        Where they lie.
+        Paths of the files.
     """
     written: list[Path] = []
     seen: Counter[str] = Counter()

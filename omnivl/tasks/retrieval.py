@@ -1,35 +1,70 @@
 """Retrieval between pictures or clips and texts, both ways, optionally re-ranked by the alignment decoder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from omnivl.tasks.config import BaselineReference, RetrievalTask
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.needs import Embeddings, Head, Need
+from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.ranking import chance_recall_at, recalls
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.task import Task
 
 PLACES = (1, 5, 10)
 
+OBJECTIVE = "vlm"
+"""Whose head re-ranks."""
 
-def evaluate_retrieval(task: RetrievalTask, encoder: Encoder) -> TaskResult:
-    """Runs the task. Called by every replica in the same order."""
-    pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
-    texts, relevant = _texts_and_relevance(pictures, task)
-    similarity = encoder.pictures(pictures) @ encoder.texts(texts).T
-    baseline = _pixel_similarity(pictures, texts, task.baseline, encoder) if task.baseline is not None else None
-    scores = [
-        *_scores(task, f"{task.media}->text", similarity, relevant, baseline),
-        *_scores(task, f"text->{task.media}", similarity.T, relevant.T, None if baseline is None else baseline.T),
-    ]
-    ranked = similarity
-    if task.rerank:
-        ranked = _reranked(task, similarity, pictures, texts, encoder)
-        scores += _scores(task, f"{task.media}->text, re-ranked", ranked, relevant, None)
-    galleries = _galleries(task, pictures, texts, ranked, relevant) if task.gallery else ()
-    return TaskResult(tuple(scores), galleries)
+
+@dataclass(frozen=True)
+class RetrievalTask(Task):
+    """Retrieval in both directions between pictures or clips and texts, with R@1, R@5 and R@10.
+
+    Attributes:
+        text: ``caption``: the first caption of each picture; ``tags``: every tag that at least ``min_tagged`` pictures
+            have, each relevant to all of these.
+        min_tagged: See ``text``.
+        rerank: Re-rank this many contrastive candidates with the alignment decoder and report both; 0 does not.
+        rerank_temperature: Divides the cosine before the matching log odds are added to it.
+        baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
+        gallery: Number of queries to keep for the report.
+    """
+
+    kind: Literal["retrieval"] = "retrieval"
+    text: Literal["caption", "tags"] = "caption"
+    min_tagged: Annotated[int, Range(1)] = 2
+    rerank: Annotated[int, Range(0)] = 0
+    rerank_temperature: Annotated[float, Range(above=0)] = 0.07
+    baseline: BaselineReference | None = None
+    gallery: Annotated[int, Range(0)] = 0
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Embeddings, and to re-rank the head that matches."""
+        return (Embeddings(), Head(OBJECTIVE, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Ranks all texts for every picture and all pictures for every text."""
+        pictures = self.pictures(encoder)
+        texts, relevant = _texts_and_relevance(pictures, self)
+        similarity = encoder.pictures(pictures) @ encoder.texts(texts).T
+        pixels = None if self.baseline is None else _pixel_similarity(pictures, texts, self.baseline, encoder)
+        scores = [
+            *_scores(self, f"{self.media}->text", similarity, relevant, pixels),
+            *_scores(self, f"text->{self.media}", similarity.T, relevant.T, None if pixels is None else pixels.T),
+        ]
+        ranked = similarity
+        if self.rerank:
+            ranked = _reranked(self, similarity, pictures, texts, encoder)
+            scores += _scores(self, f"{self.media}->text, re-ranked", ranked, relevant, None)
+        galleries = _galleries(self, pictures, texts, ranked, relevant) if self.gallery else ()
+        return TaskResult(tuple(scores), galleries)
 
 
 def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[list[str], Tensor]:
@@ -72,15 +107,15 @@ def _scores(
 def _pixel_similarity(
     pictures: PictureSet, texts: Sequence[str], reference: BaselineReference, encoder: Encoder
 ) -> Tensor:
-    """What 16x16 pixels say: a text is stood for by the reference pictures that have it as their first caption.
+    """Similarity by 16x16 pixels: of a text, by the reference pictures that have it as their first caption.
 
     Returns:
         fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts without one
         rank last.
     """
-    known = PictureSet(reference.source, reference.media, reference.where, encoder.model.inputs, reference.max_samples)
+    known = reference.pictures(encoder)
     columns = {text: i for i, text in enumerate(texts)}
-    distances = torch.cdist(encoder.pixels(pictures, over_time=True), encoder.pixels(known, over_time=True))
+    distances = torch.cdist(pixels_of(encoder, pictures, over_time=True), pixels_of(encoder, known, over_time=True))
     similarity = torch.full((len(pictures), len(texts)), -torch.inf)
     for row, caption in enumerate(known.captions):
         if caption in columns:
@@ -101,7 +136,7 @@ def _reranked(
     Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
     """
     values, candidates = similarity.topk(min(task.rerank, len(texts)), dim=1)
-    score = encoder.match(pictures, texts, candidates) + values / task.rerank_temperature
+    score = encoder.predict(OBJECTIVE, pictures, texts, candidates) + values / task.rerank_temperature
     behind = similarity - similarity.max() + score.min() - 1.0
     return behind.scatter(1, candidates, score)
 

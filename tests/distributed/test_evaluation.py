@@ -14,10 +14,10 @@ from engine.step.optimizer import OptimizerConfig
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import resolve
 from omnivl.data.tokenizer import load_tokenizer
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 from omnivl.objectives import LM, VLM, UniVLC
 from omnivl.tasks import CaptionTask, RetrievalTask, ZeroShotTask
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet
 from omnivl.tasks.run import run_tasks
 
 pytestmark = pytest.mark.distributed

@@ -3,9 +3,11 @@
 The tutorial on Slurm is run by ``tests/slurm``.
 """
 
+import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,6 +108,28 @@ def test_reading_the_routing_page(first_run: tuple[Path, dict[str, str]]) -> Non
     printed = [shell(command, folder) for command in commands(TUTORIALS / "reading-the-routing-page.md")]
     assert (folder / "runs" / "tutorial" / "routing.html").is_file()
     assert "modality" in printed[-1] and "image" in printed[-1]
+
+
+def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> None:
+    """In a copy of the package, to which the tutorial's file and its line are added."""
+    folder, _ = first_run
+    document = TUTORIALS / "add-a-task.md"
+    package = tmp_path / "omnivl"
+    shutil.copytree(ROOT / "omnivl", package, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    (package / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
+    file, line = blocks(document, "python")
+    (package / "tasks" / "foil.py").write_text(file)
+    union = (package / "tasks" / "__init__.py").read_text()
+    imported, _, members = line.partition("\n\n")
+    before, _, after = union.partition("\nTaskConfig = ")
+    (package / "tasks" / "__init__.py").write_text(f"{before}{imported}\n{members}{after.partition(chr(10))[2]}")
+    paths = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
+    *done, refused = (shell(f"export PYTHONPATH={paths}; {command}", folder) for command in commands(document))
+    assert "right caption preferred" in done[0]
+    assert json.loads(done[1][done[1].index("{") :])["results"][0]["scores"][0]["task"] == "foil"
+    assert "foil" in done[2]
+    (promised,) = blocks(document, "text")
+    assert " ".join(refused.split()) == " ".join(promised.split())
 
 
 def test_make_targets_of_the_readme() -> None:

@@ -146,8 +146,8 @@ def test_a_stage_without_tasks_takes_what_it_can_do_of_another_stages(folder: Pa
     tasks = choose_tasks(find_trained(folder, "spatial"), tell=told.append)
     assert [(task.name, getattr(task, "rerank", None)) for task in tasks] == [("style, unseen", 0), ("labels", None)]
     assert told == [
-        "style, unseen: not re-ranked, as stage spatial does not train vlm",
-        "captions: left out, as stage spatial does not train lm",
+        "style, unseen: rerank set to 0, as stage spatial does not train 'vlm'",
+        "captions: left out, as stage spatial does not train 'lm'",
     ]
 
 
@@ -214,11 +214,19 @@ def test_mistakes_say_what_is_allowed(folder: Path, tmp_path: Path) -> None:
     )
     assert mistaken(folder, "--set", "labels.prompt=x") == (
         "override 'tasks.labels.prompt=x': tasks.1.prompt: got an unknown key; allowed kind, name, source, media, "
-        "where, prompts, max_samples, baseline; did you mean 'prompts'?"
+        "where, max_samples, prompts, baseline; did you mean 'prompts'?"
     )
     assert mistaken(folder, "--stage", "spatial", "--tasks", "caption") == (
-        "task 'caption' (caption): got stage 'spatial', which has no head of lm; allowed are stages that train lm; "
+        "task 'caption' (caption): got stage 'spatial', which does not train 'lm'; allowed are stages 'joint'; "
         "choose another with --stage, or leave it out with --tasks"
+    )
+    assert mistaken(folder, "--stage", "spatial", "--tasks", "retrieval", "--set", "retrieval.rerank=2") == (
+        "task 'style, unseen' (retrieval): got stage 'spatial', which does not train 'vlm'; allowed are stages "
+        "'joint'; choose another with --stage, or set its rerank to 0"
+    )
+    assert mistaken(folder, "--tasks", "routing") == (
+        "task 'routing' (routing): got stage 'joint', which has no routers in its 'dense' feed-forward layers; allowed "
+        "are no stages of this plan; leave it out with --tasks"
     )
     wrong = tmp_path / "tasks.yaml"
     wrong.write_text("tasks:\n  - kind: retrieval\n    rerank: many\n")
@@ -251,9 +259,7 @@ def test_a_run_without_any_tasks_says_how_to_give_some(folder: Path, tmp_path: P
     plan.write_text(start + rest[rest.index("  - name: later") :])
     trained = find_trained(find_trained(folder).weights, "joint", plan)
     assert isinstance(trained.plan, Plan)
-    with pytest.raises(
-        UserError, match=r"choose some with --tasks retrieval,zero_shot,caption,routing, or give a file"
-    ):
+    with pytest.raises(UserError, match=r"choose some with --tasks retrieval,zero_shot,caption, or give a file"):
         choose_tasks(trained)
     assert [task.kind for task in choose_tasks(trained, ["retrieval"])] == ["retrieval"]
 

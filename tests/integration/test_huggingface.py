@@ -27,6 +27,7 @@ from omnivl.data.sources.base import Sample
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLModel
+from omnivl.inference.predict import predict
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "huggingface.md").read_text(encoding="utf-8")
@@ -123,7 +124,7 @@ def test_the_page_from_a_fresh_installation(workplace: Path, tmp_path: Path) -> 
         torch.testing.assert_close(images, encoder.chain.encode_visual(picture), **near)
         torch.testing.assert_close(clips, encoder.chain.encode_visual(clip), **near)
         torch.testing.assert_close(texts, encoder.chain.encode_text(token_ids), **near)
-        torch.testing.assert_close(score, encoder.chain.match(picture, token_ids[:1]), **near)
+        torch.testing.assert_close(score, predict(encoder.chain, "vlm", picture, token_ids[:1]), **near)
     assert len(captions) == 1 and probabilities.shape == (1, 2)
     # The page's last command, of which the loop has left the output: a run that started from the exported folder.
     assert "weights.all from hub/quickstart" in done.stdout + done.stderr

@@ -101,7 +101,7 @@ def arm() -> None:
 
         register_module_forward_hook(behind_a_layer)
     if moment == "evaluation" and here:
-        from omnivl.tasks.encoder import Encoder
+        from omnivl.inference.encoder import Encoder
 
         wrapped(Encoder, "texts", lambda *_: strike() if is_time("evaluating") else None)
     if moment == "sealing" and RANK == 0:

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.estimate.events import Task
+from engine.estimate.activities import StepActivities
+from engine.estimate.events import Activity
 from engine.estimate.failures import (
     Faults,
     daly_goodput,
@@ -17,7 +18,6 @@ from engine.estimate.failures import (
     sweep_intervals,
     young_interval,
 )
-from engine.estimate.tasks import StepTasks
 
 DAYS = 86400.0
 # 1,250 nodes (10,000 GPUs) that last 5,000 h each: a failure every four hours.
@@ -76,7 +76,9 @@ def test_few_slow_devices_slow_all() -> None:
 
 
 def test_a_stretched_step_waits_for_its_slowest_device() -> None:
-    tasks = StepTasks(tasks=[Task("0/compute", 2.0, (), "work"), Task("0/link", 1.0, (0,), "reduction")])
-    steps = stretched_steps(tasks, replace(LARGE, slow_share=1.0, slow_factor=1.5), replicas=8, steps=3)
+    activities = StepActivities(
+        activities=[Activity("0/compute", 2.0, (), "work"), Activity("0/link", 1.0, (0,), "reduction")]
+    )
+    steps = stretched_steps(activities, replace(LARGE, slow_share=1.0, slow_factor=1.5), replicas=8, steps=3)
     assert steps == pytest.approx([4.0, 4.0, 4.0])
-    assert stretched_steps(tasks, LARGE, replicas=8, steps=2) == pytest.approx([3.0, 3.0])
+    assert stretched_steps(activities, LARGE, replicas=8, steps=2) == pytest.approx([3.0, 3.0])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from engine.estimate.activities import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.step import estimate_step
-from engine.estimate.tasks import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork
 from engine.plan.parallel import BatchConfig, ParallelConfig

@@ -59,6 +59,9 @@ def test_numbers_within_lists_and_mappings() -> None:
     assert problems("stages.0.optimizer.betas=[0.9, 1.0]") == [
         "stages.0.optimizer.betas.1: got 1.0; allowed at least 0 and less than 1; change the number"
     ]
+    assert problems("stages.0.evaluate.tasks=[{kind: zero_shot, max_samples: 0}]") == [
+        "stages.0.evaluate.tasks.0.max_samples: got 0; allowed 1 or more; change the number"
+    ]
     assert problems("model.ffn={kind: mome_limoe, pools: {text: 0}}") == [
         "model.ffn.pools.text: got 0; allowed 1 or more; change the number"
     ]

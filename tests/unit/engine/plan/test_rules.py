@@ -136,13 +136,13 @@ STAGE_CASES = {
         {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
         "p:7: stages.0.model.ffn.implementation: got 'megablocks' with parallel.precision 'fp32'; allowed 'auto', 'loop', 'grouped', 'batched'; set it to 'auto', or parallel.precision to 'bf16'",
     ),
-    "routing_has_routers": (
+    "tasks_can_be_done: routers": (
         {"evaluate": "{tasks: [retrieval, routing]}"},
-        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' with 'dense' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'routing' for a stage that has no routers in its 'dense' feed-forward layers; allowed 'retrieval', 'zero_shot'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
     ),
-    "routing_has_routers: too few layers": (
+    "tasks_can_be_done: too few layers": (
         {"evaluate": "{tasks: [routing]}", "model": "{ffn: {kind: limoe, every: 9}}"},
-        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' with 'limoe' feed-forward layers, none of which routes tokens; allowed 'retrieval', 'zero_shot', 'caption'; remove the task, or use model.ffn of kind 'limoe' or 'mome_limoe'",
+        "p:7: stages.0.evaluate.tasks.0.kind: got 'routing' for a stage that has no routers in its 'limoe' feed-forward layers; allowed 'retrieval', 'zero_shot'; use model.ffn of kind 'limoe' or 'mome_limoe', or remove the task",
     ),
     "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
@@ -228,13 +228,17 @@ STAGE_CASES = {
         {"init_from": "one"},
         "p:7: stages.0.init_from: got 'one', this stage itself; allowed nothing, there is no earlier stage; remove init_from",
     ),
-    "evaluation_is_trained_for": (
+    "tasks_can_be_done": (
         {"evaluate": "{tasks: [retrieval, caption]}"},
-        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' where 'lm' is not trained; allowed tasks of what this stage trains (univlc); add the objective 'lm' or remove the task",
+        "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot'; add the objective 'lm', or remove the task",
     ),
-    "evaluation_is_trained_for: rerank": (
+    "tasks_can_be_done: embeddings": (
+        {"objectives": "[mlm]", "evaluate": "{tasks: [{kind: zero_shot, name: labels}]}"},
+        "p:7: stages.0.evaluate.tasks.0.kind: got 'zero_shot' for a stage that has no trained embeddings; allowed no task; add a contrastive objective such as 'univlc', or remove the task",
+    ),
+    "tasks_can_be_done: rerank": (
         {"evaluate": "{tasks: [{kind: retrieval, rerank: 4}]}"},
-        "p:7: stages.0.evaluate.tasks.0.rerank: got 4 where 'vlm' is not trained; allowed 0; add the objective 'vlm' or set rerank to 0",
+        "p:7: stages.0.evaluate.tasks.0.rerank: got 4 for a stage that does not train 'vlm'; allowed 0; add the objective 'vlm', or set rerank to 0",
     ),
     "batches_add_up: open": (
         {"batch": "{global_batch_size: 6}"},

@@ -14,6 +14,7 @@ from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
+from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, VLM, UniVLC
 from omnivl.parts.config import MomentumConfig
 
@@ -228,8 +229,8 @@ def test_matching_many_texts_with_one_image():
     chain = build_chain(CONFIG, EVERYTHING, TOKENS).eval()
     batch = make_batch("image_text")
     rows = torch.tensor([2, 2, 0])
-    together = chain.match(batch.frames, batch.token_ids[:3], rows)
-    alone = chain.match(batch.frames[rows], batch.token_ids[:3])
+    together = predict(chain, "vlm", batch.frames, batch.token_ids[:3], rows)
+    alone = predict(chain, "vlm", batch.frames[rows], batch.token_ids[:3])
     torch.testing.assert_close(together, alone)
     assert together[0] != together[2]
 

@@ -13,7 +13,7 @@ from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.inference.generate import ChainDecoder, SearchOptions, beam_search
+from omnivl.inference.generate import ChainDecoder, SearchOptions, beam_search, generate
 from omnivl.objectives import LM
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
@@ -50,7 +50,7 @@ def frames():
 @pytest.mark.parametrize("beams", [1, 3])
 def test_cached_equals_uncached(chain, frames, beams):
     options = replace(OPTIONS, num_beams=beams)
-    cached, uncached = (chain.generate(frames, options, cached=cached) for cached in (True, False))
+    cached, uncached = (generate(chain, "lm", frames, options, cached=cached) for cached in (True, False))
     assert torch.equal(cached.token_ids, uncached.token_ids)
     torch.testing.assert_close(cached.log_probability, uncached.log_probability)
     assert len(cached.log_probability.unique()) == 3  # the images matter
@@ -59,7 +59,7 @@ def test_cached_equals_uncached(chain, frames, beams):
 
 def test_cached_logits_equal_the_training_pass(chain, frames):
     texts = torch.tensor([[4, 7, 8, 9], [4, 10, 11, 12], [4, 13, 14, 15]])
-    decoder = ChainDecoder(chain, chain.features(frames), num_beams=1)
+    decoder = ChainDecoder(chain, "lm", chain.features(frames), num_beams=1)
     stepwise = [decoder(texts[:, : end + 1], torch.arange(3) if end else None) for end in range(4)]
     layout = plan_layout((LM(),), "image_text", 3, 1)
     state = State({"frames": frames, "lm/token_ids": texts}, layout)

@@ -14,6 +14,7 @@ from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
+from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, MRM, VLM, UniVLC
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.config import ModelConfig
@@ -211,9 +212,9 @@ def test_what_encodes_alone_equals_the_embeddings_of_training():
 def test_matching_looks_at_text_and_image_together():
     chain, state = state_of(UNIFIED, "image_text", (UniVLC(), VLM()))
     chain.eval()
-    odds = chain.match(state["frames"], state["token_ids"])
-    turned = chain.match(state["frames"], state["token_ids"], torch.tensor([1, 2, 3, 0]))
-    torch.testing.assert_close(turned, chain.match(state["frames"].roll(-1, 0), state["token_ids"]))
+    odds = predict(chain, "vlm", state["frames"], state["token_ids"])
+    turned = predict(chain, "vlm", state["frames"], state["token_ids"], torch.tensor([1, 2, 3, 0]))
+    torch.testing.assert_close(turned, predict(chain, "vlm", state["frames"].roll(-1, 0), state["token_ids"]))
     assert not torch.allclose(odds, turned)
 
 

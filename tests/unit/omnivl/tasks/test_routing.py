@@ -15,13 +15,13 @@ from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 from omnivl.objectives import UniVLC
-from omnivl.tasks.config import RoutingTask
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet
+from omnivl.tasks import RoutingTask
 from omnivl.tasks.results import write_files
-from omnivl.tasks.routing import CLASS_TOKEN, routed_tokens
-from omnivl.tasks.routing_page import routing_page, write_table
+from omnivl.tasks.routing.page import routing_page, write_table
+from omnivl.tasks.routing.tokens import CLASS_TOKEN, routed_tokens
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")

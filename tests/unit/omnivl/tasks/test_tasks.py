@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,10 +14,10 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError
-from omnivl.inference.generate import Generated
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.generate import SearchOptions
+from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet, shared_batches
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
@@ -53,14 +53,28 @@ class Oracle:
     def encode_text(self, token_ids: Tensor) -> Tensor:
         return torch.stack([embedding(TOKENIZER.decode(ids)) for ids in token_ids.tolist()])
 
-    def match(self, frames: Tensor, token_ids: Tensor, rows: Tensor) -> Tensor:
-        own = self.texts_of(frames)
-        texts = [TOKENIZER.decode(ids) for ids in token_ids.tolist()]
-        return torch.tensor([10.0 if own[row] == text else -10.0 for row, text in zip(rows, texts, strict=True)])
 
-    def generate(self, frames: Tensor, options: Any, *, gather: Gather | None = None) -> Generated:
-        ids = torch.from_numpy(TOKENIZER.encode(self.texts_of(frames), MODEL.text_length))
-        return Generated(ids[:, 1:], torch.zeros(len(ids)))
+class OracleEncoder(Encoder):
+    """An encoder whose heads know the answers."""
+
+    def predict(
+        self,
+        objective: str,
+        pictures: PictureSet,
+        texts: Sequence[str] = (),
+        candidates: Tensor | None = None,
+    ) -> Tensor:
+        own = cast(Oracle, self.chain).texts_of(pictures.frames(range(len(pictures))))
+        assert objective == "vlm"
+        assert candidates is not None
+        names = [TOKENIZER.decode(ids) for ids in TOKENIZER.encode(texts, MODEL.text_length).tolist()]
+        rows = zip(own, candidates.tolist(), strict=True)
+        return torch.tensor([[10.0 if names[j] == text else -10.0 for j in chosen] for text, chosen in rows])
+
+    def generate(self, objective: str, pictures: PictureSet, search: SearchOptions) -> Tensor:
+        assert objective == "lm"
+        own = cast(Oracle, self.chain).texts_of(pictures.frames(range(len(pictures))))
+        return torch.from_numpy(TOKENIZER.encode(own, MODEL.text_length))[:, 1:]
 
 
 def embedding(text: str) -> Tensor:
@@ -78,7 +92,9 @@ def oracle_for(where: dict[str, tuple[str, ...]], by: str) -> tuple[Oracle, Pict
 
 
 def encoder_for(oracle: Oracle, gather: Gather | None = None) -> Encoder:
-    return Encoder(cast(Chain, oracle), MODEL, TOKENIZER, gather or LocalGather(), torch.device("cpu"), batch_size=8)
+    return OracleEncoder(
+        cast(Chain, oracle), MODEL, TOKENIZER, gather or LocalGather(), torch.device("cpu"), batch_size=8
+    )
 
 
 def test_an_oracle_retrieves_everything_both_ways_and_keeps_training_mode() -> None:

@@ -1,7 +1,7 @@
-"""Samples to evaluate on: read strictly, in a fixed order, split over replicas.
+"""Samples of an evaluation, in a fixed order, split over replicas.
 
-Training replaces a bad sample and counts it; a score over silently missing samples would be another score, so here a
-bad sample is an error.
+Training counts a bad sample and takes another one in its place. A score over other samples than asked for would be
+another score, so here a bad sample is an error.
 """
 
 import base64
@@ -25,7 +25,8 @@ from omnivl.errors import DataError
 Media = Literal["image", "video"]
 
 EVALUATION_SEED = 0
-"""Of generated sources. Their ``part`` keeps evaluation and training clips apart, so this may equal a plan's seed."""
+"""Seed of generated sources. Their ``part`` keeps evaluation and training clips apart, so a plan may have the same
+seed."""
 
 
 class PictureSet:
@@ -69,7 +70,7 @@ class PictureSet:
         """
         for sample in self.samples:
             if not sample.captions:
-                raise DataError(f"{sample.where} has no caption: retrieval needs one; filter it out with `where`")
+                raise DataError(f"{sample.where} has no caption, which this task needs; filter it out with `where`")
         return [sample.captions[0] for sample in self.samples]
 
     def frames(self, indices: Sequence[int], size: int | None = None) -> Tensor:
@@ -85,7 +86,7 @@ class PictureSet:
             raise _bad(error) from error
 
     def thumbnail(self, index: int, size: int = 80) -> str:
-        """A PNG data URI; a clip shows its middle frame."""
+        """A small picture as a PNG data URI; of a clip its middle frame."""
         frames = self.frames([index], size)[0]
         picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
         written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))

@@ -1,4 +1,4 @@
-"""One optimizer step of a stage as tasks of a simulator: the device of a process, its links, what waits for what.
+"""One optimizer step of a stage as activities of a simulator: the device of a process, its links, what waits for what.
 
 Replicas do the same at the same time, so that one process stands for all of them; of a pipeline one of each stage. What
 collectives take includes all their members. Every process has two resources, ``compute`` and ``link``; what does not
@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from engine.estimate.events import Task, simulate
+from engine.estimate.events import Activity, simulate
 from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
@@ -63,28 +63,28 @@ _COPIES: Mapping[int, _Copies] = {
 
 
 @dataclass
-class StepTasks:
-    """Tasks of one step, and how many micro-batches they stand for.
+class StepActivities:
+    """Activities of one step, and how many micro-batches they stand for.
 
     Attributes:
-        tasks: In the order in which processes hand them in.
+        activities: In the order in which processes hand them in.
         traffic: By stage and cause.
         micro_batches: Simulated.
         wanted: Of the real step. Without a pipeline micro-batches follow one another, and of many only two are
             simulated.
-        shorter: Tasks of a step of one micro-batch, where not all are simulated.
+        shorter: Activities of a step of one micro-batch, where not all are simulated.
     """
 
-    tasks: list[Task] = field(default_factory=list)
+    activities: list[Activity] = field(default_factory=list)
     traffic: dict[int, dict[str, Transfer]] = field(default_factory=lambda: defaultdict(dict))
     micro_batches: int = 1
     wanted: int = 1
-    shorter: "StepTasks | None" = None
+    shorter: "StepActivities | None" = None
 
     def add(self, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
-        """Adds a task and returns its place."""
-        self.tasks.append(Task(resource, seconds, tuple(after), cause))
-        return len(self.tasks) - 1
+        """Adds an activity and returns its place."""
+        self.activities.append(Activity(resource, seconds, tuple(after), cause))
+        return len(self.activities) - 1
 
     def seconds(self, stretch: Mapping[str, float] | None = None, without: str | None = None) -> float:
         """Of the whole step.
@@ -93,8 +93,10 @@ class StepTasks:
             stretch: See ``simulate``.
             without: A cause that takes no time.
         """
-        tasks = self.tasks if without is None else [_unless(task, without) for task in self.tasks]
-        whole = simulate(tasks, stretch).seconds
+        activities = (
+            self.activities if without is None else [_unless(activity, without) for activity in self.activities]
+        )
+        whole = simulate(activities, stretch).seconds
         if self.shorter is None:
             return whole
         more = whole - self.shorter.seconds(stretch, without)
@@ -106,12 +108,12 @@ def zero_stage(stage: StagePlan) -> int:
     return 0 if stage.parallel.host == "plain" else stage.parallel.zero_stage
 
 
-def _unless(task: Task, cause: str) -> Task:
-    return replace(task, seconds=0.0) if task.cause == cause else task
+def _unless(activity: Activity, cause: str) -> Activity:
+    return replace(activity, seconds=0.0) if activity.cause == cause else activity
 
 
 class StepBuilder:
-    """Hands in the tasks of every process that is simulated."""
+    """Hands in the activities of every process that is simulated."""
 
     def __init__(
         self,
@@ -131,14 +133,14 @@ class StepBuilder:
             for name, stays in zip(work.layers, stay_gathered(list(work.layers.values()), work.zero.reuse), strict=True)
             if stays
         }
-        self.built = StepTasks()
+        self.built = StepActivities()
 
     @property
     def data(self) -> Group:
         """The replicas of a stage."""
         return self.cluster.group(self.replicas)
 
-    def whole(self, micro_batches: int) -> StepTasks:
+    def whole(self, micro_batches: int) -> StepActivities:
         """A step without a pipeline."""
         self.built.micro_batches = self.built.wanted = micro_batches
         last: tuple[int, ...] = ()
@@ -150,7 +152,7 @@ class StepBuilder:
         self._finish(0, (*last, *loose))
         return self.built
 
-    def pipeline(self, micro_batches: int) -> StepTasks:
+    def pipeline(self, micro_batches: int) -> StepActivities:
         """One forward, one backward, as DeepSpeed's schedule has it: a stage holds at most as many as follow it."""
         self.built.micro_batches = self.built.wanted = micro_batches
         stages = len(self.cuts)

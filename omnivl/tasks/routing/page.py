@@ -1,4 +1,4 @@
-"""The routing of a model as one HTML page that needs nothing else: figures, tables, and what each expert took."""
+"""The routing of a model as one self-contained HTML page: figures, tables, and what each expert took."""
 
 import base64
 import itertools
@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from moe.analysis import co_activation, expert_shares, expert_table, mutual_information, profiles, strongest, usage
-from omnivl.tasks.pictures import PictureSet
-from omnivl.tasks.routing import CLASS_TOKEN
+from omnivl.inference.pictures import PictureSet
+from omnivl.tasks.routing.tokens import CLASS_TOKEN
 
 COLOURS = {"image": "#2563eb", "video": "#7c3aed", "text": "#d97706"}
 EXPLAINING = ("modality", "label", "position", "frame", "word")
@@ -50,7 +50,7 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     Args:
         tokens: From ``routed_tokens``.
         num_experts: Experts of a routed layer.
-        pictures: What was looked at, for the galleries.
+        pictures: The pictures or clips of the tokens, for the galleries.
         patch_size: Side of a patch in pixels.
         title: Heads the page.
     """
@@ -67,7 +67,7 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    return environment.get_template("routing_page.html.j2").render(
+    return environment.get_template("page.html.j2").render(
         title=title,
         plotly=get_plotlyjs(),
         figures=[_html(figure) for figure in figures],

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from moe.recorder import Heard, listening
 from omnivl.errors import UserError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.padding import Padding
-from omnivl.tasks.encoder import Encoder
-from omnivl.tasks.pictures import PictureSet
 
 CLASS_TOKEN = -1
 _SAMPLES, _POSITIONS = 2**22, 2**16
@@ -24,11 +24,11 @@ _SAMPLES, _POSITIONS = 2**22, 2**16
 
 @dataclass(frozen=True)
 class Places:
-    """What stands at the tokens that a router heard, one element per token.
+    """What is known of the tokens that a router saw, one element per token.
 
     Attributes:
         token: Number of the token, the same in every layer and model.
-        columns: What else is known of it.
+        columns: Further columns of the table, by name.
         kept: Which of the tokens count; None for all.
     """
 

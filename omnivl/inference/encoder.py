@@ -1,0 +1,125 @@
+"""Embeddings and predictions of whole sets, computed in shares by all replicas.
+
+Shapes: N pictures or texts, K texts of each picture, P projection size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
+from omnivl.data.tokenizer import Tokenizer
+from omnivl.inference.generate import SearchOptions, generate
+from omnivl.inference.pictures import PictureSet, shared_batches
+from omnivl.inference.predict import predict
+from omnivl.parts.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A trained chain with what is needed to feed it. Results lie on the CPU and are equal on every replica.
+
+    Attributes:
+        chain: In evaluation mode, on ``device``.
+        model: Its configuration.
+        tokenizer: Turns texts into ids.
+        gather: Joins the replicas' shares.
+        device: Where the chain lives.
+        batch_size: Samples per forward pass and replica.
+    """
+
+    chain: Chain
+    model: ModelConfig
+    tokenizer: Tokenizer
+    gather: Gather
+    device: torch.device
+    batch_size: int = 64
+
+    def token_ids(self, texts: Sequence[str]) -> Tensor:
+        """int64 ``[len(texts), L]`` on the device."""
+        return torch.from_numpy(self.tokenizer.encode(texts, self.model.text_length)).to(self.device)
+
+    def pictures(self, pictures: PictureSet) -> Tensor:
+        """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``."""
+        return self.in_shares(
+            len(pictures), self.batch_size, lambda share: self.chain.encode_visual(self._frames(pictures, share))
+        )
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """L2-normalised embeddings of texts, fp32 ``[N, P]``."""
+        return self.in_shares(
+            len(texts),
+            4 * self.batch_size,
+            lambda share: self.chain.encode_text(self.token_ids([texts[i] for i in share])),
+        )
+
+    def predict(
+        self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
+    ) -> Tensor:
+        """What the head of an objective predicts for each picture, or for each picture with each of its texts.
+
+        Args:
+            objective: Key of the objective, such as ``vlm``.
+            pictures: N pictures or clips.
+            texts: Texts to predict with; none for heads that read pictures alone.
+            candidates: int64 ``[N, K]``, the texts of each picture as indices into ``texts``; None: text i belongs to
+                picture i alone.
+
+        Returns:
+            ``[N, ...]``, or ``[N, K, ...]`` with ``candidates``; see ``omnivl.inference.predict.predict``.
+
+        Raises:
+            UserError: The chain has no such objective, or it predicts nothing.
+        """
+
+        def of_share(share: list[int]) -> Tensor:
+            frames = self._frames(pictures, share)
+            if not texts:
+                return predict(self.chain, objective, frames)
+            if candidates is None:
+                return predict(self.chain, objective, frames, self.token_ids([texts[i] for i in share]))
+            chosen = self.token_ids([texts[j] for i in share for j in candidates[i].tolist()])
+            rows = torch.arange(len(share), device=self.device).repeat_interleave(candidates.shape[1])
+            found = predict(self.chain, objective, frames, chosen, rows)
+            return found.view(*candidates[share].shape, *found.shape[1:])
+
+        size = max(1, self.batch_size // 4) if texts else self.batch_size
+        return self.in_shares(len(pictures), size, of_share)
+
+    def generate(self, objective: str, pictures: PictureSet, search: SearchOptions) -> Tensor:
+        """The text that the head of an objective writes for each picture, int64 ``[N, search.max_length]``.
+
+        Args:
+            objective: Key of an objective that predicts the next token, such as ``lm``.
+            pictures: N pictures or clips.
+            search: How to search.
+
+        Raises:
+            UserError: The chain has no such objective, or it predicts nothing.
+        """
+
+        def of_share(share: list[int]) -> Tensor:
+            frames = self._frames(pictures, share)
+            return generate(self.chain, objective, frames, search, gather=self.gather).token_ids
+
+        return self.in_shares(len(pictures), self.batch_size, of_share)
+
+    def in_shares(self, count: int, batch_size: int, of_share: Callable[[list[int]], Tensor]) -> Tensor:
+        """Something of each of ``count`` samples, computed in shares by all replicas; see ``shared_batches``.
+
+        Args:
+            count: Number of samples.
+            batch_size: Samples per call and replica.
+            of_share: From indices of samples to ``[len(indices), ...]`` on the device.
+
+        Returns:
+            ``[count, ...]``.
+        """
+        parts = [of_share(share) for share in shared_batches(count, batch_size, self.gather)]
+        return self.gather.join(torch.cat(parts))[:count].cpu()
+
+    def _frames(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
+        return pictures.frames(share).to(self.device)

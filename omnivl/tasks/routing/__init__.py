@@ -1,0 +1,1 @@
+"""The ``routing`` task: which expert takes which patch and which word."""

@@ -1,0 +1,86 @@
+"""The ``routing`` task: how a model's routers choose, as scores, with the page and the table that show it."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+
+from moe.config import SparseConfig
+from moe.ranges import Range
+from omnivl.architectures.build import has_routers
+from omnivl.inference.encoder import Encoder
+from omnivl.tasks.needs import Lack, Need, Provided
+from omnivl.tasks.results import ResultFile, Score, TaskResult
+from omnivl.tasks.task import Task
+
+PAGE, TABLE = "routing.html", "routing.parquet"
+
+_FIGURES = {
+    "experts used, {}": "experts_used",
+    "entropy, {}, nats": "local_entropy",
+    "dropped, {}": "dropped",
+}
+
+
+class Routers(Need):
+    """Layers that encode pictures or texts and choose experts by the token."""
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        if has_routers(stage.model):
+            return None
+        what = f"has no routers in its {stage.model.ffn.kind!r} feed-forward layers"
+        return Lack(what, "use model.ffn of kind 'limoe' or 'mome_limoe'")
+
+
+@dataclass(frozen=True)
+class RoutingTask(Task):
+    """How the routers of sparse experts choose: experts used, entropy and drops by modality, and a page of it.
+
+    Each picture or clip is looked at with its first caption. The page and a table of all routed tokens are written
+    beside the results. Needs ``model.ffn`` of kind ``limoe`` or ``mome_limoe``.
+    """
+
+    kind: Literal["routing"] = "routing"
+    max_samples: Annotated[int, Range(1)] = 512
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """Routers."""
+        return (Routers(),)
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Scores are means over the layers in which a modality has tokens.
+
+        Every replica sends all samples through in the same batches: what a capacity drops depends on the batch, and
+        layers of a sharded model must be called in step.
+        """
+        from moe.analysis import usage
+        from omnivl.tasks.routing.page import routing_page, write_table
+        from omnivl.tasks.routing.tokens import routed_tokens
+
+        pictures = self.pictures(encoder)
+        tokens = routed_tokens(encoder, pictures)
+        ffn = encoder.model.ffn
+        assert isinstance(ffn, SparseConfig), "a model with routers has sparse experts"
+        num_experts: int = ffn.num_experts
+        figures = dict(_FIGURES)
+        if ffn.routing == "expert_choice":
+            del figures["dropped, {}"]  # tokens that no expert took have no row
+        used = usage(tokens, num_experts)
+        means = used.groupby("modality", observed=True)[list(figures.values())].mean()
+        values = torch.tensor(means.to_numpy(), device=encoder.device)
+        values = encoder.gather.total(values) / encoder.gather.replicas  # equal to the last bit on all of them
+        scores = tuple(
+            Score(self.name, metric.format(name), value, None, None, len(pictures), graded=False)
+            for name, row in zip(means.index, values.tolist(), strict=True)
+            for metric, value in zip(figures, row, strict=True)
+        )
+
+        def write_page(path: Path) -> None:
+            page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, self.name)
+            path.write_text(page, encoding="utf-8")
+
+        return TaskResult(scores, files=(ResultFile(PAGE, write_page), ResultFile(TABLE, partial(write_table, tokens))))

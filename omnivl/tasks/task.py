@@ -1,0 +1,72 @@
+"""What a task is: its options in a plan, what it needs of a trained stage, and how it is run."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import Media, PictureSet
+from omnivl.tasks.needs import Lack, Need, Provided
+from omnivl.tasks.results import TaskResult
+
+Where = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """Base of all tasks. Instances are frozen and are their own configuration.
+
+    Every member narrows ``kind`` to one literal, which tells it apart in a plan. Every field has a default, so that a
+    kind alone stands for a task.
+
+    Attributes:
+        kind: Tells the task apart from the others.
+        name: Heads the rows of the table; the kind where it is empty.
+        source: Data source.
+        media: ``image`` or ``video``.
+        where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
+        max_samples: Upper bound on the number of samples; a larger source is thinned evenly.
+    """
+
+    kind: str = ""
+    name: str = ""
+    source: str = "emoji"
+    media: Media = "image"
+    where: Where = field(default_factory=dict)
+    max_samples: Annotated[int, Range(1)] = 4096
+
+    def __post_init__(self) -> None:
+        """Fills in the name."""
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What the task reads of a trained stage, with the options that it has; nothing by default."""
+        return ()
+
+    @abstractmethod
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Runs the task. Called by every replica in the same order, without gradients and in evaluation mode.
+
+        Args:
+            encoder: The trained stage. Every replica calls its methods equally often.
+
+        Returns:
+            Equal on all replicas.
+        """
+
+    def lacks(self, stage: Provided) -> list[Lack]:
+        """What the stage lacks for this task; empty where it can do it."""
+        found = [need.lack(stage) for need in self.needs]
+        return [lack for lack in found if lack is not None]
+
+    def pictures(self, encoder: Encoder) -> PictureSet:
+        """The samples of the task.
+
+        Raises:
+            DataError: There are none, or one of them is bad.
+        """
+        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples)
