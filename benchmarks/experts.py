@@ -22,8 +22,8 @@ from benchmarks.measure import Ratio, Step, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
 from moe.config import LIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.expert_products import Implementation
-from moe.router_losses import RouterLossConfig
+from moe.experts.products import Implementation
+from moe.routers.losses import RouterLossConfig
 from moe.sparse import SparseFeedForward
 from moe.tokens import Tokens
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moe.expert_products import Implementation
+from moe.experts.products import Implementation
 from moe.ranges import Range
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 
 Activation = Literal["gelu", "quick_gelu"]
 """What stands between the two maps of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
-from moe.experts import ExpertBank
-from moe.router import Choice, Router, TokenChoiceRouter
-from moe.router_losses import RouterSums, pick_sums, router_sums
-from moe.routing import Routing, arrange, combine, dispatch, expert_capacity
+from moe.dispatch.by_token import Routing, arrange, combine, dispatch, expert_capacity
+from moe.experts.bank import ExpertBank
+from moe.routers.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
+from moe.routers.losses import RouterSums, pick_sums, router_sums
+from moe.routers.token_choice import Choice, Router, TokenChoiceRouter
 from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 

@@ -10,7 +10,7 @@ from moe.config import FeedForwardConfig, LIMoEConfig, MoMELIMoEConfig
 from moe.sparse import allowed_experts
 
 FIGURES = ("experts_used", "entropy", "confidence", "dropped")
-"""Of ``moe.health.routing_health``."""
+"""Of ``moe.routers.health.routing_health``."""
 
 _GROUP = "metrics/router/"
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from moe.config import SparseConfig
+from moe.experts.megablocks import REMEDY, import_problem
 from moe.feed_forward import is_routed
-from moe.megablocks import REMEDY, import_problem
 from omnivl.architectures.presets import check_config
 from omnivl.architectures.streams import head_sizes, missing_streams, streams_needed, streams_of
 from omnivl.chain.chain import Chain, ChainLayer

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import SparseConfig
-from moe.health import layer_health, mean_health, routing_health
-from moe.router_losses import RouterSums, loss_weights, router_losses
+from moe.routers.health import layer_health, mean_health, routing_health
+from moe.routers.losses import RouterSums, loss_weights, router_losses
 from moe.sparse import allowed_experts
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import TWIN, VOCABULARY

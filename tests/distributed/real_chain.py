@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.build import Settle, build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moe.config import LIMoEConfig
-from moe.expert_products import expert_feed_forward
-from moe.megablocks import import_problem
-from moe.router_losses import RouterLossConfig
+from moe.experts.megablocks import import_problem
+from moe.experts.products import expert_feed_forward
+from moe.routers.losses import RouterLossConfig
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 

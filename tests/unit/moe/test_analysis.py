@@ -18,8 +18,8 @@ from moe.analysis import (
     usage,
 )
 from moe.config import LIMoEConfig
-from moe.recorder import listening
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
+from moe.routers.recorder import listening
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 

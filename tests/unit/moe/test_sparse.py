@@ -8,7 +8,7 @@ from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, 
 from moe.dense import DenseFeedForward
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.modality import ModalityFeedForward
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers.losses import RouterLossConfig, RouterSums
 from moe.slot import Slot
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens

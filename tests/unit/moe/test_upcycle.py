@@ -4,7 +4,7 @@ from torch import nn
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.feed_forward import build_feed_forward
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from moe.slot import Slot
 from moe.tokens import Segment, Tokens
 from moe.upcycle import translated

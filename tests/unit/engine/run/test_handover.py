@@ -10,7 +10,7 @@ from engine.disk.aside import heads_aside
 from engine.errors import CheckpointError
 from engine.run.handover import hand_over
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens

@@ -3,7 +3,7 @@
 import pytest
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.presets import PRESETS, check_config, resolve
 from omnivl.errors import ModelError
 from omnivl.parts.config import ModelConfig, VisionConfig

@@ -8,7 +8,7 @@ import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers.losses import RouterLossConfig, RouterSums
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State, StepLayout

@@ -10,7 +10,7 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers.losses import RouterLossConfig, RouterSums
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
 from omnivl.chain.objective import Head, Heads

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe.config import DenseConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout

@@ -7,7 +7,7 @@ import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers.losses import RouterLossConfig, RouterSums
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.layout import plan_layout

@@ -9,7 +9,7 @@ import torch
 
 from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from moe.expert_choice import Picks
-from moe.router import Choice
+from moe.routers.expert_choice import Picks
+from moe.routers.token_choice import Choice
 from moe.sparse import SparseFeedForward
 from moe.tokens import Tokens
 

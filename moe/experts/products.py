@@ -3,7 +3,7 @@
 ``loop``: one expert after the other, by autograd. The reference.
 ``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts: the way of a GPU.
 ``batched``: experts side by side in batched products, forward and backward: the way of a CPU (``_Batched``).
-``megablocks``: as ``grouped``, by the kernel of that package (``moe.megablocks``).
+``megablocks``: as ``grouped``, by the kernel of that package (``moe.experts.megablocks``).
 
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
 """
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.expert_levels import plan_levels
-from moe.gradient_memory import GradientMemory
+from moe.experts.gradient_memory import GradientMemory
+from moe.experts.levels import plan_levels
+from moe.experts.megablocks import Product, megablocks_product
 from moe.linear import linear
-from moe.megablocks import Product, megablocks_product
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 

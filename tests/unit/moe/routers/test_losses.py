@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 
-from moe.router import Choice
-from moe.router_losses import RouterLossConfig, RouterSums, entropy, expected_load, router_losses, router_sums
-from moe.routing import arrange
+from moe.dispatch.by_token import arrange
+from moe.routers.losses import RouterLossConfig, RouterSums, entropy, expected_load, router_losses, router_sums
+from moe.routers.token_choice import Choice
 
 MODALITIES = ("image", "text")
 PROBS = torch.tensor([[0.5, 0.25, 0.25], [0.5, 0.25, 0.25], [0.25, 0.5, 0.25], [0.25, 0.25, 0.5]])

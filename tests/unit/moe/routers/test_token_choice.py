@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from moe.router import TokenChoiceRouter
+from moe.routers.token_choice import TokenChoiceRouter
 
 PROBS = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.2, 0.35, 0.45], [0.6, 0.25, 0.15]])
 ANY = torch.zeros(4, dtype=torch.int64)

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moe.router import Router
+from moe.routers.token_choice import Router
 
 
 @dataclass(frozen=True)

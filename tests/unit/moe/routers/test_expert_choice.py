@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from moe.config import LIMoEConfig, MoMELIMoEConfig, without_noise
-from moe.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
-from moe.expert_products import Implementation
-from moe.health import routing_health
-from moe.recorder import listening
-from moe.router_losses import RouterLossConfig, RouterSums, pick_sums
+from moe.experts.products import Implementation
+from moe.routers.expert_choice import ExpertChoiceRouter, Picks, arrange_picks, give, take
+from moe.routers.health import routing_health
+from moe.routers.losses import RouterLossConfig, RouterSums, pick_sums
+from moe.routers.recorder import listening
 from moe.sizes import slot_flops
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from moe.expert_choice import Picks
-from moe.router import Choice
-from moe.routing import Routing
+from moe.dispatch.by_token import Routing
+from moe.routers.expert_choice import Picks
+from moe.routers.token_choice import Choice
 
 TINY = 1e-30
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moe.router_losses import RouterSums, entropy
+from moe.routers.losses import RouterSums, entropy
 
 
 def routing_health(sums: RouterSums, modalities: Sequence[str], top_k: int) -> dict[str, Tensor]:

@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.exchange import ExpertExchange
-from moe.expert_products import Implementation, expert_feed_forward
-from moe.gradient_memory import GradientMemory
-from moe.routing import Routing, arrange, combine, dispatch
+from moe.dispatch.by_token import Routing, arrange, combine, dispatch
+from moe.experts.exchange import ExpertExchange
+from moe.experts.gradient_memory import GradientMemory
+from moe.experts.products import Implementation, expert_feed_forward
 
 
 class ExpertBank(nn.Module):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from moe.health import layer_health, mean_health, routing_health
-from moe.router_losses import RouterSums
+from moe.routers.health import layer_health, mean_health, routing_health
+from moe.routers.losses import RouterSums
 
 MODALITIES = ("image", "text")
 
