@@ -19,7 +19,7 @@ class FeedForwardOutput:
 
     Attributes:
         y: ``[..., D]``, same shape and dtype as the input.
-        router_sums: The packed ``moe.routers.losses.RouterSums`` of the call, fp32, with gradient; None where nothing
+        router_sums: The packed ``moe.routers.sums.RouterSums`` of the call, fp32, with gradient; None where nothing
             was routed by a router.
     """
 

@@ -2,20 +2,19 @@
 
 Shapes: T tokens, E experts, K choices per token.
 
-Layers are not changed and keep nothing themselves: hooks are there for as long as a recorder listens.
+Layers are not changed and keep nothing themselves: the hooks are removed when the block ends.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe.routers.expert_choice import Picks
-from moe.routers.token_choice import Choice
-from moe.sparse import SparseFeedForward
-from moe.tokens import Tokens
+from moe.routers.base import Router
+from moe.routers.routed import Routed
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class Heard:
 
     Attributes:
         layer: The name under which its owner was listed.
-        expert_TK: int64, the chosen experts, best first. Where experts choose: those that took the token, and -1 where
-            there are no more; K is then the largest number of them.
+        expert_TK: int64, the experts of each token, highest weight first; -1 where it has no further one. Where experts
+            choose, K is the largest number of experts that took one token.
         gate_TK: fp32, their weights; 0 beside -1.
         served_TK: bool, whether the expert serves the token: False above its capacity, for padding, and beside -1.
         entropy_T: fp32, entropy of the token's probabilities in nats.
@@ -48,40 +47,29 @@ def listening(layers: dict[str, nn.Module]) -> Iterator[list[Heard]]:
         layers: Modules to listen to, by the name that their calls get. A module without a router says nothing.
     """
     heard: list[Heard] = []
-    said: dict[nn.Module, Choice | Picks] = {}
 
-    def keep(owner: nn.Module, choice: Choice | Picks) -> None:
-        said[owner] = choice
-
-    def note(layer: str, owner: SparseFeedForward, tokens: Tokens) -> None:
-        choice = said.pop(owner)
-        if isinstance(choice, Picks):
-            expert_TK, gate_TK = choice.by_token()
-            served_TK: Tensor | None = expert_TK >= 0
-        else:
-            expert_TK, gate_TK = choice.expert_TK, choice.gate_TK
-            served_TK = owner.routing(choice, tokens.valid).kept_TK
-        served_TK = torch.ones_like(expert_TK, dtype=torch.bool) if served_TK is None else served_TK
-        probs_TE = choice.probs_TE.detach()
+    def note(layer: str, routed: Routed) -> None:
+        choices, probs_TE = routed.choices(), routed.said.probs_TE.detach()
         heard.append(
             Heard(
                 layer,
-                expert_TK.cpu(),
-                gate_TK.detach().float().cpu(),
-                served_TK.cpu(),
+                choices.expert_TK.cpu(),
+                choices.gate_TK.float().cpu(),
+                choices.served_TK.cpu(),
                 torch.special.entr(probs_TE).sum(-1).float().cpu(),
                 probs_TE.shape[1],
             )
         )
 
-    hooks = []
-    for layer, module in layers.items():
-        for owner in module.modules():
-            if isinstance(owner, SparseFeedForward):
-                hooks.append(owner.router.register_forward_hook(lambda _, inputs, choice, own=owner: keep(own, choice)))
-                hooks.append(
-                    owner.register_forward_hook(lambda own, inputs, _, layer=layer: note(layer, own, inputs[1]))
-                )
+    def hook_of(layer: str) -> Any:
+        return lambda _, inputs, routed: note(layer, routed)
+
+    hooks = [
+        module.register_forward_hook(hook_of(layer))
+        for layer, root in layers.items()
+        for module in root.modules()
+        if isinstance(module, Router)
+    ]
     try:
         yield heard
     finally:

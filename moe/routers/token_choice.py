@@ -1,73 +1,97 @@
-"""Routers: which experts serve a token, and with what weight.
+"""Tokens that choose their experts.
 
-Shapes: T tokens, D hidden size, E experts, K choices per token, M modalities.
-
-A router computes in fp32, whatever the activations are.
+Shapes: T tokens, D hidden size, E experts, K choices per token.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from moe.linear import Linear
+from moe.dispatch.by_token import expert_capacity
+from moe.ranges import Range
+from moe.routers.base import Allowed, LinearRouter, RouterConfig, require
+from moe.routers.losses import RouterLossConfig
+from moe.routers.routed import ByToken
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What a router says of each token.
+class NoisyRouterLossConfig(RouterLossConfig):
+    """Weights of the auxiliary losses of a router that draws noise.
 
     Attributes:
-        logits_TE: fp32, without noise; ``-inf`` where the token may not go.
-        probs_TE: fp32, the softmax of the logits over experts.
-        noisy_TE: fp32, the logits that were ranked; equal to ``logits_TE`` without noise.
-        noise: Standard deviation of the noise; 0 for none.
-        expert_TK: int64, the chosen experts, best first.
-        gate_TK: fp32, their weights, with gradient.
+        load: Spread of the expected number of tokens per expert under the router's noise, ``(std / mean)^2``; needs
+            noise.
     """
 
-    logits_TE: Tensor
-    probs_TE: Tensor
-    noisy_TE: Tensor
-    noise: float
-    expert_TK: Tensor
-    gate_TK: Tensor
+    spreads: ClassVar[Mapping[str, str]] = {"importance": "probs_ME", "load": "load_ME"}
+
+    load: float = 0.005
 
 
-class Router(nn.Module):
-    """What routers share: a linear map without bias from a token to a logit per expert."""
+@dataclass(frozen=True)
+class TokenChoice(RouterConfig):
+    """Each token goes to the K experts of highest probability.
 
-    allowed_ME: Tensor | None
+    Attributes:
+        kind: ``token_choice``.
+        top_k: Experts per token.
+        noise: Standard deviation of the noise that is added to the logits in training, in units of 1 / number of
+            experts.
+        renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then give exactly
+            what it gives, which upcycling needs.
+        capacity_factor: Most tokens that an expert serves, over the number that it would serve if all served equally
+            many; null: any number.
+        priority: Under a capacity, serve the tokens first whose highest weight is largest, instead of the earlier ones.
+        selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for no bias.
+        losses: Weights of the auxiliary losses.
 
-    def __init__(self, hidden_size: int, num_experts: int, allowed: Sequence[Sequence[bool]] | None = None) -> None:
-        """Builds the map.
+    Source: Riquelme et al., V-MoE, arXiv 2106.05974.
+    """
 
-        Args:
-            hidden_size: D.
-            num_experts: E.
-            allowed: Which experts each modality may go to, ``[M][E]``; None: all may go to all.
+    kind: Literal["token_choice"] = "token_choice"
+    top_k: Annotated[int, Range(1)] = 1
+    noise: Annotated[float, Range(0)] = 1.0
+    renormalise: bool = False
+    capacity_factor: Annotated[float, Range(above=0)] | None = None
+    priority: bool = True
+    selection_bias_rate: Annotated[float, Range(0)] = 0.0
+    losses: NoisyRouterLossConfig = field(default_factory=NoisyRouterLossConfig)
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: One contradicts another.
         """
-        super().__init__()
-        self.gate = Linear(hidden_size, num_experts, bias=False)
-        self.allowed = allowed
-        self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
+        require(
+            not (self.losses.load > 0 and self.noise == 0),
+            f"router.losses: got load {self.losses.load} with noise 0, allowed is load 0, or noise above 0: the load "
+            "loss is made of the noise",
+        )
 
-    def restore_allowed(self) -> None:
-        """Writes ``allowed_ME`` again, which no weights file holds, after the module was built without storage."""
-        if self.allowed_ME is not None:
-            self.allowed_ME.copy_(torch.tensor(self.allowed))
+    @property
+    def experts_per_token(self) -> float:
+        """K."""
+        return self.top_k
 
-    def logits(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
-        """fp32 ``[T, E]``, ``-inf`` where a token may not go."""
-        logits_TE = F.linear(x_TD.float(), self.gate.weight.float())
-        if self.allowed_ME is None:
-            return logits_TE
-        return logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
+    @property
+    def fewest_experts(self) -> int:
+        """K."""
+        return self.top_k
+
+    def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> "TokenChoiceRouter":
+        """The module, with fresh weights."""
+        return TokenChoiceRouter(self, hidden_size, num_experts, allowed)
+
+    def without_noise(self) -> Self:
+        """The same options without noise, and without the loss that is made of it."""
+        return replace(self, noise=0.0, losses=replace(self.losses, load=0.0))
 
 
-class TokenChoiceRouter(Router):
+class TokenChoiceRouter(LinearRouter):
     """Each token goes to the K experts of highest probability.
 
     ``p = softmax(x W + noise)``, gates are the K largest entries of ``p``.
@@ -79,58 +103,84 @@ class TokenChoiceRouter(Router):
 
     bias_E: Tensor | None
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_experts: int,
-        *,
-        top_k: int = 1,
-        noise: float = 1.0,
-        renormalise: bool = False,
-        allowed: Sequence[Sequence[bool]] | None = None,
-        selection_bias: bool = False,
-    ) -> None:
+    def __init__(self, config: TokenChoice, hidden_size: int, num_experts: int, allowed: Allowed = None) -> None:
         """Builds a router.
 
         Args:
+            config: Its options. With ``renormalise`` and one choice every gate is 1, and the sum counts as a constant,
+                so that the router gets the gradient of the probability's logarithm.
             hidden_size: D.
             num_experts: E.
-            top_k: K.
-            noise: Deviation of the noise in training, in units of 1 / E; 0 for none.
-            renormalise: Whether the gates of a token are divided by their sum. With one choice every gate is then 1,
-                and the sum counts as a constant, so that the router gets the gradient of the probability's logarithm.
-            allowed: Which experts each modality may go to, ``[M][E]``; None: all may go to all.
-            selection_bias: Whether to keep a bias that is added for the selection only (``update_selection_bias``).
+            allowed: See ``Allowed``.
         """
         super().__init__(hidden_size, num_experts, allowed)
-        self.top_k, self.noise, self.renormalise = top_k, noise / num_experts, renormalise
-        self.register_buffer("bias_E", torch.zeros(num_experts) if selection_bias else None)
+        self.config, self.num_experts = config, num_experts
+        self.noise = config.noise / num_experts
+        self.register_buffer("bias_E", torch.zeros(num_experts) if config.selection_bias_rate > 0 else None)
 
-    def forward(self, x_TD: Tensor, modality_T: Tensor) -> Choice:
-        """Chooses for ``x [T, D]``; ``modality_T`` int64 is read only where modalities have experts of their own."""
+    @property
+    def balances(self) -> bool:
+        """Whether there is a selection bias."""
+        return self.bias_E is not None
+
+    def forward(self, x_TD: Tensor, modality_T: Tensor, valid_T: Tensor | None = None) -> ByToken:
+        """Chooses for ``x [T, D]``; arguments as in ``Router``."""
+        top_k = self.config.top_k
         logits_TE = self.logits(x_TD, modality_T)
         noise = self.noise if self.training else 0.0
         noisy_TE = logits_TE + noise * torch.randn_like(logits_TE) if noise > 0 else logits_TE
         probs_TE = noisy_TE.softmax(-1)
         ranked_TE = probs_TE if self.bias_E is None else probs_TE + self.bias_E.where(probs_TE > 0, -torch.inf)
-        expert_TK = ranked_TE.topk(self.top_k, dim=-1).indices
+        expert_TK = ranked_TE.topk(top_k, dim=-1).indices
         gate_TK = probs_TE.gather(1, expert_TK)
-        if self.renormalise:
+        if self.config.renormalise:
             total_T1 = gate_TK.sum(-1, keepdim=True)
-            gate_TK = gate_TK / (total_T1.detach() if self.top_k == 1 else total_T1)
+            gate_TK = gate_TK / (total_T1.detach() if top_k == 1 else total_T1)
         clean_TE = logits_TE.softmax(-1) if noise > 0 else probs_TE
-        return Choice(logits_TE, clean_TE, noisy_TE, noise, expert_TK, gate_TK)
+        return ByToken.of(
+            logits_TE,
+            clean_TE,
+            expert_TK,
+            gate_TK,
+            valid_T=valid_T,
+            capacity=self._capacity(len(x_TD)),
+            priority_T=gate_TK.detach().amax(-1) if self.config.priority else None,
+            load_TE=expected_load(logits_TE, noisy_TE, expert_TK, noise) if noise > 0 else None,
+        )
+
+    def _capacity(self, tokens: int) -> int | None:
+        """Most tokens of an expert; None for any number."""
+        factor = self.config.capacity_factor
+        return None if factor is None else expert_capacity(tokens, self.num_experts, self.config.top_k, factor)
 
     @torch.no_grad()
-    def update_selection_bias(self, tokens_per_expert_E: Tensor, rate: float) -> None:
+    def after_step(self, tokens_per_expert_E: Tensor) -> None:
         """Raises the bias of experts that served less than the mean and lowers that of the others.
 
         Args:
             tokens_per_expert_E: Tokens that each expert served in the step, over all replicas.
-            rate: Step of the bias.
 
         Source: Wang et al., arXiv 2408.15664, algorithm 1: ``b += u * sign(mean load - load)``.
         """
-        assert self.bias_E is not None, "the router was built without a selection bias"
-        load_E = tokens_per_expert_E.float()
-        self.bias_E += rate * (load_E.mean() - load_E).sign()
+        if self.bias_E is not None:
+            load_E = tokens_per_expert_E.float()
+            self.bias_E += self.config.selection_bias_rate * (load_E.mean() - load_E).sign()
+
+
+def expected_load(logits_TE: Tensor, noisy_TE: Tensor, expert_TK: Tensor, noise: float) -> Tensor:
+    """``p_ie``: the probability that a token's logit reaches the K-th largest one if its noise is drawn anew.
+
+    Args:
+        logits_TE: Without noise.
+        noisy_TE: With it.
+        expert_TK: The chosen experts.
+        noise: Standard deviation, above 0.
+
+    Returns:
+        ``[T, E]``, with gradient.
+
+    Source: V-MoE, eq. 9: ``1 - Phi((threshold - logit) / sigma)``.
+    """
+    threshold_T = noisy_TE.gather(1, expert_TK).amin(-1, keepdim=True)
+    load_TE: Tensor = torch.special.ndtr((logits_TE - threshold_T) / noise)
+    return load_TE

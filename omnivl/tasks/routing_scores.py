@@ -35,11 +35,11 @@ def evaluate_routing(task: RoutingTask, encoder: Encoder) -> TaskResult:
     pictures = PictureSet(task.source, task.media, task.where, encoder.model.inputs, task.max_samples)
     tokens = routed_tokens(encoder, pictures)
     ffn = encoder.model.ffn
-    assert isinstance(ffn, SparseConfig), "who has routers has sparse experts"
+    assert isinstance(ffn, SparseConfig), "tokens were routed, though the filling has no router"
     num_experts: int = ffn.num_experts
     figures = dict(_FIGURES)
-    if ffn.routing == "expert_choice":
-        del figures["dropped, {}"]  # tokens that no expert took have no row
+    if not ffn.router.tokens_choose:
+        del figures["dropped, {}"]  # a token that no expert took has no row in the table
     used = usage(tokens, num_experts)
     means = used.groupby("modality", observed=True)[list(figures.values())].mean()
     values = torch.tensor(means.to_numpy(), device=encoder.device)

@@ -10,7 +10,7 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.routers.losses import RouterLossConfig
+from moe.routers import ExpertChoice, TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
@@ -24,10 +24,8 @@ UNIFIED = (UniVLC(), MLM(), VLM())
 FILLINGS = {
     "dense": CONFIG.ffn,
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
-    "limoe": LIMoEConfig(num_experts=4, every=1, selection_bias_rate=0.01),
-    "expert choice": LIMoEConfig(
-        num_experts=4, every=1, routing="expert_choice", noise=0.0, losses=RouterLossConfig(load=0.0)
-    ),
+    "limoe": LIMoEConfig(num_experts=4, every=1, router=TokenChoice(selection_bias_rate=0.01)),
+    "expert choice": LIMoEConfig(num_experts=4, every=1, router=ExpertChoice()),
     "mome_limoe": MoMELIMoEConfig(every=1, pools={"image": 2, "text": 2}, common_experts=2),
     "attribute": AttributeConfig(num_experts=3, every=1),
 }
