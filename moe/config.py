@@ -12,7 +12,7 @@ from moe.routers import AnyRouterConfig, TokenChoice
 from moe.routers.base import require
 
 Activation = Literal["gelu", "quick_gelu"]
-"""What stands between the two maps of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
+"""The activation of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
 from engine.plan.yaml import Problem
-from moe.config import LIMoEConfig, MoMELIMoEConfig
+from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
 from omnivl.architectures.build import has_routers
 from omnivl.architectures.presets import misfits
 from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
@@ -223,7 +223,8 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
-    wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
+    ffn = stage.model.ffn
+    wants = isinstance(ffn, SparseConfig) and ffn.implementation == "megablocks"
     if wants and stage.parallel.precision == "fp32":
         got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
         change = "set it to 'auto', or parallel.precision to 'bf16'"

@@ -19,8 +19,8 @@ from moe.experts.products import Implementation, expert_feed_forward
 class ExpertBank(nn.Module):
     """E two-layer perceptrons ``fc2(gelu(fc1(x)))``.
 
-    Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU is quickest with them
-    (``expert_products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
+    Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU multiplies
+    fastest (``moe.experts.products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
 
     Attributes:
         num_experts: E, wherever they are.
@@ -70,7 +70,7 @@ class ExpertBank(nn.Module):
         """What each expert makes of its rows, ``[N, D]`` in the dtype of the rows.
 
         Args:
-            rows_ND: Rows expert by expert; those behind the last expert's are left over and mean nothing.
+            rows_ND: Rows expert by expert. Those behind the rows of the last expert belong to none and are not read.
             tokens_per_expert_E: int64, rows of each expert.
         """
         if self.exchange is None:

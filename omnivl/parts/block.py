@@ -1,6 +1,6 @@
 """What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import without_noise
+from moe.modality import ModalityFeedForward
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.gather import Gather, LocalGather
@@ -108,6 +109,16 @@ class BlockLayer(ChainLayer):
             # A block that runs twice in a step adds to its first sums.
             state = state.merged({place: state[place] + sums if place in state else sums})
         return state
+
+    def idle_experts(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+        """Experts by modality, in whatever slot, that no token uses where all tokens are of the kinds in ``reached``.
+
+        Args:
+            reached: (modality, fused) of the tokens, see ``moe.tokens.Segment``.
+        """
+        for module in self.block.modules():
+            if isinstance(module, ModalityFeedForward):
+                yield from module.idle(reached)
 
     def _routed_slots(self) -> dict[str, SparseFeedForward]:
         """The block's slots with a router, by their names in the block."""
