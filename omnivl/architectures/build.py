@@ -67,8 +67,8 @@ def build_chain(
     kind = looking_ahead(config)
     if kind is not None and any("generation" in streams_needed(objective) for objective in objectives):
         raise ModelError(
-            f"model.ffn.router.kind: got {kind!r} with an objective that writes; allowed is a router that does not look "
-            "at the words to come, such as 'token_choice'; take the objective out or change the router"
+            f"model.ffn.router.kind: got {kind!r} with an objective that writes; allowed 'token_choice', or another "
+            "router that does not look at the words to come; take the objective out or change the router"
         )
     if isinstance(config.ffn, SparseConfig) and config.ffn.implementation == "megablocks":
         reason = import_problem()

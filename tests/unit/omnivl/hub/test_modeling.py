@@ -202,3 +202,11 @@ def test_errors_say_what_to_do(tmp_path):
     writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
     with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
         writing.generate(pixels, max_new_tokens=8)
+
+
+def test_a_configuration_of_before_routers_had_options_of_their_own_is_read():
+    config = OmniVLConfig.of(replace(CONFIG, ffn=LIMoEConfig(num_experts=4)), (UniVLC(),), TOKENS)
+    assert config.sizes.ffn.router == TokenChoice()
+    earlier = {**config.model, "ffn": {"kind": "limoe", "num_experts": 4, "routing": "token_choice", "top_k": 2}}
+    read = OmniVLConfig(model=earlier, special_tokens=config.special_tokens)
+    assert read.sizes.ffn == LIMoEConfig(num_experts=4, router=TokenChoice(top_k=2))
