@@ -22,8 +22,7 @@ from benchmarks.measure import Ratio, Step, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
 from moe.config import LIMoEConfig
 from moe.dense import DenseFeedForward
-from moe.expert_products import Implementation
-from moe.router_losses import RouterLossConfig
+from moe.experts.products import Implementation
 from moe.sparse import SparseFeedForward
 from moe.tokens import Tokens
 
@@ -51,7 +50,7 @@ class SparseLayer(nn.Module):
 
     def __init__(self, num_experts: int, implementation: Implementation) -> None:
         super().__init__()
-        config = LIMoEConfig(num_experts=num_experts, every=1, losses=RouterLossConfig(), implementation=implementation)
+        config = LIMoEConfig(num_experts=num_experts, every=1, implementation=implementation)
         self.ffn = SparseFeedForward(config, HIDDEN, INNER, ("image", "text"))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

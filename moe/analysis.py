@@ -1,4 +1,4 @@
-"""What experts have learnt, from a table of who went where. Tables in, tables out (pandas).
+"""What experts have learnt, computed from a table of routed tokens. All functions take and return pandas tables.
 
 A table of routed tokens has a row for each token, layer and choice (where experts choose: for each expert that took the
 token, and none for a token that no expert took), with at least
@@ -40,7 +40,7 @@ def expert_shares(tokens: Frame, by: str = "modality") -> Frame:
 
 
 def expert_table(tokens: Frame, by: str = "modality") -> Frame:
-    """Of each layer and expert: what ``expert_shares`` says, and how it fares with its choices.
+    """Of each layer and expert: what ``expert_shares`` says, and what it drops of its choices and how sure they are.
 
     Args:
         tokens: Routed tokens.
@@ -67,7 +67,7 @@ def expert_table(tokens: Frame, by: str = "modality") -> Frame:
 
 
 def usage(tokens: Frame, num_experts: int) -> Frame:
-    """Of each layer and modality: how many experts are used, how sure and how even the router is.
+    """Of each layer and modality: how many experts are used, how sure the router is and how evenly it chooses.
 
     Args:
         tokens: Routed tokens.
@@ -109,12 +109,12 @@ def entropy_of(shares: Any) -> float:
 
 
 def mutual_information(tokens: Frame, column: str) -> Frame:
-    """How much the expert tells of a column, and the column of the expert, by layer.
+    """How much is known of a column where the expert is known, and of the expert where the column is, by layer.
 
     Returns:
         Columns ``layer``, ``bits`` (mutual information) and ``explained``, its share of the experts' entropy: 1 where
-        the column decides on the expert, 0 where it says nothing. Counts are plain, so that a column of many rare
-        values is overrated: compare with a shuffled one.
+        the expert follows from the column, 0 where the two are independent. Counts are not corrected for the number of
+        tokens: a column of many rare values gets too much; compare with the same column shuffled.
     """
     rows = []
     for layer, part in tokens.dropna(subset=[column]).groupby("layer", observed=True):
@@ -167,7 +167,7 @@ def co_activation(tokens: Frame, first: str, second: str) -> Frame:
 
 
 def stability(before: Frame, after: Frame) -> Frame:
-    """How many tokens kept their first expert between two models, by layer.
+    """The share of tokens whose first expert is the same in two models, by layer.
 
     Returns:
         Columns ``layer``, ``tokens`` (in both tables), ``kept``, and ``by_chance``: what two independent routers with

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import AttributeConfig
-from moe.expert_products import perceptron
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
+from moe.experts.products import perceptron
 from moe.linear import Linear, linear
 from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens

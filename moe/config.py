@@ -1,17 +1,18 @@
 """What can fill a block's feed-forward slot, as plain data."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moe.expert_products import Implementation
+from moe.experts.products import Implementation
 from moe.ranges import Range
-from moe.router_losses import RouterLossConfig
+from moe.routers import AnyRouterConfig, TokenChoice
+from moe.routers.base import require
 
 Activation = Literal["gelu", "quick_gelu"]
-"""What stands between the two maps of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
+"""The activation of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class MoMEConfig:
         """
         named = [name for group in self.shared.values() for name in group]
         double = sorted({name for name in named if named.count(name) > 1})
-        _require(not double, f"ffn.shared: got {', '.join(double)} in more than one group, allowed is one")
+        require(not double, f"ffn.shared: got {', '.join(double)} in more than one group, allowed is one")
 
 
 @dataclass(frozen=True)
@@ -53,52 +54,29 @@ class SparseConfig:
     """What all sparse fillings share: a router that sends each token to a few of many experts.
 
     Attributes:
-        routing: ``token_choice``: each token takes its best experts. ``expert_choice``: each expert takes its best
-            tokens, equally many, so that no loss has to balance them. A token then gets none, one or several, and what
-            it gets depends on the other tokens of its batch: not for text that is written word by word (``lm``).
-        top_k: Experts per token; under ``expert_choice`` their mean number.
-        every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
-        blocks: The blocks of a stack that have experts, from 0 up or from the top as -1, -2; null: as ``every`` says.
+        router: Which experts a token goes to.
+        every: Of every so many blocks of a stack the last one has experts; the others are dense. 1: all have.
+        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: as ``every``
+            says.
         expert_ratio: Inner size of an expert over that of the dense layer.
         shared_experts: Experts of the same size that see every token and need no router.
-        noise: Deviation of the router's noise in training, in units of 1 / number of experts.
-        renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then give exactly
-            what it gives, which upcycling wants.
-        capacity_factor: Most tokens an expert serves, over what it would serve if all served alike; null: any number.
-            Under ``expert_choice`` each serves as many, and null is 1.
-        priority: Under a capacity, serve the tokens first of which the router is surest, instead of the earlier ones.
-        selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for none.
-        losses: Auxiliary losses.
         upcycle_noise: Where experts start as copies of the dense layer of an earlier stage: deviation of the noise that
             is added to each copy's matrices, over the deviation of their entries. At 0 the layer gives at first what
-            the dense one gave (with ``renormalise``).
+            the dense one gave (with the router's ``renormalise``).
         implementation: How the experts' products are computed: ``auto`` takes ``batched`` on a CPU and ``grouped`` on a
             GPU, ``loop`` is the reference, ``megablocks`` that package's kernel (bf16 on a GPU, to be installed).
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974; Mustafa et al., LIMoE, arXiv 2206.02770. Experts that see all
-        tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2. Expert choice: Zhou et al., arXiv 2202.09368.
+        tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2.
     """
 
-    routing: Literal["token_choice", "expert_choice"] = "token_choice"
-    top_k: Annotated[int, Range(1)] = 1
+    router: AnyRouterConfig = field(default_factory=TokenChoice)
     every: Annotated[int, Range(1)] = 2
     blocks: tuple[int, ...] | None = None
     expert_ratio: Annotated[float, Range(above=0)] = 1.0
     shared_experts: Annotated[int, Range(0)] = 0
-    noise: Annotated[float, Range(0)] = 1.0
-    renormalise: bool = False
-    capacity_factor: Annotated[float, Range(above=0)] | None = None
-    priority: bool = True
-    selection_bias_rate: Annotated[float, Range(0)] = 0.0
-    losses: RouterLossConfig = field(default_factory=RouterLossConfig)
     upcycle_noise: Annotated[float, Range(0)] = 0.0
     implementation: Implementation = "auto"
-
-    @property
-    def experts_per_token(self) -> float:
-        """Experts that a token goes to; where experts choose, the mean number, as far as they find tokens enough."""
-        factor = self.capacity_factor if self.routing == "expert_choice" else None
-        return self.top_k * (1.0 if factor is None else factor)
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -107,31 +85,6 @@ class SparseConfig:
             ValueError: One contradicts another.
         """
         _check_places(self.every, self.blocks)
-        if self.routing == "expert_choice":
-            self._check_expert_choice()
-        _require(
-            not (self.losses.load > 0 and self.noise == 0),
-            f"ffn.losses: got load {self.losses.load} with noise 0, allowed is load 0, or noise above 0: the load loss "
-            "is made of the noise",
-        )
-
-    def _check_expert_choice(self) -> None:
-        """Refuses what only means something where tokens choose."""
-        chosen = "with routing expert_choice"
-        _require(self.noise == 0, f"ffn.noise: got {self.noise} {chosen}, allowed is 0: experts rank without noise")
-        _require(
-            not self.renormalise,
-            f"ffn.renormalise: got true {chosen}, allowed is false: a token's weights need not stand for all of it",
-        )
-        _require(
-            self.selection_bias_rate == 0,
-            f"ffn.selection_bias_rate: got {self.selection_bias_rate} {chosen}, allowed is 0: all experts serve alike",
-        )
-        _require(
-            self.losses.load == 0,
-            f"ffn.losses: got load {self.losses.load} {chosen}, allowed is load 0: the load loss is made of the noise "
-            "of tokens that choose",
-        )
 
 
 @dataclass(frozen=True)
@@ -148,8 +101,15 @@ class LIMoEConfig(SparseConfig):
     def __post_init__(self) -> None:
         """See ``SparseConfig``."""
         super().__post_init__()
-        got = f"got top_k {self.top_k} of {self.num_experts}"
-        _require(self.num_experts >= self.top_k, f"ffn.num_experts: {got}, allowed is top_k or more")
+        wanted = f"{self.router.experts_per_token:g}"
+        require(
+            self.num_experts >= self.router.experts_per_token,
+            f"ffn.num_experts: got {self.num_experts} with {wanted} experts per token, allowed is {wanted} or more",
+        )
+
+    def allowed_experts(self, modalities: Sequence[str]) -> list[list[bool]] | None:
+        """Which experts each modality may go to, ``[M][E]``; None: all may go to all."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -177,12 +137,17 @@ class MoMELIMoEConfig(SparseConfig):
         """See ``SparseConfig``."""
         super().__post_init__()
         for name, size in self.pools.items():
-            available = size + self.common_experts
-            _require(
-                available >= self.top_k,
+            fewest = self.router.fewest_experts
+            require(
+                size + self.common_experts >= fewest,
                 f"ffn.pools: got {size} experts for {name} and {self.common_experts} common ones, allowed is "
-                f"top_k {self.top_k} or more in all",
+                f"{fewest} or more in all, as many as a token needs",
             )
+
+    def allowed_experts(self, modalities: Sequence[str]) -> list[list[bool]] | None:
+        """Which experts each modality may go to, ``[M][E]``."""
+        owners = [name for name, size in self.pools.items() for _ in range(size)] + [None] * self.common_experts
+        return [[owner is None or owner == modality for owner in owners] for modality in modalities]
 
 
 @dataclass(frozen=True)
@@ -192,8 +157,9 @@ class AttributeConfig:
     Attributes:
         num_experts: Experts of a block.
         top_k: Experts per kind; each has the dense layer's inner size.
-        every: Every so-manieth block of a stack has experts, the last one of each group; the others are dense.
-        blocks: The blocks of a stack that have experts, from 0 up or from the top as -1, -2; null: as ``every`` says.
+        every: Of every so many blocks of a stack the last one has experts; the others are dense. 1: all have.
+        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: as ``every``
+            says.
         attention: Whether the attention projections of these blocks have as many experts, by gates of their own; in the
             unified transformer only.
         noise: Deviation of the gate's noise in training, in units of 1 / number of experts.
@@ -221,7 +187,7 @@ class AttributeConfig:
         """
         _check_places(self.every, self.blocks)
         allowed = f"1 to num_experts {self.num_experts}"
-        _require(self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is {allowed}")
+        require(self.top_k <= self.num_experts, f"ffn.top_k: got {self.top_k}, allowed is {allowed}")
 
 
 FeedForwardConfig = Annotated[
@@ -231,14 +197,14 @@ FeedForwardConfig = Annotated[
 
 
 def without_noise(config: FeedForwardConfig) -> FeedForwardConfig:
-    """The same filling with a router that draws nothing, for modules that only follow."""
+    """The same filling with a router or gate that draws no noise, for momentum twins."""
     if isinstance(config, SparseConfig):
-        return replace(config, noise=0.0, losses=replace(config.losses, load=0.0))
+        return replace(config, router=config.router.without_noise())
     return replace(config, noise=0.0) if isinstance(config, AttributeConfig) else config
 
 
 def for_any_machine(config: FeedForwardConfig) -> FeedForwardConfig:
-    """The same filling, its products computed as the machine at hand does it best: for weights from elsewhere."""
+    """The same filling with ``implementation: auto``, for a machine other than the one it was trained on."""
     return replace(config, implementation="auto") if isinstance(config, SparseConfig) else config
 
 
@@ -250,25 +216,20 @@ def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
     if isinstance(config, MoMELIMoEConfig):
         found["pools"] = tuple(config.pools)
     if isinstance(config, SparseConfig):
-        losses = config.losses
+        losses = config.router.losses
         by_modality = {
             "local_entropy": losses.local_entropy,
             "global_entropy": losses.global_entropy,
             "min_experts": losses.min_experts,
         }
-        found |= {f"losses.{name}": tuple(weights) for name, weights in by_modality.items()}
+        found |= {f"router.losses.{name}": tuple(weights) for name, weights in by_modality.items()}
     return found
 
 
 def _check_places(every: int, blocks: tuple[int, ...] | None) -> None:
     """Refuses places of experts that contradict each other; whether the blocks exist is known with the stack."""
     if blocks is not None:
-        _require(len(blocks) > 0, "ffn.blocks: got no block, allowed is null or one block or more")
-        _require(len(set(blocks)) == len(blocks), f"ffn.blocks: got {list(blocks)}, allowed is each block once")
+        require(len(blocks) > 0, "ffn.blocks: got no block, allowed is null or one block or more")
+        require(len(set(blocks)) == len(blocks), f"ffn.blocks: got {list(blocks)}, allowed is each block once")
         allowed = "allowed is one of the two: leave every out where blocks are named"
-        _require(every == SparseConfig.every, f"ffn.every: got {every} beside blocks {list(blocks)}, {allowed}")
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
+        require(every == SparseConfig.every, f"ffn.every: got {every} beside blocks {list(blocks)}, {allowed}")

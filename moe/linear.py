@@ -5,7 +5,8 @@ Shapes: I inputs, O outputs; leading dimensions are free.
 There is no autocast: the dtype of the activations alone decides in which precision a product runs. The cast weight is
 kept for the backward pass, 2 bytes a weight for the time between. Where a host gathers parameters for their use only,
 as ZeRO-3 does, it marks them (``gather_on_use``): of those the backward pass casts the *parameter* anew, which was
-freed after the forward pass and gathered again since. A kept copy would hold every weight of the model in between.
+freed after the forward pass and gathered again since. With kept copies all weights of the model would be in memory
+between the two passes.
 """
 
 import functools

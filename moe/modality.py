@@ -30,7 +30,7 @@ def experts_of(config: MoMEConfig, slot: Slot) -> list[str]:
 
 
 class ModalityFeedForward(nn.Module):
-    """Sends each segment of tokens to the perceptron of its modality: known beforehand, so nothing is routed.
+    """Sends each segment of tokens to the perceptron of its modality, which is known without a router.
 
     Attributes:
         experts: The perceptrons by name.
@@ -53,7 +53,7 @@ class ModalityFeedForward(nn.Module):
         )
 
     def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
-        """Parameters that no token meets, where only those come by of which ``reached`` names (modality, fused)."""
+        """Parameters that no token uses where all tokens are of the kinds in ``reached``, (modality, fused) each."""
         met = {expert_of(self._config, self._block, modality, fused) for modality, fused in reached}
         for name in self.experts.keys() - met:
             yield from self.experts[name].parameters()

@@ -22,7 +22,8 @@ def slot_parameters(config: FeedForwardConfig, hidden_size: int, inner_size: int
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     inner = round(inner_size * sparse.expert_ratio)
     shared = _perceptron(hidden_size, inner * sparse.shared_experts) if sparse.shared_experts else 0
-    return sparse.num_experts * (_perceptron(hidden_size, inner) + hidden_size) + shared
+    router = sparse.router.num_parameters(hidden_size, sparse.num_experts)
+    return sparse.num_experts * _perceptron(hidden_size, inner) + router + shared
 
 
 def projection_parameters(config: AttributeConfig, inputs: int, outputs: int) -> int:
@@ -38,7 +39,8 @@ def slot_flops(config: FeedForwardConfig, hidden_size: int, inner_size: int, blo
         return 4.0 * hidden_size * inner_size
     sparse = cast("LIMoEConfig | MoMELIMoEConfig", config)
     one = 4.0 * hidden_size * round(inner_size * sparse.expert_ratio)
-    return (sparse.experts_per_token + sparse.shared_experts) * one + 2.0 * hidden_size * sparse.num_experts
+    router = sparse.router.flops(hidden_size, sparse.num_experts)
+    return (sparse.router.experts_per_token + sparse.shared_experts) * one + router
 
 
 def _attribute_gate(config: AttributeConfig) -> int:

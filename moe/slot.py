@@ -15,11 +15,11 @@ from moe.tokens import Tokens
 
 @dataclass(frozen=True)
 class FeedForwardOutput:
-    """What a feed-forward slot returns. What a router has to say travels as a value, never as a module's attribute.
+    """What a feed-forward slot returns. What a router says is returned as a value, never stored in a module.
 
     Attributes:
         y: ``[..., D]``, same shape and dtype as the input.
-        router_sums: The packed ``moe.router_losses.RouterSums`` of the call, fp32, with gradient; None where nothing
+        router_sums: The packed ``moe.routers.sums.RouterSums`` of the call, fp32, with gradient; None where nothing
             was routed by a router.
     """
 
@@ -45,9 +45,10 @@ class Slot:
 
     Attributes:
         block: Index of the block in its stack.
-        modalities: Modalities of the tokens that come by, of those that the model knows.
+        modalities: Modalities of the tokens that the layer gets, of those that the model knows.
         known: All modalities that the model knows, in the order in which statistics name them.
-        fused: Which tokens come by: those of sequences of one modality (False), of sequences that join several (True).
+        fused: Which tokens the layer gets: those of sequences of one modality (False), those of sequences that join
+            several (True).
         depth: Number of blocks in its stack; needed where the configuration names blocks.
         activation: Of dense perceptrons, those by modality included; experts have ``gelu``.
     """

@@ -29,7 +29,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokens:
-    """All tokens of a call. Lengths are plain numbers, so that nothing has to be read back from a device.
+    """All tokens of a call. Lengths are Python integers, so that nothing has to be read back from a device.
 
     Attributes:
         segments: Runs of one modality, end to end; together T tokens.

@@ -3,7 +3,7 @@
 Dense to experts (sparse, or by modality): every expert starts as a copy; noise can tell sparse ones apart. Experts to
 dense: the mean of the experts. The same holds for projections and norms of the unified transformer, one for all, by
 modality or with experts by attributes. Where a token's weights add up to one (``renormalise``), a layer of equal
-experts is the dense layer, so that training goes on from where it stood.
+experts gives what the dense layer gave.
 
 Shapes: E experts, D hidden size, F inner size.
 
@@ -25,7 +25,7 @@ _PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])
 def translated(
     name: str, shape: torch.Size, earlier: Mapping[str, Tensor], noise: float = 0.0, seed: int = 0
 ) -> Tensor | None:
-    """What a weight starts from where an earlier model had another filling; None where that says nothing.
+    """What a weight starts from where an earlier model had another filling; None where that has no such weight.
 
     Args:
         name: The weight, as in a chain: ``visual_00.block.ffn.experts.fc1_weight`` ...

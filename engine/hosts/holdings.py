@@ -22,8 +22,8 @@ from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
 from engine.processes.collectives import broadcast_from_first
 from engine.step.whole import whole_shape
-from moe.exchange import ExpertExchange
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
+from moe.experts.exchange import ExpertExchange
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 

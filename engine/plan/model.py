@@ -61,7 +61,7 @@ def resolve_vocabulary(document: Document) -> list[Problem]:
 
 def merged(base: Mapping[str, Any], over: Any) -> Any:
     """``over`` laid over ``base``, mapping by mapping; one of another ``kind`` replaces what was there."""
-    if not isinstance(over, Mapping) or over.get("kind", base.get("kind")) != base.get("kind"):
+    if not isinstance(over, Mapping) or ("kind" in base and over.get("kind", base["kind"]) != base["kind"]):
         return over
     result = dict(base)
     for name, value in over.items():

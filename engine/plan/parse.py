@@ -1,7 +1,8 @@
 """From YAML text to a ``Plan``: the only place where plans are parsed.
 
-text -> tree with line numbers -> overrides -> shared sections put into each stage -> strict validation -> whole-plan
-rules. Problems are collected on the way and raised together, each once and at the place where its author wrote it.
+text -> tree with line numbers -> overrides -> shared sections put into each stage -> fields of earlier plans moved to
+where they stand today -> strict validation -> whole-plan rules. Problems are collected on the way and raised together,
+each once and at the place where its author wrote it.
 """
 
 import copy
@@ -20,6 +21,7 @@ from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan.problems import translate, value_at
 from engine.plan.rules import RULES, Draft
 from engine.plan.schema import annotation_at, field_types, range_of
+from engine.plan.upgrades import upgrade_routers
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.tasks import TaskConfig
 
@@ -62,6 +64,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     problems += resolve_model(document)
     problems += resolve_vocabulary(document)
     tree = _with_shared_sections(document.tree)
+    problems += upgrade_routers(tree, document.places)
     plan, draft, found = _validate(tree, world_size)
     problems += found
     problems += [problem for rule in RULES for problem in rule(draft)]

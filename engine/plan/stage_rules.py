@@ -6,14 +6,14 @@ from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
 from engine.plan.yaml import Problem
-from moe.config import LIMoEConfig, MoMELIMoEConfig
+from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
 from omnivl.architectures.presets import misfits
 from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.errors import did_you_mean
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
-from omnivl.parts.decoder import looks_ahead
+from omnivl.parts.decoder import looking_ahead
 
 StageRule = Callable[[StagePlan], Iterator[Problem]]
 
@@ -165,11 +165,13 @@ def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
 
 
 def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
-    """Experts that choose among all tokens would see the words that the decoder is to write."""
+    """A router that looks at all tokens would see the words that the decoder is to write."""
     writing = [objective.key for objective in stage.objectives if "generation" in streams_needed(objective)]
-    if writing and "generation" in streams_of(stage.model) and looks_ahead(stage.model):
-        got = f"'expert_choice' with {writing[0]!r}, whose decoder may not see the words to come"
-        yield Problem(("model", "ffn", "routing"), got, "'token_choice'", f"change it, or take {writing[0]!r} out")
+    kind = looking_ahead(stage.model)
+    if writing and "generation" in streams_of(stage.model) and kind is not None:
+        got = f"{kind!r} with {writing[0]!r}, whose decoder may not see the words to come"
+        change = f"change it, or take {writing[0]!r} out"
+        yield Problem(("model", "ffn", "router", "kind"), got, "'token_choice'", change)
 
 
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
@@ -219,7 +221,8 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
-    wants = getattr(stage.model.ffn, "implementation", None) == "megablocks"
+    ffn = stage.model.ffn
+    wants = isinstance(ffn, SparseConfig) and ffn.implementation == "megablocks"
     if wants and stage.parallel.precision == "fp32":
         got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
         change = "set it to 'auto', or parallel.precision to 'bf16'"

@@ -45,7 +45,7 @@ class ProcessGroupGather:
 
 
 class ProcessGroupExchange:
-    """``moe.exchange.ExpertExchange`` over an expert-parallel process group."""
+    """``moe.experts.exchange.ExpertExchange`` over an expert-parallel process group."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         """Remembers the group; its processes hold the parts of every bank in their order."""

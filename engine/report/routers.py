@@ -7,10 +7,9 @@ from rich.table import Table
 
 from engine.report.curves import Record
 from moe.config import FeedForwardConfig, LIMoEConfig, MoMELIMoEConfig
-from moe.sparse import allowed_experts
 
 FIGURES = ("experts_used", "entropy", "confidence", "dropped")
-"""Of ``moe.health.routing_health``."""
+"""Of ``moe.routers.health.routing_health``."""
 
 _GROUP = "metrics/router/"
 
@@ -56,5 +55,5 @@ def health_table(health: Mapping[str, Mapping[str, float]], ffn: FeedForwardConf
 def _experts(ffn: FeedForwardConfig, modality: str) -> int:
     """How many experts the tokens of a modality may go to."""
     assert isinstance(ffn, LIMoEConfig | MoMELIMoEConfig), "only sparse experts have routers with figures"
-    allowed = allowed_experts(ffn, [modality])
+    allowed = ffn.allowed_experts([modality])
     return ffn.num_experts if allowed is None else sum(allowed[0])

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 
 from moe.config import SparseConfig
+from moe.experts.megablocks import REMEDY, import_problem
 from moe.feed_forward import is_routed
-from moe.megablocks import REMEDY, import_problem
 from omnivl.architectures.presets import check_config
 from omnivl.architectures.streams import head_sizes, missing_streams, streams_needed, streams_of
 from omnivl.chain.chain import Chain, ChainLayer
@@ -17,7 +17,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.bert import TextBlock
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import ModelConfig
-from omnivl.parts.decoder import AlignmentBlock, GenerationBlock, looks_ahead
+from omnivl.parts.decoder import AlignmentBlock, GenerationBlock, looking_ahead
 from omnivl.parts.embed import Embed
 from omnivl.parts.join import JoinRows
 from omnivl.parts.losses import Losses
@@ -64,11 +64,11 @@ def build_chain(
                 f"objective {objective.key!r} asks for the stream {lacking[0]!r}; architecture {config.architecture!r} "
                 f"has {', '.join(streams_of(config))}; take the objective out or change model.architecture"
             )
-    if looks_ahead(config) and any("generation" in streams_needed(objective) for objective in objectives):
+    kind = looking_ahead(config)
+    if kind is not None and any("generation" in streams_needed(objective) for objective in objectives):
         raise ModelError(
-            "model.ffn.routing: got 'expert_choice' with an objective that writes; allowed 'token_choice', since "
-            "experts that choose among all tokens of a batch see the words to come; take the objective out or change "
-            "the routing"
+            f"model.ffn.router.kind: got {kind!r} with an objective that writes; allowed 'token_choice', or another "
+            "router that does not look at the words to come; take the objective out or change the router"
         )
     if isinstance(config.ffn, SparseConfig) and config.ffn.implementation == "megablocks":
         reason = import_problem()

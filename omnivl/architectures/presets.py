@@ -162,13 +162,12 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
             if name not in MODALITIES:
                 change = did_you_mean(name, MODALITIES, "choose one of these")
                 yield Misfit(("ffn", *field.split(".")), repr(name), known, change)
-    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.top_k:
+    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.router.fewest_experts:
         for name in MODALITIES:
             if name not in ffn.pools:
                 got = f"no pool for {name} and {ffn.common_experts} common experts"
-                yield Misfit(
-                    ("ffn", "pools"), got, f"experts for top_k {ffn.top_k}", "give it a pool or raise common_experts"
-                )
+                allowed = f"{ffn.router.fewest_experts} or more, as many as a token needs"
+                yield Misfit(("ffn", "pools"), got, allowed, "give it a pool or raise common_experts")
 
 
 def _attention_misfits(config: ModelConfig) -> Iterator[Misfit]:

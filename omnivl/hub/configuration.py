@@ -10,6 +10,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
 from moe.config import for_any_machine
+from moe.upgrades import upgraded
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
@@ -72,7 +73,9 @@ class OmniVLConfig(PretrainedConfig):
         Raises:
             ModelError: A field is unknown or of a wrong type.
         """
-        return _typed(json.dumps(self.model, sort_keys=True))
+        ffn = self.model.get("ffn")
+        model = {**self.model, "ffn": upgraded(ffn)} if isinstance(ffn, Mapping) else self.model
+        return _typed(json.dumps(model, sort_keys=True))
 
     @property
     def tokens(self) -> SpecialTokens:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
-from moe.router import Router
+from moe.routers.base import Router
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, text_layout, visual_layout
 from omnivl.chain.state import State

@@ -1,6 +1,6 @@
 """What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import without_noise
+from moe.modality import ModalityFeedForward
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.gather import Gather, LocalGather
@@ -24,8 +25,8 @@ class BlockLayer(ChainLayer):
         block: The module that is trained.
         momentum_block: Its twin, or None.
         gather: How to see the other replicas.
-        tokens_per_expert: What the experts served since the last optimizer step, where their selection is balanced
-            after it.
+        tokens_per_expert: What the experts of each slot served since the last optimizer step, by the slot's name in the
+            block, where the router balances them after the step.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class BlockLayer(ChainLayer):
         super().__init__()
         self.name, self.config = name, (config := config.at_block(index))
         self.gather: Gather = LocalGather()
-        self.tokens_per_expert: Tensor | None = None
+        self.tokens_per_expert: dict[str, Tensor] = {}
         self.block = build(config)
         self.momentum_block: nn.Module | None = None
         if twin and config.momentum is not None:
@@ -68,31 +69,57 @@ class BlockLayer(ChainLayer):
 
     def after_step(self) -> None:
         """Balances the experts' selection, then moves the momentum twin."""
-        balanced = self._balanced_experts
-        if balanced is not None and self.tokens_per_expert is not None:
-            balanced.after_step(self.gather.total(self.tokens_per_expert))
-            self.tokens_per_expert = None
+        slots = self._routed_slots() if self.tokens_per_expert else {}
+        for name, served in self.tokens_per_expert.items():
+            slots[name].after_step(self.gather.total(served))
+        self.tokens_per_expert = {}
         if self.momentum_block is not None:
             assert self.config.momentum is not None
             ema_update_(self.momentum_block, self.block, self.config.momentum.decay, self.local_storage)
 
     def discard_step(self) -> None:
         """Forgets what the experts served."""
-        self.tokens_per_expert = None
+        self.tokens_per_expert = {}
 
-    def with_routing(self, state: State, router_sums: Tensor | None) -> State:
-        """Puts what a block's router has to say under ``router/{layer}``, for the last layer to make losses of."""
+    def with_routing(self, state: State, router_sums: Tensor | Mapping[str, Tensor] | None) -> State:
+        """Puts what a block's routers have to say under ``router/{layer}``, for the last layer to make losses of.
+
+        Args:
+            state: What the layer passes on.
+            router_sums: What the block's slot returned. A block with several slots gives those of each, by the slot's
+                name in the block; they stand under ``router/{layer}/{slot}``. None: nothing was routed.
+        """
         if router_sums is None:
             return state
-        balanced = self._balanced_experts if torch.is_grad_enabled() else None
-        if balanced is not None:
-            served = balanced.tokens_per_expert(router_sums)
-            self.tokens_per_expert = served if self.tokens_per_expert is None else self.tokens_per_expert + served
-        place = f"router/{self.name}"  # a block that runs twice in a step adds to its first sums
-        return state.merged({place: state[place] + router_sums if place in state else router_sums})
+        slots = self._routed_slots()
+        if isinstance(router_sums, Tensor):
+            assert len(slots) == 1, f"{self.name}: one vector of sums for {len(slots)} routed slots: {', '.join(slots)}"
+            places = dict.fromkeys(slots, f"router/{self.name}")
+            router_sums = dict.fromkeys(slots, router_sums)
+        else:
+            unknown = router_sums.keys() - slots.keys()
+            assert not unknown, f"{self.name}: sums of {sorted(unknown)}, routed slots are {', '.join(slots)}"
+            places = {name: f"router/{self.name}/{name}" for name in router_sums}
+        for name, sums in router_sums.items():
+            place = places[name]
+            if slots[name].router.balances and torch.is_grad_enabled():
+                served = slots[name].tokens_per_expert(sums)
+                before = self.tokens_per_expert.get(name)
+                self.tokens_per_expert[name] = served if before is None else before + served
+            # A block that runs twice in a step adds to its first sums.
+            state = state.merged({place: state[place] + sums if place in state else sums})
+        return state
 
-    @property
-    def _balanced_experts(self) -> SparseFeedForward | None:
-        """The block's experts, where their selection is balanced after each step."""
-        ffn = getattr(self.block, "ffn", None)
-        return ffn if isinstance(ffn, SparseFeedForward) and ffn.config.selection_bias_rate > 0 else None
+    def idle_experts(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
+        """Experts by modality, in whatever slot, that no token uses where all tokens are of the kinds in ``reached``.
+
+        Args:
+            reached: (modality, fused) of the tokens, see ``moe.tokens.Segment``.
+        """
+        for module in self.block.modules():
+            if isinstance(module, ModalityFeedForward):
+                yield from module.idle(reached)
+
+    def _routed_slots(self) -> dict[str, SparseFeedForward]:
+        """The block's slots with a router, by their names in the block."""
+        return {name: one for name, one in self.block.named_modules() if isinstance(one, SparseFeedForward)}

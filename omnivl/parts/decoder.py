@@ -22,12 +22,12 @@ from omnivl.parts.padding import Padding
 from omnivl.parts.recompute import recomputed
 
 
-def looks_ahead(config: ModelConfig) -> bool:
-    """Whether the generation decoder has experts that choose among all tokens, those to come included."""
-    ffn = config.ffn
-    if not isinstance(ffn, SparseConfig) or ffn.routing != "expert_choice":
-        return False
-    return any(is_routed(ffn, index) for index in range(config.generation_layers))
+def looking_ahead(config: ModelConfig) -> str | None:
+    """The kind of the generation decoder's router where it looks at all tokens, those to come included; else None."""
+    ffn, depth = config.ffn, config.generation_layers
+    if not isinstance(ffn, SparseConfig) or not ffn.router.looks_ahead:
+        return None
+    return ffn.router.kind if any(is_routed(ffn, index, depth) for index in range(depth)) else None
 
 
 class GroundedBlock(ResidualBlock):

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from moe.config import SparseConfig
-from moe.health import layer_health, mean_health, routing_health
-from moe.router_losses import RouterSums, loss_weights, router_losses
-from moe.sparse import allowed_experts
+from moe.routers.health import layer_health, mean_health, routing_health
+from moe.routers.sums import RouterSums
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import TWIN, VOCABULARY
 from omnivl.chain.gather import Gather, LocalGather
@@ -48,8 +47,8 @@ class Losses(ChainLayer):
         self.router_weights: Mapping[str, float] = {}
         self.allowed: Sequence[Sequence[bool]] | None = None
         if isinstance(config.ffn, SparseConfig):
-            self.router_weights = loss_weights(config.ffn.losses)
-            self.allowed = allowed_experts(config.ffn, MODALITIES)
+            self.router_weights = config.ffn.router.losses.weights()
+            self.allowed = config.ffn.allowed_experts(MODALITIES)
         self.objectives = {objective.key: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         self.momentum_vocabulary: nn.Module | None = None
@@ -127,11 +126,11 @@ class Losses(ChainLayer):
         joined = self.gather.join(torch.cat(list(vectors.values()))[None]).sum(0)
         parts = torch.split(joined, [len(vector) for vector in vectors.values()])
         layers = [RouterSums.unpack(part, len(MODALITIES)) for part in parts]
-        losses = [router_losses(sums, MODALITIES, self.ffn.losses, self.allowed) for sums in layers]
+        losses = [self.ffn.router.losses.of(sums, MODALITIES, self.allowed) for sums in layers]
         present = present_modalities(state.layout)
-        health = mean_health([routing_health(sums, MODALITIES, self.ffn.top_k) for sums in layers], present)
+        health = mean_health([routing_health(sums, MODALITIES) for sums in layers], present)
         for layer, sums in zip(vectors, layers, strict=True):
-            health |= {f"{layer}/{figure}": value for figure, value in layer_health(sums, self.ffn.top_k).items()}
+            health |= {f"{layer}/{figure}": value for figure, value in layer_health(sums).items()}
         return (
             {f"router/{name}": torch.stack([one[name] for one in losses]).mean() for name in losses[0]},
             {f"metric/router/{name}": value for name, value in health.items()},

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from moe.attribute import AttributeLinear
 from moe.config import AttributeConfig
 from moe.feed_forward import build_feed_forward, has_attention_experts, is_routed
-from moe.modality import ModalityFeedForward
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
 from omnivl.chain.demands import CLEAN, TWIN
@@ -237,8 +236,7 @@ class UnifiedLayer(TwicePassed):
         assert isinstance(block, UnifiedBlock)
         for module in (block.norm1, block.qkv, block.out, block.norm2):
             yield from module.idle({modality for modality, _ in reached})
-        if isinstance(block.ffn, ModalityFeedForward):
-            yield from block.ffn.idle(reached)
+        yield from self.idle_experts(reached)
 
     def forward(self, state: State) -> State:
         """Advances ``fused`` where it is there, else ``visual`` and ``text``, and the twins of these."""

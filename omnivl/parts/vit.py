@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from moe.feed_forward import build_feed_forward, is_routed
-from moe.modality import ModalityFeedForward
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from omnivl.chain.state import State, StepLayout
@@ -154,9 +153,7 @@ class VisualBlock(BlockLayer):
         assert isinstance(self.block, DividedBlock)
         if not any(layout.is_video for layout in layouts):
             yield from self.block.temporal.parameters()
-        if isinstance(self.block.ffn, ModalityFeedForward):
-            active = [layout for layout in layouts if self.acts(layout)]
-            yield from self.block.ffn.idle({(VISUAL_MODALITIES[layout.is_video], False) for layout in active})
+        yield from self.idle_experts({(VISUAL_MODALITIES[one.is_video], False) for one in layouts if self.acts(one)})
 
     def forward(self, state: State) -> State:
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import NoisyRouterLossConfig, TokenChoice
 from omnivl.architectures.build import Settle, build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
@@ -33,17 +32,17 @@ OBJECTIVES: tuple[Objective, ...] = (
     *(UniVLC(queue_size=21, batch_keys="momentum", soft_target_alpha=0.4), VLM(negatives="global"), LM()),
 )
 # Noise is each replica's own, hence none; every auxiliary loss that can do without it.
-ROUTER_LOSSES = RouterLossConfig(
+ROUTER_LOSSES = NoisyRouterLossConfig(
     **{"importance": 0.1, "load": 0.0, "balance": 0.1, "z": 0.01},
     **{"local_entropy": {"text": 0.1}, "global_entropy": {"image": 0.1, "video": 0.1, "text": 0.1}},
 )
-STILL: dict[str, Any] = {"every": 1, "noise": 0.0, "losses": ROUTER_LOSSES}
+STILL = TokenChoice(noise=0.0, losses=ROUTER_LOSSES)
 FILLINGS: dict[str, FeedForwardConfig] = {
     "dense": DenseConfig(),
     "mome": MoMEConfig(fusion_from=0),
     "attribute": AttributeConfig(num_experts=4, every=1, noise=0.0),
-    "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, **STILL),
-    "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, **STILL),
+    "limoe": LIMoEConfig(num_experts=4, every=1, shared_experts=1, router=replace(STILL, top_k=2)),
+    "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, every=1, router=STILL),
 }
 plan_layout = partial(fold_demands, OBJECTIVES)
 UNIFIED_OBJECTIVES = tuple(objective for objective in OBJECTIVES if not isinstance(objective, LM))

@@ -17,7 +17,7 @@ from engine.hosts.shards import SavedTensors
 from engine.hosts.zero.host import ZeroHost
 from engine.processes.collectives import make_gather
 from engine.step.optimizer import OptimizerConfig
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
 
 STEPS, SAVED, JOINED = 5, 3, 8
 CONFIG = OptimizerConfig(lr=3e-3, eps=1e-3, weight_decay=0.1, gradient_clipping=0.5, schedule="linear")

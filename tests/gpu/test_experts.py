@@ -4,17 +4,20 @@ import pytest
 import torch
 
 from moe.config import LIMoEConfig
-from moe.expert_products import expert_feed_forward
-from moe.megablocks import import_problem
-from moe.router_losses import RouterLossConfig
+from moe.experts.megablocks import import_problem
+from moe.experts.products import expert_feed_forward
+from moe.routers import ExpertChoice, NoisyRouterLossConfig, TokenChoice
+from moe.routers.losses import RouterLossConfig
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 
 COUNTS = [40, 0, 200, 3]
 CHOICES = {
-    "token_choice": LIMoEConfig(num_experts=4, top_k=2, every=1, losses=RouterLossConfig(z=0.1)),
+    "token_choice": LIMoEConfig(
+        num_experts=4, every=1, router=TokenChoice(top_k=2, losses=NoisyRouterLossConfig(z=0.1))
+    ),
     "expert_choice": LIMoEConfig(
-        routing="expert_choice", num_experts=4, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0, z=0.1)
+        num_experts=4, every=1, router=ExpertChoice(experts_per_token=2.0, losses=RouterLossConfig(z=0.1))
     ),
 }
 

@@ -132,6 +132,33 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     assert " ".join(refused.split()) == " ".join(promised.split())
 
 
+def test_add_a_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tutorial's file and entry in a copy of the packages."""
+    for package in ("moe", "omnivl", "engine", "launcher"):
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    document = TUTORIALS / "add-a-router.md"
+    router, entry, check = blocks(document, "python")
+    (plan,) = blocks(document, "yaml")
+    union = tmp_path / "moe" / "routers" / "__init__.py"
+    added, _, member = entry.strip().partition("\n\n")
+    lines = [member if line.startswith("AnyRouterConfig =") else line for line in union.read_text().splitlines()]
+    lines.insert(lines.index("from pydantic import Field") + 1, added)
+    union.write_text("\n".join(lines))
+    (tmp_path / "moe" / "routers" / "cosine.py").write_text(router)
+    tests = tmp_path / "tests" / "unit" / "moe" / "routers"
+    tests.mkdir(parents=True)
+    (tests / "test_cosine.py").write_text(check)
+    (tmp_path / "cosine.yaml").write_text(
+        plan.replace("steps: 100", "steps: 4").replace("warmup_steps: 10", "warmup_steps: 2")
+    )
+    printed = {command: shell(command, tmp_path) for command in commands(document)}
+    assert "1 passed" in next(text for command, text in printed.items() if "pytest" in command)
+    assert (tmp_path / "runs" / "cosine" / "routing.html").is_file()
+    metrics = (tmp_path / "runs" / "cosine" / "stages" / "01-contrastive" / "metrics.jsonl").read_text()
+    assert "router/experts_used_image" in metrics and "router/importance" in metrics
+
+
 def test_make_targets_of_the_readme() -> None:
     """``make quickstart`` starts the quickstart; ``make test`` is what runs this."""
     assert commands(ROOT / "README.md") == ["make quickstart", "make test"]

@@ -9,6 +9,7 @@ from engine.plan.parse import load_plan
 from engine.step.freeze import freeze, freeze_idle
 from launcher.commands.check import summarize
 from moe.attribute import AttributeFeedForward, AttributeLinear
+from moe.config import AttributeConfig
 from moe.sparse import SparseFeedForward
 from omnivl.architectures.build import build_chain
 from omnivl.data.special_tokens import SpecialTokens
@@ -44,8 +45,9 @@ def counts(name: str) -> tuple[int, int]:
         for part in module.modules():
             if isinstance(part, SparseFeedForward | AttributeFeedForward | AttributeLinear):
                 config = stage.model.ffn
+                chosen = config.top_k if isinstance(config, AttributeConfig) else config.router.experts_per_token
                 size = sum(parameter.numel() for parameter in part.experts.parameters())
-                resting += size * (config.num_experts - config.top_k) // config.num_experts
+                resting += size * round(config.num_experts - chosen) // config.num_experts
     visual = chain.embed.block.visual
     total -= visual.patches.video_delta.numel() + visual.times.numel()
     return total, total - resting

@@ -13,7 +13,7 @@ from torch import nn
 
 from engine.errors import PlanError
 from engine.processes.collectives import ProcessGroupExchange, broadcast_from_first
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import Chain
 

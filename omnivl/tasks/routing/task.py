@@ -67,7 +67,7 @@ class RoutingTask(Task):
         assert isinstance(ffn, SparseConfig), "a model with routers has sparse experts"
         num_experts: int = ffn.num_experts
         figures = dict(_FIGURES)
-        if ffn.routing == "expert_choice":
+        if not ffn.router.tokens_choose:
             del figures["dropped, {}"]  # tokens that no expert took have no row
         used = usage(tokens, num_experts)
         means = used.groupby("modality", observed=True)[list(figures.values())].mean()

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor, nn
 
-from moe.recorder import Heard, listening
+from moe.routers.recorder import Heard, listening
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet

@@ -18,8 +18,8 @@ from moe.analysis import (
     usage,
 )
 from moe.config import LIMoEConfig
-from moe.recorder import listening
-from moe.router_losses import RouterLossConfig
+from moe.routers import TokenChoice
+from moe.routers.recorder import listening
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 
@@ -149,7 +149,7 @@ def test_entropy() -> None:
 
 def test_routers_are_heard_while_somebody_listens() -> None:
     torch.manual_seed(0)
-    config = LIMoEConfig(num_experts=3, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0))
+    config = LIMoEConfig(num_experts=3, every=1, router=TokenChoice(top_k=2).without_noise())
     layer = SparseFeedForward(config, 8, 16, ("image", "text"))
     holder = nn.ModuleDict({"routed": layer, "plain": nn.Linear(2, 2)})
     x, tokens = torch.randn(5, 8), Tokens((Segment("image", 2), Segment("text", 3)))
@@ -158,10 +158,10 @@ def test_routers_are_heard_while_somebody_listens() -> None:
         layer(x[:2], Tokens((Segment("image", 2),)))
     layer(x, tokens)
     assert [(one.layer, len(one.expert_TK), one.num_experts) for one in heard] == [("routed", 5, 3), ("routed", 2, 3)]
-    choice = layer.router(x, torch.zeros(5, dtype=torch.int64))
-    assert torch.equal(heard[0].expert_TK, choice.expert_TK)
-    torch.testing.assert_close(heard[0].gate_TK, choice.gate_TK)
-    probs = choice.probs_TE
+    routed = layer.router(x, torch.zeros(5, dtype=torch.int64))
+    assert torch.equal(heard[0].expert_TK, routed.expert_TK)
+    torch.testing.assert_close(heard[0].gate_TK, routed.gate_TK)
+    probs = routed.said.probs_TE
     torch.testing.assert_close(heard[0].entropy_T, -(probs * probs.log()).sum(-1))
     assert not heard[0].gate_TK.requires_grad
 
@@ -169,10 +169,8 @@ def test_routers_are_heard_while_somebody_listens() -> None:
 @pytest.mark.parametrize("priority", [False, True])
 def test_what_a_capacity_drops_is_heard(priority: bool) -> None:
     torch.manual_seed(0)
-    losses = RouterLossConfig(load=0.0)
-    config = LIMoEConfig(
-        num_experts=2, top_k=1, every=1, noise=0.0, capacity_factor=1.0, priority=priority, losses=losses
-    )
+    router = TokenChoice(capacity_factor=1.0, priority=priority).without_noise()
+    config = LIMoEConfig(num_experts=2, every=1, router=router)
     layer = SparseFeedForward(config, 3, 6, ("image", "text"))
     layer.router.gate.weight.data = torch.eye(2, 3)
     # Room for ceil(8 / 2) = 4 tokens: six want expert 0, surer and surer; the third is padding, which takes no room.

@@ -8,14 +8,15 @@ from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, 
 from moe.dense import DenseFeedForward
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.modality import ModalityFeedForward
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers import ExpertChoice, TokenChoice
+from moe.routers.sums import RouterSums
 from moe.slot import Slot
 from moe.sparse import SparseFeedForward
 from moe.tokens import Segment, Tokens
 
 MODALITIES = ("image", "video", "text")
 MIXED = Tokens((Segment("text", 4), Segment("image", 5), Segment("video", 3)))
-STILL = RouterLossConfig(load=0.0)
+STILL = TokenChoice().without_noise()
 BOTH = (False, True)
 
 
@@ -38,7 +39,9 @@ def x_of(tokens: Tokens = MIXED) -> Tensor:
         ({"blocks": (1, -1)}, [1, 5]),
     ],
 )
-def test_experts_stand_where_they_are_named_or_in_every_so_manieth_block(options: dict, routed: list[int]) -> None:
+def test_experts_stand_where_they_are_named_or_in_the_last_block_of_each_group(
+    options: dict, routed: list[int]
+) -> None:
     config = LIMoEConfig(num_experts=2, **options)
     assert [block for block in range(6) if is_routed(config, block, 6)] == routed
     slots = [built(config, block, depth=6) for block in range(6)]
@@ -47,7 +50,7 @@ def test_experts_stand_where_they_are_named_or_in_every_so_manieth_block(options
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_one_expert_is_the_dense_layer_bit_for_bit(dtype: torch.dtype) -> None:
-    sparse = built(LIMoEConfig(num_experts=1, every=1, noise=0.0, losses=STILL))
+    sparse = built(LIMoEConfig(num_experts=1, every=1, router=STILL))
     assert isinstance(sparse, SparseFeedForward)
     dense, bank = DenseFeedForward(8, 16), sparse.experts
     dense.fc1.weight.data, dense.fc1.bias.data = bank.fc1_weight[0], bank.fc1_bias[0]
@@ -58,22 +61,22 @@ def test_one_expert_is_the_dense_layer_bit_for_bit(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_the_output_is_the_sum_of_chosen_experts_times_gates(top_k: int) -> None:
-    config = LIMoEConfig(num_experts=4, top_k=top_k, every=1, noise=0.0, losses=STILL)
+    config = LIMoEConfig(num_experts=4, every=1, router=replace(STILL, top_k=top_k))
     layer, x = built(config), x_of()
     y = layer(x.view(3, 4, 8), MIXED).y
     assert y.shape == (3, 4, 8)
-    choice = layer.router(x, MIXED.modality_ids(MODALITIES, x.device))
+    routed = layer.router(x, MIXED.modality_ids(MODALITIES, x.device))
     bank = layer.experts
     for token in range(12):
         wanted = torch.zeros(8)
-        for expert, gate in zip(choice.expert_TK[token].tolist(), choice.gate_TK[token], strict=True):
+        for expert, gate in zip(routed.expert_TK[token].tolist(), routed.gate_TK[token], strict=True):
             inner = nn.functional.gelu(bank.fc1_weight[expert] @ x[token] + bank.fc1_bias[expert])
             wanted = wanted + gate * (inner @ bank.fc2_weight[expert] + bank.fc2_bias[expert])
         torch.testing.assert_close(y.view(12, 8)[token], wanted)
 
 
 def test_shared_experts_see_every_token() -> None:
-    config = LIMoEConfig(num_experts=4, every=1, noise=0.0, losses=STILL)
+    config = LIMoEConfig(num_experts=4, every=1, router=STILL)
     plain, both = built(config), built(replace(config, shared_experts=2))
     both.load_state_dict(plain.state_dict(), strict=False)
     x = x_of()
@@ -82,7 +85,7 @@ def test_shared_experts_see_every_token() -> None:
 
 
 def test_padding_gets_nothing_and_counts_for_nothing() -> None:
-    layer, x = built(LIMoEConfig(num_experts=2, every=1, noise=0.0, losses=STILL)), x_of()
+    layer, x = built(LIMoEConfig(num_experts=2, every=1, router=STILL)), x_of()
     valid = torch.arange(12) % 3 != 0
     out = layer(x, Tokens(MIXED.segments, valid))
     assert not out.y[~valid].any()
@@ -93,7 +96,7 @@ def test_padding_gets_nothing_and_counts_for_nothing() -> None:
 
 
 def test_above_capacity_the_least_sure_tokens_get_nothing() -> None:
-    config = LIMoEConfig(num_experts=2, every=1, noise=0.0, capacity_factor=0.6, losses=STILL)
+    config = LIMoEConfig(num_experts=2, every=1, router=replace(STILL, capacity_factor=0.6))
     layer, x = built(config), x_of()
     layer.router.gate.weight.data[1] = -10 * layer.router.gate.weight.data[0]  # all to the same, more or less surely
     x = x * torch.sign(x @ layer.router.gate.weight[1])[:, None]
@@ -103,13 +106,13 @@ def test_above_capacity_the_least_sure_tokens_get_nothing() -> None:
     assert served.sum().item() == 4
     assert gate[served].min() >= gate[~served].max()
     assert RouterSums.unpack(out.router_sums, 3).dropped_M.sum().item() == 8
-    first = built(replace(config, priority=False))
+    first = built(replace(config, router=replace(config.router, priority=False)))
     first.load_state_dict(layer.state_dict())
     assert first(x, MIXED).y.any(-1).tolist() == [True] * 4 + [False] * 8
 
 
 def test_pools_keep_modalities_apart_and_the_common_experts_join_them() -> None:
-    config = MoMELIMoEConfig(pools={"image": 2, "text": 1}, common_experts=1, every=1, noise=0.0, losses=STILL)
+    config = MoMELIMoEConfig(pools={"image": 2, "text": 1}, common_experts=1, every=1, router=STILL)
     layer = built(config)
     assert config.num_experts == 4
     sums = RouterSums.unpack(layer(x_of(), MIXED).router_sums, 3)
@@ -164,11 +167,13 @@ def test_fused_sequences_have_their_own_perceptron_from_a_block_on() -> None:
             "ffn.every: got 3 beside blocks [1], allowed is one of the two: leave every out where blocks are named",
         ),
         (
-            {"noise": 0.0},
-            "ffn.losses: got load 0.005 with noise 0, allowed is load 0, or noise above 0: the load loss is made of "
-            "the noise",
+            {"num_experts": 2, "router": TokenChoice(top_k=3)},
+            "ffn.num_experts: got 2 with 3 experts per token, allowed is 3 or more",
         ),
-        ({"num_experts": 2, "top_k": 3}, "ffn.num_experts: got top_k 3 of 2, allowed is top_k or more"),
+        (
+            {"num_experts": 2, "router": ExpertChoice(experts_per_token=2.5)},
+            "ffn.num_experts: got 2 with 2.5 experts per token, allowed is 2.5 or more",
+        ),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:
@@ -178,7 +183,7 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 
 
 def test_contradictions_between_pools_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"ffn.pools: got 1 experts for text and 0 common ones, allowed is top_k 2"):
-        MoMELIMoEConfig(pools={"text": 1}, common_experts=0, top_k=2)
+    with pytest.raises(ValueError, match=r"ffn.pools: got 1 experts for text and 0 common ones, allowed is 2 or more"):
+        MoMELIMoEConfig(pools={"text": 1}, common_experts=0, router=TokenChoice(top_k=2))
     with pytest.raises(ValueError, match=r"ffn.shared: got image in more than one group, allowed is one"):
         MoMEConfig(shared={"a": ("image",), "b": ("image", "text")})

@@ -1,20 +1,22 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.feed_forward import build_feed_forward
-from moe.router_losses import RouterLossConfig
+from moe.routers import TokenChoice
 from moe.slot import Slot
 from moe.tokens import Segment, Tokens
 from moe.upcycle import translated
 
 MODALITIES = ("image", "video", "text")
 MIXED = Tokens(tuple(Segment(*run, attributes=(1,)) for run in (("text", 4), ("image", 5), ("video", 3))))
-SPARSE = {"every": 1, "noise": 0.0, "renormalise": True, "losses": RouterLossConfig(load=0.0)}
+SPARSE = {"every": 1, "router": TokenChoice(renormalise=True).without_noise()}
 FILLINGS = {
     "limoe": LIMoEConfig(num_experts=4, **SPARSE),
-    "limoe, two": LIMoEConfig(num_experts=4, top_k=2, **SPARSE),
+    "limoe, two": LIMoEConfig(num_experts=4, every=1, router=replace(SPARSE["router"], top_k=2)),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "text": 1}, common_experts=2, **SPARSE),
     "attribute": AttributeConfig(num_experts=4, every=1, noise=0.0, num_attributes=1),
     "mome": MoMEConfig(shared={"vision": ("image", "video")}),

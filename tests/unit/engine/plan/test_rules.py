@@ -128,9 +128,9 @@ STAGE_CASES = {
     "captions_do_not_look_ahead": (
         {
             "objectives": "[univlc, lm]",
-            "model": "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}",
+            "model": "{ffn: {kind: limoe, router: {kind: expert_choice}}}",
         },
-        "p:7: stages.0.model.ffn.routing: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
+        "p:7: stages.0.model.ffn.router.kind: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
     ),
     "megablocks_is_bf16": (
         {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
@@ -329,7 +329,7 @@ def test_evaluation_may_rely_on_an_earlier_stage() -> None:
     ],
 )
 def test_experts_may_choose_where_no_word_is_to_come(changed: dict[str, str]) -> None:
-    choosing = "{ffn: {kind: limoe, routing: expert_choice, noise: 0, losses: {load: 0}}}"
+    choosing = "{ffn: {kind: limoe, router: {kind: expert_choice}}}"
     assert problems({"model": choosing, **changed}) == []
 
 

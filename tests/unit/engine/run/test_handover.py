@@ -10,7 +10,7 @@ from engine.disk.aside import heads_aside
 from engine.errors import CheckpointError
 from engine.run.handover import hand_over
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
@@ -38,6 +38,7 @@ DELTA = "embed.block.visual.patches.video_delta"
 POSITIONS = "embed.block.visual.positions"
 TIMES = "embed.block.visual.times"
 QUEUE = "losses.heads.univlc.queue.visual"
+STILL = TokenChoice(renormalise=True).without_noise()
 
 
 def chain(seed: int, *objectives: object, **fields: object) -> Chain:
@@ -164,8 +165,8 @@ def test_other_shapes_are_refused() -> None:
     "ffn",
     [
         MoMEConfig(),
-        LIMoEConfig(num_experts=3, every=1, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0)),
-        LIMoEConfig(num_experts=3, every=1, top_k=2, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0)),
+        LIMoEConfig(num_experts=3, every=1, router=STILL),
+        LIMoEConfig(num_experts=3, every=1, router=replace(STILL, top_k=2)),
     ],
     ids=["mome", "limoe", "limoe, two"],
 )
@@ -200,7 +201,7 @@ def test_experts_may_stand_in_other_blocks_than_before() -> None:
 
 
 def test_noise_on_copied_experts_is_the_same_in_every_process_and_in_twins() -> None:
-    ffn = LIMoEConfig(num_experts=3, every=1, noise=0.0, renormalise=True, losses=RouterLossConfig(load=0.0))
+    ffn = LIMoEConfig(num_experts=3, every=1, router=STILL)
     dense = weights(chain(0, UniVLC(queue_size=6)))
 
     def start(seed: int, build_seed: int, **options: float) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ import synthetic_chain as synthetic
 import torch
 
 from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
 from omnivl.errors import UserError
 
 

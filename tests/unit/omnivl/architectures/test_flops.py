@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe.config import AttributeConfig, DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
+from moe.routers import TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.flops import parameter_count, step_flops
 from omnivl.architectures.presets import PRESETS
@@ -45,7 +46,9 @@ def test_parameter_count_with_tubelets_and_layer_scale():
 FILLINGS = {
     "mome": MoMEConfig(fusion_from=1),
     "mome sharing": MoMEConfig(shared={"vision": ("image", "video")}),
-    "limoe": LIMoEConfig(num_experts=4, top_k=2, shared_experts=1, expert_ratio=0.5, implementation="loop"),
+    "limoe": LIMoEConfig(
+        num_experts=4, router=TokenChoice(top_k=2), shared_experts=1, expert_ratio=0.5, implementation="loop"
+    ),
     "limoe everywhere": LIMoEConfig(num_experts=4, every=1, implementation="loop"),
     "limoe at named blocks": LIMoEConfig(num_experts=4, blocks=(0, -1), implementation="loop"),
     "attribute": AttributeConfig(num_experts=4),

@@ -3,7 +3,7 @@
 import pytest
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import NoisyRouterLossConfig, TokenChoice
 from omnivl.architectures.presets import PRESETS, check_config, resolve
 from omnivl.errors import ModelError
 from omnivl.parts.config import ModelConfig, VisionConfig
@@ -48,16 +48,16 @@ def test_all_misfits_at_once():
 
 
 def test_modalities_that_the_model_does_not_know_are_named():
-    losses = RouterLossConfig(local_entropy={"txt": 1.0}, min_experts={"image": 2})
+    router = TokenChoice(losses=NoisyRouterLossConfig(local_entropy={"txt": 1.0}, min_experts={"image": 2}))
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(ffn=MoMELIMoEConfig(pools={"images": 1, "text": 1}, common_experts=0, losses=losses)))
+        check_config(ModelConfig(ffn=MoMELIMoEConfig(pools={"images": 1, "text": 1}, common_experts=0, router=router)))
     assert str(caught.value).splitlines() == [
         "model.ffn.pools: got 'images'; allowed 'image', 'video', 'text'; did you mean 'image'?",
-        "model.ffn.losses.local_entropy: got 'txt'; allowed 'image', 'video', 'text'; did you mean 'text'?",
-        "model.ffn.pools: got no pool for image and 0 common experts; allowed experts for top_k 1; give it a pool or "
-        "raise common_experts",
-        "model.ffn.pools: got no pool for video and 0 common experts; allowed experts for top_k 1; give it a pool or "
-        "raise common_experts",
+        "model.ffn.router.losses.local_entropy: got 'txt'; allowed 'image', 'video', 'text'; did you mean 'text'?",
+        "model.ffn.pools: got no pool for image and 0 common experts; allowed 1 or more, as many as a token needs; "
+        "give it a pool or raise common_experts",
+        "model.ffn.pools: got no pool for video and 0 common experts; allowed 1 or more, as many as a token needs; "
+        "give it a pool or raise common_experts",
     ]
     with pytest.raises(ModelError, match=r"model.ffn.shared.vision: got 'film'; allowed 'image', 'video', 'text'"):
         check_config(ModelConfig(ffn=MoMEConfig(shared={"vision": ("image", "film")})))

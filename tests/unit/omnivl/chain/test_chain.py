@@ -8,7 +8,8 @@ import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers import ExpertChoice, NoisyRouterLossConfig, TokenChoice
+from moe.routers.sums import RouterSums
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State, StepLayout
@@ -81,8 +82,8 @@ class Counted(torch.nn.Module):
 def test_what_routers_say_travels_and_counts_once(recompute, kind):
     torch.manual_seed(0)
     objectives = (UniVLC(),)
-    losses = RouterLossConfig(importance=0.5, load=0.0, z=0.25)
-    ffn = LIMoEConfig(num_experts=4, every=1, noise=0.0, losses=losses)
+    losses = NoisyRouterLossConfig(importance=0.5, load=0.0, z=0.25)
+    ffn = LIMoEConfig(num_experts=4, every=1, router=TokenChoice(noise=0.0, losses=losses))
     chain = build_chain(replace(CONFIG, recompute=recompute, ffn=ffn), objectives, TOKENS)
     chain.visual_00.block.ffn = slot = Counted(chain.visual_00.block.ffn)
     batch = make_batch(kind, objectives)
@@ -112,8 +113,9 @@ def test_what_routers_say_travels_and_counts_once(recompute, kind):
 
 def test_the_selection_bias_moves_once_per_step_by_what_all_its_micro_batches_served():
     torch.manual_seed(0)
-    losses = RouterLossConfig(importance=0.0, load=0.0)
-    ffn = LIMoEConfig(num_experts=3, every=1, noise=0.0, losses=losses, selection_bias_rate=0.1)
+    losses = NoisyRouterLossConfig(importance=0.0, load=0.0)
+    router = TokenChoice(noise=0.0, selection_bias_rate=0.1, losses=losses)
+    ffn = LIMoEConfig(num_experts=3, every=1, router=router)
     objectives = (UniVLC(queue_size=8, batch_keys="momentum"),)
     chain = build_chain(replace(CONFIG, ffn=ffn, recompute="block"), objectives, TOKENS)
     layer = chain.visual_00
@@ -123,7 +125,7 @@ def test_the_selection_bias_moves_once_per_step_by_what_all_its_micro_batches_se
         state = layer(chain.embed(State.from_batch(make_batch("image_text", objectives, size), layout)))
         served += RouterSums.unpack(state["router/visual_00"].detach(), 3).chosen_ME.sum(0)
         state["visual"].sum().backward()  # runs the block again
-    assert torch.equal(layer.tokens_per_expert, served)
+    assert torch.equal(layer.tokens_per_expert["ffn"], served)
     layer.after_step()
     wanted = 0.1 * (served.mean() - served).sign()
     assert wanted.any()
@@ -131,15 +133,14 @@ def test_the_selection_bias_moves_once_per_step_by_what_all_its_micro_batches_se
     torch.testing.assert_close(layer.momentum_block.ffn.router.bias_E, wanted)
     layer.after_step()
     torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
-    layer.tokens_per_expert = served
+    layer.tokens_per_expert = {"ffn": served}
     layer.discard_step()
     layer.after_step()
     torch.testing.assert_close(layer.block.ffn.router.bias_E, wanted)
 
 
 def test_experts_choose_the_same_tokens_when_a_block_is_recomputed():
-    losses = RouterLossConfig(load=0.0)
-    ffn = LIMoEConfig(routing="expert_choice", num_experts=3, every=1, noise=0.0, losses=losses)
+    ffn = LIMoEConfig(num_experts=3, every=1, router=ExpertChoice())
     found = []
     for recompute in ("none", "block"):
         torch.manual_seed(0)
@@ -157,10 +158,9 @@ def test_experts_choose_the_same_tokens_when_a_block_is_recomputed():
 
 
 def test_a_decoder_whose_experts_would_see_the_words_to_come_is_refused():
-    losses = RouterLossConfig(load=0.0)
-    ffn = LIMoEConfig(routing="expert_choice", num_experts=3, every=2, noise=0.0, losses=losses)
+    ffn = LIMoEConfig(num_experts=3, every=2, router=ExpertChoice())
     two = replace(CONFIG, ffn=ffn, generation_layers=2)
-    with pytest.raises(ModelError, match=r"model.ffn.routing: got 'expert_choice' with an objective that writes"):
+    with pytest.raises(ModelError, match=r"model.ffn.router.kind: got 'expert_choice' with an objective that writes"):
         build_chain(two, (UniVLC(), LM()), TOKENS)
     build_chain(two, (UniVLC(), MLM()), TOKENS)
     build_chain(replace(two, generation_layers=1), (UniVLC(), LM()), TOKENS)  # its only block is dense

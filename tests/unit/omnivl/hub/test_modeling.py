@@ -10,7 +10,7 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import ExpertChoice, TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
@@ -25,10 +25,8 @@ UNIFIED = (UniVLC(), MLM(), VLM())
 FILLINGS = {
     "dense": CONFIG.ffn,
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
-    "limoe": LIMoEConfig(num_experts=4, every=1, selection_bias_rate=0.01),
-    "expert choice": LIMoEConfig(
-        num_experts=4, every=1, routing="expert_choice", noise=0.0, losses=RouterLossConfig(load=0.0)
-    ),
+    "limoe": LIMoEConfig(num_experts=4, every=1, router=TokenChoice(selection_bias_rate=0.01)),
+    "expert choice": LIMoEConfig(num_experts=4, every=1, router=ExpertChoice()),
     "mome_limoe": MoMELIMoEConfig(every=1, pools={"image": 2, "text": 2}, common_experts=2),
     "attribute": AttributeConfig(num_experts=3, every=1),
 }
@@ -205,3 +203,11 @@ def test_errors_say_what_to_do(tmp_path):
     writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
     with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
         writing.generate(pixels, max_new_tokens=8)
+
+
+def test_a_configuration_of_before_routers_had_options_of_their_own_is_read():
+    config = OmniVLConfig.of(replace(CONFIG, ffn=LIMoEConfig(num_experts=4)), (UniVLC(),), TOKENS)
+    assert config.sizes.ffn.router == TokenChoice()
+    earlier = {**config.model, "ffn": {"kind": "limoe", "num_experts": 4, "routing": "token_choice", "top_k": 2}}
+    read = OmniVLConfig(model=earlier, special_tokens=config.special_tokens)
+    assert read.sizes.ffn == LIMoEConfig(num_experts=4, router=TokenChoice(top_k=2))

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers import NoisyRouterLossConfig, TokenChoice
+from moe.routers.sums import RouterSums
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
 from omnivl.chain.objective import Head, Heads
@@ -78,7 +79,8 @@ def test_streams_end_here_and_metrics_leave() -> None:
 
 def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
     """Importance is 9 / 1152 in one layer (probability mass 1.5, 1.25, 1.25) and 0 in the other; z is 2 and 4."""
-    ffn = LIMoEConfig(num_experts=3, losses=RouterLossConfig(importance=64.0, load=0.0, z=0.5))
+    losses = NoisyRouterLossConfig(importance=64.0, load=0.0, z=0.5)
+    ffn = LIMoEConfig(num_experts=3, router=TokenChoice(losses=losses))
     state = state_of(
         "double",
         double__value=torch.tensor(1.0),
@@ -94,7 +96,7 @@ def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
 def sums(probs: list[list[float]], z: float) -> RouterSums:
     """Four image tokens with the given probability mass."""
     four, none = torch.tensor([4.0, 0, 0]), torch.zeros(3)
-    return RouterSums(four, none, none, none, torch.tensor([z, 0, 0]), torch.tensor(probs), *torch.zeros(2, 3, 3))
+    return RouterSums(four, none, none, four, none, torch.tensor([z, 0, 0]), torch.tensor(probs), *torch.zeros(2, 3, 3))
 
 
 def test_losses_of_lower_precision_are_refused() -> None:

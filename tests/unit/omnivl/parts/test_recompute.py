@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moe.config import DenseConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import NoisyRouterLossConfig, TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
@@ -26,7 +26,9 @@ CONFIG = ModelConfig(
     **{"vision_layers": 2, "text_layers": 2, "alignment_layers": 1, "generation_layers": 1},
     **{"image_size": 16, "video_size": 16, "patch_size": 4, "num_frames": 2, "text_length": 6, "vocab_size": 40},
 )
-NOISY = LIMoEConfig(num_experts=4, top_k=2, every=1, noise=1.0, losses=RouterLossConfig(load=0.0))
+NOISY = LIMoEConfig(
+    num_experts=4, every=1, router=TokenChoice(top_k=2, noise=1.0, losses=NoisyRouterLossConfig(load=0.0))
+)
 ROWS, POSITIONS = 3, 17  # of the visual stream of an image
 
 

@@ -7,7 +7,8 @@ import torch
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
-from moe.router_losses import RouterLossConfig, RouterSums
+from moe.routers import NoisyRouterLossConfig, TokenChoice
+from moe.routers.sums import RouterSums
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.layout import plan_layout
@@ -29,7 +30,9 @@ FILLINGS = {
     "attribute": AttributeConfig(num_experts=3, every=1),
     "attribute, attention too": AttributeConfig(num_experts=3, every=1, attention=True),
     "mome": MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
-    "limoe": LIMoEConfig(num_experts=4, every=1, losses=RouterLossConfig(local_entropy={"text": 0.1})),
+    "limoe": LIMoEConfig(
+        num_experts=4, every=1, router=TokenChoice(losses=NoisyRouterLossConfig(local_entropy={"text": 0.1}))
+    ),
 }
 
 

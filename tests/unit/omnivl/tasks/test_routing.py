@@ -9,7 +9,7 @@ import torch
 
 from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
-from moe.router_losses import RouterLossConfig
+from moe.routers import ExpertChoice, TokenChoice
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
@@ -25,7 +25,7 @@ from omnivl.tasks.routing.tokens import CLASS_TOKEN, routed_tokens
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
-LIMOE = LIMoEConfig(num_experts=4, top_k=2, every=1, noise=0.0, losses=RouterLossConfig(load=0.0))
+LIMOE = LIMoEConfig(num_experts=4, every=1, router=TokenChoice(top_k=2).without_noise())
 MODEL = replace(
     PRESETS["tiny"],
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "text_layers": 2, "alignment_layers": 1},
@@ -87,7 +87,7 @@ def test_experts_are_those_that_the_router_chose():
 
 @pytest.mark.filterwarnings("ignore:capacity of")
 def test_what_a_capacity_drops_is_noted_and_padding_is_not():
-    short = replace(LIMOE, capacity_factor=0.5)
+    short = replace(LIMOE, router=replace(LIMOE.router, capacity_factor=0.5))
     for architecture in ARCHITECTURES.values():
         model = replace(architecture, ffn=short)
         encoder, pictures = encoder_of(model), pictures_of(model, count=4)
@@ -102,7 +102,7 @@ def test_what_a_capacity_drops_is_noted_and_padding_is_not():
 
 
 def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
-    choosing = replace(LIMOE, routing="expert_choice")
+    choosing = replace(LIMOE, router=ExpertChoice(experts_per_token=2.0))
     model = replace(ARCHITECTURES["unified"], ffn=choosing)
     encoder, pictures = encoder_of(model), pictures_of(model, count=4)  # one batch, as the encoder has it
     table = routed_tokens(encoder, pictures, texts=False)
@@ -148,7 +148,7 @@ def test_scores_are_means_over_the_layers_of_a_modality(gather):
 
 
 def test_where_experts_choose_drops_are_no_score():
-    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, routing="expert_choice"))
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, router=ExpertChoice(experts_per_token=2.0)))
     (result,) = run_tasks([RoutingTask(max_samples=4)], encoder_of(model))
     assert [score.metric for score in result.scores] == [
         *["experts used, image", "entropy, image, nats", "experts used, text", "entropy, text, nats"],
@@ -196,7 +196,7 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:capacity of")
 def test_the_page_shows_labels_drops_and_experts_without_a_token():
-    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, capacity_factor=0.5))
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, router=replace(LIMOE.router, capacity_factor=0.5)))
     pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model.inputs, 40)
     table = routed_tokens(encoder_of(model), pictures)
     page = routing_page(table, 20, pictures, model.patch_size, "Routing")

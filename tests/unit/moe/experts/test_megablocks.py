@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moe.expert_products import Implementation, expert_feed_forward
-from moe.megablocks import import_problem, megablocks_product
+from moe.experts.megablocks import import_problem, megablocks_product
+from moe.experts.products import Implementation, expert_feed_forward
 
 COUNTS = [5, 0, 17, 1]
 

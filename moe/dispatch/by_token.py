@@ -1,4 +1,4 @@
-"""Who goes where: from each token's choice of experts to rows in the experts' order, and back.
+"""From each token's choice of experts to rows in the order of the experts, and back.
 
     rows_ND = dispatch(x_TD, routing)          # expert by expert
     ...                                        # what the experts make of them
@@ -7,7 +7,7 @@
 Shapes: T tokens, K choices per token, N = T * K rows, E experts, D hidden size.
 
 Nothing is read back from the device: N does not depend on what was chosen. Choices that no expert serves (padding,
-tokens above capacity) have their rows behind those of all experts.
+tokens above capacity) have their rows behind those of the last expert.
 """
 
 import math

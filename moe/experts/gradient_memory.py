@@ -1,13 +1,14 @@
-"""Gradients of many megabytes in the memory of the last step's."""
+"""Uses the memory of the last step's gradients again."""
 
 import torch
 from torch import Tensor
 
 
 class GradientMemory:
-    """Holds on to the memory of a bank's gradients between steps, and hands it out where nobody else holds it any more.
+    """Keeps the memory of a bank's gradients between steps, and gives it out again once no other tensor uses it.
 
-    Gradients of many megabytes are otherwise returned to the system by every step and cleared by it for the next one.
+    Without it the allocator returns gradients of many megabytes to the system after every step, and the system fills
+    the memory of the next step with zeros first.
     """
 
     def __init__(self) -> None:

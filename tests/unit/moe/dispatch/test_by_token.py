@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from moe.routing import Routing, arrange, combine, dispatch, expert_capacity
+from moe.dispatch.by_token import Routing, arrange, combine, dispatch, expert_capacity
 from moe.tokens import Segment, Tokens
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from moe.dense import DenseFeedForward
-from moe.expert_levels import AllExperts, OneExpert, padded_rows, plan_levels
-from moe.expert_products import Implementation, expert_feed_forward
-from moe.experts import ExpertBank
+from moe.experts.bank import ExpertBank
+from moe.experts.levels import AllExperts, OneExpert, padded_rows, plan_levels
+from moe.experts.products import Implementation, expert_feed_forward
 
 COUNTS = [5, 0, 170, 1]  # two levels in a batch
 LEFT_OVER = 3

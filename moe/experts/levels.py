@@ -20,7 +20,7 @@ from torch import Tensor
 
 FEWEST_ROWS = 16
 COST_OF_A_LEVEL = 64
-"""What a level of one expert costs beside its rows, in rows: its matrices are read again."""
+"""What a level of one expert costs beside its rows, as a number of rows: its matrices are read again."""
 
 
 class Level(ABC):
@@ -44,11 +44,11 @@ class Level(ABC):
 
     @abstractmethod
     def put(self, out_ND: Tensor, made_KPD: Tensor) -> None:
-        """Writes ``[K, P, D]`` to where the rows came from. That of all experts comes first and writes everywhere."""
+        """Writes ``[K, P, D]`` to where the rows came from. The level of all experts is first and writes all rows."""
 
     @abstractmethod
     def give(self, gradient: Tensor, left: Tensor, right: Tensor) -> None:
-        """Writes a batched product into a gradient ``[E, ...]``, or adds to what the level of all experts wrote."""
+        """Writes a batched product into a gradient ``[E, ...]``, or adds it to what the level of all experts wrote."""
 
     @abstractmethod
     def add(self, gradient: Tensor, values: Tensor) -> None:
@@ -176,7 +176,7 @@ def _levels(count_E: NDArray[np.int64], num_rows: int) -> Iterator[Level]:
 
 
 def _rows_of_all(count_E: NDArray[np.int64]) -> int:
-    """The number of rows at which computing zeros and putting rows off cost least together."""
+    """The number of rows of the first level at which empty rows and further levels cost least together."""
     choice_C = np.array(sorted({padded_rows(int(count)) for count in count_E if count > 0}))
     beyond_CE = np.maximum(count_E[None, :] - choice_C[:, None], 0)
     cost_C = choice_C * len(count_E) + beyond_CE.sum(1) + COST_OF_A_LEVEL * (beyond_CE > 0).sum(1)

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from moe.health import layer_health, mean_health, routing_health
-from moe.router_losses import RouterSums
+from moe.routers.health import layer_health, mean_health, routing_health
+from moe.routers.sums import RouterSums
 
 MODALITIES = ("image", "text")
 
@@ -15,6 +15,7 @@ SUMS = RouterSums(
     tokens_M=torch.tensor([6.0, 2.0]),
     entropy_M=torch.tensor([3.0, 2.0]),
     confidence_M=torch.tensor([3.0, 1.8]),
+    choices_M=torch.tensor([6.0, 2.0]),
     dropped_M=torch.tensor([1.0, 0.0]),
     z_M=torch.zeros(2),
     probs_ME=torch.zeros(2, 3),
@@ -24,7 +25,7 @@ SUMS = RouterSums(
 
 
 def test_figures_by_modality() -> None:
-    found = {name: value.item() for name, value in routing_health(SUMS, MODALITIES, 1).items()}
+    found = {name: value.item() for name, value in routing_health(SUMS, MODALITIES).items()}
     entropy = 0.6 * math.log(1 / 0.6) + 0.4 * math.log(5)
     assert found == pytest.approx(
         {
@@ -36,7 +37,7 @@ def test_figures_by_modality() -> None:
 
 
 def test_figures_of_a_layer_count_all_tokens_alike() -> None:
-    found = {name: value.item() for name, value in layer_health(SUMS, 1).items()}
+    found = {name: value.item() for name, value in layer_health(SUMS).items()}
     shares = (3 / 7, 1 / 7, 3 / 7)
     assert found == pytest.approx(
         {
@@ -48,9 +49,9 @@ def test_figures_of_a_layer_count_all_tokens_alike() -> None:
 
 def test_a_modality_without_a_token_is_not_a_number_and_left_out_of_means() -> None:
     none = RouterSums(*(torch.zeros_like(getattr(SUMS, name)) for name in SUMS.__dataclass_fields__))
-    empty = routing_health(none, MODALITIES, 1)
+    empty = routing_health(none, MODALITIES)
     assert all(math.isnan(value.item()) for value in empty.values())
-    full = routing_health(SUMS, MODALITIES, 1)
+    full = routing_health(SUMS, MODALITIES)
     means = mean_health([empty, full], ["text"])
     assert means.keys() == {name for name in full if name.endswith("_text")}
     assert all(means[name].item() == full[name].item() for name in means)

@@ -1,4 +1,4 @@
-"""The grouped product of megablocks, an optional package (``pip install 'megablocks[gg]'``), where it imports.
+"""The grouped product of megablocks, an optional package (``pip install 'megablocks[gg]'``).
 
 Shapes: E experts, N rows in the experts' order, I inputs, O outputs.
 """
@@ -15,7 +15,7 @@ Product = Callable[[Tensor, Tensor, bool], Tensor]
 """``product(rows, weight, transposed)``: rows ``[N, I]`` to ``[N, O]``, the weight ``[E, O, I]`` if transposed, else
 ``[E, I, O]``.
 
-Rows behind the last expert's come back as they like.
+Rows behind those of the last expert belong to no expert; what stands for them in the result is undefined.
 """
 
 
@@ -38,7 +38,7 @@ def megablocks_product(tokens_per_expert_E: Tensor) -> Product:
         tokens_per_expert_E: int64, rows of each expert.
 
     Raises:
-        ImportError: The package is not there. ``import_problem`` tells beforehand.
+        ImportError: The package cannot be imported; ``import_problem`` says so beforehand.
 
     Source: Gale et al., MegaBlocks, arXiv 2211.15841.
     """

@@ -1,4 +1,4 @@
-"""A few numbers that say whether a routed layer is well.
+"""A few figures of how a layer routes: how many experts it uses, how sure its router is, what is dropped.
 
 Shapes: E experts, M modalities.
 """
@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from moe.router_losses import RouterSums, entropy
+from moe.routers.losses import entropy
+from moe.routers.sums import RouterSums
 
 
-def routing_health(sums: RouterSums, modalities: Sequence[str], top_k: int) -> dict[str, Tensor]:
+def routing_health(sums: RouterSums, modalities: Sequence[str]) -> dict[str, Tensor]:
     """Figures of one layer, detached fp32 scalars by ``figure_modality``; NaN where a modality has no token.
 
-    - ``experts_used``: how many experts would be as unevenly used if all used were used alike: the exponential of the
-      entropy of the shares of the tokens.
+    - ``experts_used``: the exponential of the entropy of the experts' shares of the tokens. Where n experts serve
+      equally many tokens and the others none it is n.
     - ``confidence``: mean probability of a token's best expert.
     - ``entropy``: mean entropy of a token's probabilities.
     - ``dropped``: share of the choices that no expert served; where experts choose, of the tokens that none took.
@@ -23,17 +24,16 @@ def routing_health(sums: RouterSums, modalities: Sequence[str], top_k: int) -> d
     Args:
         sums: Of one layer.
         modalities: Names, in the order of the sums.
-        top_k: Choices of a token.
     """
     found: dict[str, Tensor] = {}
     for place, name in enumerate(modalities):
         present = sums.tokens_M[place] > 0
-        figures = _figures(sums, slice(place, place + 1), top_k)
+        figures = _figures(sums, slice(place, place + 1))
         found |= {f"{figure}_{name}": value.where(present, torch.nan) for figure, value in figures.items()}
     return found
 
 
-def layer_health(sums: RouterSums, top_k: int) -> dict[str, Tensor]:
+def layer_health(sums: RouterSums) -> dict[str, Tensor]:
     """The same figures of one layer over the tokens of all modalities, and ``largest_load``, detached fp32 scalars.
 
     ``largest_load`` is the busiest expert's share of the served choices, times the number of experts: 1 where all are
@@ -41,17 +41,17 @@ def layer_health(sums: RouterSums, top_k: int) -> dict[str, Tensor]:
     """
     chosen_E = sums.chosen_ME.detach().sum(0)
     load = chosen_E.max() * len(chosen_E) / chosen_E.sum().clamp_min(1.0)
-    return {**_figures(sums, slice(None), top_k), "largest_load": load}
+    return {**_figures(sums, slice(None)), "largest_load": load}
 
 
-def _figures(sums: RouterSums, places: slice, top_k: int) -> dict[str, Tensor]:
+def _figures(sums: RouterSums, places: slice) -> dict[str, Tensor]:
     """Of the tokens of some modalities together; not a number where there are none."""
     count, chosen_E = sums.tokens_M[places].detach().sum(), sums.chosen_ME[places].detach().sum(0)
     return {
         "experts_used": entropy(chosen_E / chosen_E.sum().clamp_min(1.0)).exp(),
         "confidence": sums.confidence_M[places].detach().sum() / count,
         "entropy": sums.entropy_M[places].detach().sum() / count,
-        "dropped": sums.dropped_M[places].detach().sum() / (top_k * count),
+        "dropped": sums.dropped_M[places].detach().sum() / sums.choices_M[places].detach().sum(),
     }
 
 

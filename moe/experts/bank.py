@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.exchange import ExpertExchange
-from moe.expert_products import Implementation, expert_feed_forward
-from moe.gradient_memory import GradientMemory
-from moe.routing import Routing, arrange, combine, dispatch
+from moe.dispatch.by_token import Routing, arrange, combine, dispatch
+from moe.experts.exchange import ExpertExchange
+from moe.experts.gradient_memory import GradientMemory
+from moe.experts.products import Implementation, expert_feed_forward
 
 
 class ExpertBank(nn.Module):
     """E two-layer perceptrons ``fc2(gelu(fc1(x)))``.
 
-    Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU is quickest with them
-    (``expert_products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
+    Both matrices of an expert are stored as ``[F, D]``, inner by hidden, in which a CPU multiplies
+    fastest (``moe.experts.products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
 
     Attributes:
         num_experts: E, wherever they are.
@@ -70,7 +70,7 @@ class ExpertBank(nn.Module):
         """What each expert makes of its rows, ``[N, D]`` in the dtype of the rows.
 
         Args:
-            rows_ND: Rows expert by expert; those behind the last expert's are left over and mean nothing.
+            rows_ND: Rows expert by expert. Those behind the rows of the last expert belong to none and are not read.
             tokens_per_expert_E: int64, rows of each expert.
         """
         if self.exchange is None:

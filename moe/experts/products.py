@@ -1,9 +1,9 @@
-"""The products of a bank of experts, in several ways that give the same.
+"""The products of a bank of experts, implemented in several ways that give the same result.
 
 ``loop``: one expert after the other, by autograd. The reference.
 ``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts: the way of a GPU.
 ``batched``: experts side by side in batched products, forward and backward: the way of a CPU (``_Batched``).
-``megablocks``: as ``grouped``, by the kernel of that package (``moe.megablocks``).
+``megablocks``: as ``grouped``, by the kernel of that package (``moe.experts.megablocks``).
 
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
 """
@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe.expert_levels import plan_levels
-from moe.gradient_memory import GradientMemory
+from moe.experts.gradient_memory import GradientMemory
+from moe.experts.levels import plan_levels
+from moe.experts.megablocks import Product, megablocks_product
 from moe.linear import linear
-from moe.megablocks import Product, megablocks_product
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
@@ -38,7 +38,8 @@ def expert_feed_forward(
     """``fc2(gelu(fc1(x)))`` of each expert on its rows.
 
     Args:
-        rows_ND: Expert by expert. Rows behind the last expert's come back as they like.
+        rows_ND: Expert by expert. Rows behind those of the last expert belong to no expert; what stands for them in the
+            result is undefined.
         tokens_per_expert_E: int64.
         fc1_weight_EFD: Multiplied as ``x @ W.T``.
         fc1_bias_EF: Added to the product.
@@ -123,7 +124,7 @@ class _AddBias(torch.autograd.Function):
 
 
 class _Batched(torch.autograd.Function):
-    """Batched products over experts whose rows are filled up to one number.
+    """Batched products over experts whose rows are filled up to an equal number.
 
     What a CPU needs for many experts of few rows (64 experts of 384 x 1536, 64 bf16 rows each, two cores with AMX; all
     experts' product in ms):
@@ -136,7 +137,7 @@ class _Batched(torch.autograd.Function):
       ``W @ rows.T`` (2.6), two give gradients as ``inner @ rows`` (3.4) and two are ``inner.T @ W`` (5.3); the plain
       forms take 4.8, 6.7 and 4.1 to 5.7.
     - Few numbers of rows, because kernels are compiled for every shape and kept (``plan_levels``).
-    - Memory for the gradients that is still there from the last step (``GradientMemory``).
+    - The memory of the last step's gradients is used again (``GradientMemory``).
     """
 
     @staticmethod

@@ -1,0 +1,1 @@
+"""From choices to rows in the order of the experts, and back."""

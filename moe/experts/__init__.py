@@ -1,0 +1,1 @@
+"""Experts: perceptrons side by side, their products, and the way to those on other processes."""

@@ -1,0 +1,147 @@
+"""What every router has: options that build it, a module that routes tokens, and what follows an optimizer step.
+
+Shapes: T tokens, D hidden size, E experts, M modalities.
+
+A router computes in fp32, whatever the activations are.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.linear import Linear
+from moe.routers.losses import RouterLossConfig
+from moe.routers.routed import Routed
+
+Allowed = Sequence[Sequence[bool]] | None
+"""Which experts each modality may go to, ``[M][E]``; None: all may go to all."""
+
+
+class Router(nn.Module, ABC):
+    """Decides which experts serve a token, and with what weight."""
+
+    allowed_ME: Tensor | None
+
+    def __init__(self, allowed: Allowed = None) -> None:
+        """Keeps which experts are allowed."""
+        super().__init__()
+        self.allowed = allowed
+        self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
+
+    @abstractmethod
+    def forward(self, x_TD: Tensor, modality_T: Tensor, valid_T: Tensor | None = None) -> Routed:
+        """Routes ``x [T, D]``.
+
+        Args:
+            x_TD: Tokens, in the dtype of the activations.
+            modality_T: int64, the number of each token's modality.
+            valid_T: bool; the others are padding, which no expert may serve. None: all are tokens.
+        """
+
+    @property
+    def balances(self) -> bool:
+        """Whether ``after_step`` changes anything; only then is counted for it what the experts serve."""
+        return False
+
+    def after_step(self, tokens_per_expert_E: Tensor) -> None:
+        """Changes what is not learnt by a gradient, after an optimizer step. Nothing by default.
+
+        Args:
+            tokens_per_expert_E: fp32, tokens that each expert served in the step, over all replicas.
+        """
+
+    def restore_allowed(self) -> None:
+        """Writes ``allowed_ME`` again, which no weights file holds, after the module was built without storage."""
+        if self.allowed_ME is not None:
+            self.allowed_ME.copy_(torch.tensor(self.allowed))
+
+    def only_allowed(self, logits_TE: Tensor, modality_T: Tensor) -> Tensor:
+        """The logits with ``-inf`` where a token may not go."""
+        return logits_TE if self.allowed_ME is None else logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
+
+
+class LinearRouter(Router):
+    """A router whose logits are a linear map of the token, without bias."""
+
+    def __init__(self, hidden_size: int, num_experts: int, allowed: Allowed = None) -> None:
+        """Builds the map.
+
+        Args:
+            hidden_size: D.
+            num_experts: E.
+            allowed: See ``Allowed``.
+        """
+        super().__init__(allowed)
+        self.gate = Linear(hidden_size, num_experts, bias=False)
+
+    def logits(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
+        """fp32 ``[T, E]``, ``-inf`` where a token may not go."""
+        return self.only_allowed(F.linear(x_TD.float(), self.gate.weight.float()), modality_T)
+
+
+class RouterConfig(ABC):
+    """The options of a router, as plain data: a frozen dataclass with a ``kind``.
+
+    A new router is one file, with such a class and the module that it builds, and one entry in
+    ``moe.routers.AnyRouterConfig``.
+
+    Attributes:
+        kind: Tells it apart from the others.
+        losses: Weights of the auxiliary losses. A router with a loss of its own has a subclass of ``RouterLossConfig``.
+    """
+
+    kind: str
+    losses: RouterLossConfig
+
+    tokens_choose: ClassVar[bool] = True
+    """Whether every token has choices of its own, which can be dropped one by one."""
+
+    looks_ahead: ClassVar[bool] = False
+    """Whether every token's experts depend on tokens that come after it, so that the router cannot be used where a text
+    is written word by word."""
+
+    @property
+    @abstractmethod
+    def experts_per_token(self) -> float:
+        """Experts that serve a token, in the mean, where none lacks room."""
+
+    @property
+    def fewest_experts(self) -> int:
+        """Experts that the tokens of every modality have to be allowed."""
+        return 1
+
+    @abstractmethod
+    def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> Router:
+        """The module, with fresh weights.
+
+        Args:
+            hidden_size: D.
+            num_experts: E.
+            allowed: See ``Allowed``.
+        """
+
+    def without_noise(self) -> Self:
+        """The same options for a router that draws no random numbers."""
+        return self
+
+    def num_parameters(self, hidden_size: int, num_experts: int) -> int:
+        """Parameters of what ``build`` makes; here those of a ``LinearRouter``."""
+        return hidden_size * num_experts
+
+    def flops(self, hidden_size: int, num_experts: int) -> float:
+        """Operations of one token's products, forward; here those of a ``LinearRouter``."""
+        return 2.0 * hidden_size * num_experts
+
+
+def require(holds: bool, message: str) -> None:
+    """Refuses options of a filling or of a router.
+
+    Raises:
+        ValueError: ``holds`` is false.
+    """
+    if not holds:
+        raise ValueError(message)
