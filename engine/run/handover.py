@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from engine.disk.aside import ASIDE, is_head
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
+from omnivl.chain.names import stack_of
 from omnivl.parts.embed import resize_positions, resize_times
 from omnivl.parts.relative import resize_relative
 from omnivl.randomness import stable_hash
@@ -68,7 +69,7 @@ class HandOver:
         counts: dict[str, dict[str, int]] = {}
         for column in columns:
             for name in getattr(self, column):
-                part = counts.setdefault(_part(name), dict.fromkeys(columns, 0))
+                part = counts.setdefault(stack_of(name), dict.fromkeys(columns, 0))
                 part[column] += 1
         for stack, by_column in counts.items():
             table.add_row(stack, *(str(by_column[column] or "-") for column in columns))
@@ -226,10 +227,3 @@ def _followed_by(name: str) -> str | None:
     if not any(part.startswith(_TWIN) for part in parts):
         return None
     return ".".join(part.removeprefix(_TWIN) for part in parts)
-
-
-def _part(name: str) -> str:
-    """The stack that a weight belongs to: ``visual`` for ``visual_07.block...``."""
-    layer = name.split(".")[0]
-    stack, _, number = layer.rpartition("_")
-    return stack if number.isdigit() else layer

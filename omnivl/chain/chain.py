@@ -38,8 +38,14 @@ class ChainLayer(nn.Module, ABC):
     (activation recomputation would do it twice); what has to change after a step changes in ``after_step``.
 
     Attributes:
+        stack: The stack that it belongs to, by which figures are summed up; its own name where it stands alone.
+        level: Which block of its stack it is, from 0 at the bottom; -1 below the blocks of all stacks; None for a layer
+            that is no block.
         local_storage: What this process stores of a parameter. A host that shards parameters sets its own.
     """
+
+    stack: str
+    level: int | None = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -94,6 +94,8 @@ class BertBlock(ResidualBlock):
 class TextBlock(BlockLayer):
     """A BERT block on all text rows, and its momentum twin on the clean ones."""
 
+    stack = "text"
+
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         depth = config.text_layers
         super().__init__(

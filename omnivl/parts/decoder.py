@@ -89,6 +89,8 @@ class GroundedBlock(ResidualBlock):
 class AlignmentBlock(BlockLayer):
     """A bidirectional grounded block on the fused rows."""
 
+    stack = "alignment"
+
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.alignment_layers
         super().__init__(
@@ -114,6 +116,8 @@ class GenerationBlock(BlockLayer):
     attends to row ``cache/rows[b]``, and the block leaves its keys and values in ``cache/{layer}/self`` and
     ``cache/{layer}/cross``.
     """
+
+    stack = "generation"
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.generation_layers

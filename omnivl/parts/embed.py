@@ -211,6 +211,8 @@ class Embed(BlockLayer):
     ``{name}/token_ids``; when decoding with a cache, the generation stream starts at position ``cache/start``.
     """
 
+    stack, level = "embed", -1
+
     def __init__(
         self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False, joins_inputs: bool = False
     ) -> None:

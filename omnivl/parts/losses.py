@@ -38,6 +38,8 @@ class Losses(ChainLayer):
     In a step that predicts, ``{key}/prediction`` of every objective that the layout names.
     """
 
+    stack = "losses"
+
     def __init__(
         self, config: ModelConfig, sizes: HeadSizes, objectives: Sequence[Objective], gather: Gather | None = None
     ) -> None:

@@ -206,6 +206,8 @@ def _everywhere(x: Tensor) -> Tensor:
 class TwicePassed(BlockLayer):
     """What the layers of the unified transformer share: they act on all streams, before and behind the join of rows."""
 
+    stack = "unified"
+
     def acts(self, layout: StepLayout) -> bool:
         """Whether there is any stream."""
         return bool(layout.visual or layout.text or layout.fused)

@@ -134,6 +134,8 @@ class DividedBlock(nn.Module):
 class VisualBlock(BlockLayer):
     """A divided space-time block on all visual rows, and its momentum twin on the clean ones."""
 
+    stack = "visual"
+
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         """Builds block ``index`` of the encoder; the drop path rate rises with it."""
 
@@ -173,6 +175,8 @@ class VisualBlock(BlockLayer):
 
 class VisualNorm(BlockLayer):
     """The normalisation at the end of the visual encoder."""
+
+    stack = "visual"
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
         super().__init__(

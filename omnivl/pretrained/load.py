@@ -9,7 +9,6 @@ Only formats that cannot run code are read: safetensors, and torch files with ``
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnivl.chain.chain import Chain
+from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.embed import resize_positions, resize_times
@@ -184,7 +184,7 @@ def _part_of(name: str) -> str:
         return ".".join(name.split(".")[:3])
     if first in ("contrast", "losses"):
         return f"{first}.{rest.rsplit('.', 1)[0]}" if first == "contrast" else ".".join(name.split(".")[:3])
-    return re.sub(r"_(?:\d+|norm)$", "", first)
+    return stack_of(first)
 
 
 def fit(name: str, tensor: Tensor, parameter: nn.Parameter, path: Path) -> Tensor:

@@ -32,6 +32,8 @@ def plan_layout(kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
 
 
 class Embed(ChainLayer):
+    stack, level = "embed", -1
+
     def __init__(self) -> None:
         super().__init__()
         self.patch = nn.Linear(3 * SIDE * SIDE, WIDTH)
@@ -56,8 +58,11 @@ class Mlp(nn.Module):
 class VisualLayer(ChainLayer):
     """A block with a temporal part that images leave out, and a twin."""
 
-    def __init__(self) -> None:
+    stack = "visual"
+
+    def __init__(self, level: int) -> None:
         super().__init__()
+        self.level = level
         self.block, self.momentum_block = Mlp(), Mlp()
         frozen_twin(self.momentum_block, self.block)
         self.temporal = nn.Linear(WIDTH, WIDTH)
@@ -75,6 +80,8 @@ class VisualLayer(ChainLayer):
 
 
 class TextLayer(ChainLayer):
+    stack, level = "text", 0
+
     def __init__(self) -> None:
         super().__init__()
         self.block = Mlp()
@@ -85,6 +92,8 @@ class TextLayer(ChainLayer):
 
 class Contrast(ChainLayer):
     """Contrastive loss over the joined batch and a queue of momentum keys."""
+
+    stack = "contrast"
 
     def __init__(self, gather: Gather) -> None:
         super().__init__()
@@ -121,8 +130,11 @@ class Contrast(ChainLayer):
 
 
 class GenerationLayer(ChainLayer):
-    def __init__(self) -> None:
+    stack = "generation"
+
+    def __init__(self, level: int) -> None:
         super().__init__()
+        self.level = level
         self.block, self.cross = Mlp(), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, state: State) -> State:
@@ -133,6 +145,8 @@ class GenerationLayer(ChainLayer):
 
 
 class Losses(ChainLayer):
+    stack = "losses"
+
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(WIDTH, WORDS)
@@ -151,12 +165,12 @@ def build_synthetic_chain(gather: Gather | None = None, seed: int = 0) -> Chain:
     return Chain(
         {
             "embed": Embed(),
-            "visual_00": VisualLayer(),
-            "visual_01": VisualLayer(),
+            "visual_00": VisualLayer(0),
+            "visual_01": VisualLayer(1),
             "text_00": TextLayer(),
             "contrast": Contrast(gather or LocalGather()),
-            "generation_00": GenerationLayer(),
-            "generation_01": GenerationLayer(),
+            "generation_00": GenerationLayer(0),
+            "generation_01": GenerationLayer(1),
             "losses": Losses(),
         }
     )

@@ -1,12 +1,38 @@
 """Parameter groups, worked out by hand on the synthetic chain."""
 
+from dataclasses import replace
+
 import pytest
 import synthetic_chain as synthetic
 import torch
 
 from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
 from moe.experts import ExpertBank
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.state import State
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
+
+
+class Holder(ChainLayer):
+    """A layer around one module."""
+
+    stack = "holder"
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, state: State) -> State:
+        return state
+
+
+def chain_of(module: torch.nn.Module) -> Chain:
+    return Chain({"holder": Holder(module)})
 
 
 def test_decay_leaves_out_what_it_should() -> None:
@@ -28,9 +54,9 @@ def test_decay_leaves_out_what_it_should() -> None:
 
 
 def test_a_bank_of_experts_decays_its_matrices_and_not_its_biases() -> None:
-    groups = {group.name: group for group in parameter_groups(ExpertBank(2, 4, 8), OptimizerConfig())}
-    assert groups["decay"].names == ("fc1_weight", "fc2_weight")
-    assert groups["no_decay"].names == ("fc1_bias", "fc2_bias")
+    groups = {group.name: group for group in parameter_groups(chain_of(ExpertBank(2, 4, 8)), OptimizerConfig())}
+    assert groups["decay"].names == ("holder.module.fc1_weight", "holder.module.fc2_weight")
+    assert groups["no_decay"].names == ("holder.module.fc1_bias", "holder.module.fc2_bias")
 
 
 def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
@@ -43,8 +69,10 @@ def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
 
 
 def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
-    names = ["embed", "visual_00", "visual_01", "visual_02", "visual_norm", "text_00", "contrast", "losses"]
-    assert layer_scales(names, 0.5) == {
+    config = replace(PRESETS["tiny"], vision_layers=3, text_layers=1, alignment_layers=0, generation_layers=0)
+    with torch.device("meta"):
+        chain = build_chain(config, (), TOKENS)
+    assert layer_scales(chain, 0.5) == {
         "embed": 0.0625,  # below the deepest stack: 0.5 ** (3 + 1)
         "visual_00": 0.125,
         "visual_01": 0.25,
@@ -81,7 +109,7 @@ def test_decay_is_decoupled() -> None:
     parameter = torch.nn.Linear(2, 2)
     before = parameter.weight.detach().clone()
     config = OptimizerConfig(lr=0.1, weight_decay=0.5)
-    optimizer = adamw(parameter_groups(parameter, config), config, fused=True)
+    optimizer = adamw(parameter_groups(chain_of(parameter), config), config, fused=True)
     for tensor in parameter.parameters():
         tensor.grad = torch.zeros_like(tensor)
     optimizer.step()
