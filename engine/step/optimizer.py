@@ -19,8 +19,6 @@ from moe.ranges import Range
 from omnivl.chain.chain import Chain
 from omnivl.errors import UserError
 
-_UNDECAYED_NAMES = ("bias", "embedding", "token", "position", "words", "times", "temperature", "logit_scale")
-
 
 _Decay = Annotated[float, Range(0, below=1)]
 
@@ -93,7 +91,7 @@ def parameter_groups(
     """Sorts the trainable parameters of a chain into optimizer groups.
 
     Args:
-        chain: Its layers say what depth they have.
+        chain: Its layers say what depth they have, and which of their parameters are not decayed.
         config: Weight decay and learning-rate scales.
         pretrained: Names of parameters that came from a checkpoint of other origin.
         apart: Names of parameters that need groups of their own.
@@ -105,12 +103,12 @@ def parameter_groups(
         UserError: Nothing is trainable.
     """
     depth_scales = layer_scales(chain, config.layer_decay)
-    undecayed = _embedding_parameters(chain)
+    undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
     members: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = len(whole_shape(parameter)) > 1 and parameter not in undecayed and not _named_undecayed(name)
+        decayed = len(whole_shape(parameter)) > 1 and id(parameter) not in undecayed
         scale = depth_scales[name.split(".", 1)[0]]
         if name in pretrained:
             scale *= config.pretrained_lr_scale
@@ -174,19 +172,6 @@ def set_learning_rates(
     for entry, group in zip(optimizer.param_groups, groups, strict=True):
         entry["lr"] = rates[group.name]
     return rates
-
-
-def _embedding_parameters(chain: nn.Module) -> set[nn.Parameter]:
-    return {
-        parameter
-        for module in chain.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-
-
-def _named_undecayed(name: str) -> bool:
-    return any(word in name.rsplit(".", 1)[-1] for word in _UNDECAYED_NAMES)
 
 
 def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> None:

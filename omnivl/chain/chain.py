@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
+from omnivl.chain.modules import HasUndecayed
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
@@ -63,6 +64,12 @@ class ChainLayer(nn.Module, ABC):
         """The parameters that get a gradient under none of ``layouts``."""
         if not any(self.acts(layout) for layout in layouts):
             yield from self.parameters()
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The parameters of two or more dimensions that weight decay leaves out; of fewer it leaves out all."""
+        for module in self.modules():
+            if module is not self and isinstance(module, HasUndecayed):
+                yield from module.undecayed()
 
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""

@@ -44,6 +44,14 @@ class PatchEmbedding(nn.Module):
         self.video_delta = nn.Parameter(torch.zeros(config.tubelet_size, config.hidden_size, values))
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """The 3D kernel ``[t, D, C]`` of another tubelet: stretched over the new one, with the same sum over frames."""
+        if name != "video_delta":
+            return None
+        frames, hidden, values = before.shape
+        stretched = resize_times(before.reshape(frames, hidden * values), own.shape[0]).reshape(own.shape)
+        return stretched + (before.sum(0) - stretched.sum(0)) / own.shape[0]
+
     def forward(self, frames: Tensor, is_video: bool, dtype: torch.dtype) -> Tensor:
         """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, T', N, D]`` of ``dtype``.
 
@@ -132,6 +140,17 @@ class VisualEmbedding(nn.Module):
         if config.temporal_gain > 0:
             nn.init.normal_(self.times, std=config.temporal_gain)
 
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The positions."""
+        yield from (self.positions, self.times)
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of another grid, where the class token keeps its own, or of another number of times."""
+        if name == "positions":
+            side = round((own.shape[0] - 1) ** 0.5)
+            return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+        return resize_times(before, own.shape[0]) if name == "times" else None
+
     def forward(
         self, frames: Tensor, is_video: bool, masked: tuple[tuple[Tensor, Tensor], ...], clean: bool, dtype: torch.dtype
     ) -> Tensor:
@@ -179,6 +198,17 @@ class TextEmbedding(nn.Module):
         self.norm = LayerNorm(config.hidden_size, TEXT_EPS)
         for table in (self.words, self.positions):
             nn.init.normal_(table, std=0.02)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The tables."""
+        yield from (self.words, self.positions)
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of shorter or longer texts: words keep their places, a longer text has fresh rows at its end."""
+        if name != "positions":
+            return None
+        kept = min(len(before), len(own))
+        return torch.cat([before[:kept], own[kept:].float()])
 
     def forward(self, token_ids: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
         """Embeds ``token_ids [R, L]``, whose first position is ``start``, to ``[R, L, D]`` of ``dtype``.

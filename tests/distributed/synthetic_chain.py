@@ -4,6 +4,8 @@ It has an EMA twin and a part that only clips use (``visual_*``), layers that la
 a join over replicas and a queue in its middle (``contrast``), and an odd number of elements in most parameters.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -39,6 +41,9 @@ class Embed(ChainLayer):
         self.patch = nn.Linear(3 * SIDE * SIDE, WIDTH)
         self.word_embedding = nn.Embedding(WORDS, WIDTH)
         self.position = nn.Parameter(torch.randn(LENGTH, WIDTH) * 0.1)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        yield from (self.word_embedding.weight, self.position)
 
     def forward(self, state: State) -> State:
         visual = self.patch(state["frames"].float().flatten(2) / 255 - 0.5)

@@ -3,17 +3,21 @@
 from dataclasses import replace
 
 import pytest
+import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
 from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
+from moe.config import AttributeConfig
 from moe.experts import ExpertBank
 from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS
 from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.gather import LocalGather
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
+from omnivl.parts.config import VisionConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
 
@@ -57,6 +61,39 @@ def test_a_bank_of_experts_decays_its_matrices_and_not_its_biases() -> None:
     groups = {group.name: group for group in parameter_groups(chain_of(ExpertBank(2, 4, 8)), OptimizerConfig())}
     assert groups["decay"].names == ("holder.module.fc1_weight", "holder.module.fc2_weight")
     assert groups["no_decay"].names == ("holder.module.fc1_bias", "holder.module.fc2_bias")
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["towers", "unified"])
+@pytest.mark.parametrize("ffn", real.FILLINGS)
+def test_tables_and_biases_of_real_chains_do_not_decay(ffn: str, unified: bool) -> None:
+    chain = real.build_real_chain(LocalGather(), ffn=ffn, unified=unified)
+    groups = parameter_groups(chain, OptimizerConfig(layer_decay=0.9))
+    parameters = dict(chain.named_parameters())
+    grouped = [name for group in groups for name in group.names]
+    assert sorted(grouped) == sorted(name for name, parameter in parameters.items() if parameter.requires_grad)
+    resting = {name for group in groups if group.weight_decay == 0.0 for name in group.names}
+    tables = {f"embed.block.{name}" for name in ("visual.positions", "visual.times", "text.positions", "text.words")}
+    banks = {name for name in grouped if name.endswith(("experts.fc1_bias", "experts.fc2_bias"))}
+    assert bool(banks) == (ffn not in ("dense", "mome"))
+    assert {name for name in resting if parameters[name].dim() > 1} == tables | banks
+    assert all(name in resting for name in grouped if parameters[name].dim() < 2)
+
+
+def test_relative_positions_and_banks_of_projections_do_not_decay() -> None:
+    chains = {
+        "relative.bias": replace(PRESETS["tiny"], vision=VisionConfig(relative_positions=True)),
+        "qkv.shared.experts.bias": replace(
+            PRESETS["tiny"], architecture="unified", ffn=AttributeConfig(num_experts=2, attention=True)
+        ),
+    }
+    for ending, config in chains.items():
+        with torch.device("meta"):
+            chain = build_chain(config, (), TOKENS)
+        decayed = [
+            name for group in parameter_groups(chain, OptimizerConfig()) for name in group.names if group.weight_decay
+        ]
+        assert any(name.endswith(ending) for name, _ in chain.named_parameters())
+        assert not any(name.endswith(ending) for name in decayed)
 
 
 def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
