@@ -141,11 +141,10 @@ def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:
     """
     depths = Counter(layer.stack for layer in chain.layers if layer.level is not None and layer.level >= 0)
     deepest = max(depths.values(), default=0)
-    scales = dict.fromkeys(dict(chain.named_children()), 1.0)
-    for name, layer in zip(scales, chain.layers, strict=True):
-        if layer.level is not None:
-            scales[name] = layer_decay ** (depths.get(layer.stack, deepest) - layer.level)
-    return scales
+    return {
+        name: 1.0 if layer.level is None else layer_decay ** (depths.get(layer.stack, deepest) - layer.level)
+        for name, layer in chain.named_layers.items()
+    }
 
 
 def adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:

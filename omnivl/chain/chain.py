@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
-from omnivl.chain.modules import HasUndecayed
+from omnivl.chain.modules import HasUndecayed, Resizable
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
@@ -64,6 +64,23 @@ class ChainLayer(nn.Module, ABC):
         """The parameters that get a gradient under none of ``layouts``."""
         if not any(self.acts(layout) for layout in layouts):
             yield from self.parameters()
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Brings a parameter of this layer from another size: position tables, 3D kernels and the like.
+
+        Args:
+            name: Within the layer.
+            before: Its value at another size.
+            own: Its value here; where ``before`` has nothing for a place, e.g. of a longer text, it stays.
+
+        Returns:
+            fp32, of the shape of ``own``; None where nothing says how to come from the one shape to the other.
+        """
+        module, _, inner = name.rpartition(".")
+        owner = self.get_submodule(module)
+        if owner is self or not isinstance(owner, Resizable) or before.shape[1:] != own.shape[1:]:
+            return None
+        return owner.resize(inner, before.float(), own)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The parameters of two or more dimensions that weight decay leaves out; of fewer it leaves out all."""
@@ -107,6 +124,11 @@ class Chain(nn.Module):
     def layers(self) -> list[ChainLayer]:
         """All layers, each once."""
         return [cast(ChainLayer, layer) for layer in self.children()]
+
+    @property
+    def named_layers(self) -> dict[str, ChainLayer]:
+        """All layers, each once, by name."""
+        return {name: cast(ChainLayer, layer) for name, layer in self.named_children()}
 
     @property
     def program(self) -> list[ChainLayer]:
