@@ -19,7 +19,6 @@ from moe.ranges import Range
 from omnivl.chain.chain import Chain
 from omnivl.errors import UserError
 
-
 _Decay = Annotated[float, Range(0, below=1)]
 
 

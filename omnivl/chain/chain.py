@@ -60,6 +60,18 @@ class ChainLayer(nn.Module, ABC):
         """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
         return True
 
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Floating-point operations of the matrix products of one pass in a step, forward and backward.
+
+        Where nothing is said, none worth counting; see ``omnivl.chain.flops``. Momentum twins count forward only.
+
+        Args:
+            layout: The step.
+            tokens: Mean number of tokens of its texts, ends included and padding not; None: all fill their rows.
+            number: How often the layer was passed before in the step.
+        """
+        return 0.0
+
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The parameters that get a gradient under none of ``layouts``."""
         if not any(self.acts(layout) for layout in layouts):
@@ -134,6 +146,11 @@ class Chain(nn.Module):
     def program(self) -> list[ChainLayer]:
         """The layers of a forward pass, first to last."""
         return [cast(ChainLayer, self.get_submodule(name)) for name in self._order]
+
+    @property
+    def passes(self) -> list[tuple[str, int]]:
+        """The program by names: which layer, and how often it was passed before."""
+        return [(name, self._order[:place].count(name)) for place, name in enumerate(self._order)]
 
     def forward(self, state: State) -> State:
         """The whole forward pass. The result holds ``loss`` where the layout asks for training."""

@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.demands import CLEAN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.linear import LayerNorm, linear
+from omnivl.parts.patches import num_kept, num_patches
 
 
 class PatchEmbedding(nn.Module):
@@ -38,11 +40,16 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.tubelet_size = config.patch_size, config.tubelet_size
+        self.hidden_size = config.hidden_size
         values = 3 * config.patch_size**2
         self.weight = nn.Parameter(torch.empty(config.hidden_size, values))
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.video_delta = nn.Parameter(torch.zeros(config.tubelet_size, config.hidden_size, values))
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
+
+    def flops(self, num_frames: int, num_patches: int) -> float:
+        """Operations on one image or clip with so many patches of a frame, forward."""
+        return num_frames * num_patches * 2.0 * 3 * self.patch_size**2 * self.hidden_size
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
         """The 3D kernel ``[t, D, C]`` of another tubelet: stretched over the new one, with the same sum over frames."""
@@ -116,7 +123,7 @@ def drop_patches(patches: Tensor, rate: float) -> Tensor:
         rate: Share to leave out, in [0, 1).
     """
     rows, times, places, size = patches.shape
-    kept = max(1, round(places * (1.0 - rate)))
+    kept = num_kept(places, rate)
     chosen = torch.rand(rows, places, device=patches.device).argsort(1)[:, None, :kept, None]
     return patches.gather(2, chosen.expand(rows, times, kept, size))
 
@@ -288,6 +295,14 @@ class Embed(BlockLayer):
                 if "text" in layout.twins:
                     state = state.updated(momentum_text=twin.text(state["token_ids"], self.dtype))
         return state
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches; masked passes reuse those of the clean one."""
+        assert isinstance(self.block, Embeddings)
+        one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.config, layout))
+        # No gradient flows into pixels: one product less. Patches are dropped behind the embedding.
+        online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
+        return (online + twin_rows(layout, "visual")) * one
 
     def _visual(self, online: Embeddings, state: State) -> Tensor:
         layout = state.layout
