@@ -101,13 +101,13 @@ def host_of(
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=micro_batches,
         device=device,
-        cuts=cut(costs_of(chain, config), parallel.pipeline_stages) if parallel.host == "pipeline" else (),
+        cuts=cut(costs_of(chain), parallel.pipeline_stages) if parallel.host == "pipeline" else (),
     )
 
 
-def costs_of(chain: Chain, config: ModelConfig) -> list[float]:
+def costs_of(chain: Chain) -> list[float]:
     """What each layer of the chain is estimated to cost."""
-    return list(layer_costs(chain, config, [plan_layout(OBJECTIVES, "image_text", 1, 1)]).values())
+    return list(layer_costs(chain, [plan_layout(OBJECTIVES, "image_text", 1, 1)]).values())
 
 
 def _step(host: Host, batch: Batch) -> None:

@@ -152,7 +152,7 @@ class _Window:
 
 def _dearest_stage(name: str, config: ModelConfig) -> float:
     """The share of the operations that falls to the dearest stage: 1 / S where the cut is even."""
-    costs = costs_of(build(config), config)
+    costs = costs_of(build(config))
     parts = cut(costs, LAYOUTS[name].pipeline_stages)
     return max(sum(costs[index] for index in part) for part in parts) / sum(costs)
 

@@ -4,7 +4,7 @@ python -m benchmarks.step_flops
 
 A step is forward, backward, clipping, AdamW and the momentum update of the plain host, with every objective that acts
 on the kind of batch. Its floating point operations are those of its matrix products, worked out by arithmetic
-(``omnivl.architectures.flops.step_flops``): attention and feed-forward count; normalisations, softmax and recomputation
+(``omnivl.chain.flops.chain_flops``): attention and feed-forward count; normalisations, softmax and recomputation
 do not. They are set against square bf16 products, which take turns with the steps, also where the step computes in
 fp32. A profile of the same steps then says which operations take the time.
 """
@@ -12,7 +12,7 @@ fp32. A profile of the same steps then says which operations take the time.
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
@@ -23,8 +23,8 @@ from engine.hosts import PlainHost
 from engine.step.optimizer import OptimizerConfig
 from engine.step.report import StepResult
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.flops import step_flops
 from omnivl.architectures.presets import PRESETS
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.special_tokens import SpecialTokens
@@ -64,11 +64,13 @@ class Case:
         """Frames of a sample."""
         return self.model.num_frames if is_video(self.kind) else 1
 
-    @property
+    @cached_property
     def flops(self) -> float:
         """Floating point operations of the step's matrix products."""
         layout = plan_layout(OBJECTIVES, self.kind, self.batch_size, self.num_frames)
-        return step_flops(self.model, layout, text_tokens=self.batch_size * self.model.text_length)
+        with torch.device("meta"):
+            chain = build_chain(self.model, OBJECTIVES, _TOKENS)
+        return chain_flops(chain, layout, text_tokens=self.batch_size * self.model.text_length)
 
 
 def make_batch(case: Case) -> Batch:

@@ -4,7 +4,7 @@ Shapes: T tokens, D hidden size, F inner size, E experts, K choices, A distinct 
 inputs and O outputs of a linear map.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -121,3 +121,7 @@ class LinearBank(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_experts, out_features))
         deviation = in_features**-0.5
         nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The biases, which weight decay leaves out."""
+        yield self.bias

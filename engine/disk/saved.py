@@ -14,7 +14,7 @@ from engine.disk.checkpoint import HOST_FOLDER, MANIFEST, SavedLayout, checkpoin
 from engine.errors import CheckpointError
 from engine.hosts.shards import SavedTensors
 from engine.hosts.stores import WEIGHT
-from omnivl.chain.names import current_name
+from omnivl.chain.names import current_name, stack_of
 from omnivl.errors import UserError
 
 _TWIN = "momentum_"
@@ -31,7 +31,7 @@ class Saved:
         layout: What wrote it.
         optimizer_steps: Steps that AdamW had taken; 0 where there are no moments.
         bytes: Size of all files.
-        parts: Numbers of elements by part of the model (stacks without their block's number) and by what they are:
+        parts: Numbers of elements by stack of the model and by what they are:
             ``weights`` (with buffers), ``twins``, ``moments``.
     """
 
@@ -104,7 +104,7 @@ def describe(checkpoint: Path) -> Saved:
     parts: dict[str, dict[str, int]] = {}
     for name, shape in tensors.shapes.items():
         field, _, tensor = name.partition("/")
-        part = parts.setdefault(_part(tensor), {"weights": 0, "twins": 0, "moments": 0})
+        part = parts.setdefault(stack_of(tensor), {"weights": 0, "twins": 0, "moments": 0})
         what = "moments" if field != WEIGHT else "twins" if f".{_TWIN}" in tensor else "weights"
         part[what] += torch.Size(shape).numel()
     size = sum(entry["bytes"] for entry in files.values())
@@ -167,7 +167,3 @@ def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
         name: (total / len(sources)).to(kinds[name]) if kinds[name].is_floating_point else total
         for name, total in sums.items()
     }
-
-
-def _part(tensor: str) -> str:
-    return tensor.partition(".")[0].rstrip("0123456789").rstrip("_")

@@ -20,7 +20,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from engine.estimate.allocations import Allocations, storage_number
 from engine.hosts.micro_batch import first_state
 from engine.plan.plan import StagePlan
-from omnivl.architectures.flops import MASKED_WORD_SHARE
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation
@@ -29,6 +28,7 @@ from omnivl.data.batch import Batch, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.tokenizer import Tokenizer
+from omnivl.objectives import MLM
 
 
 def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
@@ -157,7 +157,7 @@ class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not args or getattr(args[0], "device", None) != torch.device("meta"):
             return func(*args, **(kwargs or {}))
         if func is torch.ops.aten.nonzero.default:
-            return torch.stack(_places(args[0], MASKED_WORD_SHARE["mlm"]), 1)
+            return torch.stack(_places(args[0], MLM.probability), 1)
         if func is torch.ops.aten.index.Tensor:
             chosen = [_places(one, 0.5) if _is_mask(one) else [one] for one in args[1]]
             return func(args[0], [place for places in chosen for place in places])

@@ -21,8 +21,8 @@ from engine.plan.precision import dtype_of
 from engine.step.freeze import freeze, freeze_idle
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.flops import step_flops
 from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
@@ -157,7 +157,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     found = [list(_passes(chain, state, gather)) for state in states]
     weights = [shares[state.layout.kind] for state in states]
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
-    flops = (step_flops(stage.model, state.layout) / state.layout.batch_size for state in states)
+    flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
         layers={name: _size(layer, kept[name]) for name, layer in chain.named_children()},

@@ -1,16 +1,17 @@
 """Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
 
-import re
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
 from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
+from omnivl.architectures.build import outline
 from omnivl.architectures.presets import misfits
 from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
+from omnivl.chain.chain import Chain
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
-from omnivl.errors import did_you_mean
+from omnivl.errors import ModelError, did_you_mean
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import looking_ahead
@@ -177,18 +178,23 @@ def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
-    if min(model.num_heads, model.patch_size, model.tubelet_size) < 1:
-        return  # told already; nothing can be divided by it
     for misfit in misfits(model):
         yield Problem(("model", *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 
 def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
     """Every pattern of ``freeze`` begins with the name of a layer."""
-    layers = layer_names(stage.model)
+    chain = outline_of(stage.model) if stage.freeze else None
+    if chain is None:
+        return
+    layers = list(chain.named_layers)
     for index, pattern in enumerate(stage.freeze):
         if not any(fnmatchcase(layer, pattern.split(".")[0]) for layer in layers):
-            stacks = list(dict.fromkeys(re.sub(r"\d+$", "*", layer) for layer in layers))
+            places = (
+                name if layer.level is None or layer.level < 0 else f"{layer.stack}_*"
+                for name, layer in chain.named_layers.items()
+            )
+            stacks = list(dict.fromkeys(places))
             change = did_you_mean(pattern, [*stacks, *layers], "name a layer or a part of one")
             allowed = f"beginnings of parameter names: {', '.join(stacks)}"
             yield Problem(("freeze", index), repr(pattern), allowed, change)
@@ -213,8 +219,9 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     if stage.model.architecture == "unified":
         got = "'pipeline' with model.architecture 'unified', whose blocks are passed twice"
         yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.architecture 'towers'")
-    layers = len(layer_names(stage.model))
-    if parallel.pipeline_stages > layers:
+    chain = outline_of(stage.model)
+    layers = 0 if chain is None else len(chain.layers)
+    if chain is not None and parallel.pipeline_stages > layers:
         got = f"{parallel.pipeline_stages} for a chain of {layers} layers"
         yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
 
@@ -295,17 +302,9 @@ STAGE_RULES: tuple[StageRule, ...] = (
 )
 
 
-def layer_names(model: ModelConfig) -> list[str]:
-    """Names of the chain's layers, in order: the first part of every parameter's name."""
-    if model.architecture == "unified":
-        blocks = [f"unified_{index:02d}" for index in range(model.vision_layers)]
-        return ["embed", *blocks, "unified_norm", "contrast", "join", "losses"]
-    stacks = {
-        "visual": model.vision_layers,
-        "text": model.text_layers,
-        "alignment": model.alignment_layers,
-        "generation": model.generation_layers,
-    }
-    named = {stack: [f"{stack}_{index:02d}" for index in range(count)] for stack, count in stacks.items()}
-    decoders = [*named["alignment"], *named["generation"]]
-    return ["embed", *named["visual"], "visual_norm", *named["text"], "contrast", "join", *decoders, "losses"]
+def outline_of(model: ModelConfig) -> Chain | None:
+    """The layers of a model without storage; None where it cannot be built: ``sizes_fit`` or the build tells."""
+    try:
+        return outline(model)
+    except ModelError:
+        return None

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from omnivl.chain.names import stack_of
+
 FATES = ("carried", "inflated", "resized", "created", "aside", "dropped")
 
 
@@ -21,7 +23,7 @@ def count_parts(handover: Mapping[str, Any]) -> dict[str, dict[str, int]]:
     counts: dict[str, dict[str, int]] = {}
     for fate in FATES:
         for name in handover.get(fate, ()):
-            part = counts.setdefault(name.split(".")[0].rstrip("0123456789").rstrip("_"), dict.fromkeys(FATES, 0))
+            part = counts.setdefault(stack_of(name), dict.fromkeys(FATES, 0))
             part[fate] += 1
     return counts
 

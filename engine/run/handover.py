@@ -1,9 +1,8 @@
 """What a stage takes over from an earlier one, by parameter name.
 
-Shapes: D hidden size, C values of a 2D patch, t frames of a tubelet.
-
 Carried: same name, same shape. Upcycled: made of another filling of the feed-forward slot (``moe.upcycle``). Resized:
-position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet.
+position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet, as the layers
+say (``ChainLayer.resize``).
 Created: heads of new objectives, new momentum twins (as copies of what they follow).
 Aside: heads of objectives that the new stage does not have; they stay in its weights file, untouched, for a later stage
 that has them again. Dropped: what else the new stage has no place for (twins, the queue). The 3D patch kernel is the
@@ -11,19 +10,18 @@ that has them again. Dropped: what else the new stage has no place for (twins, t
 stage with clips starts from the inflated 2D kernel.
 """
 
-import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 from rich.table import Table
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.disk.aside import ASIDE, is_head
 from engine.errors import CheckpointError
 from moe.upcycle import place, translated
-from omnivl.parts.embed import resize_positions, resize_times
-from omnivl.parts.relative import resize_relative
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.names import stack_of
 from omnivl.randomness import stable_hash
 
 _TWIN = "momentum_"
@@ -68,7 +66,7 @@ class HandOver:
         counts: dict[str, dict[str, int]] = {}
         for column in columns:
             for name in getattr(self, column):
-                part = counts.setdefault(_part(name), dict.fromkeys(columns, 0))
+                part = counts.setdefault(stack_of(name), dict.fromkeys(columns, 0))
                 part[column] += 1
         for stack, by_column in counts.items():
             table.add_row(stack, *(str(by_column[column] or "-") for column in columns))
@@ -105,7 +103,7 @@ class Inheritance:
         }
 
     @torch.no_grad()
-    def give(self, name: str, layer: nn.Module) -> None:
+    def give(self, name: str, layer: ChainLayer) -> None:
         """Copies what there is for a layer into it.
 
         Args:
@@ -133,7 +131,7 @@ class Inheritance:
                 tensor.copy_(earlier[inner])
                 fate = "inflated" if inner.endswith("video_delta") and not bool(tensor.any()) else "carried"
             else:
-                tensor.copy_(_resize(inner, earlier[inner], tensor))
+                tensor.copy_(_resized(name, layer, inner, earlier[inner], tensor))
                 fate = "resized"
             self._fates[fate].append(inner)
         for inner in created:
@@ -156,7 +154,7 @@ class Inheritance:
 
 
 def hand_over(
-    chain: nn.Module, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
+    chain: Chain, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
 ) -> HandOver:
     """Copies weights into a freshly built, whole chain; arguments as those of ``Inheritance``."""
 
@@ -164,56 +162,20 @@ def hand_over(
         return {name: earlier[name] for name in names}
 
     inheritance = Inheritance(earlier.keys(), read, source, upcycle_noise=upcycle_noise, seed=seed)
-    for name, layer in chain.named_children():
+    for name, layer in chain.named_layers.items():
         inheritance.give(name, layer)
     return inheritance.report()
 
 
-def _resize(name: str, before: Tensor, own: Tensor) -> Tensor:
-    for ending, resize in _RESIZERS.items():
-        if name.endswith(ending) and before.shape[-1] == own.shape[-1]:
-            return resize(before.float(), own)
-    raise CheckpointError(
-        f"{name}: has shape {list(before.shape)} in the earlier stage and {list(own.shape)} in this one; only position "
-        "tables and 3D patch kernels can be resized: give both stages the same sizes, or start without init_from"
-    )
-
-
-def _visual_positions(before: Tensor, own: Tensor) -> Tensor:
-    """``[1 + side * side, D]``: the class token's row stays, the grid is interpolated."""
-    side = round((own.shape[0] - 1) ** 0.5)
-    return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
-
-
-def _times(before: Tensor, own: Tensor) -> Tensor:
-    return resize_times(before, own.shape[0])
-
-
-def _text_positions(before: Tensor, own: Tensor) -> Tensor:
-    """Words keep their places: a longer text gets fresh rows at its end."""
-    kept = min(len(before), len(own))
-    return torch.cat([before[:kept], own[kept:].float()])
-
-
-def _video_kernel(before: Tensor, own: Tensor) -> Tensor:
-    """``[t, D, C]``: the difference is stretched over the new tubelet and keeps its sum over equal frames."""
-    size, hidden, values = before.shape
-    stretched = resize_times(before.reshape(size, hidden * values), own.shape[0]).reshape(own.shape)
-    total = stretched.sum(0)
-    return stretched + (before.sum(0) - total) / own.shape[0]
-
-
-def _relative(before: Tensor, own: Tensor) -> Tensor:
-    return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
-
-
-_RESIZERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "visual.positions": _visual_positions,
-    "visual.times": _times,
-    "text.positions": _text_positions,
-    "patches.video_delta": _video_kernel,
-    "relative.bias": _relative,
-}
+def _resized(name: str, layer: ChainLayer, inner: str, before: Tensor, own: Tensor) -> Tensor:
+    made = layer.resize(inner.removeprefix(f"{name}."), before, own)
+    if made is None:
+        raise CheckpointError(
+            f"{inner}: has shape {list(before.shape)} in the earlier stage and {list(own.shape)} in this one; only "
+            "position tables and 3D patch kernels can be resized: give both stages the same sizes, or start without "
+            "init_from"
+        )
+    return made
 
 
 def _fits(own: Mapping[str, Tensor], earlier: Mapping[str, Tensor], name: str) -> bool:
@@ -226,10 +188,3 @@ def _followed_by(name: str) -> str | None:
     if not any(part.startswith(_TWIN) for part in parts):
         return None
     return ".".join(part.removeprefix(_TWIN) for part in parts)
-
-
-def _part(name: str) -> str:
-    """The stack that a weight belongs to: ``visual`` for ``visual_07.block...``."""
-    layer = name.split(".")[0]
-    stack, _, number = layer.rpartition("_")
-    return stack if number.isdigit() else layer

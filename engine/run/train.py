@@ -154,6 +154,7 @@ def _go_on(start: _Start, index: int) -> int:
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)
     throughput = Throughput(
+        chain,
         stage.model,
         stage.objectives,
         pad=tokenizer.special.pad,
@@ -165,7 +166,7 @@ def _go_on(start: _Start, index: int) -> int:
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         _complete_stage(host, folder, stage, source_weights(plan, stage, run))
-    del host, chain
+    del host, chain, throughput
     gc.collect()  # engines hold reference cycles, and the next stage wants the memory
     return signal
 

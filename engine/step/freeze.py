@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from engine.step.whole import whole_numel
-from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.chain import Chain
 from omnivl.chain.state import StepLayout
 from omnivl.errors import UserError, did_you_mean
 
@@ -50,16 +50,14 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
         layouts: Of all kinds of steps of the stage.
 
     Returns:
-        Number of elements that would have been trained otherwise, by stack or layer.
+        Number of elements that would have been trained otherwise, by stack.
     """
     idle: dict[str, int] = {}
-    for name, layer in chain.named_children():
-        assert isinstance(layer, ChainLayer)
+    for layer in chain.layers:
         for parameter in layer.idle_parameters(layouts):
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
-                stack = name.rstrip("0123456789").rstrip("_")
-                idle[stack] = idle.get(stack, 0) + whole_numel(parameter)
+                idle[layer.stack] = idle.get(layer.stack, 0) + whole_numel(parameter)
     return idle
 
 

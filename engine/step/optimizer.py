@@ -5,8 +5,7 @@ scale is the product of the layer-wise decay and the scale of pretrained parts. 
 groups of their own.
 """
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
@@ -17,11 +16,8 @@ from torch import nn
 from engine.step.schedule import Schedule, learning_rate_factor
 from engine.step.whole import whole_shape
 from moe.ranges import Range
+from omnivl.chain.chain import Chain
 from omnivl.errors import UserError
-
-_STACKED = re.compile(r"^(?P<stack>.+)_(?P<index>\d+)$")
-_UNDECAYED_NAMES = ("bias", "embedding", "token", "position", "words", "times", "temperature", "logit_scale")
-
 
 _Decay = Annotated[float, Range(0, below=1)]
 
@@ -89,12 +85,12 @@ class ParameterGroup:
 
 
 def parameter_groups(
-    chain: nn.Module, config: OptimizerConfig, pretrained: Collection[str] = (), apart: Collection[str] = ()
+    chain: Chain, config: OptimizerConfig, pretrained: Collection[str] = (), apart: Collection[str] = ()
 ) -> list[ParameterGroup]:
     """Sorts the trainable parameters of a chain into optimizer groups.
 
     Args:
-        chain: A module whose direct children are the chain's layers, blocks of a stack named ``stack_INDEX``.
+        chain: Its layers say what depth they have, and which of their parameters are not decayed.
         config: Weight decay and learning-rate scales.
         pretrained: Names of parameters that came from a checkpoint of other origin.
         apart: Names of parameters that need groups of their own.
@@ -105,14 +101,14 @@ def parameter_groups(
     Raises:
         UserError: Nothing is trainable.
     """
-    depth_scales = layer_scales([name for name, _ in chain.named_children()], config.layer_decay)
-    undecayed = _embedding_parameters(chain)
+    depth_scales = layer_scales(chain, config.layer_decay)
+    undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
     members: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
-        decayed = len(whole_shape(parameter)) > 1 and parameter not in undecayed and not _named_undecayed(name)
-        scale = depth_scales.get(name.split(".", 1)[0], 1.0)
+        decayed = len(whole_shape(parameter)) > 1 and id(parameter) not in undecayed
+        scale = depth_scales[name.split(".", 1)[0]]
         if name in pretrained:
             scale *= config.pretrained_lr_scale
         members[decayed, scale, name in apart].append((name, parameter))
@@ -133,26 +129,21 @@ def parameter_groups(
     return groups
 
 
-def layer_scales(layer_names: Sequence[str], layer_decay: float) -> dict[str, float]:
-    """Learning-rate factor of each layer by its depth below the top of its stack.
+def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:
+    """Learning-rate factor of each layer, by name, from its depth below the top of its stack.
 
-    Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``, the embedding ``layer_decay ** (n + 1)`` for the
-    deepest stack, all else 1. Each stack counts from its own top: the chain is one list, but its towers stand side by
-    side, and a count along the list would all but freeze the visual tower.
+    Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``, what lies below all stacks (``i = -1``) as if it
+    were in the deepest one, all else 1. Each stack counts from its own top: the chain is one list, but its towers
+    stand side by side, and a count along the list would all but freeze the visual tower.
 
     Source: BEiT (arXiv 2106.08254), appendix on fine-tuning: layer-wise learning-rate decay.
     """
-    stacks: dict[str, list[str]] = defaultdict(list)
-    for name in layer_names:
-        if match := _STACKED.match(name):
-            stacks[match["stack"]].append(name)
-    scales = dict.fromkeys(layer_names, 1.0)
-    for blocks in stacks.values():
-        for index, name in enumerate(blocks):
-            scales[name] = layer_decay ** (len(blocks) - index)
-    if "embed" in scales and stacks:
-        scales["embed"] = layer_decay ** (max(len(blocks) for blocks in stacks.values()) + 1)
-    return scales
+    depths = Counter(layer.stack for layer in chain.layers if layer.level is not None and layer.level >= 0)
+    deepest = max(depths.values(), default=0)
+    return {
+        name: 1.0 if layer.level is None else layer_decay ** (depths.get(layer.stack, deepest) - layer.level)
+        for name, layer in chain.named_layers.items()
+    }
 
 
 def adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
@@ -179,19 +170,6 @@ def set_learning_rates(
     for entry, group in zip(optimizer.param_groups, groups, strict=True):
         entry["lr"] = rates[group.name]
     return rates
-
-
-def _embedding_parameters(chain: nn.Module) -> set[nn.Parameter]:
-    return {
-        parameter
-        for module in chain.modules()
-        if isinstance(module, nn.Embedding)
-        for parameter in module.parameters(recurse=False)
-    }
-
-
-def _named_undecayed(name: str) -> bool:
-    return any(word in name.rsplit(".", 1)[-1] for word in _UNDECAYED_NAMES)
 
 
 def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> None:

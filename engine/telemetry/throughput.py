@@ -9,7 +9,8 @@ import torch
 
 from engine.telemetry.environment import resident_bytes
 from engine.telemetry.peak import Peak
-from omnivl.architectures.flops import step_flops
+from omnivl.chain.chain import Chain
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import Batch, is_video
@@ -23,6 +24,7 @@ class Throughput:
 
     def __init__(
         self,
+        chain: Chain,
         model: ModelConfig,
         objectives: Sequence[Objective],
         *,
@@ -34,14 +36,15 @@ class Throughput:
         """Starts the clock.
 
         Args:
-            model: Sizes, for the floating point operations.
-            objectives: Likewise.
+            chain: Its layers say how many floating point operations they take; their weights need not be here.
+            model: Sizes of pictures and clips.
+            objectives: They decide on which passes a step makes.
             pad: The padding token, which is not counted.
             replicas: Data-parallel replicas; all do the same amount of work.
             processes: Processes that do it; more than replicas where these are cut into pipeline stages.
             peak: Peak of one replica.
         """
-        self._model, self._objectives, self._pad = model, tuple(objectives), pad
+        self._chain, self._model, self._objectives, self._pad = chain, model, tuple(objectives), pad
         self._replicas, self._processes, self._peak = replicas, processes, peak
         self._layout = lru_cache(maxsize=None)(partial(plan_layout, self._objectives))
         self._recent: deque[tuple[float, int]] = deque(maxlen=_RECENT_STEPS)
@@ -65,7 +68,7 @@ class Throughput:
             words = int((batch.token_ids != self._pad).sum())
             layout = self._layout(batch.kind, batch.size, batch.num_frames)
             self._tokens += self._replicas * (self._count_patches(batch) + words)
-            self._operations += self._replicas * step_flops(self._model, layout, text_tokens=words)
+            self._operations += self._replicas * chain_flops(self._chain, layout, text_tokens=words)
         self._samples += samples
         self._waited += waited
         self._steps += 1

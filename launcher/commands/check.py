@@ -143,10 +143,10 @@ def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str
 
 
 def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
-    """Numbers of parameters by part of the chain, of a chain built without memory.
+    """Numbers of parameters by stack, of a chain built without memory.
 
     Returns:
-        Parts (``visual``, ``text`` ...), then ``trained`` and ``momentum``: parameters outside and inside of the twins.
+        Stacks (``visual``, ``text`` ...), then ``trained`` and ``momentum``: parameters outside and inside of twins.
 
     Raises:
         UserError: The configuration does not fit together.
@@ -155,11 +155,11 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
         chain = build_chain(stage.model, stage.objectives, tokens)
     parts: Counter[str] = Counter()
     sums: Counter[str] = Counter(trained=0, momentum=0)
-    for name, parameter in chain.named_parameters():
-        part = "trained" if parameter.requires_grad else "momentum"
-        sums[part] += parameter.numel()
-        if parameter.requires_grad:
-            parts[name.split(".")[0].rstrip("0123456789").rstrip("_").removesuffix("_norm")] += parameter.numel()
+    for layer in chain.layers:
+        for parameter in layer.parameters():
+            sums["trained" if parameter.requires_grad else "momentum"] += parameter.numel()
+            if parameter.requires_grad:
+                parts[layer.stack] += parameter.numel()
     return {**parts, **sums}
 
 

@@ -18,6 +18,7 @@ from engine.estimate.failures import (
 )
 from engine.estimate.report import StageEstimate
 from engine.estimate.search import Found
+from omnivl.chain.names import stack_of
 
 _GIB = 2**30
 _INTERVALS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -43,8 +44,8 @@ def parameters_by_part(figures: StageEstimate) -> dict[str, int]:
     """Trained parameters by stack."""
     parts: dict[str, int] = {}
     for name, size in figures.work.layers.items():
-        part = name.rstrip("0123456789").rstrip("_").removesuffix("_norm")
-        parts[part] = parts.get(part, 0) + size.trained
+        stack = stack_of(name)
+        parts[stack] = parts.get(stack, 0) + size.trained
     return {part: count for part, count in parts.items() if count}
 
 

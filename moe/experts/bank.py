@@ -6,6 +6,8 @@ travel to them and back.
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order, P parts of the bank.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,6 +54,10 @@ class ExpertBank(nn.Module):
             return slice(0, self.num_experts)
         here = self.num_experts // self.exchange.parts
         return slice(self.exchange.part * here, (self.exchange.part + 1) * here)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The biases, which weight decay leaves out."""
+        yield from (self.fc1_bias, self.fc2_bias)
 
     @torch.no_grad()
     def cut(self, exchange: ExpertExchange) -> None:

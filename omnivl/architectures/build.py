@@ -135,6 +135,18 @@ def _twice(layers: Iterable[str]) -> list[str]:
     return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
 
 
+def outline(config: ModelConfig) -> Chain:
+    """A chain without storage, heads and twins: what layers there are, in which order, and what they say.
+
+    Raises:
+        ModelError: See ``build_chain``.
+    """
+    with torch.device("meta"):
+        return build_chain(
+            config, (), SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=0, num_reserved=0)
+        )
+
+
 def has_routers(config: ModelConfig) -> bool:
     """Whether a layer that encodes pictures or texts has a router that looks at tokens."""
     depths = {config.vision_layers} | ({config.text_layers} if config.architecture == "towers" else set())

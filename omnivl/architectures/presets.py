@@ -131,6 +131,8 @@ def misfits(config: ModelConfig) -> Iterator[Misfit]:
         value, by = getattr(config, name), getattr(config, divisor)
         if value % by:
             yield Misfit((name,), str(value), f"a multiple of {divisor} {by}", "change either")
+    if config.inner_size < 1:
+        yield Misfit(("mlp_ratio",), f"{config.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
     yield from _vision_misfits(config)
     yield from _modality_misfits(config.ffn)
     yield from _place_misfits(config)

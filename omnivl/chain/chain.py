@@ -20,6 +20,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from omnivl.chain.modules import HasUndecayed, Resizable
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
@@ -33,8 +34,14 @@ class ChainLayer(nn.Module, ABC):
     (activation recomputation would do it twice); what has to change after a step changes in ``after_step``.
 
     Attributes:
+        stack: The stack that it belongs to, by which figures are summed up; its own name where it stands alone.
+        level: Which block of its stack it is, from 0 at the bottom; -1 below the blocks of all stacks; None for a layer
+            that is no block.
         local_storage: What this process stores of a parameter. A host that shards parameters sets its own.
     """
+
+    stack: str
+    level: int | None = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,10 +55,45 @@ class ChainLayer(nn.Module, ABC):
         """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
         return True
 
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Floating-point operations of the matrix products of one pass in a step, forward and backward.
+
+        Where nothing is said, none worth counting; see ``omnivl.chain.flops``. Momentum twins count forward only.
+
+        Args:
+            layout: The step.
+            tokens: Mean number of tokens of its texts, ends included and padding not; None: all fill their rows.
+            number: How often the layer was passed before in the step.
+        """
+        return 0.0
+
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The parameters that get a gradient under none of ``layouts``."""
         if not any(self.acts(layout) for layout in layouts):
             yield from self.parameters()
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Brings a parameter of this layer from another size: position tables, 3D kernels and the like.
+
+        Args:
+            name: Within the layer.
+            before: Its value at another size.
+            own: Its value here; where ``before`` has nothing for a place, e.g. of a longer text, it stays.
+
+        Returns:
+            fp32, of the shape of ``own``; None where nothing says how to come from the one shape to the other.
+        """
+        module, _, inner = name.rpartition(".")
+        owner = self.get_submodule(module)
+        if owner is self or not isinstance(owner, Resizable) or before.shape[1:] != own.shape[1:]:
+            return None
+        return owner.resize(inner, before.float(), own)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The parameters of two or more dimensions that weight decay leaves out; of fewer it leaves out all."""
+        for module in self.modules():
+            if module is not self and isinstance(module, HasUndecayed):
+                yield from module.undecayed()
 
     def after_step(self) -> None:
         """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""
@@ -91,9 +133,19 @@ class Chain(nn.Module):
         return [cast(ChainLayer, layer) for layer in self.children()]
 
     @property
+    def named_layers(self) -> dict[str, ChainLayer]:
+        """All layers, each once, by name."""
+        return {name: cast(ChainLayer, layer) for name, layer in self.named_children()}
+
+    @property
     def program(self) -> list[ChainLayer]:
         """The layers of a forward pass, first to last."""
         return [cast(ChainLayer, self.get_submodule(name)) for name in self._order]
+
+    @property
+    def passes(self) -> list[tuple[str, int]]:
+        """The program by names: which layer, and how often it was passed before."""
+        return [(name, self._order[:place].count(name)) for place, name in enumerate(self._order)]
 
     def forward(self, state: State) -> State:
         """The whole forward pass. The result holds ``loss`` where the layout asks for training."""

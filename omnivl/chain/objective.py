@@ -186,6 +186,11 @@ class Objective(ABC):
         """Whether the objective acts on a data entry."""
         return not self.on or entry in self.on
 
+    @property
+    def restored_words(self) -> Mapping[str, float]:
+        """Which share of a masked text's positions goes through the vocabulary head, by segment of the text stream."""
+        return {}
+
     def weight_at(self, step: int) -> float:
         """The weight in optimizer step ``step``, counted from 0. The ramp ends at step ``weight_warmup_steps - 1``."""
         return self.weight * ramp(step, self.weight_warmup_steps)

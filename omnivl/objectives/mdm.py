@@ -92,6 +92,12 @@ class MDM(Objective):
         """Names of a step's rows: the image alone, the text alone, and both in one sequence."""
         return f"{self.key}/image", f"{self.key}/text", f"{self.key}/pair"
 
+    @property
+    def restored_words(self) -> dict[str, float]:
+        """The shares that are hidden."""
+        _, text, pair = self.parts
+        return {text: self.text_probability, pair: self.pair_text_probability}
+
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """A row of each part per pair; of an image with a label the image alone."""
         if is_video(kind):

@@ -59,6 +59,11 @@ class MLM(Objective):
         most = 1.0 - self.mask_share
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
 
+    @property
+    def restored_words(self) -> dict[str, float]:
+        """The share that is hidden."""
+        return {self.key: self.probability}
+
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, where it is grounded, one fused row per sample."""
         if is_label(kind) and not self.include_labels:

@@ -212,6 +212,16 @@ class SelfAttention(nn.Module):
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out
 
+    def flops(self, tokens: float, positions: int) -> float:
+        """Operations on one row, forward: projections of ``tokens`` positions, attention over all ``positions``."""
+        size = self.qkv.in_features
+        return tokens * 8 * size**2 + 4 * positions**2 * size
+
+    def first_flops(self, positions: int) -> float:
+        """Operations of ``first`` on one row of so many positions, forward."""
+        size = self.qkv.in_features
+        return (1 + positions) * 4 * size**2 + 4 * positions * size
+
     def first(self, x: Tensor, mask: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
         """What the first position of each row alone attends to, ``[R, 1, D]``; arguments as in ``forward``."""
         size = x.shape[-1]
@@ -252,6 +262,21 @@ class CrossAttention(nn.Module):
         self.q = Linear(hidden_size, hidden_size)
         self.kv = Linear(hidden_size, 2 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
+
+    def flops(self, tokens: float, positions: int, seen: int) -> float:
+        """Operations on one row, forward, without ``project``.
+
+        Args:
+            tokens: Positions whose queries are projected.
+            positions: All positions of the row, which attend.
+            seen: Positions of a row of the memory.
+        """
+        size = self.q.in_features
+        return tokens * 4 * size**2 + 4 * positions * seen * size
+
+    def project_flops(self, seen: int) -> float:
+        """Operations of ``project`` on one row of the memory, forward."""
+        return seen * 4.0 * self.kv.in_features**2
 
     def project(self, memory: Tensor) -> Tensor:
         """Keys and values side by side, ``[R_memory, S, 2 D]``, of ``memory [R_memory, S, D]``."""

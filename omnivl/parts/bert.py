@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.feed_forward import build_feed_forward, is_routed
+from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
@@ -30,6 +32,7 @@ class ResidualBlock(nn.Module):
 
     Attributes:
         reads_padding: Whether the feed-forward slot has to be told which positions are padding.
+        slot_flops: Operations of the feed-forward slot on one token, forward.
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
@@ -37,6 +40,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.reads_padding = is_routed(config.ffn, index, depth)
         self.recomputes_ffn = config.recompute == "ffn"
+        self.slot_flops = slot_flops(config.ffn, config.hidden_size, config.inner_size, index, depth)
         self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
         normalises = self.is_pre_norm and depth is not None and index == depth - 1
         self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
@@ -71,6 +75,15 @@ class BertBlock(ResidualBlock):
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
 
+    def flops(self, tokens: float, positions: int, first_only: bool) -> float:
+        """Operations on one text of ``tokens`` tokens in a row of ``positions``, forward.
+
+        Where only the first position is wanted, it reads all others, padding included.
+        """
+        if first_only:
+            return self.attention.first_flops(positions) + self.slot_flops
+        return self.attention.flops(tokens, positions) + tokens * self.slot_flops
+
     def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``.
 
@@ -94,6 +107,8 @@ class BertBlock(ResidualBlock):
 class TextBlock(BlockLayer):
     """A BERT block on all text rows, and its momentum twin on the clean ones."""
 
+    stack = "text"
+
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         depth = config.text_layers
         super().__init__(
@@ -104,6 +119,14 @@ class TextBlock(BlockLayer):
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""
         return bool(layout.text)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of all text rows, and of the twin."""
+        assert isinstance(self.block, BertBlock)
+        length = self.config.text_length
+        first_only = self.may_shorten and layout.class_only
+        rows = FORWARD_AND_BACKWARD * num_rows(layout.text) + twin_rows(layout, "text")
+        return rows * self.block.flops(length if tokens is None else tokens, length, first_only)
 
     def forward(self, state: State) -> State:
         """Advances ``text`` and, in a step with momentum, ``momentum_text``."""

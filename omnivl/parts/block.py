@@ -35,7 +35,7 @@ class BlockLayer(ChainLayer):
         config: ModelConfig,
         build: Callable[[ModelConfig], nn.Module],
         *,
-        index: int = 0,
+        index: int | None = None,
         twin: bool = False,
     ) -> None:
         """Builds the module and its twin.
@@ -44,11 +44,13 @@ class BlockLayer(ChainLayer):
             name: The layer's name in the chain; routing losses carry it.
             config: The model's configuration.
             build: Makes the module. Called a second time, without anything dropped, for the twin.
-            index: Which block of its stack it is.
+            index: Which block of its stack it is; None for a layer that is none.
             twin: Whether to build a momentum twin.
         """
         super().__init__()
-        self.name, self.config = name, (config := config.at_block(index))
+        self.name, self.config = name, (config := config if index is None else config.at_block(index))
+        if index is not None:
+            self.level = index
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: dict[str, Tensor] = {}
         self.block = build(config)

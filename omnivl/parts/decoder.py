@@ -12,6 +12,7 @@ from torch import Tensor
 from moe.config import SparseConfig
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.slot import FeedForwardOutput, Slot
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
 from omnivl.parts.bert import TEXT_EPS, TEXT_MODALITY, ResidualBlock
@@ -19,6 +20,7 @@ from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
+from omnivl.parts.patches import visual_positions
 from omnivl.parts.recompute import recomputed
 
 
@@ -43,6 +45,17 @@ class GroundedBlock(ResidualBlock):
         self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
         self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
+
+    def flops(self, tokens: float, positions: int, seen: int) -> float:
+        """Operations on one text, forward, without the projection of what it looks at.
+
+        Args:
+            tokens: Its tokens.
+            positions: Those of its row, padding included.
+            seen: Positions of what it looks at.
+        """
+        cross = self.cross.flops(tokens, positions, seen)
+        return self.attention.flops(tokens, positions) + cross + tokens * self.slot_flops
 
     def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, rows: Tensor | None) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``.
@@ -86,8 +99,24 @@ class GroundedBlock(ResidualBlock):
         return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
 
 
-class AlignmentBlock(BlockLayer):
+class GroundedLayer(BlockLayer):
+    """What the layers of the two decoders share."""
+
+    def grounded_flops(self, layout: StepLayout, rows: int, tokens: float) -> float:
+        """Operations on so many texts of ``tokens`` tokens each, forward and backward.
+
+        Keys and values are projected once per sample, however many texts look at it.
+        """
+        assert isinstance(self.block, GroundedBlock)
+        seen = visual_positions(self.config, layout)
+        memory = layout.batch_size * self.block.cross.project_flops(seen) * (rows > 0)
+        return FORWARD_AND_BACKWARD * (rows * self.block.flops(tokens, self.config.text_length, seen) + memory)
+
+
+class AlignmentBlock(GroundedLayer):
     """A bidirectional grounded block on the fused rows."""
+
+    stack = "alignment"
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.alignment_layers
@@ -99,6 +128,11 @@ class AlignmentBlock(BlockLayer):
         """Whether there are fused rows."""
         return bool(layout.fused)
 
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of all fused rows."""
+        tokens = self.config.text_length if tokens is None else tokens
+        return self.grounded_flops(layout, num_rows(layout.fused), tokens)
+
     def forward(self, state: State) -> State:
         """Advances ``fused``; each row attends to row ``fused_memory`` of ``memory``."""
         if not self.acts(state.layout):
@@ -107,13 +141,15 @@ class AlignmentBlock(BlockLayer):
         return self.with_routing(state.updated(fused=out.y), out.router_sums)
 
 
-class GenerationBlock(BlockLayer):
+class GenerationBlock(GroundedLayer):
     """A causal grounded block on the generation stream.
 
     Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. Where decoding keeps a cache, row b
     attends to row ``cache/rows[b]``, and the block leaves its keys and values in ``cache/{layer}/self`` and
     ``cache/{layer}/cross``.
     """
+
+    stack = "generation"
 
     def __init__(self, index: int, config: ModelConfig) -> None:
         depth = config.generation_layers
@@ -124,6 +160,10 @@ class GenerationBlock(BlockLayer):
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""
         return bool(layout.generation)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the generation stream."""
+        return self.grounded_flops(layout, num_rows(layout.generation), written(self.config.text_length, tokens))
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""

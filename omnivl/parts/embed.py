@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.demands import CLEAN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.linear import LayerNorm, linear
+from omnivl.parts.patches import num_kept, num_patches
 
 
 class PatchEmbedding(nn.Module):
@@ -38,11 +40,24 @@ class PatchEmbedding(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.patch_size, self.tubelet_size = config.patch_size, config.tubelet_size
+        self.hidden_size = config.hidden_size
         values = 3 * config.patch_size**2
         self.weight = nn.Parameter(torch.empty(config.hidden_size, values))
         self.bias = nn.Parameter(torch.zeros(config.hidden_size))
         self.video_delta = nn.Parameter(torch.zeros(config.tubelet_size, config.hidden_size, values))
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
+
+    def flops(self, num_frames: int, num_patches: int) -> float:
+        """Operations on one image or clip with so many patches of a frame, forward."""
+        return num_frames * num_patches * 2.0 * 3 * self.patch_size**2 * self.hidden_size
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """The 3D kernel ``[t, D, C]`` of another tubelet: stretched over the new one, with the same sum over frames."""
+        if name != "video_delta":
+            return None
+        frames, hidden, values = before.shape
+        stretched = resize_times(before.reshape(frames, hidden * values), own.shape[0]).reshape(own.shape)
+        return stretched + (before.sum(0) - stretched.sum(0)) / own.shape[0]
 
     def forward(self, frames: Tensor, is_video: bool, dtype: torch.dtype) -> Tensor:
         """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, T', N, D]`` of ``dtype``.
@@ -108,7 +123,7 @@ def drop_patches(patches: Tensor, rate: float) -> Tensor:
         rate: Share to leave out, in [0, 1).
     """
     rows, times, places, size = patches.shape
-    kept = max(1, round(places * (1.0 - rate)))
+    kept = num_kept(places, rate)
     chosen = torch.rand(rows, places, device=patches.device).argsort(1)[:, None, :kept, None]
     return patches.gather(2, chosen.expand(rows, times, kept, size))
 
@@ -131,6 +146,17 @@ class VisualEmbedding(nn.Module):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
         if config.temporal_gain > 0:
             nn.init.normal_(self.times, std=config.temporal_gain)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The positions."""
+        yield from (self.positions, self.times)
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of another grid, where the class token keeps its own, or of another number of times."""
+        if name == "positions":
+            side = round((own.shape[0] - 1) ** 0.5)
+            return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+        return resize_times(before, own.shape[0]) if name == "times" else None
 
     def forward(
         self, frames: Tensor, is_video: bool, masked: tuple[tuple[Tensor, Tensor], ...], clean: bool, dtype: torch.dtype
@@ -180,6 +206,17 @@ class TextEmbedding(nn.Module):
         for table in (self.words, self.positions):
             nn.init.normal_(table, std=0.02)
 
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The tables."""
+        yield from (self.words, self.positions)
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of shorter or longer texts: words keep their places, a longer text has fresh rows at its end."""
+        if name != "positions":
+            return None
+        kept = min(len(before), len(own))
+        return torch.cat([before[:kept], own[kept:].float()])
+
     def forward(self, token_ids: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
         """Embeds ``token_ids [R, L]``, whose first position is ``start``, to ``[R, L, D]`` of ``dtype``.
 
@@ -210,6 +247,8 @@ class Embed(BlockLayer):
     Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, text segments but the clean one and causal joins
     ``{name}/token_ids``; when decoding with a cache, the generation stream starts at position ``cache/start``.
     """
+
+    stack, level = "embed", -1
 
     def __init__(
         self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False, joins_inputs: bool = False
@@ -256,6 +295,14 @@ class Embed(BlockLayer):
                 if "text" in layout.twins:
                     state = state.updated(momentum_text=twin.text(state["token_ids"], self.dtype))
         return state
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches; masked passes reuse those of the clean one."""
+        assert isinstance(self.block, Embeddings)
+        one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.config, layout))
+        # No gradient flows into pixels: one product less. Patches are dropped behind the embedding.
+        online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
+        return (online + twin_rows(layout, "visual")) * one
 
     def _visual(self, online: Embeddings, state: State) -> Tensor:
         layout = state.layout

@@ -22,6 +22,10 @@ class VocabularyHead(nn.Module):
         self.norm = LayerNorm(hidden_size, eps=1e-12)
         self.decoder = Linear(hidden_size, vocab_size)
 
+    def flops(self) -> float:
+        """Operations on one position, forward."""
+        return 2.0 * self.decoder.in_features * (self.transform.out_features + self.decoder.out_features)
+
     def forward(self, hidden: Tensor) -> Tensor:
         """Logits fp32 ``[..., V]`` of hidden states ``[..., D]``; the products run in the dtype of the input."""
         logits: Tensor = self.decoder(self.norm(F.gelu(self.transform(hidden))))

@@ -40,6 +40,8 @@ class JoinRows(ChainLayer):
     goes with row i.
     """
 
+    stack = "join"
+
     def __init__(
         self,
         objectives: Sequence[Objective],

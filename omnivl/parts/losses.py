@@ -13,6 +13,7 @@ from moe.routers.health import layer_health, mean_health, routing_health
 from moe.routers.sums import RouterSums
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import TWIN, VOCABULARY
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import present_modalities
 from omnivl.chain.momentum import ema_update_, frozen_twin
@@ -37,13 +38,15 @@ class Losses(ChainLayer):
     In a step that predicts, ``{key}/prediction`` of every objective that the layout names.
     """
 
+    stack = "losses"
+
     def __init__(
         self, config: ModelConfig, sizes: HeadSizes, objectives: Sequence[Objective], gather: Gather | None = None
     ) -> None:
         """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
-        self.ffn, self.momentum = config.ffn, config.momentum
+        self.ffn, self.momentum, self.text_length = config.ffn, config.momentum, config.text_length
         self.router_weights: Mapping[str, float] = {}
         self.allowed: Sequence[Sequence[bool]] | None = None
         if isinstance(config.ffn, SparseConfig):
@@ -65,6 +68,18 @@ class Losses(ChainLayer):
         if not self.objectives[key].reads(VOCABULARY):
             return Heads(own)
         return Heads(own, self.vocabulary, self.momentum_vocabulary)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the vocabulary head, on the generation stream and on masked words."""
+        if self.vocabulary is None:
+            return 0.0
+        positions = num_rows(layout.generation) * written(self.text_length, tokens)
+        read = self.text_length if tokens is None else tokens
+        for objective in self.objectives.values():
+            for segment, share in objective.restored_words.items():
+                rows = {segment: layout.text[segment]} if segment in layout.text else {}
+                positions += read * share * num_rows(rows)
+        return FORWARD_AND_BACKWARD * positions * self.vocabulary.flops()
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Heads of objectives that act in no step, and the vocabulary head where no step reads it."""

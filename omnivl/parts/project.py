@@ -30,6 +30,8 @@ class Project(ChainLayer):
     never recomputed.
     """
 
+    stack = "contrast"
+
     def __init__(self, config: ModelConfig, objectives: Sequence[Objective], *, joins_inputs: bool = False) -> None:
         """Builds the projections, and their twins where an objective reads what these make.
 

@@ -6,6 +6,7 @@ Source: Bao et al., BEiT, arXiv 2106.08254, section 2.5 of its code; Liu et al.,
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,14 @@ class RelativePositions(nn.Module):
         """
         super().__init__()
         self.bias = nn.Parameter(torch.zeros((2 * side - 1) ** 2 + 3, num_heads))
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The table."""
+        yield self.bias
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """The table of frames of another size."""
+        return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
 
     def forward(self, num_patches: int) -> Tensor:
         """The bias ``[H, 1 + N, 1 + N]`` (query, key) of a square frame, added to the scores of attention.

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from moe.attribute import AttributeLinear
 from moe.config import AttributeConfig
 from moe.feed_forward import build_feed_forward, has_attention_experts, is_routed
+from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
 from omnivl.chain.demands import CLEAN, TWIN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
 from omnivl.parts.attributes import Attributes, attributes_of
@@ -34,6 +36,7 @@ from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.vit import VISUAL_MODALITIES, layer_scale
 
@@ -152,7 +155,16 @@ class UnifiedBlock(nn.Module):
         self.norm2 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
         slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
         self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
+        self.hidden_size = size
+        self.slot_flops = slot_flops(config.ffn, size, config.inner_size, index, config.vision_layers)
         self.scale2 = layer_scale(config)
+
+    def flops(self, tokens: float, positions: int) -> float:
+        """Operations on one row of ``positions`` positions, of which ``tokens`` are none of padding, forward.
+
+        Padded positions are computed, but count inside attention only.
+        """
+        return tokens * 8 * self.hidden_size**2 + 4 * positions**2 * self.hidden_size + tokens * self.slot_flops
 
     def forward(self, *streams: Stream) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Advances every stream.
@@ -205,6 +217,8 @@ def _everywhere(x: Tensor) -> Tensor:
 class TwicePassed(BlockLayer):
     """What the layers of the unified transformer share: they act on all streams, before and behind the join of rows."""
 
+    stack = "unified"
+
     def acts(self, layout: StepLayout) -> bool:
         """Whether there is any stream."""
         return bool(layout.visual or layout.text or layout.fused)
@@ -229,6 +243,20 @@ class UnifiedLayer(TwicePassed):
         super().__init__(
             f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), index=index, twin=twin
         )
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of both streams by themselves and of the twins, which see every patch; of a second pass the joined rows."""
+        assert isinstance(self.block, UnifiedBlock)
+        length, seen = self.config.text_length, visual_positions(self.config, layout)
+        tokens = length if tokens is None else tokens
+        if number > 0:
+            return FORWARD_AND_BACKWARD * num_rows(layout.fused) * self.block.flops(tokens + seen, length + seen)
+        visual, text = self.block.flops(seen, seen), self.block.flops(tokens, length)
+        images, texts = (encoded_rows(layout, stream) for stream in ("visual", "text"))
+        every = 1 + self.config.time_positions(layout.num_frames) * num_patches(self.config, layout)
+        online: float = (images.stop - images.start) * visual + (texts.stop - texts.start) * text
+        twins = twin_rows(layout, "visual") * self.block.flops(every, every) + twin_rows(layout, "text") * text
+        return FORWARD_AND_BACKWARD * online + twins
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What belongs to a modality that never comes."""

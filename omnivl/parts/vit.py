@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from moe.feed_forward import build_feed_forward, is_routed
+from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
@@ -27,6 +29,7 @@ from omnivl.parts.block import BlockLayer
 from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.patches import kept_patches, num_patches
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.relative import RelativePositions
 
@@ -63,6 +66,11 @@ class TemporalAttention(nn.Module):
         with torch.no_grad():
             self.temporal_fc.weight.mul_(config.temporal_gain)
 
+    def flops(self, times: int, patches: int) -> float:
+        """Operations on one clip of ``times`` positions in time and so many patches of a frame, forward."""
+        projection = 2 * self.temporal_fc.in_features * self.temporal_fc.out_features
+        return patches * (self.attention.flops(times, times) + times * projection)
+
     def forward(self, patches: Tensor) -> Tensor:
         """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""
         rows, _, num_patches, _ = patches.shape
@@ -88,7 +96,16 @@ class DividedBlock(nn.Module):
         activation = config.vision.activation
         slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers, activation=activation)
         self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
+        self.slot_flops = slot_flops(config.ffn, config.hidden_size, config.inner_size, index, config.vision_layers)
         self.scale2 = layer_scale(config)
+
+    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+        """Operations on one image or clip with ``patches`` patches of a frame, forward; the rest as in ``forward``."""
+        frame = (
+            self.attention.first_flops(1 + patches) if first_only else self.attention.flops(1 + patches, 1 + patches)
+        )
+        temporal = self.temporal.flops(times, patches) if is_video else 0.0
+        return temporal + times * frame + (1 if first_only else 1 + times * patches) * self.slot_flops
 
     def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
         """Advances ``x [R, 1 + T * N, D]``.
@@ -133,6 +150,8 @@ class DividedBlock(nn.Module):
 class VisualBlock(BlockLayer):
     """A divided space-time block on all visual rows, and its momentum twin on the clean ones."""
 
+    stack = "visual"
+
     def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
         """Builds block ``index`` of the encoder; the drop path rate rises with it."""
 
@@ -146,6 +165,15 @@ class VisualBlock(BlockLayer):
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""
         return bool(layout.visual)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of all visual rows, and of the twin, which sees every patch."""
+        assert isinstance(self.block, DividedBlock)
+        times, first_only = self.config.time_positions(layout.num_frames), self.may_shorten and layout.class_only
+        kept, every = kept_patches(self.config, layout), num_patches(self.config, layout)
+        row = self.block.flops(times, kept, layout.is_video, first_only)
+        twin = self.block.flops(times, every, layout.is_video, first_only)
+        return FORWARD_AND_BACKWARD * num_rows(layout.visual) * row + twin_rows(layout, "visual") * twin
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Without clips the temporal branch is idle, and experts of a kind that never comes."""
@@ -170,6 +198,8 @@ class VisualBlock(BlockLayer):
 
 class VisualNorm(BlockLayer):
     """The normalisation at the end of the visual encoder."""
+
+    stack = "visual"
 
     def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
         super().__init__(

@@ -8,8 +8,6 @@ Only formats that cannot run code are read: safetensors, and torch files with ``
 """
 
 import json
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,15 +18,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnivl.chain.chain import Chain
+from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.embed import resize_positions, resize_times
-from omnivl.parts.relative import resize_relative
 from omnivl.pretrained.folder import describe, fold_pixels, near_misses, read_json, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
-SPATIAL, TEMPORAL = "embed.block.visual.positions", "embed.block.visual.times"
-WORDS, TEXT_POSITIONS, RELATIVE = "embed.block.text.words", "embed.block.text.positions", ".relative.bias"
+WORDS = "embed.block.text.words"
 
 Part = Literal["all", "vision", "text"]
 PARTS: Mapping[Part, tuple[str, ...]] = {
@@ -48,7 +44,7 @@ class LoadReport:
     Attributes:
         architecture: Of the checkpoint.
         matched: Our parameters that took a value.
-        resized: Those of them whose value was interpolated or cut, with both shapes.
+        resized: Those of them whose value is that of another size, interpolated, cut or lengthened, with both shapes.
         missing: Our parameters in the loaded parts for which the checkpoint has nothing; they keep their values.
         unexpected: The checkpoint's tensors that found no place.
         differences: What the checkpoint's model computes otherwise than ours.
@@ -109,7 +105,7 @@ def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",
         )
     for name in matched:
         tensor, parameter = translated.tensors[name], parameters[name]
-        fitted = fit(name, tensor, parameter, path)
+        fitted = fit(chain, name, tensor, path)
         if fitted.shape != tensor.shape:
             resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
         with torch.no_grad():
@@ -184,36 +180,30 @@ def _part_of(name: str) -> str:
         return ".".join(name.split(".")[:3])
     if first in ("contrast", "losses"):
         return f"{first}.{rest.rsplit('.', 1)[0]}" if first == "contrast" else ".".join(name.split(".")[:3])
-    return re.sub(r"_(?:\d+|norm)$", "", first)
+    return stack_of(first)
 
 
-def fit(name: str, tensor: Tensor, parameter: nn.Parameter, path: Path) -> Tensor:
-    """Brings a checkpoint's tensor to the parameter's shape.
+def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
+    """Brings a checkpoint's tensor to the shape of our parameter of this name.
 
-    Position tables are interpolated (visual) or cut (text); fewer words than the table has rows are fine.
+    Position tables are resized, as their layer says; fewer words than the table has rows are fine.
 
     Raises:
         ModelError: Any other difference.
     """
-    wanted = parameter.shape
-    if tensor.shape == wanted:
+    layer, _, inner = name.partition(".")
+    own = chain.get_parameter(name)
+    if tensor.shape == own.shape:
         return tensor
-    if tensor.dim() == len(wanted) and tensor.shape[1:] == wanted[1:]:
-        if name == SPATIAL:
-            side = round((wanted[0] - 1) ** 0.5)
-            return torch.cat([tensor[:1], resize_positions(tensor[1:], (side, side))])
-        if name == TEMPORAL:
-            return resize_times(tensor, wanted[0])
-        if name == TEXT_POSITIONS:
-            return tensor[: wanted[0]]
-        if name.endswith(RELATIVE):
-            return resize_relative(tensor, (math.isqrt(wanted[0] - 3) + 1) // 2)
-        if name == WORDS and len(tensor) < wanted[0]:
-            return tensor
-    raise ModelError(
-        f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(wanted)}; "
-        "choose a preset of the checkpoint's sizes"
-    )
+    if name == WORDS and tensor.shape[1:] == own.shape[1:] and len(tensor) < len(own):
+        return tensor
+    resized = chain.named_layers[layer].resize(inner, tensor, own.detach())
+    if resized is None:
+        raise ModelError(
+            f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(own.shape)}; "
+            "choose a preset of the checkpoint's sizes"
+        )
+    return resized
 
 
 def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:

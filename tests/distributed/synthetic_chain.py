@@ -4,6 +4,8 @@ It has an EMA twin and a part that only clips use (``visual_*``), layers that la
 a join over replicas and a queue in its middle (``contrast``), and an odd number of elements in most parameters.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -32,11 +34,16 @@ def plan_layout(kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
 
 
 class Embed(ChainLayer):
+    stack, level = "embed", -1
+
     def __init__(self) -> None:
         super().__init__()
         self.patch = nn.Linear(3 * SIDE * SIDE, WIDTH)
         self.word_embedding = nn.Embedding(WORDS, WIDTH)
         self.position = nn.Parameter(torch.randn(LENGTH, WIDTH) * 0.1)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        yield from (self.word_embedding.weight, self.position)
 
     def forward(self, state: State) -> State:
         visual = self.patch(state["frames"].float().flatten(2) / 255 - 0.5)
@@ -56,8 +63,11 @@ class Mlp(nn.Module):
 class VisualLayer(ChainLayer):
     """A block with a temporal part that images leave out, and a twin."""
 
-    def __init__(self) -> None:
+    stack = "visual"
+
+    def __init__(self, level: int) -> None:
         super().__init__()
+        self.level = level
         self.block, self.momentum_block = Mlp(), Mlp()
         frozen_twin(self.momentum_block, self.block)
         self.temporal = nn.Linear(WIDTH, WIDTH)
@@ -75,6 +85,8 @@ class VisualLayer(ChainLayer):
 
 
 class TextLayer(ChainLayer):
+    stack, level = "text", 0
+
     def __init__(self) -> None:
         super().__init__()
         self.block = Mlp()
@@ -85,6 +97,8 @@ class TextLayer(ChainLayer):
 
 class Contrast(ChainLayer):
     """Contrastive loss over the joined batch and a queue of momentum keys."""
+
+    stack = "contrast"
 
     def __init__(self, gather: Gather) -> None:
         super().__init__()
@@ -121,8 +135,11 @@ class Contrast(ChainLayer):
 
 
 class GenerationLayer(ChainLayer):
-    def __init__(self) -> None:
+    stack = "generation"
+
+    def __init__(self, level: int) -> None:
         super().__init__()
+        self.level = level
         self.block, self.cross = Mlp(), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, state: State) -> State:
@@ -133,6 +150,8 @@ class GenerationLayer(ChainLayer):
 
 
 class Losses(ChainLayer):
+    stack = "losses"
+
     def __init__(self) -> None:
         super().__init__()
         self.head = nn.Linear(WIDTH, WORDS)
@@ -151,12 +170,12 @@ def build_synthetic_chain(gather: Gather | None = None, seed: int = 0) -> Chain:
     return Chain(
         {
             "embed": Embed(),
-            "visual_00": VisualLayer(),
-            "visual_01": VisualLayer(),
+            "visual_00": VisualLayer(0),
+            "visual_01": VisualLayer(1),
             "text_00": TextLayer(),
             "contrast": Contrast(gather or LocalGather()),
-            "generation_00": GenerationLayer(),
-            "generation_01": GenerationLayer(),
+            "generation_00": GenerationLayer(0),
+            "generation_01": GenerationLayer(1),
             "losses": Losses(),
         }
     )

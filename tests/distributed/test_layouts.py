@@ -137,7 +137,7 @@ def make_host(name: str, model: Model) -> Host:
         return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
     costs = dict.fromkeys(range(len(chain.layers)), 1.0)
     if model.real:
-        costs = layer_costs(chain, real.CONFIG, model.layouts())
+        costs = layer_costs(chain, model.layouts())
     cuts = cut(list(costs.values()), stages)
     return PipelineHost(chain, CONFIG, model.plan_layout, cuts=cuts, zero_stage=parts["zero"], **sizes)
 

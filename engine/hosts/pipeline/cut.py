@@ -1,19 +1,13 @@
 """Where the chain is cut into pipeline stages: as evenly as contiguous pieces can be, by what layers cost."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from torch import nn
 
 from engine.hosts.pipeline.profile import read_profile
 from engine.plan.plan import StagePlan
-from moe.sparse import served_shares
 from omnivl.chain.chain import Chain
+from omnivl.chain.flops import FORWARD_AND_BACKWARD
 from omnivl.chain.state import StepLayout
-from omnivl.parts.config import ModelConfig
-
-_PREDICTED = 0.2
-"""About so many words of masked texts are predicted."""
 
 
 def pipeline_cuts(chain: Chain, stage: StagePlan) -> list[range]:
@@ -34,27 +28,27 @@ def stage_costs(chain: Chain, stage: StagePlan) -> dict[str, float]:
         UserError: See ``pipeline_cuts``.
     """
     if stage.parallel.pipeline_profile is None:
-        return layer_costs(chain, stage.model, stage.layouts())
+        return layer_costs(chain, stage.layouts())
     names = [name for name, _ in chain.named_children()]
     uses = read_profile(Path(stage.parallel.pipeline_profile), stage.name, names)
     return {name: use.seconds for name, use in uses.items()}
 
 
-def layer_costs(chain: Chain, config: ModelConfig, layouts: Sequence[StepLayout]) -> dict[str, float]:
-    """Estimated multiply-adds of each layer's products, summed over steps of some layouts.
+def layer_costs(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, float]:
+    """Floating point operations of each layer, all its passes together, summed over steps of some layouts.
 
-    Matrices that get a gradient count once for each row of the layer's stream and three times for forward and backward,
-    those of momentum twins once. What attention multiplies beside its matrices is left out.
+    A layer of which nothing is trained has no backward pass, and counts a third.
 
     Args:
-        chain: Built, on any device.
-        config: Its configuration.
+        chain: Built, on any device, its trained parameters marked as such.
         layouts: One for each kind of step.
     """
-    costs: dict[str, float] = {}
-    for name, layer in chain.named_children():
-        weight = sum(_matrix_elements(layer, trained) * (3.0 if trained else 1.0) for trained in (True, False))
-        costs[name] = sum(weight * _rows(name, config, layout) for layout in layouts)
+    costs = dict.fromkeys(chain.named_layers, 0.0)
+    for name, number in chain.passes:
+        layer = chain.named_layers[name]
+        trains = any(parameter.requires_grad for parameter in layer.parameters())
+        flops = sum(layer.flops(layout, None, number) for layout in layouts)
+        costs[name] += flops if trains else flops / FORWARD_AND_BACKWARD
     return costs
 
 
@@ -83,40 +77,3 @@ def cut(costs: Sequence[float], stages: int) -> list[range]:
         found.append(range(begin, end))
         end = begin
     return found[::-1]
-
-
-def _matrix_elements(layer: nn.Module, trained: bool) -> float:
-    """Elements of matrices that a row meets; of a bank of experts those of the experts that serve a token."""
-    shares = served_shares(layer)
-    for module in layer.modules():
-        if isinstance(module, nn.Embedding):
-            shares |= {id(parameter): 0.0 for parameter in module.parameters()}
-    return sum(
-        parameter.numel() * shares.get(id(parameter), 1.0)
-        for parameter in layer.parameters()
-        if parameter.dim() > 1 and parameter.requires_grad == trained
-    )
-
-
-def _rows(name: str, config: ModelConfig, layout: StepLayout) -> float:
-    """Positions of the layer's stream in a step."""
-    stack = name.rstrip("0123456789").rstrip("_")
-    visual = _last(layout.visual) * _positions(config, layout)
-    text = _last(layout.text) * config.text_length
-    alignment = _last(layout.fused) * config.text_length
-    generation = layout.batch_size * config.text_length if layout.generation else 0
-    streams: Mapping[str, float] = {
-        **{"visual": visual, "text": text, "alignment": alignment, "generation": generation},
-        **{"embed": visual, "contrast": layout.batch_size, "visual_norm": 0},
-        "losses": generation + _PREDICTED * (text + alignment),
-    }
-    return streams.get(stack, visual + text)
-
-
-def _last(segments: Mapping[str, slice]) -> int:
-    return max((segment.stop for segment in segments.values()), default=0)
-
-
-def _positions(config: ModelConfig, layout: StepLayout) -> int:
-    side = (config.video_size if layout.is_video else config.image_size) // config.patch_size
-    return 1 + config.time_positions(layout.num_frames) * side * side

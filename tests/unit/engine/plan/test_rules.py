@@ -5,11 +5,7 @@ import pytest
 from engine.errors import PlanError
 from engine.plan.parse import parse_plan
 from engine.plan.rules import RULES
-from engine.plan.stage_rules import STAGE_RULES, layer_names
-from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
-from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import UniVLC
+from engine.plan.stage_rules import STAGE_RULES
 
 BASE = {
     "name": "run",
@@ -356,7 +352,16 @@ def test_every_rule_has_a_case() -> None:
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 
 
-def test_layer_names_are_the_chains() -> None:
-    tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=10, num_reserved=5)
-    chain = build_chain(PRESETS["tiny"], [UniVLC()], tokens)
-    assert [name for name, _ in chain.named_children()] == layer_names(PRESETS["tiny"])
+def test_what_cannot_be_built_is_told_once() -> None:
+    stage = {"freeze": "['visal_*']", "parallel": "{host: pipeline, pipeline_stages: 40}"}
+    for model, told in (
+        (
+            "{mlp_ratio: 0.001}",
+            "p:7: stages.0.model.mlp_ratio: got 0.001; allowed 1 / hidden_size or more; raise it, e.g. to 4",
+        ),
+        (
+            "{image_size: 65}",
+            "p:7: stages.0.model.image_size: got 65; allowed a multiple of patch_size 8; change either",
+        ),
+    ):
+        assert problems({**stage, "model": model}) == [told]

@@ -1,12 +1,42 @@
 """Parameter groups, worked out by hand on the synthetic chain."""
 
+from dataclasses import replace
+
 import pytest
+import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
 from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
+from moe.config import AttributeConfig
 from moe.experts.bank import ExpertBank
+from omnivl.architectures.build import build_chain
+from omnivl.architectures.presets import PRESETS
+from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
+from omnivl.parts.config import VisionConfig
+
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
+
+
+class Holder(ChainLayer):
+    """A layer around one module."""
+
+    stack = "holder"
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, state: State) -> State:
+        return state
+
+
+def chain_of(module: torch.nn.Module) -> Chain:
+    return Chain({"holder": Holder(module)})
 
 
 def test_decay_leaves_out_what_it_should() -> None:
@@ -28,9 +58,42 @@ def test_decay_leaves_out_what_it_should() -> None:
 
 
 def test_a_bank_of_experts_decays_its_matrices_and_not_its_biases() -> None:
-    groups = {group.name: group for group in parameter_groups(ExpertBank(2, 4, 8), OptimizerConfig())}
-    assert groups["decay"].names == ("fc1_weight", "fc2_weight")
-    assert groups["no_decay"].names == ("fc1_bias", "fc2_bias")
+    groups = {group.name: group for group in parameter_groups(chain_of(ExpertBank(2, 4, 8)), OptimizerConfig())}
+    assert groups["decay"].names == ("holder.module.fc1_weight", "holder.module.fc2_weight")
+    assert groups["no_decay"].names == ("holder.module.fc1_bias", "holder.module.fc2_bias")
+
+
+@pytest.mark.parametrize("unified", [False, True], ids=["towers", "unified"])
+@pytest.mark.parametrize("ffn", real.FILLINGS)
+def test_tables_and_biases_of_real_chains_do_not_decay(ffn: str, unified: bool) -> None:
+    chain = real.build_real_chain(LocalGather(), ffn=ffn, unified=unified)
+    groups = parameter_groups(chain, OptimizerConfig(layer_decay=0.9))
+    parameters = dict(chain.named_parameters())
+    grouped = [name for group in groups for name in group.names]
+    assert sorted(grouped) == sorted(name for name, parameter in parameters.items() if parameter.requires_grad)
+    resting = {name for group in groups if group.weight_decay == 0.0 for name in group.names}
+    tables = {f"embed.block.{name}" for name in ("visual.positions", "visual.times", "text.positions", "text.words")}
+    banks = {name for name in grouped if name.endswith(("experts.fc1_bias", "experts.fc2_bias"))}
+    assert bool(banks) == (ffn not in ("dense", "mome"))
+    assert {name for name in resting if parameters[name].dim() > 1} == tables | banks
+    assert all(name in resting for name in grouped if parameters[name].dim() < 2)
+
+
+def test_relative_positions_and_banks_of_projections_do_not_decay() -> None:
+    chains = {
+        "relative.bias": replace(PRESETS["tiny"], vision=VisionConfig(relative_positions=True)),
+        "qkv.shared.experts.bias": replace(
+            PRESETS["tiny"], architecture="unified", ffn=AttributeConfig(num_experts=2, attention=True)
+        ),
+    }
+    for ending, config in chains.items():
+        with torch.device("meta"):
+            chain = build_chain(config, (), TOKENS)
+        decayed = [
+            name for group in parameter_groups(chain, OptimizerConfig()) for name in group.names if group.weight_decay
+        ]
+        assert any(name.endswith(ending) for name, _ in chain.named_parameters())
+        assert not any(name.endswith(ending) for name in decayed)
 
 
 def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
@@ -43,8 +106,10 @@ def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
 
 
 def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
-    names = ["embed", "visual_00", "visual_01", "visual_02", "visual_norm", "text_00", "contrast", "losses"]
-    assert layer_scales(names, 0.5) == {
+    config = replace(PRESETS["tiny"], vision_layers=3, text_layers=1, alignment_layers=0, generation_layers=0)
+    with torch.device("meta"):
+        chain = build_chain(config, (), TOKENS)
+    assert layer_scales(chain, 0.5) == {
         "embed": 0.0625,  # below the deepest stack: 0.5 ** (3 + 1)
         "visual_00": 0.125,
         "visual_01": 0.25,
@@ -81,7 +146,7 @@ def test_decay_is_decoupled() -> None:
     parameter = torch.nn.Linear(2, 2)
     before = parameter.weight.detach().clone()
     config = OptimizerConfig(lr=0.1, weight_decay=0.5)
-    optimizer = adamw(parameter_groups(parameter, config), config, fused=True)
+    optimizer = adamw(parameter_groups(chain_of(parameter), config), config, fused=True)
     for tensor in parameter.parameters():
         tensor.grad = torch.zeros_like(tensor)
     optimizer.step()

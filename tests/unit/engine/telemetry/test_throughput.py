@@ -1,11 +1,16 @@
+from collections.abc import Sequence
+
 import torch
 
 from engine.telemetry.peak import Peak
 from engine.telemetry.throughput import Throughput
-from omnivl.architectures.flops import step_flops
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch
-from omnivl.objectives import UniVLC
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.objectives import Objective, UniVLC
 from omnivl.parts.config import ModelConfig
 
 MODEL = ModelConfig(
@@ -20,6 +25,12 @@ MODEL = ModelConfig(
 )
 
 
+def bare_chain(objectives: Sequence[Objective]) -> Chain:
+    tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
+    with torch.device("meta"):
+        return build_chain(MODEL, objectives, tokens)
+
+
 def batch(num_frames: int) -> Batch:
     """Two samples with 3 and 2 words."""
     token_ids = torch.tensor([[1, 5, 2, 0], [1, 2, 0, 0]])
@@ -31,13 +42,14 @@ def batch(num_frames: int) -> Batch:
 
 def test_figures_are_counts_over_time() -> None:
     objectives = (UniVLC(),)
-    throughput = Throughput(MODEL, objectives, pad=0, replicas=3, processes=3, peak=Peak(1e9, "measured"))
+    chain = bare_chain(objectives)
+    throughput = Throughput(chain, MODEL, objectives, pad=0, replicas=3, processes=3, peak=Peak(1e9, "measured"))
     throughput.add([batch(1), batch(2)], waited=0.0)
     figures = throughput.figures(torch.device("cpu"))
     # per step, on 3 replicas: 2 + 2 samples; patches 2 * 4 and 2 * 2 * 4, words 5 and 5
     samples, tokens = 3 * 4, 3 * (8 + 16 + 5 + 5)
     flops = 3 * sum(
-        step_flops(MODEL, plan_layout(objectives, kind, 2, frames), text_tokens=5)
+        chain_flops(chain, plan_layout(objectives, kind, 2, frames), text_tokens=5)
         for kind, frames in (("image_text", 1), ("video_text", 2))
     )
     seconds = figures["seconds_per_step"]
@@ -49,7 +61,9 @@ def test_figures_are_counts_over_time() -> None:
 
 
 def test_waiting_counts_and_pauses_do_not() -> None:
-    throughput = Throughput(MODEL, (UniVLC(),), pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured"))
+    throughput = Throughput(
+        bare_chain((UniVLC(),)), MODEL, (UniVLC(),), pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured")
+    )
     throughput.add([batch(1)], waited=0.0)
     before = throughput.figures(torch.device("cpu"))
     throughput.restart()

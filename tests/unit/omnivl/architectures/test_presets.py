@@ -1,10 +1,13 @@
 """Presets, overrides and their errors."""
 
 import pytest
+import torch
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
+from omnivl.architectures.build import build_chain
 from omnivl.architectures.presets import PRESETS, check_config, resolve
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.parts.config import ModelConfig, VisionConfig
 
@@ -18,6 +21,19 @@ def test_base_takes_both_kinds_of_clips():
     assert resolve("base") == ModelConfig()
     assert resolve("base", {"video_size": 224, "num_frames": 8}).grid(is_video=True) == (14, 14)
     assert resolve("base").grid(is_video=True) == (7, 7)
+
+
+def test_base_has_the_sizes_of_vit_b_and_bert_base():
+    with torch.device("meta"):
+        chain = build_chain(PRESETS["base"], (), SpecialTokens(0, 1, 2, 3, 4, vocab_size=100, num_reserved=5))
+    visual, text = (
+        sum(p.numel() for layer in chain.layers if layer.stack == stack for p in layer.parameters())
+        for stack in ("visual", "text")
+    )
+    # ViT-B/16 without its head is 85,798,656. Of it 197 x 768 + 768 + 590,592 are embeddings, leaving 85,056,000 for
+    # 12 blocks and the last norm. The temporal parts add 12 x (2 x 768 + 5 x (768^2 + 768)).
+    assert visual == 85_056_000 + 12 * (2 * 768 + 5 * (768**2 + 768))
+    assert text == 85_054_464  # BertModel's encoder
 
 
 def test_giant_has_its_inner_size_exactly():

@@ -10,8 +10,9 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from moe.config import LIMoEConfig
 from moe.routers import ExpertChoice, NoisyRouterLossConfig, TokenChoice
 from moe.routers.sums import RouterSums
-from omnivl.architectures.build import build_chain
+from omnivl.architectures.build import build_chain, outline
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.names import stack_of
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
@@ -209,6 +210,19 @@ def test_layers_have_their_names_in_order():
         "generation_01",
         "losses",
     ]
+
+
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, architecture="unified")])
+def test_the_outline_has_the_layers_and_draws_nothing(config):
+    objectives = (UniVLC(queue_size=4), VLM())
+    chain, random = build_chain(config, objectives, TOKENS), torch.get_rng_state()
+    bare = outline(config)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert (bare.passes, bare.named_layers.keys()) == (chain.passes, chain.named_layers.keys())
+    for name, layer in chain.named_layers.items():
+        assert (layer.stack, layer.level) == (bare.named_layers[name].stack, bare.named_layers[name].level)
+        assert layer.stack == stack_of(name)
+    assert all(parameter.is_meta for parameter in bare.parameters())
 
 
 def test_encoding_equals_the_training_pass():

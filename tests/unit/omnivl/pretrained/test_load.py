@@ -99,6 +99,18 @@ def test_bert_equals_transformers(tmp_path):
     check_gradients(chain, peer, "bert")
 
 
+def test_positions_of_shorter_texts_leave_the_rest_as_it_is(tmp_path):
+    peer = scattered(BertModel(BertConfig(**SIZES, **STILL, vocab_size=50, max_position_embeddings=4)))
+    peer.save_pretrained(tmp_path)
+    chain = build_chain(CONFIG, (), TOKENS)
+    table = chain.embed.block.text.positions
+    before = table.detach().clone()
+    report = load_pretrained(chain, tmp_path)
+    assert report.resized == {"embed.block.text.positions": "[4, 16] -> [6, 16]"}
+    assert torch.equal(table[4:], before[4:])
+    assert not torch.equal(table[:4], before[:4])
+
+
 def test_positions_are_interpolated_to_another_size(tmp_path):
     config = ViTConfig(**SIZES, image_size=32, patch_size=8)
     scattered(ViTModel(config)).save_pretrained(tmp_path)

@@ -75,9 +75,8 @@ def test_the_dearest_stage_is_as_cheap_as_it_can_be(costs: list[float], stages: 
 
 def test_costs_follow_rows_and_active_experts() -> None:
     layouts = [real.plan_layout("image_text", 2, 1), real.plan_layout("video_text", 2, 4)]
-    dense, sparse = (
-        layer_costs(real.build_real_chain(LocalGather(), ffn=ffn), real.CONFIG, layouts) for ffn in ("dense", "limoe")
-    )
+    dense, sparse = (layer_costs(real.build_real_chain(LocalGather(), ffn=ffn), layouts) for ffn in ("dense", "limoe"))
     assert dense["visual_00"] == dense["visual_01"] > dense["visual_norm"] == 0
+    assert dense["embed"] < dense["visual_00"]
     # Two of four experts and a shared one: three perceptrons instead of one, and a router.
     assert dense["text_00"] < sparse["text_00"] < 3 * dense["text_00"]

@@ -1,4 +1,4 @@
-"""Counts by arithmetic against built modules."""
+"""What layers say of their operations against what torch counts."""
 
 from dataclasses import replace
 
@@ -8,39 +8,21 @@ import torch
 from moe.config import AttributeConfig, DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import TokenChoice
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.flops import parameter_count, step_flops
 from omnivl.architectures.presets import PRESETS
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
+from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import LM, MCM, MDM, MFM, MLM, MRM, VLM, UniVLC
+from omnivl.objectives import LM, MDM, MLM, MRM, VLM, UniVLC
 from omnivl.parts import attention
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
-EVERYTHING = (MLM(), MRM(), MFM(), MCM(targets="momentum"), UniVLC(queue_size=8), VLM(), LM())
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-@pytest.mark.parametrize("objectives", [(), EVERYTHING])
-def test_parameter_count_is_that_of_the_built_chain(preset, objectives):
-    config = PRESETS[preset]
+def step_flops(config, layout, objectives=(), text_tokens=None):
     with torch.device("meta"):
         chain = build_chain(config, objectives, TOKENS)
-    count = parameter_count(config, objectives)
-    parameters = dict(chain.named_parameters())
-    assert count.total == sum(p.numel() for p in parameters.values())
-    assert count.momentum == sum(p.numel() for name, p in parameters.items() if "momentum_" in name)
-    parts = {"embed.block", "visual", "text", "contrast", "alignment", "generation", "losses"}
-    for part in parts:
-        mine = {name: p for name, p in parameters.items() if name.startswith(part) and "momentum_" not in name}
-        field = {"embed.block": "embed", "losses": "heads"}.get(part, part)
-        assert getattr(count, field) == sum(p.numel() for p in mine.values()), part
-
-
-def test_parameter_count_with_tubelets_and_layer_scale():
-    config = replace(PRESETS["tiny"], tubelet_size=2, layer_scale_init=0.1)
-    with torch.device("meta"):
-        chain = build_chain(config, EVERYTHING, TOKENS)
-    assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
+    return chain_flops(chain, layout, text_tokens)
 
 
 FILLINGS = {
@@ -57,40 +39,11 @@ FILLINGS = {
 }
 
 
-@pytest.mark.parametrize("ffn", FILLINGS.values(), ids=FILLINGS)
-def test_parameter_count_with_experts(ffn):
-    config = replace(PRESETS["tiny"], ffn=ffn)
-    with torch.device("meta"):
-        chain = build_chain(config, EVERYTHING, TOKENS)
-    assert parameter_count(config, EVERYTHING).total == sum(p.numel() for p in chain.parameters())
-
-
-@pytest.mark.parametrize("multiway", [False, True])
-@pytest.mark.parametrize("ffn", [DenseConfig(), *FILLINGS.values()], ids=["dense", *FILLINGS])
-def test_parameter_count_of_the_unified_transformer(ffn, multiway):
-    config = replace(PRESETS["tiny"], architecture="unified", ffn=ffn, multiway=multiway, layer_scale_init=0.1)
-    objectives = (*(objective for objective in EVERYTHING if not isinstance(objective, LM)), MDM())
-    with torch.device("meta"):
-        chain = build_chain(config, objectives, TOKENS)
-    count = parameter_count(config, objectives)
-    assert count.total == sum(p.numel() for p in chain.parameters())
-    assert count.momentum == sum(p.numel() for name, p in chain.named_parameters() if "momentum_" in name)
-
-
-def test_parameter_count_with_experts_in_attention():
-    ffn = AttributeConfig(num_experts=4, attention=True, blocks=(0, -1))
-    config = replace(PRESETS["tiny"], architecture="unified", ffn=ffn)
-    with torch.device("meta"):
-        chain = build_chain(config, (UniVLC(),), TOKENS)
-    assert parameter_count(config, (UniVLC(),)).total == sum(p.numel() for p in chain.parameters())
-
-
 @pytest.mark.parametrize("objectives", [(UniVLC(),), (UniVLC(), VLM())])
 @pytest.mark.parametrize("kind", ["image_text", "video_text"])
 def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch, kind, objectives):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from omnivl.chain.layout import plan_layout
     from omnivl.chain.state import State
 
     config = replace(PRESETS["tiny"], architecture="unified", vocab_size=100, projection_size=1)
@@ -105,15 +58,7 @@ def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch
     }
     with FlopCounterMode(display=False) as counter:
         chain(State(batch, layout))["loss"].backward()
-    assert counter.get_total_flops() == pytest.approx(step_flops(config, layout), rel=1e-3)
-
-
-def test_base_has_the_sizes_of_vit_b_and_bert_base():
-    count = parameter_count(PRESETS["base"])
-    # ViT-B/16 without its head is 85,798,656. Of it 197 x 768 + 768 + 590,592 are embeddings, leaving 85,056,000 for
-    # 12 blocks and the last norm. The temporal parts add 12 x (2 x 768 + 5 x (768^2 + 768)).
-    assert count.visual == 85_056_000 + 12 * (2 * 768 + 5 * (768**2 + 768))
-    assert count.text == 85_054_464  # BertModel's encoder
+    assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout), rel=1e-3)
 
 
 def test_step_flops_of_one_image_by_hand():
@@ -131,7 +76,6 @@ def test_step_flops_of_one_image_by_hand():
 def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from omnivl.chain.layout import plan_layout
     from omnivl.chain.state import State
 
     config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1, ffn=ffn)
@@ -151,7 +95,7 @@ def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
         }
         with FlopCounterMode(display=False) as counter:
             chain(State(batch, layout))["loss"].backward()
-        assert counter.get_total_flops() == pytest.approx(step_flops(config, layout), rel=1e-3)
+        assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["image_text", "video_text"])
@@ -159,7 +103,6 @@ def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
 def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, objectives):
     from torch.utils.flop_counter import FlopCounterMode
 
-    from omnivl.chain.layout import plan_layout
     from omnivl.chain.state import State
     from omnivl.data.batch import Batch
     from omnivl.objectives import PrepareContext
@@ -178,9 +121,10 @@ def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, ob
     layout = plan_layout(objectives, kind, 2, frames)
     with FlopCounterMode(display=False) as counter:
         chain(State.from_batch(replace(batch, prepared=prepared), layout))["loss"].backward()
-    counted = step_flops(config, layout, text_tokens=5 + 8)
+    counted = chain_flops(chain, layout, text_tokens=5 + 8)
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
-    assert counted < step_flops(config, layout) < step_flops(replace(config, patch_dropout=0.0), layout)
+    whole = step_flops(replace(config, patch_dropout=0.0), layout, objectives)
+    assert counted < chain_flops(chain, layout) < whole
 
 
 def test_masked_passes_and_inference_keep_all_patches():
@@ -192,3 +136,56 @@ def test_masked_passes_and_inference_keep_all_patches():
         assert step_flops(dropping, layout) == step_flops(whole, layout)
     clean = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)})
     assert step_flops(dropping, clean) < 0.55 * step_flops(whole, clean)
+
+
+def test_passes_of_a_layer_add_up_to_the_step():
+    config = replace(PRESETS["tiny"], architecture="unified", vocab_size=100)
+    objectives = (UniVLC(), VLM())
+    with torch.device("meta"):
+        chain = build_chain(config, objectives, TOKENS)
+    apart, joined = (plan_layout(some, "image_text", 2, 1) for some in (objectives[:1], objectives))
+    block = chain.unified_00
+    first, second = (block.flops(joined, None, number) for number in (0, 1))
+    assert (block.flops(apart, None, 0), block.flops(apart, None, 1)) == (first, 0.0)
+    # Joined rows are three for a pair, each as long as both sides together.
+    assert second > 3 * first
+    assert chain_flops(chain, joined) - chain_flops(chain, apart) == config.vision_layers * second
+
+
+def test_twins_count_forward_only():
+    config = replace(PRESETS["tiny"], vocab_size=100)
+    still, moving = (UniVLC(),), (UniVLC(queue_size=8),)
+    alone, both = (plan_layout(objectives, "image_text", 2, 1) for objectives in (still, moving))
+    online = step_flops(config, alone, still)
+    with torch.device("meta"):
+        embed = build_chain(config, moving, TOKENS).embed
+    patches = embed.flops(alone, None) / (FORWARD_AND_BACKWARD - 1)  # no gradient flows into pixels
+    twins = (online - embed.flops(alone, None)) / FORWARD_AND_BACKWARD + patches
+    assert step_flops(config, both, moving) - online == pytest.approx(twins)
+
+
+def test_the_vocabulary_head_counts_on_hidden_words():
+    config = replace(PRESETS["tiny"], hidden_size=8, num_heads=1, vocab_size=100, text_length=10)
+    for objectives, unified, words in (
+        ((MLM(grounded=False, probability=0.2),), False, 0.2),
+        ((MDM(text_probability=0.1, pair_text_probability=0.4),), True, 0.1 + 0.4),
+        ((MRM(),), False, 0.0),
+    ):
+        with torch.device("meta"):
+            chain = build_chain(replace(config, architecture="unified" if unified else "towers"), objectives, TOKENS)
+        layout = plan_layout(objectives, "image_text", 3, 1)
+        one = 2 * 8 * (8 + 100)
+        assert chain.losses.flops(layout, 5.0) == pytest.approx(FORWARD_AND_BACKWARD * 3 * 5 * words * one)
+        assert chain.losses.flops(layout, None) == pytest.approx(FORWARD_AND_BACKWARD * 3 * 10 * words * one)
+
+
+def test_operations_do_not_depend_on_what_is_left_here_of_parameters():
+    objectives = (UniVLC(queue_size=8), VLM(), MLM(), LM())
+    config = replace(PRESETS["tiny"], vocab_size=100, ffn=FILLINGS["limoe everywhere"])
+    with torch.device("meta"):
+        chain = build_chain(config, objectives, TOKENS)
+    layout = plan_layout(objectives, "video_text", 2, 8)
+    before = chain_flops(chain, layout, 11)
+    for parameter in chain.parameters():
+        parameter.data = torch.empty(0, device="meta")
+    assert chain_flops(chain, layout, 11) == before > 0

@@ -1,0 +1,51 @@
+"""Floating-point operations of a step, as the layers of a chain tell them.
+
+A multiplication and its addition count as two. Only the products of matrices count: normalisations, softmax, the
+losses' similarities, projections and patch heads are left out. Activation recomputation does not count: this is the
+useful work that MFU is about. Padding is no useful work where blocks leave it out; inside attention, which computes
+whole rows, it counts. Patches that ``patch_dropout`` leaves out do not count.
+
+Layers go by the sizes of their configuration, since a host may have left a share of their parameters here or none.
+"""
+
+from collections.abc import Mapping
+
+from omnivl.chain.chain import Chain
+from omnivl.chain.state import StepLayout
+
+FORWARD_AND_BACKWARD = 3
+"""The backward pass of a product takes two products of the same size."""
+
+
+def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None) -> float:
+    """Operations of one step's forward and backward pass, the momentum twins' forward pass included.
+
+    Args:
+        chain: Built on any device, ``meta`` included.
+        layout: The step.
+        text_tokens: Tokens of the batch's texts, ends included and padding not; None counts as if all filled their
+            rows. Texts that are drawn as negatives are taken to be of mean length.
+    """
+    tokens = None if text_tokens is None else text_tokens / layout.batch_size
+    layers = chain.named_layers
+    return sum((layers[name].flops(layout, tokens, number) for name, number in chain.passes), start=0.0)
+
+
+def num_rows(segments: Mapping[str, slice]) -> int:
+    """Rows of a stream's stack."""
+    return sum(rows.stop - rows.start for rows in segments.values())
+
+
+def twin_rows(layout: StepLayout, stream: str) -> int:
+    """Rows of a stream that its momentum twin computes."""
+    return layout.batch_size if stream in layout.twins else 0
+
+
+def written(text_length: int, tokens: float | None) -> float:
+    """Positions of a text that the causal stream reads, and predicts: one token less than the text has.
+
+    Args:
+        text_length: L.
+        tokens: See ``ChainLayer.flops``.
+    """
+    return text_length if tokens is None else tokens - 1

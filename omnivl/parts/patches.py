@@ -1,0 +1,29 @@
+"""How many patches a step has, and how many of them are left where some are dropped."""
+
+from omnivl.chain.demands import CLEAN
+from omnivl.chain.state import StepLayout
+from omnivl.parts.config import ModelConfig
+
+
+def num_kept(places: int, rate: float) -> int:
+    """Of so many places of a frame those that are left where a share ``rate`` is dropped; at least one."""
+    return max(1, round(places * (1.0 - rate)))
+
+
+def num_patches(config: ModelConfig, layout: StepLayout) -> int:
+    """Patches of a frame."""
+    rows, columns = config.grid(layout.is_video)
+    return rows * columns
+
+
+def kept_patches(config: ModelConfig, layout: StepLayout) -> int:
+    """Patches of a frame that the visual blocks see: steps with a masked pass, and all but training, drop none."""
+    patches = num_patches(config, layout)
+    if layout.mode != "train" or layout.visual.keys() - {CLEAN}:
+        return patches
+    return num_kept(patches, config.patch_dropout)
+
+
+def visual_positions(config: ModelConfig, layout: StepLayout) -> int:
+    """Positions of a row of the visual stream: the class token and the patches that are kept."""
+    return 1 + config.time_positions(layout.num_frames) * kept_patches(config, layout)
