@@ -65,7 +65,7 @@ class PeerTowers(nn.Module):
 
 def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Step:
     """One step of the peer, all weights and activations in bf16."""
-    model = PeerTowers(config, attention).to(device=batch.frames.device, dtype=torch.bfloat16).train()
+    model = PeerTowers(config, attention).to(device=batch.position.device, dtype=torch.bfloat16).train()
 
     def step() -> None:
         model(batch.frames, batch.token_ids).backward()
@@ -78,7 +78,7 @@ def our_step(config: ModelConfig, batch: Batch) -> Step:
     """One step of the chain, fp32 weights and bf16 activations."""
     objectives = [UniVLC(queue_size=0, batch_keys="online")]
     tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=config.vocab_size, num_reserved=5)
-    chain = build_chain(config, objectives, tokens, compute_dtype=torch.bfloat16).to(batch.frames.device).train()
+    chain = build_chain(config, objectives, tokens, compute_dtype=torch.bfloat16).to(batch.position.device).train()
     layout = plan_layout(objectives, batch.kind, batch.size, batch.num_frames)
 
     def step() -> None:

@@ -22,11 +22,12 @@ from engine.hosts.micro_batch import first_state
 from engine.plan.plan import StagePlan
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
-from omnivl.chain.preparation import Preparation
+from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, is_video
+from omnivl.data.batch import Batch, has_text, has_visual, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
+from omnivl.data.fields import FieldReader, blank_value
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.objectives import MLM
 
@@ -37,11 +38,15 @@ def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
     collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, seed=0))
     text = "a" + " a" * sizes.text_length  # as long as the model reads
     batches = []
-    for layout in stage.layouts():
-        side = sizes.side(is_video(layout.kind))
-        frames = np.zeros((layout.num_frames, side, side, 3), dtype=np.uint8)
-        examples = [Example(frames, text, row, 0, row, "blank", {}) for row in range(layout.batch_size)]
-        batches.append(collator.collate(examples, layout.kind, "blank", 0))
+    for sort in stage.batch_sorts():
+        kind, side = sort.entry.kind, sizes.side(is_video(sort.entry.kind))
+        frames = np.zeros((sort.layout.num_frames, side, side, 3), dtype=np.uint8) if has_visual(kind) else None
+        said = text if has_text(kind) else None
+        types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
+        fields = {name: blank_value(field, side) for name, field in types.items()}
+        rows = range(sort.layout.batch_size)
+        examples = [Example(frames, said, row, 0, row, "blank", {}, fields) for row in rows]
+        batches.append(collator.collate(examples, kind, sort.key, 0, types))
     return batches
 
 

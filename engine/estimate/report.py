@@ -10,7 +10,7 @@ from engine.estimate.activities import COMPUTE
 from engine.estimate.memory import Memory, process_memory
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
-from engine.estimate.work import ModelWork, kind_shares, model_work
+from engine.estimate.work import ModelWork, model_work
 from engine.hosts.pipeline.cut import pipeline_cuts
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
@@ -163,8 +163,8 @@ def estimate_stage(
         for layers, count in parts
     )
     per_sample = sum(
-        share * (sample_bytes.clip if is_video(kind) else sample_bytes.image)
-        for kind, share in kind_shares(stage).items()
+        sort.share * (sample_bytes.clip if is_video(sort.entry.kind) else sort.entry.num_pictures * sample_bytes.image)
+        for sort in stage.batch_sorts()
     )
     sizes = work.layers.values()
     return StageEstimate(

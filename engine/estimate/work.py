@@ -24,7 +24,6 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.state import State
-from omnivl.data.batch import DataKind
 from omnivl.data.tokenizer import Tokenizer
 
 
@@ -152,10 +151,9 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     freeze_idle(chain, stage.layouts())
     chain.train()
     states = blank_states(stage, tokenizer, device)
-    shares = kind_shares(stage)
     kept = activation_bytes(chain, states)
     found = [list(_passes(chain, state, gather)) for state in states]
-    weights = [shares[state.layout.kind] for state in states]
+    weights = [sort.share for sort in stage.batch_sorts()]
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
@@ -167,15 +165,6 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         useful_flops=sum(weight * one for weight, one in zip(weights, flops, strict=True)),
         frames=sum(weight * state.layout.num_frames for weight, state in zip(weights, states, strict=True)),
     )
-
-
-def kind_shares(stage: StagePlan) -> dict[DataKind, float]:
-    """How often a micro-batch is of each kind."""
-    total = sum(entry.weight for entry in stage.data)
-    shares: dict[DataKind, float] = {}
-    for entry in stage.data:
-        shares[entry.kind] = shares.get(entry.kind, 0.0) + entry.weight / total
-    return shares
 
 
 def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:

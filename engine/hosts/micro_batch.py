@@ -11,11 +11,11 @@ from omnivl.data.batch import Batch, DataKind
 class PlanLayout(Protocol):
     """Which passes a step makes: ``omnivl.chain.layout.plan_layout`` with the stage's objectives bound to it."""
 
-    def __call__(self, kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
-        """The layout of a micro-batch of ``batch_size`` samples with ``num_frames`` frames each."""
+    def __call__(self, kind: DataKind, batch_size: int, num_frames: int, entry: str) -> StepLayout:
+        """The layout of a micro-batch of ``batch_size`` samples of an entry, with ``num_frames`` frames each."""
 
 
 def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device) -> State:
     """The state at the head of the chain for one micro-batch, its tensors on ``device``."""
-    state = State.from_batch(batch, plan_layout(batch.kind, batch.size, batch.num_frames))
+    state = State.from_batch(batch, plan_layout(batch.kind, batch.size, batch.num_frames, batch.entry))
     return State({name: tensor.to(device, non_blocking=True) for name, tensor in state.items()}, state.layout)

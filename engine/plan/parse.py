@@ -202,12 +202,10 @@ def _without(paths: Iterable[Path], tree: Any) -> Any:
     """
     whole = copy.deepcopy(tree)
     for path in paths:
-        holder: Any = whole
-        for part in path[:-1]:
-            holder = holder[part]
+        holder = value_at(whole, path[:-1])  # gone where another alternative's problem has taken out all of it
         bounds, value = range_of(annotation_at(Plan, tree, path)), value_at(tree, path)
         nearest = bounds.nearest(value) if bounds is not None and isinstance(value, int | float) else None
-        if nearest is not None:
+        if nearest is not None and holder is not None:
             holder[path[-1]] = nearest
         elif isinstance(holder, dict):
             holder.pop(path[-1], None)

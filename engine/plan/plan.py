@@ -5,7 +5,7 @@ are the sections that belong to no single component, and the plan that holds the
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any
 
 from engine.plan.parallel import BatchConfig, LaunchConfig, ParallelConfig
@@ -15,8 +15,7 @@ from engine.step.optimizer import OptimizerConfig
 from moe.ranges import Range
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
-from omnivl.data.batch import is_video
-from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.config import DataEntryConfig, LoaderConfig, entry_keys
 from omnivl.objectives import ObjectiveConfig
 from omnivl.parts.config import ModelConfig
 from omnivl.pretrained.load import Part
@@ -94,6 +93,23 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
+class BatchSort:
+    """One sort of micro-batch that a stage takes.
+
+    Attributes:
+        key: Key of a data entry that it comes from.
+        entry: That entry.
+        layout: The passes that a training step makes on it.
+        share: How many of all micro-batches are of this sort, from 0 to 1.
+    """
+
+    key: str
+    entry: DataEntryConfig
+    layout: StepLayout
+    share: float
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage: so many steps of some objectives on some mixture of data.
 
@@ -137,10 +153,23 @@ class StagePlan:
         return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps
 
     def layouts(self) -> list[StepLayout]:
-        """The layout of every kind of micro-batch that the stage takes."""
-        kinds = {entry.kind for entry in self.data if entry.weight > 0}
-        size, frames = self.batch.micro_batch_size_per_gpu, self.model.num_frames
-        return [plan_layout(self.objectives, kind, size, frames if is_video(kind) else 1) for kind in sorted(kinds)]
+        """The layout of every sort of micro-batch that the stage takes."""
+        return [sort.layout for sort in self.batch_sorts()]
+
+    def batch_sorts(self) -> list[BatchSort]:
+        """What micro-batches the stage takes, ordered by kind. Entries whose passes are the same are one sort."""
+        size, clip = self.batch.micro_batch_size_per_gpu, self.model.num_frames
+        total = sum(entry.weight for entry in self.data)
+        sorts: list[BatchSort] = []
+        keyed = zip(entry_keys(self.data), self.data, strict=True)
+        for key, entry in sorted(keyed, key=lambda pair: pair[1].kind):
+            layout = plan_layout(self.objectives, entry.kind, size, entry.num_frames(clip), key)
+            known = next((place for place, sort in enumerate(sorts) if sort.layout == layout), None)
+            if known is not None:
+                sorts[known] = replace(sorts[known], share=sorts[known].share + entry.weight / total)
+            elif entry.weight > 0:
+                sorts.append(BatchSort(key, entry, layout, entry.weight / total))
+        return sorts
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
+from engine.plan.sample_rules import SAMPLE_RULES, StageRule
 from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
 from omnivl.architectures.build import outline
@@ -15,8 +16,6 @@ from omnivl.errors import ModelError, did_you_mean
 from omnivl.objectives import MCM, MFM
 from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import looking_ahead
-
-StageRule = Callable[[StagePlan], Iterator[Problem]]
 
 
 def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
@@ -69,7 +68,8 @@ def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
     for index, entry in enumerate(stage.data):
         if entry.source == "motion" and not is_video(entry.kind):
             got = f"{entry.kind!r} of source 'motion'"
-            yield Problem(("data", index, "kind"), got, "'video_text', 'video_label'", "choose one of these")
+            allowed = ", ".join(repr(kind) for kind in DATA_KINDS if is_video(kind))
+            yield Problem(("data", index, "kind"), got, allowed, "choose one of these")
 
 
 def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
@@ -282,6 +282,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     prompts_have_room_for_the_label,
     ranges_of_views_rise,
     motion_gives_clips,
+    *SAMPLE_RULES,
     there_are_objectives,
     objectives_have_data,
     data_has_objectives,

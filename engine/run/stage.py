@@ -37,8 +37,9 @@ from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput
 from engine.watch.heartbeat import Activity, Heartbeat
 from engine.watch.stop import StopRequest, shielded_children
-from omnivl.chain.preparation import Preparation
+from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.data.batch import Batch
+from omnivl.data.config import entry_keys
 from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
@@ -272,13 +273,17 @@ class StageLoop:
         return None if place is None else LoaderState.from_json(place), pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
+        entries, objectives = self._stage.data, self._stage.objectives
         sizes, seed = self._stage.model.inputs, stable_hash(self._plan.seed, "data", self._index)
+        keyed = zip(entry_keys(entries), entries, strict=True)
+        asked = {key: asked_fields(objectives, entry.kind, key) for key, entry in keyed}
         return Loader(
-            self._stage.data,
+            entries,
             loader_config=self._plan.loader,
             sizes=sizes,
             tokenizer=self._tokenizer,
-            prepare=Preparation(self._stage.objectives, self._tokenizer.special, sizes, seed),
+            prepare=Preparation(objectives, self._tokenizer.special, sizes, seed),
+            asked=asked,
             micro_batch_size=self._stage.batch.micro_batch_size_per_gpu,
             gradient_accumulation_steps=self._stage.batch.gradient_accumulation_steps,
             seed=seed,

@@ -65,8 +65,8 @@ class Throughput:
         """
         samples = sum(batch.size for batch in batches) * self._replicas
         for batch in batches:
-            words = int((batch.token_ids != self._pad).sum())
-            layout = self._layout(batch.kind, batch.size, batch.num_frames)
+            words = 0 if batch.token_ids is None else int((batch.token_ids != self._pad).sum())
+            layout = self._layout(batch.kind, batch.size, batch.num_frames, batch.entry)
             self._tokens += self._replicas * (self._count_patches(batch) + words)
             self._operations += self._replicas * chain_flops(self._chain, layout, text_tokens=words)
         self._samples += samples
@@ -115,5 +115,5 @@ class Throughput:
 
     def _count_patches(self, batch: Batch) -> int:
         rows, columns = self._model.grid(is_video(batch.kind))
-        times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else 1
+        times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else batch.num_frames
         return batch.size * times * rows * columns

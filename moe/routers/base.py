@@ -128,10 +128,6 @@ class RouterConfig(ABC):
         """The same options for a router that draws no random numbers."""
         return self
 
-    def num_parameters(self, hidden_size: int, num_experts: int) -> int:
-        """Parameters of what ``build`` makes; here those of a ``LinearRouter``."""
-        return hidden_size * num_experts
-
     def flops(self, hidden_size: int, num_experts: int) -> float:
         """Operations of one token's products, forward; here those of a ``LinearRouter``."""
         return 2.0 * hidden_size * num_experts

@@ -20,8 +20,8 @@ from omnivl.chain.demands import EMBEDDINGS, Join
 from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
-    "frames": "uint8 [B, T, 3, H, W], from the batch",
-    "token_ids": "int64 [B, L], from the batch",
+    "frames": "uint8 [B, T, 3, H, W], from the batch; absent where the kind shows nothing",
+    "token_ids": "int64 [B, L], from the batch; absent where the kind has no text",
     "identity": "int64 [B], from the batch",
     "label": "int64 [B], from the batch",
     "position": "int64 [B], from the batch",
@@ -48,7 +48,8 @@ CORE_FIELDS: Mapping[str, str] = {
     "loss": "float [], the weighted sum of all losses",
 }
 """Fields with a fixed meaning. Others are namespaced: ``mlm/targets``, ``visual/mrm`` (rows of a segment), ``loss/mlm``
-(raw, before its weight), ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``."""
+(raw, before its weight), ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``, and ``field/boxes``
+for the samples' fields."""
 
 Mode = Literal["train", "encode", "predict"]
 
@@ -130,7 +131,9 @@ class State(dict[str, Tensor]):
     def from_batch(cls, batch: Batch, layout: StepLayout) -> Self:
         """The state at the head of the chain."""
         core = {name: getattr(batch, name) for name in ("frames", "token_ids", "identity", "label", "position")}
-        return cls({**core, **batch.prepared}, layout)
+        present = {name: tensor for name, tensor in core.items() if tensor is not None}
+        fields = {f"field/{name}": value for name, value in batch.fields.items() if isinstance(value, Tensor)}
+        return cls({**present, **fields, **batch.prepared}, layout)
 
     def updated(self, *, drop: tuple[str, ...] = (), **tensors: Tensor) -> "State":
         """A copy with ``tensors`` set and ``drop`` left out. Names with a slash go through ``merged``."""

@@ -131,7 +131,8 @@ def _turned(
             borderValue=(255, 255, 255),
         )
     picture = pixels.shape[2], pixels.shape[1]
-    return result, Placement(np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture)))
+    to_view = np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture))
+    return result, Placement(to_view.astype(np.float64))
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:

@@ -1,6 +1,6 @@
 """What the data side hands to the chain: a batch of one kind of sample.
 
-Shapes: B samples, T frames (1 for images), H x W pixels, L text positions.
+Shapes: B samples, T frames (1 for images), P pictures of a set, H x W pixels, L text positions.
 """
 
 from collections.abc import Mapping
@@ -10,13 +10,42 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-DataKind = Literal["image_text", "video_text", "image_label", "video_label"]
+DataKind = Literal["image_text", "video_text", "image_label", "video_label", "text", "image", "video", "images_text"]
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
+"""In an order that checkpoints rely on: UniVLC's queue stores a kind's place among them. New ones go to the end."""
+
+Visual = Literal["none", "image", "clip", "set"]
+
+_VISUALS: Mapping[DataKind, Visual] = {
+    "image_text": "image",
+    "video_text": "clip",
+    "image_label": "image",
+    "video_label": "clip",
+    "text": "none",
+    "image": "image",
+    "video": "clip",
+    "images_text": "set",
+}
+
+
+def visual_of(kind: DataKind) -> Visual:
+    """What a sample of this kind shows: nothing, a picture, a clip, or a set of pictures."""
+    return _VISUALS[kind]
+
+
+def has_visual(kind: DataKind) -> bool:
+    """Whether samples of this kind show anything."""
+    return visual_of(kind) != "none"
+
+
+def has_text(kind: DataKind) -> bool:
+    """Whether samples of this kind have a text."""
+    return kind not in ("image", "video")
 
 
 def is_video(kind: DataKind) -> bool:
     """Whether samples of this kind are clips."""
-    return kind.startswith("video")
+    return visual_of(kind) == "clip"
 
 
 def is_label(kind: DataKind) -> bool:
@@ -26,42 +55,61 @@ def is_label(kind: DataKind) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """A collated micro-batch. All samples have the same kind, size and number of frames.
+    """A collated micro-batch. All samples have the same kind, size and number of frames or pictures.
 
     Attributes:
-        kind: One of the four data kinds.
-        frames: uint8 ``[B, T, 3, H, W]``, RGB, not normalised: the chain normalises on its device.
-        token_ids: int64 ``[B, L]``: ``[CLS] words [SEP]``, padded with the tokenizer's padding id.
+        kind: One of the data kinds.
+        frames: uint8 ``[B, T, 3, H, W]``, of a set ``[B, P, 3, H, W]``; RGB, not normalised: the chain normalises on
+            its device. None where the kind shows nothing.
+        token_ids: int64 ``[B, L]``: ``[CLS] words [SEP]``, padded with the tokenizer's padding id. None where the kind
+            has no text.
         identity: int64 ``[B]``: UniVLC's y. Samples with equal identity are positives of each other.
         label: int64 ``[B]``: class index within the source, or -1.
         position: int64 ``[B]``: the sample's place in the endless order of its data entry. Keys all randomness.
         prepared: What the objectives drew from the batch (masked tokens, patch masks ...), by ``objective/name``.
         captions: The text behind ``token_ids``, for logs and galleries.
+        entry: Key of the data entry that the samples come from.
+        fields: The samples' fields by name (see ``omnivl.data.fields``): tensors whose first dimension is B, which go
+            on to the chain, and tuples of B Python values, which only ``prepare`` sees.
     """
 
     kind: DataKind
-    frames: Tensor
-    token_ids: Tensor
+    frames: Tensor | None
+    token_ids: Tensor | None
     identity: Tensor
     label: Tensor
     position: Tensor
     prepared: Mapping[str, Tensor] = field(default_factory=dict)
     captions: tuple[str, ...] = ()
+    entry: str = ""
+    fields: Mapping[str, Tensor | tuple[object, ...]] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Number of samples, B."""
-        return self.frames.shape[0]
+        return self.position.shape[0]
+
+    @property
+    def visual(self) -> Visual:
+        """What the samples show."""
+        return visual_of(self.kind)
 
     @property
     def num_frames(self) -> int:
-        """Number of frames, T; 1 for images."""
-        return self.frames.shape[1]
+        """Number of frames, T; 1 for images, P for sets, 0 where nothing is shown."""
+        return 0 if self.frames is None else self.frames.shape[1]
 
     def check(self) -> None:
         """Asserts the invariants that the chain relies on."""
-        assert self.frames.dtype == torch.uint8 and self.frames.dim() == 5 and self.frames.shape[2] == 3
-        assert self.token_ids.dtype == torch.int64 and self.token_ids.shape[0] == self.size
-        assert is_video(self.kind) or self.num_frames == 1, "an image is a clip of one frame"
+        assert (self.frames is not None) == has_visual(self.kind), f"frames of a batch of {self.kind}"
+        assert (self.token_ids is not None) == has_text(self.kind), f"texts of a batch of {self.kind}"
+        if self.frames is not None:
+            assert self.frames.dtype == torch.uint8 and self.frames.dim() == 5 and self.frames.shape[2] == 3
+            assert self.frames.shape[0] == self.size
+            assert self.visual != "image" or self.num_frames == 1, "an image is a clip of one frame"
+        if self.token_ids is not None:
+            assert self.token_ids.dtype == torch.int64 and self.token_ids.shape[0] == self.size
         for tensor in (self.identity, self.label, self.position):
             assert tensor.dtype == torch.int64 and tensor.shape == (self.size,)
+        for name, values in self.fields.items():
+            assert len(values) == self.size, f"field {name}"

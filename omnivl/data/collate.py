@@ -4,7 +4,7 @@ Shapes: B samples, T frames, S side of the picture, L text positions.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from omnivl.data.batch import Batch, DataKind
+from omnivl.data.batch import Batch, DataKind, has_text, has_visual, is_video
 from omnivl.data.example import Example
+from omnivl.data.field_tensors import collate_fields
+from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import Tokenizer
 
@@ -45,7 +47,14 @@ class Collator:
         """
         self._sizes, self._tokenizer, self._prepare = sizes, tokenizer, prepare
 
-    def collate(self, examples: Sequence[Example], kind: DataKind, entry: str, step: int) -> Batch:
+    def collate(
+        self,
+        examples: Sequence[Example],
+        kind: DataKind,
+        entry: str,
+        step: int,
+        fields: Mapping[str, Field] | None = None,
+    ) -> Batch:
         """A batch with ``prepared`` filled in.
 
         Args:
@@ -53,29 +62,42 @@ class Collator:
             kind: Their kind.
             entry: Key of the data entry, part of the random keys.
             step: Optimizer step, for weight schedules.
+            fields: Types of the examples' fields.
         """
-        batch = self.plain(examples, kind)
+        batch = self.plain(examples, kind, entry, fields)
         return batch if self._prepare is None else replace(batch, prepared=self._prepare(batch, entry, step))
 
-    def plain(self, examples: Sequence[Example], kind: DataKind) -> Batch:
-        """A batch without ``prepared``, e.g. for evaluation."""
-        first = examples[0].frames
-        frames = _empty_frames((len(examples), len(first), 3, *first.shape[1:3]))
-        for row, example in zip(frames.numpy(), examples, strict=True):
-            for picture, planes in zip(example.frames, row, strict=True):
-                cv2.split(picture, list(planes))  # writes the planes in place, twice as fast as a transposed copy
-        texts = tuple(example.text for example in examples)
+    def plain(
+        self, examples: Sequence[Example], kind: DataKind, entry: str = "", fields: Mapping[str, Field] | None = None
+    ) -> Batch:
+        """A batch without ``prepared``, e.g. for evaluation; see ``collate``."""
+        texts = tuple(example.text for example in examples if example.text is not None)
+        token_ids = self._tokenizer.encode(texts, self._sizes.text_length) if has_text(kind) else None
+        kept = [example.fields for example in examples]
         batch = Batch(
             kind=kind,
-            frames=frames,
-            token_ids=torch.from_numpy(self._tokenizer.encode(texts, self._sizes.text_length)),
+            frames=_frames(examples) if has_visual(kind) else None,
+            token_ids=None if token_ids is None else torch.from_numpy(token_ids),
             identity=torch.tensor([example.identity for example in examples], dtype=torch.int64),
             label=torch.tensor([example.label for example in examples], dtype=torch.int64),
             position=torch.tensor([example.position for example in examples], dtype=torch.int64),
             captions=texts,
+            entry=entry,
+            fields=collate_fields(fields or {}, kept, self._tokenizer, self._sizes.side(is_video(kind))),
         )
         batch.check()
         return batch
+
+
+def _frames(examples: Sequence[Example]) -> Tensor:
+    """The pixels of a batch, uint8 ``[B, T, 3, S, S]``."""
+    pictures = [example.pictures for example in examples if example.pictures is not None]
+    first = pictures[0]
+    frames = _empty_frames((len(examples), len(first), 3, *first.shape[1:3]))
+    for row, own in zip(frames.numpy(), pictures, strict=True):
+        for picture, planes in zip(own, row, strict=True):
+            cv2.split(picture, list(planes))  # writes the planes in place, twice as fast as a transposed copy
+    return frames
 
 
 def _empty_frames(shape: tuple[int, ...]) -> Tensor:

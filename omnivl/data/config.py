@@ -1,11 +1,12 @@
 """What a plan says about data: one entry of a stage's mixture, and how the loader works."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from moe.ranges import Range
-from omnivl.data.batch import DataKind
+from omnivl.data.batch import DataKind, has_visual, is_video
+from omnivl.data.formats import STILL_EXTENSIONS
 
 CaptionPolicy = Literal["first", "random", "join"]
 FrameSampling = Literal["uniform", "segment"]
@@ -76,12 +77,20 @@ class DataEntryConfig:
         source: ``emoji`` (embedded drawings and clips), ``motion`` (generated clips), or tar shards: a path, a folder,
             a glob (``data/*.tar``) or a brace pattern (``data/{000..127}.tar``). ``pipe:COMMAND`` and URLs are read as
             streams, which resume by shard instead of by sample.
-        kind: What a sample is: image or video, with a caption or with a class label.
+        kind: What a sample is: an image or a clip, with a caption or with a class label; a text, an image or a clip
+            alone; or several images with a text.
         weight: Share of micro-batches, relative to the other entries of the stage.
         name: Name in logs and part of every random key; made from kind and source where it is not given.
         where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
-        caption: Which of several captions is used: the first, a random one, or all joined by commas in random order
-            (in evaluation: in their own order).
+        text: Field of the samples' JSON that is their text, e.g. ``question``; null takes the captions.
+        pictures: Files of a sample that are its pictures, by what follows its name and a dot, e.g. ``[left.png,
+            right.png]``. Kind ``images_text`` needs them; elsewhere one is allowed, and where none is named the
+            sample's only picture or clip is taken.
+        least_pictures: How many of ``pictures`` a sample must have, those that it lacks are black; 0 for all.
+        fields: What else of a sample is kept: fields of its JSON, or files that are masks, by the name that an
+            objective has for them: ``{answers: answers, mask: mask.png}``, or a list where the names are the same.
+        caption: Which of several captions or texts is used: the first, a random one, or all joined by commas in random
+            order (in evaluation: in their own order).
         prompts: Texts that a class name is put into, at ``{label}``. Label kinds only.
         language: Language taken where a sample has captions in several languages.
         augment: Training augmentation of the pixels.
@@ -93,6 +102,10 @@ class DataEntryConfig:
     weight: Annotated[float, Range(0)] = 1.0
     name: str | None = None
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text: str | None = None
+    pictures: tuple[str, ...] = ()
+    least_pictures: Annotated[int, Range(0)] = 0
+    fields: Mapping[str, str] | tuple[str, ...] = ()
     caption: CaptionPolicy = "first"
     prompts: tuple[str, ...] = ("a picture of {label}",)
     language: str = "en"
@@ -103,6 +116,40 @@ class DataEntryConfig:
     def key(self) -> str:
         """Name in logs and random keys."""
         return f"{self.kind}:{self.source}" if self.name is None else self.name
+
+    @property
+    def kept_fields(self) -> Mapping[str, str]:
+        """JSON field or file by the name of the field."""
+        return self.fields if isinstance(self.fields, Mapping) else {name: name for name in self.fields}
+
+    @property
+    def field_files(self) -> tuple[str, ...]:
+        """Those of ``fields`` that lie in files: their names end as pictures' do."""
+        sources = self.kept_fields.values()
+        return tuple(source for source in sources if source.rpartition(".")[2].lower() in STILL_EXTENSIONS)
+
+    @property
+    def num_pictures(self) -> int:
+        """Pictures of a sample: those named, else one; none where the kind shows nothing."""
+        return max(1, len(self.pictures)) if has_visual(self.kind) else 0
+
+    @property
+    def needed_pictures(self) -> int:
+        """How many of ``pictures`` a sample must have."""
+        return self.least_pictures or len(self.pictures)
+
+    def num_frames(self, clip: int) -> int:
+        """Frames of a sample, where a clip has ``clip``: as many as ``Batch.num_frames`` says."""
+        return clip if is_video(self.kind) else self.num_pictures
+
+
+def entry_keys(entries: Sequence[DataEntryConfig]) -> tuple[str, ...]:
+    """A distinct name for each entry: equal ones are numbered."""
+    keys: list[str] = []
+    for entry in entries:
+        seen = sum(other.key == entry.key for other in entries[: len(keys)])
+        keys.append(entry.key if seen == 0 else f"{entry.key}#{seen + 1}")
+    return tuple(keys)
 
 
 @dataclass(frozen=True)

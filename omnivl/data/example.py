@@ -1,21 +1,23 @@
-"""From a position in an entry's order to a finished example: read, decoded, augmented, with its text.
+"""From a position in an entry's order to a finished example: read, decoded, augmented, with its text and its fields.
 
-Shapes: T frames, S side of the picture.
+Shapes: T frames, P pictures of a set, S side of the picture.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.augment import evaluation_view, training_view
-from omnivl.data.batch import is_video
+from omnivl.data.augment import View, evaluation_view, training_view
+from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.fields import Field, FieldReader, texts_in
 from omnivl.data.frames import sample_frames
 from omnivl.data.order import Order
+from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.data.text import choose_text, may_flip, sample_identity
@@ -31,22 +33,24 @@ class Example:
     """One finished sample.
 
     Attributes:
-        frames: uint8 ``[T, S, S, 3]``, RGB.
-        text: Caption or prompt.
+        pictures: uint8 ``[T, S, S, 3]``, of a set ``[P, S, S, 3]``; RGB. None where the kind shows nothing.
+        text: Caption, prompt or what else the entry names as the text; None where the kind has none.
         identity: UniVLC's y.
         label: Class index within the source, or -1.
         position: Place in the entry's endless order.
         where: ``SHARD:KEY`` of the sample.
         meta: The sample's metadata.
+        fields: The fields that the entry keeps, by name; see ``FieldReader``.
     """
 
-    frames: NDArray[np.uint8]
-    text: str
+    pictures: NDArray[np.uint8] | None
+    text: str | None
     identity: int
     label: int
     position: int
     where: str
     meta: Mapping[str, object]
+    fields: Mapping[str, object] = field(default_factory=dict)
 
 
 class PixelCache:
@@ -73,6 +77,11 @@ class PixelCache:
             self._pixels[where] = pixels
 
 
+def _joined(views: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
+    """Pictures as one array; a single one is not copied."""
+    return (views[0] if len(views) == 1 else np.concatenate(views)) if views else None
+
+
 def label_number(label: str) -> int:
     """A class index for streams, whose classes are not known beforehand: the same for the same name everywhere."""
     return stable_hash("label", label) & 0x7FFFFFFF
@@ -92,6 +101,7 @@ class ExampleReader:
         limits: DecodeLimits,
         cache: PixelCache | None = None,
         training: bool = True,
+        asked: Mapping[str, Field] | None = None,
     ) -> None:
         """Describes a reader.
 
@@ -104,17 +114,24 @@ class ExampleReader:
             limits: Bounds of decoding.
             cache: Where decoded pixels are kept.
             training: Random views and texts, shuffled order; else plain ones in the source's own order.
+            asked: Types of the fields that objectives ask for.
         """
         self.config, self.key = config, key
         self._source = source
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._size, self._num_frames = sizes.side(is_video(config.kind)), sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
+        self._fields = FieldReader(config, asked or {})
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
         self._classes: dict[str, int] | None = None
         if source is not None:
             self._classes = {name: number for number, name in enumerate(source.classes)}
+
+    @property
+    def field_types(self) -> Mapping[str, Field]:
+        """Types of the fields that the examples have, by name."""
+        return self._fields.types
 
     def index(self, position: int) -> int:
         """The sample of the source that stands at a position."""
@@ -157,25 +174,46 @@ class ExampleReader:
         """Decodes and augments a sample; all random draws are keyed by ``position``.
 
         Raises:
-            BadSampleError: It cannot be decoded or has no text.
+            BadSampleError: It cannot be decoded, has no text, or lacks a field.
         """
         config = self.config
         text = choose_text(sample, config, self._texts.at(position) if self._training else None)
-        pixels = self._pixels(sample, position)
-        if self._training:
-            flip = sample.meta.get("flip", True) is not False and may_flip(text, config.language)
-            view = training_view(pixels, self._size, config.augment, self._views.at(position), flip_allowed=flip).pixels
-        else:
-            view = evaluation_view(pixels, self._size).pixels
+        found = self._fields.read(sample)
+        texts = [*([] if text is None else [text]), *texts_in(found)]
+        flip = sample.meta.get("flip", True) is not False and all(may_flip(one, config.language) for one in texts)
+        views = list(self._views_of(sample, position, flip)) if has_visual(config.kind) else []
         return Example(
-            frames=view,
+            pictures=_joined([view.pixels for view in views]),
             text=text,
             identity=sample_identity(sample, config),
             label=self._label(sample.label),
             position=position,
             where=sample.where,
             meta=sample.meta,
+            fields=self._fields.place(found, [view.place for view in views], self._size),
         )
+
+    def _views_of(self, sample: Sample, position: int, flip: bool) -> Iterator[View]:
+        """A view of each picture; those that a set lacks are black. All draws come from one generator, in order."""
+        random = self._views.at(position) if self._training else None
+        for shown in self._shown(sample):
+            if shown is None:
+                yield View(np.zeros((1, self._size, self._size, 3), dtype=np.uint8), Placement(np.eye(3)))
+                continue
+            pixels = self._pixels(shown, position)
+            if random is None:
+                yield evaluation_view(pixels, self._size)
+            else:
+                yield training_view(pixels, self._size, self.config.augment, random, flip_allowed=flip)
+
+    def _shown(self, sample: Sample) -> Iterator[Sample | None]:
+        """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
+        if not self.config.pictures:
+            yield sample
+        for name in self.config.pictures:
+            media = sample.members.get(name)
+            where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
+            yield None if media is None else replace(sample, where=where, media=media, extension=extension)
 
     def _pixels(self, sample: Sample, position: int) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``."""

@@ -2,31 +2,23 @@
 
 With the offsets of all samples known, a shard is a list that can be read in any order: that makes the order of training
 a pure function, without a shuffle buffer. The index is built by reading tar headers and the small text members (JSON,
-txt, cls); pictures and clips are not decoded, and nothing is ever unpickled. It is kept as plain arrays in a
-``.safetensors`` file beside the shard, and is built anew when the shard's size or time of change, or ``INDEX_VERSION``,
-differ. (Not as ``.npz``: NumPy reads an array's header with ``ast.literal_eval``, and several threads at that at once
-end in a SystemError on Python 3.11.)
+txt, cls); pictures and clips are not decoded, and nothing is ever unpickled.
 """
 
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
 from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, is_animated
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Rejection
 
-INDEX_VERSION = 2
 MAX_VALUES = 4096  # a metadata field with more distinct values in a shard cannot be filtered by
 LANGUAGES = "@languages"
 _HEADER_BYTES = 64
@@ -40,13 +32,16 @@ class ShardIndex:
 
     Attributes:
         keys: Names of the samples.
-        media: int64 ``[N, 2]``: offset and size of the picture or clip.
+        media: int64 ``[N, 2]``: offset and size of the picture or clip, size -1 where a sample has none by the sample's
+            own name.
         text: int64 ``[N, 3, 2]``: offset and size of the JSON, txt and cls members; size -1 where there is none.
-        extension: Extension of each sample's media.
+        extension: Extension of each sample's media; of one without the first extension that is not read, if any.
         is_clip: bool ``[N]``.
         labels: Class name of each sample, "" for none.
         fields: Metadata fields that can be filtered by: for each the distinct values (as JSON) and int32 ``[N]`` codes
             into them, -1 for none. ``@languages`` lists the languages of a sample's captions.
+        member_names: Different names of further pictures and clips: ``left.png`` for ``KEY.left.png``.
+        members: int64 ``[M, 4]``: row, place in ``member_names``, offset and size of each of these; rows rise.
         rejections: What was found bad.
     """
 
@@ -57,11 +52,36 @@ class ShardIndex:
     is_clip: NDArray[np.bool_]
     labels: tuple[str, ...]
     fields: Mapping[str, tuple[tuple[str, ...], NDArray[np.int32]]]
+    member_names: tuple[str, ...]
+    members: NDArray[np.int64]
     rejections: tuple[Rejection, ...]
 
     def __len__(self) -> int:
         """Number of samples."""
         return len(self.keys)
+
+    def has_member(self, name: str) -> NDArray[np.bool_]:
+        """Which samples have a further file of a name, bool ``[N]``."""
+        found = np.zeros(len(self), dtype=np.bool_)
+        if name in self.member_names:
+            found[self.members[self.members[:, 1] == self.member_names.index(name), 0]] = True
+        return found
+
+    def members_of(self, row: int) -> dict[str, Span]:
+        """Offset and size of a sample's further files."""
+        first, last = np.searchsorted(self.members[:, 0], [row, row + 1])
+        return {
+            self.member_names[number]: (offset, size) for _, number, offset, size in self.members[first:last].tolist()
+        }
+
+    def without_media(self, row: int, name: str) -> Rejection:
+        """Why a sample is none for those who want its picture or clip; ``name`` is the shard's."""
+        where = f"{name}:{self.keys[row]}"
+        if self.extension[row]:
+            known = ", ".join(sorted(MEDIA_EXTENSIONS))
+            return Rejection("unknown_extension", where, f".{self.extension[row]} is not read; known: {known}")
+        texts = [kind for kind, (_, size) in zip(TEXT_EXTENSIONS, self.text[row], strict=True) if size >= 0]
+        return Rejection("missing_media", where, f"the sample has only {', '.join(sorted(texts))}")
 
 
 @dataclass
@@ -71,7 +91,8 @@ class _Group:
     key: str
     media: tuple[Span, str] | None = None
     text: dict[str, Span] = field(default_factory=dict)
-    unknown: list[str] = field(default_factory=list)
+    members: dict[str, Span] = field(default_factory=dict)
+    unknown: str = ""
     repeated: str | None = None
 
     def add(self, extension: str, span: Span) -> None:
@@ -82,7 +103,10 @@ class _Group:
             self.repeated = extension if self.media is not None else self.repeated
             self.media = self.media or (span, extension)
         else:
-            self.unknown.append(extension)
+            self.unknown = self.unknown or extension
+            if extension.rpartition(".")[2] in MEDIA_EXTENSIONS:
+                self.repeated = extension if extension in self.members else self.repeated
+                self.members.setdefault(extension, span)
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -173,33 +197,41 @@ def _examine(descriptor: int, group: _Group, where: str, seen: set[str]) -> tupl
     seen.add(group.key)
     if group.repeated is not None:
         raise BadSampleError("duplicate_key", where, f"the sample has two members for .{group.repeated}")
-    if group.media is None and group.unknown:
-        known = ", ".join(sorted(MEDIA_EXTENSIONS))
-        raise BadSampleError("unknown_extension", where, f".{group.unknown[0]} is not read; known: {known}")
-    if group.media is None:
-        raise BadSampleError("missing_media", where, f"the sample has only {', '.join(sorted(group.text))}")
-    (offset, size), extension = group.media
     texts = {kind: os.pread(descriptor, span[1], span[0]) for kind, span in group.text.items()}
     record = parse_record(texts, where)
+    if group.media is None:
+        return group, record, False
+    (offset, size), extension = group.media
     header = os.pread(descriptor, min(size, _HEADER_BYTES), offset)
     return group, record, extension in CLIP_EXTENSIONS or is_animated(header)
 
 
 def _columns(rows: list[tuple[_Group, Record, bool]], rejections: tuple[Rejection, ...]) -> ShardIndex:
-    media = [group.media for group, _, _ in rows]
-    spans = [entry[0] for entry in media if entry is not None]
     absent = (0, -1)
+    media = [group.media or (absent, group.unknown) for group, _, _ in rows]
+    names = list(dict.fromkeys(name for group, _, _ in rows for name in group.members))
+    numbers = {name: number for number, name in enumerate(names)}
+    members = [
+        (row, numbers[name], *span) for row, (group, _, _) in enumerate(rows) for name, span in group.members.items()
+    ]
     text = [[group.text.get(kind, absent) for kind in TEXT_EXTENSIONS] for group, _, _ in rows]
     return ShardIndex(
         keys=tuple(group.key for group, _, _ in rows),
-        media=np.array(spans, dtype=np.int64).reshape(-1, 2),
+        media=np.array([span for span, _ in media], dtype=np.int64).reshape(-1, 2),
         text=np.array(text, dtype=np.int64).reshape(-1, len(TEXT_EXTENSIONS), 2),
-        extension=tuple(entry[1] for entry in media if entry is not None),
+        extension=tuple(extension for _, extension in media),
         is_clip=np.array([clip for _, _, clip in rows], dtype=np.bool_),
         labels=tuple(record.label or "" for _, record, _ in rows),
         fields=_fields([{**record.meta, LANGUAGES: sorted(record.captions)} for _, record, _ in rows]),
+        member_names=tuple(names),
+        members=np.array(members, dtype=np.int64).reshape(-1, 4),
         rejections=rejections,
     )
+
+
+def absent_index(name: str, reason: str) -> ShardIndex:
+    """The index of a shard that cannot be read."""
+    return _columns([], (Rejection("unreadable_path", name, reason),))
 
 
 def _fields(metas: list[Mapping[str, object]]) -> dict[str, tuple[tuple[str, ...], NDArray[np.int32]]]:
@@ -217,74 +249,3 @@ def _fields(metas: list[Mapping[str, object]]) -> dict[str, tuple[tuple[str, ...
         else:
             encoded[name] = (tuple(codes), column)
     return encoded
-
-
-def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
-    """The index of a shard, from ``cache`` if it fits the shard, else built and kept there.
-
-    Args:
-        path: The tar file.
-        name: How messages call it.
-        cache: The index file; None keeps none. A folder that cannot be written to is no error: the index is then built
-            at every start.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        return _columns([], (Rejection("unreadable_path", name, error.strerror or str(error)),))
-    stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
-    cached = None if cache is None else _read_cache(cache, stamp)
-    if cached is not None:
-        return cached
-    index = build_index(path, name)
-    unreadable = any(rejection.cause == "unreadable_path" for rejection in index.rejections)
-    if cache is not None and not unreadable:
-        _write_cache(cache, stamp, index)
-    return index
-
-
-def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
-    try:
-        stored = load_file(cache)
-        if not np.array_equal(stored["stamp"], stamp):
-            return None
-        text = json.loads(bytes(stored["json"]))
-        fields = {
-            name: (tuple(values), stored[f"field{number}"])
-            for number, (name, values) in enumerate(text["fields"].items())
-        }
-        return ShardIndex(
-            keys=tuple(text["keys"]),
-            media=stored["media"],
-            text=stored["text"],
-            extension=tuple(text["extension"]),
-            is_clip=stored["is_clip"],
-            labels=tuple(text["labels"]),
-            fields=fields,
-            rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # absent, torn or foreign: it is built anew
-
-
-def _write_cache(cache: Path, stamp: NDArray[np.int64], index: ShardIndex) -> None:
-    text = {
-        "keys": index.keys,
-        "extension": index.extension,
-        "labels": index.labels,
-        "fields": {name: values for name, (values, _) in index.fields.items()},
-        "rejections": [(entry.cause, entry.where, entry.detail) for entry in index.rejections],
-    }
-    columns: dict[str, Any] = {f"field{number}": codes for number, (_, codes) in enumerate(index.fields.values())}
-    arrays: dict[str, Any] = {"media": index.media, "text": index.text, "is_clip": index.is_clip}
-    encoded = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
-    temporary: str | None = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{cache.name}.", dir=cache.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(save({"stamp": stamp, "json": encoded, **arrays, **columns}))
-        os.replace(temporary, cache)  # noqa: PTH105  # atomic: another process sees the old or the new one
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)

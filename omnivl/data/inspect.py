@@ -10,16 +10,19 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
+from omnivl.data.batch import DATA_KINDS
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.formats import TEXT_EXTENSIONS
-from omnivl.data.index import ShardIndex, load_index
-from omnivl.data.inspect_media import MediaFacts, media_facts
+from omnivl.data.index import ShardIndex
+from omnivl.data.index_file import load_index
+from omnivl.data.inspect_media import MediaFacts, has_media, media_facts
 from omnivl.data.record import parse_record
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample
 from omnivl.data.sources.emoji import embedded_shards
-from omnivl.data.sources.shards import expand_pattern
+from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
 
 _MAX_VALUES = 24  # a metadata field with more distinct values is not worth a table
@@ -28,7 +31,7 @@ _MAX_EXAMPLES = 20
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What one shard holds: ``bytes`` is its size on disk."""
+    """What one shard holds: ``bytes`` is its size on disk. A sample that is neither still nor clip has other files."""
 
     name: str
     bytes: int
@@ -48,13 +51,15 @@ class Inspection:
         samples: Good samples by the look of their headers.
         counted: Samples whose text was counted: all of them, but for generated sources.
         bytes: Size of all shards.
-        kinds: How many samples each of the four data kinds would have.
+        kinds: How many samples each data kind would have, where an entry names neither texts nor pictures.
         extensions: Samples by file extension.
         captions: Captions in all languages.
         languages: Captions by language; "" where none is named.
         caption_words: Captions by their number of words.
         labels: Samples by class name.
         fields: Samples by value, for metadata fields with few values (split, style ...).
+        field_types: Samples by type of the value, for all metadata fields.
+        members: Samples by further picture or clip: ``left.png`` for ``KEY.left.png``.
         scanned: Samples whose media header was read.
         sizes: Scanned samples by ``WIDTHxHEIGHT``.
         frames: Scanned clips by number of frames.
@@ -78,6 +83,8 @@ class Inspection:
     caption_words: Counter[int] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     fields: dict[str, Counter[str]] = field(default_factory=dict)
+    field_types: dict[str, Counter[str]] = field(default_factory=dict)
+    members: Counter[str] = field(default_factory=Counter)
     scanned: int = 0
     sizes: Counter[str] = field(default_factory=Counter)
     frames: Counter[int] = field(default_factory=Counter)
@@ -139,12 +146,16 @@ def _inspect_shards(source: str, shards: Sequence[str], samples: int, scan: int)
     for shard in shards:
         index = load_index(Path(shard), shard, cache=None)
         indexes.append(index)
-        clips = int(index.is_clip.sum())
+        clips, media = int(index.is_clip.sum()), int((index.media[:, 1] >= 0).sum())
         name = os.path.relpath(shard, Path(shards[0]).parent)
         size = Path(shard).stat().st_size
-        found.shards.append(ShardCounts(name, size, len(index), len(index) - clips, clips, len(index.rejections)))
+        found.shards.append(ShardCounts(name, size, len(index), media - clips, clips, len(index.rejections)))
         found.bytes += size
-        found.extensions.update(index.extension)
+        found.extensions.update(name for name in index.extension if name)
+        found.members.update(index.member_names[number] for number in index.members[:, 1].tolist())
+        for row in range(len(index)):
+            if index.media[row, 1] < 0 and index.extension[row] and not index.members_of(row):
+                found.reject(index.without_media(row, shard))
         key_hashes.update(hash(key) for key in index.keys)
         for rejection in index.rejections:
             found.reject(rejection)
@@ -157,8 +168,9 @@ def _inspect_shards(source: str, shards: Sequence[str], samples: int, scan: int)
     scanned, shown = set(spread(found.samples, scan)), set(spread(found.samples, samples))
     place = 0
     for shard, index in zip(shards, indexes, strict=True):
-        for sample, is_clip in _read_samples(shard, index, scanned | shown, place, found):
-            _count_text(found, sample, is_clip)
+        for row, sample in enumerate(_read_samples(shard, index, scanned | shown, place, found)):
+            has_media, is_clip = index.media[row, 1] >= 0, bool(index.is_clip[row])
+            _count_text(found, sample, ("video" if is_clip else "image") if has_media else None)
             _look_at_media(found, sample, place in scanned, place in shown)
             place += 1
     _drop_wide_fields(found)
@@ -167,29 +179,30 @@ def _inspect_shards(source: str, shards: Sequence[str], samples: int, scan: int)
 
 def _read_samples(
     shard: str, index: ShardIndex, with_media: set[int], first: int, found: Inspection
-) -> Iterator[tuple[Sample, bool]]:
+) -> Iterator[Sample]:
     """All samples of a shard in order; only those whose place is in ``with_media`` carry their bytes."""
     with Path(shard).open("rb") as file:
         for row, key in enumerate(index.keys):
             spans = zip(TEXT_EXTENSIONS, index.text[row].tolist(), strict=True)
             members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in spans if size >= 0}
             record = parse_record(members, f"{shard}:{key}")
-            offset, size = index.media[row].tolist()
-            media = os.pread(file.fileno(), size, offset) if first + row in with_media else None
+            (offset, size), extension = index.media[row].tolist(), index.extension[row]
+            if size < 0:  # any of its further files stands for it
+                others = index.members_of(row)
+                extension, (offset, size) = next(iter(others.items()), ("", (0, -1)))
+                extension = extension.rpartition(".")[2]
+            media = os.pread(file.fileno(), size, offset) if size >= 0 and first + row in with_media else None
             captions = tuple(text for texts in record.captions.values() for text in texts)
             found.languages.update({language: len(texts) for language, texts in record.captions.items()})
-            yield (
-                Sample(
-                    key=key,
-                    where=f"{shard}:{key}",
-                    media=media,
-                    extension=index.extension[row],
-                    captions=captions,
-                    label=record.label,
-                    identity=record.identity,
-                    meta=record.meta,
-                ),
-                bool(index.is_clip[row]),
+            yield Sample(
+                key=key,
+                where=f"{shard}:{key}",
+                media=media,
+                extension=extension,
+                captions=captions,
+                label=record.label,
+                identity=record.identity,
+                meta=record.meta,
             )
 
 
@@ -202,34 +215,50 @@ def _inspect_generated(source: str, samples: int, scan: int) -> Inspection:
     scanned = set(spread(len(opened), min(scan, 4 * samples)))
     for place in sorted(scanned | shown):
         sample = opened.read(place)
-        _count_text(found, sample, is_clip=True)
+        _count_text(found, sample, "video")
         _look_at_media(found, sample, place in scanned, place in shown)
     _drop_wide_fields(found)
     return found
 
 
-def _count_text(found: Inspection, sample: Sample, is_clip: bool) -> None:
-    medium = "video" if is_clip else "image"
+def _count_text(found: Inspection, sample: Sample, medium: Literal["image", "video"] | None) -> None:
     found.counted += 1
     found.captions += len(sample.captions)
     found.caption_words.update(len(caption.split()) for caption in sample.captions)
-    if sample.captions:
-        found.kinds[f"{medium}_text"] += 1
+    has = {medium or "": True, "text": bool(sample.captions), f"{medium}_text": bool(sample.captions)}
+    has[f"{medium}_label"] = sample.label is not None
+    found.kinds.update(kind for kind in DATA_KINDS if has.get(kind))
     if sample.label is not None:
-        found.kinds[f"{medium}_label"] += 1
         found.labels[sample.label] += 1
     for name, value in sample.meta.items():
+        found.field_types.setdefault(name, Counter())[json_type(value)] += 1
         if name != "label" and isinstance(value, str | int | bool):
             counter = found.fields.setdefault(name, Counter())
             if len(counter) <= _MAX_VALUES:
                 counter[str(value)] += 1
-    if not sample.captions and sample.label is None:
-        found.reject(Rejection("missing_caption", sample.where, "the sample has neither a caption nor a label"))
+
+
+def json_type(value: object) -> str:
+    """The type of a JSON value in words."""
+    match value:
+        case None:
+            return "nothing"
+        case bool():
+            return "true or false"
+        case str():
+            return "text"
+        case int() | float():
+            return "number"
+        case list():
+            inner = {json_type(one) for one in value}
+            return f"list of {inner.pop()}s" if len(inner) == 1 and inner <= {"text", "number", "object"} else "list"
+        case _:
+            return "object"
 
 
 def _look_at_media(found: Inspection, sample: Sample, scan: bool, show: bool) -> None:
     """Reads the media's header, and keeps the sample if it is one to show."""
-    if scan:
+    if scan and has_media(sample):
         found.scanned += 1
         try:
             _count_media(found, media_facts(sample))

@@ -39,6 +39,11 @@ class MediaFacts:
         return ", ".join(parts)
 
 
+def has_media(sample: Sample) -> bool:
+    """Whether a sample shows anything."""
+    return sample.frames is not None or sample.media is not None
+
+
 def is_clip(sample: Sample) -> bool:
     """Whether a sample moves: a video, an animated picture, or drawn frames."""
     if sample.frames is not None:

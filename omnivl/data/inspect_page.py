@@ -8,7 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from omnivl.data.inspect import Inspection
-from omnivl.data.inspect_media import is_clip, media_facts, thumbnail
+from omnivl.data.inspect_media import has_media, is_clip, media_facts, thumbnail
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample
 
 _MAX_BARS = 14
@@ -58,10 +58,11 @@ def render_page(found: Inspection) -> str:
 
 
 def _card(sample: Sample) -> Card:
-    picture, problem, facts = "", "", ""
+    picture, problem, facts = "", "" if has_media(sample) else "no picture", ""
     try:
-        facts = str(media_facts(sample))
-        picture = thumbnail(sample)
+        if has_media(sample):
+            facts = str(media_facts(sample))
+            picture = thumbnail(sample)
     except BadSampleError as error:
         problem = _problem(error.rejection)
     tags = tuple(
@@ -85,12 +86,20 @@ def charts(found: Inspection) -> list[Chart]:
         Chart("Seconds per clip", binned(found.seconds), scanned),
         Chart("Words per caption", binned(found.caption_words)),
         Chart("File types", bars_of(found.extensions)),
+        Chart("Further files", bars_of(found.members, _MAX_BARS), "KEY.NAME beside KEY.json"),
+        Chart("Fields", _field_bars(found), "what an entry's 'text' and 'fields' can name"),
         Chart("Labels", bars_of(found.labels, _MAX_LABELS), f"different ones: {len(found.labels):,}"),
     ]
     if set(found.languages) - {""}:
         drawn.append(Chart("Languages", bars_of(found.languages, _MAX_LABELS), "captions"))
     drawn += [Chart(name, bars_of(counter, _MAX_BARS)) for name, counter in sorted(found.fields.items())]
     return [chart for chart in drawn if chart.bars]
+
+
+def _field_bars(found: Inspection) -> tuple[Bar, ...]:
+    """Metadata fields with the type of their values."""
+    counts = {f"{name}: {kind}": count for name, types in found.field_types.items() for kind, count in types.items()}
+    return bars_of(counts, _MAX_LABELS)
 
 
 def bars_of(counts: Mapping[str, int], limit: int | None = None) -> tuple[Bar, ...]:

@@ -17,7 +17,8 @@ import torch
 
 from omnivl.data.batch import Batch, DataKind
 from omnivl.data.collate import Collator, Prepare
-from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.config import DataEntryConfig, LoaderConfig, entry_keys
+from omnivl.data.fields import Field
 from omnivl.data.mixture import Mixture
 from omnivl.data.prefetch import in_thread
 from omnivl.data.quarantine import Quarantine
@@ -89,6 +90,7 @@ class Loader:
         sizes: InputSizes,
         tokenizer: Tokenizer,
         prepare: Prepare | None = None,
+        asked: Mapping[str, Mapping[str, Field]] | None = None,
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
         seed: int = 0,
@@ -105,6 +107,7 @@ class Loader:
             sizes: Sizes of pictures, clips and texts.
             tokenizer: Texts to ids.
             prepare: Draws ``Batch.prepared``; None for nothing.
+            asked: Types of the fields that objectives ask for, by key of the entry (see ``entry_keys``).
             micro_batch_size: Samples per micro-batch and replica.
             gradient_accumulation_steps: Micro-batches per optimizer step.
             seed: The stage's seed.
@@ -135,6 +138,7 @@ class Loader:
             self.sources,
             Collator(sizes, tokenizer, prepare),
             sizes=sizes,
+            asked=asked or {},
             config=loader_config,
             seed=seed,
             replica=replica,
@@ -265,12 +269,3 @@ class _Stream:
 
 def _unchanged(result: Any) -> Any:
     return result
-
-
-def entry_keys(entries: Sequence[DataEntryConfig]) -> tuple[str, ...]:
-    """A distinct name for each entry: equal ones are numbered."""
-    keys: list[str] = []
-    for entry in entries:
-        seen = sum(other.key == entry.key for other in entries[: len(keys)])
-        keys.append(entry.key if seen == 0 else f"{entry.key}#{seen + 1}")
-    return tuple(keys)

@@ -5,8 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from omnivl.data.batch import is_label
+from omnivl.data.batch import has_text, is_label
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.fields import field_value
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.randomness import stable_hash
 
@@ -24,24 +25,45 @@ _PATTERNS = {
 }
 
 
-def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Generator | None = None) -> str:
-    """The text that goes with the sample.
+def sample_texts(sample: Sample, config: DataEntryConfig) -> tuple[str, ...]:
+    """The texts among which an entry chooses: the captions, or those in the field that it names.
+
+    Raises:
+        BadSampleError: ``wrong_field``: the field holds no text.
+    """
+    if config.text is None:
+        return sample.captions
+    value = field_value(sample, config.text)
+    texts: list[str] = []
+    for one in value if isinstance(value, list) else [] if value is None else [value]:
+        if not isinstance(one, str):
+            detail = f"{config.text!r} is {one!r}; allowed: a text or a list of texts"
+            raise BadSampleError("wrong_field", sample.where, detail)
+        texts.append(one.strip())
+    return tuple(text for text in texts if text)
+
+
+def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Generator | None = None) -> str | None:
+    """The text that goes with the sample; None where the kind has none.
 
     Args:
-        sample: With captions for caption kinds, with a label for label kinds.
+        sample: With texts for kinds with a text, with a label for label kinds.
         config: Caption policy or prompts.
         random: The sample's generator; None for evaluation: the first caption, the first prompt.
 
     Raises:
-        BadSampleError: ``missing_caption`` or ``missing_label``.
+        BadSampleError: ``missing_caption``, ``missing_label`` or ``wrong_field``.
     """
+    if not has_text(config.kind):
+        return None
     if is_label(config.kind):
         if sample.label is None:
             raise BadSampleError("missing_label", sample.where, f"kind {config.kind} needs a label")
         return _drawn(config.prompts, random).replace("{label}", sample.label)
-    captions = sample.captions
+    captions = sample_texts(sample, config)
     if not captions:
-        raise BadSampleError("missing_caption", sample.where, f"kind {config.kind} needs a caption")
+        needed = "a caption" if config.text is None else f"a text in {config.text!r}"
+        raise BadSampleError("missing_caption", sample.where, f"kind {config.kind} needs {needed}")
     if config.caption == "join":
         order = range(len(captions)) if random is None else random.permutation(len(captions)).tolist()
         return ", ".join(captions[place] for place in order)
@@ -62,11 +84,14 @@ def may_flip(text: str, language: str = "en") -> bool:
 def sample_identity(sample: Sample, config: DataEntryConfig) -> int:
     """UniVLC's y, a non-negative 63-bit integer.
 
-    Label kinds: equal for all samples of a class, stills and clips of one source alike. Caption kinds: by the concept
-    that the sample names, else by its first caption, whichever of its captions is used.
+    Label kinds: equal for all samples of a class, stills and clips of one source alike. Other kinds: by the concept
+    that the sample names, else by its first caption, whichever of its captions is used; without one by its own name.
     """
     if is_label(config.kind):
         return stable_hash("class", config.source, sample.label or "")
     if sample.identity is not None:
         return stable_hash("concept", sample.identity)
-    return stable_hash("caption", " ".join(sample.captions[0].casefold().split()))
+    texts = sample_texts(sample, config)
+    if not texts:
+        return stable_hash("sample", config.source, sample.key)
+    return stable_hash("caption", " ".join(texts[0].casefold().split()))

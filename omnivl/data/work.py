@@ -6,8 +6,9 @@ A task says everything (entry, positions, step), so that it does not matter whic
 import multiprocessing
 import os
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,10 +21,13 @@ from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import Example, ExampleReader, PixelCache
+from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Source
 from omnivl.data.sources.stream import StreamReader
 from omnivl.errors import DataError
+
+Part = Literal["core", "prepared", "fields"]
 
 
 @dataclass(frozen=True)
@@ -52,20 +56,28 @@ class Result:
     ``shard`` is (worker, shard at which it would resume), of streams only.
 
     Only ``frames`` travels as a tensor, in shared memory: each shared tensor costs a file descriptor, and small arrays
-    are quicker through the pipe.
+    are quicker through the pipe. ``arrays`` are by where they belong in the batch and by name there.
     """
 
     batch: Batch
-    frames: Tensor
-    arrays: dict[str, np.ndarray]
+    frames: Tensor | None
+    arrays: dict[tuple[Part, str], np.ndarray]
     rejections: tuple[Rejection, ...]
     shard: tuple[int, int] | None
 
     def unpack(self) -> Batch:
         """The batch with its tensors back in place."""
-        tensors = {name: torch.from_numpy(array) for name, array in self.arrays.items()}
-        core = {name: tensors.pop(f"@{name}") for name in _CORE}
-        return Batch(kind=self.batch.kind, frames=self.frames, prepared=tensors, captions=self.batch.captions, **core)
+        tensors = {place: torch.from_numpy(array) for place, array in self.arrays.items()}
+        return replace(
+            self.batch,
+            frames=self.frames,
+            token_ids=tensors.get(("core", "token_ids")),
+            identity=tensors["core", "identity"],
+            label=tensors["core", "label"],
+            position=tensors["core", "position"],
+            prepared={name: tensor for (part, name), tensor in tensors.items() if part == "prepared"},
+            fields={name: tensors.get(("fields", name), value) for name, value in self.batch.fields.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -81,9 +93,16 @@ _EMPTY = torch.empty(0)
 
 def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None) -> Result:
     """Takes a batch apart for its way through the pipe."""
-    arrays = {f"@{name}": getattr(batch, name).numpy() for name in _CORE}
-    arrays.update({name: np.array(tensor.numpy()) for name, tensor in batch.prepared.items()})
-    hollow = Batch(batch.kind, _EMPTY, _EMPTY, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions)
+    core = {name: tensor for name in _CORE if (tensor := getattr(batch, name)) is not None}
+    fields = {name: value for name, value in batch.fields.items() if isinstance(value, Tensor)}
+    parts: dict[Part, Mapping[str, Tensor]] = {"core": core, "prepared": batch.prepared, "fields": fields}
+    arrays = {
+        (part, name): np.array(tensor.numpy()) for part, tensors in parts.items() for name, tensor in tensors.items()
+    }
+    raw = {name: () if isinstance(value, Tensor) else value for name, value in batch.fields.items()}
+    hollow = Batch(
+        batch.kind, None, None, _EMPTY, _EMPTY, _EMPTY, captions=batch.captions, entry=batch.entry, fields=raw
+    )
     return Result(hollow, batch.frames, arrays, tuple(rejections), shard)
 
 
@@ -113,14 +132,15 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         collator: Collator,
         *,
         sizes: InputSizes,
+        asked: Mapping[str, Mapping[str, Field]],
         config: LoaderConfig,
         seed: int,
         replica: int,
         replicas: int,
     ) -> None:
-        """Describes the work; a source of None is a stream."""
+        """Describes the work; a source of None is a stream. ``asked`` are types of fields by key of the entry."""
         self._entries, self._keys, self._sources, self._collator = tuple(entries), tuple(keys), tuple(sources), collator
-        self._sizes, self._config, self._seed = sizes, config, seed
+        self._sizes, self._asked, self._config, self._seed = sizes, asked, config, seed
         self._replica, self._replicas = replica, replicas
         self._readers: dict[int, ExampleReader] = {}
         self._streams: dict[int, StreamReader] = {}
@@ -146,7 +166,8 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             examples, rejections, shard = self._from_stream(task)
         else:
             examples, rejections, shard = *self._from_list(task), None
-        batch = self._collator.collate(examples, entry.kind, self._keys[task.entry], task.step)
+        types = self._reader(task.entry).field_types
+        batch = self._collator.collate(examples, entry.kind, self._keys[task.entry], task.step, types)
         return pack(batch, rejections, shard)
 
     def _from_list(self, task: Task) -> tuple[list[Example], list[Rejection]]:
@@ -190,6 +211,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
                 seed=self._seed,
                 limits=DecodeLimits(config.max_pixels, config.max_frames),
                 cache=self._cache,
+                asked=self._asked.get(self._keys[number]),
             )
         return self._readers[number]
 

@@ -54,6 +54,7 @@ class LM(Objective):
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Makes ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
+        assert batch.token_ids is not None, "acts on kinds with a text"
         token_ids, targets = shift(batch.token_ids, context.tokens)
         return {f"{self.key}/token_ids": token_ids, f"{self.key}/targets": targets}
 

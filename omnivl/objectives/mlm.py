@@ -78,6 +78,7 @@ class MLM(Objective):
 
     def hide_all(self, purpose: str, batch: Batch, context: PrepareContext) -> tuple[Tensor, Tensor]:
         """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws."""
+        assert batch.token_ids is not None, "acts on kinds with a text"
         token_ids = batch.token_ids.numpy()
         uniforms = context.uniforms(purpose, batch, _draws(token_ids.shape[1]))
         corrupted, targets = self.hide(uniforms, token_ids, context.tokens)

@@ -21,6 +21,8 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
 from omnivl.parts.config import ModelConfig, Recompute
 
+PAIRED = DATA_KINDS[:4]  # something to see, with a text
+
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = ModelConfig(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "projection_size": 8},
@@ -85,7 +87,7 @@ def step_batches(
     size: int,
     gather: Gather,
     objectives: Sequence[Objective] = OBJECTIVES,
-    of: Sequence[DataKind] = DATA_KINDS,
+    of: Sequence[DataKind] = PAIRED,
 ) -> list[Batch]:
     """The replica's micro-batches of one step. Kinds change between and within steps."""
     indices = range(step * accumulation, (step + 1) * accumulation)
@@ -106,7 +108,7 @@ def examples(index: int, size: int, video: bool) -> list[Example]:
     random = np.random.default_rng(index)
     return [
         Example(
-            frames=random.integers(0, 256, (4 if video else 1, 8, 8, 3), dtype=np.uint8),
+            pictures=random.integers(0, 256, (4 if video else 1, 8, 8, 3), dtype=np.uint8),
             text="".join(random.choice(list("abcdefgh"), 1 + row % 4)),
             identity=row % 5,
             label=-1,

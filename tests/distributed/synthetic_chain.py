@@ -20,7 +20,7 @@ WIDTH, WORDS, LENGTH, SIDE, QUEUE = 10, 37, 5, 4, 21
 KINDS: tuple[DataKind, ...] = ("image_text", "video_text", "image_label")
 
 
-def plan_layout(kind: DataKind, batch_size: int, num_frames: int) -> StepLayout:
+def plan_layout(kind: DataKind, batch_size: int, num_frames: int, entry: str = "") -> StepLayout:
     rows = {"clean": slice(0, batch_size)}
     return StepLayout(
         kind,

@@ -32,12 +32,14 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import DATA_KINDS, DataKind, is_video
 
+PAIRED = DATA_KINDS[:4]  # something to see, with a text
+
 STEPS, ACCUMULATION, JOINED = 6, 2, 8
 ZERO = ["zero0", "zero1", "zero2", "zero3"]
 KINDS: dict[str, Sequence[DataKind]] = {
     "spatial": ("image_text", "image_label"),
     "temporal": ("video_text", "video_label"),
-    "joint": DATA_KINDS,
+    "joint": PAIRED,
 }
 LAYOUTS = {
     2: ["plain", *ZERO, "pipe2-zero0", "pipe2-zero1"],
@@ -76,7 +78,7 @@ class Model:
         self.parts = name.split("-")
         self.real = self.parts[0] == "real"
         self.unified = "unified" in self.parts
-        self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), DATA_KINDS)
+        self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), PAIRED)
         self.tolerances = TOLERANCES["bf16" if "bf16" in self.parts else self.parts[0]]
         self.objectives = real.UNIFIED_OBJECTIVES if self.unified else real.OBJECTIVES
         self.plan_layout = synthetic.plan_layout

@@ -41,6 +41,7 @@ def open_source(
             f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "
             f"copy its shards to a disk"
         )
-    from omnivl.data.sources.shards import ShardSource, expand_pattern
+    from omnivl.data.sources.patterns import expand_pattern
+    from omnivl.data.sources.shards import ShardSource
 
     return ShardSource(config, expand_pattern(config.source), index_folder=index_cache)

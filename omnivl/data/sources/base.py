@@ -19,6 +19,8 @@ Cause = Literal[
     "unknown_extension",
     "missing_caption",
     "missing_label",
+    "missing_field",
+    "wrong_field",
     "invalid_utf8",
     "wrong_json",
     "broken_image",
@@ -57,7 +59,7 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as it lies in a source. Either ``media`` or ``frames`` is set.
+    """One sample as it lies in a source. ``media``, ``frames`` or ``members`` hold what it shows, if anything.
 
     Attributes:
         key: Name within its shard.
@@ -69,6 +71,7 @@ class Sample:
         label: Class name.
         identity: Name of the concept shown; samples with equal identity are positives of each other.
         meta: All other fields of the sample's JSON.
+        members: Further files, by what follows the sample's name and a dot: those that the data entry names.
     """
 
     key: str
@@ -80,6 +83,7 @@ class Sample:
     label: str | None = None
     identity: str | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    members: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Source(Protocol):

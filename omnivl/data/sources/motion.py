@@ -65,8 +65,8 @@ class MotionSource:
         """
         if not is_video(config.kind):
             raise DataError(
-                f"data source 'motion': kind is {config.kind!r}; allowed: 'video_text', 'video_label', since one frame "
-                f"shows no motion"
+                f"data source 'motion': kind is {config.kind!r}; allowed: 'video_text', 'video_label', 'video', since "
+                f"one frame shows no motion"
             )
         if num_frames < MIN_FRAMES:
             raise DataError(f"data source 'motion': num_frames is {num_frames}; allowed: {MIN_FRAMES} or more")

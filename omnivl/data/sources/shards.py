@@ -1,9 +1,7 @@
 """Tar shards on a file system, read by offset."""
 
-import glob
 import json
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,53 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.batch import is_label, is_video
+from omnivl.data.batch import has_text, has_visual, is_label, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.formats import TEXT_EXTENSIONS
-from omnivl.data.index import LANGUAGES, ShardIndex, load_index
+from omnivl.data.index import LANGUAGES, ShardIndex
+from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
 from omnivl.errors import DataError
 
-_RANGE = re.compile(r"\{([^{}]+)\}")
-
-
-def expand_pattern(pattern: str) -> tuple[str, ...]:
-    """Expands ``{000..127}`` and ``{a,b}``, then ``*`` and ``?``; a folder stands for its tar files. Sorted by name.
-
-    Raises:
-        DataError: Nothing matches.
-    """
-    paths: list[str] = []
-    for text in expand_braces(pattern):
-        if Path(text).is_dir():
-            inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
-            paths += inside if inside or text == pattern else [text]  # one of several: an unreadable shard
-        elif glob.has_magic(text):
-            paths += sorted(glob.glob(text))  # noqa: PTH207  # Path.glob takes no absolute patterns
-        else:
-            paths.append(text)
-    if not paths:
-        raise DataError(
-            f"data source {pattern!r}: no shard matches; allowed: a .tar file, a folder with .tar files, a glob or a "
-            f"brace pattern such as data/{{000..127}}.tar; the working folder is {Path.cwd()}"
-        )
-    return tuple(paths)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expands ``{000..127}`` and ``{a,b}``; anything else stays as it is."""
-    match = _RANGE.search(pattern)
-    if match is None:
-        return [pattern]
-    body = match.group(1)
-    first, dots, last = body.partition("..")
-    if dots and first.isdigit() and last.isdigit():
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        choices = body.split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [expanded for choice in choices for expanded in expand_braces(f"{head}{choice}{tail}")]
+_SHOWN_FILES = 12
 
 
 def _index_path(shard: str, folder: str | None) -> Path:
@@ -73,7 +34,8 @@ class ShardSource:
     """The samples of some shards that an entry asks for.
 
     A sample with a label but no caption is no sample of a caption kind, and the other way round; one with neither is
-    bad. Stills belong to the image kinds, clips and animated pictures to the video kinds.
+    bad. Stills belong to the image kinds, clips and animated pictures to the video kinds. A sample that lacks all the
+    files that the entry names as its pictures is none of it either; one that lacks some is bad.
     """
 
     def __init__(
@@ -155,15 +117,21 @@ class ShardSource:
             for extension, (offset, size) in zip(TEXT_EXTENSIONS, columns.text[row], strict=True)
             if size >= 0
         }
-        offset, size = columns.media[row]
         record = parse_record(members, where)
+        media = None
+        if takes_media(self._config):
+            offset, size = columns.media[row]
+            media = _read_span(descriptor, int(offset), int(size), where)
+        named = wanted_members(self._config)
+        spans = columns.members_of(row) if named else {}
         return to_sample(
             record,
             key=key,
             where=where,
-            media=_read_span(descriptor, int(offset), int(size), where),
+            media=media,
             extension=columns.extension[row],
             language=self._config.language,
+            members={name: _read_span(descriptor, *spans[name], where) for name in named if name in spans},
         )
 
     def _descriptor(self, shard: int, where: str) -> int:
@@ -182,9 +150,12 @@ class ShardSource:
     def _choose(self, index: ShardIndex, shard: str) -> NDArray[np.int64]:
         """Rows of one shard that the entry asks for; notes those that have neither caption nor label."""
         config = self._config
-        keep = index.is_clip == is_video(config.kind)
+        keep = np.ones(len(index), dtype=np.bool_)
         for name, allowed in config.where.items():
             keep &= _matches(index, name, allowed, shard)
+        keep &= self._shows(index, keep, shard)
+        if config.text is not None or not has_text(config.kind):
+            return np.flatnonzero(keep)  # a text that is no caption is looked for when the sample is read
         has_label = np.array([label != "" for label in index.labels], dtype=np.bool_)
         has_caption = _matches(index, LANGUAGES, (config.language, ""), shard)
         any_caption = _matches(index, LANGUAGES, None, shard)
@@ -194,21 +165,66 @@ class ShardSource:
             self._rejections.append(Rejection(cause, f"{shard}:{index.keys[row]}", detail))
         return np.flatnonzero(keep & (has_label if is_label(config.kind) else has_caption))
 
+    def _shows(self, index: ShardIndex, keep: NDArray[np.bool_], shard: str) -> NDArray[np.bool_]:
+        """Rows of one shard that show what the entry asks for; notes those among ``keep`` that should and do not."""
+        config = self._config
+        if config.pictures:
+            present = np.stack([index.has_member(name) for name in config.pictures])
+            enough: NDArray[np.bool_] = present.sum(axis=0) >= config.needed_pictures
+            for row in np.flatnonzero(keep & present.any(axis=0) & ~enough).tolist():
+                own = [name for name, has in zip(config.pictures, present[:, row].tolist(), strict=True) if has]
+                self._rejections.append(lacking(config, own, f"{shard}:{index.keys[row]}").rejection)
+            return enough
+        if not has_visual(config.kind):
+            return np.ones(len(index), dtype=np.bool_)
+        has_media = index.media[:, 1] >= 0
+        self._rejections += [index.without_media(row, shard) for row in np.flatnonzero(~has_media).tolist()]
+        shows: NDArray[np.bool_] = has_media & (index.is_clip == is_video(config.kind))
+        return shows
+
     def _nothing_left(self) -> str:
         config = self._config
         clips = sum(int(index.is_clip.sum()) for index in self._indexes)
-        total = sum(len(index) for index in self._indexes)
+        total = sum(int((index.media[:, 1] >= 0).sum()) for index in self._indexes)
+        files = sorted({name for index in self._indexes for name in index.member_names})[:_SHOWN_FILES]
+        further = f", further files {files}" if files else ""
         causes = Counter(rejection.cause for rejection in self._rejections)
         fields = sorted({name for index in self._indexes for name in index.fields if not name.startswith("@")})
         wanted = ", ".join(f"{name} in {list(values)}" for name, values in config.where.items()) or "no filter"
         return (
             f"data source {config.source!r}: no sample of kind {config.kind} is left (where: {wanted}); its "
-            f"{len(self._shards)} shards hold {total - clips} stills and {clips} clips, metadata fields "
+            f"{len(self._shards)} shards hold {total - clips} stills and {clips} clips{further}, metadata fields "
             f"{fields}, rejected {dict(causes)}; change the kind, 'where' or the path"
         )
 
 
-def to_sample(record: Record, *, key: str, where: str, media: bytes, extension: str, language: str) -> Sample:
+def takes_media(config: DataEntryConfig) -> bool:
+    """Whether an entry reads the picture or clip that has the sample's own name."""
+    return has_visual(config.kind) and not config.pictures
+
+
+def wanted_members(config: DataEntryConfig) -> tuple[str, ...]:
+    """The further files of a sample that an entry reads: pictures and masks."""
+    return (*config.pictures, *config.field_files)
+
+
+def lacking(config: DataEntryConfig, present: Sequence[str], where: str) -> BadSampleError:
+    """What is wrong with a sample that has only some of the pictures that an entry names."""
+    missing = [name for name in config.pictures if name not in present]
+    detail = f"no {', '.join(missing)}; wanted: {config.needed_pictures} of {', '.join(config.pictures)}"
+    return BadSampleError("missing_media", where, detail)
+
+
+def to_sample(
+    record: Record,
+    *,
+    key: str,
+    where: str,
+    media: bytes | None,
+    extension: str,
+    language: str,
+    members: Mapping[str, bytes],
+) -> Sample:
     """Puts a sample's text and media together."""
     return Sample(
         key=key,
@@ -219,6 +235,7 @@ def to_sample(record: Record, *, key: str, where: str, media: bytes, extension: 
         label=record.label,
         identity=record.identity,
         meta=record.meta,
+        members=members,
     )
 
 

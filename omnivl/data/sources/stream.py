@@ -13,14 +13,15 @@ from collections.abc import Iterator
 from webdataset.gopen import gopen
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from omnivl.data.batch import is_label, is_video
+from omnivl.data.batch import has_text, is_label, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, is_animated
 from omnivl.data.index import split_name
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
-from omnivl.data.sources.shards import expand_braces, matches, to_sample
+from omnivl.data.sources.patterns import expand_braces
+from omnivl.data.sources.shards import lacking, matches, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
 from omnivl.randomness import generator
 
@@ -118,25 +119,49 @@ class StreamReader:
         key = str(group["__key__"])
         where = f"{shard}:{key}"
         data = {name: value for name, value in group.items() if isinstance(value, bytes)}
-        extension = next((name for name in data if name in MEDIA_EXTENSIONS), None)
+        extension = next((name for name in data if name in MEDIA_EXTENSIONS), "")
         config = self._config
         try:
-            if extension is None:
+            if takes_media(config) and not extension:
                 raise BadSampleError("missing_media", where, f"the sample has only {', '.join(sorted(data))}")
             record = parse_record({name: value for name, value in data.items() if name in TEXT_EXTENSIONS}, where)
+            pictures = [name for name in config.pictures if name in data]
+            if pictures and len(pictures) < config.needed_pictures:
+                raise lacking(config, pictures, where)
             sample = to_sample(
-                record, key=key, where=where, media=data[extension], extension=extension, language=config.language
+                record,
+                key=key,
+                where=where,
+                media=data.get(extension) if takes_media(config) else None,
+                extension=extension,
+                language=config.language,
+                members={name: data[name] for name in wanted_members(config) if name in data},
             )
-            if not sample.captions and sample.label is None:
+            if self._reads_captions and not sample.captions and sample.label is None:
                 cause_missing: Cause = "missing_label" if is_label(config.kind) else "missing_caption"
                 raise BadSampleError(cause_missing, where, "the sample has neither a caption nor a label")
         except BadSampleError as error:
             self.rejections.append(error.rejection)
             return None
-        is_clip = extension in CLIP_EXTENSIONS or is_animated(data[extension])
-        has_text = sample.label is not None if is_label(config.kind) else bool(sample.captions)
-        wanted = is_clip == is_video(config.kind) and has_text and matches(record.meta, config.where)
-        return sample if wanted else None
+        return sample if self._shows(sample, pictures) and self._says(sample) else None
+
+    @property
+    def _reads_captions(self) -> bool:
+        """Whether a sample needs a caption or a label; a text that is neither is looked for when it is finished."""
+        return has_text(self._config.kind) and self._config.text is None
+
+    def _shows(self, sample: Sample, pictures: list[str]) -> bool:
+        """Whether a sample shows what the entry asks for."""
+        if not takes_media(self._config):
+            return bool(pictures) or not self._config.pictures
+        assert sample.media is not None, "looked at before"
+        is_clip = sample.extension in CLIP_EXTENSIONS or is_animated(sample.media)
+        return is_clip == is_video(self._config.kind)
+
+    def _says(self, sample: Sample) -> bool:
+        """Whether a sample has the caption or the label that the entry asks for, and passes its filter."""
+        has = sample.label is not None if is_label(self._config.kind) else bool(sample.captions)
+        return (has or not self._reads_captions) and matches(sample.meta, self._config.where)
 
 
 def announce(config: DataEntryConfig) -> None:

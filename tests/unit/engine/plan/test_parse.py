@@ -116,7 +116,14 @@ def test_a_right_plan_is_typed_and_complete() -> None:
             {"data": "    data: [{source: emoji, kind: image_txt}]"},
             [
                 "p.yaml:8: stages.0.data.0.kind: got 'image_txt'; "
-                "allowed 'image_text', 'video_text', 'image_label' or 'video_label'; did you mean 'image_text'?"
+                "allowed 'image_text', 'video_text', 'image_label', 'video_label', 'text', 'image', 'video' or 'images_text'; did you mean 'image_text'?"
+            ],
+        ),
+        (
+            {"data": "    data: [{source: emoji, kind: image_text, fields: [3]}]"},
+            [
+                "p.yaml:8: stages.0.data.0.fields: got a list of 1; allowed a mapping of names to text or a list, each text; change it to a mapping of names to text or a list, each text",
+                "p.yaml:8: stages.0.data.0.fields.0: got 3; allowed text; change it to text",
             ],
         ),
         (

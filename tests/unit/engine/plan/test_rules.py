@@ -80,7 +80,31 @@ STAGE_CASES = {
     ),
     "motion_gives_clips": (
         {"data": "[{source: motion, kind: image_text}]"},
-        "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label'; choose one of these",
+        "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label', 'video'; choose one of these",
+    ),
+    "texts_are_read": (
+        {"data": "[{source: emoji, kind: image_label, text: question}]"},
+        "p:7: stages.0.data.0.text: got 'question' for kind 'image_label'; allowed null; remove it, or choose a kind whose text is no class name, e.g. 'image_text'",
+    ),
+    "pictures_fit_the_kind": (
+        {"data": "[{source: shards, kind: images_text}]"},
+        "p:7: stages.0.data.0.pictures: got none for kind 'images_text'; allowed files of a sample; add e.g. [left.png, right.png]",
+    ),
+    "pictures_fit_the_kind: several": (
+        {"data": "[{source: shards, kind: image_text, pictures: [left.png, right.png]}]"},
+        "p:7: stages.0.data.0.pictures: got 2 for kind 'image_text'; allowed one at most; choose kind 'images_text'",
+    ),
+    "pictures_fit_the_kind: own sources": (
+        {"data": "[{source: emoji, kind: image_text, pictures: [left.png]}]"},
+        "p:7: stages.0.data.0.pictures: got ['left.png'] of source 'emoji'; allowed none; remove them: its samples have one each",
+    ),
+    "pictures_fit_the_kind: format": (
+        {"data": "[{source: shards, kind: images_text, pictures: [left.png, right.tiff]}]"},
+        "p:7: stages.0.data.0.pictures: got 'right.tiff'; allowed names that end in avi, bmp, gif, jpeg, jpg, m4v, mkv, mov, mp4, mpeg, mpg, png, webm, webp; name them as they end after the sample's key and a dot",
+    ),
+    "pictures_fit_the_kind: least": (
+        {"data": "[{source: shards, kind: images_text, pictures: [left.png], least_pictures: 2}]"},
+        "p:7: stages.0.data.0.least_pictures: got 2; allowed 0 to 1, the pictures named; change it, or name more pictures",
     ),
     "there_are_objectives": (
         {"objectives": "[]"},
@@ -96,7 +120,7 @@ STAGE_CASES = {
     ),
     "objectives_have_data": (
         {"objectives": "[univlc, mfm]"},
-        "p:7: stages.0.objectives.1.kind: got 'mfm', which acts on none of the stage's kinds (image_text); allowed objectives that act on them; 'mfm' acts on video_text, video_label; add data of such a kind or remove the objective",
+        "p:7: stages.0.objectives.1.kind: got 'mfm', which acts on none of the stage's kinds (image_text); allowed objectives that act on them; 'mfm' acts on video_text, video_label, video; add data of such a kind or remove the objective",
     ),
     "data_has_objectives": (
         {
@@ -349,6 +373,7 @@ def test_batches_add_up_over_processes(launch: str, world_size: int | None, proc
 def test_every_rule_has_a_case() -> None:
     told = {case.split(":")[0] for case in (*STAGE_CASES, *PAIR_CASES)} | {"there_is_a_stage", "stages_hold_together"}
     told |= {"batches_add_up", "processes_hold_whole_banks", "processes_fill_the_pipeline"}
+    told.add("objectives_have_their_fields")  # in test_sample_rules.py
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 
 

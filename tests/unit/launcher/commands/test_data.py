@@ -38,7 +38,7 @@ def test_convert_then_inspect(pictures, tmp_path):
     assert "6 samples (6 images) in 2 shards" in shown
     assert "broken image" in shown
     counts = json.loads(run("inspect", out, "--html", tmp_path / "page.html", "--samples", "3", "--json"))
-    assert counts["kinds"] == {"image_text": 6, "image_label": 6}
+    assert counts["kinds"] == {"image_text": 6, "image_label": 6, "image": 6, "text": 6}
     assert counts["labels"] == {"cat": 3, "dog": 3}
     assert (tmp_path / "page.html").read_text().count('<figure class="card">') == 3
     table = run("inspect", out)

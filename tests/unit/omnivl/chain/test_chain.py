@@ -20,6 +20,8 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, VLM, UniVLC
 from omnivl.parts.config import MomentumConfig
 
+PAIRED = DATA_KINDS[:4]  # something to see, with a text
+
 
 def run(chain, batch, objectives=EVERYTHING):
     return chain(State.from_batch(batch, plan_layout(objectives, batch.kind, batch.size, batch.num_frames)))
@@ -29,7 +31,7 @@ def run(chain, batch, objectives=EVERYTHING):
 def test_every_parameter_gets_a_gradient_in_some_kind(dtype):
     torch.manual_seed(0)
     chain = build_chain(CONFIG, EVERYTHING, TOKENS, compute_dtype=dtype)
-    for kind in DATA_KINDS:
+    for kind in PAIRED:
         run(chain, make_batch(kind))["loss"].backward()
     without = [name for name, p in chain.named_parameters() if p.requires_grad and p.grad is None]
     assert not without

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnivl.data.index import build_index, load_index, split_name
+from omnivl.data.index import build_index, split_name
+from omnivl.data.index_file import load_index
 
 
 def causes(path: Path) -> list[str]:
@@ -38,6 +39,46 @@ def test_offsets_point_at_the_bytes(write_tar, png):
     assert index.rejections == ()
 
 
+def test_further_files_are_found_by_name(write_tar, png):
+    members = [
+        *(("a.left.png", png), ("a.right.PNG", b"other"), ("a.json", b'{"caption": "x"}'), ("b.png", png)),
+        *(
+            ("b.json", b'{"caption": "y"}'),
+            ("b.mask.png", b"m"),
+            ("b.sound.m4a", b"s"),
+            ("c.json", b'{"caption": "z"}'),
+        ),
+    ]
+    path = write_tar(members)
+    index = build_index(path, "s")
+    data = path.read_bytes()
+    assert index.member_names == ("left.png", "right.png", "mask.png")
+    assert index.has_member("right.png").tolist() == [True, False, False]
+    assert index.has_member("mask.png").tolist() == [False, True, False]
+    assert not index.has_member("other.png").any()
+    spans = index.members_of(0)
+    assert [data[offset : offset + size] for offset, size in spans.values()] == [png, b"other"]
+    assert list(index.members_of(1)) == ["mask.png"]
+    assert index.members_of(2) == {}
+    assert index.media[:, 1].tolist() == [-1, len(png), -1]
+
+
+@pytest.mark.parametrize(
+    ("members", "cause", "detail"),
+    [
+        ([("a.json", b'{"caption": "x"}')], "missing_media", "the sample has only json"),
+        ([("a.pyd", b"P"), ("a.json", b"{}")], "unknown_extension", ".pyd is not read; known: avi"),
+        ([("a.left.png", b"P"), ("a.json", b"{}")], "unknown_extension", ".left.png is not read; known: avi"),
+    ],
+)
+def test_a_sample_without_a_picture_is_bad_for_those_who_want_one(write_tar, members, cause, detail):
+    index = build_index(write_tar(members), "s.tar")
+    assert (index.rejections, len(index)) == ((), 1)
+    found = index.without_media(0, "s.tar")
+    assert (found.cause, found.where) == (cause, "s.tar:a")
+    assert detail in found.detail
+
+
 def test_metadata_is_encoded_by_value(write_tar, png):
     members = []
     for number, split in enumerate(["train", "test", "train"]):
@@ -53,13 +94,11 @@ def test_metadata_is_encoded_by_value(write_tar, png):
 @pytest.mark.parametrize(
     ("members", "cause", "detail"),
     [
-        ([("a.json", b'{"caption": "x"}')], "missing_media", "the sample has only json"),
         ([("a.png", b"P"), ("a.json", b'{"caption": "\xff"}')], "invalid_utf8", "byte 0xff at offset 13 is not UTF-8"),
         ([("a.png", b"P"), ("a.json", b'{"caption": ')], "wrong_json", "Expecting value"),
         ([("a.png", b"P"), ("a.json", b"[1]")], "wrong_json", "the JSON is a list; allowed: an object"),
         ([("a.png", b"P"), ("a.json", b'{"caption": 3}')], "wrong_json", "a caption is 3; allowed: text"),
         ([("a.png", b"P"), ("a.json", b'{"label": [1]}')], "wrong_json", "label is [1]; allowed: a class name"),
-        ([("a.pyd", b"P"), ("a.json", b"{}")], "unknown_extension", ".pyd is not read"),
         ([("a.png", b"P"), ("a.jpg", b"P")], "duplicate_key", "two members for .jpg"),
         ([("a.png", b"P"), ("b.png", b"P"), ("a.jpg", b"P")], "duplicate_key", "an earlier sample"),
     ],

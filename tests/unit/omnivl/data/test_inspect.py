@@ -89,7 +89,11 @@ def test_counts(shards):
     ]
     assert (found.samples, found.counted) == (6, 6)
     assert found.bytes == sum(path.stat().st_size for path in shards.glob("*.tar"))
-    assert found.kinds == {"image_text": 3, "image_label": 2, "video_text": 1, "video_label": 1}
+    assert found.kinds == {
+        **{"image_text": 3, "image_label": 2, "video_text": 1, "video_label": 1},
+        **{"image": 4, "video": 2, "text": 4},
+    }
+    assert found.field_types == {"split": {"text": 3}, "style": {"text": 1}, "label": {"text": 3}}
     assert found.extensions == {"png": 4, "mp4": 1, "webp": 1}
     assert found.captions == 6
     assert found.languages == {"": 4, "en": 1, "de": 1}

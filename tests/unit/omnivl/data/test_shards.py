@@ -7,7 +7,8 @@ import pytest
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError
-from omnivl.data.sources.shards import ShardSource, expand_pattern, value_matches
+from omnivl.data.sources.patterns import expand_pattern
+from omnivl.data.sources.shards import ShardSource, value_matches
 from omnivl.errors import DataError
 
 
@@ -62,6 +63,51 @@ def test_kind_decides_which_samples_belong(mixed):
     assert labelled.classes == ("cat", "dog")
     assert [entry.cause for entry in labelled.rejections] == ["missing_label"]
     assert keys(open_source(DataEntryConfig(mixed, "video_text"), seed=0)) == ["f"]
+
+
+def test_text_and_pictures_alone(mixed):
+    assert keys(open_source(DataEntryConfig(mixed, "text"), seed=0)) == ["a", "b", "d", "f"]
+    assert open_source(DataEntryConfig(mixed, "text"), seed=0).read(0).media is None
+    shown = open_source(DataEntryConfig(mixed, "image"), seed=0)
+    assert keys(shown) == ["a", "b", "c", "d", "e"]
+    assert shown.rejections == []
+    assert keys(open_source(DataEntryConfig(mixed, "video"), seed=0)) == ["f"]
+
+
+def test_a_sample_without_a_file_is_bad_for_pictures_and_good_for_texts(write_tar, png):
+    path = str(write_tar([("a.png", png), ("a.txt", b"one"), ("b.txt", b"two"), ("c.tiff", b"x"), ("c.txt", b"three")]))
+    shown = open_source(DataEntryConfig(path, "image_text"), seed=0)
+    assert keys(shown) == ["a"]
+    found = [(entry.cause, entry.where) for entry in shown.rejections]
+    assert found == [("missing_media", f"{path}:b"), ("unknown_extension", f"{path}:c")]
+    said = open_source(DataEntryConfig(path, "text"), seed=0)
+    assert (keys(said), said.rejections) == (["a", "b", "c"], [])
+
+
+def test_named_pictures_and_masks(write_tar, png, encode_picture):
+    other = encode_picture(".png", value=7)
+    members = [
+        *(("a.left.png", png), ("a.right.png", other), ("a.mask.png", b"mask"), ("a.json", b'{"caption": "both"}')),
+        *(("b.left.png", png), ("b.json", b'{"caption": "one"}'), ("c.png", png), ("c.json", b'{"caption": "own"}')),
+    ]
+    path = str(write_tar(members))
+    named = {"pictures": ("left.png", "right.png"), "fields": {"inside": "mask.png", "id": "id"}}
+    both = open_source(DataEntryConfig(path, "images_text", **named), seed=0)
+    assert keys(both) == ["a"]
+    assert both.read(0).members == {"left.png": png, "right.png": other, "mask.png": b"mask"}
+    (found,) = both.rejections
+    assert (found.cause, found.where) == ("missing_media", f"{path}:b")
+    assert found.detail == "no right.png; wanted: 2 of left.png, right.png"
+    assert keys(open_source(DataEntryConfig(path, "images_text", least_pictures=1, **named), seed=0)) == ["a", "b"]
+    left = open_source(DataEntryConfig(path, "image_text", pictures=("left.png",)), seed=0)
+    assert (keys(left), left.rejections) == (["a", "b"], [])
+    assert keys(open_source(DataEntryConfig(path, "image_text"), seed=0)) == ["c"]
+
+
+def test_a_text_that_is_no_caption_is_looked_for_when_a_sample_is_read(write_tar, png):
+    path = str(write_tar([("a.png", png), ("a.json", b'{"question": "what?"}'), ("b.png", png), ("b.json", b"{}")]))
+    source = open_source(DataEntryConfig(path, "image_text", text="question"), seed=0)
+    assert (keys(source), source.rejections) == (["a", "b"], [])
 
 
 def test_where_filters_scalars_and_lists(mixed):

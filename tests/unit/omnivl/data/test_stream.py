@@ -98,3 +98,20 @@ def test_a_stream_without_samples_ends(shards):
 def test_a_stream_cannot_be_opened_as_a_list():
     with pytest.raises(DataError, match="a stream has no list of samples"):
         open_source(DataEntryConfig("pipe:cat x.tar", "image_text"), seed=0)
+
+
+def test_streams_know_the_same_kinds_as_lists(write_tar, png, tmp_path):
+    members = [
+        *(("a.left.png", png), ("a.right.png", png), ("a.json", b'{"question": "same?", "answer": "yes"}')),
+        *(("b.left.png", png), ("b.json", b'{"question": "same?"}'), ("c.txt", b"only said"), ("d.png", png)),
+    ]
+    write_tar(members, "x.tar")
+    source = f"pipe:cat {tmp_path}/x.tar"
+    pair = reader(source, kind="images_text", pictures=("left.png", "right.png"), text="question")
+    assert [pair.next().key for _ in range(2)] == ["a", "a"]
+    assert {(entry.cause, entry.where.rpartition(":")[2]) for entry in pair.rejections} == {("missing_media", "b")}
+    said = reader(source, kind="text")
+    assert [said.next().captions for _ in range(2)] == [("only said",)] * 2
+    shown = reader(source, kind="image")
+    assert [shown.next().key for _ in range(2)] == ["d", "d"]
+    assert shown.next().members == {}

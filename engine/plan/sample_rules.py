@@ -1,0 +1,64 @@
+"""Rules about what a data entry takes of a sample: its text, its pictures and its fields."""
+
+from collections.abc import Callable, Iterator
+
+from engine.plan.plan import StagePlan
+from engine.plan.yaml import Problem
+from omnivl.chain.preparation import asked_fields
+from omnivl.data.batch import has_text, has_visual, is_label, visual_of
+from omnivl.data.config import entry_keys
+from omnivl.data.formats import MEDIA_EXTENSIONS
+
+StageRule = Callable[[StagePlan], Iterator[Problem]]
+
+
+def texts_are_read(stage: StagePlan) -> Iterator[Problem]:
+    """A field is named as the text only where the text is not a class name, and there is one."""
+    for index, entry in enumerate(stage.data):
+        if entry.text is not None and (is_label(entry.kind) or not has_text(entry.kind)):
+            got = f"{entry.text!r} for kind {entry.kind!r}"
+            change = "remove it, or choose a kind whose text is no class name, e.g. 'image_text'"
+            yield Problem(("data", index, "text"), got, "null", change)
+
+
+def pictures_fit_the_kind(stage: StagePlan) -> Iterator[Problem]:
+    """A set has pictures, anything else one at most, a text none; what is named is a format that is read."""
+    for index, entry in enumerate(stage.data):
+        path, names, visual = ("data", index, "pictures"), list(entry.pictures), visual_of(entry.kind)
+        if visual == "set" and not names:
+            yield Problem(path, "none for kind 'images_text'", "files of a sample", "add e.g. [left.png, right.png]")
+        if visual != "set" and len(names) > (1 if has_visual(entry.kind) else 0):
+            allowed = "one at most" if has_visual(entry.kind) else "none"
+            yield Problem(path, f"{len(names)} for kind {entry.kind!r}", allowed, "choose kind 'images_text'")
+        if names and entry.source in ("emoji", "motion"):
+            yield Problem(path, f"{names} of source {entry.source!r}", "none", "remove them: its samples have one each")
+        unread = [name for name in names if name.rpartition(".")[2].lower() not in MEDIA_EXTENSIONS]
+        if unread:
+            change = "name them as they end after the sample's key and a dot"
+            yield Problem(path, repr(unread[0]), f"names that end in {', '.join(sorted(MEDIA_EXTENSIONS))}", change)
+        if entry.least_pictures > len(names):
+            change = "change it, or name more pictures"
+            got = str(entry.least_pictures)
+            yield Problem(("data", index, "least_pictures"), got, f"0 to {len(names)}, the pictures named", change)
+
+
+def objectives_have_their_fields(stage: StagePlan) -> Iterator[Problem]:
+    """An entry keeps what the objectives that act on it ask for, and has the picture that it lies in."""
+    for index, (key, entry) in enumerate(zip(entry_keys(stage.data), stage.data, strict=True)):
+        kept = entry.kept_fields
+        for name, field in asked_fields(stage.objectives, entry.kind, key).items():
+            path = ("data", index, "fields")
+            if name not in kept and field.required:
+                allowed = f"a mapping with {name!r}, which an objective asks for ({field.kind})"
+                change = f"add e.g. {name}: and the field of the samples' JSON that holds it"
+                yield Problem(path, f"{', '.join(map(repr, kept)) or 'none'}", allowed, change)
+            elif name in kept and (field.kind == "mask") != (kept[name] in entry.field_files):
+                allowed = "a file, e.g. mask.png" if field.kind == "mask" else "a field of the samples' JSON"
+                got = f"{kept[name]!r}, which is {'no file' if field.kind == 'mask' else 'a file'}"
+                yield Problem((*path, name), got, allowed, "name another one")
+            elif name in kept and field.kind in ("boxes", "mask") and field.picture >= entry.num_pictures:
+                got = f"{kept[name]!r} in picture {field.picture} of {entry.num_pictures}"
+                yield Problem((*path, name), got, "a place in a picture of the sample", "choose another kind or field")
+
+
+SAMPLE_RULES: tuple[StageRule, ...] = (texts_are_read, pictures_fit_the_kind, objectives_have_their_fields)

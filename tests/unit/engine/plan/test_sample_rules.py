@@ -1,0 +1,72 @@
+"""What objectives ask of samples, against what a data entry keeps."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import pytest
+
+from engine.plan.parse import parse_plan
+from engine.plan.plan import StagePlan
+from engine.plan.sample_rules import objectives_have_their_fields
+from omnivl.data.config import DataEntryConfig
+from omnivl.data.fields import Field
+from omnivl.objectives import MRM
+
+
+@dataclass(frozen=True)
+class Ground(MRM):
+    """Asks for a box, a mask, and answers if there are any."""
+
+    @property
+    def sample_fields(self) -> Mapping[str, Field]:
+        return {"region": Field("boxes"), "inside": Field("mask"), "answers": Field("text", most=3, required=False)}
+
+
+PLAN = """
+name: p
+model: {preset: tiny}
+stages:
+  - {name: s, steps: 1, data: [{source: emoji, kind: image_text}], objectives: [mrm]}
+"""
+
+
+def problems(entry: DataEntryConfig) -> list[str]:
+    stage: StagePlan = parse_plan(PLAN).stages[0]
+    asking = replace(stage, objectives=(Ground(),), data=(entry,))
+    found = objectives_have_their_fields(asking)
+    return [f"{'.'.join(map(str, problem.path))}: got {problem.got}; allowed {problem.allowed}" for problem in found]
+
+
+@pytest.mark.parametrize(
+    "fields", [{"region": "bbox", "inside": "mask.png"}, {"region": "b", "inside": "m.PNG", "x": "y"}]
+)
+def test_what_is_asked_for_is_kept(fields):
+    assert problems(DataEntryConfig("s", "image_text", fields=fields)) == []
+
+
+def test_an_objective_asks_nothing_of_kinds_that_it_does_not_act_on():
+    assert problems(DataEntryConfig("s", "video_text")) == []
+
+
+def test_messages():
+    assert problems(DataEntryConfig("s", "image_text", fields=("answers",))) == [
+        "data.0.fields: got 'answers'; allowed a mapping with 'region', which an objective asks for (boxes)",
+        "data.0.fields: got 'answers'; allowed a mapping with 'inside', which an objective asks for (mask)",
+    ]
+    assert problems(DataEntryConfig("s", "image_text", fields={"region": "box.png", "inside": "mask"})) == [
+        "data.0.fields.region: got 'box.png', which is a file; allowed a field of the samples' JSON",
+        "data.0.fields.inside: got 'mask', which is no file; allowed a file, e.g. mask.png",
+    ]
+
+
+def test_a_place_needs_a_picture_to_be_in():
+    @dataclass(frozen=True)
+    class Second(MRM):
+        @property
+        def sample_fields(self) -> Mapping[str, Field]:
+            return {"region": Field("boxes", picture=1)}
+
+    stage = parse_plan(PLAN).stages[0]
+    entry = DataEntryConfig("s", "image_text", fields=("region",))
+    (problem,) = objectives_have_their_fields(replace(stage, objectives=(Second(),), data=(entry,)))
+    assert problem.got == "'region' in picture 1 of 1"
