@@ -148,7 +148,7 @@ def test_it_is_heard_and_counted() -> None:
 
 
 def test_what_it_says_of_itself_is_heeded() -> None:
-    with pytest.raises(ModelError, match=r"model\.ffn\.router\.kind: got 'halves' with the objective lm"):
+    with pytest.raises(ModelError, match=r"model\.ffn\.router\.kind: got 'halves' with an objective that writes"):
         build_chain(MODEL, (UniVLC(), LM()), TOKENS)
     with pytest.raises(ValueError, match=r"ffn\.num_experts: got 1 with 2 experts per token, allowed is 2 or more"):
         LIMoEConfig(num_experts=1, router=Halves())

@@ -51,7 +51,7 @@ def problems(*overrides: str) -> list[str]:
     ],
 )
 def test_a_number_out_of_its_range(path: str, value: str, allowed: str) -> None:
-    got, at = ("0", f"{path}.top_k") if path == "model.ffn" else (value, path)
+    got, at = ("0", f"{path}.router.top_k") if path == "model.ffn" else (value, path)
     assert problems(f"{path}={value}") == [f"{at}: got {got}; allowed {allowed}; change the number"]
 
 

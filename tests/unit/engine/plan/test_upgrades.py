@@ -85,7 +85,7 @@ def test_problems_of_moved_fields_have_the_line_of_the_earlier_ones() -> None:
         "p:3: model.ffn.router.noise: got 'loud'; allowed a number; change it to a number"
     ]
     assert refused("{kind: limoe}", "{top_k: 0}") == [
-        "p:12: stages.0.model.ffn.router.top_k: got 0; allowed 1 or more; change top_k"
+        "p:12: stages.0.model.ffn.router.top_k: got 0; allowed 1 or more; change the number"
     ]
     assert refused("{kind: limoe}", overrides=["model.ffn.capacity_factor=-1"]) == [
         "override 'model.ffn.capacity_factor=-1': model.ffn.router.capacity_factor: got -1.0; allowed null or a number "

@@ -117,6 +117,7 @@ def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
         "visual_norm": 1.0,
         "text_00": 0.5,
         "contrast": 1.0,
+        "join": 1.0,
         "losses": 1.0,
     }
 
