@@ -22,8 +22,8 @@ from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
 from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import plan_layout
@@ -31,7 +31,6 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
 AT_MOST = 1.03
 OBJECTIVES: Sequence[Objective] = (UniVLC(queue_size=1024, batch_keys="momentum"),)
@@ -41,7 +40,7 @@ OPTIMIZER = OptimizerConfig(gradient_clipping=1.0)
 def run(options: Options) -> Report:
     """Builds all contenders from the same weights and lets them take turns."""
     join_process_group(always=True)
-    config = replace(PRESETS["tiny"], vocab_size=4096)
+    config = replace(OmniVL.presets["tiny"], vocab_size=4096)
     batch_size = 8 if options.quick else 32
     batch = pairs(config, batch_size)
     plain = ParallelConfig(host="plain", precision="bf16")
@@ -69,7 +68,7 @@ def run(options: Options) -> Report:
     )
 
 
-def build(config: ModelConfig, gather: Gather | None = None) -> Chain:
+def build(config: OmniVL, gather: Gather | None = None) -> Chain:
     """The chain that is trained, the same in every process."""
     tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
     torch.manual_seed(0)
@@ -78,7 +77,7 @@ def build(config: ModelConfig, gather: Gather | None = None) -> Chain:
     return chain
 
 
-def pairs(config: ModelConfig, size: int) -> Batch:
+def pairs(config: OmniVL, size: int) -> Batch:
     """So many images with texts, all of noise."""
     draw = torch.Generator().manual_seed(0)
     pixels = (size, 1, 3, config.image_size, config.image_size)
@@ -88,7 +87,7 @@ def pairs(config: ModelConfig, size: int) -> Batch:
 
 
 def host_of(
-    parallel: ParallelConfig, config: ModelConfig, micro_batch_size: int, device: torch.device, micro_batches: int = 1
+    parallel: ParallelConfig, config: OmniVL, micro_batch_size: int, device: torch.device, micro_batches: int = 1
 ) -> Host:
     """A host of the chain over all processes."""
     chain = build(config, make_gather(replica_group(parallel)))

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import Ratio, Spread, alternate, over, rates, short
 from benchmarks.record import Options, Report, Table, main_of
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.chain.preparation import Preparation
 from omnivl.data.augment import training_view
 from omnivl.data.batch import is_video
@@ -38,7 +38,6 @@ from omnivl.data.sources import open_source
 from omnivl.data.text import may_flip
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 from omnivl.randomness import Streams, generator
 
 SEED = 0
@@ -63,7 +62,7 @@ class Case:
 
     name: str
     entry: DataEntryConfig
-    model: ModelConfig
+    model: OmniVL
     objectives: Sequence[Objective]
     micro_batch_size: int
     batches: int
@@ -171,7 +170,7 @@ def cases_of(folder: Path, quick: bool) -> list[Case]:
     drawings = DataEntryConfig(source="emoji", kind="image_text")
     photos = DataEntryConfig(source=str(folder / "photos.tar"), kind="image_text", name="photos")
     clips = DataEntryConfig(source="emoji", kind="video_text")
-    tiny, base = PRESETS["tiny"], PRESETS["base"]
+    tiny, base = OmniVL.presets["tiny"], OmniVL.presets["base"]
     return [
         Case("emoji drawings, 96 px WebP to 64 px", drawings, tiny, SPATIAL, 32, 6 if quick else 60),
         Case("photos, 500 x 375 px JPEG to 224 px", photos, base, SPATIAL, 16, 3 if quick else 30),

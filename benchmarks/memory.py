@@ -17,15 +17,14 @@ import torch
 from benchmarks.measure import Ratio, Spread, over, take_turns
 from benchmarks.memory_probe import Sizes, measure_processes
 from benchmarks.record import Options, Report, Table, main_of
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import UniVLC
-from omnivl.parts.config import ModelConfig
 
 PROCESSES = 4
 PHASES = ("build", "start", "steps", "checkpoint", "weights")
@@ -89,8 +88,10 @@ def _one(value: float) -> Spread:
 def _recomputation(options: Options) -> tuple[list[Ratio], Table]:
     """Bytes kept for the backward pass, and time, by what is recomputed."""
     size = 4 if options.quick else 16
-    chains = {mode: _chain(replace(PRESETS["small"], vocab_size=4096, momentum=None, recompute=mode)) for mode in MODES}  # type: ignore[arg-type]
-    batch = _batch(PRESETS["small"], size)
+    chains = {
+        mode: _chain(replace(OmniVL.presets["small"], vocab_size=4096, momentum=None, recompute=mode)) for mode in MODES
+    }
+    batch = _batch(OmniVL.presets["small"], size)
     kept = {mode: _kept(chain, batch) for mode, chain in chains.items()}
     seconds = take_turns(
         {mode: partial(_step, chain, batch) for mode, chain in chains.items()},
@@ -114,13 +115,13 @@ def _recomputation(options: Options) -> tuple[list[Ratio], Table]:
     return ratios, Table("Kept for the backward pass", ["recompute", "MB", "of none", "time of none"], rows)
 
 
-def _chain(config: ModelConfig) -> Chain:
+def _chain(config: OmniVL) -> Chain:
     torch.manual_seed(0)
     tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
     return build_chain(config, (UniVLC(),), tokens, compute_dtype=torch.bfloat16).train()
 
 
-def _batch(config: ModelConfig, size: int) -> Batch:
+def _batch(config: OmniVL, size: int) -> Batch:
     draw = torch.Generator().manual_seed(0)
     pixels = (size, 1, 3, config.image_size, config.image_size)
     own = torch.arange(size)

@@ -30,17 +30,17 @@ from engine.processes.process_group import finish, join_process_group
 from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig
 from engine.step.whole import whole_numel
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 OBJECTIVES: tuple[Objective, ...] = (UniVLC(),)
-MODEL = ModelConfig(
+MODEL = OmniVL(
     hidden_size=512,
     num_heads=8,
     vision_layers=8,
@@ -112,7 +112,7 @@ def probe(
 
 def _run(
     layout: ParallelConfig,
-    config: ModelConfig,
+    config: OmniVL,
     by_layer: bool,
     steps: int,
     folder: Path,
@@ -199,7 +199,7 @@ def _settle(cut: Any, name: str, layer: ChainLayer) -> None:
     cut(layer)
 
 
-def _batch(config: ModelConfig, step: int) -> Batch:
+def _batch(config: OmniVL, step: int) -> Batch:
     draw = torch.Generator().manual_seed(1000 * step + dist.get_rank())
     pixels = (2, 1, 3, config.image_size, config.image_size)
     own = torch.arange(2) + 2 * dist.get_rank()

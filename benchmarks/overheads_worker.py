@@ -22,9 +22,8 @@ from engine.plan.parallel import ParallelConfig
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group
 from launcher.start.worker import end_process
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.data.batch import Batch
-from omnivl.parts.config import ModelConfig
 
 LAYOUTS = {
     "plain": ParallelConfig(host="plain"),
@@ -67,7 +66,7 @@ class Sizes:
 def measure(folder: Path, sizes: Sizes) -> None:
     """Times every contender in turns; process 0 writes ``found.json``."""
     device = join_process_group(always=True)
-    config = replace(PRESETS["tiny"], vocab_size=4096)
+    config = replace(OmniVL.presets["tiny"], vocab_size=4096)
     steps = {name: _step_of(name, config, sizes, device) for name in CONTENDERS}
     clocked: dict[str, Callable[[], float]] = {name: partial(_clock, step) for name, (_, step) in steps.items()}
     pauses: dict[str, list[float]] = {}
@@ -89,7 +88,7 @@ def measure(folder: Path, sizes: Sizes) -> None:
         (folder / "found.json").write_text(json.dumps(found))
 
 
-def _step_of(name: str, config: ModelConfig, sizes: Sizes, device: torch.device) -> tuple[Host, Callable[[], object]]:
+def _step_of(name: str, config: OmniVL, sizes: Sizes, device: torch.device) -> tuple[Host, Callable[[], object]]:
     larger = 2 if name == LARGER else 1
     layout = LAYOUTS["plain" if name == LARGER else name.removesuffix(", recomputed")]
     parallel, count = replace(layout, precision="bf16"), sizes.micro_batches // larger
@@ -150,7 +149,7 @@ class _Window:
                 pauses.append(time.perf_counter() - start)
 
 
-def _dearest_stage(name: str, config: ModelConfig) -> float:
+def _dearest_stage(name: str, config: OmniVL) -> float:
     """The share of the operations that falls to the dearest stage: 1 / S where the cut is even."""
     costs = costs_of(build(config))
     parts = cut(costs, LAYOUTS[name].pipeline_stages)

@@ -22,14 +22,13 @@ from benchmarks.record import Options, Report, Table, main_of
 from engine.hosts import PlainHost
 from engine.step.optimizer import OptimizerConfig
 from engine.step.report import StepResult
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
-from omnivl.parts.config import ModelConfig, PresetName
 
 OBJECTIVES: Sequence[Objective] = (MLM(), MRM(), MFM(), MCM(), UniVLC(queue_size=1024), VLM(), LM())
 PRODUCT = "bf16 product"
@@ -49,7 +48,7 @@ class Case:
     """
 
     preset: str
-    model: ModelConfig
+    model: OmniVL
     kind: DataKind
     batch_size: int
     dtype: torch.dtype
@@ -87,7 +86,7 @@ def make_batch(case: Case) -> Batch:
     own = torch.arange(case.batch_size)
     batch = Batch(case.kind, frames, token_ids, own, torch.full_like(own, -1), own)
     tubelet = model.tubelet_size if is_video(case.kind) else 1
-    context = PrepareContext(0, "benchmark", _TOKENS, model.grid(is_video(case.kind)), 0, tubelet)
+    context = PrepareContext(0, "benchmark", _TOKENS, model.inputs.grid(is_video(case.kind)), 0, tubelet)
     prepared: dict[str, torch.Tensor] = {}
     for objective in OBJECTIVES:
         if objective.demands(case.kind, batch.size) is not None:
@@ -129,10 +128,10 @@ def cases_of(options: Options) -> list[Case]:
     """Sizes, kinds and precisions; on a GPU batches are larger."""
     larger = 16 if options.device.type == "cuda" else 1
     found: list[Case] = []
-    presets: tuple[PresetName, ...] = ("tiny",) if options.quick else ("tiny", "small")
+    presets: tuple[str, ...] = ("tiny",) if options.quick else ("tiny", "small")
     kinds: tuple[tuple[DataKind, int], ...] = (("image_text", 32), ("video_text", 4))
     for preset in presets:
-        model = PRESETS[preset]
+        model = OmniVL.presets[preset]
         model = replace(model, vocab_size=max(model.vocab_size, _TOKENS.vocab_size))
         for kind, size in kinds:
             size = size // 2 if options.quick else size * larger

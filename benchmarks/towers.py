@@ -16,14 +16,13 @@ from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from benchmarks.measure import Ratio, Step, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import UniVLC
-from omnivl.parts.config import ModelConfig
 
 TEXT_LENGTH = 32
 AT_LEAST = {("cpu", "default"): 1.4, ("cpu", "eager"): 1.1, ("cuda", "default"): 1.2}
@@ -33,7 +32,7 @@ AT_LEAST = {("cpu", "default"): 1.4, ("cpu", "eager"): 1.1, ("cuda", "default"):
 class PeerTowers(nn.Module):
     """Two towers of ``transformers`` classes with a plain contrastive loss on their class tokens."""
 
-    def __init__(self, config: ModelConfig, attention: str) -> None:
+    def __init__(self, config: OmniVL, attention: str) -> None:
         super().__init__()
         sizes: dict[str, Any] = {
             "hidden_size": config.hidden_size,
@@ -63,7 +62,7 @@ class PeerTowers(nn.Module):
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.t(), labels)) / 2
 
 
-def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Step:
+def peer_step(config: OmniVL, attention: str, batch: Batch) -> Step:
     """One step of the peer, all weights and activations in bf16."""
     model = PeerTowers(config, attention).to(device=batch.position.device, dtype=torch.bfloat16).train()
 
@@ -74,7 +73,7 @@ def peer_step(config: ModelConfig, attention: str, batch: Batch) -> Step:
     return step
 
 
-def our_step(config: ModelConfig, batch: Batch) -> Step:
+def our_step(config: OmniVL, batch: Batch) -> Step:
     """One step of the chain, fp32 weights and bf16 activations."""
     objectives = [UniVLC(queue_size=0, batch_keys="online")]
     tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=config.vocab_size, num_reserved=5)
@@ -88,7 +87,7 @@ def our_step(config: ModelConfig, batch: Batch) -> Step:
     return step
 
 
-def make_batch(config: ModelConfig, size: int, device: torch.device) -> Batch:
+def make_batch(config: OmniVL, size: int, device: torch.device) -> Batch:
     """A batch of noise; texts are between a quarter and the whole of the length."""
     draw = torch.Generator().manual_seed(0)
     frames = torch.randint(0, 256, (size, 1, 3, config.image_size, config.image_size), generator=draw)
@@ -103,7 +102,9 @@ def run(options: Options) -> Report:
     """Lets the three take turns."""
     pairs = 16 if options.quick else 512 if options.device.type == "cuda" else 64
     rounds = 2 if options.quick else 15
-    config = replace(PRESETS["small"], alignment_layers=0, generation_layers=0, momentum=None, text_length=TEXT_LENGTH)
+    config = replace(
+        OmniVL.presets["small"], alignment_layers=0, generation_layers=0, momentum=None, text_length=TEXT_LENGTH
+    )
     batch = make_batch(config, pairs, options.device)
     steps = {
         "omnivl": our_step(config, batch),

@@ -9,12 +9,12 @@ from omnivl.chain.objective import Objective
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind
-from omnivl.parts.config import ModelConfig, MomentumConfig
 from omnivl.parts.project import Project
+from omnivl.parts.sizes import MomentumConfig
 
 B, S, L, D = 3, 5, 4, 6
-CONFIG = ModelConfig(hidden_size=D, num_heads=1, projection_size=4, momentum=MomentumConfig(decay=0.75))
-SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), D), 11, 4, 2, 1)
+MOMENTUM = MomentumConfig(decay=0.75)
+SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), D), L, 11, 4, 2, 1)
 
 
 def encoded(

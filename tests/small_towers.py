@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.data.special_tokens import SpecialTokens
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
 CONFIG = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     text_norm="post",
     hidden_size=16,
     num_heads=2,

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import torch
 
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.data.batch import Batch, is_video
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, PrepareContext, UniVLC
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
 CONFIG = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     hidden_size=16,
     num_heads=2,
     vision_layers=2,
@@ -36,7 +36,7 @@ def make_batch(kind, objectives=EVERYTHING, size=4):
     token_ids[:, 0], token_ids[:, 5], token_ids[:, 6:] = TOKENS.cls, TOKENS.sep, TOKENS.pad
     own = torch.arange(size)
     batch = Batch(kind, frames, token_ids, own, own, own)
-    context = PrepareContext(0, "test", TOKENS, CONFIG.grid(is_video(kind)), 0)
+    context = PrepareContext(0, "test", TOKENS, CONFIG.inputs.grid(is_video(kind)), 0)
     prepared = {}
     for objective in objectives:
         if objective.demands(kind, size) is not None:

@@ -60,8 +60,9 @@ def export(trained: Trained, out: Path, dtype: Dtype = "fp32", max_shard_size: s
     model = OmniVLModel(OmniVLConfig.of(stage.model, stage.objectives, tokenizer.special))
     left_out = _fill(model, trained.weights)
     sizes = stage.model
-    images = OmniVLImageProcessor(sizes.image_size, sizes.video_size, sizes.num_frames)
-    processor = OmniVLProcessor(images, tokenizer.as_transformers(sizes.text_length))
+    inputs = sizes.inputs
+    images = OmniVLImageProcessor(inputs.image_size, inputs.video_size, inputs.num_frames)
+    processor = OmniVLProcessor(images, tokenizer.as_transformers(inputs.text_length))
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
@@ -127,7 +128,7 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
     """``README.md`` of the folder: what it is, how to load it, what it was measured to reach."""
     stage, config = trained.stage, model.config
     sizes, writes, matches = config.sizes, "lm" in config.heads, "vlm" in config.heads
-    architecture = "one transformer for all tokens" if sizes.architecture == "unified" else "towers and decoders"
+    inputs, widths = sizes.inputs, sorted(set(sizes.heads.widths.values()))
     parameters = sum(one.numel() for one in model.parameters())
     versions = package_versions()
     uses = [
@@ -148,10 +149,11 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
         "A vision-language model of images and videos in the form of [OmniVL](https://arxiv.org/abs/2209.07526),",
         f"trained with omnivl-engine {versions['omnivl-engine'] or ''}".rstrip() + f" (torch {versions['torch']}).",
         "",
-        f"- {parameters:,} parameters in {dtype}: {architecture}, width {sizes.hidden_size}, feed-forward layers "
-        f"`{sizes.ffn.kind}`.",
-        f"- Images of {sizes.image_size} pixels, clips of {sizes.num_frames} frames of {sizes.video_size} pixels, "
-        f"texts of up to {sizes.text_length} tokens.",
+        f"- {parameters:,} parameters in {dtype}: architecture `{sizes.kind}`, width "
+        f"{' and '.join(map(str, widths))}, feed-forward layers "
+        f"`{sizes.filling.kind}`.",
+        f"- Images of {inputs.image_size} pixels, clips of {inputs.num_frames} frames of {inputs.video_size} pixels, "
+        f"texts of up to {inputs.text_length} tokens.",
         f"- Stage `{stage.name}`{step}; objectives: {objectives}; data: "
         f"{', '.join(dict.fromkeys(f'{entry.source} ({entry.kind})' for entry in stage.data))}.",
         "",

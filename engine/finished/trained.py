@@ -5,7 +5,7 @@ bare PyTorch: neither the host nor the number of processes of the training run m
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes.collectives import make_gather
-from moe.config import for_any_machine
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import only_trains
@@ -93,7 +92,7 @@ def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -
     """
     stage, tokenizer, gather = trained.stage, load_tokenizer(trained.plan.tokenizer), make_gather()
     dtype = compute_dtype(stage.parallel, device)
-    model = replace(stage.model, ffn=for_any_machine(stage.model.ffn))
+    model = stage.model.portable()
     chain = build_chain(model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     load_weights(chain, trained.weights)
     return Encoder(chain.to(device).eval(), model, tokenizer, gather, device, batch_size)

@@ -1,22 +1,31 @@
 """The plan's ``model`` section before it is typed: a preset or a model file, the plan's own fields over it."""
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path as FilePath
-from typing import Any, cast
+from typing import Any
 
 from engine.plan.plan import Plan
-from engine.plan.yaml import Document, Problem, read_yaml, show_value
-from omnivl.architectures.presets import PRESETS
+from engine.plan.schema import kinds
+from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.architectures import Architecture, ArchitectureConfig, OmniVL
+from omnivl.architectures.upgrades import successor, upgraded
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError, did_you_mean
-from omnivl.parts.config import ModelConfig, PresetName
+
+DEFAULT_KIND = OmniVL.kind
+
+
+def architectures() -> Mapping[str, type[Architecture]]:
+    """The architectures that a plan can name, by kind."""
+    return kinds(ArchitectureConfig)
 
 
 def resolve_model(document: Document) -> list[Problem]:
-    """Replaces ``model`` by the preset's fields with the given ones over them.
+    """Replaces ``model`` by the preset's fields with the given ones over them, in today's form.
 
-    ``preset`` names a row of the table of presets or a YAML file that holds a ``model`` section itself.
+    ``preset`` names one of the architecture's presets or a YAML file that holds a ``model`` section itself.
 
     Returns:
         What is wrong with the preset or the file.
@@ -29,33 +38,69 @@ def resolve_model(document: Document) -> list[Problem]:
     if isinstance(preset, str) and preset.endswith((".yaml", ".yml")):
         given, problems = _over_file(document, given, preset)
         preset = given.get("preset")
-    fields = {name: value for name, value in given.items() if name != "preset"}
-    base = ModelConfig()
-    if isinstance(preset, str) and preset in PRESETS:
-        base = PRESETS[cast(PresetName, preset)]
+    fields = upgraded({name: value for name, value in given.items() if name != "preset"}, DEFAULT_KIND)
+    kind = str(fields.get("kind", DEFAULT_KIND))
+    _upgrade_stages(document.tree, kind)
+    _upgrade_places(document.places, kind)
+    cls = architectures().get(kind, OmniVL)
+    base = cls()
+    if isinstance(preset, str) and preset in cls.presets:
+        base = cls.presets[preset]
     elif "preset" in given:
-        known = ", ".join(repr(name) for name in PRESETS)
-        change = did_you_mean(str(preset), PRESETS, "choose one of these")
-        problems.append(Problem(("model", "preset"), show_value(preset), f"{known} or a YAML file", change))
-    document.tree["model"] = merged(asdict(base), fields)
+        known = f"{', '.join(map(repr, cls.presets))} or a YAML file" if cls.presets else "a YAML file"
+        change = did_you_mean(str(preset), cls.presets, "choose one of these" if cls.presets else "leave it out")
+        problems.append(Problem(("model", "preset"), show_value(preset), known, change))
+    document.tree["model"] = {**merged(asdict(base), {**fields, "kind": base.kind}), "kind": kind}
     return problems
 
 
+def carried(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """What a stage of another architecture takes over of the plan's model: the fields that both have."""
+    cls = architectures().get(str(over["kind"]))
+    names = () if cls is None else [entry.name for entry in dataclasses.fields(cls)]
+    return {name: value for name, value in base.items() if name in names and name != "kind"}
+
+
+def _upgrade_stages(tree: dict[str, Any], kind: str) -> None:
+    stages = tree.get("stages")
+    for stage in stages if isinstance(stages, list) else []:
+        if isinstance(stage, dict) and isinstance(stage.get("model"), dict):
+            stage["model"] = upgraded(stage["model"], kind)
+
+
+def _upgrade_places(places: dict[Path, str], kind: str) -> None:
+    """What stands under a new name is told of where its author wrote it."""
+    for path, place in list(places.items()):
+        at = path.index("model") if "model" in path[:3] else None
+        if at is not None and len(path) > at + 1:
+            name = successor(str(path[at + 1]), kind)
+            places.setdefault((*path[: at + 1], name, *path[at + 2 :]), place)
+
+
 def resolve_vocabulary(document: Document) -> list[Problem]:
-    """Sets ``model.vocab_size`` to the tokenizer's where neither the plan nor its model file gives it.
+    """Sets the size of the model's vocabulary to the tokenizer's where neither the plan nor its model file gives it.
 
     Returns:
         What is wrong with the tokenizer.
     """
     model, tokenizer = document.tree.get("model"), document.tree.get("tokenizer", Plan.tokenizer)
-    if not isinstance(model, dict) or not isinstance(tokenizer, str) or ("model", "vocab_size") in document.places:
+    if not isinstance(model, dict) or not isinstance(tokenizer, str):
+        return []
+    *sections, name = architectures().get(str(model.get("kind")), OmniVL).vocabulary
+    if ("model", *sections, name) in document.places:
+        return []
+    holder: Any = model
+    for section in sections:
+        holder = holder.get(section) if isinstance(holder, dict) else None
+    if not isinstance(holder, dict):
         return []
     try:
-        model["vocab_size"] = load_tokenizer(tokenizer).special.vocab_size
+        holder[name] = load_tokenizer(tokenizer).special.vocab_size
     except DataError as error:
         allowed = "'emoji', a vocab.txt or the folder of a Hugging Face tokenizer"
         got = f"{tokenizer!r}, which cannot be loaded ({error})"
-        return [Problem(("tokenizer",), got, allowed, "name one that is there, or set model.vocab_size")]
+        change = f"name one that is there, or set model.{'.'.join((*sections, name))}"
+        return [Problem(("tokenizer",), got, allowed, change)]
     return []
 
 
@@ -76,7 +121,7 @@ def _over_file(document: Document, given: dict[str, Any], file: str) -> tuple[di
         text = FilePath(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         got = f"{file!r}, which cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})"
-        allowed = f"{', '.join(map(repr, PRESETS))} or a YAML file"
+        allowed = f"{', '.join(map(repr, OmniVL.presets))} or a YAML file"
         return own, [Problem(("model", "preset"), got, allowed, "name a file that is there")]
     read = read_yaml(text, file)
     problems = [Problem(("model", *bad.path), bad.got, bad.allowed, bad.change) for bad in read.problems]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
-from engine.plan.model import merged, resolve_model, resolve_vocabulary
+from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
 from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan.problems import translate, value_at
@@ -144,10 +144,17 @@ def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
     for stage in stages:
         if isinstance(stage, dict):
             shared = {name: tree[name] for name in SHARED_SECTIONS if isinstance(tree.get(name), dict)}
-            own = {name: merged(shared[name], stage[name]) if name in stage else shared[name] for name in shared}
+            own = {name: _over(name, shared[name], stage[name]) if name in stage else shared[name] for name in shared}
             stage = {**stage, **own}
         complete.append(stage)
     return {**tree, "stages": complete}
+
+
+def _over(section: str, shared: dict[str, Any], own: Any) -> Any:
+    """A stage's fields of a section over the plan's; of a model of another architecture those that both have."""
+    if section == "model" and isinstance(own, dict) and own.get("kind", shared.get("kind")) != shared.get("kind"):
+        return merged(carried(shared, own), own)
+    return merged(shared, own)
 
 
 def _read_text(path: FilePath) -> str:

@@ -13,11 +13,11 @@ from engine.plan.yaml import write_yaml
 from engine.step.guard import GuardConfig
 from engine.step.optimizer import OptimizerConfig
 from moe.ranges import Range
+from omnivl.architectures import ArchitectureConfig, OmniVL
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.config import DataEntryConfig, LoaderConfig, entry_keys
 from omnivl.objectives import ObjectiveConfig
-from omnivl.parts.config import ModelConfig
 from omnivl.pretrained.load import Part
 from omnivl.tasks import TaskConfig
 
@@ -138,7 +138,7 @@ class StagePlan:
     init_from: str | None = None
     weights: WeightsConfig = field(default_factory=WeightsConfig)
     freeze: tuple[str, ...] = ()
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ArchitectureConfig = field(default_factory=OmniVL)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)
     evaluate: EvaluationPlan = field(default_factory=EvaluationPlan)
@@ -158,7 +158,7 @@ class StagePlan:
 
     def batch_sorts(self) -> list[BatchSort]:
         """What micro-batches the stage takes, ordered by kind. Entries whose passes are the same are one sort."""
-        size, clip = self.batch.micro_batch_size_per_gpu, self.model.num_frames
+        size, clip = self.batch.micro_batch_size_per_gpu, self.model.inputs.num_frames
         total = sum(entry.weight for entry in self.data)
         sorts: list[BatchSort] = []
         keyed = zip(entry_keys(self.data), self.data, strict=True)
@@ -197,7 +197,7 @@ class Plan:
     stages: tuple[StagePlan, ...]
     seed: int = 0
     tokenizer: str = "emoji"
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ArchitectureConfig = field(default_factory=OmniVL)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)
     batch: BatchConfig = field(default_factory=BatchConfig)

@@ -16,8 +16,7 @@ from typing import Any
 from engine.plan.plan import SHARED_SECTIONS, Plan, StagePlan
 from engine.plan.schema import describe, field_types, kinds, members
 from engine.plan.yaml import show_value
-from omnivl.architectures.presets import PRESETS
-from omnivl.parts.config import ModelConfig
+from omnivl.architectures import Architecture, OmniVL
 
 REFERENCE = Path("docs/plan.md")
 
@@ -112,10 +111,10 @@ def _table(cls: type) -> str:
     texts = attribute_texts(cls)
     lines = ["| field | allowed | default | meaning |", "|---|---|---|---|"]
     types = field_types(cls)
-    if cls is ModelConfig:
-        presets = ", ".join(f"`{name}`" for name in PRESETS)
+    if issubclass(cls, Architecture):
+        presets = ", ".join(f"`{name}`" for name in cls.presets)
         meaning = "Row of the table of presets, or YAML file with fields of a model; the other fields override it."
-        lines.append(f"| `preset` | {presets} or text | - | {meaning} |")
+        lines.append(f"| `preset` | {f'{presets} or text' if presets else 'text'} | - | {meaning} |")
     for entry in dataclasses.fields(cls):
         meaning = texts.get(entry.name, "Tells it apart from the others." if entry.name == "kind" else "")
         if not meaning:
@@ -156,10 +155,10 @@ def _code(text: str) -> str:
 
 
 def _presets() -> str:
-    names = list(PRESETS)
+    names = list(OmniVL.presets)
     lines = [f"| field | {' | '.join(f'`{name}`' for name in names)} |", "|---|" + "---|" * len(names)]
-    for entry in dataclasses.fields(ModelConfig):
-        values = [getattr(preset, entry.name) for preset in PRESETS.values()]
+    for entry in dataclasses.fields(OmniVL):
+        values = [getattr(preset, entry.name) for preset in OmniVL.presets.values()]
         if any(value != values[0] for value in values):
             shown = " | ".join(f"{value:.4g}" if isinstance(value, float) else show_value(value) for value in values)
             lines.append(f"| `{entry.name}` | {shown} |")

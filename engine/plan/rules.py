@@ -18,8 +18,6 @@ from omnivl.errors import did_you_mean
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
-_WIDTHS = ("hidden_size", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "vocab_size", "projection_size")
-
 
 @dataclass(frozen=True)
 class Draft:
@@ -107,12 +105,12 @@ def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
     """A stage can change depths, frames and picture sizes of the weights that it starts from, but no widths."""
     for index, stage in draft.stages.items():
         for parent in draft.ancestors(index)[:1]:
-            for name in _WIDTHS:
-                here, there = getattr(stage.model, name), getattr(parent.model, name)
+            for name, here in stage.model.widths.items():
+                there = parent.model.widths.get(name, here)
                 if here != there:
                     got = f"{show_value(here)} for weights of stage {parent.name!r} with {show_value(there)}"
                     change = f"set both to the same {name}, or remove init_from"
-                    yield Problem(("stages", index, "model", name), got, show_value(there), change)
+                    yield Problem(("stages", index, "model", *name.split(".")), got, show_value(there), change)
 
 
 def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:

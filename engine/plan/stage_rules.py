@@ -7,14 +7,12 @@ from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import SAMPLE_RULES, StageRule
 from engine.plan.yaml import Problem
 from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
+from omnivl.architectures.base import Architecture, missing_streams, streams_needed
 from omnivl.architectures.build import outline
-from omnivl.architectures.presets import misfits
-from omnivl.architectures.streams import missing_streams, streams_needed, streams_of
 from omnivl.chain.chain import Chain
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.errors import ModelError, did_you_mean
 from omnivl.objectives import MCM, MFM
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import looking_ahead
 
 
@@ -147,7 +145,7 @@ def masked_share_divides_the_batch(stage: StagePlan) -> Iterator[Problem]:
 
 def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
     """Where whole frames are masked, another one is left to restore them from."""
-    positions = stage.model.num_frames // max(1, stage.model.tubelet_size)
+    positions = stage.model.inputs.num_frames // max(1, stage.model.inputs.tubelet_size)
     for index, objective in enumerate(stage.objectives):
         if isinstance(objective, MFM | MCM) and positions < 2:
             got = f"{objective.key!r} on clips of {positions} temporal position"
@@ -159,17 +157,17 @@ def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
     """The architecture has the streams that an objective reads."""
     for index, objective in enumerate(stage.objectives):
         for stream in missing_streams(stage.model, objective)[:1]:
-            has = ", ".join(streams_of(stage.model))
+            has = ", ".join(stage.model.streams)
             got = f"{objective.key!r}, which asks for the stream {stream!r}"
-            allowed = f"objectives on the streams of architecture {stage.model.architecture!r}: {has}"
-            yield Problem(("objectives", index, "kind"), got, allowed, "take it out or change model.architecture")
+            allowed = f"objectives on the streams of architecture {stage.model.kind!r}: {has}"
+            yield Problem(("objectives", index, "kind"), got, allowed, "take it out or change model.kind")
 
 
 def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
     """A router that looks at all tokens would see the words that the decoder is to write."""
     writing = [objective.key for objective in stage.objectives if "generation" in streams_needed(objective)]
-    kind = looking_ahead(stage.model)
-    if writing and "generation" in streams_of(stage.model) and kind is not None:
+    kind = next((one for stack in stage.model.written_by() if (one := looking_ahead(stack)) is not None), None)
+    if writing and kind is not None:
         got = f"{kind!r} with {writing[0]!r}, whose decoder may not see the words to come"
         change = f"change it, or take {writing[0]!r} out"
         yield Problem(("model", "ffn", "router", "kind"), got, "'token_choice'", change)
@@ -178,7 +176,7 @@ def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
     """Heads divide the width, patches the picture, tubelets the clip."""
     model = stage.model
-    for misfit in misfits(model):
+    for misfit in model.misfits():
         yield Problem(("model", *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 
@@ -216,9 +214,9 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
         change = "set it to 1, or use host 'zero'"
         got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
         yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
-    if stage.model.architecture == "unified":
-        got = "'pipeline' with model.architecture 'unified', whose blocks are passed twice"
-        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.architecture 'towers'")
+    if stage.model.kind == "unified":
+        got = "'pipeline' with model.kind 'unified', whose blocks are passed twice"
+        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.kind 'omnivl'")
     chain = outline_of(stage.model)
     layers = 0 if chain is None else len(chain.layers)
     if chain is not None and parallel.pipeline_stages > layers:
@@ -228,7 +226,7 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
-    ffn = stage.model.ffn
+    ffn = stage.model.filling
     wants = isinstance(ffn, SparseConfig) and ffn.implementation == "megablocks"
     if wants and stage.parallel.precision == "fp32":
         got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
@@ -262,7 +260,7 @@ def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
 
 def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     """Expert parallelism cuts banks of sparse experts into equal parts, under DeepSpeed."""
-    size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.ffn
+    size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.filling
     path = ("parallel", "expert_parallel_size")
     if size == "auto" or size <= 1:
         return
@@ -303,7 +301,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
 )
 
 
-def outline_of(model: ModelConfig) -> Chain | None:
+def outline_of(model: Architecture) -> Chain | None:
     """The layers of a model without storage; None where it cannot be built: ``sizes_fit`` or the build tells."""
     try:
         return outline(model)

@@ -95,7 +95,7 @@ def _load_foreign(
 ) -> Collection[str]:
     """Fills a whole chain from a folder of Hugging Face's form; names of the parameters that took something."""
     if (exported := read_exported(Path(path), part)) is None:
-        loaded = load_pretrained(chain, Path(path), part=part)
+        loaded = load_pretrained(chain, stage.model, Path(path), part=part)
         for line in loaded.lines():
             progress.message(line)
         return loaded.matched
@@ -111,7 +111,7 @@ def _load_foreign(
 
 
 def _noise(stage: StagePlan) -> float:
-    return stage.model.ffn.upcycle_noise if isinstance(stage.model.ffn, SparseConfig) else 0.0
+    return stage.model.filling.upcycle_noise if isinstance(stage.model.filling, SparseConfig) else 0.0
 
 
 def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:

@@ -9,12 +9,12 @@ import torch
 
 from engine.telemetry.environment import resident_bytes
 from engine.telemetry.peak import Peak
+from omnivl.architectures import Architecture
 from omnivl.chain.chain import Chain
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import Batch, is_video
-from omnivl.parts.config import ModelConfig
 
 _RECENT_STEPS = 30
 
@@ -25,7 +25,7 @@ class Throughput:
     def __init__(
         self,
         chain: Chain,
-        model: ModelConfig,
+        model: Architecture,
         objectives: Sequence[Objective],
         *,
         pad: int,
@@ -114,6 +114,6 @@ class Throughput:
         return figures
 
     def _count_patches(self, batch: Batch) -> int:
-        rows, columns = self._model.grid(is_video(batch.kind))
-        times = self._model.time_positions(batch.num_frames) if is_video(batch.kind) else batch.num_frames
+        rows, columns = self._model.inputs.grid(is_video(batch.kind))
+        times = self._model.inputs.time_positions(batch.num_frames) if is_video(batch.kind) else batch.num_frames
         return batch.size * times * rows * columns

@@ -52,13 +52,13 @@ def routing(
         encoder = load_encoder(trained, choose_device(), batch_size)
         pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
         tokens = routed_tokens(encoder, pictures)
-    ffn = encoder.model.ffn
+    ffn = encoder.model.filling
     assert isinstance(ffn, SparseConfig)
     num_experts: int = ffn.num_experts
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tokens, folder / "routing.parquet")
     title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
-    page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, title)
+    page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, title)
     (folder / "routing.html").write_text(page, encoding="utf-8")
     console = Console(emoji=False)
     said_by_experts_used = ["global_entropy", "evenness"]  # and 80 columns hold no more than the others

@@ -1,1 +1,17 @@
-"""Model architectures: which layers stand in the chain, with which sizes."""
+"""Model architectures, one file each: which layers stand in the chain, with which sizes.
+
+A new architecture is a new file and one entry in ``ArchitectureConfig``.
+"""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from omnivl.architectures.base import Architecture, Kit, Misfit
+from omnivl.architectures.omnivl import OmniVL, VisionConfig
+from omnivl.architectures.unified import Unified
+
+ArchitectureConfig = Annotated[OmniVL | Unified, Field(discriminator="kind")]
+"""All architectures that a plan can name, told apart by ``kind``."""
+
+__all__ = ["Architecture", "ArchitectureConfig", "Kit", "Misfit", "OmniVL", "Unified", "VisionConfig"]

@@ -10,6 +10,7 @@ class HeadSizes:
 
     Attributes:
         widths: Width D of each stream that the architecture has (``visual``, ``text``, ``fused``, ``generation``).
+        text_length: Token positions per text.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings; 0 where there are none.
         patch_size: Side of a patch in pixels.
@@ -17,6 +18,7 @@ class HeadSizes:
     """
 
     widths: Mapping[str, int]
+    text_length: int
     vocab_size: int
     projection_size: int
     patch_size: int

@@ -27,6 +27,10 @@ class InputSizes:
         """Side of an image, or of a frame of a clip, in pixels."""
         return self.video_size if is_video else self.image_size
 
+    def time_positions(self, num_frames: int) -> int:
+        """Time positions of a clip of ``num_frames``; an image (one frame) has one."""
+        return max(num_frames // self.tubelet_size, 1)
+
     def grid(self, is_video: bool) -> tuple[int, int]:
         """Patches per side of an image, or of a frame of a clip, (rows, columns)."""
         side = self.side(is_video) // self.patch_size

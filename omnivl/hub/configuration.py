@@ -9,12 +9,12 @@ from typing import Any, cast
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PretrainedConfig
 
-from moe.config import for_any_machine
-from moe.upgrades import upgraded
+from moe.upgrades import upgraded as upgraded_ffn
+from omnivl.architectures import Architecture, ArchitectureConfig, OmniVL
+from omnivl.architectures.upgrades import upgraded
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
 HEADS: Mapping[str, type[Objective]] = {"mlm": MLM, "vlm": VLM, "lm": LM}
 """Objectives whose heads are of use after training."""
@@ -24,7 +24,7 @@ class OmniVLConfig(PretrainedConfig):
     """What is needed beside the weights to build a model.
 
     Attributes:
-        model: The fields of ``ModelConfig``, without momentum.
+        model: The fields of the architecture, ``kind`` among them, without momentum.
         heads: Which of ``HEADS`` there are; ``vlm`` matches, ``lm`` writes captions.
         special_tokens: The fields of ``SpecialTokens``.
         temperature_bounds: Smallest and largest value of the learnt temperature.
@@ -41,14 +41,14 @@ class OmniVLConfig(PretrainedConfig):
         **kwargs: Any,
     ) -> None:
         """Takes plain containers, as JSON has them. Without arguments: the ``base`` preset with BERT's vocabulary."""
-        self.model = dict(model) if model is not None else _plain(replace(ModelConfig(), momentum=None))
+        self.model = dict(model) if model is not None else _plain(replace(OmniVL(), momentum=None))
         self.heads = list(heads)
         self.special_tokens = dict(special_tokens) if special_tokens is not None else asdict(_BERT)
         self.temperature_bounds = list(temperature_bounds)
         super().__init__(**kwargs)
 
     @classmethod
-    def of(cls, model: ModelConfig, objectives: Sequence[Objective], tokens: SpecialTokens) -> "OmniVLConfig":
+    def of(cls, model: Architecture, objectives: Sequence[Objective], tokens: SpecialTokens) -> "OmniVLConfig":
         """The configuration of a stage's model.
 
         Args:
@@ -60,21 +60,23 @@ class OmniVLConfig(PretrainedConfig):
         univlc = trained.get("univlc", UniVLC())
         assert isinstance(univlc, UniVLC)
         return cls(
-            model=_plain(replace(model, momentum=None, ffn=for_any_machine(model.ffn))),
+            model=_plain(replace(model.portable(), momentum=None)),
             heads=[name for name in HEADS if name in trained],
             special_tokens=asdict(tokens),
             temperature_bounds=univlc.temperature_bounds,
         )
 
     @property
-    def sizes(self) -> ModelConfig:
+    def sizes(self) -> Architecture:
         """``model``, typed.
 
         Raises:
             ModelError: A field is unknown or of a wrong type.
         """
-        ffn = self.model.get("ffn")
-        model = {**self.model, "ffn": upgraded(ffn)} if isinstance(ffn, Mapping) else self.model
+        model = upgraded(self.model, "omnivl")
+        model = {"kind": "omnivl", **model}
+        if isinstance(ffn := model.get("ffn"), Mapping):
+            model["ffn"] = upgraded_ffn(ffn)
         return _typed(json.dumps(model, sort_keys=True))
 
     @property
@@ -100,17 +102,17 @@ class OmniVLConfig(PretrainedConfig):
 _BERT = SpecialTokens(pad=0, cls=101, sep=102, mask=103, decode=1, vocab_size=30522, num_reserved=999)
 
 
-def _plain(model: ModelConfig) -> dict[str, Any]:
+def _plain(model: Architecture) -> dict[str, Any]:
     """A configuration in the containers that JSON has, so that it equals what is read back."""
     return cast(dict[str, Any], json.loads(json.dumps(asdict(model))))
 
 
 @lru_cache(maxsize=8)
-def _typed(model: str) -> ModelConfig:
+def _typed(model: str) -> Architecture:
     try:
-        (read,) = TypeAdapter(tuple[ModelConfig], config=ConfigDict(extra="forbid")).validate_json(f"[{model}]")
+        (read,) = TypeAdapter(tuple[ArchitectureConfig], config=ConfigDict(extra="forbid")).validate_json(f"[{model}]")
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc'][1:]))}: {one['msg']}" for one in error.errors())
+        problems = "; ".join(f"{'.'.join(map(str, one['loc'][2:]))}: {one['msg']}" for one in error.errors())
         raise ModelError(
             f"config.json: model: {problems}; allowed are the fields of the plan's model section; export the model "
             "with this version of the package"

@@ -222,7 +222,7 @@ class OmniVLModel(PreTrainedModel):
             ModelError: The model was not trained to write, or has too few positions.
         """
         self._require("lm", "write captions")
-        tokens, most = self.config.tokens, self.config.sizes.text_length - 1
+        tokens, most = self.config.tokens, self.config.sizes.inputs.text_length - 1
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")

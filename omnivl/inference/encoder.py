@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omnivl.architectures import Architecture
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.inference.predict import predict
-from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Encoder:
     """
 
     chain: Chain
-    model: ModelConfig
+    model: Architecture
     tokenizer: Tokenizer
     gather: Gather
     device: torch.device
@@ -40,7 +40,7 @@ class Encoder:
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """int64 ``[len(texts), L]`` on the device."""
-        return torch.from_numpy(self.tokenizer.encode(texts, self.model.text_length)).to(self.device)
+        return torch.from_numpy(self.tokenizer.encode(texts, self.model.inputs.text_length)).to(self.device)
 
     def pictures(self, pictures: PictureSet) -> Tensor:
         """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``."""

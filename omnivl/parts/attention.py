@@ -255,12 +255,21 @@ class CrossAttention(nn.Module):
     so that many texts can look at one image without its projection being repeated.
     """
 
-    def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
-        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
+    def __init__(
+        self, hidden_size: int, num_heads: int, recompute: bool = False, memory_size: int | None = None
+    ) -> None:
+        """Builds the projections.
+
+        Args:
+            hidden_size: D of the stream.
+            num_heads: H.
+            recompute: Whether to keep nothing of what lies between the projections for the backward pass.
+            memory_size: Width of the memory; None: D.
+        """
         super().__init__()
         self.num_heads, self.recompute = num_heads, recompute
         self.q = Linear(hidden_size, hidden_size)
-        self.kv = Linear(hidden_size, 2 * hidden_size)
+        self.kv = Linear(hidden_size if memory_size is None else memory_size, 2 * hidden_size)
         self.out = Linear(hidden_size, hidden_size)
 
     def flops(self, tokens: float, positions: int, seen: int) -> float:

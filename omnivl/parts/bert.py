@@ -18,10 +18,10 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
 from omnivl.parts.recompute import recomputed
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Transformer
 
 TEXT_EPS = 1e-12
 TEXT_MODALITY = "text"
@@ -36,14 +36,14 @@ class ResidualBlock(nn.Module):
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
-    def __init__(self, config: ModelConfig, index: int, depth: int | None) -> None:
+    def __init__(self, sizes: Transformer, index: int) -> None:
         super().__init__()
-        self.reads_padding = is_routed(config.ffn, index, depth)
-        self.recomputes_ffn = config.recompute == "ffn"
-        self.slot_flops = slot_flops(config.ffn, config.hidden_size, config.inner_size, index, depth)
-        self.dropout, self.is_pre_norm = config.dropout, config.text_norm == "pre"
-        normalises = self.is_pre_norm and depth is not None and index == depth - 1
-        self.norm_out = LayerNorm(config.hidden_size, TEXT_EPS) if normalises else nn.Identity()
+        self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
+        self.recomputes_ffn = sizes.recompute == "ffn"
+        self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
+        self.dropout, self.is_pre_norm = sizes.dropout, sizes.norm == "pre"
+        normalises = self.is_pre_norm and index == sizes.layers - 1
+        self.norm_out = LayerNorm(sizes.hidden_size, sizes.norm_eps) if normalises else nn.Identity()
 
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
         """What a branch reads of the stream ``x``."""
@@ -67,13 +67,13 @@ class ResidualBlock(nn.Module):
 class BertBlock(ResidualBlock):
     """One transformer block of the text encoder, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, index: int = 0, depth: int | None = None) -> None:
-        super().__init__(config, index, depth)
-        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=depth)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
-        self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
-        self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
+    def __init__(self, sizes: Transformer, index: int = 0) -> None:
+        super().__init__(sizes, index)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=sizes.layers, activation=sizes.activation)
+        self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
+        self.norm1 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
+        self.norm2 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
 
     def flops(self, tokens: float, positions: int, first_only: bool) -> float:
         """Operations on one text of ``tokens`` tokens in a row of ``positions``, forward.
@@ -109,12 +109,35 @@ class TextBlock(BlockLayer):
 
     stack = "text"
 
-    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        depth = config.text_layers
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        length: int,
+        momentum: MomentumConfig | None = None,
+        *,
+        may_shorten: bool = True,
+    ) -> None:
+        """Builds block ``index`` of the encoder.
+
+        Args:
+            index: Which block.
+            sizes: Of the encoder.
+            length: L.
+            momentum: Of its twin; None builds none.
+            may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
+        """
+        own = sizes.at_block(index)
         super().__init__(
-            f"text_{index:02d}", config, lambda config: BertBlock(config, index, depth), index=index, twin=twin
+            f"text_{index:02d}",
+            lambda still: BertBlock(own.still() if still else own, index),
+            index=index,
+            recompute=own.recompute,
+            momentum=momentum,
         )
-        self.may_shorten = index == depth - 1 and not is_routed(config.ffn, index, depth)
+        self.length = length
+        is_last = index == sizes.layers - 1
+        self.may_shorten = may_shorten and is_last and not is_routed(sizes.ffn, index, sizes.layers)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""
@@ -123,7 +146,7 @@ class TextBlock(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all text rows, and of the twin."""
         assert isinstance(self.block, BertBlock)
-        length = self.config.text_length
+        length = self.length
         first_only = self.may_shorten and layout.class_only
         rows = FORWARD_AND_BACKWARD * num_rows(layout.text) + twin_rows(layout, "text")
         return rows * self.block.flops(length if tokens is None else tokens, length, first_only)

@@ -1,21 +1,19 @@
 """What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe.config import without_noise
 from moe.modality import ModalityFeedForward
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.state import State
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.recompute import recomputed
+from omnivl.parts.sizes import MomentumConfig, Recompute
 
 
 class BlockLayer(ChainLayer):
@@ -32,36 +30,35 @@ class BlockLayer(ChainLayer):
     def __init__(
         self,
         name: str,
-        config: ModelConfig,
-        build: Callable[[ModelConfig], nn.Module],
+        build: Callable[[bool], nn.Module],
         *,
         index: int | None = None,
-        twin: bool = False,
+        recompute: Recompute = "none",
+        momentum: MomentumConfig | None = None,
     ) -> None:
         """Builds the module and its twin.
 
         Args:
             name: The layer's name in the chain; routing losses carry it.
-            config: The model's configuration.
-            build: Makes the module. Called a second time, without anything dropped, for the twin.
+            build: Makes the module. Called with true, a second time, for the twin, in which nothing is drawn at random.
             index: Which block of its stack it is; None for a layer that is none.
-            twin: Whether to build a momentum twin.
+            recompute: Whether the block's activations are recomputed (``block``); parts of a block see to themselves.
+            momentum: Of the twin; None builds none.
         """
         super().__init__()
-        self.name, self.config = name, (config := config if index is None else config.at_block(index))
+        self.name, self.momentum, self._recomputes = name, momentum, recompute == "block"
         if index is not None:
             self.level = index
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: dict[str, Tensor] = {}
-        self.block = build(config)
+        self.block = build(False)
         self.momentum_block: nn.Module | None = None
-        if twin and config.momentum is not None:
-            still = replace(config, dropout=0.0, drop_path=0.0, patch_dropout=0.0, ffn=without_noise(config.ffn))
-            self.momentum_block = frozen_twin(build(still), self.block)
+        if momentum is not None:
+            self.momentum_block = frozen_twin(build(True), self.block)
 
     def run(self, *inputs: Any) -> Any:
         """Calls the block; its activations are recomputed in the backward pass where the configuration says so."""
-        return recomputed(self.config.recompute == "block", self.block, *inputs)
+        return recomputed(self._recomputes, self.block, *inputs)
 
     @torch.no_grad()
     def run_twin(self, *inputs: Any) -> Any:
@@ -76,8 +73,8 @@ class BlockLayer(ChainLayer):
             slots[name].after_step(self.gather.total(served))
         self.tokens_per_expert = {}
         if self.momentum_block is not None:
-            assert self.config.momentum is not None
-            ema_update_(self.momentum_block, self.block, self.config.momentum.decay, self.local_storage)
+            assert self.momentum is not None
+            ema_update_(self.momentum_block, self.block, self.momentum.decay, self.local_storage)
 
     def discard_step(self) -> None:
         """Forgets what the experts served."""

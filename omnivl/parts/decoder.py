@@ -15,18 +15,18 @@ from moe.slot import FeedForwardOutput, Slot
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
-from omnivl.parts.bert import TEXT_EPS, TEXT_MODALITY, ResidualBlock
+from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
 from omnivl.parts.patches import visual_positions
 from omnivl.parts.recompute import recomputed
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
 
-def looking_ahead(config: ModelConfig) -> str | None:
-    """The kind of the generation decoder's router where it looks at all tokens, those to come included; else None."""
-    ffn, depth = config.ffn, config.generation_layers
+def looking_ahead(sizes: Transformer) -> str | None:
+    """The kind of a causal stack's router where it looks at all tokens, those to come included; else None."""
+    ffn, depth = sizes.ffn, sizes.layers
     if not isinstance(ffn, SparseConfig) or not ffn.router.looks_ahead:
         return None
     return ffn.router.kind if any(is_routed(ffn, index, depth) for index in range(depth)) else None
@@ -35,16 +35,24 @@ def looking_ahead(config: ModelConfig) -> str | None:
 class GroundedBlock(ResidualBlock):
     """Self-attention, cross-attention to visual features, feed-forward; without the chain around it."""
 
-    def __init__(self, config: ModelConfig, causal: bool, index: int = 0, depth: int | None = None) -> None:
-        super().__init__(config, index, depth)
-        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=depth)
+    def __init__(self, sizes: Transformer, causal: bool, index: int = 0, memory_size: int | None = None) -> None:
+        """Builds the block.
+
+        Args:
+            sizes: Of its stack.
+            causal: Whether a position sees itself and earlier ones only.
+            index: Which block of the stack.
+            memory_size: Width of what it looks at; None: that of the stack.
+        """
+        super().__init__(sizes, index)
+        slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=sizes.layers, activation=sizes.activation)
         self.causal = causal
-        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
-        self.norm1 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.cross = CrossAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
-        self.norm2 = LayerNorm(config.hidden_size, TEXT_EPS)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
-        self.norm3 = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
+        self.norm1 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.cross = CrossAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention", memory_size)
+        self.norm2 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
+        self.norm3 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
 
     def flops(self, tokens: float, positions: int, seen: int) -> float:
         """Operations on one text, forward, without the projection of what it looks at.
@@ -102,15 +110,47 @@ class GroundedBlock(ResidualBlock):
 class GroundedLayer(BlockLayer):
     """What the layers of the two decoders share."""
 
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        length: int,
+        patches: Patches,
+        *,
+        causal: bool,
+        memory_size: int | None = None,
+        momentum: MomentumConfig | None = None,
+    ) -> None:
+        """Builds block ``index`` of a decoder.
+
+        Args:
+            index: Which block.
+            sizes: Of the decoder.
+            length: L.
+            patches: What it looks at.
+            causal: Whether a position sees itself and earlier ones only.
+            memory_size: Width of what it looks at; None: that of the decoder.
+            momentum: Of its twin; None builds none.
+        """
+        own = sizes.at_block(index)
+        super().__init__(
+            f"{self.stack}_{index:02d}",
+            lambda still: GroundedBlock(own.still() if still else own, causal, index, memory_size),
+            index=index,
+            recompute=own.recompute,
+            momentum=momentum,
+        )
+        self.length, self.patches = length, patches
+
     def grounded_flops(self, layout: StepLayout, rows: int, tokens: float) -> float:
         """Operations on so many texts of ``tokens`` tokens each, forward and backward.
 
         Keys and values are projected once per sample, however many texts look at it.
         """
         assert isinstance(self.block, GroundedBlock)
-        seen = visual_positions(self.config, layout)
+        seen = visual_positions(self.patches, layout)
         memory = layout.batch_size * self.block.cross.project_flops(seen) * (rows > 0)
-        return FORWARD_AND_BACKWARD * (rows * self.block.flops(tokens, self.config.text_length, seen) + memory)
+        return FORWARD_AND_BACKWARD * (rows * self.block.flops(tokens, self.length, seen) + memory)
 
 
 class AlignmentBlock(GroundedLayer):
@@ -118,11 +158,17 @@ class AlignmentBlock(GroundedLayer):
 
     stack = "alignment"
 
-    def __init__(self, index: int, config: ModelConfig) -> None:
-        depth = config.alignment_layers
-        super().__init__(
-            f"alignment_{index:02d}", config, lambda config: GroundedBlock(config, False, index, depth), index=index
-        )
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        length: int,
+        patches: Patches,
+        *,
+        memory_size: int | None = None,
+        momentum: MomentumConfig | None = None,
+    ) -> None:
+        super().__init__(index, sizes, length, patches, causal=False, memory_size=memory_size, momentum=momentum)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are fused rows."""
@@ -130,7 +176,7 @@ class AlignmentBlock(GroundedLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all fused rows."""
-        tokens = self.config.text_length if tokens is None else tokens
+        tokens = self.length if tokens is None else tokens
         return self.grounded_flops(layout, num_rows(layout.fused), tokens)
 
     def forward(self, state: State) -> State:
@@ -151,11 +197,10 @@ class GenerationBlock(GroundedLayer):
 
     stack = "generation"
 
-    def __init__(self, index: int, config: ModelConfig) -> None:
-        depth = config.generation_layers
-        super().__init__(
-            f"generation_{index:02d}", config, lambda config: GroundedBlock(config, True, index, depth), index=index
-        )
+    def __init__(
+        self, index: int, sizes: Transformer, length: int, patches: Patches, *, memory_size: int | None = None
+    ) -> None:
+        super().__init__(index, sizes, length, patches, causal=True, memory_size=memory_size)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""
@@ -163,7 +208,7 @@ class GenerationBlock(GroundedLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the generation stream."""
-        return self.grounded_flops(layout, num_rows(layout.generation), written(self.config.text_length, tokens))
+        return self.grounded_flops(layout, num_rows(layout.generation), written(self.length, tokens))
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""

@@ -12,6 +12,7 @@ of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked 
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +22,10 @@ from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
-from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.linear import LayerNorm, linear
 from omnivl.parts.patches import num_kept, num_patches
+from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
 class PatchEmbedding(nn.Module):
@@ -37,14 +37,14 @@ class PatchEmbedding(nn.Module):
         moment of copying; the sum does so for as long as no clip has been seen, whatever the stages before did.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, sizes: Patches, hidden_size: int) -> None:
         super().__init__()
-        self.patch_size, self.tubelet_size = config.patch_size, config.tubelet_size
-        self.hidden_size = config.hidden_size
-        values = 3 * config.patch_size**2
-        self.weight = nn.Parameter(torch.empty(config.hidden_size, values))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.video_delta = nn.Parameter(torch.zeros(config.tubelet_size, config.hidden_size, values))
+        self.patch_size, self.tubelet_size = sizes.patch_size, sizes.tubelet_size
+        self.hidden_size = hidden_size
+        values = 3 * sizes.patch_size**2
+        self.weight = nn.Parameter(torch.empty(hidden_size, values))
+        self.bias = nn.Parameter(torch.zeros(hidden_size))
+        self.video_delta = nn.Parameter(torch.zeros(sizes.tubelet_size, hidden_size, values))
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
     def flops(self, num_frames: int, num_patches: int) -> float:
@@ -131,21 +131,21 @@ def drop_patches(patches: Tensor, rate: float) -> Tensor:
 class VisualEmbedding(nn.Module):
     """Patches, class token, mask token and positions."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, sizes: Patches, visual: Transformer) -> None:
         super().__init__()
-        self.patch_size, self.patch_dropout = config.patch_size, config.patch_dropout
-        self.patches = PatchEmbedding(config)
-        rows, columns = config.grid(is_video=False)
-        self.class_token = nn.Parameter(torch.empty(config.hidden_size))
-        self.mask_token = nn.Parameter(torch.empty(config.hidden_size))
-        self.positions = nn.Parameter(torch.empty(1 + rows * columns, config.hidden_size))
-        self.times = nn.Parameter(torch.zeros(config.time_positions(config.num_frames), config.hidden_size))
-        normalised = config.vision.norm_embeddings
-        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps) if normalised else nn.Identity()
+        self.patch_size, self.patch_dropout = sizes.patch_size, sizes.patch_dropout
+        size = visual.hidden_size
+        self.patches = PatchEmbedding(sizes, size)
+        rows, columns = sizes.grid(is_video=False)
+        self.class_token = nn.Parameter(torch.empty(size))
+        self.mask_token = nn.Parameter(torch.empty(size))
+        self.positions = nn.Parameter(torch.empty(1 + rows * columns, size))
+        self.times = nn.Parameter(torch.zeros(sizes.time_positions(sizes.num_frames), size))
+        self.norm = LayerNorm(size, visual.norm_eps) if sizes.norm_embeddings else nn.Identity()
         for table in (self.class_token, self.mask_token, self.positions):
             nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
-        if config.temporal_gain > 0:
-            nn.init.normal_(self.times, std=config.temporal_gain)
+        if sizes.temporal_gain > 0:
+            nn.init.normal_(self.times, std=sizes.temporal_gain)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The positions."""
@@ -197,12 +197,12 @@ class TextEmbedding(nn.Module):
     Differs: BERT's token types are folded into the positions, because a text is always one segment.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, words: Words, text: Transformer) -> None:
         super().__init__()
-        self.dropout = config.dropout
-        self.words = nn.Parameter(torch.empty(config.vocab_size, config.hidden_size))
-        self.positions = nn.Parameter(torch.empty(config.text_length, config.hidden_size))
-        self.norm = LayerNorm(config.hidden_size, TEXT_EPS)
+        self.dropout = text.dropout
+        self.words = nn.Parameter(torch.empty(words.vocab_size, text.hidden_size))
+        self.positions = nn.Parameter(torch.empty(words.length, text.hidden_size))
+        self.norm = LayerNorm(text.hidden_size, text.norm_eps)
         for table in (self.words, self.positions):
             nn.init.normal_(table, std=0.02)
 
@@ -235,10 +235,10 @@ class TextEmbedding(nn.Module):
 class Embeddings(nn.Module):
     """Both modalities' embeddings: what ``Embed`` trains and what its momentum twin copies."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, sizes: Patches, visual: Transformer, words: Words, text: Transformer) -> None:
         super().__init__()
-        self.visual = VisualEmbedding(config)
-        self.text = TextEmbedding(config)
+        self.visual = VisualEmbedding(sizes, visual)
+        self.text = TextEmbedding(words, text)
 
 
 class Embed(BlockLayer):
@@ -251,20 +251,38 @@ class Embed(BlockLayer):
     stack, level = "embed", -1
 
     def __init__(
-        self, config: ModelConfig, pad: int, dtype: torch.dtype, *, twin: bool = False, joins_inputs: bool = False
+        self,
+        sizes: Patches,
+        visual: Transformer,
+        words: Words,
+        text: Transformer,
+        pad: int,
+        dtype: torch.dtype,
+        *,
+        momentum: MomentumConfig | None = None,
+        joins_inputs: bool = False,
     ) -> None:
         """Builds the embeddings.
 
         Args:
-            config: The model's configuration.
+            sizes: What pictures are cut into.
+            visual: The stack that reads the patches.
+            words: Of the texts.
+            text: The stack that reads the words.
             pad: The padding token's id.
             dtype: The compute dtype: every stream starts in it.
-            twin: Whether to build momentum twins.
+            momentum: Of the twin; None builds none.
             joins_inputs: Whether rows are joined as they leave this layer (``visual_input``, ``text_input``), so that
                 only what is read of a stream by itself goes through the encoder (``encoded_rows``).
         """
-        super().__init__("embed", config, Embeddings, twin=twin)
-        self.pad, self.dtype, self.joins_inputs = pad, dtype, joins_inputs
+
+        def build(still: bool) -> nn.Module:
+            if still:
+                return Embeddings(replace(sizes, patch_dropout=0.0), visual.still(), words, text.still())
+            return Embeddings(sizes, visual, words, text)
+
+        super().__init__("embed", build, momentum=momentum)
+        self.sizes, self.pad, self.dtype, self.joins_inputs = sizes, pad, dtype, joins_inputs
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
@@ -299,7 +317,7 @@ class Embed(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the patches; masked passes reuse those of the clean one."""
         assert isinstance(self.block, Embeddings)
-        one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.config, layout))
+        one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.sizes, layout))
         # No gradient flows into pixels: one product less. Patches are dropped behind the embedding.
         online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
         return (online + twin_rows(layout, "visual")) * one

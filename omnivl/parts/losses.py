@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe.config import SparseConfig
+from moe.config import FeedForwardConfig, SparseConfig
 from moe.routers.health import layer_health, mean_health, routing_health
 from moe.routers.sums import RouterSums
 from omnivl.chain.chain import ChainLayer
@@ -20,8 +20,8 @@ from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Head, Heads, Objective
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
-from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.sizes import MODALITIES, MomentumConfig
 
 _SCALARS = ("loss", "metric")
 _VOCABULARY_TWIN = TWIN + VOCABULARY
@@ -41,17 +41,23 @@ class Losses(ChainLayer):
     stack = "losses"
 
     def __init__(
-        self, config: ModelConfig, sizes: HeadSizes, objectives: Sequence[Objective], gather: Gather | None = None
+        self,
+        sizes: HeadSizes,
+        objectives: Sequence[Objective],
+        gather: Gather | None = None,
+        *,
+        ffn: FeedForwardConfig | None = None,
+        momentum: MomentumConfig | None = None,
     ) -> None:
         """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
-        self.ffn, self.momentum, self.text_length = config.ffn, config.momentum, config.text_length
+        self.ffn, self.momentum, self.text_length = ffn, momentum, sizes.text_length
         self.router_weights: Mapping[str, float] = {}
         self.allowed: Sequence[Sequence[bool]] | None = None
-        if isinstance(config.ffn, SparseConfig):
-            self.router_weights = config.ffn.router.losses.weights()
-            self.allowed = config.ffn.allowed_experts(MODALITIES)
+        if isinstance(ffn, SparseConfig):
+            self.router_weights = ffn.router.losses.weights()
+            self.allowed = ffn.allowed_experts(MODALITIES)
         self.objectives = {objective.key: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         self.momentum_vocabulary: nn.Module | None = None

@@ -2,7 +2,7 @@
 
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.state import StepLayout
-from omnivl.parts.config import ModelConfig
+from omnivl.parts.sizes import Patches
 
 
 def num_kept(places: int, rate: float) -> int:
@@ -10,20 +10,20 @@ def num_kept(places: int, rate: float) -> int:
     return max(1, round(places * (1.0 - rate)))
 
 
-def num_patches(config: ModelConfig, layout: StepLayout) -> int:
+def num_patches(sizes: Patches, layout: StepLayout) -> int:
     """Patches of a frame."""
-    rows, columns = config.grid(layout.is_video)
+    rows, columns = sizes.grid(layout.is_video)
     return rows * columns
 
 
-def kept_patches(config: ModelConfig, layout: StepLayout) -> int:
+def kept_patches(sizes: Patches, layout: StepLayout) -> int:
     """Patches of a frame that the visual blocks see: steps with a masked pass, and all but training, drop none."""
-    patches = num_patches(config, layout)
+    patches = num_patches(sizes, layout)
     if layout.mode != "train" or layout.visual.keys() - {CLEAN}:
         return patches
-    return num_kept(patches, config.patch_dropout)
+    return num_kept(patches, sizes.patch_dropout)
 
 
-def visual_positions(config: ModelConfig, layout: StepLayout) -> int:
+def visual_positions(sizes: Patches, layout: StepLayout) -> int:
     """Positions of a row of the visual stream: the class token and the patches that are kept."""
-    return 1 + config.time_positions(layout.num_frames) * kept_patches(config, layout)
+    return 1 + sizes.time_positions(layout.num_frames) * kept_patches(sizes, layout)

@@ -15,11 +15,12 @@ from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, Temperature
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import Linear
+from omnivl.parts.sizes import MomentumConfig
 
 
 class Project(ChainLayer):
@@ -32,22 +33,31 @@ class Project(ChainLayer):
 
     stack = "contrast"
 
-    def __init__(self, config: ModelConfig, objectives: Sequence[Objective], *, joins_inputs: bool = False) -> None:
+    def __init__(
+        self,
+        sizes: HeadSizes,
+        objectives: Sequence[Objective],
+        momentum: MomentumConfig | None = None,
+        *,
+        joins_inputs: bool = False,
+    ) -> None:
         """Builds the projections, and their twins where an objective reads what these make.
 
         Args:
-            config: Sizes.
+            sizes: Widths of the streams, and of the projections.
             objectives: The stage's objectives; the first that brings a temperature decides on it.
+            momentum: Of the twins; None: there can be none.
             joins_inputs: Whether only what is read of a stream by itself has gone through the encoder; see ``Embed``.
 
         Raises:
             ModelError: An objective needs momentum twins and the model has none.
         """
         super().__init__()
-        require_momentum(config, objectives)
-        self.config, self.joins_inputs = config, joins_inputs
-        self.visual_projection = Linear(config.hidden_size, config.projection_size)
-        self.text_projection = Linear(config.hidden_size, config.projection_size)
+        require_momentum(momentum, objectives)
+        self.momentum, self.joins_inputs = momentum, joins_inputs
+        visual, text = ((sizes.widths[stream], sizes.projection_size) for stream in ("visual", "text"))
+        self.visual_projection = Linear(*visual)
+        self.text_projection = Linear(*text)
         brought = (objective.temperature_options for objective in objectives)
         options = next((temperature for temperature in brought if temperature is not None), Temperature())
         # One element instead of a scalar: sharding hosts want parameters that can be cut.
@@ -57,9 +67,8 @@ class Project(ChainLayer):
         self.momentum_visual_projection: nn.Module | None = None
         self.momentum_text_projection: nn.Module | None = None
         if any(objective.reads(TWIN + name) for objective in objectives for name in EMBEDDINGS):
-            sizes = config.hidden_size, config.projection_size
-            self.momentum_visual_projection = frozen_twin(Linear(*sizes), self.visual_projection)
-            self.momentum_text_projection = frozen_twin(Linear(*sizes), self.text_projection)
+            self.momentum_visual_projection = frozen_twin(Linear(*visual), self.visual_projection)
+            self.momentum_text_projection = frozen_twin(Linear(*text), self.text_projection)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What no loss reads: hard negatives are drawn without a gradient."""
@@ -105,18 +114,18 @@ class Project(ChainLayer):
             (self.momentum_text_projection, self.text_projection),
         ):
             if twin is not None:
-                assert self.config.momentum is not None
-                ema_update_(twin, online, self.config.momentum.decay, self.local_storage)
+                assert self.momentum is not None
+                ema_update_(twin, online, self.momentum.decay, self.local_storage)
 
 
-def require_momentum(config: ModelConfig, objectives: Sequence[Objective]) -> None:
+def require_momentum(momentum: MomentumConfig | None, objectives: Sequence[Objective]) -> None:
     """Refuses objectives that the model cannot serve.
 
     Raises:
         ModelError: An objective needs momentum twins and the model has none.
     """
     wanting = [objective.key for objective in objectives if objective.twins]
-    if wanting and config.momentum is None:
+    if wanting and momentum is None:
         raise ModelError(
             f"objectives {', '.join(wanting)}: need momentum twins, but model.momentum is off; set model.momentum, or "
             "univlc: queue_size 0, batch_keys online, soft_target_alpha 0, and targets: pixels for masked objectives"

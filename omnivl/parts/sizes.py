@@ -47,13 +47,13 @@ class Transformer:
 
     hidden_size: Annotated[int, Range(1)] = 768
     num_heads: Annotated[int, Range(1)] = 12
-    layers: Annotated[int, Range(1)] = 12
+    layers: Annotated[int, Range(0)] = 12
     mlp_ratio: Annotated[float, Range(above=0)] = 4.0
     norm: Literal["pre", "post"] = "pre"
     norm_eps: Annotated[float, Range(above=0)] = 1e-6
     activation: Activation = "gelu"
-    dropout: Annotated[float, Range(0, below=1)] = 0.0
-    drop_path: Annotated[float, Range(0, below=1)] = 0.0
+    dropout: Annotated[float, Range(0, 1)] = 0.0
+    drop_path: Annotated[float, Range(0, 1)] = 0.0
     layer_scale_init: float | None = None
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
     recompute: Recompute = "none"

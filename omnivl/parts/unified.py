@@ -32,12 +32,12 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
 from omnivl.parts.attributes import Attributes, attributes_of
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.recompute import recomputed
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 from omnivl.parts.vit import VISUAL_MODALITIES, layer_scale
 
 UNIFIED_EPS = 1e-6
@@ -131,33 +131,33 @@ class ByAttributes(ByModality):
         return out
 
 
-def projection(config: ModelConfig, index: int, outputs: int) -> ByModality:
+def projection(sizes: Transformer, multiway: bool, index: int, outputs: int) -> ByModality:
     """An attention projection of block ``index``: one for all, by modality, or by attributes."""
-    size, ffn = config.hidden_size, config.ffn
-    if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, index, config.vision_layers):
+    size, ffn = sizes.hidden_size, sizes.ffn
+    if isinstance(ffn, AttributeConfig) and has_attention_experts(ffn, index, sizes.layers):
         return ByAttributes(ffn, size, outputs)
-    return ByModality(lambda: Linear(size, outputs), config.multiway)
+    return ByModality(lambda: Linear(size, outputs), multiway)
 
 
 class UnifiedBlock(nn.Module):
     """One transformer block over any number of streams, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, sizes: Transformer, multiway: bool, index: int) -> None:
         super().__init__()
-        size, multiway = config.hidden_size, config.multiway
-        self.num_heads, self.recomputes = config.num_heads, config.recompute
-        self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
-        self.reads_padding = is_routed(config.ffn, index, config.vision_layers)
-        self.norm1 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
-        self.qkv = projection(config, index, 3 * size)
-        self.out = projection(config, index, size)
-        self.scale1 = layer_scale(config)
-        self.norm2 = ByModality(lambda: LayerNorm(size, UNIFIED_EPS), multiway)
-        slot = Slot(index, MODALITIES, MODALITIES, (False, True), config.vision_layers)
-        self.ffn = build_feed_forward(config.ffn, size, config.inner_size, slot)
+        size = sizes.hidden_size
+        self.num_heads, self.recomputes = sizes.num_heads, sizes.recompute
+        self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
+        self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
+        self.norm1 = ByModality(lambda: LayerNorm(size, sizes.norm_eps), multiway)
+        self.qkv = projection(sizes, multiway, index, 3 * size)
+        self.out = projection(sizes, multiway, index, size)
+        self.scale1 = layer_scale(sizes)
+        self.norm2 = ByModality(lambda: LayerNorm(size, sizes.norm_eps), multiway)
+        slot = Slot(index, MODALITIES, MODALITIES, (False, True), sizes.layers)
+        self.ffn = build_feed_forward(sizes.ffn, size, sizes.inner_size, slot)
         self.hidden_size = size
-        self.slot_flops = slot_flops(config.ffn, size, config.inner_size, index, config.vision_layers)
-        self.scale2 = layer_scale(config)
+        self.slot_flops = slot_flops(sizes.ffn, size, sizes.inner_size, index, sizes.layers)
+        self.scale2 = layer_scale(sizes)
 
     def flops(self, tokens: float, positions: int) -> float:
         """Operations on one row of ``positions`` positions, of which ``tokens`` are none of padding, forward.
@@ -239,21 +239,45 @@ class TwicePassed(BlockLayer):
 class UnifiedLayer(TwicePassed):
     """A unified block in the chain, which passes it twice: before and behind the join of rows."""
 
-    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        multiway: bool,
+        patches: Patches,
+        length: int,
+        momentum: MomentumConfig | None = None,
+    ) -> None:
+        """Builds block ``index``.
+
+        Args:
+            index: Which block.
+            sizes: Of the transformer.
+            multiway: Whether attention projections and norms are by modality.
+            patches: What pictures are cut into.
+            length: L.
+            momentum: Of its twin; None builds none.
+        """
+        own = sizes.at_block(index)
         super().__init__(
-            f"unified_{index:02d}", config, lambda config: UnifiedBlock(config, index), index=index, twin=twin
+            f"unified_{index:02d}",
+            lambda still: UnifiedBlock(own.still() if still else own, multiway, index),
+            index=index,
+            recompute=own.recompute,
+            momentum=momentum,
         )
+        self.patches, self.length = patches, length
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of both streams by themselves and of the twins, which see every patch; of a second pass the joined rows."""
         assert isinstance(self.block, UnifiedBlock)
-        length, seen = self.config.text_length, visual_positions(self.config, layout)
+        length, seen = self.length, visual_positions(self.patches, layout)
         tokens = length if tokens is None else tokens
         if number > 0:
             return FORWARD_AND_BACKWARD * num_rows(layout.fused) * self.block.flops(tokens + seen, length + seen)
         visual, text = self.block.flops(seen, seen), self.block.flops(tokens, length)
         images, texts = (encoded_rows(layout, stream) for stream in ("visual", "text"))
-        every = 1 + self.config.time_positions(layout.num_frames) * num_patches(self.config, layout)
+        every = 1 + self.patches.time_positions(layout.num_frames) * num_patches(self.patches, layout)
         online: float = (images.stop - images.start) * visual + (texts.stop - texts.start) * text
         twins = twin_rows(layout, "visual") * self.block.flops(every, every) + twin_rows(layout, "text") * text
         return FORWARD_AND_BACKWARD * online + twins
@@ -285,11 +309,11 @@ class UnifiedLayer(TwicePassed):
 class UnifiedNorm(TwicePassed):
     """The normalisation at the end of the unified encoder, of either pass."""
 
-    def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
-        def build(config: ModelConfig) -> nn.Module:
-            return ByModality(lambda: LayerNorm(config.hidden_size, UNIFIED_EPS), config.multiway)
+    def __init__(self, sizes: Transformer, multiway: bool, momentum: MomentumConfig | None = None) -> None:
+        def build(still: bool) -> nn.Module:
+            return ByModality(lambda: LayerNorm(sizes.hidden_size, sizes.norm_eps), multiway)
 
-        super().__init__("unified_norm", config, build, twin=twin)
+        super().__init__("unified_norm", build, momentum=momentum)
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What belongs to a side that never comes. Of joined rows the text is read, and masked visuals."""

@@ -26,12 +26,12 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import MODALITIES, ModelConfig
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import kept_patches, num_patches
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.relative import RelativePositions
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
 VISUAL_MODALITIES = ("image", "video")
 
@@ -48,23 +48,23 @@ class LayerScale(nn.Module):
         return x * self.weight.to(x.dtype)
 
 
-def layer_scale(config: ModelConfig) -> nn.Module:
+def layer_scale(sizes: Transformer) -> nn.Module:
     """A LayerScale, or the identity where the configuration has none."""
-    if config.layer_scale_init is None:
+    if sizes.layer_scale_init is None:
         return nn.Identity()
-    return LayerScale(config.hidden_size, config.layer_scale_init)
+    return LayerScale(sizes.hidden_size, sizes.layer_scale_init)
 
 
 class TemporalAttention(nn.Module):
     """Attention of each patch over time, with a projection that starts from zero or near it."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, sizes: Transformer, gain: float) -> None:
         super().__init__()
-        self.norm = LayerNorm(config.hidden_size, config.vision.norm_eps)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
-        self.temporal_fc = Linear(config.hidden_size, config.hidden_size, zero=config.temporal_gain == 0)
+        self.norm = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
+        self.temporal_fc = Linear(sizes.hidden_size, sizes.hidden_size, zero=gain == 0)
         with torch.no_grad():
-            self.temporal_fc.weight.mul_(config.temporal_gain)
+            self.temporal_fc.weight.mul_(gain)
 
     def flops(self, times: int, patches: int) -> float:
         """Operations on one clip of ``times`` positions in time and so many patches of a frame, forward."""
@@ -82,22 +82,21 @@ class TemporalAttention(nn.Module):
 class DividedBlock(nn.Module):
     """One transformer block of the visual encoder, without the chain around it."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
         super().__init__()
-        self.recomputes_ffn = config.recompute == "ffn"
-        self.drop_path_rate = drop_path_rates(config.drop_path, config.vision_layers)[index]
-        self.temporal = TemporalAttention(config)
-        self.norm1 = LayerNorm(config.hidden_size, config.vision.norm_eps)
-        self.attention = SelfAttention(config.hidden_size, config.num_heads, config.recompute == "attention")
-        self.scale1 = layer_scale(config)
-        self.norm2 = LayerNorm(config.hidden_size, config.vision.norm_eps)
-        side = config.grid(is_video=False)[0]
-        self.relative = RelativePositions(side, config.num_heads) if config.vision.relative_positions else None
-        activation = config.vision.activation
-        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=config.vision_layers, activation=activation)
-        self.ffn = build_feed_forward(config.ffn, config.hidden_size, config.inner_size, slot)
-        self.slot_flops = slot_flops(config.ffn, config.hidden_size, config.inner_size, index, config.vision_layers)
-        self.scale2 = layer_scale(config)
+        self.recomputes_ffn = sizes.recompute == "ffn"
+        self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
+        self.temporal = TemporalAttention(sizes, patches.temporal_gain)
+        self.norm1 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
+        self.scale1 = layer_scale(sizes)
+        self.norm2 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        side = patches.grid(is_video=False)[0]
+        self.relative = RelativePositions(side, sizes.num_heads) if patches.relative_positions else None
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=sizes.layers, activation=sizes.activation)
+        self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
+        self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
+        self.scale2 = layer_scale(sizes)
 
     def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
         """Operations on one image or clip with ``patches`` patches of a frame, forward; the rest as in ``forward``."""
@@ -152,15 +151,35 @@ class VisualBlock(BlockLayer):
 
     stack = "visual"
 
-    def __init__(self, index: int, config: ModelConfig, *, twin: bool = False) -> None:
-        """Builds block ``index`` of the encoder; the drop path rate rises with it."""
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        patches: Patches,
+        momentum: MomentumConfig | None = None,
+        *,
+        may_shorten: bool = True,
+    ) -> None:
+        """Builds block ``index`` of the encoder; the drop path rate rises with it.
 
-        def build(config: ModelConfig) -> nn.Module:
-            return DividedBlock(config, index)
-
-        super().__init__(f"visual_{index:02d}", config, build, index=index, twin=twin)
-        is_last = index == config.vision_layers - 1
-        self.may_shorten = is_last and not is_routed(config.ffn, index, config.vision_layers)
+        Args:
+            index: Which block.
+            sizes: Of the encoder.
+            patches: What it sees.
+            momentum: Of its twin; None builds none.
+            may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
+        """
+        own = sizes.at_block(index)
+        super().__init__(
+            f"visual_{index:02d}",
+            lambda still: DividedBlock(own.still() if still else own, patches, index),
+            index=index,
+            recompute=own.recompute,
+            momentum=momentum,
+        )
+        self.patches = patches
+        is_last = index == sizes.layers - 1
+        self.may_shorten = may_shorten and is_last and not is_routed(sizes.ffn, index, sizes.layers)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""
@@ -169,8 +188,8 @@ class VisualBlock(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all visual rows, and of the twin, which sees every patch."""
         assert isinstance(self.block, DividedBlock)
-        times, first_only = self.config.time_positions(layout.num_frames), self.may_shorten and layout.class_only
-        kept, every = kept_patches(self.config, layout), num_patches(self.config, layout)
+        times, first_only = self.patches.time_positions(layout.num_frames), self.may_shorten and layout.class_only
+        kept, every = kept_patches(self.patches, layout), num_patches(self.patches, layout)
         row = self.block.flops(times, kept, layout.is_video, first_only)
         twin = self.block.flops(times, every, layout.is_video, first_only)
         return FORWARD_AND_BACKWARD * num_rows(layout.visual) * row + twin_rows(layout, "visual") * twin
@@ -187,7 +206,7 @@ class VisualBlock(BlockLayer):
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
         if not self.acts(state.layout):
             return state
-        times = self.config.time_positions(state.layout.num_frames)
+        times = self.patches.time_positions(state.layout.num_frames)
         inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
         out: FeedForwardOutput = self.run(state["visual"], *inputs)
         state = self.with_routing(state.updated(visual=out.y), out.router_sums)
@@ -201,10 +220,8 @@ class VisualNorm(BlockLayer):
 
     stack = "visual"
 
-    def __init__(self, config: ModelConfig, *, twin: bool = False) -> None:
-        super().__init__(
-            "visual_norm", config, lambda config: LayerNorm(config.hidden_size, config.vision.norm_eps), twin=twin
-        )
+    def __init__(self, sizes: Transformer, momentum: MomentumConfig | None = None) -> None:
+        super().__init__("visual_norm", lambda still: LayerNorm(sizes.hidden_size, sizes.norm_eps), momentum=momentum)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are visual rows."""

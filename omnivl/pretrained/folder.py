@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnivl.architectures import OmniVL
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
-from omnivl.parts.config import ModelConfig
 from omnivl.pretrained.names import Architecture
 
 MODEL_TYPES: Mapping[str, Architecture] = {
@@ -81,11 +81,9 @@ def describe(path: Path, architecture: Architecture) -> Description:
     return Description(architecture, vision, text, mean, std)
 
 
-def unmet_options(said: Description, model: ModelConfig, *, vision: bool, text: bool) -> list[str]:
+def unmet_options(said: Description, model: OmniVL, *, vision: bool, text: bool) -> list[str]:
     """What the model has to be set to before it can compute what the weights were trained for; one line each."""
     wanted: dict[str, tuple[object, object]] = {}
-    if model.architecture == "unified":
-        wanted["architecture"] = (model.architecture, "towers")
     if vision:
         activation = _activation(said.vision, "quick_gelu" if said.architecture == "clip" else "gelu")
         wanted["vision.activation"] = (model.vision.activation, activation)
@@ -109,7 +107,7 @@ def unmet_options(said: Description, model: ModelConfig, *, vision: bool, text: 
     ]
 
 
-def near_misses(said: Description, model: ModelConfig, *, vision: bool, text: bool) -> list[str]:
+def near_misses(said: Description, model: OmniVL, *, vision: bool, text: bool) -> list[str]:
     """What differs a little between the model and what the weights were trained in."""
     found: list[str] = []
     for wanted, part, own, where in (

@@ -17,10 +17,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from omnivl.architectures import Architecture as ModelArchitecture
+from omnivl.architectures import OmniVL
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError
-from omnivl.parts.block import BlockLayer
 from omnivl.pretrained.folder import describe, fold_pixels, near_misses, read_json, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
@@ -50,7 +51,7 @@ class LoadReport:
         differences: What the checkpoint's model computes otherwise than ours.
     """
 
-    architecture: Architecture
+    architecture: Architecture | Literal["its own"]
     matched: tuple[str, ...]
     resized: Mapping[str, str]
     missing: tuple[str, ...]
@@ -69,7 +70,9 @@ class LoadReport:
         ]
 
 
-def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",), *, part: Part = "all") -> LoadReport:
+def load_pretrained(
+    chain: Chain, model: ModelArchitecture, path: Path, stacks: Sequence[Stack] = ("text",), *, part: Part = "all"
+) -> LoadReport:
     """Copies a checkpoint's weights into the chain, before a host shards it; momentum twins follow.
 
     Our pixels are normalised by mean and deviation 0.5; another normalisation, of the folder's processor or usual for
@@ -77,6 +80,7 @@ def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",
 
     Args:
         chain: Where to; changed in place.
+        model: Its configuration.
         path: A folder as ``save_pretrained`` writes it, or one weight file.
         stacks: Which stacks a BERT goes into; decoders lack cross-attention in it, which then stays as it is.
         part: Which part of the chain is filled.
@@ -86,7 +90,14 @@ def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",
             the part, or computes what the chain, as it is configured, does not.
     """
     weights = read_weights(path)
-    architecture = detect(weights)
+    if (own := model.from_foreign(weights, path)) is not None:
+        return _filled(chain, own, path)
+    architecture = detect(weights) if isinstance(model, OmniVL) else None
+    if not isinstance(model, OmniVL):
+        raise ModelError(
+            f"{path}: got weights that architecture {model.kind!r} does not know, first names: "
+            f"{', '.join(sorted(weights)[:5])}; give the checkpoint of one of its classes"
+        )
     if architecture is None:
         raise ModelError(
             f"{path}: neither ViT, TimeSformer, BEiT, BERT, CLIP nor BLIP, first names: "
@@ -94,7 +105,7 @@ def load_pretrained(chain: Chain, path: Path, stacks: Sequence[Stack] = ("text",
         )
     _refuse_text_of_clip(path, architecture, weights, part)
     translated = _of_part(translate(weights, architecture, stacks), part)
-    differences = _check_options(chain, path, architecture, translated)
+    differences = _check_options(model, path, architecture, translated)
     parameters = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
     resized: dict[str, str] = {}
     matched = [name for name in translated.tensors if name in parameters]
@@ -149,18 +160,33 @@ def _of_part(translated: Translation, part: Part) -> Translation:
     )
 
 
-def _check_options(chain: Chain, path: Path, architecture: Architecture, translated: Translation) -> list[str]:
+def _filled(chain: Chain, given: Mapping[str, Tensor], path: Path) -> LoadReport:
+    """Copies tensors that bear the chain's own names."""
+    parameters = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
+    resized: dict[str, str] = {}
+    matched = [name for name in given if name in parameters]
+    for name in matched:
+        fitted = fit(chain, name, given[name], path)
+        if fitted.shape != given[name].shape:
+            resized[name] = f"{list(given[name].shape)} -> {list(fitted.shape)}"
+        with torch.no_grad():
+            parameters[name].copy_(fitted)
+    chain.copy_to_twins()
+    missing = tuple(name for name in parameters if name not in given and not name.startswith("losses."))
+    unexpected = tuple(sorted(given.keys() - parameters.keys()))
+    return LoadReport("its own", tuple(matched), resized, missing, unexpected)
+
+
+def _check_options(model: OmniVL, path: Path, architecture: Architecture, translated: Translation) -> list[str]:
     """Refuses weights that the model would compute something else with; returns what differs a little.
 
     The pixels' normalisation is folded into the translation.
     """
-    embed = chain.get_submodule("embed")
-    assert isinstance(embed, BlockLayer)
     said = describe(path, architecture)
     vision, text = (
         any(name.startswith(f"embed.block.{one}") for name in translated.tensors) for one in ("visual", "text")
     )
-    if unmet := unmet_options(said, embed.config, vision=vision, text=text):
+    if unmet := unmet_options(said, model, vision=vision, text=text):
         raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
     patches = "embed.block.visual.patches"
     if vision and f"{patches}.weight" in translated.tensors and {*said.mean, *said.std} != {0.5}:
@@ -170,7 +196,7 @@ def _check_options(chain: Chain, path: Path, architecture: Architecture, transla
         translated.tensors[f"{patches}.weight"], translated.tensors[f"{patches}.bias"] = folded
         if f"{patches}.bias" in translated.zeros:
             translated.zeros.remove(f"{patches}.bias")
-    return near_misses(said, embed.config, vision=vision, text=text)
+    return near_misses(said, model, vision=vision, text=text)
 
 
 def _part_of(name: str) -> str:

@@ -64,7 +64,7 @@ class CaptionTask(Task):
 
 def write_captions(pictures: PictureSet, encoder: Encoder, num_beams: int) -> list[str]:
     """The caption of every picture, in order, equal on every replica."""
-    search = caption_search(encoder.tokenizer.special, encoder.model.text_length - 1, num_beams)
+    search = caption_search(encoder.tokenizer.special, encoder.model.inputs.text_length - 1, num_beams)
     written = encoder.generate(OBJECTIVE, pictures, search)
     return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
 

@@ -7,10 +7,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
+from omnivl.architectures import Architecture
 from omnivl.chain.demands import EMBEDDINGS
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import DATA_KINDS
-from omnivl.parts.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Provided:
             they trained of the encoders is.
     """
 
-    model: ModelConfig
+    model: Architecture
     objectives: tuple[Objective, ...]
     earlier: tuple[Objective, ...] = ()
 

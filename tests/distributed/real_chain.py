@@ -9,6 +9,7 @@ import torch
 
 from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import Settle, build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
@@ -19,12 +20,12 @@ from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
-from omnivl.parts.config import ModelConfig, Recompute
+from omnivl.parts.sizes import Recompute
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "projection_size": 8},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
     **{"num_frames": 4, "tubelet_size": 2, "text_length": 6, "vocab_size": 40},
@@ -76,7 +77,7 @@ def build_real_chain(
     torch.manual_seed(seed)
     config = replace(CONFIG, recompute=recompute, ffn=FILLINGS[ffn])
     if unified:
-        config = replace(config, architecture="unified", multiway=True)
+        config = replace(Unified.like(config), multiway=True)
     objectives = UNIFIED_OBJECTIVES if unified else OBJECTIVES
     return build_chain(config, objectives, TOKENS, gather=gather, compute_dtype=compute_dtype, settle=settle)
 

@@ -1,5 +1,6 @@
 """Evaluation over replicas, of whole and of sharded chains, equals evaluation on one."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from engine.hosts.pipeline.cut import cut
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import resolve
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
@@ -29,13 +30,11 @@ OBJECTIVES = (UniVLC(), VLM(), LM())
 def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
     """Scores and embeddings of a chain with fresh weights, under some host."""
     tokenizer = load_tokenizer("emoji")
-    model = resolve(
-        "tiny",
-        {
-            **{"hidden_size": 32, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "alignment_layers": 1},
-            **{"generation_layers": 1, "image_size": 32, "projection_size": 16, "text_length": 12},
-            "vocab_size": tokenizer.special.vocab_size,
-        },
+    model = replace(
+        OmniVL.presets["tiny"],
+        **{"hidden_size": 32, "num_heads": 2, "vision_layers": 2, "text_layers": 1, "alignment_layers": 1},
+        **{"generation_layers": 1, "image_size": 32, "projection_size": 16, "text_length": 12},
+        vocab_size=tokenizer.special.vocab_size,
     )
     torch.manual_seed(1)
     parallel = ParallelConfig(host=host, zero_stage=zero_stage, precision="fp32")  # type: ignore[arg-type]

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from engine.processes.collectives import ProcessGroupGather
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather, LocalGather
@@ -27,11 +28,11 @@ from omnivl.objectives import (
     PrepareContext,
     UniVLC,
 )
-from omnivl.parts.config import ModelConfig, MomentumConfig
+from omnivl.parts.sizes import MomentumConfig
 
 TOTAL = 8
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=24, num_reserved=5)
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "projection_size": 8},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
     **{"num_frames": 4, "text_length": 9, "vocab_size": 24, "momentum": MomentumConfig(decay=0.5)},
@@ -67,7 +68,7 @@ def make_batch(kind: DataKind, step: int, rows: slice, objectives: tuple[Objecti
     identity = torch.tensor([0, 1, 2, 0, 3, 4, 5, 4])
     position = torch.arange(TOTAL) + TOTAL * step
     batch = Batch(kind, frames[rows], token_ids[rows], identity[rows], torch.full((TOTAL,), -1)[rows], position[rows])
-    context = PrepareContext(seed=0, source="test", tokens=TOKENS, grid=CONFIG.grid(is_video(kind)), step=step)
+    context = PrepareContext(seed=0, source="test", tokens=TOKENS, grid=CONFIG.inputs.grid(is_video(kind)), step=step)
     prepared = {}
     for objective in objectives:
         if objective.demands(kind, batch.size) is not None:

@@ -10,17 +10,18 @@ import torch
 
 from engine.hosts.plain import PlainHost
 from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
-from omnivl.parts.config import ModelConfig, MomentumConfig
+from omnivl.parts.sizes import MomentumConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=64, num_reserved=5)
 # Head size 16 and 17 to 65 positions: large enough for the fused kernels of a GPU, small enough for a CPU.
-MODEL = ModelConfig(
+MODEL = OmniVL(
     **{"hidden_size": 32, "num_heads": 2, "vision_layers": 2, "text_layers": 2, "projection_size": 16},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 32, "video_size": 32, "patch_size": 8},
     **{"num_frames": 4, "text_length": 12, "vocab_size": 64, "momentum": MomentumConfig(decay=0.5)},
@@ -49,7 +50,7 @@ def batch_of(kind: DataKind, step: int, objectives: Sequence[Objective] = OBJECT
         token_ids[row, 5 + row :] = TOKENS.pad
     identity, position = torch.tensor([0, 1, 2, 0, 3, 4]), torch.arange(SIZE) + SIZE * step
     batch = Batch(kind, frames, token_ids, identity, torch.full((SIZE,), -1), position)
-    context = PrepareContext(0, "test", TOKENS, MODEL.grid(is_video(kind)), step)
+    context = PrepareContext(0, "test", TOKENS, MODEL.inputs.grid(is_video(kind)), step)
     prepared: dict[str, torch.Tensor] = {}
     for objective in objectives:
         if objective.demands(kind, batch.size) is not None:

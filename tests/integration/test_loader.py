@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.chain.preparation import Preparation
 from omnivl.data.batch import Batch
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
@@ -21,11 +22,10 @@ from omnivl.data.prefetch import THREAD_NAME
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
 from omnivl.objectives import MCM, MFM, MLM, MRM, Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
 
-MODEL = ModelConfig(image_size=16, video_size=16, patch_size=4, num_frames=4, text_length=10, vocab_size=40)
+MODEL = OmniVL(image_size=16, video_size=16, patch_size=4, num_frames=4, text_length=10, vocab_size=40)
 WORDS = ["thing", "a", "picture", "of", "red", "blue", "clip", *(f"w{number}" for number in range(20))]
 TOKENIZER = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", *WORDS])
 NUM_STILLS, NUM_CLIPS = 30, 12

@@ -12,15 +12,15 @@ import cv2
 import numpy as np
 import pytest
 
+from omnivl.architectures import OmniVL
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader
 from omnivl.data.tokenizer import WordPieceTokenizer
 from omnivl.errors import DataError
-from omnivl.parts.config import ModelConfig
 
 pytestmark = pytest.mark.integration
 
-MODEL = ModelConfig(image_size=8, video_size=8, patch_size=4, num_frames=2, text_length=6)
+MODEL = OmniVL(image_size=8, video_size=8, patch_size=4, num_frames=2, text_length=6)
 TOKENIZER = WordPieceTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "thing"])
 PNG = cv2.imencode(".png", np.full((8, 8, 3), 90, dtype=np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))[1].tobytes()

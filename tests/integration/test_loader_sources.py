@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.data.batch import DATA_KINDS
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.data.loader import Loader
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.parts.config import ModelConfig
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
 
 pytestmark = pytest.mark.integration
 
-MODEL = ModelConfig(image_size=24, video_size=16, patch_size=8, num_frames=4, text_length=12)
+MODEL = OmniVL(image_size=24, video_size=16, patch_size=8, num_frames=4, text_length=12)
 
 
 def loader(*entries: DataEntryConfig, **options: object) -> Loader:

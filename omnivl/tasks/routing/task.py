@@ -7,9 +7,8 @@ from typing import Annotated, Literal
 
 import torch
 
-from moe.config import SparseConfig
+from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.ranges import Range
-from omnivl.architectures.build import has_routers
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Lack, Need, Provided
 from omnivl.tasks.results import ResultFile, Score, TaskResult
@@ -29,9 +28,9 @@ class Routers(Need):
 
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
-        if has_routers(stage.model):
+        if stage.model.has_routers:
             return None
-        what = f"has no routers in its {stage.model.ffn.kind!r} feed-forward layers"
+        what = f"has no routers in its {stage.model.filling.kind!r} feed-forward layers"
         return Lack(what, "use model.ffn of kind 'limoe' or 'mome_limoe'")
 
 
@@ -63,8 +62,8 @@ class RoutingTask(Task):
 
         pictures = self.pictures(encoder)
         tokens = routed_tokens(encoder, pictures)
-        ffn = encoder.model.ffn
-        assert isinstance(ffn, SparseConfig), "a model with routers has sparse experts"
+        ffn = encoder.model.filling
+        assert isinstance(ffn, LIMoEConfig | MoMELIMoEConfig), "a model with routers has sparse experts"
         num_experts: int = ffn.num_experts
         figures = dict(_FIGURES)
         if not ffn.router.tokens_choose:
@@ -80,7 +79,7 @@ class RoutingTask(Task):
         )
 
         def write_page(path: Path) -> None:
-            page = routing_page(tokens, num_experts, pictures, encoder.model.patch_size, self.name)
+            page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, self.name)
             path.write_text(page, encoding="utf-8")
 
         return TaskResult(scores, files=(ResultFile(PAGE, write_page), ResultFile(TABLE, partial(write_table, tokens))))

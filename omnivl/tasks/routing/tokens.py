@@ -70,8 +70,8 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
             parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, indices, token_ids, one))]
     if not parts:
         raise UserError(
-            f"model.ffn: got kind {encoder.model.ffn.kind!r}, whose layers choose no experts by the token; allowed are "
-            "'limoe' and 'mome_limoe'; name a run that was trained with one of them"
+            f"model.ffn: got kind {encoder.model.filling.kind!r}, whose layers choose no experts by the token; allowed "
+            "are 'limoe' and 'mome_limoe'; name a run that was trained with one of them"
         )
     table = pd.concat(parts, ignore_index=True)
     for name in ("layer", "modality", "label", "word"):
@@ -107,9 +107,9 @@ def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
 
 
 def _patches(encoder: Encoder, pictures: PictureSet, indices: range, frames: Tensor) -> Places:
-    patch = encoder.model.patch_size
+    patch = encoder.model.inputs.patch_size
     rows, columns = frames.shape[-2] // patch, frames.shape[-1] // patch
-    times = encoder.model.time_positions(frames.shape[1])
+    times = encoder.model.inputs.time_positions(frames.shape[1])
     position = np.arange(1 + times * rows * columns)
     place, within = np.divmod(position - 1, rows * columns)
     spots = {

@@ -9,12 +9,12 @@ import torch
 from benchmarks import step_flops
 from benchmarks.record import Options
 from benchmarks.step_flops import Case, cases_of, make_batch, training_step
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 
 CPU = torch.device("cpu")
 OPTIONS = Options(CPU, threads=1, quick=True, out=Path("unused"))
 SMALL = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     **{"hidden_size": 32, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "alignment_layers": 1},
     **{"generation_layers": 1, "image_size": 16, "video_size": 16, "num_frames": 4, "projection_size": 16},
 )

@@ -15,8 +15,8 @@ from pydantic import ConfigDict, TypeAdapter
 from rich.console import Console
 
 from engine.report import score_table
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError, UserError
@@ -28,7 +28,7 @@ from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
 MODEL = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "alignment_layers": 1},
     **{"generation_layers": 1, "image_size": 16, "text_length": 12, "vocab_size": TOKENIZER.special.vocab_size},
 )

@@ -6,7 +6,7 @@ import pytest
 
 from engine.errors import PlanError
 from engine.plan.parse import load_plan, parse_plan
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.objectives import MLM, UniVLC
 
 # Line by line, so that a test can say which line it expects.
@@ -47,7 +47,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
     assert stage.objectives == (UniVLC(),)
     assert stage.optimizer.lr == 1e-3
     assert stage.model == plan.model
-    assert plan.model.hidden_size == PRESETS["tiny"].hidden_size
+    assert plan.model.hidden_size == OmniVL.presets["tiny"].hidden_size
     assert plan.model.vocab_size == 100
     assert stage.parallel.host == "plain"
     assert stage.batch.micro_batch_size_per_gpu == 4
@@ -80,7 +80,13 @@ def test_a_right_plan_is_typed_and_complete() -> None:
                 "p.yaml:2: model.ffn.kind: got 'dens'; allowed 'dense', 'mome', 'limoe', 'mome_limoe', 'attribute'; did you mean 'dense'?"
             ],
         ),
-        ({"model": "model: 3"}, ["p.yaml:2: model: got 3; allowed a mapping; change it to a mapping"]),
+        (
+            {"model": "model: 3"},
+            [
+                "p.yaml:2: model: got 3; allowed a mapping with kind 'omnivl' or 'unified'; change it to a mapping with kind "
+                "'omnivl' or 'unified'"
+            ],
+        ),
         (
             {"parallel": "parallel: {host: zero, zero_stage: 4}"},
             ["p.yaml:3: parallel.zero_stage: got 4; allowed 0, 1, 2 or 3; change it to 0, 1, 2 or 3"],
@@ -282,7 +288,7 @@ def test_stages_override_shared_sections_field_by_field() -> None:
     )
     plan = parse_plan(text)
     (stage,) = plan.stages
-    assert (stage.model.num_frames, plan.model.num_frames) == (4, PRESETS["tiny"].num_frames)
+    assert (stage.model.num_frames, plan.model.num_frames) == (4, OmniVL.presets["tiny"].num_frames)
     assert stage.model.momentum is None
     assert plan.model.momentum is not None
     assert plan.model.momentum.decay == 0.9
@@ -323,7 +329,11 @@ def test_a_model_file_stands_for_a_preset(tmp_path: Path) -> None:
     (tmp_path / "model.yaml").write_text("preset: small\nnum_frames: 4\nmomentum: {decay: 0.9}\n", encoding="utf-8")
     model = f"model: {{preset: {tmp_path / 'model.yaml'}, vocab_size: 100, momentum: {{decay: 0.8}}}}"
     resolved = parse_plan(plan_text(model=model)).model
-    assert (resolved.hidden_size, resolved.num_frames, resolved.vocab_size) == (PRESETS["small"].hidden_size, 4, 100)
+    assert (resolved.hidden_size, resolved.num_frames, resolved.vocab_size) == (
+        OmniVL.presets["small"].hidden_size,
+        4,
+        100,
+    )
     assert resolved.momentum is not None
     assert resolved.momentum.decay == 0.8, "the plan's own fields win"
 
@@ -333,7 +343,7 @@ def test_mistakes_in_a_model_file_are_told_at_its_lines(tmp_path: Path) -> None:
     file.write_text("preset: small\nnum_frames: x\nnum_headz: 3\n", encoding="utf-8")
     found = problems(plan_text(model=f"model: {{preset: {file}, vocab_size: 100}}"))
     assert found[0] == f"{file}:2: model.num_frames: got 'x'; allowed an integer; change it to an integer"
-    assert found[1].startswith(f"{file}:3: model.num_headz: got an unknown key; allowed hidden_size, ")
+    assert found[1].startswith(f"{file}:3: model.num_headz: got an unknown key; allowed kind, momentum, hidden_size, ")
     assert found[1].endswith("; did you mean 'num_heads'?")
     assert len(found) == 2
 

@@ -143,7 +143,7 @@ STAGE_CASES = {
     ),
     "objectives_have_streams": (
         {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
-        "p:7: stages.0.objectives.1.kind: got 'lm', which asks for the stream 'generation'; allowed objectives on the streams of architecture 'unified': visual, text, embedding, fused, fused_visual; take it out or change model.architecture",
+        "p:7: stages.0.objectives.1.kind: got 'lm', which asks for the stream 'generation'; allowed objectives on the streams of architecture 'unified': visual, text, embedding, fused, fused_visual; take it out or change model.kind",
     ),
     "captions_do_not_look_ahead": (
         {
@@ -166,7 +166,7 @@ STAGE_CASES = {
     ),
     "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
-        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'towers': visual, text, embedding, fused, generation; take it out or change model.architecture",
+        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation; take it out or change model.kind",
     ),
     "clips_have_frames_to_mask": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
@@ -198,7 +198,7 @@ STAGE_CASES = {
     ),
     "pipeline_can_be_cut: unified": (
         {"parallel": "{host: pipeline}", "model": "{architecture: unified}"},
-        "p:7: stages.0.parallel.host: got 'pipeline' with model.architecture 'unified', whose blocks are passed twice; allowed 'plain', 'zero'; use host 'zero', or model.architecture 'towers'",
+        "p:7: stages.0.parallel.host: got 'pipeline' with model.kind 'unified', whose blocks are passed twice; allowed 'plain', 'zero'; use host 'zero', or model.kind 'omnivl'",
     ),
     "pipeline_can_be_cut: too fine": (
         {"parallel": "{host: pipeline, pipeline_stages: 40}"},

@@ -11,13 +11,13 @@ from engine.errors import CheckpointError
 from engine.run.handover import hand_over
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.routers import TokenChoice
+from omnivl.architectures import OmniVL, Unified, VisionConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MLM, MRM, UniVLC
-from omnivl.parts.config import ModelConfig, VisionConfig
 
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     hidden_size=8,
     num_heads=2,
     vision_layers=1,
@@ -41,9 +41,10 @@ QUEUE = "losses.heads.univlc.queue.visual"
 STILL = TokenChoice(renormalise=True).without_noise()
 
 
-def chain(seed: int, *objectives: object, **fields: object) -> Chain:
+def chain(seed: int, *objectives: object, unified: bool = False, **fields: object) -> Chain:
     torch.manual_seed(seed)
-    return build_chain(replace(CONFIG, **fields), objectives or (MLM(), UniVLC()), TOKENS)  # type: ignore[arg-type]
+    config = replace(Unified.like(CONFIG) if unified else CONFIG, **fields)  # type: ignore[type-var]
+    return build_chain(config, objectives or (MLM(), UniVLC()), TOKENS)  # type: ignore[arg-type]
 
 
 def weights(of: Chain) -> dict[str, Tensor]:
@@ -187,7 +188,7 @@ def test_a_dense_stage_hands_over_to_one_with_experts_without_a_break(ffn: FeedF
 
 
 def test_experts_may_stand_in_other_blocks_than_before() -> None:
-    depth = {"vision_layers": 2, "architecture": "unified"}
+    depth = {"depth": 2, "unified": True}
     below = chain(0, ffn=LIMoEConfig(num_experts=3, blocks=(0,)), **depth)
     above = chain(1, ffn=LIMoEConfig(num_experts=3, blocks=(-1,)), **depth)
     report = hand_over(above, weights(below), "spatial")
@@ -232,14 +233,14 @@ def test_noise_on_copied_experts_is_the_same_in_every_process_and_in_twins() -> 
     ids=["attributes", "multiway"],
 )
 def test_plain_projections_hand_over_to_those_by_kind_without_a_break(fields: dict[str, object]) -> None:
-    plain, parted = chain(0, architecture="unified"), chain(1, architecture="unified", **fields)
+    plain, parted = chain(0, unified=True), chain(1, unified=True, **fields)
     report = hand_over(parted, weights(plain), "spatial")
     assert report.dropped == ()
     assert {name.split(".")[-2] for name in report.created} == ({"embed", "norm", "gate"} if "ffn" in fields else set())
     frames, token_ids = torch.randint(0, 256, (3, 1, 3, 8, 8), dtype=torch.uint8), torch.randint(5, 20, (3, 4))
     torch.testing.assert_close(parted.encode_visual(frames), plain.encode_visual(frames))
     torch.testing.assert_close(parted.encode_text(token_ids), plain.encode_text(token_ids))
-    back = chain(2, architecture="unified")
+    back = chain(2, unified=True)
     assert hand_over(back, weights(parted), "joint").dropped == ()
     torch.testing.assert_close(back.encode_text(token_ids), plain.encode_text(token_ids))
 

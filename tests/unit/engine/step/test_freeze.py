@@ -2,12 +2,12 @@ import pytest
 from torch import nn
 
 from engine.step.freeze import freeze, freeze_idle
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.objectives import UniVLC
-from omnivl.parts.config import ModelConfig
 
 
 def chain() -> nn.Module:
@@ -48,7 +48,7 @@ def test_pattern_that_names_nothing() -> None:
 
 def test_what_a_stage_has_no_use_for_rests() -> None:
     sizes = {"hidden_size": 8, "num_heads": 1, "vision_layers": 2, "text_layers": 1, "patch_size": 4, "vocab_size": 9}
-    config = ModelConfig(**sizes, alignment_layers=2, generation_layers=1, image_size=8, video_size=8, num_frames=2)
+    config = OmniVL(**sizes, alignment_layers=2, generation_layers=1, image_size=8, video_size=8, num_frames=2)
     chain = build_chain(config, [UniVLC()], SpecialTokens(0, 1, 2, 3, 4, vocab_size=9, num_reserved=5))
     decoders = sum(p.numel() for name, p in chain.named_parameters() if name.startswith(("alignment", "generation")))
     stills = plan_layout([UniVLC()], "image_text", 4, 1)

@@ -10,14 +10,13 @@ import torch
 from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
 from moe.config import AttributeConfig
 from moe.experts.bank import ExpertBank
+from omnivl.architectures import OmniVL, Unified, VisionConfig
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
-from omnivl.parts.config import VisionConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
 
@@ -81,10 +80,8 @@ def test_tables_and_biases_of_real_chains_do_not_decay(ffn: str, unified: bool) 
 
 def test_relative_positions_and_banks_of_projections_do_not_decay() -> None:
     chains = {
-        "relative.bias": replace(PRESETS["tiny"], vision=VisionConfig(relative_positions=True)),
-        "qkv.shared.experts.bias": replace(
-            PRESETS["tiny"], architecture="unified", ffn=AttributeConfig(num_experts=2, attention=True)
-        ),
+        "relative.bias": replace(OmniVL.presets["tiny"], vision=VisionConfig(relative_positions=True)),
+        "qkv.shared.experts.bias": replace(Unified.presets["tiny"], ffn=AttributeConfig(num_experts=2, attention=True)),
     }
     for ending, config in chains.items():
         with torch.device("meta"):
@@ -106,7 +103,7 @@ def test_every_trainable_parameter_is_in_one_group_and_twins_in_none() -> None:
 
 
 def test_layer_decay_counts_from_the_top_of_each_stack() -> None:
-    config = replace(PRESETS["tiny"], vision_layers=3, text_layers=1, alignment_layers=0, generation_layers=0)
+    config = replace(OmniVL.presets["tiny"], vision_layers=3, text_layers=1, alignment_layers=0, generation_layers=0)
     with torch.device("meta"):
         chain = build_chain(config, (), TOKENS)
     assert layer_scales(chain, 0.5) == {

@@ -4,6 +4,7 @@ import torch
 
 from engine.telemetry.peak import Peak
 from engine.telemetry.throughput import Throughput
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.flops import chain_flops
@@ -11,9 +12,8 @@ from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
-MODEL = ModelConfig(
+MODEL = OmniVL(
     hidden_size=8,
     num_heads=2,
     image_size=8,

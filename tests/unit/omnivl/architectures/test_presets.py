@@ -1,31 +1,33 @@
 """Presets, overrides and their errors."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
+from omnivl.architectures import OmniVL, Unified, VisionConfig
+from omnivl.architectures.base import check
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS, check_config, resolve
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
-from omnivl.parts.config import ModelConfig, VisionConfig
 
 
 def test_every_preset_fits_together():
-    for config in PRESETS.values():
-        check_config(config)
+    for config in OmniVL.presets.values():
+        check(config)
 
 
 def test_base_takes_both_kinds_of_clips():
-    assert resolve("base") == ModelConfig()
-    assert resolve("base", {"video_size": 224, "num_frames": 8}).grid(is_video=True) == (14, 14)
-    assert resolve("base").grid(is_video=True) == (7, 7)
+    assert OmniVL.presets["base"] == OmniVL()
+    assert replace(OmniVL(), video_size=224, num_frames=8).inputs.grid(is_video=True) == (14, 14)
+    assert OmniVL.presets["base"].inputs.grid(is_video=True) == (7, 7)
 
 
 def test_base_has_the_sizes_of_vit_b_and_bert_base():
     with torch.device("meta"):
-        chain = build_chain(PRESETS["base"], (), SpecialTokens(0, 1, 2, 3, 4, vocab_size=100, num_reserved=5))
+        chain = build_chain(OmniVL.presets["base"], (), SpecialTokens(0, 1, 2, 3, 4, vocab_size=100, num_reserved=5))
     visual, text = (
         sum(p.numel() for layer in chain.layers if layer.stack == stack for p in layer.parameters())
         for stack in ("visual", "text")
@@ -37,25 +39,12 @@ def test_base_has_the_sizes_of_vit_b_and_bert_base():
 
 
 def test_giant_has_its_inner_size_exactly():
-    assert resolve("giant").inner_size == 6144
-
-
-def test_unknown_preset():
-    with pytest.raises(ModelError) as error:
-        resolve("bas")
-    assert str(error.value) == (
-        "model.preset: 'bas' is not known; allowed: tiny, small, base, large, giant; did you mean 'base'?"
-    )
-
-
-def test_unknown_field():
-    with pytest.raises(ModelError, match="did you mean 'num_heads'"):
-        resolve("base", {"num_head": 3})
+    assert OmniVL.presets["giant"].inner_size == 6144
 
 
 def test_all_misfits_at_once():
     with pytest.raises(ModelError) as error:
-        resolve("tiny", {"num_heads": 5, "image_size": 65, "num_frames": 7, "tubelet_size": 2})
+        check(replace(OmniVL.presets["tiny"], num_heads=5, image_size=65, num_frames=7, tubelet_size=2))
     assert str(error.value).splitlines() == [
         "model.hidden_size: got 192; allowed a multiple of num_heads 5; change either",
         "model.image_size: got 65; allowed a multiple of patch_size 8; change either",
@@ -66,7 +55,7 @@ def test_all_misfits_at_once():
 def test_modalities_that_the_model_does_not_know_are_named():
     router = TokenChoice(losses=NoisyRouterLossConfig(local_entropy={"txt": 1.0}, min_experts={"image": 2}))
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(ffn=MoMELIMoEConfig(pools={"images": 1, "text": 1}, common_experts=0, router=router)))
+        check(OmniVL(ffn=MoMELIMoEConfig(pools={"images": 1, "text": 1}, common_experts=0, router=router)))
     assert str(caught.value).splitlines() == [
         "model.ffn.pools: got 'images'; allowed 'image', 'video', 'text'; did you mean 'image'?",
         "model.ffn.router.losses.local_entropy: got 'txt'; allowed 'image', 'video', 'text'; did you mean 'text'?",
@@ -76,37 +65,37 @@ def test_modalities_that_the_model_does_not_know_are_named():
         "give it a pool or raise common_experts",
     ]
     with pytest.raises(ModelError, match=r"model.ffn.shared.vision: got 'film'; allowed 'image', 'video', 'text'"):
-        check_config(ModelConfig(ffn=MoMEConfig(shared={"vision": ("image", "film")})))
+        check(OmniVL(ffn=MoMEConfig(shared={"vision": ("image", "film")})))
 
 
 @pytest.mark.parametrize("kind", [LIMoEConfig, AttributeConfig])
 def test_experts_stand_in_blocks_that_are_there(kind):
-    check_config(ModelConfig(ffn=kind(blocks=(0, -1))))
+    check(OmniVL(ffn=kind(blocks=(0, -1))))
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(text_layers=6, ffn=kind(blocks=(3, 6, -7))))
+        check(OmniVL(text_layers=6, ffn=kind(blocks=(3, 6, -7))))
     assert str(caught.value).splitlines() == [
         "model.ffn.blocks: got 6; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
         "model.ffn.blocks: got -7; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
     ]
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(architecture="unified", text_layers=1, ffn=kind(blocks=(11, 2, -1))))
+        check(Unified(ffn=kind(blocks=(11, 2, -1))))
     assert str(caught.value) == (
-        "model.ffn.blocks: got [11, 2, -1] with 12 vision_layers; allowed each block once; take out those that are "
+        "model.ffn.blocks: got [11, 2, -1] with 12 depth; allowed each block once; take out those that are "
         "named from both ends"
     )
 
 
 def test_experts_of_attention_stand_in_the_unified_transformer_alone():
     ffn = AttributeConfig(attention=True)
-    check_config(ModelConfig(architecture="unified", ffn=ffn))
+    check(Unified(ffn=ffn))
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(ffn=ffn))
+        check(OmniVL(ffn=ffn))
     assert str(caught.value) == (
-        "model.ffn.attention: got true in towers; allowed false in towers; set it to false, or model.architecture to "
-        "unified"
+        "model.ffn.attention: got true in architecture 'omnivl'; allowed false there; set it to false, or model.kind "
+        "to unified"
     )
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(architecture="unified", multiway=True, ffn=ffn))
+        check(Unified(multiway=True, ffn=ffn))
     assert str(caught.value) == (
         "model.ffn.attention: got true beside multiway; allowed one of the two; set one of the two to false"
     )
@@ -115,21 +104,15 @@ def test_experts_of_attention_stand_in_the_unified_transformer_alone():
 def test_details_of_the_visual_encoder_fit_what_stands_beside_them():
     vision = VisionConfig(activation="quick_gelu", relative_positions=True)
     with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(vision=vision, patch_dropout=0.5, ffn=LIMoEConfig()))
+        check(OmniVL(vision=vision, patch_dropout=0.5, ffn=LIMoEConfig()))
     assert str(caught.value).splitlines() == [
         "model.vision.activation: got 'quick_gelu' with ffn kind 'limoe'; allowed 'gelu' where there are sparse or "
         "attribute experts; set it to 'gelu', or model.ffn.kind to 'dense' or 'mome'",
         "model.vision.relative_positions: got true with patch_dropout 0.5; allowed false, or true with patch_dropout "
         "0; change either",
     ]
-    with pytest.raises(ModelError) as caught:
-        check_config(ModelConfig(vision=VisionConfig(norm_embeddings=True), architecture="unified"))
-    assert str(caught.value) == (
-        "model.vision.norm_embeddings: got True in unified; allowed False in unified; leave it out, or set "
-        "model.architecture to towers"
-    )
 
 
 def test_time_positions():
-    assert ModelConfig(tubelet_size=2).time_positions(8) == 4
-    assert ModelConfig(tubelet_size=2).time_positions(1) == 1
+    assert OmniVL(tubelet_size=2).inputs.time_positions(8) == 4
+    assert OmniVL(tubelet_size=2).inputs.time_positions(1) == 1

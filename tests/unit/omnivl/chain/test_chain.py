@@ -10,6 +10,7 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from moe.config import LIMoEConfig
 from moe.routers import ExpertChoice, NoisyRouterLossConfig, TokenChoice
 from moe.routers.sums import RouterSums
+from omnivl.architectures import Unified
 from omnivl.architectures.build import build_chain, outline
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.names import stack_of
@@ -18,7 +19,7 @@ from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
 from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, VLM, UniVLC
-from omnivl.parts.config import MomentumConfig
+from omnivl.parts.sizes import MomentumConfig
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
 
@@ -214,7 +215,7 @@ def test_layers_have_their_names_in_order():
     ]
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, architecture="unified")])
+@pytest.mark.parametrize("config", [CONFIG, Unified.like(CONFIG)])
 def test_the_outline_has_the_layers_and_draws_nothing(config):
     objectives = (UniVLC(queue_size=4), VLM())
     chain, random = build_chain(config, objectives, TOKENS), torch.get_rng_state()
@@ -301,14 +302,14 @@ def test_norms_stand_where_the_configuration_says(text_norm):
     """By hand for a block whose branches give nothing: post-norm normalises the stream, pre-norm leaves it alone."""
     from omnivl.parts.bert import BertBlock
 
-    block = BertBlock(replace(CONFIG, text_norm=text_norm), depth=1)
+    block = BertBlock(replace(replace(CONFIG, text_norm=text_norm).stacks["text"], layers=1))
     for parameter in (block.attention.out.weight, block.ffn.fc2.weight):
         parameter.data.zero_()
     x = torch.randn(2, 5, CONFIG.hidden_size) * 3 + 1
     out = block(x, torch.ones(2, 5, dtype=torch.bool)).y
     normalised = (x - x.mean(-1, keepdim=True)) / x.std(-1, keepdim=True, unbiased=False)
     torch.testing.assert_close(out, normalised, rtol=1e-4, atol=1e-4)
-    inner = BertBlock(replace(CONFIG, text_norm=text_norm))
+    inner = BertBlock(replace(replace(CONFIG, text_norm=text_norm).stacks["text"], layers=2))
     for parameter in (inner.attention.out.weight, inner.ffn.fc2.weight):
         parameter.data.zero_()
     expected = x if text_norm == "pre" else normalised

@@ -7,8 +7,8 @@ import torch
 
 from moe.config import AttributeConfig, DenseConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import TokenChoice
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
@@ -46,7 +46,7 @@ def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch
 
     from omnivl.chain.state import State
 
-    config = replace(PRESETS["tiny"], architecture="unified", vocab_size=100, projection_size=1)
+    config = replace(Unified.presets["tiny"], vocab_size=100, projection_size=1)
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)
     chain = build_chain(config, objectives, TOKENS)
     frames = 8 if kind == "video_text" else 1
@@ -63,7 +63,7 @@ def test_step_flops_of_the_unified_transformer_are_what_torch_counts(monkeypatch
 
 def test_step_flops_of_one_image_by_hand():
     config = replace(
-        PRESETS["tiny"], hidden_size=4, mlp_ratio=2.0, num_heads=1, vision_layers=1, image_size=16, patch_size=8
+        OmniVL.presets["tiny"], hidden_size=4, mlp_ratio=2.0, num_heads=1, vision_layers=1, image_size=16, patch_size=8
     )
     layout = StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3)})
     # 4 patches and the class token: 5 positions of width 4, inner size 8.
@@ -78,7 +78,7 @@ def test_step_flops_counts_what_torch_counts(monkeypatch, ffn):
 
     from omnivl.chain.state import State
 
-    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1, ffn=ffn)
+    config = replace(OmniVL.presets["tiny"], vocab_size=100, projection_size=1, ffn=ffn)
     objectives = (UniVLC(),)
     # torch counts products, but not its fused attention on the CPU.
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)
@@ -108,7 +108,7 @@ def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, ob
     from omnivl.objectives import PrepareContext
 
     # 64 patches of an image or frame, of which 64 * 0.7 = 44.8, so 45, are kept.
-    config = replace(PRESETS["tiny"], vocab_size=100, projection_size=1, patch_dropout=0.3)
+    config = replace(OmniVL.presets["tiny"], vocab_size=100, projection_size=1, patch_dropout=0.3)
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)
     chain = build_chain(config, objectives, TOKENS).train()
     frames, own = 8 if kind == "video_text" else 1, torch.arange(2)
@@ -128,7 +128,7 @@ def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, ob
 
 
 def test_masked_passes_and_inference_keep_all_patches():
-    whole, dropping = PRESETS["tiny"], replace(PRESETS["tiny"], patch_dropout=0.5)
+    whole, dropping = OmniVL.presets["tiny"], replace(OmniVL.presets["tiny"], patch_dropout=0.5)
     for layout in (
         StepLayout("image_text", 3, 1, visual={"clean": slice(0, 3), "mrm": slice(3, 6)}),
         StepLayout("image_text", 3, 1, mode="encode", visual={"clean": slice(0, 3)}),
@@ -139,7 +139,7 @@ def test_masked_passes_and_inference_keep_all_patches():
 
 
 def test_passes_of_a_layer_add_up_to_the_step():
-    config = replace(PRESETS["tiny"], architecture="unified", vocab_size=100)
+    config = replace(Unified.presets["tiny"], vocab_size=100)
     objectives = (UniVLC(), VLM())
     with torch.device("meta"):
         chain = build_chain(config, objectives, TOKENS)
@@ -149,11 +149,11 @@ def test_passes_of_a_layer_add_up_to_the_step():
     assert (block.flops(apart, None, 0), block.flops(apart, None, 1)) == (first, 0.0)
     # Joined rows are three for a pair, each as long as both sides together.
     assert second > 3 * first
-    assert chain_flops(chain, joined) - chain_flops(chain, apart) == config.vision_layers * second
+    assert chain_flops(chain, joined) - chain_flops(chain, apart) == config.depth * second
 
 
 def test_twins_count_forward_only():
-    config = replace(PRESETS["tiny"], vocab_size=100)
+    config = replace(OmniVL.presets["tiny"], vocab_size=100)
     still, moving = (UniVLC(),), (UniVLC(queue_size=8),)
     alone, both = (plan_layout(objectives, "image_text", 2, 1) for objectives in (still, moving))
     online = step_flops(config, alone, still)
@@ -165,14 +165,14 @@ def test_twins_count_forward_only():
 
 
 def test_the_vocabulary_head_counts_on_hidden_words():
-    config = replace(PRESETS["tiny"], hidden_size=8, num_heads=1, vocab_size=100, text_length=10)
+    config = replace(OmniVL.presets["tiny"], hidden_size=8, num_heads=1, vocab_size=100, text_length=10)
     for objectives, unified, words in (
         ((MLM(grounded=False, probability=0.2),), False, 0.2),
         ((MDM(text_probability=0.1, pair_text_probability=0.4),), True, 0.1 + 0.4),
         ((MRM(),), False, 0.0),
     ):
         with torch.device("meta"):
-            chain = build_chain(replace(config, architecture="unified" if unified else "towers"), objectives, TOKENS)
+            chain = build_chain(Unified.like(config) if unified else config, objectives, TOKENS)
         layout = plan_layout(objectives, "image_text", 3, 1)
         one = 2 * 8 * (8 + 100)
         assert chain.losses.flops(layout, 5.0) == pytest.approx(FORWARD_AND_BACKWARD * 3 * 5 * words * one)
@@ -181,7 +181,7 @@ def test_the_vocabulary_head_counts_on_hidden_words():
 
 def test_operations_do_not_depend_on_what_is_left_here_of_parameters():
     objectives = (UniVLC(queue_size=8), VLM(), MLM(), LM())
-    config = replace(PRESETS["tiny"], vocab_size=100, ffn=FILLINGS["limoe everywhere"])
+    config = replace(OmniVL.presets["tiny"], vocab_size=100, ffn=FILLINGS["limoe everywhere"])
     with torch.device("meta"):
         chain = build_chain(config, objectives, TOKENS)
     layout = plan_layout(objectives, "video_text", 2, 8)

@@ -11,13 +11,13 @@ from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
+from omnivl.architectures import Unified, VisionConfig
 from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, VLM, UniVLC
-from omnivl.parts.config import VisionConfig
 from omnivl.pretrained.load import read_exported
 
 TOWERS = (UniVLC(queue_size=16, temperature=0.1), MLM(), VLM(), LM(), *EVERYTHING[1:4])
@@ -83,12 +83,12 @@ def test_towers_give_what_the_chain_gives(tmp_path, filling):
 @pytest.mark.parametrize("multiway", [False, True])
 @pytest.mark.parametrize("filling", FILLINGS)
 def test_the_unified_transformer_gives_what_the_chain_gives(tmp_path, filling, multiway):
-    config = replace(CONFIG, architecture="unified", multiway=multiway, ffn=FILLINGS[filling], layer_scale_init=0.1)
+    config = replace(Unified.like(CONFIG), multiway=multiway, ffn=FILLINGS[filling], layer_scale_init=0.1)
     check_equal(*exported(tmp_path, config, UNIFIED), writes=False)
 
 
 def test_attention_experts_and_options_of_the_towers(tmp_path):
-    config = replace(CONFIG, architecture="unified", ffn=AttributeConfig(num_experts=3, every=1, attention=True))
+    config = replace(Unified.like(CONFIG), ffn=AttributeConfig(num_experts=3, every=1, attention=True))
     check_equal(*exported(tmp_path / "unified", config, UNIFIED), writes=False)
     config = replace(CONFIG, text_norm="post", layer_scale_init=0.1, tubelet_size=2, temporal_gain=0.5)
     check_equal(*exported(tmp_path / "towers", config, TOWERS), writes=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
@@ -18,7 +18,7 @@ from omnivl.objectives import LM
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
 CONFIG = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     hidden_size=16,
     num_heads=2,
     vision_layers=1,

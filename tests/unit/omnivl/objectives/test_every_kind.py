@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation
@@ -15,12 +16,11 @@ from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import LM, MCM, MFM, MLM, MRM, VLM, Objective, UniVLC
-from omnivl.parts.config import ModelConfig
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "projection_size": 8},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
     **{"num_frames": 4, "tubelet_size": 2, "text_length": 6, "vocab_size": 40},

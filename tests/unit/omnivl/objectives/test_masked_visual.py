@@ -12,7 +12,7 @@ from omnivl.errors import UserError
 from omnivl.objectives import MCM, MFM, MRM
 from omnivl.objectives.masked_visual import PatchHead, feature_distance, feature_targets, patchify, pixel_targets
 
-SIZES = HeadSizes({"visual": 4}, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2)
+SIZES = HeadSizes({"visual": 4}, text_length=4, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2)
 
 
 def identity_head(outputs: int, tubelet_size: int = 1) -> PatchHead:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from moe.config import MoMEConfig
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
@@ -15,12 +16,11 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError, UserError
 from omnivl.objectives import MDM, MLM, MRM, VLM, PrepareContext, UniVLC
 from omnivl.objectives.masked_visual import pixel_targets
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.unified import Part, Stream
 
 SPECIAL = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
-CONFIG = ModelConfig(
-    **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "projection_size": 8, "architecture": "unified"},
+CONFIG = Unified(
+    **{"hidden_size": 16, "num_heads": 2, "depth": 2, "projection_size": 8},
     **{"image_size": 16, "video_size": 16, "patch_size": 4, "num_frames": 2, "text_length": 8, "vocab_size": 40},
     multiway=True,
     ffn=MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=1),
@@ -191,7 +191,7 @@ def test_idle_parameters_are_those_without_a_gradient(objectives, kinds) -> None
 
 def test_it_is_refused_with_towers() -> None:
     with pytest.raises(ModelError, match="objective 'mdm' asks for the stream 'fused_visual'; architecture"):
-        build_chain(replace(CONFIG, architecture="towers", multiway=False), (MDM(),), SPECIAL)
+        build_chain(replace(OmniVL.presets["tiny"], vocab_size=40), (MDM(),), SPECIAL)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from encoded import CONFIG, SIZES, B, encoded, perturb
+from encoded import MOMENTUM, SIZES, B, encoded, perturb
 from torch import Tensor
 
 from omnivl.chain.gather import LocalGather
@@ -215,7 +215,7 @@ def test_twins_are_demanded_where_they_are_read(objective: UniVLC, uses: bool) -
 
 def contrasted(objective: UniVLC, state: State, layer: Project | None = None, head: UniVLCHead | None = None):
     """The loss of a state as the encoders leave it, and the state behind the projections."""
-    layer = Project(CONFIG, [objective]) if layer is None else layer
+    layer = Project(SIZES, [objective], MOMENTUM) if layer is None else layer
     out = layer(state)
     return objective.loss(out, Heads(head), LocalGather()), out
 
@@ -239,7 +239,7 @@ def test_univlc_without_twins_is_the_symmetric_cross_entropy() -> None:
 def test_momentum_keys_carry_no_gradient_and_online_ones_do() -> None:
     for batch_keys in ("momentum", "online"):
         objective = UniVLC(batch_keys=batch_keys)
-        layer = Project(CONFIG, [objective])
+        layer = Project(SIZES, [objective], MOMENTUM)
         perturb(layer)
         made, out = contrasted(objective, encoded([objective]), layer)
         prefix = "momentum_" if batch_keys == "momentum" else ""
@@ -259,7 +259,7 @@ def test_momentum_keys_carry_no_gradient_and_online_ones_do() -> None:
 def test_queue_takes_keys_once_per_optimizer_step() -> None:
     """Two micro-batches of one step: nothing moves before the step, both are there after it, oldest first."""
     objective = UniVLC(queue_size=8)
-    layer, head = Project(CONFIG, [objective]), head_of(objective)
+    layer, head = Project(SIZES, [objective], MOMENTUM), head_of(objective)
     contrasted(objective, encoded([objective], identity=(1, 2, 3)), layer, head)
     contrasted(objective, encoded([objective], "video_label", (4, 5, 6)), layer, head)
     assert not head.queue.valid.any()
@@ -274,7 +274,7 @@ def test_queue_takes_keys_once_per_optimizer_step() -> None:
 
 def test_queue_holds_momentum_features_and_gives_positives() -> None:
     objective = UniVLC(queue_size=4)
-    layer, head = Project(CONFIG, [objective]), head_of(objective)
+    layer, head = Project(SIZES, [objective], MOMENTUM), head_of(objective)
     perturb(layer)
     state = encoded([objective])
     _, out = contrasted(objective, state, layer, head)
@@ -288,7 +288,7 @@ def test_queue_holds_momentum_features_and_gives_positives() -> None:
 
 def test_skipped_steps_and_evaluation_leave_no_keys() -> None:
     objective = UniVLC(queue_size=4)
-    layer, head, state = Project(CONFIG, [objective]), head_of(objective), encoded([objective])
+    layer, head, state = Project(SIZES, [objective], MOMENTUM), head_of(objective), encoded([objective])
     contrasted(objective, state, layer, head)
     head.discard_step()
     with torch.no_grad():

@@ -12,7 +12,7 @@ from moe.sparse import SparseFeedForward
 from moe.tokens import Tokens
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.block import BlockLayer
-from omnivl.parts.config import MODALITIES, ModelConfig
+from omnivl.parts.sizes import MODALITIES
 
 BALANCED = LIMoEConfig(num_experts=3, every=1, router=TokenChoice(selection_bias_rate=0.1).without_noise())
 PLAIN = replace(BALANCED, router=TokenChoice().without_noise())
@@ -42,7 +42,7 @@ def layer_of(first: LIMoEConfig, second: LIMoEConfig) -> BlockLayer:
             y, sums = self.run(state["visual"])
             return self.with_routing(state.updated(visual=y), sums)
 
-    return Layer("block_00", ModelConfig(momentum=None), lambda config: TwoSlots(first, second))
+    return Layer("block_00", lambda still: TwoSlots(first, second))
 
 
 def passed(layer: BlockLayer) -> State:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from encoded import CONFIG, B, D, L, S, encoded
+from encoded import MOMENTUM, SIZES, B, D, L, S, encoded
 from torch import Tensor
 
 from omnivl.chain.demands import Demands, Join
@@ -17,7 +17,7 @@ from omnivl.parts.project import Project
 
 def joined(objectives: list[Objective], state: State, temperature: float | None = None) -> State:
     """What stands behind the projections and the join."""
-    project = Project(CONFIG, objectives)
+    project = Project(SIZES, objectives, MOMENTUM)
     if temperature is not None:
         project.logit_scale.data.fill_(temperature)
     return JoinRows(objectives)(project(state))

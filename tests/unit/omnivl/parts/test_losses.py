@@ -1,4 +1,4 @@
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import pytest
@@ -15,11 +15,9 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind
 from omnivl.objectives import LM, MFM, MLM, MRM, VLM, Demands, Objective, ObjectiveLoss, UniVLC
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.losses import Losses
 
-CONFIG = ModelConfig(hidden_size=4, num_heads=1, vocab_size=11, patch_size=2)
-SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), 4), 11, 3, 2, 1)
+SIZES = HeadSizes(dict.fromkeys(("visual", "text", "fused", "generation"), 4), 5, 11, 3, 2, 1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def test_total_is_the_weighted_sum_by_hand() -> None:
     # 0.5 * (2 * 3) + 1 * (2 * 5) = 13; d total / d value = 0.5 * 2 and 2.
     first, second = torch.tensor(3.0, requires_grad=True), torch.tensor(5.0, requires_grad=True)
     state = state_of("double", "other", double__value=first, other__value=second, weight__double=torch.tensor(0.5))
-    out = Losses(CONFIG, SIZES, [Double(), Double(kind="other")])(state)
+    out = Losses(SIZES, [Double(), Double(kind="other")])(state)
     assert {name: tensor.item() for name, tensor in out.items()} == {
         **{"loss": 13.0, "loss/double": 6.0, "loss/other": 10.0},
         **{"metric/double/seen": 3.0, "metric/other/seen": 5.0},
@@ -59,10 +57,10 @@ def test_total_is_the_weighted_sum_by_hand() -> None:
 
 def test_only_active_objectives_count() -> None:
     state = state_of("other", other__value=torch.tensor(1.0))
-    out = Losses(CONFIG, SIZES, [Double(), Double(kind="other")])(state)
+    out = Losses(SIZES, [Double(), Double(kind="other")])(state)
     assert set(out) == {"loss", "loss/other", "metric/other/seen"}
     with pytest.raises(AssertionError, match="no objective acts on image_text"):
-        Losses(CONFIG, SIZES, [Double()])(state_of())
+        Losses(SIZES, [Double()])(state_of())
 
 
 def test_streams_end_here_and_metrics_leave() -> None:
@@ -72,7 +70,7 @@ def test_streams_end_here_and_metrics_leave() -> None:
         memory=torch.zeros(2, 3, 4),
         metric__univlc__temperature=torch.tensor(0.07),
     )
-    assert set(Losses(CONFIG, SIZES, [Double()])(state)) == {
+    assert set(Losses(SIZES, [Double()])(state)) == {
         *("loss", "loss/double", "metric/double/seen", "metric/univlc/temperature")
     }
 
@@ -87,7 +85,7 @@ def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
         router__visual_01=sums([[1.5, 1.25, 1.25], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
         router__visual_03=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=16.0).pack(),
     )
-    out = Losses(replace(CONFIG, ffn=ffn), SIZES, [Double()])(state)
+    out = Losses(SIZES, [Double()], ffn=ffn)(state)
     assert out["loss/router/importance"].item() == pytest.approx(9 / 2304)
     assert out["loss/router/z"].item() == pytest.approx(3.0)
     assert out["loss"].item() == pytest.approx(2.0 + 64 * 9 / 2304 + 0.5 * 3.0)
@@ -102,38 +100,38 @@ def sums(probs: list[list[float]], z: float) -> RouterSums:
 def test_losses_of_lower_precision_are_refused() -> None:
     state = state_of("double", double__value=torch.tensor(1.0, dtype=torch.bfloat16))
     with pytest.raises(AssertionError, match=r"double computes its loss in torch\.bfloat16"):
-        Losses(CONFIG, SIZES, [Double()])(state)
+        Losses(SIZES, [Double()])(state)
 
 
 def test_heads_follow_the_objectives() -> None:
-    both = Losses(CONFIG, SIZES, [MLM(), LM(), VLM(), MRM(), UniVLC(queue_size=2)])
+    both = Losses(SIZES, [MLM(), LM(), VLM(), MRM(), UniVLC(queue_size=2)])
     assert both.heads_of("mlm").vocabulary is both.heads_of("lm").vocabulary is both.vocabulary
     assert set(both.heads) == {"vlm", "mrm", "univlc"}
     assert both.heads_of("vlm") == Heads(both.heads["vlm"])
-    bare = Losses(CONFIG, SIZES, [MFM(), UniVLC()])
+    bare = Losses(SIZES, [MFM(), UniVLC()])
     assert bare.vocabulary is None
     assert set(bare.heads) == {"mfm"}
 
 
 def test_one_kind_stands_twice_under_two_names() -> None:
-    layer = Losses(CONFIG, SIZES, [MFM(), MFM(name="slow", every=2)])
+    layer = Losses(SIZES, [MFM(), MFM(name="slow", every=2)])
     assert set(layer.heads) == {"mfm", "slow"}
     value = torch.tensor(1.0)
-    out = Losses(CONFIG, SIZES, [Double(name="one"), Double(name="two")])(
+    out = Losses(SIZES, [Double(name="one"), Double(name="two")])(
         state_of("one", "two", one__value=value, two__value=3 * value)
     )
     assert (out["loss/one"].item(), out["loss/two"].item()) == (2.0, 6.0)
 
 
 def test_heads_of_objectives_that_act_in_no_step_are_idle() -> None:
-    layer = Losses(CONFIG, SIZES, [MLM(), VLM()])
+    layer = Losses(SIZES, [MLM(), VLM()])
     idle = {id(parameter) for parameter in layer.idle_parameters([StepLayout("image_text", 2, 1, objectives=("vlm",))])}
     assert layer.vocabulary is not None
     assert idle == {id(parameter) for parameter in layer.vocabulary.parameters()}
 
 
 def test_heads_change_after_the_step_only() -> None:
-    layer, seen = Losses(CONFIG, SIZES, [Double()]), list[str]()
+    layer, seen = Losses(SIZES, [Double()]), list[str]()
 
     class Counting(Head):
         def after_step(self, gather: Gather) -> None:
@@ -156,7 +154,7 @@ def predicting(objective: Objective, **tensors: Tensor) -> State:
 
 
 def test_matching_gives_log_odds() -> None:
-    layer = Losses(CONFIG, SIZES, [VLM()])
+    layer = Losses(SIZES, [VLM()])
     head = layer.heads["vlm"]
     head.output.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])  # type: ignore[union-attr]
     fused = torch.tensor([[[1.0, 4.0, 0, 0]], [[2.0, 0.5, 0, 0]]])
@@ -164,7 +162,7 @@ def test_matching_gives_log_odds() -> None:
 
 
 def test_generation_gives_logits_behind_the_last_position() -> None:
-    layer = Losses(CONFIG, SIZES, [LM()])
+    layer = Losses(SIZES, [LM()])
     assert layer.vocabulary is not None
     stream = torch.randn(2, 3, 4)
     logits = layer(predicting(LM(), generation=stream))["lm/prediction"]
@@ -174,4 +172,4 @@ def test_generation_gives_logits_behind_the_last_position() -> None:
 
 def test_encoding_passes_through() -> None:
     state = State({"visual_embedding": torch.zeros(2, 3)}, StepLayout("image_text", 2, 1, "encode"))
-    assert Losses(CONFIG, SIZES, [])(state) is state
+    assert Losses(SIZES, [])(state) is state

@@ -2,12 +2,12 @@
 
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.parts.bert import BertBlock
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.decoder import GroundedBlock
 from omnivl.parts.padding import Padding, chosen_positions
 
-CONFIG = ModelConfig(hidden_size=8, num_heads=2)
+CONFIG = OmniVL(hidden_size=8, num_heads=2).stacks["text"]
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 MANY = torch.arange(7) < torch.tensor([7, 2, 3, 1, 5, 4, 2, 3, 6, 1, 1, 2, 3])[:, None]
 """40 real positions of 13 rows: two padded ones are kept to fill up 42."""

@@ -3,14 +3,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from encoded import CONFIG, B, D, S, encoded, perturb
+from encoded import MOMENTUM, SIZES, B, D, S, encoded, perturb
 
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.objective import Heads
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.objectives import MLM, MRM, VLM, UniVLC
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.project import Project, bounded, embed
 
 
@@ -24,7 +23,7 @@ def test_embedding_is_the_normalised_projection_of_the_first_position() -> None:
 
 @pytest.mark.parametrize("present", ["visual", "text"])
 def test_encoding_takes_the_streams_that_there_are(present: str) -> None:
-    layer = Project(CONFIG, [])
+    layer = Project(SIZES, [], MOMENTUM)
     stream = torch.randn(B, S, D)
     rows = {present: {"clean": slice(0, B)}}
     state = State({present: stream}, StepLayout("image_text", B, 1, "encode", **rows))
@@ -36,30 +35,30 @@ def test_encoding_takes_the_streams_that_there_are(present: str) -> None:
 
 def test_momentum_embeddings_are_the_twins() -> None:
     objective = UniVLC(batch_keys="momentum")
-    layer, state = Project(CONFIG, [objective]), encoded([objective])
+    layer, state = Project(SIZES, [objective], MOMENTUM), encoded([objective])
     perturb(layer)
     out = layer(state)
     for stream, twin in (("visual", layer.momentum_visual_projection), ("text", layer.momentum_text_projection)):
         assert twin is not None
         torch.testing.assert_close(out[f"momentum_{stream}_embedding"], embed(twin, state[f"momentum_{stream}"]))
         assert not out[f"momentum_{stream}_embedding"].requires_grad
-    assert Project(CONFIG, [UniVLC()]).momentum_visual_projection is None
+    assert Project(SIZES, [UniVLC()], MOMENTUM).momentum_visual_projection is None
     for name, parameter in layer.named_parameters():
         assert parameter.requires_grad is not name.startswith("momentum_")
 
 
 def test_only_what_a_loss_reads_is_trained() -> None:
     """Hard negatives are drawn from the embeddings without a gradient: VLM alone trains nothing here."""
-    layer = Project(CONFIG, [VLM()])
+    layer = Project(SIZES, [VLM()], MOMENTUM)
     assert {id(one) for one in layer.idle_parameters([encoded([VLM()]).layout])} == {id(p) for p in layer.parameters()}
-    layer = Project(CONFIG, [VLM(), UniVLC()])
+    layer = Project(SIZES, [VLM(), UniVLC()], MOMENTUM)
     assert not list(layer.idle_parameters([encoded([VLM(), UniVLC()]).layout]))
 
 
 def test_twins_move_once_per_optimizer_step_by_hand() -> None:
     # Decay 0.75, twin 0, online 1: 0.25 after one step, 0.4375 after two, however many micro-batches there were.
     objective = UniVLC(queue_size=4)
-    layer, state = Project(CONFIG, [objective]), encoded([objective])
+    layer, state = Project(SIZES, [objective], MOMENTUM), encoded([objective])
     twin = layer.momentum_visual_projection
     assert twin is not None
     with torch.no_grad():
@@ -76,7 +75,7 @@ def test_twins_move_once_per_optimizer_step_by_hand() -> None:
 
 def test_twins_move_in_the_storage_that_the_host_names() -> None:
     """A host that shards parameters keeps its part elsewhere; only that part moves."""
-    layer = Project(CONFIG, [UniVLC(queue_size=4)])
+    layer = Project(SIZES, [UniVLC(queue_size=4)], MOMENTUM)
     perturb(layer)
     twin = layer.momentum_visual_projection
     assert twin is not None
@@ -111,7 +110,7 @@ def test_temperature_leads_back_from_its_bounds() -> None:
 
 
 def test_temperature_is_clamped_and_learnt() -> None:
-    layer = Project(CONFIG, [UniVLC()])
+    layer = Project(SIZES, [UniVLC()], MOMENTUM)
     layer.logit_scale.data.fill_(100.0)
     assert (1.0 / layer.scale()).item() == pytest.approx(0.001)
     layer.logit_scale.data.fill_(-100.0)
@@ -122,15 +121,14 @@ def test_temperature_is_clamped_and_learnt() -> None:
     UniVLC().loss(state, Heads(), LocalGather()).loss.backward()
     assert layer.logit_scale.grad is not None
     assert layer.logit_scale.grad.abs().item() > 0
-    assert not Project(CONFIG, [UniVLC(learn_temperature=False)]).logit_scale.requires_grad
+    assert not Project(SIZES, [UniVLC(learn_temperature=False)], MOMENTUM).logit_scale.requires_grad
 
 
 def test_a_model_without_twins_refuses_what_needs_them() -> None:
-    config = ModelConfig(hidden_size=D, num_heads=1, momentum=None)
     with pytest.raises(ModelError) as caught:
-        Project(config, [UniVLC(queue_size=4), MLM(), MRM(targets="momentum")])
+        Project(SIZES, [UniVLC(queue_size=4), MLM(), MRM(targets="momentum")])
     assert str(caught.value) == (
         "objectives univlc, mrm: need momentum twins, but model.momentum is off; set model.momentum, or "
         "univlc: queue_size 0, batch_keys online, soft_target_alpha 0, and targets: pixels for masked objectives"
     )
-    Project(config, [UniVLC(), MRM()])
+    Project(SIZES, [UniVLC(), MRM()])

@@ -10,6 +10,7 @@ import torch
 
 from moe.config import DenseConfig, LIMoEConfig, MoMEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.layout import plan_layout
@@ -17,11 +18,10 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import UniVLC
-from omnivl.parts.config import ModelConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 OBJECTIVES = (UniVLC(),)
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     **{"hidden_size": 32, "num_heads": 4, "projection_size": 8, "momentum": None, "dropout": 0.1, "drop_path": 0.2},
     **{"vision_layers": 2, "text_layers": 2, "alignment_layers": 1, "generation_layers": 1},
     **{"image_size": 16, "video_size": 16, "patch_size": 4, "num_frames": 2, "text_length": 6, "vocab_size": 40},
@@ -34,7 +34,8 @@ ROWS, POSITIONS = 3, 17  # of the visual stream of an image
 
 def make(dtype: torch.dtype = torch.float32, **fields: Any) -> Chain:
     torch.manual_seed(0)
-    return build_chain(replace(CONFIG, **fields), OBJECTIVES, TOKENS, compute_dtype=dtype).train()
+    config = Unified.like(CONFIG) if "multiway" in fields else CONFIG
+    return build_chain(replace(config, **fields), OBJECTIVES, TOKENS, compute_dtype=dtype).train()
 
 
 def first_state(kind: DataKind) -> State:
@@ -64,7 +65,7 @@ def step(chain: Chain, kind: DataKind) -> tuple[torch.Tensor, dict[str, torch.Te
     [
         {"ffn": DenseConfig()},
         {"ffn": NOISY, "recompute_every": 2},
-        {"ffn": MoMEConfig(), "architecture": "unified", "multiway": True},
+        {"ffn": MoMEConfig(), "multiway": True},
     ],
     ids=["dense", "noisy experts", "unified"],
 )

@@ -9,8 +9,8 @@ from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice
 from moe.routers.sums import RouterSums
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS
@@ -18,14 +18,19 @@ from omnivl.errors import ModelError
 from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, MRM, VLM, UniVLC
 from omnivl.parts.attributes import attributes_of
-from omnivl.parts.config import ModelConfig
 from omnivl.parts.embed import Embed
 from omnivl.parts.unified import ByAttributes, ByModality, Part, Stream, UnifiedBlock, UnifiedLayer, UnifiedNorm
 from omnivl.parts.vit import DividedBlock
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
 
-UNIFIED = replace(CONFIG, architecture="unified")
+UNIFIED = Unified.like(CONFIG)
+
+
+def block_of(config: Unified, index: int = 0) -> UnifiedBlock:
+    return UnifiedBlock(config.stacks["unified"], config.multiway, index)
+
+
 OBJECTIVES = tuple(objective for objective in EVERYTHING if not isinstance(objective, LM))
 FILLINGS = {
     "dense": CONFIG.ffn,
@@ -38,7 +43,7 @@ FILLINGS = {
 }
 
 
-def state_of(chain_config: ModelConfig, kind, objectives=OBJECTIVES):
+def state_of(chain_config: OmniVL, kind, objectives=OBJECTIVES):
     torch.manual_seed(0)
     chain = build_chain(chain_config, objectives, TOKENS)
     batch = make_batch(kind, objectives)
@@ -47,7 +52,7 @@ def state_of(chain_config: ModelConfig, kind, objectives=OBJECTIVES):
 
 def test_an_image_alone_goes_the_way_of_the_visual_encoder():
     torch.manual_seed(0)
-    unified, divided = UnifiedBlock(UNIFIED, 0), DividedBlock(CONFIG, 0)
+    unified, divided = block_of(UNIFIED), DividedBlock(CONFIG.stacks["visual"], CONFIG.patches, 0)
     for name in ("norm1", "norm2"):
         getattr(unified, name).shared.load_state_dict(getattr(divided, name).state_dict())
     unified.qkv.shared.load_state_dict(divided.attention.qkv.state_dict())
@@ -67,7 +72,7 @@ def test_an_image_alone_goes_the_way_of_the_visual_encoder():
 
 def test_streams_of_one_pass_do_not_see_each_other():
     torch.manual_seed(0)
-    block = UnifiedBlock(UNIFIED, 0)
+    block = block_of(UNIFIED)
     visual, text = torch.randn(2, 5, CONFIG.hidden_size), torch.randn(3, 4, CONFIG.hidden_size)
     streams = Stream(visual, (Part("image", 5),)), Stream(text, (Part("text", 4),))
     together, _ = block(*streams)
@@ -77,7 +82,7 @@ def test_streams_of_one_pass_do_not_see_each_other():
 
 def test_joined_rows_attend_across_and_padding_is_not_seen():
     torch.manual_seed(0)
-    block = UnifiedBlock(UNIFIED, 0)
+    block = block_of(UNIFIED)
     x, mask = torch.randn(2, 9, CONFIG.hidden_size), torch.ones(2, 9, dtype=torch.bool)
     mask[:, 3] = False
     parts = Part("text", 4), Part("image", 5)
@@ -127,7 +132,7 @@ def by_plain_attention(block, x, parts):
 def test_attention_experts_give_the_weighted_sum_of_plain_projections_forward_and_gradient():
     torch.manual_seed(13)
     ffn = AttributeConfig(num_experts=4, top_k=2, every=1, attention=True, noise=0.0)
-    block = UnifiedBlock(replace(UNIFIED, ffn=ffn), 0)
+    block = block_of(replace(UNIFIED, ffn=ffn))
     parts = (("text", 4), ("image", 5))
     for module in (block.qkv, block.out):
         torch.nn.init.normal_(module.shared.experts.bias)
@@ -146,7 +151,7 @@ def test_attention_experts_give_the_weighted_sum_of_plain_projections_forward_an
 
 def test_attention_experts_stand_where_the_others_do():
     config = replace(UNIFIED, ffn=AttributeConfig(num_experts=3, attention=True))  # every second block
-    assert [isinstance(UnifiedBlock(config, index).qkv, ByAttributes) for index in (0, 1)] == [False, True]
+    assert [isinstance(block_of(config, index).qkv, ByAttributes) for index in (0, 1)] == [False, True]
 
 
 @pytest.mark.parametrize("multiway", [False, True])
@@ -247,7 +252,7 @@ def test_the_giant_of_beit3_has_the_published_numbers_of_parameters():
     Published counts are rounded; norms and scales are in none of them.
     """
     ffn = MoMEConfig(shared={"vision": ("image", "video")}, fusion_from=37)
-    config = replace(PRESETS["giant"], architecture="unified", ffn=ffn)
+    config = replace(Unified.presets["giant"], ffn=ffn)
     with torch.device("meta"):
         chain = build_chain(config, (), TOKENS)
     counts = dict.fromkeys(("vision", "text", "fusion", "attention"), 0)

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
@@ -15,7 +15,7 @@ from omnivl.parts.embed import resize_positions, resize_times, unfold
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
 CONFIG = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     hidden_size=32,
     num_heads=2,
     vision_layers=3,

@@ -28,11 +28,11 @@ from transformers import (
     ViTModel,
 )
 
+from omnivl.architectures import Unified, VisionConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.objectives import LM, VLM, UniVLC
-from omnivl.parts.config import VisionConfig
 from omnivl.pretrained.load import load_pretrained
 from omnivl.pretrained.names import translate
 
@@ -100,7 +100,7 @@ def test_clips_visual_tower_equals_transformers(tmp_path):
     # Mean and deviation 0.5 as here, so that gradients of the patches compare as they are.
     CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
     chain = build_chain(CLIP, OBJECTIVES, TOKENS)
-    report = load_pretrained(chain, tmp_path, part="vision")
+    report = load_pretrained(chain, CLIP, tmp_path, part="vision")
     assert (report.architecture, report.unexpected, report.differences) == ("clip", ("logit_scale",), ())
     assert all(
         any(part in name for part in ("temporal.", "mask_token", "video_delta", "times")) for name in report.missing
@@ -131,7 +131,7 @@ def test_pixels_normalised_otherwise_are_folded_into_the_patches(tmp_path, saved
         processor = CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.9, 0.3, 0.5])
         processor.save_pretrained(tmp_path)
     chain = build_chain(CLIP, (), TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, CLIP, tmp_path)
     assert "embed.block.visual.patches.bias" in report.matched
     frames = frames_of()
     wanted = peer(normalised(frames, processor)).pooler_output
@@ -144,7 +144,7 @@ def test_blips_encoders_and_matching_blocks_equal_transformers(tmp_path):
     peer.save_pretrained(tmp_path)
     CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path)
     chain = build_chain(BLIP, OBJECTIVES, TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, BLIP, tmp_path)
     assert (report.architecture, report.unexpected) == ("blip", ())
     assert len(report.differences) == 1 and report.differences[0].startswith("the alignment decoder reads embeddings")
     assert not any(name.startswith(("alignment_", "text_", "contrast.")) for name in report.missing)
@@ -187,7 +187,7 @@ def test_blips_captions_equal_transformers(tmp_path):
     peer = scattered(BlipForConditionalGeneration(blip_config()))
     peer.save_pretrained(tmp_path)
     chain = build_chain(BLIP, OBJECTIVES, TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, BLIP, tmp_path)
     assert report.unexpected == ()
     assert not any(name.startswith(("generation_", "losses.")) for name in report.missing)
     frames, token_ids = frames_of(), torch.tensor([[4, 7, 8, 9, 3, 6], [4, 11, 2, 12, 13, 5]])
@@ -217,7 +217,7 @@ def test_what_blip_has_twice_is_taken_once_and_said(tmp_path):
     peer = scattered(BlipForQuestionAnswering(blip_config()))
     peer.save_pretrained(tmp_path)
     chain = build_chain(BLIP, OBJECTIVES, TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, BLIP, tmp_path)
     assert set(report.unexpected) == {
         f"text_decoder.bert.embeddings.{name}"
         for name in ("LayerNorm.bias", "LayerNorm.weight", "position_embeddings.weight", "word_embeddings.weight")
@@ -225,7 +225,7 @@ def test_what_blip_has_twice_is_taken_once_and_said(tmp_path):
     words = peer.text_encoder.embeddings.word_embeddings.weight
     assert torch.equal(chain.embed.block.text.words, words)
     scattered(BlipModel(blip_config())).save_pretrained(tmp_path / "model")
-    report = load_pretrained(chain, tmp_path / "model")
+    report = load_pretrained(chain, BLIP, tmp_path / "model")
     left = {"logit_scale", "text_projection.weight", "visual_projection.weight"}
     assert set(report.unexpected) == {*left, "text_model.pooler.dense.bias", "text_model.pooler.dense.weight"}
 
@@ -243,7 +243,7 @@ def test_beit_equals_transformers(tmp_path, way, size):
     peer = scattered(BeitModel(config, add_pooling_layer=False))
     peer.save_pretrained(tmp_path)
     chain = build_chain(BEIT, (), TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, BEIT, tmp_path)
     assert (report.architecture, report.unexpected, report.differences) == ("beit", (), ())
     assert report.resized == {}
     assert not chain.embed.block.visual.positions.any()
@@ -288,7 +288,7 @@ def test_beits_pretraining_weights_fill_positions_and_the_mask_token(tmp_path):
     peer.save_pretrained(tmp_path)
     model = replace(CONFIG, layer_scale_init=1.0)
     chain = build_chain(model, (), TOKENS)
-    report = load_pretrained(chain, tmp_path, part="vision")
+    report = load_pretrained(chain, model, tmp_path, part="vision")
     assert torch.equal(chain.embed.block.visual.positions, peer.beit.embeddings.position_embeddings[0])
     assert torch.equal(chain.embed.block.visual.mask_token, peer.beit.embeddings.mask_token.flatten())
     # The model's own head and normalisation, which mean pooling moves behind the encoder.
@@ -299,7 +299,7 @@ def test_beits_pretraining_weights_fill_positions_and_the_mask_token(tmp_path):
 
 def refused(tmp_path, config, wanted, **arguments):
     with pytest.raises(ModelError) as caught:
-        load_pretrained(build_chain(config, (), TOKENS), tmp_path, **arguments)
+        load_pretrained(build_chain(config, (), TOKENS), config, tmp_path, **arguments)
     assert [line.removeprefix(f"{tmp_path}: ") for line in str(caught.value).splitlines()] == wanted
 
 
@@ -314,8 +314,8 @@ def test_options_that_weights_need_are_all_named_at_once(tmp_path):
     refused(tmp_path, CONFIG, named, part="vision")
     heads = replace(CLIP, num_heads=4)
     refused(tmp_path, heads, [f"model.num_heads: got 4; allowed 2 {change}"], part="vision")
-    unified = replace(CONFIG, architecture="unified")
-    refused(tmp_path, unified, [f'model.architecture: got "unified"; allowed "towers" {change}', *named], part="vision")
+    with pytest.raises(ModelError, match="got weights that architecture 'unified' does not know, first names: "):
+        load_pretrained(build_chain(Unified.like(CONFIG), (), TOKENS), Unified.like(CONFIG), tmp_path, part="vision")
     BeitModel(BeitConfig(**SIZES, **PIXELS, use_relative_position_bias=True)).save_pretrained(tmp_path)
     named = [
         f"model.vision.relative_positions: got false; allowed true {change}",
@@ -346,16 +346,16 @@ def test_parts_and_kinds_that_have_no_place_are_refused_by_name(tmp_path):
     refused(tmp_path, CONFIG, [named], part="text")
     RobertaModel(RobertaConfig(**SIZES, **WORDS)).save_pretrained(tmp_path / "roberta")
     with pytest.raises(ModelError, match=r"config.json: got model_type 'roberta', whose weights are not understood"):
-        load_pretrained(build_chain(CONFIG, (), TOKENS), tmp_path / "roberta")
+        load_pretrained(build_chain(CONFIG, (), TOKENS), CONFIG, tmp_path / "roberta")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ModelError, match=r"config.json: got a file that is no JSON"):
-        load_pretrained(build_chain(CONFIG, (), TOKENS), tmp_path)
+        load_pretrained(build_chain(CONFIG, (), TOKENS), CONFIG, tmp_path)
 
 
 def test_another_epsilon_is_said(tmp_path):
     ViTModel(ViTConfig(**SIZES, **PIXELS)).save_pretrained(tmp_path)
-    report = load_pretrained(build_chain(CONFIG, (), TOKENS), tmp_path)
+    report = load_pretrained(build_chain(CONFIG, (), TOKENS), CONFIG, tmp_path)
     assert report.lines()[1] == "  differs: layer_norm_eps 1e-12 there, 1e-06 here (model.vision.norm_eps)"
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "layer_norm_eps": 1e-6}))
-    assert load_pretrained(build_chain(CONFIG, (), TOKENS), tmp_path).differences == ()
+    assert load_pretrained(build_chain(CONFIG, (), TOKENS), CONFIG, tmp_path).differences == ()

@@ -31,7 +31,7 @@ def test_vit_equals_transformers(tmp_path):
     peer = scattered(ViTModel(config, add_pooling_layer=False))
     peer.save_pretrained(tmp_path)
     chain = build_chain(CONFIG, (UniVLC(queue_size=4),), TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, CONFIG, tmp_path)
     assert report.architecture == "vit"
     assert not report.unexpected
     assert not report.resized
@@ -57,7 +57,7 @@ def test_timesformer_equals_transformers(tmp_path):
     peer = scattered(TimesformerModel(config))
     peer.save_pretrained(tmp_path)
     chain = build_chain(CONFIG, (), TOKENS)
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, CONFIG, tmp_path)
     assert report.architecture == "timesformer"
     assert not report.unexpected
     assert {name.rsplit(".", 1)[1] for name in report.missing} == {"mask_token", "video_delta"}
@@ -81,7 +81,7 @@ def test_bert_equals_transformers(tmp_path):
     peer = scattered(BertModel(config))
     peer.save_pretrained(tmp_path)
     chain = build_chain(CONFIG, (), TOKENS)
-    report = load_pretrained(chain, tmp_path, ("text", "alignment"))
+    report = load_pretrained(chain, CONFIG, tmp_path, ("text", "alignment"))
     assert report.architecture == "bert"
     assert report.unexpected == ("pooler.dense.bias", "pooler.dense.weight")
     assert report.resized == {"embed.block.text.positions": "[9, 16] -> [6, 16]"}
@@ -105,7 +105,7 @@ def test_positions_of_shorter_texts_leave_the_rest_as_it_is(tmp_path):
     chain = build_chain(CONFIG, (), TOKENS)
     table = chain.embed.block.text.positions
     before = table.detach().clone()
-    report = load_pretrained(chain, tmp_path)
+    report = load_pretrained(chain, CONFIG, tmp_path)
     assert report.resized == {"embed.block.text.positions": "[4, 16] -> [6, 16]"}
     assert torch.equal(table[4:], before[4:])
     assert not torch.equal(table[:4], before[:4])
@@ -114,7 +114,7 @@ def test_positions_of_shorter_texts_leave_the_rest_as_it_is(tmp_path):
 def test_positions_are_interpolated_to_another_size(tmp_path):
     config = ViTConfig(**SIZES, image_size=32, patch_size=8)
     scattered(ViTModel(config)).save_pretrained(tmp_path)
-    report = load_pretrained(build_chain(CONFIG, (), TOKENS), tmp_path / "model.safetensors")
+    report = load_pretrained(build_chain(CONFIG, (), TOKENS), CONFIG, tmp_path / "model.safetensors")
     assert report.resized == {"embed.block.visual.positions": "[17, 16] -> [5, 16]"}
     assert "pooler.dense.weight" in report.unexpected
     assert "  unexpected pooler.dense.weight" in report.lines()
@@ -124,7 +124,7 @@ def test_torch_files_are_read_too(tmp_path):
     peer = ViTModel(ViTConfig(**SIZES, image_size=16, patch_size=8))
     torch.save({f"vit.{name}": p for name, p in peer.state_dict().items()}, tmp_path / "pytorch_model.bin")
     chain = build_chain(CONFIG, (), TOKENS)
-    load_pretrained(chain, tmp_path)
+    load_pretrained(chain, CONFIG, tmp_path)
     assert torch.equal(chain.visual_norm.block.weight, peer.layernorm.weight)
     assert torch.equal(chain.embed.block.visual.class_token, peer.embeddings.cls_token.flatten())
 
@@ -132,14 +132,14 @@ def test_torch_files_are_read_too(tmp_path):
 def test_errors_say_what_to_do(tmp_path):
     chain = build_chain(CONFIG, (), TOKENS)
     with pytest.raises(ModelError, match="holds neither model"):
-        load_pretrained(chain, tmp_path)
+        load_pretrained(chain, CONFIG, tmp_path)
     torch.save({"conv1.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(ModelError, match="neither ViT, TimeSformer, BEiT, BERT, CLIP nor BLIP, first names: conv1"):
-        load_pretrained(chain, tmp_path)
+        load_pretrained(chain, CONFIG, tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"nothing of the kind")
     with pytest.raises(ModelError, match="not readable as weights"):
-        load_pretrained(chain, tmp_path)
+        load_pretrained(chain, CONFIG, tmp_path)
     wide = ViTModel(ViTConfig(**{**SIZES, "hidden_size": 32}, image_size=16, patch_size=8))
     wide.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="choose a preset of the checkpoint's sizes"):
-        load_pretrained(chain, tmp_path)
+        load_pretrained(chain, CONFIG, tmp_path)

@@ -8,11 +8,11 @@ from engine.plan.evaluation import possible_kinds, provided_in
 from engine.plan.parse import parse_plan
 from engine.plan.schema import kinds
 from moe.config import LIMoEConfig
-from omnivl.architectures.presets import PRESETS
+from omnivl.architectures import OmniVL
 from omnivl.objectives import LM, MLM, VLM, UniVLC
 from omnivl.tasks import CaptionTask, Head, Lack, Provided, RetrievalTask, RoutingTask, TaskConfig, ZeroShotTask
 
-MODEL = PRESETS["tiny"]
+MODEL = OmniVL.presets["tiny"]
 NO_EMBEDDINGS = Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
 NO_VLM = Lack("does not train 'vlm'", "add the objective 'vlm'", "rerank", 0)
 NO_LM = Lack("does not train 'lm'", "add the objective 'lm'")

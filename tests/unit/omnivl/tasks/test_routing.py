@@ -10,8 +10,8 @@ import torch
 from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
+from omnivl.architectures import OmniVL, Unified
 from omnivl.architectures.build import build_chain
-from omnivl.architectures.presets import PRESETS
 from omnivl.chain.gather import LocalGather
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
@@ -27,12 +27,12 @@ from omnivl.tasks.run import run_tasks
 TOKENIZER = load_tokenizer("emoji")
 LIMOE = LIMoEConfig(num_experts=4, every=1, router=TokenChoice(top_k=2).without_noise())
 MODEL = replace(
-    PRESETS["tiny"],
+    OmniVL.presets["tiny"],
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 2, "text_layers": 2, "alignment_layers": 1},
     **{"generation_layers": 1, "image_size": 16, "video_size": 16, "num_frames": 4, "tubelet_size": 2},
     **{"patch_size": 8, "vocab_size": TOKENIZER.special.vocab_size, "ffn": LIMOE},
 )
-ARCHITECTURES = {"towers": MODEL, "unified": replace(MODEL, architecture="unified")}
+ARCHITECTURES = {"towers": MODEL, "unified": Unified.like(MODEL)}
 
 
 def encoder_of(model) -> Encoder:
@@ -55,8 +55,8 @@ def test_every_token_is_noted_once_per_layer_and_choice(model, media):
     assert (table.groupby(["layer", "choice", "token"], observed=True).size() == 1).all()
     for _, part in table[table["choice"] == 0].groupby(["layer", "modality"], observed=True):
         assert len(part) == (words if part["modality"].iloc[0] == "text" else 6 * patches)
-    layers = {"towers": {"visual_00", "visual_01", "text_00", "text_01"}, "unified": {"unified_00", "unified_01"}}
-    assert set(table["layer"]) == layers[model.architecture]
+    layers = {"omnivl": {"visual_00", "visual_01", "text_00", "text_01"}, "unified": {"unified_00", "unified_01"}}
+    assert set(table["layer"]) == layers[model.kind]
     visual = table[table["modality"] == media]
     assert sorted(visual["frame"].unique()) == ([CLASS_TOKEN, 0, 2] if media == "video" else [CLASS_TOKEN, 0])
     assert sorted(visual["row"].unique()) == sorted(visual["column"].unique()) == [CLASS_TOKEN, 0, 1]
@@ -92,7 +92,7 @@ def test_what_a_capacity_drops_is_noted_and_padding_is_not():
         model = replace(architecture, ffn=short)
         encoder, pictures = encoder_of(model), pictures_of(model, count=4)
         table = routed_tokens(encoder, pictures)
-        name = "unified_00" if model.architecture == "unified" else "visual_00"
+        name = "unified_00" if model.kind == "unified" else "visual_00"
         own = table[(table["layer"] == name) & (table["modality"] == "image")]
         # 20 tokens with two choices of 4 experts: half of their 40 choices is 5 an expert, rounded up to 8.
         assert own[own["served"]]["expert"].value_counts().max() <= 8
@@ -208,6 +208,6 @@ def test_the_page_shows_labels_drops_and_experts_without_a_token():
 
 
 def test_a_model_without_routers_is_told_so():
-    model = replace(PRESETS["tiny"], **{**vars(MODEL), "ffn": PRESETS["tiny"].ffn})
+    model = replace(OmniVL.presets["tiny"], **{**vars(MODEL), "ffn": OmniVL.presets["tiny"].ffn})
     with pytest.raises(UserError, match=r"model.ffn: got kind 'dense', .* allowed are 'limoe' and 'mome_limoe'"):
         routed_tokens(encoder_of(model), pictures_of(model))

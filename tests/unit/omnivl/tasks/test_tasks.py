@@ -1,7 +1,7 @@
 """Evaluation tasks with an oracle in the chain's place: right answers must score 1, on any number of replicas."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnivl.architectures.presets import resolve
+from omnivl.architectures import OmniVL
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.data.tokenizer import load_tokenizer
@@ -21,7 +21,7 @@ from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShot
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
-MODEL = resolve("tiny", {"vocab_size": TOKENIZER.special.vocab_size, "image_size": 16, "video_size": 64})
+MODEL = replace(OmniVL.presets["tiny"], vocab_size=TOKENIZER.special.vocab_size, image_size=16, video_size=64)
 WHERE = {"style": ("twemoji",), "label": ("bugs", "fruit")}
 
 

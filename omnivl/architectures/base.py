@@ -1,0 +1,199 @@
+"""What an architecture is: a frozen configuration that builds its own layers.
+
+A new architecture is one file with one such class, one entry in the union in ``omnivl.architectures`` and one plan.
+"""
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from moe.config import DenseConfig, FeedForwardConfig, for_any_machine
+from moe.feed_forward import is_routed
+from omnivl.chain.chain import ChainLayer
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Objective
+from omnivl.chain.sizes import HeadSizes
+from omnivl.data.batch import DATA_KINDS
+from omnivl.data.sizes import InputSizes
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.errors import ModelError
+from omnivl.parts.sizes import MomentumConfig, Transformer
+
+Layers = Iterator[tuple[str, ChainLayer]]
+"""Layers with their names, in the order in which they are built and, but for ``Architecture.order``, passed."""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a build hands to an architecture besides its own sizes.
+
+    Attributes:
+        objectives: The stage's objectives.
+        tokens: Special tokens of the tokenizer.
+        gather: How to see the other replicas.
+        compute_dtype: fp32 or bf16: the dtype of activations between the first layer and the losses.
+        momentum: Of the twins; None where no objective reads any, or where the architecture has none.
+    """
+
+    objectives: tuple[Objective, ...]
+    tokens: SpecialTokens
+    gather: Gather
+    compute_dtype: torch.dtype
+    momentum: MomentumConfig | None
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Something in a configuration that does not fit to the rest of it.
+
+    Attributes:
+        path: The field, from the model on.
+        got: What stands there.
+        allowed: What may stand there.
+        change: What to do about it.
+    """
+
+    path: tuple[str, ...]
+    got: str
+    allowed: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(('model', *self.path))}: got {self.got}; allowed {self.allowed}; {self.change}"
+
+
+@dataclass(frozen=True)
+class Architecture(ABC):
+    """Base of all architectures: frozen dataclasses; ``kind: Literal[...]`` tells them apart in a plan.
+
+    Attributes:
+        kind: Tells it apart from the others.
+        momentum: Momentum twins; None builds none.
+
+    Of the class: ``streams``, the streams that the chain has (see ``omnivl.chain.demands``); ``presets``, named
+    configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where in the configuration the size of the
+    plan's tokenizer stands.
+    """
+
+    streams: ClassVar[tuple[str, ...]]
+    presets: ClassVar[Mapping[str, Any]] = {}
+    vocabulary: ClassVar[tuple[str, ...]] = ("vocab_size",)
+
+    kind: str = ""
+    momentum: MomentumConfig | None = None
+
+    @property
+    @abstractmethod
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+
+    @property
+    @abstractmethod
+    def heads(self) -> HeadSizes:
+        """What heads are built from."""
+
+    @property
+    @abstractmethod
+    def stacks(self) -> Mapping[str, Transformer]:
+        """The stacks of blocks, by the beginning of their layers' names."""
+
+    @property
+    def widths(self) -> Mapping[str, object]:
+        """Sizes that weights of an earlier stage must share, by field."""
+        found: dict[str, object] = {"vocab_size": self.heads.vocab_size, "projection_size": self.heads.projection_size}
+        for name, stack in self.stacks.items():
+            found |= {f"{name}.{size}": getattr(stack, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
+        return found
+
+    @abstractmethod
+    def layers(self, kit: Kit) -> Layers:
+        """Builds the layers one after the other; the first embeds, the last holds the heads."""
+
+    def order(self, names: Sequence[str]) -> Sequence[str]:
+        """Names of the layers in the order of the forward pass, in which one may stand twice."""
+        return names
+
+    def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
+        """Weights of another library under this architecture's names, those of heads included.
+
+        Args:
+            weights: As the folder holds them.
+            path: The folder, for messages.
+
+        Returns:
+            None where the weights are of no family that the architecture knows.
+
+        Raises:
+            ModelError: They are of a known family, but the architecture, as it is configured, computes something else.
+        """
+        return None
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        return iter(())
+
+    def written_by(self) -> Sequence[Transformer]:
+        """The stacks that write word by word, hence may not look at words to come."""
+        return [stack for name, stack in self.stacks.items() if name == "generation"]
+
+    @property
+    def filling(self) -> FeedForwardConfig:
+        """What fills the feed-forward slots: that of the first stack that is not dense, if there is one."""
+        fillings = [stack.ffn for stack in self.stacks.values()]
+        return next((ffn for ffn in fillings if not isinstance(ffn, DenseConfig)), DenseConfig())
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether a block that encodes pictures or texts has a router that looks at tokens."""
+        encoders = [stack for name, stack in self.stacks.items() if name not in ("alignment", "generation")]
+        return any(is_routed(one.ffn, block, one.layers) for one in encoders for block in range(one.layers))
+
+    def portable(self) -> Self:
+        """The same for machines on which an optional package is not installed."""
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        changed: dict[str, Any] = {}
+        for name, value in fields.items():
+            if isinstance(value, Transformer):
+                changed[name] = replace(value, ffn=for_any_machine(value.ffn))
+            elif name == "ffn":
+                changed[name] = for_any_machine(value)
+        return replace(self, **changed)
+
+
+def check(architecture: Architecture) -> None:
+    """Refuses a configuration that does not fit together, all misfits at once.
+
+    Raises:
+        ModelError: One line per misfit.
+    """
+    found = list(architecture.misfits())
+    if found:
+        raise ModelError("\n".join(map(str, found)))
+
+
+def streams_needed(objective: Objective) -> frozenset[str]:
+    """The streams that an objective reads, on any kind of batch."""
+    asked = (objective.demands(kind, 2**20) for kind in DATA_KINDS)
+    return frozenset[str]().union(*(demands.streams for demands in asked if demands is not None))
+
+
+def missing_streams(architecture: Architecture, objective: Objective) -> list[str]:
+    """The streams that an objective reads and the architecture lacks, by name."""
+    return sorted(streams_needed(objective) - set(architecture.streams))
+
+
+def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
+    """Numbers that have to be multiples of others.
+
+    Args:
+        pairs: By path with dots, the number, the name of its divisor and that.
+    """
+    for path, (value, divisor, by) in pairs.items():
+        if by >= 1 and value % by:
+            yield Misfit(tuple(path.split(".")), str(value), f"a multiple of {divisor} {by}", "change either")

@@ -1,0 +1,192 @@
+"""What architectures share whose stacks are all of one width: their sizes stand side by side, without sections."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from moe.config import (
+    AttributeConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    MoMELIMoEConfig,
+    SparseConfig,
+    named_modalities,
+)
+from moe.ranges import Range
+from omnivl.architectures.base import Architecture, Misfit, divisions
+from omnivl.chain.sizes import HeadSizes
+from omnivl.data.sizes import InputSizes
+from omnivl.errors import did_you_mean
+from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Recompute, Transformer, Words
+
+
+@dataclass(frozen=True)
+class OneWidth(Architecture):
+    """Sizes of architectures with one width.
+
+    Attributes:
+        hidden_size: Width D of all streams.
+        num_heads: Attention heads; head size is hidden_size / num_heads.
+        mlp_ratio: Inner size of the feed-forward layer over hidden_size.
+        image_size: Side of a training image in pixels.
+        video_size: Side of a training frame in pixels.
+        num_frames: Frames of a training clip.
+        patch_size: Side of a patch in pixels.
+        tubelet_size: Frames per 3D patch.
+        temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
+            hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
+            large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
+        text_length: Token positions per text, special tokens included.
+        vocab_size: Rows of the word embedding.
+        projection_size: Size P of the contrastive embeddings.
+        patch_dropout: Share of the patches of an image (of a clip: of the same places in all frames) that training
+            leaves out. Steps with a masked visual pass leave out none.
+        drop_path: Stochastic depth rate of the last visual block, rising linearly from 0.
+        dropout: Dropout of words, and in text and decoder blocks.
+        layer_scale_init: Initial LayerScale of the blocks that see patches; None for none.
+        momentum: Momentum twins; None builds none.
+        ffn: What fills the feed-forward slot.
+        recompute: Activations that are not kept for the backward pass, which computes them anew: ``none``;
+            ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
+            slots; ``block``, whole blocks.
+        recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
+    """
+
+    hidden_size: Annotated[int, Range(1)] = 768
+    num_heads: Annotated[int, Range(1)] = 12
+    mlp_ratio: Annotated[float, Range(above=0)] = 4.0
+    image_size: Annotated[int, Range(1)] = 224
+    video_size: Annotated[int, Range(1)] = 112
+    num_frames: Annotated[int, Range(1)] = 32
+    patch_size: Annotated[int, Range(1)] = 16
+    tubelet_size: Annotated[int, Range(1)] = 1
+    temporal_gain: Annotated[float, Range(0)] = 0.0
+    text_length: Annotated[int, Range(3)] = 128  # [CLS] word [SEP]
+    vocab_size: Annotated[int, Range(1)] = 30522
+    projection_size: Annotated[int, Range(1)] = 256
+    patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
+    drop_path: Annotated[float, Range(0, 1)] = 0.0
+    dropout: Annotated[float, Range(0, 1)] = 0.0
+    layer_scale_init: float | None = None
+    momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
+    ffn: FeedForwardConfig = field(default_factory=DenseConfig)
+    recompute: Recompute = "none"
+    recompute_every: Annotated[int, Range(1)] = 1
+
+    @property
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+        return InputSizes(
+            image_size=self.image_size,
+            video_size=self.video_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+            text_length=self.text_length,
+        )
+
+    @property
+    def heads(self) -> HeadSizes:
+        """What heads are built from."""
+        return HeadSizes(
+            widths=dict.fromkeys(self.streams, self.hidden_size),
+            text_length=self.text_length,
+            vocab_size=self.vocab_size,
+            projection_size=self.projection_size,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+        )
+
+    @property
+    def words(self) -> Words:
+        """Of the text streams."""
+        return Words(length=self.text_length, vocab_size=self.vocab_size)
+
+    @property
+    def inner_size(self) -> int:
+        """Inner size of a feed-forward layer."""
+        return round(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def patches(self) -> Patches:
+        """Of the visual stream."""
+        return Patches(
+            image_size=self.image_size,
+            video_size=self.video_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            tubelet_size=self.tubelet_size,
+            temporal_gain=self.temporal_gain,
+            patch_dropout=self.patch_dropout,
+        )
+
+    def stack_of(self, layers: int) -> Transformer:
+        """A stack of so many blocks; what differs between stacks is left at its default."""
+        return Transformer(
+            hidden_size=self.hidden_size,
+            num_heads=self.num_heads,
+            layers=layers,
+            mlp_ratio=self.mlp_ratio,
+            ffn=self.ffn,
+            recompute=self.recompute,
+            recompute_every=self.recompute_every,
+        )
+
+    @property
+    def widths(self) -> Mapping[str, object]:
+        """Sizes that weights of an earlier stage must share, by field."""
+        return {name: getattr(self, name) for name in _WIDTHS}
+
+    @property
+    @abstractmethod
+    def depths(self) -> Mapping[str, int]:
+        """Numbers of blocks by the fields that give them."""
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        yield from divisions(
+            {
+                "hidden_size": (self.hidden_size, "num_heads", self.num_heads),
+                "image_size": (self.image_size, "patch_size", self.patch_size),
+                "video_size": (self.video_size, "patch_size", self.patch_size),
+                "num_frames": (self.num_frames, "tubelet_size", self.tubelet_size),
+            }
+        )
+        if self.inner_size < 1:
+            yield Misfit(("mlp_ratio",), f"{self.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
+        yield from modality_misfits(self.ffn)
+        yield from place_misfits(self.ffn, self.depths)
+
+
+_WIDTHS = ("hidden_size", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "vocab_size", "projection_size")
+
+
+def modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
+    """Modalities that a filling names and that there are not, and pools that are missing."""
+    known = ", ".join(map(repr, MODALITIES))
+    for named, names in named_modalities(ffn).items():
+        for name in names:
+            if name not in MODALITIES:
+                change = did_you_mean(name, MODALITIES, "choose one of these")
+                yield Misfit(("ffn", *named.split(".")), repr(name), known, change)
+    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.router.fewest_experts:
+        for name in MODALITIES:
+            if name not in ffn.pools:
+                got = f"no pool for {name} and {ffn.common_experts} common experts"
+                allowed = f"{ffn.router.fewest_experts} or more, as many as a token needs"
+                yield Misfit(("ffn", "pools"), got, allowed, "give it a pool or raise common_experts")
+
+
+def place_misfits(ffn: FeedForwardConfig, depths: Mapping[str, int]) -> Iterator[Misfit]:
+    """Blocks that are named as places of experts and that not every stack has."""
+    blocks = ffn.blocks if isinstance(ffn, SparseConfig | AttributeConfig) else None
+    shortest = min(depths, key=lambda name: depths[name])
+    depth = depths[shortest]
+    for block in blocks or ():
+        if not -depth <= block < depth:
+            allowed = f"{-depth} to {depth - 1}, the blocks of {depth} {shortest}"
+            yield Misfit(("ffn", "blocks"), str(block), allowed, "name another block or build more")
+    if blocks is not None and len({block % depth for block in blocks}) < len(blocks):
+        got = f"{list(blocks)} with {depth} {shortest}"
+        yield Misfit(("ffn", "blocks"), got, "each block once", "take out those that are named from both ends")

@@ -1,0 +1,92 @@
+"""One transformer for the tokens of images, clips and texts, which it passes apart and joined.
+
+Sources: Bao et al., VLMo, arXiv 2111.02358; Wang et al., BEiT-3, arXiv 2208.10442; Mustafa et al., LIMoE,
+    arXiv 2206.02770.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, ClassVar, Literal
+
+from moe.config import AttributeConfig
+from moe.ranges import Range
+from omnivl.architectures.base import Kit, Layers, Misfit
+from omnivl.architectures.omnivl import OmniVL
+from omnivl.architectures.one_width import OneWidth
+from omnivl.parts.bert import TEXT_EPS
+from omnivl.parts.embed import Embed
+from omnivl.parts.join import JoinRows
+from omnivl.parts.losses import Losses
+from omnivl.parts.project import Project
+from omnivl.parts.sizes import Transformer
+from omnivl.parts.unified import UNIFIED_EPS, UnifiedLayer, UnifiedNorm
+
+
+@dataclass(frozen=True)
+class Unified(OneWidth):
+    """The unified transformer: VLMo, BEiT-3 and LIMoE by what fills its feed-forward slots.
+
+    Attributes:
+        depth: Blocks.
+        multiway: Attention projections and norms by modality, as in BEiT-3.
+    """
+
+    kind: Literal["unified"] = "unified"
+    depth: Annotated[int, Range(1)] = 12
+    multiway: bool = False
+
+    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "fused_visual")
+
+    @classmethod
+    def like(cls, towers: OmniVL) -> "Unified":
+        """One transformer of the size of a visual encoder."""
+        shared = {name: getattr(towers, name) for entry in fields(OneWidth) if (name := entry.name) != "kind"}
+        return cls(**shared, depth=towers.vision_layers)
+
+    @property
+    def stacks(self) -> Mapping[str, Transformer]:
+        """The transformer."""
+        own = self.stack_of(self.depth)
+        return {
+            "unified": replace(
+                own, norm_eps=UNIFIED_EPS, drop_path=self.drop_path, layer_scale_init=self.layer_scale_init
+            )
+        }
+
+    @property
+    def depths(self) -> Mapping[str, int]:
+        """Numbers of blocks by the fields that give them."""
+        return {"depth": self.depth}
+
+    def layers(self, kit: Kit) -> Layers:
+        """Blocks, projections, heads."""
+        own, patches, twins = self.stacks["unified"], self.patches, kit.momentum
+        words = replace(own, norm_eps=TEXT_EPS, dropout=self.dropout)
+        yield (
+            "embed",
+            Embed(
+                patches, own, self.words, words, kit.tokens.pad, kit.compute_dtype, momentum=twins, joins_inputs=True
+            ),
+        )
+        for index in range(self.depth):
+            name = f"unified_{index:02d}"
+            yield name, UnifiedLayer(index, own, self.multiway, patches, self.text_length, twins)
+        yield "unified_norm", UnifiedNorm(own, self.multiway, twins)
+        yield "contrast", Project(self.heads, kit.objectives, self.momentum, joins_inputs=True)
+        yield "join", JoinRows(kit.objectives, kit.gather, joins_inputs=True, concatenates=True)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=self.ffn, momentum=self.momentum)
+
+    def order(self, names: Sequence[str]) -> Sequence[str]:
+        """The blocks are passed twice: before and behind the join of rows."""
+        blocks = [name for name in names if name.startswith("unified_")]
+        return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        yield from super().misfits()
+        if isinstance(self.ffn, AttributeConfig) and self.ffn.attention and self.multiway:
+            got, change = "true beside multiway", "set one of the two to false"
+            yield Misfit(("ffn", "attention"), got, "one of the two", change)
+
+
+Unified.presets = {name: Unified.like(preset) for name, preset in OmniVL.presets.items()}
