@@ -37,7 +37,7 @@ def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
 
 
 def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Problem:
-    """One error; nearly all of them are told from the annotation alone."""
+    """The problem behind one error; for nearly all errors the annotation alone determines its text."""
     annotation = annotation_at(cls, tree, path)
     value = value_at(tree, path)
     match entry["type"]:
