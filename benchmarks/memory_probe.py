@@ -23,7 +23,7 @@ import torch
 import torch.distributed as dist
 
 from engine.disk.weights_out import write_weights
-from engine.hosts import create_host, layer_settler
+from engine.hosts import create_host, layer_sharder
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
@@ -124,7 +124,7 @@ def _run(
     tokens = SpecialTokens(0, 1, 2, 3, 4, vocab_size=config.vocab_size, num_reserved=5)
     with _peak(peaks, "build", base):
         torch.manual_seed(0)
-        cut = layer_settler(layout, device) if by_layer else None
+        cut = layer_sharder(layout, device) if by_layer else None
         settle = None if cut is None else partial(_settle, cut)
         chain = build_chain(config, OBJECTIVES, tokens, gather=make_gather(), compute_dtype=dtype, settle=settle)
     with _peak(peaks, "start", base):

@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 from transformers.models.opt.modeling_opt import OPTDecoderLayer
 
 from engine.estimate.hardware import load_hardware
-from engine.estimate.layers import imagined
+from engine.estimate.layers import accelerator_kernels
 from engine.estimate.live import LivePeak
 from engine.estimate.operations import OperationCounter
 from engine.estimate.step import StepEstimate, estimate_step
@@ -71,7 +71,7 @@ def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int 
         share: By how many its parameters are divided: how many of its numbers make one of four bytes.
     """
     forward, backward = OperationCounter(), OperationCounter()
-    with imagined():
+    with accelerator_kernels():
         with forward:
             out = run()
         ones = torch.ones_like(out)

@@ -43,7 +43,7 @@ COMMANDS: Mapping[str, Command] = {
     "profile": Command("profile", "profile", "Measures what each layer of a plan's model takes on this machine."),
     "estimate": Command("estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."),
     "measure": Command("measure", "measure", "Measures this machine's profile for estimates."),
-    "pretrain": Command("pretrain", "pretrain", "Runs a plan, or goes on with a run that was cut off."),
+    "pretrain": Command("pretrain", "pretrain", "Runs a plan, or goes on with a run that was interrupted."),
     "submit": Command("submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."),
     "jobs": Command("jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
     "evaluate": Command("evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),

@@ -23,7 +23,7 @@ def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
         file: The weights that the stage started from. Only heads are read from it.
 
     Raises:
-        CheckpointError: The file is no safetensors file or cut short.
+        CheckpointError: The file is no safetensors file or truncated.
     """
     stored = WeightsFile(file)
     plain = {name.removeprefix(ASIDE): name for name in stored.names}

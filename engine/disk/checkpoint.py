@@ -1,14 +1,14 @@
-"""Checkpoints that are either whole or recognisably torn.
+"""Checkpoints: written so that each is either whole or known to be incomplete.
 
-A checkpoint is written beside its final name (``engine.disk.checkpoint_writer``), every file is synced to disk, a
-manifest with the size and SHA-256 of every file is written last, then the folder is renamed in one atomic step. What a
-crash leaves behind is a ``.tmp`` folder, which is never read, or a folder whose files do not match their manifest,
-which is named and passed over.
+A checkpoint is written under another name (``engine.disk.checkpoint_writer``), every file is synced to disk, a manifest
+with the size and SHA-256 of every file is written last, then the folder is renamed in one atomic step. A crash leaves
+either a ``.tmp`` folder, which is never read, or a folder whose files do not match their manifest, which is reported
+and passed over.
 
     checkpoints/step-000123/
         manifest.json           sizes and hashes of all files below
         trainer.json            step, skipped steps, best score, metrics offset, layout
-        loader-00000.json       where the data order stands, one per process
+        loader-00000.json       position in the data, one per process
         generators-00000.pt     global random generators, one per process
         host/                   weights, moments, twins, queue: a shard of each process (``engine.hosts.shards``)
 """
@@ -43,9 +43,9 @@ class SavedLayout:
         host: Kind of host.
         zero_stage: ZeRO stage; None for hosts that have none.
         world_size: Number of processes.
-        expert_parallel_size: Processes over which banks of experts were cut.
+        expert_parallel_size: Processes over which banks of experts were split.
         samples_per_step: Samples of an optimizer step over all processes.
-        pipeline_stages: Stages into which the chain was cut.
+        pipeline_stages: Pipeline stages into which the chain was cut.
     """
 
     host: str
@@ -57,10 +57,10 @@ class SavedLayout:
 
     def __str__(self) -> str:
         zero = "" if self.zero_stage is None else f"-{self.zero_stage}"
-        cut = "" if self.expert_parallel_size == 1 else f", experts cut over {self.expert_parallel_size}"
-        cut += "" if self.pipeline_stages == 1 else f", {self.pipeline_stages} stages"
+        split = "" if self.expert_parallel_size == 1 else f", experts split over {self.expert_parallel_size}"
+        split += "" if self.pipeline_stages == 1 else f", {self.pipeline_stages} pipeline stages"
         processes = f"{self.world_size} process{'' if self.world_size == 1 else 'es'}"
-        return f"{self.host}{zero} on {processes}{cut}, {self.samples_per_step} samples a step"
+        return f"{self.host}{zero} on {processes}{split}, {self.samples_per_step} samples a step"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class TrainerState:
         skipped_in_a_row: How many of them were the last ones.
         best: Best score so far; None before the first evaluation.
         best_step: The checkpoint that reached it.
-        metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are cut off on resuming.
+        metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are removed on resuming.
         window: Sums for the next line of metrics (``engine.step.loss_window``).
         layout: What wrote the checkpoint.
         guard: Recent losses (``engine.step.guard``).
@@ -154,8 +154,8 @@ def load_checkpoint(
 ) -> tuple[TrainerState, dict[str, Any]]:
     """Restores host and random generators. Called by every process.
 
-    On another number of processes than wrote it, weights, moments and the order of the data go on as they were; random
-    generators (dropout, noise) begin anew, and streams look for their place from their first shard.
+    On another number of processes than wrote it, weights, moments and the order of the data go on as before; random
+    generators (dropout, noise) start anew, and streams search for their position from their first shard.
 
     Args:
         checkpoint: A whole checkpoint.
@@ -164,7 +164,7 @@ def load_checkpoint(
         tell: Gets a message where the layout has changed.
 
     Returns:
-        The loop's state and this process' place in the data.
+        The loop's state and this process' position in the data.
 
     Raises:
         CheckpointError: The files do not fit the model.

@@ -2,9 +2,9 @@
 
 A save has three parts. The *snapshot* is taken between two steps, by every process of its own shard: tensors are copied
 into memory that is kept for it, everything else is small. Then a thread *writes* the process' files. When all processes
-have written theirs, the first one *seals* the checkpoint: manifest, rename, and old ones away. Threads do not talk to
-each other: that all are through is agreed on between two steps, by the main threads, so that no collective ever runs
-beside those of training. One save is under way at a time; the next one waits for it.
+have written theirs, the first one *seals* the checkpoint: it writes the manifest, renames the folder and deletes old
+checkpoints. Threads do not communicate: the main threads agree between two steps that all have finished, so that no
+collective runs beside those of training. One save is under way at a time; the next one waits for it.
 """
 
 import io
@@ -37,7 +37,7 @@ class _Save:
         final: The folder that it will be.
         state: Of the loop, when the snapshot was taken.
         work: What this process' thread does now: its files, or nothing.
-        prunes: Whether old checkpoints go when this one is there.
+        prunes: Whether old checkpoints are deleted once this one is sealed.
         sealing: Whether all files are written.
     """
 
@@ -64,7 +64,7 @@ class CheckpointWriter:
         Args:
             folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
             device: Where the process group's backend expects its tensors.
-            asynchronous: Train on while the files are written, at the price of memory for a copy of the shard.
+            asynchronous: Train on while the files are written; this takes memory for a copy of the shard.
             keep_last: Number of newest checkpoints that stay, beside the best.
         """
         self._folder, self._device = folder, device
@@ -79,8 +79,8 @@ class CheckpointWriter:
         Args:
             host: Gives its shard.
             state: The loop's state, equal on every process.
-            loader_state: This process' place in the data, JSON.
-            prunes: Delete old checkpoints when this one is there.
+            loader_state: This process' position in the data, JSON.
+            prunes: Delete old checkpoints once this one is sealed.
 
         Raises:
             CheckpointError: This checkpoint, or the one before, could not be written, on whichever process; raised on
@@ -111,7 +111,7 @@ class CheckpointWriter:
             self.finish()
 
     def poll(self) -> None:
-        """Goes on with a save that is under way where every process is through with its part. To be called every step.
+        """Goes on with a save that is under way once every process has written its part. To be called every step.
 
         Raises:
             CheckpointError: It could not be written, on whichever process; raised on all.
@@ -139,7 +139,7 @@ class CheckpointWriter:
             self._save = replace(save, work=self._thread.submit(seal), sealing=True)
 
     def _sealing(self, save: _Save, shares: Sequence[Records]) -> Callable[[], Records]:
-        """Makes a checkpoint of what all have written."""
+        """What the first process does when all have written their files."""
         unfinished = _unfinished(save.final)
 
         def seal() -> Records:

@@ -1,9 +1,9 @@
 """Going back to an earlier checkpoint within a stage, and remembering it.
 
-A rollback is first written down, in ``rollbacks.json`` of the stage; then the stage starts over as after a crash. A
-checkpoint knows how many rollbacks came before it: one that knows of fewer than are written down is older than the
-rest. From the first bad step on such a checkpoint is void; before it, it is where to go on, with the data that the
-rollback says. A crash at any moment in between thus changes nothing.
+A rollback is first written into ``rollbacks.json`` of the stage; then the stage starts over as after a crash. A
+checkpoint holds the number of rollbacks before it. Where that is less than ``rollbacks.json`` lists, the checkpoint is
+older than the last rollbacks: it is void if it was taken at their first bad step or later; else the stage goes on from
+it, at the position in the data that the rollback holds. So a crash at any moment in between changes nothing.
 """
 
 import json
@@ -25,7 +25,7 @@ class Rollback:
         first_bad: The first bad step, counted from 1: checkpoints taken at it or later are void.
         step: Optimizer steps taken when it was decided.
         reason: Why.
-        loaders: Where each process goes on in the data; empty where it sees the same data again.
+        loaders: Where each process goes on in the data; empty where it takes the same data again.
     """
 
     first_bad: int
@@ -80,13 +80,13 @@ def remove_void(checkpoints: Path, rollbacks: Sequence[Rollback]) -> None:
             shutil.rmtree(dropped)
 
 
-def place_in_data(pending: Sequence[Rollback], rank: int, world_size: int) -> Mapping[str, Any] | None:
-    """Where the data go on after rollbacks that a checkpoint does not know of; None: where the checkpoint says.
+def position_in_data(pending: Sequence[Rollback], rank: int, world_size: int) -> Mapping[str, Any] | None:
+    """Where the data goes on after rollbacks that came after a checkpoint; None where the checkpoint's position holds.
 
     Args:
         pending: Oldest first.
         rank: Of this process.
-        world_size: Processes of this start; among another number, streams look for their place from their first shard.
+        world_size: Processes of this start. If their number has changed, streams search from their first shard.
     """
     loaders = next((rollback.loaders for rollback in reversed(pending) if rollback.loaders), ())
     if not loaders:
@@ -95,7 +95,7 @@ def place_in_data(pending: Sequence[Rollback], rank: int, world_size: int) -> Ma
 
 
 def _rollbacks_known(checkpoint: Path) -> int | None:
-    """Rollbacks before a checkpoint was taken; None where it is torn, which is found out elsewhere."""
+    """Rollbacks before a checkpoint was taken; None where it cannot be read, which is reported elsewhere."""
     try:
         return int(json.loads((checkpoint / "trainer.json").read_bytes()).get("rollbacks", 0))
     except (OSError, ValueError):

@@ -1,15 +1,16 @@
-"""Where a run lives on disk, who may write there, and whether a plan may go on in it.
+"""A run's folder: what it holds, who may write into it, and whether a plan may go on in it.
 
 runs/NAME/
 plan.yaml               the resolved plan
 environment.json        versions, hardware, commit of the latest start
-run.lock                held by the process that writes here
+run.lock                locked by the process that writes here
 heartbeats/             the last sign of each process (engine.watch.watchdog)
 hangs/TIME/             stack traces of all processes where the run hung
 stages/NN-NAME/
-metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  evaluation.json  handover.json  routing.html
+metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
+evaluation.json  handover.json  routing.html
 weights.safetensors     whole weights at the end of the stage
-complete.json           written last: the stage is done
+complete.json           written last: the stage is complete
 report.html
 """
 
@@ -42,8 +43,8 @@ _FREE_FIELDS = tuple(
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )
-"""Fields that may change between two starts in one folder: they change what is shown and kept, and where things are
-computed. With other batch sizes another number of processes can learn from the same samples in the same steps."""
+"""Fields that may differ between two starts in one folder: they change what is shown and kept, and where and how it is
+computed. Batch sizes are among them so that another number of processes can take the same samples in each step."""
 
 _STAGE = re.compile(r"stages\.\d+")
 _STEPS = re.compile(r"stages\.\d+\.steps")
@@ -105,7 +106,7 @@ class StageFolder:
         return int(json.loads(marker.read_bytes())["steps"]) if marker.is_file() else None
 
     def mark_complete(self, steps: int) -> None:
-        """Says that everything of the stage is on disk."""
+        """Marks the stage complete. Called when all its files are on disk."""
         write_whole(self.path / "complete.json", json.dumps({"steps": steps}))
 
     def has_begun(self) -> bool:
@@ -164,7 +165,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other process from running in this folder. The lock goes with the process, however it ends.
+        """Keeps every other process from running in this folder. The lock ends with the process, however that ends.
 
         Raises:
             RunFolderError: Somebody else holds it.
@@ -188,10 +189,10 @@ class RunFolder:
 
 
 def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Refuses to go on in a folder whose plan says something else.
+    """Refuses a plan that differs from the one in the folder.
 
-    Fields that change only what is shown and kept may differ; a stage may become longer as long as no later stage has
-    begun from its result; stages may be added behind the last one.
+    ``_FREE_FIELDS`` may differ; a stage may become longer as long as no later stage has begun; stages may be added at
+    the end.
 
     Args:
         folder: The run's folder, for the message and for which stages have begun.
@@ -235,7 +236,7 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, A
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file beside and renames it, so that a reader never sees half of it."""
+    """Writes a file under another name and renames it, so that a reader never sees half of it."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -1,4 +1,4 @@
-"""Checkpoints on disk, without a host or a model: found, described, and their weights read, converted and averaged."""
+"""Checkpoints on disk, without a host or a model: finds and describes them, reads and averages their weights."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +90,7 @@ def all_checkpoints(target: Path) -> list[Path]:
 
 
 def describe(checkpoint: Path) -> Saved:
-    """Reads what a whole checkpoint says of itself; tensors are not read.
+    """Reads the description of a whole checkpoint; tensors are not read.
 
     Raises:
         CheckpointError: A file is missing or cannot be read.
@@ -132,7 +132,7 @@ def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
             for name in sorted(file.keys()):
                 yield current_name(name), file.get_tensor(name)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{source}: got a file that is no safetensors file or is cut short ({error})") from error
+        raise CheckpointError(f"{source}: got a file that is no safetensors file or is truncated ({error})") from error
 
 
 def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Weights files: safetensors files that are read and written a few tensors at a time, however large they are.
 
-Layout of the file: 8 bytes with the length of the header, the header (JSON: type, shape and place of each tensor), then
+Format: 8 bytes with the length of the header, the header (JSON: type, shape and offsets of each tensor), then
 the tensors. Those of wide types come first, so that each begins at a multiple of its element size, which readers want.
 
 Source: https://github.com/huggingface/safetensors, section "Format".
@@ -35,7 +35,7 @@ _NAMES: Mapping[torch.dtype, str] = {
 class WeightsWriter:
     """Writes a file whose tensors are known by type and shape beforehand and come in any order.
 
-    The file is whole once every tensor was written; nothing checks that earlier than a reader.
+    The file is whole once every tensor has been written; only a reader checks that.
     """
 
     def __init__(self, path: Path, tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]]) -> None:
@@ -48,13 +48,13 @@ class WeightsWriter:
         Raises:
             OSError: It cannot be written.
         """
-        self._places: dict[str, tuple[int, int]] = {}
+        self._offsets: dict[str, tuple[int, int]] = {}
         header: dict[str, dict[str, object]] = {}
         end = 0
         for name in sorted(tensors, key=lambda name: -tensors[name][0].itemsize):
             dtype, shape = tensors[name]
             begin, end = end, end + dtype.itemsize * torch.Size(shape).numel()
-            self._places[name] = begin, end
+            self._offsets[name] = begin, end
             header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
@@ -68,7 +68,7 @@ class WeightsWriter:
         Raises:
             OSError: The disk is full or gone.
         """
-        begin, end = self._places[name]
+        begin, end = self._offsets[name]
         assert tensor.numel() * tensor.element_size() == end - begin, f"{name}: other than announced"
         self._file.seek(self._data + begin)
         if end > begin:
@@ -96,7 +96,7 @@ class WeightsFile:
         """Reads the header.
 
         Raises:
-            CheckpointError: The file is no safetensors file or cut short.
+            CheckpointError: The file is no safetensors file or truncated.
         """
         self._path = path
         try:
@@ -104,7 +104,7 @@ class WeightsFile:
                 self._stored: dict[str, str] = {current_name(name): name for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
-                f"{path}: got a file that is no safetensors file or is cut short ({error}); train the stage again"
+                f"{path}: got a file that is no safetensors file or is truncated ({error}); train the stage again"
             ) from error
 
     @property

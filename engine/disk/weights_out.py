@@ -18,8 +18,8 @@ def write_weights(host: Host, path: Path, source: Path | None) -> None:
     Args:
         host: Holds the weights.
         path: The file; process 0 writes it.
-        source: The weights file that the stage started from, if any. Heads that it has and this stage has not go along,
-            set aside for a later stage.
+        source: The weights file that the stage started from, if any. Heads that it has and this stage does not
+            have are copied under other names, for a later stage.
 
     Raises:
         CheckpointError: The file cannot be written; on every process.
@@ -45,7 +45,7 @@ def write_weights(host: Host, path: Path, source: Path | None) -> None:
     for name, tensor in host.each_weight():
         try:
             writers[0].write(name, tensor)
-        except OSError as error:  # the others go on, and read from this process: so does it
+        except OSError as error:  # not raised yet: the other processes wait for this one in the collectives of the loop
             problem = error
     ranks.on_first(lambda: _clearly(end, path))
 

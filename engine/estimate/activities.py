@@ -1,8 +1,8 @@
 """One optimizer step of a stage as activities of a simulator: the device of a process, its links, what waits for what.
 
-Replicas do the same at the same time, so that one process stands for all of them; of a pipeline one of each stage. What
-collectives take includes all their members. Every process has two resources, ``compute`` and ``link``; what does not
-overlap keeps the device waiting.
+Replicas do the same at the same time, so one process stands for all of them; of a pipeline one process of each stage,
+which is what a stage is here. The time of a collective is that of all its members. Every process has two resources,
+``compute`` and ``link``; communication that does not overlap occupies ``compute``.
 """
 
 from collections import defaultdict
@@ -37,7 +37,7 @@ class _Copies:
     Attributes:
         reduced: Of trained parameters in a reduction: into the bucket, flattened, divided.
         reduced_share: Of the share in a reduction.
-        gathered: Of gathered parameters: assembled, and cut into parameters.
+        gathered: Of gathered parameters: assembled, and split into parameters.
         gathered_share: Of the share in a gather.
         stepped_share: Of the share around the optimizer: flattened, cast, zeroed, copied back.
         added_share: Of the share for a micro-batch behind the first.
@@ -82,7 +82,7 @@ class StepActivities:
     shorter: "StepActivities | None" = None
 
     def add(self, resource: str, seconds: float, after: Sequence[int], cause: str) -> int:
-        """Adds an activity and returns its place."""
+        """Adds an activity and returns its index."""
         self.activities.append(Activity(resource, seconds, tuple(after), cause))
         return len(self.activities) - 1
 
@@ -153,7 +153,7 @@ class StepBuilder:
         return self.built
 
     def pipeline(self, micro_batches: int) -> StepActivities:
-        """One forward, one backward, as DeepSpeed's schedule has it: a stage holds at most as many as follow it."""
+        """A step with DeepSpeed's one-forward-one-backward schedule."""
         self.built.micro_batches = self.built.wanted = micro_batches
         stages = len(self.cuts)
         done: dict[tuple[str, int, int], int] = {}
@@ -341,7 +341,7 @@ class StepBuilder:
 
 
 def one_forward_one_backward(stage: int, stages: int, micro_batches: int) -> list[tuple[str, int]]:
-    """What a pipeline stage does, in order: as many forward passes as stages follow, then in turns."""
+    """Passes of a pipeline stage in order: a forward pass for each later stage, then forward and backward in turns."""
     ahead = min(stages - stage - 1, micro_batches)
     order = [("forward", number) for number in range(ahead)]
     for number in range(micro_batches):

@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows what is made while it is entered, on any device and on ``meta``.
+    """Follows tensors that are made within the block, on any device and on ``meta``.
 
     Attributes:
-        owner: Whose the tensors are that are made now.
-        live: Bytes that are there.
-        most: The most that were there at once.
-        other: Bytes that somebody else counts.
+        owner: Name under which tensors are counted that are made now.
+        live: Bytes that are allocated now.
+        most: The most that were allocated at once.
+        other: Bytes that the caller counts.
         most_with_other: The most of ``live`` and ``other`` together.
     """
 
@@ -38,7 +38,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return out
 
     def held(self) -> dict[int, tuple[str, int]]:
-        """Owner and bytes of every storage that is there, by its number."""
+        """Owner and bytes of every storage that is allocated, by its number."""
         return dict(self._known)
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
@@ -54,5 +54,5 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def storage_number(tensor: Tensor) -> int:
-    """What tells a tensor's memory from that of others, as long as it is there."""
+    """A number that identifies a tensor's memory as long as it is allocated."""
     return int(tensor.untyped_storage()._cdata)

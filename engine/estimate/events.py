@@ -1,7 +1,8 @@
-"""A discrete-event simulator: activities with durations on resources that do one at a time.
+"""A discrete-event simulator: activities on resources, each of which does one at a time.
 
-An activity begins when all that it waits for is done and its resource is free. Of several that could, the one that was
-ready first begins; of those the one that stands first in the list. The result is a pure function of the activities.
+An activity begins when all that it waits for is done and its resource is free. Of several that could begin, the one
+that was ready first does; of those the one that stands first in the list. The result is a pure function of the
+activities.
 """
 
 import heapq
@@ -11,12 +12,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Activity:
-    """Something that keeps a resource busy.
+    """Work that keeps a resource busy for a time.
 
     Attributes:
         resource: Name of what does it.
         seconds: How long.
-        after: Places in the list of the activities that have to be done before.
+        after: Indexes in the list of the activities that have to be done before.
         cause: What it is for.
     """
 
@@ -28,7 +29,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Timeline:
-    """When what happened.
+    """When each activity began and ended.
 
     Attributes:
         begins: Seconds, activity by activity.
@@ -47,11 +48,11 @@ class Timeline:
 
 
 def simulate(activities: Sequence[Activity], stretch: Mapping[str, float] | None = None) -> Timeline:
-    """Lets all activities happen.
+    """Works out when each activity begins and ends.
 
     Args:
-        activities: Each after those that it waits for in the list, or before: only a circle is refused.
-        stretch: By what each resource is slower; 1 for those that are not named.
+        activities: In any order, as long as none wait for each other in a circle.
+        stretch: How many times as long each resource takes; 1 for those that are not named.
 
     Raises:
         ValueError: Activities wait for each other in a circle.

@@ -128,7 +128,7 @@ def sweep_intervals(faults: Faults, intervals: Sequence[float], seconds: float, 
 
 
 def slowest(faults: Faults, devices: int, steps: int, draw: np.random.Generator) -> Floats:
-    """By how much the slowest of so many devices is behind, step by step, ``[steps]``, at least 1 without jitter.
+    """How many times as long the slowest device takes, step by step, ``[steps]``; 1 without jitter and slow devices.
 
     The largest of n draws is drawn at once, from the n-th root of a uniform number: the cost does not depend on n.
     """
@@ -146,7 +146,7 @@ def slowest(faults: Faults, devices: int, steps: int, draw: np.random.Generator)
 
 
 def stretched_steps(built: StepActivities, faults: Faults, replicas: int, steps: int = 100, seed: int = 0) -> Floats:
-    """Seconds of so many steps whose devices are not equally fast, ``[steps]``.
+    """Seconds of steps whose devices are not equally fast, ``[steps]``.
 
     Replicas meet in every step, so that the slowest counts; the stages of a pipeline are drawn apart.
 

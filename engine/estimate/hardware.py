@@ -51,7 +51,7 @@ class LinkConfig:
     scatter_share: Annotated[float, Range(above=0)] | None = None
 
     def seconds(self, sent_bytes: float, messages: float, kind: CollectiveKind = "other") -> float:
-        """Of so many bytes in so many messages, one after the other."""
+        """How long it takes to send bytes in messages that follow one another."""
         shares = {"gather": self.gather_share, "scatter": self.scatter_share}
         share = shares.get(kind) or self.share
         return sent_bytes / (self.gigabytes_per_second * 1e9 * share) + messages * self.latency_seconds
@@ -70,7 +70,7 @@ class HardwareConfig:
         attention_share: Of the peak, what fused attention reaches.
         memory_gigabytes_per_second: Of the device's memory.
         memory_share: Of that, what a layer's operations reach, which make a new tensor each.
-        operation_seconds: That the program takes to start an operation.
+        operation_seconds: Time that the process takes to start an operation.
         processes_per_node: Devices of a node.
         within_node: Between devices of a node.
         between_nodes: Of one device to other nodes.
@@ -100,7 +100,7 @@ class HardwareConfig:
     decoded_images_per_second: Annotated[float, Range(above=0)] | None = None
 
     def peak_flops(self, precision: Precision) -> float:
-        """Floating point operations per second on paper; ``auto`` was settled before."""
+        """Floating point operations per second by the data sheet; ``precision`` is not ``auto``."""
         return float(getattr(self.peak_tflops, precision)) * 1e12
 
     @property
@@ -115,8 +115,7 @@ class HardwareConfig:
     def parts(self, operations: Operations) -> dict[str, float]:
         """The same by what limits: ``products``, ``memory``, ``starting operations``.
 
-        A GPU works while the program starts what comes next, so that only what that takes longer counts; a CPU does
-        both itself.
+        A GPU computes while the process starts the next operations, so only the excess counts; a CPU does both itself.
         """
         found = {PRODUCTS: 0.0, MEMORY: 0.0, STARTING: 0.0}
         for operation, count in operations.items():
@@ -129,11 +128,11 @@ class HardwareConfig:
         return found
 
     def move_seconds(self, moved_bytes: float) -> float:
-        """How long a device takes to read and write so many bytes of its memory, in place and in order."""
+        """How long a device takes to read and write bytes of its memory, in place and in order."""
         return moved_bytes / (self.memory_gigabytes_per_second * 1e9)
 
     def copy_seconds(self, moved_bytes: float) -> float:
-        """How long a device takes to move so many bytes between tensors of a layer's size."""
+        """How long a device takes to move bytes between tensors of a layer's size."""
         return self.move_seconds(moved_bytes) / self.memory_share
 
     def _product_seconds(self, operation: Operation) -> float:

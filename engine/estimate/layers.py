@@ -1,6 +1,6 @@
-"""What each layer of a chain takes: seconds, measured here, and memory for its backward pass, worked out without any.
+"""What each layer of a chain takes: its seconds, measured, and what it keeps for its backward pass, counted.
 
-Both come from running layers one by one on batches of blank samples: what a layer takes depends on shapes, not on what
+Both come from running layers one by one on batches of blank samples: time and memory depend on shapes, not on what
 is in a picture. Memory is counted on the ``meta`` device, where kernels are those of an accelerator.
 """
 
@@ -59,8 +59,8 @@ def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
     """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
 
-    Casts of weights count, weights themselves and what an earlier layer keeps do not. Of what is recomputed, its input
-    counts.
+    Weights that are cast to another type count; weights themselves and what an earlier layer keeps do not. What is
+    recomputed counts by its input.
 
     Args:
         chain: Built on ``meta``.
@@ -83,7 +83,8 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
         followed = Allocations()
         for layer in chain.program:
             followed.owner = name = names[id(layer)]
-            with torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same), imagined(), followed:
+            saved = torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same)
+            with saved, accelerator_kernels(), followed:
                 state = layer(state)
         for number, (name, size) in followed.held().items():
             if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
@@ -96,7 +97,7 @@ def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> di
     """Seconds of each layer's forward and backward pass, the mean over some micro-batches of the best of some repeats.
 
     Args:
-        chain: Where it is to be measured. Gradients are left behind.
+        chain: On the device to measure. Its parameters have gradients afterwards.
         states: From ``blank_states``, on the same device.
         repeats: Measurements of each, after one that is thrown away.
     """
@@ -115,11 +116,11 @@ def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> di
 
 
 @contextmanager
-def imagined() -> Iterator[None]:
-    """Lets a chain on ``meta`` run forward and backward, by the kernels that an accelerator would take.
+def accelerator_kernels() -> Iterator[None]:
+    """Runs a chain on ``meta`` with the kernels that an accelerator would use, within the block.
 
-    Where there is no device, torch takes explicit products for attention; its function is replaced as long as this
-    lasts, since modes of torch do not reach what the backward pass recomputes.
+    On ``meta`` torch computes attention by explicit matrix products. Its function is replaced within the block; a
+    dispatch mode would not do, as it is not active while the backward pass recomputes.
     """
     usual = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = partial(_fused_attention, usual)
@@ -153,9 +154,9 @@ def _fused_attention(
 
 
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """How much of a mask is true cannot be known without values: of words the usual share, of patches half.
+    """Gives shapes that depend on values: of a mask of words the usual share is true, of a mask of patches half.
 
-    Also multiplies banks in fp32, of which torch knows no shapes although it multiplies them.
+    Also gives the shape of grouped products in fp32, which torch computes but has no rule for on ``meta``.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -198,14 +199,14 @@ def _timed(layer: torch.nn.Module, state: State) -> tuple[State, float]:
 
 
 def apart(state: State) -> State:
-    """The state cut off from what made it; what had a gradient is a leaf that gets one."""
+    """The state detached from the graph that made it; tensors that required a gradient are leaves that require one."""
     return State(
         {name: tensor.detach().requires_grad_(tensor.requires_grad) for name, tensor in state.items()}, state.layout
     )
 
 
 def made_by_layer(given: State, after: State) -> list[Tensor]:
-    """What a layer made of ``given`` that its backward pass begins with."""
+    """The tensors that a layer has computed from ``given``, at which its backward pass begins."""
     return [tensor for name, tensor in after.items() if tensor.grad_fn is not None and tensor is not given.get(name)]
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from engine.estimate.allocations import Allocations
-from engine.estimate.layers import imagined
+from engine.estimate.layers import accelerator_kernels
 from omnivl.chain.chain import Chain
 from omnivl.chain.state import State
 
@@ -45,7 +45,7 @@ def live_peak(chain: Chain, state: State) -> LivePeak:
     trained = [one for one in chain.parameters() if one.requires_grad]
     handles = [one.register_post_accumulate_grad_hook(leave) for one in trained]  # type: ignore[no-untyped-call]
     try:
-        with imagined(), tracker:
+        with accelerator_kernels(), tracker:
             last = chain(state)
             kept = tracker.live
             last["loss"].backward()

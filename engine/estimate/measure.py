@@ -182,7 +182,7 @@ def _collective(
 def _collective_seconds(
     action: Callable[[Tensor], object], size: int, device: torch.device, processes: int, seconds: float
 ) -> float:
-    """The mean of as many as every process makes: the number is agreed upon by the first one's clock."""
+    """Mean seconds of one collective; the first process decides how often it is repeated."""
     tensor = torch.zeros(size // 4 // processes * processes, device=device)
     action(tensor)
     _wait(device)

@@ -46,7 +46,7 @@ class StageEstimate:
         step: Time and traffic.
         memories: Of a process of each pipeline stage; one where there is no pipeline.
         cuts: Names of the layers of each pipeline stage; empty without one.
-        expert_parallel: Processes over which banks are cut.
+        expert_parallel: Processes over which banks are split.
         data_bytes_per_second: That all nodes together read.
         checkpoint_bytes: Of a checkpoint.
     """

@@ -74,7 +74,7 @@ def search_layouts(
             works[size, mode] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
         try:
             found = estimate_stage(candidate, tokenizer, cluster, work=works[size, mode])
-        except PlanError:  # experts or layers cannot be cut so
+        except PlanError:  # experts cannot be split, or layers cut, like this
             continue
         (fitting if found.fits else others).append(found)
     fitting.sort(key=lambda one: one.step.seconds)

@@ -58,7 +58,7 @@ def estimate_step(
         stage: Host, ZeRO stage, accumulation, offload.
         work: The stage's model.
         cluster: Where it runs.
-        expert_parallel: Processes over which banks are cut.
+        expert_parallel: Processes over which banks are split.
         cuts: Names of the layers of each pipeline stage; empty without a pipeline.
     """
     wanted = stage.batch.gradient_accumulation_steps

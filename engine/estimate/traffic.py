@@ -125,5 +125,5 @@ def send(size: float, *, within: bool) -> Transfer:
 
 
 def _rounds(nodes: int) -> int:
-    """Messages one after the other between so many nodes: small collectives go by trees."""
+    """Messages that follow one another between nodes: small collectives go along trees."""
     return math.ceil(math.log2(nodes)) if nodes > 1 else 0

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from engine.estimate.layers import activation_bytes, apart, blank_states, imagined, made_by_layer
+from engine.estimate.layers import accelerator_kernels, activation_bytes, apart, blank_states, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.hosts.zero.sizes import ZeroSizes
@@ -35,7 +35,7 @@ class LayerSize:
         trained: Parameters that get a gradient, experts among them.
         frozen: Parameters without one, momentum twins left out.
         twins: Parameters of momentum twins.
-        experts: Those of ``trained`` that lie in banks of sparse experts, which can be cut over processes.
+        experts: Those of ``trained`` that lie in banks of sparse experts, which can be split over processes.
         resting_experts: Those of ``frozen`` and ``twins`` that do.
         active: Those of ``trained`` that serve a token.
         queue: Bytes of buffers: the momentum queue, selection biases.
@@ -135,7 +135,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     """Counts a stage's model under the stage's micro-batch.
 
     Args:
-        stage: Model, objectives, data, micro-batch and precision, which ``auto`` leaves open: settled before.
+        stage: Model, objectives, data, micro-batch and precision, which is not ``auto``.
         tokenizer: The plan's.
         replicas: Processes that take samples of their own.
         device: ``meta`` for an accelerator; the CPU for itself.
@@ -174,7 +174,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
         gather.joined = gather.gradient = gather.calls = 0
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
-            stack.enter_context(imagined())
+            stack.enter_context(accelerator_kernels())
             rows = stack.enter_context(_watched_banks(layer))
             given = apart(state)
             with forward:

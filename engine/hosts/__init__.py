@@ -29,7 +29,7 @@ __all__ = [
     "WeightsReport",
     "create_host",
     "expert_parallel_size",
-    "layer_settler",
+    "layer_sharder",
     "needs_process_group",
     "replica_group",
 ]
@@ -50,27 +50,27 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
 
 
 def expert_parallel_size(parallel: ParallelConfig, part: nn.Module) -> int:
-    """Processes over which every bank of sparse experts of a chain, or of a layer of it, is cut in this run."""
+    """Processes over which every bank of sparse experts of a chain, or of a layer of it, is split in this run."""
     banks = [bank.num_experts for _, bank in expert_banks(part)]
     return parallel.experts_over(banks, local_processes(), world_size())
 
 
-def layer_settler(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
-    """What leaves a share of each layer here while a chain is being built, for ``create_host`` to go on with.
+def layer_sharder(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
+    """Shards each layer of a chain while the chain is being built; ``create_host`` takes the result.
 
     Args:
         parallel: Which host, and how it shards.
         device: Where the chain is to run.
 
     Returns:
-        To be called by every process with each layer in turn; None where the host wants the chain whole.
+        A function that every process calls with each layer in turn; None for hosts that take the chain whole.
     """
     if parallel.host != "zero" or parallel.zero_stage < 3:
         return None
     from engine.hosts.zero.build import ZeroBuild
 
     build = ZeroBuild(lambda layer: expert_parallel_size(parallel, layer), parallel.offloading, device)
-    return build.settle
+    return build.shard
 
 
 def create_host(
@@ -92,7 +92,7 @@ def create_host(
     Args:
         parallel: Which host, and how it shards.
         chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU; with ZeRO-3
-            by way of ``layer_settler(parallel)``, or whole.
+            by way of ``layer_sharder(parallel)``, or whole.
         optimizer: AdamW, schedule, clipping.
         objectives: The stage's objectives; they decide the layout of each micro-batch.
         total_steps: Optimizer steps of the stage, for the schedule.
@@ -101,7 +101,7 @@ def create_host(
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
-        cuts: Layers of each pipeline stage, by their places in the chain (``engine.hosts.pipeline.cut``).
+        cuts: Layers of each pipeline stage, by their indexes in the chain (``engine.hosts.pipeline.cut``).
 
     Raises:
         PlanError: There is no such host.
@@ -123,8 +123,8 @@ def create_host(
     if parallel.host == "zero":
         from engine.hosts.zero.host import ZeroHost
 
-        stage, offload = parallel.zero_stage, parallel.offloading
-        return ZeroHost(chain, optimizer, layout, stage=stage, offload=offload, **sharded)
+        zero_stage, offload = parallel.zero_stage, parallel.offloading
+        return ZeroHost(chain, optimizer, layout, zero_stage=zero_stage, offload=offload, **sharded)
     if parallel.host == "pipeline":
         from engine.hosts.pipeline.host import PipelineHost
 

@@ -1,6 +1,6 @@
-"""All that a host holds, by parameter name and in a form that does not depend on how it is cut.
+"""All tensors of a host, by parameter name and in a form that does not depend on how they are distributed.
 
-Weights, buffers, momentum twins and optimizer moments, fp32, each by its name in the chain and its place in the whole
+Weights, buffers, momentum twins and optimizer moments, fp32, each by its name in the chain and its offset in the whole
 tensor. Every process writes a shard of its own (``engine.hosts.shards``): what only it holds, and its share of what
 others hold as well, so that nothing is gathered and the work is the same for all. Every process reads what it holds,
 whichever host, ZeRO stage or number of processes wrote it.
@@ -42,17 +42,17 @@ class Holdings:
         writers: Gather | None = None,
         borrow: Callable[[str], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        """Looks the parameters over.
+        """Finds the banks of experts that are split.
 
         Args:
-            chain: In its final form: banks cut, parameters with the host.
+            chain: In its final form: banks split, parameters where the host keeps them.
             store: Where the host keeps them.
             gather: The processes that hold the chain between them.
             group: Their process group; None is the default one.
             own: Layers that this process trains, saves and loads; None: all.
             writers: The processes that hold the same layers as this one; None: all.
-            borrow: Has the tensors of a layer here and current, own or not, as long as the context lasts. Entered by
-                every process.
+            borrow: Context within which the tensors of a layer are in this process and current, also those of another
+                process' layer. Entered by every process.
         """
         self._chain, self._store, self._gather, self._group = chain, store, gather, group
         self._own_layers, self._writers, self._borrow = own, gather if writers is None else writers, borrow
@@ -62,19 +62,19 @@ class Holdings:
     def shard(self) -> Shard:
         """What this replica is to write, as views of the very memory that the host works on. Needs no other replica."""
         moments = (steps := self._store.steps()) > 0
-        cut: list[Piece] = []
+        sharded: list[Piece] = []
         alike: dict[int, list[Piece]] = {}
         for _, tensors in self._layers(self._own_layers):
             for name, tensor in tensors.items():
                 for field in _fields(tensor, moments=moments):
                     piece = self._piece(name, tensor, field)
                     parts = 1 if (exchange := self._exchange(tensor)) is None else exchange.parts
-                    (cut if self._is_cut(tensor, field) else alike.setdefault(parts, [])).append(piece)
+                    (sharded if self._is_sharded(tensor, field) else alike.setdefault(parts, [])).append(piece)
         for parts, pieces in alike.items():
             # Replicas 0 .. parts - 1 hold one copy of a bank between them, the next ones the next.
-            cut += share(pieces, self._writers.replica // parts, self._writers.replicas // parts)
+            sharded += share(pieces, self._writers.replica // parts, self._writers.replicas // parts)
         index = {"steps": steps, "shards": self._gather.replicas, "tensors": self._shapes(moments=moments)}
-        return make_shard(self._gather.replica, cut, index if self._gather.replica == 0 else None)
+        return make_shard(self._gather.replica, sharded, index if self._gather.replica == 0 else None)
 
     def load(self, folder: Path) -> None:
         """Reads this replica's share of what all replicas' shards hold.
@@ -173,8 +173,8 @@ class Holdings:
         bank = self._bank_of.get(id(tensor))
         return None if bank is None else bank.exchange
 
-    def _is_cut(self, tensor: Tensor, field: str) -> bool:
-        """Whether the host cuts it over the replicas that have the same layers and experts."""
+    def _is_sharded(self, tensor: Tensor, field: str) -> bool:
+        """Whether the host shards it over the replicas that have the same layers and experts."""
         return isinstance(tensor, nn.Parameter) and self._store.group(tensor, field) is not None
 
     def _run(self, tensor: Tensor, field: str) -> Run:
@@ -191,8 +191,8 @@ class Holdings:
         """A weight or buffer joined of all parts. Called by every replica."""
         run, here = self._run(tensor, WEIGHT), whole_shape(tensor)
         whole = run.held
-        if self._is_cut(tensor, WEIGHT):
-            # What the replicas hold is added up, each in its place: exact, since all else is zero.
+        if self._is_sharded(tensor, WEIGHT):
+            # Each replica's part in its place, zeros elsewhere: their sum is exact.
             whole = torch.zeros(torch.Size(here).numel(), dtype=torch.float32, device=tensor.device)
             whole[run.start : run.start + len(run.held)] = run.held
             dist.all_reduce(whole, group=self._store.group(cast("nn.Parameter", tensor), WEIGHT))

@@ -1,4 +1,4 @@
-"""A host's tensors on disk: every process writes what it holds, and any process reads of it what it wants.
+"""A host's tensors on disk: every process writes what it holds, any process reads the parts that it needs.
 
     host/index.json                 {"steps": 1200, "shards": 4, "tensors": {"weight/embed.kinds": [2, 512], ...}}
     host/shard-00000.safetensors    runs of flattened tensors: weight/embed.kinds, exp_avg/embed.kinds ...
@@ -6,8 +6,8 @@
     ...
 
 A tensor that one shard holds whole has its own shape there. Of any other a shard holds a run, one-dimensional, and the
-file's metadata say where it begins (``runs``, JSON). The runs of all shards cover every tensor once, however many wrote
-them and however they were cut.
+file's metadata say where it begins (``runs``, JSON). The runs of all shards cover every tensor once, whatever number of
+processes wrote them and whatever each of them held.
 """
 
 import json
@@ -88,7 +88,7 @@ class Shard:
     Attributes:
         number: Which of the shards.
         pieces: Its runs, those of wider types first.
-        index: What ``index.json`` says; None for shards that leave it to another.
+        index: Content of ``index.json``; None for shards other than the one that writes it.
     """
 
     number: int
@@ -96,7 +96,7 @@ class Shard:
     index: Mapping[str, Any] | None
 
     def kept(self, memory: KeptMemory) -> "Shard":
-        """The same shard as it is now, copied: whatever becomes of the tensors does not touch it."""
+        """A copy of the shard, which later changes of the tensors do not affect."""
         on_gpu = any(piece.held.is_cuda for piece in self.pieces)
         places = memory.take([piece.held.nbytes for piece in self.pieces], pinned=on_gpu)
         copies = [place.view(piece.held.dtype) for place, piece in zip(places, self.pieces, strict=True)]
@@ -109,7 +109,7 @@ class Shard:
         )
 
     def write(self, folder: Path) -> dict[str, FileRecord]:
-        """Writes the shard, and the index where it is this shard's to write; returns what a manifest says of both.
+        """Writes the shard, and the index if it has one; returns the manifest's entries for both.
 
         Raises:
             OSError: A file could not be written.
@@ -144,7 +144,7 @@ def make_shard(number: int, pieces: Iterable[Piece], index: Mapping[str, Any] | 
 
 
 def share(pieces: Sequence[Piece], copy: int, copies: int) -> Iterator[Piece]:
-    """One of ``copies`` equal shares of what as many processes hold alike: a run of all pieces laid end to end."""
+    """One of ``copies`` equal shares of pieces that as many processes hold alike: a run of them, laid end to end."""
     total = sum(piece.held.numel() for piece in pieces)
     first, last = total * copy // copies, total * (copy + 1) // copies
     begin = 0
@@ -231,7 +231,7 @@ class SavedTensors:
                     now = _current_key(key)
                     self._found[now].append(Piece(now, self.shapes[now], runs.get(key, 0), held))
         except (OSError, SafetensorError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: got a file that is no shard or is cut short ({error})") from error
+            raise CheckpointError(f"{path}: got a file that is no shard or is truncated ({error})") from error
 
 
 def _current_key(key: str) -> str:

@@ -1,6 +1,6 @@
 """Where a host keeps a parameter and its optimizer moments.
 
-A ``Store`` hides what ZeRO cuts. What is cut beside it, banks of experts, is ``engine.hosts.holdings``' business.
+A ``Store`` hides how ZeRO shards a parameter. Banks of experts that are split are left to ``engine.hosts.holdings``.
 
 Shapes: n elements of a parameter, of which a replica may hold a run.
 """
@@ -23,8 +23,8 @@ class Run:
     """A run of a parameter, flattened, that this replica holds.
 
     Attributes:
-        held: [n], the very memory: what is copied into it has arrived.
-        start: Where it begins in the parameter as it is here before ZeRO cuts it.
+        held: [n], a view of the host's memory: what is copied into it is in the host.
+        start: Where it begins in the parameter, as this process has it before ZeRO shards it.
     """
 
     held: Tensor
@@ -38,7 +38,7 @@ class Store(Protocol):
         """What this replica holds of the parameter (``WEIGHT``) or of one of its ``MOMENTS``, fp32."""
 
     def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
-        """The replicas over which that is cut; None where every one of them holds the whole."""
+        """The replicas over which that is sharded; None where each of them holds the whole."""
 
     def steps(self) -> int:
         """Steps that the optimizer took; 0 where it has no moments yet."""
@@ -63,7 +63,7 @@ class WholeStore:
         return Run(whole.view(-1), 0)
 
     def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
-        """Nothing is cut."""
+        """Nothing is sharded."""
         return None
 
     def steps(self) -> int:
@@ -79,14 +79,14 @@ class WholeStore:
 
 
 class ZeroStore:
-    """ZeRO 1 to 3: moments are cut over the replicas of a parameter, with stage 3 the parameter too."""
+    """ZeRO 1 to 3: moments are sharded over the replicas of a parameter, under ZeRO-3 the parameter too."""
 
     def __init__(self, engine: Any, stage: int) -> None:
         """Works on DeepSpeed's own tensors.
 
         Args:
             engine: A ``DeepSpeedEngine``.
-            stage: 1, 2 or 3.
+            stage: ZeRO stage, 1, 2 or 3.
         """
         self._zero, self._stage = engine.optimizer, stage
         self._adamw: torch.optim.Optimizer = engine.optimizer.optimizer
@@ -98,7 +98,7 @@ class ZeroStore:
         return Run(parameter.detach().view(-1), 0) if self._stage < 3 else self._partition(parameter)
 
     def group(self, parameter: Any, field: str) -> dist.ProcessGroup | None:
-        """The replicas of the parameter, but for weights that only stage 3 cuts."""
+        """The replicas of the parameter; None for weights below ZeRO-3, which shards them."""
         if field == WEIGHT and self._stage < 3:
             return None
         group: dist.ProcessGroup = getattr(parameter, "ds_process_group", None) or parameter._dp_group
@@ -122,7 +122,7 @@ class ZeroStore:
         return found
 
     def _partition(self, parameter: Any) -> Run:
-        """What this replica holds of a parameter under stage 3, without what fills it up."""
+        """What this replica holds of a parameter under ZeRO-3, without its padding."""
         held: Tensor = parameter.ds_tensor.data.view(-1)
         start = held.numel() * dist.get_rank(self.group(parameter, WEIGHT))
         return Run(held[: max(0, min(held.numel(), parameter.ds_numel - start))], start)

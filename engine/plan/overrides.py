@@ -8,7 +8,7 @@ from omnivl.errors import did_you_mean
 
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
-    """Sets what the overrides say in the document's tree, and where it was said in its places.
+    """Writes the overrides into the document's tree, and their places into its places.
 
     Args:
         document: Changed in place.

@@ -1,4 +1,4 @@
-"""How a run is laid over processes: host, precision, launch and batch arithmetic."""
+"""How a run is distributed over processes: host, precision, launch and batch sizes."""
 
 import math
 from collections.abc import Collection
@@ -31,7 +31,7 @@ class Offloading:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """What hosts the chain.
+    """The host of the chain, and how it distributes it.
 
     Attributes:
         host: ``plain`` is PyTorch alone; ``zero`` is DeepSpeed with ZeRO; ``pipeline`` is DeepSpeed with the
@@ -46,7 +46,7 @@ class ParallelConfig:
         offload_device: Where it is kept: in the host's memory (``cpu``), or in files that are mapped into it
             (``nvme``), which the kernel writes out and reads back as memory gets scarce.
         nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
-        expert_parallel_size: Processes over which every bank of sparse experts is cut, which then trade tokens. A
+        expert_parallel_size: Processes over which every bank of sparse experts is split, which then exchange tokens. A
             divisor of the number of processes, of a pipeline's those of one stage, and of that of experts; ``auto``
             takes as many of one machine's as can be. Not read by ``plain``.
         pipeline_stages: Stages into which the chain is cut; a divisor of the number of processes. Micro-batches of an
@@ -73,11 +73,11 @@ class ParallelConfig:
         return Offloading(self.offload != "none", self.offload == "parameters", folder)
 
     def replicas(self, processes: int) -> int:
-        """Processes that take samples of their own, of so many: all, or those of one pipeline stage."""
+        """Of ``processes``, the number that take samples of their own: all, or those of one pipeline stage."""
         return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
     def experts_over(self, banks: Collection[int], local_processes: int, processes: int) -> int:
-        """Processes over which every bank of sparse experts is cut.
+        """Processes over which every bank of sparse experts is split.
 
         Args:
             banks: Number of experts of each bank; empty where the model has none.

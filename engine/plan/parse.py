@@ -220,7 +220,7 @@ def _without(paths: Iterable[Path], tree: Any) -> Any:
 
 
 def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Those of ``trees`` that can be typed; what is wrong with the others has been told already."""
+    """Those of ``trees`` that can be typed; the problems of the others have been reported already."""
     typed = {}
     for key, annotation in annotations.items():
         try:

@@ -111,7 +111,7 @@ class BatchSort:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage: so many steps of some objectives on some mixture of data.
+    """One stage: a number of steps of some objectives on a mixture of data.
 
     Its sections are complete: what a plan says once for all stages has already been put in.
 

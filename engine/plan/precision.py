@@ -11,7 +11,7 @@ from engine.processes import ranks
 from engine.telemetry.peak import measured_peak
 
 _SECONDS = 0.1
-"""For each measurement: without instructions for bf16 a CPU is five times slower at it, with them as much faster."""
+"""Length of each measurement. It may be short: a CPU is five times slower or five times faster at bf16 than at fp32."""
 
 
 def compute_dtype(parallel: ParallelConfig, device: torch.device) -> torch.dtype:
@@ -26,12 +26,12 @@ def dtype_of(precision: Precision) -> torch.dtype:
         ValueError: ``auto``, which stands for one only on a machine.
     """
     if precision == "auto":
-        raise ValueError("precision: got 'auto'; allowed are 'fp32' and 'bf16' here; settle it with with_precision")
+        raise ValueError("precision: got 'auto'; allowed are 'fp32' and 'bf16'; replace it by with_precision first")
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def faster_precision(device: torch.device) -> Precision:
-    """What ``auto`` stands for: bf16 unless the device multiplies fp32 faster. Called by every process; one decides."""
+    """What ``auto`` stands for: bf16 unless rank 0's device multiplies fp32 faster. Called by every process."""
     bf16, fp32 = (measured_peak(device, dtype, _SECONDS) for dtype in (torch.bfloat16, torch.float32))
     chosen: Precision = ranks.broadcast_object("bf16" if bf16 >= fp32 else "fp32")
     return chosen
@@ -46,14 +46,14 @@ def with_precision(plan: Plan, default: Precision, stages: Mapping[str, Precisio
         stages: By the names of stages, what it becomes there instead.
     """
 
-    def settled(parallel: ParallelConfig, precision: Precision) -> ParallelConfig:
+    def replaced(parallel: ParallelConfig, precision: Precision) -> ParallelConfig:
         return replace(parallel, precision=precision) if parallel.precision == "auto" else parallel
 
     known = stages or {}
     return replace(
         plan,
-        parallel=settled(plan.parallel, default),
+        parallel=replaced(plan.parallel, default),
         stages=tuple(
-            replace(stage, parallel=settled(stage.parallel, known.get(stage.name, default))) for stage in plan.stages
+            replace(stage, parallel=replaced(stage.parallel, known.get(stage.name, default))) for stage in plan.stages
         ),
     )

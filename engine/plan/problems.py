@@ -6,7 +6,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from engine.plan.schema import annotation_at, choices, dataclass_at, describe, field_types, kinds, members, range_of
+from engine.plan.schema import (
+    annotation_at,
+    choices,
+    dataclass_at,
+    describe,
+    describe_range,
+    field_types,
+    kinds,
+    members,
+)
 from engine.plan.yaml import Path, Problem, read_yaml, show_value
 from omnivl.errors import did_you_mean
 
@@ -37,7 +46,7 @@ def translate(error: ValidationError, cls: type, tree: Any) -> list[Problem]:
 
 
 def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Problem:
-    """One error; nearly all of them are told from the annotation alone."""
+    """The problem behind one error; for nearly all errors the annotation alone determines its text."""
     annotation = annotation_at(cls, tree, path)
     value = value_at(tree, path)
     match entry["type"]:
@@ -55,7 +64,7 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
         case "value_error":
             return _refused(path, str(entry["ctx"]["error"]), value)
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            return Problem(path, show_value(value), str(range_of(annotation)), "change the number")
+            return Problem(path, show_value(value), describe_range(annotation), "change the number")
         case _:
             assert annotation is not None, f"no annotation at {path} for {entry['type']}"
             return Problem(path, show_value(value), describe(annotation), _change(annotation, value))

@@ -33,6 +33,12 @@ def range_of(annotation: Any) -> Range | None:
     return next((bounds for _, bounds in _bounded_members(annotation) if bounds is not None), None)
 
 
+def describe_range(annotation: Any) -> str:
+    """The range of a field's numbers in words, and what may stand there beside a number: ``1 or more, or 'auto'``."""
+    others = [_describe_one(member, None) for member in members(annotation) if member not in (int, float)]
+    return ", or ".join([str(range_of(annotation)), *others])
+
+
 def _bounded_members(annotation: Any, bounds: Range | None = None) -> Iterator[tuple[Any, Range | None]]:
     """The alternatives of a union, each with the range that its annotation gives it."""
     if get_origin(annotation) is Annotated:

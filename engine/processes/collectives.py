@@ -1,4 +1,4 @@
-"""The chain's view of the other data-parallel replicas, over a ``torch.distributed`` process group.
+"""Collectives of the chain over data-parallel replicas, and of experts over their parts, by ``torch.distributed``.
 
 Shapes: B rows of one replica, R replicas.
 """
@@ -29,7 +29,7 @@ class ProcessGroupGather:
     def join(self, tensor: Tensor) -> Tensor:
         """Concatenates ``[B, ...]`` of every replica, in replica order, to ``[R * B, ...]``.
 
-        The gradient is summed over replicas before this replica's rows are cut out of it: every replica's loss depends
+        The gradient is summed over replicas before this replica's rows are taken from it: every replica's loss depends
         on every replica's rows. With gradients averaged over replicas this equals one process on the joined batch.
         """
         if tensor.requires_grad and torch.is_grad_enabled():

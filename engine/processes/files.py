@@ -1,4 +1,4 @@
-"""Files that are on the disk when they are said to be written."""
+"""Writes files so that they are on the disk when the function returns."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ _CHUNK = 1 << 24
 
 
 class FileRecord(TypedDict):
-    """What a manifest says of a file.
+    """A manifest's entry for a file.
 
     Attributes:
         bytes: Its size.

@@ -41,7 +41,7 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
         torch.cuda.set_device(device)
     if dist.is_initialized() or (launched_processes() == 1 and not always):
         return device
-    # A lone process needs no port: it meets nobody.
+    # A single process needs no port, as no other one joins.
     alone = launched_processes() == 1 and "MASTER_ADDR" not in os.environ
     store = dist.HashStore() if alone else None  # type: ignore[attr-defined]
     dist.init_process_group(

@@ -17,7 +17,7 @@ def seed_everything(*key: int | str) -> None:
     """Seeds all global generators with a pure function of ``key``.
 
     Args:
-        key: What tells this use apart, e.g. ``(plan.seed, "stage", 0, "replica", 1)``.
+        key: Identifies the use, e.g. ``(plan.seed, "stage", 0, "replica", 1)``.
     """
     random.seed(stable_hash("python", *key))
     np.random.seed(stable_hash("numpy", *key) % 2**32)

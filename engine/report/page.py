@@ -1,7 +1,7 @@
 """``report.html`` of a run: one self-contained page made from the files of the run folder.
 
 Everything on it is read back from what the run has written, so it can be made again at any time, also for a run that
-was cut off. It asks the network for nothing.
+was interrupted. It asks the network for nothing.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What the page tells of a stage's and a run's files: hand-over, quarantine, environment, pages of routing."""
+"""What the page shows of a stage's and a run's files: hand-over, quarantine, environment, pages of routing."""
 
 import glob
 import html
@@ -36,7 +36,7 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     """
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a crash may cut the last one short
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one may be incomplete
     entries = [json.loads(line) for line in lines if line]
     order = Counter(entry["cause"] for entry in entries)
     return {

@@ -19,7 +19,7 @@ from engine.disk.evaluation import write_evaluation
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
-    place_in_data,
+    position_in_data,
     read_rollbacks,
     remove_void,
     write_rollbacks,
@@ -47,7 +47,7 @@ from omnivl.randomness import stable_hash
 
 
 class DivergedError(UserError):
-    """Losses or gradients were not finite, or out of their band, in too many steps in a row."""
+    """Losses or gradients were not finite, or losses too high, in too many steps in a row."""
 
 
 class StageLoop:
@@ -112,8 +112,8 @@ class StageLoop:
             0 where the stage was finished, or the number of the signal that ended it early.
 
         Raises:
-            RolledBackError: The stage has to be started over, from a checkpoint before a spike.
-            DivergedError: Likewise, but it has gone back too often.
+            RolledBackError: The stage goes back to a checkpoint, for which it has to be started over.
+            DivergedError: It would have to, but has gone back too often.
             DataError: The data is missing or too bad.
             CheckpointError: The newest checkpoint does not fit the model.
         """
@@ -142,7 +142,7 @@ class StageLoop:
     def _take_step(
         self, loader: Loader, batches: Iterator[tuple[Batch | None, LoaderState]], *, first: bool
     ) -> LoaderState:
-        """One optimizer step: data, host, guard, display. Returns the place in the data behind it."""
+        """One optimizer step: data, host, guard, display. Returns the position in the data after it."""
         before = time.perf_counter()
         self._begin("loading data")
         taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
@@ -153,7 +153,7 @@ class StageLoop:
         step = self._state.step + 1
         self._state = replace(self._state, step=step)
         self._throughput.add(micro_batches, waited)
-        trouble = self._guard.judge(step, {loader.kind_before(place) for _, place in taken}, result)
+        trouble = self._guard.judge(step, {loader.kind_before(after) for _, after in taken}, result)
         if result.skipped:
             what, count = culprits(result), self._guard.skipped
             self._progress.message(f"step {step}: {what} not finite, step skipped ({count} so far)")
@@ -169,7 +169,7 @@ class StageLoop:
         self._heartbeat.begin(activity, self._stage.name, self._state.step)
 
     def _go_back(self, trouble: Trouble, loader_state: LoaderState) -> NoReturn:
-        """Has the stage start over from before the trouble, or gives up where the plan allows no more of that."""
+        """Starts the stage over from before the trouble; raises where the plan allows no more rollbacks."""
         self._checkpoints.finish()
         rollbacks, guard = self._rollbacks, self._plan.guard
         if len(rollbacks) >= guard.rollbacks:
@@ -244,7 +244,7 @@ class StageLoop:
             guard=self._guard.state(),
             rollbacks=len(self._rollbacks),
         )
-        # What was saved before the trouble may be needed.
+        # While steps are bad, older checkpoints are kept: the stage may have to go back to one of them.
         self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not self._guard.in_trouble)
 
     def _resume(self) -> tuple[LoaderState | None, Sequence[Rollback]]:
@@ -261,16 +261,16 @@ class StageLoop:
             return newest_complete(self._folder.checkpoints, self._progress.message), rollbacks
 
         checkpoint, self._rollbacks = ranks.on_first(choose)
-        place: Mapping[str, Any] | None = None
+        position: Mapping[str, Any] | None = None
         if checkpoint is not None:
             layout = self._state.layout
-            state, place = load_checkpoint(checkpoint, self._host, layout, self._progress.message)
+            state, position = load_checkpoint(checkpoint, self._host, layout, self._progress.message)
             self._state = replace(state, layout=layout)
             self._guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
             self._window = LossWindow(state.window)
         pending = self._rollbacks[self._state.rollbacks :]
-        place = place_in_data(pending, ranks.rank(), ranks.world_size()) or place
-        return None if place is None else LoaderState.from_json(place), pending
+        position = position_in_data(pending, ranks.rank(), ranks.world_size()) or position
+        return None if position is None else LoaderState.from_json(position), pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives

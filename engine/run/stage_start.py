@@ -1,4 +1,4 @@
-"""The chain with which a stage starts: built layer by layer, filled with earlier weights, cut where it is sharded."""
+"""The chain that a stage starts with: built layer by layer, filled with earlier weights, sharded under ZeRO-3."""
 
 import json
 from collections.abc import Collection
@@ -10,7 +10,7 @@ from engine.disk.aside import HEADS
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_file import WeightsFile
 from engine.errors import CheckpointError
-from engine.hosts import layer_settler
+from engine.hosts import layer_sharder
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes import ranks
@@ -36,8 +36,8 @@ def start_chain(
 ) -> tuple[Chain, frozenset[str]]:
     """Builds the chain of a stage with its starting values. Called by every process.
 
-    Under ZeRO-3 a process holds one whole layer at a time and its share of the rest. Weights of other origin are the
-    exception: the chain is whole on the CPU of every process until they are in.
+    Under ZeRO-3 a process holds one whole layer at a time and its share of the others. With weights of other origin it
+    holds the whole chain, on the CPU, until they are loaded.
 
     Args:
         plan: Without mistakes.
@@ -57,25 +57,25 @@ def start_chain(
     stage = plan.stages[index]
     dtype = compute_dtype(stage.parallel, device)
     heritage = None if stage.init_from is None else _inheritance(plan, stage, run)
-    cut = layer_settler(stage.parallel, device)
+    shard = layer_sharder(stage.parallel, device)
     foreign = stage.weights.folders
 
-    def settle(name: str, layer: ChainLayer) -> None:
+    def fill_and_shard(name: str, layer: ChainLayer) -> None:
         if heritage is not None:
             heritage.give(name, layer)
-        if cut is not None and not foreign:
-            cut(layer)
+        if shard is not None and not foreign:
+            shard(layer)
 
     seed_everything(plan.seed, "weights", index)
     chain = build_chain(
-        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=settle
+        stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype, settle=fill_and_shard
     )
     matched: set[str] = set()
     for part, path in foreign.items():
         matched.update(_load_foreign(chain, stage, part, path, plan.seed, progress))
-    if cut is not None and foreign:
+    if shard is not None and foreign:
         for layer in chain.layers:
-            cut(layer)
+            shard(layer)
     if heritage is not None:
         report = heritage.report()
         progress.show(report.table(f"stage {stage.name}: weights from {stage.init_from}"))
@@ -93,7 +93,7 @@ def source_weights(plan: Plan, stage: StagePlan, run: RunFolder) -> Path | None:
 def _load_foreign(
     chain: Chain, stage: StagePlan, part: Part, path: str, seed: int, progress: Progress
 ) -> Collection[str]:
-    """Fills a whole chain from a folder of Hugging Face's form; names of the parameters that took something."""
+    """Fills a whole chain from a folder of Hugging Face's form; returns the names of filled parameters."""
     if (exported := read_exported(Path(path), part)) is None:
         loaded = load_pretrained(chain, stage.model, Path(path), part=part)
         for line in loaded.lines():

@@ -43,7 +43,7 @@ from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the plan.
+    """What the command line gives besides the plan.
 
     Attributes:
         folder: The run's folder.
@@ -75,13 +75,13 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     steps = {stage.name: stage.steps for stage in plan.stages}
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
-        plan, settled = _settle_precision(plan, run, options, device)
+        plan, chosen = _choose_precision(plan, run, options, device)
         ranks.on_first(lambda: _enter_folder(run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
-        if settled is not None:
-            progress.message(f"parallel.precision: auto takes {settled}, which this machine multiplies faster")
+        if chosen is not None:
+            progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
@@ -127,7 +127,7 @@ def _go_on(start: _Start, index: int) -> int:
     """Builds a stage and runs it from its newest checkpoint on.
 
     Raises:
-        RolledBackError: It has to be built anew, as some of what it holds no longer counts.
+        RolledBackError: The stage goes back to an earlier checkpoint, for which it has to be built anew.
     """
     plan, run, tokenizer, device, progress = start.plan, start.run, start.tokenizer, start.device, start.progress
     stage = plan.stages[index]
@@ -137,8 +137,8 @@ def _go_on(start: _Start, index: int) -> int:
     chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
     if idle := freeze_idle(chain, stage.layouts()):
-        resting = ", ".join(f"{count / 1e6:.1f} M of {stack}" for stack, count in idle.items() if count >= 5e4)
-        progress.message(f"stage {stage.name}: no step gives a gradient to {resting or 'some tables'}; they rest")
+        parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in idle.items())
+        progress.message(f"stage {stage.name}: frozen, as no objective gives them a gradient: {parts} (parameters)")
     host = create_host(
         stage.parallel,
         chain,
@@ -172,7 +172,7 @@ def _go_on(start: _Start, index: int) -> int:
 
 
 def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
-    """Makes sure that the folder holds this run or none, and writes down what the run is."""
+    """Checks that the folder holds this run or none, and writes plan and environment into it."""
     names = [stage.name for stage in plan.stages]
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
@@ -188,10 +188,10 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     _write_json(run.environment, describe_environment(ranks.world_size()))
 
 
-def _settle_precision(
+def _choose_precision(
     plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
 ) -> tuple[Plan, Precision | None]:
-    """The plan without ``auto``, and what that became; a stage keeps what it computes in where the folder holds it."""
+    """The plan with every ``auto`` replaced, and what replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
     earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
@@ -203,9 +203,9 @@ def _settle_precision(
 
 
 def _earlier_plan(run: RunFolder) -> Plan | None:
-    """The plan of the run that the folder holds, with this version's defaults for fields that it did not know.
+    """The plan of the run in the folder, with this version's defaults for fields that the run's version did not have.
 
-    None where there is none, or one that this version cannot read: the comparison of plans names what is wrong.
+    None where there is none, or where this version cannot read it: the comparison of plans then names what differs.
     """
     try:
         return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
@@ -214,7 +214,7 @@ def _earlier_plan(run: RunFolder) -> Plan | None:
 
 
 def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
-    """Keeps the whole weights, which later stages and exports start from, and marks the stage complete."""
+    """Writes the whole weights, from which later stages and exports start, and marks the stage complete."""
     write_weights(host, folder.weights, source)
     if ranks.rank() == 0:
         folder.mark_complete(stage.steps)
@@ -222,7 +222,7 @@ def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: P
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
-    """The table of the last evaluated stage, that of the last routers, and the page."""
+    """Shows the scores of the last evaluated stage and the routers of the last stage that has some, writes the page."""
     for index, stage in reversed(list(enumerate(plan.stages))):
         file = run.stage(index, stage.name).evaluation
         if file.is_file():

@@ -16,7 +16,7 @@ def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
 
     Args:
         chain: The model.
-        patterns: A name or shell pattern over the beginning of parameter names, cut at dots: ``embed``,
+        patterns: Names or shell patterns, each of a parameter or of the beginning of its name up to a dot: ``embed``,
             ``visual_*``, ``text_00.attention``.
         where: Path in the plan, for the message.
 

@@ -1,13 +1,13 @@
-"""Watches the losses of a stage: steps that are not finite, and losses that leave their band.
+"""Watches the losses of a stage: steps that are not finite, and losses above the band of recent ones.
 
 A loss is an outlier above ``median + spike_factor * 1.4826 * MAD`` of the last ``spike_window`` good steps on the same
 kinds of data, MAD being the median distance from the median (1.4826 of them are a standard deviation where losses are
-normal). Steps on different kinds of data train different objectives and are not compared. One outlier is a hard
-batch; ``spike_steps`` of them in a row are a spike.
+normal). Steps on different kinds of data train different objectives and are not compared. A single outlier may come of
+a hard batch; ``spike_steps`` of them in a row are a spike.
 
 Source: Chowdhery et al., "PaLM" (arXiv 2204.02311), section 5.1: go back to a checkpoint from about 100
 steps before the spike and skip 200 to 500 batches; the same data from another state did no harm.
-Differs: the checkpoint is the newest from before the spike, and the data in between are what is skipped.
+Differs: the stage goes back to the newest checkpoint from before the spike, and skips the data since then.
 """
 
 import statistics
@@ -21,7 +21,7 @@ from moe.ranges import Range
 
 _SIGMAS_PER_MAD = 1.4826
 _LEAST_SPREAD = 0.01
-"""Of the median: losses that hardly move have no band of no width."""
+"""Smallest spread, as a share of the median: where losses hardly change, the band would have next to no width."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Trouble:
 
 
 class Guard:
-    """Judges every step of a stage. All it sees is equal on every process, so all judge alike.
+    """Judges every step of a stage. What it judges by is equal on every process, so all come to the same result.
 
     Attributes:
         skipped: Steps that were not finite.
@@ -79,7 +79,7 @@ class Guard:
     def __init__(
         self, config: GuardConfig, skipped: int = 0, skipped_in_a_row: int = 0, state: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts anew, or from where a checkpoint was taken.
+        """Starts with the stage, or goes on from a checkpoint.
 
         Args:
             config: The plan's section.

@@ -1,8 +1,8 @@
 """AdamW over the chain: its configuration and the groups that its parameters fall into.
 
 Each trainable parameter is in exactly one group. A group is what shares a weight decay and a learning-rate scale; the
-scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are cut over processes have
-groups of their own.
+scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are split over processes
+have groups of their own.
 """
 
 from collections import Counter, defaultdict
@@ -73,7 +73,7 @@ class ParameterGroup:
         lr_scale: Factor on the scheduled learning rate.
         names: Parameter names within the chain, in the order of ``parameters``.
         parameters: The parameters themselves.
-        apart: Whether other processes hold others of the same names: experts that are cut over processes.
+        apart: Whether other processes hold other parameters of the same names: experts that are split over processes.
     """
 
     name: str
@@ -119,9 +119,9 @@ def parameter_groups(
             lr_scale=scale,
             names=tuple(name for name, _ in entries),
             parameters=tuple(parameter for _, parameter in entries),
-            apart=cut,
+            apart=split,
         )
-        for (decayed, scale, cut), entries in members.items()
+        for (decayed, scale, split), entries in members.items()
     ]
     _assert_partition(chain, groups)
     if not groups:
@@ -133,8 +133,8 @@ def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:
     """Learning-rate factor of each layer, by name, from its depth below the top of its stack.
 
     Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``, what lies below all stacks (``i = -1``) as if it
-    were in the deepest one, all else 1. Each stack counts from its own top: the chain is one list, but its towers
-    stand side by side, and a count along the list would all but freeze the visual tower.
+    were in the deepest one, all else 1. Each stack counts from its own top: towers do not follow one
+    another, though the chain is one list, and a count along the list would give the visual tower next to no rate.
 
     Source: BEiT (arXiv 2106.08254), appendix on fine-tuning: layer-wise learning-rate decay.
     """

@@ -1,4 +1,4 @@
-"""What a parameter is as a whole, whatever share of it a host has left here."""
+"""The whole shape of a parameter of which a process may hold a share only."""
 
 import math
 
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def whole_shape(tensor: Tensor) -> tuple[int, ...]:
-    """The shape of a parameter or buffer before ZeRO-3 cuts it."""
+    """The shape of a parameter or buffer before ZeRO-3 shards it."""
     return tuple(getattr(tensor, "ds_shape", tensor.shape))
 
 

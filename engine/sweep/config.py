@@ -44,7 +44,7 @@ class Point:
     Attributes:
         name: Of the run and its folder.
         values: The value of each axis, by its name; of named values the name.
-        overrides: What is said to the base plan, ``path=value`` each.
+        overrides: Applied to the base plan, ``path=value`` each.
         plan: What comes of it.
         nodes: That it takes on Slurm; None where the sweep leaves it open.
     """
@@ -64,7 +64,7 @@ class Sweep:
         name: Of the sweep and its folder.
         file: Where it is written.
         base: The base plan's file.
-        axes: Values of each axis: what each says to the plan, by the value's name.
+        axes: Values of each axis: the overrides of each, by the value's name.
         points: The runs, in the order of the grid.
         parallel: Runs at the same time on one machine.
         compare: The axis whose values are drawn as curves of their own, e.g. dense against experts; None for one curve.
@@ -79,7 +79,7 @@ class Sweep:
     compare: str | None
 
     def plan_for(self, point: Point, world_size: int) -> Plan:
-        """The plan of one run, checked for so many processes.
+        """The plan of one run, checked for a number of processes.
 
         Raises:
             PlanError: It does not fit them; names the run.

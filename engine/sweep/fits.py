@@ -94,13 +94,13 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
 
 
 def front(cost: Sequence[float], loss: Sequence[float]) -> list[int]:
-    """Places of the points that no cheaper point beats, by rising cost."""
-    order = sorted(range(len(cost)), key=lambda place: (cost[place], loss[place]))
+    """Indexes of the points that no cheaper point beats, by rising cost."""
+    order = sorted(range(len(cost)), key=lambda index: (cost[index], loss[index]))
     best, found = np.inf, []
-    for place in order:
-        if loss[place] < best:
-            best = loss[place]
-            found.append(place)
+    for index in order:
+        if loss[index] < best:
+            best = loss[index]
+            found.append(index)
     return found
 
 
@@ -111,6 +111,6 @@ def efficiency(processes: Sequence[int], throughput: Sequence[float]) -> list[fl
         processes: Of each run.
         throughput: Samples per second of each.
     """
-    least = min(range(len(processes)), key=lambda place: processes[place])
+    least = min(range(len(processes)), key=lambda index: processes[index])
     each = throughput[least] / processes[least]
     return [rate / (count * each) for count, rate in zip(processes, throughput, strict=True)]

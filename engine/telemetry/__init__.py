@@ -1,1 +1,1 @@
-"""What a run tells while it trains: metrics, speed, console, environment."""
+"""What a run reports while it trains: metrics, speed, console, environment."""

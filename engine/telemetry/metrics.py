@@ -21,7 +21,7 @@ class MetricsLog:
     """Appends records to ``metrics.jsonl`` and to TensorBoard. Owned by one process of the run."""
 
     def __init__(self, file: Path, tensorboard: Path | None, *, keep_bytes: int = 0, step: int = 0) -> None:
-        """Opens the log and cuts off what was written after the checkpoint that is resumed.
+        """Opens the log and removes what was written after the checkpoint that is resumed.
 
         Args:
             file: ``metrics.jsonl``.
@@ -74,7 +74,7 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Returns all whole records; a last line that a crash cut short is left out.
+    """Returns all whole records; a last line that a crash left incomplete is left out.
 
     Args:
         file: ``metrics.jsonl``; may be missing.

@@ -15,7 +15,7 @@ _SMOOTHING = 0.95
 
 
 class Progress(Protocol):
-    """What the loop tells about itself."""
+    """What the loop reports about itself."""
 
     def __enter__(self) -> Self:
         """Starts showing."""

@@ -1,4 +1,4 @@
-"""How a failing run is told of: once, by the process that failed first; and what its folder keeps of it."""
+"""A failed run reports its failure once, by the process that failed first, and keeps it in its folder."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from engine.disk.run_folder import write_whole
 from omnivl.errors import UserError
 
 FAILURE_FILE = "OMNIVL_FAILURE_FILE"
-"""Names the file by which the processes of a launch settle who failed first; it then holds the ``Failure``. Set by our
-own launcher and by jobs of Slurm, in a folder that all processes share."""
+"""Names a file that the first process of a launch to fail creates, with its ``Failure``. Set by our own launcher and by
+jobs of Slurm, in a folder that all processes share."""
 
 DEBUG = "OMNIVL_DEBUG"
-"""Set to anything, errors come with their tracebacks."""
+"""Where this variable is set, errors are printed with their tracebacks."""
 
 _FILE = "failure.json"
 
@@ -25,7 +25,7 @@ HUNG = 75
 
 
 def describe_error(error: Exception) -> str:
-    """What is said of an error: a user's mistake by its message alone, unless tracebacks are asked for."""
+    """The text of an error: of a user's mistake its message alone, unless tracebacks are asked for."""
     if os.environ.get(DEBUG):
         return "".join(traceback.format_exception(error)).rstrip()
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -37,8 +37,8 @@ class Failure:
 
     Attributes:
         code: Exit code.
-        said: The last lines that it said.
-        rank: Who failed first, where that is known and the others have not failed of the same.
+        said: The last lines that it printed.
+        rank: The process that failed first; None where that is not known, or where all fail for the same reason.
     """
 
     code: int
@@ -46,11 +46,11 @@ class Failure:
     rank: int | None = None
 
     def write(self, run: Path) -> None:
-        """Leaves it in a run's folder, as what its last start came to."""
+        """Writes it into a run's folder, as the outcome of the last start."""
         write_whole(run / _FILE, self._as_json())
 
     def tell(self) -> None:
-        """Prints it, unless another process of this launch has failed before and this one only lost its company."""
+        """Prints it, unless another process of this launch has failed before: this one then failed because of that."""
         message = self.said
         file = os.environ.get(FAILURE_FILE)
         if file is not None:
@@ -81,10 +81,10 @@ def read_told(file: Path) -> Failure | None:
 
 
 def clear_failure(run: Path) -> None:
-    """Forgets it: the run is started again."""
+    """Removes it, when the run is started again."""
     (run / _FILE).unlink(missing_ok=True)
 
 
 def ended_by(rank: int, number: int) -> str:
-    """What is said of a rank that a signal has ended."""
+    """The message about a rank that a signal has ended."""
     return f"rank {rank} was ended by {signal.Signals(number).name}"

@@ -1,8 +1,8 @@
 """What each process of a run is doing: noted by the loop, sampled and written down by a thread beside it.
 
-The loop notes what it begins, which costs a tuple. A ``Pulse`` looks at it from the watchdog's thread, with where the
-main thread stands, and says for how long nothing has moved. A ``Sign`` is what one process leaves for the others, in a
-file of its own in the run folder.
+The loop notes what it begins, which costs a tuple. From the watchdog's thread a ``Pulse`` reads that and where the main
+thread is in the code, and counts for how long neither has changed. A ``Sign`` is what one process writes for the
+others, into a file of its own in the run folder.
 """
 
 import json
@@ -60,13 +60,13 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Sign:
-    """What one process says of itself.
+    """How far one process is, as it writes it down itself.
 
     Attributes:
         rank: Which.
         host: Its machine.
         process: Its number there.
-        beat: Goes up with every sign: one that stands still is the last of a process that is stopped or gone.
+        beat: Counts signs: where it no longer rises, the process is stopped or gone.
         number: See ``Doing``.
         activity: What it is at.
         stage: In which stage.

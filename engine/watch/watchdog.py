@@ -1,10 +1,10 @@
-"""Names a process that hangs, and ends the run, where all would wait for it until the process group gives up.
+"""Reports a process that hangs and ends the run, instead of waiting until the process group times out.
 
-A thread in every process leaves a sign of it in the run folder (``engine.watch.heartbeat``) and looks at one file. Only
-where its own process has not moved for ``guard.hang_seconds`` does it look at the others: those whose signs stand still
-are stopped or gone, those that move have to be waited for. Where nobody moves, all write their stack traces, the one
-that looked says who is to blame, and all end. No collective is needed, and no main thread. See
-``docs/design/0010-faults.md``.
+A thread in every process writes a sign of it into the run folder (``engine.watch.heartbeat``) and reads one file. Only
+when its own process has made no progress for ``guard.hang_seconds`` does it look at the signs of the others: a process
+whose sign no longer changes is stopped or gone, one that makes progress has to be waited for. If none makes progress,
+all write their stack traces, the process that looked reports which one hangs, and all end. This needs no collective and
+no main thread. See ``docs/design/0010-faults.md``.
 
     heartbeats/rank-00000.json      the last sign of each process
     heartbeats/rank-00000.stack     written by C code where a process does not let Python run any more
@@ -74,7 +74,7 @@ class Watchdog:
     def _watch(self) -> None:
         running = True
         while running:
-            # Fires where this thread does not come to run: another one computes without giving Python's lock away.
+            # Fires if this thread is kept from running: another one computes without releasing Python's lock.
             faulthandler.dump_traceback_later(0.9 * self._limit, file=self._stack)
             sign = self._pulse.sign()
             with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
@@ -104,7 +104,7 @@ class Watchdog:
         self._write_traces(traces)
         time.sleep(_BEATS_TO_SHOW_LIFE * self._period)
         message = verdict(now, silent, self._limit, traces)
-        with contextlib.suppress(OSError):  # to be told with a full disk, too
+        with contextlib.suppress(OSError):  # a full disk must not keep the message from being printed
             for rank in silent:
                 stack = _read(self._folder / f"rank-{rank:05d}.stack") or "It gave no sign of life.\n"
                 (traces / f"rank-{rank:05d}.txt").write_text(stack)
@@ -113,7 +113,7 @@ class Watchdog:
         os._exit(HUNG)
 
     def _obey(self, traces: Path) -> NoReturn:
-        """Writes this process' stack traces and ends once all is said, or the one who was to say it does not."""
+        """Writes this process' stack traces; ends once the verdict is written, or after a while without one."""
         self._write_traces(traces)
         for _ in range(2 * _BEATS_TO_SHOW_LIFE):
             time.sleep(self._period)
@@ -161,7 +161,7 @@ def watched(folder: Path, hangs: Path, limit: float) -> Iterator[Heartbeat]:
 
 
 def verdict(signs: Sequence[Sign | None], silent: Sequence[int], limit: float, traces: Path) -> str:
-    """Says who is to blame: who gives no sign of life; else who is not waiting for others; else who is behind.
+    """Names the processes that hang: those without a sign of life, else those that wait for no others, else the last.
 
     Args:
         signs: The last sign of each process.
@@ -204,7 +204,7 @@ def _describe(rank: int, sign: Sign | None, *, silent: bool) -> str:
 
 
 def _state_of(sign: Sign) -> str | None:
-    """What the system says about a process of this machine."""
+    """The state in which the operating system has a process of this machine; None for other machines."""
     if sign.host != socket.gethostname():
         return None
     status = _read(Path(f"/proc/{sign.process}/status"))

@@ -171,7 +171,9 @@ def _host(stage: StagePlan) -> str:
     offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded to {parallel.offload_device}"
     size = parallel.expert_parallel_size
     return (
-        name + offloaded + ("" if size == 1 else f", experts cut over {size} processes".replace("auto", "a machine's"))
+        name
+        + offloaded
+        + ("" if size == 1 else f", experts split over {size} processes".replace("auto", "a machine's"))
     )
 
 

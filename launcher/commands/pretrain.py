@@ -28,7 +28,7 @@ def pretrain(
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
 ) -> None:
-    """Runs a plan, or goes on with a run that was cut off. Ctrl-C saves a checkpoint first.
+    """Runs a plan, or goes on with a run that was interrupted. Ctrl-C saves a checkpoint first.
 
     Examples:
       omnivl pretrain configs/plans/quickstart.yaml

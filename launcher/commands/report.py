@@ -1,4 +1,4 @@
-"""``omnivl report``: makes the page of a run again from its files, also of a run that was cut off."""
+"""``omnivl report``: makes the page of a run again from its files, also of a run that was interrupted."""
 
 from pathlib import Path
 from typing import Annotated

@@ -35,7 +35,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
 ) -> None:
-    """Writes a job that runs a plan on a Slurm cluster, and submits it. It goes on by itself when it is cut off.
+    """Writes a job that runs a plan on a Slurm cluster, and submits it. It goes on by itself when it is interrupted.
 
     Examples:
       omnivl submit configs/plans/quickstart.yaml --nodes 2 --gpus-per-node 8 --time 24:00:00

@@ -46,7 +46,7 @@ def run(
     cluster: options.Cluster = None,
     launcher: options.Launcher = None,
 ) -> None:
-    """Runs what is not done yet, goes on with what was cut off. Exit status 1 where a run failed. Ctrl-C saves first.
+    """Runs what is not done yet, goes on with what was interrupted. Exit status 1 if a run failed. Ctrl-C saves first.
 
     Options from --nodes on are those of omnivl submit, for --on slurm.
 

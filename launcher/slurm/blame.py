@@ -1,4 +1,4 @@
-"""Who failed first, from what srun says about its tasks and from what the ranks have said themselves."""
+"""Which rank failed first, from srun's messages about its tasks and from what the ranks have reported."""
 
 import re
 import signal
@@ -11,7 +11,7 @@ _ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\[\]-
 _LOST = re.compile(r"srun: error: Node failure on (\S+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _TOGETHER_SECONDS = 2.0
-"""Within these a lost rank and those who fail for the loss of it end, in either order. Slurm kills later."""
+"""Ranks that end within this time end together: one that is lost, and those that fail because of it, in any order."""
 
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
@@ -24,7 +24,7 @@ class FailedRank:
         rank: Its number; None where only the node is known.
         node: Where it ran.
         code: Its exit code; 128 + n where signal n ended it.
-        what: How srun says it.
+        what: In srun's words.
     """
 
     rank: int | None
@@ -36,8 +36,8 @@ class FailedRank:
 def first_failure(messages: Sequence[tuple[float, str]]) -> FailedRank | None:
     """The task that failed first; None where srun named none.
 
-    A task that was ended by a signal takes others with it, which then fail for the loss of it: of those that ended
-    together, it is to blame.
+    When a signal ends a task, others fail because they have lost it: of tasks that end together, the one that was ended
+    by a signal failed first.
 
     Args:
         messages: srun's own lines, each with the seconds at which it came.
@@ -52,7 +52,7 @@ def first_failure(messages: Sequence[tuple[float, str]]) -> FailedRank | None:
 
 
 def lost_nodes(messages: Sequence[tuple[float, str]]) -> list[str]:
-    """Nodes that Slurm has lost during the step: whatever their neighbours then say, they are to blame.
+    """Nodes that Slurm has lost during the step: they failed first, whatever the other nodes report afterwards.
 
     Args:
         messages: See ``first_failure``.

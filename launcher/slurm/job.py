@@ -56,7 +56,7 @@ class Job:
         signal.signal(signal.SIGTERM, lambda number, frame: None)
 
     def run(self) -> int:
-        """Goes through it; returns the job's exit code. What a failed job said stays in the run's folder."""
+        """Runs the job; returns its exit code. The messages of a failed job are kept in the run's folder."""
         self._logs.mkdir(parents=True, exist_ok=True)
         clear_failure(self._run)
         code = self._go_through()
@@ -114,7 +114,7 @@ class Job:
         return code
 
     def _first_failure(self, messages: Sequence[tuple[float, str]], told: Failure | None) -> blame.FailedRank | None:
-        """Who failed first: srun knows it of ranks that it has started, and ranks of deepspeed have told it."""
+        """The rank that failed first: srun reports it for ranks that it starts, deepspeed's ranks report themselves."""
         failure = blame.first_failure(messages)
         if self._spec.profile.launcher == "srun" or failure is None:
             return failure
@@ -161,9 +161,9 @@ class Job:
         return code
 
     def _ended_from_outside(self, code: int) -> int | None:
-        """Settles a job that Slurm is ending, for good or to take its nodes back; None where Slurm wants it to run.
+        """The exit code of a job that Slurm has cancelled or preempted (and requeues); None for others.
 
-        TERM alone does not tell: Slurm may mean an earlier start by it, and deepspeed's launcher makes it another code.
+        The exit code of TERM is no proof: it may belong to an earlier start, and deepspeed's launcher changes it.
         """
         fields = control.describe_job(self._allocation.job)
         if control.was_preempted(fields):

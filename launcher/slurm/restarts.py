@@ -48,7 +48,7 @@ class Restarts:
             file.write(json.dumps(Start(self._job, restart, steps, time.time()).__dict__) + "\n")
 
     def refusal(self, steps: int) -> str | None:
-        """Why the job, which has saved so many steps, should not start once more; None where it may."""
+        """Why the job, which has saved this many steps, must not be started again; None if it may."""
         starts = [Start(**json.loads(line)) for line in _lines(self._file)]
         own = [start.steps for start in starts if start.job == self._job]
         idle = 0

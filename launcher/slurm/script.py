@@ -21,7 +21,7 @@ OWN_OPTIONS: Mapping[str, str] = {
     "error": "the log lies in the run's folder",
     "open-mode": "a job that is started again goes on in its log",
     "signal": "use grace_seconds in the cluster's file",
-    "requeue": "a job that is cut off goes on by itself",
+    "requeue": "a job that is interrupted goes on by itself",
     "no-requeue": "set restarts_without_progress: 0 in the cluster's file",
     "wrap": "the script is written for you",
     "parsable": "the job's number is printed anyway",
@@ -61,7 +61,7 @@ def job_script(options: Mapping[str, OptionValue], profile: ClusterProfile, spec
 def header_line(name: str, value: OptionValue) -> str:
     """One ``#SBATCH`` line; ``True`` is an option without a value.
 
-    sbatch splits such a line at blanks, cuts it at ``#``, and knows quotes and backslashes; a line cannot go on in the
+    sbatch splits such a line at blanks, ends it at ``#``, and knows quotes and backslashes; a line cannot go on in the
     next one.
 
     Raises:

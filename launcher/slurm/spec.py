@@ -9,7 +9,7 @@ from launcher.slurm.profile import ClusterProfile, NodeCheckConfig
 
 
 @dataclass(frozen=True)
-class RunTask:
+class JobRun:
     """One run of a job; a job array has several.
 
     Attributes:
@@ -35,7 +35,7 @@ class JobSpec:
         fresh: Start over, at the job's first start.
     """
 
-    tasks: tuple[RunTask, ...]
+    tasks: tuple[JobRun, ...]
     nodes: int
     processes_per_node: int
     gpus_per_node: int
@@ -53,5 +53,5 @@ def read_spec(file: Path) -> JobSpec:
     fields = json.loads(file.read_bytes())
     profile = fields["profile"]
     profile |= {"check": NodeCheckConfig(**profile["check"]), "setup": tuple(profile["setup"])}
-    fields |= {"tasks": tuple(RunTask(**task) for task in fields["tasks"]), "profile": ClusterProfile(**profile)}
+    fields |= {"tasks": tuple(JobRun(**task) for task in fields["tasks"]), "profile": ClusterProfile(**profile)}
     return JobSpec(**fields)

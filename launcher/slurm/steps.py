@@ -1,4 +1,4 @@
-"""The steps of a job: what srun is told, and one step from its start to its end."""
+"""The steps of a job: srun's command lines, and a step from its start to its end."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.watch.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
-from launcher.slurm.spec import JobSpec, RunTask
+from launcher.slurm.spec import JobRun, JobSpec
 
 RANK_LOGS: Mapping[str, str] = {"srun": "rank-{}.log", "deepspeed": "*_rank{}.log"}
 """By launcher: pattern of a rank's log in the folder of a start."""
@@ -24,8 +24,8 @@ def srun(nodes: int, tasks_per_node: int, *options: str) -> list[str]:
     ]
 
 
-def worker_arguments(spec: JobSpec, task: RunTask, restart: int) -> list[str]:
-    """What every rank is told. Only the first start of a job may delete what is there."""
+def worker_arguments(spec: JobSpec, task: JobRun, restart: int) -> list[str]:
+    """The arguments of every rank. Only the first start of a job may delete an earlier run."""
     flags = ["--fresh"] if spec.fresh and restart == 0 else []
     flags += [] if spec.stage is None else ["--stage", spec.stage]
     return ["--run-folder", task.folder, *flags, "--", task.plan]
@@ -65,7 +65,7 @@ def training_environment(spec: JobSpec, allocation: Allocation, failure_file: Pa
 
 
 class Step:
-    """A running step. What srun itself says is kept, line by line, with the time at which it came."""
+    """A running step. srun's own messages are kept, line by line, with the time of each."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         """Starts it; its tasks write into files."""

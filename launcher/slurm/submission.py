@@ -1,4 +1,4 @@
-"""Jobs as they are written into a run's folder, and how they are handed in."""
+"""Writes jobs into a run's folder and submits them."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ import typer
 from engine.plan.plan import Plan
 from launcher.slurm.profile import ClusterProfile
 from launcher.slurm.script import OptionValue, job_name, job_script, log_pattern
-from launcher.slurm.spec import JobSpec, RunTask
+from launcher.slurm.spec import JobRun, JobSpec
 from omnivl.errors import UserError
 
 
@@ -25,7 +25,7 @@ class Request:
         profile: The cluster.
         nodes: Of a job that does not say how many it takes.
         gpus: On each node; 0 for CPUs.
-        processes: Ranks on each node; None for what the plan says.
+        processes: Ranks on each node; None takes the plan's number.
         options: Options of ``sbatch`` that the caller asks for, before those of the cluster.
     """
 
@@ -36,7 +36,7 @@ class Request:
     options: Mapping[str, OptionValue]
 
     def header(self, nodes: int, processes: int) -> dict[str, OptionValue]:
-        """All options of a job on so many nodes with so many ranks each, but those of its place."""
+        """All options of a job with these nodes and ranks on each, except for names and paths."""
         own: dict[str, OptionValue] = {
             "nodes": nodes,
             "ntasks-per-node": processes,
@@ -115,7 +115,7 @@ def write_job(
     for plan, place in runs:
         said = written / plan_file.format(place.name)
         said.write_text(plan.to_yaml(), encoding="utf-8")
-        tasks.append(RunTask(str(said), str(place)))
+        tasks.append(JobRun(str(said), str(place)))
     JobSpec(**{**vars(spec), "tasks": tuple(tasks)}).write(written / f"{file}.json")
     script = written / f"{file}.sh"
     script.write_text(text, encoding="utf-8")
@@ -125,7 +125,7 @@ def write_job(
 def hand_in(
     submissions: Sequence[Submission], folder: Path, *, chained: bool, dry_run: bool, as_json: bool = False
 ) -> None:
-    """Submits jobs, writes down which they are for ``omnivl jobs``, and says where to look.
+    """Submits jobs, records them for ``omnivl jobs``, and prints where their logs lie.
 
     Args:
         submissions: In their order.

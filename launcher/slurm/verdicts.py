@@ -14,7 +14,7 @@ class NodeReport:
 
     Attributes:
         node: Its name.
-        problems: What is wrong with it by itself.
+        problems: What is wrong with the node alone.
         time: When it was written, by the node's clock.
         together: The node's clock when the sum over all nodes was done; None where it was not.
         error: Why it was not.

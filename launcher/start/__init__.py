@@ -1,1 +1,1 @@
-"""Starting the processes of a run and seeing them through."""
+"""Starts the processes of a run and waits for their end."""

@@ -136,10 +136,10 @@ def _from_mpi() -> dict[str, str]:
 
 
 def free_port(first: int = 0, tries: int = 100) -> int:
-    """A port that nobody listens at: the first one from ``first`` on, or any where that is 0.
+    """A free port: the first one from ``first`` on, or any if that is 0.
 
     Raises:
-        OSError: None of so many was free.
+        OSError: None of ``tries`` ports was free.
     """
     for port in range(first, first + tries) if first else (0,):
         with socket.socket() as probe:

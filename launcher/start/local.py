@@ -1,13 +1,12 @@
-"""Starts the processes of a run on this machine and sees them through.
+"""Starts the processes of a run on this machine and waits for their end.
 
 Differs from ``torch.distributed.run`` and deepspeed's launcher where a training run needs it: a stop signal reaches the
 ranks (deepspeed's command ends at TERM, and leaves them behind) and leaves as much time as a checkpoint takes (30 s
-there), a failure is told once, by the process that failed first, and ends all others at once, with its exit code.
+there), a failure is reported once, by the process that failed first, and ends all others at once, with its exit code.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from types import FrameType
 from engine.telemetry.environment import usable_cores
 from engine.watch.failure import FAILURE_FILE, ended_by
 from engine.watch.stop import LAUNCHED, STOP_SIGNALS
+from launcher.start.discovery import free_port
 
 _POLL_SECONDS = 0.05
 
@@ -75,7 +75,7 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [worker.poll() for worker in workers]
         failed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code != 0]
         if failed:
-            # A process that was ended by a signal takes others with it, which fail for the loss of it.
+            # When a signal ends a process, others fail because they have lost it.
             rank, code = min(failed, key=lambda entry: entry[1] >= 0)
             if code < 0:
                 print(ended_by(rank, -code), file=sys.stderr, flush=True)
@@ -93,15 +93,9 @@ def _environment(processes: int, failure_file: Path) -> Mapping[str, str]:
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         LAUNCHED: "1",
         FAILURE_FILE: str(failure_file),
     }
     environment.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // processes)))
     return environment
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -105,7 +105,7 @@ class _Runs:
             process.terminate()
 
     def _run(self, point: Point) -> int | None:
-        """Runs one plan to its end; what it said last is kept where it failed.
+        """Runs one plan to its end; the last lines of a failed run are kept.
 
         Returns:
             Its exit code; None where the sweep was stopped.

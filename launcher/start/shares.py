@@ -1,4 +1,4 @@
-"""This machine, cut for several runs at the same time: each has GPUs and cores of its own."""
+"""Divides this machine among several runs at the same time: each has GPUs and cores of its own."""
 
 import os
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ class Share:
     cores: int
 
     def environment(self, processes: int) -> dict[str, str]:
-        """Of a run of so many processes. Threads that were set by hand stay."""
+        """Variables for a run of this many processes. ``OMP_NUM_THREADS`` stays as it is where it is set."""
         seen = {"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {}
         return {"OMP_NUM_THREADS": str(max(1, self.cores // processes)), **os.environ, **seen}
 
 
 def share_machine(runs: int) -> list[Share]:
-    """Cuts the machine into so many shares; where there are fewer GPUs than runs, some runs share one."""
+    """Divides the machine into so many shares; where there are fewer GPUs than runs, some runs share one."""
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",")[:count] if named else [str(index) for index in range(count)]

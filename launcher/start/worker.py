@@ -23,11 +23,12 @@ from engine.watch.failure import Failure, describe_error
 from launcher.start.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError
 
-_COMPANY_SECONDS = 0.25
-"""Within these a launcher ends whoever only lost its company, before it can take the blame."""
+_REPORT_DELAY_SECONDS = 0.25
+"""A failed process waits so long before it reports. If another one failed first, the launcher ends this one meanwhile,
+so that only the first failure is reported."""
 
-_COMPANY_SECONDS_DEEPSPEED = 1.5
-"""Of deepspeed's, which looks at its ranks once a second and takes its exit code from the first failure it sees."""
+_REPORT_DELAY_SECONDS_DEEPSPEED = 1.5
+"""The same under deepspeed's launcher, which looks at its ranks once a second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +46,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
         Failure(2, describe_error(error)).tell()
         finish(2)
     except BaseException:
-        time.sleep(_COMPANY_SECONDS_DEEPSPEED if BY_DEEPSPEED in os.environ else _COMPANY_SECONDS)
+        time.sleep(_REPORT_DELAY_SECONDS_DEEPSPEED if BY_DEEPSPEED in os.environ else _REPORT_DELAY_SECONDS)
         rank = int(os.environ.get("RANK", "0"))
         Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
         finish(1)

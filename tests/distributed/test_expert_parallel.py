@@ -39,7 +39,7 @@ def make_host(name: str, seed: int = 0, ffn: str = "limoe") -> Host:
     if pipeline:
         cuts = cut([1.0] * len(chain.layers), 2)
         return PipelineHost(chain, CONFIG, real.plan_layout, cuts=cuts, zero_stage=stage, **sizes)
-    return ZeroHost(chain, CONFIG, real.plan_layout, stage=stage, **sizes)
+    return ZeroHost(chain, CONFIG, real.plan_layout, zero_stage=stage, **sizes)
 
 
 def train(host: Host, steps: range) -> list[Any]:

@@ -17,7 +17,7 @@ import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
-from engine.hosts import layer_settler
+from engine.hosts import layer_sharder
 from engine.hosts.base import Host
 from engine.hosts.pipeline.cut import cut, layer_costs
 from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
@@ -135,7 +135,7 @@ def make_host(name: str, model: Model) -> Host:
         "expert_parallel_size": parts.get("ep", 1),
     }
     if stages == 1:
-        sizes |= {"stage": parts["zero"], "offload": layout.offloading}
+        sizes |= {"zero_stage": parts["zero"], "offload": layout.offloading}
         return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
     costs = dict.fromkeys(range(len(chain.layers)), 1.0)
     if model.real:
@@ -145,7 +145,7 @@ def make_host(name: str, model: Model) -> Host:
 
 
 def _settler(layout: ParallelConfig) -> Settle:
-    cut_layer = layer_settler(layout, torch.device("cpu"))
+    cut_layer = layer_sharder(layout, torch.device("cpu"))
     assert cut_layer is not None
     return lambda _, layer: cut_layer(layer)
 

@@ -46,7 +46,7 @@ def make_host(name: str, seed: int = 0) -> Host:
     parts = name.split("-")
     files = Path("states") if "files" in parts else None
     offload = Offloading(optimizer="offload" in parts or "files" in parts, parameters="files" in parts, folder=files)
-    common |= {"stage": int(name[len("zero")]), "offload": offload}
+    common |= {"zero_stage": int(name[len("zero")]), "offload": offload}
     return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
 
 

@@ -29,7 +29,7 @@ def train(steps: int, precision: str) -> dict[str, Any]:
         setting.OPTIMIZER,
         setting.partial(setting.plan_layout, setting.OBJECTIVES),
         total_steps=10,
-        stage=3,
+        zero_stage=3,
         micro_batch_size=setting.SIZE,
         device=device,
     )

@@ -249,7 +249,7 @@ def test_weights_that_do_not_fit_are_named(folder: Path, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=r"embed.block.text.words has shape \[3, 3\], the model has"):
         run("evaluate", str(weights), *options)
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="no safetensors file or is cut short"):
+    with pytest.raises(CheckpointError, match="no safetensors file or is truncated"):
         run("evaluate", str(weights), *options)
 
 

@@ -130,7 +130,7 @@ def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
     pretraining.run("moved", *arguments, *cut, "stages.spatial.steps=4")
     output = pretraining.run("moved", *arguments, *alone, "stages.spatial.steps=7")
     assert (
-        "step-000004 was written by zero-3 on 2 processes, experts cut over 2, 8 samples a step; "
+        "step-000004 was written by zero-3 on 2 processes, experts split over 2, 8 samples a step; "
         "going on with plain on 1 process, 8 samples a step"
     ) in output
     output = pretraining.run("moved", *arguments, *two, "parallel.zero_stage=1")
@@ -164,7 +164,7 @@ def change_layouts(pretraining: "Pretraining", steps: int, first: int, second: i
     pretraining.run("moved", *arguments, *zero, f"stages.0.steps={first}")
     cut = (*grid, "parallel.zero_stage=1", "launch.processes=4", f"stages.0.steps={second}")
     output = pretraining.run("moved", *arguments, *cut, timeout=240)
-    assert "going on with pipeline-1 on 4 processes, 2 stages, 8 samples a step" in output
+    assert "going on with pipeline-1 on 4 processes, 2 pipeline stages, 8 samples a step" in output
     pretraining.run("moved", *arguments, *alone)
     whole, moved = (read_metrics(pretraining.stage(name) / "metrics.jsonl") for name in ("whole", "moved"))
     return whole, moved

@@ -12,22 +12,22 @@ from omnivl.chain.chain import ChainLayer
 
 
 class ZeroBuild:
-    """Takes the layers of a chain as they are made and leaves this process' share of each.
+    """Shards the layers of a chain as they are built, so that each process keeps its share of them.
 
-    The starting values are those of a chain that is built whole: layers are made in the same order, whole, by every
-    process, from the same stream of random numbers; a layer's rest is let go before the next one is made.
+    The starting values are those of a chain that is built whole: every process builds all layers, in the same order and
+    from the same random numbers, and frees the other processes' shares of a layer before it builds the next one.
 
     Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 5.3; ``deepspeed.zero.Init``.
-    Differs: ``zero.Init`` as a context cuts every module behind its constructor, while others still read or change its
-        parameters (twins copy, projections are scaled). Here a layer is cut when it is ready.
+    Differs: ``zero.Init`` as a context shards every module when its constructor returns, while other modules still read
+        or change its parameters (twins copy them, projections are scaled). Here a layer is sharded when it is complete.
     """
 
     def __init__(self, experts_over: Callable[[ChainLayer], int], offload: Offloading, device: torch.device) -> None:
         """Prepares DeepSpeed. Called by every process; the default process group has to exist.
 
         Args:
-            experts_over: Processes over which a layer's bank of sparse experts is cut; 1 for none.
-            offload: What lies elsewhere than on the device.
+            experts_over: Processes over which a layer's bank of sparse experts is split; 1 for none.
+            offload: What is kept outside of the device.
             device: Where the chain is to run.
         """
         import_deepspeed(device)
@@ -38,14 +38,14 @@ class ZeroBuild:
         }
         self._cut: Any = None
 
-    def settle(self, layer: ChainLayer) -> None:
-        """Cuts a layer. Called by every process, with equal layers.
+    def shard(self, layer: ChainLayer) -> None:
+        """Shards a layer. Called by every process, with equal layers.
 
         Args:
             layer: Whole and filled, on the CPU. Process 0's parameters become everyone's.
 
         Raises:
-            PlanError: A bank of experts cannot be cut over as many processes.
+            PlanError: A bank of experts cannot be split over so many processes.
         """
         import deepspeed
 

@@ -19,8 +19,8 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.state import State
 
 
-class Program(nn.Module):
-    """What DeepSpeed sees as the model: the chain, reduced to its loss and its scalars."""
+class LossModule(nn.Module):
+    """The model that is given to DeepSpeed: the chain, of whose result it returns the loss and the scalars."""
 
     def __init__(self, chain: Chain, sign: nn.Module | None = None) -> None:
         """Wraps the chain; ``sign`` is ``ExpertParallel.sign``, which is never called."""
@@ -34,9 +34,9 @@ class Program(nn.Module):
 
 
 class SkippingAdamW(torch.optim.AdamW):
-    """AdamW whose step can be told to do nothing, whoever calls it.
+    """AdamW whose step does nothing while ``skip_step`` is set, whoever calls it.
 
-    DeepSpeed skips a step whose gradient norm is not finite by itself, but knows nothing of a loss that is not.
+    DeepSpeed itself skips a step whose gradient norm is not finite, but does not look at the loss.
     """
 
     skip_step = False
@@ -74,9 +74,9 @@ def zero_config(
     offload: Offloading,
     communication_dtype: Literal["fp32", "bf16"],
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration. Everything that changes results is written, whatever the defaults of the day are.
+    """DeepSpeed's configuration. What changes results is given, whatever DeepSpeed's default for it is.
 
-    Precision is none of DeepSpeed's business here: parameters are fp32 and the chain computes in its own type.
+    DeepSpeed is told nothing of precision: parameters are fp32, and the chain casts to the type in which it computes.
     """
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, **sizes.as_config(stage)}
     if stage == 3:
@@ -88,8 +88,8 @@ def zero_config(
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
-        # With an offloaded optimizer, managed accumulation hands over only those gradients that the last micro-batch
-        # brought: a layer that only earlier ones used would not move.
+        # With an offloaded optimizer, managed accumulation passes on the gradients of the last micro-batch only: what
+        # only earlier micro-batches used would not be trained.
         "managed_gradient_accumulation": not offload.optimizer,
         # Stage 0 reports no norm: the host takes the norm and clips there.
         "gradient_clipping": gradient_clipping if stage > 0 else 0.0,
@@ -121,22 +121,22 @@ def import_deepspeed(device: torch.device) -> None:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by names that PyTorch has renamed: one warning per call, and nobody here can mend it.
+    # DeepSpeed calls collectives by their former names, of which PyTorch warns at each call.
     warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
         # An optional shared-memory collective that would be compiled for most of a minute.
         # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
-    # The grid of an earlier pipeline would be this engine's too, and average its gradients over a stage's replicas.
+    # DeepSpeed keeps the grid of an earlier pipeline, and would average gradients over the replicas of its stage only.
     deepspeed.utils.groups.mpu = None
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
-def start_engine(program: Program, optimizer: SkippingAdamW, config: dict[str, Any]) -> Any:
+def start_engine(module: LossModule, optimizer: SkippingAdamW, config: dict[str, Any]) -> Any:
     """Hands the chain to DeepSpeed, which ``import_deepspeed`` has made ready.
 
     Args:
-        program: The model. Its parameters become those of replica 0.
+        module: The model. Its parameters become those of replica 0.
         optimizer: Over all trainable parameters of the chain.
         config: From ``zero_config``.
 
@@ -146,25 +146,25 @@ def start_engine(program: Program, optimizer: SkippingAdamW, config: dict[str, A
     import deepspeed
     from deepspeed.utils import set_z3_leaf_module
 
-    chain = program.chain
+    chain = module.chain
     assert all(p.dim() > 0 for p in chain.parameters()), "DeepSpeed fails on scalar parameters: give them shape [1]"
     if config["zero_optimization"]["stage"] == 3:
         for layer in chain.layers:
             set_z3_leaf_module(layer, True)  # gathered as a whole, whichever parts a step uses
-    # A list to which every ZeRO-3 engine adds its modules and from which it never takes them: an earlier stage's model.
+    # Every ZeRO-3 engine adds its modules to this list, and none removes them: it would keep an earlier model alive.
     vars(importlib.import_module("deepspeed.runtime.zero.parameter_offload"))["FWD_MODULE_STACK"].clear()
-    with _reduced_by_parameter(), _masters_shared():
-        engine, *_ = deepspeed.initialize(model=program, optimizer=optimizer, config=config)
+    with _reducing_by_parameter(), _without_fp32_copies():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     return engine
 
 
 @contextmanager
-def _reduced_by_parameter() -> Iterator[None]:
-    """Lets ZeRO-3 reduce each gradient when it is ready, in leaf modules too.
+def _reducing_by_parameter() -> Iterator[None]:
+    """Has ZeRO-3 reduce each gradient as soon as it is computed, also in leaf modules.
 
     DeepSpeed reduces the gradients of a leaf module in a full backward hook of that module. PyTorch runs such hooks for
     modules that return tensors or tuples of them; a chain layer returns a ``State``, the hook never runs, and no
-    gradient of the layer would ever arrive. Hooks of the parameters do not care what the layer returns.
+    gradient of the layer would be reduced. Hooks of parameters run whatever the layer returns.
     """
     from deepspeed.runtime.zero import stage3
 
@@ -177,11 +177,11 @@ def _reduced_by_parameter() -> Iterator[None]:
 
 
 @contextmanager
-def _masters_shared() -> Iterator[None]:
-    """Lets the weights that ZeRO-3's optimizer moves be the parameters themselves, which are fp32 already.
+def _without_fp32_copies() -> Iterator[None]:
+    """Has ZeRO-3's optimizer update the parameters themselves, which are fp32, instead of a copy of them.
 
-    DeepSpeed means to do so, but compares a device with the name of one, which are never equal. Left alone, a process
-    holds 20 bytes for each parameter of its share instead of 16.
+    DeepSpeed intends this, but compares a device with the name of a device, which are never equal. Without this patch a
+    process holds 20 bytes for each parameter of its share instead of 16.
     """
     from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3 as Stage3
 

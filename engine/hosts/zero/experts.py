@@ -1,8 +1,8 @@
-"""Cuts the banks of experts over the processes of expert-parallel groups, and tells DeepSpeed about it.
+"""Splits the banks of experts over the processes of expert-parallel groups, and tells DeepSpeed about it.
 
-With W processes and expert-parallel size P, processes 0 .. P - 1 hold one copy of every bank between them, processes
-P .. 2 P - 1 the next. A process trades rows with the others of its copy, and is a replica of those that hold the same
-experts in the other copies. In a pipeline all this takes place among the W / S processes of a stage.
+With W processes and expert-parallel size P, processes 0 .. P - 1 together hold one copy of every bank, processes
+P .. 2 P - 1 the next one. A process exchanges rows with the others of its copy, and is a replica of the processes that
+hold the same experts in other copies. In a pipeline the W / S processes of each pipeline stage form such groups.
 """
 
 from collections.abc import Iterator
@@ -19,21 +19,21 @@ from omnivl.chain.chain import Chain
 
 
 class ExpertParallel:
-    """The expert-parallel groups of a run, and the way of banks over them.
+    """The expert-parallel groups of a run, over which it splits banks of experts.
 
     Attributes:
         size: P.
         group_name: What DeepSpeed calls the groups.
-        group: The processes that hold one copy of every bank; None where nothing is cut.
-        copies: Copies of every bank among the processes of a stage.
+        group: The processes that together hold one copy of every bank; None where no bank is split.
+        copies: Copies of every bank among the processes of a pipeline stage.
     """
 
     def __init__(self, size: int, *, stages: int = 1) -> None:
-        """Makes the groups, once in a run. Called by every process; DeepSpeed has to be initialised.
+        """Makes the groups; they exist once in a run. Called by every process; DeepSpeed has to be initialised.
 
         Args:
-            size: P; 1 cuts nothing.
-            stages: S, of the pipeline; 1 for none.
+            size: P; 1 splits nothing.
+            stages: S, number of pipeline stages; 1 without a pipeline.
 
         Raises:
             PlanError: The number of processes is no multiple of the size.
@@ -51,10 +51,10 @@ class ExpertParallel:
         self.group, self._replicas = _groups(self.group_name, size, stages)
 
     def cut(self, part: nn.Module) -> None:
-        """Cuts every bank of a chain, or of a layer of it, that is whole still. Called by every process.
+        """Splits every bank of a chain, or of a layer of it, that is not split yet. Called by every process.
 
         Args:
-            part: On its device. Replica 0's experts become everyone's.
+            part: On its device. All processes take replica 0's experts.
 
         Raises:
             PlanError: The number of experts is no multiple of the size.
@@ -74,10 +74,10 @@ class ExpertParallel:
             bank.cut(exchange)
 
     def parameters(self, chain: Chain) -> frozenset[str]:
-        """Names of the parameters that are cut; empty where nothing is.
+        """Names of the parameters that are split; empty where none are.
 
         Raises:
-            PlanError: There are no sparse experts to be cut.
+            PlanError: There are no sparse experts to split.
         """
         if self.group is None:
             return frozenset()
@@ -93,30 +93,30 @@ class ExpertParallel:
         return f"parallel.expert_parallel_size: got {self.size}"
 
     def mark(self, parameter: Any) -> None:
-        """Gives a parameter what DeepSpeed reads off one of which other processes hold other experts."""
-        # ZeRO 0 to 2, and the norm: not to be added up over all processes.
+        """Sets the attributes by which DeepSpeed knows a parameter of experts that differ between processes."""
+        # ZeRO 0 to 2, and the gradient norm: gradients are not summed over all processes.
         parameter.allreduce, parameter.group_name = False, self.group_name
-        # ZeRO 3: to be partitioned over those that hold the same experts. Without the last one it is partitioned over
-        # all processes, and different experts are mixed without an error.
+        # ZeRO-3: partitioned over the processes that hold the same experts. Without the last attribute it would be
+        # partitioned over all processes, which mixes different experts and raises no error.
         parameter.ds_zero_placement_family = "autoep_expert"
         parameter.ds_zero_partition_group_name = self.group_name
         parameter.ds_zero_partition_process_group = self._replicas
 
     def sign(self) -> nn.Module | None:
-        """A module without parameters from which ZeRO 0 to 2 learn that there are experts; None where none are cut."""
+        """A module without parameters by which ZeRO 0 to 2 recognise a model with experts; None if none are split."""
         if self.group is None:
             return None
         from deepspeed.moe.layer import MoE
 
         class ExpertsAreCut(MoE):  # type: ignore[misc]
-            """DeepSpeed looks for its own layer by its class, and reads these three."""
+            """DeepSpeed looks for modules of its own class ``MoE`` and reads these three attributes."""
 
             def __init__(self, size: int, group_name: str) -> None:
                 nn.Module.__init__(self)
                 self.num_experts, self.ep_size, self.expert_group_name = size, size, group_name
 
             def set_deepspeed_parallelism(self, *_: object, **__: object) -> None:
-                """The groups exist."""
+                """Makes no groups: they exist already."""
 
         return ExpertsAreCut(self.size, self.group_name)
 
@@ -129,7 +129,7 @@ def expert_banks(part: nn.Module) -> Iterator[tuple[str, ExpertBank]]:
 
 
 def _groups(name: str, size: int, stages: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """DeepSpeed's groups of this process: those that hold one copy, those that hold the same experts."""
+    """DeepSpeed's groups of this process: with those that hold one copy, and with those that hold the same experts."""
     from deepspeed.utils import groups
 
     stage = dist.get_world_size() // stages
@@ -137,7 +137,7 @@ def _groups(name: str, size: int, stages: int) -> tuple[dist.ProcessGroup, dist.
     same = range(first + dist.get_rank() % size, first + stage, size)
     copies = groups._EXPERT_DATA_PARALLEL_GROUP_RANKS
     if copies.get(name) != same:
-        # It knows groups by their size alone, and would go on with those of an earlier host of other stages.
+        # DeepSpeed knows groups by their size only, and would reuse those of an earlier host with other stages.
         parts, part_ranks = groups._EXPERT_PARALLEL_GROUP, groups._EXPERT_PARALLEL_GROUP_RANKS
         for table in (copies, groups._EXPERT_DATA_PARALLEL_GROUP, parts, part_ranks):
             table.pop(name, None)

@@ -13,7 +13,7 @@ from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_state
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero.engine import (
-    Program,
+    LossModule,
     import_deepspeed,
     skipping_adamw,
     start_engine,
@@ -43,7 +43,7 @@ class ZeroHost(HoldingHost):
         plan_layout: PlanLayout,
         *,
         total_steps: int,
-        stage: Literal[0, 1, 2, 3],
+        zero_stage: Literal[0, 1, 2, 3],
         micro_batch_size: int,
         gradient_accumulation_steps: int = 1,
         device: torch.device | None = None,
@@ -55,28 +55,28 @@ class ZeroHost(HoldingHost):
         """Starts DeepSpeed over the default process group, which has to exist.
 
         Args:
-            chain: Fresh or loaded, on the CPU; with stage 3 also one whose layers ``ZeroBuild`` has cut for the same
+            chain: Fresh or loaded, on the CPU; with ZeRO-3 also one whose layers ``ZeroBuild`` has sharded for the same
                 expert-parallel size and offloading. Replica 0's weights and buffers become everyone's.
             optimizer: AdamW, schedule, clipping.
             plan_layout: Layout of a micro-batch.
             total_steps: Optimizer steps of the stage, for the schedule.
-            stage: What is sharded: nothing, optimizer states (1), gradients too (2), parameters too (3).
+            zero_stage: What is sharded: nothing, optimizer states (1), gradients too (2), parameters too (3).
             micro_batch_size: Samples of a micro-batch on one replica.
             gradient_accumulation_steps: Micro-batches per optimizer step.
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
-            offload: What lies elsewhere than on the device. Nothing with stage 0, no parameters below stage 3.
-            expert_parallel_size: Processes over which every bank of sparse experts is cut; 1 for none.
+            offload: What is kept outside of the device. Nothing with ZeRO 0, parameters with ZeRO-3 only.
+            expert_parallel_size: Processes over which every bank of sparse experts is split; 1 for none.
             communication_dtype: Type in which gradients travel between replicas.
 
         Raises:
             PlanError: Offloading of what is not sharded, or to a folder that cannot be used; processes or experts that
-                cannot be cut.
+                cannot be split so.
         """
-        if (offload.optimizer and stage == 0) or (offload.parameters and stage < 3):
+        if (offload.optimizer and zero_stage == 0) or (offload.parameters and zero_stage < 3):
             got, allowed = ("parameters", "3") if offload.parameters else ("optimizer", "1, 2 and 3")
             raise PlanError(
-                [f"parallel.offload: got {got!r} with zero_stage {stage}; allowed with {allowed}; change one of them"]
+                [f"parallel.offload: got {got!r} with zero_stage {zero_stage}; allowed with {allowed}; change either"]
             )
         self.device = device or torch.device("cpu")
         self.chain = chain.to(self.device)
@@ -85,7 +85,7 @@ class ZeroHost(HoldingHost):
         self._plan_layout = plan_layout
         self._total_steps = total_steps
         self._accumulation = gradient_accumulation_steps
-        self._stage = stage
+        self._zero_stage = zero_stage
         import_deepspeed(self.device)
         self._experts = ExpertParallel(expert_parallel_size)
         self._experts.cut(chain)
@@ -95,7 +95,7 @@ class ZeroHost(HoldingHost):
         for buffer in chain.buffers():
             broadcast_from_first(buffer)  # DeepSpeed does this for parameters only
         config = zero_config(
-            stage=stage,
+            stage=zero_stage,
             gradient_clipping=optimizer.gradient_clipping,
             micro_batch_size=micro_batch_size,
             gradient_accumulation_steps=gradient_accumulation_steps,
@@ -104,15 +104,15 @@ class ZeroHost(HoldingHost):
             communication_dtype=communication_dtype,
         )
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
-        sign = self._experts.sign() if stage < 3 else None  # stage 3 goes by the parameters
-        self._engine = start_engine(Program(chain, sign), self._optimizer, config)
+        sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 reads it off the parameters
+        self._engine = start_engine(LossModule(chain, sign), self._optimizer, config)
         if offload.folder is not None:
-            move_to_files(self._engine, stage, offload.folder, parameters=offload.parameters)
-        if stage == 3:
+            move_to_files(self._engine, zero_stage, offload.folder, parameters=offload.parameters)
+        if zero_stage == 3:
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)
-        store = ZeroStore(self._engine, stage) if stage > 0 else WholeStore(self._optimizer)
+        store = ZeroStore(self._engine, zero_stage) if zero_stage > 0 else WholeStore(self._optimizer)
         self._holdings = Holdings(chain, store, self.gather)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -137,7 +137,7 @@ class ZeroHost(HoldingHost):
 
     def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
         """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
-        if self._stage == 0:
+        if self._zero_stage == 0:
             norm = self._clip()
             skipped = not (loss_is_finite and math.isfinite(norm))
             self._optimizer.skip_step = skipped
@@ -149,14 +149,14 @@ class ZeroHost(HoldingHost):
         return float(self._engine.get_global_grad_norm()), skipped
 
     def _clip(self) -> float:
-        """Stage 0: clips the gradients, which are whole on every replica but for experts that are cut."""
-        dense, cut = (
+        """ZeRO 0: clips the gradients, which are whole on every replica except for those of experts that are split."""
+        dense, split = (
             [p.grad for group in self._groups if group.apart == apart for p in group.parameters if p.grad is not None]
             for apart in (False, True)
         )
         norm = nn.utils.get_total_norm(dense, foreach=True)
         if self._experts.group is not None:
-            square = nn.utils.get_total_norm(cut, foreach=True).to(self.device).square()
+            square = nn.utils.get_total_norm(split, foreach=True).to(self.device).square()
             dist.all_reduce(square, group=self._experts.group)
             norm = (norm.square() + square).sqrt()
         if self._config.gradient_clipping > 0:

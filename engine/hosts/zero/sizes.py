@@ -16,7 +16,7 @@ from torch import nn
 from engine.step.whole import whole_numel
 
 _LEAST = 2**22
-"""Elements below which nothing is worth being cut: 16 MiB. Collectives of less cost their latency."""
+"""Elements of the smallest bucket: 16 MiB. Smaller collectives cost little but their latency."""
 
 _MOST = 50_000_000
 """Elements of a bucket above which a collective is no faster: 200 MB."""
@@ -49,7 +49,7 @@ class ZeroSizes:
         """The sizes for a chain.
 
         Args:
-            layers: The chain's, whole or cut; their trained parameters marked as such.
+            layers: The chain's, whole or sharded; their trained parameters marked as such.
         """
         trained = [sum(whole_numel(p) for p in layer.parameters() if p.requires_grad) for layer in layers]
         largest = max(sum(map(whole_numel, layer.parameters())) for layer in layers)

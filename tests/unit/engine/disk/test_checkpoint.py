@@ -224,7 +224,7 @@ def test_another_layout_goes_on_and_is_told(tmp_path: Path) -> None:
     state, loader_state = load_checkpoint(checkpoint, host, now, told.append)  # type: ignore[arg-type]
     assert told == [
         "step-000003 was written by plain on 1 process, 8 samples a step; going on with zero-3 on 2 processes, experts "
-        "cut over 2, 16 samples a step"
+        "split over 2, 16 samples a step"
     ]
     assert (state, host.value) == (STATE, 7)
     assert loader_state == {"micro_step": 6, "shards": {}}  # where a stream stands is each replica's own

@@ -5,7 +5,7 @@ from engine.disk.checkpoint import checkpoint_steps, step_folder
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
-    place_in_data,
+    position_in_data,
     read_rollbacks,
     remove_void,
     write_rollbacks,
@@ -52,10 +52,10 @@ def test_a_torn_checkpoint_is_left_to_those_who_look_for_it(tmp_path: Path) -> N
 
 
 def test_the_place_in_the_data_is_that_of_the_last_rollback_that_left_some_out() -> None:
-    assert place_in_data((), 0, 2) is None
-    assert place_in_data((SECOND,), 0, 2) is None
-    assert place_in_data((FIRST, SECOND), 1, 2) == {"micro_step": 9, "shards": {"a": 2}}
-    assert place_in_data((FIRST,), 3, 4) == {"micro_step": 9, "shards": {}}, "another number of processes"
+    assert position_in_data((), 0, 2) is None
+    assert position_in_data((SECOND,), 0, 2) is None
+    assert position_in_data((FIRST, SECOND), 1, 2) == {"micro_step": 9, "shards": {"a": 2}}
+    assert position_in_data((FIRST,), 3, 4) == {"micro_step": 9, "shards": {}}, "another number of processes"
 
 
 def test_the_message_says_where_to_and_with_which_data() -> None:

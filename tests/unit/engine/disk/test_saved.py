@@ -121,5 +121,5 @@ def test_checkpoints_of_different_models_have_no_mean(run: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match=f"{name} is missing"):
         average_weights([find_checkpoint(run), other])
     other.write_bytes(b"no weights")
-    with pytest.raises(CheckpointError, match="no safetensors file or is cut short"):
+    with pytest.raises(CheckpointError, match="no safetensors file or is truncated"):
         average_weights([other, other])

@@ -48,5 +48,5 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     writer = WeightsWriter(path, {"kernel": (torch.float32, (3, 5))})
     writer.finish()  # without its tensor
-    with pytest.raises(CheckpointError, match=r"got a file that is no safetensors file or is cut short"):
+    with pytest.raises(CheckpointError, match=r"got a file that is no safetensors file or is truncated"):
         WeightsFile(path)

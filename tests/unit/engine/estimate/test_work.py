@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from engine.estimate.layers import activation_bytes, blank_states, imagined
+from engine.estimate.layers import accelerator_kernels, activation_bytes, blank_states
 from engine.estimate.live import live_peak
 from engine.estimate.operations import Operation, OperationCounter
 from engine.estimate.work import ModelWork, model_work
@@ -39,7 +39,7 @@ def test_operations_by_hand() -> None:
         (x @ weight.t()).relu().view(2, 16)
     product = Operation("product", "bf16", 2.0 * 4 * 6 * 8, 2.0 * (4 * 6 + 6 * 8 + 4 * 8))
     assert counter.found == {product: 1, Operation("other", "bf16", 0.0, 2.0 * 2 * 4 * 8): 1}
-    with imagined(), OperationCounter() as counter:
+    with accelerator_kernels(), OperationCounter() as counter:
         F.scaled_dot_product_attention(query, query, query)
     (attention,) = counter.found
     assert attention.kind == "attention" and attention.flops == 4 * 2 * 3 * 16 * 16 * 64

@@ -71,7 +71,7 @@ def test_no_other_shard_is_opened_where_the_own_one_is_enough(tmp_path: Path) ->
         (tmp_path / f"shard-{number:05d}.safetensors").write_bytes(b"torn")
     saved = SavedTensors(tmp_path, first=1)
     assert torch.equal(saved.read("weight/a.matrix", 30, 3), torch.arange(30.0, 33.0))
-    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors: got a file that is no shard or is cut short"):
+    with pytest.raises(CheckpointError, match=r"shard-00000\.safetensors: got a file that is no shard or is truncated"):
         saved.whole("weight/a.matrix")
 
 

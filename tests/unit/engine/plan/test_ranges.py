@@ -34,7 +34,7 @@ def problems(*overrides: str) -> list[str]:
     [
         ("stages.0.steps", "0", "1 or more"),
         ("batch.micro_batch_size_per_gpu", "0", "1 or more"),
-        ("parallel.expert_parallel_size", "0", "1 or more"),
+        ("parallel.expert_parallel_size", "0", "1 or more, or 'auto'"),
         ("launch.timeout_seconds", "0", "1 or more"),
         ("guard.spike_factor", "-1", "0 or more"),
         ("loader.max_bad_fraction", "1.5", "from 0 to 1"),
@@ -106,7 +106,7 @@ def test_a_configuration_of_ones_own() -> None:
         parse_as(_Options, read_yaml("share: 2\ncount: 0", "o"))
     assert caught.value.problems == (
         "o:1: share: got 2; allowed from 0 to 1; change the number",
-        "o:2: count: got 0; allowed 1 or more; change the number",
+        "o:2: count: got 0; allowed 1 or more, or 'auto'; change the number",
     )
 
 

@@ -15,10 +15,10 @@ def test_refuses_to_offload_what_is_not_sharded() -> None:
             OptimizerConfig(),
             synthetic.plan_layout,
             total_steps=1,
-            stage=0,
+            zero_stage=0,
             micro_batch_size=1,
             offload=Offloading(optimizer=True),
         )
     assert str(error.value) == (
-        "parallel.offload: got 'optimizer' with zero_stage 0; allowed with 1, 2 and 3; change one of them"
+        "parallel.offload: got 'optimizer' with zero_stage 0; allowed with 1, 2 and 3; change either"
     )
