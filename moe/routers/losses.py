@@ -11,14 +11,18 @@ Sources:
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
+from moe.ranges import Range
 from moe.routers.sums import RouterSums
 
 TINY = 1e-30
+
+Weight = Annotated[float, Range(0)]
+"""The weight of a loss."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class RouterLossConfig:
     spreads: ClassVar[Mapping[str, str]] = {"importance": "probs_ME"}
     """The losses that are spreads, in the order in which they are added up, and the sums that each is made of."""
 
-    importance: float = 0.005
-    balance: float = 0.0
-    z: float = 0.0
-    local_entropy: Mapping[str, float] = field(default_factory=dict)
-    global_entropy: Mapping[str, float] = field(default_factory=dict)
-    min_experts: Mapping[str, float] = field(default_factory=dict)
+    importance: Weight = 0.005
+    balance: Weight = 0.0
+    z: Weight = 0.0
+    local_entropy: Mapping[str, Weight] = field(default_factory=dict)
+    global_entropy: Mapping[str, Weight] = field(default_factory=dict)
+    min_experts: Mapping[str, Annotated[float, Range(1)]] = field(default_factory=dict)
 
     def weights(self) -> dict[str, float]:
         """The weight of every loss by the names that ``of`` uses."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from moe.dispatch.by_token import expert_capacity
 from moe.ranges import Range
 from moe.routers.base import Allowed, LinearRouter, RouterConfig, require
-from moe.routers.losses import RouterLossConfig
+from moe.routers.losses import RouterLossConfig, Weight
 from moe.routers.routed import ByToken
 
 
@@ -28,7 +28,7 @@ class NoisyRouterLossConfig(RouterLossConfig):
 
     spreads: ClassVar[Mapping[str, str]] = {"importance": "probs_ME", "load": "load_ME"}
 
-    load: float = 0.005
+    load: Weight = 0.005
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def problems(*overrides: str) -> list[str]:
         ("model.patch_dropout", "1", "at least 0 and less than 1"),
         ("model.momentum.decay", "1.1", "from 0 to 1"),
         ("model.vision.norm_eps", "0", "more than 0"),
-        ("model.ffn", "{kind: limoe, top_k: 0}", "1 or more"),
+        ("model.ffn", "{kind: limoe, router: {top_k: 0}}", "1 or more"),
         ("stages.0.optimizer.lr", "0", "more than 0"),
         ("stages.0.optimizer.warmup_steps", "-1", "0 or more"),
         ("stages.0.optimizer.layer_decay", "0", "more than 0 and at most 1"),
