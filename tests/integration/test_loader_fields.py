@@ -90,7 +90,7 @@ def entries(shard: str) -> tuple[DataEntryConfig, ...]:
         DataEntryConfig(shard, "image_text", name="vqa", augment=augment, **VQA),
         DataEntryConfig(shard, "text", name="said"),
         DataEntryConfig(shard, "image", name="shown", augment=augment),
-        DataEntryConfig(shard, "images_text", augment=augment, pictures=("a.png", "b.png"), name="pairs"),
+        DataEntryConfig(shard, "images_text", augment=augment, pictures=("a", "b.png"), name="pairs"),
     )
 
 
