@@ -126,6 +126,7 @@ class StreamReader:
                 raise BadSampleError("missing_media", where, f"the sample has only {', '.join(sorted(data))}")
             record = parse_record({name: value for name, value in data.items() if name in TEXT_EXTENSIONS}, where)
             pictures = [name for name in config.pictures if file_named(name, data) is not None]
+            named = (name for one in wanted_members(config) if (name := file_named(one, data)) is not None)
             if pictures and len(pictures) < config.needed_pictures:
                 raise lacking(config, pictures, where)
             sample = to_sample(
@@ -135,9 +136,7 @@ class StreamReader:
                 media=data.get(extension) if takes_media(config) else None,
                 extension=extension,
                 language=config.language,
-                members={
-                    name: data[name] for one in wanted_members(config) if (name := file_named(one, data)) is not None
-                },
+                members={name: data[name] for name in named},
             )
             if self._reads_captions and not sample.captions and sample.label is None:
                 cause_missing: Cause = "missing_label" if is_label(config.kind) else "missing_caption"
