@@ -32,10 +32,11 @@ def pictures_fit_the_kind(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(path, f"{len(names)} for kind {entry.kind!r}", allowed, "choose kind 'images_text'")
         if names and entry.source in ("emoji", "motion"):
             yield Problem(path, f"{names} of source {entry.source!r}", "none", "remove them: its samples have one each")
-        unread = [name for name in names if name.rpartition(".")[2].lower() not in MEDIA_EXTENSIONS]
+        unread = [name for name in names if "." in name and name.rpartition(".")[2].lower() not in MEDIA_EXTENSIONS]
         if unread:
             change = "name them as they end after the sample's key and a dot"
-            yield Problem(path, repr(unread[0]), f"names that end in {', '.join(sorted(MEDIA_EXTENSIONS))}", change)
+            allowed = f"names without an extension, or that end in {', '.join(sorted(MEDIA_EXTENSIONS))}"
+            yield Problem(path, repr(unread[0]), allowed, change)
         if entry.least_pictures > len(names):
             change = "change it, or name more pictures"
             got = str(entry.least_pictures)

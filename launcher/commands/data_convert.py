@@ -23,6 +23,7 @@ from omnivl.data.convert import (
     TableReader,
     convert,
 )
+from omnivl.data.convert.boxes import BOX_FORMS, BoxForm
 from omnivl.data.convert.folder import FolderText
 from omnivl.data.convert.media import Verify
 from omnivl.data.convert.shards import REJECTED
@@ -112,19 +113,45 @@ def folder(
 def table(
     file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .json or .jsonl list.")],
     root: Annotated[Path | None, typer.Option(help="Where relative paths start; else the list's folder.")] = None,
-    path: Annotated[str, typer.Option(help="Column with the file's path.")] = "path",
+    path: Annotated[str, typer.Option(help='Column with the file\'s path; "" for none.')] = "path",
     caption: Annotated[list[str] | None, typer.Option(help="Column with a caption; can be repeated.")] = None,
     label: Annotated[str | None, typer.Option(help="Column with the class name.")] = None,
     identity: Annotated[str | None, typer.Option(help="Column with the concept; a concept stays in one split.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column with the split.")] = None,
     keep: Annotated[list[str] | None, typer.Option(help="Further column to keep; can be repeated.")] = None,
+    picture: Annotated[list[str] | None, typer.Option(help="NAME=COLUMN of another picture; can be repeated.")] = None,
+    mask: Annotated[list[str] | None, typer.Option(help="NAME=COLUMN of a mask; can be repeated.")] = None,
+    boxes: Annotated[list[str] | None, typer.Option(help="COLUMN=xywh or COLUMN=xyxy, boxes in pixels.")] = None,
+    row_is_sample: Annotated[bool, typer.Option("--row-is-sample", help="Each row is a sample of its own.")] = False,
 ) -> Reader:
     """A CSV or JSON list of files; neighbouring rows of one file are its captions.
 
     Examples:
       omnivl data convert table list.csv --out shards --path file --caption title --caption alt
+      omnivl data convert table vqa.json --out shards --path image --keep question --keep answers --row-is-sample
+      omnivl data convert table pairs.csv --out shards --path "" --picture left=a --picture right=b --caption text
     """
-    return TableReader(file, root, path, tuple(caption or ()), label, identity, split_column, tuple(keep or ()))
+    pictures, masks = named_columns("--picture", picture), named_columns("--mask", mask)
+    forms: dict[str, BoxForm] = {}
+    for column, form in named_columns("--boxes", boxes).items():
+        known = next((one for one in BOX_FORMS if one == form), None)
+        if known is None:
+            raise DataError(f"--boxes {column}={form}: allowed: COLUMN=xywh or COLUMN=xyxy")
+        forms[column] = known
+    return TableReader(
+        file,
+        root,
+        path or None,
+        tuple(caption or ()),
+        label,
+        identity,
+        split_column,
+        tuple(keep or ()),
+        pictures,
+        masks,
+        forms,
+        row_is_sample,
+    )
 
 
 @_command
@@ -168,6 +195,21 @@ def ssv2(
       omnivl data convert ssv2 train.json clips --out shards --labels labels.json
     """
     return SSv2Reader(entries, clips, labels, split_name)
+
+
+def named_columns(option: str, texts: list[str] | None) -> dict[str, str]:
+    """The values of an option of the form ``NAME=VALUE``, by name.
+
+    Raises:
+        DataError: A text is not of this form, or a name is there twice or cannot be part of a file's name.
+    """
+    named: dict[str, str] = {}
+    for text in texts or ():
+        name, _, value = text.partition("=")
+        if not name or not value or name in named or (option != "--boxes" and not name.isidentifier()):
+            raise DataError(f"{option} {text}: allowed: NAME=VALUE, each name once, of letters, digits and '_'")
+        named[name] = value
+    return named
 
 
 def parse_splits(texts: list[str]) -> dict[str, float]:

@@ -84,8 +84,8 @@ class DataEntryConfig:
         where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
         text: Field of the samples' JSON that is their text, e.g. ``question``; null takes the captions.
         pictures: Files of a sample that are its pictures, by what follows its name and a dot, e.g. ``[left.png,
-            right.png]``. Kind ``images_text`` needs them; elsewhere one is allowed, and where none is named the
-            sample's only picture or clip is taken.
+            right.png]``; without an extension any format. Kind ``images_text`` needs them; elsewhere one is allowed,
+            and where none is named the sample's only picture or clip is taken.
         least_pictures: How many of ``pictures`` a sample must have, those that it lacks are black; 0 for all.
         fields: What else of a sample is kept: fields of its JSON, or files that are masks, by the name that an
             objective has for them: ``{answers: answers, mask: mask.png}``, or a list where the names are the same.

@@ -15,6 +15,7 @@ from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.fields import Field, FieldReader, texts_in
+from omnivl.data.formats import file_named
 from omnivl.data.frames import sample_frames
 from omnivl.data.order import Order
 from omnivl.data.placement import Placement
@@ -210,10 +211,13 @@ class ExampleReader:
         """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
         if not self.config.pictures:
             yield sample
-        for name in self.config.pictures:
-            media = sample.members.get(name)
-            where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
-            yield None if media is None else replace(sample, where=where, media=media, extension=extension)
+        for wanted in self.config.pictures:
+            name = file_named(wanted, sample.members)
+            if name is None:
+                yield None
+            else:
+                where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
+                yield replace(sample, where=where, media=sample.members[name], extension=extension)
 
     def _pixels(self, sample: Sample, position: int) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``."""

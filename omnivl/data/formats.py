@@ -5,6 +5,7 @@ in these tables is refused: there is no fallback decoder, and none that could ru
 """
 
 import struct
+from collections.abc import Iterable
 from typing import Literal
 
 PictureFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
@@ -21,6 +22,15 @@ _SIGNATURES: tuple[tuple[bytes, PictureFormat], ...] = (
     (b"GIF89a", "gif"),
     (b"BM", "bmp"),
 )
+
+
+def file_named(wanted: str, names: Iterable[str]) -> str | None:
+    """The first of the names that is ``wanted``, or ``wanted`` and the extension of a picture or clip."""
+    for name in names:
+        stem, _, extension = name.rpartition(".")
+        if name == wanted or (stem == wanted and extension in MEDIA_EXTENSIONS):
+            return name
+    return None
 
 
 def picture_format(data: bytes) -> PictureFormat | None:

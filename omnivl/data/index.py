@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, is_animated
+from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Rejection
 
@@ -61,10 +61,10 @@ class ShardIndex:
         return len(self.keys)
 
     def has_member(self, name: str) -> NDArray[np.bool_]:
-        """Which samples have a further file of a name, bool ``[N]``."""
+        """Which samples have a further file of a name, with or without its extension, bool ``[N]``."""
+        numbers = [number for number, member in enumerate(self.member_names) if file_named(name, [member])]
         found = np.zeros(len(self), dtype=np.bool_)
-        if name in self.member_names:
-            found[self.members[self.members[:, 1] == self.member_names.index(name), 0]] = True
+        found[self.members[np.isin(self.members[:, 1], numbers), 0]] = True
         return found
 
     def members_of(self, row: int) -> dict[str, Span]:

@@ -54,7 +54,10 @@ def write(path: Path, members: Mapping[str, bytes]) -> str:
 
 @pytest.fixture
 def shard(tmp_path) -> str:
-    """White rectangles on black, each with its box, its mask and a question; two pictures and a text more."""
+    """White rectangles on black, each with its box, its mask and a question; two pictures and a text more.
+
+    Entries have names: draws are keyed by them, and the path of the shard differs from run to run.
+    """
     members: dict[str, bytes] = {}
     for number in range(COUNT):
         pixels, mask = np.zeros((24, 32, 3), np.uint8), np.zeros((24, 32), np.uint8)
@@ -84,10 +87,10 @@ def loader(
 def entries(shard: str) -> tuple[DataEntryConfig, ...]:
     augment = AugmentConfig(crop_scale=(0.6, 1.0), rand_augment_operations=1)
     return (
-        DataEntryConfig(shard, "image_text", augment=augment, **VQA),
-        DataEntryConfig(shard, "text"),
-        DataEntryConfig(shard, "image", augment=augment),
-        DataEntryConfig(shard, "images_text", augment=augment, pictures=("a.png", "b.png"), name="pairs"),
+        DataEntryConfig(shard, "image_text", name="vqa", augment=augment, **VQA),
+        DataEntryConfig(shard, "text", name="said"),
+        DataEntryConfig(shard, "image", name="shown", augment=augment),
+        DataEntryConfig(shard, "images_text", augment=augment, pictures=("a", "b.png"), name="pairs"),
     )
 
 
@@ -108,8 +111,8 @@ def test_every_kind(shard):
         for batch, _ in islice(batches, 24):
             batch.check()
             found.setdefault(batch.entry, batch)
-    assert set(found) == {f"image_text:{shard}", f"text:{shard}", f"image:{shard}", "pairs"}
-    text, image = found[f"text:{shard}"], found[f"image:{shard}"]
+    assert set(found) == {"vqa", "said", "shown", "pairs"}
+    text, image = found["said"], found["shown"]
     assert (text.frames, text.num_frames, text.visual, text.size) == (None, 0, "none", 4)
     assert all(caption.startswith("w") for caption in text.captions)
     assert (image.token_ids, image.captions, image.visual) == (None, (), "image")
@@ -122,7 +125,7 @@ def test_every_kind(shard):
 
 def test_a_question_with_answers_and_places(shard):
     cropped = AugmentConfig(crop_scale=(0.4, 0.8))
-    with loader(DataEntryConfig(shard, "image_text", augment=cropped, **VQA)) as batches:
+    with loader(DataEntryConfig(shard, "image_text", name="vqa", augment=cropped, **VQA)) as batches:
         seen = [batch for batch, _ in islice(batches, 6)]
     for batch in seen:
         assert set(batch.captions) == {"what is it"}
@@ -190,7 +193,7 @@ def test_bad_fields_go_to_quarantine(tmp_path):
         members |= {f"{key}.png": picture, f"{key}.json": record, f"{key}.mask.png": picture}
     del members["good5.mask.png"]
     path, log = write(tmp_path / "s.tar", members), tmp_path / "quarantine.jsonl"
-    entry = DataEntryConfig(path, "image_text", **VQA)
+    entry = DataEntryConfig(path, "image_text", name="vqa", **VQA)
     with loader(entry, quarantine_log=log) as batches:
         for batch, _ in islice(batches, 12):
             assert set(batch.captions) == {"what is it"}

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from omnivl.data.convert.boxes import BoxForm
 from omnivl.data.sources.base import Rejection
 from omnivl.randomness import stable_hash
 
@@ -15,10 +16,10 @@ _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]+")
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture or clip with what is said of it.
+    """One sample: mostly a picture or clip with what is said of it.
 
     Attributes:
-        path: The media file.
+        path: The media file; None for a sample that has none by its own name.
         name: What makes the sample unique within the input, with ``/`` between folders: usually the path relative to
             the input's folder. Key and split are functions of it, so that neither changes when other files are added.
         where: ``FILE:LINE`` (or the file alone) for messages.
@@ -27,9 +28,12 @@ class Entry:
         identity: Name of the concept shown; the samples of one concept stay in one split.
         split: Split that the input names.
         meta: Further fields for the sample's JSON.
+        pictures: Further pictures or clips by name: ``left`` becomes ``KEY.left.jpg``.
+        masks: Likewise files that are never scaled.
+        boxes: Boxes in pixels by name, with their form, of the media file or else of the first of ``pictures``.
     """
 
-    path: Path
+    path: Path | None
     name: str
     where: str
     captions: tuple[str, ...] = ()
@@ -37,6 +41,9 @@ class Entry:
     identity: str | None = None
     split: str | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
+    pictures: Mapping[str, Path] = field(default_factory=dict)
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    boxes: Mapping[str, tuple[BoxForm, object]] = field(default_factory=dict)
 
     def fields(self) -> dict[str, object]:
         """The sample's JSON, without what is not known."""

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from omnivl.data.convert.boxes import as_fractions
 from omnivl.data.convert.entry import Entry, Reader, sample_key, short_hash
-from omnivl.data.convert.media import Verify, check_extension, examine, shrink
+from omnivl.data.convert.media import MediaKind, Verify, check_extension, examine, shrink
 from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
+from omnivl.data.formats import picture_size
 from omnivl.data.sources.base import BadSampleError, Rejection
 from omnivl.errors import DataError
 from omnivl.randomness import stable_hash
@@ -112,31 +114,60 @@ def _write_all(
 
 
 def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: ConvertOptions, seen: set[int]) -> None:
-    extension = entry.path.suffix.lower().removeprefix(".")
-    check_extension(extension, entry.where)
     name_hash = stable_hash("name", entry.name)
     if name_hash in seen:
         detail = f"{entry.name} was there before; put the rows of one file next to each other to join their captions"
         raise BadSampleError("duplicate_key", entry.where, detail)
-    try:
-        data = entry.path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadSampleError("missing_media", entry.where, f"{entry.path} does not exist") from error
-    except OSError as error:
-        raise BadSampleError("unreadable_path", entry.where, f"{entry.path}: {error.strerror}") from error
-    except ValueError as error:  # a null byte in the name
-        raise BadSampleError("unreadable_path", entry.where, f"{str(entry.path)!r}: {error}") from error
-    kind = examine(data, extension, entry.where, options.verify)
-    if options.shorter_side is not None:
-        data, extension = shrink(data, extension, options.shorter_side, entry.where)
+    side = options.shorter_side
+    named = {"": entry.path, **entry.pictures} if entry.path is not None else entry.pictures
+    pictures = [_read_file(name, path, entry.where, options.verify, side) for name, path in named.items()]
+    masks = [_read_file(name, path, entry.where, options.verify, None) for name, path in entry.masks.items()]
+    fields = entry.fields()
+    for name, (form, value) in entry.boxes.items():
+        size = pictures[0].size if pictures else None
+        if size is None:
+            raise BadSampleError("missing_media", entry.where, f"no picture for the boxes in {name!r}")
+        fields[name] = as_fractions(value, form, size, name, entry.where)
     key = sample_key(entry.name)
     if stable_hash("key", key) in seen:  # a.jpg beside a.png
         key = f"{key}-{short_hash(entry.name)}"
     split = entry.split or draw_split(entry.identity or entry.name, options.splits)
-    text = _encoded(entry.fields() | ({"split": split} if split else {}), entry.where)
-    shards.write(key, data, extension, text, split, entry.where)
+    text = _encoded(fields | ({"split": split} if split else {}), entry.where)
+    shards.write(key, {file.member: file.data for file in (*pictures, *masks)}, text, split, entry.where)
     seen.update((name_hash, stable_hash("key", key)))
-    manifest.count(entry, kind, split)
+    manifest.count(entry, [file.kind for file in pictures], split)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A picture or clip: what its name in the shard ends in, its bytes, what they are, (width, height) of a picture."""
+
+    member: str
+    data: bytes
+    kind: MediaKind
+    size: tuple[int, int] | None
+
+
+def _read_file(name: str, path: Path, where: str, verify: Verify, shorter_side: int | None) -> _File:
+    """Reads, examines and where asked scales a file of a sample.
+
+    Raises:
+        BadSampleError: It cannot be read or is no picture or clip.
+    """
+    extension = path.suffix.lower().removeprefix(".")
+    check_extension(extension, where)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadSampleError("missing_media", where, f"{path} does not exist") from error
+    except OSError as error:
+        raise BadSampleError("unreadable_path", where, f"{path}: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise BadSampleError("unreadable_path", where, f"{str(path)!r}: {error}") from error
+    kind, size = examine(data, extension, where, verify), picture_size(data)
+    if shorter_side is not None:
+        data, extension = shrink(data, extension, shorter_side, where)
+    return _File(f"{name}.{extension}" if name else extension, data, kind, size)
 
 
 def _encoded(fields: Mapping[str, object], where: str) -> bytes:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -42,7 +42,7 @@ class Manifest:
         form: The converter.
         options: Its options.
         samples: Samples written.
-        kinds: Samples by ``image`` and ``video``.
+        kinds: Pictures and clips, as ``image`` and ``video``.
         with_caption: Samples that have a caption.
         with_label: Samples that have a label.
         captions: Captions altogether.
@@ -64,10 +64,10 @@ class Manifest:
     rejected: Counter[str] = field(default_factory=Counter)
     shards: list[ShardSummary] = field(default_factory=list)
 
-    def count(self, entry: Entry, kind: MediaKind, split: str | None) -> None:
-        """Adds a written sample."""
+    def count(self, entry: Entry, kinds: Sequence[MediaKind], split: str | None) -> None:
+        """Adds a written sample whose pictures and clips are of these kinds."""
         self.samples += 1
-        self.kinds[kind] += 1
+        self.kinds.update(kinds)
         self.with_caption += bool(entry.captions)
         self.captions += len(entry.captions)
         self.splits[split or ""] += 1
@@ -132,13 +132,12 @@ class ShardSet:
         self.first_rejections: list[Rejection] = []
         self._rejected = (folder / REJECTED).open("w", encoding="utf-8", errors="backslashreplace")
 
-    def write(self, key: str, media: bytes, extension: str, text: bytes, split: str | None, where: str) -> None:
+    def write(self, key: str, files: Mapping[str, bytes], text: bytes, split: str | None, where: str) -> None:
         """Appends a sample to the current shard of its split.
 
         Args:
             key: Its name, not yet in these shards.
-            media: The picture or clip.
-            extension: Extension of the media.
+            files: Pictures and clips by what follows the key and a dot: ``jpg``, ``left.jpg``.
             text: The sample's JSON.
             split: Its split.
             where: For messages.
@@ -146,9 +145,9 @@ class ShardSet:
         Raises:
             DataError: There are too many splits, or a split's name cannot be a file name.
         """
-        size = len(media) + len(text)
+        size = sum(len(data) for data in files.values()) + len(text)
         shard = self._shard(split or "data", split or "", size, where)
-        shard.tar.write({"__key__": key, extension: media, "json": text})
+        shard.tar.write({"__key__": key, **files, "json": text})
         shard.samples += 1
         shard.payload += size
 

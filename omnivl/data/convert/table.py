@@ -1,11 +1,12 @@
-"""A CSV, TSV, JSON or JSON-lines list: one row per picture or clip, or per caption."""
+"""A CSV, TSV, JSON or JSON-lines list: one row per picture or clip, per caption, or per question."""
 
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from omnivl.data.convert.boxes import BoxForm
 from omnivl.data.convert.entry import Entry, texts_of
 from omnivl.data.sources.base import Rejection
 from omnivl.errors import DataError, did_you_mean
@@ -25,22 +26,30 @@ class TableReader:
     Attributes:
         table: The list.
         root: Folder that relative paths start from; None for the list's own.
-        path_column: Column with the file's path.
+        path_column: Column with the file's path; None where rows have none.
         caption_columns: Columns with captions; in JSON a value can be a list of captions.
         label_column: Column with the class name.
         identity_column: Column with the name of the concept shown.
         split_column: Column with the split.
         keep: Further columns to carry into the sample's JSON.
+        pictures: Columns with paths of further pictures or clips, by what they are called in the shard.
+        masks: Likewise of masks.
+        boxes: Form of the boxes in pixels that a column holds; they go into the JSON as fractions.
+        row_is_sample: Whether each row is a sample, also where its file is that of another row.
     """
 
     table: Path
     root: Path | None = None
-    path_column: str = "path"
+    path_column: str | None = "path"
     caption_columns: tuple[str, ...] = ()
     label_column: str | None = None
     identity_column: str | None = None
     split_column: str | None = None
     keep: tuple[str, ...] = ()
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    masks: Mapping[str, str] = field(default_factory=dict)
+    boxes: Mapping[str, BoxForm] = field(default_factory=dict)
+    row_is_sample: bool = False
 
     @property
     def form(self) -> str:
@@ -64,10 +73,10 @@ class TableReader:
 
         Raises:
             DataError: The list's form is unknown, it is no list, a column is missing, or neither captions nor labels
-                were asked for.
+                nor other columns were asked for.
         """
-        if not self.caption_columns and self.label_column is None:
-            raise DataError(f"{self.table}: no caption or label column is named; name one (--caption, --label)")
+        if not self._says and not self.keep:
+            raise DataError(f"{self.table}: no caption or label column is named; name one (--caption, --label, --keep)")
         waiting: Entry | None = None
         for row in self._rows():
             entry = row if isinstance(row, Rejection) else self._entry(*row)
@@ -99,12 +108,19 @@ class TableReader:
                 )
 
     def _columns(self) -> tuple[str, ...]:
-        optional = (self.label_column, self.identity_column, self.split_column)
-        return (self.path_column, *self.caption_columns, *(name for name in optional if name is not None), *self.keep)
+        optional = (self.path_column, self.label_column, self.identity_column, self.split_column)
+        named = (name for name in optional if name is not None)
+        return (*named, *self.caption_columns, *self.keep, *self.pictures.values(), *self.masks.values(), *self.boxes)
+
+    @property
+    def _says(self) -> bool:
+        """Whether a sample must have a caption or a label."""
+        return bool(self.caption_columns) or self.label_column is not None
 
     def _entry(self, where: str, row: Mapping[str, object]) -> Entry | Rejection:
-        file = _text(row, self.path_column)
-        if file is None:
+        paths = {name: _text(row, column) for name, column in {**self.pictures, **self.masks}.items()}
+        file = None if self.path_column is None else _text(row, self.path_column)
+        if self.path_column is not None and file is None:
             return Rejection("missing_media", where, f"nothing in {self.path_column!r}; write the file's path there")
         captions: list[str] = []
         for column in self.caption_columns:
@@ -118,20 +134,32 @@ class TableReader:
             return Rejection(
                 "missing_label", where, f"nothing in {self.label_column!r}; write a class name or drop the row"
             )
-        if not captions and label is None:
+        if self._says and not captions and label is None:
             wanted = ", ".join(repr(column) for column in self.caption_columns)
             return Rejection("missing_caption", where, f"nothing in {wanted}; write a caption or drop the row")
         root = self.table.parent if self.root is None else self.root
         return Entry(
-            path=root / file,
-            name=Path(file).as_posix(),
+            path=None if file is None else root / file,
+            name=self._name(file or next((path for path in paths.values() if path is not None), None), where),
             where=where,
             captions=tuple(captions),
             label=label,
             identity=None if self.identity_column is None else _text(row, self.identity_column),
             split=None if self.split_column is None else _text(row, self.split_column),
             meta={column: row[column] for column in self.keep if row.get(column) not in (None, "")},
+            pictures={name: root / path for name in self.pictures if (path := paths[name]) is not None},
+            masks={name: root / path for name in self.masks if (path := paths[name]) is not None},
+            boxes={column: (form, row[column]) for column, form in self.boxes.items() if row.get(column)},
         )
+
+    def _name(self, file: str | None, where: str) -> str:
+        """The sample's name: its file's, or that and its row's place in the list where several rows may have it."""
+        place = where.removeprefix(str(self.table)).strip(":[]")
+        if file is None:
+            return f"row-{place}"
+        named = Path(file)
+        alone = self.path_column is not None and not self.row_is_sample
+        return (named if alone else named.with_stem(f"{named.stem}-{place}")).as_posix()
 
 
 def _text(row: Mapping[str, object], column: str) -> str | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from omnivl.data.batch import has_text, has_visual, is_label, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.formats import TEXT_EXTENSIONS
+from omnivl.data.formats import TEXT_EXTENSIONS, file_named
 from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
@@ -122,8 +122,9 @@ class ShardSource:
         if takes_media(self._config):
             offset, size = columns.media[row]
             media = _read_span(descriptor, int(offset), int(size), where)
-        named = wanted_members(self._config)
-        spans = columns.members_of(row) if named else {}
+        wanted = wanted_members(self._config)
+        spans = columns.members_of(row) if wanted else {}
+        named = (name for one in wanted if (name := file_named(one, spans)) is not None)
         return to_sample(
             record,
             key=key,
@@ -131,7 +132,7 @@ class ShardSource:
             media=media,
             extension=columns.extension[row],
             language=self._config.language,
-            members={name: _read_span(descriptor, *spans[name], where) for name in named if name in spans},
+            members={name: _read_span(descriptor, *spans[name], where) for name in named},
         )
 
     def _descriptor(self, shard: int, where: str) -> int:

@@ -15,7 +15,7 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from omnivl.data.batch import has_text, is_label, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, is_animated
+from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
 from omnivl.data.index import split_name
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
@@ -125,7 +125,8 @@ class StreamReader:
             if takes_media(config) and not extension:
                 raise BadSampleError("missing_media", where, f"the sample has only {', '.join(sorted(data))}")
             record = parse_record({name: value for name, value in data.items() if name in TEXT_EXTENSIONS}, where)
-            pictures = [name for name in config.pictures if name in data]
+            pictures = [name for name in config.pictures if file_named(name, data) is not None]
+            named = (name for one in wanted_members(config) if (name := file_named(one, data)) is not None)
             if pictures and len(pictures) < config.needed_pictures:
                 raise lacking(config, pictures, where)
             sample = to_sample(
@@ -135,7 +136,7 @@ class StreamReader:
                 media=data.get(extension) if takes_media(config) else None,
                 extension=extension,
                 language=config.language,
-                members={name: data[name] for name in wanted_members(config) if name in data},
+                members={name: data[name] for name in named},
             )
             if self._reads_captions and not sample.captions and sample.label is None:
                 cause_missing: Cause = "missing_label" if is_label(config.kind) else "missing_caption"

@@ -100,7 +100,7 @@ STAGE_CASES = {
     ),
     "pictures_fit_the_kind: format": (
         {"data": "[{source: shards, kind: images_text, pictures: [left.png, right.tiff]}]"},
-        "p:7: stages.0.data.0.pictures: got 'right.tiff'; allowed names that end in avi, bmp, gif, jpeg, jpg, m4v, mkv, mov, mp4, mpeg, mpg, png, webm, webp; name them as they end after the sample's key and a dot",
+        "p:7: stages.0.data.0.pictures: got 'right.tiff'; allowed names without an extension, or that end in avi, bmp, gif, jpeg, jpg, m4v, mkv, mov, mp4, mpeg, mpg, png, webm, webp; name them as they end after the sample's key and a dot",
     ),
     "pictures_fit_the_kind: least": (
         {"data": "[{source: shards, kind: images_text, pictures: [left.png], least_pictures: 2}]"},

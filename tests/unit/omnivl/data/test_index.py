@@ -55,7 +55,9 @@ def test_further_files_are_found_by_name(write_tar, png):
     assert index.member_names == ("left.png", "right.png", "mask.png")
     assert index.has_member("right.png").tolist() == [True, False, False]
     assert index.has_member("mask.png").tolist() == [False, True, False]
+    assert index.has_member("left").tolist() == [True, False, False]
     assert not index.has_member("other.png").any()
+    assert not index.has_member("sound").any()
     spans = index.members_of(0)
     assert [data[offset : offset + size] for offset, size in spans.values()] == [png, b"other"]
     assert list(index.members_of(1)) == ["mask.png"]

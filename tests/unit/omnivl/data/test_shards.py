@@ -99,6 +99,8 @@ def test_named_pictures_and_masks(write_tar, png, encode_picture):
     assert (found.cause, found.where) == ("missing_media", f"{path}:b")
     assert found.detail == "no right.png; wanted: 2 of left.png, right.png"
     assert keys(open_source(DataEntryConfig(path, "images_text", least_pictures=1, **named), seed=0)) == ["a", "b"]
+    any_format = open_source(DataEntryConfig(path, "images_text", pictures=("right", "left")), seed=0)
+    assert any_format.read(0).members == {"right.png": other, "left.png": png}
     left = open_source(DataEntryConfig(path, "image_text", pictures=("left.png",)), seed=0)
     assert (keys(left), left.rejections) == (["a", "b"], [])
     assert keys(open_source(DataEntryConfig(path, "image_text"), seed=0)) == ["c"]

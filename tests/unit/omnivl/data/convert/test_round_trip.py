@@ -128,6 +128,68 @@ def test_csv_joins_neighbouring_rows(tmp_path, make_image):
     ]
 
 
+def test_rows_with_two_pictures_a_mask_and_boxes(tmp_path, make_image):
+    left, right = make_image(tmp_path / "a.png", 20, 10), make_image(tmp_path / "b.png", seed=1)
+    inside = make_image(tmp_path / "m.png", 40, 20, seed=2)
+    table, out = tmp_path / "pairs.jsonl", tmp_path / "out"
+    rows = [
+        {"a": "a.png", "b": "b.png", "m": "m.png", "text": "same?", "box": [5, 2, 10, 4], "answer": {"yes": 1.0}},
+        {"a": "a.png", "b": "b.png", "text": "again?", "box": [[0, 0, 100, 5], [15, 5, 5, 5]], "answer": {"no": 1.0}},
+        {"a": "a.png", "b": "b.png", "text": "outside", "box": [30, 2, 10, 4]},
+        {"a": "a.png", "b": "b.png", "text": "odd", "box": "here"},
+        {"a": "gone.png", "b": "b.png", "text": "gone"},
+    ]
+    table.write_text("\n".join(json.dumps(row) for row in rows))
+    reader = TableReader(
+        table,
+        path_column=None,
+        caption_columns=("text",),
+        keep=("answer",),
+        pictures={"left": "a", "right": "b"},
+        masks={"inside": "m"},
+        boxes={"box": "xywh"},
+    )
+    manifest = convert(reader, out, ConvertOptions(shorter_side=8))
+    assert (manifest.samples, manifest.kinds) == (2, {"image": 4})
+    entry = DataEntryConfig(
+        str(out), "images_text", pictures=("left", "right"), fields={"box": "box", "inside": "inside.png"}
+    )
+    source = open_source(entry, seed=0)
+    first, second = source.read(0), source.read(1)
+    assert (first.captions, first.meta["answer"]) == (("same?",), {"yes": 1.0})
+    assert first.meta["box"] == [0.25, 0.2, 0.75, 0.6], "of 20 x 10, whatever it was scaled to"
+    assert second.meta["box"] == [[0.0, 0.0, 1.0, 0.5], [0.75, 0.5, 1.0, 1.0]]
+    assert list(first.members) == ["left.jpg", "right.jpg", "inside.png"]
+    assert first.members["inside.png"] == inside, "a mask is never scaled"
+    assert first.members["left.jpg"] not in (left, right)
+    assert list(second.members) == ["left.jpg", "right.jpg"]
+    found = [(cause, where.removeprefix(f"{table}:")) for cause, where, _ in rejected(out)]
+    assert found == [("wrong_field", "3"), ("wrong_field", "4"), ("missing_media", "5")]
+
+
+def test_questions_on_one_picture_are_samples_of_their_own(tmp_path, make_image):
+    make_image(tmp_path / "pics" / "1.png", 20, 10)
+    table, out = tmp_path / "vqa.csv", tmp_path / "out"
+    table.write_text('path,question,bbox\npics/1.png,what?,"[0, 0, 10, 10]"\npics/1.png,where?,\n')
+    convert(TableReader(table, keep=("question",), boxes={"bbox": "xyxy"}, row_is_sample=True), out, OPTIONS)
+    samples = read_all(out, "image")
+    assert {key: sample.meta["question"] for key, sample in samples.items()} == {
+        "pics/1-2": "what?",
+        "pics/1-3": "where?",
+    }
+    assert samples["pics/1-2"].meta["bbox"] == [0.0, 0.0, 0.5, 1.0]
+    assert "bbox" not in samples["pics/1-3"].meta
+
+
+def test_rows_without_any_file(tmp_path):
+    table, out = tmp_path / "glosses.json", tmp_path / "out"
+    table.write_text(json.dumps([{"gloss": "a small dog"}, {"gloss": "a large cat", "box": [0, 0, 1, 1]}]))
+    reader = TableReader(table, path_column=None, caption_columns=("gloss",), boxes={"box": "xyxy"})
+    convert(reader, out, OPTIONS)
+    assert {key: sample.captions for key, sample in read_all(out, "text").items()} == {"row-0": ("a small dog",)}
+    assert rejected(out) == [("missing_media", f"{table}[1]", "no picture for the boxes in 'box'")]
+
+
 def test_csv_with_bytes_that_are_not_utf8(tmp_path, make_image):
     make_image(tmp_path / "a.png")
     table = tmp_path / "list.tsv"

@@ -269,7 +269,7 @@ def test_lists_that_cannot_be_used(tmp_path):
         f"{table}:1: no column 'caption'; the columns are 'path', 'captoin'; did you mean 'captoin'?"
     )
     assert message(TableReader(table)) == (
-        f"{table}: no caption or label column is named; name one (--caption, --label)"
+        f"{table}: no caption or label column is named; name one (--caption, --label, --keep)"
     )
     table.write_text("")
     assert message(TableReader(table, label_column="x")) == (
