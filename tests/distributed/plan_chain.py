@@ -5,6 +5,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from engine.hosts.micro_batch import PlanLayout
 from engine.plan.parse import load_plan
@@ -16,7 +17,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation
 from omnivl.chain.state import StepLayout
-from omnivl.data.batch import DATA_KINDS, Batch, DataKind, has_text, has_visual, is_video, visual_of
+from omnivl.data.batch import Batch, DataKind, has_text, has_visual, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
@@ -25,52 +26,80 @@ PLANS = Path(__file__).parents[2] / "configs" / "plans"
 NARROW = [
     *("model.hidden_size=24", "model.num_heads=2", "model.projection_size=8", "parallel.precision=fp32"),
     *("model.image_size=32", "model.video_size=32", "model.patch_size=8", "model.num_frames=2", "model.text_length=8"),
+    "batch.micro_batch_size_per_gpu=8",
 ]
 # Noise is each replica's own, hence none.
 STILL = {"limoe_tiny": ["model.ffn.router.noise=0", "model.ffn.router.losses.load=0"]}
+PAIRS = "{source: emoji, kind: image_text, name: pairs}"
+LABELS = "{source: emoji, kind: image_label, name: labels, prompts: ['a {label}']}"
+CLIPS = "{source: emoji, kind: video_text, name: clips}"
+PICTURES = "{source: emoji, kind: image, name: pictures}"
+TEXTS = "{source: emoji, kind: text, name: texts}"
+# Pictures, texts and clips in turn, each with objectives of its own.
+IN_TURN = [
+    "{kind: mrm, on: [pictures]}",
+    "{kind: mlm, grounded: false, on: [texts]}",
+    "{kind: univlc, queue_size: 0, batch_keys: online, on: [clips]}",
+    "{kind: vlm, on: [clips]}",
+    "{kind: mlm, name: words, on: [clips]}",
+]
+STAGES: dict[str, tuple[str, list[str], list[str]]] = {
+    "beit3_tiny-masked": ("masked", [PAIRS, LABELS], []),
+    "vlmo_tiny-language": ("language", [PAIRS, CLIPS, TEXTS], []),
+    "vlmo_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], []),
+    "vlmo_tiny-turns": ("pairs", [PICTURES, TEXTS, CLIPS], IN_TURN),
+    "limoe_tiny-contrastive": ("contrastive", [PAIRS, CLIPS, LABELS], []),
+}
+"""By name: the stage of the plan, its data and, where they are not the plan's, its objectives."""
 WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
 
 
 class PlanStage:
-    """A stage of a plan of ``configs/plans``, for every kind of data on which one of its objectives acts, sets aside."""
+    """A stage of a plan of ``configs/plans``, with several data entries that come in turn."""
 
-    def __init__(self, plan: str, stage: str) -> None:
-        read = load_plan(PLANS / f"{plan}.yaml", [*NARROW, *STILL.get(plan, ())], 1)
+    def __init__(self, name: str) -> None:
+        stage, data, objectives = STAGES[name]
+        plan = name.partition("-")[0]
+        changed = [*NARROW, *STILL.get(plan, ()), f"stages.{stage}.data=[{', '.join(data)}]"]
+        if objectives:
+            changed.append(f"stages.{stage}.objectives=[{', '.join(objectives)}]")
+        read = load_plan(PLANS / f"{plan}.yaml", changed, 1)
         self.stage: StagePlan = read.stage(stage)
         self.tokenizer: Tokenizer = load_tokenizer(read.tokenizer)
         self.plan_layout: PlanLayout = partial(plan_layout, self.stage.objectives)
-        self.kinds: Sequence[DataKind] = [
-            kind
-            for kind in DATA_KINDS
-            if visual_of(kind) != "set" and any(one.demands(kind, 2) is not None for one in self.stage.objectives)
-        ]
+        sizes = self.stage.model.inputs
+        prepare = Preparation(self.stage.objectives, self.tokenizer.special, sizes, seed=0)
+        self._collator = Collator(sizes, self.tokenizer, prepare)
 
-    def build(self, gather: Gather, layouts: Sequence[StepLayout]) -> Chain:
+    @property
+    def layouts(self) -> list[StepLayout]:
+        return self.stage.layouts()
+
+    def build(self, gather: Gather, seed: int) -> Chain:
+        torch.manual_seed(seed)
         chain = build_chain(self.stage.model, self.stage.objectives, self.tokenizer.special, gather=gather)
         freeze(chain, self.stage.freeze, "freeze")
-        freeze_idle(chain, layouts)
+        freeze_idle(chain, self.layouts)
         return chain
 
     def step_batches(self, step: int, accumulation: int, size: int, gather: Gather) -> list[Batch]:
-        """The replica's micro-batches of one step. Kinds change from one micro-batch to the next."""
-        indices = range(step * accumulation, (step + 1) * accumulation)
+        """The replica's micro-batches of one step, of the entries in turn."""
         own = size // gather.replicas
         share = slice(gather.replica * own, (gather.replica + 1) * own)
-        sizes = self.stage.model.inputs
-        collator = Collator(sizes, self.tokenizer, Preparation(self.stage.objectives, self.tokenizer.special, sizes, 0))
         batches = []
-        for index in indices:
-            kind = self.kinds[index % len(self.kinds)]
-            batches.append(collator.collate(_examples(index, size, kind)[share], kind, "words", step))
+        for index in range(step * accumulation, (step + 1) * accumulation):
+            entry = self.stage.data[index % len(self.stage.data)]
+            examples = _examples(index, size, entry.kind)[share]
+            batches.append(self._collator.collate(examples, entry.kind, entry.name or "", step))
         return batches
 
 
 @cache
-def plan_stage(plan: str, stage: str) -> PlanStage:
-    return PlanStage(plan, stage)
+def plan_stage(name: str) -> PlanStage:
+    return PlanStage(name)
 
 
-def _examples(index: int, size: int, kind: DataKind) -> list[Example]:
+def _examples(index: int, size: int, kind: DataKind) -> Sequence[Example]:
     """The samples of micro-batch ``index`` of the whole run."""
     random, frames = np.random.default_rng(index), 2 if is_video(kind) else 1
     return [

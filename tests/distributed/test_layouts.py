@@ -17,7 +17,7 @@ import pytest
 import real_chain as real
 import synthetic_chain as synthetic
 import torch
-from plan_chain import plan_stage
+from plan_chain import STAGES, plan_stage
 
 from engine.hosts import layer_settler
 from engine.hosts.base import Host
@@ -81,7 +81,7 @@ class Model:
     def __init__(self, name: str) -> None:
         self.parts = name.split("-")
         self.real = self.parts[0] == "real"
-        self.planned = plan_stage(*self.parts[1:]) if self.parts[0] == "plan" else None
+        self.planned = plan_stage(name.removeprefix("plan-")) if self.parts[0] == "plan" else None
         self.unified = "unified" in self.parts
         self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), PAIRED)
         kind = "synthetic" if self.parts[0] == "synthetic" else "real"
@@ -91,12 +91,11 @@ class Model:
         if self.real:
             self.plan_layout = real.plan_unified_layout if self.unified else real.plan_layout
         if self.planned is not None:
-            self.kinds, self.plan_layout = self.planned.kinds, self.planned.plan_layout
+            self.plan_layout = self.planned.plan_layout
 
     def build(self, gather: Gather, settle: Settle | None = None, seed: int = 0) -> Chain:
         if self.planned is not None:
-            torch.manual_seed(seed)
-            return self.planned.build(gather, self.layouts())
+            return self.planned.build(gather, seed)
         if not self.real:
             return synthetic.build_synthetic_chain(gather)
         chain = real.build_real_chain(
@@ -112,6 +111,8 @@ class Model:
         return chain
 
     def layouts(self) -> list[Any]:
+        if self.planned is not None:
+            return self.planned.layouts
         return [self.plan_layout(kind, JOINED, 4 if is_video(kind) else 1) for kind in self.kinds]
 
     def costs(self, chain: Chain) -> dict[Any, float]:
@@ -250,10 +251,11 @@ def matrix() -> Iterator[Any]:
 def twice_passed() -> Iterator[Any]:
     """Layers that stand on two stages: of every plan of one transformer, and with all objectives at once."""
     pipelines = {2: ["pipe2-zero0", "pipe2-zero1"], 4: ["pipe4-zero0", "pipe4-zero1", "pipe2-zero0", "pipe2-zero1"]}
-    for stage in ("beit3_tiny-masked", "vlmo_tiny-language", "vlmo_tiny-pairs", "limoe_tiny-contrastive"):
+    for stage in STAGES:
         for processes, hosts in pipelines.items():
             cut_experts = CUT_EXPERTS[4][-2:] if stage.startswith("limoe") and processes == 4 else []
-            yield _case(f"plan-{stage}", processes, [*hosts, *cut_experts], stage == "beit3_tiny-masked")
+            fast = stage == "beit3_tiny-masked" or (stage == "vlmo_tiny-turns" and processes == 2)
+            yield _case(f"plan-{stage}", processes, [*hosts, *cut_experts], fast)
     yield _case("real-unified", 2, pipelines[2], False)
     yield _case("real-unified-mome-recompute", 2, ["pipe2-zero1"], False)
     yield _case("real-unified-balanced", 2, pipelines[2], False)
