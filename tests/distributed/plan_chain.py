@@ -35,18 +35,24 @@ LABELS = "{source: emoji, kind: image_label, name: labels, prompts: ['a {label}'
 CLIPS = "{source: emoji, kind: video_text, name: clips}"
 PICTURES = "{source: emoji, kind: image, name: pictures}"
 TEXTS = "{source: emoji, kind: text, name: texts}"
+# Negatives of a replica's own samples would differ from those of the joined batch.
+OF_PAIRS = [
+    "{kind: univlc, queue_size: 0, batch_keys: online}",
+    "{kind: vlm, negatives: global}",
+    "{kind: mlm, weight: 0.25}",
+]
 # Pictures, texts and clips in turn, each with objectives of its own.
 IN_TURN = [
     "{kind: mrm, on: [pictures]}",
     "{kind: mlm, grounded: false, on: [texts]}",
     "{kind: univlc, queue_size: 0, batch_keys: online, on: [clips]}",
-    "{kind: vlm, on: [clips]}",
+    "{kind: vlm, negatives: global, on: [clips]}",
     "{kind: mlm, name: words, on: [clips]}",
 ]
 STAGES: dict[str, tuple[str, list[str], list[str]]] = {
     "beit3_tiny-masked": ("masked", [PAIRS, LABELS], []),
     "vlmo_tiny-language": ("language", [PAIRS, CLIPS, TEXTS], []),
-    "vlmo_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], []),
+    "vlmo_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], OF_PAIRS),
     "vlmo_tiny-turns": ("pairs", [PICTURES, TEXTS, CLIPS], IN_TURN),
     "limoe_tiny-contrastive": ("contrastive", [PAIRS, CLIPS, LABELS], []),
 }
