@@ -20,7 +20,7 @@ from engine.estimate.hardware import HardwareConfig
 from engine.estimate.layers import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
 from engine.hosts import create_host, replica_group
-from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of, with_precision
@@ -66,7 +66,7 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
         micro_batch_size=batch.micro_batch_size_per_gpu,
         gradient_accumulation_steps=batch.gradient_accumulation_steps,
         device=device,
-        cuts=pipeline_cuts(chain, stage),
+        division=divide_stage(chain, stage),
     )
     chain.train()
     batches = blank_batches(stage, tokenizer) * batch.gradient_accumulation_steps if host.takes_batches else []

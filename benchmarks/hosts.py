@@ -17,6 +17,7 @@ from benchmarks.measure import Ratio, over, rates, take_turns
 from benchmarks.record import Options, Report, Table, main_of
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import cut, layer_costs
+from engine.hosts.pipeline.division import Division, divide_chain
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
@@ -100,8 +101,12 @@ def host_of(
         micro_batch_size=micro_batch_size,
         gradient_accumulation_steps=micro_batches,
         device=device,
-        cuts=cut(costs_of(chain), parallel.pipeline_stages) if parallel.host == "pipeline" else (),
+        division=_division(chain, parallel) if parallel.host == "pipeline" else None,
     )
+
+
+def _division(chain: Chain, parallel: ParallelConfig) -> Division:
+    return divide_chain(chain, cut(costs_of(chain), parallel.pipeline_stages))
 
 
 def costs_of(chain: Chain) -> list[float]:

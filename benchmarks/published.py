@@ -79,8 +79,8 @@ def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int 
             torch.autograd.backward([out], [ones])
     elements = sum(one.numel() for one in module.parameters()) // share
     useful = sum(count * one.flops for one, count in forward.found.items())
-    made = Pass(name, forward.found, backward.found, *(0.0,) * 7)
-    return made, LayerSize(elements, 0, 0, 0, 0, elements, 0, 0), 3 * useful
+    made = Pass(name, forward.found, backward.found, *(0.0,) * 7, 0)
+    return made, LayerSize(elements, 0, 0, 0, 0, elements, 0), 3 * useful
 
 
 def step_of(
@@ -177,7 +177,7 @@ def vit() -> Row:
 
 def _repeated(one: tuple[Pass, LayerSize, float], times: int) -> list[tuple[Pass, LayerSize, float]]:
     made, size, useful = one
-    return [(Pass(str(number), made.forward, made.backward, *(0.0,) * 7), size, useful) for number in range(times)]
+    return [(Pass(str(number), made.forward, made.backward, *(0.0,) * 7, 0), size, useful) for number in range(times)]
 
 
 def rows() -> list[Row]:

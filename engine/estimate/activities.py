@@ -14,6 +14,7 @@ from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
 from engine.estimate.work import LayerSize, ModelWork, Pass
+from engine.hosts.pipeline.division import Division
 from engine.plan.plan import StagePlan
 
 Collective = Callable[[float, Group], Transfer]
@@ -21,6 +22,7 @@ Collective = Callable[[float, Group], Transfer]
 COMPUTE, OPTIMIZER, OFFLOAD = "forward and backward", "optimizer", "offload"
 REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gather"
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
+TIED = "copies of layers"
 
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE = 28, 12, 12, 12, 16
 """Bytes that move per element: AdamW reads four numbers and writes three; norm and clipping; a twin's step; gradients
@@ -121,13 +123,15 @@ class StepBuilder:
         work: ModelWork,
         cluster: Cluster,
         expert_parallel: int,
-        cuts: Sequence[Sequence[str]],
+        division: Division,
     ) -> None:
         self.stage, self.work, self.cluster, self.hardware = stage, work, cluster, cluster.hardware
-        self.replicas = cluster.processes // len(cuts)
-        self.experts, self.cuts, self.zero = expert_parallel, cuts, zero_stage(stage)
-        self.passes = [[one for one in work.passes if one.layer in part] for part in cuts]
-        self.sizes = [[work.layers[name] for name in part] for part in cuts]
+        self.division, self.stages = division, len(division.cuts)
+        self.replicas = cluster.processes // self.stages
+        self.experts, self.zero = expert_parallel, zero_stage(stage)
+        self.passes = [[work.passes[place] for place in part] for part in division.cuts]
+        self.sizes = [[work.layers[name] for name in division.owned(number)] for number in range(self.stages)]
+        self.copies = [[work.layers[name] for name in division.copied(number)] for number in range(self.stages)]
         self.kept = {
             name
             for name, stays in zip(work.layers, stay_gathered(list(work.layers.values()), work.zero.reuse), strict=True)
@@ -155,7 +159,7 @@ class StepBuilder:
     def pipeline(self, micro_batches: int) -> StepActivities:
         """A step with DeepSpeed's one-forward-one-backward schedule."""
         self.built.micro_batches = self.built.wanted = micro_batches
-        stages = len(self.cuts)
+        stages = self.stages
         done: dict[tuple[str, int, int], int] = {}
         last: dict[int, tuple[int, ...]] = dict.fromkeys(range(stages), ())
         order = {stage: one_forward_one_backward(stage, stages, micro_batches) for stage in range(stages)}
@@ -175,14 +179,29 @@ class StepBuilder:
                     last[stage], _ = self._backward(stage, (*last[stage], *arrived))
                     last[stage] = self._accumulate(stage, number, last[stage])
                 done[kind, stage, number] = self._cross(stage, kind, last[stage])
+        last = self._tie(last)
         for stage in range(stages):
-            self._finish(stage, last[stage])
+            last[stage] = self._finish(stage, last[stage])
+        self._tie(last)
         return self.built
+
+    def _tie(self, last: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
+        """Gradients of copies to the owners of their layers, or weights back: one layer after the other, both wait."""
+        last = dict(last)
+        for name in self.division.tied:
+            owner = self.division.owners[name]
+            for other in (stage for stage in self.division.stages_of[name] if stage != owner):
+                within = self.cluster.is_within(owner * self.replicas, other * self.replicas)
+                transfer = send(4.0 * self._held(self.work.layers[name]), within=within)
+                after = *last[owner], *last[other]
+                for stage in (owner, other):
+                    last[stage] = (self._transfer(stage, transfer, after, TIED),)
+        return last
 
     def _cross(self, stage: int, kind: str, after: tuple[int, ...]) -> int:
         """Sends what the next stage of this direction needs."""
         target = stage + 1 if kind == "forward" else stage - 1
-        if not 0 <= target < len(self.cuts):
+        if not 0 <= target < self.stages:
             return after[-1]
         border = self.passes[stage if kind == "forward" else target][-1]
         size = border.crossing if kind == "forward" else border.crossing_gradient
@@ -226,17 +245,17 @@ class StepBuilder:
         """Gradients of a micro-batch on top of those before it."""
         if number == 0:
             return after
-        held = sum(self._held(size) for size in self.sizes[stage])
+        held = sum(self._held(size) for size in (*self.sizes[stage], *self.copies[stage]))
         moved = _ADD * held if self.zero < 2 else _COPIES[self.zero].added_share * held / self.replicas
         return (self._add(stage, "compute", self.hardware.copy_seconds(moved), after, COMPUTE),)
 
-    def _finish(self, stage: int, after: tuple[int, ...]) -> None:
+    def _finish(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
         """Gradients over replicas where that is still to do, the optimizer, weights back to everyone."""
         sizes, hardware = self.sizes[stage], self.hardware
         if self.zero < 2:
             after = (self._reduce(stage, sizes, after),)
         trained = sum(size.trained for size in sizes)
-        twins = sum(size.twins for size in sizes)
+        twins = sum(size.twins for size in (*sizes, *self.copies[stage]))
         local = sum(self._held(size) for size in sizes)
         moved = (trained / self.replicas) if self.zero else local
         copies = _COPIES[self.zero].stepped_share * moved
@@ -250,7 +269,8 @@ class StepBuilder:
         seconds = hardware.move_seconds(moved_bytes) + hardware.copy_seconds(copies)
         after = (self._add(stage, "compute", seconds, after, OPTIMIZER),)
         if self.zero in (1, 2):
-            self._over_replicas(stage, sizes, all_gather, after, GATHER)
+            after = (self._over_replicas(stage, sizes, all_gather, after, GATHER),)
+        return after
 
     def _held(self, size: LayerSize) -> float:
         """Trained elements of a layer for which a process has gradients: of experts its part."""

@@ -13,7 +13,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows tensors that are made within the block, on any device and on ``meta``.
 
     Attributes:
-        owner: Name under which tensors are counted that are made now.
+        owner: Number under which tensors are counted that are made now.
         live: Bytes that are allocated now.
         most: The most that were allocated at once.
         other: Bytes that the caller counts.
@@ -22,9 +22,9 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.owner = ""
+        self.owner = 0
         self.live = self.most = self.most_with_other = self.other = 0
-        self._known: dict[int, tuple[str, int]] = {}
+        self._known: dict[int, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Does the operation and follows what it makes."""
@@ -37,7 +37,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.most_with_other = max(self.most_with_other, self.live + self.other)
         return out
 
-    def held(self) -> dict[int, tuple[str, int]]:
+    def held(self) -> dict[int, tuple[int, int]]:
         """Owner and bytes of every storage that is allocated, by its number."""
         return dict(self._known)
 

@@ -1,4 +1,4 @@
-"""What each layer of a chain takes: its seconds, measured, and what it keeps for its backward pass, counted.
+"""What each pass of a chain takes: seconds, measured here, and memory for its backward pass, worked out without any.
 
 Both come from running layers one by one on batches of blank samples: time and memory depend on shapes, not on what
 is in a picture. Memory is counted on the ``meta`` device, where kernels are those of an accelerator.
@@ -56,8 +56,8 @@ def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -
     return [first_state(batch, plan, device) for batch in blank_batches(stage, tokenizer)]
 
 
-def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
-    """Bytes that each layer keeps for its backward pass, the largest over some micro-batches.
+def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, int], int]:
+    """Bytes that each of ``chain.passes`` keeps for its backward pass, the largest over some micro-batches.
 
     Weights that are cast to another type count; weights themselves and what an earlier layer keeps do not. What is
     recomputed counts by its input.
@@ -66,50 +66,48 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[str, int]:
         chain: Built on ``meta``.
         states: From ``blank_states``, on ``meta``.
     """
-    found: dict[str, int] = dict.fromkeys(dict(chain.named_children()), 0)
-    names = {id(layer): name for name, layer in chain.named_children()}
+    found = [0] * len(chain.passes)
     for state in states:
         known = {storage_number(tensor) for tensor in chain.state_dict().values()}
-        kept: dict[str, int] = dict.fromkeys(found, 0)
+        kept = [0] * len(found)
         alive: list[Tensor] = []  # a storage that is freed may come back under the same number
 
-        def keep(tensor: Tensor, name: str, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
+        def keep(tensor: Tensor, place: int, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
             if storage_number(tensor) not in known:
                 known.add(storage_number(tensor))
-                kept[name] += tensor.untyped_storage().nbytes()
+                kept[place] += tensor.untyped_storage().nbytes()
                 alive.append(tensor)
             return tensor
 
         followed = Allocations()
-        for layer in chain.program:
-            followed.owner = name = names[id(layer)]
-            saved = torch.autograd.graph.saved_tensors_hooks(partial(keep, name=name), _same)
+        for place, layer in enumerate(chain.program):
+            followed.owner = place
+            saved = torch.autograd.graph.saved_tensors_hooks(partial(keep, place=place), _same)
             with saved, accelerator_kernels(), followed:
                 state = layer(state)
-        for number, (name, size) in followed.held().items():
+        for number, (place, size) in followed.held().items():
             if number not in known:  # held, but not saved by autograd: the inputs of what is recomputed
-                kept[name] += size
-        found = {name: max(count, kept[name]) for name, count in found.items()}
-    return found
+                kept[place] += size
+        found = [max(pair) for pair in zip(found, kept, strict=True)]
+    return dict(zip(chain.passes, found, strict=True))
 
 
-def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> dict[str, float]:
-    """Seconds of each layer's forward and backward pass, the mean over some micro-batches of the best of some repeats.
+def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> dict[tuple[str, int], float]:
+    """Seconds of each of ``chain.passes``, forward and backward: means over micro-batches of the best of some repeats.
 
     Args:
         chain: On the device to measure. Its parameters have gradients afterwards.
         states: From ``blank_states``, on the same device.
         repeats: Measurements of each, after one that is thrown away.
     """
-    names = {id(layer): name for name, layer in chain.named_children()}
-    seconds: dict[str, float] = dict.fromkeys(names.values(), 0.0)
+    seconds: dict[tuple[str, int], float] = dict.fromkeys(chain.passes, 0.0)
     for state in states:
-        for layer in chain.program:
+        for layer, one in zip(chain.program, chain.passes, strict=True):
             best = math.inf
             for repeat in range(repeats + 1):
                 after, taken = _timed(layer, state)
                 best = min(best, taken) if repeat > 0 else best
-            seconds[names[id(layer)]] += best / len(states)
+            seconds[one] += best / len(states)
             layer.discard_step()
             state = after
     return seconds

@@ -1,13 +1,14 @@
 """Bytes of one process by cause, as the hosts hold them: fp32 parameters, gradients and moments throughout.
 
-Letters: T trained parameters of the process' layers, E of them in banks of experts, N replicas, P processes of an
-expert-parallel group; L = T - E + E / P, what a process holds of them where they are not sharded.
+Letters: T trained parameters of the layers that the process trains, E of them in banks of experts, N replicas, P
+processes of an expert-parallel group; L = T - E + E / P, what a process holds of them where they are not sharded.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.estimate.work import LayerSize, ModelWork
+from engine.hosts.pipeline.division import Division
 from engine.plan.plan import StagePlan
 
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
@@ -54,8 +55,8 @@ def process_memory(
     *,
     replicas: int,
     expert_parallel: int,
-    layers: Collection[str] | None = None,
-    held: int = 1,
+    division: Division | None = None,
+    number: int = 0,
 ) -> Memory:
     """Of one process.
 
@@ -64,24 +65,27 @@ def process_memory(
         work: The stage's model.
         replicas: N.
         expert_parallel: P.
-        layers: Those of this process' pipeline stage; None: all.
-        held: Micro-batches whose activations a pipeline stage holds at once.
+        division: The pipeline's; None without one.
+        number: Of this process' stage in it.
     """
-    sizes = [size for name, size in work.layers.items() if layers is None or name in layers]
+    sizes = [work.layers[name] for name in (work.layers if division is None else division.owned(number))]
+    copies = [work.layers[name] for name in (() if division is None else division.copied(number))]
+    copied = sum(_local(size, expert_parallel) for size in copies)
     zero = stage.parallel.zero_stage if stage.parallel.host != "plain" else None
     trained = sum(size.trained for size in sizes)
     local = sum(_local(size, expert_parallel) for size in sizes)
-    resting = sum(size.frozen for size in sizes)
-    twins = sum(size.twins - size.resting_experts * (1 - 1 / expert_parallel) for size in sizes)
+    resting = sum(size.frozen for size in (*sizes, *copies))
+    twins = sum(size.twins - size.resting_experts * (1 - 1 / expert_parallel) for size in (*sizes, *copies))
     shard = trained / replicas
     sharded = (zero or 0) > 0
-    weights = 4 * (shard + resting / replicas) if zero == 3 else 4 * (local + resting + shard * sharded)
+    weights = 4 * (shard + resting / replicas) if zero == 3 else 4 * (local + copied + resting + shard * sharded)
     moments = 8 * (shard if sharded else local)
-    gradients = 4 * (shard if (zero or 0) >= 2 else local)
+    gradients = 4 * (shard if (zero or 0) >= 2 else local + copied)
     lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
-    alone, first = _activations(work, layers, held, local)
+    held = 1 if division is None else min(len(division.cuts) - number, stage.batch.gradient_accumulation_steps)
+    alone, first = _activations(work, None if division is None else division.cuts[number], held, local + copied)
     twins_bytes = 4 * twins / (replicas if zero == 3 else 1)
-    queue = float(sum(size.queue for size in sizes))
+    queue = float(sum(size.queue for size in (*sizes, *copies)))
     once = stage.batch.gradient_accumulation_steps == 1 and (zero or 0) < 2
     backward = (first if once else alone + gradients) + passing
     optimizer = gradients + moving
@@ -141,10 +145,17 @@ def stay_gathered(sizes: Sequence[LayerSize], reuse: int) -> list[bool]:
     return stays[::-1]
 
 
-def _activations(work: ModelWork, layers: Collection[str] | None, held: int, local: float) -> tuple[float, float]:
-    """The most without gradients, and with those that a micro-batch brings as it goes."""
-    if layers is None:
+def _activations(work: ModelWork, part: range | None, held: int, local: float) -> tuple[float, float]:
+    """The most without gradients, and with those that a micro-batch brings as it goes.
+
+    Args:
+        work: The stage's model.
+        part: The passes of a pipeline stage; None without one.
+        held: Micro-batches whose activations it holds at once.
+        local: Elements for which the process has gradients.
+    """
+    if part is None:
         return max(float(one.alone) for one in work.peaks), max(float(one.with_gradients) for one in work.peaks)
-    kept = sum(size.activations for name, size in work.layers.items() if name in layers)
+    kept = sum(work.passes[place].activations for place in part)
     passing = max(one.alone - one.forward for one in work.peaks)
     return float(held * kept + passing), held * kept + passing + 4 * local

@@ -1,6 +1,5 @@
 """All that is estimated of one stage of a plan on a cluster."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,11 @@ from engine.estimate.memory import Memory, process_memory
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
-from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.hosts.pipeline.cut import divide_stage
+from engine.hosts.pipeline.division import Division
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
+from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
 from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
@@ -45,8 +46,8 @@ class StageEstimate:
         work: What its model does in a micro-batch.
         step: Time and traffic.
         memories: Of a process of each pipeline stage; one where there is no pipeline.
-        cuts: Names of the layers of each pipeline stage; empty without one.
-        expert_parallel: Processes over which banks are split.
+        division: Which passes each pipeline stage makes; None without one.
+        expert_parallel: Processes over which banks are cut.
         data_bytes_per_second: That all nodes together read.
         checkpoint_bytes: Of a checkpoint.
     """
@@ -56,7 +57,7 @@ class StageEstimate:
     work: ModelWork
     step: StepEstimate
     memories: tuple[Memory, ...]
-    cuts: tuple[tuple[str, ...], ...]
+    division: Division | None
     expert_parallel: int
     data_bytes_per_second: float
     checkpoint_bytes: float
@@ -151,16 +152,15 @@ def estimate_stage(
                 f"{', '.join(map(str, sorted(set(banks)))) or 'no'} experts; allowed is a divisor of both; change it"
             ]
         )
-    names = [name for name, _ in chain.named_children()]
-    cuts = tuple(tuple(names[index] for index in part) for part in pipeline_cuts(chain, stage))
     if work is None:
         work = model_work(stage, tokenizer, replicas, device_of(cluster))
-    step = estimate_step(stage, work, cluster, expert_parallel=experts, cuts=cuts)
-    held = [min(len(cuts) - number, stage.batch.gradient_accumulation_steps) for number in range(len(cuts))]
-    parts: Sequence[tuple[tuple[str, ...] | None, int]] = list(zip(cuts, held, strict=True)) or [(None, 1)]
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    division = divide_stage(chain, stage)
+    step = estimate_step(stage, work, cluster, expert_parallel=experts, division=division)
     memories = tuple(
-        process_memory(stage, work, replicas=replicas, expert_parallel=experts, layers=layers, held=count)
-        for layers, count in parts
+        process_memory(stage, work, replicas=replicas, expert_parallel=experts, division=division, number=number)
+        for number in range(1 if division is None else len(division.cuts))
     )
     per_sample = sum(
         sort.share * (sample_bytes.clip if is_video(sort.entry.kind) else sort.entry.num_pictures * sample_bytes.image)
@@ -173,7 +173,7 @@ def estimate_stage(
         work=work,
         step=step,
         memories=memories,
-        cuts=cuts,
+        division=division,
         expert_parallel=experts,
         data_bytes_per_second=per_sample * stage.samples_per_step(processes) / step.seconds,
         checkpoint_bytes=sum(12 * size.trained + 4 * (size.frozen + size.twins) + size.queue for size in sizes),

@@ -16,6 +16,7 @@ from engine.estimate.work import ModelWork, model_work
 from engine.plan.parallel import Offload, ParallelConfig
 from engine.plan.plan import StagePlan
 from moe.config import LIMoEConfig, MoMELIMoEConfig
+from omnivl.architectures.build import outline
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.parts.sizes import Recompute
 
@@ -84,11 +85,11 @@ def search_layouts(
 def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
     """Every layout of the hosts on so many processes, whether or not it fits."""
     base, processes, seen = stage.parallel, cluster.processes, set[tuple[object, ...]]()
-    ffn, model = stage.model.filling, stage.model
+    ffn = stage.model.filling
     most = ffn.num_experts if isinstance(ffn, LIMoEConfig | MoMELIMoEConfig) else 1
     experts = [size for size in _powers(processes) if size <= most]
-    blocks = sum(stack.layers for stack in model.stacks.values())
-    stages = [size for size in _powers(processes) if 1 < size <= blocks] if model.kind != "unified" else []
+    passes = len(outline(stage.model).passes)
+    stages = [size for size in _powers(processes) if 1 < size <= passes]
     piped = replace(base, host="pipeline", zero_stage=1, offload="none", pipeline_profile=None)
     candidates = [replace(base, host="plain", offload="none", expert_parallel_size=1)]
     for size in experts:

@@ -19,6 +19,7 @@ from engine.estimate.events import Activity, Timeline, simulate
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.traffic import Cluster, Transfer
 from engine.estimate.work import ModelWork
+from engine.hosts.pipeline.division import Division
 from engine.plan.plan import StagePlan
 
 
@@ -50,7 +51,7 @@ def estimate_step(
     cluster: Cluster,
     *,
     expert_parallel: int = 1,
-    cuts: Sequence[Sequence[str]] = (),
+    division: Division | None = None,
 ) -> StepEstimate:
     """Simulates a step.
 
@@ -58,26 +59,28 @@ def estimate_step(
         stage: Host, ZeRO stage, accumulation, offload.
         work: The stage's model.
         cluster: Where it runs.
-        expert_parallel: Processes over which banks are split.
-        cuts: Names of the layers of each pipeline stage; empty without a pipeline.
+        expert_parallel: Processes over which banks are cut.
+        division: Which passes each pipeline stage makes; None without a pipeline.
     """
     wanted = stage.batch.gradient_accumulation_steps
-    if cuts:
-        built = StepBuilder(stage, work, cluster, expert_parallel, cuts).pipeline(wanted)
+    if division is not None:
+        built = StepBuilder(stage, work, cluster, expert_parallel, division).pipeline(wanted)
     else:
-        builder = StepBuilder(stage, work, cluster, expert_parallel, [list(work.layers)])
-        built = builder.whole(min(wanted, 2))
+        layers = dict.fromkeys(work.layers, 0)
+        whole = Division((range(len(work.passes)),), ((),), dict.fromkeys(layers, (0,)), layers)
+        built = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(min(wanted, 2))
         built.wanted = wanted
         if wanted > 2:
-            built.shorter = StepBuilder(stage, work, cluster, expert_parallel, [list(work.layers)]).whole(1)
+            built.shorter = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(1)
     seconds = built.seconds()
     causes = dict.fromkeys(activity.cause for activity in built.activities if activity.cause != COMPUTE)
     exposed = {cause: seconds - built.seconds(without=cause) for cause in causes}
     timeline = simulate(built.activities)
+    cuts = [range(len(work.passes))] if division is None else division.cuts
     parts = _busiest_parts(work, cluster.hardware, cuts, wanted)
-    bubble = _bubble(timeline, built.activities, len(cuts)) if cuts else 0.0
+    bubble = 0.0 if division is None else _bubble(timeline, built.activities, len(cuts))
     exposed[COMPUTE] = sum(parts.values())
-    if cuts:
+    if division is not None:
         exposed[BUBBLE] = bubble * seconds
     traffic: dict[str, Transfer] = {}
     for sent in built.traffic.values():
@@ -98,14 +101,14 @@ _PER_MICRO_BATCH: Mapping[int, frozenset[str]] = {
 
 
 def _busiest_parts(
-    work: ModelWork, hardware: HardwareConfig, cuts: Sequence[Sequence[str]], micro_batches: int
+    work: ModelWork, hardware: HardwareConfig, cuts: Sequence[range], micro_batches: int
 ) -> dict[str, float]:
     """Compute seconds of the dearest stage by what limits operations."""
     best: dict[str, float] = {}
-    for part in cuts or [list(work.layers)]:
+    for part in cuts:
         found: dict[str, float] = {}
-        for one in work.passes:
-            for operations in (one.forward, one.backward) if one.layer in part else ():
+        for place in part:
+            for operations in (work.passes[place].forward, work.passes[place].backward):
                 for limit, seconds in hardware.parts(operations).items():
                     found[limit] = found.get(limit, 0.0) + micro_batches * seconds
         best = max(best, found, key=lambda parts: sum(parts.values()))

@@ -39,7 +39,6 @@ class LayerSize:
         resting_experts: Those of ``frozen`` and ``twins`` that do.
         active: Those of ``trained`` that serve a token.
         queue: Bytes of buffers: the momentum queue, selection biases.
-        activations: Bytes that one micro-batch leaves for the backward pass.
     """
 
     trained: int
@@ -49,7 +48,6 @@ class LayerSize:
     resting_experts: int
     active: int
     queue: int
-    activations: int
 
     @property
     def elements(self) -> int:
@@ -72,6 +70,7 @@ class Pass:
         routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
         crossing: Bytes of the state behind the layer, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
+        activations: Bytes that the pass leaves for its backward pass, the largest over the kinds of batches.
     """
 
     layer: str
@@ -84,6 +83,7 @@ class Pass:
     routed_gradient: float
     crossing: float
     crossing_gradient: float
+    activations: int
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,13 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     chain.train()
     states = blank_states(stage, tokenizer, device)
     kept = activation_bytes(chain, states)
-    found = [list(_passes(chain, state, gather)) for state in states]
+    found = [list(_passes(chain, state, gather, kept)) for state in states]
     weights = [sort.share for sort in stage.batch_sorts()]
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
-        layers={name: _size(layer, kept[name]) for name, layer in chain.named_children()},
+        layers={name: _size(layer) for name, layer in chain.named_children()},
         batch=stage.batch.micro_batch_size_per_gpu,
         zero=ZeroSizes.of(chain.layers),
         peaks=tuple(live_peak(chain, state) for state in states),
@@ -167,10 +167,9 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     )
 
 
-def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
-    """Runs the layers in their order, each forward and backward."""
-    names = {id(layer): name for name, layer in chain.named_children()}
-    for layer in chain.program:
+def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[Pass]:
+    """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter."""
+    for layer, one_pass in zip(chain.program, chain.passes, strict=True):
         gather.joined = gather.gradient = gather.calls = 0
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
@@ -191,7 +190,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
         state = apart(after)
         carried = [one for one in state.values() if one.requires_grad]
         yield Pass(
-            layer=names[id(layer)],
+            layer=one_pass[0],
             forward=forward.found,
             backward=backward.found,
             joined=joins[0],
@@ -201,6 +200,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather) -> Iterator[Pass]:
             routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
             crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),
             crossing_gradient=sum(4 * one.numel() for one in carried),
+            activations=kept[one_pass],
         )
 
 
@@ -221,7 +221,7 @@ def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
             handle.remove()
 
 
-def _size(layer: nn.Module, activations: int) -> LayerSize:
+def _size(layer: nn.Module) -> LayerSize:
     shares = served_shares(layer)
     named = list(layer.named_parameters())
     twins = {id(one) for name, one in named if name.startswith("momentum_")}
@@ -235,7 +235,6 @@ def _size(layer: nn.Module, activations: int) -> LayerSize:
         resting_experts=sum(one.numel() for one in resting if id(one) in shares),
         active=round(sum(one.numel() * shares.get(id(one), 1.0) for one in trained)),
         queue=sum(one.nbytes for one in layer.buffers()),
-        activations=activations,
     )
 
 

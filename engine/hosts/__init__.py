@@ -13,6 +13,8 @@ from torch import nn
 
 from engine.errors import PlanError
 from engine.hosts.base import Host, WeightsReport
+from engine.hosts.pipeline.division import Division
+from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.parallel import ParallelConfig
@@ -44,8 +46,6 @@ def replica_group(parallel: ParallelConfig) -> dist.ProcessGroup | None:
     """The processes over which the chain's gather joins samples; None: all. Called by every process."""
     if parallel.host != "pipeline":
         return None
-    from engine.hosts.pipeline.host import place_in_pipeline
-
     return place_in_pipeline(parallel.pipeline_stages).data_group
 
 
@@ -85,7 +85,7 @@ def create_host(
     device: torch.device | None = None,
     group: dist.ProcessGroup | None = None,
     pretrained: Collection[str] = (),
-    cuts: Sequence[range] = (),
+    division: Division | None = None,
 ) -> Host:
     """Builds the host that a plan asks for.
 
@@ -101,7 +101,7 @@ def create_host(
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
-        cuts: Layers of each pipeline stage, by their indexes in the chain (``engine.hosts.pipeline.cut``).
+        division: What each pipeline stage makes and holds of the chain (``engine.hosts.pipeline.cut``).
 
     Raises:
         PlanError: There is no such host.
@@ -129,7 +129,8 @@ def create_host(
         from engine.hosts.pipeline.host import PipelineHost
 
         assert parallel.zero_stage in (0, 1), "the plan's rules allow no other"
-        return PipelineHost(chain, optimizer, layout, cuts=cuts, zero_stage=parallel.zero_stage, **sharded)
+        assert division is not None, "a pipeline's stages are to be chosen first"
+        return PipelineHost(chain, optimizer, layout, division=division, zero_stage=parallel.zero_stage, **sharded)
     raise PlanError(
         [f"parallel.host: got {parallel.host!r}; allowed are 'plain', 'zero', 'pipeline'; change it to one of them"]
     )

@@ -1,6 +1,6 @@
 """From a micro-batch to the state at the head of the chain, on the device of the host."""
 
-from typing import Protocol
+from typing import NamedTuple, Protocol, Self
 
 import torch
 
@@ -15,7 +15,21 @@ class PlanLayout(Protocol):
         """The layout of a micro-batch of ``batch_size`` samples of an entry, with ``num_frames`` frames each."""
 
 
+class LayoutKey(NamedTuple):
+    """What a layout follows from, beside the plan: the arguments of ``PlanLayout``."""
+
+    kind: DataKind
+    batch_size: int
+    num_frames: int
+    entry: str
+
+    @classmethod
+    def of(cls, batch: Batch) -> Self:
+        """That of a micro-batch."""
+        return cls(batch.kind, batch.size, batch.num_frames, batch.entry)
+
+
 def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device) -> State:
     """The state at the head of the chain for one micro-batch, its tensors on ``device``."""
-    state = State.from_batch(batch, plan_layout(batch.kind, batch.size, batch.num_frames, batch.entry))
+    state = State.from_batch(batch, plan_layout(*LayoutKey.of(batch)))
     return State({name: tensor.to(device, non_blocking=True) for name, tensor in state.items()}, state.layout)

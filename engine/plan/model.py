@@ -56,9 +56,11 @@ def resolve_model(document: Document) -> list[Problem]:
 
 def carried(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     """What a stage of another architecture takes over of the plan's model: the fields that both have."""
-    cls = architectures().get(str(over["kind"]))
+    kind = str(over["kind"])
+    cls = architectures().get(kind)
     names = () if cls is None else [entry.name for entry in dataclasses.fields(cls)]
-    return {name: value for name, value in base.items() if name in names and name != "kind"}
+    known = upgraded({name: value for name, value in base.items() if name != "kind"}, kind)
+    return {name: value for name, value in known.items() if name in names}
 
 
 def _upgrade_stages(tree: dict[str, Any], kind: str) -> None:

@@ -206,7 +206,7 @@ def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
 
 
 def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
-    """A pipeline cuts a chain that is passed once, and DeepSpeed shards nothing but optimizer states beside it."""
+    """Every stage of a pipeline passes a layer, and DeepSpeed shards nothing but optimizer states beside it."""
     parallel = stage.parallel
     if parallel.host != "pipeline":
         return
@@ -214,14 +214,11 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
         change = "set it to 1, or use host 'zero'"
         got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
         yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
-    if stage.model.kind == "unified":
-        got = "'pipeline' with model.kind 'unified', whose blocks are passed twice"
-        yield Problem(("parallel", "host"), got, "'plain', 'zero'", "use host 'zero', or model.kind 'omnivl'")
     chain = outline_of(stage.model)
-    layers = 0 if chain is None else len(chain.layers)
-    if chain is not None and parallel.pipeline_stages > layers:
-        got = f"{parallel.pipeline_stages} for a chain of {layers} layers"
-        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {layers}", "take fewer stages")
+    passes = 0 if chain is None else len(chain.passes)
+    if chain is not None and parallel.pipeline_stages > passes:
+        got = f"{parallel.pipeline_stages} for a chain of {passes} passes"
+        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {passes}", "take fewer stages")
 
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:

@@ -18,7 +18,7 @@ from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, writ
 from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
-from engine.hosts.pipeline.cut import pipeline_cuts
+from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
@@ -149,7 +149,7 @@ def _go_on(start: _Start, index: int) -> int:
         gradient_accumulation_steps=stage.batch.gradient_accumulation_steps,
         device=device,
         pretrained=pretrained,
-        cuts=pipeline_cuts(chain, stage),
+        division=divide_stage(chain, stage),
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)

@@ -66,15 +66,19 @@ class StepScalars:
 
 
 class StepAverages:
-    """Averages of one step by name."""
+    """Averages of one step.
 
-    def __init__(self, values: Mapping[str, float]) -> None:
-        self._values = values
+    Attributes:
+        by_name: All of them.
+    """
+
+    def __init__(self, by_name: Mapping[str, float]) -> None:
+        self.by_name = dict(by_name)
 
     @property
     def loss(self) -> float:
         """The weighted total."""
-        return self._values["loss"]
+        return self.by_name["loss"]
 
     @property
     def losses(self) -> dict[str, float]:
@@ -87,4 +91,4 @@ class StepAverages:
         return self._under("metric/")
 
     def _under(self, prefix: str) -> dict[str, float]:
-        return {name.removeprefix(prefix): value for name, value in self._values.items() if name.startswith(prefix)}
+        return {name.removeprefix(prefix): value for name, value in self.by_name.items() if name.startswith(prefix)}

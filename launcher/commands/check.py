@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.estimate.layers import activation_bytes, blank_states
-from engine.hosts.pipeline.cut import pipeline_cuts, stage_costs
+from engine.hosts.pipeline.cut import divide_stage, stage_costs
+from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
@@ -100,33 +103,46 @@ def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> d
 
 
 def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Where the chain is cut, by the names of layers, and what each stage has to do and to hold; None for other hosts.
+    """Where the chain is cut, by the names of passes, and what each stage has to do and to hold; None for other hosts.
 
-    A stage holds the activations of as many micro-batches as there are stages from it to the last.
+    A stage holds the activations of as many micro-batches as there are stages from it to the last. Of a layer that
+    stands on several stages one has the optimizer states; what the others hold of it are ``copies``.
     """
     if stage.parallel.host != "pipeline":
         return None
     dtype = torch.float32 if stage.parallel.precision == "fp32" else torch.bfloat16
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype)
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
     kept = activation_bytes(chain, blank_states(stage, tokenizer, torch.device("meta")))
     costs = stage_costs(chain, stage)
-    names, total = list(costs), sum(costs.values())
-    parts = [[names[index] for index in part] for part in pipeline_cuts(chain, stage)]
+    division = divide_stage(chain, stage)
+    assert division is not None
+    parts, total = [[chain.passes[place] for place in part] for part in division.cuts], sum(costs.values())
     stages, steps = len(parts), stage.batch.gradient_accumulation_steps
+
+    trained = trained_elements(chain)
+
+    def parameters(names: Iterable[str]) -> int:
+        return sum(one.numel() for name in names for one in chain.get_submodule(name).parameters())
+
     return {
         "by": "estimated operations" if stage.parallel.pipeline_profile is None else "measured seconds",
         "stages": [
             {
-                "layers": [part[0], part[-1]],
-                "cost": sum(costs[name] for name in part) / total,
-                "parameters": sum(one.numel() for name in part for one in chain.get_submodule(name).parameters()),
-                "activation_bytes": sum(kept[name] for name in part),
+                "layers": [pass_label(*part[0]), pass_label(*part[-1])],
+                "cost": sum(costs[one] for one in part) / total,
+                "parameters": parameters(division.held(number)),
+                "copies": parameters(division.copied(number)),
+                "activation_bytes": sum(kept[one] for one in part),
                 "micro_batches_held": min(stages - number, steps),
             }
             for number, part in enumerate(parts)
         ],
         "bubble": (stages - 1) / (stages - 1 + steps),
+        "tied": {name: [number + 1 for number in division.stages_of[name]] for name in division.tied},
+        "tied_bytes_per_step": 8 * sum(trained[name] for number in range(stages) for name in division.copied(number)),
     }
 
 
@@ -190,6 +206,20 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
         console.print(rows)
 
 
+def _tied(pipeline: dict[str, Any]) -> str:
+    """Which layers stand on several stages, those of the same stages together, and what their copies cost."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, stages in pipeline["tied"].items():
+        groups.setdefault(tuple(stages), []).append(name)
+    runs = [
+        f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} on {' and '.join(map(str, stages))}"
+        for stages, names in groups.items()
+    ]
+    copies = sum(part["copies"] for part in pipeline["stages"]) / 1e6
+    sent = pipeline["tied_bytes_per_step"] / 2**20
+    return f"{', '.join(runs)}: {copies:.1f} M parameters of copies, {sent:,.0f} MiB of gradients and weights a step"
+
+
 def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     """What is printed of a stage, a line each."""
     micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
@@ -209,11 +239,15 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
         for number, part in enumerate(pipeline["stages"], start=1):
             first, last = part["layers"]
             held = part["micro_batches_held"]
-            size = f"{part['cost']:.0%} of the {pipeline['by']}, {part['parameters'] / 1e6:.1f} M parameters, "
+            size = f"{part['cost']:.0%} of the {pipeline['by']}, {part['parameters'] / 1e6:.1f} M parameters"
+            copies = part["copies"] / 1e6
+            size += f" ({copies:.1f} M of them copies of layers that another stage trains), " if copies else ", "
             size += f"activations of {held} micro-batch{'' if held == 1 else 'es'} at "
             size += f"{part['activation_bytes'] / 2**20:,.0f} MiB"
             rows.append((f"stage {number}", f"{first} to {last}: {size}"))
         rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
+        if pipeline["tied"]:
+            rows.append(("on two stages", _tied(pipeline)))
     if (memory := stage["memory"]) is not None:
         share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
         rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))

@@ -120,7 +120,7 @@ def _summary(figures: StageEstimate, told: dict[str, Any]) -> Table:
     table.add_row("operations", flops)
     table.add_row("step", f"{told['seconds']:.4g} s, MFU {told['mfu']:.1%}")
     table.add_row("limit", told["limit"])
-    if figures.cuts:
+    if figures.division is not None:
         table.add_row("bubble", f"{told['bubble']:.1%} of the pipeline's time")
     share = data["decoding_share"]
     cores = "" if share is None else f" ({share:.0%} of what its cores decode)"

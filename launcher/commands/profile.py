@@ -18,6 +18,7 @@ from engine.plan.precision import compute_dtype
 from engine.processes.process_group import choose_device
 from engine.telemetry.environment import describe_environment
 from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import pass_label
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -48,7 +49,9 @@ def profile(
         typer.echo(str(out))
 
 
-def _measure(stage: StagePlan, tokenizer: Tokenizer, device: torch.device, repeats: int) -> dict[str, LayerUse]:
+def _measure(
+    stage: StagePlan, tokenizer: Tokenizer, device: torch.device, repeats: int
+) -> dict[tuple[str, int], LayerUse]:
     dtype = compute_dtype(stage.parallel, device)
     meta = torch.device("meta")
     with meta:
@@ -56,17 +59,17 @@ def _measure(stage: StagePlan, tokenizer: Tokenizer, device: torch.device, repea
     kept = activation_bytes(shapes, blank_states(stage, tokenizer, meta))
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, compute_dtype=dtype).to(device)
     seconds = layer_seconds(chain, blank_states(stage, tokenizer, device), repeats)
-    return {name: LayerUse(seconds[name], kept[name]) for name in seconds}
+    return {one: LayerUse(seconds[one], kept[one]) for one in seconds}
 
 
-def _table(stage: str, uses: dict[str, LayerUse]) -> Table:
+def _table(stage: str, uses: dict[tuple[str, int], LayerUse]) -> Table:
     table = Table(
         "layer", "ms", "share", "activations, MiB", title=f"Stage {stage}, one micro-batch", box=box.SIMPLE_HEAD
     )
     whole = sum(use.seconds for use in uses.values())
-    for name, use in uses.items():
+    for one, use in uses.items():
         share = f"{use.seconds / whole:.1%}"
-        table.add_row(name, f"{use.seconds * 1e3:.2f}", share, f"{use.activation_bytes / 2**20:.1f}")
+        table.add_row(pass_label(*one), f"{use.seconds * 1e3:.2f}", share, f"{use.activation_bytes / 2**20:.1f}")
     kept = sum(use.activation_bytes for use in uses.values())
     table.add_row("all", f"{whole * 1e3:.2f}", "", f"{kept / 2**20:.1f}", style="bold")
     return table

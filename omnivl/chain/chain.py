@@ -8,7 +8,7 @@ or, with one transformer for all tokens, which is passed twice,
     Embed -> UnifiedLayer * n -> UnifiedNorm -> Project -> JoinRows -> UnifiedLayer * n -> UnifiedNorm -> Losses
 
 ``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
-one module, a pipeline host cuts the list.
+one module, a pipeline host cuts the list. A layer that stands twice in the list may come to stand on two stages.
 
 Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, S visual positions, D hidden size.
 """
@@ -67,6 +67,15 @@ class ChainLayer(nn.Module, ABC):
         """
         return 0.0
 
+    def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
+        """Whether one of the layer's passes has anything to do under ``layout``; it leaves the state as it is if not.
+
+        Args:
+            layout: Of the step.
+            number: How often the layer was passed before in it.
+        """
+        return self.acts(layout)
+
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The parameters that get a gradient under none of ``layouts``."""
         if not any(self.acts(layout) for layout in layouts):
@@ -100,6 +109,14 @@ class ChainLayer(nn.Module, ABC):
 
     def discard_step(self) -> None:
         """Called instead of ``after_step`` when a step was skipped: drops what forward put aside for it."""
+
+    def step_sums(self) -> tuple[Tensor, ...]:
+        """What forward passes have put aside for ``after_step`` that adds up over the passes of a step, fp32.
+
+        A host that makes the passes of a layer in several places writes the sums over all of them into these tensors
+        before it calls ``after_step`` in each. Numbers and shapes do not depend on what a step did.
+        """
+        return ()
 
 
 class Chain(nn.Module):
@@ -213,6 +230,11 @@ class Chain(nn.Module):
             frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         """
         return self.fold(State({"frames": frames}, visual_layout(frames)))["visual"]
+
+
+def pass_label(name: str, number: int) -> str:
+    """How one of ``Chain.passes`` is called in files and tables: ``unified_00``, then ``unified_00 (pass 2)``."""
+    return name if number == 0 else f"{name} (pass {number + 1})"
 
 
 def visual_layout(frames: Tensor) -> StepLayout:

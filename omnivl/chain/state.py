@@ -7,7 +7,7 @@ step.
 
 ``State`` is a dict because DeepSpeed finds tensors in tuples, lists and dicts only, and because a pipeline host can
 then send its items; it is flat for the same reasons. Everything that is not a tensor lives in the ``StepLayout``, a
-pure function of the plan, the batch's data entry, kind and size, so that any pipeline stage can work it out for itself.
+pure function of the plan, the batch's data entry, kind and size, from which any pipeline stage works it out for itself.
 """
 
 from collections.abc import Mapping

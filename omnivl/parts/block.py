@@ -80,6 +80,14 @@ class BlockLayer(ChainLayer):
         """Forgets what the experts served."""
         self.tokens_per_expert = {}
 
+    def step_sums(self) -> tuple[Tensor, ...]:
+        """What the experts served, slot by slot, where their selection is balanced after the step."""
+        for name, slot in self._routed_slots().items():
+            if slot.router.balances and name not in self.tokens_per_expert:
+                device = next(slot.parameters()).device
+                self.tokens_per_expert[name] = torch.zeros(slot.experts.num_experts, device=device)
+        return tuple(self.tokens_per_expert[name] for name in sorted(self.tokens_per_expert))
+
     def with_routing(self, state: State, router_sums: Tensor | Mapping[str, Tensor] | None) -> State:
         """Puts what a block's routers have to say under ``router/{layer}``, for the last layer to make losses of.
 

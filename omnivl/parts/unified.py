@@ -223,6 +223,12 @@ class TwicePassed(BlockLayer):
         """Whether there is any stream."""
         return bool(layout.visual or layout.text or layout.fused)
 
+    def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
+        """The first pass is that of separate rows, the second that of joined ones."""
+        if number > 0:
+            return bool(layout.fused)
+        return any(_any(encoded_rows(layout, stream)) for stream in ("visual", "text"))
+
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """All where no step has a stream, else what no token meets."""
         active = [layout for layout in layouts if self.acts(layout)]

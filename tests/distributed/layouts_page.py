@@ -1,4 +1,4 @@
-"""Writes docs/layouts.md from a run of the parity tests.
+"""Writes docs/layouts.md from a run of the parity tests, or from several runs of parts of them.
 
 python -m pytest --full -o junit_family=xunit1 --junitxml parity.xml tests/distributed/test_layouts.py
 python tests/distributed/layouts_page.py parity.xml
@@ -6,6 +6,7 @@ python tests/distributed/layouts_page.py parity.xml
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,7 +21,9 @@ texts and labels in turn, so that layers and parts of layers go without a gradie
 momentum teacher, a queue and hard negatives over all replicas. The same joined batch on one plain process is the
 reference; twins and queue are among the weights. Differences are the largest over the steps, of losses and gradient
 norms relative, of weights and queue absolute. The tests allow 1e-5, 1e-4, 5e-5 and 5e-5; of the synthetic chain 1e-5,
-1e-5, 1e-6 and 1e-6; of bf16 against bf16 1e-2, 0.1, 5e-3 and 5e-2. fp32 where nothing else is said.
+1e-5, 1e-6 and 1e-6; of bf16 against bf16 1e-2, 0.1, 5e-3 and 5e-2. fp32 where nothing else is said. Rows that begin
+with `plan` are stages of `configs/plans`, at a width of 24, with their own objectives. In pipelines of one transformer
+blocks stand on two stages wherever a step joins rows.
 
 Written by `tests/distributed/layouts_page.py` from a run of `make test-full`: {passed} of {tests} tests of
 `tests/distributed/test_layouts.py` passed, {layouts} layouts, in {seconds:.0f} s on two CPU cores. `make test` runs
@@ -49,6 +52,7 @@ MODELS = {
     "synthetic": "synthetic chain",
     "unified": "one transformer",
     "recompute": "recomputed",
+    "balanced": "experts balanced by a bias",
 }
 
 
@@ -74,9 +78,10 @@ def layout_of(host: str) -> str:
     return ", ".join(found)
 
 
-def page(report: Path) -> str:
+def page(reports: Sequence[Path]) -> str:
     """The page as Markdown."""
-    cases = [one for one in ElementTree.parse(report).iter("testcase") if one.get("name", "").startswith(TEST)]
+    every = [one for report in reports for one in ElementTree.parse(report).iter("testcase")]
+    cases = [one for one in every if one.get("name", "").startswith(TEST)]
     properties = [one for case in cases for one in case.iterfind("properties/property")]
     rows: list[dict[str, Any]] = [json.loads(one.attrib["value"]) for one in properties if one.get("name") == "layout"]
     passed = sum(not any(case.find(what) is not None for what in ("failure", "error", "skipped")) for case in cases)
@@ -92,4 +97,4 @@ def page(report: Path) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    PAGE.write_text(page([Path(name) for name in sys.argv[1:]]), encoding="utf-8")

@@ -45,6 +45,7 @@ FILLINGS: dict[str, FeedForwardConfig] = {
     "mome": MoMEConfig(fusion_from=0),
     "attribute": AttributeConfig(num_experts=4, every=1, noise=0.0),
     "limoe": LIMoEConfig(num_experts=4, every=1, shared_experts=1, router=replace(STILL, top_k=2)),
+    "balanced": LIMoEConfig(num_experts=4, every=1, router=replace(STILL, top_k=2, selection_bias_rate=0.02)),
     "mome_limoe": MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 2}, common_experts=1, every=1, router=STILL),
 }
 plan_layout = partial(fold_demands, OBJECTIVES)

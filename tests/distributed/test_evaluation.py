@@ -9,6 +9,7 @@ from worker import RunDistributed
 
 from engine.hosts import create_host, replica_group
 from engine.hosts.pipeline.cut import cut
+from engine.hosts.pipeline.division import divide_chain
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.step.optimizer import OptimizerConfig
@@ -44,8 +45,16 @@ def evaluated(host: str, zero_stage: int) -> dict[str, Any]:
         for parameter in chain.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(5)  # near ties would hang on the order of additions
-    cuts = cut([1.0] * len(chain.layers), 2)
-    held = create_host(parallel, chain, OptimizerConfig(), OBJECTIVES, total_steps=1, micro_batch_size=2, cuts=cuts)
+    division = divide_chain(chain, cut([1.0] * len(chain.passes), 2))
+    held = create_host(
+        parallel,
+        chain,
+        OptimizerConfig(),
+        OBJECTIVES,
+        total_steps=1,
+        micro_batch_size=2,
+        division=division,
+    )
     tasks = [
         RetrievalTask(where=WHERE, rerank=4),
         ZeroShotTask(where=WHERE, prompts=("{label}", "a {label}")),

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 from engine.errors import PlanError
 from engine.hosts.base import Host
 from engine.hosts.pipeline.cut import cut
-from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline.division import divide_chain
+from engine.hosts.pipeline.host import PipelineHost
+from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.shards import SavedTensors
 from engine.hosts.zero.host import ZeroHost
@@ -37,8 +39,8 @@ def make_host(name: str, seed: int = 0, ffn: str = "limoe") -> Host:
     sizes: dict[str, Any] = {"total_steps": STEPS, "micro_batch_size": JOINED // gather.replicas}
     sizes["expert_parallel_size"] = int(size or 1)
     if pipeline:
-        cuts = cut([1.0] * len(chain.layers), 2)
-        return PipelineHost(chain, CONFIG, real.plan_layout, cuts=cuts, zero_stage=stage, **sizes)
+        division = divide_chain(chain, cut([1.0] * len(chain.passes), 2))
+        return PipelineHost(chain, CONFIG, real.plan_layout, division=division, zero_stage=stage, **sizes)
     return ZeroHost(chain, CONFIG, real.plan_layout, zero_stage=stage, **sizes)
 
 

@@ -4,7 +4,8 @@ The reference is one plain process that holds the joined batch. Kinds of data ch
 layers and parts of layers go without gradient in some steps; gradients are accumulated and clipped; momentum twins and
 the queue are among the weights.
 
-A model is named by its parts: ``real-limoe-spatial-bf16`` is the real chain with experts, trained on images, in bf16.
+A model is named by its parts: ``real-limoe-spatial-bf16`` is the real chain with experts, trained on images, in bf16;
+``plan-beit3_tiny-masked`` is that of a plan's stage, narrower.
 """
 
 import json
@@ -16,11 +17,14 @@ import pytest
 import real_chain as real
 import synthetic_chain as synthetic
 import torch
+from plan_chain import STAGES, plan_stage
 
 from engine.hosts import layer_sharder
 from engine.hosts.base import Host
 from engine.hosts.pipeline.cut import cut, layer_costs
-from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline.division import divide_chain
+from engine.hosts.pipeline.host import PipelineHost
+from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import ParallelConfig
@@ -77,19 +81,26 @@ class Model:
     def __init__(self, name: str) -> None:
         self.parts = name.split("-")
         self.real = self.parts[0] == "real"
+        self.planned = plan_stage(name.removeprefix("plan-")) if self.parts[0] == "plan" else None
         self.unified = "unified" in self.parts
         self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), PAIRED)
-        self.tolerances = TOLERANCES["bf16" if "bf16" in self.parts else self.parts[0]]
+        kind = "synthetic" if self.parts[0] == "synthetic" else "real"
+        self.tolerances = TOLERANCES["bf16" if "bf16" in self.parts else kind]
         self.objectives = real.UNIFIED_OBJECTIVES if self.unified else real.OBJECTIVES
         self.plan_layout = synthetic.plan_layout
         if self.real:
             self.plan_layout = real.plan_unified_layout if self.unified else real.plan_layout
+        if self.planned is not None:
+            self.plan_layout = self.planned.plan_layout
 
-    def build(self, gather: Gather, settle: Settle | None = None) -> Chain:
+    def build(self, gather: Gather, settle: Settle | None = None, seed: int = 0) -> Chain:
+        if self.planned is not None:
+            return self.planned.build(gather, seed)
         if not self.real:
             return synthetic.build_synthetic_chain(gather)
         chain = real.build_real_chain(
             gather,
+            seed=seed,
             recompute="block" if "recompute" in self.parts else "none",
             ffn=next((part for part in self.parts if part in real.FILLINGS), "dense"),
             unified=self.unified,
@@ -100,15 +111,23 @@ class Model:
         return chain
 
     def layouts(self) -> list[Any]:
+        if self.planned is not None:
+            return self.planned.layouts
         return [self.plan_layout(kind, JOINED, 4 if is_video(kind) else 1) for kind in self.kinds]
 
+    def costs(self, chain: Chain) -> dict[Any, float]:
+        synthetic = not self.real and self.planned is None
+        return dict.fromkeys(chain.passes, 1.0) if synthetic else layer_costs(chain, self.layouts())
+
     def batches(self, step: int, gather: Gather) -> list[Any]:
+        if self.planned is not None:
+            return self.planned.step_batches(step, ACCUMULATION, JOINED, gather)
         if not self.real:
             return synthetic.step_batches(step, ACCUMULATION, JOINED, gather)
         return real.step_batches(step, ACCUMULATION, JOINED, gather, self.objectives, self.kinds)
 
 
-def make_host(name: str, model: Model) -> Host:
+def make_host(name: str, model: Model, seed: int = 0) -> Host:
     """``plain``, ``zeroS`` or ``pipeN-zeroS``, with words behind it.
 
     ``epP`` cuts experts over P processes, ``built`` cuts each layer as soon as it is made, ``offload`` and
@@ -125,7 +144,7 @@ def make_host(name: str, model: Model) -> Host:
         expert_parallel_size=parts.get("ep", 1),
     )
     gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
-    chain = model.build(gather, _settler(layout) if "built" in parts else None)
+    chain = model.build(gather, _settler(layout) if "built" in parts else None, seed)
     if name == "plain":
         return PlainHost(chain, CONFIG, model.plan_layout, total_steps=STEPS, gradient_accumulation_steps=ACCUMULATION)
     sizes: dict[str, Any] = {
@@ -137,11 +156,9 @@ def make_host(name: str, model: Model) -> Host:
     if stages == 1:
         sizes |= {"zero_stage": parts["zero"], "offload": layout.offloading}
         return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
-    costs = dict.fromkeys(range(len(chain.layers)), 1.0)
-    if model.real:
-        costs = layer_costs(chain, model.layouts())
-    cuts = cut(list(costs.values()), stages)
-    return PipelineHost(chain, CONFIG, model.plan_layout, cuts=cuts, zero_stage=parts["zero"], **sizes)
+    cuts = cut(list(model.costs(chain).values()), stages)
+    division = divide_chain(chain, cuts, model.layouts())
+    return PipelineHost(chain, CONFIG, model.plan_layout, division=division, zero_stage=parts["zero"], **sizes)
 
 
 def _settler(layout: ParallelConfig) -> Settle:
@@ -211,7 +228,7 @@ def differences(got: dict[str, Any], expected: dict[str, Any]) -> dict[str, floa
         "loss": max(abs(ours.loss / theirs.loss - 1) for ours, theirs in steps),
         "norm": max(abs(ours.gradient_norm / theirs.gradient_norm - 1) for ours, theirs in steps),
         "weight": max(value for name, value in apart.items() if ".queue" not in name),
-        "queue": max(value for name, value in apart.items() if ".queue" in name),
+        "queue": max((value for name, value in apart.items() if ".queue" in name), default=0.0),
     }
 
 
@@ -229,6 +246,21 @@ def matrix() -> Iterator[Any]:
         for processes in LAYOUTS:
             hosts = [*LAYOUTS[processes], *(CUT_EXPERTS[processes] if ffn == "limoe" else ())]
             yield _case(f"real-{ffn}-joint-bf16", processes, hosts, ffn == "dense" and processes == 2)
+
+
+def twice_passed() -> Iterator[Any]:
+    """Layers that stand on two stages: of every plan of one transformer, and with all objectives at once."""
+    pipelines = {2: ["pipe2-zero0", "pipe2-zero1"], 4: ["pipe4-zero0", "pipe4-zero1", "pipe2-zero0", "pipe2-zero1"]}
+    for stage in STAGES:
+        for processes, hosts in pipelines.items():
+            cut_experts = CUT_EXPERTS[4][-2:] if stage.startswith("limoe") and processes == 4 else []
+            fast = stage == "beit3_tiny-masked" or (stage == "vlmo_tiny-turns" and processes == 2)
+            yield _case(f"plan-{stage}", processes, [*hosts, *cut_experts], fast)
+    yield _case("real-unified", 2, pipelines[2], False)
+    yield _case("real-unified-mome-recompute", 2, ["pipe2-zero1"], False)
+    yield _case("real-unified-balanced", 2, pipelines[2], False)
+    yield _case("real-unified-balanced", 4, [*pipelines[4], *CUT_EXPERTS[4][-2:]], True)
+    yield _case("real-unified-limoe-bf16", 4, pipelines[4], False)
 
 
 def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
@@ -250,6 +282,7 @@ def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
         ("real-mome-recompute", 2, ["pipe2-zero1"]),
         ("real-unified", 2, ["plain", "zero1", "zero3"]),
         ("real-unified-mome", 2, ["zero3"]),
+        *twice_passed(),
         ("real-unified-limoe-recompute", 2, ["plain", "zero3", "zero1-ep2", "zero3-ep2"]),
     ],
 )

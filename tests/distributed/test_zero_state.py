@@ -16,7 +16,9 @@ from engine.errors import CheckpointError
 from engine.hosts import shards
 from engine.hosts.base import Host
 from engine.hosts.pipeline.cut import cut
-from engine.hosts.pipeline.host import PipelineHost, place_in_pipeline
+from engine.hosts.pipeline.division import divide_chain
+from engine.hosts.pipeline.host import PipelineHost
+from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import Offloading
@@ -41,8 +43,8 @@ def make_host(name: str, seed: int = 0) -> Host:
         return PlainHost(chain, CONFIG, synthetic.plan_layout, **common)
     common |= {"micro_batch_size": JOINED // gather.replicas}
     if pipeline:
-        cuts = cut([1.0] * len(chain.layers), 2)
-        return PipelineHost(chain, CONFIG, synthetic.plan_layout, cuts=cuts, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
+        division = divide_chain(chain, cut([1.0] * len(chain.passes), 2))
+        return PipelineHost(chain, CONFIG, synthetic.plan_layout, division=division, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
     parts = name.split("-")
     files = Path("states") if "files" in parts else None
     offload = Offloading(optimizer="offload" in parts or "files" in parts, parameters="files" in parts, folder=files)

@@ -67,7 +67,7 @@ RUNS = (
     Run("towers", "pipeline", TOWERS),
     Run("unified", "plain", UNIFIED),
     Run("unified", "zero3", UNIFIED),
-    # Not yet Run("unified", "pipeline", UNIFIED): a plan with both is refused.
+    Run("unified", "pipeline", UNIFIED),
 )
 
 ISA_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")

@@ -1,25 +1,32 @@
 """The pipeline host: DeepSpeed passes micro-batches through stages of the chain on different processes.
 
 With W processes and S stages, processes 0 .. W / S - 1 hold the first stage, each a replica of it, the next W / S the
-second, and so on. Every process keeps the modules of the whole chain, for evaluation, and the tensors of its own
-stage's layers: those of the others have no memory outside ``whole_chain``.
+second, and so on. Every process keeps the modules of the whole chain, for evaluation, and the tensors of the layers
+that its own stage passes: those of the others have no memory outside ``whole_chain``. Of a layer that several stages
+pass each has a copy, and one of them trains it (``engine.hosts.pipeline.division``).
 """
 
 import contextlib
 import io
+import json
 import os
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from engine.errors import PlanError
+from engine.hosts.base import WeightsReport
 from engine.hosts.holdings import HoldingHost, Holdings
-from engine.hosts.micro_batch import PlanLayout, first_state
-from engine.hosts.pipeline.packing import pack, unpack
+from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_state
+from engine.hosts.pipeline.copies import Copies
+from engine.hosts.pipeline.division import Division
+from engine.hosts.pipeline.packing import pack
+from engine.hosts.pipeline.place import place_in_pipeline
+from engine.hosts.pipeline.stage import PipelineStage, StagePass
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero.engine import import_deepspeed, skipping_adamw, zero_config
 from engine.hosts.zero.experts import ExpertParallel
@@ -27,91 +34,10 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
-from engine.step.report import StepAverages, StepResult, StepScalars, scalars
+from engine.step.report import StepAverages, StepResult, StepScalars
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands in the grid of stages and replicas.
-
-    Attributes:
-        stages: S.
-        replicas: Replicas of each stage, W / S.
-        stage: This process' stage.
-        replica: Which replica of it.
-        data_group: The replicas of this stage.
-        pipe_group: The stages of this replica, first to last.
-    """
-
-    stages: int
-    replicas: int
-    stage: int
-    replica: int
-    data_group: dist.ProcessGroup
-    pipe_group: dist.ProcessGroup
-
-    @property
-    def is_last(self) -> bool:
-        """Whether losses are computed here."""
-        return self.stage == self.stages - 1
-
-
-_PLACES: dict[int, Place] = {}
-
-
-def place_in_pipeline(stages: int) -> Place:
-    """This process' place, with its groups, which are made once. Called by every process of the run.
-
-    Raises:
-        PlanError: The number of processes is no multiple of the stages.
-    """
-    if stages not in _PLACES:
-        world, rank = dist.get_world_size(), dist.get_rank()
-        if world % stages != 0:
-            raise PlanError(
-                [
-                    f"parallel.pipeline_stages: got {stages} for {world} processes; allowed is a divisor of their "
-                    "number; change it or launch.processes"
-                ]
-            )
-        replicas = world // stages
-        data = [dist.new_group(list(range(s * replicas, (s + 1) * replicas))) for s in range(stages)]
-        pipe = [dist.new_group([s * replicas + r for s in range(stages)]) for r in range(replicas)]
-        stage, replica = divmod(rank, replicas)
-        _PLACES[stages] = Place(stages, replicas, stage, replica, data[stage], pipe[replica])
-    return _PLACES[stages]
-
-
-class PipelineStage(nn.Module):
-    """The layers of one stage, as one layer of DeepSpeed's module.
-
-    Attributes:
-        fillers: Elements without a gradient, one for each optimizer group of which the stage has nothing: DeepSpeed
-            takes the norm group by group over all stages.
-        sign: ``ExpertParallel.sign``, which is never called.
-        collected: Scalars of the step's micro-batches; on the last stage.
-    """
-
-    def __init__(self, layers: Sequence[ChainLayer], place: Place, sign: nn.Module | None) -> None:
-        super().__init__()
-        self.layers, self._place, self.sign = nn.ModuleList(layers), place, sign
-        self.fillers = nn.ParameterList()
-        self.collected = StepScalars()
-
-    def forward(self, packed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
-        """The packed state behind the stage; behind the last one the loss of the micro-batch."""
-        state, token = unpack(*packed)
-        if self._place.stage == 0:
-            token = torch.zeros_like(token).requires_grad_()
-        for layer in self.layers:
-            state = layer(state)
-        if not self._place.is_last:
-            return pack(state, token)
-        self.collected.add(scalars(state))
-        return state["loss"] + 0.0 * token.sum()
 
 
 class PipelineHost(HoldingHost):
@@ -123,7 +49,7 @@ class PipelineHost(HoldingHost):
         optimizer: OptimizerConfig,
         plan_layout: PlanLayout,
         *,
-        cuts: Sequence[range],
+        division: Division,
         total_steps: int,
         zero_stage: Literal[0, 1],
         micro_batch_size: int,
@@ -139,7 +65,7 @@ class PipelineHost(HoldingHost):
                 weights and buffers become everyone's.
             optimizer: AdamW, schedule, clipping.
             plan_layout: Layout of a micro-batch.
-            cuts: The layers of each stage, by their places in the chain.
+            division: Which passes each stage makes, and which layers it trains.
             total_steps: Optimizer steps of the stage, for the schedule.
             zero_stage: What is sharded over the replicas of a stage: nothing (0) or optimizer states (1).
             micro_batch_size: Samples of a micro-batch on one replica.
@@ -152,22 +78,22 @@ class PipelineHost(HoldingHost):
             PlanError: Processes or experts that cannot be cut.
         """
         self.device = device or torch.device("cpu")
-        self.place = place_in_pipeline(len(cuts))
+        self.place = place_in_pipeline(len(division.cuts))
         self.chain = chain.to(self.device)
         self.gather: Gather = make_gather(self.place.data_group)
         self._config, self._plan_layout, self._total_steps = optimizer, plan_layout, total_steps
         self._accumulation, self._zero_stage = gradient_accumulation_steps, zero_stage
         import_deepspeed(self.device)
-        names = [name for name, _ in chain.named_children()]
-        self._stage_of = {names[index]: stage for stage, part in enumerate(cuts) for index in part}
-        self._own = [name for name in names if self._stage_of[name] == self.place.stage]
+        self.division = division
+        self._own, self._held = self.division.owned(self.place.stage), self.division.held(self.place.stage)
         for tensor in chain.state_dict().values():
             broadcast_from_first(tensor)
         self._experts = ExpertParallel(expert_parallel_size, stages=self.place.stages)
         self._experts.cut(chain)
         self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters(chain))
-        self._layers = [cast(ChainLayer, chain.get_submodule(name)) for name in self._own]
-        self._stage = PipelineStage(self._layers, self.place, self._experts.sign())
+        self._layers = [_layer(chain, name) for name in self._held]
+        self._stage = PipelineStage(self._passes(), self._own_layers(), self.place, plan_layout, self._experts.sign())
+        self._copies = Copies(chain, self.division, self.place.stage, self.place.pipe_group)
         self._groups = [self._restricted(group) for group in self._all_groups]
         self._norm = 0.0
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
@@ -176,9 +102,20 @@ class PipelineHost(HoldingHost):
         self._holdings = Holdings(
             chain, store, make_gather(), own=self._own, writers=self.gather, borrow=self._borrowed
         )
-        for name in names:
-            if name not in self._own:
+        for name in self.division.stages_of:
+            if name not in self._held:
                 _release(_tensors(chain, name))
+
+    def _own_layers(self) -> list[ChainLayer]:
+        return [_layer(self.chain, name) for name in self._own]
+
+    def _passes(self) -> list[StagePass]:
+        """Those of this stage, and those that no step is to have a use for."""
+        made = self.division.passes[self.place.stage]
+        return [
+            StagePass(_layer(self.chain, one[0]), one[1], one in made)
+            for one in (self.chain.passes[place] for place in self.division.cuts[self.place.stage])
+        ]
 
     def _start(self, micro_batch_size: int) -> Any:
         import deepspeed
@@ -197,7 +134,7 @@ class PipelineHost(HoldingHost):
                 gradient_clipping=self._config.gradient_clipping,
                 micro_batch_size=micro_batch_size,
                 gradient_accumulation_steps=self._accumulation,
-                sizes=ZeroSizes.of(self._layers),
+                sizes=ZeroSizes.of(self._layers or self.chain.layers),
                 offload=Offloading(),
                 communication_dtype="fp32",
             )
@@ -209,7 +146,12 @@ class PipelineHost(HoldingHost):
             self._before_step()
             step(engine, lr_kwargs)
 
-        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, schedule.OptimizerStep: guarded}
+        def gathered(engine: Any) -> None:
+            self._copies.gather_gradients()
+
+        # Its own way of tying adds gradients up in the modules of a list; ours has one module for each stage.
+        ours = {schedule.ReduceTiedGrads: gathered, schedule.OptimizerStep: guarded}
+        engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, **ours}
         return engine
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -225,6 +167,7 @@ class PipelineHost(HoldingHost):
         if self._zero_stage == 1:
             self._norm = float(self._engine.get_global_grad_norm())
             skipped |= bool(self._engine.optimizer.overflow)
+        self._copies.spread_weights()
         for layer in self._layers:
             layer.discard_step() if skipped else layer.after_step()
         rates = {group.name: rate * group.lr_scale for group in self._all_groups}
@@ -239,24 +182,35 @@ class PipelineHost(HoldingHost):
     def whole_chain(self) -> Iterator[Chain]:
         """The chain with the weights of every stage as they are now. Called by every process."""
         with contextlib.ExitStack() as stack:
-            for name in self._stage_of:
+            for name in self.division.stages_of:
                 stack.enter_context(self._borrowed(name))
             yield self.chain
 
     @contextlib.contextmanager
     def _borrowed(self, name: str) -> Iterator[None]:
-        """Gives a layer of another stage memory, and what its own stage has, for a while."""
+        """Gives a layer of another stage memory, and what its owner has, for a while."""
         tensors = _tensors(self.chain, name)
-        foreign = name not in self._own
+        foreign = name not in self._held
         for tensor in tensors:
             if foreign:
                 tensor.untyped_storage().resize_(tensor.nbytes)
-            broadcast_from(tensor, self._stage_of[name], self.place.pipe_group)
+            broadcast_from(tensor, self.division.owners[name], self.place.pipe_group)
         try:
             yield
         finally:
             if foreign:
                 _release(tensors)
+
+    def load(self, folder: Path) -> None:
+        """Restores what any host saved; copies of layers get it from the stages that train these."""
+        super().load(folder)
+        self._copies.spread_all()
+
+    def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> WeightsReport:
+        """Copies replica 0's whole weights into every replica's share, and into the optimizer's copy of them."""
+        report = super().load_weights(weights, strict=strict)
+        self._copies.spread_all()
+        return report
 
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
         """What DeepSpeed reads: packed states at the head of the chain where that is, and labels that nobody reads."""
@@ -264,7 +218,8 @@ class PipelineHost(HoldingHost):
         for index in range(self._accumulation):
             head = (none, none)
             if self.takes_batches:
-                head = pack(first_state(batches[index], self._plan_layout, self.device), none)
+                batch = batches[index]
+                head = pack(first_state(batch, self._plan_layout, self.device), none, LayoutKey.of(batch))
             yield head, none
 
     def _before_step(self) -> None:
@@ -286,14 +241,19 @@ class PipelineHost(HoldingHost):
             nn.utils.clip_grads_with_norm_(parameters, self._config.gradient_clipping, sums[1].sqrt(), foreach=True)
 
     def _from_last(self, averages: StepAverages | None) -> StepAverages:
-        """What the last stage of this replica has, on all of its stages."""
-        box = [averages]
-        dist.broadcast_object_list(box, group=self.place.pipe_group, group_src=self.place.stages - 1)
-        assert box[0] is not None
-        return box[0]
+        """What the last stage of this replica has, on all of its stages. Floats survive JSON exactly."""
+        text = b"" if averages is None else json.dumps(averages.by_name).encode()
+        length = torch.tensor([len(text)], device=self.device)
+        broadcast_from(length, self.place.stages - 1, self.place.pipe_group)
+        content = torch.zeros(int(length), dtype=torch.uint8)
+        if averages is not None:
+            content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        content = content.to(self.device)
+        broadcast_from(content, self.place.stages - 1, self.place.pipe_group)
+        return StepAverages(json.loads(content.cpu().numpy().tobytes()))
 
     def _restricted(self, group: ParameterGroup) -> ParameterGroup:
-        """The part of a group that belongs to this stage, a new filler where there is none."""
+        """The part of a group that this stage trains, a new filler where there is none."""
         pairs = zip(group.names, group.parameters, strict=True)
         kept = [(name, one) for name, one in pairs if name.split(".", 1)[0] in self._own]
         if not kept:
@@ -303,6 +263,10 @@ class PipelineHost(HoldingHost):
             self._stage.fillers.append(filler)
             kept = [(f"fillers.{len(self._stage.fillers) - 1}", filler)]
         return replace(group, names=tuple(name for name, _ in kept), parameters=tuple(one for _, one in kept))
+
+
+def _layer(chain: Chain, name: str) -> ChainLayer:
+    return cast(ChainLayer, chain.get_submodule(name))
 
 
 def _tensors(chain: Chain, name: str) -> list[Tensor]:

@@ -1,26 +1,37 @@
 """A state as two flat tensors, in which form it crosses from one pipeline stage to the next.
 
 ``flat``: fp32, everything that carries a gradient, behind one element that is always there. ``raw``: bytes, everything
-else, behind a header that says what lies where, and the layout. One float tensor before one of integers at every
-boundary: DeepSpeed sends floats first, wants a gradient for each, walks the graph once for each, and reuses the memory
-of what it receives by place and size without a look at the type.
+else, behind a header. One float tensor before one of integers at every boundary: DeepSpeed sends floats first, wants a
+gradient for each, walks the graph once for each, and reuses the memory of what it receives by place and size without a
+look at the type.
 
 bf16 travels as fp32: exact both ways, twice the bytes.
+
+The header is JSON: of each tensor its name, type and shape, and of the batch what its layout follows from. Nothing that
+another process sends is executed.
 """
 
-import pickle
-from collections.abc import Sequence
+import json
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from omnivl.chain.state import State, StepLayout
+from engine.hosts.micro_batch import LayoutKey, PlanLayout
+from omnivl.chain.state import State
 
 _ALIGNMENT = 8
+_USUAL = 8192
 _FLOATS = (torch.float32, torch.bfloat16)
+_TYPES = {
+    str(one).removeprefix("torch."): one
+    for one in (
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    )
+}
+"""By the names that they have in a header."""
 
 
 @dataclass(frozen=True)
@@ -40,35 +51,39 @@ class _Entry:
     flat: bool
 
 
-def pack(state: State, token: Tensor) -> tuple[Tensor, Tensor]:
-    """Packs a state.
+def pack(state: State, token: Tensor, key: LayoutKey) -> tuple[Tensor, Tensor]:
+    """Packs a state of a training step.
 
     Args:
         state: Any; names, types and shapes may change from step to step.
         token: fp32 ``[1]`` with a gradient, which stands in front of ``flat`` so that there always is one.
+        key: What the state's layout follows from.
     """
-    entries: list[_Entry] = []
+    entries: list[tuple[str, str, tuple[int, ...], bool]] = []
     floats, chunks = [token], [torch.empty(0, dtype=torch.uint8, device=token.device)]
     for name, tensor in state.items():
         carries = tensor.requires_grad and tensor.dtype in _FLOATS
-        entries.append(_Entry(name, tensor.dtype, tuple(tensor.shape), carries))
+        entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), carries))
         if carries:
             floats.append(tensor.flatten().float())
         else:
             chunks.append(_bytes_of(tensor))
-    header = np.frombuffer(pickle.dumps((entries, state.layout)), dtype=np.uint8)
-    length = np.array([len(header)], dtype=np.int64).view(np.uint8)
-    head = torch.from_numpy(np.concatenate([length, _padded(header)])).to(token.device)
-    return torch.cat(floats), torch.cat([head, *chunks])
+    text = json.dumps([key, entries], separators=(",", ":")).encode()
+    header = np.zeros(_rounded(_ALIGNMENT + len(text)), dtype=np.uint8)
+    header[:_ALIGNMENT] = np.array([len(text)], dtype=np.int64).view(np.uint8)
+    header[_ALIGNMENT : _ALIGNMENT + len(text)] = np.frombuffer(text, dtype=np.uint8)
+    return torch.cat(floats), torch.cat([torch.from_numpy(header).to(token.device), *chunks])
 
 
-def unpack(flat: Tensor, raw: Tensor) -> tuple[State, Tensor]:
-    """The inverse of ``pack``; gradients lead back to ``flat``."""
-    length = int(raw[:_ALIGNMENT].cpu().numpy().view(np.int64)[0])
-    start = _ALIGNMENT + _rounded(length)
-    header = raw[_ALIGNMENT : _ALIGNMENT + length].cpu().numpy().tobytes()
-    found: tuple[Sequence[_Entry], StepLayout] = pickle.loads(header)
-    entries, layout = found
+def unpack(flat: Tensor, raw: Tensor, plan_layout: PlanLayout) -> tuple[State, Tensor, LayoutKey]:
+    """The inverse of ``pack``; gradients lead back to ``flat``.
+
+    Args:
+        flat: Of ``pack``.
+        raw: Of ``pack``.
+        plan_layout: The layout of a batch, by which every stage works out what the first one did.
+    """
+    key, entries, start = _header(raw)
     carried = [entry for entry in entries if entry.flat]
     token, *pieces = torch.split(flat, [1, *(_numel(entry) for entry in carried)])
     floats = {entry.name: piece.view(entry.shape).to(entry.dtype) for entry, piece in zip(carried, pieces, strict=True)}
@@ -80,17 +95,24 @@ def unpack(flat: Tensor, raw: Tensor) -> tuple[State, Tensor]:
         size = _numel(entry) * entry.dtype.itemsize
         tensors[entry.name] = raw[start : start + size].view(entry.dtype).view(entry.shape)
         start += _rounded(size)
-    return State(tensors, layout), token
+    return State(tensors, plan_layout(*key)), token, key
+
+
+def _header(raw: Tensor) -> tuple[LayoutKey, list[_Entry], int]:
+    """What the layout follows from, where each tensor lies, and where the first one in ``raw`` begins."""
+    head = raw[:_USUAL].cpu().numpy()  # one copy from the device, of as much as headers usually are
+    end = _ALIGNMENT + int(head[:_ALIGNMENT].view(np.int64)[0])
+    if end > len(head):
+        head = raw[:end].cpu().numpy()
+    key, entries = json.loads(head[_ALIGNMENT:end].tobytes())
+    found = [_Entry(name, _TYPES[dtype], tuple(shape), flat) for name, dtype, shape, flat in entries]
+    return LayoutKey(*key), found, _rounded(end)
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
     content = tensor.detach().contiguous().flatten().view(torch.uint8)
     missing = _rounded(len(content)) - len(content)
     return torch.cat([content, content.new_zeros(missing)]) if missing else content
-
-
-def _padded(array: Any) -> Any:
-    return np.concatenate([array, np.zeros(_rounded(len(array)) - len(array), dtype=np.uint8)])
 
 
 def _rounded(size: int) -> int:

@@ -1,4 +1,4 @@
-"""The file by which a pipeline may be cut: what each layer of a chain takes, as ``omnivl profile`` has measured it."""
+"""The file by which a pipeline may be cut: what each pass of a chain takes, as ``omnivl profile`` has measured it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from omnivl.chain.chain import pass_label
 from omnivl.errors import UserError
 
 
 @dataclass(frozen=True)
 class LayerUse:
-    """What one layer takes of one micro-batch.
+    """What one pass of a layer takes of one micro-batch.
 
     Attributes:
         seconds: Forward and backward, the mean over the stage's kinds of batches.
@@ -22,24 +23,24 @@ class LayerUse:
     activation_bytes: int
 
 
-def profile_json(stages: Mapping[str, Mapping[str, LayerUse]], facts: Mapping[str, Any]) -> str:
+def profile_json(stages: Mapping[str, Mapping[tuple[str, int], LayerUse]], facts: Mapping[str, Any]) -> str:
     """What ``parallel.pipeline_profile`` reads.
 
     Args:
-        stages: What each layer takes, by stage of the plan and layer.
+        stages: What each of ``Chain.passes`` takes, by stage of the plan and pass.
         facts: Machine and versions; only kept.
     """
-    layers = {stage: {name: asdict(use) for name, use in uses.items()} for stage, uses in stages.items()}
+    layers = {stage: {pass_label(*one): asdict(use) for one, use in uses.items()} for stage, uses in stages.items()}
     return json.dumps({**facts, "stages": layers}, indent=1)
 
 
-def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, LayerUse]:
+def read_profile(path: Path, stage: str, passes: Sequence[tuple[str, int]]) -> dict[tuple[str, int], LayerUse]:
     """Reads one stage of what ``profile_json`` wrote.
 
     Args:
         path: The file.
         stage: Name of the plan's stage.
-        layers: Names of the chain's layers.
+        passes: ``Chain.passes``.
 
     Raises:
         UserError: There is no such file or stage in it, or it is of another chain.
@@ -52,9 +53,10 @@ def read_profile(path: Path, stage: str, layers: Sequence[str]) -> dict[str, Lay
         raise UserError(
             f"parallel.pipeline_profile: got {path}, which is no profile of stage {stage!r} ({error!r}); {remedy}"
         ) from error
-    if list(uses) != list(layers):
-        strange = sorted(set(uses) ^ set(layers)) or ["the same in another order"]
+    labels = [pass_label(*one) for one in passes]
+    if list(uses) != labels:
+        strange = sorted(set(uses) ^ set(labels)) or ["the same in another order"]
         raise UserError(
             f"parallel.pipeline_profile: {path} is of another chain: it differs in {', '.join(strange[:5])}; {remedy}"
         )
-    return uses
+    return dict(zip(passes, uses.values(), strict=True))

@@ -57,12 +57,13 @@ def even_work() -> Work:
                 routed_gradient=routed,
                 crossing=0.0,
                 crossing_gradient=0.0,
+                activations=8_000_000,
             )
             for name in names
         )
         size = LayerSize(
             **{"trained": 1_000_000, "frozen": 0, "twins": 500_000, "experts": experts, "resting_experts": 0},
-            **{"active": 1_000_000, "queue": 1000, "activations": 8_000_000},
+            **{"active": 1_000_000, "queue": 1000},
         )
         peak = LivePeak(8_000_000 * layers, 9_000_000 * layers, 10_000_000 * layers)
         sizes = ZeroSizes(bucket=1_000_000, prefetch=1_500_000, live=4_500_000, reuse=1)

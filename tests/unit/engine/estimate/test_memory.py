@@ -8,6 +8,7 @@ import pytest
 
 from engine.estimate.memory import process_memory, stay_gathered
 from engine.estimate.work import ModelWork
+from engine.hosts.pipeline.division import divide
 from engine.plan.parallel import BatchConfig, ParallelConfig
 from engine.plan.plan import StagePlan
 
@@ -60,12 +61,30 @@ def test_experts_are_held_in_parts(even_work: Work) -> None:
 def test_a_pipeline_stage_holds_its_layers_and_some_micro_batches(even_work: Work) -> None:
     stage = _stage(8, host="pipeline", zero_stage=0)
     work = even_work(4)
-    first = process_memory(stage, work, replicas=1, expert_parallel=1, layers=["visual_00", "visual_01"], held=2)
+    names = list(work.layers)
+    division = divide([(name, 0) for name in names], [range(2), range(2, 4)], dict.fromkeys(names, 1_000_000))
+    first, last = (
+        process_memory(stage, work, replicas=1, expert_parallel=1, division=division, number=number)
+        for number in (0, 1)
+    )
     assert first.weights == 4 * 2_000_000
     assert first.activations == 2 * 2 * 8_000_000 + 4 * 1_000_000  # what is passing on top of what is kept
-    last = process_memory(stage, work, replicas=1, expert_parallel=1, layers=["visual_02", "visual_03"], held=1)
     assert first.peak - last.peak == 2 * 8_000_000
     assert replace(first, peak=0.0).causes == first.causes
+
+
+def test_copies_of_a_layer_have_no_moments(even_work: Work) -> None:
+    work = even_work(2)
+    twice = replace(work, passes=work.passes * 2)
+    order = [(name, number) for number in (0, 1) for name in work.layers]
+    division = divide(order, [range(2), range(2, 4)], dict.fromkeys(work.layers, 1_000_000))
+    assert division.owners == {"visual_00": 0, "visual_01": 1}
+    stage = _stage(4, host="pipeline", zero_stage=1)
+    for number in (0, 1):
+        memory = process_memory(stage, twice, replicas=4, expert_parallel=1, division=division, number=number)
+        assert memory.moments == 8 * 1_000_000 / 4
+        assert memory.weights == 4 * (2_000_000 + 1_000_000 / 4)  # both layers, and the share that moves of one
+        assert memory.gradients == 4 * 2_000_000 and memory.twins == 4 * 2 * 500_000
 
 
 def test_zero_3_holds_whole_layers_and_buckets(even_work: Work) -> None:

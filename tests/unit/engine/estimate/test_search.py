@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+from engine.estimate.activities import TIED
 from engine.estimate.hardware import HardwareConfig, load_hardware
 from engine.estimate.search import layouts, search_layouts
 from engine.estimate.traffic import Cluster
@@ -21,6 +22,17 @@ def test_layouts_by_name(machine: HardwareConfig) -> None:
     assert found[0][0] == "plain" and found[1:8] == zero and len(found) == 10
     stages = [one.pipeline_stages for one in layouts(stage, Cluster(machine, 1, 4)) if one.host == "pipeline"]
     assert stages == [2, 4]
+
+
+def test_a_pipeline_of_one_transformer_is_found() -> None:
+    small = ["batch.micro_batch_size_per_gpu=4", "batch.gradient_accumulation_steps=2", "model.vision_layers=6"]
+    plan = load_plan(PLANS / "beit3_tiny.yaml", small, 4)
+    stage, tokenizer = plan.stage("masked"), load_tokenizer(plan.tokenizer)
+    found = search_layouts(stage, tokenizer, Cluster(load_hardware("h100"), 1, 4), micro_batches=1)
+    piped = {one.stage.parallel.pipeline_stages: one for one in found.ranked if one.division is not None}
+    assert piped.keys() == {2, 4}
+    assert all(one.division is not None and one.division.tied for one in piped.values())
+    assert all(one.step.traffic[TIED].within > 0 for one in piped.values())
 
 
 def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:

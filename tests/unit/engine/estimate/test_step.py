@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from engine.estimate.activities import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE
+from engine.estimate.activities import EXPERTS, GATHER, JOIN, OPTIMIZER, REDUCE, TIED
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.step import estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork
+from engine.hosts.pipeline.division import divide
 from engine.plan.parallel import BatchConfig, ParallelConfig
 from engine.plan.plan import StagePlan
 
@@ -26,10 +27,26 @@ def _stage(accumulation: int = 1, **parallel: Any) -> StagePlan:
 def test_the_bubble_of_equal_stages(stages: int, micro_batches: int, machine: HardwareConfig, even_work: Work) -> None:
     work = even_work(stages)
     stage = _stage(micro_batches, host="pipeline", zero_stage=0, pipeline_stages=stages)
-    step = estimate_step(stage, work, Cluster(machine, 1, stages), cuts=[(name,) for name in work.layers])
+    names = list(work.layers)
+    division = divide(
+        [(name, 0) for name in names], [range(place, place + 1) for place in range(stages)], dict.fromkeys(names, 1)
+    )
+    step = estimate_step(stage, work, Cluster(machine, 1, stages), division=division)
     assert step.bubble == pytest.approx((stages - 1) / (stages - 1 + micro_batches), rel=1e-4)
     # Three seconds for each micro-batch and for each stage that has to be passed; then every stage's optimizer.
     assert step.seconds == pytest.approx(3.0 * (stages - 1 + micro_batches), rel=1e-3)
+
+
+def test_copies_of_a_layer_send_gradients_and_get_weights(machine: HardwareConfig, even_work: Work) -> None:
+    work = even_work(2)
+    twice = replace(work, passes=work.passes * 2)
+    order = [(name, number) for number in (0, 1) for name in work.layers]
+    division = divide(order, [range(2), range(2, 4)], dict.fromkeys(work.layers, 1_000_000))
+    stage = _stage(4, host="pipeline", zero_stage=0, pipeline_stages=2)
+    step = estimate_step(stage, twice, Cluster(machine, 1, 2), division=division)
+    # Of two layers four bytes a parameter, once there and once back, while both ends wait.
+    assert step.traffic[TIED].within == pytest.approx(2 * 2 * 4e6)
+    assert step.exposed[TIED] == pytest.approx(2 * 2 * 4e6 / 10e9)
 
 
 def test_plain_computes_then_reduces(machine: HardwareConfig, even_work: Work) -> None:

@@ -196,13 +196,13 @@ STAGE_CASES = {
         {"parallel": "{host: pipeline, zero_stage: 2}"},
         "p:7: stages.0.parallel.zero_stage: got 2 with host 'pipeline', which DeepSpeed refuses; allowed 0 or 1; set it to 1, or use host 'zero'",
     ),
-    "pipeline_can_be_cut: unified": (
-        {"parallel": "{host: pipeline}", "model": "{architecture: unified}"},
-        "p:7: stages.0.parallel.host: got 'pipeline' with model.kind 'unified', whose blocks are passed twice; allowed 'plain', 'zero'; use host 'zero', or model.kind 'omnivl'",
+    "pipeline_can_be_cut: too fine for two passes": (
+        {"parallel": "{host: pipeline, pipeline_stages: 40}", "model": "{architecture: unified}"},
+        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 18 passes; allowed 2 to 18; take fewer stages",
     ),
     "pipeline_can_be_cut: too fine": (
         {"parallel": "{host: pipeline, pipeline_stages: 40}"},
-        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 19 layers; allowed 2 to 19; take fewer stages",
+        "p:7: stages.0.parallel.pipeline_stages: got 40 for a chain of 19 passes; allowed 2 to 19; take fewer stages",
     ),
     "offload_has_a_shard": (
         {"parallel": "{zero_stage: 0, offload: optimizer}"},

@@ -88,8 +88,8 @@ def test_problems_of_moved_fields_have_the_line_of_the_earlier_ones() -> None:
         "p:12: stages.0.model.ffn.router.top_k: got 0; allowed 1 or more; change the number"
     ]
     assert refused("{kind: limoe}", overrides=["model.ffn.capacity_factor=-1"]) == [
-        "override 'model.ffn.capacity_factor=-1': model.ffn.router.capacity_factor: got -1; allowed more than 0; change "
-        "the number"
+        "override 'model.ffn.capacity_factor=-1': model.ffn.router.capacity_factor: got -1; allowed more than 0, or "
+        "null; change the number"
     ]
     assert refused("{kind: limoe, routing: experts_choice}") == [
         "p:3: model.ffn.router.kind: got 'experts_choice'; allowed 'token_choice', 'expert_choice'; did you mean "

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,8 @@ from launcher.cli import COMMANDS
 from launcher.commands.check import count_parameters, summarize
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import load_tokenizer
+
+PLANS = Path(__file__).parents[4] / "configs" / "plans"
 
 PLAN = """
 name: run
@@ -147,6 +150,39 @@ def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     ).stdout
     assert "pipeline of 3 stages, zero-1" in shown
     assert "50% of the time, with 2 micro-batches a step" in shown
+
+
+def test_layers_on_two_stages_of_a_pipeline_are_shown() -> None:
+    overrides = ["parallel.host=pipeline", "parallel.pipeline_stages=2", "batch.gradient_accumulation_steps=4"]
+    plan = load_plan(PLANS / "beit3_tiny.yaml", overrides, 2)
+    masked, contrast = (stage["pipeline"] for stage in summarize(plan, 2)["stages"])
+    first, second = masked["stages"]
+    # The second pass begins on the second stage, so that every block of the first stage stands there as well.
+    assert first["layers"][0] == "embed" and second["layers"][1] == "losses"
+    last = int(first["layers"][1].removeprefix("unified_"))
+    assert masked["tied"] == {f"unified_{index:02d}": [1, 2] for index in range(last + 1)}
+    whole = sum(summarize(plan, 2)["stages"][0]["parameters"][part] for part in ("trained", "momentum"))
+    assert first["parameters"] + second["parameters"] - first["copies"] - second["copies"] == whole
+    assert first["copies"] > 0 and second["copies"] > 0  # each trains some of them
+    assert masked["tied_bytes_per_step"] == 8 * (first["copies"] + second["copies"])
+    # Contrast makes no second pass: nobody holds a layer for its sake.
+    assert contrast["tied"] == {} and contrast["tied_bytes_per_step"] == 0
+    assert all(part["copies"] == 0 for part in contrast["stages"])
+    shown = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "launcher.cli",
+            "check",
+            str(PLANS / "beit3_tiny.yaml"),
+            *overrides,
+            "--world-size",
+            "2",
+        ],
+        **{"capture_output": True, "text": True, "env": {**os.environ, "COLUMNS": "200"}},
+    ).stdout
+    assert f"unified_00 to unified_{last:02d} on 1 and 2: " in shown
+    assert "M of them copies of layers that another stage trains" in shown
 
 
 def test_the_memory_of_zero_3_is_shown(plan_path: Path) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation, asked_fields
@@ -17,10 +18,9 @@ from omnivl.data.example import Example
 from omnivl.data.fields import Field
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import MFM, MLM, MRM, Objective
-from omnivl.parts.config import ModelConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
-CONFIG = ModelConfig(
+CONFIG = OmniVL(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "projection_size": 8},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
     **{"num_frames": 2, "text_length": 6, "vocab_size": 40},

@@ -21,5 +21,5 @@ Edit = Callable[[Path], object]
 def test_a_bad_profile_is_named(tmp_path: Path, edit: Edit, said: str) -> None:
     edit(tmp_path / "layers.json")
     with pytest.raises(UserError, match=r"parallel.pipeline_profile: .*omnivl profile PLAN --out FILE") as error:
-        read_profile(tmp_path / "layers.json", "spatial", ["embed"])
+        read_profile(tmp_path / "layers.json", "spatial", [("embed", 0)])
     assert said in str(error.value)

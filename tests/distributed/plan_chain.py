@@ -1,0 +1,122 @@
+"""The chains of plans of the unified transformer, narrower than in the plan, and batches for them."""
+
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from engine.hosts.micro_batch import PlanLayout
+from engine.plan.parse import load_plan
+from engine.plan.plan import StagePlan
+from engine.step.freeze import freeze, freeze_idle
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import Gather
+from omnivl.chain.layout import plan_layout
+from omnivl.chain.preparation import Preparation
+from omnivl.chain.state import StepLayout
+from omnivl.data.batch import Batch, DataKind, has_text, has_visual, is_video
+from omnivl.data.collate import Collator
+from omnivl.data.example import Example
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+
+PLANS = Path(__file__).parents[2] / "configs" / "plans"
+NARROW = [
+    *("model.hidden_size=24", "model.num_heads=2", "model.projection_size=8", "parallel.precision=fp32"),
+    *("model.image_size=32", "model.video_size=32", "model.patch_size=8", "model.num_frames=2", "model.text_length=8"),
+    "batch.micro_batch_size_per_gpu=8",
+]
+# Noise is each replica's own, hence none.
+STILL = {"limoe_tiny": ["model.ffn.router.noise=0", "model.ffn.router.losses.load=0"]}
+PAIRS = "{source: emoji, kind: image_text, name: pairs}"
+LABELS = "{source: emoji, kind: image_label, name: labels, prompts: ['a {label}']}"
+CLIPS = "{source: emoji, kind: video_text, name: clips}"
+PICTURES = "{source: emoji, kind: image, name: pictures}"
+TEXTS = "{source: emoji, kind: text, name: texts}"
+# Negatives of a replica's own samples would differ from those of the joined batch.
+OF_PAIRS = [
+    "{kind: univlc, queue_size: 0, batch_keys: online}",
+    "{kind: vlm, negatives: global}",
+    "{kind: mlm, weight: 0.25}",
+]
+# Pictures, texts and clips in turn, each with objectives of its own.
+IN_TURN = [
+    "{kind: mrm, on: [pictures]}",
+    "{kind: mlm, grounded: false, on: [texts]}",
+    "{kind: univlc, queue_size: 0, batch_keys: online, on: [clips]}",
+    "{kind: vlm, negatives: global, on: [clips]}",
+    "{kind: mlm, name: words, on: [clips]}",
+]
+STAGES: dict[str, tuple[str, list[str], list[str]]] = {
+    "beit3_tiny-masked": ("masked", [PAIRS, LABELS], []),
+    "vlmo_tiny-language": ("language", [PAIRS, CLIPS, TEXTS], []),
+    "vlmo_tiny-pairs": ("pairs", [PAIRS, CLIPS, LABELS], OF_PAIRS),
+    "vlmo_tiny-turns": ("pairs", [PICTURES, TEXTS, CLIPS], IN_TURN),
+    "limoe_tiny-contrastive": ("contrastive", [PAIRS, CLIPS, LABELS], []),
+}
+"""By name: the stage of the plan, its data and, where they are not the plan's, its objectives."""
+WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
+
+
+class PlanStage:
+    """A stage of a plan of ``configs/plans``, with several data entries that come in turn."""
+
+    def __init__(self, name: str) -> None:
+        stage, data, objectives = STAGES[name]
+        plan = name.partition("-")[0]
+        changed = [*NARROW, *STILL.get(plan, ()), f"stages.{stage}.data=[{', '.join(data)}]"]
+        if objectives:
+            changed.append(f"stages.{stage}.objectives=[{', '.join(objectives)}]")
+        read = load_plan(PLANS / f"{plan}.yaml", changed, 1)
+        self.stage: StagePlan = read.stage(stage)
+        self.tokenizer: Tokenizer = load_tokenizer(read.tokenizer)
+        self.plan_layout: PlanLayout = partial(plan_layout, self.stage.objectives)
+        sizes = self.stage.model.inputs
+        prepare = Preparation(self.stage.objectives, self.tokenizer.special, sizes, seed=0)
+        self._collator = Collator(sizes, self.tokenizer, prepare)
+
+    @property
+    def layouts(self) -> list[StepLayout]:
+        return self.stage.layouts()
+
+    def build(self, gather: Gather, seed: int) -> Chain:
+        torch.manual_seed(seed)
+        chain = build_chain(self.stage.model, self.stage.objectives, self.tokenizer.special, gather=gather)
+        freeze(chain, self.stage.freeze, "freeze")
+        freeze_idle(chain, self.layouts)
+        return chain
+
+    def step_batches(self, step: int, accumulation: int, size: int, gather: Gather) -> list[Batch]:
+        """The replica's micro-batches of one step, of the entries in turn."""
+        own = size // gather.replicas
+        share = slice(gather.replica * own, (gather.replica + 1) * own)
+        batches = []
+        for index in range(step * accumulation, (step + 1) * accumulation):
+            entry = self.stage.data[index % len(self.stage.data)]
+            examples = _examples(index, size, entry.kind)[share]
+            batches.append(self._collator.collate(examples, entry.kind, entry.name or "", step))
+        return batches
+
+
+@cache
+def plan_stage(name: str) -> PlanStage:
+    return PlanStage(name)
+
+
+def _examples(index: int, size: int, kind: DataKind) -> Sequence[Example]:
+    """The samples of micro-batch ``index`` of the whole run."""
+    random, frames = np.random.default_rng(index), 2 if is_video(kind) else 1
+    return [
+        Example(
+            pictures=random.integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8) if has_visual(kind) else None,
+            text=" ".join(random.choice(WORDS, 2 + row % 4)) if has_text(kind) else None,
+            identity=row % 5,
+            label=-1,
+            position=index * size + row,
+            where="shard:key",
+            meta={},
+        )
+        for row in range(size)
+    ]
