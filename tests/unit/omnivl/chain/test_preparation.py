@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
+from omnivl.parts.config import ModelConfig
 
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
@@ -17,7 +18,6 @@ from omnivl.data.example import Example
 from omnivl.data.fields import Field
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives import MFM, MLM, MRM, Objective
-from omnivl.parts.config import ModelConfig
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = ModelConfig(
