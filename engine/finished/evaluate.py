@@ -166,10 +166,10 @@ def _require(trained: Trained, task: TaskConfig) -> None:
         able = [one.name for one in trained.plan.stages if not task.lacks(provided_in(trained.plan, one))]
         allowed = f"stages {', '.join(map(repr, able))}" if able else "no stages of this plan"
         change = "leave it out with --tasks" if lack.option is None else f"set its {lack.option} to {lack.without}"
-        choose = "choose another with --stage, or " if able else ""
+        choose = "choose another with --stage" if able else f"train one ({lack.remedy})"
         raise UserError(
             f"task {task.name!r} ({task.kind}): got stage {trained.stage.name!r}, which {lack.what}; allowed are "
-            f"{allowed}; {choose}{change}"
+            f"{allowed}; {choose}, or {change}"
         )
 
 

@@ -28,7 +28,7 @@ from omnivl.data.sources.base import Source
 from omnivl.data.sources.shards import ShardSource
 from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
-from omnivl.data.work import BatchMaker, Failure, Result, Task, follow_parent
+from omnivl.data.work import BatchMaker, BatchRequest, Failure, Result, follow_parent
 from omnivl.errors import DataError
 
 
@@ -206,12 +206,12 @@ class Loader:
         self.quarantine.record_source(entry.source, len(source), num_shards, source.rejections, log=self._replica == 0)
         return source
 
-    def _tasks(self) -> Iterator[Task]:
+    def _requests(self) -> Iterator[BatchRequest]:
         state = self.state
         while True:
             entry = self.mixture.entry(state.micro_step)
             key = self.keys[entry]
-            yield Task(
+            yield BatchRequest(
                 entry=entry,
                 first=state.positions.get(key, 0) + self._replica * self._micro_batch_size,
                 count=self._micro_batch_size,
@@ -235,7 +235,7 @@ class Loader:
 
     def _results(self) -> Iterator[Result | Failure]:
         if self._config.num_workers == 0:
-            return in_thread(self._maker, self._tasks(), self._config.prefetch_factor)
+            return in_thread(self._maker, self._requests(), self._config.prefetch_factor)
         return self._in_workers()
 
     def _in_workers(self) -> Iterator[Result | Failure]:
@@ -245,7 +245,7 @@ class Loader:
             context.set_forkserver_preload(modules)  # imported once, not by every worker
         loader = torch.utils.data.DataLoader(
             self._maker,
-            sampler=_Stream(self._tasks()),
+            sampler=_Stream(self._requests()),
             batch_size=None,
             num_workers=self._config.num_workers,
             prefetch_factor=self._config.prefetch_factor,
@@ -260,11 +260,11 @@ class Loader:
 class _Stream:
     """An iterator as the sampler that ``DataLoader`` wants."""
 
-    def __init__(self, tasks: Iterator[Task]) -> None:
-        self._tasks = tasks
+    def __init__(self, requests: Iterator[BatchRequest]) -> None:
+        self._requests = requests
 
-    def __iter__(self) -> Iterator[Task]:
-        return self._tasks
+    def __iter__(self) -> Iterator[BatchRequest]:
+        return self._requests
 
 
 def _unchanged(result: Any) -> Any:

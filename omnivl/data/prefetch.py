@@ -4,12 +4,12 @@ import queue
 import threading
 from collections.abc import Iterator
 
-from omnivl.data.work import BatchMaker, Failure, Result, Task
+from omnivl.data.work import BatchMaker, BatchRequest, Failure, Result
 
 THREAD_NAME = "omnivl-loader"
 
 
-def in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[Result | Failure]:
+def in_thread(maker: BatchMaker, requests: Iterator[BatchRequest], ahead: int) -> Iterator[Result | Failure]:
     """Makes batches in a background thread: decoding releases the interpreter lock."""
     ready: queue.Queue[Result | Failure | BaseException] = queue.Queue(maxsize=max(1, ahead))
     stop = threading.Event()
@@ -23,8 +23,8 @@ def in_thread(maker: BatchMaker, tasks: Iterator[Task], ahead: int) -> Iterator[
 
     def work() -> None:
         try:
-            for task in tasks:
-                put(maker[task])
+            for request in requests:
+                put(maker[request])
                 if stop.is_set():
                     return
         except BaseException as error:  # raised again where the batches are taken

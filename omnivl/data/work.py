@@ -1,6 +1,7 @@
 """What a data worker does: one micro-batch from its description.
 
-A task says everything (entry, positions, step), so that it does not matter which worker takes it or how many there are.
+A request says everything (entry, positions, step), so that it does not matter which worker takes it or how many workers
+there are.
 """
 
 import multiprocessing
@@ -31,7 +32,7 @@ Part = Literal["core", "prepared", "fields"]
 
 
 @dataclass(frozen=True)
-class Task:
+class BatchRequest:
     """One micro-batch of one replica.
 
     Attributes:
@@ -39,7 +40,7 @@ class Task:
         first: Position of the first sample.
         count: Number of samples.
         step: Optimizer step.
-        first_shard: Where streams begin; looked at once per worker.
+        first_shard: Where streams begin; read once per worker.
     """
 
     entry: int
@@ -122,7 +123,7 @@ def follow_parent(worker: int) -> None:
 
 
 class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
-    """Turns tasks into batches. Picklable; files, caches and streams are opened in the process that uses them."""
+    """Turns requests into batches. Picklable; files, caches and streams are opened in the process that uses them."""
 
     def __init__(
         self,
@@ -149,32 +150,32 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_readers": {}, "_streams": {}, "_cache": None}
 
-    def __getitem__(self, task: Task) -> Result | Failure:
+    def __getitem__(self, request: BatchRequest) -> Result | Failure:
         """Makes one micro-batch."""
         try:
-            return self._make(task)
+            return self._make(request)
         except DataError as error:
             return Failure(str(error))
 
     def forget_streams(self) -> None:
-        """Makes streams begin anew, at their tasks' ``first_shard``."""
+        """Makes streams begin anew, at their requests' ``first_shard``."""
         self._streams = {}
 
-    def _make(self, task: Task) -> Result:
-        entry = self._entries[task.entry]
-        if self._sources[task.entry] is None:
-            examples, rejections, shard = self._from_stream(task)
+    def _make(self, request: BatchRequest) -> Result:
+        entry = self._entries[request.entry]
+        if self._sources[request.entry] is None:
+            examples, rejections, shard = self._from_stream(request)
         else:
-            examples, rejections, shard = *self._from_list(task), None
-        types = self._reader(task.entry).field_types
-        batch = self._collator.collate(examples, entry.kind, self._keys[task.entry], task.step, types)
+            examples, rejections, shard = *self._from_list(request), None
+        types = self._reader(request.entry).field_types
+        batch = self._collator.collate(examples, entry.kind, self._keys[request.entry], request.step, types)
         return pack(batch, rejections, shard)
 
-    def _from_list(self, task: Task) -> tuple[list[Example], list[Rejection]]:
-        reader = self._reader(task.entry)
+    def _from_list(self, request: BatchRequest) -> tuple[list[Example], list[Rejection]]:
+        reader = self._reader(request.entry)
         examples: list[Example] = []
         rejections: list[Rejection] = []
-        for position in range(task.first, task.first + task.count):
+        for position in range(request.first, request.first + request.count):
             try:
                 example, bad = reader.example(position)
             except DataError:
@@ -185,12 +186,12 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             rejections += bad
         return examples, rejections
 
-    def _from_stream(self, task: Task) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
-        stream, reader = self._stream(task), self._reader(task.entry)
+    def _from_stream(self, request: BatchRequest) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
+        stream, reader = self._stream(request), self._reader(request.entry)
         examples: list[Example] = []
-        while len(examples) < task.count:
+        while len(examples) < request.count:
             try:
-                examples.append(reader.finish(stream.next(), task.first + len(examples)))
+                examples.append(reader.finish(stream.next(), request.first + len(examples)))
             except BadSampleError as error:
                 stream.rejections.append(error.rejection)
         rejections, stream.rejections = stream.rejections, []
@@ -215,17 +216,17 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             )
         return self._readers[number]
 
-    def _stream(self, task: Task) -> StreamReader:
-        if task.entry not in self._streams:
+    def _stream(self, request: BatchRequest) -> StreamReader:
+        if request.entry not in self._streams:
             info = get_worker_info()
             worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-            self._streams[task.entry] = StreamReader(
-                self._entries[task.entry],
-                key=self._keys[task.entry],
+            self._streams[request.entry] = StreamReader(
+                self._entries[request.entry],
+                key=self._keys[request.entry],
                 seed=self._seed,
                 buffer=self._config.shuffle_buffer,
                 reader=self._replica * workers + worker,
                 readers=self._replicas * workers,
-                first_shard=task.first_shard,
+                first_shard=request.first_shard,
             )
-        return self._streams[task.entry]
+        return self._streams[request.entry]
