@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from omnivl.parts.config import ModelConfig
 
 from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
