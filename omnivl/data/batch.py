@@ -43,6 +43,11 @@ def has_text(kind: DataKind) -> bool:
     return kind not in ("image", "video")
 
 
+def is_pair(kind: DataKind) -> bool:
+    """Whether samples of this kind are one picture or clip with a text."""
+    return has_text(kind) and visual_of(kind) in ("image", "clip")
+
+
 def is_video(kind: DataKind) -> bool:
     """Whether samples of this kind are clips."""
     return visual_of(kind) == "clip"

@@ -13,7 +13,7 @@ from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label
+from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import IGNORED, token_loss
 
@@ -44,7 +44,7 @@ class LM(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One generated row per sample, over the clean visual rows."""
-        if is_label(kind) and not self.include_labels:
+        if not is_pair(kind) or (is_label(kind) and not self.include_labels):
             return None
         return Demands(joins={self.key: Join(text=self.key, mask="causal")}, reads=frozenset({VOCABULARY}))
 

@@ -18,7 +18,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_video
+from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.errors import UserError
 from omnivl.objectives.masking import Mask
 from omnivl.parts.embed import unfold
@@ -89,7 +89,7 @@ class MaskedVisual(Objective):
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """A masked pass over ``rows``; the momentum twins where they give the targets."""
         count = len(self.rows(batch_size))
-        if is_video(kind) != self.on_videos or count == 0:
+        if visual_of(kind) != ("clip" if self.on_videos else "image") or count == 0:
             return None
         return Demands(rows={"visual": {self.key: count}}, reads=visual_target_fields(self.targets))
 

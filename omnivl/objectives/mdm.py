@@ -15,7 +15,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label, is_video
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.objectives.masked_visual import (
     FeatureLoss,
     PatchHead,
@@ -34,8 +34,8 @@ class MDM(Objective):
     """BEiT-3's only objective: what is hidden of an image, of a text and of a pair is restored from the rest.
 
     A pair with a caption gives one row of each part, so that the parts are equally large; an image with a class label
-    gives the image part only. Needs an architecture with the stream
-    ``fused_visual``, since patches of a pair are restored beside its words.
+    or without a text gives the image part only, a text without an image the text part. Needs an architecture with the
+    stream ``fused_visual``, since patches of a pair are restored beside its words.
 
     Attributes:
         image_probability: Share of patches to mask of images, alone and in pairs.
@@ -99,12 +99,14 @@ class MDM(Objective):
         return {text: self.text_probability, pair: self.pair_text_probability}
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A row of each part per pair; of an image with a label the image alone."""
-        if is_video(kind):
-            return None
+        """A row of each part per pair; of an image with a label, or without a text, the image alone."""
         image, text, pair = self.parts
         fields = visual_target_fields(self.targets)
-        if is_label(kind):
+        if kind == "text":
+            return Demands(rows={"text": {text: batch_size}}, reads=frozenset({VOCABULARY}))
+        if visual_of(kind) != "image":
+            return None
+        if is_label(kind) or not has_text(kind):
             return Demands(rows={"visual": {image: batch_size}}, reads=fields)
         return Demands(
             rows={"visual": {image: batch_size, pair: batch_size}, "text": {text: batch_size, pair: batch_size}},
@@ -119,8 +121,10 @@ class MDM(Objective):
         and ``{key}/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
         """
         image, text, pair = self.parts
+        if batch.kind == "text":
+            return self._hide_tokens(text, self.text_probability, batch, context)
         prepared = self._hide_patches(image, batch, context)
-        if is_label(batch.kind):
+        if is_label(batch.kind) or not has_text(batch.kind):
             return prepared
         prepared |= self._hide_patches(pair, batch, context)
         prepared |= self._hide_tokens(text, self.text_probability, batch, context)
@@ -145,6 +149,10 @@ class MDM(Objective):
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The weighted sum of the parts, each a mean over what is hidden."""
         image, text, pair = self.parts
+        if image not in state.layout.visual:
+            written = token_loss(state.rows("text", text), state[f"{text}/targets"], heads.vocabulary, gather)
+            metrics = {"text": written.loss.detach(), "text_accuracy": written.metrics["accuracy"]}
+            return ObjectiveLoss(self.text_weight * written.loss, metrics)
         alone = self._patches(state, image, "visual", heads, gather)
         total, metrics = self.image_weight * alone, {"image": alone.detach()}
         if pair in state.layout.fused:

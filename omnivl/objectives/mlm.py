@@ -16,7 +16,7 @@ from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import IGNORED, token_loss
 
@@ -66,7 +66,7 @@ class MLM(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, where it is grounded, one fused row per sample."""
-        if is_label(kind) and not self.include_labels:
+        if not (is_pair(kind) if self.grounded else has_text(kind)) or (is_label(kind) and not self.include_labels):
             return None
         joins = {self.key: Join(text=self.key)} if self.grounded else {}
         return Demands(rows={"text": {self.key: batch_size}}, joins=joins, reads=frozenset({VOCABULARY}))

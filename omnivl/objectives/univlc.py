@@ -17,7 +17,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, PrepareContext, Temperature, ramp
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_video
+from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_pair, is_video
 from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
 
 Reduction = Literal["mean", "sum"]
@@ -111,7 +111,9 @@ class UniVLC(Objective):
         return Temperature(self.temperature, self.temperature_bounds, self.learn_temperature)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Both embeddings, on all kinds."""
+        """Both embeddings, on all kinds of pairs."""
+        if not is_pair(kind):
+            return None
         twins = tuple(TWIN + name for name in EMBEDDINGS) if self.uses_momentum else ()
         return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale", *twins)))
 

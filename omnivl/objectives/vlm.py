@@ -16,7 +16,7 @@ from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.objective import Drawn, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label
+from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.parts.linear import Linear
 
 SEGMENTS = ("positive", "negative_visual", "negative_text")
@@ -54,7 +54,7 @@ class VLM(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """Three fused rows per sample, and the embeddings to draw negatives by."""
-        if is_label(kind) and not self.include_labels:
+        if not is_pair(kind) or (is_label(kind) and not self.include_labels):
             return None
         positive, negative_visual, negative_text = self.segments
         joins = {positive: Join(), negative_visual: Join(drawn="sees"), negative_text: Join(drawn="text")}

@@ -76,7 +76,11 @@ ISA_VARIABLES = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRU
 MOVE = 1e-2
 """Elements smaller than this count as so large: biases start at zero, and training moves them by little more."""
 
-LIMITS = {"gradient_norm": 5e-6, "tensor contrast.queue.visual": 1e-5, "tensor contrast.queue.text": 1e-5}
+LIMITS = {
+    "gradient_norm": 5e-6,
+    "tensor losses.heads.univlc.queue.visual": 1e-5,
+    "tensor losses.heads.univlc.queue.text": 1e-5,
+}
 """Where another machine may be off by more than ``LIMIT``: the norm sums squares of small differences of large numbers,
 and the queue holds directions of embeddings that lie close together as long as so little is learnt."""
 
@@ -192,9 +196,11 @@ def write_record(path: Path, record: Record) -> None:
 
 
 def read_recorded(path: Path) -> Record:
-    """A record, its tensors under today's names."""
+    """A record, its tensors (where it has any) under today's names."""
     record: Record = json.loads(path.read_text(encoding="utf-8"))
-    return {**record, "tensors": {current_name(name): told for name, told in record["tensors"].items()}}
+    if "tensors" in record:
+        record["tensors"] = {current_name(name): told for name, told in record["tensors"].items()}
+    return record
 
 
 def deviations(got: Record, expected: Record) -> dict[str, float]:

@@ -94,7 +94,8 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     assert all(tensor.equal(first[name.removeprefix("aside.")]) for name, tensor in kept.items())
     assert not first["visual_00.block.attention.qkv.weight"].equal(second["visual_00.block.attention.qkv.weight"])
     assert any(
-        name.startswith("contrast.queue.") for name in json.loads((stages[2] / "handover.json").read_text())["dropped"]
+        name.startswith("losses.heads.univlc.queue.")
+        for name in json.loads((stages[2] / "handover.json").read_text())["dropped"]
     )
     assert not any("momentum_" in name for name in third)
 

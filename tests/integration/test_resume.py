@@ -42,7 +42,7 @@ def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout:
     assert not pretraining.differences(whole, resumed), context
     names = whole["weights"]
     assert any("momentum_" in name for name in names), "the momentum twins are part of what is compared"
-    assert names["contrast.queue.valid"].all(), "the queue is part of what is compared, and is in use"
+    assert names["losses.heads.univlc.queue.valid"].all(), "the queue is part of what is compared, and is in use"
     assert whole["metrics"][-1]["step"] == 10
 
 
