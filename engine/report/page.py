@@ -18,7 +18,7 @@ from engine.disk.rollback import read_rollbacks
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.yaml import read_yaml
 from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
-from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, routing_sections
+from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.table import format_share
 
 _HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
@@ -68,12 +68,13 @@ def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
     for folder in reversed(folders):
         if (read := _read_json(StageFolder(folder).evaluation)) is not None:
             title = f"stage {folder.name.partition('-')[2]}, after step {read['step']}"
-            found.append({"title": title, "routing": {}, **read})
-    for file in sorted(run_folder.glob("evaluation-*.json")):
+            found.append({"title": title, "pages": {}, **read})
+    files = sorted(run_folder.glob("evaluation-*.json"))
+    pages = task_pages(run_folder, [f"{file.stem}-" for file in files])
+    for file in files:
         read = _read_json(file)
         title = f"stage {read['stage']}, evaluated again ({file.name})"
-        routing = _marked_up(routing_sections(run_folder, f"{file.stem}-"))
-        found.append({"title": title, "routing": routing, **read})
+        found.append({"title": title, "pages": _marked_up(pages[f"{file.stem}-"]), **read})
     return found
 
 
@@ -94,7 +95,7 @@ def _stage(folder: StageFolder) -> dict[str, Any]:
         "handover": handover,
         "parts": count_parts(handover) if handover is not None else {},
         "quarantine": quarantine_counts(folder.quarantine),
-        "routing": _marked_up(routing_sections(folder.path)),
+        "pages": _marked_up(task_pages(folder.path)[""]),
     }
 
 

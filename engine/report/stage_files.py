@@ -1,11 +1,10 @@
-"""What the page shows of a stage's and a run's files: hand-over, quarantine, environment, pages of routing."""
+"""What the page shows of a stage's and a run's files: hand-over, quarantine, environment, pages of tasks."""
 
-import glob
 import html
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +44,26 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     }
 
 
-def routing_sections(folder: Path, prefix: str = "") -> dict[str, str]:
-    """What the pages of routing in a folder show, without the drawing library that this page has as well.
+def task_pages(folder: Path, prefixes: Sequence[str] = ("",)) -> dict[str, dict[str, str]]:
+    """What tasks' pages in a folder show: of every ``*.html`` what stands from its first ``<section>`` to its last.
+
+    Heads of pages are left out, and with them the drawing library, which the report has as well.
 
     Args:
         folder: Where the pages lie.
-        prefix: Of their file names.
+        prefixes: What their names may begin with. A page belongs to the longest one that fits.
 
     Returns:
-        A section of HTML by its title, both escaped already.
+        By prefix: a section of HTML by its title, both escaped already.
     """
-    found = {}
-    for file in sorted(folder.glob(f"{glob.escape(prefix)}routing*.html"), key=lambda file: file.stem):
-        page = file.read_text(encoding="utf-8")
+    found: dict[str, dict[str, str]] = {prefix: {} for prefix in prefixes}
+    for file in sorted(folder.glob("*.html"), key=lambda file: file.stem):
+        owners = [prefix for prefix in prefixes if file.name.startswith(prefix)]
+        page = file.read_text(encoding="utf-8") if owners else ""
         title = re.search(r"<title>(.*?)</title>", page)
-        section = re.search(r'<section class="routing">.*</section>', page, re.DOTALL)
+        section = re.search(r"<section\b.*</section>", page, re.DOTALL)
         if title is not None and section is not None:
-            found[f"{title[1]} ({html.escape(file.name)})"] = section[0]
+            found[max(owners, key=len)][f"{title[1]} ({html.escape(file.name)})"] = section[0]
     return found
 
 

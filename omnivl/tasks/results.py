@@ -61,6 +61,8 @@ class Gallery:
 class ResultFile:
     """A result that is too large for ``evaluation.json``. One process makes and writes it.
 
+    The report shows of a file that ends in ``.html`` what stands from its first ``<section>`` to its last one.
+
     Attributes:
         name: Of the file, e.g. ``routing.html``.
         write: Writes it to a path.

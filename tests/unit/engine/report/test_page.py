@@ -202,20 +202,22 @@ ROUTING = """<!doctype html><html><head><title>who &lt;goes&gt; where</title><st
 <section>experts of {where}</section></section></main></body></html>"""
 
 
-def test_pages_of_routing_are_part_of_the_report(run: Path) -> None:
+def test_pages_of_tasks_are_part_of_the_report(run: Path) -> None:
     stage = run / "stages" / "01-spatial"
     (stage / "routing.html").write_text(ROUTING.replace("{where}", "stage"))
     (stage / "routing-2.html").write_text(ROUTING.replace("{where}", "stage, again"))
     later = {"stage": "spatial", "step": 2, "results": [{"scores": [], "galleries": []}]}
     (run / "evaluation-spatial.json").write_text(json.dumps(later))
     (run / "evaluation-spatial-routing.html").write_text(ROUTING.replace("{where}", "evaluation"))
+    (run / "evaluation-spatial-2.json").write_text(json.dumps({**later, "stage": "spatial-2"}))
+    (run / "evaluation-spatial-2-boxes.html").write_text(ROUTING.replace("{where}", "boxes"))
     (run / "routing.html").write_text(ROUTING.replace("{where}", "command"))
     page = outside_plotly(write_report(run).read_text())
     for where, name in (
         *[("stage", "routing.html"), ("stage, again", "routing-2.html")],
-        ("evaluation", "evaluation-spatial-routing.html"),
+        *[("evaluation", "evaluation-spatial-routing.html"), ("boxes", "evaluation-spatial-2-boxes.html")],
     ):
-        assert f"<summary>Routing: who &lt;goes&gt; where ({name})</summary><template>" in page
+        assert f"<summary>who &lt;goes&gt; where ({name})</summary><template>" in page
         assert page.count(f"<section>experts of {where}</section></section></template></details>") == 1
     assert "experts of command" not in page
     assert "drawing library" not in page
