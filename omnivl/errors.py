@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class UserError(ValueError):
@@ -18,6 +19,26 @@ class DataError(UserError):
 
 class ModelError(UserError):
     """A model configuration or a weight file does not fit together."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Something in a configuration that does not fit to the rest of it.
+
+    Attributes:
+        path: The field, from the configuration on.
+        got: What stands there.
+        allowed: What may stand there.
+        change: What to do about it.
+    """
+
+    path: tuple[str, ...]
+    got: str
+    allowed: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"{'.'.join(self.path)}: got {self.got}; allowed {self.allowed}; {self.change}"
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:

@@ -12,7 +12,6 @@ from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
 from omnivl.data.batch import DATA_KINDS, is_label, is_video
 from omnivl.errors import ModelError, did_you_mean
-from omnivl.objectives import MCM, MFM
 from omnivl.parts.decoder import looking_ahead
 
 
@@ -111,13 +110,18 @@ def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
             )
 
 
-def matching_has_similarities(stage: StagePlan) -> Iterator[Problem]:
-    """VLM mines its negatives by the similarities that UniVLC trains."""
-    names = [objective.key for objective in stage.objectives]
-    if "vlm" in names and "univlc" not in names:
-        got = "'vlm' without 'univlc'"
-        allowed = "'vlm' beside 'univlc', whose similarities it takes its negatives from"
-        yield Problem(("objectives", names.index("vlm"), "kind"), got, allowed, "add the objective 'univlc'")
+def draws_are_trained(stage: StagePlan) -> Iterator[Problem]:
+    """What an objective draws samples by is trained by another one."""
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    kinds = {entry.kind for entry in stage.data}
+    demands = [[found for kind in kinds if (found := one.demands(kind, micro))] for one in stage.objectives]
+    trained = frozenset[str]().union(*(found.reads for several in demands for found in several))
+    for index, objective in enumerate(stage.objectives):
+        untrained = sorted(frozenset[str]().union(*(found.draws_from for found in demands[index])) - trained)
+        if untrained:
+            got = f"{objective.key!r}, which draws samples by {', '.join(untrained)}, which no objective trains"
+            allowed = f"{objective.key!r} beside an objective that trains them"
+            yield Problem(("objectives", index, "kind"), got, allowed, "add one, as 'univlc' is for embeddings")
 
 
 def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
@@ -133,24 +137,11 @@ def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("objectives", index), got, "momentum twins", change)
 
 
-def masked_share_divides_the_batch(stage: StagePlan) -> Iterator[Problem]:
-    """``every`` takes the same number of samples from each micro-batch wherever it is cut."""
-    micro = stage.batch.micro_batch_size_per_gpu
+def objectives_fit(stage: StagePlan) -> Iterator[Problem]:
+    """Each objective fits to the sizes of samples and to the micro-batch."""
     for index, objective in enumerate(stage.objectives):
-        every = getattr(objective, "every", 1)
-        if micro >= 1 and micro % every:
-            allowed = f"a divisor of micro_batch_size_per_gpu {micro}"
-            yield Problem(("objectives", index, "every"), str(every), allowed, "change either")
-
-
-def clips_have_frames_to_mask(stage: StagePlan) -> Iterator[Problem]:
-    """Where whole frames are masked, another one is left to restore them from."""
-    positions = stage.model.inputs.num_frames // max(1, stage.model.inputs.tubelet_size)
-    for index, objective in enumerate(stage.objectives):
-        if isinstance(objective, MFM | MCM) and positions < 2:
-            got = f"{objective.key!r} on clips of {positions} temporal position"
-            allowed = "clips of 2 or more (num_frames / tubelet_size)"
-            yield Problem(("objectives", index, "kind"), got, allowed, "raise model.num_frames")
+        for misfit in objective.misfits(stage.model.inputs, stage.batch.micro_batch_size_per_gpu):
+            yield Problem(("objectives", index, *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 
 def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
@@ -281,10 +272,9 @@ STAGE_RULES: tuple[StageRule, ...] = (
     there_are_objectives,
     objectives_have_data,
     data_has_objectives,
-    matching_has_similarities,
+    draws_are_trained,
     momentum_is_built,
-    masked_share_divides_the_batch,
-    clips_have_frames_to_mask,
+    objectives_fit,
     objectives_have_streams,
     captions_do_not_look_ahead,
     sizes_fit,

@@ -22,7 +22,7 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import DATA_KINDS
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import ModelError
+from omnivl.errors import Misfit, ModelError
 from omnivl.parts.sizes import MomentumConfig, Transformer
 
 Layers = Iterator[tuple[str, ChainLayer]]
@@ -46,26 +46,6 @@ class Kit:
     gather: Gather
     compute_dtype: torch.dtype
     momentum: MomentumConfig | None
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """Something in a configuration that does not fit to the rest of it.
-
-    Attributes:
-        path: The field, from the model on.
-        got: What stands there.
-        allowed: What may stand there.
-        change: What to do about it.
-    """
-
-    path: tuple[str, ...]
-    got: str
-    allowed: str
-    change: str
-
-    def __str__(self) -> str:
-        return f"{'.'.join(('model', *self.path))}: got {self.got}; allowed {self.allowed}; {self.change}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +154,7 @@ def check(architecture: Architecture) -> None:
     """
     found = list(architecture.misfits())
     if found:
-        raise ModelError("\n".join(map(str, found)))
+        raise ModelError("\n".join(f"model.{one}" for one in found))
 
 
 def streams_needed(objective: Objective) -> frozenset[str]:

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, Literal
 
 from moe.config import Activation, AttributeConfig, DenseConfig, MoMEConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Kit, Layers, Misfit
+from omnivl.architectures.base import Kit, Layers
 from omnivl.architectures.one_width import OneWidth
+from omnivl.errors import Misfit
 from omnivl.parts.bert import TEXT_EPS, TextBlock
 from omnivl.parts.decoder import AlignmentBlock, GenerationBlock
 from omnivl.parts.embed import Embed

@@ -14,10 +14,10 @@ from moe.config import (
     named_modalities,
 )
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Misfit, divisions
+from omnivl.architectures.base import Architecture, divisions
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
-from omnivl.errors import did_you_mean
+from omnivl.errors import Misfit, did_you_mean
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Recompute, Transformer, Words
 
 

@@ -10,9 +10,10 @@ from typing import Annotated, ClassVar, Literal
 
 from moe.config import AttributeConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Kit, Layers, Misfit
+from omnivl.architectures.base import Kit, Layers
 from omnivl.architectures.omnivl import OmniVL
 from omnivl.architectures.one_width import OneWidth
+from omnivl.errors import Misfit
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.embed import Embed
 from omnivl.parts.join import JoinRows

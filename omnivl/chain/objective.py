@@ -16,7 +16,7 @@ Life of an objective within one step:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,8 +29,9 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind
+from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import UserError
+from omnivl.errors import Misfit, UserError
 from omnivl.randomness import Streams, uniforms
 
 
@@ -185,6 +186,10 @@ class Objective(ABC):
     def acts_on(self, entry: str) -> bool:
         """Whether the objective acts on a data entry."""
         return not self.on or entry in self.on
+
+    def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
+        """What does not fit to the sizes of samples or to a micro-batch of ``batch_size``."""
+        return iter(())
 
     @property
     def restored_words(self) -> Mapping[str, float]:

@@ -5,6 +5,7 @@ patches of all rows, C values of a patch (side * side * 3, times the tubelet siz
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,7 +20,8 @@ from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareConte
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, visual_of
-from omnivl.errors import UserError
+from omnivl.data.sizes import InputSizes
+from omnivl.errors import Misfit, UserError
 from omnivl.objectives.masking import Mask
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
@@ -54,6 +56,8 @@ class MaskedVisual(Objective):
 
     on_videos: ClassVar[bool]
     """Whether the objective acts on clips; otherwise on images."""
+    masks_times: ClassVar[bool] = False
+    """Whether all patches of a temporal position are masked together, so that a clip needs another one."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -81,6 +85,17 @@ class MaskedVisual(Objective):
                 f"objective {self.key}: needs clips of at least 2 temporal positions, got {times}; "
                 f"raise num_frames or lower tubelet_size"
             )
+
+    def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
+        """``every`` takes the same number of samples from each micro-batch; masked frames leave another one."""
+        if batch_size >= 1 and batch_size % self.every:
+            allowed = f"a divisor of micro_batch_size_per_gpu {batch_size}"
+            yield Misfit(("every",), str(self.every), allowed, "change either")
+        times = inputs.num_frames // max(1, inputs.tubelet_size)
+        if self.masks_times and times < 2:
+            got = f"{self.key!r} on clips of {times} temporal position"
+            allowed = "clips of 2 or more (num_frames / tubelet_size)"
+            yield Misfit(("kind",), got, allowed, "raise model.num_frames")
 
     def rows(self, batch_size: int) -> range:
         """Indices of the samples that get a masked pass."""

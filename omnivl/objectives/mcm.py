@@ -21,6 +21,7 @@ class MCM(MaskedVisual):
     clip_length: int = 2
 
     on_videos: ClassVar[bool] = True
+    masks_times: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -16,6 +16,7 @@ class MFM(MaskedVisual):
     kind: Literal["mfm"] = "mfm"
 
     on_videos: ClassVar[bool] = True
+    masks_times: ClassVar[bool] = True
 
     def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
         """Whole frames, bool ``[T, N]``.

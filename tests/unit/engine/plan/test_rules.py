@@ -129,15 +129,15 @@ STAGE_CASES = {
         },
         "p:7: stages.0.data.1.kind: got 'video_text', which none of the stage's objectives (mrm) acts on; allowed kinds that an objective acts on; add an objective or remove the entry",
     ),
-    "matching_has_similarities": (
+    "draws_are_trained": (
         {"objectives": "[vlm]"},
-        "p:7: stages.0.objectives.0.kind: got 'vlm' without 'univlc'; allowed 'vlm' beside 'univlc', whose similarities it takes its negatives from; add the objective 'univlc'",
+        "p:7: stages.0.objectives.0.kind: got 'vlm', which draws samples by logit_scale, text_embedding, visual_embedding, which no objective trains; allowed 'vlm' beside an objective that trains them; add one, as 'univlc' is for embeddings",
     ),
     "momentum_is_built": (
         {"objectives": "[{kind: univlc, queue_size: 8}]", "model": "{momentum: null}"},
         "p:7: stages.0.objectives.0: got 'univlc' with options that need momentum twins, where model.momentum is null; allowed momentum twins; set model.momentum to {decay: 0.995}, or the objective's options so that it needs none",
     ),
-    "masked_share_divides_the_batch": (
+    "objectives_fit": (
         {"objectives": "[univlc, {kind: mrm, every: 3}]"},
         "p:7: stages.0.objectives.1.every: got 3; allowed a divisor of micro_batch_size_per_gpu 4; change either",
     ),
@@ -168,7 +168,7 @@ STAGE_CASES = {
         {"objectives": "[univlc, mdm]"},
         "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation; take it out or change model.kind",
     ),
-    "clips_have_frames_to_mask": (
+    "objectives_fit: frames": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},
         "p:7: stages.0.objectives.0.kind: got 'mfm' on clips of 1 temporal position; allowed clips of 2 or more (num_frames / tubelet_size); raise model.num_frames",
     ),
