@@ -1,11 +1,12 @@
 """The layer behind the encoders: embeddings in a common space, and the temperature that they are compared at.
 
-Shapes: B samples of this replica, S visual positions, L text positions, D hidden size, P projection size.
+Shapes: B samples of this replica, S visual positions, L text positions, M pooled positions, D hidden size, P projection
+size.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,32 @@ from omnivl.parts.linear import Linear
 from omnivl.parts.sizes import MomentumConfig
 
 
+class Pool(Protocol):
+    """Chooses what is projected of a stream's clean rows."""
+
+    def __call__(self, stream: Tensor, state: State) -> Tensor:
+        """The pooled positions, ``[B, D]``, or ``[B, M, D]`` where embeddings of several are averaged.
+
+        Args:
+            stream: The clean rows ``[B, positions, D]``, of the encoder or of its momentum twin.
+            state: As the encoders left it.
+        """
+
+
+def first(stream: Tensor, state: State) -> Tensor:
+    """The first position: a class token, ``[CLS]``."""
+    return stream[:, 0]
+
+
+def last_token(stream: Tensor, state: State) -> Tensor:
+    """The last position of a text that is no padding: the end token, as causal encoders need it."""
+    mask = state["text_mask"][state.layout.text[CLEAN]]
+    place = mask.long().cumsum(1).argmax(1)
+    return stream.gather(1, place[:, None, None].expand(-1, 1, stream.shape[-1]))[:, 0]
+
+
 class Project(ChainLayer):
-    """Projects the first position of the clean rows, L2-normalised in fp32.
+    """Projects one position, or several, of the clean rows, L2-normalised in fp32.
 
     Adds ``visual_embedding`` and ``text_embedding`` where there are clean rows, what the twins make of them
     (``momentum_visual_embedding``, ``momentum_text_embedding``), and ``logit_scale``, as the layout asks. This layer is
@@ -40,6 +65,8 @@ class Project(ChainLayer):
         momentum: MomentumConfig | None = None,
         *,
         joins_inputs: bool = False,
+        bias: bool = True,
+        pools: Mapping[str, Pool] | None = None,
     ) -> None:
         """Builds the projections, and their twins where an objective reads what these make.
 
@@ -48,16 +75,19 @@ class Project(ChainLayer):
             objectives: The stage's objectives; the first that brings a temperature decides on it.
             momentum: Of the twins; None: there can be none.
             joins_inputs: Whether only what is read of a stream by itself has gone through the encoder; see ``Embed``.
+            bias: Whether the projections have one.
+            pools: What is projected of a stream; of one that is not named, the first position. An encoder whose last
+                block leaves out other positions (``may_shorten``) has nothing else.
 
         Raises:
             ModelError: An objective needs momentum twins and the model has none.
         """
         super().__init__()
         require_momentum(momentum, objectives)
-        self.momentum, self.joins_inputs = momentum, joins_inputs
+        self.momentum, self.joins_inputs, self.pools = momentum, joins_inputs, pools or {}
         visual, text = ((sizes.widths[stream], sizes.projection_size) for stream in ("visual", "text"))
-        self.visual_projection = Linear(*visual)
-        self.text_projection = Linear(*text)
+        self.visual_projection = Linear(*visual, bias=bias)
+        self.text_projection = Linear(*text, bias=bias)
         brought = (objective.temperature_options for objective in objectives)
         options = next((temperature for temperature in brought if temperature is not None), Temperature())
         # One element instead of a scalar: sharding hosts want parameters that can be cut.
@@ -67,8 +97,8 @@ class Project(ChainLayer):
         self.momentum_visual_projection: nn.Module | None = None
         self.momentum_text_projection: nn.Module | None = None
         if any(objective.reads(TWIN + name) for objective in objectives for name in EMBEDDINGS):
-            self.momentum_visual_projection = frozen_twin(Linear(*visual), self.visual_projection)
-            self.momentum_text_projection = frozen_twin(Linear(*text), self.text_projection)
+            self.momentum_visual_projection = frozen_twin(Linear(*visual, bias=bias), self.visual_projection)
+            self.momentum_text_projection = frozen_twin(Linear(*text, bias=bias), self.text_projection)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """What no loss reads: hard negatives are drawn without a gradient."""
@@ -91,15 +121,19 @@ class Project(ChainLayer):
         if layout.embeds:
             for stream, projection in (("visual", self.visual_projection), ("text", self.text_projection)):
                 if stream in state and CLEAN in layout.segments(stream):
-                    found[f"{stream}_embedding"] = embed(projection, self._clean(state, stream))
+                    rows = self._clean(state, stream)
+                    found[f"{stream}_embedding"] = self._embedding(projection, stream, rows, state)
         with torch.no_grad():
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
                 if f"{TWIN}{stream}_embedding" in layout.fields:
                     assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
-                    found[f"{TWIN}{stream}_embedding"] = embed(twin, state[TWIN + stream])
+                    found[f"{TWIN}{stream}_embedding"] = self._embedding(twin, stream, state[TWIN + stream], state)
         if "logit_scale" in layout.fields:
             found["logit_scale"] = self.scale()
         return state.merged(found)
+
+    def _embedding(self, projection: nn.Module, stream: str, rows: Tensor, state: State) -> Tensor:
+        return embed(projection, self.pools.get(stream, first)(rows, state))
 
     def _clean(self, state: State, stream: str) -> Tensor:
         """The clean rows of what the encoder made of a stream."""
@@ -132,9 +166,10 @@ def require_momentum(momentum: MomentumConfig | None, objectives: Sequence[Objec
         )
 
 
-def embed(projection: nn.Module, stream: Tensor) -> Tensor:
-    """Projects the first position of ``stream [B, positions, D]``; fp32 ``[B, P]``, L2-normalised."""
-    return F.normalize(projection(stream[:, 0].float()), dim=-1)
+def embed(projection: nn.Module, pooled: Tensor) -> Tensor:
+    """Projects ``pooled [B, D]``; fp32 ``[B, P]``, L2-normalised. Of ``[B, M, D]`` the mean of the M embeddings."""
+    made = F.normalize(projection(pooled.float()), dim=-1)
+    return made if made.dim() == 2 else F.normalize(made.mean(1), dim=-1)
 
 
 class _Bounded(torch.autograd.Function):

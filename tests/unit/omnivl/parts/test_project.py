@@ -10,7 +10,9 @@ from omnivl.chain.objective import Heads
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.objectives import MLM, MRM, VLM, UniVLC
-from omnivl.parts.project import Project, bounded, embed
+from omnivl.parts.project import Project, bounded, embed, first, last_token
+
+LAYOUT = StepLayout("image_text", B, 1, "encode", text={"clean": slice(0, B)})
 
 
 def test_embedding_is_the_normalised_projection_of_the_first_position() -> None:
@@ -18,7 +20,26 @@ def test_embedding_is_the_normalised_projection_of_the_first_position() -> None:
     projection = torch.nn.Linear(2, 2, bias=False)
     projection.weight.data = torch.eye(2)
     stream = torch.tensor([[[3.0, 4.0], [9.0, 9.0]]], dtype=torch.bfloat16)
-    torch.testing.assert_close(embed(projection, stream), torch.tensor([[0.6, 0.8]]))
+    torch.testing.assert_close(embed(projection, first(stream, State({}, LAYOUT))), torch.tensor([[0.6, 0.8]]))
+
+
+def test_several_positions_give_the_mean_of_their_embeddings() -> None:
+    # (3, 4) and (0, 2) become (0.6, 0.8) and (0, 1): their mean (0.3, 0.9) has length sqrt(0.9).
+    projection = torch.nn.Linear(2, 2, bias=False)
+    projection.weight.data = torch.eye(2)
+    made = embed(projection, torch.tensor([[[3.0, 4.0], [0.0, 2.0]]]))
+    torch.testing.assert_close(made, torch.tensor([[0.3, 0.9]]) / math.sqrt(0.9))
+
+
+def test_a_text_is_pooled_where_it_ends_in_a_layer_without_bias() -> None:
+    layer = Project(SIZES, [], MOMENTUM, bias=False, pools={"text": last_token})
+    stream = torch.randn(B, 4, D)
+    # A text of two tokens, a full one, and one with a gap.
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 1, 0]], dtype=torch.bool)
+    out = layer(State({"text": stream, "text_mask": mask}, LAYOUT))
+    ends = torch.stack([stream[0, 1], stream[1, 3], stream[2, 2]])
+    assert layer.text_projection.bias is None
+    torch.testing.assert_close(out["text_embedding"], F.normalize(layer.text_projection(ends), dim=-1))
 
 
 @pytest.mark.parametrize("present", ["visual", "text"])
@@ -40,7 +61,7 @@ def test_momentum_embeddings_are_the_twins() -> None:
     out = layer(state)
     for stream, twin in (("visual", layer.momentum_visual_projection), ("text", layer.momentum_text_projection)):
         assert twin is not None
-        torch.testing.assert_close(out[f"momentum_{stream}_embedding"], embed(twin, state[f"momentum_{stream}"]))
+        torch.testing.assert_close(out[f"momentum_{stream}_embedding"], embed(twin, state[f"momentum_{stream}"][:, 0]))
         assert not out[f"momentum_{stream}_embedding"].requires_grad
     assert Project(SIZES, [UniVLC()], MOMENTUM).momentum_visual_projection is None
     for name, parameter in layer.named_parameters():
