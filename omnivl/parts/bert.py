@@ -1,4 +1,4 @@
-"""The text encoder: BERT's blocks, post-norm or pre-norm.
+"""The text encoder: BERT's blocks, post-norm or pre-norm, in both directions or causal.
 
 Shapes: R rows, L text positions, D hidden size.
 
@@ -67,8 +67,16 @@ class ResidualBlock(nn.Module):
 class BertBlock(ResidualBlock):
     """One transformer block of the text encoder, without the chain around it."""
 
-    def __init__(self, sizes: Transformer, index: int = 0) -> None:
+    def __init__(self, sizes: Transformer, index: int = 0, causal: bool = False) -> None:
+        """Builds the block.
+
+        Args:
+            sizes: Of its stack.
+            index: Which block of the stack.
+            causal: Whether a position sees itself and earlier ones only.
+        """
         super().__init__(sizes, index)
+        self.causal = causal
         slot = Slot(index, (TEXT_MODALITY,), MODALITIES, depth=sizes.layers, activation=sizes.activation)
         self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
         self.norm1 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
@@ -95,10 +103,10 @@ class BertBlock(ResidualBlock):
         padding = None if first_only else Padding.worth_dropping(mask)
         x = x if padding is None else padding.drop(x)
         read = self.enter(self.norm1, x)
-        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
+        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, self.causal, padding)
         x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
         out: FeedForwardOutput = recomputed(
-            self.recomputes_ffn, self.ffn, self.enter(self.norm2, x), self.tokens(x, mask, padding)
+            self.recomputes_ffn, self.ffn, self.enter(self.norm2, x), self.tokens(x, mask, padding, causal=self.causal)
         )
         y = self.norm_out(self.leave(self.norm2, x, out.y))
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
@@ -116,6 +124,7 @@ class TextBlock(BlockLayer):
         length: int,
         momentum: MomentumConfig | None = None,
         *,
+        causal: bool = False,
         may_shorten: bool = True,
     ) -> None:
         """Builds block ``index`` of the encoder.
@@ -125,19 +134,20 @@ class TextBlock(BlockLayer):
             sizes: Of the encoder.
             length: L.
             momentum: Of its twin; None builds none.
+            causal: Whether a position sees itself and earlier ones only. Then nobody reads the first by itself.
             may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
         """
         own = sizes.at_block(index)
         super().__init__(
             f"text_{index:02d}",
-            lambda still: BertBlock(own.still() if still else own, index),
+            lambda still: BertBlock(own.still() if still else own, index, causal),
             index=index,
             recompute=own.recompute,
             momentum=momentum,
         )
         self.length = length
         is_last = index == sizes.layers - 1
-        self.may_shorten = may_shorten and is_last and not is_routed(sizes.ffn, index, sizes.layers)
+        self.may_shorten = may_shorten and is_last and not causal and not is_routed(sizes.ffn, index, sizes.layers)
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are text rows."""

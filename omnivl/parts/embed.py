@@ -192,7 +192,7 @@ class VisualEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word plus position, normalised.
+    """Word plus position, normalised unless the configuration says otherwise.
 
     Differs: BERT's token types are folded into the positions, because a text is always one segment.
     """
@@ -202,7 +202,7 @@ class TextEmbedding(nn.Module):
         self.dropout = text.dropout
         self.words = nn.Parameter(torch.empty(words.vocab_size, text.hidden_size))
         self.positions = nn.Parameter(torch.empty(words.length, text.hidden_size))
-        self.norm = LayerNorm(text.hidden_size, text.norm_eps)
+        self.norm = LayerNorm(text.hidden_size, text.norm_eps) if words.norm_embeddings else nn.Identity()
         for table in (self.words, self.positions):
             nn.init.normal_(table, std=0.02)
 

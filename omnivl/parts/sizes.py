@@ -119,7 +119,9 @@ class Words:
     Attributes:
         length: Token positions per text, special tokens included.
         vocab_size: Rows of the word embedding.
+        norm_embeddings: Whether embeddings are normalised before the first block, as in BERT.
     """
 
     length: Annotated[int, Range(1)] = 128
     vocab_size: Annotated[int, Range(1)] = 30522
+    norm_embeddings: bool = True
