@@ -65,7 +65,7 @@ class PatchEmbedding(nn.Module):
         Raises:
             ModelError: The frames' size is no multiple of the patch size, or their number none of the tubelet size.
         """
-        pixels = unfold(frames, self.patch_size).to(dtype=torch.float32).div_(127.5).sub_(1.0).to(dtype)
+        pixels = pixel_values(frames, self.patch_size, dtype)
         if not is_video:
             return linear(pixels, self.weight, self.bias)
         if frames.shape[1] % self.tubelet_size != 0:
@@ -78,6 +78,15 @@ class PatchEmbedding(nn.Module):
         # so that the sum is the image's product to the last bit.
         parts = [linear(pixels[:, i :: self.tubelet_size], kernels[i]) for i in range(self.tubelet_size)]
         return torch.stack(parts).sum(0) + self.bias.to(dtype)
+
+
+def pixel_values(frames: Tensor, patch_size: int, dtype: torch.dtype) -> Tensor:
+    """uint8 ``[B, T, 3, H, W]`` to the patches' values ``[B, T, N, C]``, from -1 to 1.
+
+    Raises:
+        ModelError: See ``unfold``.
+    """
+    return unfold(frames, patch_size).to(dtype=torch.float32).div_(127.5).sub_(1.0).to(dtype)
 
 
 def unfold(frames: Tensor, patch_size: int) -> Tensor:

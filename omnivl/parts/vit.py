@@ -12,6 +12,7 @@ Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
 Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -79,11 +80,39 @@ class TemporalAttention(nn.Module):
         return out.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
 
 
-class DividedBlock(nn.Module):
-    """One transformer block of the visual encoder, without the chain around it."""
+class VisualModule(nn.Module, ABC):
+    """What ``VisualBlock`` puts into the chain: one transformer block of a visual encoder."""
+
+    @abstractmethod
+    def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
+        """Builds block ``index`` of a stack."""
+        super().__init__()
+
+    @abstractmethod
+    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+        """Operations on one image or clip with ``patches`` patches of a frame, forward; the rest as in ``forward``."""
+
+    @abstractmethod
+    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+        """Advances ``x [R, S, D]``, whose positions are those of the embedding that stands before the blocks.
+
+        Args:
+            x: The visual stream.
+            times: T.
+            is_video: Whether rows are clips.
+            first_only: Whether only class tokens are wanted.
+        """
+
+    def idle_without_clips(self) -> Iterator[nn.Parameter]:
+        """The parameters that images do not meet."""
+        yield from ()
+
+
+class DividedBlock(VisualModule):
+    """A block with divided space-time attention, without the chain around it."""
 
     def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
-        super().__init__()
+        super().__init__(sizes, patches, index)
         self.recomputes_ffn = sizes.recompute == "ffn"
         self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
         self.temporal = TemporalAttention(sizes, patches.temporal_gain)
@@ -128,6 +157,10 @@ class DividedBlock(nn.Module):
         y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
         return FeedForwardOutput(y, out.router_sums)
 
+    def idle_without_clips(self) -> Iterator[nn.Parameter]:
+        """The temporal branch."""
+        yield from self.temporal.parameters()
+
     def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
         """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
         x = self.norm1(x)
@@ -147,7 +180,7 @@ class DividedBlock(nn.Module):
 
 
 class VisualBlock(BlockLayer):
-    """A divided space-time block on all visual rows, and its momentum twin on the clean ones."""
+    """A block of a visual encoder on all visual rows, and its momentum twin on the clean ones."""
 
     stack = "visual"
 
@@ -158,6 +191,7 @@ class VisualBlock(BlockLayer):
         patches: Patches,
         momentum: MomentumConfig | None = None,
         *,
+        block: type[VisualModule] = DividedBlock,
         may_shorten: bool = True,
     ) -> None:
         """Builds block ``index`` of the encoder; the drop path rate rises with it.
@@ -167,12 +201,13 @@ class VisualBlock(BlockLayer):
             sizes: Of the encoder.
             patches: What it sees.
             momentum: Of its twin; None builds none.
+            block: What is built: with a temporal branch, or without one (``omnivl.parts.plain_vit``).
             may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
         """
         own = sizes.at_block(index)
         super().__init__(
             f"visual_{index:02d}",
-            lambda still: DividedBlock(own.still() if still else own, patches, index),
+            lambda still: block(own.still() if still else own, patches, index),
             index=index,
             recompute=own.recompute,
             momentum=momentum,
@@ -187,7 +222,7 @@ class VisualBlock(BlockLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of all visual rows, and of the twin, which sees every patch."""
-        assert isinstance(self.block, DividedBlock)
+        assert isinstance(self.block, VisualModule)
         times, first_only = self.patches.time_positions(layout.num_frames), self.may_shorten and layout.class_only
         kept, every = kept_patches(self.patches, layout), num_patches(self.patches, layout)
         row = self.block.flops(times, kept, layout.is_video, first_only)
@@ -197,9 +232,9 @@ class VisualBlock(BlockLayer):
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Without clips the temporal branch is idle, and experts of a kind that never comes."""
         yield from super().idle_parameters(layouts)
-        assert isinstance(self.block, DividedBlock)
+        assert isinstance(self.block, VisualModule)
         if not any(layout.is_video for layout in layouts):
-            yield from self.block.temporal.parameters()
+            yield from self.block.idle_without_clips()
         yield from self.idle_experts({(VISUAL_MODALITIES[one.is_video], False) for one in layouts if self.acts(one)})
 
     def forward(self, state: State) -> State:

@@ -1,0 +1,129 @@
+"""A visual encoder without a temporal branch: ViT. The frames of a clip are encoded as images.
+
+Shapes: R rows, T frames, N patches of a frame, S = T * (1 + N) positions (frame by frame, each with a class token of
+its own first), D hidden size.
+
+Nothing here depends on time: an image's rows are those of a clip of one frame, and what joins frames stands behind the
+encoder (``frame_tokens``).
+
+Source: Dosovitskiy et al., ViT, arXiv 2010.11929, section 3.1.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe.feed_forward import build_feed_forward
+from moe.sizes import slot_flops
+from moe.slot import FeedForwardOutput, Slot
+from moe.tokens import Tokens
+from omnivl.chain.state import State
+from omnivl.parts.attention import SelfAttention
+from omnivl.parts.attributes import attributes_of
+from omnivl.parts.drop_path import drop_path, drop_path_rates
+from omnivl.parts.embed import pixel_values, resize_positions
+from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.recompute import recomputed
+from omnivl.parts.sizes import MODALITIES, Patches, Transformer
+from omnivl.parts.vit import VISUAL_MODALITIES, VisualModule, layer_scale
+
+
+class ImageEmbedding(nn.Module):
+    """Patches, a class token for each frame, and positions."""
+
+    def __init__(self, sizes: Patches, visual: Transformer, *, bias: bool = True) -> None:
+        """Builds the embedding.
+
+        Args:
+            sizes: What pictures are cut into.
+            visual: The stack that reads the patches.
+            bias: Whether the patches' map has one.
+        """
+        super().__init__()
+        self.patch_size, size = sizes.patch_size, visual.hidden_size
+        rows, columns = sizes.grid(is_video=False)
+        self.patches = Linear(3 * sizes.patch_size**2, size, bias)
+        self.class_token = nn.Parameter(torch.empty(size))
+        self.positions = nn.Parameter(torch.empty(1 + rows * columns, size))
+        self.norm = LayerNorm(size, visual.norm_eps) if sizes.norm_embeddings else nn.Identity()
+        for table in (self.class_token, self.positions):
+            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The positions."""
+        yield self.positions
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of another grid, where the class token keeps its own."""
+        if name != "positions":
+            return None
+        side = round((own.shape[0] - 1) ** 0.5)
+        return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+
+    def flops(self, num_frames: int, num_patches: int) -> float:
+        """Operations on one image or clip with so many patches of a frame, forward."""
+        return 2.0 * num_frames * num_patches * self.patches.in_features * self.patches.out_features
+
+    def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, S, D]`` of ``dtype``.
+
+        Raises:
+            ModelError: The frames' size is no multiple of the patch size.
+        """
+        patches = self.patches(pixel_values(frames, self.patch_size, dtype))
+        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
+        body = patches + resize_positions(self.positions[1:], grid).to(dtype)
+        head = (self.class_token + self.positions[0]).to(dtype).expand(*body.shape[:2], 1, -1)
+        embedded: Tensor = self.norm(torch.cat([head, body], dim=2).flatten(1, 2))
+        return embedded
+
+
+class ImageBlock(VisualModule):
+    """A pre-norm block that looks within each frame, without the chain around it."""
+
+    def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
+        super().__init__(sizes, patches, index)
+        self.recomputes_ffn, self.dropout = sizes.recompute == "ffn", sizes.dropout
+        self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
+        self.norm1 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        self.attention = SelfAttention(sizes.hidden_size, sizes.num_heads, sizes.recompute == "attention")
+        self.scale1 = layer_scale(sizes)
+        self.norm2 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
+        slot = Slot(index, VISUAL_MODALITIES, MODALITIES, depth=sizes.layers, activation=sizes.activation)
+        self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
+        self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
+        self.scale2 = layer_scale(sizes)
+
+    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+        """See ``VisualModule``."""
+        positions = 1 + patches
+        if first_only:
+            return times * (self.attention.first_flops(positions) + self.slot_flops)
+        return times * (self.attention.flops(positions, positions) + positions * self.slot_flops)
+
+    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+        """Advances ``x [R, S, D]``; where only class tokens are wanted the result is ``[R, T, D]``."""
+        rows, _, size = x.shape
+        frames = x.reshape(rows * times, -1, size)
+        read = self.norm1(frames)
+        attended = self.attention.first(read) if first_only else self.attention(read)
+        frames = self._add(frames[:, :1] if first_only else frames, self.scale1(attended))
+        modality = VISUAL_MODALITIES[is_video]
+        tokens = Tokens.of(modality, frames, attributes=attributes_of(modality))
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.norm2(frames), tokens)
+        y = self._add(frames, self.scale2(out.y)).reshape(rows, -1, size)
+        return FeedForwardOutput(y, out.router_sums)
+
+    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+        branch = F.dropout(branch, self.dropout, self.training)
+        return x + drop_path(branch, self.drop_path_rate, self.training)
+
+
+def frame_tokens(stream: Tensor, state: State) -> Tensor:
+    """The class tokens of all frames ``[B, T, D]`` of ``stream [B, S, D]``, as ``Project`` averages their embeddings.
+
+    Source: Luo et al., CLIP4Clip, arXiv 2104.08860, section 3.3 (mean pooling).
+    """
+    return stream.reshape(len(stream), state.layout.num_frames, -1, stream.shape[-1])[:, :, 0]
