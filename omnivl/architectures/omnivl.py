@@ -62,7 +62,7 @@ class OmniVL(OneWidth):
     text_norm: Literal["post", "pre"] = "post"
     vision: VisionConfig = field(default_factory=VisionConfig)
 
-    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "generation")
+    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "generation", "masked_visual")
 
     @property
     def patches(self) -> Patches:

@@ -36,7 +36,7 @@ class Unified(OneWidth):
     depth: Annotated[int, Range(1)] = 12
     multiway: bool = False
 
-    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "fused_visual")
+    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "fused_visual", "masked_visual")
 
     @classmethod
     def like(cls, towers: OmniVL) -> "Unified":

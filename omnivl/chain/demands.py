@@ -2,7 +2,8 @@
 
 Streams of a chain, of which an architecture has some:
 
-- ``visual``: images and clips by themselves; ``text``: texts by themselves;
+- ``visual``: images and clips by themselves; ``masked_visual``: the same with patches masked; ``text``: texts by
+  themselves;
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
   visual positions;
@@ -87,6 +88,7 @@ class Demands:
         """The streams that an architecture needs to have."""
         found = {stream for stream, segments in self.rows.items() if segments}
         found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
+        found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
         found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}
         return frozenset(found | (names & (_STREAMS | {"fused_visual"})))

@@ -143,7 +143,7 @@ STAGE_CASES = {
     ),
     "objectives_have_streams": (
         {"objectives": "[univlc, lm]", "model": "{architecture: unified}"},
-        "p:7: stages.0.objectives.1.kind: got 'lm', which asks for the stream 'generation'; allowed objectives on the streams of architecture 'unified': visual, text, embedding, fused, fused_visual; take it out or change model.kind",
+        "p:7: stages.0.objectives.1.kind: got 'lm', which asks for the stream 'generation'; allowed objectives on the streams of architecture 'unified': visual, text, embedding, fused, fused_visual, masked_visual; take it out or change model.kind",
     ),
     "captions_do_not_look_ahead": (
         {
@@ -166,7 +166,7 @@ STAGE_CASES = {
     ),
     "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
-        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation; take it out or change model.kind",
+        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation, masked_visual; take it out or change model.kind",
     ),
     "objectives_fit: frames": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},

@@ -94,6 +94,8 @@ def test_streams_follow_from_rows_joins_and_fields():
     )
     assert demands.streams == {"text", "fused", "generation", "embedding", "fused_visual"}
     assert lay_out({"x": demands}, "image_text", 1, 1, "train").reads == demands.reads
+    assert Demands(rows={"visual": {"a": 1}}).streams == {"visual", "masked_visual"}
+    assert Demands(rows={"visual": {}}, reads=frozenset({"visual"})).streams == {"visual"}
 
 
 def test_two_objectives_of_one_name_are_refused():
