@@ -16,7 +16,7 @@ Life of an objective within one step:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -236,6 +236,12 @@ class Objective(ABC):
     def predict(self, state: State, heads: Heads) -> Tensor:
         """What the objective's head says of the rows of ``asks``."""
         raise NotImplementedError(f"objective {self.key} predicts nothing")
+
+
+def temperature_of(objectives: Sequence[Objective]) -> Temperature:
+    """The temperature of a stage: that of the first objective that brings one."""
+    brought = (objective.temperature_options for objective in objectives)
+    return next((temperature for temperature in brought if temperature is not None), Temperature())
 
 
 def ramp(step: int, warmup_steps: int) -> float:

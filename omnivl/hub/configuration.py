@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from moe.upgrades import upgraded as upgraded_ffn
 from omnivl.architectures import Architecture, ArchitectureConfig, OmniVL
 from omnivl.architectures.upgrades import upgraded
+from omnivl.chain.objective import temperature_of
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
@@ -57,13 +58,11 @@ class OmniVLConfig(PretrainedConfig):
             tokens: Of its tokenizer.
         """
         trained = {objective.key: objective for objective in objectives}
-        univlc = trained.get("univlc", UniVLC())
-        assert isinstance(univlc, UniVLC)
         return cls(
             model=_plain(replace(model.portable(), momentum=None)),
             heads=[name for name in HEADS if name in trained],
             special_tokens=asdict(tokens),
-            temperature_bounds=univlc.temperature_bounds,
+            temperature_bounds=temperature_of(objectives).bounds,
         )
 
     @property

@@ -23,7 +23,7 @@ from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import caption_search, generate
 from omnivl.inference.predict import predict
-from omnivl.parts.embed import Embed
+from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.project import Project
 
 
@@ -236,9 +236,9 @@ class OmniVLModel(PreTrainedModel):
 
     def _ready(self) -> Chain:
         """The chain, computing in the dtype that its weights have now."""
-        embed = self.chain.get_submodule("embed")
-        assert isinstance(embed, Embed)
-        embed.dtype = self.dtype
+        first = self.chain.program[0]
+        assert isinstance(first, EmbeddingLayer)
+        first.dtype = self.dtype
         return self.chain
 
     def _token_ids(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -130,3 +130,26 @@ class BlockLayer(ChainLayer):
     def _routed_slots(self) -> dict[str, SparseFeedForward]:
         """The block's slots with a router, by their names in the block."""
         return {name: one for name, one in self.block.named_modules() if isinstance(one, SparseFeedForward)}
+
+
+class EmbeddingLayer(BlockLayer):
+    """The first layer of a chain: pixels and token ids to the heads of its streams.
+
+    Attributes:
+        dtype: The compute dtype: every stream starts in it. Inference may change it.
+    """
+
+    stack, level = "embed", -1
+
+    def __init__(
+        self, build: Callable[[bool], nn.Module], dtype: torch.dtype, momentum: MomentumConfig | None = None
+    ) -> None:
+        """Builds the embeddings and their twin.
+
+        Args:
+            build: See ``BlockLayer``.
+            dtype: See the class.
+            momentum: Of the twin; None builds none.
+        """
+        super().__init__("embed", build, momentum=momentum)
+        self.dtype = dtype

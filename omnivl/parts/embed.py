@@ -22,7 +22,7 @@ from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
-from omnivl.parts.block import BlockLayer
+from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.linear import LayerNorm, linear
 from omnivl.parts.patches import num_kept, num_patches
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
@@ -250,14 +250,12 @@ class Embeddings(nn.Module):
         self.text = TextEmbedding(words, text)
 
 
-class Embed(BlockLayer):
+class Embed(EmbeddingLayer):
     """Frames and token ids to the heads of all streams.
 
     Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, text segments but the clean one and causal joins
     ``{name}/token_ids``; when decoding with a cache, the generation stream starts at position ``cache/start``.
     """
-
-    stack, level = "embed", -1
 
     def __init__(
         self,
@@ -290,8 +288,8 @@ class Embed(BlockLayer):
                 return Embeddings(replace(sizes, patch_dropout=0.0), visual.still(), words, text.still())
             return Embeddings(sizes, visual, words, text)
 
-        super().__init__("embed", build, momentum=momentum)
-        self.sizes, self.pad, self.dtype, self.joins_inputs = sizes, pad, dtype, joins_inputs
+        super().__init__(build, dtype, momentum)
+        self.sizes, self.pad, self.joins_inputs = sizes, pad, joins_inputs
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""

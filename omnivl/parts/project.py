@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN
 from omnivl.chain.momentum import ema_update_, frozen_twin
-from omnivl.chain.objective import Objective, Temperature
+from omnivl.chain.objective import Objective, temperature_of
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
@@ -88,8 +88,7 @@ class Project(ChainLayer):
         visual, text = ((sizes.widths[stream], sizes.projection_size) for stream in ("visual", "text"))
         self.visual_projection = Linear(*visual, bias=bias)
         self.text_projection = Linear(*text, bias=bias)
-        brought = (objective.temperature_options for objective in objectives)
-        options = next((temperature for temperature in brought if temperature is not None), Temperature())
+        options = temperature_of(objectives)
         # One element instead of a scalar: sharding hosts want parameters that can be cut.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(options.initial)]), options.learnt)
         low, high = options.bounds
