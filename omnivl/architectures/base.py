@@ -15,7 +15,8 @@ from torch import Tensor
 
 from moe.config import DenseConfig, FeedForwardConfig, for_any_machine
 from moe.feed_forward import is_routed
-from omnivl.chain.chain import ChainLayer
+from omnivl.architectures.foreign import Foreign
+from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective
 from omnivl.chain.sizes import HeadSizes
@@ -111,6 +112,21 @@ class Architecture(ABC):
 
         Raises:
             ModelError: They are of a known family, but the architecture, as it is configured, computes something else.
+        """
+        return None
+
+    def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign | None:
+        """The model as a class of another library has it.
+
+        Args:
+            chain: Of this architecture, with the weights to write.
+            tokens: Special tokens of the tokenizer.
+
+        Returns:
+            None where no class computes what the architecture does.
+
+        Raises:
+            ModelError: There is such a class, but it does not compute what the architecture does as it is configured.
         """
         return None
 

@@ -1,7 +1,4 @@
-"""What a Hugging Face folder says beside its weights: sizes that no shape shows, options, how pixels are normalised.
-
-Shapes: D hidden size, C values of a patch.
-"""
+"""What a Hugging Face folder says beside its weights: sizes that no shape shows, options, how pixels are normalised."""
 
 import json
 from collections.abc import Mapping
@@ -9,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from omnivl.architectures import OmniVL
+from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Pixels, read_json, read_pixels
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.pretrained.names import Architecture
@@ -28,8 +23,6 @@ MODEL_TYPES: Mapping[str, Architecture] = {
 """Model types whose weights are understood. Others share names with them and compute something else (RoBERTa counts its
 positions from 2, DeiT has a second class token)."""
 
-_CLIP_PIXELS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-_PLAIN_PIXELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _NAMES = {"gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu"}
 
 
@@ -41,15 +34,13 @@ class Description:
         architecture: Of the weights.
         vision: Its configuration of the visual encoder; empty where there is none.
         text: Its configuration of the text encoder or decoder; empty where there is none.
-        mean: Of the pixels' channels, in [0, 1], that is taken off.
-        std: What they are then divided by.
+        pixels: How pixels are normalised.
     """
 
     architecture: Architecture
     vision: Mapping[str, Any]
     text: Mapping[str, Any]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    pixels: Pixels
 
 
 def describe(path: Path, architecture: Architecture) -> Description:
@@ -71,14 +62,8 @@ def describe(path: Path, architecture: Architecture) -> Description:
         )
     vision = config.get("vision_config", {} if architecture == "bert" or kind == "blip_text_model" else config)
     text = config.get("text_config", config if architecture == "bert" or kind == "blip_text_model" else {})
-    pixels = read_json(path / "preprocessor_config.json") or read_json(path / "processor_config.json").get(
-        "image_processor", {}
-    )
-    mean, std = _CLIP_PIXELS if architecture in ("clip", "blip") else _PLAIN_PIXELS
-    if not pixels.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = tuple(pixels.get("image_mean", mean)), tuple(pixels.get("image_std", std))
-    return Description(architecture, vision, text, mean, std)
+    pixels = read_pixels(path, CLIP_PIXELS if architecture in ("clip", "blip") else OUR_PIXELS)
+    return Description(architecture, vision, text, pixels)
 
 
 def unmet_options(said: Description, model: OmniVL, *, vision: bool, text: bool) -> list[str]:
@@ -126,23 +111,6 @@ def near_misses(said: Description, model: OmniVL, *, vision: bool, text: bool) -
     return found
 
 
-def fold_pixels(weight: Tensor, bias: Tensor, said: Description) -> tuple[Tensor, Tensor]:
-    """The patch embedding for our pixels, whose mean and deviation are 0.5, that gives what it gave for its own.
-
-    With x = (0.5 (p + 1) - mean) / std, W x + b = (0.5 W / std) p + b + sum(W (0.5 - mean) / std).
-
-    Args:
-        weight: ``[D, C]``, channel by channel.
-        bias: ``[D]``.
-        said: Mean and deviation.
-    """
-    channels = weight.view(len(weight), 3, -1).double()
-    mean, std = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (said.mean, said.std))
-    folded = channels * (0.5 / std)
-    shift = (channels * ((0.5 - mean) / std)).sum((1, 2))
-    return folded.flatten(1).to(weight.dtype), (bias.double() + shift).to(bias.dtype)
-
-
 def _activation(config: Mapping[str, Any], usual: str) -> str:
     name = config.get("hidden_act", usual)
     return _NAMES.get(name, str(name))
@@ -151,18 +119,3 @@ def _activation(config: Mapping[str, Any], usual: str) -> str:
 def _shown(value: object) -> str:
     """As YAML has it."""
     return json.dumps(value)
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is no such file.
-
-    Raises:
-        ModelError: It is no JSON.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: got a file that is no JSON ({error}); fetch it again") from error
-    return read

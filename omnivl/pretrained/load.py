@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from omnivl.architectures import Architecture as ModelArchitecture
 from omnivl.architectures import OmniVL
+from omnivl.architectures.foreign import OUR_PIXELS, fold_pixels, read_json
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError
-from omnivl.pretrained.folder import describe, fold_pixels, near_misses, read_json, unmet_options
+from omnivl.pretrained.folder import describe, near_misses, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
 WORDS = "embed.block.text.words"
@@ -170,7 +171,7 @@ def _filled(chain: Chain, given: Mapping[str, Tensor], path: Path) -> LoadReport
         if fitted.shape != given[name].shape:
             resized[name] = f"{list(given[name].shape)} -> {list(fitted.shape)}"
         with torch.no_grad():
-            parameters[name].copy_(fitted)
+            parameters[name][: len(fitted)].copy_(fitted)
     chain.copy_to_twins()
     missing = tuple(name for name in parameters if name not in given and not name.startswith("losses."))
     unexpected = tuple(sorted(given.keys() - parameters.keys()))
@@ -189,10 +190,10 @@ def _check_options(model: OmniVL, path: Path, architecture: Architecture, transl
     if unmet := unmet_options(said, model, vision=vision, text=text):
         raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
     patches = "embed.block.visual.patches"
-    if vision and f"{patches}.weight" in translated.tensors and {*said.mean, *said.std} != {0.5}:
+    if vision and f"{patches}.weight" in translated.tensors and said.pixels != OUR_PIXELS:
         weight = translated.tensors[f"{patches}.weight"]
         bias = translated.tensors.get(f"{patches}.bias", weight.new_zeros(len(weight)))
-        folded = fold_pixels(weight, bias, said)
+        folded = fold_pixels(weight, bias, said.pixels)
         translated.tensors[f"{patches}.weight"], translated.tensors[f"{patches}.bias"] = folded
         if f"{patches}.bias" in translated.zeros:
             translated.zeros.remove(f"{patches}.bias")
