@@ -62,13 +62,13 @@ def search_layouts(
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
-    modes = dict.fromkeys((stage.model.recompute, *_RECOMPUTED))
+    modes = dict.fromkeys((*stage.model.recomputed, *_RECOMPUTED))
     for size, mode, parallel in itertools.product(sizes, modes, layouts(stage, cluster)):
         accumulation, rest = divmod(samples, size * parallel.replicas(cluster.processes))
         if rest or accumulation == 0:
             continue
         batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
-        model = replace(stage.model, recompute=mode)
+        model = stage.model.recomputing(mode)
         candidate = replace(stage, parallel=parallel, batch=batch, model=model)
         if (size, mode) not in works:
             progress(f"a micro-batch of {size}, recomputed: {mode}")

@@ -35,7 +35,7 @@ def layout_name(figures: StageEstimate) -> str:
     }[parallel.host]
     words += f", experts over {figures.expert_parallel}" if figures.expert_parallel > 1 else ""
     words += f", {parallel.offload} offloaded" if parallel.offload != "none" else ""
-    recomputed = figures.stage.model.recompute
+    recomputed = " and ".join(figures.stage.model.recomputed)
     words += f", {recomputed} recomputed" if recomputed != "none" else ""
     return f"{words}, {batch.micro_batch_size_per_gpu} x {batch.gradient_accumulation_steps}"
 

@@ -24,7 +24,7 @@ from omnivl.data.batch import DATA_KINDS
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, ModelError
-from omnivl.parts.sizes import MomentumConfig, Transformer
+from omnivl.parts.sizes import MomentumConfig, Recompute, Transformer
 
 Layers = Iterator[tuple[str, ChainLayer]]
 """Layers with their names, in the order in which they are built and, but for ``Architecture.order``, passed."""
@@ -149,6 +149,21 @@ class Architecture(ABC):
         """Whether a block that encodes pictures or texts has a router that looks at tokens."""
         encoders = [stack for name, stack in self.stacks.items() if name not in ("alignment", "generation")]
         return any(is_routed(one.ffn, block, one.layers) for one in encoders for block in range(one.layers))
+
+    @property
+    def recomputed(self) -> tuple[Recompute, ...]:
+        """What the stacks' backward passes compute anew: one word where all do alike."""
+        return tuple(dict.fromkeys(stack.recompute for stack in self.stacks.values()))
+
+    def recomputing(self, mode: Recompute) -> Self:
+        """The same with all stacks recomputing alike."""
+        fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
+        changed: dict[str, Any] = {
+            name: replace(value, recompute=mode) for name, value in fields.items() if isinstance(value, Transformer)
+        }
+        if "recompute" in fields:
+            changed["recompute"] = mode
+        return replace(self, **changed)
 
     def portable(self) -> Self:
         """The same for machines on which an optional package is not installed."""
