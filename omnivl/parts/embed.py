@@ -299,7 +299,7 @@ class Embed(EmbeddingLayer):
         if layout.visual:
             state = state.updated(visual=self._visual(online, state))
         if layout.text:
-            token_ids = torch.cat([state[_ids_name(name)] for name in layout.text])
+            token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
         if self.joins_inputs:
             streams = [name for name in ("visual", "text") if name in state]
@@ -307,7 +307,7 @@ class Embed(EmbeddingLayer):
             rows = {name: state[name][encoded_rows(layout, name)] for name in streams}
             state = state.merged({**inputs, **rows})
         if layout.generation:
-            token_ids = torch.cat([state[_ids_name(layout.joins[name].text)] for name in layout.generation])
+            token_ids = torch.cat([state[ids_name(layout.joins[name].text)] for name in layout.generation])
             start = int(state["cache/start"]) if "cache/start" in state else 0
             stream = online.text(token_ids, self.dtype, start)
             state = state.updated(generation=stream, generation_mask=token_ids != self.pad)
@@ -375,5 +375,6 @@ def _is_read_apart(layout: StepLayout, stream: str, segment: str) -> bool:
     return layout.embeds or stream in layout.fields
 
 
-def _ids_name(segment: str) -> str:
+def ids_name(segment: str) -> str:
+    """The field of the state that holds the words of a text segment."""
     return "token_ids" if segment == CLEAN else f"{segment}/token_ids"

@@ -122,8 +122,11 @@ class ImageBlock(VisualModule):
 
 
 def frame_tokens(stream: Tensor, state: State) -> Tensor:
-    """The class tokens of all frames ``[B, T, D]`` of ``stream [B, S, D]``, as ``Project`` averages their embeddings.
+    """The class tokens of all frames ``[B, T, D]`` of ``stream [B, S, D]``, whose embeddings ``Project`` averages.
+
+    Of images, the one that there is, ``[B, D]``.
 
     Source: Luo et al., CLIP4Clip, arXiv 2104.08860, section 3.3 (mean pooling).
     """
-    return stream.reshape(len(stream), state.layout.num_frames, -1, stream.shape[-1])[:, :, 0]
+    frames = state.layout.num_frames
+    return stream[:, 0] if frames == 1 else stream.reshape(len(stream), frames, -1, stream.shape[-1])[:, :, 0]

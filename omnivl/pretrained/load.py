@@ -92,7 +92,7 @@ def load_pretrained(
     """
     weights = read_weights(path)
     if (own := model.from_foreign(weights, path)) is not None:
-        return _filled(chain, own, path)
+        return _filled(chain, own, path, part)
     architecture = detect(weights) if isinstance(model, OmniVL) else None
     if not isinstance(model, OmniVL):
         raise ModelError(
@@ -161,9 +161,11 @@ def _of_part(translated: Translation, part: Part) -> Translation:
     )
 
 
-def _filled(chain: Chain, given: Mapping[str, Tensor], path: Path) -> LoadReport:
-    """Copies tensors that bear the chain's own names."""
-    parameters = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
+def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -> LoadReport:
+    """Copies tensors that bear the chain's own names into a part of it."""
+    own = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
+    parameters = {name: p for name, p in own.items() if name.startswith(PARTS[part])}
+    given = {name: tensor for name, tensor in found.items() if name in parameters or name not in own}
     resized: dict[str, str] = {}
     matched = [name for name in given if name in parameters]
     for name in matched:
