@@ -225,13 +225,17 @@ def _word_piece(ids: Mapping[str, int]) -> Pipeline:
 
 
 class HuggingFaceTokenizer(_CachedEncoder):
-    """Any tokenizer that ``transformers`` loads from a folder. ``[DEC]`` is added at the end where it is missing."""
+    """Any tokenizer that ``transformers`` loads from a folder.
+
+    ``[DEC]`` and a mask token are added at the end where they are missing, as in CLIP's. The end token may also be the
+    padding, as there.
+    """
 
     def __init__(self, tokenizer: Any, source: str = "tokenizer") -> None:
         """Wraps one that is loaded.
 
         Args:
-            tokenizer: A ``PreTrainedTokenizerBase``; gets a ``[DEC]``.
+            tokenizer: A ``PreTrainedTokenizerBase``; gets a ``[DEC]`` and a mask token.
             source: For messages.
 
         Raises:
@@ -240,6 +244,8 @@ class HuggingFaceTokenizer(_CachedEncoder):
         super().__init__()
         if DECODE_TOKEN not in tokenizer.get_vocab():
             tokenizer.add_special_tokens({"additional_special_tokens": [DECODE_TOKEN]})
+        if tokenizer.mask_token_id is None:
+            tokenizer.add_special_tokens({"mask_token": "[MASK]"})
         found = {
             "pad": tokenizer.pad_token_id,
             "cls": tokenizer.cls_token_id if tokenizer.cls_token_id is not None else tokenizer.bos_token_id,
@@ -248,7 +254,7 @@ class HuggingFaceTokenizer(_CachedEncoder):
         }
         missing = [name for name, token in found.items() if token is None]
         if missing:
-            raise DataError(f"tokenizer {source!r}: no {', '.join(missing)} token; needed: pad, cls, sep, mask")
+            raise DataError(f"tokenizer {source!r}: no {', '.join(missing)} token; needed: pad, cls, sep")
         size = len(tokenizer)
         reserved = {*tokenizer.all_special_ids} | {
             number for word, number in tokenizer.get_vocab().items() if word.startswith("[unused")

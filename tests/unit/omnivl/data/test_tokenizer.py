@@ -109,6 +109,26 @@ def test_hugging_face_folders(tmp_path):
     assert pickle.loads(pickle.dumps(tokenizer)).encode(texts, 8).tolist() == own.encode(texts, 8).tolist()
 
 
+def test_a_tokenizer_without_a_mask_token_gets_one(tmp_path):
+    """As CLIP's, whose end token is the padding, too."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pipeline = Tokenizer(models.WordLevel({"red": 0, "heart": 1, "?": 2, "<start>": 3, "<end>": 4}, unk_token="?"))
+    pipeline.pre_tokenizer = pre_tokenizers.Whitespace()
+    ends = {"bos_token": "<start>", "eos_token": "<end>", "pad_token": "<end>", "unk_token": "?"}
+    PreTrainedTokenizerFast(tokenizer_object=pipeline, **ends).save_pretrained(tmp_path)
+    tokenizer = load_tokenizer(str(tmp_path))
+    special = tokenizer.special
+    assert (special.pad, special.cls, special.sep, special.vocab_size) == (4, 3, 4, 7)
+    assert {special.decode, special.mask} == {5, 6}
+    ids = tokenizer.encode(["red heart"], 6)
+    assert ids.tolist() == [[3, 0, 1, 4, 4, 4]]
+    assert tokenizer.decode(ids[0]) == "red heart"
+    tokenizer.as_transformers(6).save_pretrained(tmp_path / "again")
+    assert load_tokenizer(str(tmp_path / "again")).special == special
+
+
 def test_no_such_tokenizer(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"the folder has neither tokenizer\.json nor vocab\.txt"):
