@@ -1,12 +1,18 @@
-"""A trained stage as a folder of Hugging Face: weights, configuration, tokenizer, processor, model card."""
+"""A trained stage as a folder of Hugging Face: weights, configuration, tokenizer, processor, model card.
 
+Either of ``omnivl.hub``'s class, which has any architecture, or of one of ``transformers``' own, where the architecture
+says how that has it.
+"""
+
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+import transformers
 
 from engine.disk.aside import HEADS
 from engine.disk.evaluation import read_scores
@@ -15,12 +21,14 @@ from engine.errors import CheckpointError
 from engine.finished.trained import Trained, is_for_training
 from engine.report.table import format_share
 from engine.telemetry.environment import package_versions
-from omnivl.data.tokenizer import load_tokenizer
+from omnivl.architectures.foreign import Foreign
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLConfig, OmniVLImageProcessor, OmniVLModel, OmniVLProcessor
 from omnivl.tasks.results import Score
 
 Dtype = Literal["fp32", "bf16", "fp16"]
+Form = Literal["omnivl", "transformers"]
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,18 +47,21 @@ class Exported:
     left_out: tuple[str, ...]
 
 
-def export(trained: Trained, out: Path, dtype: Dtype = "fp32", max_shard_size: str = "5GB") -> Exported:
-    """Writes a stage as a folder that ``transformers`` loads once ``omnivl.hub`` is imported.
+def export(
+    trained: Trained, out: Path, dtype: Dtype = "fp32", max_shard_size: str = "5GB", form: Form = "omnivl"
+) -> Exported:
+    """Writes a stage as a folder that ``transformers`` loads.
 
     Args:
         trained: The stage.
         out: The folder; it must not be there yet, or be empty. It appears whole or not at all.
         dtype: Of the weights.
         max_shard_size: Largest weight file, as ``save_pretrained`` takes it; more weights make several, with an index.
+        form: ``omnivl``: it loads once ``omnivl.hub`` is imported. ``transformers``: it loads without this package.
 
     Raises:
         CheckpointError: The weights cannot be read or do not fit the stage's model.
-        UserError: The folder is there.
+        UserError: The folder is there, or no class of transformers computes what the model does.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(
@@ -59,26 +70,80 @@ def export(trained: Trained, out: Path, dtype: Dtype = "fp32", max_shard_size: s
     stage, tokenizer = trained.stage, load_tokenizer(trained.plan.tokenizer)
     model = OmniVLModel(OmniVLConfig.of(stage.model, stage.objectives, tokenizer.special))
     left_out = _fill(model, trained.weights)
-    sizes = stage.model
-    inputs = sizes.inputs
-    images = OmniVLImageProcessor(inputs.image_size, inputs.video_size, inputs.num_frames)
-    processor = OmniVLProcessor(images, tokenizer.as_transformers(inputs.text_length))
+    foreign = None if form == "omnivl" else _foreign(model, tokenizer)
     beside = out.with_name(out.name + ".tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        for parameter in model.parameters():
-            parameter.data = parameter.to(DTYPES[dtype])
-        model.save_pretrained(beside, max_shard_size=max_shard_size)
-        processor.save_pretrained(beside)
-        images.save_pretrained(beside)  # earlier versions of transformers look for it in a file of its own
-        (beside / "README.md").write_text(model_card(trained, model, dtype), encoding="utf-8")
+        if foreign is None:
+            parameters = _write_own(model, tokenizer, beside, DTYPES[dtype], max_shard_size)
+            card = model_card(trained, model, parameters, dtype)
+        else:
+            length = stage.model.inputs.text_length
+            parameters = write_foreign(foreign, tokenizer, length, beside, DTYPES[dtype], max_shard_size)
+            card = model_card(trained, model, parameters, dtype, foreign)
+        (beside / "README.md").write_text(card, encoding="utf-8")
         if out.exists():
             out.rmdir()
         beside.rename(out)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"{out}: could not be written ({error}); choose another place") from error
-    return Exported(out, sum(one.numel() for one in model.parameters()), tuple(left_out))
+    return Exported(out, parameters, tuple(left_out))
+
+
+def _foreign(model: OmniVLModel, tokenizer: Tokenizer) -> Foreign:
+    """The model as a class of transformers has it.
+
+    Raises:
+        UserError: There is no such class.
+    """
+    sizes = model.config.sizes
+    foreign = sizes.to_foreign(model.chain, tokenizer.special)
+    if foreign is None:
+        raise UserError(
+            f"--format: got 'transformers' for architecture {sizes.kind!r}, which no class of transformers computes; "
+            "allowed is 'omnivl'; leave it out"
+        )
+    return foreign
+
+
+def _write_own(model: OmniVLModel, tokenizer: Tokenizer, folder: Path, dtype: torch.dtype, max_shard_size: str) -> int:
+    """Writes a folder of ``omnivl.hub``'s class, but for the card; returns the number of parameters."""
+    inputs = model.config.sizes.inputs
+    images = OmniVLImageProcessor(inputs.image_size, inputs.video_size, inputs.num_frames)
+    processor = OmniVLProcessor(images, tokenizer.as_transformers(inputs.text_length))
+    for parameter in model.parameters():
+        parameter.data = parameter.to(dtype)
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    processor.save_pretrained(folder)
+    images.save_pretrained(folder)  # earlier versions of transformers look for it in a file of its own
+    return sum(one.numel() for one in model.parameters())
+
+
+def write_foreign(
+    foreign: Foreign, tokenizer: Tokenizer, length: int, folder: Path, dtype: torch.dtype, max_shard_size: str = "5GB"
+) -> int:
+    """Writes a folder of a class of transformers, but for the card.
+
+    Args:
+        foreign: The model.
+        tokenizer: Of its texts.
+        length: Most tokens of a text.
+        folder: Where to.
+        dtype: Of the weights.
+        max_shard_size: See ``export``.
+
+    Returns:
+        The number of parameters.
+    """
+    cls: Any = getattr(transformers, foreign.model)
+    model = cls(cls.config_class.from_dict(dict(foreign.config)))
+    model.load_state_dict(foreign.weights)  # strict: all parameters of the class and no others
+    model.to(dtype).save_pretrained(folder, max_shard_size=max_shard_size)
+    tokenizer.as_transformers(length).save_pretrained(folder)
+    said = json.dumps(foreign.image_processor, indent=2)
+    (folder / "preprocessor_config.json").write_text(said + "\n", encoding="utf-8")
+    return sum(one.numel() for one in model.parameters())
 
 
 @torch.no_grad()
@@ -124,19 +189,21 @@ def scores_of(trained: Trained) -> tuple[Score, ...]:
     return ()
 
 
-def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
-    """``README.md`` of the folder: what it is, how to load it, what it was measured to reach."""
-    stage, config = trained.stage, model.config
-    sizes, writes, matches = config.sizes, "lm" in config.heads, "vlm" in config.heads
+def model_card(
+    trained: Trained, model: OmniVLModel, parameters: int, dtype: Dtype, foreign: Foreign | None = None
+) -> str:
+    """``README.md`` of the folder: what it is, how to load it, what it was measured to reach.
+
+    Args:
+        trained: The stage.
+        model: Its model.
+        parameters: How many the folder holds.
+        dtype: Of the weights.
+        foreign: The model as the folder has it, where that is of a class of transformers.
+    """
+    stage, sizes = trained.stage, model.config.sizes
     inputs, widths = sizes.inputs, sorted(set(sizes.heads.widths.values()))
-    parameters = sum(one.numel() for one in model.parameters())
     versions = package_versions()
-    uses = [
-        "model.get_image_features(**inputs).pooler_output  # also get_video_features, get_text_features",
-        "model(**inputs).logits_per_image",
-        *(["model(**inputs, use_itm_head=True).itm_score"] if matches else []),
-        *(["processor.batch_decode(model.generate(**inputs, num_beams=3))"] if writes else []),
-    ]
     objectives = ", ".join(objective.key for objective in stage.objectives)
     step = "" if trained.step is None else f", step {trained.step:,}"
     lines = [
@@ -146,7 +213,7 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
         "---",
         f"# {trained.plan.name}, stage {stage.name}",
         "",
-        "A vision-language model of images and videos in the form of [OmniVL](https://arxiv.org/abs/2209.07526),",
+        *_forms(foreign),
         f"trained with omnivl-engine {versions['omnivl-engine'] or ''}".rstrip() + f" (torch {versions['torch']}).",
         "",
         f"- {parameters:,} parameters in {dtype}: architecture `{sizes.kind}`, width "
@@ -158,6 +225,33 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
         f"{', '.join(dict.fromkeys(f'{entry.source} ({entry.kind})' for entry in stage.data))}.",
         "",
         "## Use",
+        *_uses(model, foreign),
+        "",
+        "## Evaluation",
+        *_figures(scores_of(trained)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _forms(foreign: Foreign | None) -> list[str]:
+    """What the model is."""
+    if foreign is not None:
+        return [f"A vision-language model, as transformers' `{foreign.model}` has it,"]
+    return ["A vision-language model of images and videos in the form of [OmniVL](https://arxiv.org/abs/2209.07526),"]
+
+
+def _uses(model: OmniVLModel, foreign: Foreign | None) -> list[str]:
+    """How to load it and what to do with it."""
+    heads = model.config.heads
+    if foreign is not None:
+        return [
+            "```python",
+            f"from transformers import AutoTokenizer, {foreign.model}",
+            "",
+            f'model, tokenizer = {foreign.model}.from_pretrained("."), AutoTokenizer.from_pretrained(".")',
+            "```",
+        ]
+    return [
         "It needs the package `omnivl-engine`, whose `omnivl.hub` makes the model known to transformers.",
         "",
         "```python",
@@ -166,13 +260,12 @@ def model_card(trained: Trained, model: OmniVLModel, dtype: Dtype) -> str:
         "",
         'model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")',
         'inputs = processor(images=["picture.png"], text=["a caption"])',
-        *uses,
+        "model.get_image_features(**inputs).pooler_output  # also get_video_features, get_text_features",
+        "model(**inputs).logits_per_image",
+        *(["model(**inputs, use_itm_head=True).itm_score"] if "vlm" in heads else []),
+        *(["processor.batch_decode(model.generate(**inputs, num_beams=3))"] if "lm" in heads else []),
         "```",
-        "",
-        "## Evaluation",
-        *_figures(scores_of(trained)),
     ]
-    return "\n".join(lines) + "\n"
 
 
 def _figures(scores: Sequence[Score]) -> list[str]:

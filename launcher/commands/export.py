@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from engine.finished.export import Dtype
+from engine.finished.export import Dtype, Form
 from engine.finished.export import export as write_export
 from engine.finished.trained import find_trained
 
@@ -22,14 +22,18 @@ def export(
     ] = None,
     dtype: Annotated[Dtype, typer.Option(help="Of the weights.")] = "fp32",
     max_shard_size: Annotated[str, typer.Option(help="Largest weight file, e.g. 500MB.")] = "5GB",
+    form: Annotated[
+        Form, typer.Option("--format", help="Whose class: omnivl.hub's, or one of transformers' own.")
+    ] = "omnivl",
 ) -> None:
     """Writes a trained stage for transformers: safetensors, config, tokenizer, processor, model card.
 
     Examples:
       omnivl export runs/quickstart hub/quickstart
+      omnivl export runs/clip_tiny hub/clip_tiny --format transformers
     """
     trained = find_trained(target, stage, plan)
-    done = write_export(trained, out, dtype, max_shard_size)
+    done = write_export(trained, out, dtype, max_shard_size, form)
     typer.echo(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
     if done.left_out:
         heads = sorted({".".join(name.split(".")[1:3]) for name in done.left_out})
