@@ -6,8 +6,9 @@ import pytest
 
 from engine.errors import PlanError
 from engine.plan.parse import load_plan, parse_plan
-from omnivl.architectures import OmniVL
-from omnivl.objectives import MLM, UniVLC
+from engine.plan.schema import kinds
+from omnivl.architectures import ArchitectureConfig, OmniVL
+from omnivl.objectives import MLM, ObjectiveConfig, UniVLC
 
 # Line by line, so that a test can say which line it expects.
 LINES = {
@@ -38,7 +39,8 @@ def problems(text: str, *overrides: str, world_size: int | None = None) -> list[
 
 PLAN_KEYS = "name, stages, seed, tokenizer, model, parallel, launch, batch, loader, checkpoint, guard, logging"
 STAGE_KEYS = "name, steps, data, objectives, optimizer, init_from, weights, freeze, model, parallel, batch, evaluate"
-OBJECTIVES = "'mlm', 'mrm', 'mfm', 'mcm', 'mdm', 'univlc', 'vlm', 'lm'"
+OBJECTIVES = ", ".join(map(repr, kinds(ObjectiveConfig)))
+ARCHITECTURES = " or ".join(", ".join(map(repr, kinds(ArchitectureConfig))).rsplit(", ", 1))
 
 
 def test_a_right_plan_is_typed_and_complete() -> None:
@@ -83,8 +85,8 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         (
             {"model": "model: 3"},
             [
-                "p.yaml:2: model: got 3; allowed a mapping with kind 'omnivl' or 'unified'; change it to a mapping with kind "
-                "'omnivl' or 'unified'"
+                f"p.yaml:2: model: got 3; allowed a mapping with kind {ARCHITECTURES}; change it to a mapping with kind "
+                f"{ARCHITECTURES}"
             ],
         ),
         (
