@@ -8,10 +8,11 @@ from typing import Annotated
 from pydantic import Field
 
 from omnivl.architectures.base import Architecture, Kit
+from omnivl.architectures.clip import CLIP
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 
-ArchitectureConfig = Annotated[OmniVL | Unified, Field(discriminator="kind")]
+ArchitectureConfig = Annotated[OmniVL | Unified | CLIP, Field(discriminator="kind")]
 """All architectures that a plan can name, told apart by ``kind``."""
 
-__all__ = ["Architecture", "ArchitectureConfig", "Kit", "OmniVL", "Unified", "VisionConfig"]
+__all__ = ["CLIP", "Architecture", "ArchitectureConfig", "Kit", "OmniVL", "Unified", "VisionConfig"]

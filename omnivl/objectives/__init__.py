@@ -9,6 +9,7 @@ from pydantic import Field
 
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
+from omnivl.objectives.itc import ITC
 from omnivl.objectives.lm import LM
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
@@ -18,10 +19,11 @@ from omnivl.objectives.mrm import MRM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 
-ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC, Field(discriminator="kind")]
 """All objectives that a plan can name, told apart by ``kind``."""
 
 __all__ = [
+    "ITC",
     "LM",
     "MCM",
     "MDM",

@@ -1,0 +1,290 @@
+"""CLIP: a tower for images and a causal one for texts, each of a width of its own, and a projection on top of either.
+
+Shapes: B samples, T frames, L text positions.
+
+Source: Radford et al., CLIP, arXiv 2103.00020, sections 2.4 and 2.5, and its released code.
+Differs: starting values of matrices are the project's (``moe.linear``). Texts are pooled at the tokenizer's first end
+    token; the released code takes the largest id, which in its vocabulary is that token.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from moe.config import DenseConfig, MoMEConfig
+from moe.ranges import Range
+from omnivl.architectures.base import Architecture, Kit, Layers, divisions
+from omnivl.architectures.clip_names import from_transformers, to_transformers, unmet_options
+from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
+from omnivl.architectures.one_width import modality_misfits, place_misfits
+from omnivl.chain.chain import Chain
+from omnivl.chain.demands import TWIN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.sizes import HeadSizes
+from omnivl.chain.state import State, StepLayout
+from omnivl.data.sizes import InputSizes
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.errors import Misfit, ModelError
+from omnivl.parts.bert import TextBlock
+from omnivl.parts.block import EmbeddingLayer
+from omnivl.parts.embed import TextEmbedding, ids_name
+from omnivl.parts.join import JoinRows
+from omnivl.parts.losses import Losses
+from omnivl.parts.patches import num_patches
+from omnivl.parts.plain_vit import ImageBlock, ImageEmbedding, frame_tokens
+from omnivl.parts.project import Project, last_token
+from omnivl.parts.sizes import Patches, Transformer, Words
+from omnivl.parts.vit import VisualBlock, VisualNorm
+
+CLIP_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class CLIP(Architecture):
+    """CLIP. The defaults are the preset ``b16``, the paper's ViT-B/16.
+
+    Attributes:
+        vision: The image tower. CLIP's own weights have the activation ``quick_gelu``.
+        text: The text tower, causal.
+        image_size: Side of an image, or of a frame of a clip, in pixels.
+        num_frames: Frames of a training clip. Each is encoded as an image; a clip's embedding is the mean of theirs.
+        patch_size: Side of a patch in pixels.
+        text_length: Token positions per text, special tokens included.
+        vocab_size: Rows of the word embedding.
+        projection_size: Size P of the contrastive embeddings.
+    """
+
+    kind: Literal["clip"] = "clip"
+    vision: Transformer = field(default_factory=lambda: _tower(768, 12, 12))
+    text: Transformer = field(default_factory=lambda: _tower(512, 8, 12))
+    image_size: Annotated[int, Range(1)] = 224
+    num_frames: Annotated[int, Range(1)] = 8
+    patch_size: Annotated[int, Range(1)] = 16
+    text_length: Annotated[int, Range(3)] = 77  # start, a word, end
+    vocab_size: Annotated[int, Range(1)] = 49408
+    projection_size: Annotated[int, Range(1)] = 512
+
+    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding")
+
+    @property
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+        return InputSizes(
+            image_size=self.image_size,
+            video_size=self.image_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+            text_length=self.text_length,
+        )
+
+    @property
+    def heads(self) -> HeadSizes:
+        """What heads are built from."""
+        return HeadSizes(
+            widths={"visual": self.vision.hidden_size, "text": self.text.hidden_size},
+            text_length=self.text_length,
+            vocab_size=self.vocab_size,
+            projection_size=self.projection_size,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+        )
+
+    @property
+    def patches(self) -> Patches:
+        """Of the visual stream."""
+        return Patches(
+            image_size=self.image_size,
+            video_size=self.image_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            norm_embeddings=True,
+        )
+
+    @property
+    def words(self) -> Words:
+        """Of the text stream."""
+        return Words(length=self.text_length, vocab_size=self.vocab_size, norm_embeddings=False)
+
+    @property
+    def stacks(self) -> Mapping[str, Transformer]:
+        """Both towers."""
+        return {"visual": self.vision, "text": self.text}
+
+    @property
+    def widths(self) -> Mapping[str, object]:
+        """Sizes that weights of an earlier stage must share, by field."""
+        towers = {"vision": self.vision, "text": self.text}
+        found: dict[str, object] = {name: getattr(self, name) for name in _WIDTHS}
+        for name, tower in towers.items():
+            found |= {f"{name}.{size}": getattr(tower, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
+        return found
+
+    def layers(self, kit: Kit) -> Layers:
+        """Towers, projections, losses."""
+        patches, twins = self.patches, kit.momentum
+        yield "embed", EmbedTowers(patches, self.vision, self.words, self.text, kit)
+        for index in range(self.vision.layers):
+            yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, block=ImageBlock)
+        yield "visual_norm", VisualNorm(self.vision, twins)
+        for index in range(self.text.layers):
+            yield f"text_{index:02d}", TextBlock(index, self.text, self.text_length, twins, causal=True)
+        pools = {"visual": frame_tokens, "text": last_token}
+        yield "contrast", Project(self.heads, kit.objectives, self.momentum, bias=False, pools=pools)
+        yield "join", JoinRows(kit.objectives, kit.gather)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=self.filling, momentum=self.momentum)
+
+    def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
+        """Weights of transformers' ``CLIPModel``, or of its vision model.
+
+        Raises:
+            ModelError: The folder's configuration asks for other options than the model has.
+        """
+        if "vision_model.pre_layrnorm.weight" not in weights:
+            return None
+        config = read_json(path / "config.json") if path.is_dir() else {}
+        if unmet := unmet_options(config, self.vision, self.text):
+            raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+        return from_transformers(weights, read_pixels(path, CLIP_PIXELS))
+
+    def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign:
+        """The model as transformers' ``CLIPModel`` has it.
+
+        Raises:
+            ModelError: The towers have what that class has not, or the end token an id that it does not look for.
+        """
+        for name, tower in (("vision", self.vision), ("text", self.text)):
+            if not isinstance(tower.ffn, DenseConfig) or tower.layer_scale_init is not None:
+                raise ModelError(
+                    f"model.{name}: got {tower.ffn.kind!r} feed-forward layers and layer_scale_init "
+                    f"{tower.layer_scale_init}; allowed are 'dense' ones and null for transformers' CLIPModel; leave "
+                    "--format out"
+                )
+        if tokens.sep == 2:
+            raise ModelError(
+                "tokenizer: got the end token id 2, at which transformers' CLIPModel takes the largest id of a text; "
+                "allowed is another id; use another tokenizer, or leave --format out"
+            )
+        return to_transformers(self.heads, self.image_size, (self.vision, self.text), chain, tokens)
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        towers = {"vision": self.vision, "text": self.text}
+        numbers = {f"{name}.hidden_size": (one.hidden_size, "num_heads", one.num_heads) for name, one in towers.items()}
+        yield from divisions({**numbers, "image_size": (self.image_size, "patch_size", self.patch_size)})
+        for name, tower in towers.items():
+            for misfit in _tower_misfits(tower):
+                yield replace(misfit, path=(name, *misfit.path))
+        if not any(isinstance(one.ffn, DenseConfig) for one in towers.values()) and self.vision.ffn != self.text.ffn:
+            change = "make them equal, or one of them dense"
+            yield Misfit(("text", "ffn"), "other experts than vision.ffn", "the same ones, or dense layers", change)
+        for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
+            if (value := getattr(self.text, option)) != still:
+                yield Misfit(("text", option), str(value), "0" if still == 0.0 else "null", "the text tower has none")
+
+
+_WIDTHS = ("patch_size", "vocab_size", "projection_size")
+
+
+def _tower_misfits(tower: Transformer) -> Iterator[Misfit]:
+    """What does not fit together in one tower; paths begin within it."""
+    if tower.layers < 1:
+        yield Misfit(("layers",), str(tower.layers), "1 or more", "raise it")
+    if tower.norm != "pre":
+        yield Misfit(("norm",), repr(tower.norm), "'pre'", "set it to 'pre'")
+    if tower.inner_size < 1:
+        yield Misfit(("mlp_ratio",), f"{tower.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
+    if tower.activation != "gelu" and not isinstance(tower.ffn, DenseConfig | MoMEConfig):
+        got = f"{tower.activation!r} with ffn kind {tower.ffn.kind!r}"
+        yield Misfit(("activation",), got, "'gelu' where there are sparse or attribute experts", "set it to 'gelu'")
+    yield from modality_misfits(tower.ffn)
+    yield from place_misfits(tower.ffn, {"layers": tower.layers})
+
+
+class Towers(nn.Module):
+    """Both towers' embeddings: what ``EmbedTowers`` trains and what its momentum twin copies."""
+
+    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer) -> None:
+        super().__init__()
+        self.visual = ImageEmbedding(patches, vision, bias=False)
+        self.text = TextEmbedding(words, text)
+
+
+class EmbedTowers(EmbeddingLayer):
+    """Pixels and token ids to the heads of both towers. A text's positions are those up to and with its end token."""
+
+    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer, kit: Kit) -> None:
+        def build(still: bool) -> nn.Module:
+            return Towers(patches, vision, words, text.still() if still else text)
+
+        super().__init__(build, kit.compute_dtype, kit.momentum)
+        self.sizes, self.tokens = patches, kit.tokens
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether a stream starts here."""
+        return bool(layout.visual or layout.text)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches."""
+        assert isinstance(self.block, Towers)
+        one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
+        # No gradient flows into pixels: one product less.
+        return (num_rows(layout.visual) * (FORWARD_AND_BACKWARD - 1) + twin_rows(layout, "visual")) * one
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The embedding of a tower that no step passes."""
+        assert isinstance(self.block, Towers)
+        for stream, embedding in (("visual", self.block.visual), ("text", self.block.text)):
+            if not any(layout.segments(stream) for layout in layouts):
+                yield from embedding.parameters()
+
+    def forward(self, state: State) -> State:
+        """Adds ``visual``, ``text``, ``text_mask``, and the twins' streams, as the layout asks."""
+        layout, online, twin = state.layout, self.block, self.momentum_block
+        assert isinstance(online, Towers)
+        made: dict[str, Tensor] = {}
+        if layout.visual:
+            made["visual"] = online.visual(state["frames"], self.dtype)
+        if layout.text:
+            token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
+            made |= {"text": online.text(token_ids, self.dtype), "text_mask": up_to_end(token_ids, self.tokens)}
+        if layout.twins:
+            assert isinstance(twin, Towers), "the layout asks for momentum twins, none was built"
+            with torch.no_grad():
+                if "visual" in layout.twins:
+                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype)
+                if "text" in layout.twins:
+                    made[TWIN + "text"] = twin.text(state["token_ids"], self.dtype)
+        return state.merged(made)
+
+
+def up_to_end(token_ids: Tensor, tokens: SpecialTokens) -> Tensor:
+    """Bool ``[R, L]``: where a text has tokens, up to and with its first end token, which may also be its padding."""
+    ends = token_ids == tokens.sep
+    return (ends.long().cumsum(1) - ends.long() == 0) & (ends | (token_ids != tokens.pad))
+
+
+def _tower(width: int, heads: int, layers: int) -> Transformer:
+    """A tower as CLIP has it."""
+    return Transformer(hidden_size=width, num_heads=heads, layers=layers, norm_eps=CLIP_EPS)
+
+
+CLIP.presets = {
+    "tiny": CLIP(
+        vision=_tower(192, 3, 6),
+        text=_tower(128, 2, 4),
+        image_size=64,
+        num_frames=8,
+        patch_size=8,
+        text_length=16,
+        vocab_size=4096,
+        projection_size=128,
+    ),
+    "b32": CLIP(patch_size=32),
+    "b16": CLIP(),
+    "l14": CLIP(vision=_tower(1024, 16, 24), text=_tower(768, 12, 12), patch_size=14, projection_size=768),
+}

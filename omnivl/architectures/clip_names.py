@@ -1,0 +1,181 @@
+"""CLIP between this engine's names and those of transformers' ``CLIPModel``, in both directions.
+
+Shapes: D hidden size, P projection size, p side of a patch.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from omnivl.architectures.foreign import OUR_PIXELS, Foreign, Pixels, fold_pixels
+from omnivl.chain.chain import Chain
+from omnivl.chain.sizes import HeadSizes
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.parts.project import Project
+from omnivl.parts.sizes import Transformer
+
+_TABLES = {
+    "embed.block.visual.class_token": "vision_model.embeddings.class_embedding",
+    "embed.block.visual.positions": "vision_model.embeddings.position_embedding.weight",
+    "embed.block.visual.patches.weight": "vision_model.embeddings.patch_embedding.weight",
+    "embed.block.text.words": "text_model.embeddings.token_embedding.weight",
+    "embed.block.text.positions": "text_model.embeddings.position_embedding.weight",
+    "contrast.visual_projection.weight": "visual_projection.weight",
+    "contrast.text_projection.weight": "text_projection.weight",
+    "contrast.logit_scale": "logit_scale",
+}
+_NORMS = {
+    "embed.block.visual.norm": "vision_model.pre_layrnorm",
+    "visual_norm.block": "vision_model.post_layernorm",
+}
+_BLOCK = {
+    "norm1": "layer_norm1",
+    "attention.out": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "ffn.fc1": "mlp.fc1",
+    "ffn.fc2": "mlp.fc2",
+}
+_TOWERS = {"visual": "vision_model", "text": "text_model"}
+_QKV = tuple(f"self_attn.{part}_proj" for part in ("q", "k", "v"))
+_PATCHES, _POSITIONS = "embed.block.visual.patches.weight", "embed.block.visual.positions"
+
+
+def names(vision_layers: int, text_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each parameter of ours with the parameters of ``CLIPModel`` that it holds, several end to end."""
+    for ours, theirs in _TABLES.items():
+        yield ours, (theirs,)
+    maps = {**_NORMS, f"text_{text_layers - 1:02d}.block.norm_out": "text_model.final_layer_norm"}
+    joint: dict[str, tuple[str, ...]] = {ours: (theirs,) for ours, theirs in maps.items()}
+    for stack, layers in (("visual", vision_layers), ("text", text_layers)):
+        for index in range(layers):
+            block, theirs = f"{stack}_{index:02d}.block", f"{_TOWERS[stack]}.encoder.layers.{index}"
+            joint |= {f"{block}.{name}": (f"{theirs}.{other}",) for name, other in _BLOCK.items()}
+            joint[f"{block}.attention.qkv"] = tuple(f"{theirs}.{part}" for part in _QKV)
+    for ours, parts in joint.items():
+        for ending in ("weight", "bias"):
+            yield f"{ours}.{ending}", tuple(f"{part}.{ending}" for part in parts)
+
+
+def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
+    """A checkpoint's tensors under our names; those that have none here keep theirs.
+
+    Another normalisation of pixels is folded into the patches' map and, since that has no bias, into the positions of
+    all patches.
+
+    Args:
+        weights: By names of ``CLIPModel``.
+        pixels: How the checkpoint's pixels are normalised.
+    """
+    depths = [1 + max((_block(name, tower) for name in weights), default=-1) for tower in _TOWERS.values()]
+    found: dict[str, Tensor] = {}
+    for ours, parts in names(*depths):
+        if all(part in weights for part in parts):
+            found[ours] = torch.cat([weights[part] for part in parts]) if len(parts) > 1 else weights[parts[0]]
+    taken = {part for ours, parts in names(*depths) if ours in found for part in parts}
+    found |= {name: tensor for name, tensor in weights.items() if name not in taken}
+    if "contrast.logit_scale" in found:
+        found["contrast.logit_scale"] = found["contrast.logit_scale"].reshape(1)
+    found[_PATCHES] = found[_PATCHES].flatten(1)
+    if pixels != OUR_PIXELS:
+        weight = found[_PATCHES]
+        found[_PATCHES], shift = fold_pixels(weight, weight.new_zeros(len(weight)), pixels)
+        positions = found[_POSITIONS]
+        found[_POSITIONS] = torch.cat([positions[:1], positions[1:] + shift])
+    return found
+
+
+def to_transformers(
+    sizes: HeadSizes, image_size: int, towers: tuple[Transformer, Transformer], chain: Chain, tokens: SpecialTokens
+) -> Foreign:
+    """A chain of dense towers as ``CLIPModel`` has it; the temperature is written as it acts, within its bounds."""
+    vision, text = towers
+    own = {name: tensor.detach() for name, tensor in chain.state_dict().items()}
+    project = chain.get_submodule("contrast")
+    assert isinstance(project, Project)
+    own["contrast.logit_scale"] = project.scale().detach().log()
+    own[_PATCHES] = own[_PATCHES].view(vision.hidden_size, 3, sizes.patch_size, sizes.patch_size)
+    weights: dict[str, Tensor] = {}
+    for ours, parts in names(vision.layers, text.layers):
+        pieces = own[ours].chunk(len(parts)) if len(parts) > 1 else (own[ours],)
+        weights |= {part: piece.clone() for part, piece in zip(parts, pieces, strict=True)}
+    ends = {"pad_token_id": tokens.pad, "bos_token_id": tokens.cls, "eos_token_id": tokens.sep}
+    config = {
+        "model_type": "clip",
+        "projection_dim": sizes.projection_size,
+        "vision_config": {
+            **_tower_config(vision, sizes.projection_size),
+            **{"image_size": image_size, "patch_size": sizes.patch_size},
+        },
+        "text_config": {
+            **_tower_config(text, sizes.projection_size),
+            **{"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.text_length, **ends},
+        },
+    }
+    return Foreign("CLIPModel", config, weights, _image_processor(image_size))
+
+
+def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer) -> list[str]:
+    """What the towers have to be set to before they compute what a ``CLIPModel``'s weights were trained for.
+
+    Args:
+        config: Content of its ``config.json``; what it leaves out is as the class has it.
+        vision: Our image tower.
+        text: Our text tower.
+    """
+    found: list[str] = []
+    for name, tower, heads in (("vision", vision, 12), ("text", text, 8)):
+        said = config.get(f"{name}_config", config if config.get("model_type") == f"clip_{name}_model" else {})
+        activation = said.get("hidden_act", "quick_gelu")
+        wanted = {
+            "activation": (tower.activation, activation),
+            "norm_eps": (tower.norm_eps, said.get("layer_norm_eps", 1e-5)),
+        }
+        if config:  # a weight file alone does not say how many heads there are
+            wanted["num_heads"] = (tower.num_heads, said.get("num_attention_heads", heads))
+        found += [
+            f"model.{name}.{option}: got {own}; allowed {value} with these weights"
+            for option, (own, value) in wanted.items()
+            if own != value
+        ]
+    return found
+
+
+def _block(name: str, tower: str) -> int:
+    """The number of the block of a tower that a parameter of ``CLIPModel`` belongs to; -1 for others."""
+    start = f"{tower}.encoder.layers."
+    return int(name.removeprefix(start).partition(".")[0]) if name.startswith(start) else -1
+
+
+def _tower_config(tower: Transformer, projection_size: int) -> dict[str, Any]:
+    return {
+        "hidden_size": tower.hidden_size,
+        "intermediate_size": tower.inner_size,
+        "num_hidden_layers": tower.layers,
+        "num_attention_heads": tower.num_heads,
+        "hidden_act": tower.activation,
+        "layer_norm_eps": tower.norm_eps,
+        "projection_dim": projection_size,
+    }
+
+
+def _image_processor(image_size: int) -> dict[str, Any]:
+    """Content of ``preprocessor_config.json``: the view of evaluation, and pixels from -1 to 1.
+
+    Resized pictures differ a little from ours, which are cropped before they are resized.
+    """
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 2,  # bilinear: of PIL's filters the one nearest to ours
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(OUR_PIXELS.mean),
+        "image_std": list(OUR_PIXELS.std),
+    }

@@ -1,0 +1,189 @@
+"""Image-text contrast as in CLIP and SigLIP: the own text and picture of a sample are its only pair.
+
+Samples of one identity count as different ones.
+
+The projections and the temperature belong to the layer that makes the embeddings (``omnivl.parts.project``), the bias
+of the sigmoid loss to this objective's head.
+
+Shapes: B samples of this replica, J joined batch (replicas * B), P projection size.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.demands import EMBEDDINGS, Demands
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, Temperature
+from omnivl.chain.sizes import HeadSizes
+from omnivl.chain.state import State
+from omnivl.data.batch import DataKind, is_pair
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """L2-normalised embeddings of samples, text i beside picture i: ``visual`` and ``text``, fp32 ``[N, P]``."""
+
+    visual: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class ITC(Objective):
+    """Contrast of pairs over the joined batch, without a queue and without identities.
+
+    Attributes:
+        loss_type: ``softmax``: cross-entropy over the batch in both directions. ``soft``: the same with targets by how
+            alike the pictures and the texts of the batch are among themselves. ``sigmoid``: each pair of a text and a
+            picture by itself.
+        temperature: Initial temperature; None: 0.07, and 0.1 for the sigmoid.
+        temperature_bounds: Smallest and largest temperature; None: 0.01 to 1, and for the sigmoid 1e-4 to 1e4.
+        learn_temperature: Whether the temperature is learnt.
+        soft_target_factor: What similarities within the modalities are multiplied by for soft targets: the ``scale``
+            (1 / temperature) as logits are, or the ``temperature``, as the open implementation does. Its embeddings are
+            not of unit length and its temperature is 1, where both are the same; embeddings of unit length get targets
+            that are nearly equal everywhere, and fall together.
+        initial_bias: Of the sigmoid's logits, learnt; the other losses have none.
+
+    Source: Radford et al., CLIP, arXiv 2103.00020, section 2.3 and figure 3; the scale is at most 100 (section 2.5).
+        Sigmoid: Zhai et al., SigLIP, arXiv 2303.15343, algorithm 1. Soft targets are those of an open implementation
+        of CLIP in which similarities within the modalities stand for the identity.
+    Differs: with soft targets embeddings are L2-normalised, which the implementation's are not; see
+        ``soft_target_factor``.
+    """
+
+    kind: Literal["itc"] = "itc"
+    loss_type: Literal["softmax", "soft", "sigmoid"] = "softmax"
+    temperature: float | None = None
+    temperature_bounds: tuple[float, float] | None = None
+    learn_temperature: bool = True
+    soft_target_factor: Literal["scale", "temperature"] = "scale"
+    initial_bias: float = -10.0
+
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            UserError: An option is out of its range.
+        """
+        super().__post_init__()
+        options = self.temperature_options
+        low, high = options.bounds
+        self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
+        self.require(low <= options.initial <= high, "temperature", f"within temperature_bounds, {low} to {high}")
+
+    @property
+    def temperature_options(self) -> Temperature:
+        """What the options say of the temperature."""
+        sigmoid = self.loss_type == "sigmoid"
+        usual, bounds = (0.1, (1e-4, 1e4)) if sigmoid else (0.07, (0.01, 1.0))
+        return Temperature(
+            usual if self.temperature is None else self.temperature,
+            bounds if self.temperature_bounds is None else self.temperature_bounds,
+            self.learn_temperature,
+        )
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """Both embeddings, where there is a text beside a picture or clip."""
+        return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale"))) if is_pair(kind) else None
+
+    def build_head(self, sizes: HeadSizes) -> nn.Module | None:
+        """The bias of the sigmoid's logits."""
+        return BiasHead(self.initial_bias) if self.loss_type == "sigmoid" else None
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        """The loss over the joined batch."""
+        own = Embedded(state["visual_embedding"], state["text_embedding"])
+        joined = Embedded(gather.join(own.visual), gather.join(own.text))
+        scale, first = state["logit_scale"], gather.replica * len(own.visual)
+        metrics = {"temperature": (1.0 / scale).detach(), **_recalls(own, joined, state["identity"], gather)}
+        if self.loss_type == "sigmoid":
+            assert isinstance(heads.own, BiasHead)
+            bias = heads.own.bias[0]
+            metrics["bias"] = bias.detach().clone()  # the optimizer changes the parameter before metrics are read
+            return ObjectiveLoss(sigmoid_loss(own, joined, scale, bias, first), metrics)
+        if self.loss_type == "soft":
+            factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
+            return ObjectiveLoss(soft_target_loss(own, joined, scale, factor, gather), metrics)
+        return ObjectiveLoss(softmax_loss(own, joined, scale, first), metrics)
+
+
+class BiasHead(Head):
+    """The bias of the sigmoid's logits, a parameter of one element."""
+
+    def __init__(self, initial: float) -> None:
+        super().__init__()
+        # One element instead of a scalar: sharding hosts want parameters that can be cut.
+        self.bias = nn.Parameter(torch.tensor([initial]))
+
+
+def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int) -> Tensor:
+    """Mean cross-entropy of both directions, halved, a scalar.
+
+    Args:
+        own: This replica's, ``[B, P]``.
+        joined: All replicas', ``[J, P]``.
+        scale: 1 / temperature.
+        first: Which of the joined samples is this replica's first.
+    """
+    labels = torch.arange(first, first + len(own.visual), device=own.visual.device)
+    to_text = F.cross_entropy(scale * (own.visual @ joined.text.t()), labels)
+    to_visual = F.cross_entropy(scale * (own.text @ joined.visual.t()), labels)
+    return (to_text + to_visual) / 2.0
+
+
+def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:
+    """Mean cross-entropy of both directions, halved, with targets by similarity within the modalities; a scalar.
+
+    With T texts and I pictures of the joined batch: logits scale T I'; targets, by rows, softmax(factor (I I' + T T')
+    / 2); cross-entropy of the logits with the targets, and of both transposed. Rows of the transposed targets need not
+    add up to 1. Gradients flow through the targets, too.
+
+    A replica has the rows of its own samples. Those of the transposed targets are columns: since similarities are
+    symmetric, it needs no more for them than the normalisers of all rows.
+
+    Args:
+        own: This replica's, ``[B, P]``.
+        joined: All replicas', ``[J, P]``.
+        scale: 1 / temperature.
+        factor: Of the targets' similarities.
+        gather: Joins the normalisers.
+    """
+    alike = (own.visual @ joined.visual.t() + own.text @ joined.text.t()) * (factor / 2.0)
+    normalisers = alike.logsumexp(-1)
+    targets, transposed = (alike - normalisers[:, None]).exp(), (alike - gather.join(normalisers)).exp()
+    to_visual = F.cross_entropy(scale * (own.text @ joined.visual.t()), targets)
+    to_text = F.cross_entropy(scale * (own.visual @ joined.text.t()), transposed)
+    return (to_visual + to_text) / 2.0
+
+
+def sigmoid_loss(own: Embedded, joined: Embedded, scale: Tensor, bias: Tensor, first: int) -> Tensor:
+    """``- (1 / B) sum_ij log sigmoid(z_ij (scale x_i . y_j + bias))``, z 1 for pairs and -1 elsewhere; a scalar.
+
+    As -log sigmoid(l) = softplus(l) - l and -log sigmoid(-l) = softplus(l), that is the sum of softplus over all
+    logits less the pairs' own.
+
+    Args:
+        own: This replica's, ``[B, P]``; of them the pictures x.
+        joined: All replicas', ``[J, P]``; of them the texts y.
+        scale: 1 / temperature.
+        bias: Of the logits, scalar.
+        first: Which of the joined samples is this replica's first.
+    """
+    logits = scale * (own.visual @ joined.text.t()) + bias
+    return (F.softplus(logits).sum() - logits.diagonal(first).sum()) / len(logits)
+
+
+@torch.no_grad()
+def _recalls(own: Embedded, joined: Embedded, identity: Tensor, gather: Gather) -> dict[str, Tensor]:
+    """Share of samples whose nearest text, or picture, of the joined batch has their identity."""
+    identities = gather.join(identity)
+    nearest_text = (own.visual @ joined.text.t()).argmax(-1)
+    nearest_visual = (own.text @ joined.visual.t()).argmax(-1)
+    return {
+        "visual_to_text_r1": (identities[nearest_text] == identity).float().mean(),
+        "text_to_visual_r1": (identities[nearest_visual] == identity).float().mean(),
+    }
