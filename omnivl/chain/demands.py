@@ -62,7 +62,7 @@ class Demands:
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
-            positions of the joins' rows), ``vocabulary`` (the head that all objectives on words share); with
+            positions of its own joins' rows), ``vocabulary`` (the head that all objectives on words share); with
             ``momentum_`` before it what the momentum twin makes of a field.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
@@ -78,6 +78,12 @@ class Demands:
         return self.reads | self.draws_from
 
     @property
+    def joined(self) -> frozenset[str]:
+        """The segments of which fused rows are made."""
+        fused = [join for join in self.joins.values() if join.mask == "both"]
+        return frozenset(segment for join in fused for segment in (join.text, *join.seen))
+
+    @property
     def twins(self) -> frozenset[str]:
         """The streams whose momentum twins have to run."""
         wanted = {name.removeprefix(TWIN) for name in self.fields if name.startswith(TWIN)}
@@ -85,8 +91,8 @@ class Demands:
 
     @property
     def streams(self) -> frozenset[str]:
-        """The streams that an architecture needs to have."""
-        found = {stream for stream, segments in self.rows.items() if segments}
+        """The streams that an architecture needs to have; rows that are only joined need none of their own."""
+        found = {stream for stream, segments in self.rows.items() if segments.keys() - self.joined}
         found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}

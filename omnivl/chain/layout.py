@@ -60,6 +60,13 @@ def lay_out(
         **{stream: stack.segments for stream, stack in stacks.items()},
         joins=joins,
         reads=frozenset[str]().union(*(demands.reads for demands in active.values())),
+        fused_visual=tuple(
+            name
+            for demands in active.values()
+            if "fused_visual" in demands.reads
+            for name, join in demands.joins.items()
+            if join.mask == "both" and name in stacks["fused"].segments
+        ),
         draws_from=frozenset[str]().union(*(demands.draws_from for demands in active.values())),
         twins=frozenset[str]().union(*(demands.twins for demands in active.values())),
         objectives=tuple(active),

@@ -69,6 +69,7 @@ class StepLayout:
         generation: Segments of ``state["generation"]``, one for each causal join.
         joins: What stands in these, by the same names.
         reads: Fields that losses read; see ``Demands.reads``.
+        fused_visual: Segments of ``fused`` of which losses read the visual positions.
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
         twins: Streams whose momentum twins run.
         objectives: Keys of the objectives that are active in the step.
@@ -86,6 +87,7 @@ class StepLayout:
     generation: Mapping[str, slice] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
+    fused_visual: tuple[str, ...] = ()
     draws_from: frozenset[str] = frozenset()
     twins: frozenset[str] = frozenset()
     objectives: tuple[str, ...] = ()

@@ -26,7 +26,7 @@ from moe.feed_forward import build_feed_forward, has_attention_experts, is_route
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
-from omnivl.chain.demands import CLEAN, TWIN
+from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
@@ -322,26 +322,25 @@ class UnifiedNorm(TwicePassed):
         super().__init__("unified_norm", build, momentum=momentum)
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to a side that never comes. Of joined rows the text is read, and masked visuals."""
+        """What belongs to a side that never comes. Of joined rows the text is read, and visuals where a loss reads them."""
         assert isinstance(self.block, ByModality)
         read = {
             modality
             for layout in layouts
             for modality, fused in reached_tokens(layout)
-            if not fused or modality == "text" or visual_reads(layout)
+            if not fused or modality == "text" or layout.fused_visual
         }
         yield from self.block.idle(read)
 
     def forward(self, state: State) -> State:
         """Normalises what ``UnifiedLayer`` advances.
 
-        Of joined rows the text goes on, and as ``fused_visual/{segment}`` the visual of those in which it is masked:
-        heads read nothing else.
+        Of joined rows the text goes on, and as ``fused_visual/{segment}`` the visual of those in which a loss reads it.
         """
         if "fused" in state:
             stream = joined_stream(state)
             length = stream.parts[0].length
-            for name in visual_reads(state.layout):
+            for name in state.layout.fused_visual:
                 visual = Stream(stream.x[state.layout.fused[name], length:], stream.parts[1:])
                 state = state.merged({f"fused_visual/{name}": self.block(visual.x, visual)})
             text = Stream(stream.x[:, :length], stream.parts[:1])
@@ -366,13 +365,6 @@ def waiting_streams(state: State) -> list[str]:
 def twin_streams(state: State) -> list[str]:
     """The streams that momentum twins advance, in the order in which the block takes them."""
     return [name for name in ("visual", "text") if name in state.layout.twins]
-
-
-def visual_reads(layout: StepLayout) -> list[str]:
-    """The joined rows whose visual positions are read: those of masked visuals, where an objective reads these."""
-    if "fused_visual" not in layout.reads:
-        return []
-    return [name for name in layout.fused if layout.joins[name].seen != (CLEAN,)]
 
 
 def separate_stream(state: State, name: str, prefix: str = "") -> Stream:

@@ -106,3 +106,19 @@ def test_two_objectives_of_one_name_are_refused():
         "objectives on image_text: two of them claim the stacked rows 'mrm'; give one of them another 'name', or "
         "remove it"
     )
+
+
+def test_rows_that_are_only_joined_need_no_stream_of_their_own():
+    joined = Demands(rows={"text": {"a": 1}}, joins={"a": Join(text="a")})
+    assert joined.streams == {"fused"}
+    alone = Demands(rows={"text": {"a": 1, "b": 1}}, joins={"a": Join(text="a")})
+    assert alone.streams == {"text", "fused"}
+    written = Demands(rows={"text": {"a": 1}}, joins={"a": Join(text="a", mask="causal")})
+    assert written.streams == {"text", "generation"}
+
+
+def test_visual_positions_are_read_of_the_rows_of_those_who_ask():
+    asking = Demands(joins={"a": Join(), "c": Join(text="c", mask="causal")}, reads=frozenset({"fused_visual"}))
+    layout = lay_out({"a": asking, "b": Demands(joins={"b": Join()})}, "image_text", 2, 1, "train")
+    assert layout.fused.keys() == {"a", "b"}
+    assert layout.fused_visual == ("a",)
