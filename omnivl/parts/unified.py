@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.attribute import AttributeLinear
@@ -146,6 +147,7 @@ class UnifiedBlock(nn.Module):
         super().__init__()
         size = sizes.hidden_size
         self.num_heads, self.recomputes = sizes.num_heads, sizes.recompute
+        self.dropout = sizes.dropout
         self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
         self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
         self.norm1 = ByModality(lambda: LayerNorm(size, sizes.norm_eps), multiway)
@@ -187,7 +189,11 @@ class UnifiedBlock(nn.Module):
     def _attend(self, stream: Stream) -> Tensor:
         qkv = self.qkv(self.norm1(stream.x, stream), stream)
         made = recomputed(self.recomputes == "attention", self_attention, qkv, self.num_heads, stream.mask)
-        branch = self.scale1(self.out(made, stream))
+        return self._leave(stream, self.scale1(self.out(made, stream)))
+
+    def _leave(self, stream: Stream, branch: Tensor) -> Tensor:
+        """The stream with a branch's output added."""
+        branch = F.dropout(branch, self.dropout, self.training)
         return stream.x + drop_path(branch, self.drop_path_rate, self.training)
 
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
@@ -206,8 +212,7 @@ class UnifiedBlock(nn.Module):
     def _add(self, stream: Stream, pieces: Iterator[Tensor]) -> Tensor:
         rows, size = stream.x.shape[0], stream.x.shape[-1]
         made = [next(pieces).view(rows, part.length, size) for part in stream.parts]
-        branch = self.scale2(made[0] if len(made) == 1 else torch.cat(made, dim=1))
-        return stream.x + drop_path(branch, self.drop_path_rate, self.training)
+        return self._leave(stream, self.scale2(made[0] if len(made) == 1 else torch.cat(made, dim=1)))
 
 
 def _everywhere(x: Tensor) -> Tensor:
@@ -322,7 +327,7 @@ class UnifiedNorm(TwicePassed):
         super().__init__("unified_norm", build, momentum=momentum)
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to a side that never comes. Of joined rows the text is read, and visuals where a loss reads them."""
+        """What belongs to a side that never comes. Of joined rows texts are read, and what losses read of visuals."""
         assert isinstance(self.block, ByModality)
         read = {
             modality

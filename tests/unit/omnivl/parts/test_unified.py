@@ -70,6 +70,14 @@ def test_an_image_alone_goes_the_way_of_the_visual_encoder():
         torch.testing.assert_close(own, other)
 
 
+def test_dropout_takes_from_branches_in_training_alone():
+    torch.manual_seed(0)
+    block = UnifiedBlock(replace(UNIFIED.stacks["unified"], dropout=1.0), False, 0)
+    stream = Stream(torch.randn(2, 5, CONFIG.hidden_size), (Part("image", 5),))
+    assert torch.equal(block(stream)[0][0], stream.x)
+    assert not torch.allclose(block.eval()(stream)[0][0], stream.x)
+
+
 def test_streams_of_one_pass_do_not_see_each_other():
     torch.manual_seed(0)
     block = block_of(UNIFIED)
