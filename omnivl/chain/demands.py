@@ -62,8 +62,9 @@ class Demands:
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
-            positions of its own joins' rows), ``vocabulary`` (the head that all objectives on words share); with
-            ``momentum_`` before it what the momentum twin makes of a field.
+            positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole), ``vocabulary`` (the
+            head that all objectives on words share); with ``momentum_`` before it what the momentum twin makes of a
+            field.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
 

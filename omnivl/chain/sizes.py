@@ -9,7 +9,8 @@ class HeadSizes:
     """What an architecture says of itself to those who build heads on its streams.
 
     Attributes:
-        widths: Width D of each stream that the architecture has (``visual``, ``text``, ``fused``, ``generation``).
+        widths: Width D of each stream that the architecture has (``visual``, ``text``, ``fused``, ``generation``),
+            and of ``pooled`` where it makes that and it is not that of ``fused``.
         text_length: Token positions per text.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings; 0 where there are none.
@@ -28,3 +29,8 @@ class HeadSizes:
     def words(self) -> int:
         """Width of the streams on which words are predicted: the last one of the architecture's that reads words."""
         return next(self.widths[stream] for stream in ("generation", "fused", "text") if stream in self.widths)
+
+    @property
+    def pooled(self) -> int:
+        """Width of what stands for a fused row as a whole, see ``State.pooled``."""
+        return self.widths.get("pooled", self.widths["fused"])

@@ -42,6 +42,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "fused": "float [R_fused, L, D]; rows by layout.fused",
     "fused_mask": "bool [R_fused, L]",
     "fused_memory": "int64 [R_fused], the row of memory that each fused row looks at",
+    "pooled": "float [R_fused, D]; what stands for each fused row as a whole, where an architecture makes it",
     "generation": "float [R_generation, L, D]; rows by layout.generation",
     "generation_mask": "bool [R_generation, L]",
     "generation_memory": "int64 [R_generation], as fused_memory; absent where row b looks at row b",
@@ -165,3 +166,13 @@ class State(dict[str, Tensor]):
         """
         apart = self.get(f"{stream}/{segment}")
         return self[stream][self.layout.segments(stream)[segment]] if apart is None else apart
+
+    def pooled(self, join: str) -> Tensor:
+        """What stands for each fused row of a join as a whole, ``[R, D]``.
+
+        That is ``pooled`` where the architecture makes it, which it does where an objective's ``reads`` name it; else
+        the row's first position.
+        """
+        if "pooled" in self:
+            return self["pooled"][self.layout.fused[join]]
+        return self.rows("fused", join)[:, 0]

@@ -14,6 +14,7 @@ from omnivl.architectures import Unified
 from omnivl.architectures.build import build_chain, outline
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.names import stack_of
+from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DATA_KINDS
 from omnivl.errors import ModelError
@@ -348,3 +349,13 @@ def test_a_chain_with_megablocks_is_refused_where_it_does_not_import(monkeypatch
         "None in sys.modules); allowed 'auto', 'loop', 'grouped', 'batched'; pip install 'megablocks[gg]', or set it "
         "to 'auto'"
     )
+
+
+def test_a_row_as_a_whole_is_its_first_position_unless_the_architecture_makes_it():
+    layout = StepLayout("image_text", 2, 1, fused={"a": slice(0, 2), "b": slice(2, 4)})
+    state = State({"fused": torch.arange(24.0).view(4, 3, 2)}, layout)
+    assert state.pooled("b").tolist() == [[12, 13], [18, 19]]
+    pooled = state.updated(pooled=torch.arange(12.0).view(4, 3))
+    assert pooled.pooled("b").tolist() == [[6, 7, 8], [9, 10, 11]]
+    sizes = HeadSizes({"fused": 2}, 4, 10, 0, 8, 1)
+    assert (sizes.pooled, replace(sizes, widths={"fused": 2, "pooled": 3}).pooled) == (2, 3)
