@@ -226,6 +226,10 @@ class TextEmbedding(nn.Module):
         kept = min(len(before), len(own))
         return torch.cat([before[:kept], own[kept:].float()])
 
+    def places(self) -> Tensor:
+        """What is added to the words at each position, ``[length, D]``."""
+        return self.positions
+
     def forward(self, token_ids: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
         """Embeds ``token_ids [R, L]``, whose first position is ``start``, to ``[R, L, D]`` of ``dtype``.
 
@@ -237,7 +241,7 @@ class TextEmbedding(nn.Module):
             raise ModelError(
                 f"text of {end} tokens: the model has {len(self.positions)} positions; raise model.text_length or cut"
             )
-        x = self.norm(F.embedding(token_ids, self.words) + self.positions[start:end])
+        x = self.norm(F.embedding(token_ids, self.words) + self.places()[start:end])
         return F.dropout(x.to(dtype), self.dropout, self.training)
 
 
