@@ -13,6 +13,7 @@ from engine.hosts.plain import PlainHost
 from engine.run.handover import hand_over
 from engine.step.freeze import freeze_idle
 from engine.step.optimizer import OptimizerConfig
+from omnivl.architectures import OmniVL
 from omnivl.architectures.base import Architecture, Kit, Layers, missing_streams
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import ChainLayer
@@ -120,3 +121,11 @@ def test_it_says_its_sizes() -> None:
     assert BagOfWords().widths != wider.widths
     assert not BagOfWords().has_routers
     assert BagOfWords().portable() == BagOfWords()
+
+
+def test_it_says_what_is_recomputed_and_can_be_asked_for_other() -> None:
+    assert BagOfWords().recomputed == ("none",)
+    whole = BagOfWords().recomputing("block")
+    assert (whole.recomputed, whole.visual.recompute, whole.text.recompute) == (("block",), "block", "block")
+    assert OmniVL().recomputing("ffn") == OmniVL(recompute="ffn")
+    assert OmniVL(recompute="ffn").recomputed == ("ffn",)
