@@ -11,8 +11,9 @@ from omnivl.architectures.base import Architecture, Kit
 from omnivl.architectures.clip import CLIP
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
+from omnivl.architectures.vilt import ViLT
 
-ArchitectureConfig = Annotated[OmniVL | Unified | CLIP, Field(discriminator="kind")]
+ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT, Field(discriminator="kind")]
 """All architectures that a plan can name, told apart by ``kind``."""
 
-__all__ = ["CLIP", "Architecture", "ArchitectureConfig", "Kit", "OmniVL", "Unified", "VisionConfig"]
+__all__ = ["CLIP", "Architecture", "ArchitectureConfig", "Kit", "OmniVL", "Unified", "ViLT", "VisionConfig"]

@@ -10,6 +10,7 @@ from pydantic import Field
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.itc import ITC
+from omnivl.objectives.itm import ITM
 from omnivl.objectives.lm import LM
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
@@ -19,11 +20,12 @@ from omnivl.objectives.mrm import MRM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 
-ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM, Field(discriminator="kind")]
 """All objectives that a plan can name, told apart by ``kind``."""
 
 __all__ = [
     "ITC",
+    "ITM",
     "LM",
     "MCM",
     "MDM",

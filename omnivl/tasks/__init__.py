@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
+from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
 from omnivl.tasks.pixel_baseline import BaselineReference
 from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
@@ -17,7 +18,9 @@ from omnivl.tasks.routing.task import RoutingTask
 from omnivl.tasks.task import Task
 from omnivl.tasks.zero_shot import ZeroShotTask
 
-TaskConfig = Annotated[RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask, Field(discriminator="kind")]
+TaskConfig = Annotated[
+    RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask | MatchingTask, Field(discriminator="kind")
+]
 """All tasks that ``evaluate.tasks`` of a plan can name, told apart by ``kind``."""
 
 __all__ = [
@@ -28,6 +31,7 @@ __all__ = [
     "GalleryRow",
     "Head",
     "Lack",
+    "MatchingTask",
     "Need",
     "Provided",
     "ResultFile",

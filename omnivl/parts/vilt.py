@@ -1,0 +1,275 @@
+"""One transformer over words and patches, which it sees side by side from their embeddings on.
+
+Shapes: B samples, H x W pixels, C = 3 * patch * patch values of a patch, N patches of an image, L text positions,
+S = L + 1 + N positions of a row, R fused rows, D hidden size.
+
+Source: Kim et al., ViLT, arXiv 2102.03334, section 3; numbers as in its released code (pre-norm blocks of ViT, GELU).
+Differs: images of a step are of one size, hence no patch is padding and none is left out at random.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.demands import CLEAN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.state import State, StepLayout
+from omnivl.errors import ModelError
+from omnivl.parts.bert import TEXT_EPS
+from omnivl.parts.block import BlockLayer
+from omnivl.parts.embed import TextEmbedding, unfold
+from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.sizes import Transformer, Words
+from omnivl.parts.unified import UnifiedBlock, joined_stream
+
+TEXT, IMAGE = 0, 1
+"""Rows of the table of modalities."""
+
+
+class TypedTextEmbedding(TextEmbedding):
+    """Word, position and token type, normalised, as in BERT; a text is of type 0."""
+
+    def __init__(self, words: Words, hidden_size: int, dropout: float) -> None:
+        super().__init__(words, Transformer(hidden_size=hidden_size, norm_eps=TEXT_EPS, dropout=dropout))
+        self.types = nn.Parameter(torch.empty(2, hidden_size))
+        nn.init.normal_(self.types, std=0.02)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The tables."""
+        yield from (*super().undecayed(), self.types)
+
+    def places(self) -> Tensor:
+        """Positions and the type, ``[length, D]``."""
+        return self.positions + self.types[0]
+
+
+class ImageEmbedding(nn.Module):
+    """Patches, class token and positions."""
+
+    def __init__(self, image_size: int, patch_size: int, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        self.patch_size, self.dropout = patch_size, dropout
+        self.patches = Linear(3 * patch_size**2, hidden_size)
+        self.class_token = nn.Parameter(torch.empty(hidden_size))
+        self.positions = nn.Parameter(torch.empty(1 + (image_size // patch_size) ** 2, hidden_size))
+        for table in (self.class_token, self.positions):
+            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The positions."""
+        yield self.positions
+
+    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
+        """Positions of another grid; the class token keeps its own."""
+        if name != "positions":
+            return None
+        side = round((own.shape[0] - 1) ** 0.5)
+        return torch.cat([before[:1], resize_bilinear(before[1:], (side, side))])
+
+    def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
+        """Embeds uint8 ``frames [B, 1, 3, H, W]`` to ``[B, 1 + N, D]`` of ``dtype``.
+
+        Raises:
+            ModelError: There are several frames or pictures in a sample, or their size is no multiple of a patch's.
+        """
+        if frames.shape[1] != 1:
+            raise ModelError(
+                f"architecture 'vilt': got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
+                "change the kind of the data entry to 'image_text', or model.kind"
+            )
+        pixels = unfold(frames, self.patch_size)[:, 0].to(torch.float32).div_(127.5).sub_(1.0).to(dtype)
+        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
+        body = self.patches(pixels) + resize_bilinear(self.positions[1:], grid).to(dtype)
+        head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
+        return F.dropout(torch.cat([head, body], dim=1), self.dropout, self.training)
+
+
+def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Spatial positions ``[side * side, D]`` of another grid, ``[rows * columns, D]``; corners stay where they are."""
+    side = round(table.shape[0] ** 0.5)
+    if grid == (side, side):
+        return table
+    image = table.t().reshape(1, -1, side, side)
+    return F.interpolate(image, size=grid, mode="bilinear", align_corners=True).flatten(2)[0].t()
+
+
+class PairEmbeddings(nn.Module):
+    """Both modalities' embeddings, and what tells these apart."""
+
+    def __init__(self, image_size: int, patch_size: int, words: Words, blocks: Transformer) -> None:
+        super().__init__()
+        self.visual = ImageEmbedding(image_size, patch_size, blocks.hidden_size, blocks.dropout)
+        self.text = TypedTextEmbedding(words, blocks.hidden_size, blocks.dropout)
+        self.modalities = nn.Parameter(torch.empty(2, blocks.hidden_size))
+        nn.init.trunc_normal_(self.modalities, std=0.02, a=-0.04, b=0.04)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The table of modalities."""
+        yield self.modalities
+
+
+class EmbedPair(BlockLayer):
+    """Images and token ids to ``visual_input``, ``text_input`` and ``text_mask``, of which fused rows are made.
+
+    Text segments but the clean one read ``{name}/token_ids``.
+    """
+
+    stack, level = "embed", -1
+
+    def __init__(
+        self, image_size: int, patch_size: int, words: Words, blocks: Transformer, pad: int, dtype: torch.dtype
+    ) -> None:
+        """Builds the embeddings.
+
+        Args:
+            image_size: Side of an image in pixels, for which the table of positions is made.
+            patch_size: Side of a patch in pixels.
+            words: Of the texts.
+            blocks: The stack that reads them.
+            pad: The padding token's id.
+            dtype: The compute dtype.
+        """
+        super().__init__("embed", lambda still: PairEmbeddings(image_size, patch_size, words, blocks))
+        self.num_patches, self.pad, self.dtype = (image_size // patch_size) ** 2, pad, dtype
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether rows are joined."""
+        return bool(layout.fused)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches. No gradient flows into pixels: one product less."""
+        assert isinstance(self.block, PairEmbeddings)
+        patches = self.block.visual.patches
+        rows = (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual)
+        return rows * self.num_patches * 2.0 * patches.in_features * patches.out_features
+
+    def forward(self, state: State) -> State:
+        """See the class.
+
+        Raises:
+            ModelError: An objective masks images, or see ``ImageEmbedding``.
+        """
+        layout, online = state.layout, self.block
+        assert isinstance(online, PairEmbeddings)
+        if not self.acts(layout):
+            return state
+        if masked := sorted(layout.visual.keys() - {CLEAN}):
+            raise ModelError(
+                f"architecture 'vilt': got the masked images {masked[0]!r}; allowed are whole ones; take the objective "
+                "out or change model.kind"
+            )
+        token_ids = torch.cat([state["token_ids" if name == CLEAN else f"{name}/token_ids"] for name in layout.text])
+        kinds = online.modalities.to(self.dtype)
+        visual = online.visual(state["frames"], self.dtype) + kinds[IMAGE]
+        text = online.text(token_ids, self.dtype) + kinds[TEXT]
+        mask = token_ids != self.pad
+        return state.updated(visual_input=visual, text_input=text, text_mask=mask)
+
+
+class FusedLayer(BlockLayer):
+    """A pre-norm block over the fused rows."""
+
+    stack = "fused"
+
+    def __init__(self, index: int, sizes: Transformer, length: int, patches: int) -> None:
+        """Builds block ``index``.
+
+        Args:
+            index: Which block.
+            sizes: Of the transformer.
+            length: L.
+            patches: N.
+        """
+        own = sizes.at_block(index)
+        super().__init__(
+            f"fused_{index:02d}",
+            lambda still: UnifiedBlock(own, multiway=False, index=index),
+            index=index,
+            recompute=own.recompute,
+        )
+        self.length, self.seen = length, 1 + patches
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are fused rows."""
+        return bool(layout.fused)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the fused rows."""
+        assert isinstance(self.block, UnifiedBlock)
+        words = self.length if tokens is None else tokens
+        row = self.block.flops(words + self.seen, self.length + self.seen)
+        return FORWARD_AND_BACKWARD * num_rows(layout.fused) * row
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Experts of clips, of which there are none."""
+        yield from super().idle_parameters(layouts)
+        if any(self.acts(layout) for layout in layouts):
+            yield from self.idle_experts({("text", True), ("image", True)})
+
+    def forward(self, state: State) -> State:
+        """Advances ``fused``."""
+        if not self.acts(state.layout):
+            return state
+        (joined,), sums = self.run(joined_stream(state))
+        return self.with_routing(state.updated(fused=joined), sums)
+
+
+class NormAndPooler(nn.Module):
+    """What stands behind the last block."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.norm = LayerNorm(hidden_size, eps)
+        self.pooler = Linear(hidden_size, hidden_size)
+
+    def forward(self, x: Tensor, pools: bool) -> tuple[Tensor, Tensor | None]:
+        """``x [R, S, D]`` normalised and, where it is wanted, ``tanh`` of a map of its first position ``[R, D]``."""
+        x = self.norm(x)
+        return x, torch.tanh(self.pooler(x[:, 0])) if pools else None
+
+
+class FusedNorm(BlockLayer):
+    """The normalisation at the end, and the pooler of the text's first position.
+
+    Leaves of ``fused`` the text positions, ``fused_visual/{segment}`` of the rows whose visual positions a loss reads,
+    and ``pooled`` where one is read.
+    """
+
+    stack = "fused"
+
+    def __init__(self, sizes: Transformer) -> None:
+        super().__init__("fused_norm", lambda still: NormAndPooler(sizes.hidden_size, sizes.norm_eps))
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are fused rows."""
+        return bool(layout.fused)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the pooler."""
+        assert isinstance(self.block, NormAndPooler)
+        pooler = self.block.pooler
+        rows = num_rows(layout.fused) if "pooled" in layout.reads else 0
+        return FORWARD_AND_BACKWARD * rows * 2.0 * pooler.in_features * pooler.out_features
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """All where there are no fused rows, the pooler where no loss reads it."""
+        assert isinstance(self.block, NormAndPooler)
+        active = [layout for layout in layouts if self.acts(layout)]
+        if not active:
+            yield from self.block.norm.parameters()
+        if not any("pooled" in layout.reads for layout in active):
+            yield from self.block.pooler.parameters()
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        layout = state.layout
+        if not self.acts(layout):
+            return state
+        length = state["fused"].shape[1] - state["memory"].shape[1]
+        x, pooled = self.run(state["fused"], "pooled" in layout.reads)
+        seen = {f"fused_visual/{name}": x[layout.fused[name], length:] for name in layout.fused_visual}
+        whole = {} if pooled is None else {"pooled": pooled}
+        left = {"fused": x[:, :length], "fused_mask": state["fused_mask"][:, :length]}
+        return state.merged({**left, **seen, **whole})

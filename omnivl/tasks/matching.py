@@ -1,0 +1,57 @@
+"""Retrieval between pictures or clips and texts by the head that matches them, pair by pair."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.tasks.needs import Head, Need
+from omnivl.tasks.ranking import chance_recall_at, recalls
+from omnivl.tasks.results import Score, TaskResult
+from omnivl.tasks.task import Task
+
+PLACES = (1, 5, 10)
+
+
+@dataclass(frozen=True)
+class MatchingTask(Task):
+    """Retrieval in both directions with R@1, R@5 and R@10, for models without embeddings to compare.
+
+    Every picture goes through the model with every text: N pictures with distinct captions cost N * N passes.
+
+    Attributes:
+        objective: Key of the objective whose head matches, such as ``itm``.
+        max_samples: As for every task, and a smaller number by default.
+    """
+
+    kind: Literal["matching"] = "matching"
+    objective: str = "itm"
+    max_samples: Annotated[int, Range(1)] = 128
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that matches."""
+        return (Head(self.objective),)
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Ranks all texts for every picture and all pictures for every text by the log odds that they match."""
+        pictures = self.pictures(encoder)
+        captions = pictures.captions
+        texts = sorted(set(captions))
+        columns = torch.split(torch.arange(len(texts)), encoder.batch_size)
+        scores = torch.cat(
+            [encoder.predict(self.objective, pictures, texts, some.expand(len(pictures), -1)) for some in columns],
+            dim=1,
+        )
+        relevant = torch.tensor([[caption == text for text in texts] for caption in captions])
+        ways = ((f"{self.media}->text", scores, relevant), (f"text->{self.media}", scores.T, relevant.T))
+        return TaskResult(
+            tuple(
+                Score(self.name, f"{way} R@{k}", found[k], chance_recall_at(asked, k), None, len(asked))
+                for way, ranked, asked in ways
+                for found in (recalls(ranked, asked, PLACES),)
+                for k in PLACES
+            )
+        )
