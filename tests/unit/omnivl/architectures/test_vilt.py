@@ -292,9 +292,9 @@ def test_operations_are_what_torch_counts(monkeypatch, objectives):
     [
         (UniVLC(), "embedding"),
         (VLM(), "embedding"),
-        (MRM(), "visual"),
+        (MRM(), "masked_visual"),
         (MLM(grounded=False), "text"),
-        (MDM(), "text"),
+        (MDM(), "masked_visual"),
         (LM(), "generation"),
     ],
     ids=lambda value: getattr(value, "key", value),
