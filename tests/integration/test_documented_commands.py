@@ -120,9 +120,10 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     file, line = blocks(document, "python")
     (package / "tasks" / "foil.py").write_text(file)
     union = (package / "tasks" / "__init__.py").read_text()
-    imported, _, members = line.partition("\n\n")
+    imported, _, members = line.strip().partition("\n\n")
     before, _, after = union.partition("\nTaskConfig = ")
-    (package / "tasks" / "__init__.py").write_text(f"{before}{imported}\n{members}{after.partition(chr(10))[2]}")
+    docstring = after[after.index('"""') :]
+    (package / "tasks" / "__init__.py").write_text(f"{before}{imported}\n\n{members}\n{docstring}")
     paths = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
     *done, refused = (shell(f"export PYTHONPATH={paths}; {command}", folder) for command in commands(document))
     assert "right caption preferred" in done[0]
