@@ -21,6 +21,8 @@ from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, Temper
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_pair
+from omnivl.objectives.key_queue import Pairs
+from omnivl.objectives.recall import recalls_at_1
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class ITC(Objective):
         own = Embedded(state["visual_embedding"], state["text_embedding"])
         joined = Embedded(gather.join(own.visual), gather.join(own.text))
         scale, first = state["logit_scale"], gather.replica * len(own.visual)
-        metrics = {"temperature": (1.0 / scale).detach(), **_recalls(own, joined, state["identity"], gather)}
+        identity = state["identity"]
+        queries, keys = Pairs(own.visual, own.text, identity), Pairs(joined.visual, joined.text, gather.join(identity))
+        metrics = {"temperature": (1.0 / scale).detach(), **recalls_at_1(queries, keys)}
         if self.loss_type == "sigmoid":
             assert isinstance(heads.own, BiasHead)
             bias = heads.own.bias[0]
@@ -175,15 +179,3 @@ def sigmoid_loss(own: Embedded, joined: Embedded, scale: Tensor, bias: Tensor, f
     """
     logits = scale * (own.visual @ joined.text.t()) + bias
     return (F.softplus(logits).sum() - logits.diagonal(first).sum()) / len(logits)
-
-
-@torch.no_grad()
-def _recalls(own: Embedded, joined: Embedded, identity: Tensor, gather: Gather) -> dict[str, Tensor]:
-    """Share of samples whose nearest text, or picture, of the joined batch has their identity."""
-    identities = gather.join(identity)
-    nearest_text = (own.visual @ joined.text.t()).argmax(-1)
-    nearest_visual = (own.text @ joined.visual.t()).argmax(-1)
-    return {
-        "visual_to_text_r1": (identities[nearest_text] == identity).float().mean(),
-        "text_to_visual_r1": (identities[nearest_visual] == identity).float().mean(),
-    }

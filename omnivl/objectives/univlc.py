@@ -19,6 +19,7 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_pair, is_video
 from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
+from omnivl.objectives.recall import recalls_at_1
 
 Reduction = Literal["mean", "sum"]
 
@@ -282,17 +283,13 @@ def contrast_metrics(queries: Pairs, keys: Keys, num_batch_keys: int, temperatur
         temperature: Scalar.
 
     Returns:
-        ``temperature``; ``visual_to_text_r1`` and ``text_to_visual_r1``: share of queries whose nearest key of the
-        joined batch has their identity; ``positives``: mean number of positives; ``queue_valid``: share of the queue
-        that is filled, where there is a queue.
+        ``temperature``; ``recalls_at_1`` among the keys of the joined batch; ``positives``: mean number of positives;
+        ``queue_valid``: share of the queue that is filled, where there is a queue.
     """
-    identity = keys.identity[:num_batch_keys]
-    nearest_text = (queries.visual @ keys.text[:num_batch_keys].t()).argmax(-1)
-    nearest_visual = (queries.text @ keys.visual[:num_batch_keys].t()).argmax(-1)
+    batch = Pairs(keys.visual[:num_batch_keys], keys.text[:num_batch_keys], keys.identity[:num_batch_keys])
     metrics = {
         "temperature": temperature.detach(),
-        "visual_to_text_r1": (identity[nearest_text] == queries.identity).float().mean(),
-        "text_to_visual_r1": (identity[nearest_visual] == queries.identity).float().mean(),
+        **recalls_at_1(queries, batch),
         "positives": positives(queries.identity, keys).sum(-1).float().mean(),
     }
     if len(keys.valid) > num_batch_keys:

@@ -8,11 +8,9 @@ import torch
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
-from omnivl.tasks.ranking import chance_recall_at, recalls
-from omnivl.tasks.results import Score, TaskResult
+from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.results import TaskResult
 from omnivl.tasks.task import Task
-
-PLACES = (1, 5, 10)
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,9 @@ class MatchingTask(Task):
             dim=1,
         )
         relevant = torch.tensor([[caption == text for text in texts] for caption in captions])
-        ways = ((f"{self.media}->text", scores, relevant), (f"text->{self.media}", scores.T, relevant.T))
         return TaskResult(
-            tuple(
-                Score(self.name, f"{way} R@{k}", found[k], chance_recall_at(asked, k), None, len(asked))
-                for way, ranked, asked in ways
-                for found in (recalls(ranked, asked, PLACES),)
-                for k in PLACES
+            (
+                *recall_scores(self.name, f"{self.media}->text", scores, relevant),
+                *recall_scores(self.name, f"text->{self.media}", scores.T, relevant.T),
             )
         )

@@ -8,6 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from omnivl.tasks.results import Score
+
+PLACES = (1, 5, 10)
+"""At which recall is told."""
+
 
 def best_rank(similarity: Tensor, relevant: Tensor) -> Tensor:
     """Rank of the best relevant candidate of each query, 0 for the first place.
@@ -47,7 +52,27 @@ def chance_recall_at(relevant: Tensor, k: int) -> float:
     return float((1 - probability).mean())
 
 
-def recalls(similarity: Tensor, relevant: Tensor, places: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+def recalls(similarity: Tensor, relevant: Tensor, places: Sequence[int] = PLACES) -> dict[int, float]:
     """Recall at each of ``places``."""
     ranks = best_rank(similarity, relevant)
     return {k: recall_at(ranks, k) for k in places}
+
+
+def recall_scores(
+    name: str, direction: str, similarity: Tensor, relevant: Tensor, baseline: Tensor | None = None
+) -> list[Score]:
+    """Recalls beside chance, and beside those of a baseline where there is one.
+
+    Args:
+        name: Of the task.
+        direction: What is asked, and what is found.
+        similarity: float ``[Q, C]``.
+        relevant: bool ``[Q, C]``.
+        baseline: The baseline's similarity, ``[Q, C]``.
+    """
+    found = recalls(similarity, relevant)
+    beside = {} if baseline is None else recalls(baseline, relevant)
+    return [
+        Score(name, f"{direction} R@{k}", found[k], chance_recall_at(relevant, k), beside.get(k), len(relevant))
+        for k in PLACES
+    ]

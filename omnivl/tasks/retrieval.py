@@ -12,11 +12,9 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import chance_recall_at, recalls
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
-
-PLACES = (1, 5, 10)
 
 OBJECTIVE = "vlm"
 """Whose head re-ranks."""
@@ -56,13 +54,15 @@ class RetrievalTask(Task):
         similarity = encoder.pictures(pictures) @ encoder.texts(texts).T
         pixels = None if self.baseline is None else _pixel_similarity(pictures, texts, self.baseline, encoder)
         scores = [
-            *_scores(self, f"{self.media}->text", similarity, relevant, pixels),
-            *_scores(self, f"text->{self.media}", similarity.T, relevant.T, None if pixels is None else pixels.T),
+            *recall_scores(self.name, f"{self.media}->text", similarity, relevant, pixels),
+            *recall_scores(
+                self.name, f"text->{self.media}", similarity.T, relevant.T, None if pixels is None else pixels.T
+            ),
         ]
         ranked = similarity
         if self.rerank:
             ranked = _reranked(self, similarity, pictures, texts, encoder)
-            scores += _scores(self, f"{self.media}->text, re-ranked", ranked, relevant, None)
+            scores += recall_scores(self.name, f"{self.media}->text, re-ranked", ranked, relevant)
         galleries = _galleries(self, pictures, texts, ranked, relevant) if self.gallery else ()
         return TaskResult(tuple(scores), galleries)
 
@@ -91,17 +91,6 @@ def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[lis
 def _tags(meta: object) -> Sequence[object]:
     tags = meta.get("tags", ()) if isinstance(meta, dict) else ()
     return tags if isinstance(tags, list | tuple) else ()
-
-
-def _scores(
-    task: RetrievalTask, direction: str, similarity: Tensor, relevant: Tensor, baseline: Tensor | None
-) -> list[Score]:
-    found = recalls(similarity, relevant, PLACES)
-    pixels = recalls(baseline, relevant, PLACES) if baseline is not None else {}
-    return [
-        Score(task.name, f"{direction} R@{k}", found[k], chance_recall_at(relevant, k), pixels.get(k), len(relevant))
-        for k in PLACES
-    ]
 
 
 def _pixel_similarity(

@@ -1,0 +1,17 @@
+"""How often the nearest sample of a batch is the right one, as contrastive objectives report it."""
+
+import torch
+from torch import Tensor
+
+from omnivl.objectives.key_queue import Pairs
+
+
+@torch.no_grad()
+def recalls_at_1(queries: Pairs, keys: Pairs) -> dict[str, Tensor]:
+    """``visual_to_text_r1`` and ``text_to_visual_r1``: share of queries whose nearest key has their identity."""
+    nearest_text = (queries.visual @ keys.text.t()).argmax(-1)
+    nearest_visual = (queries.text @ keys.visual.t()).argmax(-1)
+    return {
+        "visual_to_text_r1": (keys.identity[nearest_text] == queries.identity).float().mean(),
+        "text_to_visual_r1": (keys.identity[nearest_visual] == queries.identity).float().mean(),
+    }
