@@ -20,7 +20,6 @@ from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective
 from omnivl.chain.sizes import HeadSizes
-from omnivl.data.batch import DATA_KINDS
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, ModelError
@@ -190,8 +189,7 @@ def check(architecture: Architecture) -> None:
 
 def streams_needed(objective: Objective) -> frozenset[str]:
     """The streams that an objective reads, on any kind of batch."""
-    asked = (objective.demands(kind, 2**20) for kind in DATA_KINDS)
-    return frozenset[str]().union(*(demands.streams for demands in asked if demands is not None))
+    return frozenset[str]().union(*(demands.streams for demands in objective.demands_of_kinds.values()))
 
 
 def missing_streams(architecture: Architecture, objective: Objective) -> list[str]:

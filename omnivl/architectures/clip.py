@@ -73,14 +73,7 @@ class CLIP(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """What the data side needs to know of the sizes."""
-        return InputSizes(
-            image_size=self.image_size,
-            video_size=self.image_size,
-            num_frames=self.num_frames,
-            patch_size=self.patch_size,
-            tubelet_size=1,
-            text_length=self.text_length,
-        )
+        return InputSizes.of(self.patches, self.text_length)
 
     @property
     def heads(self) -> HeadSizes:
@@ -102,6 +95,7 @@ class CLIP(Architecture):
             video_size=self.image_size,
             num_frames=self.num_frames,
             patch_size=self.patch_size,
+            tubelet_size=1,
             norm_embeddings=True,
         )
 

@@ -77,14 +77,7 @@ class OneWidth(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """What the data side needs to know of the sizes."""
-        return InputSizes(
-            image_size=self.image_size,
-            video_size=self.video_size,
-            num_frames=self.num_frames,
-            patch_size=self.patch_size,
-            tubelet_size=self.tubelet_size,
-            text_length=self.text_length,
-        )
+        return InputSizes.of(self.patches, self.text_length)
 
     @property
     def heads(self) -> HeadSizes:

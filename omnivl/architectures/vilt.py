@@ -22,7 +22,7 @@ from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.join import JoinRows
 from omnivl.parts.losses import Losses
-from omnivl.parts.sizes import Transformer, Words
+from omnivl.parts.sizes import Patches, Transformer, Words
 from omnivl.parts.vilt import EmbedPair, FusedLayer, FusedNorm
 
 
@@ -49,13 +49,17 @@ class ViLT(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """What the data side needs to know of the sizes."""
-        return InputSizes(
+        return InputSizes.of(self.patches, self.words.length)
+
+    @property
+    def patches(self) -> Patches:
+        """Of images."""
+        return Patches(
             image_size=self.image_size,
             video_size=self.image_size,
             num_frames=1,
             patch_size=self.patch_size,
             tubelet_size=1,
-            text_length=self.words.length,
         )
 
     @property
@@ -89,11 +93,8 @@ class ViLT(Architecture):
 
     def layers(self, kit: Kit) -> Layers:
         """Embeddings, joined rows, blocks, heads."""
-        blocks, patches = self.blocks, (self.image_size // self.patch_size) ** 2
-        yield (
-            "embed",
-            EmbedPair(self.image_size, self.patch_size, self.words, blocks, kit.tokens.pad, kit.compute_dtype),
-        )
+        blocks, patches = self.blocks, self.patches
+        yield "embed", EmbedPair(patches, self.words, blocks, kit.tokens.pad, kit.compute_dtype)
         yield "join", JoinRows(kit.objectives, kit.gather, joins_inputs=True, concatenates=True)
         for index in range(blocks.layers):
             yield f"fused_{index:02d}", FusedLayer(index, blocks, self.words.length, patches)

@@ -34,6 +34,9 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, UserError
 from omnivl.randomness import Streams, uniforms
 
+LARGE_BATCH = 2**20
+"""Samples of a batch that no objective leaves out because it is too small."""
+
 
 @dataclass(frozen=True)
 class PrepareContext:
@@ -168,15 +171,19 @@ class Objective(ABC):
         return kind if self.name is None else self.name
 
     @property
+    def demands_of_kinds(self) -> Mapping[DataKind, Demands]:
+        """What is computed of a large batch, by the kinds that the objective applies to."""
+        asked = {kind: self.demands(kind, LARGE_BATCH) for kind in DATA_KINDS}
+        return {kind: demands for kind, demands in asked.items() if demands is not None}
+
+    @property
     def twins(self) -> frozenset[str]:
         """The streams whose momentum twins the objective reads, on any kind of batch."""
-        asked = [self.demands(kind, 2**20) for kind in DATA_KINDS]
-        return frozenset().union(*(demands.twins for demands in asked if demands is not None))
+        return frozenset().union(*(demands.twins for demands in self.demands_of_kinds.values()))
 
     def reads(self, field: str) -> bool:
         """Whether ``loss`` reads a field of the state, on any kind of batch."""
-        asked = (self.demands(kind, 2**20) for kind in DATA_KINDS)
-        return any(demands is not None and field in demands.reads for demands in asked)
+        return any(field in demands.reads for demands in self.demands_of_kinds.values())
 
     @property
     def temperature_options(self) -> Temperature | None:

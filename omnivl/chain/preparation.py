@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from omnivl.chain.objective import Objective, PrepareContext
+from omnivl.chain.objective import LARGE_BATCH, Objective, PrepareContext
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
@@ -27,7 +27,7 @@ def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) ->
     """What the objectives that act on a data entry, by its key, ask of its samples."""
     asked: dict[str, Field] = {}
     for objective in objectives:
-        acts = objective.acts_on(entry) and objective.demands(kind, 2**20) is not None
+        acts = objective.acts_on(entry) and objective.demands(kind, LARGE_BATCH) is not None
         if acts and isinstance(objective, AsksFields):
             asked |= objective.sample_fields
     return asked

@@ -1,11 +1,12 @@
 """The sizes that the data side needs to know of a model: what a picture, a clip and a text come down to."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Self
 
 
 @dataclass(frozen=True)
-class InputSizes:
-    """Sizes of what a model reads.
+class PictureSizes:
+    """Sizes of images and clips, and of what they are cut into.
 
     Attributes:
         image_size: Side of an image in pixels.
@@ -13,7 +14,6 @@ class InputSizes:
         num_frames: Frames of a clip.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch of a clip.
-        text_length: Token positions per text, special tokens included.
     """
 
     image_size: int
@@ -21,7 +21,6 @@ class InputSizes:
     num_frames: int
     patch_size: int
     tubelet_size: int
-    text_length: int
 
     def side(self, is_video: bool) -> int:
         """Side of an image, or of a frame of a clip, in pixels."""
@@ -35,3 +34,21 @@ class InputSizes:
         """Patches per side of an image, or of a frame of a clip, (rows, columns)."""
         side = self.side(is_video) // self.patch_size
         return side, side
+
+
+@dataclass(frozen=True)
+class InputSizes(PictureSizes):
+    """Sizes of what a model reads.
+
+    Attributes:
+        text_length: Token positions per text, special tokens included.
+    """
+
+    text_length: int
+
+    @classmethod
+    def of(cls, pictures: PictureSizes, text_length: int) -> Self:
+        """The sizes of pictures with that of texts beside them."""
+        return cls(
+            text_length=text_length, **{size.name: getattr(pictures, size.name) for size in fields(PictureSizes)}
+        )

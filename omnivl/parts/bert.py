@@ -17,7 +17,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
-from omnivl.parts.block import BlockLayer
+from omnivl.parts.block import StackBlock
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
 from omnivl.parts.recompute import recomputed
@@ -112,7 +112,7 @@ class BertBlock(ResidualBlock):
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
 
 
-class TextBlock(BlockLayer):
+class TextBlock(StackBlock):
     """A BERT block on all text rows, and its momentum twin on the clean ones."""
 
     stack = "text"
@@ -137,14 +137,7 @@ class TextBlock(BlockLayer):
             causal: Whether a position sees itself and earlier ones only. Then nobody reads the first by itself.
             may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
         """
-        own = sizes.at_block(index)
-        super().__init__(
-            f"text_{index:02d}",
-            lambda still: BertBlock(own.still() if still else own, index, causal),
-            index=index,
-            recompute=own.recompute,
-            momentum=momentum,
-        )
+        super().__init__(index, sizes, lambda own: BertBlock(own, index, causal), momentum)
         self.length = length
         is_last = index == sizes.layers - 1
         self.may_shorten = may_shorten and is_last and not causal and not is_routed(sizes.ffn, index, sizes.layers)

@@ -13,7 +13,7 @@ from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.state import State
 from omnivl.parts.recompute import recomputed
-from omnivl.parts.sizes import MomentumConfig, Recompute
+from omnivl.parts.sizes import MomentumConfig, Transformer
 
 
 class BlockLayer(ChainLayer):
@@ -32,8 +32,6 @@ class BlockLayer(ChainLayer):
         name: str,
         build: Callable[[bool], nn.Module],
         *,
-        index: int | None = None,
-        recompute: Recompute = "none",
         momentum: MomentumConfig | None = None,
     ) -> None:
         """Builds the module and its twin.
@@ -41,14 +39,10 @@ class BlockLayer(ChainLayer):
         Args:
             name: The layer's name in the chain; routing losses carry it.
             build: Makes the module. Called with true, a second time, for the twin, in which nothing is drawn at random.
-            index: Which block of its stack it is; None for a layer that is none.
-            recompute: Whether the block's activations are recomputed (``block``); parts of a block see to themselves.
             momentum: Of the twin; None builds none.
         """
         super().__init__()
-        self.name, self.momentum, self._recomputes = name, momentum, recompute == "block"
-        if index is not None:
-            self.level = index
+        self.name, self.momentum, self._recomputes = name, momentum, False
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: dict[str, Tensor] = {}
         self.block = build(False)
@@ -130,6 +124,32 @@ class BlockLayer(ChainLayer):
     def _routed_slots(self) -> dict[str, SparseFeedForward]:
         """The block's slots with a router, by their names in the block."""
         return {name: one for name, one in self.block.named_modules() if isinstance(one, SparseFeedForward)}
+
+
+class StackBlock(BlockLayer):
+    """A block of a stack, under the name ``{stack}_{index}``."""
+
+    def __init__(
+        self,
+        index: int,
+        sizes: Transformer,
+        build: Callable[[Transformer], nn.Module],
+        momentum: MomentumConfig | None = None,
+    ) -> None:
+        """Builds the module and its twin.
+
+        Args:
+            index: Which block of its stack it is.
+            sizes: Of the stack.
+            build: Makes the module of the sizes that this block has. Called a second time for the twin, in which
+                nothing is drawn at random.
+            momentum: Of the twin; None builds none.
+        """
+        own = sizes.at_block(index)
+        name = f"{self.stack}_{index:02d}"
+        super().__init__(name, lambda still: build(own.still() if still else own), momentum=momentum)
+        self.level = index
+        self._recomputes = own.recompute == "block"  # parts of a block see to themselves
 
 
 class EmbeddingLayer(BlockLayer):

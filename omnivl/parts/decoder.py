@@ -7,6 +7,8 @@ Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., a
 Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
 """
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from moe.config import SparseConfig
@@ -16,7 +18,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
-from omnivl.parts.block import BlockLayer
+from omnivl.parts.block import StackBlock
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
 from omnivl.parts.patches import visual_positions
@@ -107,8 +109,11 @@ class GroundedBlock(ResidualBlock):
         return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
 
 
-class GroundedLayer(BlockLayer):
+class GroundedLayer(StackBlock):
     """What the layers of the two decoders share."""
+
+    causal: ClassVar[bool]
+    """Whether a position sees itself and earlier ones only."""
 
     def __init__(
         self,
@@ -117,7 +122,6 @@ class GroundedLayer(BlockLayer):
         length: int,
         patches: Patches,
         *,
-        causal: bool,
         memory_size: int | None = None,
         momentum: MomentumConfig | None = None,
     ) -> None:
@@ -128,18 +132,10 @@ class GroundedLayer(BlockLayer):
             sizes: Of the decoder.
             length: L.
             patches: What it looks at.
-            causal: Whether a position sees itself and earlier ones only.
             memory_size: Width of what it looks at; None: that of the decoder.
             momentum: Of its twin; None builds none.
         """
-        own = sizes.at_block(index)
-        super().__init__(
-            f"{self.stack}_{index:02d}",
-            lambda still: GroundedBlock(own.still() if still else own, causal, index, memory_size),
-            index=index,
-            recompute=own.recompute,
-            momentum=momentum,
-        )
+        super().__init__(index, sizes, lambda own: GroundedBlock(own, self.causal, index, memory_size), momentum)
         self.length, self.patches = length, patches
 
     def grounded_flops(self, layout: StepLayout, rows: int, tokens: float) -> float:
@@ -157,18 +153,7 @@ class AlignmentBlock(GroundedLayer):
     """A bidirectional grounded block on the fused rows."""
 
     stack = "alignment"
-
-    def __init__(
-        self,
-        index: int,
-        sizes: Transformer,
-        length: int,
-        patches: Patches,
-        *,
-        memory_size: int | None = None,
-        momentum: MomentumConfig | None = None,
-    ) -> None:
-        super().__init__(index, sizes, length, patches, causal=False, memory_size=memory_size, momentum=momentum)
+    causal: ClassVar[bool] = False
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are fused rows."""
@@ -196,11 +181,7 @@ class GenerationBlock(GroundedLayer):
     """
 
     stack = "generation"
-
-    def __init__(
-        self, index: int, sizes: Transformer, length: int, patches: Patches, *, memory_size: int | None = None
-    ) -> None:
-        super().__init__(index, sizes, length, patches, causal=True, memory_size=memory_size)
+    causal: ClassVar[bool] = True
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether the generation stream runs."""

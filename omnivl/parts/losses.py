@@ -61,7 +61,8 @@ class Losses(ChainLayer):
         self.objectives = {objective.key: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         self.momentum_vocabulary: nn.Module | None = None
-        if any(objective.reads(VOCABULARY) for objective in objectives):
+        self.reading_words = {key for key, objective in self.objectives.items() if objective.reads(VOCABULARY)}
+        if self.reading_words:
             self.vocabulary = VocabularyHead(sizes.words, sizes.vocab_size)
             if any(objective.reads(_VOCABULARY_TWIN) for objective in objectives):
                 self.momentum_vocabulary = frozen_twin(VocabularyHead(sizes.words, sizes.vocab_size), self.vocabulary)
@@ -71,7 +72,7 @@ class Losses(ChainLayer):
     def heads_of(self, key: str) -> Heads:
         """What an objective's ``loss`` and ``predict`` get."""
         own = dict(self.heads.items()).get(key)
-        if not self.objectives[key].reads(VOCABULARY):
+        if key not in self.reading_words:
             return Heads(own)
         return Heads(own, self.vocabulary, self.momentum_vocabulary)
 

@@ -60,7 +60,11 @@ class ImageEmbedding(nn.Module):
         if name != "positions":
             return None
         side = round((own.shape[0] - 1) ** 0.5)
-        return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
+        return torch.cat([before[:1], self.resized(before[1:], (side, side))])
+
+    def resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Spatial positions ``[side * side, D]`` of another grid, ``[rows * columns, D]``."""
+        return resize_positions(table, grid)
 
     def flops(self, num_frames: int, num_patches: int) -> float:
         """Operations on one image or clip with so many patches of a frame, forward."""
@@ -74,7 +78,7 @@ class ImageEmbedding(nn.Module):
         """
         patches = self.patches(pixel_values(frames, self.patch_size, dtype))
         grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
-        body = patches + resize_positions(self.positions[1:], grid).to(dtype)
+        body = patches + self.resized(self.positions[1:], grid).to(dtype)
         head = (self.class_token + self.positions[0]).to(dtype).expand(*body.shape[:2], 1, -1)
         embedded: Tensor = self.norm(torch.cat([head, body], dim=2).flatten(1, 2))
         return embedded

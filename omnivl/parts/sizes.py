@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from moe.config import Activation, DenseConfig, FeedForwardConfig, without_noise
 from moe.ranges import Range
+from omnivl.data.sizes import PictureSizes
 
 Recompute = Literal["none", "attention", "ffn", "block"]
 
@@ -74,15 +75,10 @@ class Transformer:
 
 
 @dataclass(frozen=True)
-class Patches:
+class Patches(PictureSizes):
     """What a visual stream is cut into.
 
     Attributes:
-        image_size: Side of a training image in pixels.
-        video_size: Side of a training frame in pixels.
-        num_frames: Frames of a training clip.
-        patch_size: Side of a patch in pixels.
-        tubelet_size: Frames per 3D patch.
         temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
             hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
             large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
@@ -92,24 +88,10 @@ class Patches:
         relative_positions: Whether attention has a bias by how two patches lie to each other, as in BEiT.
     """
 
-    image_size: Annotated[int, Range(1)] = 224
-    video_size: Annotated[int, Range(1)] = 112
-    num_frames: Annotated[int, Range(1)] = 32
-    patch_size: Annotated[int, Range(1)] = 16
-    tubelet_size: Annotated[int, Range(1)] = 1
-    temporal_gain: Annotated[float, Range(0)] = 0.0
-    patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
+    temporal_gain: float = 0.0
+    patch_dropout: float = 0.0
     norm_embeddings: bool = False
     relative_positions: bool = False
-
-    def grid(self, is_video: bool) -> tuple[int, int]:
-        """Patches per side of a training image or training frame, (rows, columns)."""
-        side = (self.video_size if is_video else self.image_size) // self.patch_size
-        return side, side
-
-    def time_positions(self, num_frames: int) -> int:
-        """Time positions of a clip of ``num_frames``; an image (one frame) has one."""
-        return max(num_frames // self.tubelet_size, 1)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
 from omnivl.parts.attributes import Attributes, attributes_of
-from omnivl.parts.block import BlockLayer
+from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
 from omnivl.parts.linear import LayerNorm, Linear
@@ -247,7 +247,7 @@ class TwicePassed(BlockLayer):
         """Parameters that no token meets under layouts that all have streams."""
 
 
-class UnifiedLayer(TwicePassed):
+class UnifiedLayer(TwicePassed, StackBlock):
     """A unified block in the chain, which passes it twice: before and behind the join of rows."""
 
     def __init__(
@@ -269,14 +269,7 @@ class UnifiedLayer(TwicePassed):
             length: L.
             momentum: Of its twin; None builds none.
         """
-        own = sizes.at_block(index)
-        super().__init__(
-            f"unified_{index:02d}",
-            lambda still: UnifiedBlock(own.still() if still else own, multiway, index),
-            index=index,
-            recompute=own.recompute,
-            momentum=momentum,
-        )
+        super().__init__(index, sizes, lambda own: UnifiedBlock(own, multiway, index), momentum)
         self.patches, self.length = patches, length
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:

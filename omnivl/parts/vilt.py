@@ -18,10 +18,12 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
-from omnivl.parts.block import BlockLayer
-from omnivl.parts.embed import TextEmbedding, unfold
+from omnivl.parts.block import BlockLayer, EmbeddingLayer, StackBlock
+from omnivl.parts.embed import TextEmbedding, ids_name
 from omnivl.parts.linear import LayerNorm, Linear
-from omnivl.parts.sizes import Transformer, Words
+from omnivl.parts.patches import num_patches, visual_positions
+from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.sizes import Patches, Transformer, Words
 from omnivl.parts.unified import UnifiedBlock, joined_stream
 
 TEXT, IMAGE = 0, 1
@@ -45,28 +47,16 @@ class TypedTextEmbedding(TextEmbedding):
         return self.positions + self.types[0]
 
 
-class ImageEmbedding(nn.Module):
-    """Patches, class token and positions."""
+class OneImageEmbedding(ImageEmbedding):
+    """Patches, class token and positions of samples with one image each."""
 
-    def __init__(self, image_size: int, patch_size: int, hidden_size: int, dropout: float) -> None:
-        super().__init__()
-        self.patch_size, self.dropout = patch_size, dropout
-        self.patches = Linear(3 * patch_size**2, hidden_size)
-        self.class_token = nn.Parameter(torch.empty(hidden_size))
-        self.positions = nn.Parameter(torch.empty(1 + (image_size // patch_size) ** 2, hidden_size))
-        for table in (self.class_token, self.positions):
-            nn.init.trunc_normal_(table, std=0.02, a=-0.04, b=0.04)
+    def __init__(self, patches: Patches, blocks: Transformer) -> None:
+        super().__init__(patches, blocks)
+        self.dropout = blocks.dropout
 
-    def undecayed(self) -> Iterator[nn.Parameter]:
-        """The positions."""
-        yield self.positions
-
-    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Positions of another grid; the class token keeps its own."""
-        if name != "positions":
-            return None
-        side = round((own.shape[0] - 1) ** 0.5)
-        return torch.cat([before[:1], resize_bilinear(before[1:], (side, side))])
+    def resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Bilinear."""
+        return resize_bilinear(table, grid)
 
     def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
         """Embeds uint8 ``frames [B, 1, 3, H, W]`` to ``[B, 1 + N, D]`` of ``dtype``.
@@ -79,11 +69,7 @@ class ImageEmbedding(nn.Module):
                 f"architecture 'vilt': got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
                 "change the kind of the data entry to 'image_text', or model.kind"
             )
-        pixels = unfold(frames, self.patch_size)[:, 0].to(torch.float32).div_(127.5).sub_(1.0).to(dtype)
-        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
-        body = self.patches(pixels) + resize_bilinear(self.positions[1:], grid).to(dtype)
-        head = (self.class_token + self.positions[0]).to(dtype).expand(len(body), 1, -1)
-        return F.dropout(torch.cat([head, body], dim=1), self.dropout, self.training)
+        return F.dropout(super().forward(frames, dtype), self.dropout, self.training)
 
 
 def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -98,9 +84,9 @@ def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
 class PairEmbeddings(nn.Module):
     """Both modalities' embeddings, and what tells these apart."""
 
-    def __init__(self, image_size: int, patch_size: int, words: Words, blocks: Transformer) -> None:
+    def __init__(self, patches: Patches, words: Words, blocks: Transformer) -> None:
         super().__init__()
-        self.visual = ImageEmbedding(image_size, patch_size, blocks.hidden_size, blocks.dropout)
+        self.visual = OneImageEmbedding(patches, blocks)
         self.text = TypedTextEmbedding(words, blocks.hidden_size, blocks.dropout)
         self.modalities = nn.Parameter(torch.empty(2, blocks.hidden_size))
         nn.init.trunc_normal_(self.modalities, std=0.02, a=-0.04, b=0.04)
@@ -110,29 +96,24 @@ class PairEmbeddings(nn.Module):
         yield self.modalities
 
 
-class EmbedPair(BlockLayer):
+class EmbedPair(EmbeddingLayer):
     """Images and token ids to ``visual_input``, ``text_input`` and ``text_mask``, of which fused rows are made.
 
     Text segments but the clean one read ``{name}/token_ids``.
     """
 
-    stack, level = "embed", -1
-
-    def __init__(
-        self, image_size: int, patch_size: int, words: Words, blocks: Transformer, pad: int, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, patches: Patches, words: Words, blocks: Transformer, pad: int, dtype: torch.dtype) -> None:
         """Builds the embeddings.
 
         Args:
-            image_size: Side of an image in pixels, for which the table of positions is made.
-            patch_size: Side of a patch in pixels.
+            patches: What images are cut into.
             words: Of the texts.
             blocks: The stack that reads them.
             pad: The padding token's id.
             dtype: The compute dtype.
         """
-        super().__init__("embed", lambda still: PairEmbeddings(image_size, patch_size, words, blocks))
-        self.num_patches, self.pad, self.dtype = (image_size // patch_size) ** 2, pad, dtype
+        super().__init__(lambda still: PairEmbeddings(patches, words, blocks), dtype)
+        self.sizes, self.pad = patches, pad
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether rows are joined."""
@@ -141,15 +122,14 @@ class EmbedPair(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, PairEmbeddings)
-        patches = self.block.visual.patches
-        rows = (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual)
-        return rows * self.num_patches * 2.0 * patches.in_features * patches.out_features
+        image = self.block.visual.flops(1, num_patches(self.sizes, layout))
+        return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * image
 
     def forward(self, state: State) -> State:
         """See the class.
 
         Raises:
-            ModelError: An objective masks images, or see ``ImageEmbedding``.
+            ModelError: An objective masks images, or see ``OneImageEmbedding``.
         """
         layout, online = state.layout, self.block
         assert isinstance(online, PairEmbeddings)
@@ -160,7 +140,7 @@ class EmbedPair(BlockLayer):
                 f"architecture 'vilt': got the masked images {masked[0]!r}; allowed are whole ones; take the objective "
                 "out or change model.kind"
             )
-        token_ids = torch.cat([state["token_ids" if name == CLEAN else f"{name}/token_ids"] for name in layout.text])
+        token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
         kinds = online.modalities.to(self.dtype)
         visual = online.visual(state["frames"], self.dtype) + kinds[IMAGE]
         text = online.text(token_ids, self.dtype) + kinds[TEXT]
@@ -168,28 +148,22 @@ class EmbedPair(BlockLayer):
         return state.updated(visual_input=visual, text_input=text, text_mask=mask)
 
 
-class FusedLayer(BlockLayer):
+class FusedLayer(StackBlock):
     """A pre-norm block over the fused rows."""
 
     stack = "fused"
 
-    def __init__(self, index: int, sizes: Transformer, length: int, patches: int) -> None:
+    def __init__(self, index: int, sizes: Transformer, length: int, patches: Patches) -> None:
         """Builds block ``index``.
 
         Args:
             index: Which block.
             sizes: Of the transformer.
             length: L.
-            patches: N.
+            patches: What it sees.
         """
-        own = sizes.at_block(index)
-        super().__init__(
-            f"fused_{index:02d}",
-            lambda still: UnifiedBlock(own, multiway=False, index=index),
-            index=index,
-            recompute=own.recompute,
-        )
-        self.length, self.seen = length, 1 + patches
+        super().__init__(index, sizes, lambda own: UnifiedBlock(own, multiway=False, index=index))
+        self.length, self.patches = length, patches
 
     def acts(self, layout: StepLayout) -> bool:
         """Whether there are fused rows."""
@@ -198,8 +172,8 @@ class FusedLayer(BlockLayer):
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the fused rows."""
         assert isinstance(self.block, UnifiedBlock)
-        words = self.length if tokens is None else tokens
-        row = self.block.flops(words + self.seen, self.length + self.seen)
+        words, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
+        row = self.block.flops(words + seen, self.length + seen)
         return FORWARD_AND_BACKWARD * num_rows(layout.fused) * row
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:

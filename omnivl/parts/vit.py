@@ -26,7 +26,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
-from omnivl.parts.block import BlockLayer
+from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import kept_patches, num_patches
@@ -179,7 +179,7 @@ class DividedBlock(VisualModule):
         return torch.cat([cls, frames[:, :, 1:].flatten(1, 2)], dim=1)
 
 
-class VisualBlock(BlockLayer):
+class VisualBlock(StackBlock):
     """A block of a visual encoder on all visual rows, and its momentum twin on the clean ones."""
 
     stack = "visual"
@@ -204,14 +204,7 @@ class VisualBlock(BlockLayer):
             block: What is built: with a temporal branch, or without one (``omnivl.parts.plain_vit``).
             may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
         """
-        own = sizes.at_block(index)
-        super().__init__(
-            f"visual_{index:02d}",
-            lambda still: block(own.still() if still else own, patches, index),
-            index=index,
-            recompute=own.recompute,
-            momentum=momentum,
-        )
+        super().__init__(index, sizes, lambda own: block(own, patches, index), momentum)
         self.patches = patches
         is_last = index == sizes.layers - 1
         self.may_shorten = may_shorten and is_last and not is_routed(sizes.ffn, index, sizes.layers)

@@ -13,7 +13,7 @@ from omnivl.parts.sizes import Patches, Transformer
 from omnivl.parts.vit import VisualBlock
 
 SIZES = Transformer(hidden_size=8, num_heads=2, layers=2, layer_scale_init=0.5)
-PATCHES = Patches(image_size=8, video_size=8, patch_size=4, norm_embeddings=True)
+PATCHES = Patches(image_size=8, video_size=8, num_frames=32, patch_size=4, tubelet_size=1, norm_embeddings=True)
 FRAMES = torch.randint(0, 256, (2, 3, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
