@@ -25,6 +25,7 @@ from omnivl.architectures.foreign import Foreign
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLConfig, OmniVLImageProcessor, OmniVLModel, OmniVLProcessor
+from omnivl.hub.modeling import MATCHING, WRITING
 from omnivl.tasks.results import Score
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -81,6 +82,7 @@ def export(
             length = stage.model.inputs.text_length
             parameters = write_foreign(foreign, tokenizer, length, beside, DTYPES[dtype], max_shard_size)
             card = model_card(trained, model, parameters, dtype, foreign)
+            left_out += foreign.left_out
         (beside / "README.md").write_text(card, encoding="utf-8")
         if out.exists():
             out.rmdir()
@@ -242,7 +244,6 @@ def _forms(foreign: Foreign | None) -> list[str]:
 
 def _uses(model: OmniVLModel, foreign: Foreign | None) -> list[str]:
     """How to load it and what to do with it."""
-    heads = model.config.heads
     if foreign is not None:
         return [
             "```python",
@@ -260,12 +261,17 @@ def _uses(model: OmniVLModel, foreign: Foreign | None) -> list[str]:
         "",
         'model, processor = AutoModel.from_pretrained("."), AutoProcessor.from_pretrained(".")',
         'inputs = processor(images=["picture.png"], text=["a caption"])',
-        "model.get_image_features(**inputs).pooler_output  # also get_video_features, get_text_features",
-        "model(**inputs).logits_per_image",
-        *(["model(**inputs, use_itm_head=True).itm_score"] if "vlm" in heads else []),
-        *(["processor.batch_decode(model.generate(**inputs, num_beams=3))"] if "lm" in heads else []),
+        *(_EMBEDDING if "embedding" in model.config.sizes.streams else []),
+        *(["model.match(**inputs)"] if model.head(MATCHING) else []),
+        *(["processor.batch_decode(model.generate(**inputs, num_beams=3))"] if model.head(WRITING) else []),
         "```",
     ]
+
+
+_EMBEDDING = (
+    "model.get_image_features(**inputs).pooler_output  # also get_video_features, get_text_features",
+    "model(**inputs).logits_per_image",
+)
 
 
 def _figures(scores: Sequence[Score]) -> list[str]:

@@ -113,7 +113,8 @@ def to_transformers(
             **{"vocab_size": sizes.vocab_size, "max_position_embeddings": sizes.text_length, **ends},
         },
     }
-    return Foreign("CLIPModel", config, weights, _image_processor(image_size))
+    heads = tuple(name for name, _ in chain.named_parameters() if name.startswith("losses."))
+    return Foreign("CLIPModel", config, weights, _image_processor(image_size), heads)
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer) -> list[str]:

@@ -41,12 +41,14 @@ class Foreign:
         config: Content of ``config.json``.
         weights: All parameters of the class, by its names.
         image_processor: Content of ``preprocessor_config.json``.
+        left_out: Parameters of the model that the class has no place for, by our names.
     """
 
     model: str
     config: Mapping[str, Any]
     weights: Mapping[str, Tensor]
     image_processor: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def read_json(file: Path) -> dict[str, Any]:

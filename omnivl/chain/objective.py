@@ -17,7 +17,8 @@ Life of an objective within one step:
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind
+from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, UserError
@@ -190,6 +192,23 @@ class Objective(ABC):
         """The temperature that the objective brings for embeddings that it compares; None where it brings none."""
         return None
 
+    @property
+    def predicts(self) -> bool:
+        """Whether there is something to ask its head, on any kind of data."""
+        return any(self.asks(kind, 1) is not None for kind in DATA_KINDS)
+
+    def after_training(self) -> Self | None:
+        """The objective as a model keeps it that is no longer trained: its head without what only trains it.
+
+        Returns:
+            None where nothing of it is of use then. By default whatever predicts or brings a temperature is.
+        """
+        return self.apart() if self.predicts or self.temperature_options is not None else None
+
+    def apart(self) -> Self:
+        """The objective without what a stage says of it: its weight and its data entries."""
+        return replace(self, weight=1.0, weight_warmup_steps=0, on=())
+
     def acts_on(self, entry: str) -> bool:
         """Whether the objective acts on a data entry."""
         return not self.on or entry in self.on
@@ -215,6 +234,11 @@ class Objective(ABC):
         """
         if not holds:
             raise UserError(f"objective {self.key}: {option} must be {allowed}, got {getattr(self, option)!r}")
+
+    @property
+    def sample_fields(self) -> Mapping[str, Field]:
+        """The fields that it reads of the samples, by the name that it has for them."""
+        return {}
 
     @abstractmethod
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:

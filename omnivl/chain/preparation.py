@@ -1,8 +1,7 @@
 """What draws the objectives' inputs of a batch, in the process that makes it: a data worker or a background thread."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -14,21 +13,11 @@ from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 
 
-@runtime_checkable
-class AsksFields(Protocol):
-    """An objective that reads fields of the samples."""
-
-    @property
-    def sample_fields(self) -> Mapping[str, Field]:
-        """The fields by the name that the objective has for them."""
-
-
 def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) -> dict[str, Field]:
     """What the objectives that act on a data entry, by its key, ask of its samples."""
     asked: dict[str, Field] = {}
     for objective in objectives:
-        acts = objective.acts_on(entry) and objective.demands(kind, LARGE_BATCH) is not None
-        if acts and isinstance(objective, AsksFields):
+        if objective.acts_on(entry) and objective.demands(kind, LARGE_BATCH) is not None:
             asked |= objective.sample_fields
     return asked
 

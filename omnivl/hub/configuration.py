@@ -12,13 +12,9 @@ from transformers import PretrainedConfig
 from moe.upgrades import upgraded as upgraded_ffn
 from omnivl.architectures import Architecture, ArchitectureConfig, OmniVL
 from omnivl.architectures.upgrades import upgraded
-from omnivl.chain.objective import temperature_of
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
-from omnivl.objectives import LM, MLM, VLM, Objective, UniVLC
-
-HEADS: Mapping[str, type[Objective]] = {"mlm": MLM, "vlm": VLM, "lm": LM}
-"""Objectives whose heads are of use after training."""
+from omnivl.objectives import Objective, ObjectiveConfig, UniVLC
 
 
 class OmniVLConfig(PretrainedConfig):
@@ -26,9 +22,8 @@ class OmniVLConfig(PretrainedConfig):
 
     Attributes:
         model: The fields of the architecture, ``kind`` among them, without momentum.
-        heads: Which of ``HEADS`` there are; ``vlm`` matches, ``lm`` writes captions.
+        heads: The objectives whose heads the model has, each with its fields, or by its kind alone.
         special_tokens: The fields of ``SpecialTokens``.
-        temperature_bounds: Smallest and largest value of the learnt temperature.
     """
 
     model_type = "omnivl"
@@ -36,16 +31,18 @@ class OmniVLConfig(PretrainedConfig):
     def __init__(
         self,
         model: Mapping[str, Any] | None = None,
-        heads: Sequence[str] = (),
+        heads: Sequence[str | Mapping[str, Any]] = (),
         special_tokens: Mapping[str, int] | None = None,
-        temperature_bounds: Sequence[float] = UniVLC.temperature_bounds,
         **kwargs: Any,
     ) -> None:
         """Takes plain containers, as JSON has them. Without arguments: the ``base`` preset with BERT's vocabulary."""
         self.model = dict(model) if model is not None else _plain(replace(OmniVL(), momentum=None))
-        self.heads = list(heads)
+        self.heads = [dict(head) if isinstance(head, Mapping) else {"kind": head} for head in heads]
+        if bounds := kwargs.pop("temperature_bounds", None):
+            # Folders of before name the contrastive objective by its bounds alone.
+            start = min(max(UniVLC.temperature, bounds[0]), bounds[1])  # replaced by the learnt one
+            self.heads.insert(0, {"kind": "univlc", "temperature": start, "temperature_bounds": list(bounds)})
         self.special_tokens = dict(special_tokens) if special_tokens is not None else asdict(_BERT)
-        self.temperature_bounds = list(temperature_bounds)
         super().__init__(**kwargs)
 
     @classmethod
@@ -57,12 +54,11 @@ class OmniVLConfig(PretrainedConfig):
             objectives: Of the stage.
             tokens: Of its tokenizer.
         """
-        trained = {objective.key: objective for objective in objectives}
+        kept = [one for objective in objectives if (one := objective.after_training()) is not None]
         return cls(
             model=_plain(replace(model.portable(), momentum=None)),
-            heads=[name for name in HEADS if name in trained],
+            heads=[_plain(one) for one in kept],
             special_tokens=asdict(tokens),
-            temperature_bounds=temperature_of(objectives).bounds,
         )
 
     @property
@@ -76,7 +72,7 @@ class OmniVLConfig(PretrainedConfig):
         model = {"kind": "omnivl", **model}
         if isinstance(ffn := model.get("ffn"), Mapping):
             model["ffn"] = upgraded_ffn(ffn)
-        return _typed(json.dumps(model, sort_keys=True))
+        return _sizes(json.dumps(model, sort_keys=True))
 
     @property
     def tokens(self) -> SpecialTokens:
@@ -85,35 +81,48 @@ class OmniVLConfig(PretrainedConfig):
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """The objectives whose heads the model has; what only trains (momentum, a queue) is left out.
+        """``heads``, typed.
 
         Raises:
-            ModelError: A head is unknown.
+            ModelError: A head is of no known kind, or has an unknown field.
         """
-        if unknown := [name for name in self.heads if name not in HEADS]:
-            raise ModelError(f"config.json: heads: got {unknown}; allowed are {', '.join(HEADS)}; take the others out")
-        low, high = self.temperature_bounds
-        start = min(max(UniVLC.temperature, low), high)  # replaced by the learnt one
-        univlc = UniVLC(temperature=start, temperature_bounds=(low, high))
-        return (univlc, *(HEADS[name]() for name in self.heads))
+        return _objectives(json.dumps(self.heads, sort_keys=True))
 
 
 _BERT = SpecialTokens(pad=0, cls=101, sep=102, mask=103, decode=1, vocab_size=30522, num_reserved=999)
 
 
-def _plain(model: Architecture) -> dict[str, Any]:
+def _plain(described: Architecture | Objective) -> dict[str, Any]:
     """A configuration in the containers that JSON has, so that it equals what is read back."""
-    return cast(dict[str, Any], json.loads(json.dumps(asdict(model))))
+    return cast(dict[str, Any], json.loads(json.dumps(asdict(described))))
 
 
 @lru_cache(maxsize=8)
-def _typed(model: str) -> Architecture:
+def _sizes(model: str) -> Architecture:
+    (read,) = _read(tuple[ArchitectureConfig], "model", "the plan's model section", f"[{model}]")
+    return cast(Architecture, read)
+
+
+@lru_cache(maxsize=8)
+def _objectives(heads: str) -> tuple[Objective, ...]:
+    allowed = "an objective of a plan"
+    return cast(tuple[Objective, ...], _read(tuple[ObjectiveConfig, ...], "heads", allowed, heads))
+
+
+def _read(of: Any, section: str, allowed: str, found: str) -> tuple[object, ...]:
+    """A section of a configuration, typed.
+
+    Raises:
+        ModelError: A field is unknown or of a wrong type.
+    """
     try:
-        (read,) = TypeAdapter(tuple[ArchitectureConfig], config=ConfigDict(extra="forbid")).validate_json(f"[{model}]")
+        read: tuple[object, ...] = TypeAdapter(of, config=ConfigDict(extra="forbid")).validate_json(found)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, one['loc'][2:]))}: {one['msg']}" for one in error.errors())
+        places = [".".join(map(str, one["loc"][2:])) for one in error.errors()]
+        told = zip(places, error.errors(), strict=True)
+        problems = "; ".join(f"{place}: {one['msg']}" if place else one["msg"] for place, one in told)
         raise ModelError(
-            f"config.json: model: {problems}; allowed are the fields of the plan's model section; export the model "
-            "with this version of the package"
+            f"config.json: {section}: {problems}; allowed are the fields of {allowed}; export the model with this "
+            "version of the package"
         ) from error
     return read

@@ -23,6 +23,7 @@ from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import caption_search, generate
 from omnivl.inference.predict import predict
+from omnivl.objectives import ITM, LM, VLM, Objective
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.project import Project
 
@@ -46,6 +47,11 @@ class OmniVLOutput(ModelOutput):
     text_embeds: Tensor | None = None
     image_embeds: Tensor | None = None
     itm_score: Tensor | None = None
+
+
+MATCHING: tuple[type[Objective], ...] = (VLM, ITM)
+WRITING: tuple[type[Objective], ...] = (LM,)
+"""Objectives whose heads match pairs, and whose heads write texts."""
 
 
 class OmniVLModel(PreTrainedModel):
@@ -122,6 +128,7 @@ class OmniVLModel(PreTrainedModel):
         Returns:
             ``last_hidden_state [B, L, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``.
         """
+        self._require_embeddings()
         token_ids = self._token_ids(input_ids, attention_mask)
         state = self._ready().fold(State({"token_ids": token_ids}, text_layout(len(token_ids))))
         return BaseModelOutputWithPooling(last_hidden_state=state["text"], pooler_output=state["text_embedding"])
@@ -134,7 +141,7 @@ class OmniVLModel(PreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """How well texts fit images or clips, by the alignment decoder.
+        """How well texts fit images or clips, by the head that matches.
 
         Args:
             input_ids: int64 ``[R, L]``.
@@ -149,9 +156,9 @@ class OmniVLModel(PreTrainedModel):
         Raises:
             ModelError: The model was not trained to match.
         """
-        self._require("vlm", "match")
+        head = self._required(MATCHING, "match")
         frames = _one_of(pixel_values, pixel_values_videos)
-        return predict(self._ready(), "vlm", frames, self._token_ids(input_ids, attention_mask), rows)
+        return predict(self._ready(), head, frames, self._token_ids(input_ids, attention_mask), rows)
 
     def forward(
         self,
@@ -221,16 +228,17 @@ class OmniVLModel(PreTrainedModel):
         Raises:
             ModelError: The model was not trained to write, or has too few positions.
         """
-        self._require("lm", "write captions")
+        head = self._required(WRITING, "write captions")
         tokens, most = self.config.tokens, self.config.sizes.inputs.text_length - 1
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
         options = caption_search(tokens, length, num_beams, length_penalty)
-        return generate(self._ready(), "lm", _one_of(pixel_values, pixel_values_videos), options).token_ids
+        return generate(self._ready(), head, _one_of(pixel_values, pixel_values_videos), options).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
         """Of ``[B, T, 3, H, W]``."""
+        self._require_embeddings()
         state = self._ready().fold(State({"frames": frames}, visual_layout(frames)))
         return BaseModelOutputWithPooling(last_hidden_state=state["visual"], pooler_output=state["visual_embedding"])
 
@@ -245,12 +253,38 @@ class OmniVLModel(PreTrainedModel):
         """Ids with padding where the mask hides a token: the chain masks padding."""
         return input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), self.config.tokens.pad)
 
-    def _require(self, head: str, what: str) -> None:
-        if head not in self.config.heads:
-            known = ", ".join(self.config.heads) or "none"
+    def head(self, kinds: tuple[type[Objective], ...]) -> str | None:
+        """Key of the first objective of some kinds, such as ``MATCHING``, whose head the model has."""
+        objectives = self.chain.objectives.values()
+        return next((objective.key for objective in objectives if isinstance(objective, kinds)), None)
+
+    def _required(self, kinds: tuple[type[Objective], ...], what: str) -> str:
+        """The same, where it is needed.
+
+        Raises:
+            ModelError: There is none.
+        """
+        found = self.head(kinds)
+        if found is None:
+            known = ", ".join(self.chain.objectives) or "none"
+            wanted = " or ".join(kind.kind for kind in kinds)  # type: ignore[attr-defined]  # every member declares it
             raise ModelError(
-                f"{what}: got a model without the head of {head} (it has {known}); allowed are models that were "
-                f"trained with the objective {head}; export a stage that has it"
+                f"{what}: got a model without the head of {wanted} (it has {known}); allowed are models that were "
+                f"trained with the objective {wanted}; export a stage that has it"
+            )
+        return found
+
+    def _require_embeddings(self) -> None:
+        """Refuses models whose architecture compares nothing.
+
+        Raises:
+            ModelError: It has no embeddings.
+        """
+        sizes = self.config.sizes
+        if "embedding" not in sizes.streams:
+            raise ModelError(
+                f"embeddings: got architecture {sizes.kind!r}, which has {', '.join(sizes.streams)}; allowed are "
+                "architectures with the stream 'embedding'; ask match() for each pair"
             )
 
 

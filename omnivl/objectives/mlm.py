@@ -5,7 +5,7 @@ Shapes: B samples, L text positions.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -63,6 +63,10 @@ class MLM(Objective):
     def restored_words(self) -> dict[str, float]:
         """The share that is hidden."""
         return {self.key: self.probability}
+
+    def after_training(self) -> Self:
+        """The head of words, which says what stands behind a mask."""
+        return self.apart()
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, where it is grounded, one fused row per sample."""

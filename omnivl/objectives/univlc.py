@@ -6,8 +6,8 @@ to this objective's head. The queue takes its keys after the optimizer step, fro
 Shapes: B queries of this replica, J joined batch (replicas * B), Q queue entries, K = J + Q keys, P projection size.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -110,6 +110,10 @@ class UniVLC(Objective):
     def temperature_options(self) -> Temperature:
         """What the options say of the temperature."""
         return Temperature(self.temperature, self.temperature_bounds, self.learn_temperature)
+
+    def after_training(self) -> Self:
+        """Without momentum keys and queue."""
+        return replace(self.apart(), queue_size=0, batch_keys="online", soft_target_alpha=0.0)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """Both embeddings, on all kinds of pairs."""

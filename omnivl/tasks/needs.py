@@ -10,7 +10,6 @@ from typing import Any
 from omnivl.architectures import Architecture
 from omnivl.chain.demands import EMBEDDINGS
 from omnivl.chain.objective import Objective
-from omnivl.data.batch import DATA_KINDS
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class Head(Need):
         if objective is None:
             what, remedy = f"does not train {self.objective!r}", f"add the objective {self.objective!r}"
             return Lack(what, remedy, self.option, self.without)
-        if all(objective.asks(kind, 1) is None for kind in DATA_KINDS):
+        if not objective.predicts:
             what = f"trains {self.objective!r}, which predicts nothing"
             return Lack(what, "name another objective", self.option, self.without)
         return None

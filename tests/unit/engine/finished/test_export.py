@@ -86,7 +86,8 @@ def test_clip_is_also_written_as_the_engines_own_class(tmp_path: Path) -> None:
     own = torch.from_numpy(load_tokenizer("emoji").encode(TEXTS, 16))
     torch.testing.assert_close(model.get_text_features(own).pooler_output, chain.encode_text(own))
     # The temperature's bounds are those of the objective that trained it, not of UniVLC.
-    assert model.config.temperature_bounds == [1e-4, 1e4]
+    (itc,) = model.config.objectives
+    assert itc.temperature_options.bounds == (1e-4, 1e4)
 
 
 def test_what_no_class_computes_is_refused(tmp_path: Path) -> None:

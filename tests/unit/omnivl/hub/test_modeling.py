@@ -11,13 +11,15 @@ from transformers import AutoModel
 
 from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
-from omnivl.architectures import Unified, VisionConfig
+from omnivl.architectures import Unified, ViLT, VisionConfig
 from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
+from omnivl.hub.modeling import MATCHING, WRITING
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.predict import predict
-from omnivl.objectives import LM, MLM, VLM, UniVLC
+from omnivl.objectives import ITC, ITM, LM, MLM, VLM, UniVLC
+from omnivl.parts.sizes import Transformer, Words
 from omnivl.pretrained.load import read_exported
 
 TOWERS = (UniVLC(queue_size=16, temperature=0.1), MLM(), VLM(), LM(), *EVERYTHING[1:4])
@@ -182,13 +184,46 @@ def test_a_configuration_is_read_back_as_it_was(tmp_path):
     assert OmniVLConfig().sizes.hidden_size == 768, "without arguments: the base preset"
 
 
+def test_heads_keep_their_options_and_names_and_folders_of_before_are_read():
+    itc = ITC(loss_type="sigmoid", name="pairs", weight=0.5, on=("cats",))
+    config = OmniVLConfig.of(CONFIG, (itc, replace(VLM(), name="second"), MLM()), TOKENS)
+    assert config.objectives == (replace(itc, weight=1.0, on=()), VLM(name="second"), MLM())
+    model = OmniVLModel(config)
+    assert "losses.heads.pairs.bias" in model.chain.state_dict()
+    assert model.head(MATCHING) == "second" and model.head(WRITING) is None
+    earlier = OmniVLConfig(
+        model=config.model, heads=["vlm", "lm"], special_tokens=config.special_tokens, temperature_bounds=[0.1, 0.5]
+    )
+    univlc = UniVLC(temperature=0.1, temperature_bounds=(0.1, 0.5))
+    assert earlier.objectives == (univlc, VLM(), LM())
+    assert "temperature_bounds" not in earlier.to_dict(), "it is said once"
+
+
+def test_an_architecture_without_embeddings_matches(tmp_path):
+    blocks = Transformer(hidden_size=16, num_heads=2, layers=2)
+    words = Words(length=8, vocab_size=TOKENS.vocab_size)
+    config = ViLT(blocks=blocks, words=words, image_size=16, patch_size=8)
+    chain, model = exported(tmp_path, config, (MLM(), ITM()))
+    batch = make_batch("image_text")
+    pixels, texts = batch.frames[:, 0], batch.token_ids
+    with torch.no_grad():
+        wanted = predict(chain, "itm", batch.frames, texts)
+        torch.testing.assert_close(model.match(texts, pixel_values=pixels), wanted, rtol=1e-5, atol=1e-5)
+        with pytest.raises(
+            ModelError, match=r"^embeddings: got architecture 'vilt', which has fused, fused_visual; allo"
+        ):
+            model.get_image_features(pixels)
+        with pytest.raises(ModelError, match=r"^embeddings: got architecture 'vilt'"):
+            model(texts, pixel_values=pixels, use_itm_head=True)
+
+
 def test_errors_say_what_to_do(tmp_path):
     config = OmniVLConfig.of(CONFIG, (UniVLC(),), TOKENS)
     model, batch = OmniVLModel(config), make_batch("image_text")
     pixels = batch.frames[:, 0]
-    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has none\)"):
+    with pytest.raises(ModelError, match=r"^write captions: got a model without the head of lm \(it has univlc\)"):
         model.generate(pixels)
-    with pytest.raises(ModelError, match=r"^match: got a model without the head of vlm"):
+    with pytest.raises(ModelError, match=r"^match: got a model without the head of vlm or itm"):
         model(batch.token_ids, pixel_values=pixels, use_itm_head=True)
     with pytest.raises(ModelError, match=r"^pixel_values: got float32 \[4, 3, 16, 16\]; allowed uint8 \[B, 3, H, W\]"):
         model.get_image_features(pixels.float())
@@ -198,7 +233,9 @@ def test_errors_say_what_to_do(tmp_path):
         model()
     with pytest.raises(ModelError, match=r"^config.json: model: hiden_size: Unexpected keyword argument; allowed"):
         OmniVLModel(OmniVLConfig(model={"hiden_size": 16}))
-    with pytest.raises(ModelError, match=r"^config.json: heads: got \['seg'\]; allowed are mlm, vlm, lm"):
+    with pytest.raises(
+        ModelError, match=r"^config.json: heads: Input tag 'seg' found using 'kind' does not match any of .*'mlm'"
+    ):
         OmniVLModel(OmniVLConfig(model=config.model, heads=["seg"], special_tokens=config.special_tokens))
     writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
     with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
