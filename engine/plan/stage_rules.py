@@ -10,7 +10,10 @@ from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
 from omnivl.architectures.base import Architecture, missing_streams, streams_needed
 from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
-from omnivl.data.batch import DATA_KINDS, is_label, is_video
+from omnivl.chain.demands import Demands
+from omnivl.chain.objective import Objective
+from omnivl.data.batch import DATA_KINDS, is_label, is_video, visual_of
+from omnivl.data.config import entry_keys
 from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.decoder import looking_ahead
 
@@ -84,15 +87,33 @@ def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
             )
 
 
-def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
-    """Each objective acts on some kind of the stage's data."""
-    kinds = sorted({entry.kind for entry in stage.data})
-    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+def kinds_are_taken(stage: StagePlan) -> Iterator[Problem]:
+    """The architecture takes what the samples of each entry show."""
+    taken = [kind for kind in DATA_KINDS if visual_of(kind) in stage.model.shows]
+    for index, entry in enumerate(stage.data):
+        if entry.kind not in taken:
+            allowed = f"kinds that architecture {stage.model.kind!r} takes: {', '.join(taken)}"
+            yield Problem(("data", index, "kind"), repr(entry.kind), allowed, "choose one, or change model.kind")
+
+
+def objectives_name_entries(stage: StagePlan) -> Iterator[Problem]:
+    """What an objective says that it acts on is an entry of the stage's data."""
+    keys = entry_keys(stage.data)
     for index, objective in enumerate(stage.objectives):
-        if kinds and all(objective.demands(kind, micro) is None for kind in kinds):
+        for place, name in enumerate(objective.on):
+            if name not in keys:
+                change = did_you_mean(name, keys, "name one of them")
+                yield Problem(("objectives", index, "on", place), repr(name), ", ".join(map(repr, keys)), change)
+
+
+def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
+    """Each objective acts on some entry of the stage's data."""
+    for index, objective in enumerate(stage.objectives):
+        if stage.data and not _asked(stage, objective):
+            kinds = sorted({entry.kind for entry in stage.data})
+            acts = ", ".join(objective.demands_of_kinds) or "nothing"
             got = f"{objective.key!r}, which acts on none of the stage's kinds ({', '.join(kinds)})"
-            acts = [kind for kind in DATA_KINDS if objective.demands(kind, micro) is not None]
-            allowed = f"objectives that act on them; {objective.key!r} acts on {', '.join(acts) or 'nothing'}"
+            allowed = f"objectives that act on them; {objective.key!r} acts on {acts}"
             yield Problem(
                 ("objectives", index, "kind"), got, allowed, "add data of such a kind or remove the objective"
             )
@@ -100,10 +121,10 @@ def objectives_have_data(stage: StagePlan) -> Iterator[Problem]:
 
 def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
     """Each entry of the mixture trains something."""
-    micro = max(1, stage.batch.micro_batch_size_per_gpu)
     names = ", ".join(objective.key for objective in stage.objectives)
-    for index, entry in enumerate(stage.data):
-        if stage.objectives and all(objective.demands(entry.kind, micro) is None for objective in stage.objectives):
+    acted_on = {key for objective in stage.objectives for key in _asked(stage, objective)}
+    for index, (key, entry) in enumerate(zip(entry_keys(stage.data), stage.data, strict=True)):
+        if stage.objectives and key not in acted_on:
             got = f"{entry.kind!r}, which none of the stage's objectives ({names}) acts on"
             yield Problem(
                 ("data", index, "kind"), got, "kinds that an objective acts on", "add an objective or remove the entry"
@@ -112,9 +133,7 @@ def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
 
 def draws_are_trained(stage: StagePlan) -> Iterator[Problem]:
     """What an objective draws samples by is trained by another one."""
-    micro = max(1, stage.batch.micro_batch_size_per_gpu)
-    kinds = {entry.kind for entry in stage.data}
-    demands = [[found for kind in kinds if (found := one.demands(kind, micro))] for one in stage.objectives]
+    demands = [list(_asked(stage, objective).values()) for objective in stage.objectives]
     trained = frozenset[str]().union(*(found.reads for several in demands for found in several))
     for index, objective in enumerate(stage.objectives):
         untrained = sorted(frozenset[str]().union(*(found.draws_from for found in demands[index])) - trained)
@@ -128,13 +147,19 @@ def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
     """Who wants momentum twins has them."""
     if stage.model.momentum is not None:
         return
-    micro = max(1, stage.batch.micro_batch_size_per_gpu)
     for index, objective in enumerate(stage.objectives):
-        demands = [objective.demands(entry.kind, micro) for entry in stage.data]
-        if any(demand is not None and demand.twins for demand in demands):
+        if any(demand.twins for demand in _asked(stage, objective).values()):
             got = f"{objective.key!r} with options that need momentum twins, where model.momentum is null"
             change = "set model.momentum to {decay: 0.995}, or the objective's options so that it needs none"
             yield Problem(("objectives", index), got, "momentum twins", change)
+
+
+def _asked(stage: StagePlan, objective: Objective) -> dict[str, Demands]:
+    """What an objective wants computed of the entries that it acts on, by their keys."""
+    micro = max(1, stage.batch.micro_batch_size_per_gpu)
+    entries = zip(entry_keys(stage.data), stage.data, strict=True)
+    asked = {key: objective.demands(entry.kind, micro) for key, entry in entries if objective.acts_on(key)}
+    return {key: demands for key, demands in asked.items() if demands is not None}
 
 
 def objectives_fit(stage: StagePlan) -> Iterator[Problem]:
@@ -270,6 +295,8 @@ STAGE_RULES: tuple[StageRule, ...] = (
     motion_gives_clips,
     *SAMPLE_RULES,
     there_are_objectives,
+    kinds_are_taken,
+    objectives_name_entries,
     objectives_have_data,
     data_has_objectives,
     draws_are_trained,

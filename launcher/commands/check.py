@@ -197,7 +197,8 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
     console = Console(highlight=False)
     known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
     processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
-    console.print(f"[bold]{plan.name}[/]: {len(plan.stages)} stages, seed {plan.seed}, {processes}")
+    stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) != 1 else ''}"
+    console.print(f"[bold]{plan.name}[/]: {stages}, seed {plan.seed}, {processes}")
     for number, stage in enumerate(summary["stages"], start=1):
         console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
         rows = Table.grid(padding=(0, 2))

@@ -20,6 +20,7 @@ from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective
 from omnivl.chain.sizes import HeadSizes
+from omnivl.data.batch import VISUALS, Visual
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, ModelError
@@ -56,12 +57,13 @@ class Architecture(ABC):
         kind: Tells it apart from the others.
         momentum: Momentum twins; None builds none.
 
-    Of the class: ``streams``, the streams that the chain has (see ``omnivl.chain.demands``); ``presets``, named
-    configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where in the configuration the size of the
-    plan's tokenizer stands.
+    Of the class: ``streams``, the streams that the chain has (see ``omnivl.chain.demands``); ``shows``, what samples
+    may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where in the
+    configuration the size of the plan's tokenizer stands.
     """
 
     streams: ClassVar[tuple[str, ...]]
+    shows: ClassVar[tuple[Visual, ...]] = VISUALS
     presets: ClassVar[Mapping[str, Any]] = {}
     vocabulary: ClassVar[tuple[str, ...]] = ("vocab_size",)
 
@@ -195,14 +197,3 @@ def streams_needed(objective: Objective) -> frozenset[str]:
 def missing_streams(architecture: Architecture, objective: Objective) -> list[str]:
     """The streams that an objective reads and the architecture lacks, by name."""
     return sorted(streams_needed(objective) - set(architecture.streams))
-
-
-def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
-    """Numbers that have to be multiples of others.
-
-    Args:
-        pairs: By path with dots, the number, the name of its divisor and that.
-    """
-    for path, (value, divisor, by) in pairs.items():
-        if by >= 1 and value % by:
-            yield Misfit(tuple(path.split(".")), str(value), f"a multiple of {divisor} {by}", "change either")

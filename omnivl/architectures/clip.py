@@ -8,7 +8,7 @@ Differs: starting values of matrices are the project's (``moe.linear``). Texts a
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from moe.config import DenseConfig, MoMEConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Kit, Layers, divisions
+from omnivl.architectures.base import Architecture, Kit, Layers
 from omnivl.architectures.clip_names import from_transformers, to_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
-from omnivl.architectures.one_width import modality_misfits, place_misfits
+from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.chain import Chain
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
@@ -168,11 +168,15 @@ class CLIP(Architecture):
     def misfits(self) -> Iterator[Misfit]:
         """What does not fit together."""
         towers = {"vision": self.vision, "text": self.text}
-        numbers = {f"{name}.hidden_size": (one.hidden_size, "num_heads", one.num_heads) for name, one in towers.items()}
-        yield from divisions({**numbers, "image_size": (self.image_size, "patch_size", self.patch_size)})
+        yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, tower in towers.items():
-            for misfit in _tower_misfits(tower):
-                yield replace(misfit, path=(name, *misfit.path))
+            yield from stack_misfits(name, tower)
+            if tower.norm != "pre":
+                yield Misfit((name, "norm"), repr(tower.norm), "'pre'", "set it to 'pre'")
+            if tower.activation != "gelu" and not isinstance(tower.ffn, DenseConfig | MoMEConfig):
+                got = f"{tower.activation!r} with ffn kind {tower.ffn.kind!r}"
+                allowed = "'gelu' where there are sparse or attribute experts"
+                yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
         if not any(isinstance(one.ffn, DenseConfig) for one in towers.values()) and self.vision.ffn != self.text.ffn:
             change = "make them equal, or one of them dense"
             yield Misfit(("text", "ffn"), "other experts than vision.ffn", "the same ones, or dense layers", change)
@@ -182,21 +186,6 @@ class CLIP(Architecture):
 
 
 _WIDTHS = ("patch_size", "vocab_size", "projection_size")
-
-
-def _tower_misfits(tower: Transformer) -> Iterator[Misfit]:
-    """What does not fit together in one tower; paths begin within it."""
-    if tower.layers < 1:
-        yield Misfit(("layers",), str(tower.layers), "1 or more", "raise it")
-    if tower.norm != "pre":
-        yield Misfit(("norm",), repr(tower.norm), "'pre'", "set it to 'pre'")
-    if tower.inner_size < 1:
-        yield Misfit(("mlp_ratio",), f"{tower.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
-    if tower.activation != "gelu" and not isinstance(tower.ffn, DenseConfig | MoMEConfig):
-        got = f"{tower.activation!r} with ffn kind {tower.ffn.kind!r}"
-        yield Misfit(("activation",), got, "'gelu' where there are sparse or attribute experts", "set it to 'gelu'")
-    yield from modality_misfits(tower.ffn)
-    yield from place_misfits(tower.ffn, {"layers": tower.layers})
 
 
 class Towers(nn.Module):

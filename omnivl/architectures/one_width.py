@@ -5,20 +5,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from moe.config import (
-    AttributeConfig,
-    DenseConfig,
-    FeedForwardConfig,
-    MoMELIMoEConfig,
-    SparseConfig,
-    named_modalities,
-)
+from moe.config import DenseConfig, FeedForwardConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, divisions
+from omnivl.architectures.base import Architecture
+from omnivl.architectures.misfits import divisions, filling_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
-from omnivl.errors import Misfit, did_you_mean
-from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Recompute, Transformer, Words
+from omnivl.errors import Misfit
+from omnivl.parts.sizes import MomentumConfig, Patches, Recompute, Transformer, Words
 
 
 @dataclass(frozen=True)
@@ -146,40 +140,7 @@ class OneWidth(Architecture):
                 "num_frames": (self.num_frames, "tubelet_size", self.tubelet_size),
             }
         )
-        if self.inner_size < 1:
-            yield Misfit(("mlp_ratio",), f"{self.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
-        yield from modality_misfits(self.ffn)
-        yield from place_misfits(self.ffn, self.depths)
+        yield from filling_misfits(self.stack_of(0), self.depths)
 
 
 _WIDTHS = ("hidden_size", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "vocab_size", "projection_size")
-
-
-def modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
-    """Modalities that a filling names and that there are not, and pools that are missing."""
-    known = ", ".join(map(repr, MODALITIES))
-    for named, names in named_modalities(ffn).items():
-        for name in names:
-            if name not in MODALITIES:
-                change = did_you_mean(name, MODALITIES, "choose one of these")
-                yield Misfit(("ffn", *named.split(".")), repr(name), known, change)
-    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.router.fewest_experts:
-        for name in MODALITIES:
-            if name not in ffn.pools:
-                got = f"no pool for {name} and {ffn.common_experts} common experts"
-                allowed = f"{ffn.router.fewest_experts} or more, as many as a token needs"
-                yield Misfit(("ffn", "pools"), got, allowed, "give it a pool or raise common_experts")
-
-
-def place_misfits(ffn: FeedForwardConfig, depths: Mapping[str, int]) -> Iterator[Misfit]:
-    """Blocks that are named as places of experts and that not every stack has."""
-    blocks = ffn.blocks if isinstance(ffn, SparseConfig | AttributeConfig) else None
-    shortest = min(depths, key=lambda name: depths[name])
-    depth = depths[shortest]
-    for block in blocks or ():
-        if not -depth <= block < depth:
-            allowed = f"{-depth} to {depth - 1}, the blocks of {depth} {shortest}"
-            yield Misfit(("ffn", "blocks"), str(block), allowed, "name another block or build more")
-    if blocks is not None and len({block % depth for block in blocks}) < len(blocks):
-        got = f"{list(blocks)} with {depth} {shortest}"
-        yield Misfit(("ffn", "blocks"), got, "each block once", "take out those that are named from both ends")

@@ -7,7 +7,7 @@ Differs: images of a step are of one square size; no patches are left out at ran
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Kit, Layers, divisions
-from omnivl.architectures.one_width import modality_misfits, place_misfits
+from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.sizes import HeadSizes
+from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.join import JoinRows
@@ -44,6 +45,7 @@ class ViLT(Architecture):
     patch_size: Annotated[int, Range(1)] = 32
 
     streams: ClassVar[tuple[str, ...]] = ("fused", "fused_visual")
+    shows: ClassVar[tuple[Visual, ...]] = ("image",)
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
 
     @property
@@ -104,16 +106,8 @@ class ViLT(Architecture):
     def misfits(self) -> Iterator[Misfit]:
         """What does not fit together."""
         blocks = self.blocks
-        yield from divisions(
-            {
-                "blocks.hidden_size": (blocks.hidden_size, "num_heads", blocks.num_heads),
-                "image_size": (self.image_size, "patch_size", self.patch_size),
-            }
-        )
-        if blocks.layers < 1:
-            yield Misfit(("blocks", "layers"), str(blocks.layers), "1 or more", "raise it, e.g. to 12")
-        if blocks.inner_size < 1:
-            yield Misfit(("blocks", "mlp_ratio"), f"{blocks.mlp_ratio:g}", "1 / hidden_size or more", "raise it")
+        yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
+        yield from stack_misfits("blocks", blocks)
         for name, only in (("norm", "pre"), ("activation", "gelu")):
             if getattr(blocks, name) != only:
                 yield Misfit(
@@ -123,8 +117,6 @@ class ViLT(Architecture):
             yield Misfit(("words", "length"), str(self.words.length), "3 or more: [CLS] word [SEP]", "raise it")
         if self.momentum is not None:
             yield Misfit(("momentum",), "momentum twins", "null in 'vilt', which has none", "set it to null")
-        for found in (*modality_misfits(blocks.ffn), *place_misfits(blocks.ffn, {"layers": blocks.layers})):
-            yield replace(found, path=("blocks", *found.path))
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of transformers' ``ViltModel`` and classes built on it, or of ``ViTModel``, which ViLT starts from.

@@ -15,6 +15,7 @@ DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
 """In an order that checkpoints rely on: UniVLC's queue stores a kind's place among them. New ones go to the end."""
 
 Visual = Literal["none", "image", "clip", "set"]
+VISUALS: tuple[Visual, ...] = get_args(Visual)
 
 _VISUALS: Mapping[DataKind, Visual] = {
     "image_text": "image",

@@ -107,7 +107,7 @@ class ITC(Objective):
         if self.loss_type == "sigmoid":
             assert isinstance(heads.own, BiasHead)
             bias = heads.own.bias[0]
-            metrics["bias"] = bias.detach().clone()  # the optimizer changes the parameter before metrics are read
+            metrics["bias"] = bias.detach()
             return ObjectiveLoss(sigmoid_loss(own, joined, scale, bias, first), metrics)
         if self.loss_type == "soft":
             factor = scale if self.soft_target_factor == "scale" else 1.0 / scale

@@ -114,7 +114,8 @@ class Losses(ChainLayer):
             made = self.objectives[key].loss(state, self.heads_of(key), self.gather)
             assert made.loss.dtype == torch.float32, f"{key} computes its loss in {made.loss.dtype}"
             losses[key] = made.loss
-            metrics |= {f"metric/{key}/{metric}": value.detach() for metric, value in made.metrics.items()}
+            # Copies: a metric may be a parameter, which the optimizer changes before metrics are read.
+            metrics |= {f"metric/{key}/{metric}": value.detach().clone() for metric, value in made.metrics.items()}
         total = torch.stack([loss * self._weight(state, name) for name, loss in losses.items()]).sum()
         ended = {name: tensor for name, tensor in state.items() if name.split("/")[0] in _SCALARS}
         raw = {f"loss/{name}": loss for name, loss in losses.items()}

@@ -145,7 +145,8 @@ def _refuse_text_of_clip(path: Path, architecture: Architecture, weights: Mappin
         raise ModelError(
             f"{path}: got CLIP's text tower under weights.{part}; allowed is its visual tower, since our text encoder "
             "reads in both directions and from its first token, CLIP's in one and from its last, without a mask token; "
-            "name the folder under weights.vision, and a BERT under weights.text"
+            "name the folder under weights.vision, and a BERT under weights.text, or set model.kind to clip, which has "
+            "both towers of CLIP"
         )
 
 

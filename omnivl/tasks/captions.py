@@ -14,20 +14,19 @@ from omnivl.tasks.task import Task
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
 
-OBJECTIVE = "lm"
-"""Whose head writes."""
-
 
 @dataclass(frozen=True)
 class CaptionTask(Task):
     """Captions by the generation decoder: exact match, keyword F1 and BLEU.
 
     Attributes:
+        objective: Key of the objective whose head writes.
         num_beams: 1 decodes greedily.
         gallery: Number of captions to keep for the report.
     """
 
     kind: Literal["caption"] = "caption"
+    objective: str = "lm"
     max_samples: Annotated[int, Range(1)] = 512
     num_beams: Annotated[int, Range(1)] = 1
     gallery: Annotated[int, Range(0)] = 12
@@ -35,14 +34,14 @@ class CaptionTask(Task):
     @property
     def needs(self) -> tuple[Need, ...]:
         """The head that writes."""
-        return (Head(OBJECTIVE),)
+        return (Head(self.objective),)
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Writes a caption for every sample and compares it with all of the sample's own captions."""
         import sacrebleu
 
         pictures = self.pictures(encoder)
-        written = write_captions(pictures, encoder, self.num_beams)
+        written = write_captions(pictures, encoder, self.objective, self.num_beams)
         references = [sample.captions for sample in pictures.samples]
         exact = [text in own for text, own in zip(written, references, strict=True)]
         f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
@@ -62,10 +61,10 @@ class CaptionTask(Task):
         return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
 
 
-def write_captions(pictures: PictureSet, encoder: Encoder, num_beams: int) -> list[str]:
+def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int) -> list[str]:
     """The caption of every picture, in order, equal on every replica."""
     search = caption_search(encoder.tokenizer.special, encoder.model.inputs.text_length - 1, num_beams)
-    written = encoder.generate(OBJECTIVE, pictures, search)
+    written = encoder.generate(objective, pictures, search)
     return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 

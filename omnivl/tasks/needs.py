@@ -10,6 +10,7 @@ from typing import Any
 from omnivl.architectures import Architecture
 from omnivl.chain.demands import EMBEDDINGS
 from omnivl.chain.objective import Objective
+from omnivl.inference.pictures import Media
 
 
 @dataclass(frozen=True)
@@ -88,3 +89,21 @@ class Embeddings(Need):
             if all(objective.reads(field) for field in EMBEDDINGS):
                 return None
         return Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
+
+
+@dataclass(frozen=True)
+class Shown(Need):
+    """An architecture that takes what the samples show.
+
+    Attributes:
+        media: ``image`` or ``video``.
+    """
+
+    media: Media
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        if ("clip" if self.media == "video" else "image") in stage.model.shows:
+            return None
+        what = f"has architecture {stage.model.kind!r}, which takes no {self.media}"
+        return Lack(what, "change model.kind", "media", "image" if self.media == "video" else "video")

@@ -1,4 +1,4 @@
-"""Retrieval between pictures or clips and texts, both ways, optionally re-ranked by the alignment decoder."""
+"""Retrieval between pictures or clips and texts, both ways, optionally re-ranked by a head that matches pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +16,6 @@ from omnivl.tasks.ranking import recall_scores
 from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
 
-OBJECTIVE = "vlm"
-"""Whose head re-ranks."""
-
 
 @dataclass(frozen=True)
 class RetrievalTask(Task):
@@ -28,7 +25,8 @@ class RetrievalTask(Task):
         text: ``caption``: the first caption of each picture; ``tags``: every tag that at least ``min_tagged`` pictures
             have, each relevant to all of these.
         min_tagged: See ``text``.
-        rerank: Re-rank this many contrastive candidates with the alignment decoder and report both; 0 does not.
+        rerank: Re-rank this many contrastive candidates by the head that matches pairs, and report both; 0 does not.
+        matcher: Key of the objective with that head.
         rerank_temperature: Divides the cosine before the matching log odds are added to it.
         baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
         gallery: Number of queries to keep for the report.
@@ -38,6 +36,7 @@ class RetrievalTask(Task):
     text: Literal["caption", "tags"] = "caption"
     min_tagged: Annotated[int, Range(1)] = 2
     rerank: Annotated[int, Range(0)] = 0
+    matcher: str = "vlm"
     rerank_temperature: Annotated[float, Range(above=0)] = 0.07
     baseline: BaselineReference | None = None
     gallery: Annotated[int, Range(0)] = 0
@@ -45,7 +44,7 @@ class RetrievalTask(Task):
     @property
     def needs(self) -> tuple[Need, ...]:
         """Embeddings, and to re-rank the head that matches."""
-        return (Embeddings(), Head(OBJECTIVE, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+        return (Embeddings(), Head(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text."""
@@ -125,7 +124,7 @@ def _reranked(
     Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
     """
     values, candidates = similarity.topk(min(task.rerank, len(texts)), dim=1)
-    score = encoder.predict(OBJECTIVE, pictures, texts, candidates) + values / task.rerank_temperature
+    score = encoder.predict(task.matcher, pictures, texts, candidates) + values / task.rerank_temperature
     behind = similarity - similarity.max() + score.min() - 1.0
     return behind.scatter(1, candidates, score)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet
-from omnivl.tasks.needs import Lack, Need, Provided
+from omnivl.tasks.needs import Lack, Need, Provided, Shown
 from omnivl.tasks.results import TaskResult
 
 Where = Mapping[str, tuple[str, ...]]
@@ -60,7 +60,7 @@ class Task(ABC):
 
     def lacks(self, stage: Provided) -> list[Lack]:
         """What the stage lacks for this task; empty where it can do it."""
-        found = [need.lack(stage) for need in self.needs]
+        found = [need.lack(stage) for need in (Shown(self.media), *self.needs)]
         return [lack for lack in found if lack is not None]
 
     def pictures(self, encoder: Encoder) -> PictureSet:

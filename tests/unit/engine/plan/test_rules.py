@@ -129,6 +129,25 @@ STAGE_CASES = {
         },
         "p:7: stages.0.data.1.kind: got 'video_text', which none of the stage's objectives (mrm) acts on; allowed kinds that an objective acts on; add an objective or remove the entry",
     ),
+    "objectives_name_entries": (
+        {
+            "objectives": "[{kind: univlc, on: [pairs, pair]}]",
+            "data": "[{source: emoji, kind: image_text, name: pairs}]",
+        },
+        "p:7: stages.0.objectives.0.on.1: got 'pair'; allowed 'pairs'; did you mean 'pairs'?",
+    ),
+    "kinds_are_taken": (
+        {
+            "model": "{kind: vilt, image_size: 64, momentum: null}",
+            "objectives": "[mlm]",
+            "data": "[{source: motion, kind: video_text}]",
+        },
+        "p:7: stages.0.data.0.kind: got 'video_text'; allowed kinds that architecture 'vilt' takes: image_text, image_label, image; choose one, or change model.kind",
+    ),
+    "sizes_fit: experts": (
+        {"model": "{hidden_size: 8, num_heads: 2, ffn: {kind: limoe, expert_ratio: 0.01}}"},
+        "p:7: stages.0.model.ffn.expert_ratio: got 0.01; allowed 1 / 32 or more, 32 being the inner size of a dense layer; raise it, e.g. to 1",
+    ),
     "draws_are_trained": (
         {"objectives": "[vlm]"},
         "p:7: stages.0.objectives.0.kind: got 'vlm', which draws samples by logit_scale, text_embedding, visual_embedding, which no objective trains; allowed 'vlm' beside an objective that trains them; add one, as 'univlc' is for embeddings",

@@ -51,6 +51,11 @@ ALLOWED = (
             "stages.0.evaluate.tasks.0.kind: got 'retrieval' for a stage that has no trained embeddings; allowed "
             "'matching'; add a contrastive objective such as 'univlc', or remove the task",
         ),
+        (
+            "stages.0.evaluate.tasks=[{kind: matching, media: video, source: motion}]",
+            "stages.0.evaluate.tasks.0.media: got 'video' for a stage that has architecture 'vilt', which takes no video; "
+            "allowed 'image'; change model.kind, or set media to 'image'",
+        ),
     ],
 )
 def test_a_plan_that_it_cannot_serve_is_refused(change: str, message: str) -> None:

@@ -229,15 +229,15 @@ def test_objectives_on_what_there_is_not_are_refused(objective):
         (
             {"vision": replace(SMALL.vision, num_heads=3, norm="post"), "image_size": 20},
             [
-                "vision.hidden_size: got 16; allowed a multiple of num_heads 3; change either",
                 "image_size: got 20; allowed a multiple of patch_size 8; change either",
+                "vision.hidden_size: got 16; allowed a multiple of num_heads 3; change either",
                 "vision.norm: got 'post'; allowed 'pre'; set it to 'pre'",
             ],
         ),
         (
             {"text": replace(SMALL.text, layers=0, drop_path=0.1, layer_scale_init=0.1)},
             [
-                "text.layers: got 0; allowed 1 or more; raise it",
+                "text.layers: got 0; allowed 1 or more; raise it, e.g. to 12",
                 "text.drop_path: got 0.1; allowed 0; the text tower has none",
                 "text.layer_scale_init: got 0.1; allowed null; the text tower has none",
             ],

@@ -326,7 +326,7 @@ def test_objectives_on_streams_that_it_lacks_are_refused(objective, stream):
         ),
         (
             replace(SMALL, blocks=replace(SMALL.blocks, mlp_ratio=0.01)),
-            "model.blocks.mlp_ratio: got 0.01; allowed 1 / hidden_size or more; raise it",
+            "model.blocks.mlp_ratio: got 0.01; allowed 1 / hidden_size or more; raise it, e.g. to 4",
         ),
         (
             replace(SMALL, words=Words(length=2, vocab_size=50)),

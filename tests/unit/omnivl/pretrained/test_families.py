@@ -335,7 +335,7 @@ def test_parts_and_kinds_that_have_no_place_are_refused_by_name(tmp_path):
     why = (
         "allowed is its visual tower, since our text encoder reads in both directions and from its first token, CLIP's "
         "in one and from its last, without a mask token; name the folder under weights.vision, and a BERT under "
-        "weights.text"
+        "weights.text, or set model.kind to clip, which has both towers of CLIP"
     )
     for part in ("all", "text"):
         refused(tmp_path, CLIP, [f"got CLIP's text tower under weights.{part}; {why}"], part=part)

@@ -1,0 +1,75 @@
+"""What does not fit together in sizes that many architectures have."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+from moe.config import AttributeConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
+from omnivl.errors import Misfit, did_you_mean
+from omnivl.parts.sizes import MODALITIES, Transformer
+
+
+def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
+    """Numbers that have to be multiples of others.
+
+    Args:
+        pairs: By path with dots, the number, the name of its divisor and that.
+    """
+    for path, (value, divisor, by) in pairs.items():
+        if by >= 1 and value % by:
+            yield Misfit(tuple(path.split(".")), str(value), f"a multiple of {divisor} {by}", "change either")
+
+
+def stack_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
+    """What does not fit together in a stack that stands in a configuration under a name."""
+    yield from divisions({f"{name}.hidden_size": (stack.hidden_size, "num_heads", stack.num_heads)})
+    if stack.layers < 1:
+        yield Misfit((name, "layers"), str(stack.layers), "1 or more", "raise it, e.g. to 12")
+    for found in filling_misfits(stack, {"layers": stack.layers}):
+        yield replace(found, path=(name, *found.path))
+
+
+def filling_misfits(stack: Transformer, depths: Mapping[str, int]) -> Iterator[Misfit]:
+    """What does not fit together in what fills the feed-forward slots of stacks that are alike but for their depths.
+
+    Args:
+        stack: One of them.
+        depths: Their numbers of blocks, by the fields that give them.
+    """
+    ffn, inner = stack.ffn, stack.inner_size
+    if inner < 1:
+        yield Misfit(("mlp_ratio",), f"{stack.mlp_ratio:g}", "1 / hidden_size or more", "raise it, e.g. to 4")
+    elif isinstance(ffn, SparseConfig) and round(inner * ffn.expert_ratio) < 1:
+        allowed = f"1 / {inner} or more, {inner} being the inner size of a dense layer"
+        yield Misfit(("ffn", "expert_ratio"), f"{ffn.expert_ratio:g}", allowed, "raise it, e.g. to 1")
+    yield from _modality_misfits(ffn)
+    yield from _place_misfits(ffn, depths)
+
+
+def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
+    """Modalities that a filling names and that there are not, and pools that are missing."""
+    known = ", ".join(map(repr, MODALITIES))
+    for named, names in named_modalities(ffn).items():
+        for name in names:
+            if name not in MODALITIES:
+                change = did_you_mean(name, MODALITIES, "choose one of these")
+                yield Misfit(("ffn", *named.split(".")), repr(name), known, change)
+    if isinstance(ffn, MoMELIMoEConfig) and ffn.common_experts < ffn.router.fewest_experts:
+        for name in MODALITIES:
+            if name not in ffn.pools:
+                got = f"no pool for {name} and {ffn.common_experts} common experts"
+                allowed = f"{ffn.router.fewest_experts} or more, as many as a token needs"
+                yield Misfit(("ffn", "pools"), got, allowed, "give it a pool or raise common_experts")
+
+
+def _place_misfits(ffn: FeedForwardConfig, depths: Mapping[str, int]) -> Iterator[Misfit]:
+    """Blocks that are named as places of experts and that not every stack has."""
+    blocks = ffn.blocks if isinstance(ffn, SparseConfig | AttributeConfig) else None
+    shortest = min(depths, key=lambda name: depths[name])
+    depth = depths[shortest]
+    for block in blocks or ():
+        if not -depth <= block < depth:
+            allowed = f"{-depth} to {depth - 1}, the blocks of {depth} {shortest}"
+            yield Misfit(("ffn", "blocks"), str(block), allowed, "name another block or build more")
+    if blocks is not None and len({block % depth for block in blocks}) < len(blocks):
+        got = f"{list(blocks)} with {depth} {shortest}"
+        yield Misfit(("ffn", "blocks"), got, "each block once", "take out those that are named from both ends")
