@@ -26,7 +26,8 @@ from omnivl.errors import ModelError
 from omnivl.pretrained.folder import describe, near_misses, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
-WORDS = "embed.block.text.words"
+BY_WORDS = ("embed.block.text.words", "losses.vocabulary.decoder.weight", "losses.vocabulary.decoder.bias")
+"""Our parameters that have a row for each word."""
 
 Part = Literal["all", "vision", "text"]
 PARTS: Mapping[Part, tuple[str, ...]] = {
@@ -216,7 +217,7 @@ def _part_of(name: str) -> str:
 def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
     """Brings a checkpoint's tensor to the shape of our parameter of this name.
 
-    Position tables are resized, as their layer says; fewer words than the table has rows are fine.
+    Position tables are resized, as their layer says; fewer words than there are rows for are fine.
 
     Raises:
         ModelError: Any other difference.
@@ -225,7 +226,7 @@ def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
     own = chain.get_parameter(name)
     if tensor.shape == own.shape:
         return tensor
-    if name == WORDS and tensor.shape[1:] == own.shape[1:] and len(tensor) < len(own):
+    if name in BY_WORDS and tensor.shape[1:] == own.shape[1:] and len(tensor) < len(own):
         return tensor
     resized = chain.named_layers[layer].resize(inner, tensor, own.detach())
     if resized is None:

@@ -131,6 +131,21 @@ def test_the_masked_words_loss_equals_transformers(tmp_path):
     assert chain.fused_norm.block.pooler.weight.grad is None
 
 
+def test_words_that_the_weights_lack_keep_what_they_have_in_the_head_as_well(tmp_path):
+    torch.manual_seed(0)
+    peer = peer_of(ViltForMaskedLM)
+    peer.save_pretrained(tmp_path)
+    tokens, model = replace(TOKENS, vocab_size=53), replace(SMALL, words=Words(length=7, vocab_size=53))
+    chain = build_chain(model, (MLM(),), tokens)
+    fresh = {name: tensor.clone() for name, tensor in chain.state_dict().items()}
+    report = load_pretrained(chain, model, tmp_path)
+    head = chain.losses.vocabulary.decoder
+    assert torch.equal(head.weight[:50], peer.vilt.embeddings.text_embeddings.word_embeddings.weight)
+    assert torch.equal(head.weight[50:], fresh["losses.vocabulary.decoder.weight"][50:])
+    assert torch.equal(head.bias[50:], fresh["losses.vocabulary.decoder.bias"][50:])
+    assert (report.missing, report.unexpected) == ((), ())
+
+
 @pytest.mark.parametrize(
     ("cls", "head"), [(ViltForQuestionAnswering, "classifier"), (ViltForImageAndTextRetrieval, "rank_output")]
 )
