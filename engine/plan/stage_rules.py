@@ -186,7 +186,8 @@ def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
     if writing and kind is not None:
         got = f"{kind!r} with {writing[0]!r}, whose decoder may not see the words to come"
         change = f"change it, or take {writing[0]!r} out"
-        yield Problem(("model", "ffn", "router", "kind"), got, "'token_choice'", change)
+        allowed = "a router that looks at earlier tokens only, as 'token_choice' without a capacity does"
+        yield Problem(("model", "ffn", "router", "kind"), got, allowed, change)
 
 
 def sizes_fit(stage: StagePlan) -> Iterator[Problem]:

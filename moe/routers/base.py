@@ -100,14 +100,18 @@ class RouterConfig(ABC):
     tokens_choose: ClassVar[bool] = True
     """Whether every token has choices of its own, which can be dropped one by one."""
 
-    looks_ahead: ClassVar[bool] = False
-    """Whether every token's experts depend on tokens that come after it, so that the router cannot be used where a text
-    is written word by word."""
-
     @property
     @abstractmethod
     def experts_per_token(self) -> float:
         """Experts that serve a token, in the mean, where none lacks room."""
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether a token's experts depend on tokens that come after it.
+
+        Such a router cannot be used where a text is written word by word.
+        """
+        return False
 
     @property
     def fewest_experts(self) -> int:

@@ -40,11 +40,15 @@ class ExpertChoice(RouterConfig):
     """
 
     tokens_choose: ClassVar[bool] = False
-    looks_ahead: ClassVar[bool] = True
 
     kind: Literal["expert_choice"] = "expert_choice"
     experts_per_token: Annotated[float, Range(above=0)] = 1.0
     losses: RouterLossConfig = field(default_factory=RouterLossConfig)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """An expert compares all tokens."""
+        return True
 
     def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> "ExpertChoiceRouter":
         """The module, with fresh weights."""

@@ -82,6 +82,11 @@ class TokenChoice(RouterConfig):
         """K."""
         return self.top_k
 
+    @property
+    def looks_ahead(self) -> bool:
+        """Under a capacity a later token can take an earlier one's room: by priority, or by a choice of higher rank."""
+        return self.capacity_factor is not None and (self.priority or self.top_k > 1)
+
     def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> "TokenChoiceRouter":
         """The module, with fresh weights."""
         return TokenChoiceRouter(self, hidden_size, num_experts, allowed)

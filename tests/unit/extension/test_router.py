@@ -1,7 +1,7 @@
 """A router that stands in no union: one file's worth of code, put into a chain by the public interface alone."""
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import pytest
 import torch
@@ -42,14 +42,16 @@ class DoubtLossConfig(RouterLossConfig):
 class Halves(RouterConfig):
     """A token goes to the better expert of the lower half, and to that of the upper half."""
 
-    looks_ahead: ClassVar[bool] = True  # it does not; so that the refusal can be seen
-
     kind: Literal["halves"] = "halves"
     losses: DoubtLossConfig = field(default_factory=DoubtLossConfig)
 
     @property
     def experts_per_token(self) -> float:
         return 2.0
+
+    @property
+    def looks_ahead(self) -> bool:
+        return True  # it does not; so that the refusal can be seen
 
     def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> "HalvesRouter":
         return HalvesRouter(hidden_size, num_experts, allowed)

@@ -169,7 +169,14 @@ STAGE_CASES = {
             "objectives": "[univlc, lm]",
             "model": "{ffn: {kind: limoe, router: {kind: expert_choice}}}",
         },
-        "p:7: stages.0.model.ffn.router.kind: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed 'token_choice'; change it, or take 'lm' out",
+        "p:7: stages.0.model.ffn.router.kind: got 'expert_choice' with 'lm', whose decoder may not see the words to come; allowed a router that looks at earlier tokens only, as 'token_choice' without a capacity does; change it, or take 'lm' out",
+    ),
+    "captions_do_not_look_ahead: priority": (
+        {
+            "objectives": "[univlc, lm]",
+            "model": "{ffn: {kind: limoe, router: {kind: token_choice, capacity_factor: 1.0}}}",
+        },
+        "p:7: stages.0.model.ffn.router.kind: got 'token_choice' with 'lm', whose decoder may not see the words to come; allowed a router that looks at earlier tokens only, as 'token_choice' without a capacity does; change it, or take 'lm' out",
     ),
     "megablocks_is_bf16": (
         {"model": "{ffn: {kind: limoe, implementation: megablocks}}"},
@@ -368,6 +375,10 @@ def test_evaluation_may_rely_on_an_earlier_stage() -> None:
     [
         {"objectives": "[univlc, vlm]"},  # nothing is written
         {"objectives": "[univlc, lm]", "model": "{ffn: {kind: limoe, noise: 0, losses: {load: 0}}}"},
+        {
+            "objectives": "[univlc, lm]",
+            "model": "{ffn: {kind: limoe, router: {kind: token_choice, capacity_factor: 1.0, priority: false}}}",
+        },
     ],
 )
 def test_experts_may_choose_where_no_word_is_to_come(changed: dict[str, str]) -> None:

@@ -209,9 +209,7 @@ def test_an_architecture_without_embeddings_matches(tmp_path):
     with torch.no_grad():
         wanted = predict(chain, "itm", batch.frames, texts)
         torch.testing.assert_close(model.match(texts, pixel_values=pixels), wanted, rtol=1e-5, atol=1e-5)
-        with pytest.raises(
-            ModelError, match=r"^embeddings: got architecture 'vilt', which has fused, fused_visual; "
-        ):
+        with pytest.raises(ModelError, match=r"^embeddings: got architecture 'vilt', which has fused, fused_visual; "):
             model.get_image_features(pixels)
         with pytest.raises(ModelError, match=r"^embeddings: got architecture 'vilt'"):
             model(texts, pixel_values=pixels, use_itm_head=True)
