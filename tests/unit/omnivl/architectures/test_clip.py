@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peer_open_clip import import_open_clip
 from small_clip import SMALL, TOKENS, make_batch, run, scattered_chain, theirs, with_activation
 from transformers import CLIPModel
 
@@ -274,16 +275,79 @@ def test_experts_in_one_tower_train():
     assert torch.isfinite(out["loss"])
 
 
-def test_open_clip_has_the_same_losses():
-    pytest.importorskip("open_clip", reason="open_clip is not installed: its losses are compared where it is")
-    from open_clip.loss import ClipLoss, SigLipLoss
+def as_transformers(tensors):
+    """Tensors of open_clip's class by the names of transformers', with the shapes that they have there."""
+    pieces = {"ln_1": "layer_norm1", "attn.out_proj": "self_attn.out_proj", "ln_2": "layer_norm2"}
+    pieces |= {"mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
+    alone = {
+        "visual.class_embedding": "vision_model.embeddings.class_embedding",
+        "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
+        "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
+        "visual.ln_pre": "vision_model.pre_layrnorm",
+        "visual.ln_post": "vision_model.post_layernorm",
+        "visual.proj": "visual_projection.weight",
+        "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
+        "positional_embedding": "text_model.embeddings.position_embedding.weight",
+        "ln_final": "text_model.final_layer_norm",
+        "text_projection": "text_projection.weight",
+        "logit_scale": "logit_scale",
+    }
+    found = {}
+    for name, tensor in tensors.items():
+        stem, _, ending = name.rpartition(".")
+        if "resblocks." in name:
+            tower = "vision_model" if name.startswith("visual.") else "text_model"
+            block, _, inner = name.partition("resblocks.")[2].partition(".")
+            start = f"{tower}.encoder.layers.{block}."
+            if inner.startswith("attn.in_proj_"):
+                kind = inner.removeprefix("attn.in_proj_")
+                for part, third in zip("qkv", tensor.chunk(3), strict=True):
+                    found[f"{start}self_attn.{part}_proj.{kind}"] = third
+            else:
+                found[f"{start}{pieces[inner.rpartition('.')[0]]}.{ending}"] = tensor
+        elif name in alone:
+            found[alone[name]] = tensor.t() if name in ("visual.proj", "text_projection") else tensor
+        else:
+            found[f"{alone[stem]}.{ending}"] = tensor
+    return found
 
-    chain, batch = scattered_chain(SMALL, PLAIN), make_batch()
-    image, text = chain.encode_visual(batch.frames), chain.encode_text(batch.token_ids)
-    scale = chain.contrast.scale()
-    torch.testing.assert_close(run(chain, PLAIN, batch)["loss"], ClipLoss()(image, text, scale))
-    sigmoid = (ITC(loss_type="sigmoid"),)
-    chain = scattered_chain(SMALL, sigmoid)
-    image, text = chain.encode_visual(batch.frames), chain.encode_text(batch.token_ids)
-    wanted = SigLipLoss()(image, text, chain.contrast.scale(), torch.tensor(-10.0))
-    torch.testing.assert_close(run(chain, sigmoid, batch)["loss"], wanted)
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_open_clip_has_the_same_embeddings_losses_and_gradients(activation, loss):
+    open_clip = import_open_clip()
+    torch.manual_seed(1)
+    peer = open_clip.CLIP(
+        embed_dim=10,
+        vision_cfg=open_clip.CLIPVisionCfg(layers=2, width=16, head_width=8, patch_size=8, image_size=16),
+        text_cfg=open_clip.CLIPTextCfg(
+            context_length=8, vocab_size=50, width=12, heads=3, layers=3, mlp_ratio=3.0, no_causal_mask=False
+        ),
+        quick_gelu=activation == "quick_gelu",
+    )
+    with torch.no_grad():
+        for name, parameter in peer.named_parameters():
+            if name != "logit_scale":
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    objectives = (ITC(loss_type=loss, temperature=0.07),)
+    chain, batch = scattered_chain(with_activation(activation), objectives), make_batch()
+    parameters = dict(chain.named_parameters())
+    own = from_transformers(as_transformers(dict(peer.named_parameters())), OUR_PIXELS)
+    for name, tensor in own.items():
+        parameters[name].data.copy_(tensor)
+    pixels = batch.frames[:, 0] / 127.5 - 1
+    image, text, scale = peer(pixels, batch.token_ids)
+    torch.testing.assert_close(chain.encode_visual(batch.frames), image, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(chain.encode_text(batch.token_ids), text, rtol=1e-4, atol=1e-5)
+    softmax, sigmoid = open_clip.loss.ClipLoss(), open_clip.loss.SigLipLoss()
+    wanted = softmax(image, text, scale) if loss == "softmax" else sigmoid(image, text, scale, torch.tensor(-10.0))
+    got = run(chain, objectives, batch)["loss"]
+    torch.testing.assert_close(got, wanted)
+    got.backward()
+    wanted.backward()
+    gradients = from_transformers(
+        as_transformers({name: one.grad for name, one in peer.named_parameters()}), OUR_PIXELS
+    )
+    assert gradients.keys() | {"losses.heads.itc.bias"} == parameters.keys() | {"losses.heads.itc.bias"}
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(parameters[name].grad, gradient, rtol=1e-3, atol=2e-5, msg=name)
