@@ -11,7 +11,7 @@ token, and none for a token that no expert took), with at least
 All figures but co-activation and stability count first choices and further ones alike, served or not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,12 +66,12 @@ def expert_table(tokens: Frame, by: str = "modality") -> Frame:
     return shares[["choices", "load"]].join(figures).join(shares.drop(columns=["choices", "load"])).reset_index()
 
 
-def usage(tokens: Frame, num_experts: int) -> Frame:
+def usage(tokens: Frame, num_experts: Mapping[str, int]) -> Frame:
     """Of each layer and modality: how many experts are used, how sure the router is and how evenly it chooses.
 
     Args:
         tokens: Routed tokens.
-        num_experts: Experts of a layer.
+        num_experts: Experts of each layer.
 
     Returns:
         Columns ``layer``, ``modality``, ``tokens``; ``experts_used``, the exponential of the entropy of the choices;
@@ -94,7 +94,7 @@ def usage(tokens: Frame, num_experts: int) -> Frame:
                 "confidence": float(first["gate"].mean()),
                 "local_entropy": float(first["entropy"].mean()),
                 "global_entropy": spread,
-                "evenness": spread / float(np.log(num_experts)) if num_experts > 1 else 1.0,
+                "evenness": spread / float(np.log(num_experts[layer])) if num_experts[layer] > 1 else 1.0,
                 "dropped": float(1.0 - part["served"].mean()),
             }
         )

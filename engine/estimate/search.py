@@ -15,7 +15,6 @@ from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
 from engine.plan.parallel import Offload, ParallelConfig
 from engine.plan.plan import StagePlan
-from moe.config import LIMoEConfig, MoMELIMoEConfig
 from omnivl.architectures.build import outline
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.parts.sizes import Recompute
@@ -85,8 +84,7 @@ def search_layouts(
 def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
     """Every layout of the hosts on so many processes, whether or not it fits."""
     base, processes, seen = stage.parallel, cluster.processes, set[tuple[object, ...]]()
-    ffn = stage.model.filling
-    most = ffn.num_experts if isinstance(ffn, LIMoEConfig | MoMELIMoEConfig) else 1
+    most = max((ffn.num_experts for ffn in stage.model.sparse.values()), default=1)
     experts = [size for size in _powers(processes) if size <= most]
     passes = len(outline(stage.model).passes)
     stages = [size for size in _powers(processes) if 1 < size <= passes]

@@ -220,7 +220,7 @@ def model_card(
         "",
         f"- {parameters:,} parameters in {dtype}: architecture `{sizes.kind}`, width "
         f"{' and '.join(map(str, widths))}, feed-forward layers "
-        f"`{sizes.filling.kind}`.",
+        f"{sizes.kinds_of_filling.replace(chr(39), chr(96))}.",
         f"- Images of {inputs.image_size} pixels, clips of {inputs.num_frames} frames of {inputs.video_size} pixels, "
         f"texts of up to {inputs.text_length} tokens.",
         f"- Stage `{stage.name}`{step}; objectives: {objectives}; data: "

@@ -6,7 +6,6 @@ from fnmatch import fnmatchcase
 from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import SAMPLE_RULES, StageRule
 from engine.plan.yaml import Problem
-from moe.config import LIMoEConfig, MoMELIMoEConfig, SparseConfig
 from omnivl.architectures.base import Architecture, missing_streams, streams_needed
 from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
@@ -240,8 +239,7 @@ def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
     """The kernels of megablocks multiply in bf16 only."""
-    ffn = stage.model.filling
-    wants = isinstance(ffn, SparseConfig) and ffn.implementation == "megablocks"
+    wants = any(ffn.implementation == "megablocks" for ffn in stage.model.sparse.values())
     if wants and stage.parallel.precision == "fp32":
         got = f"'megablocks' with parallel.precision {stage.parallel.precision!r}"
         change = "set it to 'auto', or parallel.precision to 'bf16'"
@@ -274,17 +272,20 @@ def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
 
 def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
     """Expert parallelism cuts banks of sparse experts into equal parts, under DeepSpeed."""
-    size, host, ffn = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.filling
+    size, host, sparse = stage.parallel.expert_parallel_size, stage.parallel.host, stage.model.sparse
     path = ("parallel", "expert_parallel_size")
     if size == "auto" or size <= 1:
         return
     if host == "plain":
         yield Problem(path, f"{size} with host {host!r}", "1", "change it to 1, or use host 'zero' or 'pipeline'")
-    if not isinstance(ffn, LIMoEConfig | MoMELIMoEConfig):
+    if not sparse:
         change = "change it to 1, or use model.ffn of kind 'limoe' or 'mome_limoe'"
-        yield Problem(path, f"{size} with {ffn.kind!r} feed-forward layers, which trade no tokens", "1", change)
-    elif ffn.num_experts % size != 0:
-        yield Problem(path, f"{size} for {ffn.num_experts} experts", "a divisor of their number", "change one of them")
+        yield Problem(
+            path, f"{size} with {stage.model.kinds_of_filling} feed-forward layers, which trade no tokens", "1", change
+        )
+    for number in dict.fromkeys(ffn.num_experts for ffn in sparse.values()):
+        if number % size != 0:
+            yield Problem(path, f"{size} for {number} experts", "a divisor of their number", "change one of them")
 
 
 STAGE_RULES: tuple[StageRule, ...] = (

@@ -6,7 +6,9 @@ from rich import box
 from rich.table import Table
 
 from engine.report.curves import Record
-from moe.config import FeedForwardConfig, LIMoEConfig, MoMELIMoEConfig
+from moe.config import LIMoEConfig, MoMELIMoEConfig
+
+Sparse = LIMoEConfig | MoMELIMoEConfig
 
 FIGURES = ("experts_used", "entropy", "confidence", "dropped")
 """Of ``moe.routers.health.routing_health``."""
@@ -32,12 +34,12 @@ def last_health(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     return found
 
 
-def health_table(health: Mapping[str, Mapping[str, float]], ffn: FeedForwardConfig, title: str) -> Table:
+def health_table(health: Mapping[str, Mapping[str, float]], fillings: Sequence[Sparse], title: str) -> Table:
     """One row per modality: experts used of those that it may go to, entropy, confidence, dropped.
 
     Args:
         health: From ``last_health``.
-        ffn: The stage's filling.
+        fillings: The stage's sparse fillings.
         title: Heads the table.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
@@ -47,13 +49,13 @@ def health_table(health: Mapping[str, Mapping[str, float]], ffn: FeedForwardConf
     for modality, figures in health.items():
         cells = {figure: "-" if figure not in figures else f"{figures[figure]:.3f}" for figure in FIGURES}
         if "experts_used" in figures:
-            cells["experts_used"] = f"{figures['experts_used']:.2f} of {_experts(ffn, modality)}"
+            cells["experts_used"] = f"{figures['experts_used']:.2f} of {_experts(fillings, modality)}"
         table.add_row(modality, *cells.values())
     return table
 
 
-def _experts(ffn: FeedForwardConfig, modality: str) -> int:
-    """How many experts the tokens of a modality may go to."""
-    assert isinstance(ffn, LIMoEConfig | MoMELIMoEConfig), "only sparse experts have routers with figures"
-    allowed = ffn.allowed_experts([modality])
-    return ffn.num_experts if allowed is None else sum(allowed[0])
+def _experts(fillings: Sequence[Sparse], modality: str) -> str:
+    """How many experts the tokens of a modality may go to; the fewest and the most where stacks differ."""
+    allowed = [(ffn.allowed_experts([modality]), ffn.num_experts) for ffn in fillings]
+    numbers = sorted({number if row is None else sum(row[0]) for row, number in allowed})
+    return " to ".join(dict.fromkeys(str(number) for number in (numbers[0], numbers[-1])))

@@ -82,7 +82,7 @@ class Inheritance:
         read: Callable[[Collection[str]], Mapping[str, Tensor]],
         source: str,
         *,
-        upcycle_noise: float = 0.0,
+        upcycle_noise: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
         """Sorts the names by layer; reads nothing.
@@ -91,11 +91,12 @@ class Inheritance:
             names: All parameters and buffers of the earlier stage, and heads that it kept aside.
             read: Gives those of some names, those of one layer at a time.
             source: The earlier stage's name.
-            upcycle_noise: Deviation of the noise on copied experts, see ``moe.config.SparseConfig``.
+            upcycle_noise: Deviation of the noise on copied experts by stack, see ``moe.config.SparseConfig``; 0 where
+                none is given.
             seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
                 that of the weight that it follows.
         """
-        self._read, self._source, self._noise, self._seed = read, source, upcycle_noise, seed
+        self._read, self._source, self._noise, self._seed = read, source, upcycle_noise or {}, seed
         self._stored = {name.removeprefix(ASIDE): name for name in names}
         self._own: set[str] = set()
         self._fates: dict[str, list[str]] = {
@@ -120,7 +121,7 @@ class Inheritance:
         queue_fits = all(_fits(own, earlier, inner) for inner in own if _QUEUE in inner)
         created = []
         for inner, tensor in own.items():
-            noise = self._noise, stable_hash(self._seed, "upcycle", _followed_by(inner) or inner)
+            noise = self._noise.get(layer.stack, 0.0), stable_hash(self._seed, "upcycle", _followed_by(inner) or inner)
             if inner not in earlier and (start := translated(inner, tensor.shape, earlier, *noise)) is not None:
                 tensor.copy_(start)
                 fate = "upcycled"
@@ -154,7 +155,12 @@ class Inheritance:
 
 
 def hand_over(
-    chain: Chain, earlier: Mapping[str, Tensor], source: str, *, upcycle_noise: float = 0.0, seed: int = 0
+    chain: Chain,
+    earlier: Mapping[str, Tensor],
+    source: str,
+    *,
+    upcycle_noise: Mapping[str, float] | None = None,
+    seed: int = 0,
 ) -> HandOver:
     """Copies weights into a freshly built, whole chain; arguments as those of ``Inheritance``."""
 

@@ -1,7 +1,7 @@
 """The chain that a stage starts with: built layer by layer, filled with earlier weights, sharded under ZeRO-3."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +17,6 @@ from engine.processes import ranks
 from engine.processes.seeds import seed_everything
 from engine.run.handover import Inheritance, hand_over
 from engine.telemetry.progress import Progress
-from moe.config import SparseConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
@@ -110,8 +109,8 @@ def _load_foreign(
     return (*report.carried, *report.inflated, *report.resized, *report.upcycled)
 
 
-def _noise(stage: StagePlan) -> float:
-    return stage.model.filling.upcycle_noise if isinstance(stage.model.filling, SparseConfig) else 0.0
+def _noise(stage: StagePlan) -> Mapping[str, float]:
+    return {stack: ffn.upcycle_noise for stack, ffn in stage.model.sparse.items()}
 
 
 def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:

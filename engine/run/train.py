@@ -231,7 +231,9 @@ def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
             break
     for index, stage in reversed(list(enumerate(plan.stages))):
         if health := last_health(training_records(run.stage(index, stage.name).metrics)):
-            progress.show(health_table(health, stage.model.filling, f"Routers at the end of stage {stage.name}"))
+            progress.show(
+                health_table(health, list(stage.model.sparse.values()), f"Routers at the end of stage {stage.name}")
+            )
             break
     progress.message(f"report: {write_report(run.path)}")
 

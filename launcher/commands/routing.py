@@ -14,10 +14,9 @@ from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.processes.process_group import choose_device
 from launcher.commands.embed import parse_media, parse_where
 from moe.analysis import stability, usage
-from moe.config import SparseConfig
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.routing.page import routing_page, write_table
-from omnivl.tasks.routing.tokens import routed_tokens
+from omnivl.tasks.routing.tokens import experts_by_layer, routed_tokens
 
 
 def routing(
@@ -52,9 +51,7 @@ def routing(
         encoder = load_encoder(trained, choose_device(), batch_size)
         pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
         tokens = routed_tokens(encoder, pictures)
-    ffn = encoder.model.filling
-    assert isinstance(ffn, SparseConfig)
-    num_experts: int = ffn.num_experts
+    num_experts = experts_by_layer(encoder.model, tokens)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tokens, folder / "routing.parquet")
     title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"

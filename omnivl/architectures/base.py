@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from moe.config import DenseConfig, FeedForwardConfig, for_any_machine
+from moe.config import FeedForwardConfig, LIMoEConfig, MoMELIMoEConfig, for_any_machine
 from moe.feed_forward import is_routed
 from omnivl.architectures.foreign import Foreign
 from omnivl.chain.chain import Chain, ChainLayer
@@ -140,10 +140,19 @@ class Architecture(ABC):
         return [stack for name, stack in self.stacks.items() if name == "generation"]
 
     @property
-    def filling(self) -> FeedForwardConfig:
-        """What fills the feed-forward slots: that of the first stack that is not dense, if there is one."""
-        fillings = [stack.ffn for stack in self.stacks.values()]
-        return next((ffn for ffn in fillings if not isinstance(ffn, DenseConfig)), DenseConfig())
+    def fillings(self) -> Mapping[str, FeedForwardConfig]:
+        """What fills the feed-forward slots, by stack."""
+        return {name: stack.ffn for name, stack in self.stacks.items()}
+
+    @property
+    def kinds_of_filling(self) -> str:
+        """Their kinds, for messages."""
+        return " and ".join(dict.fromkeys(repr(ffn.kind) for ffn in self.fillings.values()))
+
+    @property
+    def sparse(self) -> Mapping[str, LIMoEConfig | MoMELIMoEConfig]:
+        """Those of the fillings whose experts a router chooses."""
+        return {name: ffn for name, ffn in self.fillings.items() if isinstance(ffn, LIMoEConfig | MoMELIMoEConfig)}
 
     @property
     def has_routers(self) -> bool:

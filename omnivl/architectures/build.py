@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from moe.config import SparseConfig
 from moe.experts.megablocks import REMEDY, import_problem
 from omnivl.architectures.base import Architecture, Kit, check, missing_streams, streams_needed
 from omnivl.chain.chain import Chain, ChainLayer
@@ -48,8 +47,8 @@ def build_chain(
     """
     check(architecture)
     _check_objectives(architecture, objectives)
-    ffn, vocabulary = architecture.filling, architecture.heads.vocab_size
-    if isinstance(ffn, SparseConfig) and ffn.implementation == "megablocks":
+    vocabulary = architecture.heads.vocab_size
+    if any(ffn.implementation == "megablocks" for ffn in architecture.sparse.values()):
         reason = import_problem()
         if reason is not None:
             raise ModelError(

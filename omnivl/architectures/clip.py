@@ -130,7 +130,7 @@ class CLIP(Architecture):
         pools = {"visual": frame_tokens, "text": last_token}
         yield "contrast", Project(self.heads, kit.objectives, self.momentum, bias=False, pools=pools)
         yield "join", JoinRows(kit.objectives, kit.gather)
-        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=self.filling, momentum=self.momentum)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of transformers' ``CLIPModel``, or of its vision model.
@@ -177,9 +177,6 @@ class CLIP(Architecture):
                 got = f"{tower.activation!r} with ffn kind {tower.ffn.kind!r}"
                 allowed = "'gelu' where there are sparse or attribute experts"
                 yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
-        if not any(isinstance(one.ffn, DenseConfig) for one in towers.values()) and self.vision.ffn != self.text.ffn:
-            change = "make them equal, or one of them dense"
-            yield Misfit(("text", "ffn"), "other experts than vision.ffn", "the same ones, or dense layers", change)
         for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
             if (value := getattr(self.text, option)) != still:
                 yield Misfit(("text", option), str(value), "0" if still == 0.0 else "null", "the text tower has none")

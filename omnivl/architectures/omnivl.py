@@ -112,7 +112,7 @@ class OmniVL(OneWidth):
             yield f"alignment_{index:02d}", AlignmentBlock(index, stacks["alignment"], length, patches)
         for index in range(self.generation_layers):
             yield f"generation_{index:02d}", GenerationBlock(index, stacks["generation"], length, patches)
-        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=self.ffn, momentum=self.momentum)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
     def misfits(self) -> Iterator[Misfit]:
         """What does not fit together."""

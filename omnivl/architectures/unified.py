@@ -75,7 +75,7 @@ class Unified(OneWidth):
         yield "unified_norm", UnifiedNorm(own, self.multiway, twins)
         yield "contrast", Project(self.heads, kit.objectives, self.momentum, joins_inputs=True)
         yield "join", JoinRows(kit.objectives, kit.gather, joins_inputs=True, concatenates=True)
-        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=self.ffn, momentum=self.momentum)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
         """The blocks are passed twice: before and behind the join of rows."""

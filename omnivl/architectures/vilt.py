@@ -101,7 +101,7 @@ class ViLT(Architecture):
         for index in range(blocks.layers):
             yield f"fused_{index:02d}", FusedLayer(index, blocks, self.words.length, patches)
         yield "fused_norm", FusedNorm(blocks)
-        yield "losses", Losses(self.heads, kit.objectives, kit.gather, ffn=blocks.ffn)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def misfits(self) -> Iterator[Misfit]:
         """What does not fit together."""

@@ -17,6 +17,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import present_modalities
 from omnivl.chain.momentum import ema_update_, frozen_twin
+from omnivl.chain.names import stack_of
 from omnivl.chain.objective import Head, Heads, Objective
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
@@ -46,18 +47,22 @@ class Losses(ChainLayer):
         objectives: Sequence[Objective],
         gather: Gather | None = None,
         *,
-        ffn: FeedForwardConfig | None = None,
+        fillings: Mapping[str, FeedForwardConfig] | None = None,
         momentum: MomentumConfig | None = None,
     ) -> None:
-        """Builds the heads that ``objectives`` need, the vocabulary head once for all."""
+        """Builds the heads that ``objectives`` need, the vocabulary head once for all.
+
+        Args:
+            sizes: What heads are built from.
+            objectives: The stage's objectives.
+            gather: How to see the other replicas; None for a single one.
+            fillings: What fills the feed-forward slots, by stack; their routers have auxiliary losses.
+            momentum: Of the vocabulary head's twin.
+        """
         super().__init__()
         self.gather: Gather = LocalGather() if gather is None else gather
-        self.ffn, self.momentum, self.text_length = ffn, momentum, sizes.text_length
-        self.router_weights: Mapping[str, float] = {}
-        self.allowed: Sequence[Sequence[bool]] | None = None
-        if isinstance(ffn, SparseConfig):
-            self.router_weights = ffn.router.losses.weights()
-            self.allowed = ffn.allowed_experts(MODALITIES)
+        self.momentum, self.text_length = momentum, sizes.text_length
+        self.routing = RouterLosses({} if fillings is None else fillings)
         self.objectives = {objective.key: objective for objective in objectives}
         self.vocabulary: VocabularyHead | None = None
         self.momentum_vocabulary: nn.Module | None = None
@@ -145,21 +150,52 @@ class Losses(ChainLayer):
         vectors = state.named("router")
         if not vectors:
             return {}, {}
-        assert isinstance(self.ffn, SparseConfig)
         joined = self.gather.join(torch.cat(list(vectors.values()))[None]).sum(0)
         parts = torch.split(joined, [len(vector) for vector in vectors.values()])
-        layers = [RouterSums.unpack(part, len(MODALITIES)) for part in parts]
-        losses = [self.ffn.router.losses.of(sums, MODALITIES, self.allowed) for sums in layers]
+        layers = {name: RouterSums.unpack(part, len(MODALITIES)) for name, part in zip(vectors, parts, strict=True)}
         present = present_modalities(state.layout)
-        health = mean_health([routing_health(sums, MODALITIES) for sums in layers], present)
-        for layer, sums in zip(vectors, layers, strict=True):
+        health = mean_health([routing_health(sums, MODALITIES) for sums in layers.values()], present)
+        for layer, sums in layers.items():
             health |= {f"{layer}/{figure}": value for figure, value in layer_health(sums).items()}
-        return (
-            {f"router/{name}": torch.stack([one[name] for one in losses]).mean() for name in losses[0]},
-            {f"metric/router/{name}": value for name, value in health.items()},
-        )
+        return self.routing.of(layers), {f"metric/router/{name}": value for name, value in health.items()}
 
     def _weight(self, state: State, name: str) -> Tensor | float:
         """The weight of a loss: a router's from the model, an objective's from the state."""
-        kind, _, loss = name.partition("/")
-        return self.router_weights[loss] if kind == "router" else state.get(f"weight/{name}", 1.0)
+        return self.routing.weights[name] if name in self.routing.weights else state.get(f"weight/{name}", 1.0)
+
+
+class RouterLosses:
+    """The auxiliary losses of all routers: means over layers, apart for stacks whose fillings differ.
+
+    Attributes:
+        weights: Of the losses, by ``router/{loss}``, or ``router/{stack}/{loss}`` where fillings differ.
+    """
+
+    def __init__(self, fillings: Mapping[str, FeedForwardConfig]) -> None:
+        """Works out the names.
+
+        Args:
+            fillings: What fills the feed-forward slots, by stack.
+        """
+        self._sparse = {stack: ffn for stack, ffn in fillings.items() if isinstance(ffn, SparseConfig)}
+        alike = all(ffn == next(iter(self._sparse.values())) for ffn in self._sparse.values())
+        self._place = {stack: "router/" if alike else f"router/{stack}/" for stack in self._sparse}
+        self._allowed = {stack: ffn.allowed_experts(MODALITIES) for stack, ffn in self._sparse.items()}
+        self.weights = {
+            f"{self._place[stack]}{name}": weight
+            for stack, ffn in self._sparse.items()
+            for name, weight in ffn.router.losses.weights().items()
+        }
+
+    def of(self, layers: Mapping[str, RouterSums]) -> dict[str, Tensor]:
+        """The losses, fp32 scalars.
+
+        Args:
+            layers: What the routers of each layer have to say.
+        """
+        found: dict[str, list[Tensor]] = {}
+        for layer, sums in layers.items():
+            stack = stack_of(layer.partition("/")[0])
+            for name, loss in self._sparse[stack].router.losses.of(sums, MODALITIES, self._allowed[stack]).items():
+                found.setdefault(f"{self._place[stack]}{name}", []).append(loss)
+        return {name: torch.stack(losses).mean() for name, losses in found.items()}

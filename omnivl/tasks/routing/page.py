@@ -2,7 +2,7 @@
 
 import base64
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,12 +44,12 @@ class Taken:
     words: tuple[str, ...]
 
 
-def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size: int, title: str) -> str:
+def routing_page(tokens: Any, num_experts: Mapping[str, int], pictures: PictureSet, patch_size: int, title: str) -> str:
     """The page as HTML.
 
     Args:
         tokens: From ``routed_tokens``.
-        num_experts: Experts of a routed layer.
+        num_experts: Experts of each routed layer.
         pictures: The pictures or clips of the tokens, for the galleries.
         patch_size: Side of a patch in pixels.
         title: Heads the page.
@@ -57,13 +57,14 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
     layers = list(tokens["layer"].cat.categories)
     used = usage(tokens, num_experts)
     experts = expert_table(tokens)
-    figures = [_used(used), _by_expert(experts, "confidence", "Confidence by expert", num_experts)]
+    most = max(num_experts.values())
+    figures = [_used(used), _by_expert(experts, "confidence", "Confidence by expert", most)]
     if experts["dropped"].any():
-        figures.append(_by_expert(experts, "dropped", "Share of its choices that an expert drops", num_experts))
-    figures += [_loads(tokens, layer, num_experts) for layer in layers]
+        figures.append(_by_expert(experts, "dropped", "Share of its choices that an expert drops", most))
+    figures += [_loads(tokens, layer, num_experts[layer]) for layer in layers]
     flows = (_flow(tokens, *pair, num_experts) for pair in itertools.pairwise(layers))
     figures += [figure for figure in flows if figure is not None]
-    labels = [figure for layer in layers if (figure := _labels(tokens, layer, num_experts)) is not None]
+    labels = [figure for layer in layers if (figure := _labels(tokens, layer, num_experts[layer])) is not None]
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -74,14 +75,14 @@ def routing_page(tokens: Any, num_experts: int, pictures: PictureSet, patch_size
         labels=[_html(figure) for figure in labels],
         label_samples=_LABEL_SAMPLES,
         usage=used.to_dict("records"),
-        experts={layer: _rows(experts, layer, num_experts) for layer in layers},
+        experts={layer: _rows(experts, layer, num_experts[layer]) for layer in layers},
         modalities=[name for name in COLOURS if name in experts],
-        folded=num_experts > _LONG,
+        folded=most > _LONG,
         explained=_explained(tokens),
         galleries={layer: list(_taken(tokens, layer, pictures, patch_size)) for layer in layers},
         samples=len(pictures),
         rows=len(tokens),
-        num_experts=num_experts,
+        num_experts=" or ".join(dict.fromkeys(map(str, num_experts.values()))),
     )
 
 
@@ -123,17 +124,16 @@ def _loads(tokens: Any, layer: str, num_experts: int) -> Any:
     return _styled(figure, f"{layer}: load by expert")
 
 
-def _flow(tokens: Any, first: str, second: str, num_experts: int) -> Any:
+def _flow(tokens: Any, first: str, second: str, num_experts: Mapping[str, int]) -> Any:
     """Where the tokens of each expert go next; None where no token passes both layers, as in two towers."""
-    every = range(num_experts)
     found = co_activation(tokens, first, second)
     if found.empty:
         return None
-    found = found.reindex(index=every, columns=every, fill_value=0.0)
+    found = found.reindex(index=range(num_experts[first]), columns=range(num_experts[second]), fill_value=0.0)
     heat = go.Heatmap(z=found.to_numpy(), x=found.columns, y=found.index, colorscale="Blues", zmin=0, zmax=1)
     figure = go.Figure(heat)
-    figure.update_xaxes(title=f"expert in {second}", dtick=_step(num_experts))
-    figure.update_yaxes(title=f"expert in {first}", dtick=_step(num_experts))
+    figure.update_xaxes(title=f"expert in {second}", dtick=_step(num_experts[second]))
+    figure.update_yaxes(title=f"expert in {first}", dtick=_step(num_experts[first]))
     return _styled(figure, f"From {first} to {second}")
 
 

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import torch
 
-from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Lack, Need, Provided
@@ -30,7 +29,7 @@ class Routers(Need):
         """See ``Need``."""
         if stage.model.has_routers:
             return None
-        what = f"has no routers in its {stage.model.filling.kind!r} feed-forward layers"
+        what = f"has no routers in its {stage.model.kinds_of_filling} feed-forward layers"
         return Lack(what, "use model.ffn of kind 'limoe' or 'mome_limoe'")
 
 
@@ -58,15 +57,13 @@ class RoutingTask(Task):
         """
         from moe.analysis import usage
         from omnivl.tasks.routing.page import routing_page, write_table
-        from omnivl.tasks.routing.tokens import routed_tokens
+        from omnivl.tasks.routing.tokens import experts_by_layer, routed_tokens
 
         pictures = self.pictures(encoder)
         tokens = routed_tokens(encoder, pictures)
-        ffn = encoder.model.filling
-        assert isinstance(ffn, LIMoEConfig | MoMELIMoEConfig), "a model with routers has sparse experts"
-        num_experts: int = ffn.num_experts
+        num_experts = experts_by_layer(encoder.model, tokens)
         figures = dict(_FIGURES)
-        if not ffn.router.tokens_choose:
+        if not any(ffn.router.tokens_choose for ffn in encoder.model.sparse.values()):
             del figures["dropped, {}"]  # tokens that no expert took have no row
         used = usage(tokens, num_experts)
         means = used.groupby("modality", observed=True)[list(figures.values())].mean()

@@ -12,6 +12,8 @@ import pandas as pd
 from torch import Tensor, nn
 
 from moe.routers.recorder import Heard, listening
+from omnivl.architectures import Architecture
+from omnivl.chain.names import stack_of
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
@@ -70,13 +72,19 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
             parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, indices, token_ids, one))]
     if not parts:
         raise UserError(
-            f"model.ffn: got kind {encoder.model.filling.kind!r}, whose layers choose no experts by the token; allowed "
+            f"model: got {encoder.model.kinds_of_filling} layers, which choose no experts by the token; allowed "
             "are 'limoe' and 'mome_limoe'; name a run that was trained with one of them"
         )
     table = pd.concat(parts, ignore_index=True)
     for name in ("layer", "modality", "label", "word"):
         table[name] = table[name].astype("category")
     return table
+
+
+def experts_by_layer(model: Architecture, tokens: Any) -> dict[str, int]:
+    """How many experts each layer of a table of routed tokens has."""
+    layers: Sequence[str] = tokens["layer"].cat.categories
+    return {layer: model.sparse[stack_of(layer.partition("/")[0])].num_experts for layer in layers}
 
 
 def _modules(layers: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -42,7 +42,7 @@ def test_shares_by_hand() -> None:
 
 
 def test_usage_by_hand() -> None:
-    found = usage(table("a", [0, 1, 2, 2], FOUR, gate=[0.5, 0.7, 0.9, 0.9], entropy=[0.6, 0.4, 0.1, 0.3]), 4)
+    found = usage(table("a", [0, 1, 2, 2], FOUR, gate=[0.5, 0.7, 0.9, 0.9], entropy=[0.6, 0.4, 0.1, 0.3]), {"a": 4})
     image, text = (found[found["modality"] == name].iloc[0] for name in ("image", "text"))
     assert image["experts_used"] == pytest.approx(2.0)
     assert text["experts_used"] == pytest.approx(1.0)
@@ -68,13 +68,13 @@ def test_a_row_for_each_expert_by_hand() -> None:
     assert found["entropy"].to_dict() == pytest.approx({0: 0.25, 1: (0.3 + 0.4 + 0.1) / 3, 2: 0.2})
     assert found["confidence"].to_dict() == pytest.approx({0: 0.7, 1: 0.7, 2: math.nan}, nan_ok=True)
     assert found["image"].to_dict() == pytest.approx({0: 0.5, 1: 1 / 3, 2: 1.0})
-    dropped = usage(pd.concat([first, second]), 3).set_index("modality")["dropped"]
+    dropped = usage(pd.concat([first, second]), {"a": 3}).set_index("modality")["dropped"]
     assert dropped.to_dict() == {"image": 0.25, "text": 0.5}
 
 
 def test_second_choices_count_for_load_and_not_for_tokens() -> None:
     two = pd.concat([table("a", [0, 0], ["text"] * 2), table("a", [1, 2], ["text"] * 2, choice=[1, 1])])
-    found = usage(two, 4).iloc[0]
+    found = usage(two, {"a": 4}).iloc[0]
     assert found["tokens"] == 2
     # Shares 1/2, 1/4, 1/4: the entropy is 1.5 log 2.
     assert found["experts_used"] == pytest.approx(2**1.5)

@@ -34,7 +34,7 @@ def test_experts_used_stand_beside_those_that_there_are() -> None:
 
 def _rows(health: dict[str, dict[str, float]], ffn: LIMoEConfig | MoMELIMoEConfig) -> list[list[str]]:
     file = io.StringIO()
-    Console(file=file, width=80).print(health_table(health, ffn, "Routers"))
+    Console(file=file, width=80).print(health_table(health, [ffn], "Routers"))
     lines = [line.split() for line in file.getvalue().splitlines()]
     assert lines[0] == ["Routers"]
     return [line for line in lines[1:] if line and line[0] in ("modality", "image", "text")]

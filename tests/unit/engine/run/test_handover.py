@@ -205,13 +205,14 @@ def test_noise_on_copied_experts_is_the_same_in_every_process_and_in_twins() -> 
     ffn = LIMoEConfig(num_experts=3, every=1, router=STILL)
     dense = weights(chain(0, UniVLC(queue_size=6)))
 
-    def start(seed: int, build_seed: int, **options: float) -> dict[str, Tensor]:
+    def start(seed: int, build_seed: int, noise: float = 0.0) -> dict[str, Tensor]:
         experts = chain(build_seed, UniVLC(queue_size=6), ffn=ffn)
-        report = hand_over(experts, dense, "spatial", seed=seed, **options)  # type: ignore[arg-type]
+        stacks = dict.fromkeys(("visual", "text", "alignment", "generation"), noise)
+        report = hand_over(experts, dense, "spatial", seed=seed, upcycle_noise=stacks)
         return {name: experts.state_dict()[name] for name in report.upcycled}
 
-    noisy, still = start(7, 1, upcycle_noise=0.1), start(7, 1)
-    again, other = start(7, 2, upcycle_noise=0.1), start(8, 1, upcycle_noise=0.1)
+    noisy, still = start(7, 1, 0.1), start(7, 1)
+    again, other = start(7, 2, 0.1), start(8, 1, 0.1)
     assert noisy.keys() == still.keys()
     for name, tensor in noisy.items():
         assert torch.equal(tensor, again[name]), name

@@ -251,8 +251,6 @@ def test_objectives_on_what_there_is_not_are_refused(objective):
             [
                 "vision.activation: got 'quick_gelu' with ffn kind 'limoe'; allowed 'gelu' where there are sparse or "
                 "attribute experts; set it to 'gelu'",
-                "text.ffn: got other experts than vision.ffn; allowed the same ones, or dense layers; make them equal, "
-                "or one of them dense",
             ],
         ),
         (

@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import pytest
@@ -85,10 +85,28 @@ def test_router_losses_are_means_over_layers_weighted_by_the_model() -> None:
         router__visual_01=sums([[1.5, 1.25, 1.25], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
         router__visual_03=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=16.0).pack(),
     )
-    out = Losses(SIZES, [Double()], ffn=ffn)(state)
+    out = Losses(SIZES, [Double()], fillings={"visual": ffn})(state)
     assert out["loss/router/importance"].item() == pytest.approx(9 / 2304)
     assert out["loss/router/z"].item() == pytest.approx(3.0)
     assert out["loss"].item() == pytest.approx(2.0 + 64 * 9 / 2304 + 0.5 * 3.0)
+
+
+def test_stacks_of_other_fillings_have_losses_apart() -> None:
+    """Importance is 9 / 1152 in one stack, weighted by 64; z is 2 and 6 in the other's layers, weighted by 0.25."""
+    none = NoisyRouterLossConfig(importance=0.0, load=0.0)
+    uneven, large = replace(none, importance=64.0), replace(none, z=0.25)
+    visual, text = (LIMoEConfig(num_experts=3, router=TokenChoice(losses=losses)) for losses in (uneven, large))
+    state = state_of(
+        "double",
+        double__value=torch.tensor(1.0),
+        router__visual_01=sums([[1.5, 1.25, 1.25], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
+        router__text_00=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=8.0).pack(),
+        router__text_01=sums([[2.0, 2.0, 2.0], [0, 0, 0], [0, 0, 0]], z=24.0).pack(),
+    )
+    out = Losses(SIZES, [Double()], fillings={"visual": visual, "text": text})(state)
+    assert out["loss/router/visual/importance"].item() == pytest.approx(9 / 1152)
+    assert out["loss/router/text/z"].item() == pytest.approx(4.0)
+    assert out["loss"].item() == pytest.approx(2.0 + 64 * 9 / 1152 + 0.25 * 4.0)
 
 
 def sums(probs: list[list[float]], z: float) -> RouterSums:

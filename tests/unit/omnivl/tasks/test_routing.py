@@ -1,6 +1,7 @@
 """Who went where, of real drawings and clips through tiny models, and the page of it."""
 
 import json
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -10,7 +11,7 @@ import torch
 from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
-from omnivl.architectures import OmniVL, Unified
+from omnivl.architectures import CLIP, OmniVL, Unified
 from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
 from omnivl.data.tokenizer import load_tokenizer
@@ -18,10 +19,11 @@ from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.objectives import UniVLC
+from omnivl.parts.sizes import Transformer
 from omnivl.tasks import RoutingTask
 from omnivl.tasks.results import write_files
 from omnivl.tasks.routing.page import routing_page, write_table
-from omnivl.tasks.routing.tokens import CLASS_TOKEN, routed_tokens
+from omnivl.tasks.routing.tokens import CLASS_TOKEN, experts_by_layer, routed_tokens
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
@@ -39,6 +41,12 @@ def encoder_of(model) -> Encoder:
     torch.manual_seed(0)
     chain = build_chain(model, (UniVLC(),), TOKENIZER.special).eval()
     return Encoder(chain, model, TOKENIZER, LocalGather(), torch.device("cpu"), batch_size=4)
+
+
+def table_of(encoder: Encoder, pictures: PictureSet):
+    """Where tokens went, and how many experts there were."""
+    table = routed_tokens(encoder, pictures)
+    return table, experts_by_layer(encoder.model, table)
 
 
 def pictures_of(model, media="image", count=6) -> PictureSet:
@@ -112,7 +120,7 @@ def test_where_experts_choose_a_token_has_a_row_for_each_that_took_it():
     assert not own.duplicated(["token", "expert"]).any()
     assert own["served"].all()
     assert own.groupby("token", observed=True)["choice"].apply(lambda one: sorted(one) == list(range(len(one)))).all()
-    page = routing_page(routed_tokens(encoder, pictures), 4, pictures, model.patch_size, "Routing")
+    page = routing_page(*table_of(encoder, pictures), pictures, model.patch_size, "Routing")
     assert "unified_00: load by expert" in page
 
 
@@ -132,7 +140,7 @@ def test_scores_are_means_over_the_layers_of_a_modality(gather):
     (result,) = run_tasks([RoutingTask(name="who goes where", max_samples=6)], encoder)
     assert encoder.chain.training
     encoder.chain.eval()
-    used = usage(routed_tokens(encoder, pictures_of(MODEL)), 4).set_index(["layer", "modality"])
+    used = usage(*table_of(encoder, pictures_of(MODEL))).set_index(["layer", "modality"])
     assert [score.metric for score in result.scores] == [
         *["experts used, image", "entropy, image, nats", "dropped, image"],
         *["experts used, text", "entropy, text, nats", "dropped, text"],
@@ -171,14 +179,15 @@ def test_the_page_shows_layers_figures_and_galleries(tmp_path):
     model = ARCHITECTURES["unified"]
     pictures = pictures_of(model)
     table = routed_tokens(encoder_of(model), pictures)
-    page = routing_page(table, 4, pictures, model.patch_size, "Routing of <x>")
+    experts = dict.fromkeys(("unified_00", "unified_01"), 4)
+    page = routing_page(table, experts, pictures, model.patch_size, "Routing of <x>")
     assert "Routing of &lt;x&gt;" in page
     assert page.count("data:image/png;base64,") >= 8
     for text in ("unified_00: load by expert", "From unified_00 to unified_01", "expert 0", "[CLS]"):
         assert text in page
     assert page.index("<h1>") < page.index('<section class="routing">') < page.index("Confidence by expert")
     assert "Share of its choices that an expert drops" not in page, "nothing is dropped"
-    towers = routing_page(routed_tokens(encoder_of(MODEL), pictures), 4, pictures, MODEL.patch_size, "Routing")
+    towers = routing_page(*table_of(encoder_of(MODEL), pictures), pictures, MODEL.patch_size, "Routing")
     assert "From text_00 to text_01" in towers
     assert "From text_01 to visual_00" not in towers, "no token passes both"
     assert "Labels by expert" not in page, "no label has three samples"
@@ -199,7 +208,8 @@ def test_the_page_shows_labels_drops_and_experts_without_a_token():
     model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, router=replace(LIMOE.router, capacity_factor=0.5)))
     pictures = PictureSet("emoji", "image", {"label": ("bugs", "fruit")}, model.inputs, 40)
     table = routed_tokens(encoder_of(model), pictures)
-    page = routing_page(table, 20, pictures, model.patch_size, "Routing")
+    experts = dict.fromkeys(("unified_00", "unified_01"), 20)
+    page = routing_page(table, experts, pictures, model.patch_size, "Routing")
     for text in ("Labels by expert", "unified_00: labels", "all patches", "bugs", "that an expert drops"):
         assert text in page
     nothing = '<td class="number">19</td><td class="number">0</td>' + '<td class="number">-</td>' * 6
@@ -207,7 +217,24 @@ def test_the_page_shows_labels_drops_and_experts_without_a_token():
     assert "<details><summary>unified_00" in page, "twenty rows are folded up"
 
 
+def test_towers_may_have_other_numbers_of_experts():
+    vision = Transformer(hidden_size=16, num_heads=2, layers=2, ffn=LIMOE)
+    text = Transformer(hidden_size=12, num_heads=2, layers=2, ffn=replace(LIMOE, num_experts=2, every=2))
+    sizes = {"image_size": 16, "patch_size": 8, "text_length": 16, "projection_size": 8}
+    model = CLIP(vision=vision, text=text, vocab_size=TOKENIZER.special.vocab_size, **sizes)
+    pictures = pictures_of(model)
+    table, experts = table_of(encoder_of(model), pictures)
+    assert experts == {"text_01": 2, "visual_00": 4, "visual_01": 4}
+    used = usage(table, experts).set_index("layer")
+    evenness = used["global_entropy"] / pd.Series(experts).map(math.log)
+    assert used["evenness"].to_dict() == pytest.approx(evenness.to_dict())
+    page = routing_page(table, experts, pictures, 8, "Routing")
+    assert "choices of 2 or 4 experts in each routed layer" in page
+    (result,) = run_tasks((RoutingTask(max_samples=6),), encoder_of(model))
+    assert {score.task for score in result.scores} == {"routing"}
+
+
 def test_a_model_without_routers_is_told_so():
     model = replace(OmniVL.presets["tiny"], **{**vars(MODEL), "ffn": OmniVL.presets["tiny"].ffn})
-    with pytest.raises(UserError, match=r"model.ffn: got kind 'dense', .* allowed are 'limoe' and 'mome_limoe'"):
+    with pytest.raises(UserError, match=r"model: got 'dense' layers, which .* allowed are 'limoe' and 'mome_limoe'"):
         routed_tokens(encoder_of(model), pictures_of(model))
