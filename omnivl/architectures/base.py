@@ -48,6 +48,10 @@ class Kit:
     compute_dtype: torch.dtype
     momentum: MomentumConfig | None
 
+    def momentum_of(self, stream: str) -> MomentumConfig | None:
+        """Of the twins of one stream's blocks; None where no objective reads what these make."""
+        return self.momentum if any(stream in objective.twins for objective in self.objectives) else None
+
 
 @dataclass(frozen=True)
 class Architecture(ABC):

@@ -62,7 +62,9 @@ class OmniVL(OneWidth):
     text_norm: Literal["post", "pre"] = "post"
     vision: VisionConfig = field(default_factory=VisionConfig)
 
-    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "generation", "masked_visual")
+    streams: ClassVar[tuple[str, ...]] = (
+        *("visual", "text", "embedding", "fused", "generation", "masked_visual", "momentum_fused"),
+    )
 
     @property
     def patches(self) -> Patches:
@@ -109,7 +111,11 @@ class OmniVL(OneWidth):
         yield "contrast", Project(self.heads, kit.objectives, self.momentum)
         yield "join", JoinRows(kit.objectives, kit.gather)
         for index in range(self.alignment_layers):
-            yield f"alignment_{index:02d}", AlignmentBlock(index, stacks["alignment"], length, patches)
+            fused_twins = kit.momentum_of("fused")
+            yield (
+                f"alignment_{index:02d}",
+                AlignmentBlock(index, stacks["alignment"], length, patches, momentum=fused_twins),
+            )
         for index in range(self.generation_layers):
             yield f"generation_{index:02d}", GenerationBlock(index, stacks["generation"], length, patches)
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)

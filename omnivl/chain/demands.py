@@ -6,7 +6,7 @@ Streams of a chain, of which an architecture has some:
   themselves;
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
-  visual positions;
+  visual positions; ``momentum_fused``: the same rows as momentum twins make them;
 - ``generation``: texts of which each position sees what the text looks at and earlier positions only.
 
 A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
@@ -64,7 +64,7 @@ class Demands:
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
             positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole), ``vocabulary`` (the
             head that all objectives on words share); with ``momentum_`` before it what the momentum twin makes of a
-            field.
+            field. ``momentum_fused`` are its own joins' rows, of the same inputs; no twin computes those of others.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
 
@@ -87,8 +87,8 @@ class Demands:
     @property
     def twins(self) -> frozenset[str]:
         """The streams whose momentum twins have to run."""
-        wanted = {name.removeprefix(TWIN) for name in self.fields if name.startswith(TWIN)}
-        return frozenset(name.removesuffix("_embedding") for name in wanted) & _STREAMS
+        wanted = {name.removeprefix(TWIN).removesuffix("_embedding") for name in self.fields if name.startswith(TWIN)}
+        return frozenset(wanted | ({"visual", "text"} if "fused" in wanted else set())) & _STREAMS
 
     @property
     def streams(self) -> frozenset[str]:
@@ -98,4 +98,4 @@ class Demands:
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
         found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}
-        return frozenset(found | (names & (_STREAMS | {"fused_visual"})))
+        return frozenset(found | (names & (_STREAMS | {"fused_visual"})) | (self.reads & {TWIN + "fused"}))

@@ -38,7 +38,7 @@ def num_rows(segments: Mapping[str, slice]) -> int:
 
 def twin_rows(layout: StepLayout, stream: str) -> int:
     """Rows of a stream that its momentum twin computes."""
-    return layout.batch_size if stream in layout.twins else 0
+    return num_rows(layout.twins.get(stream, {}))
 
 
 def written(text_length: int, tokens: float | None) -> float:

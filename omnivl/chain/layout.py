@@ -1,8 +1,8 @@
 """Which passes a step makes: the objectives' demands folded into one ``StepLayout``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
-from omnivl.chain.demands import CLEAN, Demands, Join
+from omnivl.chain.demands import CLEAN, TWIN, Demands, Join
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import Mode, StepLayout
 from omnivl.data.batch import DataKind
@@ -68,10 +68,36 @@ def lay_out(
             if join.mask == "both" and name in stacks["fused"].segments
         ),
         draws_from=frozenset[str]().union(*(demands.draws_from for demands in active.values())),
-        twins=frozenset[str]().union(*(demands.twins for demands in active.values())),
+        twins=_twins(active.values(), stacks, kind),
         objectives=tuple(active),
         class_only=not any(_reads_all_positions(demands) for demands in active.values()),
     )
+
+
+def _twins(
+    active: Collection[Demands], stacks: Mapping[str, "_Stack"], kind: DataKind
+) -> dict[str, Mapping[str, slice]]:
+    """The segments that momentum twins compute, by stream, in the order of the stream's own."""
+    wanted: dict[str, set[str]] = {"visual": set(), "text": set(), "fused": set()}
+    for demands in active:
+        for stream in ("visual", "text"):
+            if not demands.fields.isdisjoint({TWIN + stream, f"{TWIN}{stream}_embedding"}):
+                wanted[stream].add(CLEAN)
+        if TWIN + "fused" in demands.reads:
+            for name, join in demands.joins.items():
+                if join.mask == "both":
+                    wanted["fused"].add(name)
+                    wanted["visual"].update(join.seen)
+                    wanted["text"].add(join.text)
+    found: dict[str, Mapping[str, slice]] = {}
+    for stream, names in wanted.items():
+        stack = _Stack(kind)
+        for name, rows in stacks[stream].segments.items():
+            if name in names:
+                stack.add(name, rows.stop - rows.start)
+        if stack.segments:
+            found[stream] = stack.segments
+    return found
 
 
 def present_modalities(layout: StepLayout) -> tuple[str, ...]:

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
-from omnivl.chain.demands import EMBEDDINGS, Join
+from omnivl.chain.demands import EMBEDDINGS, TWIN, Join
 from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
@@ -30,9 +31,11 @@ CORE_FIELDS: Mapping[str, str] = {
     "text_mask": "bool [R_text, L], true where there is a token",
     "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
-    "momentum_visual": "float [B, S, D], from the momentum twin, no gradient",
-    "momentum_text": "float [B, L, D], from the momentum twin, no gradient",
-    "momentum_fused": "float [R_fused, L, D], from the momentum twin, no gradient",
+    "momentum_visual": "float [R, S, D], from the momentum twin, no gradient; rows by layout.twins, clean in losses",
+    "momentum_text": "float [R, L, D], likewise",
+    "momentum_fused": "float [R, L, D], likewise; all its rows at the end",
+    "momentum_memory": "float [R_memory, S, D], visual features of the momentum twin that momentum_fused looks at",
+    "momentum_fused_memory": "int64 [R], the row of momentum_memory that each row of momentum_fused looks at",
     "visual_embedding": "float [B, P], projected and L2-normalised, fp32",
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
     "momentum_visual_embedding": "float [B, P], from the momentum twin, no gradient",
@@ -72,7 +75,7 @@ class StepLayout:
         reads: Fields that losses read; see ``Demands.reads``.
         fused_visual: Segments of ``fused`` of which losses read the visual positions.
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
-        twins: Streams whose momentum twins run.
+        twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
         objectives: Keys of the objectives that are active in the step.
         class_only: Whether nothing behind the encoders reads more than their first position. Their last blocks may
             then leave out the others: ``visual`` and ``text`` have one position from there on.
@@ -90,7 +93,7 @@ class StepLayout:
     reads: frozenset[str] = frozenset()
     fused_visual: tuple[str, ...] = ()
     draws_from: frozenset[str] = frozenset()
-    twins: frozenset[str] = frozenset()
+    twins: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)
     objectives: tuple[str, ...] = ()
     class_only: bool = False
 
@@ -116,7 +119,9 @@ class StepLayout:
         return frozenset(segment for join in fused for segment in (join.text, *join.seen))
 
     def segments(self, stream: str) -> Mapping[str, slice]:
-        """The segments of a stream's stack."""
+        """The segments of a stream's stack; ``momentum_`` before it: of what its momentum twin computes."""
+        if stream.startswith(TWIN):
+            return self.twins.get(stream.removeprefix(TWIN), {})
         found: Mapping[str, slice] = getattr(self, stream)
         return found
 
@@ -166,6 +171,11 @@ class State(dict[str, Tensor]):
         """
         apart = self.get(f"{stream}/{segment}")
         return self[stream][self.layout.segments(stream)[segment]] if apart is None else apart
+
+    def of_twins(self, field: str, stream: str) -> Tensor:
+        """The rows of a field, stacked as a stream, of the segments that the stream's momentum twin computes."""
+        rows = [self[field][self.layout.segments(stream)[name]] for name in self.layout.twins[stream]]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def pooled(self, join: str) -> Tensor:
         """What stands for each fused row of a join as a whole, ``[R, D]``.

@@ -113,7 +113,7 @@ class BertBlock(ResidualBlock):
 
 
 class TextBlock(StackBlock):
-    """A BERT block on all text rows, and its momentum twin on the clean ones."""
+    """A BERT block on all text rows, and its momentum twin on those that are wanted of it."""
 
     stack = "text"
 
@@ -163,6 +163,6 @@ class TextBlock(StackBlock):
         out: FeedForwardOutput = self.run(state["text"], mask, first_only)
         state = self.with_routing(state.updated(text=out.y), out.router_sums)
         if "text" in state.layout.twins:
-            twin = self.run_twin(state["momentum_text"], mask[state.layout.text["clean"]], first_only)
+            twin = self.run_twin(state["momentum_text"], state.of_twins("text_mask", "text"), first_only)
             state = state.updated(momentum_text=twin.y)
         return state

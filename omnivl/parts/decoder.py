@@ -14,14 +14,14 @@ from torch import Tensor
 from moe.config import SparseConfig
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.slot import FeedForwardOutput, Slot
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows, written
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
 from omnivl.parts.block import StackBlock
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
-from omnivl.parts.patches import visual_positions
+from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
@@ -138,19 +138,18 @@ class GroundedLayer(StackBlock):
         super().__init__(index, sizes, lambda own: GroundedBlock(own, self.causal, index, memory_size), momentum)
         self.length, self.patches = length, patches
 
-    def grounded_flops(self, layout: StepLayout, rows: int, tokens: float) -> float:
-        """Operations on so many texts of ``tokens`` tokens each, forward and backward.
+    def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: int) -> float:
+        """Operations on so many texts of ``tokens`` tokens each, which look at ``seen`` positions, forward.
 
         Keys and values are projected once per sample, however many texts look at it.
         """
         assert isinstance(self.block, GroundedBlock)
-        seen = visual_positions(self.patches, layout)
         memory = layout.batch_size * self.block.cross.project_flops(seen) * (rows > 0)
-        return FORWARD_AND_BACKWARD * (rows * self.block.flops(tokens, self.length, seen) + memory)
+        return rows * self.block.flops(tokens, self.length, seen) + memory
 
 
 class AlignmentBlock(GroundedLayer):
-    """A bidirectional grounded block on the fused rows."""
+    """A bidirectional grounded block on the fused rows, and its momentum twin on those that are wanted of it."""
 
     stack = "alignment"
     causal: ClassVar[bool] = False
@@ -160,16 +159,26 @@ class AlignmentBlock(GroundedLayer):
         return bool(layout.fused)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of all fused rows."""
-        tokens = self.length if tokens is None else tokens
-        return self.grounded_flops(layout, num_rows(layout.fused), tokens)
+        """Of all fused rows, and of the twin, which sees every patch."""
+        tokens, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
+        every = 1 + self.patches.time_positions(layout.num_frames) * num_patches(self.patches, layout)
+        online = self.grounded_flops(layout, num_rows(layout.fused), tokens, seen)
+        return FORWARD_AND_BACKWARD * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)
 
     def forward(self, state: State) -> State:
-        """Advances ``fused``; each row attends to row ``fused_memory`` of ``memory``."""
+        """Advances ``fused`` and, where the twin is wanted, ``momentum_fused``.
+
+        Each row attends to row ``fused_memory`` of ``memory``, or ``momentum_fused_memory`` of ``momentum_memory``.
+        """
         if not self.acts(state.layout):
             return state
         out: FeedForwardOutput = self.run(state["fused"], state["fused_mask"], state["memory"], state["fused_memory"])
-        return self.with_routing(state.updated(fused=out.y), out.router_sums)
+        state = self.with_routing(state.updated(fused=out.y), out.router_sums)
+        if "fused" in state.layout.twins:
+            seen = state["momentum_memory"], state["momentum_fused_memory"]
+            twin = self.run_twin(state["momentum_fused"], state.of_twins("fused_mask", "fused"), *seen)
+            state = state.updated(momentum_fused=twin.y)
+        return state
 
 
 class GenerationBlock(GroundedLayer):
@@ -189,7 +198,8 @@ class GenerationBlock(GroundedLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the generation stream."""
-        return self.grounded_flops(layout, num_rows(layout.generation), written(self.length, tokens))
+        rows, seen = num_rows(layout.generation), visual_positions(self.patches, layout)
+        return FORWARD_AND_BACKWARD * self.grounded_flops(layout, rows, written(self.length, tokens), seen)
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""

@@ -11,7 +11,7 @@ of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked 
 - text: word plus position, LayerNorm, as in BERT; the generation stream shares these tables.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, twin_rows
+from omnivl.chain.flops import FORWARD_AND_BACKWARD
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
@@ -301,7 +301,7 @@ class Embed(EmbeddingLayer):
         online, twin = self.block, self.momentum_block
         assert isinstance(online, Embeddings)
         if layout.visual:
-            state = state.updated(visual=self._visual(online, state))
+            state = state.updated(visual=self._visual(online, state, layout.visual))
         if layout.text:
             token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
@@ -319,10 +319,10 @@ class Embed(EmbeddingLayer):
             assert isinstance(twin, Embeddings), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
                 if "visual" in layout.twins:
-                    visual = twin.visual(state["frames"], layout.is_video, (), True, self.dtype)
-                    state = state.updated(momentum_visual=visual)
+                    state = state.updated(momentum_visual=self._visual(twin, state, layout.twins["visual"]))
                 if "text" in layout.twins:
-                    state = state.updated(momentum_text=twin.text(state["token_ids"], self.dtype))
+                    token_ids = torch.cat([state[ids_name(name)] for name in layout.twins["text"]])
+                    state = state.updated(momentum_text=twin.text(token_ids, self.dtype))
         return state
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
@@ -331,12 +331,13 @@ class Embed(EmbeddingLayer):
         one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.sizes, layout))
         # No gradient flows into pixels: one product less. Patches are dropped behind the embedding.
         online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
-        return (online + twin_rows(layout, "visual")) * one
+        return (online + layout.batch_size * ("visual" in layout.twins)) * one
 
-    def _visual(self, online: Embeddings, state: State) -> Tensor:
-        layout = state.layout
-        masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in layout.visual if name != CLEAN)
-        stream: Tensor = online.visual(state["frames"], layout.is_video, masked, CLEAN in layout.visual, self.dtype)
+    def _visual(self, embeddings: Embeddings, state: State, segments: Collection[str]) -> Tensor:
+        """The rows of some segments, the clean ones first."""
+        masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in segments if name != CLEAN)
+        is_video, clean = state.layout.is_video, CLEAN in segments
+        stream: Tensor = embeddings.visual(state["frames"], is_video, masked, clean, self.dtype)
         return stream
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.chain import ChainLayer
-from omnivl.chain.demands import CLEAN
+from omnivl.chain.demands import CLEAN, TWIN, Join
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.objective import Drawn, Objective
 from omnivl.chain.state import State, StepLayout
@@ -34,6 +34,7 @@ class JoinRows(ChainLayer):
       across them, then segments of other names that a text looks at);
     - ``fused``, ``fused_mask``, ``fused_memory``; where rows are concatenated, ``fused [R, L + S, D]`` holds what the
       text looks at behind it;
+    - ``momentum_fused``, ``momentum_fused_memory`` and ``momentum_memory``, where a loss reads the first;
     - what the objectives' ``draw`` leaves.
 
     In a step that predicts, ``join/rows`` int64 ``[R]`` may name the row of ``memory`` of each text; without it text i
@@ -88,6 +89,9 @@ class JoinRows(ChainLayer):
                 if not (stream in layout.fields if name == CLEAN else name not in layout.joined):
                     continue
                 found[f"{stream}/{name}"] = state[stream][segments[name].start - first : segments[name].stop - first]
+        for stream, segments in layout.twins.items():
+            if TWIN + stream in layout.reads and CLEAN in segments and len(segments) > 1:
+                found[TWIN + stream] = state[TWIN + stream][segments[CLEAN]]
         if "text" in layout.fields:
             found[f"text_mask/{CLEAN}"] = state["text_mask"][layout.text[CLEAN]]
         return found
@@ -97,22 +101,10 @@ class JoinRows(ChainLayer):
         layout, sides = state.layout, self._sides(state)
         drawn = self._draw(state)
         found = {name: tensor for one in drawn.values() for name, tensor in one.leaves.items()}
-        memory = _Memory(sides.visual)
-        if any(join.seen == (CLEAN,) for join in layout.joins.values()):
-            across = any(one.across for one in drawn.values())
-            memory.add((CLEAN,), self._candidates(sides.visual[CLEAN], across))
-        rows: list[tuple[Tensor, Tensor, Tensor]] = []  # text, mask, row of memory
-        for name in layout.fused:
-            join, choice = layout.joins[name], drawn.get(name.split("/")[0])
-            text, mask = sides.text[join.text], sides.mask[join.text]
-            looked_at = memory.rows_of(join.seen, len(text))
-            if join.drawn is not None:
-                assert choice is not None, f"nobody draws for the join {name}"
-                if join.drawn == "sees":
-                    looked_at = choice.rows[name]
-                else:
-                    text, mask = (self._candidates(side, choice.across)[choice.rows[name]] for side in (text, mask))
-            rows.append((text, mask, looked_at))
+        memory = self._memory(sides, layout.joins, drawn)
+        rows = self._rows(sides, {name: layout.joins[name] for name in layout.fused}, drawn, memory)
+        if "fused" in layout.twins:
+            found |= self._momentum(state, drawn)
         written = [layout.joins[name].seen for name in layout.generation if layout.joins[name].seen[0] in layout.visual]
         places = [memory.rows_of(seen, layout.batch_size) for seen in written]
         if len(places) > 1:
@@ -125,6 +117,51 @@ class JoinRows(ChainLayer):
         found["fused_mask"] = torch.cat([mask for _, mask, _ in rows])
         found["fused_memory"] = state.get("join/rows", torch.cat([looked_at for _, _, looked_at in rows]))
         return self._concatenated(found) if self.concatenates else found
+
+    def _memory(self, sides: "_Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
+        """What texts of joins look at, the clean rows first and with those of the replicas that are drawn from."""
+        memory = _Memory(sides.visual)
+        if any(join.seen == (CLEAN,) for join in joins.values()):
+            across = any(one.across for one in drawn.values())
+            memory.add((CLEAN,), self._candidates(sides.visual[CLEAN], across))
+        return memory
+
+    def _rows(
+        self, sides: "_Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn], memory: "_Memory"
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Text, mask and row of memory of the fused rows of each join."""
+        rows = []
+        for name, join in joins.items():
+            text, mask = sides.text[join.text], sides.mask[join.text]
+            looked_at = memory.rows_of(join.seen, len(text))
+            if join.drawn is not None:
+                assert name.split("/")[0] in drawn, f"nobody draws for the join {name}"
+                choice = drawn[name.split("/")[0]]
+                if join.drawn == "sees":
+                    looked_at = choice.rows[name]
+                else:
+                    text, mask = (self._candidates(side, choice.across)[choice.rows[name]] for side in (text, mask))
+            rows.append((text, mask, looked_at))
+        return rows
+
+    @torch.no_grad()
+    def _momentum(self, state: State, drawn: Mapping[str, Drawn]) -> dict[str, Tensor]:
+        """The fused rows of the momentum twins' streams, with the same samples drawn."""
+        layout = state.layout
+        joins = {name: layout.joins[name] for name in layout.twins["fused"]}
+        drawn = {key: one for key, one in drawn.items() if any(name.split("/")[0] == key for name in joins)}
+        visual, text = (
+            {name: state[f"{TWIN}{stream}"][rows] for name, rows in layout.twins[stream].items()}
+            for stream in ("visual", "text")
+        )
+        sides = _Sides(visual, text, {name: state["text_mask"][layout.text[name]] for name in text})
+        memory = self._memory(sides, joins, drawn)
+        rows = self._rows(sides, joins, drawn, memory)
+        return {
+            "momentum_fused": torch.cat([text for text, _, _ in rows]),
+            "momentum_fused_memory": torch.cat([looked_at for _, _, looked_at in rows]),
+            "momentum_memory": memory.stacked(),
+        }
 
     def _sides(self, state: State) -> "_Sides":
         """The rows to join, by segment."""

@@ -82,16 +82,17 @@ class Losses(ChainLayer):
         return Heads(own, self.vocabulary, self.momentum_vocabulary)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the vocabulary head, on the generation stream and on masked words."""
+        """Of the vocabulary head, on the generation stream and on masked words, and of its twin on the latter."""
         if self.vocabulary is None:
             return 0.0
-        positions = num_rows(layout.generation) * written(self.text_length, tokens)
+        positions = FORWARD_AND_BACKWARD * num_rows(layout.generation) * written(self.text_length, tokens)
         read = self.text_length if tokens is None else tokens
         for objective in self.objectives.values():
+            passes = FORWARD_AND_BACKWARD + objective.reads(_VOCABULARY_TWIN)
             for segment, share in objective.restored_words.items():
                 rows = {segment: layout.text[segment]} if segment in layout.text else {}
-                positions += read * share * num_rows(rows)
-        return FORWARD_AND_BACKWARD * positions * self.vocabulary.flops()
+                positions += passes * read * share * num_rows(rows)
+        return positions * self.vocabulary.flops()
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """Heads of objectives that act in no step, and the vocabulary head where no step reads it."""

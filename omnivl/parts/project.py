@@ -126,7 +126,8 @@ class Project(ChainLayer):
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
                 if f"{TWIN}{stream}_embedding" in layout.fields:
                     assert twin is not None, "the layout asks for momentum embeddings, no projection was built for them"
-                    found[f"{TWIN}{stream}_embedding"] = self._embedding(twin, stream, state[TWIN + stream], state)
+                    rows = state[TWIN + stream][layout.twins[stream][CLEAN]]
+                    found[f"{TWIN}{stream}_embedding"] = self._embedding(twin, stream, rows, state)
         if "logit_scale" in layout.fields:
             found["logit_scale"] = self.scale()
         return state.merged(found)

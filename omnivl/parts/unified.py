@@ -366,12 +366,11 @@ def twin_streams(state: State) -> list[str]:
 
 
 def separate_stream(state: State, name: str, prefix: str = "") -> Stream:
-    """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's rows of the clean segment."""
+    """The stream ``visual`` or ``text`` of a state; with a prefix, what its momentum twin makes of it."""
     x = state[prefix + name]
     if name == "visual":
         return Stream(x, (_visual_part(x.shape[1], state.layout),))
-    rows = state.layout.text["clean"] if prefix else encoded_rows(state.layout, "text")
-    mask = state["text_mask"][rows]
+    mask = state.of_twins("text_mask", "text") if prefix else state["text_mask"][encoded_rows(state.layout, "text")]
     return Stream(x, (Part("text", x.shape[1]),), mask)
 
 

@@ -180,7 +180,7 @@ class DividedBlock(VisualModule):
 
 
 class VisualBlock(StackBlock):
-    """A block of a visual encoder on all visual rows, and its momentum twin on the clean ones."""
+    """A block of a visual encoder on all visual rows, and its momentum twin on those that are wanted of it."""
 
     stack = "visual"
 

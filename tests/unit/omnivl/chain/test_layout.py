@@ -43,7 +43,7 @@ def test_segments_are_stacked_in_order():
     assert layout.visual == {"clean": slice(0, 4), "mrm": slice(4, 6)}
     assert layout.text == {"clean": slice(0, 4), "mlm": slice(4, 8)}
     assert layout.fused == {"mlm": slice(0, 4), "vlm/positive": slice(4, 8), "vlm/negative_text": slice(8, 12)}
-    assert layout.twins == {"visual", "text"}
+    assert set(layout.twins) == {"visual", "text"}
     assert not layout.generation
     assert layout.objectives == ("mlm", "mrm", "univlc", "vlm")
     assert layout.joined == {"mlm", "clean"}
@@ -75,8 +75,23 @@ def test_decoders_need_clean_visual_rows():
 def test_a_twin_of_one_stream_leaves_the_other_out():
     demands = Demands(rows={"visual": {"mrm": 2}}, reads=frozenset({"momentum_visual"}))
     layout = plan_layout([Asking("mrm", demands)], "image_text", 2, 1)
-    assert layout.twins == {"visual"}
+    assert set(layout.twins) == {"visual"}
     assert not layout.text
+
+
+def test_twins_of_fused_rows_compute_those_of_who_asks_and_what_they_are_made_of():
+    masked = Demands(rows={"text": {"mlm": 4}}, joins={"mlm": Join(text="mlm")}, reads=frozenset({"momentum_fused"}))
+    assert masked.twins == {"visual", "text", "fused"}
+    assert masked.streams == {"fused", "momentum_fused"}
+    matched = Demands(joins={"vlm/positive": Join(), "vlm/negative_text": Join(drawn="text")})
+    layout = plan_layout([Asking("vlm", matched), Asking("mlm", masked)], "image_text", 4, 1)
+    own = slice(0, 4)
+    assert layout.twins == {"visual": {"clean": own}, "text": {"mlm": own}, "fused": {"mlm": own}}
+    assert layout.segments("momentum_fused") == {"mlm": own}
+    contrasted = Demands(reads=MOMENTUM)
+    layout = plan_layout([Asking("mlm", masked), Asking("univlc", contrasted)], "image_text", 4, 1)
+    assert layout.twins["text"] == {"clean": own, "mlm": slice(4, 8)}
+    assert not plan_layout([Asking("vlm", matched)], "image_text", 4, 1).twins
 
 
 def test_objectives_act_on_their_entries_only():
