@@ -3,7 +3,7 @@
 Shapes: B samples, L text positions.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from omnivl.chain.demands import VOCABULARY, Demands, Join
+from omnivl.chain.demands import TWIN, VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, ramp
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives.vocabulary import IGNORED, token_loss
+from omnivl.objectives.vocabulary import IGNORED, Teacher, token_loss
 
 Ids = NDArray[np.int64]
 Uniforms = NDArray[np.float64]
@@ -35,8 +35,13 @@ class MLM(Objective):
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
         include_labels: Whether class prompts are masked too.
+        soft_target_alpha: Share of the target that is what the momentum model says of the same masked text beside the
+            sample; 0 for none. Needs the model's momentum twins, and an architecture with the stream
+            ``momentum_fused``.
+        soft_target_warmup_steps: The share rises linearly over this many steps.
 
-    Source: Devlin et al., BERT, arXiv 1810.04805, section 3.1.
+    Source: Devlin et al., BERT, arXiv 1810.04805, section 3.1; soft targets: Li et al., ALBEF, arXiv
+        2107.07651, section 3.3.
     Differs: a text in which no token was drawn gets one all the same.
     """
 
@@ -46,6 +51,8 @@ class MLM(Objective):
     mask_share: float = 0.8
     random_share: float = 0.1
     include_labels: bool = False
+    soft_target_alpha: float = 0.0
+    soft_target_warmup_steps: int = 0
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -58,6 +65,10 @@ class MLM(Objective):
         self.require(0.0 <= self.mask_share <= 1.0, "mask_share", "from 0 to 1")
         most = 1.0 - self.mask_share
         self.require(0.0 <= self.random_share <= most + 1e-9, "random_share", f"from 0 to 1 - mask_share = {most:g}")
+        self.require(0.0 <= self.soft_target_alpha < 1.0, "soft_target_alpha", "at least 0 and below 1")
+        teaches = self.soft_target_alpha == 0.0 or self.grounded
+        self.require(teaches, "soft_target_alpha", "0 unless grounded is true: the teacher reads fused rows")
+        self.require(self.soft_target_warmup_steps >= 0, "soft_target_warmup_steps", "at least 0")
 
     @property
     def restored_words(self) -> dict[str, float]:
@@ -65,20 +76,28 @@ class MLM(Objective):
         return {self.key: self.probability}
 
     def after_training(self) -> Self:
-        """The head of words, which says what stands behind a mask."""
-        return self.apart()
+        """The head of words, which says what stands behind a mask, without a teacher."""
+        return replace(self.apart(), soft_target_alpha=0.0)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One masked text row and, where it is grounded, one fused row per sample."""
         if not (is_pair(kind) if self.grounded else has_text(kind)) or (is_label(kind) and not self.include_labels):
             return None
         joins = {self.key: Join(text=self.key)} if self.grounded else {}
-        return Demands(rows={"text": {self.key: batch_size}}, joins=joins, reads=frozenset({VOCABULARY}))
+        twins = (TWIN + "fused", TWIN + VOCABULARY) if self.soft_target_alpha > 0.0 else ()
+        return Demands(rows={"text": {self.key: batch_size}}, joins=joins, reads=frozenset({VOCABULARY, *twins}))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
+        """Draws ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``.
+
+        Where there are soft targets, ``{key}/alpha`` is their share in this step, fp32 scalar.
+        """
         corrupted, targets = self.hide_all(self.key, batch, context)
-        return {f"{self.key}/token_ids": corrupted, f"{self.key}/targets": targets}
+        prepared = {f"{self.key}/token_ids": corrupted, f"{self.key}/targets": targets}
+        if self.soft_target_alpha > 0.0:
+            alpha = self.soft_target_alpha * ramp(context.step, self.soft_target_warmup_steps)
+            prepared[f"{self.key}/alpha"] = torch.tensor(alpha, dtype=torch.float32)
+        return prepared
 
     def hide_all(self, purpose: str, batch: Batch, context: PrepareContext) -> tuple[Tensor, Tensor]:
         """The corrupted texts of a batch and their targets, int64 ``[B, L]`` each; ``purpose`` keys the draws."""
@@ -117,9 +136,12 @@ class MLM(Objective):
         return corrupted, targets
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Mean cross-entropy over hidden tokens."""
-        hidden = state.rows("fused" if self.grounded else "text", self.key)
-        return token_loss(hidden, state[f"{self.key}/targets"], heads.vocabulary, gather)
+        """Mean cross-entropy over hidden tokens, a share of it with the teacher's softmax."""
+        hidden, teacher = state.rows("fused" if self.grounded else "text", self.key), None
+        if self.soft_target_alpha > 0.0:
+            taught = state.rows(TWIN + "fused", self.key)
+            teacher = Teacher(taught, heads.momentum_vocabulary, state[f"{self.key}/alpha"])
+        return token_loss(hidden, state[f"{self.key}/targets"], heads.vocabulary, gather, teacher=teacher)
 
 
 def _draws(length: int) -> int:

@@ -27,7 +27,7 @@ CONFIG = OmniVL(
 )
 OBJECTIVES: tuple[Objective, ...] = (
     *(
-        MLM(weight_warmup_steps=2),
+        MLM(weight_warmup_steps=2, soft_target_alpha=0.4),
         MRM(targets="momentum"),
         MFM(),
         MCM(targets="momentum", feature_loss="cosine", every=2),

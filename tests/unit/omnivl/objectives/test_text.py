@@ -1,6 +1,9 @@
 """MLM, LM and the vocabulary head that they share."""
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +12,13 @@ import torch
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.objective import Heads
 from omnivl.chain.state import State, StepLayout
+from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import LM, MLM
+from omnivl.errors import UserError
+from omnivl.objectives import LM, MLM, PrepareContext
 from omnivl.objectives.lm import shift
 from omnivl.objectives.mlm import Ids, ordinary_ids
-from omnivl.objectives.vocabulary import IGNORED, token_loss
+from omnivl.objectives.vocabulary import IGNORED, Teacher, token_loss
 from omnivl.parts.heads import VocabularyHead
 from omnivl.randomness import generator
 
@@ -188,3 +193,72 @@ def test_logits_and_loss_are_fp32_under_bf16_streams() -> None:
     assert head(torch.randn(2, 4, dtype=torch.bfloat16)).dtype == torch.float32
     out = token_loss(torch.randn(1, 1, 4, dtype=torch.bfloat16), torch.tensor([[1]]), head, LocalGather())
     assert out.loss.dtype == torch.float32
+
+
+def test_the_teachers_share_of_the_loss_by_hand() -> None:
+    """Two words, of which the second is hidden in one text: student 1 : 3, teacher 1 : 1, a quarter of the target."""
+    student, teacher = flat_head(2, [0.0, math.log(3.0)]), flat_head(2, [0.0, 0.0])
+    hidden, targets = torch.randn(2, 3, 2), torch.full((2, 3), IGNORED)
+    targets[0, 1] = 1
+    taught = Teacher(torch.randn(2, 3, 2), teacher, torch.tensor(0.25))
+    made = token_loss(hidden, targets, student, LocalGather(), teacher=taught)
+    hard = math.log(4.0 / 3.0)
+    distilled = 0.5 * math.log(4.0) + 0.5 * math.log(4.0 / 3.0)
+    assert made.loss.item() == pytest.approx(0.75 * hard + 0.25 * distilled)
+    assert made.metrics["distillation"].item() == pytest.approx(distilled)
+    assert made.metrics["accuracy"].item() == 1.0
+
+
+def test_soft_targets_equal_the_formula_and_teach_the_student_alone() -> None:
+    torch.manual_seed(0)
+    student, teacher = VocabularyHead(4, 7), VocabularyHead(4, 7)
+    hidden, taught = torch.randn(2, 3, 4, requires_grad=True), torch.randn(2, 3, 4, requires_grad=True)
+    targets = torch.tensor([[IGNORED, 3, 6], [0, IGNORED, IGNORED]])
+    alpha = 0.4
+    made = token_loss(hidden, targets, student, LocalGather(), teacher=Teacher(taught, teacher, torch.tensor(alpha)))
+    places = targets != IGNORED
+    scores = student(hidden).log_softmax(-1)[places]
+    soft = teacher(taught).softmax(-1)[places].detach()
+    hard = torch.nn.functional.one_hot(targets[places], 7)
+    wanted = -(scores * ((1 - alpha) * hard + alpha * soft)).sum(-1).mean()
+    torch.testing.assert_close(made.loss, wanted)
+    (gradient,) = torch.autograd.grad(wanted, hidden)
+    made.loss.backward()
+    torch.testing.assert_close(hidden.grad, gradient)
+    assert taught.grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_soft_targets_ask_for_twins_and_grow(make_batch: Callable[..., Batch], context: PrepareContext) -> None:
+    assert MLM().demands("image_text", 3) == MLM(soft_target_warmup_steps=5).demands("image_text", 3)
+    taught = MLM(soft_target_alpha=0.4, soft_target_warmup_steps=4)
+    demands = taught.demands("image_text", 3)
+    assert demands is not None
+    assert demands.reads == {"vocabulary", "momentum_vocabulary", "momentum_fused"}
+    assert taught.twins == {"visual", "text", "fused"}
+    steps = [taught.prepare(make_batch(), replace(context, step=step))["mlm/alpha"].item() for step in (0, 1, 3, 9)]
+    assert steps == pytest.approx([0.1, 0.2, 0.4, 0.4])
+    assert "mlm/alpha" not in MLM().prepare(make_batch(), context)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"soft_target_alpha": 1.0}, "soft_target_alpha must be at least 0 and below 1, got 1.0"),
+        (
+            {"soft_target_alpha": 0.4, "grounded": False},
+            "soft_target_alpha must be 0 unless grounded is true: the teacher reads fused rows, got 0.4",
+        ),
+        ({"soft_target_warmup_steps": -1}, "soft_target_warmup_steps must be at least 0, got -1"),
+    ],
+)
+def test_soft_targets_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        MLM(**options)
+    assert str(caught.value) == f"objective mlm: {message}"
+
+
+def test_a_model_that_is_no_longer_trained_has_no_teacher() -> None:
+    kept = MLM(soft_target_alpha=0.4, weight=2.0, on=("pairs",)).after_training()
+    assert kept == MLM()
+    assert not kept.twins
