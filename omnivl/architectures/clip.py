@@ -7,13 +7,13 @@ Differs: starting values of matrices are the project's (``moe.linear``). Texts a
     token; the released code takes the largest id, which in its vocabulary is that token.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe.config import DenseConfig, MoMEConfig
 from moe.ranges import Range
@@ -22,22 +22,17 @@ from omnivl.architectures.clip_names import from_transformers, to_transformers, 
 from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
 from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.chain import Chain
-from omnivl.chain.demands import TWIN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.sizes import HeadSizes
-from omnivl.chain.state import State, StepLayout
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.bert import TextBlock
-from omnivl.parts.block import EmbeddingLayer
-from omnivl.parts.embed import TextEmbedding, ids_name
 from omnivl.parts.join import JoinRows
 from omnivl.parts.losses import Losses
-from omnivl.parts.patches import num_patches
-from omnivl.parts.plain_vit import ImageBlock, ImageEmbedding, frame_tokens
+from omnivl.parts.plain_vit import ImageBlock, frame_tokens
 from omnivl.parts.project import Project, last_token
 from omnivl.parts.sizes import Patches, Transformer, Words
+from omnivl.parts.towers import EmbedTowers
 from omnivl.parts.vit import VisualBlock, VisualNorm
 
 CLIP_EPS = 1e-5
@@ -121,7 +116,9 @@ class CLIP(Architecture):
     def layers(self, kit: Kit) -> Layers:
         """Towers, projections, losses."""
         patches, twins = self.patches, kit.momentum
-        yield "embed", EmbedTowers(patches, self.vision, self.words, self.text, kit)
+        reads = partial(up_to_end, tokens=kit.tokens)
+        towers = patches, self.vision, self.words, self.text
+        yield "embed", EmbedTowers(*towers, reads, kit.compute_dtype, bias=False, momentum=twins)
         for index in range(self.vision.layers):
             yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, block=ImageBlock)
         yield "visual_norm", VisualNorm(self.vision, twins)
@@ -183,63 +180,6 @@ class CLIP(Architecture):
 
 
 _WIDTHS = ("patch_size", "vocab_size", "projection_size")
-
-
-class Towers(nn.Module):
-    """Both towers' embeddings: what ``EmbedTowers`` trains and what its momentum twin copies."""
-
-    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer) -> None:
-        super().__init__()
-        self.visual = ImageEmbedding(patches, vision, bias=False)
-        self.text = TextEmbedding(words, text)
-
-
-class EmbedTowers(EmbeddingLayer):
-    """Pixels and token ids to the heads of both towers. A text's positions are those up to and with its end token."""
-
-    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer, kit: Kit) -> None:
-        def build(still: bool) -> nn.Module:
-            return Towers(patches, vision, words, text.still() if still else text)
-
-        super().__init__(build, kit.compute_dtype, kit.momentum)
-        self.sizes, self.tokens = patches, kit.tokens
-
-    def acts(self, layout: StepLayout) -> bool:
-        """Whether a stream starts here."""
-        return bool(layout.visual or layout.text)
-
-    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the patches."""
-        assert isinstance(self.block, Towers)
-        one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
-        # No gradient flows into pixels: one product less.
-        return (num_rows(layout.visual) * (FORWARD_AND_BACKWARD - 1) + twin_rows(layout, "visual")) * one
-
-    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """The embedding of a tower that no step passes."""
-        assert isinstance(self.block, Towers)
-        for stream, embedding in (("visual", self.block.visual), ("text", self.block.text)):
-            if not any(layout.segments(stream) for layout in layouts):
-                yield from embedding.parameters()
-
-    def forward(self, state: State) -> State:
-        """Adds ``visual``, ``text``, ``text_mask``, and the twins' streams, as the layout asks."""
-        layout, online, twin = state.layout, self.block, self.momentum_block
-        assert isinstance(online, Towers)
-        made: dict[str, Tensor] = {}
-        if layout.visual:
-            made["visual"] = online.visual(state["frames"], self.dtype)
-        if layout.text:
-            token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
-            made |= {"text": online.text(token_ids, self.dtype), "text_mask": up_to_end(token_ids, self.tokens)}
-        if layout.twins:
-            assert isinstance(twin, Towers), "the layout asks for momentum twins, none was built"
-            with torch.no_grad():
-                if "visual" in layout.twins:
-                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype)
-                if "text" in layout.twins:
-                    made[TWIN + "text"] = twin.text(state["token_ids"], self.dtype)
-        return state.merged(made)
 
 
 def up_to_end(token_ids: Tensor, tokens: SpecialTokens) -> Tensor:

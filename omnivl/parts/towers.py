@@ -1,0 +1,116 @@
+"""The first layer of architectures with an encoder of images and one of texts, neither of which masks or times patches.
+
+Shapes: B samples, T frames, H x W pixels, L text positions.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from omnivl.chain.demands import TWIN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.state import State, StepLayout
+from omnivl.parts.block import EmbeddingLayer
+from omnivl.parts.embed import TextEmbedding, ids_name
+from omnivl.parts.patches import num_patches
+from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
+
+
+class Towers(nn.Module):
+    """Both encoders' embeddings: what ``EmbedTowers`` trains and what its momentum twin copies."""
+
+    def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer, bias: bool) -> None:
+        super().__init__()
+        self.visual = ImageEmbedding(patches, vision, bias=bias)
+        self.text = TextEmbedding(words, text)
+
+
+class EmbedTowers(EmbeddingLayer):
+    """Pixels and token ids to the heads of the streams.
+
+    Text segments but the clean one, and causal joins, read ``{name}/token_ids``; when decoding with a cache, the
+    generation stream starts at position ``cache/start``.
+    """
+
+    def __init__(
+        self,
+        patches: Patches,
+        vision: Transformer,
+        words: Words,
+        text: Transformer,
+        reads: Callable[[Tensor], Tensor],
+        dtype: torch.dtype,
+        *,
+        bias: bool = True,
+        momentum: MomentumConfig | None = None,
+    ) -> None:
+        """Builds the embeddings.
+
+        Args:
+            patches: What pictures are cut into.
+            vision: The stack that reads the patches.
+            words: Of the texts.
+            text: The stack that reads the words.
+            reads: From token ids ``[R, L]`` where a text has tokens, bool ``[R, L]``.
+            dtype: The compute dtype.
+            bias: Whether the patches' map has one.
+            momentum: Of the twin; None builds none.
+        """
+
+        def build(still: bool) -> nn.Module:
+            return Towers(patches, vision, words, text.still() if still else text, bias)
+
+        super().__init__(build, dtype, momentum)
+        self.sizes, self.reads = patches, reads
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether a stream starts here."""
+        return bool(layout.visual or layout.text or layout.generation)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches."""
+        assert isinstance(self.block, Towers)
+        one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
+        # No gradient flows into pixels: one product less.
+        return (num_rows(layout.visual) * (FORWARD_AND_BACKWARD - 1) + twin_rows(layout, "visual")) * one
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The embedding of an encoder that no step passes."""
+        assert isinstance(self.block, Towers)
+        if not any(layout.visual for layout in layouts):
+            yield from self.block.visual.parameters()
+        if not any(layout.text or layout.generation for layout in layouts):
+            yield from self.block.text.parameters()
+
+    def forward(self, state: State) -> State:
+        """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
+        layout, online, twin = state.layout, self.block, self.momentum_block
+        assert isinstance(online, Towers)
+        made: dict[str, Tensor] = {}
+        if layout.visual:
+            made["visual"] = online.visual(state["frames"], self.dtype)
+        if layout.text:
+            token_ids = words_of(state, layout.text)
+            made |= {"text": online.text(token_ids, self.dtype), "text_mask": self.reads(token_ids)}
+        if layout.generation:
+            token_ids = words_of(state, [layout.joins[name].text for name in layout.generation])
+            start = int(state["cache/start"]) if "cache/start" in state else 0
+            made |= {
+                "generation": online.text(token_ids, self.dtype, start),
+                "generation_mask": self.reads(token_ids),
+            }
+        if layout.twins:
+            assert isinstance(twin, Towers), "the layout asks for momentum twins, none was built"
+            with torch.no_grad():
+                if "visual" in layout.twins:
+                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype)
+                if "text" in layout.twins:
+                    made[TWIN + "text"] = twin.text(words_of(state, layout.twins["text"]), self.dtype)
+        return state.merged(made)
+
+
+def words_of(state: State, segments: Iterable[str]) -> Tensor:
+    """Token ids of text segments, one after the other, int64 ``[R, L]``."""
+    return torch.cat([state[ids_name(name)] for name in segments])
