@@ -172,7 +172,7 @@ def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
     """The architecture has the streams that an objective reads."""
     for index, objective in enumerate(stage.objectives):
         for stream in missing_streams(stage.model, objective)[:1]:
-            has = ", ".join(stage.model.streams)
+            has = ", ".join(stage.model.offers)
             got = f"{objective.key!r}, which asks for the stream {stream!r}"
             allowed = f"objectives on the streams of architecture {stage.model.kind!r}: {has}"
             yield Problem(("objectives", index, "kind"), got, allowed, "take it out or change model.kind")

@@ -61,9 +61,9 @@ class Architecture(ABC):
         kind: Tells it apart from the others.
         momentum: Momentum twins; None builds none.
 
-    Of the class: ``streams``, the streams that the chain has (see ``omnivl.chain.demands``); ``shows``, what samples
-    may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where in the
-    configuration the size of the plan's tokenizer stands.
+    Of the class: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, what
+    samples may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where
+    in the configuration the size of the plan's tokenizer stands.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -88,6 +88,13 @@ class Architecture(ABC):
     @abstractmethod
     def stacks(self) -> Mapping[str, Transformer]:
         """The stacks of blocks, by the beginning of their layers' names."""
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """The streams that the chain has as it is configured: none writes where the stack that would has no blocks."""
+        writing = self.written_by()
+        silent = bool(writing) and not any(stack.layers for stack in writing)
+        return tuple(stream for stream in self.streams if stream != "generation" or not silent)
 
     @property
     def widths(self) -> Mapping[str, object]:
@@ -209,4 +216,4 @@ def streams_needed(objective: Objective) -> frozenset[str]:
 
 def missing_streams(architecture: Architecture, objective: Objective) -> list[str]:
     """The streams that an objective reads and the architecture lacks, by name."""
-    return sorted(streams_needed(objective) - set(architecture.streams))
+    return sorted(streams_needed(objective) - set(architecture.offers))

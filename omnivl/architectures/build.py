@@ -83,7 +83,7 @@ def _check_objectives(architecture: Architecture, objectives: Sequence[Objective
         if lacking := missing_streams(architecture, objective):
             raise ModelError(
                 f"objective {objective.key!r} asks for the stream {lacking[0]!r}; architecture {architecture.kind!r} "
-                f"has {', '.join(architecture.streams)}; take the objective out or change model.kind"
+                f"has {', '.join(architecture.offers)}; take the objective out or change model.kind"
             )
     kinds = [kind for stack in architecture.written_by() if (kind := looking_ahead(stack)) is not None]
     if kinds and any("generation" in streams_needed(objective) for objective in objectives):

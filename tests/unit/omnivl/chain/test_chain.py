@@ -359,3 +359,14 @@ def test_a_row_as_a_whole_is_its_first_position_unless_the_architecture_makes_it
     assert pooled.pooled("b").tolist() == [[6, 7, 8], [9, 10, 11]]
     sizes = HeadSizes({"fused": 2}, 4, 10, 0, 8, 1)
     assert (sizes.pooled, replace(sizes, widths={"fused": 2, "pooled": 3}).pooled) == (2, 3)
+
+
+def test_a_decoder_without_blocks_writes_nothing():
+    silent = replace(CONFIG, generation_layers=0)
+    with pytest.raises(ModelError) as caught:
+        build_chain(silent, (UniVLC(), LM()), TOKENS)
+    assert str(caught.value) == (
+        "objective 'lm' asks for the stream 'generation'; architecture 'omnivl' has visual, text, embedding, fused, "
+        "masked_visual, momentum_fused; take the objective out or change model.kind"
+    )
+    assert "generation" in CONFIG.offers
