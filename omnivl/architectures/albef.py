@@ -1,0 +1,186 @@
+"""ALBEF: an encoder of images, one of texts, and on top of the latter a stack in which texts look at images.
+
+Shapes: L text positions.
+
+Source: Li et al., ALBEF, arXiv 2107.07651, section 3.1, and its released code: ViT's blocks, and BERT's, of which the
+    first read a text alone and the others have cross-attention between self-attention and feed-forward layer.
+Differs: the map from hidden states to words is not tied to the word embedding, token types are folded into positions,
+    and there are as many positions as texts are long. What is learnt of the temperature is its logarithm. Momentum
+    twins move after an optimizer step instead of before a forward pass, which gives each pass the same weights.
+    Negatives of ``vlm`` are drawn by the online embeddings of both sides, ALBEF's by online against momentum ones.
+    ``univlc`` has the keys of all replicas' batches, ALBEF's those of its own, and a queue that is empty at the start
+    instead of full of noise.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from moe.config import DenseConfig, MoMEConfig
+from moe.ranges import Range
+from omnivl.architectures.albef_names import from_others
+from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.chain.sizes import HeadSizes
+from omnivl.data.batch import Visual
+from omnivl.data.sizes import InputSizes
+from omnivl.errors import Misfit
+from omnivl.parts.bert import TEXT_EPS, TextBlock
+from omnivl.parts.decoder import AlignmentBlock, GenerationBlock
+from omnivl.parts.join import JoinRows
+from omnivl.parts.losses import Losses
+from omnivl.parts.plain_vit import ImageBlock
+from omnivl.parts.project import Project
+from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
+from omnivl.parts.towers import EmbedTowers
+from omnivl.parts.vit import VisualBlock, VisualNorm
+
+
+@dataclass(frozen=True)
+class ALBEF(Architecture):
+    """ALBEF. The defaults are the paper's: ViT-B/16 at 256 pixels, and BERT-base cut in two.
+
+    Attributes:
+        vision: The image encoder.
+        text: The text encoder: BERT's first blocks.
+        fusion: The blocks on top of it, which look at the image: BERT's last ones, with cross-attention.
+        generation_layers: Blocks of a causal decoder that writes, as wide as ``fusion``; 0 for none.
+        image_size: Side of an image in pixels.
+        patch_size: Side of a patch in pixels.
+        text_length: Token positions per text, special tokens included.
+        vocab_size: Rows of the word embedding.
+        projection_size: Size P of the contrastive embeddings.
+        momentum: Momentum twins; None builds none.
+    """
+
+    kind: Literal["albef"] = "albef"
+    vision: Transformer = field(default_factory=Transformer)
+    text: Transformer = field(default_factory=lambda: _bert(layers=6))
+    fusion: Transformer = field(default_factory=lambda: _bert(layers=6))
+    generation_layers: Annotated[int, Range(0)] = 0
+    image_size: Annotated[int, Range(1)] = 256
+    patch_size: Annotated[int, Range(1)] = 16
+    text_length: Annotated[int, Range(3)] = 25  # [CLS] word [SEP]
+    vocab_size: Annotated[int, Range(1)] = 30522
+    projection_size: Annotated[int, Range(1)] = 256
+    momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
+
+    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "momentum_fused", "generation")
+    shows: ClassVar[tuple[Visual, ...]] = ("image",)
+
+    @property
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+        return InputSizes.of(self.patches, self.text_length)
+
+    @property
+    def patches(self) -> Patches:
+        """Of images."""
+        return Patches(
+            image_size=self.image_size,
+            video_size=self.image_size,
+            num_frames=1,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+        )
+
+    @property
+    def words(self) -> Words:
+        """Of the text streams."""
+        return Words(length=self.text_length, vocab_size=self.vocab_size)
+
+    @property
+    def heads(self) -> HeadSizes:
+        """What heads are built from."""
+        return HeadSizes(
+            widths={"visual": self.vision.hidden_size} | dict.fromkeys(_ON_WORDS, self.text.hidden_size),
+            text_length=self.text_length,
+            vocab_size=self.vocab_size,
+            projection_size=self.projection_size,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+        )
+
+    @property
+    def stacks(self) -> Mapping[str, Transformer]:
+        """The encoders, what fuses, and the decoder."""
+        decoder = replace(self.fusion, layers=self.generation_layers)
+        return {"visual": self.vision, "text": self.text, "alignment": self.fusion, "generation": decoder}
+
+    @property
+    def widths(self) -> Mapping[str, object]:
+        """Sizes that weights of an earlier stage must share, by field."""
+        found: dict[str, object] = {name: getattr(self, name) for name in _WIDTHS}
+        for name in _STACKS:
+            sizes = ("hidden_size", "num_heads", "mlp_ratio")
+            found |= {f"{name}.{size}": getattr(getattr(self, name), size) for size in sizes}
+        return found
+
+    def layers(self, kit: Kit) -> Layers:
+        """Encoders, projections, fusion, decoder, heads."""
+        patches, length, twins, stacks = self.patches, self.text_length, kit.momentum, self.stacks
+        width = self.vision.hidden_size
+        has_token = partial(torch.ne, other=kit.tokens.pad)
+        sizes = patches, self.vision, self.words, self.text
+        yield "embed", EmbedTowers(*sizes, has_token, kit.compute_dtype, momentum=twins)
+        for index in range(self.vision.layers):
+            yield f"visual_{index:02d}", VisualBlock(index, self.vision, patches, twins, block=ImageBlock)
+        yield "visual_norm", VisualNorm(self.vision, twins)
+        for index in range(self.text.layers):
+            yield f"text_{index:02d}", TextBlock(index, self.text, length, twins)
+        yield "contrast", Project(self.heads, kit.objectives, self.momentum)
+        yield "join", JoinRows(kit.objectives, kit.gather)
+        for index in range(self.fusion.layers):
+            follow = kit.momentum_of("fused")
+            block = AlignmentBlock(index, self.fusion, length, patches, memory_size=width, momentum=follow)
+            yield f"alignment_{index:02d}", block
+        for index in range(self.generation_layers):
+            writer = GenerationBlock(index, stacks["generation"], length, patches, memory_size=width)
+            yield f"generation_{index:02d}", writer
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
+
+    def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
+        """Weights of ALBEF's released code, or of what it starts from: transformers' ``ViTModel`` and ``BertModel``.
+
+        Of a BERT the first blocks become ``text``, the others ``fusion``, whose cross-attention it lacks.
+
+        Raises:
+            ModelError: The folder's configuration asks for other options than the model has.
+        """
+        return from_others(weights, path, self.vision, self.text, self.fusion)
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        stacks = {name: getattr(self, name) for name in _STACKS}
+        yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
+        for name, stack in stacks.items():
+            yield from stack_misfits(name, stack)
+            if stack.activation != "gelu" and not isinstance(stack.ffn, DenseConfig | MoMEConfig):
+                got = f"{stack.activation!r} with ffn kind {stack.ffn.kind!r}"
+                allowed = "'gelu' where there are sparse or attribute experts"
+                yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
+        if self.vision.norm != "pre":
+            yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
+        if self.text.hidden_size != self.fusion.hidden_size:
+            got, allowed = str(self.fusion.hidden_size), f"text.hidden_size {self.text.hidden_size}"
+            yield Misfit(("fusion", "hidden_size"), got, allowed, "make them equal")
+        for name in ("text", "fusion"):
+            for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
+                if (value := getattr(stacks[name], option)) != still:
+                    allowed = "0" if still == 0.0 else "null"
+                    yield Misfit((name, option), str(value), allowed, "blocks that read texts have none")
+
+
+_STACKS = ("vision", "text", "fusion")
+_ON_WORDS = ("text", "fused", "generation")
+_WIDTHS = ("patch_size", "vocab_size", "projection_size")
+
+
+def _bert(layers: int) -> Transformer:
+    """So many of BERT-base's blocks."""
+    return Transformer(layers=layers, norm="post", norm_eps=TEXT_EPS)

@@ -1,0 +1,193 @@
+"""Which parameters of ALBEF's released code, of ViT and of BERT a parameter of ours comes from.
+
+Shapes: D hidden size.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from omnivl.architectures.foreign import CLIP_PIXELS, OUR_PIXELS, Pixels, fold_pixels, read_json, read_pixels
+from omnivl.errors import ModelError
+from omnivl.parts.sizes import Transformer
+
+Names = Iterator[tuple[str, tuple[str, ...]]]
+"""A parameter of ours and those of another library whose rows it holds, one after the other."""
+
+_PATCHES, _WORDS, _POSITIONS = "embed.block.visual.patches", "embed.block.text.words", "embed.block.text.positions"
+_VISUAL_POSITIONS = "embed.block.visual.positions"
+_TABLES = ("embed.block.visual.class_token", _VISUAL_POSITIONS)
+_TYPES = "embeddings.token_type_embeddings.weight"
+_PREFIX = re.compile(r"^(?:bert|vit)\.")
+
+
+def from_others(
+    weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer, fusion: Transformer
+) -> dict[str, Tensor] | None:
+    """A checkpoint's tensors under our names; those that have none here keep theirs.
+
+    Another normalisation of pixels is folded into the patches' map, and the first token type into the positions.
+
+    Args:
+        weights: As the folder holds them.
+        path: The folder, or the file.
+        vision: Our image encoder.
+        text: Our text encoder.
+        fusion: The blocks on top of it.
+
+    Returns:
+        None where the weights are of none of the three.
+
+    Raises:
+        ModelError: See ``_refuse_options``.
+    """
+    given = {_PREFIX.sub("", name): tensor for name, tensor in weights.items()}
+    kind, bert = "", ""
+    if "visual_encoder.cls_token" in given and "text_encoder.bert.embeddings.word_embeddings.weight" in given:
+        kind, bert = "albef", "text_encoder.bert."
+    elif "embeddings.word_embeddings.weight" in given:
+        kind = "bert"
+    elif "embeddings.cls_token" in given:
+        kind = "vit"
+    said = read_json(path / "config.json") if path.is_dir() else {}
+    if not kind or said.get("model_type", kind) != kind:
+        return None
+    _refuse_options(said, path, {"vit": {"vision": vision}, "bert": {"text": text, "fusion": fusion}}.get(kind, {}))
+    pairs = list(_names(kind, bert, vision.layers, text.layers, fusion.layers))
+    found: dict[str, Tensor] = {}
+    for ours, parts in pairs:
+        if all(part in given for part in parts):
+            found[ours] = torch.cat([given[part] for part in parts]) if len(parts) > 1 else given[parts[0]]
+    taken = {part for ours, parts in pairs if ours in found for part in parts}
+    if bert + _TYPES in given and _POSITIONS in found:
+        found[_POSITIONS] = found[_POSITIONS] + given[bert + _TYPES][0]
+        taken.add(bert + _TYPES)
+    usual = CLIP_PIXELS if kind == "albef" else OUR_PIXELS
+    found = _shaped(found, read_pixels(path, usual) if path.is_dir() else usual)
+    return found | {name: tensor for name, tensor in given.items() if name not in taken}
+
+
+def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
+    """Tables without a batch dimension, the convolution as a matrix, the logarithm of one over the temperature."""
+    for name in _TABLES:
+        if name in found:
+            found[name] = found[name].flatten(0, -2) if name == _VISUAL_POSITIONS else found[name].flatten()
+    if f"{_PATCHES}.weight" in found:
+        weight, bias = found[f"{_PATCHES}.weight"].flatten(1), found[f"{_PATCHES}.bias"]
+        folded = (weight, bias) if pixels == OUR_PIXELS else fold_pixels(weight, bias, pixels)
+        found[f"{_PATCHES}.weight"], found[f"{_PATCHES}.bias"] = folded
+    if "contrast.logit_scale" in found:
+        found["contrast.logit_scale"] = -found["contrast.logit_scale"].log().reshape(1)
+    if "losses.vocabulary.transform.weight" in found and _WORDS in found:
+        # The last map is tied to the words there, and saved or not.
+        found.setdefault("losses.vocabulary.decoder.weight", found[_WORDS])
+    return found
+
+
+def _names(kind: str, bert: str, vision_layers: int, text_layers: int, fusion_layers: int) -> Names:
+    """What there is of a checkpoint of a kind; names of its BERT begin with ``bert``."""
+    if kind == "albef":
+        yield from _ends(_TIMM)
+        for index in range(vision_layers):
+            yield from _ends(_TIMM_BLOCK, f"visual_{index:02d}.block.", f"visual_encoder.blocks.{index}.")
+        yield "contrast.logit_scale", ("temp",)
+    if kind == "vit":
+        yield from _ends(_VIT)
+        for index in range(vision_layers):
+            yield from _ends(_VIT_BLOCK, f"visual_{index:02d}.block.", f"encoder.layer.{index}.")
+        return
+    yield _WORDS, (f"{bert}embeddings.word_embeddings.weight",)
+    yield _POSITIONS, (f"{bert}embeddings.position_embeddings.weight",)
+    yield from _ends({"embed.block.text.norm": ("embeddings.LayerNorm",)}, "", bert)
+    for index in range(text_layers + fusion_layers):
+        fuses = index >= text_layers
+        ours = f"alignment_{index - text_layers:02d}" if fuses else f"text_{index:02d}"
+        parts = _FUSION_BLOCK if fuses else _TEXT_BLOCK
+        yield from _ends(parts, f"{ours}.block.", f"{bert}encoder.layer.{index}.")
+    head = bert.removesuffix("bert.") + "cls.predictions."
+    yield from _ends(_WORDS_HEAD, "losses.vocabulary.", head)
+    yield "losses.vocabulary.decoder.weight", (f"{head}decoder.weight",)
+    yield "losses.vocabulary.decoder.bias", (f"{head}bias",)
+
+
+def _ends(parts: Mapping[str, tuple[str, ...]], ours: str = "", theirs: str = "") -> Names:
+    """Weights and biases of maps; tables as they are."""
+    for name, others in parts.items():
+        for end in ("",) if name in _TABLES else (".weight", ".bias"):
+            yield f"{ours}{name}{end}", tuple(f"{theirs}{other}{end}" for other in others)
+
+
+def _refuse_options(said: Mapping[str, object], path: Path, stacks: Mapping[str, Transformer]) -> None:
+    """Refuses weights whose configuration, or kind, says another thing than ours that no shape shows.
+
+    Raises:
+        ModelError: One line for each.
+    """
+    lines = []
+    for name, own in stacks.items():
+        wanted = {
+            "num_heads": said.get("num_attention_heads", own.num_heads),
+            "activation": said.get("hidden_act", own.activation),
+            "norm": "pre" if name == "vision" else "post",
+        }
+        for option, value in wanted.items():
+            if (got := getattr(own, option)) != value:
+                lines.append(
+                    f"{path}: model.{name}.{option}: got {got!r}; allowed {value!r} with these weights; set it, or "
+                    "give other weights"
+                )
+    if lines:
+        raise ModelError("\n".join(lines))
+
+
+_TIMM: Mapping[str, tuple[str, ...]] = {
+    "embed.block.visual.class_token": ("visual_encoder.cls_token",),
+    _VISUAL_POSITIONS: ("visual_encoder.pos_embed",),
+    _PATCHES: ("visual_encoder.patch_embed.proj",),
+    "visual_norm.block": ("visual_encoder.norm",),
+    "contrast.visual_projection": ("vision_proj",),
+    "contrast.text_projection": ("text_proj",),
+    "losses.heads.vlm.output": ("itm_head",),
+}
+_TIMM_BLOCK: Mapping[str, tuple[str, ...]] = {
+    "norm1": ("norm1",),
+    "attention.qkv": ("attn.qkv",),
+    "attention.out": ("attn.proj",),
+    "norm2": ("norm2",),
+    "ffn.fc1": ("mlp.fc1",),
+    "ffn.fc2": ("mlp.fc2",),
+}
+_VIT: Mapping[str, tuple[str, ...]] = {
+    "embed.block.visual.class_token": ("embeddings.cls_token",),
+    _VISUAL_POSITIONS: ("embeddings.position_embeddings",),
+    _PATCHES: ("embeddings.patch_embeddings.projection",),
+    "visual_norm.block": ("layernorm",),
+}
+_VIT_BLOCK: Mapping[str, tuple[str, ...]] = {
+    "norm1": ("layernorm_before",),
+    "attention.qkv": tuple(f"attention.attention.{part}" for part in ("query", "key", "value")),
+    "attention.out": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "ffn.fc1": ("intermediate.dense",),
+    "ffn.fc2": ("output.dense",),
+}
+_TEXT_BLOCK: Mapping[str, tuple[str, ...]] = {
+    "attention.qkv": tuple(f"attention.self.{part}" for part in ("query", "key", "value")),
+    "attention.out": ("attention.output.dense",),
+    "norm1": ("attention.output.LayerNorm",),
+    "ffn.fc1": ("intermediate.dense",),
+    "ffn.fc2": ("output.dense",),
+    "norm2": ("output.LayerNorm",),
+}
+_FUSION_BLOCK: Mapping[str, tuple[str, ...]] = {
+    **_TEXT_BLOCK,
+    "cross.q": ("crossattention.self.query",),
+    "cross.kv": ("crossattention.self.key", "crossattention.self.value"),
+    "cross.out": ("crossattention.output.dense",),
+    "norm2": ("crossattention.output.LayerNorm",),
+    "norm3": ("output.LayerNorm",),
+}
+_WORDS_HEAD: Mapping[str, tuple[str, ...]] = {"transform": ("transform.dense",), "norm": ("transform.LayerNorm",)}
