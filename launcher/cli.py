@@ -40,6 +40,7 @@ class Command:
 
 COMMANDS: Mapping[str, Command] = {
     "check": Command("check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
+    "upgrade": Command("upgrade", "upgrade", "Rewrites a plan of earlier spelling into today's."),
     "profile": Command("profile", "profile", "Measures what each layer of a plan's model takes on this machine."),
     "estimate": Command("estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."),
     "measure": Command("measure", "measure", "Measures this machine's profile for estimates."),

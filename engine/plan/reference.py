@@ -32,6 +32,8 @@ PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and n
 - **Shared sections.** `model`, `parallel` and `batch` are given once for all stages; a stage gives only the fields that
   it changes.
 - **Shorthand.** Among `objectives` and `evaluate.tasks` a bare kind stands for a mapping: `mlm` for `{kind: mlm}`.
+- **Earlier spelling.** Fields that were called otherwise are read as those of today; `omnivl check` names their lines.
+  `omnivl upgrade PLAN.yaml --write` rewrites them, in model files and sweeps too; comments and order stay.
 - **YAML.** `1e-4` is a number; only `true` and `false` are booleans; a key may stand once; tags, infinities and NaN are
   refused.
 """

@@ -47,11 +47,13 @@ class Document:
         tree: Mappings, lists and scalars.
         places: ``file:line`` of every value, by its path; a mapping's entry has the line of its key.
         problems: What the YAML itself got wrong.
+        node: The text's nodes, with the places of their characters; None where there is nothing.
     """
 
     tree: Any
     places: dict[Path, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    node: yaml.Node | None = None
 
     def place(self, path: Path) -> str:
         """Where ``path`` is written, or the nearest thing that holds it."""
@@ -93,6 +95,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+_COMMENT = re.compile(r"#[^\n]*")
 _CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -147,8 +150,40 @@ def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Doc
     reader = _Reader(where)
     document = reader.document
     document.places[()] = where(0)
+    document.node = node
     document.tree = None if node is None else reader.read(node, ())
     return document
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Where in YAML text something stands that is no value.
+
+    Attributes:
+        comments: Where each comment begins, and its text.
+        aliases: Where each alias begins and ends.
+        ends: Behind the last character of each token, in their order.
+    """
+
+    comments: tuple[tuple[int, str], ...]
+    aliases: tuple[tuple[int, int], ...]
+    ends: tuple[int, ...]
+
+
+def mark(text: str) -> Marks:
+    """Marks of text that ``read_yaml`` can read. A comment stands between two tokens."""
+    comments: list[tuple[int, str]] = []
+    aliases: list[tuple[int, int]] = []
+    ends, seen = [0], 0
+    for token in yaml.scan(text, Loader=_Loader):
+        start, end = token.start_mark.index, token.end_mark.index
+        comments += [(one.start(), one.group().rstrip()) for one in _COMMENT.finditer(text, seen, max(seen, start))]
+        seen = max(seen, end)
+        if isinstance(token, yaml.AliasToken):
+            aliases.append((start, end))
+        if end > max(start, ends[-1]):
+            ends.append(end)
+    return Marks(tuple(comments), tuple(aliases), tuple(ends))
 
 
 def write_yaml(tree: object) -> str:

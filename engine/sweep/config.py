@@ -94,9 +94,23 @@ def load_sweep(path: Path) -> Sweep:
         PlanError: Names every mistake of the file with its line; of plans those of the first run that has any.
     """
     try:
-        document = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError([f"{path}: got a file that cannot be read ({error}); allowed is a sweep in YAML"]) from error
+    return parse_sweep(text, path)
+
+
+def parse_sweep(text: str, path: Path) -> Sweep:
+    """The same of a sweep's text.
+
+    Args:
+        text: The YAML.
+        path: Its file, from which the base plan's path goes out.
+
+    Raises:
+        PlanError: As for ``load_sweep``.
+    """
+    document = read_yaml(text, str(path))
     problems = list(document.problems) or list(_problems(document))
     if problems:
         raise PlanError([f"{document.place(problem.path)}: {problem.text}" for problem in problems])

@@ -11,12 +11,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
+from engine.plan.rewrite import earlier_fields
 from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
@@ -44,7 +46,7 @@ def check(
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
-        summary = summarize(read, world_size)
+        summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
     except UserError as error:
         if not as_json:
             raise
@@ -77,6 +79,15 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
         "world_size_known": world_size is not None or launched != "auto",
         "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
     }
+
+
+def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
+    """Lines of earlier spelling by file; none where the plan is right with its overrides alone."""
+    try:
+        load_plan(plan)
+    except PlanError:
+        return {}
+    return earlier_fields(plan.read_text(encoding="utf-8"), str(plan))
 
 
 def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
@@ -205,6 +216,12 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
         for title, text in _rows(stage):
             rows.add_row(f"   {title}", text)
         console.print(rows)
+    if summary["earlier_fields"]:
+        lines = [line for found in summary["earlier_fields"].values() for line in found]
+        console.print("\nFields of earlier spelling, which are read as those of today:", soft_wrap=True)
+        console.print("\n".join(lines), markup=False, soft_wrap=True)
+        files = " ".join(summary["earlier_fields"])
+        console.print(f"`omnivl upgrade {files} --write` rewrites them.", markup=False, soft_wrap=True)
 
 
 def _tied(pipeline: dict[str, Any]) -> str:
