@@ -119,11 +119,7 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     (package / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
     file, line = blocks(document, "python")
     (package / "tasks" / "foil.py").write_text(file)
-    union = (package / "tasks" / "__init__.py").read_text()
-    imported, _, members = line.strip().partition("\n\n")
-    before, _, after = union.partition("\nTaskConfig = ")
-    docstring = after[after.index('"""') :]
-    (package / "tasks" / "__init__.py").write_text(f"{before}{imported}\n\n{members}\n{docstring}")
+    add_member(package / "tasks" / "__init__.py", line)
     paths = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")
     *done, refused = (shell(f"export PYTHONPATH={paths}; {command}", folder) for command in commands(document))
     assert "right caption preferred" in done[0]
@@ -133,31 +129,88 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     assert " ".join(refused.split()) == " ".join(promised.split())
 
 
-def test_add_a_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tutorial's file and entry in a copy of the packages."""
-    for package in ("moe", "omnivl", "engine", "launcher"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    document = TUTORIALS / "add-a-router.md"
-    router, entry, check = blocks(document, "python")
-    (plan,) = blocks(document, "yaml")
-    union = tmp_path / "moe" / "routers" / "__init__.py"
-    added, _, member = entry.strip().partition("\n\n")
-    lines = [member if line.startswith("AnyRouterConfig =") else line for line in union.read_text().splitlines()]
-    lines.insert(lines.index("from pydantic import Field") + 1, added)
-    union.write_text("\n".join(lines))
-    (tmp_path / "moe" / "routers" / "cosine.py").write_text(router)
-    tests = tmp_path / "tests" / "unit" / "moe" / "routers"
-    tests.mkdir(parents=True)
-    (tests / "test_cosine.py").write_text(check)
-    (tmp_path / "cosine.yaml").write_text(
-        plan.replace("steps: 100", "steps: 4").replace("warmup_steps: 10", "warmup_steps: 2")
+def add_member(union: Path, entry: str) -> None:
+    """Adds a tutorial's import, and the member that its union has more than a file's, to the file."""
+    imported, _, shown = entry.strip().partition("\n\n")
+    name = shown.partition(" = ")[0]
+    text = union.read_text()
+    (found,) = re.finditer(rf"^{name} = Annotated\[([^,]*),", text, re.MULTILINE)
+    members = re.findall(r"\w+", found[1])
+    (added,) = (
+        member for member in re.findall(r"\w+", shown.partition("[")[2].partition(",")[0]) if member not in members
     )
-    printed = {command: shell(command, tmp_path) for command in commands(document)}
-    assert "1 passed" in next(text for command, text in printed.items() if "pytest" in command)
+    union.write_text(
+        f"{text[: found.start()]}{imported}\n\n{name} = Annotated[{found[1].rstrip()} | {added},{text[found.end() :]}"
+    )
+
+
+def follow(name: str, folder: Path, file: str, test: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Follows a tutorial that adds a member of a union, in a copy of the packages, with a short run.
+
+    Args:
+        name: The tutorial.
+        folder: Where to.
+        file: The member's, as the tutorial says.
+        test: Its check's, below ``tests/unit``.
+        monkeypatch: Leads Python to the copy.
+
+    Returns:
+        What each of the tutorial's commands printed.
+    """
+    for package in ("moe", "omnivl", "engine", "launcher"):
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    (folder / "omnivl" / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    document = TUTORIALS / f"{name}.md"
+    text = document.read_text()
+    member, entry, check = blocks(document, "python")
+    (plan,) = blocks(document, "yaml")
+    (plan_file,) = set(re.findall(r"^Save it as `(\w+\.yaml)`", text, re.MULTILINE))
+    assert f"Save it as `{file}`" in text and f"Save it as `tests/unit/{test}`" in text
+    (folder / file).write_text(member)
+    add_member((folder / file).parent / "__init__.py", entry)
+    checked = folder / "tests" / "unit" / test
+    checked.parent.mkdir(parents=True)
+    checked.write_text(check)
+    for key, short in (("steps", 4), ("warmup_steps", 2), ("max_samples", 16)):
+        plan = re.sub(rf"\b{key}: \d+", f"{key}: {short}", plan)
+    (folder / plan_file).write_text(plan)
+    printed = {command: shell(command, folder) for command in commands(document)}
+    assert "1 passed" in next(said for command, said in printed.items() if "pytest" in command)
+    return printed
+
+
+def table_rows(text: str) -> list[str]:
+    """What is measured in each row of a table of scores."""
+    found = re.findall(r"\S+->\S+ R@\d+", text)
+    assert found
+    return found
+
+
+def test_add_a_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow("add-a-router", tmp_path, "moe/routers/cosine.py", "moe/routers/test_cosine.py", monkeypatch)
     assert (tmp_path / "runs" / "cosine" / "routing.html").is_file()
     metrics = (tmp_path / "runs" / "cosine" / "stages" / "01-contrastive" / "metrics.jsonl").read_text()
     assert "router/experts_used_image" in metrics and "router/importance" in metrics
+
+
+def test_add_an_objective(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = "omnivl/objectives/test_ranking.py"
+    printed = follow("add-an-objective", tmp_path, "omnivl/objectives/ranking.py", test, monkeypatch)
+    assert "ranking x 2" in printed["omnivl check ranking.yaml"]
+    (scores,) = blocks(TUTORIALS / "add-an-objective.md", "text")
+    assert table_rows(scores) == table_rows(printed["omnivl evaluate runs/ranking"])
+    lines = (tmp_path / "runs" / "ranking" / "stages" / "01-pairs" / "metrics.jsonl").read_text()
+    assert "ranking/right" in lines
+
+
+def test_add_an_architecture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = "omnivl/architectures/test_dual.py"
+    printed = follow("add-an-architecture", tmp_path, "omnivl/architectures/dual.py", test, monkeypatch)
+    *_, refused = printed.values()
+    scores, promised = blocks(TUTORIALS / "add-an-architecture.md", "text")
+    assert refused == promised
+    assert table_rows(scores) == table_rows(printed["omnivl evaluate runs/dual"])
 
 
 def test_make_targets_of_the_readme() -> None:
