@@ -15,15 +15,15 @@ TEST = "test_hosts_agree["
 PAGE = Path(__file__).parents[2] / "docs" / "layouts.md"
 HEAD = """# Layouts
 
-Which layouts give what one plain process gives. Each row is one model under one layout: {steps} optimizer steps of
-two micro-batches with all objectives; images in a spatial stage, clips in a temporal one, both in a joint one, with
-texts and labels in turn, so that layers and parts of layers go without a gradient in some steps; gradients clipped, a
-momentum teacher, a queue and hard negatives over all replicas. The same joined batch on one plain process is the
-reference; twins and queue are among the weights. Differences are the largest over the steps, of losses and gradient
-norms relative, of weights and queue absolute. The tests allow 1e-5, 1e-4, 5e-5 and 5e-5; of the synthetic chain 1e-5,
-1e-5, 1e-6 and 1e-6; of bf16 against bf16 1e-2, 0.1, 5e-3 and 5e-2. fp32 where nothing else is said. Rows that begin
-with `plan` are stages of `configs/plans`, at a width of 24, with their own objectives. In pipelines of one transformer
-blocks stand on two stages wherever a step joins rows.
+Which parallel layouts give the same results as one plain process. Each row is one model under one layout: {steps}
+optimizer steps of two micro-batches with all objectives. Batches are images in a spatial stage, clips in a temporal
+one, both in a joint one, with texts and labels in turn, so that some layers and parts of layers have no gradient in
+some steps. Gradients are clipped; the model has a momentum teacher, a queue and hard negatives over all replicas. The
+same joined batch on one plain process is the reference; twins and queue are among the weights. Differences are the
+largest over the steps, of losses and gradient norms relative, of weights and queue absolute. The tests allow 1e-5,
+1e-4, 5e-5 and 5e-5; of the synthetic chain 1e-5, 1e-5, 1e-6 and 1e-6; of bf16 against bf16 1e-2, 0.1, 5e-3 and 5e-2.
+fp32 unless bf16 is named. Rows that begin with `plan` are stages of `configs/plans`, at a width of 24, with their own
+objectives. In pipelines of one transformer blocks stand on two stages wherever a step joins rows.
 
 Written by `tests/distributed/layouts_page.py` from a run of `make test-full`: {passed} of {tests} tests of
 `tests/distributed/test_layouts.py` passed, {layouts} layouts, in {seconds:.0f} s on two CPU cores. `make test` runs
@@ -34,19 +34,20 @@ all layouts of the joint stage with experts, and those of two processes with den
 """
 TAIL = """
 ## A run that changes its layout
-ZeRO-3 on two processes, then a pipeline of two stages on four processes, then one process without DeepSpeed: one run,
-from checkpoint to checkpoint, and the same plan left alone on one process. A small model with masked words, contrast,
-momentum twins and queue on images and clips in turn, fp32. Drawn by `tests/integration/layout_change_plot.py`, which
-runs both; `make test` does the same with ten steps, and compares evaluations and final weights too.
+One run changes its layout at checkpoints: ZeRO-3 on two processes, then a pipeline of two stages on four processes,
+then one process without DeepSpeed. The other runs the same plan on one process throughout. The model is small, with
+masked words, contrast, momentum twins and queue on images and clips in turn, fp32.
+`tests/integration/layout_change_plot.py` runs both and draws the plot; `make test` does the same with ten steps, and
+compares evaluations and final weights too.
 
-![losses of both runs, and how far they are apart](images/layout_change.svg)
+![losses of both runs, and their difference](images/layout_change.svg)
 
 ## What a layout costs
-`python -m benchmarks overheads` ([result](../benchmarks/results/overheads-cpu.md)), two processes on two CPU cores
-at equal work, all in turns in one run, time of a step over plain: ZeRO-1 1.04, ZeRO-2 1.17, ZeRO-3 1.65, a pipeline
-of two stages 1.14 (of which four micro-batches leave a fifth idle). Blocks that are recomputed: 1.28 under plain,
-1.17 under ZeRO-3, 1.25 in the pipeline. A checkpoint of 105 MB stops training for 0.03 of a step when it is written
-behind it, for 0.10 when it is waited for.
+`python -m benchmarks overheads` ([result](../benchmarks/results/overheads-cpu.md)), two processes on two CPU cores at
+equal work, measured in turns in one run. Time of a step over that of plain: ZeRO-1 1.04, ZeRO-2 1.17, ZeRO-3 1.65, a
+pipeline of two stages 1.14 (with four micro-batches it is idle for a fifth of the time). Recomputing blocks takes 1.28
+under plain, 1.17 under ZeRO-3, 1.25 in the pipeline. A checkpoint of 105 MB stops training for 0.03 of a step when it
+is written in the background, for 0.10 when training waits for it.
 """
 MODELS = {
     "synthetic": "synthetic chain",

@@ -3,7 +3,7 @@
 python -m pytest --full tests/integration/test_faults.py tests/integration/test_rollback.py --junitxml faults.xml
 python tests/integration/faults_page.py faults.xml
 
-Of a test that stands in several reports the last one counts.
+If a test is in several reports, the last one counts.
 """
 
 import sys
@@ -16,14 +16,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 LAYOUTS = {"plain": "plain", "zero3": "ZeRO-3", "pipeline": "2 pipeline stages"}
 HEAD = """# Faults
 
-What a run survives. In each case a run on two processes (one for losses on the plain host) is broken from outside
-(`tests/integration/faults/sitecustomize.py`), at one moment, on its first or its last rank. It is survived where the
-others end by themselves, the message names the rank and what happened to it, no process is left, and the same command
-then ends in the very bits (weights, twins, moments, queue, generators, place in the data, lines of metrics) of a run
-that nobody touched. What is behind it: [`design/NOTE`](design/NOTE).
+Which faults a run survives. In each case a fault is injected into a run on two processes (one for losses on the plain
+host) from outside (`tests/integration/faults/sitecustomize.py`), at one moment, on its first or its last rank. The run
+survives it if the other processes end by themselves, the message names the rank and the fault, no process is left, and
+the same command then ends with exactly the bits (weights, twins, moments, queue, generators, position in the data,
+lines of metrics) of a run without the fault. Background: [`design/NOTE`](design/NOTE).
 
 Written by `tests/integration/faults_page.py` from {reports} of `tests/integration/test_faults.py` and
-`test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tried.
+`test_rollback.py`: **{survived} of {tried} faults survived**, on two CPU cores; `-` was not tested.
 {repeated}Seconds are the longest from the fault to the end of the last process, on a machine that may be busy with
 other things; where a rank hangs they include the limit of 4 s (`guard.hang_seconds`).
 
