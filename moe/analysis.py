@@ -6,7 +6,7 @@ token, and none for a token that no expert took), with at least
 - ``layer``, ``expert`` (int), ``choice`` (0 for the first), ``gate``, ``served`` (bool, False where the expert had no
   room), ``entropy`` (nats, of the token's probabilities);
 - ``token``: equal for all rows of one token, in all layers and of all models that saw it;
-- any columns that say what the token is: ``modality``, ``position``, ``frame``, ``word``, ``label`` ...
+- any columns that describe the token: ``modality``, ``position``, ``frame``, ``word``, ``label`` ...
 
 All figures but co-activation and stability count first choices and further ones alike, served or not.
 """
@@ -22,11 +22,11 @@ Frame = Any
 
 
 def expert_shares(tokens: Frame, by: str = "modality") -> Frame:
-    """Of each layer and expert: how many choices it got, what share of the layer's that is, and of whom they came.
+    """Of each layer and expert: number of choices, their share of the layer's, and their distribution over a column.
 
     Args:
         tokens: Routed tokens.
-        by: The column whose values get a column each, their share of the expert's choices.
+        by: A column; each of its values gets a column with its share of the expert's choices.
 
     Returns:
         A row for each layer and expert that got a token: ``choices``, ``load`` and a column for each value of ``by``.
@@ -40,7 +40,7 @@ def expert_shares(tokens: Frame, by: str = "modality") -> Frame:
 
 
 def expert_table(tokens: Frame, by: str = "modality") -> Frame:
-    """Of each layer and expert: what ``expert_shares`` says, and what it drops of its choices and how sure they are.
+    """Of each layer and expert: the result of ``expert_shares``, and the dropped share, entropy and confidence.
 
     Args:
         tokens: Routed tokens.
@@ -67,7 +67,7 @@ def expert_table(tokens: Frame, by: str = "modality") -> Frame:
 
 
 def usage(tokens: Frame, num_experts: Mapping[str, int]) -> Frame:
-    """Of each layer and modality: how many experts are used, how sure the router is and how evenly it chooses.
+    """Of each layer and modality: number of experts used, confidence of the router and evenness of its choices.
 
     Args:
         tokens: Routed tokens.
@@ -102,19 +102,19 @@ def usage(tokens: Frame, num_experts: Mapping[str, int]) -> Frame:
 
 
 def entropy_of(shares: Any) -> float:
-    """Entropy in nats of shares that add up to one."""
+    """Entropy in nats of shares that sum to one."""
     positive = np.asarray(shares, dtype=np.float64)
     positive = positive[positive > 0]
     return float(-(positive * np.log(positive)).sum())
 
 
 def mutual_information(tokens: Frame, column: str) -> Frame:
-    """How much is known of a column where the expert is known, and of the expert where the column is, by layer.
+    """Mutual information of a column and the expert, by layer.
 
     Returns:
         Columns ``layer``, ``bits`` (mutual information) and ``explained``, its share of the experts' entropy: 1 where
         the expert follows from the column, 0 where the two are independent. Counts are not corrected for the number of
-        tokens: a column of many rare values gets too much; compare with the same column shuffled.
+            tokens: the figure is too large for a column of many rare values; compare with the same column shuffled.
     """
     rows = []
     for layer, part in tokens.dropna(subset=[column]).groupby("layer", observed=True):
@@ -129,7 +129,7 @@ def mutual_information(tokens: Frame, column: str) -> Frame:
 
 
 def profiles(tokens: Frame, layer: str, by: str = "label", *, count: int = 20, min_tokens: int = 30) -> Frame:
-    """How the tokens of each value of a column spread over a layer's experts, those values first that deviate most.
+    """Distribution of the tokens of each value of a column over a layer's experts; values that deviate most come first.
 
     Values of few tokens deviate by chance: raise ``min_tokens`` where tokens come in groups, as the patches of a
     picture do.
@@ -161,7 +161,7 @@ def profiles(tokens: Frame, layer: str, by: str = "label", *, count: int = 20, m
 
 
 def co_activation(tokens: Frame, first: str, second: str) -> Frame:
-    """Where tokens of each expert of one layer go in another one: shares by row, experts by number (first choices)."""
+    """The distribution of each expert's tokens over the experts of another layer (first choices); shares by row."""
     chosen = tokens[tokens["choice"] == 0].pivot(index="token", columns="layer", values="expert")
     return pd.crosstab(chosen[first], chosen[second], normalize="index")
 
@@ -170,8 +170,8 @@ def stability(before: Frame, after: Frame) -> Frame:
     """The share of tokens whose first expert is the same in two models, by layer.
 
     Returns:
-        Columns ``layer``, ``tokens`` (in both tables), ``kept``, and ``by_chance``: what two independent routers with
-        the same loads would keep.
+        Columns ``layer``, ``tokens`` (in both tables), ``kept``, and ``by_chance``: the share for two independent
+        routers with the same loads.
     """
     keys = ["layer", "token"]
     one, two = (table[table["choice"] == 0][[*keys, "expert"]] for table in (before, after))

@@ -18,7 +18,7 @@ from moe.tokens import Tokens
 
 
 class AttributeGated(nn.Module):
-    """What all experts by attributes share: ``g = softmax(W_g LN(W_a a) + noise)``, the K largest renormalised.
+    """Gate of all experts by attributes: ``g = softmax(W_g LN(W_a a) + noise)``, the K largest renormalised.
 
     Source: Zhu et al., Uni-Perceiver-MoE, arXiv 2206.04674, section 3.2 (attribute routing).
     """
@@ -44,8 +44,8 @@ class AttributeFeedForward(AttributeGated):
     """The feed-forward slot with perceptrons by attributes.
 
     All tokens of equal attributes a go to the same K experts with the same weights. A weighted sum of perceptrons is
-    one perceptron K times as wide, so that nothing is dispatched: for each set of attributes the K experts are laid
-    side by side, the weights multiplied into their second matrices.
+    one perceptron K times as wide, so that no tokens are dispatched: for each set of attributes the K experts are
+    concatenated, with the weights multiplied into their second matrices.
 
     Source: Zhu et al., Uni-Perceiver-MoE, arXiv 2206.04674, section 3.2 (attribute routing).
     Differs: the merged perceptron is used in training too; the paper merges experts for inference.

@@ -1,4 +1,4 @@
-"""What can fill a block's feed-forward slot, as plain data."""
+"""Configurations of the fillings of a block's feed-forward slot."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,7 +29,7 @@ class MoMEConfig:
     Attributes:
         shared: Modalities that share one, by its name, e.g. ``{vision: [image, video]}``. The others have their own.
         fusion_from: From this block of a stack on (counted from 0), tokens of sequences that join modalities go to a
-            perceptron of their own, ``fusion``; null: everywhere to that of their modality.
+            separate perceptron, ``fusion``; null: in all blocks to that of their modality.
 
     Source: Bao et al., VLMo, arXiv 2111.02358, section 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1.
     """
@@ -51,20 +51,21 @@ class MoMEConfig:
 
 @dataclass(frozen=True)
 class SparseConfig:
-    """What all sparse fillings share: a router that sends each token to a few of many experts.
+    """Options of all sparse fillings: a router sends each token to a few of many experts.
 
     Attributes:
         router: Which experts a token goes to.
-        every: Of every so many blocks of a stack the last one has experts; the others are dense. 1: all have.
-        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: as ``every``
-            says.
+        every: Every n-th block of a stack, from block n - 1 on, has experts; the others are dense. 1: all have.
+        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: by
+            ``every``.
         expert_ratio: Inner size of an expert over that of the dense layer.
         shared_experts: Experts of the same size that see every token and need no router.
-        upcycle_noise: Where experts start as copies of the dense layer of an earlier stage: deviation of the noise that
-            is added to each copy's matrices, over the deviation of their entries. At 0 the layer gives at first what
-            the dense one gave (with the router's ``renormalise``).
+        upcycle_noise: If experts start as copies of the dense layer of an earlier stage: deviation of the noise that is
+            added to each copy's matrices, over the deviation of their entries. At 0 the layer at first equals the dense
+            one (with the router's ``renormalise``).
         implementation: How the experts' products are computed: ``auto`` takes ``batched`` on a CPU and ``grouped`` on a
-            GPU, ``loop`` is the reference, ``megablocks`` that package's kernel (bf16 on a GPU, to be installed).
+            GPU, ``loop`` is the reference, ``megablocks`` the kernel of that package (bf16 on a GPU; has to be
+            installed).
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974; Mustafa et al., LIMoE, arXiv 2206.02770. Experts that see all
         tokens: Dai et al., DeepSeekMoE, arXiv 2401.06066, section 3.2.
@@ -114,10 +115,10 @@ class LIMoEConfig(SparseConfig):
 
 @dataclass(frozen=True)
 class MoMELIMoEConfig(SparseConfig):
-    """Sparse experts of which each modality has a pool of its own, beside a pool for all.
+    """Sparse experts in one pool for each modality and a common pool for all.
 
-    A token is routed among the experts of its own pool and the common ones. Nearest precedent: Shen et al., VL-MoE,
-    arXiv 2303.07226, section 3.
+    A token is routed among the experts of its modality's pool and the common ones. Nearest precedent: Shen et al.,
+    VL-MoE, arXiv 2303.07226, section 3.
 
     Attributes:
         pools: Experts that serve one modality only, by its name; a modality that is not named has only the common ones.
@@ -157,10 +158,10 @@ class AttributeConfig:
     Attributes:
         num_experts: Experts of a block.
         top_k: Experts per kind; each has the dense layer's inner size.
-        every: Of every so many blocks of a stack the last one has experts; the others are dense. 1: all have.
-        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: as ``every``
-            says.
-        attention: Whether the attention projections of these blocks have as many experts, by gates of their own; in the
+        every: Every n-th block of a stack, from block n - 1 on, has experts; the others are dense. 1: all have.
+        blocks: The blocks of a stack that have experts, counted from 0 up or from the top as -1, -2; null: by
+            ``every``.
+        attention: Whether the attention projections of these blocks have as many experts, with separate gates; in the
             unified transformer only.
         noise: Deviation of the gate's noise in training, in units of 1 / number of experts.
         num_attributes: Bits that describe a kind.
@@ -227,7 +228,7 @@ def named_modalities(config: FeedForwardConfig) -> dict[str, tuple[str, ...]]:
 
 
 def _check_places(every: int, blocks: tuple[int, ...] | None) -> None:
-    """Refuses places of experts that contradict each other; whether the blocks exist is known with the stack."""
+    """Refuses ``every`` and ``blocks`` that contradict each other; whether the blocks exist depends on the stack."""
     if blocks is not None:
         require(len(blocks) > 0, "ffn.blocks: got no block, allowed is null or one block or more")
         require(len(set(blocks)) == len(blocks), f"ffn.blocks: got {list(blocks)}, allowed is each block once")

@@ -23,7 +23,7 @@ class DenseFeedForward(nn.Module):
         self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
-        """Maps ``x [..., D]`` to the same shape; what ``tokens`` says makes no difference."""
+        """Maps ``x [..., D]`` to the same shape; ``tokens`` is ignored."""
         return FeedForwardOutput(self.fc2(self.activate(self.fc1(x))))
 
 

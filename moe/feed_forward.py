@@ -1,4 +1,4 @@
-"""Which filling a configuration puts into a feed-forward slot (``moe.slot``), and its construction."""
+"""Builds the filling of a feed-forward slot (``moe.slot``) from its configuration."""
 
 from typing import cast
 
@@ -19,7 +19,7 @@ def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: 
         config: What to build, one member of the union.
         hidden_size: D.
         inner_size: F, of a dense layer.
-        slot: Where it stands.
+        slot: Position of the layer in the model.
     """
     if isinstance(config, MoMEConfig):
         return ModalityFeedForward(config, hidden_size, inner_size, slot)

@@ -3,9 +3,9 @@
 Shapes: I inputs, O outputs; leading dimensions are free.
 
 There is no autocast: the dtype of the activations alone decides in which precision a product runs. The cast weight is
-kept for the backward pass, 2 bytes a weight for the time between. Where a host gathers parameters for their use only,
-as ZeRO-3 does, it marks them (``gather_on_use``): of those the backward pass casts the *parameter* anew, which was
-freed after the forward pass and gathered again since. With kept copies all weights of the model would be in memory
+kept for the backward pass, which takes 2 bytes a weight meanwhile. A host that gathers parameters only while they are
+used, as ZeRO-3 does, marks them (``gather_on_use``): for those the backward pass casts the *parameter* again, which the
+host frees after the forward pass and gathers again. With kept copies all weights of the model would be in memory
 between the two passes.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @functools.cache
 def _has_fused_bias() -> bool:
-    """Whether torch brings oneDNN's linear primitive for bf16 on this CPU."""
+    """Whether torch has oneDNN's linear primitive for bf16 on this CPU."""
     supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return supported is not None and bool(supported()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -28,7 +28,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """``x [..., I] @ weight [O, I].T + bias [O]`` by the fastest kernel; all of one dtype, no gradient.
 
     On CPUs with bf16 instructions ``F.linear`` copies the bias over the whole result before it multiplies; oneDNN's
-    linear primitive adds it on the way out, which measured 15 to 25 % faster at 384 x 1536.
+    linear primitive adds it when it writes the result, which was measured to be 15 to 25 % faster at 384 x 1536.
     """
     if x.device.type == "cpu" and x.dtype == torch.bfloat16 and x.numel() > 0 and _has_fused_bias():
         fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -37,7 +37,7 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def gather_on_use(parameter: nn.Parameter) -> None:
-    """Marks a parameter whose storage is there only while it is used."""
+    """Marks a parameter whose storage exists only while it is used."""
     parameter.gathered_on_use = True  # type: ignore[attr-defined]
 
 
@@ -86,8 +86,8 @@ class Linear(nn.Module):
     from zero.
 
     Source: LeCun et al., Efficient BackProp (1998), section 4.6: outputs vary as much as inputs do.
-    Differs: ViT and BERT take 0.02 at every width. At 192 that is a quarter of this, blocks then add next to nothing to
-    what they are given, and all samples' contrastive embeddings fall together within 30 steps (docs/log.md).
+    Differs: ViT and BERT take 0.02 at every width. At width 192 that is a quarter of this: blocks then add almost
+    nothing to their input, and the contrastive embeddings of all samples become equal within 30 steps (docs/log.md).
     """
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, zero: bool = False) -> None:

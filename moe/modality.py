@@ -30,7 +30,7 @@ def experts_of(config: MoMEConfig, slot: Slot) -> list[str]:
 
 
 class ModalityFeedForward(nn.Module):
-    """Sends each segment of tokens to the perceptron of its modality, which is known without a router.
+    """Sends each segment of tokens to the perceptron of its modality; no router is needed.
 
     Attributes:
         experts: The perceptrons by name.
@@ -40,10 +40,10 @@ class ModalityFeedForward(nn.Module):
         """Builds the perceptrons that tokens of the slot can reach.
 
         Args:
-            config: Who shares, and where fused sequences have a perceptron of their own.
+            config: Which modalities share a perceptron, and in which blocks fused sequences have a separate one.
             hidden_size: D.
             inner_size: F.
-            slot: Where the layer stands.
+            slot: Position of the layer in the model.
         """
         super().__init__()
         self._config, self._block = config, slot.block

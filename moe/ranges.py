@@ -1,7 +1,7 @@
-"""What a number of a configuration may be, written into its annotation: ``steps: Annotated[int, Range(1)]``.
+"""The range of a number in a configuration, as a part of its annotation: ``steps: Annotated[int, Range(1)]``.
 
-Whoever types a configuration checks it (pydantic reads ``annotated_types``), and the reference of plans shows it. Rules
-that compare two fields are functions.
+It is checked when a configuration is parsed (pydantic reads ``annotated_types``) and shown in the reference of plans.
+Rules that compare two fields are functions.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
 
 @dataclass(frozen=True)
 class Range(GroupedMetadata):
-    """The numbers between two bounds; a bound that is None does not bind.
+    """The numbers between two bounds; None is no bound.
 
     Attributes:
         low: The smallest number.

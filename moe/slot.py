@@ -1,4 +1,4 @@
-"""The feed-forward slot of a transformer block: where it stands, what every filling gets and returns.
+"""The feed-forward slot of a transformer block: its position, and the inputs and outputs of every filling.
 
 Shapes: D hidden size; leading dimensions of a call are free.
 """
@@ -15,12 +15,11 @@ from moe.tokens import Tokens
 
 @dataclass(frozen=True)
 class FeedForwardOutput:
-    """What a feed-forward slot returns. What a router says is returned as a value, never stored in a module.
+    """The output of a feed-forward slot. Outputs of a router are returned as values, never stored in a module.
 
     Attributes:
         y: ``[..., D]``, same shape and dtype as the input.
-        router_sums: The packed ``moe.routers.sums.RouterSums`` of the call, fp32, with gradient; None where nothing
-            was routed by a router.
+        router_sums: The packed ``moe.routers.sums.RouterSums`` of the call, fp32, with gradient; None without a router.
     """
 
     y: Tensor
@@ -35,20 +34,20 @@ class FeedForward(Protocol):
 
         Args:
             x: Normalised hidden states.
-            tokens: Modality and validity of the tokens, in the order in which ``x`` unrolls.
+            tokens: Modality and validity of the tokens, in the order of ``x`` flattened.
         """
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where in a model a feed-forward layer stands.
+    """Position of a feed-forward layer in a model.
 
     Attributes:
         block: Index of the block in its stack.
-        modalities: Modalities of the tokens that the layer gets, of those that the model knows.
+        modalities: Modalities of the tokens that the layer gets.
         known: All modalities that the model knows, in the order in which statistics name them.
-        fused: Which tokens the layer gets: those of sequences of one modality (False), those of sequences that join
-            several (True).
+        fused: For each kind of sequence that the layer gets: False for sequences of one modality, True for those that
+            join several.
         depth: Number of blocks in its stack; needed where the configuration names blocks.
         activation: Of dense perceptrons, those by modality included; experts have ``gelu``.
     """

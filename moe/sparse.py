@@ -20,7 +20,7 @@ from moe.tokens import Tokens
 class SparseFeedForward(nn.Module):
     """Each token goes to some of the experts, and their outputs are added up by the router's weights.
 
-    Which experts these are is for the router to say. The outputs of shared experts are added to all tokens.
+    The router decides which. The outputs of shared experts are added to all tokens.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class SparseFeedForward(nn.Module):
         self.shared = DenseFeedForward(hidden_size, shared) if shared else None
 
     def tokens_per_expert(self, router_sums: Tensor) -> Tensor:
-        """Choices that each expert served, fp32 ``[E]``, of what ``forward`` returned."""
+        """Number of choices that each expert served, fp32 ``[E]``, from the result of ``forward``."""
         return RouterSums.unpack(router_sums.detach(), len(self.modalities)).chosen_ME.sum(0)
 
     def after_step(self, tokens_per_expert_E: Tensor) -> None:
@@ -69,7 +69,7 @@ class SparseFeedForward(nn.Module):
 
 
 def served_shares(module: nn.Module) -> dict[int, float]:
-    """The share of all tokens that an expert's parameter serves, by the parameter's ``id``; others serve every token.
+    """The share of all tokens that use an expert's parameter, by the parameter's ``id``; all tokens use the others.
 
     Args:
         module: With sparse layers anywhere below.

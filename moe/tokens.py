@@ -1,6 +1,6 @@
-"""What a layer is told about the tokens it gets: their modality, and which of them are padding.
+"""Information about a layer's tokens: their modality, and which of them are padding.
 
-Shapes: T tokens, in the order in which the leading dimensions of ``x [..., D]`` unroll.
+Shapes: T tokens, in the order of ``x [..., D]`` with flattened leading dimensions.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ class Segment:
         modality: Its name.
         length: Number of tokens.
         fused: Whether the tokens stand in a sequence that joins modalities.
-        attributes: Further bits that say what kind of tokens these are; only attribute routing reads them.
+        attributes: Further bits that describe the kind of these tokens; only attribute routing reads them.
     """
 
     modality: str
@@ -29,7 +29,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Tokens:
-    """All tokens of a call. Lengths are Python integers, so that nothing has to be read back from a device.
+    """All tokens of a call. Lengths are Python integers, so that nothing is read back from a device.
 
     Attributes:
         segments: Runs of one modality, end to end; together T tokens.
@@ -59,7 +59,7 @@ class Tokens:
         return sum(segment.length for segment in self.segments)
 
     def modality_ids(self, modalities: Sequence[str], device: torch.device) -> Tensor:
-        """int64 ``[T]``: the place of each token's modality in ``modalities``."""
+        """int64 ``[T]``: the index of each token's modality in ``modalities``."""
         ids = torch.tensor([modalities.index(segment.modality) for segment in self.segments])
         lengths = torch.tensor([segment.length for segment in self.segments])
         return ids.repeat_interleave(lengths).to(device, non_blocking=True)

@@ -1,9 +1,9 @@
-"""Weights of one filling of the feed-forward slot as a start for another.
+"""Initialises one filling of the feed-forward slot from the weights of another.
 
-Dense to experts (sparse, or by modality): every expert starts as a copy; noise can tell sparse ones apart. Experts to
-dense: the mean of the experts. The same holds for projections and norms of the unified transformer, one for all, by
-modality or with experts by attributes. Where a token's weights add up to one (``renormalise``), a layer of equal
-experts gives what the dense layer gave.
+Dense to experts (sparse, or by modality): every expert starts as a copy; noise can make sparse ones different. Experts
+to dense: the mean of the experts. The same holds for projections and norms of the unified transformer, one for all, by
+modality or with experts by attributes. If a token's weights sum to one (``renormalise``), a layer of equal experts
+equals the dense layer.
 
 Shapes: E experts, D hidden size, F inner size.
 
@@ -25,14 +25,14 @@ _PERCEPTRON = re.compile(r"(?P<slot>.*ffn)\.(?:experts\.\w+\.)?(?P<layer>fc[12])
 def translated(
     name: str, shape: torch.Size, earlier: Mapping[str, Tensor], noise: float = 0.0, seed: int = 0
 ) -> Tensor | None:
-    """What a weight starts from where an earlier model had another filling; None where that has no such weight.
+    """The initial value of a weight, if an earlier model had another filling; None if it has no corresponding weight.
 
     Args:
         name: The weight, as in a chain: ``visual_00.block.ffn.experts.fc1_weight`` ...
         shape: Its shape.
         earlier: The earlier model's weights by name.
-        noise: Deviation of what is added to each expert's matrices of a bank, over the deviation of the copied matrix's
-            entries. Biases stay equal: new ones are all zero, and then have no spread to go by.
+        noise: Deviation of the noise that is added to each expert's matrices of a bank, over the deviation of the
+            copied matrix's entries. Biases get none: new ones are all zero, so that their deviation is 0.
         seed: Of the noise.
     """
     if (own := _MAP.fullmatch(name)) is not None:
@@ -54,12 +54,12 @@ def translated(
 
 
 def _normal(shape: torch.Size, seed: int) -> Tensor:
-    """Drawn on the CPU, whose numbers are the same everywhere."""
+    """Noise, drawn on the CPU, where it is the same on every machine."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def place(name: str) -> str | None:
-    """The slot or map that a weight belongs to, whatever fills it; None for other weights."""
+    """The slot or linear map that a weight belongs to, whatever its filling; None for other weights."""
     if ".ffn." in name:
         return f"{name.partition('.ffn.')[0]}.ffn"
     found = re.match(r"(.+)\.(?:shared|sides)\.", name)
@@ -83,7 +83,7 @@ def _map(match: re.Match[str], shape: torch.Size, earlier: Mapping[str, Tensor])
 
 
 def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor]) -> Tensor | None:
-    """The weight of an earlier slot as a dense layer has it: its own, or the mean over its experts."""
+    """The weight of an earlier slot in a dense layer's form: its own, or the mean over its experts."""
     dense = earlier.get(f"{slot}.{layer}.{kind}")
     if dense is not None:
         return dense
@@ -96,7 +96,7 @@ def _perceptron(slot: str, layer: str, kind: str, earlier: Mapping[str, Tensor])
 
 
 def _turned(layer: str, kind: str) -> bool:
-    """Whether a bank stores what a dense layer has transposed: the second matrix, inner by hidden in both places."""
+    """Whether a bank stores the transpose of a dense layer's matrix: true for the second matrix."""
     return layer == "fc2" and kind == "weight"
 
 

@@ -1,7 +1,7 @@
 """Sparse fillings as plans wrote them before routers had options of their own, brought into today's form.
 
-Then the router's options stood beside those of the experts: ``{kind: limoe, top_k: 2, noise: 0}``. Today they stand
-under ``router``: ``{kind: limoe, router: {kind: token_choice, top_k: 2, noise: 0}}``.
+Then the router's options were beside those of the experts: ``{kind: limoe, top_k: 2, noise: 0}``. Today they are under
+``router``: ``{kind: limoe, router: {kind: token_choice, top_k: 2, noise: 0}}``.
 """
 
 from collections.abc import Mapping
@@ -20,24 +20,24 @@ MOVED = {
     "selection_bias_rate": ("router", "selection_bias_rate"),
     "losses": ("router", "losses"),
 }
-"""Where each earlier field stands today, from the filling on. Of ``expert_choice`` the product of ``top_k`` and
-``capacity_factor`` is ``router.experts_per_token``, and what was to be 0 or false there is left out."""
+"""Today's path of each earlier field, from the filling on. For ``expert_choice`` the product of ``top_k`` and
+``capacity_factor`` becomes ``router.experts_per_token``, and options that had to be 0 or false are left out."""
 
 DEFAULT_ROUTER = "token_choice"
 
 _NEUTRAL = {"noise": 0, "renormalise": False, "selection_bias_rate": 0}
-"""What ``expert_choice`` allowed of options that it does not have today."""
+"""Values that ``expert_choice`` allowed for options that it no longer has."""
 
 
 def upgraded(ffn: Mapping[str, Any], over: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The same filling in today's form; one of today's form stays as it is, but for a router without ``kind``.
 
-    A value that was refused in the earlier form is moved all the same, so that it is refused in today's.
+    A value that was refused in the earlier form is moved too, so that it is refused in today's.
 
     Args:
         ffn: The fields of a filling, as YAML or JSON has them.
-        over: The fields that ``ffn`` is laid over, where it is only a part of a filling: those of the plan, for a
-            stage. The result is then a part, too, to be laid over the upgraded ``over``.
+        over: The fields that ``ffn`` overrides, if it is only a part of a filling: for a stage, those of the plan. The
+            result is then also a part, which overrides the upgraded ``over``.
     """
     if over is None or ffn.get("kind", over.get("kind")) != over.get("kind"):
         return _whole(ffn)
@@ -79,7 +79,7 @@ def _whole(ffn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_expert_choice(earlier: Mapping[str, Any], num_experts: Any) -> dict[str, Any]:
-    """The options of ``expert_choice``; others stay only where today's typing is to refuse them.
+    """The options of ``expert_choice``; others stay only if today's typing has to refuse them.
 
     A capacity above that of all tokens meant all tokens, hence no more experts per token than there are.
     """
@@ -100,7 +100,7 @@ def _of_expert_choice(earlier: Mapping[str, Any], num_experts: Any) -> dict[str,
 
 
 def _router_part(base: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be laid over one router to get another."""
+    """The fields that turn one router's options into another's when merged into them."""
     if whole.get("kind") != base.get("kind"):
         return dict(whole)
     part: dict[str, Any] = {}
@@ -114,7 +114,7 @@ def _router_part(base: Mapping[str, Any], whole: Mapping[str, Any]) -> dict[str,
 
 
 def _laid(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` laid over ``base``, mapping by mapping."""
+    """``over`` merged into ``base``, mapping by mapping."""
     result = dict(base)
     for name, value in over.items():
         both = isinstance(value, Mapping) and isinstance(base.get(name), Mapping)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 class Taken(NamedTuple):
-    """A one-to-one map between the experts' room and rows. Room that is not used has its rows behind those of all.
+    """A one-to-one map between the experts' places for tokens and rows. Unused places have the last rows.
 
     Attributes:
-        token_EC: int64, the token that each expert takes; different ones of an expert.
-        served_EC: bool, whether it does.
+        token_EC: int64, the tokens that each expert takes; all different within an expert.
+        served_EC: bool, whether the expert takes the token.
         place_EC: int64, the row.
         token_N: int64, the token of each row. The rows of an expert lie end to end, experts in their order.
         served_N: bool, whether an expert serves the row.
@@ -35,7 +35,7 @@ class Taken(NamedTuple):
 
 
 def arrange_taken(token_EC: Tensor, served_EC: Tensor) -> Taken:
-    """Sorts what the experts take by expert. Nothing is read back from the device: N does not depend on it.
+    """Sorts the taken tokens by expert. Nothing is read back from the device, since N does not depend on the choices.
 
     Args:
         token_EC: int64, the tokens of each expert. No token stands twice in a row.
@@ -65,7 +65,7 @@ def give(rows_ND: Tensor, gate_EC: Tensor, taken: Taken, tokens: int) -> Tensor:
     """What the experts made of each token, weighted: ``[T, D]``; zero for a token that no expert took.
 
     Args:
-        rows_ND: In the experts' order. What stands in rows that no expert serves is not read.
+        rows_ND: In the experts' order. Rows that no expert serves are not read.
         gate_EC: fp32 weights.
         taken: As for ``take``.
         tokens: T.
@@ -78,7 +78,8 @@ def give(rows_ND: Tensor, gate_EC: Tensor, taken: Taken, tokens: int) -> Tensor:
 def _added(rows_ND: Tensor, taken: Taken, tokens: int) -> Tensor:
     """The sum of each token's rows, ``[T, D]``.
 
-    Expert by expert, none of which has a token twice: the order of additions is fixed on a GPU too. Added up in fp32.
+    Rows are added expert by expert, and no expert has a token twice: the order of additions is fixed on a GPU too. Sums
+    are fp32.
     """
     exact = torch.promote_types(rows_ND.dtype, torch.float32)
     total_TD = torch.zeros(tokens, rows_ND.shape[1], dtype=exact, device=rows_ND.device)

@@ -7,7 +7,7 @@
 Shapes: T tokens, K choices per token, N = T * K rows, E experts, D hidden size.
 
 Nothing is read back from the device: N does not depend on what was chosen. Choices that no expert serves (padding,
-tokens above capacity) have their rows behind those of the last expert.
+tokens above capacity) have their rows after those of the last expert.
 """
 
 import math
@@ -54,7 +54,7 @@ def arrange(
         valid_T: bool; the others are padding and are not served. None: all are valid.
         capacity: Most tokens that an expert serves; None for any number. All first choices come before all second
             ones, and among equals the tokens of higher priority.
-        priority_T: Which tokens come first where room is scarce; None: the earlier ones.
+        priority_T: Tokens of higher priority are served first under a capacity; None: the earlier tokens.
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974, section 2.1 (capacity) and algorithms 1 and 2 (precedence).
     """
@@ -68,7 +68,7 @@ def arrange(
         order_T = torch.arange(tokens, device=expert_TK.device)
         if priority_T is not None:
             order_T = priority_T.argsort(descending=True, stable=True)
-        # Flat places of all first choices by precedence, then of all second ones.
+        # Flat indexes of all first choices by precedence, then of all second ones.
         queue_N = (order_T * choices + torch.arange(choices, device=order_T.device)[:, None]).flatten()
         queued_N = wanted_TK.flatten()[queue_N]
         served_N = _rank_in_group(queued_N, num_experts) < capacity
@@ -122,7 +122,7 @@ def combine(rows_ND: Tensor, gate_TK: Tensor | None, routing: Routing) -> Tensor
     """What the experts made of each token, weighted: ``[T, D]``; zero for a token that no expert serves.
 
     Args:
-        rows_ND: In the experts' order. What stands in the rows of no expert is not read.
+        rows_ND: In the experts' order. Rows of no expert are not read.
         gate_TK: fp32 weights; None: all 1.
         routing: As for ``dispatch``.
     """
@@ -142,7 +142,7 @@ def _summed(taken_TKD: Tensor) -> Tensor:
 
 
 class _Dispatch(torch.autograd.Function):
-    """``x[token]`` whose backward gathers by the inverse map: nothing is added up out of order."""
+    """``x[token]`` whose backward pass gathers by the inverse map, so that the order of additions is fixed."""
 
     @staticmethod
     def forward(ctx: Any, x_TD: Tensor, token_N: Tensor, place_TK: Tensor, kept_TK: Tensor | None) -> Tensor:

@@ -1,1 +1,1 @@
-"""Experts: perceptrons side by side, their products, and the way to those on other processes."""
+"""Experts: banks of perceptrons, their products, and the exchange with banks on other processes."""

@@ -1,7 +1,7 @@
 """A bank of experts: E feed-forward layers of one shape, each on its own rows.
 
-The bank may be cut over the processes of an expert-parallel group. Every process then holds some experts, and rows
-travel to them and back.
+The bank may be split over the processes of an expert-parallel group. Every process then holds some of the experts, and
+rows are sent to them and back.
 
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order, P parts of the bank.
 """
@@ -25,8 +25,8 @@ class ExpertBank(nn.Module):
     fastest (``moe.experts.products``): ``fc1_weight[e]`` is what ``nn.Linear`` has, ``fc2_weight[e]`` its transpose.
 
     Attributes:
-        num_experts: E, wherever they are.
-        exchange: The way to the other parts of a bank that was cut; None where all experts are here.
+        num_experts: E, on all processes together.
+        exchange: Exchanges rows with the other parts of a split bank; None if all experts are in this process.
     """
 
     exchange: ExpertExchange | None
@@ -49,7 +49,7 @@ class ExpertBank(nn.Module):
 
     @property
     def own(self) -> slice:
-        """Which of the E experts are here."""
+        """Which of the E experts this process has."""
         if self.exchange is None:
             return slice(0, self.num_experts)
         here = self.num_experts // self.exchange.parts
@@ -61,10 +61,10 @@ class ExpertBank(nn.Module):
 
     @torch.no_grad()
     def cut(self, exchange: ExpertExchange) -> None:
-        """Keeps this process' part of the experts only. The parameters stay the same objects.
+        """Drops all experts but this process' part. The parameters stay the same objects.
 
         Args:
-            exchange: The way to the other parts, which hold the same whole bank before.
+            exchange: The exchange with the other parts, whose processes hold the same whole bank before the call.
         """
         assert self.exchange is None, "the bank is cut already"
         assert self.num_experts % exchange.parts == 0, f"{self.num_experts} experts for {exchange.parts} parts"
@@ -73,10 +73,10 @@ class ExpertBank(nn.Module):
             parameter.data = parameter[self.own].clone()
 
     def forward(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
-        """What each expert makes of its rows, ``[N, D]`` in the dtype of the rows.
+        """Applies each expert to its rows; returns ``[N, D]`` in the dtype of the rows.
 
         Args:
-            rows_ND: Rows expert by expert. Those behind the rows of the last expert belong to none and are not read.
+            rows_ND: Rows expert by expert. Rows after those of the last expert belong to none and are not read.
             tokens_per_expert_E: int64, rows of each expert.
         """
         if self.exchange is None:
@@ -91,7 +91,7 @@ class ExpertBank(nn.Module):
         return F.pad(back_ND, (0, 0, 0, len(rows_ND) - len(back_ND)))
 
     def _serve(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
-        """What the experts that are here make of their rows."""
+        """Applies this process' experts to their rows."""
         weights = self.fc1_weight, self.fc1_bias, self.fc2_weight, self.fc2_bias
         how: Implementation = self.implementation
         return expert_feed_forward(rows_ND, tokens_per_expert_E, *weights, implementation=how, memory=self._memory)
@@ -102,7 +102,7 @@ class ExpertBank(nn.Module):
 
 
 def _by_expert(counts_PE: Tensor) -> Routing:
-    """From rows that lie part by part, and expert by expert within each, to rows that lie expert by expert."""
+    """From rows ordered by part, and by expert within each part, to rows ordered by expert."""
     parts, experts = counts_PE.shape
     run_N = torch.arange(experts, device=counts_PE.device).repeat(parts)
     expert_N = run_N.repeat_interleave(counts_PE.flatten())

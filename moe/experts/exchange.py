@@ -1,4 +1,4 @@
-"""How a bank of experts that is cut over processes reaches the experts elsewhere, without knowing of ranks.
+"""The interface by which a split bank of experts exchanges rows with other processes, without knowing of ranks.
 
 Shapes: P parts, one on each process of an expert-parallel group; E experts in all, E / P of each part.
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class ExpertExchange(Protocol):
-    """Trades rows between the parts. Every method is called by every part, in the same order."""
+    """Exchanges rows between the parts. Every part calls every method, in the same order."""
 
     @property
     def parts(self) -> int:
@@ -27,7 +27,7 @@ class ExpertExchange(Protocol):
         """Sends the first ``sent[0]`` rows to part 0, the next ``sent[1]`` to part 1 and so on.
 
         Returns:
-            The rows that arrive, ``received[p]`` of part p, parts in their order. Gradients take the way back.
+            The received rows, ``received[p]`` of part p, parts in their order. Gradients are sent back in the same way.
         """
 
     def join(self, tensor: Tensor) -> Tensor:

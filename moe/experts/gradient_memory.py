@@ -1,11 +1,11 @@
-"""Uses the memory of the last step's gradients again."""
+"""Reuses the memory of the last step's gradients."""
 
 import torch
 from torch import Tensor
 
 
 class GradientMemory:
-    """Keeps the memory of a bank's gradients between steps, and gives it out again once no other tensor uses it.
+    """Keeps the memory of a bank's gradients between steps, and reuses it once no other tensor uses it.
 
     Without it the allocator returns gradients of many megabytes to the system after every step, and the system fills
     the memory of the next step with zeros first.

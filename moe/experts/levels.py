@@ -1,10 +1,10 @@
-"""How rows of unequal experts are cut into batches of equal ones.
+"""Divides the rows of experts with unequal numbers of rows into batches with equal numbers.
 
 Shapes: E experts, K experts of a level (all, or one), P rows of each, S = E * P slots of the first level, N rows in the
 experts' order, D channels.
 
-All experts take part in the first level, each with up to P rows. What an expert has beyond them is a level of its own:
-nothing is dropped, and one crowded expert does not make all others compute zeros.
+All experts are in the first level, each with up to P rows. Further rows of an expert form a separate level: nothing is
+dropped, and one expert with many rows does not make all others compute zeros.
 """
 
 from abc import ABC, abstractmethod
@@ -20,11 +20,11 @@ from torch import Tensor
 
 FEWEST_ROWS = 16
 COST_OF_A_LEVEL = 64
-"""What a level of one expert costs beside its rows, as a number of rows: its matrices are read again."""
+"""Overhead of a level of one expert, as a number of rows: its matrices are read again."""
 
 
 class Level(ABC):
-    """A batch of experts with equally many rows, some of which are empty.
+    """A batch of experts with equal numbers of rows, some of which are empty.
 
     Attributes:
         size: K.
@@ -40,11 +40,11 @@ class Level(ABC):
 
     @abstractmethod
     def fill(self, rows_ND: Tensor, *, zeros: bool) -> Tensor:
-        """The level's rows ``[K, P, D]``. The empty ones hold zeros if asked for, else something finite."""
+        """The level's rows ``[K, P, D]``. The empty ones are zeros with ``zeros``, else any finite values."""
 
     @abstractmethod
     def put(self, out_ND: Tensor, made_KPD: Tensor) -> None:
-        """Writes ``[K, P, D]`` to where the rows came from. The level of all experts is first and writes all rows."""
+        """Writes ``[K, P, D]`` to the positions of its rows. The level of all experts is first and writes all rows."""
 
     @abstractmethod
     def give(self, gradient: Tensor, left: Tensor, right: Tensor) -> None:
@@ -64,7 +64,7 @@ class AllExperts(Level):
         rows: P.
         source_S: int64 ``[E * P]``, the row of each slot; any row for a slot that is empty.
         empty_S: int64, the slots that are empty.
-        slot_N: int64 ``[N]``, the slot of each row; any slot for a row that is of another level or of no expert.
+        slot_N: int64 ``[N]``, the slot of each row; any slot for a row of another level or of no expert.
     """
 
     size: int
@@ -113,12 +113,12 @@ class AllExperts(Level):
 
 @dataclass(frozen=True)
 class OneExpert(Level):
-    """What one expert has beyond the first level. Its rows lie end to end.
+    """The rows of one expert that are not in the first level. They are contiguous.
 
     Attributes:
         expert: Its number.
         first: Its first row here.
-        last: The one behind its last.
+        last: Index after its last row.
         rows: P.
         size: 1.
     """
@@ -157,11 +157,11 @@ class OneExpert(Level):
 
 
 def plan_levels(counts: Sequence[int], num_rows: int) -> list[Level]:
-    """Cuts the rows of experts into levels, that of all experts first; none where no expert has a row.
+    """Divides the rows of experts into levels, that of all experts first; none if no expert has a row.
 
     Args:
         counts: Rows of each expert.
-        num_rows: N; those behind the last expert's are of no expert.
+        num_rows: N; rows after the last expert's belong to no expert.
     """
     count_E = np.asarray(counts, dtype=np.int64)
     return list(_levels(count_E, num_rows)) if count_E.any() else []
@@ -176,7 +176,7 @@ def _levels(count_E: NDArray[np.int64], num_rows: int) -> Iterator[Level]:
 
 
 def _rows_of_all(count_E: NDArray[np.int64]) -> int:
-    """The number of rows of the first level at which empty rows and further levels cost least together."""
+    """The number of rows of the first level that minimises the cost of empty rows and further levels."""
     choice_C = np.array(sorted({padded_rows(int(count)) for count in count_E if count > 0}))
     beyond_CE = np.maximum(count_E[None, :] - choice_C[:, None], 0)
     cost_C = choice_C * len(count_E) + beyond_CE.sum(1) + COST_OF_A_LEVEL * (beyond_CE > 0).sum(1)
@@ -184,6 +184,6 @@ def _rows_of_all(count_E: NDArray[np.int64]) -> int:
 
 
 def padded_rows(rows: int) -> int:
-    """``rows`` rounded up so that no more than eight numbers lie between two powers of two; at least 16."""
+    """``rows`` rounded up to one of at most eight numbers between two powers of two; at least 16."""
     step = max(FEWEST_ROWS, 1 << max(0, (rows - 1).bit_length() - 4))
     return max(FEWEST_ROWS, -(-rows // step) * step)

@@ -15,7 +15,7 @@ Product = Callable[[Tensor, Tensor, bool], Tensor]
 """``product(rows, weight, transposed)``: rows ``[N, I]`` to ``[N, O]``, the weight ``[E, O, I]`` if transposed, else
 ``[E, I, O]``.
 
-Rows behind those of the last expert belong to no expert; what stands for them in the result is undefined.
+Rows after those of the last expert belong to no expert; their results are undefined.
 """
 
 
@@ -31,7 +31,7 @@ def import_problem() -> str | None:
 def megablocks_product(tokens_per_expert_E: Tensor) -> Product:
     """The product of each expert's rows with its weight by ``grouped_gemm.ops.gmm``.
 
-    The package multiplies in bf16 on a GPU only and wants the numbers of rows on the host: every layer reads them back,
+    The package multiplies in bf16 on a GPU only and needs the numbers of rows on the host: every layer reads them back,
     unlike with ``torch.nn.functional.grouped_mm``.
 
     Args:
@@ -54,6 +54,6 @@ def megablocks_product(tokens_per_expert_E: Tensor) -> Product:
 
 def _load() -> Any:
     """``gmm(a, b, batch_sizes, trans_b)``: ``[N, I]``, ``[E, I, O]`` or transposed, int64 ``[E]`` on the CPU."""
-    from grouped_gemm.ops import gmm  # what megablocks multiplies with; here, because it need not be there
+    from grouped_gemm.ops import gmm  # the package that megablocks uses; imported here, because it is optional
 
     return gmm

@@ -1,8 +1,8 @@
 """The products of a bank of experts, implemented in several ways that give the same result.
 
 ``loop``: one expert after the other, by autograd. The reference.
-``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts: the way of a GPU.
-``batched``: experts side by side in batched products, forward and backward: the way of a CPU (``_Batched``).
+``grouped``: ``torch.nn.functional.grouped_mm``, one kernel for all experts; for GPUs.
+``batched``: batched products over experts, forward and backward; for CPUs (``_Batched``).
 ``megablocks``: as ``grouped``, by the kernel of that package (``moe.experts.megablocks``).
 
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order.
@@ -21,7 +21,7 @@ from moe.linear import linear
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
-_ROWS_OF_ONES, _ALIGNMENT = 16, 8  # grouped products want rows that begin at multiples of 16 bytes
+_ROWS_OF_ONES, _ALIGNMENT = 16, 8  # grouped products need rows that begin at multiples of 16 bytes
 
 
 def expert_feed_forward(
@@ -38,15 +38,14 @@ def expert_feed_forward(
     """``fc2(gelu(fc1(x)))`` of each expert on its rows.
 
     Args:
-        rows_ND: Expert by expert. Rows behind those of the last expert belong to no expert; what stands for them in the
-            result is undefined.
+        rows_ND: Expert by expert. Rows after those of the last expert belong to no expert; their results are undefined.
         tokens_per_expert_E: int64.
         fc1_weight_EFD: Multiplied as ``x @ W.T``.
         fc1_bias_EF: Added to the product.
         fc2_weight_EFD: Multiplied as ``x @ W``.
         fc2_bias_ED: Added to the product.
         implementation: How; ``auto`` takes ``batched`` on a CPU and ``grouped`` elsewhere.
-        memory: Where ``batched`` takes the memory of gradients from; None: from the system.
+        memory: Provides the memory of gradients for ``batched``; None: newly allocated.
 
     Returns:
         ``[N, D]`` in the dtype of the rows.
@@ -106,7 +105,7 @@ def _torch_product(tokens_E: Tensor) -> Product:
 
 
 class _AddBias(torch.autograd.Function):
-    """Adds each expert's bias to its rows. Gradients are added up by a product: in order, in fp32, own rows only."""
+    """Adds each expert's bias to its rows. Gradients are summed by a product: in order, in fp32, own rows only."""
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, bias_EC: Tensor, ends_E: Tensor) -> Tensor:
@@ -124,20 +123,20 @@ class _AddBias(torch.autograd.Function):
 
 
 class _Batched(torch.autograd.Function):
-    """Batched products over experts whose rows are filled up to an equal number.
+    """Batched products over experts whose rows are padded to an equal number.
 
-    What a CPU needs for many experts of few rows (64 experts of 384 x 1536, 64 bf16 rows each, two cores with AMX; all
-    experts' product in ms):
+    This is the fastest form on a CPU for many experts with few rows (measured with 64 experts of 384 x 1536, 64 bf16
+    rows each, two cores with AMX; time in ms of the product of all experts):
 
-    - One call for all experts: threads then take whole experts instead of sharing each. ``rows @ W.T`` 4.8 batched, 6.8
-      one after the other.
-    - The matrix on the left and as it lies: ``W @ rows.T`` 2.5. A matrix on the right, or a transposed one on the left,
-      is first brought into the kernel's layout, which for few rows is most of the work. Both matrices are therefore
-      stored inner by hidden and the inner activations inner by rows. Of the six products of a step, two are of the form
-      ``W @ rows.T`` (2.6), two give gradients as ``inner @ rows`` (3.4) and two are ``inner.T @ W`` (5.3); the plain
-      forms take 4.8, 6.7 and 4.1 to 5.7.
-    - Few numbers of rows, because kernels are compiled for every shape and kept (``plan_levels``).
-    - The memory of the last step's gradients is used again (``GradientMemory``).
+    - One call for all experts: each thread then computes whole experts instead of a part of each. ``rows @ W.T`` 4.8
+      batched, 6.8 one after the other.
+    - The matrix on the left and not transposed: ``W @ rows.T`` 2.5. A matrix on the right, or a transposed one on the
+      left, is first copied into the kernel's memory layout, which for few rows is most of the work. Both matrices are
+      therefore stored inner by hidden and the inner activations inner by rows. Of the six products of a step, two are
+      of the form ``W @ rows.T`` (2.6), two give gradients as ``inner @ rows`` (3.4) and two are ``inner.T @ W`` (5.3);
+      the plain forms take 4.8, 6.7 and 4.1 to 5.7.
+    - Few different numbers of rows, because a kernel is compiled and kept for every shape (``plan_levels``).
+    - The memory of the last step's gradients is reused (``GradientMemory``).
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""What every router has: options that build it, a module that routes tokens, and what follows an optimizer step.
+"""The parts of every router: options that build it, a module that routes tokens, and an update after an optimizer step.
 
 Shapes: T tokens, D hidden size, E experts, M modalities.
 
@@ -27,7 +27,7 @@ class Router(nn.Module, ABC):
     allowed_ME: Tensor | None
 
     def __init__(self, allowed: Allowed = None) -> None:
-        """Keeps which experts are allowed."""
+        """Stores which experts are allowed."""
         super().__init__()
         self.allowed = allowed
         self.register_buffer("allowed_ME", None if allowed is None else torch.tensor(allowed), persistent=False)
@@ -39,28 +39,28 @@ class Router(nn.Module, ABC):
         Args:
             x_TD: Tokens, in the dtype of the activations.
             modality_T: int64, the number of each token's modality.
-            valid_T: bool; the others are padding, which no expert may serve. None: all are tokens.
+            valid_T: bool; false for padding, which no expert may serve. None: there is no padding.
         """
 
     @property
     def balances(self) -> bool:
-        """Whether ``after_step`` changes anything; only then is counted for it what the experts serve."""
+        """Whether ``after_step`` changes anything; only then the tokens that experts serve are counted."""
         return False
 
     def after_step(self, tokens_per_expert_E: Tensor) -> None:
-        """Changes what is not learnt by a gradient, after an optimizer step. Nothing by default.
+        """Updates state that is not trained by a gradient, after an optimizer step. Does nothing by default.
 
         Args:
             tokens_per_expert_E: fp32, tokens that each expert served in the step, over all replicas.
         """
 
     def restore_allowed(self) -> None:
-        """Writes ``allowed_ME`` again, which no weights file holds, after the module was built without storage."""
+        """Sets ``allowed_ME`` again, which is in no weights file, after the module was built without storage."""
         if self.allowed_ME is not None:
             self.allowed_ME.copy_(torch.tensor(self.allowed))
 
     def only_allowed(self, logits_TE: Tensor, modality_T: Tensor) -> Tensor:
-        """The logits with ``-inf`` where a token may not go."""
+        """The logits, ``-inf`` for experts that a token may not use."""
         return logits_TE if self.allowed_ME is None else logits_TE.masked_fill(~self.allowed_ME[modality_T], -torch.inf)
 
 
@@ -98,24 +98,24 @@ class RouterConfig(ABC):
     losses: RouterLossConfig
 
     tokens_choose: ClassVar[bool] = True
-    """Whether every token has choices of its own, which can be dropped one by one."""
+    """Whether each token chooses experts, so that single choices can be dropped."""
 
     @property
     @abstractmethod
     def experts_per_token(self) -> float:
-        """Experts that serve a token, in the mean, where none lacks room."""
+        """Mean number of experts that serve a token if there is no capacity limit."""
 
     @property
     def looks_ahead(self) -> bool:
         """Whether a token's experts depend on tokens that come after it.
 
-        Such a router cannot be used where a text is written word by word.
+        Such a router cannot be used in autoregressive decoding.
         """
         return False
 
     @property
     def fewest_experts(self) -> int:
-        """Experts that the tokens of every modality have to be allowed."""
+        """Least number of experts that each modality must be allowed to use."""
         return 1
 
     @abstractmethod

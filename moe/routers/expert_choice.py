@@ -1,11 +1,11 @@
-"""Experts that choose their tokens, instead of tokens that choose their experts.
+"""Expert-choice routing: experts choose their tokens.
 
 Shapes: T tokens, D hidden size, E experts, C most tokens of an expert.
 
-All experts are equally busy without an auxiliary loss, and a token is served by none, one or several of them. The
-experts of a token depend on the other tokens of its batch:
+All experts have equally many tokens without an auxiliary loss, and a token is served by none, one or several of them.
+The experts of a token depend on the other tokens of its batch:
 
-- on those behind it in its own text too, so that no causal stack may be built of it;
+- on later tokens of its own text, so that a causal stack cannot use this router;
 - on the other samples, so that an embedding changes with the batch in which it is computed.
 
 In training experts choose among the tokens of one micro-batch of one process.
@@ -26,14 +26,14 @@ from moe.routers.routed import ByExpert
 
 @dataclass(frozen=True)
 class ExpertChoice(RouterConfig):
-    """Each expert takes its best tokens, equally many, so that no loss has to balance the experts.
+    """Each expert takes the same number of tokens, its best ones, so that no loss has to balance the experts.
 
-    A token gets none, one or several experts. Which ones depends on the other tokens of its batch: not for text that is
-    written word by word (``lm``).
+    A token gets none, one or several experts. Which ones depends on the other tokens of its batch, so that the router
+    cannot be used for text generation (``lm``).
 
     Attributes:
         kind: ``expert_choice``.
-        experts_per_token: Mean number of experts of a token, where all experts find enough tokens.
+        experts_per_token: Mean number of experts of a token if all experts find enough tokens.
         losses: Weights of the auxiliary losses.
 
     Source: Zhou et al., Mixture-of-Experts with Expert Choice Routing, arXiv 2202.09368.
@@ -62,8 +62,8 @@ class ExpertChoiceRouter(LinearRouter):
     each in the mean; ``y_t = sum of G_ij FFN_i(x_t) over all i, j with I_ij = t``.
 
     Source: Zhou et al., Mixture-of-Experts with Expert Choice Routing, arXiv 2202.09368, section 3.2.
-    Differs: padding is no token: it is never taken, and n does not count it. Where modalities have experts of their
-        own, an expert takes only tokens that may go to it; one that finds fewer than C leaves the rest of its room.
+    Differs: padding is never taken, and n does not count it. If modalities have separate experts, an expert takes only
+    tokens of allowed modalities; an expert that finds fewer than C tokens takes fewer.
     """
 
     def __init__(self, config: ExpertChoice, hidden_size: int, num_experts: int, allowed: Allowed = None) -> None:
@@ -89,7 +89,7 @@ class ExpertChoiceRouter(LinearRouter):
         room = min(tokens, math.ceil(tokens * self.experts_per_token / experts))
         best_EC, token_EC = ranked_TE.t().topk(room, dim=-1)
         served_EC = best_EC >= 0
-        if valid_T is not None:  # room for all tokens, of which only the share of the valid ones is used
+        if valid_T is not None:  # capacity for all tokens, of which only the share of the valid ones is used
             used = (valid_T.sum(dtype=torch.float64) * self.experts_per_token / experts).ceil()
             served_EC &= torch.arange(room, device=used.device) < used
         gate_EC = probs_TE.t().gather(1, token_EC).where(served_EC, 0.0)

@@ -1,4 +1,4 @@
-"""A few figures of how a layer routes: how many experts it uses, how sure its router is, what is dropped.
+"""Statistics of a layer's routing: number of experts used, confidence of the router, dropped choices.
 
 Shapes: E experts, M modalities.
 """
@@ -15,11 +15,12 @@ from moe.routers.sums import RouterSums
 def routing_health(sums: RouterSums, modalities: Sequence[str]) -> dict[str, Tensor]:
     """Figures of one layer, detached fp32 scalars by ``figure_modality``; NaN where a modality has no token.
 
-    - ``experts_used``: the exponential of the entropy of the experts' shares of the tokens. Where n experts serve
-      equally many tokens and the others none it is n.
+    - ``experts_used``: the exponential of the entropy of the experts' shares of the tokens. If n experts serve equally
+      many tokens and the others none, it is n.
     - ``confidence``: mean probability of a token's best expert.
     - ``entropy``: mean entropy of a token's probabilities.
-    - ``dropped``: share of the choices that no expert served; where experts choose, of the tokens that none took.
+    - ``dropped``: share of the choices that no expert served; with expert choice, share of the tokens that no expert
+      took.
 
     Args:
         sums: Of one layer.
@@ -45,7 +46,7 @@ def layer_health(sums: RouterSums) -> dict[str, Tensor]:
 
 
 def _figures(sums: RouterSums, places: slice) -> dict[str, Tensor]:
-    """Of the tokens of some modalities together; not a number where there are none."""
+    """The figure for the tokens of some modalities together; NaN if there are none."""
     count, chosen_E = sums.tokens_M[places].detach().sum(), sums.chosen_ME[places].detach().sum(0)
     return {
         "experts_used": entropy(chosen_E / chosen_E.sum().clamp_min(1.0)).exp(),
@@ -56,6 +57,6 @@ def _figures(sums: RouterSums, places: slice) -> dict[str, Tensor]:
 
 
 def mean_health(layers: Sequence[Mapping[str, Tensor]], modalities: Sequence[str]) -> dict[str, Tensor]:
-    """The mean of each figure of some modalities over the layers in which they have tokens; NaN where in none."""
+    """The mean of each figure of some modalities over the layers in which they have tokens; NaN if in none."""
     names = [name for name in layers[0] if name.rpartition("_")[2] in modalities]
     return {name: torch.stack([layer[name] for layer in layers]).nanmean() for name in names}

@@ -1,4 +1,4 @@
-"""The auxiliary losses of routers, made of the sums of a layer over all replicas.
+"""The auxiliary losses of routers, computed from the sums of a layer over all replicas.
 
 Shapes: E experts, M modalities. A modality without a token counts for nothing.
 
@@ -33,13 +33,13 @@ class RouterLossConfig:
         importance: Spread of the probability mass per expert, ``(std / mean)^2``.
         balance: ``E * sum_e f_e P_e``, share of choices times mean probability.
         z: Mean square of the logits' logsumexp.
-        local_entropy: By modality: mean entropy of a token's probabilities. It is small where the router is sure.
+        local_entropy: By modality: mean entropy of a token's probabilities. It is small if the router is confident.
         global_entropy: By modality: how far the entropy of the mean probabilities stays below ``log min_experts``.
-        min_experts: By modality: the number of experts to use at least. Where a modality is missing: all of them.
+        min_experts: By modality: the least number of experts to use. All of them for a modality that is not named.
     """
 
     spreads: ClassVar[Mapping[str, str]] = {"importance": "probs_ME"}
-    """The losses that are spreads, in the order in which they are added up, and the sums that each is made of."""
+    """The losses that are spreads, in the order in which they are added up, with the sums of each."""
 
     importance: Weight = 0.005
     balance: Weight = 0.0
@@ -64,7 +64,7 @@ class RouterLossConfig:
         Args:
             sums: Of one layer, over all replicas.
             modalities: Names, in the order of the sums.
-            allowed: Experts of each modality, ``[M][E]``, where they differ. Spreads and balance are then taken within
+            allowed: Experts of each modality, ``[M][E]``, if they differ. Spreads and balance are then computed within
                 each modality and averaged over its tokens; else over all tokens together.
         """
         losses = {

@@ -1,8 +1,8 @@
-"""Listens to the routers of a module while it runs, for analysis: what each said of each token, and what was served.
+"""Records the outputs of the routers of a module while it runs, for analysis.
 
 Shapes: T tokens, E experts, K choices per token.
 
-Layers are not changed and keep nothing themselves: the hooks are removed when the block ends.
+Layers are not changed and store nothing: the hooks are removed when the block ends.
 """
 
 from collections.abc import Iterator
@@ -19,12 +19,12 @@ from moe.routers.routed import Routed
 
 @dataclass(frozen=True)
 class Heard:
-    """What one call of one router said, on the CPU.
+    """The result of one call of one router, on the CPU.
 
     Attributes:
-        layer: The name under which its owner was listed.
-        expert_TK: int64, the experts of each token, highest weight first; -1 where it has no further one. Where experts
-            choose, K is the largest number of experts that took one token.
+        layer: The name of its module in ``layers``.
+        expert_TK: int64, the experts of each token, highest weight first; -1 where it has no further one. With expert
+            choice, K is the largest number of experts that took one token.
         gate_TK: fp32, their weights; 0 beside -1.
         served_TK: bool, whether the expert serves the token: False above its capacity, for padding, and beside -1.
         entropy_T: fp32, entropy of the token's probabilities in nats.
@@ -41,10 +41,10 @@ class Heard:
 
 @contextmanager
 def listening(layers: dict[str, nn.Module]) -> Iterator[list[Heard]]:
-    """Collects what the routers below some modules say until the block ends, call by call.
+    """Collects the results of the routers in some modules until the block ends, call by call.
 
     Args:
-        layers: Modules to listen to, by the name that their calls get. A module without a router says nothing.
+        layers: Modules to record, by the names that their calls get. A module without a router gives no calls.
     """
     heard: list[Heard] = []
 

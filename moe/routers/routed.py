@@ -1,4 +1,4 @@
-"""What a router returns: which token goes to which expert, with what weight, and what is told about it.
+"""The result of a router: which token goes to which expert, with what weight, and values for losses and statistics.
 
     routed = router(x_TD, modality_T, valid_T)
     rows_ND = routed.dispatch(x_TD)                # expert by expert
@@ -22,7 +22,7 @@ from moe.dispatch.by_token import Routing, arrange, combine, dispatch
 
 @dataclass(frozen=True)
 class Said:
-    """What a router says of each token. Losses, figures of health and recordings are made of it.
+    """Outputs of a router for each token, from which losses, statistics and recordings are computed.
 
     Attributes:
         logits_TE: fp32, without noise, with gradient; ``-inf`` where the token may not go.
@@ -58,12 +58,12 @@ class Choices:
 
 
 class Routed(ABC):
-    """Where the tokens of one call go.
+    """The routing of the tokens of one call.
 
-    A router returns ``ByToken`` or ``ByExpert``, or a class of its own that moves rows in another way.
+    A router returns ``ByToken`` or ``ByExpert``, or another subclass that moves rows in another way.
 
     Attributes:
-        said: What the router says of the tokens.
+        said: The router's outputs for the tokens.
     """
 
     said: Said
@@ -75,19 +75,19 @@ class Routed(ABC):
 
     @abstractmethod
     def dispatch(self, x_TD: Tensor) -> Tensor:
-        """The rows ``[N, D]`` of the tokens, expert by expert; rows of no expert lie behind those of the last one."""
+        """The rows ``[N, D]`` of the tokens, expert by expert; rows of no expert come after those of the last one."""
 
     @abstractmethod
     def combine(self, rows_ND: Tensor) -> Tensor:
         """What the experts made of each token, weighted: ``[T, D]``; zero for a token that no expert serves.
 
         Args:
-            rows_ND: In the order of ``dispatch``. What stands in rows of no expert is not read.
+            rows_ND: In the order of ``dispatch``. Rows of no expert are not read.
         """
 
     @abstractmethod
     def choices(self) -> Choices:
-        """The experts of each token. It may read back from the device: only analysis asks for it."""
+        """The experts of each token. It may read back from the device: only analysis calls it."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class ByToken(Routed):
 
     Attributes:
         said: See ``Routed``.
-        routing: Which choice has which row.
+        routing: The row of each choice.
         expert_TK: int64, the chosen experts, best first.
         gate_TK: fp32, their weights, with gradient.
     """
@@ -126,9 +126,9 @@ class ByToken(Routed):
             probs_TE: As in ``Said``.
             expert_TK: int64, the chosen experts, best first.
             gate_TK: fp32, their weights, with gradient.
-            valid_T: bool; padding is not served and takes no room. None: there is none.
+            valid_T: bool; padding is not served and does not count against the capacity. None: there is none.
             capacity: Most tokens that an expert serves; None for any number.
-            priority_T: Which tokens come first where room is scarce; None: the earlier ones.
+            priority_T: Tokens of higher priority are served first under a capacity; None: the earlier tokens.
             load_TE: As in ``Said``.
         """
         experts = logits_TE.shape[1]
@@ -157,7 +157,7 @@ class ByToken(Routed):
         return combine(rows_ND, self.gate_TK, self.routing)
 
     def choices(self) -> Choices:
-        """What the tokens chose, and which of it was served."""
+        """The choices of the tokens, and which of them were served."""
         kept_TK = self.routing.kept_TK
         served_TK = torch.ones_like(self.expert_TK, dtype=torch.bool) if kept_TK is None else kept_TK
         return Choices(self.expert_TK, self.gate_TK.detach(), served_TK)
@@ -169,7 +169,7 @@ class ByExpert(Routed):
 
     Attributes:
         said: See ``Routed``.
-        taken: Which place of an expert has which row.
+        taken: The row of each token that an expert takes.
         gate_EC: fp32, the weights of the tokens, with gradient; 0 where the expert takes none.
     """
 
@@ -186,7 +186,7 @@ class ByExpert(Routed):
         gate_EC: Tensor,
         served_EC: Tensor,
     ) -> Self:
-        """Sends to experts the tokens that were chosen for them.
+        """Sends experts the tokens that were chosen for them.
 
         Args:
             logits_TE: As in ``Said``.

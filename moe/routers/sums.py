@@ -1,7 +1,7 @@
-"""What a routed layer reports of a step: sums over its own tokens.
+"""Sums over the tokens of a routed layer in a step.
 
-Sums can be added up over replicas, and only then become losses: the spread of a sum is not the sum of spreads. All
-layers' sums travel as one vector.
+Sums are added up over replicas before losses are computed from them: the spread of a sum is not the sum of spreads. The
+sums of all layers are sent as one vector.
 
 Shapes: T tokens, E experts, M modalities. A modality without a token counts for nothing.
 """
@@ -22,7 +22,7 @@ class RouterSums:
         tokens_M: Number of tokens.
         entropy_M: * Entropy of the tokens' probabilities.
         confidence_M: Largest probability.
-        choices_M: Choices of the tokens. Where experts choose: one for each token.
+        choices_M: Choices of the tokens; with expert choice, one for each token.
         dropped_M: Those that no expert served.
         z_M: * Square of the logits' logsumexp.
         probs_ME: * Probabilities.
@@ -42,7 +42,7 @@ class RouterSums:
 
     @classmethod
     def of(cls, said: Said, modality_T: Tensor, num_modalities: int, valid_T: Tensor | None = None) -> "RouterSums":
-        """Adds up what a layer's router said of its tokens.
+        """Sums the outputs of a layer's router over its tokens.
 
         Args:
             said: Of T tokens.
@@ -54,7 +54,7 @@ class RouterSums:
         member_MT = modality_T == torch.arange(num_modalities, device=modality_T.device)[:, None]
         member_MT = (member_MT if valid_T is None else member_MT & valid_T).to(probs_TE.dtype)
         lse_T = logits_TE.logsumexp(-1)
-        # - sum p log p, written so that an expert of probability 0 has a gradient of 0 instead of none.
+        # - sum p log p, written so that the gradient at probability 0 is 0.
         entropy_T = lse_T - (probs_TE * logits_TE.where(logits_TE.isfinite(), 0.0)).sum(-1)
         return cls(
             tokens_M=member_MT.sum(1),

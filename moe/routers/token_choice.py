@@ -1,4 +1,4 @@
-"""Tokens that choose their experts.
+"""Token-choice routing: tokens choose their experts.
 
 Shapes: T tokens, D hidden size, E experts, K choices per token.
 """
@@ -40,11 +40,11 @@ class TokenChoice(RouterConfig):
         top_k: Experts per token.
         noise: Standard deviation of the noise that is added to the logits in training, in units of 1 / number of
             experts.
-        renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then give exactly
-            what it gives, which upcycling needs.
-        capacity_factor: Most tokens that an expert serves, over the number that it would serve if all served equally
-            many; null: any number.
-        priority: Under a capacity, serve the tokens first whose highest weight is largest, instead of the earlier ones.
+        renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then equal that
+            layer, as upcycling needs.
+        capacity_factor: Largest number of tokens that an expert serves, over the mean number per expert; null: no
+            limit.
+        priority: Under a capacity, serve tokens with a larger highest weight first, instead of earlier tokens.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for no bias.
         losses: Weights of the auxiliary losses.
 
@@ -84,7 +84,7 @@ class TokenChoice(RouterConfig):
 
     @property
     def looks_ahead(self) -> bool:
-        """Under a capacity a later token can take an earlier one's room: by priority, or by a choice of higher rank."""
+        """Under a capacity a later token can take an earlier one's place: by priority, or by a higher choice."""
         return self.capacity_factor is not None and (self.priority or self.top_k > 1)
 
     def build(self, hidden_size: int, num_experts: int, allowed: Allowed) -> "TokenChoiceRouter":
@@ -92,7 +92,7 @@ class TokenChoice(RouterConfig):
         return TokenChoiceRouter(self, hidden_size, num_experts, allowed)
 
     def without_noise(self) -> Self:
-        """The same options without noise, and without the loss that is made of it."""
+        """The same options without noise, and without the loss that needs it."""
         return replace(self, noise=0.0, losses=replace(self.losses, load=0.0))
 
 
@@ -112,7 +112,7 @@ class TokenChoiceRouter(LinearRouter):
         """Builds a router.
 
         Args:
-            config: Its options. With ``renormalise`` and one choice every gate is 1, and the sum counts as a constant,
+            config: Its options. With ``renormalise`` and one choice every gate is 1; the sum is treated as a constant,
                 so that the router gets the gradient of the probability's logarithm.
             hidden_size: D.
             num_experts: E.
@@ -160,7 +160,7 @@ class TokenChoiceRouter(LinearRouter):
 
     @torch.no_grad()
     def after_step(self, tokens_per_expert_E: Tensor) -> None:
-        """Raises the bias of experts that served less than the mean and lowers that of the others.
+        """Raises the bias of experts that served fewer tokens than the mean and lowers that of the others.
 
         Args:
             tokens_per_expert_E: Tokens that each expert served in the step, over all replicas.
