@@ -38,8 +38,8 @@ def build_chain(
         tokens: Special tokens of the tokenizer.
         gather: How to see the other replicas; None for a single one.
         compute_dtype: fp32 or bf16: the dtype of activations between ``Embed`` and the losses.
-        settle: Fills a layer with other values, or leaves a share of it here: whoever keeps less than a layer of each
-            never holds more than one. It draws nothing from torch's generator.
+        settle: Called with each layer once it is built: loads other values into it, or shards it. If it shards every
+            layer, no process holds more than one whole layer. It must not draw from torch's generator.
 
     Raises:
         ModelError: The configuration does not fit together or asks for a package that is not there, or the vocabulary

@@ -3,12 +3,12 @@
     Embed -> VisualBlock * n -> VisualNorm -> TextBlock * n -> Project -> JoinRows -> AlignmentBlock * n
           -> GenerationBlock * n -> Losses
 
-or, with one transformer for all tokens, which is passed twice,
+or, with one transformer for all tokens, which is run twice,
 
     Embed -> UnifiedLayer * n -> UnifiedNorm -> Project -> JoinRows -> UnifiedLayer * n -> UnifiedNorm -> Losses
 
-``for layer in chain.program: state = layer(state)`` is the whole forward pass. A plain host runs it, ZeRO hosts it as
-one module, a pipeline host cuts the list. A layer that stands twice in the list may come to stand on two stages.
+``for layer in chain.program: state = layer(state)`` is the whole forward pass. The plain host runs it, ZeRO wraps it as
+one module, the pipeline host divides the list. A layer that is in the list twice may be on two pipeline stages.
 
 Shapes: B samples, T frames, H x W pixels, L text positions, P projection size, S visual positions, D hidden size.
 """
@@ -28,16 +28,16 @@ from omnivl.data.batch import DataKind
 
 
 class ChainLayer(nn.Module, ABC):
-    """One link of the chain. The unit that a pipeline cuts at and that ZeRO-3 gathers (a "leaf module").
+    """One layer of the chain: the unit that a pipeline assigns to stages and that ZeRO-3 gathers (a "leaf module").
 
-    A layer whose stream is absent from the layout returns the state unchanged. Nothing is written in ``forward``
-    (activation recomputation would do it twice); what has to change after a step changes in ``after_step``.
+    A layer whose stream is absent from the layout returns the state unchanged. ``forward`` changes no attribute or
+    buffer (activation recomputation would do it twice); ``after_step`` makes the changes that are due after a step.
 
     Attributes:
-        stack: The stack that it belongs to, by which figures are summed up; its own name where it stands alone.
-        level: Which block of its stack it is, from 0 at the bottom; -1 below the blocks of all stacks; None for a layer
-            that is no block.
-        local_storage: What this process stores of a parameter. A host that shards parameters sets its own.
+        stack: The stack that it belongs to, by which figures are summed up; its own name if it belongs to none.
+        level: Index of the block in its stack, from 0 at the bottom; -1 below the blocks of all stacks; None for a
+            layer that is no block.
+        local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
     """
 
     stack: str
@@ -52,23 +52,24 @@ class ChainLayer(nn.Module, ABC):
         """Returns a new state with this layer's stream advanced."""
 
     def acts(self, layout: StepLayout) -> bool:
-        """Whether the layer has anything to do under ``layout``. Inference skips the layers that have not."""
+        """Whether the layer acts under ``layout``. Inference skips layers that do not."""
         return True
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Floating-point operations of the matrix products of one pass in a step, forward and backward.
 
-        Where nothing is said, none worth counting; see ``omnivl.chain.flops``. Momentum twins count forward only.
+        By default 0; see ``omnivl.chain.flops``. Momentum twins count forward only.
 
         Args:
             layout: The step.
-            tokens: Mean number of tokens of its texts, ends included and padding not; None: all fill their rows.
+            tokens: Mean number of tokens of its texts, with start and end tokens but without padding; None: the text
+                length.
             number: How often the layer was passed before in the step.
         """
         return 0.0
 
     def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
-        """Whether one of the layer's passes has anything to do under ``layout``; it leaves the state as it is if not.
+        """Whether one of the layer's passes acts under ``layout``; if not, it returns the state unchanged.
 
         Args:
             layout: Of the step.
@@ -82,15 +83,15 @@ class ChainLayer(nn.Module, ABC):
             yield from self.parameters()
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Brings a parameter of this layer from another size: position tables, 3D kernels and the like.
+        """Resizes a parameter of this layer: position tables, 3D kernels and the like.
 
         Args:
             name: Within the layer.
             before: Its value at another size.
-            own: Its value here; where ``before`` has nothing for a place, e.g. of a longer text, it stays.
+            own: Its value here; kept for entries that ``before`` does not have, e.g. positions of a longer text.
 
         Returns:
-            fp32, of the shape of ``own``; None where nothing says how to come from the one shape to the other.
+            fp32, of the shape of ``own``; None if the layer cannot convert the one shape into the other.
         """
         module, _, inner = name.rpartition(".")
         owner = self.get_submodule(module)
@@ -99,30 +100,30 @@ class ChainLayer(nn.Module, ABC):
         return owner.resize(inner, before.float(), own)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
-        """The parameters of two or more dimensions that weight decay leaves out; of fewer it leaves out all."""
+        """The parameters of two or more dimensions that weight decay leaves out, as it does all of fewer."""
         for module in self.modules():
             if module is not self and isinstance(module, HasUndecayed):
                 yield from module.undecayed()
 
     def after_step(self) -> None:
-        """Called once per optimizer step, after the weights moved: momentum twins move, the queue takes its keys."""
+        """Called once per optimizer step, after the weights were updated: updates momentum twins and the queue."""
 
     def discard_step(self) -> None:
-        """Called instead of ``after_step`` when a step was skipped: drops what forward put aside for it."""
+        """Called instead of ``after_step`` when a step was skipped: drops values that ``forward`` kept for it."""
 
     def step_sums(self) -> tuple[Tensor, ...]:
-        """What forward passes have put aside for ``after_step`` that adds up over the passes of a step, fp32.
+        """Sums over the passes of a step that ``forward`` has kept for ``after_step``, fp32.
 
-        A host that makes the passes of a layer in several places writes the sums over all of them into these tensors
-        before it calls ``after_step`` in each. Numbers and shapes do not depend on what a step did.
+        A host that runs the passes of a layer in several processes writes the sums over all of them into these tensors
+        before it calls ``after_step`` in each. Number and shapes of the tensors are the same in every step.
         """
         return ()
 
 
 class Chain(nn.Module):
-    """The layers in their order, and the folds over parts of them that inference needs.
+    """The layers in their order, and runs of parts of them for inference.
 
-    Under ZeRO-3 a layer gathers its own parameters when it is called, hence everything here calls whole layers only.
+    Under ZeRO-3 a layer gathers its parameters when it is called, so that methods of the chain call whole layers only.
     """
 
     def __init__(
@@ -131,11 +132,11 @@ class Chain(nn.Module):
         order: Sequence[str] | None = None,
         objectives: Sequence[Objective] = (),
     ) -> None:
-        """Strings layers together.
+        """Makes a chain of layers.
 
         Args:
             layers: By name.
-            order: Names in the order of the forward pass, in which a layer may stand twice; None: each once, as given.
+            order: Names in the order of the forward pass, in which a layer may occur twice; None: each once, as given.
             objectives: Those whose heads the last layer has.
         """
         super().__init__()
@@ -161,11 +162,11 @@ class Chain(nn.Module):
 
     @property
     def passes(self) -> list[tuple[str, int]]:
-        """The program by names: which layer, and how often it was passed before."""
+        """The program by names: the layer, and how often it was passed before."""
         return [(name, self._order[:place].count(name)) for place, name in enumerate(self._order)]
 
     def forward(self, state: State) -> State:
-        """The whole forward pass. The result holds ``loss`` where the layout asks for training."""
+        """The whole forward pass. In training the result holds ``loss``."""
         for layer in self.program:
             state = layer(state)
         return state
@@ -188,12 +189,12 @@ class Chain(nn.Module):
             layer.discard_step()
 
     def set_local_storage(self, storage: LocalStorage) -> None:
-        """Tells every layer what this process stores of a parameter (see ``ema_update_``)."""
+        """Sets ``local_storage`` of every layer (see ``ema_update_``)."""
         for layer in self.layers:
             layer.local_storage = storage
 
     def copy_to_twins(self) -> None:
-        """Makes every momentum twin equal to the module it follows, e.g. after weights were loaded into the latter."""
+        """Makes every momentum twin equal to the module that it follows, e.g. after weights were loaded."""
         for layer in self.layers:
             for name, twin in layer.named_children():
                 if name.startswith("momentum_"):
@@ -233,7 +234,7 @@ class Chain(nn.Module):
 
 
 def pass_label(name: str, number: int) -> str:
-    """How one of ``Chain.passes`` is called in files and tables: ``unified_00``, then ``unified_00 (pass 2)``."""
+    """Name of one of ``Chain.passes`` in files and tables: ``unified_00``, then ``unified_00 (pass 2)``."""
     return name if number == 0 else f"{name} (pass {number + 1})"
 
 

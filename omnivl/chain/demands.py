@@ -1,13 +1,12 @@
-"""What an objective wants computed: rows of the encoders' streams, rows that join a text with what it looks at, fields.
+"""What an objective needs computed: rows of the encoders' streams, rows that join a text with what it looks at, fields.
 
-Streams of a chain, of which an architecture has some:
+Streams of a chain; an architecture has some of them:
 
-- ``visual``: images and clips by themselves; ``masked_visual``: the same with patches masked; ``text``: texts by
-  themselves;
+- ``visual``: images and clips alone; ``masked_visual``: the same with patches masked; ``text``: texts alone;
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
-  visual positions; ``momentum_fused``: the same rows as momentum twins make them;
-- ``generation``: texts of which each position sees what the text looks at and earlier positions only.
+  visual positions; ``momentum_fused``: the same rows, computed by momentum twins;
+- ``generation``: texts; each position sees the earlier positions and what the text looks at.
 
 A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
 """
@@ -20,7 +19,7 @@ CLEAN = "clean"
 EMBEDDINGS = ("visual_embedding", "text_embedding")
 VOCABULARY = "vocabulary"
 TWIN = "momentum_"
-"""Stands before the name of a stream or field that a momentum twin computes."""
+"""Prefix of the name of a stream or field that a momentum twin computes."""
 
 _STREAMS = frozenset({"visual", "text", "fused", "generation"})
 
@@ -30,11 +29,12 @@ class Join:
     """Rows that put a text beside what it looks at.
 
     Attributes:
-        text: Segment of the text stream. Of a causal join: whose ``{text}/token_ids`` are read, past the text encoder.
-        sees: Segment of the visual stream that the text looks at, or several, end to end; of a causal join in an
-            architecture that offers it, also another join's name.
+        text: Segment of the text stream. A causal join reads its ``{text}/token_ids`` directly, without the text
+            encoder.
+        sees: Segment of the visual stream that the text looks at, or several, concatenated. In architectures that
+            support it, a causal join may also look at another join.
         mask: Which positions of the text a position sees: all (``both``) or the earlier ones (``causal``).
-        drawn: The side that the objective's ``draw`` chooses among other samples: the text, or what it ``sees``.
+        drawn: The side that the objective's ``draw`` replaces by other samples: the text, or what it ``sees``.
     """
 
     text: str = CLEAN
@@ -50,21 +50,22 @@ class Join:
 
 @dataclass(frozen=True)
 class Demands:
-    """What the chain has to compute for an objective on one kind of batch.
+    """What an objective needs from the chain on one kind of batch.
 
-    Names of segments and joins begin with the objective's key, ``{key}`` or ``{key}/...``; ``clean`` is everybody's.
+    Names of segments and joins begin with the objective's key, ``{key}`` or ``{key}/...``; ``clean`` is shared by all.
 
     Attributes:
         rows: Rows of each segment that an encoder has to pass, by stream (``visual``, ``text``). A visual segment reads
             ``{segment}/rows`` int64 ``[M]`` and ``{segment}/mask`` bool ``[M, T, N]`` from ``Batch.prepared``, a text
             segment ``{segment}/token_ids`` int64 ``[M, L]``, rows 0 .. M - 1 of the batch. Clean rows need not be named
-            where a join or a field that is read implies them.
+            if a join or a field in ``reads`` implies them.
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
             positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole), ``vocabulary`` (the
-            head that all objectives on words share); with ``momentum_`` before it what the momentum twin makes of a
-            field. ``momentum_fused`` are its own joins' rows, of the same inputs; no twin computes those of others.
+            head that all objectives on words share); with the prefix ``momentum_``, the same field computed by the
+            momentum twin. ``momentum_fused`` are the objective's own joins' rows, with the same inputs; no twin
+            computes the joins of other objectives.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
 
@@ -80,7 +81,7 @@ class Demands:
 
     @property
     def joined(self) -> frozenset[str]:
-        """The segments of which fused rows are made."""
+        """The segments that fused rows consist of."""
         fused = [join for join in self.joins.values() if join.mask == "both"]
         return frozenset(segment for join in fused for segment in (join.text, *join.seen))
 
@@ -92,7 +93,7 @@ class Demands:
 
     @property
     def streams(self) -> frozenset[str]:
-        """The streams that an architecture needs to have; rows that are only joined need none of their own."""
+        """The streams that an architecture has to have; rows that are only joined need no stream."""
         found = {stream for stream, segments in self.rows.items() if segments.keys() - self.joined}
         found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()

@@ -1,11 +1,11 @@
-"""Floating-point operations of a step, as the layers of a chain tell them.
+"""Floating-point operations of a step, summed over the layers of a chain.
 
-A multiplication and its addition count as two. Only the products of matrices count: normalisations, softmax, the
-losses' similarities, projections and patch heads are left out. Activation recomputation does not count: this is the
-useful work that MFU is about. Padding is no useful work where blocks leave it out; inside attention, which computes
-whole rows, it counts. Patches that ``patch_dropout`` leaves out do not count.
+A multiplication and its addition count as two. Only matrix products count: normalisations, softmax, the losses'
+similarities, projections and patch heads are left out. Activation recomputation does not count, since MFU is defined by
+useful work. Padding does not count in blocks that leave it out; inside attention, which computes whole rows, it counts.
+Patches that ``patch_dropout`` drops do not count.
 
-Layers go by the sizes of their configuration, since a host may have left a share of their parameters here or none.
+Layers use the sizes of their configuration, since this process may hold only a share of their parameters or none.
 """
 
 from collections.abc import Mapping
@@ -23,8 +23,8 @@ def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None
     Args:
         chain: Built on any device, ``meta`` included.
         layout: The step.
-        text_tokens: Tokens of the batch's texts, ends included and padding not; None counts as if all filled their
-            rows. Texts that are drawn as negatives are taken to be of mean length.
+        text_tokens: Tokens of the batch's texts, with start and end tokens but without padding; None: the text length
+            for each. Texts that are drawn as negatives count with the mean length.
     """
     tokens = None if text_tokens is None else text_tokens / layout.batch_size
     layers = chain.named_layers
@@ -42,7 +42,7 @@ def twin_rows(layout: StepLayout, stream: str) -> int:
 
 
 def written(text_length: int, tokens: float | None) -> float:
-    """Positions of a text that the causal stream reads, and predicts: one token less than the text has.
+    """Positions of a text that the causal stream reads and predicts: one less than the tokens of the text.
 
     Args:
         text_length: L.

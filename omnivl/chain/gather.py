@@ -1,6 +1,6 @@
-"""How a layer sees the other data-parallel replicas without knowing of ranks.
+"""The interface through which a layer communicates with other data-parallel replicas, without knowing of ranks.
 
-The engine hands the chain an object of this kind. A plain process uses ``LocalGather``.
+The engine passes such an object to the chain. A single process uses ``LocalGather``.
 """
 
 from typing import Protocol

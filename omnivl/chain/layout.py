@@ -1,4 +1,4 @@
-"""Which passes a step makes: the objectives' demands folded into one ``StepLayout``."""
+"""Computes the ``StepLayout`` of a step from the objectives' demands."""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -12,10 +12,10 @@ from omnivl.errors import ModelError
 def plan_layout(
     objectives: Sequence[Objective], kind: DataKind, batch_size: int, num_frames: int, entry: str = ""
 ) -> StepLayout:
-    """Works out the layout of a training step. A pure function, so that every pipeline stage finds the same.
+    """Computes the layout of a training step. A pure function, so that every pipeline stage gets the same.
 
     Args:
-        objectives: The stage's objectives, in the plan's order; segments are stacked in it.
+        objectives: The stage's objectives, in the plan's order, which is also the order of segments.
         kind: Kind of the batch.
         batch_size: B.
         num_frames: T, 1 for images.
@@ -32,10 +32,10 @@ def plan_layout(
 def lay_out(
     asked: Mapping[str, Demands | None], kind: DataKind, batch_size: int, num_frames: int, mode: Mode
 ) -> StepLayout:
-    """The layout of a step that computes what is asked for, by the key of who asks.
+    """The layout of a step that computes some demands, given by the keys of their objectives.
 
     Raises:
-        ModelError: A segment or join of the same name is asked for twice.
+        ModelError: Two demands name the same segment or join.
     """
     active = {key: demands for key, demands in asked.items() if demands is not None}
     stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation")}
@@ -122,7 +122,7 @@ def _reads_all_positions(demands: Demands) -> bool:
 
 
 class _Stack:
-    """Segments laid one after the other."""
+    """Concatenates segments."""
 
     def __init__(self, kind: DataKind) -> None:
         self.kind, self.segments, self.rows = kind, dict[str, slice](), 0

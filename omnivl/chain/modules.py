@@ -1,4 +1,4 @@
-"""What a module within a layer can say of parameters that are no ordinary matrices. The layer passes it on."""
+"""Interfaces of modules within a layer whose parameters are not ordinary matrices; the layer delegates to them."""
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class HasUndecayed(Protocol):
-    """A module with parameters of several dimensions that multiply nothing: tables, or the biases of a bank."""
+    """A module with parameters of several dimensions that are no factors of products: tables, biases of a bank."""
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """These parameters, of the module itself."""
@@ -19,7 +19,7 @@ class Resizable(Protocol):
     """A module with parameters whose size follows that of its input."""
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Brings a parameter from another size; see ``ChainLayer.resize``.
+        """Resizes a parameter; see ``ChainLayer.resize``.
 
         Args:
             name: Of the module's own parameter.

@@ -25,7 +25,7 @@ def ema_update_(twin: nn.Module, online: nn.Module, decay: float, storage: Local
         twin: The follower; same structure as ``online``.
         online: The module that is trained.
         decay: 1 leaves the twin where it is, 0 copies.
-        storage: What this process stores of a parameter. Twin and online must be sharded alike.
+        storage: Returns this process' part of a parameter. Twin and online must be sharded in the same way.
     """
     pairs = list(zip(twin.named_parameters(), online.named_parameters(), strict=True))
     targets, sources = [], []

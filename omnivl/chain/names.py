@@ -1,20 +1,20 @@
-"""Names of layers, parameters and buffers: what they tell, and what they were called in files of before.
+"""Names of layers, parameters and buffers: their structure, and their earlier forms in old files.
 
-Parameters are named ``layer.module...``, the layers of a stack ``stack_07``, its last normalisation ``stack_norm``. Who
-has the layer at hand asks it (``ChainLayer.stack``).
+Parameters are named ``layer.module...``, the layers of a stack ``stack_07``, its last normalisation ``stack_norm``. For
+a given layer use ``ChainLayer.stack`` instead.
 """
 
 import re
 from collections.abc import Mapping
 
 _RENAMED: Mapping[str, str] = {"contrast.queue.": "losses.heads.univlc.queue."}
-"""Beginnings of names, and what stands in their place today."""
+"""Earlier prefixes of names, and their present forms."""
 
 _PLACE_IN_STACK = re.compile(r"_(?:\d+|norm)$")
 
 
 def current_name(name: str) -> str:
-    """Today's name of a tensor that a file of any time holds."""
+    """The present name of a tensor in a file of any version."""
     for before, now in _RENAMED.items():
         if name.startswith(before):
             return now + name.removeprefix(before)
@@ -22,7 +22,7 @@ def current_name(name: str) -> str:
 
 
 def only_trains(name: str) -> bool:
-    """Whether a tensor is read by training alone: of a momentum twin, or of a queue."""
+    """Whether only training reads a tensor: one of a momentum twin or a queue."""
     return any(part.startswith("momentum_") or part == "queue" for part in name.split("."))
 
 

@@ -1,13 +1,13 @@
-"""What an objective is: what it draws, which rows it wants computed, how its head is built and its loss is made.
+"""The base class of objectives: their random draws, the rows that they need, their heads and losses.
 
-An objective is a stateless, frozen description and its own configuration, so that it can be sent to a data worker.
-Parameters and buffers belong to the head that it builds; the chain's last layer owns it, so that a pipeline stage holds
-only what it needs.
+An objective is a stateless, frozen configuration, so that it can be sent to a data worker. Its parameters and buffers
+belong to the head that it builds; the chain's last layer owns the heads, so that only the last pipeline stage holds
+them.
 
-Life of an objective within one step:
+Order of calls within one step:
 
 1. ``prepare`` (in a data worker, on the CPU): draws masks and the like from the batch; a pure function of the sample's
-   position. Results travel in ``Batch.prepared`` under ``{key}/...``.
+   position. Results are in ``Batch.prepared`` under ``{key}/...``.
 2. ``demands``: which rows the chain has to compute. Pure function of kind and size.
 3. ``draw`` (where rows are joined): chooses other samples for the joins that ask for it.
 4. ``loss`` (in the chain's last layer); after the optimizer step the head's ``after_step``.
@@ -37,12 +37,12 @@ from omnivl.errors import Misfit, UserError
 from omnivl.randomness import Streams, uniforms
 
 LARGE_BATCH = 2**20
-"""Samples of a batch that no objective leaves out because it is too small."""
+"""A number of samples with which no objective leaves out a batch as too small."""
 
 
 @dataclass(frozen=True)
 class PrepareContext:
-    """What ``prepare`` may know besides the batch.
+    """Inputs of ``prepare`` besides the batch.
 
     Attributes:
         seed: The stage's seed.
@@ -71,12 +71,12 @@ class PrepareContext:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Which samples stand in the joins whose text or visual is drawn.
+    """The samples in the joins whose text or visual is drawn.
 
     Attributes:
-        rows: int64 ``[B]`` by join: the candidate that stands in each row.
+        rows: int64 ``[B]`` by join: the candidate of each row.
         across: Whether the candidates are the samples of all replicas, this replica's first; else this replica's.
-        leaves: What ``loss`` wants to know of the draw, by name (``{key}/...``).
+        leaves: Values of the draw that ``loss`` needs, by name (``{key}/...``).
     """
 
     rows: Mapping[str, Tensor]
@@ -99,10 +99,10 @@ class ObjectiveLoss:
 
 @dataclass(frozen=True)
 class Temperature:
-    """The temperature that embeddings are compared at, where an objective brings one.
+    """The temperature of the comparison of embeddings, for objectives that have one.
 
     Attributes:
-        initial: At the start.
+        initial: Initial value.
         bounds: Smallest and largest.
         learnt: Whether it is trained.
     """
@@ -113,23 +113,23 @@ class Temperature:
 
 
 class Head(nn.Module):
-    """Parameters and buffers of one objective. What has to change after a step changes here, never in ``loss``."""
+    """Parameters and buffers of one objective. ``after_step`` updates them after a step; ``loss`` never does."""
 
     def after_step(self, gather: Gather) -> None:
-        """Called once per optimizer step, after the weights moved."""
+        """Called once per optimizer step, after the weights were updated."""
 
     def discard_step(self) -> None:
-        """Called instead of ``after_step`` when a step was skipped: drops what ``loss`` put aside for it."""
+        """Called instead of ``after_step`` when a step was skipped: drops values that ``loss`` kept for it."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What an objective's ``loss`` and ``predict`` get.
+    """Heads that an objective's ``loss`` and ``predict`` get.
 
     Attributes:
-        own: What ``build_head`` made; None where it makes nothing.
-        vocabulary: The vocabulary head that all objectives on words share, where ``reads`` names ``vocabulary``.
-        momentum_vocabulary: Its momentum twin, where ``reads`` names ``momentum_vocabulary``.
+        own: The head that ``build_head`` made; None if it makes none.
+        vocabulary: The vocabulary head that all objectives on words share, if ``reads`` names ``vocabulary``.
+        momentum_vocabulary: Its momentum twin, if ``reads`` names ``momentum_vocabulary``.
     """
 
     own: nn.Module | None = None
@@ -146,9 +146,9 @@ class Objective(ABC):
     Attributes:
         weight: Factor of the loss in the total.
         weight_warmup_steps: The weight rises linearly over this many optimizer steps; 0 for none.
-        name: Name in logs, heads and random keys, letters, digits and ``_``; the ``kind`` where it is not given. A kind
-            may stand more than once in a stage, under different names.
-        on: Data entries of the stage that the objective acts on, by name; all where none is given.
+        name: Name in logs, heads and random keys, letters, digits and ``_``; the ``kind`` if not given. A kind may
+            occur more than once in a stage, under different names.
+        on: Data entries of the stage that the objective acts on, by name; all if not given.
     """
 
     weight: float = 1.0
@@ -174,7 +174,7 @@ class Objective(ABC):
 
     @property
     def demands_of_kinds(self) -> Mapping[DataKind, Demands]:
-        """What is computed of a large batch, by the kinds that the objective applies to."""
+        """The demands for a large batch, by the kinds that the objective applies to."""
         asked = {kind: self.demands(kind, LARGE_BATCH) for kind in DATA_KINDS}
         return {kind: demands for kind, demands in asked.items() if demands is not None}
 
@@ -189,24 +189,25 @@ class Objective(ABC):
 
     @property
     def temperature_options(self) -> Temperature | None:
-        """The temperature that the objective brings for embeddings that it compares; None where it brings none."""
+        """The objective's temperature of the comparison of embeddings; None if it has none."""
         return None
 
     @property
     def predicts(self) -> bool:
-        """Whether there is something to ask its head, on any kind of data."""
+        """Whether the objective predicts anything, on any kind of data."""
         return any(self.asks(kind, 1) is not None for kind in DATA_KINDS)
 
     def after_training(self) -> Self | None:
-        """The objective as a model keeps it that is no longer trained: its head without what only trains it.
+        """The objective in an exported model: its head without the parts that only training needs.
 
         Returns:
-            None where nothing of it is of use then. By default whatever predicts or brings a temperature is.
+            None if inference does not need the objective. By default it needs objectives that predict or have a
+            temperature.
         """
         return self.apart() if self.predicts or self.temperature_options is not None else None
 
     def apart(self) -> Self:
-        """The objective without what a stage says of it: its weight and its data entries."""
+        """The objective without the options of a stage: its weight and its data entries."""
         return replace(self, weight=1.0, weight_warmup_steps=0, on=())
 
     def acts_on(self, entry: str) -> bool:
@@ -214,12 +215,12 @@ class Objective(ABC):
         return not self.on or entry in self.on
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """What does not fit to the sizes of samples or to a micro-batch of ``batch_size``."""
+        """Options that do not fit the sizes of samples or a micro-batch of ``batch_size``."""
         return iter(())
 
     @property
     def restored_words(self) -> Mapping[str, float]:
-        """Which share of a masked text's positions goes through the vocabulary head, by segment of the text stream."""
+        """Share of a masked text's positions that goes through the vocabulary head, by segment of the text stream."""
         return {}
 
     def weight_at(self, step: int) -> float:
@@ -237,12 +238,12 @@ class Objective(ABC):
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:
-        """The fields that it reads of the samples, by the name that it has for them."""
+        """Types of the samples' fields that it reads, by the names that it uses."""
         return {}
 
     @abstractmethod
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """What to compute for a batch of ``kind``; None where the objective does not apply."""
+        """The demands for a batch of ``kind``; None if the objective does not apply."""
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws this objective's inputs, named ``{self.key}/...``. Called only where ``demands`` is not None."""
@@ -253,7 +254,7 @@ class Objective(ABC):
         raise NotImplementedError(f"objective {self.key} has joins to draw for, and no draw")
 
     def build_head(self, sizes: HeadSizes) -> nn.Module | None:
-        """Parameters and buffers that only this objective needs, owned by the chain's ``Losses`` layer."""
+        """Makes the parameters and buffers of this objective, which the chain's ``Losses`` layer owns."""
         return None
 
     @abstractmethod
@@ -261,16 +262,16 @@ class Objective(ABC):
         """The raw loss from the state at the end of the chain."""
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """What to compute for ``predict``; None where the objective predicts nothing."""
+        """The demands for ``predict``; None if the objective predicts nothing."""
         return None
 
     def predict(self, state: State, heads: Heads) -> Tensor:
-        """What the objective's head says of the rows of ``asks``."""
+        """The predictions of the objective's head for the rows of ``asks``."""
         raise NotImplementedError(f"objective {self.key} predicts nothing")
 
 
 def temperature_of(objectives: Sequence[Objective]) -> Temperature:
-    """The temperature of a stage: that of the first objective that brings one."""
+    """The temperature of a stage: that of the first objective that has one."""
     brought = (objective.temperature_options for objective in objectives)
     return next((temperature for temperature in brought if temperature is not None), Temperature())
 

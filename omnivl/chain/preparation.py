@@ -1,4 +1,4 @@
-"""What draws the objectives' inputs of a batch, in the process that makes it: a data worker or a background thread."""
+"""Draws the objectives' inputs for a batch, where the batch is made: in a data worker or a background thread."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from omnivl.data.special_tokens import SpecialTokens
 
 
 def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) -> dict[str, Field]:
-    """What the objectives that act on a data entry, by its key, ask of its samples."""
+    """Types of the fields that the objectives read from the samples of a data entry, which is given by its key."""
     asked: dict[str, Field] = {}
     for objective in objectives:
         if objective.acts_on(entry) and objective.demands(kind, LARGE_BATCH) is not None:
@@ -39,7 +39,7 @@ class Preparation:
     seed: int
 
     def __call__(self, batch: Batch, entry: str, step: int) -> dict[str, Tensor]:
-        """What the objectives drew, by ``objective/name``, and the weights of their losses, by ``weight/objective``.
+        """The objectives' draws, by ``objective/name``, and the weights of their losses, by ``weight/objective``.
 
         Args:
             batch: A batch without ``prepared``.

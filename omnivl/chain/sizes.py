@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HeadSizes:
-    """What an architecture says of itself to those who build heads on its streams.
+    """Sizes of an architecture that are needed to build heads on its streams.
 
     Attributes:
         widths: Width D of each stream that the architecture has (``visual``, ``text``, ``fused``, ``generation``),
-            and of ``pooled`` where it makes that and it is not that of ``fused``.
+            and of ``pooled`` if it has that and its width is not that of ``fused``.
         text_length: Token positions per text.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings; 0 where there are none.
@@ -27,10 +27,10 @@ class HeadSizes:
 
     @property
     def words(self) -> int:
-        """Width of the streams on which words are predicted: the last one of the architecture's that reads words."""
+        """Width of the stream on which words are predicted: the architecture's last one that reads words."""
         return next(self.widths[stream] for stream in ("generation", "fused", "text") if stream in self.widths)
 
     @property
     def pooled(self) -> int:
-        """Width of what stands for a fused row as a whole, see ``State.pooled``."""
+        """Width of the pooled representation of a fused row, see ``State.pooled``."""
         return self.widths.get("pooled", self.widths["fused"])

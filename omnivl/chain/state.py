@@ -1,13 +1,13 @@
-"""The state that travels along the chain, and the layout that says which rows of its stacks are what.
+"""The state that the layers of a chain pass on, and the layout that assigns its rows to segments.
 
 Shapes: B samples, T frames, N patches of a frame, S = 1 + T * N visual positions (class token first, then frame by
-frame), L text positions, D hidden size of a stream, P projection size. R_* is a number of stacked rows: what needs
-several passes (masked text, hard negatives, masked frames) is stacked along the batch, so that each block runs once per
-step.
+frame), L text positions, D hidden size of a stream, P projection size. R_* is a number of stacked rows: inputs of
+several passes (masked text, hard negatives, masked frames) are stacked along the batch, so that each block runs once
+per step.
 
-``State`` is a dict because DeepSpeed finds tensors in tuples, lists and dicts only, and because a pipeline host can
-then send its items; it is flat for the same reasons. Everything that is not a tensor lives in the ``StepLayout``, a
-pure function of the plan, the batch's data entry, kind and size, from which any pipeline stage works it out for itself.
+``State`` is a flat dict because DeepSpeed finds tensors in tuples, lists and dicts only, and because the pipeline host
+sends its items. Everything that is not a tensor is in the ``StepLayout``: a pure function of the plan and of the
+batch's data entry, kind and size, so that every pipeline stage can compute it.
 """
 
 from collections.abc import Mapping
@@ -60,24 +60,25 @@ Mode = Literal["train", "encode", "predict"]
 
 @dataclass(frozen=True)
 class StepLayout:
-    """Which passes a step makes and where their rows lie. Holds no tensor.
+    """The passes of a step and the rows of each. Contains no tensor.
 
     Attributes:
         kind: Kind of the batch.
         batch_size: B.
         num_frames: T.
-        mode: ``train`` computes losses, ``predict`` what the objectives' heads say; ``encode`` ends at the embeddings.
+        mode: ``train`` computes losses, ``predict`` the predictions of the objectives' heads; ``encode`` ends at the
+            embeddings.
         visual: Segments of ``state["visual"]`` by name: ``clean`` and one per masked visual pass. May be empty.
         text: Segments of ``state["text"]``: ``clean`` and one per masked text pass. May be empty.
-        fused: Segments of ``state["fused"]``, one for each join whose texts see all of themselves.
+        fused: Segments of ``state["fused"]``, one for each join that is not causal.
         generation: Segments of ``state["generation"]``, one for each causal join.
-        joins: What stands in these, by the same names.
+        joins: The joins of these segments, by the same names.
         reads: Fields that losses read; see ``Demands.reads``.
         fused_visual: Segments of ``fused`` of which losses read the visual positions.
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
         twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
         objectives: Keys of the objectives that are active in the step.
-        class_only: Whether nothing behind the encoders reads more than their first position. Their last blocks may
+        class_only: Whether layers after the encoders read only the first position. The last blocks of the encoders may
             then leave out the others: ``visual`` and ``text`` have one position from there on.
     """
 
@@ -114,7 +115,7 @@ class StepLayout:
 
     @property
     def joined(self) -> frozenset[str]:
-        """The segments of the visual and text streams of which fused rows are made."""
+        """The segments of the visual and text streams that fused rows consist of."""
         fused = [self.joins[name] for name in self.fused]
         return frozenset(segment for join in fused for segment in (join.text, *join.seen))
 
@@ -127,7 +128,7 @@ class StepLayout:
 
 
 class State(dict[str, Tensor]):
-    """Named tensors plus their layout. A layer returns a new state and never changes the one it got."""
+    """Named tensors plus their layout. A layer returns a new state and never changes its input."""
 
     layout: StepLayout
 
@@ -151,7 +152,7 @@ class State(dict[str, Tensor]):
         """As ``updated``, for names that are no Python identifiers.
 
         Raises:
-            KeyError: A name is neither a core field nor namespaced: most likely a typing error.
+            KeyError: A name is neither a core field nor namespaced; most likely it is misspelt.
         """
         for name in tensors:
             if name not in CORE_FIELDS and "/" not in name:
@@ -164,7 +165,7 @@ class State(dict[str, Tensor]):
         return {name[len(prefix) + 1 :]: tensor for name, tensor in self.items() if name.startswith(f"{prefix}/")}
 
     def rows(self, stream: str, segment: str) -> Tensor:
-        """A segment of a stream's stack, wherever along the chain it is asked for.
+        """A segment of a stream's stack, at any position in the chain.
 
         Raises:
             KeyError: The layout has no such segment, or its stream has been dropped.
@@ -178,10 +179,10 @@ class State(dict[str, Tensor]):
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def pooled(self, join: str) -> Tensor:
-        """What stands for each fused row of a join as a whole, ``[R, D]``.
+        """The pooled representation of each fused row of a join, ``[R, D]``.
 
-        That is ``pooled`` where the architecture makes it, which it does where an objective's ``reads`` name it; else
-        the row's first position.
+        This is ``pooled`` if the architecture computes it, which it does if an objective's ``reads`` name it; else the
+        row's first position.
         """
         if "pooled" in self:
             return self["pooled"][self.layout.fused[join]]

@@ -25,11 +25,11 @@ _FROM_YIQ = np.linalg.inv(_TO_YIQ)
 
 @dataclass(frozen=True)
 class View:
-    """What is seen of a picture or clip.
+    """A view of a picture or clip.
 
     Attributes:
         pixels: ``[T, S, S, 3]``.
-        place: Where the picture's points lie in it.
+        place: Maps points of the picture to points of the view.
     """
 
     pixels: Pixels
@@ -44,11 +44,11 @@ def training_view(
     Args:
         pixels: ``[T, H, W, 3]``.
         size: S.
-        config: What to do.
+        config: Kinds and ranges of the changes.
         random: The sample's generator.
         flip_allowed: Whether the text stays true in a mirror.
     """
-    uniforms = random.random(13)  # one call; how many are used must not depend on the configuration
+    uniforms = random.random(13)  # one call, so that the number of draws does not depend on the configuration
     box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
     if config.rotate == 0 and config.zoom == (1, 1):
         left, top, width, height = box
@@ -110,7 +110,7 @@ def _turned(
         pixels: ``[T, H, W, 3]``.
         size: S.
         box: Left, top, width, height of the crop.
-        config: Ranges of rotation and zoom, and what lies beyond the border.
+        config: Ranges of rotation and zoom, and the fill beyond the border.
         uniforms: Two numbers in [0, 1): rotation, zoom.
     """
     left, top, width, height = box

@@ -1,4 +1,4 @@
-"""What the data side hands to the chain: a batch of one kind of sample.
+"""The input of the chain: a batch of samples of one kind.
 
 Shapes: B samples, T frames (1 for images), P pictures of a set, H x W pixels, L text positions.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 DataKind = Literal["image_text", "video_text", "image_label", "video_label", "text", "image", "video", "images_text"]
 DATA_KINDS: tuple[DataKind, ...] = get_args(DataKind)
-"""In an order that checkpoints rely on: UniVLC's queue stores a kind's place among them. New ones go to the end."""
+"""The order is part of checkpoints: UniVLC's queue stores a kind's index. New kinds are appended."""
 
 Visual = Literal["none", "image", "clip", "set"]
 VISUALS: tuple[Visual, ...] = get_args(Visual)
@@ -30,7 +30,7 @@ _VISUALS: Mapping[DataKind, Visual] = {
 
 
 def visual_of(kind: DataKind) -> Visual:
-    """What a sample of this kind shows: nothing, a picture, a clip, or a set of pictures."""
+    """The visual part of a sample of this kind: nothing, a picture, a clip, or a set of pictures."""
     return _VISUALS[kind]
 
 
@@ -71,8 +71,8 @@ class Batch:
             has no text.
         identity: int64 ``[B]``: UniVLC's y. Samples with equal identity are positives of each other.
         label: int64 ``[B]``: class index within the source, or -1.
-        position: int64 ``[B]``: the sample's place in the endless order of its data entry. Keys all randomness.
-        prepared: What the objectives drew from the batch (masked tokens, patch masks ...), by ``objective/name``.
+        position: int64 ``[B]``: the sample's index in the endless order of its data entry. All random keys contain it.
+        prepared: The objectives' draws for the batch (masked tokens, patch masks ...), by ``objective/name``.
         captions: The text behind ``token_ids``, for logs and galleries.
         entry: Key of the data entry that the samples come from.
         fields: The samples' fields by name (see ``omnivl.data.fields``): tensors whose first dimension is B, which go
@@ -97,7 +97,7 @@ class Batch:
 
     @property
     def visual(self) -> Visual:
-        """What the samples show."""
+        """The visual part of the samples."""
         return visual_of(self.kind)
 
     @property

@@ -1,4 +1,4 @@
-"""Examples to a batch, with everything that the objectives draw in advance.
+"""Makes a batch of examples, with everything that the objectives draw in advance.
 
 Shapes: B samples, T frames, S side of the picture, L text positions.
 """
@@ -22,7 +22,7 @@ from omnivl.data.tokenizer import Tokenizer
 
 
 class Prepare(Protocol):
-    """What draws further tensors from a batch before it goes to training. Picklable; of objectives in training."""
+    """Interface of a callable that makes further tensors from a batch, in training the objectives' draws. Picklable."""
 
     def __call__(self, batch: Batch, entry: str, step: int) -> dict[str, Tensor]:
         """The tensors for ``Batch.prepared``.
@@ -41,7 +41,7 @@ class Collator:
         """Describes a collator.
 
         Args:
-            sizes: Of which the length of texts is used.
+            sizes: Only the length of texts is used.
             tokenizer: Texts to ids.
             prepare: Draws ``Batch.prepared``; None for nothing.
         """
@@ -101,7 +101,7 @@ def _frames(examples: Sequence[Example]) -> Tensor:
 
 
 def _empty_frames(shape: tuple[int, ...]) -> Tensor:
-    """Memory for a batch's frames, uint8; in a data worker the shared memory in which they travel.
+    """Memory for a batch's frames, uint8; in a data worker shared memory, through which they are sent.
 
     torch's own ``default_collate`` gets its memory in the same way.
     """

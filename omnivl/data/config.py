@@ -1,4 +1,4 @@
-"""What a plan says about data: one entry of a stage's mixture, and how the loader works."""
+"""Configuration of data: one entry of a stage's mixture, and the loader."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +25,8 @@ class AugmentConfig:
         rotate: Largest rotation of the crop about its middle, in degrees, either way; 0 for none.
         zoom: Factor by which the crop is enlarged about its middle, (smallest, largest), drawn on a logarithmic scale.
             Below 1 the view shows what lies around the crop.
-        fill: What is seen beyond the picture's border where ``rotate`` or ``zoom`` show it: the border's colours
-            continued (``edge``), or white.
+        fill: Pixels beyond the picture's border, where ``rotate`` or ``zoom`` show them: the border's colours continued
+            (``edge``), or white.
         flip: Probability of a horizontal flip. Texts with a direction (left, right, ...) are never flipped.
         brightness: Largest relative change of brightness; 0 for none.
         contrast: Largest relative change of contrast; 0 for none.
@@ -61,8 +61,8 @@ class FrameSamplingConfig:
     Attributes:
         mode: ``uniform`` takes the middle of ``num_frames`` equal segments; ``segment`` draws one frame at random from
             each segment. Evaluation always takes ``uniform``.
-        span: Part of the clip that is looked at, from just above 0 to 1: training draws where it starts, evaluation
-            takes the middle.
+        span: Share of the clip that is used, above 0 and at most 1: training draws where it starts, evaluation takes
+            the middle.
     """
 
     mode: FrameSampling = "segment"
@@ -71,24 +71,24 @@ class FrameSamplingConfig:
 
 @dataclass(frozen=True)
 class DataEntryConfig:
-    """One entry of a stage's mixture: where samples come from and what is made of them.
+    """One entry of a stage's mixture: the source of samples and how they are processed.
 
     Attributes:
         source: ``emoji`` (embedded drawings and clips), ``motion`` (generated clips), or tar shards: a path, a folder,
             a glob (``data/*.tar``) or a brace pattern (``data/{000..127}.tar``). ``pipe:COMMAND`` and URLs are read as
             streams, which resume by shard instead of by sample.
-        kind: What a sample is: an image or a clip, with a caption or with a class label; a text, an image or a clip
+        kind: Parts of a sample: an image or a clip, with a caption or with a class label; a text, an image or a clip
             alone; or several images with a text.
         weight: Share of micro-batches, relative to the other entries of the stage.
-        name: Name in logs and part of every random key; made from kind and source where it is not given.
+        name: Name in logs and part of every random key; made from kind and source if not given.
         where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
         text: Field of the samples' JSON that is their text, e.g. ``question``; null takes the captions.
-        pictures: Files of a sample that are its pictures, by what follows its name and a dot, e.g. ``[left.png,
-            right.png]``; without an extension any format. Kind ``images_text`` needs them; elsewhere one is allowed,
-            and where none is named the sample's only picture or clip is taken.
-        least_pictures: How many of ``pictures`` a sample must have, those that it lacks are black; 0 for all.
-        fields: What else of a sample is kept: fields of its JSON, or files that are masks, by the name that an
-            objective has for them: ``{answers: answers, mask: mask.png}``, or a list where the names are the same.
+        pictures: Files of a sample that are its pictures, named by the part after its key and a dot, e.g. ``[left.png,
+            right.png]``; without an extension any format. Kind ``images_text`` needs them; for other kinds at most one
+            is allowed, and by default the sample's picture or clip is used.
+        least_pictures: How many of ``pictures`` a sample must have; missing ones are black; 0 for all.
+        fields: Further fields of a sample that are kept: fields of its JSON, or files that are masks, by the name that
+            an objective uses: ``{answers: answers, mask: mask.png}``, or a list if the names are the same.
         caption: Which of several captions or texts is used: the first, a random one, or all joined by commas in random
             order (in evaluation: in their own order).
         prompts: Texts that a class name is put into, at ``{label}``. Label kinds only.
@@ -124,13 +124,13 @@ class DataEntryConfig:
 
     @property
     def field_files(self) -> tuple[str, ...]:
-        """Those of ``fields`` that lie in files: their names end as pictures' do."""
+        """Those of ``fields`` that are files: their names have a picture's extension."""
         sources = self.kept_fields.values()
         return tuple(source for source in sources if source.rpartition(".")[2].lower() in STILL_EXTENSIONS)
 
     @property
     def num_pictures(self) -> int:
-        """Pictures of a sample: those named, else one; none where the kind shows nothing."""
+        """Number of pictures of a sample: of those named, else one; 0 for kinds without pictures."""
         return max(1, len(self.pictures)) if has_visual(self.kind) else 0
 
     @property
@@ -144,7 +144,7 @@ class DataEntryConfig:
 
 
 def entry_keys(entries: Sequence[DataEntryConfig]) -> tuple[str, ...]:
-    """A distinct name for each entry: equal ones are numbered."""
+    """A distinct name for each entry; equal names are numbered."""
     keys: list[str] = []
     for entry in entries:
         seen = sum(other.key == entry.key for other in entries[: len(keys)])
@@ -162,12 +162,12 @@ class LoaderConfig:
         start_method: How worker processes are started. ``fork`` is unsafe once the process runs threads of its own
             (gloo, CUDA).
         max_bad_fraction: Share of bad samples above which the run stops.
-        min_samples_to_judge: Samples to be seen before that share is judged.
+        min_samples_to_judge: Number of samples from which on that share is checked.
         max_pixels: Pixels per picture or frame above which a sample is refused before it is decoded.
         max_frames: Frames per clip above which a sample is refused before it is decoded.
         cache_decoded: Keep decoded pictures in memory. For sets that fit, such as the embedded one.
         cache_mebibytes: Bound of that cache per process, in MiB.
-        index_cache: Folder for shard indexes; None keeps each beside its shard where that is writable.
+        index_cache: Folder for shard indexes; null keeps each beside its shard if that folder is writable.
         shuffle_buffer: Samples that a stream shuffles among. Streams only.
     """
 

@@ -1,4 +1,4 @@
-"""Encoded pictures and clips to pixels, after a look at their size.
+"""Decodes pictures and clips, after checking their size.
 
 Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent shows white.
 """
@@ -45,8 +45,8 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     Args:
         sample: With ``media`` or ``frames`` (of which the first is taken).
         limits: Bounds.
-        needed: Shorter side, in pixels, that is enough: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size where
-            that keeps both sides at least so long. 0 decodes in full.
+        needed: Shorter side, in pixels, that is sufficient: a larger JPEG is decoded at 1/2, 1/4 or 1/8 of its size if
+            both sides remain at least that long. 0 decodes in full.
 
     Raises:
         BadSampleError: ``broken_image``, ``too_many_pixels`` or ``unknown_extension``.

@@ -1,4 +1,4 @@
-"""From a position in an entry's order to a finished example: read, decoded, augmented, with its text and its fields.
+"""Makes the example at a position of an entry's order: reads, decodes and augments it, and adds text and fields.
 
 Shapes: T frames, P pictures of a set, S side of the picture.
 """
@@ -26,7 +26,7 @@ from omnivl.errors import DataError
 from omnivl.randomness import Streams, stable_hash
 
 MAX_SUBSTITUTES = 32
-_MAX_CACHED_FRAMES = 16  # a longer clip is decoded anew each time, and only the frames that are needed
+_MAX_CACHED_FRAMES = 16  # of a longer clip only the needed frames are decoded, every time
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Example:
 
     Attributes:
         pictures: uint8 ``[T, S, S, 3]``, of a set ``[P, S, S, 3]``; RGB. None where the kind shows nothing.
-        text: Caption, prompt or what else the entry names as the text; None where the kind has none.
+        text: Caption, prompt or the field that the entry names as the text; None if the kind has none.
         identity: UniVLC's y.
         label: Class index within the source, or -1.
         position: Place in the entry's endless order.
@@ -55,7 +55,7 @@ class Example:
 
 
 class PixelCache:
-    """Decoded pictures and short clips of one process, for sources that fit as a whole."""
+    """Cache of one process for decoded pictures and short clips, for sources that fit as a whole."""
 
     def __init__(self, mebibytes: int) -> None:
         """Makes an empty cache of at most ``mebibytes`` MiB."""
@@ -64,11 +64,11 @@ class PixelCache:
         self._pixels: dict[str, NDArray[np.uint8]] = {}
 
     def get(self, where: str) -> NDArray[np.uint8] | None:
-        """What is kept of a sample."""
+        """The cached pixels of a sample."""
         return self._pixels.get(where)
 
     def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
-        """Keeps ``pixels`` if a source with so many samples of this size fits into the bound.
+        """Keeps ``pixels`` if a source with this number of samples of this size fits into the bound.
 
         Keeping a small part of a large source would cost memory and save nothing.
         """
@@ -84,12 +84,12 @@ def _joined(views: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
 
 
 def label_number(label: str) -> int:
-    """A class index for streams, whose classes are not known beforehand: the same for the same name everywhere."""
+    """A class index for streams, whose classes are not known beforehand: a hash of the name."""
     return stable_hash("label", label) & 0x7FFFFFFF
 
 
 class ExampleReader:
-    """Makes the examples of one entry. A bad sample is replaced by another one, drawn by its position."""
+    """Makes the examples of one entry. A bad sample is replaced by another one, drawn with its position as the key."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ExampleReader:
             key: The entry's part in random keys.
             seed: The stage's seed.
             limits: Bounds of decoding.
-            cache: Where decoded pixels are kept.
+            cache: Cache of decoded pixels.
             training: Random views and texts, shuffled order; else plain ones in the source's own order.
             asked: Types of the fields that objectives ask for.
         """
@@ -135,12 +135,12 @@ class ExampleReader:
         return self._fields.types
 
     def index(self, position: int) -> int:
-        """The sample of the source that stands at a position."""
+        """The source's sample at a position."""
         assert self._order is not None, "a stream has no positions"
         return self._order(position)[1] if self._training else position % self._length
 
     def describe(self, position: int) -> str:
-        """Names the sample at a position for messages; does not raise where it cannot be read."""
+        """Names the sample at a position for messages; does not raise if it cannot be read."""
         index = self.index(position)
         try:
             where = "" if self._source is None else f" ({self._source.read(index).where})"
@@ -149,7 +149,7 @@ class ExampleReader:
         return f"sample {index} of data entry {self.key!r}{where}, at position {position}"
 
     def example(self, position: int) -> tuple[Example, list[Rejection]]:
-        """The example at a position, and the bad samples that it took the place of.
+        """The example at a position, and the bad samples that it replaces.
 
         Raises:
             DataError: None of ``MAX_SUBSTITUTES`` draws is good.
@@ -256,6 +256,6 @@ class ExampleReader:
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
 
     def _needed_side(self) -> int:
-        """Shorter side that a JPEG needs so that the smallest crop is not enlarged."""
+        """Shorter side of a JPEG at which the smallest crop is not enlarged."""
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
         return round(self._size / math.sqrt(max(smallest, 0.01)))

@@ -1,4 +1,4 @@
-"""Fields of the samples of a batch, put together: tensors of one size whatever the samples have, and Python values.
+"""Collates the fields of the samples of a batch into tensors of a fixed size and Python values.
 
 Shapes: B samples, S side of the view, L token positions.
 """
@@ -46,7 +46,7 @@ def collate_fields(
 
 
 def _token_ids(name: str, field: Field, values: Sequence[object], tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """``NAME/token_ids`` and ``NAME/present``; what is absent is padding throughout."""
+    """``NAME/token_ids`` and ``NAME/present``; absent texts are all padding."""
     texts = [() if value is None else value if isinstance(value, tuple) else (value,) for value in values]
     token_ids = np.full((len(texts), field.most, field.length), tokenizer.special.pad, dtype=np.int64)
     present = np.arange(field.most)[None] < np.array([len(own) for own in texts])[:, None]
@@ -67,7 +67,7 @@ def _placed(value: object, shape: tuple[int, ...]) -> Placed:
 def _padded(
     name: str, field: Field, samples: Sequence[Placed], shape: tuple[int, ...], dtype: type[np.generic] = np.float32
 ) -> dict[str, Tensor]:
-    """``NAME`` and ``NAME/present``, every sample filled up to ``most`` values."""
+    """``NAME`` and ``NAME/present``, every sample padded to ``most`` values."""
     values: NDArray[np.generic] = np.zeros((len(samples), field.most, *shape), dtype=dtype)
     present = np.zeros((len(samples), field.most), dtype=np.bool_)
     for row, sample in enumerate(samples):
@@ -77,5 +77,5 @@ def _padded(
 
 
 def _tensors(field: Field, arrays: Mapping[str, NDArray[np.generic]]) -> dict[str, Tensor]:
-    """As tensors, without the dimension of the values where there is only one."""
+    """Stacks tensors, without the dimension of the values if there is only one."""
     return {name: torch.from_numpy(array[:, 0] if field.most == 1 else array) for name, array in arrays.items()}

@@ -1,8 +1,8 @@
 """Fields of a sample beside its picture and its text: answers, weights, boxes, masks, options, history.
 
-A data entry names what it keeps (``fields: {answers: answers, region: bbox, mask: mask.png}``): what an objective calls
-it, and the field of the sample's JSON or the file in which it lies. An objective says of what type it must be; what
-nobody asks for is kept as it is.
+A data entry maps the names that objectives use to fields of the sample's JSON or to files (``fields: {answers: answers,
+region: bbox, mask: mask.png}``). An objective declares the types of its fields; a field that no objective declares is
+kept unchanged.
 
 Shapes: N values of a sample, S side of the view, L token positions.
 """
@@ -26,21 +26,22 @@ FieldKind = Literal["text", "number", "boxes", "mask", "raw"]
 
 @dataclass(frozen=True)
 class Field:
-    """What an objective asks a field of a sample to be.
+    """The type of a sample's field that an objective declares.
 
     A batch has a ``text`` as tuples of strings, a ``number`` as float32 ``[B]``, ``boxes`` as float32 ``[B, 4]`` (left,
-    top, right, bottom as fractions of the view) and a ``mask`` as bool ``[B, S, S]``; ``raw`` is any JSON value. Where
-    ``most`` is above 1 there is a further dimension, filled up with zeros; ``NAME/present``, bool ``[B]`` or
-    ``[B, most]``, says where there is something.
+    top, right, bottom as fractions of the view) and a ``mask`` as bool ``[B, S, S]``; ``raw`` is any JSON value. If
+    ``most`` is above 1 there is a further dimension, padded with zeros; ``NAME/present``, bool ``[B]`` or ``[B,
+    most]``, marks the values that exist.
 
     Attributes:
         kind: Its type.
-        most: How many values a sample may have. 1 is a single value, not a list; a sample with more is bad.
-        required: Whether a sample without it is bad. A box that the view cuts off is no such case: it is absent.
-        as_many_as: Another field, of which a sample must have as many values: weights of answers, names of boxes.
-        length: Token positions of a ``text``: ``NAME/token_ids``, int64 ``[B, L]`` or ``[B, most, L]``, goes along;
-            0 for none.
-        picture: Which of a sample's pictures boxes and masks lie in.
+        most: Largest number of values of a sample; a sample with more is bad. 1 is a single value, not a list.
+        required: Whether a sample without it is bad. A sample whose box is outside the view is not bad: its box is
+            absent.
+        as_many_as: Another field that must have the same number of values, as answers for their weights.
+        length: Token positions of a ``text``, for a further tensor ``NAME/token_ids``, int64 ``[B, L]`` or ``[B, most,
+            L]``; 0 for none.
+        picture: Index of the sample's picture to which boxes and masks refer.
     """
 
     kind: FieldKind = "raw"
@@ -53,7 +54,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Placed:
-    """Values that have a place in the view; those that it cuts off are zeros and not present.
+    """Boxes or masks in the view; those outside of it are zeros and not present.
 
     Attributes:
         values: float64 boxes ``[N, 4]`` or bool masks ``[N, S, S]``.
@@ -81,11 +82,11 @@ class FieldReader:
         }
 
     def read(self, sample: Sample) -> dict[str, object]:
-        """The fields of a sample, checked. One that is not required and not there is None.
+        """The checked fields of a sample. A missing field that is not required is None.
 
         Returns:
-            By name a value, or a tuple where there may be several: str, float, or whatever JSON has; of boxes and masks
-            arrays over the whole picture: float64 ``[N, 4]``, bool ``[N, H, W]``.
+            By name a value, or a tuple if there may be several: str, float, or any JSON value; for boxes and masks
+                arrays over the whole picture: float64 ``[N, 4]``, bool ``[N, H, W]``.
 
         Raises:
             BadSampleError: ``missing_field`` or ``wrong_field``.
@@ -106,11 +107,11 @@ class FieldReader:
         return found
 
     def place(self, found: Mapping[str, object], places: Sequence[Placement], size: int) -> dict[str, object]:
-        """The fields of a sample with boxes and masks as they lie in its views.
+        """The fields of a sample, with boxes and masks mapped into its views.
 
         Args:
             found: From ``read``.
-            places: Where the points of each picture lie in its view.
+            places: For each picture, the map of its points into its view.
             size: S.
         """
         placed = dict(found)
@@ -125,7 +126,7 @@ class FieldReader:
 
 
 def blank_value(field: Field, size: int) -> object:
-    """As many values as a field may have, of the right type, for views of side ``size``; None for a raw one."""
+    """An example value of a field with the largest number of values, for views of side ``size``; None for a raw one."""
     present = np.ones(field.most, dtype=np.bool_)
     match field.kind:
         case "raw":
@@ -140,7 +141,7 @@ def blank_value(field: Field, size: int) -> object:
 
 
 def field_value(sample: Sample, source: str) -> object:
-    """What a sample's JSON has under a name; None where it has nothing."""
+    """The value of a field of a sample's JSON; None if it is missing."""
     if source in ("caption", "captions"):
         return list(sample.captions) or None
     if source == "identity":
@@ -149,7 +150,7 @@ def field_value(sample: Sample, source: str) -> object:
 
 
 def texts_in(value: object) -> Iterator[str]:
-    """All strings in a value of a field, however deep they lie."""
+    """All strings in a value of a field, at any depth."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -197,12 +198,12 @@ def _checked(value: object, field: Field, source: str, where: str) -> object:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a JSON value is a finite number; true and false are none."""
+    """Whether a JSON value is a finite number; true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _box(value: object) -> tuple[float, ...] | None:
-    """Four fractions of which the later ones are larger; None for anything else."""
+    """A box: four fractions, right and bottom larger than left and top; None for anything else."""
     if not isinstance(value, list) or len(value) != 4 or not all(_is_number(one) for one in value):
         return None
     left, top, right, bottom = (float(one) for one in value)
@@ -210,7 +211,7 @@ def _box(value: object) -> tuple[float, ...] | None:
 
 
 def _mask_file(sample: Sample, source: str) -> NDArray[np.bool_] | None:
-    """The mask in a file of the sample, ``[1, H, W]``: what is not black, is inside. None where there is no such file.
+    """The mask in a file of the sample, ``[1, H, W]``: pixels that are not black are inside. None without a file.
 
     Raises:
         BadSampleError: ``broken_image``.

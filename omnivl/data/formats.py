@@ -1,7 +1,7 @@
 """The formats that are read, and the size of a picture from its first bytes.
 
-What a file is, is decided by its first bytes; the extension only decides whether it is looked at. Anything that is not
-in these tables is refused: there is no fallback decoder, and none that could run code.
+The first bytes of a file decide its format; the extension only decides whether it is opened. Formats that are not in
+these tables are refused: there is no fallback decoder, and no decoder that could run code.
 """
 
 import struct
@@ -25,7 +25,7 @@ _SIGNATURES: tuple[tuple[bytes, PictureFormat], ...] = (
 
 
 def file_named(wanted: str, names: Iterable[str]) -> str | None:
-    """The first of the names that is ``wanted``, or ``wanted`` and the extension of a picture or clip."""
+    """The first of the names that equals ``wanted``, or ``wanted`` with the extension of a picture or clip."""
     for name in names:
         stem, _, extension = name.rpartition(".")
         if name == wanted or (stem == wanted and extension in MEDIA_EXTENSIONS):
@@ -67,7 +67,7 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether the end of a PNG or WebP file is there. OpenCV fills what is missing with grey instead of complaining."""
+    """Whether a PNG or WebP file is complete. OpenCV fills missing parts with grey without an error."""
     match picture_format(data):
         case "png":
             return b"IEND" in data[-64:]

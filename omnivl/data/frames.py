@@ -10,7 +10,7 @@ def sample_frames(
 ) -> list[int]:
     """Returns ``num_frames`` frame numbers in rising order; a short clip repeats some.
 
-    The looked-at span is cut into ``num_frames`` equal segments. ``uniform`` takes the middle of each, ``segment``
+    The configured span is divided into ``num_frames`` equal segments. ``uniform`` takes the middle of each, ``segment``
     draws one frame from each.
 
     Args:
@@ -24,7 +24,7 @@ def sample_frames(
     assert total > 0, "a clip has frames"
     length = min(float(total), max(1.0, total * config.span))
     if length < num_frames <= total:
-        length = float(num_frames)  # rather look at more of the clip than at frames twice
+        length = float(num_frames)  # a longer span is preferred to repeated frames
     if random is None:
         start, offsets = (total - length) / 2, np.full(num_frames, 0.5)
     else:

@@ -1,8 +1,8 @@
-"""The index of a tar shard: where each sample lies and what its metadata says.
+"""The index of a tar shard: offset and metadata of each sample.
 
-With the offsets of all samples known, a shard is a list that can be read in any order: that makes the order of training
-a pure function, without a shuffle buffer. The index is built by reading tar headers and the small text members (JSON,
-txt, cls); pictures and clips are not decoded, and nothing is ever unpickled.
+With the offsets of all samples, a shard can be read in any order, so that the order of training is a pure function
+without a shuffle buffer. The index is built by reading tar headers and the small text members (JSON, txt, cls);
+pictures and clips are not decoded, and nothing is ever unpickled.
 """
 
 import json
@@ -35,14 +35,14 @@ class ShardIndex:
         media: int64 ``[N, 2]``: offset and size of the picture or clip, size -1 where a sample has none by the sample's
             own name.
         text: int64 ``[N, 3, 2]``: offset and size of the JSON, txt and cls members; size -1 where there is none.
-        extension: Extension of each sample's media; of one without the first extension that is not read, if any.
+        extension: Extension of each sample's media; for a sample without media its first unsupported extension, if any.
         is_clip: bool ``[N]``.
         labels: Class name of each sample, "" for none.
         fields: Metadata fields that can be filtered by: for each the distinct values (as JSON) and int32 ``[N]`` codes
             into them, -1 for none. ``@languages`` lists the languages of a sample's captions.
         member_names: Different names of further pictures and clips: ``left.png`` for ``KEY.left.png``.
-        members: int64 ``[M, 4]``: row, place in ``member_names``, offset and size of each of these; rows rise.
-        rejections: What was found bad.
+        members: int64 ``[M, 4]``: row, index in ``member_names``, offset and size of each of these; sorted by row.
+        rejections: The bad samples.
     """
 
     keys: tuple[str, ...]
@@ -75,7 +75,7 @@ class ShardIndex:
         }
 
     def without_media(self, row: int, name: str) -> Rejection:
-        """Why a sample is none for those who want its picture or clip; ``name`` is the shard's."""
+        """Why a sample cannot be used for its picture or clip; ``name`` is the shard's."""
         where = f"{name}:{self.keys[row]}"
         if self.extension[row]:
             known = ", ".join(sorted(MEDIA_EXTENSIONS))
@@ -86,7 +86,7 @@ class ShardIndex:
 
 @dataclass
 class _Group:
-    """The members of one sample, while the headers go by."""
+    """The members of one sample, collected while headers are read."""
 
     key: str
     media: tuple[Span, str] | None = None
@@ -117,7 +117,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def build_index(path: Path, name: str) -> ShardIndex:
-    """Reads a shard's headers and text members. Never raises for a bad shard: what is bad is in ``rejections``.
+    """Reads a shard's headers and text members. Never raises for a bad shard: mistakes are in ``rejections``.
 
     Args:
         path: The tar file, not compressed.
@@ -167,13 +167,13 @@ def _groups(path: Path, name: str, rejections: list[Rejection]) -> Iterator[_Gro
         detail = f"{error}; the file has {size} bytes"
         rejections.append(Rejection("truncated_tar", name, detail))
         if group is not None and (group.media is None or not group.text):
-            return  # the rest of it lies in the part that is lost
+            return  # its other members are in the missing part
     if group is not None:
         yield group
 
 
 def _check_end(path: Path, offset: int) -> None:
-    """Whether the archive ends as one should: ``tarfile`` takes a torn or foreign header for the end.
+    """Checks the end mark of the archive, since ``tarfile`` takes a damaged or foreign header for the end.
 
     Raises:
         tarfile.ReadError: There is no end mark at ``offset``.
@@ -190,7 +190,7 @@ def _examine(descriptor: int, group: _Group, where: str, seen: set[str]) -> tupl
     """Reads a group's text members and the first bytes of its media.
 
     Raises:
-        BadSampleError: The group is no usable sample, whatever kind is asked for.
+        BadSampleError: The group is no usable sample of any kind.
     """
     if group.key in seen:
         raise BadSampleError("duplicate_key", where, "an earlier sample of the shard has this key")

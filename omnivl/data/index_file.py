@@ -1,4 +1,4 @@
-"""Where the index of a shard is kept: plain arrays in a ``.safetensors`` file, beside the shard or in another folder.
+"""The file of a shard's index: plain arrays in a ``.safetensors`` file, beside the shard or in another folder.
 
 It is built anew when the shard's size or time of change, or ``INDEX_VERSION``, differ. (Not as ``.npz``: NumPy reads an
 array's header with ``ast.literal_eval``, and several threads at that at once end in a SystemError on Python 3.11.)
@@ -22,13 +22,12 @@ INDEX_VERSION = 3
 
 
 def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
-    """The index of a shard, from ``cache`` if it fits the shard, else built and kept there.
+    """The index of a shard, read from ``cache`` if it fits the shard, else built and written there.
 
     Args:
         path: The tar file.
         name: How messages call it.
-        cache: The index file; None keeps none. A folder that cannot be written to is no error: the index is then built
-            at every start.
+        cache: The index file; None keeps none. If the folder is not writable, the index is built at every start.
     """
     try:
         status = path.stat()
@@ -68,7 +67,7 @@ def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
             rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # absent, torn or foreign: it is built anew
+        return None  # absent, damaged or foreign: it is built again
 
 
 def _write_cache(cache: Path, stamp: NDArray[np.int64], index: ShardIndex) -> None:

@@ -25,13 +25,13 @@ from omnivl.data.sources.emoji import embedded_shards
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
 
-_MAX_VALUES = 24  # a metadata field with more distinct values is not worth a table
+_MAX_VALUES = 24  # metadata fields with more distinct values get no table
 _MAX_EXAMPLES = 20
 
 
 @dataclass(frozen=True)
 class ShardCounts:
-    """What one shard holds: ``bytes`` is its size on disk. A sample that is neither still nor clip has other files."""
+    """Counts of one shard: ``bytes`` is its size on disk. A sample that is neither still nor clip has other files."""
 
     name: str
     bytes: int
@@ -43,12 +43,12 @@ class ShardCounts:
 
 @dataclass
 class Inspection:
-    """What was found. All counters are by sample unless they say otherwise.
+    """The result of an inspection. All counters are by sample unless they say otherwise.
 
     Attributes:
         source: As given.
         shards: One entry per shard; none for generated sources.
-        samples: Good samples by the look of their headers.
+        samples: Samples whose headers are good.
         counted: Samples whose text was counted: all of them, but for generated sources.
         bytes: Size of all shards.
         kinds: How many samples each data kind would have, where an entry names neither texts nor pictures.
@@ -180,14 +180,14 @@ def _inspect_shards(source: str, shards: Sequence[str], samples: int, scan: int)
 def _read_samples(
     shard: str, index: ShardIndex, with_media: set[int], first: int, found: Inspection
 ) -> Iterator[Sample]:
-    """All samples of a shard in order; only those whose place is in ``with_media`` carry their bytes."""
+    """All samples of a shard in order; only those whose index is in ``with_media`` have their bytes."""
     with Path(shard).open("rb") as file:
         for row, key in enumerate(index.keys):
             spans = zip(TEXT_EXTENSIONS, index.text[row].tolist(), strict=True)
             members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in spans if size >= 0}
             record = parse_record(members, f"{shard}:{key}")
             (offset, size), extension = index.media[row].tolist(), index.extension[row]
-            if size < 0:  # any of its further files stands for it
+            if size < 0:  # the sample's first further file is taken instead
                 others = index.members_of(row)
                 extension, (offset, size) = next(iter(others.items()), ("", (0, -1)))
                 extension = extension.rpartition(".")[2]
@@ -207,7 +207,7 @@ def _read_samples(
 
 
 def _inspect_generated(source: str, samples: int, scan: int) -> Inspection:
-    """A source that draws its samples: as many are drawn as are scanned or shown."""
+    """Inspects a source that generates its samples; it generates only those that are scanned or shown."""
     found = Inspection(source)
     opened = open_source(DataEntryConfig(source=source, kind="video_text"), seed=0)
     found.samples = len(opened)

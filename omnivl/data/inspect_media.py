@@ -22,7 +22,7 @@ _STRIP_GAP = 2
 
 @dataclass(frozen=True)
 class MediaFacts:
-    """What a header says. ``frames`` and ``seconds`` are None for stills, ``seconds`` too where no rate is known."""
+    """The content of a header. ``frames`` and ``seconds`` are None for stills, ``seconds`` also without a rate."""
 
     width: int
     height: int
@@ -127,7 +127,7 @@ def _strip_places(total: int) -> list[int]:
 
 
 def _fit(pixels: NDArray[np.uint8], height: int) -> NDArray[np.uint8]:
-    """Scales to a height; what is smaller keeps hard edges, so that one sees its true pixels."""
+    """Scales to a height; smaller pictures are enlarged with hard edges, so that their pixels are visible."""
     width = max(1, round(pixels.shape[1] * height / pixels.shape[0]))
     mode = cv2.INTER_AREA if pixels.shape[0] > height else cv2.INTER_NEAREST
     scaled: NDArray[np.uint8] = cv2.resize(pixels, (min(width, 4 * height), height), interpolation=mode)

@@ -1,4 +1,4 @@
-"""The contact sheet: an inspection as one HTML file that needs nothing else."""
+"""The contact sheet: an inspection as one self-contained HTML file."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -76,7 +76,7 @@ def _problem(rejection: Rejection) -> str:
 
 
 def charts(found: Inspection) -> list[Chart]:
-    """Histograms worth drawing: those that have more than nothing to say."""
+    """The histograms that are not empty."""
     scanned = "" if found.scanned >= found.samples else f"of {found.scanned:,} samples spread evenly"
     frames = binned(found.frames) if len(found.frames) > _MAX_BARS else _exact(found.frames)
     drawn = [

@@ -1,9 +1,9 @@
-"""Batches without end, with a state of a few integers from which they go on exactly.
+"""An endless sequence of batches, whose state is a few integers from which it resumes exactly.
 
 Micro-step k takes one entry (``mixture``) on every replica. If ``c`` samples of that entry were used before, the global
 batch is the positions ``[c, c + micro_batch_size * replicas)`` of the entry's endless order, and replica r has its r-th
-part. What is at a position depends on the seed alone, so that the number of replicas, workers and prefetched batches
-changes nothing, and a joined batch equals the concatenation of the replicas' batches.
+part. The sample at a position depends only on the seed, so that it is independent of the number of replicas, workers
+and prefetched batches, and a joined batch equals the concatenation of the replicas' batches.
 """
 
 import multiprocessing
@@ -34,7 +34,7 @@ from omnivl.errors import DataError
 
 @dataclass(frozen=True)
 class LoaderState:
-    """Where a loader stands. Equal on every replica, but for ``shards``, which each replica sees from its own side.
+    """Position of a loader. Equal on every replica, except for ``shards``, which differs.
 
     Attributes:
         micro_step: Micro-batches taken.
@@ -63,7 +63,7 @@ class LoaderState:
         return cls(**values)
 
     def with_accumulation(self, steps: int) -> "LoaderState":
-        """The same place for another number of micro-batches per optimizer step.
+        """The same position for another number of micro-batches per optimizer step.
 
         Raises:
             DataError: The state lies inside an optimizer step.
@@ -113,7 +113,7 @@ class Loader:
             seed: The stage's seed.
             replica: This data-parallel replica.
             replicas: Number of data-parallel replicas.
-            state: Where to go on; None for the beginning.
+            state: Where to resume; None for the beginning.
             quarantine_log: JSON-lines file for bad samples. Replicas may share it.
 
         Raises:
@@ -168,13 +168,13 @@ class Loader:
             yield batch, self.state
 
     def places(self) -> Iterator[tuple[None, LoaderState]]:
-        """The states that iterating yields, for a process that leaves the samples to another."""
+        """The states that iterating yields, without loading samples, for processes that need none."""
         while True:
             self.state = self._after(self.state)
             yield None, self.state
 
     def close(self) -> None:
-        """Stops workers and threads. What they had ready is made again by the next iteration."""
+        """Stops workers and threads. The next iteration makes their unused batches again."""
         if self._running is not None:
             self._running.close()  # type: ignore[attr-defined]  # it is a generator
             self._running = None
@@ -188,7 +188,7 @@ class Loader:
         self.close()
 
     def kind_before(self, state: LoaderState) -> DataKind:
-        """The kind of the micro-batch that led to a state. Equal on every replica, also where no batch is made."""
+        """The kind of the micro-batch before a state. Equal on every replica, also on processes without batches."""
         return self.entries[self.mixture.entry(state.micro_step - 1)].kind
 
     def _open(self, entry: DataEntryConfig, sizes: InputSizes, seed: int) -> Source | None:
@@ -226,7 +226,7 @@ class Loader:
         return replace(state, micro_step=state.micro_step + 1, positions={**state.positions, key: taken})
 
     def _note_shard(self, state: LoaderState, worker: int, shard: int) -> LoaderState:
-        """Moves a stream's place of resumption up to the slowest worker's, once all have reported."""
+        """Advances a stream's resume position to the slowest worker's, once all have reported."""
         key = self.keys[self.mixture.entry(state.micro_step - 1)]
         places = self._places.setdefault(key, {})
         places[worker] = shard

@@ -1,8 +1,8 @@
 """Which entry micro-batch k comes from: a pure function of (seed, k, weights), equal on every replica.
 
 Draws are stratified in blocks: of the ``BLOCK`` micro-batches of a block each entry gets its share to within one, in
-random order. A rare entry is thus never missing by bad luck, and how many batches an entry has had before k needs only
-the sum over blocks.
+random order. A rare entry is therefore never missing by chance, and the number of an entry's batches before k is a sum
+over blocks.
 """
 
 from collections.abc import Sequence

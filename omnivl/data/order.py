@@ -1,8 +1,8 @@
 """The order of samples: a full shuffle of every epoch as a pure function, without a buffer and without state.
 
 Position p of an entry's endless sequence is sample ``permutation(p mod N)`` of epoch ``p // N``. The permutation is a
-Feistel network over the smallest even number of bits that holds N, walked until it lands below N, so that it costs no
-memory for any N and any place can be asked for directly.
+Feistel network over the smallest even number of bits that holds N, applied repeatedly until the value is below N. It
+needs no memory for any N, and any position can be computed directly.
 
 Source: cycle walking, Black and Rogaway, "Ciphers with Arbitrary Finite Domains" (CT-RSA 2002), section 4.
 """
@@ -15,7 +15,7 @@ from omnivl.randomness import generator
 _ROUNDS = 6
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK = 1024
-"""Places that are shuffled at once: in arrays it costs a twentieth of one by one."""
+"""Number of positions that are computed together: as arrays they take a twentieth of the time."""
 
 
 class Order:
@@ -26,7 +26,7 @@ class Order:
 
         Args:
             length: Samples per epoch, at least 1.
-            key: What the shuffle is a function of, e.g. seed and name of the entry.
+            key: The shuffle is a function of it, e.g. seed and name of the entry.
         """
         assert length > 0, "an order needs samples"
         self.length = length

@@ -1,4 +1,4 @@
-"""Where the points of a picture lie in a view of it, so that boxes and masks can follow.
+"""Maps points of a picture to points of a view of it, for boxes and masks.
 
 Points are fractions of width and height, from edge to edge: (0, 0) is the outer corner of the first pixel, (1, 1) that
 of the last one.
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Matrix = NDArray[np.float64]
 
 LEAST_VISIBLE = 0.5
-"""Share of a box's area that has to lie in the view; a box of which less is left is dropped."""
+"""Least share of a box's area within the view; boxes with less are dropped."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Placement:
         return Placement(matrix @ self.matrix)
 
     def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Boxes as they lie in the view.
+        """Maps boxes into the view.
 
-        A box that was turned becomes the smallest upright one around it. What sticks out of the view is cut off; a box
-        of whose area less than ``LEAST_VISIBLE`` is left is dropped.
+        A rotated box becomes the smallest upright box around it. Boxes are clipped at the border of the view; a box
+        that keeps less than ``LEAST_VISIBLE`` of its area is dropped.
 
         Args:
             boxes: ``[N, 4]``: left, top, right, bottom.
@@ -52,7 +52,7 @@ class Placement:
         return np.where(kept[:, None], clipped, 0.0), kept
 
     def mask(self, mask: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
-        """A mask as it lies in the view: a pixel is what the mask is at the pixel's middle, nothing beyond the border.
+        """Maps a mask into the view: a pixel has the mask's value at the pixel's centre, and false beyond the border.
 
         Args:
             mask: ``[H, W]``.

@@ -1,4 +1,4 @@
-"""The account of bad samples: counts by cause, a log with their names, and the point at which to stop."""
+"""Bad samples: counts by cause, a log with their names, and the limit at which the run stops."""
 
 import json
 from collections import Counter
@@ -43,13 +43,13 @@ class Quarantine:
     def record_source(
         self, name: str, num_samples: int, num_shards: int, rejections: Iterable[Rejection], *, log: bool = True
     ) -> None:
-        """Takes in what was found when a source was opened. Shards are judged among shards, samples among samples.
+        """Records the bad shards and samples that opening a source found, each with a limit of its own.
 
         Args:
             name: The source.
             num_samples: Its good samples.
             num_shards: Its shards.
-            rejections: What is bad.
+            rejections: The bad shards and samples.
             log: Write to the log: every replica finds the same, and one line is enough.
 
         Raises:
@@ -66,7 +66,7 @@ class Quarantine:
             raise DataError(self._message(f"data source {name!r}", bad_samples, total, "samples", found))
 
     def record(self, good: int, rejections: Iterable[Rejection]) -> None:
-        """Takes in one micro-batch: ``good`` samples and the bad ones that were replaced.
+        """Records one micro-batch: ``good`` samples and the bad ones that were replaced.
 
         Raises:
             DataError: Too large a share of what was read so far is bad.

@@ -1,6 +1,6 @@
 """A RandAugment-style set of operations on clips: shape, tone and holes, one draw for all frames.
 
-Shapes: T frames, H x W pixels; uint8, RGB. Strengths run from 0 to 1; what has a direction draws its sign.
+Shapes: T frames, H x W pixels; uint8, RGB. Strengths run from 0 to 1; operations with a direction draw a sign.
 
 Source: Cubuk et al., "RandAugment" (arXiv 1909.13719), figure 2.
 Differs: borders are continued instead of filled with black; cutout is one of the operations; colour changes live in

@@ -1,4 +1,4 @@
-"""The text side of a sample: what its JSON, txt and cls members say.
+"""The texts and metadata of a sample, from its JSON, txt and cls members.
 
 ``{"caption": "..."}`` or ``{"captions": [...]}`` or ``{"captions": {"en": [...], "de": "..."}}``; ``label``,
 ``identity`` and any other field. A ``txt`` member is a caption and a ``cls`` member a label where the JSON has none.
@@ -18,7 +18,7 @@ class Record:
     """Parsed text members of a sample.
 
     Attributes:
-        captions: Captions by language; the language "" is the one of samples that do not say.
+        captions: Captions by language; "" if the sample does not name the language.
         label: Class name.
         identity: Name of the concept shown.
         meta: All other fields, ``label`` included, so that it can be filtered by.

@@ -1,4 +1,4 @@
-"""The sizes that the data side needs to know of a model: what a picture, a clip and a text come down to."""
+"""The sizes of a model that loading data needs: those of pictures, clips and texts."""
 
 from dataclasses import dataclass, fields
 from typing import Self
@@ -6,7 +6,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class PictureSizes:
-    """Sizes of images and clips, and of what they are cut into.
+    """Sizes of images and clips, and of their patches.
 
     Attributes:
         image_size: Side of an image in pixels.

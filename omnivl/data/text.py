@@ -1,4 +1,4 @@
-"""The text of a sample, and what may be done to its picture without making the text wrong."""
+"""The text of a sample, and whether its picture may be mirrored without making the text wrong."""
 
 import re
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ _PATTERNS = {
 
 
 def sample_texts(sample: Sample, config: DataEntryConfig) -> tuple[str, ...]:
-    """The texts among which an entry chooses: the captions, or those in the field that it names.
+    """The texts from which an entry chooses: the captions, or those in the field that it names.
 
     Raises:
         BadSampleError: ``wrong_field``: the field holds no text.
@@ -71,12 +71,12 @@ def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Gener
 
 
 def _drawn(texts: Sequence[str], random: np.random.Generator | None) -> str:
-    """One of the texts; the first where nothing is drawn."""
+    """One of the texts; without a generator the first."""
     return texts[0 if random is None or len(texts) == 1 else int(random.integers(len(texts)))]
 
 
 def may_flip(text: str, language: str = "en") -> bool:
-    """Whether a mirrored picture still fits the text: it names no direction. Unknown languages are never flipped."""
+    """Whether a mirrored picture fits the text: it names no direction. Unknown languages are never flipped."""
     pattern = _PATTERNS.get(language)
     return pattern is not None and pattern.search(text) is None
 
@@ -84,8 +84,8 @@ def may_flip(text: str, language: str = "en") -> bool:
 def sample_identity(sample: Sample, config: DataEntryConfig) -> int:
     """UniVLC's y, a non-negative 63-bit integer.
 
-    Label kinds: equal for all samples of a class, stills and clips of one source alike. Other kinds: by the concept
-    that the sample names, else by its first caption, whichever of its captions is used; without one by its own name.
+    Label kinds: equal for all samples of a class, stills and clips of one source alike. Other kinds: a hash of the
+    concept that the sample names, else of its first caption, whichever caption is used, else of its own name.
     """
     if is_label(config.kind):
         return stable_hash("class", config.source, sample.label or "")

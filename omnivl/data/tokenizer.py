@@ -1,4 +1,4 @@
-"""Texts to token ids: WordPiece from a vocabulary file, or any tokenizer of a Hugging Face folder.
+"""Converts texts to token ids: WordPiece from a vocabulary file, or any tokenizer of a Hugging Face folder.
 
 Shapes: B texts, L positions.
 """
@@ -28,7 +28,7 @@ _ASCII_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9 ]")
 
 
 class Tokenizer(Protocol):
-    """What the data side, the objectives and evaluation need of a tokenizer. Picklable."""
+    """The interface of tokenizers for data, objectives and evaluation. Picklable."""
 
     @property
     def special(self) -> SpecialTokens:
@@ -68,7 +68,7 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
 
 
 class _CachedEncoder(ABC):
-    """Pads and keeps what was encoded: captions and prompts come back every epoch."""
+    """Pads, and caches encoded texts, since captions and prompts occur again in every epoch."""
 
     special: SpecialTokens
 
@@ -175,7 +175,7 @@ class WordPieceTokenizer(_CachedEncoder):
         return str(self._pipeline.decode(kept, skip_special_tokens=False))
 
     def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
-        """See ``Tokenizer``. The start of generation is called ``[DEC]`` there, whatever stands in its row here."""
+        """See ``Tokenizer``. There the start of generation is called ``[DEC]``, whatever its word here."""
         from transformers import PreTrainedTokenizerFast  # here, because it takes seconds to import
 
         words = [*self._vocabulary, DECODE_TOKEN][: self.special.vocab_size]
@@ -194,10 +194,9 @@ class WordPieceTokenizer(_CachedEncoder):
         )
 
     def _words(self, text: str) -> list[int]:
-        """Words of printable ASCII are cut here and looked up one by one: most were met in other texts before.
+        """Texts of printable ASCII are split here and their words looked up in a cache.
 
-        What the pipeline does to such a text is just this (small letters, cut at blanks, every mark by itself), at a
-        fifth of the time.
+        The result equals that of the pipeline (lower case, split at blanks and at every mark), in a fifth of the time.
         """
         if not (text.isascii() and text.isprintable()):
             return self._pieces(text)
@@ -287,7 +286,7 @@ class HuggingFaceTokenizer(_CachedEncoder):
         return cls(tokenizer, name_or_path)
 
     def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
-        """See ``Tokenizer``; it frames texts in its own way, ``encode`` in ours."""
+        """See ``Tokenizer``; it adds its own special tokens, ``encode`` adds ours."""
         copied: PreTrainedTokenizerBase = copy.deepcopy(self._tokenizer)
         copied.model_max_length = length
         return copied

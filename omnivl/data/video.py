@@ -1,7 +1,7 @@
-"""Frames of a video by PyAV: packets are listed first, so that only what is needed is decoded.
+"""Decodes frames of a video by PyAV: packets are listed first, so that only the needed frames are decoded.
 
-Listing packets costs next to nothing, and gives the exact number of frames and the places of key frames. With them each
-wanted frame is reached by the shorter way: onward from where the decoder stands, or from the last key frame before it.
+Listing packets costs almost nothing, and gives the exact number of frames and the positions of key frames. Each wanted
+frame is then reached on the shorter way: from the decoder's position, or from the last key frame before it.
 """
 
 import io
@@ -18,12 +18,12 @@ _MIN_SKIP = 4  # frames that a jump has to save to be worth flushing the decoder
 
 
 class _OvershotError(Exception):
-    """A jump landed behind the wanted frame."""
+    """A seek has reached a frame after the wanted one."""
 
 
 @dataclass(frozen=True)
 class _Packets:
-    """Presentation times of all frames in rising order, and for each the place of its key frame."""
+    """Presentation times of all frames in rising order, and for each the index of its key frame."""
 
     times: list[int]
     key_before: list[int]
@@ -94,7 +94,7 @@ def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: st
 
     Raises:
         BadSampleError: ``broken_video``: a frame is not there.
-        _OvershotError: A jump went too far: some formats find key frames only roughly.
+        _OvershotError: A seek went too far: some formats find key frames only approximately.
     """
     place_of = {time: place for place, time in enumerate(packets.times)}
     frames: dict[int, NDArray[np.uint8]] = {}

@@ -1,7 +1,7 @@
-"""What a data worker does: one micro-batch from its description.
+"""The work of a data worker: makes one micro-batch from its description.
 
-A request says everything (entry, positions, step), so that it does not matter which worker takes it or how many workers
-there are.
+A request is complete (entry, positions, step), so that the result does not depend on the worker or the number of
+workers.
 """
 
 import multiprocessing
@@ -56,8 +56,8 @@ class Result:
 
     ``shard`` is (worker, shard at which it would resume), of streams only.
 
-    Only ``frames`` travels as a tensor, in shared memory: each shared tensor costs a file descriptor, and small arrays
-    are quicker through the pipe. ``arrays`` are by where they belong in the batch and by name there.
+    Only ``frames`` is sent as a tensor, in shared memory: each shared tensor needs a file descriptor, and small arrays
+    are faster through the pipe. Keys of ``arrays`` are the part of the batch and the name there.
     """
 
     batch: Batch
@@ -83,7 +83,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Failure:
-    """A user's mistake that a worker met: sent as a value, so that its message arrives without a worker's traceback."""
+    """A user's mistake found by a worker: sent as a value, so that its message arrives without a traceback."""
 
     message: str
 
@@ -93,7 +93,7 @@ _EMPTY = torch.empty(0)
 
 
 def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None) -> Result:
-    """Takes a batch apart for its way through the pipe."""
+    """Converts a batch to the form that is sent through the pipe."""
     core = {name: tensor for name in _CORE if (tensor := getattr(batch, name)) is not None}
     fields = {name: value for name, value in batch.fields.items() if isinstance(value, Tensor)}
     parts: dict[Part, Mapping[str, Tensor]] = {"core": core, "prepared": batch.prepared, "fields": fields}
@@ -108,7 +108,7 @@ def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] |
 
 
 def follow_parent(worker: int) -> None:
-    """Ends a worker when the process that it works for is gone, however that one ended. Called in the worker.
+    """Ends a worker when its parent process has ended, also by a crash. Called in the worker.
 
     torch's own watch looks at the forkserver, which in turn lives as long as its workers.
     """

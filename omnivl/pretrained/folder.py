@@ -1,4 +1,4 @@
-"""What a Hugging Face folder says beside its weights: sizes that no shape shows, options, how pixels are normalised."""
+"""The configuration in a Hugging Face folder: sizes that no shape shows, options, normalisation of pixels."""
 
 import json
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ MODEL_TYPES: Mapping[str, Architecture] = {
     **dict.fromkeys(("clip", "clip_vision_model"), "clip"),
     **dict.fromkeys(("blip", "blip_vision_model", "blip_text_model"), "blip"),
 }
-"""Model types whose weights are understood. Others share names with them and compute something else (RoBERTa counts its
-positions from 2, DeiT has a second class token)."""
+"""Supported model types. Others have the same names of weights but compute something else (RoBERTa counts its positions
+from 2, DeiT has a second class token)."""
 
 _NAMES = {"gelu": "gelu", "gelu_python": "gelu", "quick_gelu": "quick_gelu"}
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a folder says of its model.
+    """The configuration of a folder's model.
 
     Attributes:
-        architecture: Of the weights.
+        architecture: Architecture of the weights.
         vision: Its configuration of the visual encoder; empty where there is none.
         text: Its configuration of the text encoder or decoder; empty where there is none.
         pixels: How pixels are normalised.
@@ -67,7 +67,7 @@ def describe(path: Path, architecture: Architecture) -> Description:
 
 
 def unmet_options(said: Description, model: OmniVL, *, vision: bool, text: bool) -> list[str]:
-    """What the model has to be set to before it can compute what the weights were trained for; one line each."""
+    """Settings that the model needs to compute the same as the checkpoint's model; one line each."""
     wanted: dict[str, tuple[object, object]] = {}
     if vision:
         activation = _activation(said.vision, "quick_gelu" if said.architecture == "clip" else "gelu")
@@ -93,7 +93,7 @@ def unmet_options(said: Description, model: OmniVL, *, vision: bool, text: bool)
 
 
 def near_misses(said: Description, model: OmniVL, *, vision: bool, text: bool) -> list[str]:
-    """What differs a little between the model and what the weights were trained in."""
+    """Small differences between the model and the checkpoint's model."""
     found: list[str] = []
     for wanted, part, own, where in (
         (vision, said.vision, model.vision.norm_eps, " (model.vision.norm_eps)"),

@@ -1,6 +1,7 @@
-"""Weights from Hugging Face checkpoints into the parts that match.
+"""Loads weights of Hugging Face checkpoints into the matching parts of a chain.
 
-ViT, TimeSformer, BEiT and CLIP's visual tower fill the visual encoder, BERT text and decoders, BLIP all of them.
+ViT, TimeSformer, BEiT and CLIP's visual tower are loaded into the visual encoder, BERT into the text encoder and
+decoders, BLIP into all of them.
 
 Shapes: D hidden size, N patches of a frame.
 
@@ -35,22 +36,22 @@ PARTS: Mapping[Part, tuple[str, ...]] = {
     "vision": ("embed.block.visual", "visual_", "contrast.visual_projection"),
     "text": ("embed.block.text", "text_", "contrast.text_projection"),
 }
-"""Beginnings of the names of our parameters that belong to a part."""
+"""Prefixes of the names of our parameters that belong to a part."""
 
 _OTHER_SIDE: Mapping[Part, tuple[str, ...]] = {"all": (), "vision": ("text_",), "text": ("vision_", "visual_")}
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of a checkpoint's weights.
+    """The result of loading a checkpoint's weights.
 
     Attributes:
-        architecture: Of the checkpoint.
-        matched: Our parameters that took a value.
-        resized: Those of them whose value is that of another size, interpolated, cut or lengthened, with both shapes.
+        architecture: The checkpoint's architecture.
+        matched: Our parameters that were loaded.
+        resized: Those of them that were interpolated, cut or lengthened, with both shapes.
         missing: Our parameters in the loaded parts for which the checkpoint has nothing; they keep their values.
-        unexpected: The checkpoint's tensors that found no place.
-        differences: What the checkpoint's model computes otherwise than ours.
+        unexpected: The checkpoint's tensors that were not loaded.
+        differences: Differences between the computations of the checkpoint's model and ours.
     """
 
     architecture: Architecture | Literal["its own"]
@@ -81,15 +82,15 @@ def load_pretrained(
     its kind, is folded into the patch embedding.
 
     Args:
-        chain: Where to; changed in place.
+        chain: Changed in place.
         model: Its configuration.
         path: A folder as ``save_pretrained`` writes it, or one weight file.
-        stacks: Which stacks a BERT goes into; decoders lack cross-attention in it, which then stays as it is.
-        part: Which part of the chain is filled.
+        stacks: The stacks into which a BERT is loaded; it has no cross-attention, so that of decoders keeps its values.
+        part: The part of the chain that is loaded.
 
     Raises:
-        ModelError: The file cannot be read, is of no known architecture, has other widths than the chain, nothing for
-            the part, or computes what the chain, as it is configured, does not.
+        ModelError: The file cannot be read, is of no known architecture, has other widths than the chain or no weights
+            of the part, or its model computes something that the configured chain does not.
     """
     weights = read_weights(path)
     if (own := model.from_foreign(weights, path)) is not None:
@@ -122,7 +123,7 @@ def load_pretrained(
         if fitted.shape != tensor.shape:
             resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
         with torch.no_grad():
-            # Rows behind the checkpoint's own, e.g. added words, keep their values.
+            # Rows after the checkpoint's rows, e.g. added words, keep their values.
             parameter[: len(fitted)].copy_(fitted)
     for name in translated.zeros:
         nn.init.zeros_(parameters[name])
@@ -152,7 +153,7 @@ def _refuse_text_of_clip(path: Path, architecture: Architecture, weights: Mappin
 
 
 def _of_part(translated: Translation, part: Part) -> Translation:
-    """What of a translation belongs to a part; the rest is not looked at."""
+    """The tensors of a translation that belong to a part."""
     beginnings = PARTS[part]
     return replace(
         translated,
@@ -164,7 +165,7 @@ def _of_part(translated: Translation, part: Part) -> Translation:
 
 
 def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -> LoadReport:
-    """Copies tensors that bear the chain's own names into a part of it."""
+    """Copies tensors with the chain's own names into a part of it."""
     own = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
     parameters = {name: p for name, p in own.items() if name.startswith(PARTS[part])}
     given = {name: tensor for name, tensor in found.items() if name in parameters or name not in own}
@@ -183,7 +184,7 @@ def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -
 
 
 def _check_options(model: OmniVL, path: Path, architecture: Architecture, translated: Translation) -> list[str]:
-    """Refuses weights that the model would compute something else with; returns what differs a little.
+    """Refuses weights whose model computes something that ours does not; returns small differences.
 
     The pixels' normalisation is folded into the translation.
     """
@@ -215,12 +216,12 @@ def _part_of(name: str) -> str:
 
 
 def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
-    """Brings a checkpoint's tensor to the shape of our parameter of this name.
+    """Converts a checkpoint's tensor to the shape of our parameter of this name.
 
-    Position tables are resized, as their layer says; fewer words than there are rows for are fine.
+    Position tables are resized by their layer; tables of words may have fewer rows than ours.
 
     Raises:
-        ModelError: Any other difference.
+        ModelError: The shapes differ in another way.
     """
     layer, _, inner = name.partition(".")
     own = chain.get_parameter(name)
@@ -242,7 +243,7 @@ def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:
 
     Args:
         path: The folder.
-        part: Which of them; at ``all`` heads, decoders and the temperature too.
+        part: Which of them; ``all`` includes heads, decoders and the temperature.
 
     Raises:
         ModelError: See ``read_weights``.
@@ -268,7 +269,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
                 found = load_file(file)
             else:
                 found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each format has errors of its own; all mean that the file is no weight file
+        except Exception as error:  # each format raises other errors; all mean that the file is no weight file
             raise ModelError(f"{file}: not readable as weights ({error}); fetch it again") from error
         weights |= {name: tensor.float() for name, tensor in found.items() if tensor.is_floating_point()}
     return weights

@@ -1,4 +1,4 @@
-"""Which parameter of ours a Hugging Face parameter becomes.
+"""Translates names of Hugging Face parameters to ours.
 
 Shapes: D hidden size, P projection size.
 """
@@ -19,7 +19,7 @@ _LAYER = r"(?:encoder\.layer|encoder\.layers|layers)\.(?P<layer>\d+)\."
 _ENDING = r"\.(?P<ending>weight|bias)"
 
 _SHARED = "visual_*.block.relative.bias"
-# Names that transformers 5 uses in memory and those of its files, and of earlier versions, are both understood.
+# Both the names in memory of transformers 5 and those of its files, and of earlier versions, are translated.
 _VIT = {
     r"embeddings\.cls_token": "embed.block.visual.class_token",
     r"embeddings\.mask_token": "embed.block.visual.mask_token",
@@ -88,13 +88,13 @@ _DECODER_WORDS = "text_decoder.bert.embeddings.word_embeddings.weight"
 
 @dataclass(frozen=True)
 class Translation:
-    """A checkpoint in our names.
+    """A checkpoint's tensors under our names.
 
     Attributes:
-        tensors: Values by our names, shaped as ours but for tables of another length.
-        sources: The checkpoint's names behind each of them.
-        unused: The checkpoint's names that mean nothing to us.
-        zeros: Summands of ours that the architecture does not have; at zero they change nothing.
+        tensors: Values by our names, in our shapes, except for tables of another length.
+        sources: The checkpoint's names from which each was made.
+        unused: The checkpoint's names that have no counterpart.
+        zeros: Our parameters that are added to something and that the architecture does not have; they are set to zero.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class Translation:
 
 
 def detect(weights: Mapping[str, Tensor]) -> Architecture | None:
-    """The architecture that a checkpoint's names tell; None if it is none of ours."""
+    """The architecture of a checkpoint, from its names; None if it is not supported."""
     names = " ".join(weights)
     if "temporal_attention." in names:
         return "timesformer"
@@ -150,17 +150,18 @@ def translate(weights: Mapping[str, Tensor], architecture: Architecture, stacks:
     if architecture in ("clip", "beit"):
         _list_zeros(result)
     if _DECODER_WORDS in weights:
-        # The last map of BLIP's decoder is tied to its words, and files hold tied weights once.
+        # The last linear map of BLIP's decoder is tied to its word embedding, and files contain tied weights once.
         result.tensors.setdefault("losses.vocabulary.decoder.weight", weights[_DECODER_WORDS])
         result.sources.setdefault("losses.vocabulary.decoder.weight", [_DECODER_WORDS])
     return result
 
 
 def _places(name: str, architecture: Architecture, stacks: Sequence[Stack], depth: int) -> list[tuple[str, int | None]]:
-    """Where a tensor goes: our names, and which part of a joint projection it is."""
+    """Targets of a tensor: our names, and the index of its part of a joint projection."""
     if architecture in ("clip", "blip"):
         if found := _found(name, _HEADS):
-            # BlipModel's projections read what we have not: a pooler, and visual features that were normalised twice.
+            # BlipModel's projections have inputs that we do not compute: a pooler's, and visual features normalised
+            # twice.
             return [(_target(*found), None)] if architecture == "clip" or "visual_projection" not in name else []
         part, _, rest = name.partition(".")
         if part in ("text_encoder", "text_decoder") or (part == "text_model" and architecture == "blip"):
@@ -176,7 +177,7 @@ def _visual(name: str, table: Mapping[str, str], depth: int) -> list[tuple[str, 
     if found is None:
         return []
     target, match = _target(*found), found[1].groupdict()
-    if "*" in target:  # one for all blocks; each of ours has its own
+    if "*" in target:  # one for all blocks; ours has one for each block
         return [(target.replace("*", f"{index:02d}"), None) for index in range(depth)]
     if "layer" not in match:
         return [(target, None)]
@@ -194,7 +195,7 @@ def _text(name: str, stacks: Sequence[Stack], decoder: bool = False) -> list[tup
     for stack in stacks:
         if stack == "text" and target.startswith(("cross.", "norm2.")):
             continue
-        # An encoder's last norm is its second: it has no cross-attention.
+        # The second norm of an encoder's block is its last, since it has no cross-attention.
         part = target.replace("norm3.", "norm2.") if stack == "text" else target
         slot = _slot(match)
         if slot is not None and target.startswith("cross.kv"):
@@ -220,7 +221,7 @@ def _slot(match: Mapping[str, str]) -> int | None:
 
 
 def _stands_twice(name: str, weights: Mapping[str, Tensor]) -> bool:
-    """Whether a table of BLIP's text decoder is another than its text encoder's: our streams share one."""
+    """Whether a table of BLIP's text decoder differs from its text encoder's: our streams share one."""
     other = name.replace("text_decoder.bert.embeddings.", "text_encoder.embeddings.")
     return other != name and other in weights and not torch.equal(weights[name], weights[other])
 

@@ -1,4 +1,4 @@
-"""What a converter finds in its input, before any picture or clip is opened."""
+"""The samples that a converter finds in its input, before any picture or clip is opened."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -16,20 +16,20 @@ _NOT_IN_KEYS = re.compile(r"[^A-Za-z0-9_/-]+")
 
 @dataclass(frozen=True)
 class Entry:
-    """One sample: mostly a picture or clip with what is said of it.
+    """One sample: usually a picture or clip with its texts and labels.
 
     Attributes:
-        path: The media file; None for a sample that has none by its own name.
-        name: What makes the sample unique within the input, with ``/`` between folders: usually the path relative to
-            the input's folder. Key and split are functions of it, so that neither changes when other files are added.
+        path: The sample's main media file; None if it has none.
+        name: Unique name within the input, with ``/`` between folders: usually the path relative to the input's folder.
+            Key and split are functions of it, so that neither changes when other files are added.
         where: ``FILE:LINE`` (or the file alone) for messages.
         captions: All captions, maybe none.
         label: Class name.
-        identity: Name of the concept shown; the samples of one concept stay in one split.
-        split: Split that the input names.
+        identity: Name of the concept shown; all samples of one concept are in one split.
+        split: Split given by the input.
         meta: Further fields for the sample's JSON.
         pictures: Further pictures or clips by name: ``left`` becomes ``KEY.left.jpg``.
-        masks: Likewise files that are never scaled.
+        masks: Further files by name that are never scaled.
         boxes: Boxes in pixels by name, with their form, of the media file or else of the first of ``pictures``.
     """
 
@@ -46,7 +46,7 @@ class Entry:
     boxes: Mapping[str, tuple[BoxForm, object]] = field(default_factory=dict)
 
     def fields(self) -> dict[str, object]:
-        """The sample's JSON, without what is not known."""
+        """The sample's JSON, without unknown values."""
         fields: dict[str, object] = {**self.meta, "file": self.name}
         if len(self.captions) == 1:
             fields["caption"] = self.captions[0]
@@ -57,7 +57,7 @@ class Entry:
 
 
 class Reader(Protocol):
-    """One form of input. Readers hold names and texts at most, never pictures."""
+    """One form of input. Readers keep at most names and texts in memory, never pictures."""
 
     @property
     def form(self) -> str:
@@ -65,13 +65,13 @@ class Reader(Protocol):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files and folders that are read; the output may not lie over them."""
+        """Files and folders that are read; the output folder must not contain them."""
 
     def count(self) -> int:
-        """About how many entries there are, for the progress bar."""
+        """Approximate number of entries, for the progress bar."""
 
     def entries(self) -> Iterator[Entry | Rejection]:
-        """Entries in an order that depends on the input alone.
+        """Entries in an order that depends only on the input.
 
         Raises:
             DataError: The input as a whole cannot be used.
@@ -79,10 +79,11 @@ class Reader(Protocol):
 
 
 def sample_key(name: str) -> str:
-    """The name under which a sample lies in its shard.
+    """The key of a sample in its shard.
 
     WebDataset cuts at the first dot, and tar names are short: other characters than letters, digits, ``_``, ``-`` and
-    ``/`` become ``_``, and a name that was changed so gets a piece of its hash, so that two never fall together.
+    ``/`` become ``_``, and a name that was changed gets a part of its hash, so that different names keep different
+    keys.
     """
     stem = name.rpartition(".")[0] or name
     if "/" in name.rpartition(".")[2]:  # the only dot is in a folder's name

@@ -1,4 +1,4 @@
-"""Looks at the bytes of a picture or clip before they go into a shard, and makes them smaller where that is asked."""
+"""Checks the bytes of a picture or clip before they are written into a shard, and scales them down on request."""
 
 import io
 from typing import Literal
@@ -24,7 +24,7 @@ _H264_CRF = "18"  # visually lossless
 
 
 def check_extension(extension: str, where: str) -> None:
-    """Refuses what no decoder reads.
+    """Refuses files that no decoder reads.
 
     Raises:
         BadSampleError: ``unknown_extension``.
@@ -36,7 +36,7 @@ def check_extension(extension: str, where: str) -> None:
 
 
 def examine(data: bytes, extension: str, where: str, verify: Verify) -> MediaKind:
-    """What the bytes are.
+    """Checks the bytes and returns what they are.
 
     Args:
         data: The file.
@@ -59,7 +59,7 @@ def examine(data: bytes, extension: str, where: str, verify: Verify) -> MediaKin
         if extension not in CLIP_EXTENSIONS:
             raise BadSampleError("broken_image", where, f"{len(data)} bytes that are no picture, named .{extension}")
         _open_video(data, decode=verify == "full")
-    except av.FFmpegError as error:  # first: some of these are an OSError or a ValueError too
+    except av.FFmpegError as error:  # first, since some of these are also an OSError or a ValueError
         raise BadSampleError("broken_video", where, f"does not decode: {error}") from error
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise BadSampleError("broken_image", where, f"does not decode: {error}") from error
@@ -83,7 +83,7 @@ def _open_video(data: bytes, decode: bool) -> None:
 
 
 def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[bytes, str]:
-    """Scales so that the shorter side has ``shorter_side`` pixels; what is small enough stays as it is, byte for byte.
+    """Scales so that the shorter side has ``shorter_side`` pixels; smaller files are kept byte for byte.
 
     Pictures become JPEG (PNG where they have transparency, animated WebP where they move), clips H.264 in MP4 without
     sound.

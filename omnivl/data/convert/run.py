@@ -23,7 +23,7 @@ _HASH_RANGE = 2**63
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How any input becomes shards.
+    """Options of a conversion.
 
     Attributes:
         max_samples: Samples per shard.
@@ -43,7 +43,7 @@ class ConvertOptions:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Refuses impossible values.
+        """Refuses values that are not allowed.
 
         Raises:
             DataError: Naming the option, its value and what is allowed.
@@ -63,8 +63,8 @@ class ConvertOptions:
 def convert(reader: Reader, output: Path, options: ConvertOptions, progress: Progress | None = None) -> Manifest:
     """Writes all entries of ``reader`` into shards in ``output``.
 
-    The folder appears under its name when everything is written; until then, and if anything fails, it does not exist
-    or is the old one. The same input and options give the same bytes.
+    The folder is renamed to its final name when everything is written; until then, and if anything fails, it does not
+    exist or is the old one. The same input and options give the same bytes.
 
     Args:
         reader: The input.
@@ -140,7 +140,7 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
 
 @dataclass(frozen=True)
 class _File:
-    """A picture or clip: what its name in the shard ends in, its bytes, what they are, (width, height) of a picture."""
+    """A picture or clip: extension in the shard, bytes, description, (width, height) of a picture."""
 
     member: str
     data: bytes
@@ -174,7 +174,7 @@ def _encoded(fields: Mapping[str, object], where: str) -> bytes:
     """A sample's JSON.
 
     Raises:
-        BadSampleError: A text or the file's name has something that is no character.
+        BadSampleError: A text or the file's name has an invalid character.
     """
     try:
         return json.dumps(fields, sort_keys=True, ensure_ascii=False).encode("utf-8")

@@ -1,4 +1,4 @@
-"""Writes samples into tar shards whose bytes depend on the samples alone, and describes them in a manifest."""
+"""Writes samples into tar shards whose bytes depend only on the samples, and describes them in a manifest."""
 
 import hashlib
 import json
@@ -36,7 +36,7 @@ class ShardSummary:
 
 @dataclass
 class Manifest:
-    """What a conversion did. Holds neither times nor absolute paths: the same input gives the same file.
+    """The manifest of a conversion. It has neither times nor absolute paths: the same input gives the same file.
 
     Attributes:
         form: The converter.
@@ -65,7 +65,7 @@ class Manifest:
     shards: list[ShardSummary] = field(default_factory=list)
 
     def count(self, entry: Entry, kinds: Sequence[MediaKind], split: str | None) -> None:
-        """Adds a written sample whose pictures and clips are of these kinds."""
+        """Counts a written sample whose pictures and clips are of these kinds."""
         self.samples += 1
         self.kinds.update(kinds)
         self.with_caption += bool(entry.captions)

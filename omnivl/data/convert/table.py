@@ -153,7 +153,7 @@ class TableReader:
         )
 
     def _name(self, file: str | None, where: str) -> str:
-        """The sample's name: its file's, or that and its row's place in the list where several rows may have it."""
+        """The sample's name: its file's, followed by the row's number if several rows may have this file."""
         place = where.removeprefix(str(self.table)).strip(":[]")
         if file is None:
             return f"row-{place}"
@@ -206,7 +206,7 @@ def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> Iterat
                 continue
             where = f"{file}:{reader.line_num}"
             if None in row:
-                extra = len(row[None]) + len(header)  # what is left over lies under None
+                extra = len(row[None]) + len(header)  # surplus values are under the key None
                 detail = f"{extra} fields for {len(header)} columns; put texts that have a {delimiter!r} in quotes"
                 yield Rejection("wrong_json", where, detail)
             elif any("\udc80" <= letter <= "\udcff" for value in row.values() if value for letter in value):

@@ -46,13 +46,13 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What distinguishes the embedded set from the full one.
+    """Options in which the embedded set and the full one differ.
 
     Attributes:
         size: Side of pictures and frames in pixels.
         num_frames: Frames kept of a clip; None keeps all.
         preset: x264's preset: slow and small, or faster where there are many large frames.
-        everything: Also flags, skin tones and concepts that not every style draws.
+        everything: Include flags, skin tones and concepts that some style does not draw.
         all_languages: Captions in every language of emojibase, else in English only.
         concepts_per_shard: Concepts (with all their drawings and clips) per shard.
         compressed: Write ``.tar.gz``.
@@ -75,7 +75,7 @@ FULL_RECIPE = Recipe(256, None, "medium", everything=True, all_languages=True, c
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What a build made.
+    """The result of a build.
 
     Attributes:
         out: Folder.
@@ -97,7 +97,7 @@ class BuildReport:
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Says nothing."""
+    """Ignores progress."""
 
 
 def build_emoji(
@@ -115,9 +115,9 @@ def build_emoji(
         out: Folder for the shards, ``vocab.txt``, ``NOTICE`` and ``manifest.json``; made if missing.
         packages: Folder that has the npm archives; None downloads them with ``npm pack`` into ``cache``.
         full: All drawings at 256 px, all clips with all frames, captions in all languages; plain tar files.
-        progress: Told what is being done.
+        progress: Called with the current activity.
         cache: Folder for downloads.
-        limit: Only so many concepts, evenly spread: for a trial.
+        limit: Number of concepts, evenly spread, for a test build.
 
     Raises:
         DataError: A package is missing, damaged or cannot be fetched.
@@ -257,9 +257,9 @@ def _encode_clips(
 
 
 def side_by_side(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """Makes something of each item on a thread per core, in the items' order; the encoders release Python's lock.
+    """Maps a function over items with one thread per core, in the items' order; the encoders release Python's lock.
 
-    Only a few items are taken ahead: an animation has megabytes.
+    Only a few items are taken ahead, since an animation has megabytes.
     """
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[Future[Made]] = deque()
@@ -273,7 +273,7 @@ def side_by_side(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterato
 
 
 def encoder_versions() -> dict[str, str]:
-    """Versions of everything that decides on the bytes of the outputs."""
+    """Versions of all packages that affect the bytes of the outputs."""
     try:
         import resvg_py
 

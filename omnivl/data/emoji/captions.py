@@ -10,8 +10,8 @@ NUM_VARIANTS = 2
 def captions_of(hexcode: str, name: str, tags: Sequence[str]) -> list[str]:
     """Captions of one concept, the plain name first.
 
-    Then the name with all tags, and ``NUM_VARIANTS`` texts of the name somewhere among half of the tags, so that
-    neither a place in the text nor the whole list has to be learnt. Tags that only repeat the name are left out.
+    Then the name with all tags, and ``NUM_VARIANTS`` texts with the name at a random position among half of the tags,
+    so that a model need not learn the position or the whole list. Tags that only repeat the name are left out.
 
     Args:
         hexcode: Keys the choice of tags and their order.

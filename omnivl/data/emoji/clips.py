@@ -60,8 +60,9 @@ def read_animation(data: bytes, size: int, num_frames: int | None) -> Clip | Non
 def encode_clip(clip: Clip, preset: str = "slower") -> bytes:
     """MP4 with H.264 in 4:2:0; equal frames give equal bytes.
 
-    One thread, no time stamps, and none of the encoder's assembly: with it, x264's macroblock tree gave other bytes for
-    the same frames within one process (524 of 728 clips), and results that depend on the processor.
+    Encoded with one thread, without time stamps and without the encoder's assembly code: with it, x264's macroblock
+    tree gave different bytes for the same frames within one process (524 of 728 clips), and results depended on the
+    processor.
 
     Args:
         clip: Frames; sides are even.

@@ -49,7 +49,7 @@ class Concept:
         group: English name of the group, e.g. ``animals & nature``.
         subgroup: English name of the subgroup, e.g. ``mammals``.
         identity: Hexcode without skin tone: what the drawings of one concept share.
-        family: Key shared by the gender variants and skin tones of a concept, which stay in one split.
+        family: Key shared by the gender variants and skin tones of a concept, which are all in one split.
     """
 
     hexcode: str
@@ -76,7 +76,7 @@ def family_of(hexcode: str) -> str:
 
 
 def has_skin_tone(hexcode: str) -> bool:
-    """Whether one of the five tones is spelled out."""
+    """Whether the code points contain one of the five skin tones."""
     return not SKIN_TONES.isdisjoint(hexcode.split("-"))
 
 

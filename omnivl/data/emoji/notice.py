@@ -1,4 +1,4 @@
-"""Licences that travel with the data."""
+"""Licences that are shipped with the data."""
 
 MIT_TEXT = """\
 Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated

@@ -1,4 +1,4 @@
-"""The npm packages that the set is built from: which, which version, which bytes, and how they are fetched."""
+"""The npm packages that the set is built from: names, versions, hashes, and their download."""
 
 import hashlib
 import shutil

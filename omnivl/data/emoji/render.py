@@ -1,7 +1,7 @@
-"""Drawings to small pictures with transparency.
+"""Renders drawings as small pictures with transparency.
 
-The cut-out is kept as alpha, so that generated clips can put a drawing on any background; readers show what is
-transparent as white. Flat vector drawings are smallest without loss, shaded ones as lossy WebP.
+Alpha is kept, so that generated clips can put a drawing on any background; readers show transparent pixels as white.
+Flat vector drawings are smallest as lossless WebP, shaded ones as lossy WebP.
 """
 
 import io
@@ -18,7 +18,7 @@ _METHOD = 4  # 6 is a percent smaller and, for lossless alpha, fifty times slowe
 
 
 def draw(data: bytes, size: int) -> Image.Image:
-    """Decodes or rasterises a drawing to RGBA ``size`` x ``size`` pixels; what is not square is padded, not bent.
+    """Decodes or rasterises a drawing to RGBA ``size`` x ``size`` pixels; other shapes are padded, not distorted.
 
     Args:
         data: SVG, PNG or WebP.

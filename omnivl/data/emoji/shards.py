@@ -14,7 +14,7 @@ _GZIP_LEVEL = 9
 
 @dataclass(frozen=True)
 class ShardSample:
-    """What becomes KEY.extension and KEY.json.
+    """A sample, written as KEY.extension and KEY.json.
 
     Attributes:
         key: Name within the set; holds no dot.
@@ -31,7 +31,7 @@ class ShardSample:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """What was written.
+    """A written shard.
 
     Attributes:
         name: File name.

@@ -1,8 +1,8 @@
-"""Which concepts are trained on: about 80/10/10, stratified by subgroup, families whole.
+"""Splits concepts about 80/10/10, stratified by subgroup, with whole families.
 
-A family (gender variants, skin tones) never spans two splits. Subgroups that are too small to be told apart by a few
-examples stay in ``train``. The order within a subgroup is that of a hash: no generator, and a new concept in one
-subgroup moves nothing in another.
+A family (gender variants, skin tones) never spans two splits. Subgroups too small for a test of a few examples stay in
+``train``. The order within a subgroup is that of a hash, so that a new concept in one subgroup does not change the
+splits of another.
 """
 
 from collections import defaultdict
@@ -28,7 +28,7 @@ def split_families(concepts: Sequence[Concept]) -> dict[str, str]:
     """
     subgroups: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     home: dict[str, str] = {}
-    for concept in concepts:  # a family that spans two subgroups counts where it is met first
+    for concept in concepts:  # a family in two subgroups counts in the first one
         subgroup = home.setdefault(concept.family, concept.subgroup)
         subgroups[subgroup][concept.family] += 1
     splits: dict[str, str] = {}

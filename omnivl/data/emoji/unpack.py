@@ -1,4 +1,4 @@
-"""Where the embedded set lies, and its shards as plain tar files.
+"""Finds the embedded set, and unpacks its shards to plain tar files.
 
 A tar spends 1.5 KiB of headers and padding on every picture, as much as the picture itself, so the package carries the
 shards compressed. Random access needs plain ones: they are unpacked once, into a cache folder.
@@ -37,7 +37,7 @@ def read_manifest(folder: Path = EMBEDDED) -> dict[str, Any]:
 def embedded_shards() -> tuple[Path, ...]:
     """Plain tar shards of the embedded set; unpacked into the cache folder on first use.
 
-    Safe when many processes do it at once: each shard appears under its name complete or not at all.
+    Safe with several processes at the same time: each shard is renamed to its final name when it is complete.
 
     Raises:
         DataError: The package has no embedded set, or its shards are damaged.
@@ -73,7 +73,7 @@ def _digest(data: bytes) -> str:
 def _cache_folder() -> Path:
     """``$OMNIVL_CACHE``, else ``$XDG_CACHE_HOME/omnivl``, else ``~/.cache/omnivl``, else one below the temporary files.
 
-    The last is for homes that cannot be written to, as on compute nodes.
+    The last is for home folders that are not writable, as on compute nodes.
     """
     named = os.environ.get("OMNIVL_CACHE")
     if named:

@@ -27,7 +27,7 @@ def open_source(
     Raises:
         DataError: There is no such source, it has no sample of this kind, or it is a stream.
     """
-    # Imported here: the modules of sources import the package for its ``base``, and must find it complete by then.
+    # Imported here, since the modules of sources import ``base`` of this package, which has to be complete by then.
     if config.source == "emoji":
         from omnivl.data.sources.emoji import open_emoji
 

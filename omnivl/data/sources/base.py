@@ -1,4 +1,4 @@
-"""What a source of samples offers, and how it says that a sample is bad.
+"""The interface of a source of samples, and the error for bad samples.
 
 Shapes: T frames of a clip, H x W pixels.
 """
@@ -47,7 +47,7 @@ class Rejection:
 
 
 class BadSampleError(Exception):
-    """A sample cannot be used. The loader counts it by cause, logs it and puts another one in its place."""
+    """A sample cannot be used. The loader counts it by cause, logs it and replaces it by another one."""
 
     def __init__(self, cause: Cause, where: str, detail: str) -> None:
         super().__init__(cause, where, detail)  # all three, so that it survives pickling from a worker
@@ -59,7 +59,7 @@ class BadSampleError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample as it lies in a source. ``media``, ``frames`` or ``members`` hold what it shows, if anything.
+    """One sample of a source. ``media``, ``frames`` or ``members`` hold its pictures, if it has any.
 
     Attributes:
         key: Name within its shard.
@@ -71,7 +71,8 @@ class Sample:
         label: Class name.
         identity: Name of the concept shown; samples with equal identity are positives of each other.
         meta: All other fields of the sample's JSON.
-        members: Further files, by what follows the sample's name and a dot: those that the data entry names.
+        members: The further files that the data entry names, by the part of their name after the sample's key and a
+            dot.
     """
 
     key: str
@@ -89,8 +90,8 @@ class Sample:
 class Source(Protocol):
     """A finite list of samples that can be read in any order.
 
-    Instances are picklable and open files lazily, per process. Which samples are in the list (kind, ``where``) is
-    settled when the source is opened.
+    Instances are picklable and open files lazily, per process. The samples in the list (kind, ``where``) are determined
+    when the source is opened.
     """
 
     @property
@@ -99,7 +100,7 @@ class Source(Protocol):
 
     @property
     def rejections(self) -> Sequence[Rejection]:
-        """What was found bad when the source was opened; such samples are not in the list."""
+        """Bad samples that were found when the source was opened; they are not in the list."""
 
     def __len__(self) -> int:
         """Number of samples."""

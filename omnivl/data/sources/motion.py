@@ -86,7 +86,7 @@ class MotionSource:
 
     @property
     def rejections(self) -> Sequence[Rejection]:
-        """None: what is drawn is not broken."""
+        """None: generated samples are never bad."""
         return ()
 
     def __len__(self) -> int:
@@ -134,7 +134,7 @@ class MotionSource:
     def _choose_drawing(
         self, random: np.random.Generator, background: tuple[int, int, int], taken: tuple[int, ...]
     ) -> int:
-        """Draws until the sprite can be seen on the background and can be seen to turn, whatever the motion is."""
+        """Draws until the sprite differs enough from the background and from itself rotated, whatever the motion is."""
         identities = {self._drawings.read(index).identity for index in taken}
         index = 0
         for _ in range(_MAX_ATTEMPTS):

@@ -1,11 +1,10 @@
 """How a sprite moves: the closed list of motions, and poses frame by frame.
 
-A model must not be able to guess a motion from where one frame of it stands, not even if it knows which frame it sees.
-So every parameter of a pose (place, size, angle) lives on a circle: it starts anywhere on it with equal probability and
-wraps around, and what a motion does not change is drawn from the same distribution. Each single frame of each motion
-then has the same distribution of poses: ``x``, ``y``, ``turn`` and ``zoom`` independent and uniform. Only the order of
-frames tells the motions apart. (Without wrapping this cannot be had: a mean that moves left is not one that moves
-right.)
+A single frame must not tell the motion, not even to a model that knows the frame's index. So every parameter of a pose
+(place, size, angle) is periodic: it starts at a uniformly drawn value and wraps around, and parameters that a motion
+does not change are drawn from the same distribution. Each single frame of each motion then has the same distribution of
+poses: ``x``, ``y``, ``turn`` and ``zoom`` independent and uniform. Only the order of frames distinguishes the motions.
+(Without wrapping this is impossible, since the mean position would move with the motion.)
 
 Shapes: T frames. Units: parameters run from 0 to 1 around their circle.
 """
@@ -28,8 +27,8 @@ MOVES: dict[str, tuple[str, int]] = {
 BOUNCES: dict[str, int] = {"bounces once": 1, "bounces twice": 2, "bounces three times": 3}
 ORDER = "appears before another"
 MOTION_CLASSES: tuple[str, ...] = (*MOVES, *BOUNCES, ORDER)
-MIN_FRAMES = 2 * max(BOUNCES.values()) + 1  # fewer cannot tell three bounces from one
-TRAVEL = (0.3, 0.5)  # part of the circle per clip; from 0.5 on, first and last frame alone would mislead mostly
+MIN_FRAMES = 2 * max(BOUNCES.values()) + 1  # with fewer frames, three bounces look like one
+TRAVEL = (0.3, 0.5)  # share of the period per clip; from 0.5 on, first and last frame alone would mostly mislead
 
 
 @dataclass(frozen=True)

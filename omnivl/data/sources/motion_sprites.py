@@ -27,8 +27,8 @@ BACKGROUNDS: tuple[tuple[int, int, int], ...] = (
 )
 SMALLEST, LARGEST = 0.35, 0.75  # side of the sprite over side of the frame
 CENTRE = (0.15, 0.85)  # where the sprite's centre may be
-MIN_ASYMMETRY = 30.0  # grey levels; below, one cannot see it turn (plain circles have about 20)
-MIN_CONTRAST = 40.0  # grey levels; below, one cannot see it at all
+MIN_ASYMMETRY = 30.0  # grey levels; below, a rotation is not visible (plain circles have about 20)
+MIN_CONTRAST = 40.0  # grey levels; below, the sprite is not visible
 _PROBE_DEGREES = (40.0, 90.0)
 _PROBE_SIZE = 32
 

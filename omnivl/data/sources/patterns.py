@@ -1,4 +1,4 @@
-"""The shards that a source's pattern stands for."""
+"""Expands a source's pattern to shards."""
 
 import glob
 import re
@@ -19,7 +19,7 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
     for text in expand_braces(pattern):
         if Path(text).is_dir():
             inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
-            paths += inside if inside or text == pattern else [text]  # one of several: an unreadable shard
+            paths += inside if inside or text == pattern else [text]  # empty, one of several: an unreadable shard
         elif glob.has_magic(text):
             paths += sorted(glob.glob(text))  # noqa: PTH207  # Path.glob takes no absolute patterns
         else:

@@ -33,9 +33,9 @@ def _index_path(shard: str, folder: str | None) -> Path:
 class ShardSource:
     """The samples of some shards that an entry asks for.
 
-    A sample with a label but no caption is no sample of a caption kind, and the other way round; one with neither is
-    bad. Stills belong to the image kinds, clips and animated pictures to the video kinds. A sample that lacks all the
-    files that the entry names as its pictures is none of it either; one that lacks some is bad.
+    Caption kinds skip samples with a label but no caption, and label kinds those with a caption but no label; a sample
+    with neither is bad. Stills belong to the image kinds, clips and animated pictures to the video kinds. A sample that
+    lacks all the files that the entry names as its pictures is skipped; one that lacks some is bad.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ShardSource:
             keep_index: Whether indexes are kept at all.
 
         Raises:
-            DataError: No sample is left, with what was found instead.
+            DataError: No sample is left; the message says what the shards hold.
         """
         self._config = config
         self._shards = tuple(shards)
@@ -149,14 +149,14 @@ class ShardSource:
         return self._open[shard]
 
     def _choose(self, index: ShardIndex, shard: str) -> NDArray[np.int64]:
-        """Rows of one shard that the entry asks for; notes those that have neither caption nor label."""
+        """Rows of one shard that the entry asks for; records those that have neither caption nor label as bad."""
         config = self._config
         keep = np.ones(len(index), dtype=np.bool_)
         for name, allowed in config.where.items():
             keep &= _matches(index, name, allowed, shard)
         keep &= self._shows(index, keep, shard)
         if config.text is not None or not has_text(config.kind):
-            return np.flatnonzero(keep)  # a text that is no caption is looked for when the sample is read
+            return np.flatnonzero(keep)  # a text in another field is checked when the sample is read
         has_label = np.array([label != "" for label in index.labels], dtype=np.bool_)
         has_caption = _matches(index, LANGUAGES, (config.language, ""), shard)
         any_caption = _matches(index, LANGUAGES, None, shard)
@@ -167,7 +167,7 @@ class ShardSource:
         return np.flatnonzero(keep & (has_label if is_label(config.kind) else has_caption))
 
     def _shows(self, index: ShardIndex, keep: NDArray[np.bool_], shard: str) -> NDArray[np.bool_]:
-        """Rows of one shard that show what the entry asks for; notes those among ``keep`` that should and do not."""
+        """Rows of one shard with the pictures that the entry asks for; records those of ``keep`` that lack some."""
         config = self._config
         if config.pictures:
             present = np.stack([index.has_member(name) for name in config.pictures])
@@ -226,7 +226,7 @@ def to_sample(
     language: str,
     members: Mapping[str, bytes],
 ) -> Sample:
-    """Puts a sample's text and media together."""
+    """Makes a sample from its text and media."""
     return Sample(
         key=key,
         where=where,

@@ -1,8 +1,8 @@
 """Shards that can only be read from front to back: pipes and object stores.
 
-Shards come in a shuffled order, dealt over all readers (replicas x workers); samples are shuffled in a buffer. A stream
-has no list of samples, so that a run resumes at a shard, not at a sample, and another number of readers deals the
-shards anew: samples of shards that were begun are seen again. Loaders say so once.
+Shards come in a shuffled order, distributed over all readers (replicas x workers); samples are shuffled in a buffer. A
+stream has no list of samples, so that a run resumes at a shard, not at a sample, and another number of readers gets
+another distribution of shards: samples of partly read shards are seen again. Loaders warn about this once.
 
 Only webdataset's raw iteration over tar members is used: its decoders, which could unpickle, are never reached.
 """
@@ -70,11 +70,11 @@ class StreamReader:
 
     @property
     def shard(self) -> int:
-        """Where to resume: the earliest shard in the endless order of which a sample has not been handed out."""
+        """Where to resume: the earliest shard in the endless order with a sample that has not been returned."""
         return min((place for place, _ in self._buffer), default=self._place)
 
     def next(self) -> Sample:
-        """The next sample: the buffer is kept full, and a random one of it is taken.
+        """The next sample, taken at random from the buffer, which is refilled.
 
         Raises:
             DataError: Shard after shard holds no sample of this kind.
@@ -111,11 +111,11 @@ class StreamReader:
                     sample = self._to_sample(group, shard)
                     if sample is not None:
                         yield sample
-        except Exception as error:  # tarfile, curl and the shell fail in many ways; all cost this shard
+        except Exception as error:  # tarfile, curl and the shell raise many errors; each makes this shard fail
             self.rejections.append(Rejection("truncated_tar", shard, f"{type(error).__name__}: {error.args[:1]}"))
 
     def _to_sample(self, group: dict[str, object], shard: str) -> Sample | None:
-        """A sample if it is what the entry asks for; notes bad ones."""
+        """A sample if the entry asks for it; records bad ones."""
         key = str(group["__key__"])
         where = f"{shard}:{key}"
         data = {name: value for name, value in group.items() if isinstance(value, bytes)}
@@ -148,7 +148,7 @@ class StreamReader:
 
     @property
     def _reads_captions(self) -> bool:
-        """Whether a sample needs a caption or a label; a text that is neither is looked for when it is finished."""
+        """Whether a sample needs a caption or a label; a text in another field is checked later."""
         return has_text(self._config.kind) and self._config.text is None
 
     def _shows(self, sample: Sample, pictures: list[str]) -> bool:
@@ -166,7 +166,7 @@ class StreamReader:
 
 
 def announce(config: DataEntryConfig) -> None:
-    """Says what a stream cannot do."""
+    """Warns that a stream resumes at a shard."""
     warnings.warn(
         f"data source {config.source!r} is a stream: it is shuffled in a buffer instead of fully, and resumes by shard "
         f"instead of by sample",
