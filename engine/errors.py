@@ -1,4 +1,4 @@
-"""Errors of plans and checkpoints that a user can mend."""
+"""Errors of plans and checkpoints that a user can correct."""
 
 from collections.abc import Sequence
 
@@ -19,4 +19,4 @@ class PlanError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint is missing, torn, changed, or of another layout than the run that wants it."""
+    """A checkpoint is missing, incomplete or changed, or does not fit the run that reads it."""

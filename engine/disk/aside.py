@@ -9,14 +9,14 @@ from engine.disk.weights_file import WeightsFile
 from omnivl.chain.names import only_trains
 
 ASIDE = "aside."
-"""Stands in a weights file before the names of heads that the stage itself does not have."""
+"""Prefix, in a weights file, of the names of heads that the stage itself does not have."""
 
 HEADS = "losses."
-"""Begins the names of the parameters of heads."""
+"""Prefix of the names of the parameters of heads."""
 
 
 def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
-    """The heads of an earlier stage that a stage does not have, under the names that keep them aside.
+    """The heads of an earlier stage that a stage does not have, under their names with the prefix ``ASIDE``.
 
     Args:
         own: Names of the stage's own weights.
@@ -33,5 +33,5 @@ def heads_aside(own: Collection[str], file: Path) -> dict[str, Tensor]:
 
 
 def is_head(name: str) -> bool:
-    """Whether a weight is of a head, and not of what only trains: a momentum twin, a queue."""
+    """Whether a weight belongs to a head, and is not read by training alone as momentum twins and queues are."""
     return name.startswith(HEADS) and not only_trains(name)

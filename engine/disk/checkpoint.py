@@ -1,9 +1,9 @@
-"""Checkpoints: written so that each is either whole or known to be incomplete.
+"""Checkpoints: each is either whole or can be recognised as incomplete.
 
 A checkpoint is written under another name (``engine.disk.checkpoint_writer``), every file is synced to disk, a manifest
 with the size and SHA-256 of every file is written last, then the folder is renamed in one atomic step. A crash leaves
 either a ``.tmp`` folder, which is never read, or a folder whose files do not match their manifest, which is reported
-and passed over.
+and skipped.
 
     checkpoints/step-000123/
         manifest.json           sizes and hashes of all files below
@@ -37,7 +37,7 @@ _LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
 
 @dataclass(frozen=True)
 class SavedLayout:
-    """What wrote a checkpoint. Any layout can read it.
+    """The parallel layout of the run that wrote a checkpoint. A run of any other layout can read it.
 
     Attributes:
         host: Kind of host.
@@ -72,10 +72,10 @@ class TrainerState:
         skipped: Steps that were skipped for a loss or gradient that was not finite.
         skipped_in_a_row: How many of them were the last ones.
         best: Best score so far; None before the first evaluation.
-        best_step: The checkpoint that reached it.
+        best_step: Step of the checkpoint that reached it.
         metrics_bytes: Length of metrics.jsonl when the checkpoint was taken; later lines are removed on resuming.
         window: Sums for the next line of metrics (``engine.step.loss_window``).
-        layout: What wrote the checkpoint.
+        layout: The parallel layout that wrote the checkpoint.
         guard: Recent losses (``engine.step.guard``).
         rollbacks: How often the stage had gone back (``engine.disk.rollback``).
     """
@@ -98,7 +98,7 @@ def step_folder(folder: Path, step: int) -> Path:
 
 
 def find_fault(checkpoint: Path) -> str | None:
-    """Says what is wrong with a checkpoint, or None where every file is as its manifest says.
+    """Describes what is wrong with a checkpoint; None if every file matches the manifest.
 
     Args:
         checkpoint: A ``step-...`` folder.
@@ -138,7 +138,7 @@ def newest_complete(folder: Path, warn: Callable[[str], None]) -> Path | None:
 
     Args:
         folder: The stage's ``checkpoints`` folder.
-        warn: Gets one message for each checkpoint that is passed over, with what is wrong with it.
+        warn: Called with one message for each checkpoint that is skipped, with the reason.
     """
     for step in reversed(checkpoint_steps(folder)):
         candidate = step_folder(folder, step)
@@ -154,12 +154,13 @@ def load_checkpoint(
 ) -> tuple[TrainerState, dict[str, Any]]:
     """Restores host and random generators. Called by every process.
 
-    On another number of processes than wrote it, weights, moments and the order of the data go on as before; random
-    generators (dropout, noise) start anew, and streams search for their position from their first shard.
+    If the number of processes has changed since the checkpoint was written, weights, moments and the order of the data
+    continue as before, random generators (dropout, noise) are seeded anew, and streams search for their position from
+    their first shard.
 
     Args:
         checkpoint: A whole checkpoint.
-        host: Reads its own files.
+        host: The host whose tensors are restored.
         layout: This run's layout.
         tell: Gets a message where the layout has changed.
 
@@ -188,7 +189,7 @@ def prune(folder: Path, keep_last: int, keep: int | None) -> None:
     Args:
         folder: The stage's ``checkpoints`` folder.
         keep_last: Number of newest checkpoints to keep, at least 1.
-        keep: Step of a further one to keep (the best).
+        keep: Step of one more checkpoint to keep (the best).
     """
     assert keep_last >= 1
     for step in checkpoint_steps(folder)[:-keep_last]:

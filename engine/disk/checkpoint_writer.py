@@ -1,10 +1,10 @@
-"""Writes checkpoints while training goes on.
+"""Writes checkpoints while training continues.
 
-A save has three parts. The *snapshot* is taken between two steps, by every process of its own shard: tensors are copied
-into memory that is kept for it, everything else is small. Then a thread *writes* the process' files. When all processes
-have written theirs, the first one *seals* the checkpoint: it writes the manifest, renames the folder and deletes old
-checkpoints. Threads do not communicate: the main threads agree between two steps that all have finished, so that no
-collective runs beside those of training. One save is under way at a time; the next one waits for it.
+A save has three parts. Between two steps, every process takes a *snapshot* of its own shard: it copies the tensors into
+memory that is reserved for this. Then a thread *writes* the process' files. When all processes have written theirs, the
+first one *seals* the checkpoint: it writes the manifest, renames the folder and deletes old checkpoints. Threads do not
+communicate. The main threads check between two steps whether all threads have finished, so that no collective runs at
+the same time as those of training. One save is under way at a time; the next one waits for it.
 """
 
 import io
@@ -34,9 +34,9 @@ class _Save:
     """A save that is under way.
 
     Attributes:
-        final: The folder that it will be.
-        state: Of the loop, when the snapshot was taken.
-        work: What this process' thread does now: its files, or nothing.
+        final: The folder to which the temporary one is renamed.
+        state: State of the loop when the snapshot was taken.
+        work: The running task of this process' thread.
         prunes: Whether old checkpoints are deleted once this one is sealed.
         sealing: Whether all files are written.
     """
@@ -48,7 +48,7 @@ class _Save:
     sealing: bool = False
 
     def outcome(self) -> tuple[str | None, Records]:
-        """What went wrong, or the records of what was written. Waits for the thread."""
+        """Waits for the thread; returns the error, or the records of the written files."""
         try:
             return None, self.work.result()
         except OSError as error:
@@ -59,12 +59,12 @@ class CheckpointWriter:
     """Writes the checkpoints of a stage. Every method is called by every process."""
 
     def __init__(self, folder: Path, device: torch.device, *, asynchronous: bool, keep_last: int) -> None:
-        """Writes nothing yet.
+        """Creates a writer; nothing is written yet.
 
         Args:
             folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
             device: Where the process group's backend expects its tensors.
-            asynchronous: Train on while the files are written; this takes memory for a copy of the shard.
+            asynchronous: Continue training while the files are written; this takes memory for a copy of the shard.
             keep_last: Number of newest checkpoints that stay, beside the best.
         """
         self._folder, self._device = folder, device
@@ -74,10 +74,10 @@ class CheckpointWriter:
         self._save: _Save | None = None
 
     def save(self, host: Host, state: TrainerState, loader_state: Mapping[str, Any], *, prunes: bool = True) -> None:
-        """Takes a snapshot, and writes it: behind training, or before this returns.
+        """Takes a snapshot and writes it: in the background, or before this returns.
 
         Args:
-            host: Gives its shard.
+            host: The host whose shard is written.
             state: The loop's state, equal on every process.
             loader_state: This process' position in the data, JSON.
             prunes: Delete old checkpoints once this one is sealed.
@@ -111,7 +111,7 @@ class CheckpointWriter:
             self.finish()
 
     def poll(self) -> None:
-        """Goes on with a save that is under way once every process has written its part. To be called every step.
+        """Seals the current checkpoint once every process has written its part. To be called every step.
 
         Raises:
             CheckpointError: It could not be written, on whichever process; raised on all.
@@ -139,7 +139,7 @@ class CheckpointWriter:
             self._save = replace(save, work=self._thread.submit(seal), sealing=True)
 
     def _sealing(self, save: _Save, shares: Sequence[Records]) -> Callable[[], Records]:
-        """What the first process does when all have written their files."""
+        """Seals the checkpoint: done by the first process when all have written their files."""
         unfinished = _unfinished(save.final)
 
         def seal() -> Records:
@@ -158,7 +158,7 @@ class CheckpointWriter:
         return seal
 
     def _give_up(self, save: _Save, failed: Sequence[str]) -> None:
-        """Removes what was written and raises, on every process."""
+        """Removes the written files and raises, on every process."""
         if ranks.rank() == 0:
             shutil.rmtree(_unfinished(save.final), ignore_errors=True)
         ranks.barrier()
@@ -172,5 +172,5 @@ class CheckpointWriter:
 
 
 def _unfinished(final: Path) -> Path:
-    """Where a checkpoint is written before it gets its name."""
+    """The temporary folder in which a checkpoint is written."""
     return final.with_name(final.name + ".tmp")

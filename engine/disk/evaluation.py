@@ -10,13 +10,13 @@ from omnivl.tasks.results import Score, TaskResult, write_files
 
 
 def write_evaluation(path: Path, facts: Mapping[str, Any], results: Sequence[TaskResult], *, prefix: str = "") -> None:
-    """Writes an evaluation, and beside it what the tasks have made as files. Called by one process.
+    """Writes an evaluation, and the files that its tasks have made beside it. Called by one process.
 
     Args:
         path: The file, which is replaced.
-        facts: What was evaluated, at least its ``step``; plain containers.
+        facts: Description of the evaluated weights, at least their ``step``; plain containers.
         results: One per task.
-        prefix: Of the names of the tasks' files.
+        prefix: Prefix of the names of the tasks' files.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_files(results, path.parent, prefix)

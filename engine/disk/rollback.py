@@ -1,9 +1,10 @@
 """Going back to an earlier checkpoint within a stage, and remembering it.
 
 A rollback is first written into ``rollbacks.json`` of the stage; then the stage starts over as after a crash. A
-checkpoint holds the number of rollbacks before it. Where that is less than ``rollbacks.json`` lists, the checkpoint is
-older than the last rollbacks: it is void if it was taken at their first bad step or later; else the stage goes on from
-it, at the position in the data that the rollback holds. So a crash at any moment in between changes nothing.
+checkpoint holds the number of rollbacks before it. If that is less than the number in ``rollbacks.json``, the
+checkpoint is older than the last rollbacks: it is void if it was taken at their first bad step or later; otherwise the
+stage resumes from it, at the position in the data that the rollback holds. A crash at any moment in between therefore
+changes nothing.
 """
 
 import json
@@ -19,13 +20,13 @@ from engine.disk.run_folder import write_whole
 
 @dataclass(frozen=True)
 class Rollback:
-    """One rollback, as it was decided.
+    """One rollback.
 
     Attributes:
         first_bad: The first bad step, counted from 1: checkpoints taken at it or later are void.
         step: Optimizer steps taken when it was decided.
-        reason: Why.
-        loaders: Where each process goes on in the data; empty where it takes the same data again.
+        reason: Why the stage goes back.
+        loaders: Position of each process in the data after the rollback; empty if the same data is used again.
     """
 
     first_bad: int
@@ -35,14 +36,14 @@ class Rollback:
 
 
 class RolledBackError(Exception):
-    """Ends the loop of a stage, which has to be started over. Raised on every process."""
+    """Ends the loop of a stage, which then has to start again from an earlier checkpoint. Raised on every process."""
 
     def __init__(self, rollback: Rollback, number: int, allowed: int) -> None:
-        """Says why.
+        """Makes the message.
 
         Args:
             rollback: Already written down.
-            number: Which one of the stage, from 1.
+            number: Its number within the stage, from 1.
             allowed: ``guard.rollbacks``.
         """
         data = "leaving out the data since then" if rollback.loaders else "with the same data"
@@ -81,7 +82,7 @@ def remove_void(checkpoints: Path, rollbacks: Sequence[Rollback]) -> None:
 
 
 def position_in_data(pending: Sequence[Rollback], rank: int, world_size: int) -> Mapping[str, Any] | None:
-    """Where the data goes on after rollbacks that came after a checkpoint; None where the checkpoint's position holds.
+    """Position in the data after rollbacks that are newer than a checkpoint; None if its own position is valid.
 
     Args:
         pending: Oldest first.
@@ -95,7 +96,7 @@ def position_in_data(pending: Sequence[Rollback], rank: int, world_size: int) ->
 
 
 def _rollbacks_known(checkpoint: Path) -> int | None:
-    """Rollbacks before a checkpoint was taken; None where it cannot be read, which is reported elsewhere."""
+    """Number of rollbacks before a checkpoint was taken; None if it cannot be read, which is reported elsewhere."""
     try:
         return int(json.loads((checkpoint / "trainer.json").read_bytes()).get("rollbacks", 0))
     except (OSError, ValueError):

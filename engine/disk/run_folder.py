@@ -1,4 +1,4 @@
-"""A run's folder: what it holds, who may write into it, and whether a plan may go on in it.
+"""A run's folder: its files, the lock of the process that writes into it, and the check that a plan may resume in it.
 
 runs/NAME/
 plan.yaml               the resolved plan
@@ -43,8 +43,8 @@ _FREE_FIELDS = tuple(
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )
-"""Fields that may differ between two starts in one folder: they change what is shown and kept, and where and how it is
-computed. Batch sizes are among them so that another number of processes can take the same samples in each step."""
+"""Fields that may differ between two starts in one folder: they change what is displayed and kept, and the devices and
+processes. Batch sizes are among them so that another number of processes can take the same samples in each step."""
 
 _STAGE = re.compile(r"stages\.\d+")
 _STEPS = re.compile(r"stages\.\d+\.steps")
@@ -110,7 +110,7 @@ class StageFolder:
         write_whole(self.path / "complete.json", json.dumps({"steps": steps}))
 
     def has_begun(self) -> bool:
-        """Whether the stage has left anything behind."""
+        """Whether the stage has written any file."""
         return self.metrics.is_file() or self.checkpoints.is_dir()
 
 
@@ -165,7 +165,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps every other process from running in this folder. The lock ends with the process, however that ends.
+        """Locks the folder against every other process. The lock is released when the process ends, also by a crash.
 
         Raises:
             RunFolderError: Somebody else holds it.
@@ -236,7 +236,7 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, A
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that a reader never sees half of it."""
+    """Writes a file under another name and renames it, so that a reader never sees a partly written one."""
     beside = path.with_name(path.name + ".tmp")
     with beside.open("w", encoding="utf-8") as file:
         file.write(text)

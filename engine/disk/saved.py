@@ -31,8 +31,8 @@ class Saved:
         layout: What wrote it.
         optimizer_steps: Steps that AdamW had taken; 0 where there are no moments.
         bytes: Size of all files.
-        parts: Numbers of elements by stack of the model and by what they are:
-            ``weights`` (with buffers), ``twins``, ``moments``.
+        parts: Numbers of elements by stack of the model and by type: ``weights`` (with buffers), ``twins``,
+            ``moments``.
     """
 
     path: Path
@@ -136,7 +136,7 @@ def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def average_weights(sources: Sequence[Path]) -> dict[str, Tensor]:
-    """The mean of the weights of several checkpoints, added up in fp64; what is not a float is that of the last one.
+    """The mean of the weights of several checkpoints, summed in fp64; other tensors than floats are the last one's.
 
     Args:
         sources: Checkpoints or weight files of one model, two or more.

@@ -1,7 +1,8 @@
 """Weights files: safetensors files that are read and written a few tensors at a time, however large they are.
 
 Format: 8 bytes with the length of the header, the header (JSON: type, shape and offsets of each tensor), then
-the tensors. Those of wide types come first, so that each begins at a multiple of its element size, which readers want.
+the tensors. Tensors of wide types come first, so that each begins at a multiple of its element size, as readers
+require.
 
 Source: https://github.com/huggingface/safetensors, section "Format".
 """
@@ -75,7 +76,7 @@ class WeightsWriter:
             self._file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
-        """Brings everything to the disk and closes the file.
+        """Syncs the file to disk and closes it.
 
         Raises:
             OSError: The disk is full or gone.
@@ -86,10 +87,10 @@ class WeightsWriter:
 
 
 class WeightsFile:
-    """A file of which no more is in memory at a time than what is asked for.
+    """A weights file; only the requested tensors are read into memory.
 
     Attributes:
-        names: Of all its tensors, as they are called today.
+        names: Names of all its tensors, in their present form.
     """
 
     def __init__(self, path: Path) -> None:

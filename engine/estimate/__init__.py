@@ -1,4 +1,4 @@
-"""What a plan would take on a cluster: memory, traffic, step time, layouts that fit, and what failures cost.
+"""Estimates for a plan on a cluster: memory, traffic, step time, layouts that fit, and losses through failures.
 
 hardware     what devices and links can do, from YAML      measure   the same of this machine, measured
 work         what a model does, counted op by op           memory    bytes of a process by cause

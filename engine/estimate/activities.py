@@ -1,8 +1,8 @@
-"""One optimizer step of a stage as activities of a simulator: the device of a process, its links, what waits for what.
+"""One optimizer step of a stage as activities of a simulator: on the device of a process, on its links, in their order.
 
-Replicas do the same at the same time, so one process stands for all of them; of a pipeline one process of each stage,
-which is what a stage is here. The time of a collective is that of all its members. Every process has two resources,
-``compute`` and ``link``; communication that does not overlap occupies ``compute``.
+Replicas do the same at the same time, so one process is simulated for all of them, in a pipeline one process of each
+pipeline stage; "stage" below means this process. The time of a collective is that of all its members. Every process has
+two resources, ``compute`` and ``link``; communication that does not overlap occupies ``compute``.
 """
 
 from collections import defaultdict
@@ -25,24 +25,24 @@ EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline 
 TIED = "copies of layers"
 
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE = 28, 12, 12, 12, 16
-"""Bytes that move per element: AdamW reads four numbers and writes three; norm and clipping; a twin's step; gradients
-of one micro-batch more; the plain host's copy into one buffer, and the division there."""
+"""Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
+twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division."""
 
 
 @dataclass(frozen=True)
 class _Copies:
-    """Bytes per element that DeepSpeed moves around its collectives and its optimizer.
+    """Bytes per element that DeepSpeed copies for its collectives and its optimizer.
 
-    Counted by its steps under ``OperationCounter`` on two and four processes: a part that does not depend on their
-    number, and one that goes with a process' share.
+    They were counted in its steps under ``OperationCounter`` on two and four processes. One part is independent of the
+    number of processes, the other one is proportional to a process' share.
 
     Attributes:
-        reduced: Of trained parameters in a reduction: into the bucket, flattened, divided.
-        reduced_share: Of the share in a reduction.
-        gathered: Of gathered parameters: assembled, and split into parameters.
-        gathered_share: Of the share in a gather.
-        stepped_share: Of the share around the optimizer: flattened, cast, zeroed, copied back.
-        added_share: Of the share for a micro-batch behind the first.
+        reduced: For trained parameters in a reduction: copied into the bucket, flattened, divided.
+        reduced_share: For the share in a reduction.
+        gathered: For gathered parameters: assembled, and split into parameters.
+        gathered_share: For the share in a gather.
+        stepped_share: For the share in the optimizer: flattened, cast, zeroed, copied back.
+        added_share: For the share, in each micro-batch after the first.
     """
 
     reduced: float = 0.0
@@ -66,14 +66,14 @@ _COPIES: Mapping[int, _Copies] = {
 
 @dataclass
 class StepActivities:
-    """Activities of one step, and how many micro-batches they stand for.
+    """Activities of one step, and the number of micro-batches that they represent.
 
     Attributes:
-        activities: In the order in which processes hand them in.
+        activities: In the order in which processes submit them.
         traffic: By stage and cause.
-        micro_batches: Simulated.
-        wanted: Of the real step. Without a pipeline micro-batches follow one another, and of many only two are
-            simulated.
+        micro_batches: Number of simulated micro-batches.
+        wanted: Number of micro-batches of the real step. Without a pipeline they run one after the other, and no more
+            than two are simulated.
         shorter: Activities of a step of one micro-batch, where not all are simulated.
     """
 
@@ -93,7 +93,7 @@ class StepActivities:
 
         Args:
             stretch: See ``simulate``.
-            without: A cause that takes no time.
+            without: A cause whose activities are to take no time.
         """
         activities = (
             self.activities if without is None else [_unless(activity, without) for activity in self.activities]
@@ -115,7 +115,7 @@ def _unless(activity: Activity, cause: str) -> Activity:
 
 
 class StepBuilder:
-    """Hands in the activities of every process that is simulated."""
+    """Submits the activities of every simulated process."""
 
     def __init__(
         self,
@@ -186,7 +186,7 @@ class StepBuilder:
         return self.built
 
     def _tie(self, last: dict[int, tuple[int, ...]]) -> dict[int, tuple[int, ...]]:
-        """Gradients of copies to the owners of their layers, or weights back: one layer after the other, both wait."""
+        """Sends gradients of copies to the owners of their layers, or weights back: layer by layer, both ends wait."""
         last = dict(last)
         for name in self.division.tied:
             owner = self.division.owners[name]
@@ -234,7 +234,7 @@ class StepBuilder:
             computed.append(last)
             size = self.work.layers[one.layer]
             if firsts[one.layer] != number or not size.trained:
-                continue  # gradients of a layer that is passed twice are complete behind its first pass
+                continue  # a layer that is passed twice: its gradients are complete after the first pass' backward
             if self.zero == 3:
                 loose.append(self._reduce(stage, [size], last, waits=not self._overlaps))
             elif self.zero == 2:
@@ -242,7 +242,7 @@ class StepBuilder:
         return last, loose
 
     def _accumulate(self, stage: int, number: int, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Gradients of a micro-batch on top of those before it."""
+        """Adds the gradients of a micro-batch to those before it."""
         if number == 0:
             return after
         held = sum(self._held(size) for size in (*self.sizes[stage], *self.copies[stage]))
@@ -250,7 +250,7 @@ class StepBuilder:
         return (self._add(stage, "compute", self.hardware.copy_seconds(moved), after, COMPUTE),)
 
     def _finish(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
-        """Gradients over replicas where that is still to do, the optimizer, weights back to everyone."""
+        """Reduces the gradients that are not reduced yet, runs the optimizer, and sends the weights to all replicas."""
         sizes, hardware = self.sizes[stage], self.hardware
         if self.zero < 2:
             after = (self._reduce(stage, sizes, after),)
@@ -273,7 +273,7 @@ class StepBuilder:
         return after
 
     def _held(self, size: LayerSize) -> float:
-        """Trained elements of a layer for which a process has gradients: of experts its part."""
+        """Trained elements of a layer for which a process has gradients; of experts those of its part."""
         return size.trained - size.experts * (1 - 1 / self.experts)
 
     def _compute(self, stage: int, operations: Operations, after: Sequence[int]) -> int:
@@ -349,7 +349,7 @@ class StepBuilder:
         waits: bool = True,
         moved: float = 0.0,
     ) -> int:
-        """Occupies the link; where the device waits for it, the device instead. Bytes are moved around it."""
+        """Occupies the link, or the device if that waits for it. ``moved`` bytes are copied before and after it."""
         known = self.built.traffic[stage].get(cause, Transfer())
         self.built.traffic[stage][cause] = known + transfer
         resource = "compute" if waits or not self.hardware.overlaps else "link"

@@ -1,4 +1,4 @@
-"""Memory of tensors, followed from the operation that makes them to the end of the last tensor that uses it."""
+"""Memory of tensors, followed from its allocation until the last tensor that uses it is freed."""
 
 import weakref
 from typing import Any
@@ -13,7 +13,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows tensors that are made within the block, on any device and on ``meta``.
 
     Attributes:
-        owner: Number under which tensors are counted that are made now.
+        owner: Number under which new tensors are counted.
         live: Bytes that are allocated now.
         most: The most that were allocated at once.
         other: Bytes that the caller counts.
@@ -27,7 +27,7 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: dict[int, tuple[int, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Does the operation and follows what it makes."""
+        """Runs the operation and follows the tensors that it makes."""
         given = {storage_number(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):

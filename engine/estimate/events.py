@@ -1,8 +1,7 @@
 """A discrete-event simulator: activities on resources, each of which does one at a time.
 
-An activity begins when all that it waits for is done and its resource is free. Of several that could begin, the one
-that was ready first does; of those the one that stands first in the list. The result is a pure function of the
-activities.
+An activity begins when all activities that it waits for are done and its resource is free. If several could begin, the
+one that was ready first begins; of equal ones, the first in the list. The result is a pure function of the activities.
 """
 
 import heapq
@@ -15,10 +14,10 @@ class Activity:
     """Work that keeps a resource busy for a time.
 
     Attributes:
-        resource: Name of what does it.
+        resource: Name of the resource.
         seconds: How long.
         after: Indexes in the list of the activities that have to be done before.
-        cause: What it is for.
+        cause: Name under which its time is reported.
     """
 
     resource: str
@@ -51,11 +50,11 @@ def simulate(activities: Sequence[Activity], stretch: Mapping[str, float] | None
     """Works out when each activity begins and ends.
 
     Args:
-        activities: In any order, as long as none wait for each other in a circle.
+        activities: In any order; their dependencies have no cycle.
         stretch: How many times as long each resource takes; 1 for those that are not named.
 
     Raises:
-        ValueError: Activities wait for each other in a circle.
+        ValueError: The dependencies have a cycle.
     """
     stretch = {} if stretch is None else stretch
     followers: list[list[int]] = [[] for _ in activities]
@@ -67,7 +66,7 @@ def simulate(activities: Sequence[Activity], stretch: Mapping[str, float] | None
     busy: dict[str, float] = {}
     waiting: dict[str, list[tuple[float, int]]] = {}
     working: set[str] = set()
-    events: list[tuple[float, int]] = []  # ends of activities at work
+    events: list[tuple[float, int]] = []  # ends of running activities
 
     def begin_next(resource: str, now: float) -> None:
         if resource in working or not waiting.get(resource):

@@ -1,4 +1,4 @@
-"""What a long run on many machines loses: to slow devices, to nodes that fail, and to the checkpoints against that.
+"""Time that a long run on many machines loses through slow devices, failing nodes, and checkpoints.
 
 Letters: M mean seconds between failures of the whole run, D seconds of a checkpoint, R seconds to start again, T
 seconds of training between two checkpoints, n devices.
@@ -28,7 +28,7 @@ class Faults:
         node_hours: Mean hours until a node fails.
         nodes: How many.
         checkpoint_seconds: D.
-        restart_seconds: R: until the run is back at its newest checkpoint, with the wait for a node.
+        restart_seconds: R: until the run is back at its newest checkpoint, including the wait for a node.
         jitter: Standard deviation of the logarithm of a device's speed, drawn anew for each step.
         slow_share: Share of the devices that are slow in a step.
         slow_factor: How many times as long they compute.
@@ -50,7 +50,7 @@ class Faults:
 
 @dataclass(frozen=True)
 class Goodput:
-    """What became of a run.
+    """The result of a simulated run.
 
     Attributes:
         interval: Seconds of training between checkpoints.
@@ -58,7 +58,7 @@ class Goodput:
         checkpoints: Share that went into checkpoints.
         lost: Share that went into work that was lost.
         restarts: Share that went into starting again.
-        failures: How many there were.
+        failures: Number of failures.
     """
 
     interval: float
@@ -92,15 +92,15 @@ def daly_goodput(faults: Faults, interval: float) -> float:
 
 
 def simulate_run(faults: Faults, interval: float, seconds: float, seed: int = 0) -> Goodput:
-    """Goes through a run failure by failure; what lies between two is cycles of training and a checkpoint.
+    """Simulates a run failure by failure; between two failures are cycles of training and a checkpoint.
 
-    A failure loses what was done since the last whole checkpoint, and can come while one is written or while the run
-    starts again, which then starts anew.
+    A failure loses the work since the last whole checkpoint. It can come while a checkpoint is written, or during a
+    restart, which then begins again.
 
     Args:
         faults: Failures of all nodes together come at random, M apart in the mean.
         interval: T.
-        seconds: How long to go on; the run ends with the failure behind it.
+        seconds: How long to simulate; the run ends with the first failure after that.
         seed: Of the draws.
     """
     draw = np.random.default_rng(seed)
@@ -130,7 +130,7 @@ def sweep_intervals(faults: Faults, intervals: Sequence[float], seconds: float, 
 def slowest(faults: Faults, devices: int, steps: int, draw: np.random.Generator) -> Floats:
     """How many times as long the slowest device takes, step by step, ``[steps]``; 1 without jitter and slow devices.
 
-    The largest of n draws is drawn at once, from the n-th root of a uniform number: the cost does not depend on n.
+    The largest of n draws is computed from the n-th root of one uniform number: the cost does not depend on n.
     """
     fast = _largest(faults.jitter, devices, draw.random(steps))
     if faults.slow_share <= 0:
@@ -148,21 +148,20 @@ def slowest(faults: Faults, devices: int, steps: int, draw: np.random.Generator)
 def stretched_steps(built: StepActivities, faults: Faults, replicas: int, steps: int = 100, seed: int = 0) -> Floats:
     """Seconds of steps whose devices are not equally fast, ``[steps]``.
 
-    Replicas meet in every step, so that the slowest counts; the stages of a pipeline are drawn apart.
+    Replicas wait for each other in every step, so that the slowest one counts; the pipeline stages are drawn
+    separately.
 
     Args:
         built: A step's (``estimate_step(...).activities``).
         faults: Jitter and slow devices.
-        replicas: Devices that do the same as each simulated one.
+        replicas: Number of devices that do the same as each simulated one.
         steps: How many.
         seed: Of the draws.
     """
     draw = np.random.default_rng(seed)
     devices = sorted({activity.resource for activity in built.activities if activity.resource.endswith("/compute")})
     factors = {name: slowest(faults, replicas, steps, draw) for name in devices}
-    if (
-        len(devices) == 1
-    ):  # the step is linear in the factor between two of its values where one device waits for itself
+    if len(devices) == 1:  # interpolated: between two grid points the step is nearly linear in the factor
         name = devices[0]
         grid = np.linspace(1.0, max(1.0, float(factors[name].max())), 9)
         seconds = [built.seconds({name: float(factor)}) for factor in grid]
@@ -177,7 +176,7 @@ def _largest(jitter: float, count: int, uniforms: Floats) -> Floats:
     if jitter <= 0:
         return np.ones_like(uniforms)
     normal = NormalDist()
-    # log of the n-th root; the upper tail is kept where 1 - p is below what a number near 1 can tell
+    # log of the n-th root; keeps the upper tail where 1 - p is too small for a number near 1 to represent
     tails = -np.expm1(np.log(uniforms) / count)
     quantiles = [-normal.inv_cdf(min(max(float(tail), 1e-300), 1 - 1e-16)) for tail in tails]
     drawn: Floats = np.exp(jitter * np.array(quantiles))

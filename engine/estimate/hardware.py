@@ -14,18 +14,18 @@ FOLDERS = (Path("configs/hardware"), Path(__file__).parents[2] / "configs" / "ha
 
 
 CollectiveKind = Literal["gather", "scatter", "other"]
-"""Those that a library may do at rates of their own."""
+"""Collectives for which a library may have a separate rate."""
 
 PRODUCTS, MEMORY, STARTING = "products", "memory", "starting operations"
 
 
 @dataclass(frozen=True)
 class RateConfig:
-    """Something for each precision.
+    """One value for each precision.
 
     Attributes:
-        bf16: In bf16.
-        fp32: In fp32.
+        bf16: The value in bf16.
+        fp32: The value in fp32.
     """
 
     bf16: Annotated[float, Range(above=0)]
@@ -34,14 +34,14 @@ class RateConfig:
 
 @dataclass(frozen=True)
 class LinkConfig:
-    """A way between processes.
+    """A link between processes.
 
     Attributes:
-        gigabytes_per_second: What one process sends, in one direction, while it receives as much.
-        share: Of that, what collectives reach on large messages.
-        latency_seconds: Of one message.
-        gather_share: What gathers reach; null where they reach ``share``.
-        scatter_share: What reduce-scatters reach; null where they reach ``share``.
+        gigabytes_per_second: Rate at which one process sends while it receives at the same rate.
+        share: Share of that rate that collectives reach on large messages.
+        latency_seconds: Latency of one message.
+        gather_share: The same for gathers; null if it equals ``share``.
+        scatter_share: The same for reduce-scatters; null if it equals ``share``.
     """
 
     gigabytes_per_second: Annotated[float, Range(above=0)]
@@ -59,25 +59,25 @@ class LinkConfig:
 
 @dataclass(frozen=True)
 class HardwareConfig:
-    """A kind of machine, seen by one process, which has one device.
+    """A kind of machine, as one process with one device sees it.
 
     Attributes:
-        name: For people.
-        device: ``gpu``, or ``cpu`` whose kernels are others and whose processes share their cores with the links.
-        memory_gib: Of the device.
-        peak_tflops: Of dense matrix products.
-        product_share: Of the peak, what large matrix products reach.
-        attention_share: Of the peak, what fused attention reaches.
-        memory_gigabytes_per_second: Of the device's memory.
-        memory_share: Of that, what a layer's operations reach, which make a new tensor each.
+        name: For display.
+        device: ``gpu`` or ``cpu``. A CPU has other kernels, and its processes share their cores with the links.
+        memory_gib: Memory of the device.
+        peak_tflops: Peak rate of dense matrix products.
+        product_share: Share of the peak that large matrix products reach.
+        attention_share: Share of the peak that fused attention reaches.
+        memory_gigabytes_per_second: Bandwidth of the device's memory.
+        memory_share: Share of that bandwidth that a layer's operations reach, each of which allocates a new tensor.
         operation_seconds: Time that the process takes to start an operation.
-        processes_per_node: Devices of a node.
-        within_node: Between devices of a node.
-        between_nodes: Of one device to other nodes.
+        processes_per_node: Number of devices of a node.
+        within_node: Link between devices of a node.
+        between_nodes: Link of one device to other nodes.
         overlaps: Whether links work while the device computes.
-        host_memory_gib: Of a node.
+        host_memory_gib: Host memory of a node.
         host_gigabytes_per_second: Between a device and its host's memory.
-        storage_gigabytes_per_second: From storage to a node, and back.
+        storage_gigabytes_per_second: Between storage and a node, in each direction.
         decoded_images_per_second: Images that a node decodes and augments, all cores together; null where unknown.
     """
 
@@ -113,7 +113,7 @@ class HardwareConfig:
         return sum(self.parts(operations).values())
 
     def parts(self, operations: Operations) -> dict[str, float]:
-        """The same by what limits: ``products``, ``memory``, ``starting operations``.
+        """The same time by limiting factor: ``products``, ``memory``, ``starting operations``.
 
         A GPU computes while the process starts the next operations, so only the excess counts; a CPU does both itself.
         """

@@ -1,4 +1,4 @@
-"""What each pass of a chain takes: seconds, measured here, and memory for its backward pass, worked out without any.
+"""Time and memory of each pass of a chain: measured seconds, and bytes kept for its backward pass, counted.
 
 Both come from running layers one by one on batches of blank samples: time and memory depend on shapes, not on what
 is in a picture. Memory is counted on the ``meta`` device, where kernels are those of an accelerator.
@@ -59,8 +59,8 @@ def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, int], int]:
     """Bytes that each of ``chain.passes`` keeps for its backward pass, the largest over some micro-batches.
 
-    Weights that are cast to another type count; weights themselves and what an earlier layer keeps do not. What is
-    recomputed counts by its input.
+    Weights that are cast to another type count; weights themselves and tensors that an earlier layer keeps do not. A
+    recomputed part counts with its input only.
 
     Args:
         chain: Built on ``meta``.
@@ -70,7 +70,7 @@ def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, i
     for state in states:
         known = {storage_number(tensor) for tensor in chain.state_dict().values()}
         kept = [0] * len(found)
-        alive: list[Tensor] = []  # a storage that is freed may come back under the same number
+        alive: list[Tensor] = []  # a new storage may get the number of a freed one
 
         def keep(tensor: Tensor, place: int, known: set[int] = known, kept: Any = kept, alive: Any = alive) -> Tensor:
             if storage_number(tensor) not in known:
@@ -98,7 +98,7 @@ def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> di
     Args:
         chain: On the device to measure. Its parameters have gradients afterwards.
         states: From ``blank_states``, on the same device.
-        repeats: Measurements of each, after one that is thrown away.
+        repeats: Measurements of each, after one that is discarded.
     """
     seconds: dict[tuple[str, int], float] = dict.fromkeys(chain.passes, 0.0)
     for state in states:
@@ -117,8 +117,8 @@ def layer_seconds(chain: Chain, states: Sequence[State], repeats: int = 3) -> di
 def accelerator_kernels() -> Iterator[None]:
     """Runs a chain on ``meta`` with the kernels that an accelerator would use, within the block.
 
-    On ``meta`` torch computes attention by explicit matrix products. Its function is replaced within the block; a
-    dispatch mode would not do, as it is not active while the backward pass recomputes.
+    On ``meta`` torch computes attention by explicit matrix products. The function is replaced within the block; a
+    dispatch mode does not suffice, since it is not active while the backward pass recomputes.
     """
     usual = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = partial(_fused_attention, usual)
@@ -152,7 +152,7 @@ def _fused_attention(
 
 
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Gives shapes that depend on values: of a mask of words the usual share is true, of a mask of patches half.
+    """Chooses shapes that depend on values: the usual share of a mask of words is true, half of a mask of patches.
 
     Also gives the shape of grouped products in fp32, which torch computes but has no rule for on ``meta``.
     """

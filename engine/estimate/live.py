@@ -12,12 +12,12 @@ from omnivl.chain.state import State
 
 @dataclass(frozen=True)
 class LivePeak:
-    """Bytes beyond parameters and the batch.
+    """Bytes in addition to parameters and the batch.
 
     Attributes:
-        forward: What is there when the forward pass ends: kept for the backward pass.
-        alone: The most of all but the parameters' gradients.
-        with_gradients: The most of all, of a micro-batch that finds no gradients there.
+        forward: Allocated when the forward pass ends: kept for the backward pass.
+        alone: Peak without the parameters' gradients.
+        with_gradients: Peak of a micro-batch before which there are no gradients.
     """
 
     forward: int
@@ -29,7 +29,7 @@ def live_peak(chain: Chain, state: State) -> LivePeak:
     """Follows one micro-batch through a chain.
 
     Args:
-        chain: On ``meta`` for an accelerator's kernels, which hold no memory then; or on the CPU for its own.
+        chain: On ``meta`` for an accelerator's kernels, or on the CPU for the CPU's.
         state: From ``engine.estimate.layers.blank_states``, on the same device.
     """
     tracker = Allocations()

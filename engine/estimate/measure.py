@@ -1,7 +1,7 @@
 """This machine's profile, measured: products, memory, the cost of starting operations, links between its processes.
 
-Every process measures at the same time, as they do when they train: cores that processes share are shared here too, and
-each gets its part. What is given is the mean over the processes.
+All processes measure at the same time, as they compute at the same time in training, so that shared cores are shared
+here too. Results are means over the processes.
 """
 
 import time
@@ -63,7 +63,7 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
 
 
 def hardware_yaml(hardware: HardwareConfig) -> str:
-    """What ``load_hardware`` reads, with a head that says where it comes from."""
+    """The file that ``load_hardware`` reads, with a comment that names its origin."""
     known = describe_environment(1)
     head = f"# Measured by `omnivl measure` on {known['cpu']}, torch {known['torch']}, {known['started']}.\n"
     return f"{head}# Storage is not measured.\n{write_yaml(_short(asdict(hardware)))}"
@@ -81,7 +81,7 @@ def _short(tree: dict[str, object]) -> dict[str, object]:
 
 
 def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Of a layer's products forward and backward, in FLOP/s: smaller and less even than the best square one."""
+    """Rate of a layer's products forward and backward, in FLOP/s: they are smaller than the best square one."""
     rows, hidden, inner = _LAYER[device.type]
     x, up = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
     x, up, bias = x.to(dtype), up.to(dtype), torch.zeros(inner, device=device, dtype=dtype)
@@ -96,7 +96,7 @@ def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> f
 
 
 def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
-    """Of fused attention over rows of 197 positions, forward and backward, in FLOP/s."""
+    """Rate of fused attention over rows of 197 positions, forward and backward, in FLOP/s."""
     rows, positions = (16, 197) if device.type == "cpu" else (256, 197)
     query = torch.randn(rows, 6, positions, 64, device=device).to(dtype).requires_grad_()
     grad = torch.randn_like(query)
@@ -134,7 +134,7 @@ def _layer_rate(device: torch.device, seconds: float) -> float:
 
 
 def _start_seconds(device: torch.device, seconds: float) -> float:
-    """Of an operation on next to nothing, with its part in autograd."""
+    """Seconds of an operation on a very small tensor, with its backward pass."""
     one = torch.zeros(8, device=device, requires_grad=True)
 
     def chain() -> None:
@@ -153,7 +153,7 @@ def _host_rate(device: torch.device, seconds: float) -> float:
 
 
 def _link(device: torch.device, processes: int, seconds: float) -> LinkConfig:
-    """From collectives over all processes: of the large message what it takes more than the small one is bandwidth."""
+    """A link, from the times of collectives: the bandwidth follows from the extra time of the large message."""
     if processes == 1 or not dist.is_initialized():
         return LinkConfig(1.0, 1.0, 0.0)
 

@@ -19,16 +19,16 @@ class Memory:
     """Bytes of a process. Not everything is there at once: ``peak`` is the most.
 
     Attributes:
-        weights: Parameters that are no twins, and the copies of them that the optimizer moves.
+        weights: Parameters that are no twins, and the copies of them that the optimizer updates.
         gradients: When the backward pass ends.
         moments: AdamW's.
         twins: Momentum twins.
         activations: The most that forward and backward pass need beside parameters and gradients.
         buffers: For communication: buckets, layers that are gathered, the flat copy of gradients.
         queue: The momentum queue and other buffers of the model.
-        host: In the memory of the host or in its files, instead of in the device's memory.
+        host: Offloaded to the host's memory or to files.
         peak: The most at once on the device.
-        moment: When that is: ``backward`` or ``optimizer``.
+        moment: When the peak occurs: ``backward`` or ``optimizer``.
     """
 
     weights: float
@@ -117,17 +117,17 @@ def _local(size: LayerSize, expert_parallel: int) -> float:
 def _buffers(
     zero: int | None, work: ModelWork, sizes: Sequence[LayerSize], local: float, shard: float, replicas: int
 ) -> tuple[float, float, float]:
-    """Bytes that are always there, in the backward pass, and when the optimizer moves."""
+    """Bytes that are always allocated, those of the backward pass, and those of the optimizer's step."""
     bucket = 4.0 * min(local, work.zero.bucket)
     if zero is None:
         return (4.0 * local if replicas > 1 else 0.0), 0.0, 0.0
     if zero == 0:
         return 0.0, 0.0, 4.0 * min(local, FLATTENED) if replicas > 1 else 0.0
     if zero < 3:
-        # The optimizer reads gradients from one flat piece, which stage 1 makes when it needs it.
+        # The optimizer reads gradients from one flat tensor, which stage 1 allocates when it needs it.
         return 0.0, bucket, 4.0 * shard if zero == 1 else 0.0
-    # Whole layers, as many as ZeRO-3 may hold. Gradients stay whole until they fill a bucket, and are then put together
-    # to be reduced, of which a share comes out.
+    # ZeRO-3 holds a number of whole layers. Gradients stay whole until they fill a bucket; the bucket is then copied
+    # and reduce-scattered, which gives a share.
     whole = min(work.zero.live, sum(size.elements for size in sizes))
     return 0.0, 4.0 * whole + (2 + 1 / replicas) * bucket, 4.0 * min(shard, work.zero.bucket)
 
@@ -146,7 +146,7 @@ def stay_gathered(sizes: Sequence[LayerSize], reuse: int) -> list[bool]:
 
 
 def _activations(work: ModelWork, part: range | None, held: int, local: float) -> tuple[float, float]:
-    """The most without gradients, and with those that a micro-batch brings as it goes.
+    """The peak without gradients, and the peak with the gradients that a micro-batch adds.
 
     Args:
         work: The stage's model.

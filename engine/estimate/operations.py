@@ -1,7 +1,7 @@
 """Operations of a device, counted while they are dispatched: floating point operations, bytes moved, how many.
 
-A device is either busy multiplying or busy moving bytes: each operation takes the longer of the two (a roofline). Views
-and what is only allocated cost nothing.
+Each operation takes the longer of its time for products and its time for bytes (a roofline). Views and allocations cost
+nothing.
 """
 
 from collections import Counter
@@ -32,7 +32,7 @@ _ROWS_ONLY = ("embedding", "index_select", "gather", "index")  # read as much of
 
 @dataclass(frozen=True)
 class Operation:
-    """What one operation asks of a device.
+    """The work of one operation.
 
     Attributes:
         kind: Matrix product, fused attention, anything else.
@@ -52,10 +52,10 @@ Operations = Mapping[Operation, float]
 
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts what is dispatched, forward or backward, on any device and on ``meta``.
+    """Counts dispatched operations, forward or backward, on any device and on ``meta``.
 
     Attributes:
-        found: What was counted so far.
+        found: The operations counted so far.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found: Counter[Operation] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Does the operation and counts it."""
+        """Runs the operation and counts it."""
         out = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         if name not in _FREE and not func.is_view:
@@ -103,5 +103,5 @@ def _flops(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> float:
 
 
 def _nbytes(tensor: Tensor) -> int:
-    """Of an expanded tensor only what lies in memory."""
+    """Bytes of a tensor; of an expanded one only those in memory."""
     return min(tensor.numel() * tensor.itemsize, tensor.untyped_storage().nbytes())

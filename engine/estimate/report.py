@@ -20,12 +20,12 @@ from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
 
 _RESERVED = 0.92
-"""Share of a device's memory that a run may fill: the rest is taken by the driver, collectives and fragments."""
+"""Share of a device's memory that a run may fill: the driver, collectives and fragmentation take the rest."""
 
 
 @dataclass(frozen=True)
 class SampleBytes:
-    """What a sample takes in storage.
+    """Size of a sample in storage.
 
     Attributes:
         image: Bytes of an image with its text.
@@ -38,18 +38,18 @@ class SampleBytes:
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """What a stage takes.
+    """The estimate of a stage.
 
     Attributes:
         stage: The stage, with the layout that was estimated.
-        cluster: Where.
-        work: What its model does in a micro-batch.
+        cluster: The cluster.
+        work: Operations and bytes of its model in a micro-batch.
         step: Time and traffic.
-        memories: Of a process of each pipeline stage; one where there is no pipeline.
-        division: Which passes each pipeline stage makes; None without one.
+        memories: Memory of a process of each pipeline stage; one entry without a pipeline.
+        division: Which passes each pipeline stage makes; None without a pipeline.
         expert_parallel: Processes over which banks are cut.
-        data_bytes_per_second: That all nodes together read.
-        checkpoint_bytes: Of a checkpoint.
+        data_bytes_per_second: Rate at which all nodes together read.
+        checkpoint_bytes: Size of a checkpoint.
     """
 
     stage: StagePlan
@@ -69,7 +69,7 @@ class StageEstimate:
 
     @property
     def fits(self) -> bool:
-        """Whether device and host have the memory; what is offloaded to files has a disk of its own."""
+        """Whether the memory of device and host suffices; offloading to files is taken to have disk space enough."""
         hardware = self.cluster.hardware
         on_host = self.cluster.per_node * max(one.host for one in self.memories)
         device = self.memory.peak <= _RESERVED * hardware.memory_gib * 2**30
@@ -94,20 +94,20 @@ class StageEstimate:
 
     @property
     def mfu(self) -> float:
-        """Useful operations over what all devices could do."""
+        """Useful operations over the peak of all devices."""
         peak = self.cluster.hardware.peak_flops(self.stage.parallel.precision)
         return self.flops_per_step / (self.step.seconds * peak * self.cluster.processes)
 
     @property
     def limits(self) -> str:
-        """What takes the most of a step, in words."""
+        """What takes most of the time of a step, in words."""
         causes = {**self.step.compute_parts, **{k: v for k, v in self.step.exposed.items() if k != COMPUTE}}
         cause = max(causes, key=lambda name: causes[name])
         return f"{cause} ({causes[cause] / self.step.seconds:.0%} of the step)"
 
 
 def device_of(cluster: Cluster) -> torch.device:
-    """Where work is counted: a CPU counts its own kernels, those of accelerators need no device."""
+    """Device on which work is counted: the CPU for a CPU's kernels, ``meta`` for an accelerator's."""
     return torch.device("cpu" if cluster.hardware.device == "cpu" else "meta")
 
 
@@ -124,9 +124,9 @@ def estimate_stage(
     Args:
         stage: Model, layout and batch.
         tokenizer: The plan's.
-        cluster: Where it is to run.
-        work: Of an equal model and micro-batch, counted before.
-        sample_bytes: What samples take in storage.
+        cluster: The cluster on which it is to run.
+        work: An earlier count of an equal model and micro-batch.
+        sample_bytes: Size of samples in storage.
 
     Raises:
         PlanError: The processes cannot be laid out so.

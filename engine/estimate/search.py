@@ -1,7 +1,7 @@
 """Layouts of a stage that fit a cluster, the fastest first.
 
-The samples of an optimizer step stay what the plan says, so that every layout trains the same: what a larger
-micro-batch takes in, accumulation gives back. Work is counted once for each size of a micro-batch and each choice of
+The samples of an optimizer step stay what the plan says, so that every layout trains the same: with a larger
+micro-batch there are fewer accumulation steps. Work is counted once for each size of a micro-batch and each choice of
 what is recomputed (the plan's, nothing, whole blocks), with rows joined over all processes; a pipeline joins fewer.
 """
 
@@ -53,8 +53,8 @@ def search_layouts(
         stage: Model, objectives, samples of a step.
         tokenizer: The plan's.
         cluster: Where.
-        micro_batches: How many sizes of micro-batches to try: the plan's, and powers of two around it.
-        progress: Told of each size whose work is being counted.
+        micro_batches: Number of micro-batch sizes to try: the plan's, and powers of two around it.
+        progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
     works: dict[tuple[int, Recompute], ModelWork] = {}

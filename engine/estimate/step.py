@@ -1,4 +1,4 @@
-"""What one optimizer step takes: its time, what it waits for, what it sends."""
+"""The estimate of one optimizer step: its time, the causes of it, and the traffic."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class StepEstimate:
 
     Attributes:
         seconds: In all.
-        exposed: Seconds by cause that the step would be shorter by if that cause took no time.
+        exposed: By cause, the seconds by which the step would be shorter if that cause took no time.
         compute_parts: Of the forward and backward pass of the busiest process, by what limits the operations:
             ``products``, ``memory``, ``starting operations``.
         bubble: Share of the pipeline's time in which the mean stage waits; 0 without one.
         traffic: What one process sends in a step, by cause; of a pipeline the process that sends most.
-        activities: What was simulated, for stretched repetitions.
+        activities: The simulated activities, to simulate them again with slower devices.
     """
 
     seconds: float
@@ -97,13 +97,13 @@ _PER_MICRO_BATCH: Mapping[int, frozenset[str]] = {
     2: frozenset({JOIN, EXPERTS, BOUNDARY, REDUCE}),
     3: frozenset({JOIN, EXPERTS, BOUNDARY, REDUCE, GATHER}),
 }
-"""What travels with every micro-batch, by ZeRO stage; the rest travels once a step."""
+"""Causes of traffic that occur with every micro-batch, by ZeRO stage; the others occur once a step."""
 
 
 def _busiest_parts(
     work: ModelWork, hardware: HardwareConfig, cuts: Sequence[range], micro_batches: int
 ) -> dict[str, float]:
-    """Compute seconds of the dearest stage by what limits operations."""
+    """Compute seconds of the slowest pipeline stage by limiting factor."""
     best: dict[str, float] = {}
     for part in cuts:
         found: dict[str, float] = {}

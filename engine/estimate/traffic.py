@@ -1,7 +1,8 @@
-"""What collectives send over which links.
+"""Bytes that collectives send over the links within and between nodes.
 
-Collectives between nodes are taken to be hierarchical, as NCCL's are with a port for every GPU: within a node over all
-of it, between nodes over the share of each process. Their sum is that of a ring over all processes.
+Collectives between nodes are assumed to be hierarchical, as NCCL's are if every GPU has a network port: all bytes go
+through the links within a node, the share of each process through those between nodes. The sum is that of a ring over
+all processes.
 
 Letters: V bytes, n processes of a group, g of them on a node, m nodes.
 """
@@ -42,7 +43,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Group:
-    """Processes that meet in a collective.
+    """Processes that take part in a collective.
 
     Attributes:
         size: n.
@@ -65,9 +66,9 @@ class Transfer:
     Attributes:
         within: Bytes to others of its node.
         between: Bytes to other nodes.
-        within_messages: One after the other.
-        between_messages: One after the other.
-        kind: Of collective; only transfers of one kind are added up.
+        within_messages: Messages within the node, one after the other.
+        between_messages: Messages between nodes, one after the other.
+        kind: Kind of collective; only transfers of one kind are added up.
     """
 
     within: float = 0.0

@@ -1,8 +1,8 @@
-"""What a stage's model does in one micro-batch on one process, and what it holds: counted, not by formulas.
+"""Operations and memory of a stage's model in one micro-batch on one process: counted, not computed by formulas.
 
 The layers run one by one, forward and backward, on blank samples: on ``meta``, without memory and by the kernels of an
-accelerator, or on the CPU by its own. What travels is counted where the model asks for it: rows that are joined over
-replicas, rows that routers send to experts, the state that crosses from one layer to the next.
+accelerator, or on the CPU by its own. Traffic is counted in the calls that the model makes: rows that are gathered over
+replicas, rows that routers send to experts, the state that passes from one layer to the next.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,15 +29,15 @@ from omnivl.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LayerSize:
-    """What a layer holds. Parameters in elements, of which each has four bytes; the rest in bytes.
+    """Sizes of a layer: parameters in elements of four bytes, buffers in bytes.
 
     Attributes:
         trained: Parameters that get a gradient, experts among them.
         frozen: Parameters without one, momentum twins left out.
         twins: Parameters of momentum twins.
         experts: Those of ``trained`` that lie in banks of sparse experts, which can be split over processes.
-        resting_experts: Those of ``frozen`` and ``twins`` that do.
-        active: Those of ``trained`` that serve a token.
+        resting_experts: Those of ``frozen`` and ``twins`` in such banks.
+        active: Those of ``trained`` that one token uses.
         queue: Bytes of buffers: the momentum queue, selection biases.
     """
 
@@ -57,20 +57,20 @@ class LayerSize:
 
 @dataclass(frozen=True)
 class Pass:
-    """What one layer does in one micro-batch, once along the chain; means over the stage's kinds of batches.
+    """One pass of a layer in one micro-batch; means over the stage's kinds of batches.
 
     Attributes:
-        layer: Its name. The unified transformer passes its blocks twice.
+        layer: Its name. Blocks of the unified transformer have two passes.
         forward: Operations of the forward pass.
         backward: Operations of the backward pass, with what is recomputed in it.
-        joined: Bytes of this process' rows that the forward pass joins over all replicas.
-        joined_gradient: Bytes of the whole joined gradient that the backward pass sums over them.
+        joined: Bytes of this process' rows that the forward pass gathers from all replicas.
+        joined_gradient: Bytes of the whole gathered gradient that the backward pass sums over the replicas.
         joins: Number of collectives of the forward pass, and sums of scalars among them.
-        routed: Bytes of the rows that routers send to experts, and that come back.
+        routed: Bytes of the rows that are sent to experts and back.
         routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
-        crossing: Bytes of the state behind the layer, as a pipeline sends it.
+        crossing: Bytes of the state after the layer, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
-        activations: Bytes that the pass leaves for its backward pass, the largest over the kinds of batches.
+        activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
     """
 
     layer: str
@@ -88,11 +88,11 @@ class Pass:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """A stage's model under a micro-batch of some size.
+    """A stage's model with a micro-batch of some size.
 
     Attributes:
         passes: Along the chain.
-        layers: What each layer holds, in the chain's order.
+        layers: Sizes of each layer, in the chain's order.
         batch: Samples of the micro-batch.
         zero: How much ZeRO gathers and reduces at a time.
         peaks: The most that a micro-batch of each kind needs beyond parameters.
@@ -110,7 +110,7 @@ class ModelWork:
 
 
 class BlankGather:
-    """Joins blank rows of replicas that are not there, and counts what would travel."""
+    """Gathers blank rows in place of those of other replicas, and counts the bytes that would be sent."""
 
     def __init__(self, replicas: int) -> None:
         self.replicas, self.replica = replicas, 0
@@ -138,7 +138,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         stage: Model, objectives, data, micro-batch and precision, which is not ``auto``.
         tokenizer: The plan's.
         replicas: Processes that take samples of their own.
-        device: ``meta`` for an accelerator; the CPU for itself.
+        device: ``meta`` for an accelerator's kernels, the CPU for a CPU's.
 
     Raises:
         UserError: The configuration does not fit together.
@@ -206,7 +206,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
 
 @contextmanager
 def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
-    """Collects what every bank of sparse experts is given, call by call: bytes, and whether they get a gradient."""
+    """Collects the input of every bank of sparse experts, call by call: bytes, and whether they get a gradient."""
     rows: list[tuple[int, bool]] = []
 
     def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:

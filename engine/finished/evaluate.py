@@ -26,7 +26,7 @@ def _ignore(text: str) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
         trained: What was evaluated.
@@ -40,7 +40,7 @@ class Evaluation:
         """Plain containers, in the form of a stage's ``evaluation.json``.
 
         Args:
-            galleries: Whether to keep the pictures, which are for people.
+            galleries: Whether to keep the pictures, which only people look at.
         """
         results = self.results if galleries else [replace(result, galleries=()) for result in self.results]
         return {**self.facts, "results": [result.as_json() for result in results]}
@@ -63,7 +63,7 @@ def choose_tasks(
     overrides: Sequence[str] = (),
     tell: Callable[[str], None] = _ignore,
 ) -> tuple[TaskConfig, ...]:
-    """The tasks to run: those of a file, of the stage, or what it can do of those of the last stage that has some.
+    """The tasks to run: those of a file, of the stage, or the feasible ones of the last stage that has tasks.
 
     Args:
         trained: What is to be evaluated.
@@ -71,7 +71,7 @@ def choose_tasks(
             stands for its defaults. Empty keeps all.
         config: A YAML file with ``tasks: [...]`` as in a stage's ``evaluate`` section.
         overrides: ``TASK.option=value``; the task by its name, kind or index.
-        tell: Is told what was left out of another stage's tasks.
+        tell: Called with a message about what was left out of another stage's tasks.
 
     Raises:
         UserError: A task is unknown or wrong, there is none, or the stage has not been trained for it.
@@ -112,7 +112,7 @@ def evaluate(
         trained: What is evaluated.
         tasks: In their order.
         encoder: From ``load_encoder``.
-        tell: Is told each task's name before it starts.
+        tell: Called with each task's name before it starts.
     """
     results: list[TaskResult] = []
     for task in tasks:
@@ -124,10 +124,10 @@ def evaluate(
 def keep_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | None:
     """Writes ``evaluation-STAGE.json`` into the run folder, or to ``path``. Called by every process.
 
-    What tasks have made as files goes beside it: ``evaluation-STAGE-routing.html``.
+    Files of tasks are written beside it: ``evaluation-STAGE-routing.html``.
 
     Returns:
-        Where it lies; None where there is neither a run nor a path.
+        The path of the file; None where there is neither a run nor a path.
     """
     run = evaluation.trained.run
     if path is None and run is not None:
@@ -138,7 +138,7 @@ def keep_evaluation(evaluation: Evaluation, path: Path | None = None) -> Path | 
 
 
 def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig, ...]:
-    """The stage's own tasks; where it has none, those of the last stage that has some, as far as this one can."""
+    """The stage's own tasks; else those of the last stage that has some, if this stage has their needs."""
     stage = trained.stage
     if stage.evaluate.tasks:
         return stage.evaluate.tasks
@@ -157,7 +157,7 @@ def _tasks_of(trained: Trained, tell: Callable[[str], None]) -> tuple[TaskConfig
 
 
 def _require(trained: Trained, task: TaskConfig) -> None:
-    """Checks that the stage can do a task.
+    """Checks that the stage has what a task needs.
 
     Raises:
         UserError: It lacks something that the task needs.
@@ -174,7 +174,7 @@ def _require(trained: Trained, task: TaskConfig) -> None:
 
 
 def _split(names: Sequence[str], tasks: Sequence[TaskConfig]) -> list[str]:
-    """Names apart at their commas, but for those of tasks that hold one themselves."""
+    """Names split at commas, except at those within the name of a task."""
     whole = {task.name for task in tasks}
     parts = [part for name in names for part in ([name] if name in whole else name.split(","))]
     return [part.strip() for part in parts if part.strip()]

@@ -1,7 +1,7 @@
 """A trained stage as a folder of Hugging Face: weights, configuration, tokenizer, processor, model card.
 
-Either of ``omnivl.hub``'s class, which has any architecture, or of one of ``transformers``' own, where the architecture
-says how that has it.
+The model is of ``omnivl.hub``'s class, for any architecture, or of a class of ``transformers``, for architectures that
+say how to convert their weights.
 """
 
 import json
@@ -35,12 +35,12 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of an export.
 
     Attributes:
-        folder: Where to.
+        folder: The written folder.
         parameters: Number of parameters.
-        left_out: Weights of heads that only train, which the folder does not hold.
+        left_out: Weights of heads that only training needs, which the folder does not hold.
     """
 
     folder: Path
@@ -150,7 +150,7 @@ def write_foreign(
 
 @torch.no_grad()
 def _fill(model: OmniVLModel, path: Path) -> list[str]:
-    """Copies a stage's weights; returns those of heads that only train.
+    """Copies a stage's weights; returns those of heads that only training needs.
 
     Raises:
         CheckpointError: Some are missing, of another shape, or unknown.
@@ -178,7 +178,7 @@ def _fill(model: OmniVLModel, path: Path) -> list[str]:
 
 
 def scores_of(trained: Trained) -> tuple[Score, ...]:
-    """The figures of a run's latest evaluation of just these weights; none where there is no such evaluation."""
+    """The figures of a run's latest evaluation of exactly these weights; empty if there is none."""
     if trained.run is None or trained.step is None:
         return ()
     index = [stage.name for stage in trained.plan.stages].index(trained.stage.name)

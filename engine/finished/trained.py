@@ -1,7 +1,7 @@
 """A trained stage on disk: found by its run, its folder, a checkpoint or a weights file; loaded for inference.
 
-A run's weights lie whole in ``weights.safetensors`` and in checkpoints, so every process builds the whole chain in
-bare PyTorch: neither the host nor the number of processes of the training run matters here.
+``weights.safetensors`` and checkpoints have whole weights by name, so every process builds the whole chain in bare
+PyTorch: neither the host nor the number of processes of the training run matters here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,8 +37,8 @@ class Trained:
         plan: The run's plan.
         stage: The stage.
         weights: Its weights: a ``.safetensors`` file, or the folder of a checkpoint.
-        step: Optimizer steps that it took; None where the weights lie outside of a run.
-        run: The run's folder; None where the weights lie outside of one.
+        step: Optimizer steps that it took; None for weights outside of a run.
+        run: The run's folder; None for weights outside of a run.
     """
 
     plan: Plan
@@ -49,7 +49,7 @@ class Trained:
 
 
 def find_trained(target: Path, stage: str | None = None, plan: Path | None = None) -> Trained:
-    """Finds weights and the plan that says what they are.
+    """Finds weights and the plan that describes them.
 
     Args:
         target: A run's folder, a stage's, that of a checkpoint, or a ``.safetensors`` file in a run or elsewhere.
@@ -99,7 +99,7 @@ def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -
 
 
 def load_weights(chain: Chain, path: Path) -> None:
-    """Fills a chain with everything that inference reads; momentum twins and queues may be missing or too many.
+    """Loads everything that inference reads into a chain; momentum twins and queues may be missing or surplus.
 
     Raises:
         CheckpointError: The file cannot be read, a shape differs, or names are missing or unknown.
@@ -147,7 +147,7 @@ def _in_run(run: RunFolder, name: str | None) -> Trained:
 
 
 def _in_stage(target: Path) -> Trained:
-    """The stage that a folder belongs to: its end where the folder is its own, else the checkpoint that it is."""
+    """The stage that a folder belongs to: at its end if the folder is the stage's own, else at a checkpoint."""
     is_checkpoint = (target / MANIFEST).is_file()
     folder = StageFolder(target.absolute().parents[1] if is_checkpoint else target.absolute())
     run = RunFolder(folder.path.parents[1])
@@ -173,7 +173,7 @@ def _named_stage(plan: Plan, name: str, where: str) -> StagePlan:
 
 
 def is_for_training(name: str) -> bool:
-    """Whether a weight is no use to inference: a momentum twin's, a queue's, or kept for a later stage."""
+    """Whether inference does not use a weight: a momentum twin's, a queue's, or one kept for a later stage."""
     return name.startswith(ASIDE) or only_trains(name)
 
 

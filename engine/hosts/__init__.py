@@ -38,7 +38,7 @@ __all__ = [
 
 
 def needs_process_group(parallel: ParallelConfig) -> bool:
-    """Whether the host wants a process group even for one process; ``join_process_group`` takes it as ``always``."""
+    """Whether the host needs a process group even for one process; passed to ``join_process_group`` as ``always``."""
     return parallel.host != "plain"
 
 
@@ -56,7 +56,7 @@ def expert_parallel_size(parallel: ParallelConfig, part: nn.Module) -> int:
 
 
 def layer_sharder(parallel: ParallelConfig, device: torch.device) -> Callable[[ChainLayer], None] | None:
-    """Shards each layer of a chain while the chain is being built; ``create_host`` takes the result.
+    """Makes the function that shards each layer of a chain while the chain is being built, for ``create_host``.
 
     Args:
         parallel: Which host, and how it shards.
@@ -92,7 +92,7 @@ def create_host(
     Args:
         parallel: Which host, and how it shards.
         chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU; with ZeRO-3
-            by way of ``layer_sharder(parallel)``, or whole.
+            by ``layer_sharder(parallel)``, or whole.
         optimizer: AdamW, schedule, clipping.
         objectives: The stage's objectives; they decide the layout of each micro-batch.
         total_steps: Optimizer steps of the stage, for the schedule.
@@ -101,7 +101,7 @@ def create_host(
         device: Where the chain runs, from ``join_process_group``; the CPU where it is not given.
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
-        division: What each pipeline stage makes and holds of the chain (``engine.hosts.pipeline.cut``).
+        division: Passes and layers of each pipeline stage (``engine.hosts.pipeline.cut``).
 
     Raises:
         PlanError: There is no such host.
@@ -137,7 +137,7 @@ def create_host(
 
 
 class _Common(TypedDict):
-    """What every host takes beside the chain, the optimizer and the layout of a micro-batch."""
+    """Arguments of every host in addition to the chain, the optimizer and the layout of a micro-batch."""
 
     total_steps: int
     gradient_accumulation_steps: int
@@ -146,7 +146,7 @@ class _Common(TypedDict):
 
 
 class _Sharded(_Common):
-    """What the hosts under DeepSpeed take as well."""
+    """Further arguments of the hosts under DeepSpeed."""
 
     micro_batch_size: int
     expert_parallel_size: int

@@ -1,4 +1,4 @@
-"""What every host offers to the stage loop. The loop never asks which host it has."""
+"""The interface of all hosts to the stage loop. The loop never asks which host it has."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -18,12 +18,12 @@ from omnivl.data.batch import Batch
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What became of weights that were handed to ``load_weights``, by name. Equal on every replica.
+    """The outcome of ``load_weights``, by name. Equal on every replica.
 
     Attributes:
         matched: Copied into the chain.
-        missing: In the chain but not handed in; left as they were.
-        unexpected: Handed in but not in the chain.
+        missing: In the chain but not given; left unchanged.
+        unexpected: Given but not in the chain.
     """
 
     matched: tuple[str, ...]
@@ -40,12 +40,12 @@ class Host(Protocol):
 
     @property
     def takes_batches(self) -> bool:
-        """Whether this process computes from batches; ``step`` may be given none where not."""
+        """Whether this process reads batches; if not, ``step`` may be given none."""
 
     def whole_chain(self) -> AbstractContextManager[Chain]:
         """The chain with all weights here and current, for evaluation, as long as the context lasts.
 
-        Called by every process, as its layers are then, in the same order.
+        Called by every process; within the context all processes call its layers in the same order.
         """
 
     @property
@@ -65,13 +65,14 @@ class Host(Protocol):
         """
 
     def shard(self) -> Shard:
-        """What this process is to write of all that is needed to go on exactly: weights, buffers, optimizer, twins.
+        """This process' part of everything that an exact resume needs: weights, buffers, optimizer, twins.
 
-        Views of the host's own memory, which the next step changes: written, or copied, before it.
+        These are views of the host's memory, which the next step changes: they have to be written or copied before
+        that.
         """
 
     def load(self, folder: Path) -> None:
-        """Restores what the shards of all processes of any host hold, on whatever layout. Called by every replica."""
+        """Restores the shards of all processes of any host and any layout. Called by every replica."""
 
     def load_weights(self, weights: Mapping[str, Tensor] | None, *, strict: bool = True) -> "WeightsReport":
         """Copies whole weights into the chain, and into the optimizer's own copy of them. Called by every replica.
@@ -93,7 +94,7 @@ class Host(Protocol):
     def each_weight(self) -> Iterator[tuple[str, Tensor]]:
         """What ``full_weights`` returns, one tensor after the other, so that no process ever holds them all.
 
-        Called by every replica, and gone through to its end by each. Nothing comes out but on replica 0.
+        Every replica has to call it and to iterate to the end. It yields tensors on replica 0 only.
         """
 
     def barrier(self) -> None:

@@ -1,9 +1,9 @@
-"""All tensors of a host, by parameter name and in a form that does not depend on how they are distributed.
+"""All tensors of a host by parameter name, in a form that does not depend on their distribution over processes.
 
 Weights, buffers, momentum twins and optimizer moments, fp32, each by its name in the chain and its offset in the whole
-tensor. Every process writes a shard of its own (``engine.hosts.shards``): what only it holds, and its share of what
-others hold as well, so that nothing is gathered and the work is the same for all. Every process reads what it holds,
-whichever host, ZeRO stage or number of processes wrote it.
+tensor. Every process writes a shard (``engine.hosts.shards``): tensors that only it holds, and its share of tensors
+that other processes hold as well, so that nothing is gathered and the work is equal. Every process reads the tensors
+that it holds, whichever host, ZeRO stage or number of processes wrote them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -47,12 +47,12 @@ class Holdings:
         Args:
             chain: In its final form: banks split, parameters where the host keeps them.
             store: Where the host keeps them.
-            gather: The processes that hold the chain between them.
+            gather: The processes that together hold the chain.
             group: Their process group; None is the default one.
             own: Layers that this process trains, saves and loads; None: all.
             writers: The processes that hold the same layers as this one; None: all.
-            borrow: Context within which the tensors of a layer are in this process and current, also those of another
-                process' layer. Entered by every process.
+            borrow: Context within which this process has the current tensors of a layer, also of another process'
+                layer. Entered by every process.
         """
         self._chain, self._store, self._gather, self._group = chain, store, gather, group
         self._own_layers, self._writers, self._borrow = own, gather if writers is None else writers, borrow
@@ -60,7 +60,7 @@ class Holdings:
         self._bank_of = {id(parameter): bank for bank in banks for parameter in bank.parameters()}
 
     def shard(self) -> Shard:
-        """What this replica is to write, as views of the very memory that the host works on. Needs no other replica."""
+        """The part that this replica writes, as views of the host's memory. No communication."""
         moments = (steps := self._store.steps()) > 0
         sharded: list[Piece] = []
         alike: dict[int, list[Piece]] = {}
@@ -71,13 +71,13 @@ class Holdings:
                     parts = 1 if (exchange := self._exchange(tensor)) is None else exchange.parts
                     (sharded if self._is_sharded(tensor, field) else alike.setdefault(parts, [])).append(piece)
         for parts, pieces in alike.items():
-            # Replicas 0 .. parts - 1 hold one copy of a bank between them, the next ones the next.
+            # Replicas 0 .. parts - 1 together hold one copy of a bank, the following ones the next copy.
             sharded += share(pieces, self._writers.replica // parts, self._writers.replicas // parts)
         index = {"steps": steps, "shards": self._gather.replicas, "tensors": self._shapes(moments=moments)}
         return make_shard(self._gather.replica, sharded, index if self._gather.replica == 0 else None)
 
     def load(self, folder: Path) -> None:
-        """Reads this replica's share of what all replicas' shards hold.
+        """Reads this replica's share from the shards of all replicas.
 
         Raises:
             CheckpointError: The folder has no such files, or they do not fit the chain and what it trains.
@@ -135,9 +135,9 @@ class Holdings:
         }
 
     def each_weight(self) -> Iterator[tuple[str, Tensor]]:
-        """Every parameter and buffer in turn, whole, on the CPU of replica 0; nothing comes out elsewhere.
+        """Every parameter and buffer in turn, whole, on the CPU of replica 0; yields nothing elsewhere.
 
-        Called by every replica, and gone through to its end by each: the others read from it.
+        Every replica has to call it and to iterate to the end, since the others need its tensors.
         """
         first = self._gather.replica == 0
         for layer, tensors in self._layers():
@@ -169,30 +169,30 @@ class Holdings:
         }
 
     def _exchange(self, tensor: Tensor) -> ExpertExchange | None:
-        """The way to the other parts of the bank to which a tensor belongs; None where it is all here."""
+        """The exchange with the other parts of the bank to which a tensor belongs; None if the bank is not split."""
         bank = self._bank_of.get(id(tensor))
         return None if bank is None else bank.exchange
 
     def _is_sharded(self, tensor: Tensor, field: str) -> bool:
-        """Whether the host shards it over the replicas that have the same layers and experts."""
+        """Whether the host shards a tensor over the replicas that have the same layers and experts."""
         return isinstance(tensor, nn.Parameter) and self._store.group(tensor, field) is not None
 
     def _run(self, tensor: Tensor, field: str) -> Run:
         return self._store.run(tensor, field) if isinstance(tensor, nn.Parameter) else Run(tensor.detach().view(-1), 0)
 
     def _piece(self, name: str, tensor: Tensor, field: str) -> Piece:
-        """What this replica holds of a tensor, by its place in the whole one."""
+        """This replica's part of a tensor, and its offset in the whole one."""
         run, shape = self._run(tensor, field), self._shape(tensor)
         bank = self._bank_of.get(id(tensor))
         before = 0 if bank is None else bank.own.start * torch.Size(shape[1:]).numel()
         return Piece(f"{field}/{name}", shape, before + run.start, run.held)
 
     def _whole(self, tensor: Tensor) -> Tensor:
-        """A weight or buffer joined of all parts. Called by every replica."""
+        """A whole weight or buffer, joined from all parts. Called by every replica."""
         run, here = self._run(tensor, WEIGHT), whole_shape(tensor)
         whole = run.held
         if self._is_sharded(tensor, WEIGHT):
-            # Each replica's part in its place, zeros elsewhere: their sum is exact.
+            # Each replica has its part at its offset and zeros elsewhere: the sum is exact.
             whole = torch.zeros(torch.Size(here).numel(), dtype=torch.float32, device=tensor.device)
             whole[run.start : run.start + len(run.held)] = run.held
             dist.all_reduce(whole, group=self._store.group(cast("nn.Parameter", tensor), WEIGHT))
@@ -206,10 +206,10 @@ class Holdings:
 
 
 class HoldingHost:
-    """The half of ``engine.hosts.base.Host`` that reads and writes, for hosts that keep their tensors in ``Holdings``.
+    """The methods of ``engine.hosts.base.Host`` that read and write, for hosts that keep their tensors in ``Holdings``.
 
     Attributes:
-        chain: What is trained.
+        chain: The chain that is trained.
     """
 
     chain: Chain
@@ -217,7 +217,7 @@ class HoldingHost:
 
     @property
     def takes_batches(self) -> bool:
-        """Every process does, but for a pipeline's."""
+        """True, except for later stages of a pipeline."""
         return True
 
     def whole_chain(self) -> AbstractContextManager[Chain]:
@@ -225,7 +225,7 @@ class HoldingHost:
         return nullcontext(self.chain)
 
     def shard(self) -> Shard:
-        """What this process is to write of weights, buffers, twins and moments."""
+        """This process' part of weights, buffers, twins and moments."""
         return self._holdings.shard()
 
     def save(self, folder: Path) -> None:
@@ -265,6 +265,6 @@ def _layer_of(key: str) -> str:
 
 
 def _fields(tensor: Tensor, *, moments: bool) -> tuple[str, ...]:
-    """What a file has of a tensor: itself, and its moments where it is trained."""
+    """The fields of a tensor in a file: the tensor itself, and its moments if it is trained."""
     trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
     return (WEIGHT, *(MOMENTS if moments and trained else ()))

@@ -1,4 +1,4 @@
-"""From a micro-batch to the state at the head of the chain, on the device of the host."""
+"""From a micro-batch to the first state of the chain, on the device of the host."""
 
 from typing import NamedTuple, Protocol, Self
 
@@ -16,7 +16,7 @@ class PlanLayout(Protocol):
 
 
 class LayoutKey(NamedTuple):
-    """What a layout follows from, beside the plan: the arguments of ``PlanLayout``."""
+    """The properties of a micro-batch that determine its layout: the arguments of ``PlanLayout``."""
 
     kind: DataKind
     batch_size: int
@@ -25,7 +25,7 @@ class LayoutKey(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> Self:
-        """That of a micro-batch."""
+        """The key of a micro-batch."""
         return cls(batch.kind, batch.size, batch.num_frames, batch.entry)
 
 

@@ -74,7 +74,8 @@ class PlainHost(HoldingHost):
             (loss / self._accumulation if self._accumulation > 1 else loss).backward()
         norm = self._finish_gradients()
         averages = collected.average(self.gather)
-        # Both figures are sums over replicas, in which one NaN or infinity survives: all replicas decide alike.
+        # Both figures are sums over replicas, in which one NaN or infinity makes the sum not finite: all replicas
+        # decide equally.
         skipped = not (math.isfinite(averages.loss) and math.isfinite(norm))
         if skipped:
             self.chain.discard_step()
@@ -90,7 +91,7 @@ class PlainHost(HoldingHost):
             self._averager.average_()
         for parameter in self._trained:
             if parameter.grad is None:
-                # No gradient counts as a zero one, as in ZeRO's flat buffers: moments and weights still decay.
+                # A missing gradient counts as zero, as in ZeRO's flat buffers: moments and weights still decay.
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
         norm = nn.utils.get_total_norm(gradients, foreach=True)

@@ -5,9 +5,9 @@
     host/shard-00001.safetensors
     ...
 
-A tensor that one shard holds whole has its own shape there. Of any other a shard holds a run, one-dimensional, and the
-file's metadata say where it begins (``runs``, JSON). The runs of all shards cover every tensor once, whatever number of
-processes wrote them and whatever each of them held.
+A tensor that one shard holds whole keeps its shape. Of other tensors a shard holds a one-dimensional run, and the
+file's metadata say where the run begins (``runs``, JSON). The runs of all shards cover every tensor exactly once,
+whatever number of processes wrote them and whatever each of them held.
 """
 
 import json
@@ -29,9 +29,9 @@ _TYPES = {
     **{torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.bool: "BOOL"},
     **{torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8"},
 }
-"""As safetensors calls them."""
+"""Names of types in safetensors."""
 _BLOCK = 1 << 28
-"""Bytes of a piece of kept memory: page-locked memory comes in powers of two, which a large odd size would waste."""
+"""Bytes of one block of reserved memory: page-locked memory comes in powers of two, so that others waste some."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,10 @@ class Piece:
 
 
 class KeptMemory:
-    """Memory of this machine into which one snapshot after the other is copied; page-locked for those of a GPU."""
+    """Host memory into which all snapshots are copied, one after the other; page-locked for those of a GPU."""
 
     def __init__(self) -> None:
-        """Takes nothing yet."""
+        """Allocates nothing yet."""
         self._sizes: list[int] = []
         self._views: list[Tensor] = []
 
@@ -72,7 +72,7 @@ class KeptMemory:
         """Bytes for tensors of these sizes, the same as the last time where the sizes are the same.
 
         Args:
-            sizes: In bytes, those of wider types first.
+            sizes: Of the tensors in bytes, those of wider types first.
             pinned: Whether the memory is to be page-locked.
         """
         if list(sizes) != self._sizes:
@@ -83,10 +83,10 @@ class KeptMemory:
 
 @dataclass(frozen=True)
 class Shard:
-    """What one process writes.
+    """The file that one process writes.
 
     Attributes:
-        number: Which of the shards.
+        number: Index of the shard.
         pieces: Its runs, those of wider types first.
         index: Content of ``index.json``; None for shards other than the one that writes it.
     """
@@ -121,7 +121,7 @@ class Shard:
         return records
 
     def _contents(self) -> Iterator[bytes | memoryview]:
-        """Length of the header, header, data; one piece after the other is brought here from where it is."""
+        """Length of the header, header, data; pieces are copied from their device one after the other."""
         runs = {piece.key: piece.start for piece in self.pieces if not piece.is_whole}
         header: dict[str, Any] = {"__metadata__": {"runs": json.dumps(runs)}}
         end = 0
@@ -144,7 +144,7 @@ def make_shard(number: int, pieces: Iterable[Piece], index: Mapping[str, Any] | 
 
 
 def share(pieces: Sequence[Piece], copy: int, copies: int) -> Iterator[Piece]:
-    """One of ``copies`` equal shares of pieces that as many processes hold alike: a run of them, laid end to end."""
+    """One of ``copies`` equal shares of pieces that ``copies`` processes hold: a run of their concatenation."""
     total = sum(piece.held.numel() for piece in pieces)
     first, last = total * copy // copies, total * (copy + 1) // copies
     begin = 0
@@ -155,7 +155,7 @@ def share(pieces: Sequence[Piece], copy: int, copies: int) -> Iterator[Piece]:
 
 
 class SavedTensors:
-    """Reads what shards hold, lazily: a process that wants no more than its own shard opens no other.
+    """Reads shards lazily: a process that reads only from its own shard opens no other.
 
     Attributes:
         steps: Steps that the optimizer had taken; 0 where there are no moments.
@@ -166,8 +166,8 @@ class SavedTensors:
         """Reads the index.
 
         Args:
-            folder: As ``Shard.write`` of all processes has left it.
-            first: The shard in which is looked first.
+            folder: Written by ``Shard.write`` of all processes.
+            first: The shard that is searched first.
 
         Raises:
             CheckpointError: There is no index.
@@ -227,7 +227,7 @@ class SavedTensors:
             with safe_open(path, framework="pt") as file:
                 runs: dict[str, int] = json.loads(file.metadata()["runs"])
                 for key in file.keys():  # noqa: SIM118 - it is no mapping
-                    held = file.get_tensor(key).view(-1)  # mapped: read where it is touched
+                    held = file.get_tensor(key).view(-1)  # mapped: only what is used is read
                     now = _current_key(key)
                     self._found[now].append(Piece(now, self.shapes[now], runs.get(key, 0), held))
         except (OSError, SafetensorError, KeyError, TypeError) as error:

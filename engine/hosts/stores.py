@@ -1,6 +1,6 @@
 """Where a host keeps a parameter and its optimizer moments.
 
-A ``Store`` hides how ZeRO shards a parameter. Banks of experts that are split are left to ``engine.hosts.holdings``.
+A ``Store`` hides how ZeRO shards a parameter. ``engine.hosts.holdings`` handles split banks of experts.
 
 Shapes: n elements of a parameter, of which a replica may hold a run.
 """
@@ -23,7 +23,7 @@ class Run:
     """A run of a parameter, flattened, that this replica holds.
 
     Attributes:
-        held: [n], a view of the host's memory: what is copied into it is in the host.
+        held: [n], a view of the host's memory: copying into it changes the host's tensor.
         start: Where it begins in the parameter, as this process has it before ZeRO shards it.
     """
 
@@ -32,19 +32,19 @@ class Run:
 
 
 class Store(Protocol):
-    """What a host holds of its parameters, and of their moments where ``steps`` is not 0."""
+    """A host's parts of its parameters, and of their moments if ``steps`` is not 0."""
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
-        """What this replica holds of the parameter (``WEIGHT``) or of one of its ``MOMENTS``, fp32."""
+        """This replica's run of the parameter (``WEIGHT``) or of one of its ``MOMENTS``, fp32."""
 
     def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
-        """The replicas over which that is sharded; None where each of them holds the whole."""
+        """The replicas over which it is sharded; None if each of them holds the whole."""
 
     def steps(self) -> int:
         """Steps that the optimizer took; 0 where it has no moments yet."""
 
     def begin(self, steps: int) -> None:
-        """Makes room for moments, and sets the steps that the optimizer took."""
+        """Allocates moments, and sets the number of steps that the optimizer took."""
 
     def finish(self) -> None:
         """To be called once after the last run was written into."""
@@ -105,7 +105,7 @@ class ZeroStore:
         return group
 
     def steps(self) -> int:
-        """As the optimizer counts: it steps all flat tensors together."""
+        """The optimizer's count; it is the same for all flat tensors."""
         return _steps_of(self._adamw)
 
     def begin(self, steps: int) -> None:
@@ -113,7 +113,7 @@ class ZeroStore:
         _begin(self._adamw, self._flats(), steps)
 
     def finish(self) -> None:
-        """Makes the optimizer's own copy of the parameters follow them."""
+        """Copies the parameters into the optimizer's own copy of them."""
         self._zero.refresh_fp32_params()
 
     def _flats(self) -> list[Tensor]:
@@ -122,7 +122,7 @@ class ZeroStore:
         return found
 
     def _partition(self, parameter: Any) -> Run:
-        """What this replica holds of a parameter under ZeRO-3, without its padding."""
+        """This replica's part of a parameter under ZeRO-3, without padding."""
         held: Tensor = parameter.ds_tensor.data.view(-1)
         start = held.numel() * dist.get_rank(self.group(parameter, WEIGHT))
         return Run(held[: max(0, min(held.numel(), parameter.ds_numel - start))], start)

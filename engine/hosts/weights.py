@@ -1,4 +1,4 @@
-"""Comparing weights that are handed in with what the chain holds."""
+"""Comparing given weights with those of the chain."""
 
 from collections.abc import Mapping, Sequence
 
@@ -22,13 +22,13 @@ def agree_on_weights(
 
     Args:
         own: Shapes of the chain's parameters and buffers by name.
-        weights: What is to be copied in; read on replica 0 only.
+        weights: The weights to be copied; read on replica 0 only.
         strict: Refuse missing and unexpected names.
         gather: The replicas.
         group: Their process group.
 
     Raises:
-        CheckpointError: As ``match_weights``, on every replica: raised on one alone it would leave the others waiting.
+        CheckpointError: As ``match_weights``, on every replica: if only one raised, the others would wait for it.
     """
     outcome: list[WeightsReport | str | None] = [None]
     if gather.replica == 0:

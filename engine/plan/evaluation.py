@@ -1,4 +1,4 @@
-"""Which tasks a stage can be evaluated by. Tasks say what they need; nothing here knows one by name."""
+"""Which tasks a stage can be evaluated by. Tasks say what they need; this module names no task."""
 
 from collections.abc import Iterable
 
@@ -24,5 +24,5 @@ def provided_in(plan: Plan, stage: StagePlan) -> Provided:
 
 
 def possible_kinds(provided: Provided) -> list[str]:
-    """Kinds of tasks that can be done with their defaults."""
+    """Kinds of tasks that can run with their defaults."""
     return [kind for kind, cls in kinds(TaskConfig).items() if not cls().lacks(provided)]

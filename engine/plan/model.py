@@ -1,4 +1,4 @@
-"""The plan's ``model`` section before it is typed: a preset or a model file, the plan's own fields over it."""
+"""The plan's ``model`` section before it is typed: a preset or a model file, overridden by the plan's own fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def architectures() -> Mapping[str, type[Architecture]]:
 
 
 def resolve_model(document: Document) -> list[Problem]:
-    """Replaces ``model`` by the preset's fields with the given ones over them, in today's form.
+    """Replaces ``model`` by the preset's fields, overridden by the given ones, in today's form.
 
     ``preset`` names one of the architecture's presets or a YAML file that holds a ``model`` section itself.
 
@@ -55,7 +55,7 @@ def resolve_model(document: Document) -> list[Problem]:
 
 
 def carried(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """What a stage of another architecture takes over of the plan's model: the fields that both have."""
+    """The fields of the plan's model that a stage of another architecture inherits: those that both have."""
     kind = str(over["kind"])
     cls = architectures().get(kind)
     names = () if cls is None else [entry.name for entry in dataclasses.fields(cls)]
@@ -71,7 +71,7 @@ def _upgrade_stages(tree: dict[str, Any], kind: str) -> None:
 
 
 def _upgrade_places(places: dict[Path, str], kind: str) -> None:
-    """What stands under a new name is told of where its author wrote it."""
+    """Gives a renamed field the place of its earlier name, so that messages point to what the author wrote."""
     for path, place in list(places.items()):
         at = path.index("model") if "model" in path[:3] else None
         if at is not None and len(path) > at + 1:
@@ -107,7 +107,7 @@ def resolve_vocabulary(document: Document) -> list[Problem]:
 
 
 def merged(base: Mapping[str, Any], over: Any) -> Any:
-    """``over`` laid over ``base``, mapping by mapping; one of another ``kind`` replaces what was there."""
+    """``over`` merged into ``base``, mapping by mapping; a mapping of another ``kind`` replaces the earlier one."""
     if not isinstance(over, Mapping) or ("kind" in base and over.get("kind", base["kind"]) != base["kind"]):
         return over
     result = dict(base)
@@ -117,7 +117,7 @@ def merged(base: Mapping[str, Any], over: Any) -> Any:
 
 
 def _over_file(document: Document, given: dict[str, Any], file: str) -> tuple[dict[str, Any], list[Problem]]:
-    """Lays the plan's fields over a model file's; places of what the file alone gives lead into the file."""
+    """Merges the plan's fields into a model file's; fields that only the file gives have places in the file."""
     own = {name: value for name, value in given.items() if name != "preset"}
     try:
         text = FilePath(file).read_text(encoding="utf-8")

@@ -13,7 +13,7 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
     Args:
         document: Changed in place.
         overrides: ``path=value`` each; the value is YAML. A member of a list is named by its index, its ``name`` or its
-            ``kind``. Keys that are not there yet are made; whether they may exist is for the typing to say.
+            ``kind``. Missing keys are created; the typing checks whether they may exist.
 
     Returns:
         What is wrong with the overrides themselves.

@@ -16,12 +16,12 @@ Offload = Literal["none", "optimizer", "parameters"]
 
 @dataclass(frozen=True)
 class Offloading:
-    """What a host keeps outside of the memory of the device that computes.
+    """What a host offloads from the memory of the device that computes.
 
     Attributes:
-        optimizer: Gradients, AdamW's moments and the weights that it moves.
-        parameters: Every process' share of the parameters too, which come to the device layer by layer.
-        folder: Holds all this in files; None keeps it in the host's memory.
+        optimizer: Gradients, AdamW's moments and the weights that it updates.
+        parameters: Every process' share of the parameters too; they are copied to the device layer by layer.
+        folder: Folder of the files that hold them; None keeps them in the host's memory.
     """
 
     optimizer: bool = False
@@ -40,20 +40,20 @@ class ParallelConfig:
             parameters as well (3). Not read by ``plain``; ``pipeline`` takes 0 and 1.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
             ``auto`` takes bf16 unless the machine multiplies fp32 faster, as a CPU without instructions for bf16 does;
-            a run that goes on keeps what it began with.
-        offload: What is kept outside of the accelerator's memory. ``optimizer``: AdamW's moments and gradients, with
+            a resumed run keeps what it began with.
+        offload: What is offloaded from the accelerator's memory. ``optimizer``: AdamW's moments and gradients, with
             ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
-        offload_device: Where it is kept: in the host's memory (``cpu``), or in files that are mapped into it
-            (``nvme``), which the kernel writes out and reads back as memory gets scarce.
+        offload_device: Where it is offloaded to: the host's memory (``cpu``), or memory-mapped files (``nvme``), which
+            the kernel writes out and reads back when memory is scarce.
         nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
-        expert_parallel_size: Processes over which every bank of sparse experts is split, which then exchange tokens. A
-            divisor of the number of processes, of a pipeline's those of one stage, and of that of experts; ``auto``
-            takes as many of one machine's as can be. Not read by ``plain``.
-        pipeline_stages: Stages into which the chain is cut; a divisor of the number of processes. Micro-batches of an
-            optimizer step fill them: ``gradient_accumulation_steps`` should be several times as many. Only read by
-            ``pipeline``.
-        pipeline_profile: What ``omnivl profile`` wrote: the chain is cut by the seconds of its layers; by estimated
-            operations where no file is given. Only read by ``pipeline``.
+        expert_parallel_size: Processes over which every bank of sparse experts is split; they exchange tokens. A
+            divisor of the number of experts and of the number of processes (in a pipeline: of one stage); ``auto``
+            takes as many processes of one machine as possible. Not read by ``plain``.
+        pipeline_stages: Pipeline stages into which the chain is cut; a divisor of the number of processes.
+            ``gradient_accumulation_steps`` should be several times as large, so that the pipeline is rarely idle. Only
+            read by ``pipeline``.
+        pipeline_profile: File that ``omnivl profile`` wrote: the chain is cut by the measured seconds of its layers; by
+            estimated operations if no file is given. Only read by ``pipeline``.
     """
 
     host: HostName = "zero"
@@ -73,7 +73,7 @@ class ParallelConfig:
         return Offloading(self.offload != "none", self.offload == "parameters", folder)
 
     def replicas(self, processes: int) -> int:
-        """Of ``processes``, the number that take samples of their own: all, or those of one pipeline stage."""
+        """Number of data-parallel replicas among ``processes``: all, or those of one pipeline stage."""
         return processes // self.pipeline_stages if self.host == "pipeline" else processes
 
     def experts_over(self, banks: Collection[int], local_processes: int, processes: int) -> int:
@@ -97,7 +97,7 @@ class LaunchConfig:
 
     Attributes:
         processes: Processes on this machine; ``auto`` takes one per GPU, or two where there is none.
-        timeout_seconds: Seconds that a process waits for the others before the run is given up.
+        timeout_seconds: Seconds that a process waits for the others before the run fails.
     """
 
     processes: Annotated[int, Range(1)] | Literal["auto"] = "auto"
@@ -112,7 +112,7 @@ class BatchConfig:
         micro_batch_size_per_gpu: Samples of one forward pass on one process.
         gradient_accumulation_steps: Micro-batches of one optimizer step on one process.
         global_batch_size: Samples of one optimizer step over all processes. Checked against the other two and the
-            number of processes where it is given; never changes them.
+            number of processes if it is given; it never changes them.
     """
 
     micro_batch_size_per_gpu: Annotated[int, Range(1)] = 32

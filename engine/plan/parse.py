@@ -2,7 +2,7 @@
 
 text -> tree with line numbers -> overrides -> shared sections put into each stage -> fields of earlier plans moved to
 where they stand today -> strict validation -> whole-plan rules. Problems are collected on the way and raised together,
-each once and at the place where its author wrote it.
+each once and with the line of the file that the author wrote.
 """
 
 import copy
@@ -136,7 +136,7 @@ def load_section(path: FilePath, cls: type[Config]) -> Config:
 
 
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy in which every stage has the plan's shared sections with its own fields over them."""
+    """A copy in which every stage has the plan's shared sections, overridden by its own fields."""
     stages = tree.get("stages")
     if not isinstance(stages, list):
         return dict(tree)
@@ -151,7 +151,7 @@ def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _over(section: str, shared: dict[str, Any], own: Any) -> Any:
-    """A stage's fields of a section over the plan's; of a model of another architecture those that both have."""
+    """The plan's section overridden by a stage's fields; of a model of another architecture only the fields of both."""
     if section == "model" and isinstance(own, dict) and own.get("kind", shared.get("kind")) != shared.get("kind"):
         return merged(carried(shared, own), own)
     return merged(shared, own)
@@ -170,17 +170,17 @@ def _read_text(path: FilePath) -> str:
 
 @cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
-    # Wrapped in a tuple because the settings reach plain dataclasses only from a type that is none itself.
+    # Wrapped in a tuple: pydantic applies the settings to a plain dataclass only as a part of another type.
     return TypeAdapter(tuple[cls], config=ConfigDict(strict=True, extra="forbid"))
 
 
 def _read(cls: Any, tree: Any) -> Any:
-    # Through JSON, whose strict mode takes lists for tuples and 1 for 1.0, but neither true for 1 nor "1" for 1.
+    # Through JSON, whose strict mode accepts lists as tuples and 1 as 1.0, but neither true nor "1" as 1.
     return _adapter(cls).validate_json(json.dumps([tree]))[0]
 
 
 def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None, Draft, list[Problem]]:
-    """Types the tree. Where parts of it are wrong, the others are typed still, so that rules can look at them."""
+    """Types the tree. If parts of it are wrong, the others are still typed, so that rules can check them."""
     stages = tree.get("stages")
     stages = stages if isinstance(stages, list) else []
     names = tuple(stage.get("name") if isinstance(stage, dict) else None for stage in stages)
@@ -203,13 +203,14 @@ def _validate(tree: dict[str, Any], world_size: int | None) -> tuple[Plan | None
 
 
 def _without(paths: Iterable[Path], tree: Any) -> Any:
-    """A copy without the wrong fields, so that what is around them can be looked at; list members stay.
+    """A copy without the wrong fields, so that the others can be checked; list members stay.
 
-    A number out of its range becomes the nearest one within: a field without a default would be missed otherwise.
+    A number out of its range is replaced by the nearest allowed one, since a field without a default may not be
+    missing.
     """
     whole = copy.deepcopy(tree)
     for path in paths:
-        holder = value_at(whole, path[:-1])  # gone where another alternative's problem has taken out all of it
+        holder = value_at(whole, path[:-1])  # absent if a problem of another alternative has removed all of it
         bounds, value = range_of(annotation_at(Plan, tree, path)), value_at(tree, path)
         nearest = bounds.nearest(value) if bounds is not None and isinstance(value, int | float) else None
         if nearest is not None and holder is not None:
@@ -220,7 +221,7 @@ def _without(paths: Iterable[Path], tree: Any) -> Any:
 
 
 def _readable(annotations: Mapping[Key, Any], trees: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Those of ``trees`` that can be typed; the problems of the others have been reported already."""
+    """The typed members of ``trees``; problems of the others have been reported already."""
     typed = {}
     for key, annotation in annotations.items():
         try:
@@ -241,7 +242,7 @@ def _report(document: Document, problems: Iterable[Problem]) -> list[str]:
 
 
 def _written_at(document: Document, path: Path) -> Path:
-    """A stage's shared field as its author wrote it: in the stage, or once for all stages."""
+    """The path of a stage's shared field as the author wrote it: in the stage, or once for all stages."""
     if len(path) > 2 and path[0] == "stages" and path[2] in SHARED_SECTIONS and path not in document.places:
         return (str(path[2]), *path[3:])
     return path

@@ -32,7 +32,7 @@ class WeightsConfig:
     A folder that ``omnivl export`` wrote may stand at each key.
 
     Attributes:
-        all: Folder for all parts of the model: a BLIP, or an exported model; null loads none.
+        all: Folder for all parts of the model: a BLIP, or an exported model; null for none.
         vision: Folder for the visual encoder, and its projection if it has one: a ViT, TimeSformer, BEiT, CLIP or BLIP.
         text: Folder for the text encoder, and its projection if it has one: a BERT or BLIP.
     """
@@ -43,7 +43,7 @@ class WeightsConfig:
 
     @property
     def folders(self) -> dict[Part, str]:
-        """What is loaded, by the part that it fills, the whole first."""
+        """The folders by the part of the model that they fill, the whole model first."""
         named: dict[Part, str | None] = {"all": self.all, "vision": self.vision, "text": self.text}
         return {part: folder for part, folder in named.items() if folder is not None}
 
@@ -69,8 +69,8 @@ class CheckpointConfig:
         every: Optimizer steps between checkpoints; the last step of a stage is always saved.
         keep_last: Number of newest checkpoints of a stage to keep.
         keep_best: Name of an evaluation figure (higher is better) whose best checkpoint is kept as well; null for none.
-        asynchronous: Write while training goes on. Every process then keeps room for a copy of what it writes in the
-            machine's memory: its share of 12 bytes for each trained parameter and 4 for each other one.
+        asynchronous: Write while training continues. Every process then needs host memory for a copy of its shard: its
+            share of 12 bytes for each trained parameter and 4 for each other one.
     """
 
     every: Annotated[int, Range(1)] = 500
@@ -94,13 +94,13 @@ class LoggingConfig:
 
 @dataclass(frozen=True)
 class BatchSort:
-    """One sort of micro-batch that a stage takes.
+    """Micro-batches of a stage that have the same passes.
 
     Attributes:
-        key: Key of a data entry that it comes from.
-        entry: That entry.
-        layout: The passes that a training step makes on it.
-        share: How many of all micro-batches are of this sort, from 0 to 1.
+        key: Key of one of their data entries.
+        entry: That data entry.
+        layout: The step layout of a training step on them.
+        share: Share of all micro-batches, from 0 to 1.
     """
 
     key: str
@@ -113,7 +113,7 @@ class BatchSort:
 class StagePlan:
     """One stage: a number of steps of some objectives on a mixture of data.
 
-    Its sections are complete: what a plan says once for all stages has already been put in.
+    Its sections are complete: sections that a plan shares between stages are already merged in.
 
     Attributes:
         name: Name of the stage: letters, digits, ``-``, ``_`` and ``.``; no two stages share it.
@@ -153,11 +153,11 @@ class StagePlan:
         return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps
 
     def layouts(self) -> list[StepLayout]:
-        """The layout of every sort of micro-batch that the stage takes."""
+        """The different step layouts of the stage."""
         return [sort.layout for sort in self.batch_sorts()]
 
     def batch_sorts(self) -> list[BatchSort]:
-        """What micro-batches the stage takes, ordered by kind. Entries whose passes are the same are one sort."""
+        """The stage's micro-batches, ordered by kind. Entries whose passes are the same are joined."""
         size, clip = self.batch.micro_batch_size_per_gpu, self.model.inputs.num_frames
         total = sum(entry.weight for entry in self.data)
         sorts: list[BatchSort] = []
@@ -189,7 +189,7 @@ class Plan:
         batch: Batch sizes.
         loader: How samples are read and decoded.
         checkpoint: When checkpoints are written and which are kept.
-        guard: What happens when losses are not finite or leave their band, or a process hangs.
+        guard: Reaction to losses that are not finite or spike, and to processes that hang.
         logging: What is written while training.
     """
 
@@ -226,7 +226,7 @@ class Plan:
         return found
 
     def to_yaml(self) -> str:
-        """The resolved plan: every field written out, so that a later change of a default changes nothing.
+        """The resolved plan: every field written out, so that it does not depend on later defaults.
 
         ``engine.plan.parse.parse_plan`` reads it back to an equal plan. Of a stage's shared sections only what differs
         from the plan's is written.

@@ -1,4 +1,4 @@
-"""Which data type a stage computes in, where its plan leaves that to the machine."""
+"""The data type that a stage computes in if its plan says ``precision: auto``."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,7 +11,7 @@ from engine.processes import ranks
 from engine.telemetry.peak import measured_peak
 
 _SECONDS = 0.1
-"""Length of each measurement. It may be short: a CPU is five times slower or five times faster at bf16 than at fp32."""
+"""Length of each measurement. It may be short: a CPU is about five times slower or faster at bf16 than at fp32."""
 
 
 def compute_dtype(parallel: ParallelConfig, device: torch.device) -> torch.dtype:
@@ -23,7 +23,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
     """The data type by its name in a plan.
 
     Raises:
-        ValueError: ``auto``, which stands for one only on a machine.
+        ValueError: ``auto``, which has to be resolved on a machine first.
     """
     if precision == "auto":
         raise ValueError("precision: got 'auto'; allowed are 'fp32' and 'bf16'; replace it by with_precision first")
@@ -31,7 +31,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 
 
 def faster_precision(device: torch.device) -> Precision:
-    """What ``auto`` stands for: bf16 unless rank 0's device multiplies fp32 faster. Called by every process."""
+    """The type that ``auto`` chooses: bf16 unless rank 0's device multiplies fp32 faster. Called by every process."""
     bf16, fp32 = (measured_peak(device, dtype, _SECONDS) for dtype in (torch.bfloat16, torch.float32))
     chosen: Precision = ranks.broadcast_object("bf16" if bf16 >= fp32 else "fp32")
     return chosen
@@ -43,7 +43,7 @@ def with_precision(plan: Plan, default: Precision, stages: Mapping[str, Precisio
     Args:
         plan: Any.
         default: What ``auto`` becomes.
-        stages: By the names of stages, what it becomes there instead.
+        stages: By the names of stages, the precision that it becomes there instead.
     """
 
     def replaced(parallel: ParallelConfig, precision: Precision) -> ParallelConfig:

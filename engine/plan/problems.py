@@ -1,4 +1,4 @@
-"""From pydantic's errors to the plan's own: at a path its author knows, with what was got and what is allowed."""
+"""Turns pydantic's errors into problems of the plan: with the path in the plan, the value and the allowed values."""
 
 import re
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _FIELD_MESSAGES = (
     re.compile(r"^\w+\.(?P<field>\w+): got (?P<got>.+), allowed is (?P<allowed>.+)$"),
     re.compile(r"^objective \w+: (?P<field>\w+) must be (?P<allowed>.+), got (?P<got>.+)$"),
 )
-"""How configurations refuse one of their fields in ``__post_init__``."""
+"""Pattern of the messages with which configurations refuse a field in ``__post_init__``."""
 
 
 _ABSENT = ("missing", "unexpected_keyword_argument")
@@ -110,7 +110,7 @@ def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: boo
     Args:
         location: Pydantic's, below the tuple that wraps the tree.
         tree: What was validated.
-        names_absent: Whether the last part may name something that is not in the tree.
+        names_absent: Whether the last part may be absent from the tree.
     """
     path: Path = ()
     for depth, part in enumerate(location):
@@ -125,7 +125,7 @@ def _plain_path(location: tuple[str | int, ...], tree: Any, *, names_absent: boo
 
 
 def value_at(tree: Any, path: Path) -> Any:
-    """What ``path`` leads to in a tree; None where it leads nowhere."""
+    """The value at ``path`` in a tree; None if there is none."""
     for part in path:
         try:
             tree = tree[part]

@@ -1,6 +1,6 @@
 """Writes ``docs/plan.md`` from the plan's dataclasses: ``python -m engine.plan.reference [--check]``.
 
-What a field means is said once, in the ``Attributes`` of its dataclass.
+The meaning of a field is written once, in the ``Attributes`` of its dataclass.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def render() -> str:
 
 
 def sections(root: type) -> list[type]:
-    """All dataclasses that a plan can hold, each where it is first met, those of a section before the next section."""
+    """All dataclasses that a plan can hold, in the order in which they first occur, section by section."""
     found: dict[type, None] = {}
 
     def visit(cls: type) -> None:
@@ -67,7 +67,7 @@ def sections(root: type) -> list[type]:
 
 
 def attribute_texts(cls: type) -> dict[str, str]:
-    """What the ``Attributes`` sections of a class and its bases say, by field, on one line each."""
+    """The descriptions of the ``Attributes`` sections of a class and its bases, by field, on one line each."""
     texts: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         _, marker, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
@@ -78,7 +78,7 @@ def attribute_texts(cls: type) -> dict[str, str]:
 
 
 def main() -> None:
-    """Writes the reference, or with ``--check`` fails where it is not current."""
+    """Writes the reference, or with ``--check`` fails if the file is not current."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the file differs instead of writing it")
     if not parser.parse_args().check:

@@ -1,4 +1,4 @@
-"""Rules about a whole plan: what no single field can tell. Each is one small function that yields problems.
+"""Rules that compare several fields of a plan. Each is one small function that yields problems.
 
 Rules look at a ``Draft``, which may lack the parts that could not be typed, so that one run reports everything.
 """
@@ -26,8 +26,8 @@ class Draft:
     Attributes:
         sections: The plan's own sections by name, as far as they could be typed.
         stages: Typed stages by index.
-        names: What stands as the name of each stage, typed or not.
-        parents: What stands as ``init_from`` of each stage.
+        names: The value of ``name`` in each stage, typed or not.
+        parents: The value of ``init_from`` in each stage.
         world_size: Number of processes of the run; None where it is not known.
     """
 
@@ -39,7 +39,7 @@ class Draft:
 
     @property
     def processes(self) -> int | None:
-        """Number of processes of the run, given or as the plan says; None where neither does."""
+        """Number of processes of the run, given or from the plan; None if neither is known."""
         launch = self.sections.get("launch")
         if self.world_size is None and isinstance(launch, LaunchConfig) and launch.processes != "auto":
             return launch.processes

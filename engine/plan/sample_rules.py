@@ -13,7 +13,7 @@ StageRule = Callable[[StagePlan], Iterator[Problem]]
 
 
 def texts_are_read(stage: StagePlan) -> Iterator[Problem]:
-    """A field is named as the text only where the text is not a class name, and there is one."""
+    """``text`` is only allowed for kinds with a text that is not a class name."""
     for index, entry in enumerate(stage.data):
         if entry.text is not None and (is_label(entry.kind) or not has_text(entry.kind)):
             got = f"{entry.text!r} for kind {entry.kind!r}"
@@ -22,7 +22,7 @@ def texts_are_read(stage: StagePlan) -> Iterator[Problem]:
 
 
 def pictures_fit_the_kind(stage: StagePlan) -> Iterator[Problem]:
-    """A set has pictures, anything else one at most, a text none; what is named is a format that is read."""
+    """Kind ``images_text`` needs pictures, other kinds have at most one, texts none; their formats are supported."""
     for index, entry in enumerate(stage.data):
         path, names, visual = ("data", index, "pictures"), list(entry.pictures), visual_of(entry.kind)
         if visual == "set" and not names:
@@ -44,7 +44,7 @@ def pictures_fit_the_kind(stage: StagePlan) -> Iterator[Problem]:
 
 
 def objectives_have_their_fields(stage: StagePlan) -> Iterator[Problem]:
-    """An entry keeps what the objectives that act on it ask for, and has the picture that it lies in."""
+    """An entry keeps the fields that its objectives ask for, and has the pictures to which boxes and masks refer."""
     for index, (key, entry) in enumerate(zip(entry_keys(stage.data), stage.data, strict=True)):
         kept = entry.kept_fields
         for name, field in asked_fields(stage.objectives, entry.kind, key).items():

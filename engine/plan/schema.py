@@ -1,4 +1,4 @@
-"""What the plan's dataclasses allow, read from their annotations: for error messages and for the plan's reference."""
+"""The values that the plan's dataclasses allow, from their annotations, for error messages and the plan's reference."""
 
 import dataclasses
 import types
@@ -63,7 +63,7 @@ def kinds(annotation: Any) -> dict[str, type]:
 
 
 def describe(annotation: Any, section: Callable[[type], str] | None = None) -> str:
-    """What may stand in a field, in words.
+    """The allowed values of a field, in words.
 
     Args:
         annotation: The field's annotation.
@@ -83,7 +83,7 @@ def describe(annotation: Any, section: Callable[[type], str] | None = None) -> s
 
 
 def choices(annotation: Any) -> tuple[str, ...]:
-    """Words that may stand in a field: the strings among its literals."""
+    """Strings that a field allows: those among its literals."""
     return tuple(
         value
         for member in members(annotation)
@@ -94,7 +94,7 @@ def choices(annotation: Any) -> tuple[str, ...]:
 
 
 def annotation_at(annotation: Any, tree: Any, path: Path) -> Any:
-    """The annotation of what ``path`` leads to, unions resolved by the tree's ``kind``; None where nothing is known."""
+    """The annotation of the value at ``path``, unions resolved by the tree's ``kind``; None if unknown."""
     for part in path:
         annotation = _step(annotation, tree, part)
         if annotation is None:

@@ -72,7 +72,7 @@ def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
 
 
 def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
-    """Some objective has a weight, and none stands twice."""
+    """Some objective has a weight, and no name occurs twice."""
     if not stage.objectives:
         yield Problem(("objectives",), "no objective", "one objective or more", "add one, e.g. univlc")
     elif sum(objective.weight for objective in stage.objectives) <= 0:
@@ -96,7 +96,7 @@ def kinds_are_taken(stage: StagePlan) -> Iterator[Problem]:
 
 
 def objectives_name_entries(stage: StagePlan) -> Iterator[Problem]:
-    """What an objective says that it acts on is an entry of the stage's data."""
+    """``on`` names data entries of the stage."""
     keys = entry_keys(stage.data)
     for index, objective in enumerate(stage.objectives):
         for place, name in enumerate(objective.on):
@@ -131,7 +131,7 @@ def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
 
 
 def draws_are_trained(stage: StagePlan) -> Iterator[Problem]:
-    """What an objective draws samples by is trained by another one."""
+    """Embeddings by which an objective draws samples are trained by another objective."""
     demands = [list(_asked(stage, objective).values()) for objective in stage.objectives]
     trained = frozenset[str]().union(*(found.reads for several in demands for found in several))
     for index, objective in enumerate(stage.objectives):
@@ -143,7 +143,7 @@ def draws_are_trained(stage: StagePlan) -> Iterator[Problem]:
 
 
 def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
-    """Who wants momentum twins has them."""
+    """Objectives that read momentum twins have a model with momentum twins."""
     if stage.model.momentum is not None:
         return
     for index, objective in enumerate(stage.objectives):
@@ -154,7 +154,7 @@ def momentum_is_built(stage: StagePlan) -> Iterator[Problem]:
 
 
 def _asked(stage: StagePlan, objective: Objective) -> dict[str, Demands]:
-    """What an objective wants computed of the entries that it acts on, by their keys."""
+    """Demands of an objective for the entries that it acts on, by their keys."""
     micro = max(1, stage.batch.micro_batch_size_per_gpu)
     entries = zip(entry_keys(stage.data), stage.data, strict=True)
     asked = {key: objective.demands(entry.kind, micro) for key, entry in entries if objective.acts_on(key)}
@@ -162,7 +162,7 @@ def _asked(stage: StagePlan, objective: Objective) -> dict[str, Demands]:
 
 
 def objectives_fit(stage: StagePlan) -> Iterator[Problem]:
-    """Each objective fits to the sizes of samples and to the micro-batch."""
+    """Each objective fits the sizes of samples and the micro-batch."""
     for index, objective in enumerate(stage.objectives):
         for misfit in objective.misfits(stage.model.inputs, stage.batch.micro_batch_size_per_gpu):
             yield Problem(("objectives", index, *misfit.path), misfit.got, misfit.allowed, misfit.change)
@@ -179,7 +179,7 @@ def objectives_have_streams(stage: StagePlan) -> Iterator[Problem]:
 
 
 def captions_do_not_look_ahead(stage: StagePlan) -> Iterator[Problem]:
-    """A router that looks at all tokens would see the words that the decoder is to write."""
+    """Captioning needs a router that does not look at later tokens."""
     writing = [objective.key for objective in stage.objectives if "generation" in streams_needed(objective)]
     kind = next((one for stack in stage.model.written_by() if (one := looking_ahead(stack)) is not None), None)
     if writing and kind is not None:
@@ -222,7 +222,7 @@ def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
 
 
 def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
-    """Every stage of a pipeline passes a layer, and DeepSpeed shards nothing but optimizer states beside it."""
+    """A pipeline has at most as many stages as passes, and ZeRO stage 0 or 1."""
     parallel = stage.parallel
     if parallel.host != "pipeline":
         return
@@ -247,7 +247,7 @@ def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
 
 
 def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
-    """Only what is sharded can be kept elsewhere: optimizer states from ZeRO 1 on, parameters with ZeRO 3."""
+    """Only sharded states can be offloaded: optimizer states from ZeRO 1 on, parameters with ZeRO 3."""
     parallel = stage.parallel
     least = {"none": 0, "optimizer": 1, "parameters": 3}[parallel.offload]
     if parallel.offload != "none" and (parallel.host != "zero" or parallel.zero_stage < least):
@@ -260,7 +260,7 @@ def offload_has_a_shard(stage: StagePlan) -> Iterator[Problem]:
 
 
 def nvme_has_a_folder(stage: StagePlan) -> Iterator[Problem]:
-    """Files need a folder, and something that goes there."""
+    """Offloading to files needs a folder and something to offload."""
     parallel = stage.parallel
     if parallel.offload_device == "nvme" and parallel.offload == "none":
         change = "change it to 'cpu', or set parallel.offload to 'optimizer' or 'parameters'"
@@ -318,7 +318,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
 
 
 def outline_of(model: Architecture) -> Chain | None:
-    """The layers of a model without storage; None where it cannot be built: ``sizes_fit`` or the build tells."""
+    """The layers of a model without storage; None if it cannot be built, which ``sizes_fit`` or the build reports."""
     try:
         return outline(model)
     except ModelError:

@@ -1,4 +1,4 @@
-"""Fields that earlier plans wrote in another place, so that those plans and the plans of old runs can still be read."""
+"""Moves fields that earlier plans had in other places, so that those plans and plans of old runs can still be read."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,7 +33,7 @@ def upgrade_routers(tree: dict[str, Any], places: dict[Path, str]) -> list[Probl
 
 
 def _models(tree: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What has a model with a filling: the plan itself and its stages, by their paths."""
+    """The parts that have a model with a filling: the plan and its stages, by their paths."""
     stages = tree.get("stages")
     holders: list[tuple[Path, Any]] = [((), tree)]
     holders += [(("stages", index), stage) for index, stage in enumerate(stages if isinstance(stages, list) else [])]
@@ -44,7 +44,7 @@ def _models(tree: dict[str, Any]) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _successors(path: Path) -> Iterator[Path]:
-    """Where what stands at an earlier path can stand today."""
+    """The paths today that may hold the value of an earlier path."""
     for index in range(len(path) - 2):
         if path[index : index + 2] == _SECTION and path[index + 2] in MOVED:
             name, below = str(path[index + 2]), path[index + 3 :]

@@ -1,8 +1,8 @@
-"""YAML without its traps: a tree of plain values that remembers where each of them was written.
+"""A stricter YAML: a tree of plain values that remembers the line of each.
 
-PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and keeps the last of two equal
-keys without a word. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then
-refuses where something else is wanted); a second key, an infinity and a tag are problems.
+PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and silently keeps the last of two
+equal keys. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then refuses where
+something else is wanted); a second key, an infinity and a tag are problems.
 """
 
 import math
@@ -14,18 +14,18 @@ from typing import Any
 import yaml
 
 Path = tuple[str | int, ...]
-"""Where something is in a plan: ``("stages", 0, "optimizer", "lr")``."""
+"""Path of a value in a plan: ``("stages", 0, "optimizer", "lr")``."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong, before its place in the file is known.
+    """One mistake, before its place in the file is known.
 
     Attributes:
-        path: Where in the plan.
-        got: What stands there.
-        allowed: What may stand there.
-        change: What to do about it, a clause such as ``change it to 3`` or ``did you mean 'lr'?``.
+        path: Path in the plan.
+        got: The value there.
+        allowed: The allowed values.
+        change: How to correct it, a clause such as ``change it to 3`` or ``did you mean 'lr'?``.
     """
 
     path: Path
@@ -46,8 +46,8 @@ class Document:
     Attributes:
         tree: Mappings, lists and scalars.
         places: ``file:line`` of every value, by its path; a mapping's entry has the line of its key.
-        problems: What the YAML itself got wrong.
-        node: The text's nodes, with the places of their characters; None where there is nothing.
+        problems: Mistakes of the YAML itself.
+        node: The root of the composed nodes, with their positions in the text; None for an empty text.
     """
 
     tree: Any
@@ -56,7 +56,7 @@ class Document:
     node: yaml.Node | None = None
 
     def place(self, path: Path) -> str:
-        """Where ``path`` is written, or the nearest thing that holds it."""
+        """Place of ``path``, or of the nearest container that has one."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places[path]
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what the loader would read as something else than a string."""
+    """SafeDumper that quotes strings that the loader would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -109,7 +109,7 @@ _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ),
 )
 
-# The dumper keeps YAML 1.1's resolvers beside ours: what it writes means the same to every other reader.
+# The dumper keeps YAML 1.1's resolvers beside ours, so that other readers read its output in the same way.
 _Loader.yaml_implicit_resolvers = {}
 for _class in (_Loader, _Dumper):
     for _tag, _pattern, _first in _RESOLVERS:
@@ -125,8 +125,7 @@ def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Doc
         numbered: Whether places end in a line number; not for overrides, which are one line.
 
     Returns:
-        The document; its ``problems`` tell what was wrong. Text that is no YAML at all gives a tree of None and one
-        problem.
+        The document with its ``problems``. Text that is no YAML at all gives a tree of None and one problem.
     """
 
     def where(line: int) -> str:
@@ -201,7 +200,7 @@ class _Reader:
         self._open: list[yaml.Node] = []
 
     def read(self, node: yaml.Node, path: Path) -> Any:
-        """The value of a node; what is wrong with it is noted and replaced by None."""
+        """The value of a node; a wrong one is recorded as a problem and replaced by None."""
         self.document.places.setdefault(path, self._where(node.start_mark.line))
         if any(node is parent for parent in self._open):
             return self._refuse(path, "an alias of what it stands in", "a tree", "write the value out")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnivl.chain.gather import Gather, LocalGather
 
-# PyTorch renamed the collective, and warns at every call of the old name where it knows the new one.
+# PyTorch has renamed the collective; versions with the new name warn at every call of the old one.
 all_gather_rows = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 reduce_scatter_rows = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
 
@@ -38,7 +38,7 @@ class ProcessGroupGather:
         return _all_gather(tensor, self._group)
 
     def total(self, tensor: Tensor) -> Tensor:
-        """Sums a gradient-free tensor of any shape over the replicas; the argument is left as it is."""
+        """Sums a gradient-free tensor of any shape over the replicas; the argument is not changed."""
         summed = tensor.detach().clone()
         dist.all_reduce(summed, group=self._group)
         return summed
@@ -95,7 +95,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        # Summed in fp32: adding R bf16 gradients would lose bits that the joined batch keeps.
+        # Summed in fp32: a sum of R bf16 gradients would be less exact than the gradient of the joined batch.
         (gradient,) = gradients
         summed = gradient.to(torch.float32, copy=True).contiguous()
         dist.all_reduce(summed, group=ctx.group)
@@ -124,7 +124,7 @@ def _trade(tensor: Tensor, sent: list[int] | None, received: list[int] | None, g
 
 
 def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """``[B, ...]`` of every replica as ``[R * B, ...]``. Booleans travel as bytes, which every backend carries."""
+    """``[B, ...]`` of every replica as ``[R * B, ...]``. Booleans are sent as bytes, which every backend supports."""
     source = tensor.detach().contiguous()
     if source.dtype == torch.bool:
         return _all_gather(source.view(torch.uint8), group).view(torch.bool)

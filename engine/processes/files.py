@@ -11,7 +11,7 @@ _CHUNK = 1 << 24
 
 
 class FileRecord(TypedDict):
-    """A manifest's entry for a file.
+    """Entry of a file in a manifest.
 
     Attributes:
         bytes: Its size.

@@ -30,8 +30,8 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
     """Joins the default process group (nccl on GPUs, gloo on CPUs) and selects this process' device.
 
     Args:
-        timeout_seconds: How long a collective waits for the other processes before the run is given up.
-        always: Make a process group for a lone process too, as DeepSpeed needs one.
+        timeout_seconds: How long a collective waits for the other processes before the run fails.
+        always: Make a process group for a single process too, as DeepSpeed needs one.
 
     Returns:
         The device of this process.
@@ -55,10 +55,10 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
 
 
 def finish(code: int = 0) -> NoReturn:
-    """Ends a worker process: waits for the others, flushes, leaves at once.
+    """Ends a worker process: waits for the others, flushes, exits without the interpreter's shutdown.
 
-    ``os._exit`` skips the interpreter's own shutdown, in which a thread of gloo may ask for the interpreter lock and
-    abort the process after correct results. A process that fails does not wait: the others may never come.
+    ``os._exit`` skips the interpreter's shutdown, in which a thread of gloo may request the interpreter lock and abort
+    the process after correct results. A process that fails does not wait, since the others may never arrive.
     """
     if code == 0 and dist.is_initialized():
         dist.barrier()

@@ -1,4 +1,4 @@
-"""The few things the stage loop does over all processes of a run, whatever the host.
+"""Collective operations of the stage loop over all processes of a run, independent of the host.
 
 All functions work without a process group too: a run of one plain process has none.
 """
@@ -57,10 +57,10 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def on_first(action: Callable[[], Result]) -> Result:
-    """Does something on rank 0 alone and returns its result on every process. Called by every process.
+    """Runs an action on rank 0 alone and returns its result on every process. Called by every process.
 
     Raises:
-        UserError: What the action raised, on every process: raised on one alone it would leave the others waiting.
+        UserError: The action's error, on every process: if only one raised it, the others would wait.
     """
     outcome: Any = None
     mistake: UserError | None = None
@@ -77,7 +77,7 @@ def on_first(action: Callable[[], Result]) -> Result:
 
 
 def largest_over_ranks(value: int, device: torch.device) -> int:
-    """Returns the largest ``value`` of any process, so that all of them decide alike. Called by every process.
+    """Returns the largest ``value`` of any process, so that all make the same decision. Called by every process.
 
     Args:
         value: This process' value.

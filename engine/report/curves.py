@@ -23,7 +23,7 @@ class Panel:
     Attributes:
         title: Heads the panel.
         pattern: Names of the figures, ``group/name``. The first panel that matches a figure takes it.
-        labels: What to call figures whose name says too little.
+        labels: Labels of figures whose name is not clear enough.
         from_zero: Whether the axis starts at zero.
     """
 

@@ -1,7 +1,7 @@
 """``report.html`` of a run: one self-contained page made from the files of the run folder.
 
-Everything on it is read back from what the run has written, so it can be made again at any time, also for a run that
-was interrupted. It asks the network for nothing.
+It is made from the files that the run has written, so that it can be made again at any time, also for a run that was
+interrupted. It loads nothing over the network.
 """
 
 import json
@@ -63,7 +63,7 @@ def _plan_name(plan: str) -> str | None:
 
 
 def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
-    """The last stage's evaluation first, then earlier stages', then what ``omnivl evaluate`` has added."""
+    """The last stage's evaluation first, then those of earlier stages, then those of ``omnivl evaluate``."""
     found = []
     for folder in reversed(folders):
         if (read := _read_json(StageFolder(folder).evaluation)) is not None:

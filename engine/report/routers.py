@@ -1,4 +1,4 @@
-"""How a stage's routers are at its end, from its metrics file."""
+"""Statistics of a stage's routers at its end, from its metrics file."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,13 +11,13 @@ from moe.config import LIMoEConfig, MoMELIMoEConfig
 Sparse = LIMoEConfig | MoMELIMoEConfig
 
 FIGURES = ("experts_used", "entropy", "confidence", "dropped")
-"""Of ``moe.routers.health.routing_health``."""
+"""Names of the figures of ``moe.routers.health.routing_health``."""
 
 _GROUP = "metrics/router/"
 
 
 def last_health(records: Sequence[Record]) -> dict[str, dict[str, float]]:
-    """The last figures of each modality, by figure. No window of steps has to hold tokens of all modalities.
+    """The last figures of each modality, by figure. A line of metrics may lack some modalities.
 
     Args:
         records: From ``training_records``.
@@ -35,7 +35,7 @@ def last_health(records: Sequence[Record]) -> dict[str, dict[str, float]]:
 
 
 def health_table(health: Mapping[str, Mapping[str, float]], fillings: Sequence[Sparse], title: str) -> Table:
-    """One row per modality: experts used of those that it may go to, entropy, confidence, dropped.
+    """One row per modality: experts used of those allowed, entropy, confidence, dropped.
 
     Args:
         health: From ``last_health``.

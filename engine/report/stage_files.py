@@ -1,4 +1,4 @@
-"""What the page shows of a stage's and a run's files: hand-over, quarantine, environment, pages of tasks."""
+"""Sections of the page from the files of a stage and a run: hand-over, quarantine, environment, pages of tasks."""
 
 import html
 import json
@@ -14,7 +14,7 @@ FATES = ("carried", "inflated", "resized", "created", "aside", "dropped")
 
 
 def count_parts(handover: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Numbers of tensors by part of the chain and by what became of them.
+    """Numbers of tensors by part of the chain and by outcome of the hand-over.
 
     Args:
         handover: ``handover.json``: lists of parameter names by fate.
@@ -45,13 +45,13 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
 
 
 def task_pages(folder: Path, prefixes: Sequence[str] = ("",)) -> dict[str, dict[str, str]]:
-    """What tasks' pages in a folder show: of every ``*.html`` what stands from its first ``<section>`` to its last.
+    """Contents of the tasks' pages in a folder: of every ``*.html`` the part from the first ``<section>`` to the last.
 
     Heads of pages are left out, and with them the drawing library, which the report has as well.
 
     Args:
         folder: Where the pages lie.
-        prefixes: What their names may begin with. A page belongs to the longest one that fits.
+        prefixes: Allowed prefixes of their names. A page belongs to the longest prefix that fits.
 
     Returns:
         By prefix: a section of HTML by its title, both escaped already.
@@ -68,7 +68,7 @@ def task_pages(folder: Path, prefixes: Sequence[str] = ("",)) -> dict[str, dict[
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """A tree of facts as names and texts; what is not known is left out."""
+    """A tree of facts as names and texts; unknown ones are left out."""
     flat: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping):

@@ -13,7 +13,7 @@ from omnivl.tasks.run import run_tasks
 
 
 def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResult]:
-    """Runs the stage's evaluation tasks on the chain as it stands, each process its share.
+    """Runs the stage's evaluation tasks on the present chain, each process its share.
 
     Called by every process; equal on all of them.
     """

@@ -1,12 +1,11 @@
-"""What a stage takes over from an earlier one, by parameter name.
+"""The transfer of weights from an earlier stage to a later one, by parameter name.
 
-Carried: same name, same shape. Upcycled: made of another filling of the feed-forward slot (``moe.upcycle``). Resized:
+Carried: same name, same shape. Upcycled: made from another filling of the feed-forward slot (``moe.upcycle``). Resized:
 position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet, as the layers
-say (``ChainLayer.resize``).
-Created: heads of new objectives, new momentum twins (as copies of what they follow).
-Aside: heads of objectives that the new stage does not have; they stay in its weights file, untouched, for a later stage
-that has them again. Dropped: what else the new stage has no place for (twins, the queue). The 3D patch kernel is the
-2D one plus a difference (``omnivl.parts.embed``): while no clip has been seen the difference is zero, so that the first
+say (``ChainLayer.resize``). Created: heads of new objectives, new momentum twins (as copies of what they follow).
+Aside: heads of objectives that the new stage does not have; they stay in its weights file, unchanged, for a later stage
+that has them again. Dropped: other tensors that the new stage does not have (twins, the queue). The 3D patch kernel is
+the 2D one plus a difference (``omnivl.parts.embed``): before the first clip the difference is zero, so that the first
 stage with clips starts from the inflated 2D kernel.
 """
 
@@ -30,14 +29,14 @@ _QUEUE = "queue."
 
 @dataclass(frozen=True)
 class HandOver:
-    """Names of parameters and buffers by what became of them.
+    """Names of parameters and buffers by outcome of the hand-over.
 
     Attributes:
         source: Name of the earlier stage.
         carried: Copied as they were.
         inflated: 3D patch kernels that still equal the 2D ones; carried.
         resized: Interpolated to another shape.
-        upcycled: Made of the earlier stage's feed-forward layers, which were of another kind.
+        upcycled: Made from the earlier stage's feed-forward layers, which were of another kind.
         created: New in this stage.
         aside: Heads that this stage does not have, kept for later ones.
         dropped: Left behind.
@@ -57,7 +56,7 @@ class HandOver:
         return asdict(self)
 
     def table(self, title: str) -> Table:
-        """Number of tensors by layer stack and by what became of them, for the console."""
+        """Number of tensors by layer stack and by outcome, for the console."""
         table = Table(title=title, title_justify="left")
         columns = ("carried", "inflated", "resized", "upcycled", "created", "aside", "dropped")
         table.add_column("part")
@@ -74,7 +73,7 @@ class HandOver:
 
 
 class Inheritance:
-    """An earlier stage's weights on their way into the layers of a chain, one layer after the other."""
+    """Copies an earlier stage's weights into the layers of a chain, one layer after the other."""
 
     def __init__(
         self,
@@ -89,12 +88,12 @@ class Inheritance:
 
         Args:
             names: All parameters and buffers of the earlier stage, and heads that it kept aside.
-            read: Gives those of some names, those of one layer at a time.
+            read: Reads the tensors of some names, those of one layer at a time.
             source: The earlier stage's name.
-            upcycle_noise: Deviation of the noise on copied experts by stack, see ``moe.config.SparseConfig``; 0 where
+            upcycle_noise: Deviation of the noise on copied experts by stack, see ``moe.config.SparseConfig``; 0 if
                 none is given.
-            seed: With a weight's name it decides on that weight's noise, in every process and run. A momentum twin gets
-                that of the weight that it follows.
+            seed: Seed of the noise, together with the weight's name, so that every process and run draws the same. A
+                momentum twin gets the noise of the weight that it follows.
         """
         self._read, self._source, self._noise, self._seed = read, source, upcycle_noise or {}, seed
         self._stored = {name.removeprefix(ASIDE): name for name in names}
@@ -105,14 +104,14 @@ class Inheritance:
 
     @torch.no_grad()
     def give(self, name: str, layer: ChainLayer) -> None:
-        """Copies what there is for a layer into it.
+        """Copies the earlier weights of a layer into it.
 
         Args:
             name: The layer's name in the chain.
             layer: Freshly built and whole; changed in place.
 
         Raises:
-            CheckpointError: A weight has another shape and nothing says how to resize it.
+            CheckpointError: A weight has another shape, and its layer cannot resize it.
         """
         own = layer.state_dict(prefix=f"{name}.")
         plain = {inner: stored for inner, stored in self._stored.items() if inner.startswith(f"{name}.")}
@@ -137,12 +136,12 @@ class Inheritance:
             self._fates[fate].append(inner)
         for inner in created:
             followed = _followed_by(inner)
-            if followed is not None and followed in own:  # a twin starts where the module it follows stands
+            if followed is not None and followed in own:  # a twin starts equal to the module that it follows
                 own[inner].copy_(own[followed])
         self._own |= own.keys()
 
     def report(self) -> HandOver:
-        """What became of everything; to be asked for after the last layer."""
+        """The report of the hand-over; to be called after the last layer."""
         homeless = [name for name in self._stored if name not in self._own]
         used = {place(name) for name in self._fates["upcycled"]}
         lost = [name for name in homeless if place(name) not in used]

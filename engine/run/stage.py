@@ -1,4 +1,4 @@
-"""The loop of one stage: take micro-batches, step the host, write down, evaluate, save."""
+"""The loop of one stage: take micro-batches, step the host, log, evaluate, save."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,13 +70,13 @@ class StageLoop:
         Args:
             plan: The whole plan.
             index: Which stage.
-            folder: Where it writes.
+            folder: The folder into which it writes.
             host: Holds the chain.
             tokenizer: Turns texts into ids.
-            throughput: Counts speed.
-            progress: Shows it.
-            stop: Says when to end early.
-            heartbeat: Is told what the loop begins.
+            throughput: Measures speed.
+            progress: Displays the progress.
+            stop: Tells when to end early.
+            heartbeat: Is notified of what the loop begins.
         """
         self._plan, self._index, self._folder, self._host = plan, index, folder, host
         self._stage: StagePlan = plan.stages[index]
@@ -93,7 +93,7 @@ class StageLoop:
             parallel.pipeline_stages if parallel.host == "pipeline" else 1,
         )
         self._first = ranks.rank() == 0
-        # Its step and best score are kept up to date; guard, window and log fill in the rest when it is saved.
+        # Step and best score are kept up to date; the states of guard, window and log are added when it is saved.
         self._state = TrainerState(layout=layout)
         self._guard, self._window = Guard(plan.guard), LossWindow()
         self._rollbacks: tuple[Rollback, ...] = ()
@@ -112,8 +112,8 @@ class StageLoop:
             0 where the stage was finished, or the number of the signal that ended it early.
 
         Raises:
-            RolledBackError: The stage goes back to a checkpoint, for which it has to be started over.
-            DivergedError: It would have to, but has gone back too often.
+            RolledBackError: The stage returns to a checkpoint, and has to be started again from there.
+            DivergedError: It would have to return to a checkpoint, but the plan allows no more rollbacks.
             DataError: The data is missing or too bad.
             CheckpointError: The newest checkpoint does not fit the model.
         """
@@ -169,7 +169,7 @@ class StageLoop:
         self._heartbeat.begin(activity, self._stage.name, self._state.step)
 
     def _go_back(self, trouble: Trouble, loader_state: LoaderState) -> NoReturn:
-        """Starts the stage over from before the trouble; raises where the plan allows no more rollbacks."""
+        """Records a rollback and raises ``RolledBackError``, or ``DivergedError`` if the plan allows no more."""
         self._checkpoints.finish()
         rollbacks, guard = self._rollbacks, self._plan.guard
         if len(rollbacks) >= guard.rollbacks:
@@ -199,7 +199,7 @@ class StageLoop:
         self._throughput.restart()
 
     def _finish_step(self, loader_state: LoaderState, *, stopping: bool) -> None:
-        """Evaluates and saves where it is time to."""
+        """Evaluates and saves in the steps in which they are due."""
         before = time.perf_counter()
         step, last = self._state.step, self._state.step == self._stage.steps
         evaluate = self._stage.evaluate
@@ -244,14 +244,14 @@ class StageLoop:
             guard=self._guard.state(),
             rollbacks=len(self._rollbacks),
         )
-        # While steps are bad, older checkpoints are kept: the stage may have to go back to one of them.
+        # While steps are bad, older checkpoints are kept: the stage may have to return to one of them.
         self._checkpoints.save(self._host, state, loader_state.to_json(), prunes=not self._guard.in_trouble)
 
     def _resume(self) -> tuple[LoaderState | None, Sequence[Rollback]]:
         """Restores the newest whole checkpoint, if there is one.
 
         Returns:
-            Where the data goes on, and the rollbacks that have led back to this checkpoint.
+            The position in the data, and the rollbacks that have returned to this checkpoint.
         """
 
         def choose() -> tuple[Path | None, tuple[Rollback, ...]]:

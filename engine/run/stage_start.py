@@ -41,11 +41,11 @@ def start_chain(
     Args:
         plan: Without mistakes.
         index: Which stage.
-        run: Where an earlier stage's weights lie, and where the report on them goes.
+        run: Folder with an earlier stage's weights; the report on the hand-over is written there.
         tokenizer: Its special tokens are built in.
         gather: The replicas.
         device: Where the chain is to run.
-        progress: Shows what became of weights that the stage starts from.
+        progress: Displays the report on the weights that the stage starts from.
 
     Returns:
         The chain, and the names of parameters that came from a checkpoint of other origin.

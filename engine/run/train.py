@@ -1,6 +1,6 @@
 """A whole run, top to bottom: every stage of a plan, one after the other.
 
-For each stage: build the chain, hand the weights over, freeze, give it to the host, loop, keep the result.
+For each stage: build the chain, transfer earlier weights, freeze, create the host, loop, write the result.
 """
 
 import gc
@@ -43,7 +43,7 @@ from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line gives besides the plan.
+    """Options of the command line in addition to the plan.
 
     Attributes:
         folder: The run's folder.
@@ -61,11 +61,11 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
 
     Args:
         plan: Without mistakes.
-        options: Where, and how much of it.
+        options: The run's folder, and which stages to run.
         device: Where this process computes.
 
     Returns:
-        0, or the number of the signal that ended the run early; it then goes on at the next start.
+        0, or the number of the signal that ended the run early; the next start resumes it.
 
     Raises:
         UserError: The folder is in use or holds another run, or data or weights do not fit.
@@ -167,7 +167,7 @@ def _go_on(start: _Start, index: int) -> int:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         _complete_stage(host, folder, stage, source_weights(plan, stage, run))
     del host, chain, throughput
-    gc.collect()  # engines hold reference cycles, and the next stage wants the memory
+    gc.collect()  # engines hold reference cycles, and the next stage needs the memory
     return signal
 
 
@@ -191,7 +191,7 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
 def _choose_precision(
     plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
 ) -> tuple[Plan, Precision | None]:
-    """The plan with every ``auto`` replaced, and what replaced it; stages that have begun keep theirs."""
+    """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
     earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
@@ -205,7 +205,7 @@ def _choose_precision(
 def _earlier_plan(run: RunFolder) -> Plan | None:
     """The plan of the run in the folder, with this version's defaults for fields that the run's version did not have.
 
-    None where there is none, or where this version cannot read it: the comparison of plans then names what differs.
+    None if there is none, or if this version cannot read it: the comparison of plans then names the differences.
     """
     try:
         return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
@@ -222,7 +222,7 @@ def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: P
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
-    """Shows the scores of the last evaluated stage and the routers of the last stage that has some, writes the page."""
+    """Shows the scores of the last evaluated stage and the routers of the last stage with routers, writes the page."""
     for index, stage in reversed(list(enumerate(plan.stages))):
         file = run.stage(index, stage.name).evaluation
         if file.is_file():

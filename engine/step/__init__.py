@@ -1,1 +1,1 @@
-"""What one optimizer step consists of beside the chain: optimizer, schedule, guard, reported scalars."""
+"""The parts of an optimizer step besides the chain: optimizer, schedule, guard, reported scalars."""

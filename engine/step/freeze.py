@@ -1,4 +1,4 @@
-"""Freezing parts of the chain: by name, and what a stage has no use for."""
+"""Freezing parameters of the chain: those that the plan names, and those that no step of a stage uses."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
@@ -12,7 +12,7 @@ from omnivl.errors import UserError, did_you_mean
 
 
 def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
-    """Takes the gradient from every parameter that a pattern names.
+    """Freezes every parameter that a pattern names.
 
     Args:
         chain: The model.
@@ -40,10 +40,10 @@ def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
 
 
 def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
-    """Takes the gradient from every parameter that no step of a stage gives one.
+    """Freezes every parameter that no step of a stage gives a gradient.
 
-    Such parameters would be averaged, kept with moments and decayed as if their gradient were zero: a decoder would
-    shrink in the stages before its own.
+    Otherwise they would be updated with a gradient of zero, hence decayed: a decoder would shrink in the stages before
+    its own. They would also take moments and communication.
 
     Args:
         chain: The model.

@@ -21,25 +21,25 @@ from moe.ranges import Range
 
 _SIGMAS_PER_MAD = 1.4826
 _LEAST_SPREAD = 0.01
-"""Smallest spread, as a share of the median: where losses hardly change, the band would have next to no width."""
+"""Smallest spread, as a share of the median: otherwise the band would have almost no width if losses hardly change."""
 
 
 @dataclass(frozen=True)
 class GuardConfig:
-    """What happens when a run goes wrong: losses that are not finite or leave their band, processes that hang.
+    """Reaction to losses that are not finite or spike, and to processes that hang.
 
-    A step whose loss or gradient is not finite is skipped and counted. After a rollback the stage goes on from the
+    A step whose loss or gradient is not finite is skipped and counted. After a rollback the stage resumes from the
     newest whole checkpoint that was taken before the first bad step.
 
     Attributes:
-        max_skipped_steps: Skipped steps in a row after which the run goes back, or stops with an error.
+        max_skipped_steps: Skipped steps in a row after which the stage rolls back, or stops with an error.
         spike_factor: How many standard deviations (estimated by the median distance from the median) a loss may lie
-            above the median of recent steps on the same kinds of data; 0 lets it go anywhere.
+            above the median of recent steps on the same kinds of data; 0 allows any loss.
         spike_window: Number of these recent steps; losses are judged from half of them on.
-        spike_steps: Steps in a row above the band after which the run goes back, or stops with an error.
-        rollbacks: How often a stage goes back before it stops with an error.
-        skip_data: Leave out the data between that checkpoint and the last bad step when going back. false sees them
-            again, which helps against errors of the hardware only.
+        spike_steps: Steps in a row above the band after which the stage rolls back, or stops with an error.
+        rollbacks: How often a stage may roll back before it stops with an error.
+        skip_data: Skip the data between that checkpoint and the last bad step. false repeats the data, which helps
+            against hardware errors only.
         hang_seconds: Seconds without progress after which the processes that hang are named, stack traces of all are
             written, and the run ends; 0 waits for ``launch.timeout_seconds``, which should be longer.
     """
@@ -55,7 +55,7 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Why a run should not go on from its present weights.
+    """The reason for which a run must not continue from its present weights.
 
     Attributes:
         first_bad: The first of the bad steps, counted from 1.
@@ -69,7 +69,7 @@ class Trouble:
 
 
 class Guard:
-    """Judges every step of a stage. What it judges by is equal on every process, so all come to the same result.
+    """Judges every step of a stage. Its inputs are equal on every process, so all processes get the same result.
 
     Attributes:
         skipped: Steps that were not finite.
@@ -79,7 +79,7 @@ class Guard:
     def __init__(
         self, config: GuardConfig, skipped: int = 0, skipped_in_a_row: int = 0, state: Mapping[str, Any] | None = None
     ) -> None:
-        """Starts with the stage, or goes on from a checkpoint.
+        """Starts with the stage, or resumes from a checkpoint.
 
         Args:
             config: The plan's section.
@@ -105,7 +105,7 @@ class Guard:
         return {"bad_in_a_row": self._bad, "outliers_in_a_row": self._outliers, "losses": losses}
 
     def judge(self, step: int, kinds: Collection[str], result: StepResult) -> Trouble | None:
-        """Takes one step in.
+        """Judges one step.
 
         Args:
             step: Optimizer steps taken, this one included.
@@ -113,7 +113,7 @@ class Guard:
             result: What it reported.
 
         Returns:
-            Trouble that calls for a rollback, if there is any.
+            The reason for a rollback, if there is one.
         """
         if result.skipped:
             self.skipped += 1
@@ -138,7 +138,7 @@ class Guard:
         return Trouble(step - self._bad + 1, f"{what} in {self._outliers} steps, which is guard.spike_steps", False)
 
     def _band(self, kinds: Collection[str]) -> float | None:
-        """The highest loss that is no outlier; None where too little is known."""
+        """The highest loss that is no outlier; None while there are too few steps."""
         recent = self._recent.get(_key(kinds), ())
         if 2 * len(recent) < self._config.spike_window:
             return None

@@ -20,7 +20,7 @@ class LossWindow:
         return {group: {name: list(pair) for name, pair in sums.items()} for group, sums in self._sums.items()}
 
     def add(self, result: StepResult) -> None:
-        """Takes one step in. A skipped one has no figures worth a mean."""
+        """Adds one step. Skipped steps are left out."""
         if result.skipped:
             return
         figures: Mapping[str, Mapping[str, float]] = {

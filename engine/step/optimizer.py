@@ -1,8 +1,8 @@
-"""AdamW over the chain: its configuration and the groups that its parameters fall into.
+"""AdamW over the chain: its configuration and the groups of its parameters.
 
-Each trainable parameter is in exactly one group. A group is what shares a weight decay and a learning-rate scale; the
-scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are split over processes
-have groups of their own.
+Each trainable parameter is in exactly one group. The parameters of a group share a weight decay and a learning-rate
+scale; the scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are split over
+processes have separate groups.
 """
 
 from collections import Counter, defaultdict
@@ -132,9 +132,9 @@ def parameter_groups(
 def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:
     """Learning-rate factor of each layer, by name, from its depth below the top of its stack.
 
-    Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``, what lies below all stacks (``i = -1``) as if it
-    were in the deepest one, all else 1. Each stack counts from its own top: towers do not follow one
-    another, though the chain is one list, and a count along the list would give the visual tower next to no rate.
+    Block ``i`` of a stack of ``n`` gets ``layer_decay ** (n - i)``; layers below all stacks (``i = -1``) count as part
+    of the deepest one; all others get 1. Each stack counts from its own top: although the chain is one list, the towers
+    are parallel, and a count along the list would give the visual tower almost no learning rate.
 
     Source: BEiT (arXiv 2106.08254), appendix on fine-tuning: layer-wise learning-rate decay.
     """

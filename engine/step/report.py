@@ -1,4 +1,4 @@
-"""What one optimizer step reports: scalars collected per micro-batch, averaged over micro-batches and replicas."""
+"""Scalars of one optimizer step: collected per micro-batch, averaged over micro-batches and replicas."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ class StepResult:
         metrics: Detached metrics by ``objective/name``, averaged likewise.
         gradient_norm: Global norm before clipping.
         learning_rates: By parameter group.
-        skipped: True where a loss or gradient was not finite and the weights, momentum and queue did not move.
+        skipped: True if a loss or gradient was not finite, so that weights, momentum and queue were not updated.
     """
 
     loss: float

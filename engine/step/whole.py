@@ -1,4 +1,4 @@
-"""The whole shape of a parameter of which a process may hold a share only."""
+"""The whole shape of a parameter that may be sharded."""
 
 import math
 

@@ -1,1 +1,1 @@
-"""Scaling experiments: many runs of one plan that differ in a few fields, and what they say together."""
+"""Scaling experiments: many runs of one plan that differ in a few fields, and the evaluation of their results."""

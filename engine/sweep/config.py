@@ -1,4 +1,4 @@
-"""A sweep file: a base plan, the axes along which its runs differ, and which combinations are wanted.
+"""A sweep file: a base plan, the axes along which its runs differ, and the selected combinations.
 
     name: sizes
     plan: ../plans/emoji_small.yaml     # relative to this file
@@ -14,8 +14,8 @@
       - {size: w96, seed: 5}
     parallel: 2                         # runs at the same time on one machine
 
-A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. One name is not a plan's: ``nodes``, of a
-run on Slurm.
+A field is written as for ``omnivl pretrain``: ``stages.joint.optimizer.lr``. ``nodes`` is no field of a plan: it is the
+number of nodes of a run on Slurm.
 """
 
 import itertools
@@ -43,10 +43,10 @@ class Point:
 
     Attributes:
         name: Of the run and its folder.
-        values: The value of each axis, by its name; of named values the name.
+        values: The value of each axis, by the axis' name; for named values the value's name.
         overrides: Applied to the base plan, ``path=value`` each.
-        plan: What comes of it.
-        nodes: That it takes on Slurm; None where the sweep leaves it open.
+        plan: The resulting plan.
+        nodes: Number of nodes on Slurm; None if the sweep does not set it.
     """
 
     name: str
@@ -62,12 +62,12 @@ class Sweep:
 
     Attributes:
         name: Of the sweep and its folder.
-        file: Where it is written.
+        file: The sweep file.
         base: The base plan's file.
         axes: Values of each axis: the overrides of each, by the value's name.
         points: The runs, in the order of the grid.
         parallel: Runs at the same time on one machine.
-        compare: The axis whose values are drawn as curves of their own, e.g. dense against experts; None for one curve.
+        compare: The axis whose values are drawn as separate curves, e.g. dense against experts; None for one curve.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Sweep:
         """The plan of one run, checked for a number of processes.
 
         Raises:
-            PlanError: It does not fit them; names the run.
+            PlanError: The plan does not fit this number; names the run.
         """
         return _read_plan(self.file, self.base, point.name, point.overrides, world_size)
 
@@ -91,7 +91,7 @@ def load_sweep(path: Path) -> Sweep:
     """Reads a sweep and the plan of each of its runs.
 
     Raises:
-        PlanError: Names every mistake of the file with its line; of plans those of the first run that has any.
+        PlanError: Names every mistake of the file with its line, or those of the first run whose plan has mistakes.
     """
     try:
         text = path.read_text(encoding="utf-8")

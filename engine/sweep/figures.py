@@ -1,4 +1,4 @@
-"""What the runs of a sweep say, in figures: each measure against each cost, with the fit of the loss and its front."""
+"""Figures of a sweep: each measure against each cost, with the fit of the loss and the Pareto front."""
 
 from collections.abc import Sequence
 
@@ -23,7 +23,7 @@ def figures(sweep: Sweep, rows: pd.DataFrame) -> dict[str, list[go.Figure]]:
     """For each measure a figure against each cost, of runs that are complete.
 
     Args:
-        sweep: What was wanted.
+        sweep: The sweep.
         rows: From ``collect``.
     """
     if rows.empty:

@@ -15,7 +15,7 @@ from scipy.stats import t as student_t
 Floats = NDArray[np.float64]
 
 _STARTS = (0.05, 0.2, 0.5, 1.0)
-"""Exponents from which a fit is begun; the best end counts."""
+"""Starting exponents of a fit; the best result is taken."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class PowerLaw:
     """``floor + scale * x ** -exponent``, fitted to points.
 
     Attributes:
-        floor: What no x gets below; at least 0.
-        scale: Of the part that falls.
-        exponent: How fast it falls.
+        floor: Limit for large x; at least 0.
+        scale: Factor of the falling part.
+        exponent: Exponent of the falling part.
         errors: Standard errors of the three; infinite where the points do not determine them.
         points: Number of points.
     """
@@ -66,7 +66,7 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
     if len(np.unique(given_x)) < 4:
         return None
     middle = float(np.exp(np.log(given_x).mean()))
-    log_x = np.log(given_x / middle)  # centred: scale and exponent hardly depend on each other then
+    log_x = np.log(given_x / middle)  # centred, so that scale and exponent are hardly correlated
 
     def residuals(values: Floats) -> Floats:
         floor, log_scale, exponent = values
@@ -94,7 +94,7 @@ def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:
 
 
 def front(cost: Sequence[float], loss: Sequence[float]) -> list[int]:
-    """Indexes of the points that no cheaper point beats, by rising cost."""
+    """Indexes of the points that are better than all cheaper points, by rising cost."""
     order = sorted(range(len(cost)), key=lambda index: (cost[index], loss[index]))
     best, found = np.inf, []
     for index in order:
@@ -105,7 +105,7 @@ def front(cost: Sequence[float], loss: Sequence[float]) -> list[int]:
 
 
 def efficiency(processes: Sequence[int], throughput: Sequence[float]) -> list[float]:
-    """Throughput over what the smallest number of processes would give at perfect scaling.
+    """Throughput over that of the smallest number of processes, scaled linearly.
 
     Args:
         processes: Of each run.

@@ -1,4 +1,4 @@
-"""The page of a sweep: what its runs came to against size, data, operations and time, with fits."""
+"""The page of a sweep: results of its runs against size, data, operations and time, with fits."""
 
 import re
 from pathlib import Path
@@ -46,7 +46,7 @@ def write_sweep_markdown(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> Path
         folder: Where to.
 
     Raises:
-        UserError: What draws pictures is not installed; the page's tables are not written either.
+        UserError: The package that draws pictures is not installed; the tables are not written either.
     """
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}

@@ -1,4 +1,4 @@
-"""What the runs of a sweep came to: a row for each, read back from its folder."""
+"""Results of the runs of a sweep: a row for each, read from its folder."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -20,11 +20,11 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import load_tokenizer
 
 _LAST_SHARE = 0.2
-"""Of a stage's lines of metrics, over which final losses are averaged."""
+"""Share of a stage's lines of metrics over which final losses are averaged."""
 
 
 def is_complete(folder: Path, stages: Sequence[StagePlan]) -> bool:
-    """Whether a run has come to the end of its plan."""
+    """Whether a run has completed its plan."""
     run = RunFolder(folder)
     done = [run.stage(index, stage.name).completed_steps() for index, stage in enumerate(stages)]
     return all(steps is not None and steps >= stage.steps for steps, stage in zip(done, stages, strict=True))
@@ -78,7 +78,7 @@ def _machine(environment: Mapping[str, Any]) -> str:
 
 
 def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
-    """Trained parameters, and those of them that serve a token."""
+    """Trained parameters, and the number of them that one token uses."""
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
     shares = served_shares(chain)
@@ -88,7 +88,7 @@ def _sizes(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
 
 
 def _costs(stage: StageFolder) -> dict[str, float]:
-    """Sums over the lines of a stage's metrics, each of which stands for the steps since the one before."""
+    """Sums over the lines of a stage's metrics; each line has the means of the steps since the one before."""
     sums = {"flops": 0.0, "tokens": 0.0, "samples": 0.0, "seconds": 0.0}
     before = 0.0
     for record in training_records(stage.metrics):

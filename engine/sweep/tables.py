@@ -1,4 +1,4 @@
-"""What the runs of a sweep say, in tables: power laws, what costs the same, scaling, the runs themselves."""
+"""Tables of a sweep: power laws, comparisons at equal cost, scaling, the runs themselves."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,12 +16,12 @@ AGAINST: Mapping[str, str] = {
     "tokens": "tokens",
     "seconds": "seconds of steps",
 }
-"""Columns against which measures are set, as a page calls them."""
+"""Columns of costs, by their titles on the page."""
 
 _SIZES = ("parameters", "active_parameters")
 
 _EQUAL = 0.01
-"""Share by which tokens of runs of one length differ: the lengths of texts are drawn."""
+"""Share by which the tokens of equally long runs may differ, since the lengths of texts are random."""
 
 _SPEED = ("processes", "batch", "samples_per_second", "mfu", "memory_gib", "seconds")
 _EVERYTHING = "all runs"
@@ -35,21 +35,21 @@ def groups_of(sweep: Sweep, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def costs_of(rows: pd.DataFrame) -> list[str]:
-    """What differs enough between the runs to be drawn against."""
+    """The costs that differ enough between the runs for a figure."""
     return [name for name in AGAINST if name in rows and rows[name].nunique() > 1]
 
 
 def _fitted(rows: pd.DataFrame, against: str) -> pd.DataFrame:
-    """The runs through which a law is fitted: against a size only those that were trained longest, on equal tokens."""
+    """The runs to which a law is fitted: against a size only the longest ones, which have equal tokens."""
     if against not in _SIZES or "tokens" not in rows:
         return rows
     return rows[rows["tokens"] >= (1 - _EQUAL) * rows["tokens"].max()]
 
 
 def law_of(rows: pd.DataFrame, against: str) -> tuple[pd.DataFrame, PowerLaw] | None:
-    """The law of the loss of some runs against a cost, behind the runs that it goes through.
+    """The runs to which a law of the loss against a cost is fitted, and the law.
 
-    None where they do not determine it.
+    None if the runs do not determine the law.
     """
     points = _fitted(rows, against)
     law = fit_power_law(points[against], points["loss"])
@@ -72,7 +72,7 @@ def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
 
 
 def at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
-    """What each of the compared comes to at the same operations, and in the same time: where their ranges overlap."""
+    """The compared curves at equal operations and at equal time, where their ranges overlap."""
     if sweep.compare is None or rows.empty:
         return
     groups = groups_of(sweep, rows)
@@ -90,15 +90,15 @@ def at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
 
 
 def scaling(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
-    """Throughput by the number of processes, of runs that differ in nothing else but their batch.
+    """Throughput by the number of processes, for runs that otherwise differ in their batch only.
 
-    Strong scaling holds the batch of all processes together, weak scaling that of each. Efficiency is over what the run
-    with the fewest processes would give at perfect scaling.
+    Strong scaling keeps the total batch constant, weak scaling the batch of each process. Efficiency is relative to
+    linear scaling from the run with the fewest processes.
     """
     if rows.empty or rows["processes"].nunique() < 2:
         return []
     given = rows.assign(each=rows["batch"] / rows["processes"])
-    # An axis by whose value the number of processes is known is the one along which runs scale.
+    # An axis whose values determine the number of processes is the one along which runs scale.
     others = [axis for axis in sweep.axes if rows.groupby(axis)["processes"].nunique().max() > 1]
     found = []
     for kind, held in (("strong", "batch"), ("weak", "each")):
@@ -119,7 +119,7 @@ def scaling(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
 
 
 def run_table(sweep: Sweep, rows: pd.DataFrame) -> list[dict[str, str]]:
-    """The runs themselves, all alike in what they name."""
+    """The runs, with the same columns for all."""
     wanted = ["run", "state", *sweep.axes, "parameters", "active_parameters", "flops", "tokens", "loss"]
     scores = [name for name in rows.columns if name.startswith("score/")]
     names = [name for name in (*wanted, *scores, *_SPEED, "why") if name in rows]

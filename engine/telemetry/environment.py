@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware, commit. Written into its folder so that a figure can be traced."""
+"""The environment of a run: versions, hardware, commit. Written into its folder, so that results can be traced."""
 
 import datetime
 import importlib.metadata
@@ -60,7 +60,7 @@ def memory_bytes() -> int:
 
 
 def resident_bytes() -> int:
-    """Memory that this process holds now, in bytes; 0 where the system does not say."""
+    """Memory that this process holds now, in bytes; 0 if the system does not report it."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else 0
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: one JSON line per record, and the same figures for TensorBoard.
+"""The log of a run's metrics: one JSON line per record, and the same figures for TensorBoard.
 
 A line holds ``step`` (optimizer steps taken), ``event`` (``train`` or ``evaluation``) and figures in groups. Everything
 that may differ between two equal runs (time, memory) lies in the group ``speed``, so that a resumed run can be compared
@@ -87,7 +87,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":
-    from torch.utils.tensorboard import SummaryWriter  # takes 1-2 s, and not every run wants it
+    from torch.utils.tensorboard import SummaryWriter  # takes 1-2 s, and not every run needs it
 
     return SummaryWriter(str(folder), purge_step=step + 1)
 

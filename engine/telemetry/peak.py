@@ -1,4 +1,4 @@
-"""The most floating point operations per second that a device can do, to set achieved figures against."""
+"""The peak floating point operations per second of a device, to which achieved rates are compared."""
 
 import time
 from dataclasses import dataclass
@@ -44,13 +44,13 @@ class Peak:
 def peak_of(device: torch.device, dtype: torch.dtype) -> Peak:
     """The peak of one process' device at matrix products.
 
-    A CPU has no honest figure on paper (cores are shared and clocks move), so it is measured: call it on every process
-    of the machine at the same time, and each gets its share. A GPU that is not in the table is measured too, and so is
-    any GPU at fp32, whose paper figure depends on whether TF32 is on.
+    A CPU is measured, since its data sheet does not account for shared cores and changing clocks: called on every
+    process of a machine at the same time, the function gives each its share. A GPU that is not in the table is measured
+    too, and so is any GPU at fp32, whose data-sheet peak depends on whether TF32 is on.
 
     Args:
         device: Where the chain computes.
-        dtype: In what it computes.
+        dtype: Data type in which it computes.
     """
     if device.type == "cuda" and dtype == torch.bfloat16:
         known = known_peak(torch.cuda.get_device_name(device))

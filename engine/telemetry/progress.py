@@ -1,4 +1,4 @@
-"""What a run shows on the console: a live panel on a terminal, plain lines elsewhere, nothing on other replicas."""
+"""The console output of a run: a live panel on a terminal, plain lines elsewhere, nothing on other replicas."""
 
 import time
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _SMOOTHING = 0.95
 
 
 class Progress(Protocol):
-    """What the loop reports about itself."""
+    """The interface through which the loop reports progress."""
 
     def __enter__(self) -> Self:
         """Starts showing."""
@@ -45,7 +45,7 @@ class Progress(Protocol):
         """
 
     def message(self, text: str) -> None:
-        """Something worth a line of its own."""
+        """Prints a message on a separate line."""
 
     def show(self, renderable: object) -> None:
         """A table or another thing that Rich can print."""
@@ -79,15 +79,15 @@ class Clock:
 
 
 class SmoothedLosses:
-    """Exponential means of losses, without the bias of the first steps."""
+    """Exponential moving averages of losses, corrected for the bias of the first steps."""
 
     def __init__(self, smoothing: float = _SMOOTHING) -> None:
-        """Takes the weight of the past."""
+        """Takes the decay of the average."""
         self._smoothing = smoothing
         self._sums: dict[str, tuple[float, float]] = {}
 
     def add(self, losses: Mapping[str, float]) -> None:
-        """Takes the losses of one step in; those that are not finite are left out."""
+        """Adds the losses of one step; those that are not finite are left out."""
         for name, loss in losses.items():
             if loss - loss == 0.0:
                 total, weight = self._sums.get(name, (0.0, 0.0))
@@ -101,7 +101,7 @@ class SmoothedLosses:
 
 
 class _NothingToClose:
-    """A display that holds nothing open."""
+    """A display without resources to open or close."""
 
     def __enter__(self) -> Self:
         return self
@@ -113,7 +113,7 @@ class _NothingToClose:
 
 
 class _Console:
-    """What both visible displays share."""
+    """Base of both visible displays."""
 
     def __init__(self, console: Console, stages: Mapping[str, int], every: int) -> None:
         self.console = console

@@ -1,4 +1,4 @@
-"""How fast a run goes: samples, tokens and floating point operations per second, and how long it waits for data."""
+"""Speed of a run: samples, tokens and floating point operations per second, and time spent waiting for data."""
 
 import time
 from collections import deque
@@ -20,7 +20,7 @@ _RECENT_STEPS = 30
 
 
 class Throughput:
-    """Counts what this replica does between two lines of metrics; figures are for all replicas."""
+    """Counts this replica's work between two lines of metrics; figures are for all replicas."""
 
     def __init__(
         self,
@@ -36,12 +36,12 @@ class Throughput:
         """Starts the clock.
 
         Args:
-            chain: Its layers say how many floating point operations they take; their weights need not be here.
+            chain: Its layers give their number of floating point operations; their weights may be on other processes.
             model: Sizes of pictures and clips.
             objectives: They decide on which passes a step makes.
             pad: The padding token, which is not counted.
             replicas: Data-parallel replicas; all do the same amount of work.
-            processes: Processes that do it; more than replicas where these are cut into pipeline stages.
+            processes: Number of processes; more than replicas if there are pipeline stages.
             peak: Peak of one replica.
         """
         self._chain, self._model, self._objectives, self._pad = chain, model, tuple(objectives), pad
@@ -57,7 +57,7 @@ class Throughput:
         self._operations = self._waited = self._saving = 0.0
 
     def add(self, batches: Sequence[Batch], waited: float) -> None:
-        """Takes one optimizer step in.
+        """Adds one optimizer step.
 
         Args:
             batches: This replica's micro-batches.
@@ -77,11 +77,11 @@ class Throughput:
         self._last = now
 
     def pause(self, seconds: float, *, saving: float = 0.0) -> None:
-        """Leaves out time that was spent on something else, such as an evaluation or a checkpoint.
+        """Excludes time that was spent on something else, such as an evaluation or a checkpoint.
 
         Args:
             seconds: All of it.
-            saving: The part that checkpoints took from training.
+            saving: The part of it that checkpoints took.
         """
         self._began += seconds
         self._last += seconds

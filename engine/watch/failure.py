@@ -1,4 +1,4 @@
-"""A failed run reports its failure once, by the process that failed first, and keeps it in its folder."""
+"""Reports of failed runs: the process that failed first prints the failure once and writes it into the run's folder."""
 
 import json
 import os
@@ -21,11 +21,11 @@ DEBUG = "OMNIVL_DEBUG"
 _FILE = "failure.json"
 
 HUNG = 75
-"""Exit code of a run that hung: EX_TEMPFAIL, as the same command goes on from the newest whole checkpoint."""
+"""Exit code of a run that hung: EX_TEMPFAIL, since the same command resumes from the newest whole checkpoint."""
 
 
 def describe_error(error: Exception) -> str:
-    """The text of an error: of a user's mistake its message alone, unless tracebacks are asked for."""
+    """The text of an error: for a user's mistake the message alone, unless tracebacks are enabled."""
     if os.environ.get(DEBUG):
         return "".join(traceback.format_exception(error)).rstrip()
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -33,12 +33,12 @@ def describe_error(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """How a run ended, where it ended badly.
+    """How a failed run ended.
 
     Attributes:
         code: Exit code.
-        said: The last lines that it printed.
-        rank: The process that failed first; None where that is not known, or where all fail for the same reason.
+        said: The last lines that the run printed.
+        rank: The process that failed first; None if unknown, or if all fail for the same reason.
     """
 
     code: int
@@ -50,7 +50,7 @@ class Failure:
         write_whole(run / _FILE, self._as_json())
 
     def tell(self) -> None:
-        """Prints it, unless another process of this launch has failed before: this one then failed because of that."""
+        """Prints it, unless another process of this launch has failed before, which is then the cause."""
         message = self.said
         file = os.environ.get(FAILURE_FILE)
         if file is not None:

@@ -1,8 +1,8 @@
-"""What each process of a run is doing: noted by the loop, sampled and written down by a thread beside it.
+"""What each process of a run is doing: recorded by the loop, sampled and written to a file by another thread.
 
-The loop notes what it begins, which costs a tuple. From the watchdog's thread a ``Pulse`` reads that and where the main
-thread is in the code, and counts for how long neither has changed. A ``Sign`` is what one process writes for the
-others, into a file of its own in the run folder.
+The loop records what it begins, at the cost of a tuple. In the watchdog's thread, a ``Pulse`` reads this record and the
+main thread's position in the code, and measures for how long neither has changed. A ``Sign`` is the state that one
+process writes for the others, into its own file in the run folder.
 """
 
 import json
@@ -19,10 +19,10 @@ from typing import Literal, NamedTuple
 Activity = Literal["starting", "first step", "loading data", "step", "evaluating", "saving", "finishing"]
 
 _LONG: frozenset[Activity] = frozenset({"starting", "first step", "evaluating", "saving", "finishing"})
-"""May take any time as long as the code moves: kernels are compiled, a test set gone through, files written."""
+"""Activities that may take any time as long as the code position changes: compiling, evaluating, writing files."""
 
 _COMPUTING_SHARE = 0.05
-"""Of the time between two signs, from which on a thread counts as computing."""
+"""Share of the time between two signs from which on a thread counts as computing."""
 
 _RECORD_BYTES = 2048
 _ROOT = Path(__file__).parents[2]
@@ -32,7 +32,7 @@ _DEEPSPEED = f"{os.sep}deepspeed{os.sep}"
 
 
 class Doing(NamedTuple):
-    """What the loop is at. ``number`` counts what it has begun: equal on processes that keep step."""
+    """What the loop is doing. ``number`` counts the begun activities: it is equal on processes that are in step."""
 
     number: int
     activity: Activity
@@ -41,7 +41,7 @@ class Doing(NamedTuple):
 
 
 class Heartbeat:
-    """Notes of the main thread. Reading and replacing a tuple needs no lock."""
+    """The main thread's record. Reading and replacing a tuple needs no lock."""
 
     def __init__(self) -> None:
         """Begins with the start of the run."""
@@ -60,20 +60,20 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class Sign:
-    """How far one process is, as it writes it down itself.
+    """The state of one process, as it writes it itself.
 
     Attributes:
         rank: Which.
         host: Its machine.
-        process: Its number there.
-        beat: Counts signs: where it no longer rises, the process is stopped or gone.
+        process: Its process id there.
+        beat: Number of signs so far: if it no longer rises, the process is stopped or has ended.
         number: See ``Doing``.
-        activity: What it is at.
+        activity: What it is doing.
         stage: In which stage.
         step: Optimizer steps taken.
-        idle: Seconds in which nothing has moved.
+        idle: Seconds without any change.
         waiting: Whether it waits for other processes, inside a collective.
-        where: The innermost place in our code at which it stands.
+        where: The innermost position in our code.
     """
 
     rank: int
@@ -95,7 +95,7 @@ class Sign:
 
 
 class Pulse:
-    """Signs of this process, one for each call of ``sign``."""
+    """Makes the signs of this process, one for each call of ``sign``."""
 
     def __init__(self, heartbeat: Heartbeat, rank: int, period: float) -> None:
         """Watches the main thread.
@@ -114,7 +114,7 @@ class Pulse:
         self._computed = (0.0, 0.0)
 
     def sign(self) -> Sign:
-        """How things stand now."""
+        """The present state."""
         doing = self._heartbeat.doing
         stacks = sys._current_frames()
         frames = _frames(stacks.get(self._main))
@@ -139,7 +139,8 @@ class Pulse:
     def _computes(self, activity: Activity) -> bool:
         """Whether there was work since the last call, such as hashes within one call into C.
 
-        The main thread's, or while it waits for the thread that writes a checkpoint that of the whole process.
+        This is the work of the main thread, or, while it waits for the thread that writes a checkpoint, of the whole
+        process.
         """
         main, whole = time.clock_gettime(time.pthread_getcpuclockid(self._main)), time.process_time()
         before, self._computed = self._computed, (main, whole)
@@ -148,7 +149,7 @@ class Pulse:
 
 
 def sign_file(folder: Path, rank: int) -> Path:
-    """Where a process leaves its signs."""
+    """The file of a process' signs."""
     return folder / f"rank-{rank:05d}.json"
 
 
@@ -163,7 +164,7 @@ def write_sign(folder: Path, sign: Sign) -> None:
 
 
 def read_sign(folder: Path, rank: int) -> Sign | None:
-    """A process' last sign; None where it has left none, or only half of one so far."""
+    """A process' last sign; None if there is none, or only a part of one."""
     try:
         return Sign(**json.loads(sign_file(folder, rank).read_bytes()))
     except (OSError, ValueError):
@@ -187,7 +188,7 @@ def _waits_in_backward(stacks: dict[int, FrameType]) -> bool:
 
 
 def _is_collective(frame: FrameType) -> bool:
-    """Whether a frame talks to other processes: torch's calls, and DeepSpeed's waiting for what it began before."""
+    """Whether a frame communicates with other processes: torch's calls, and DeepSpeed's waiting for earlier ones."""
     file = frame.f_code.co_filename
     return _COLLECTIVES in file or (_DEEPSPEED in file and frame.f_code.co_name in ("wait", "synchronize"))
 

@@ -1,4 +1,4 @@
-"""Stopping a run from outside: the signal is noted, the loop saves a checkpoint after the step and ends."""
+"""Stopping a run from outside: the signal is recorded, and after the step the loop saves a checkpoint and ends."""
 
 import os
 import signal
@@ -47,9 +47,10 @@ def shielded_children() -> Iterator[None]:
     """Processes that are started within the block do not get the stop signals, which may go to a whole process group.
 
     A cluster or a terminal signals data workers too; without them the loop could not finish its step. They inherit the
-    blocked signals, and end when their parent does. A signal that arrives meanwhile is noted at the end of the block.
+    blocked signals, and end when their parent does. A signal that arrives meanwhile is recorded at the end of the
+    block.
     """
-    resource_tracker.ensure_running()  # it unblocks signals when it starts, so it has to run before
+    resource_tracker.ensure_running()  # it unblocks signals when it starts, so it has to be started before
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
@@ -58,7 +59,7 @@ def shielded_children() -> Iterator[None]:
 
 
 def _follow_launcher() -> None:
-    """Waits for the end of standard input: it comes when the launcher is gone, which must not leave workers behind."""
+    """Waits for the end of standard input, which means that the launcher has ended; its workers have to end too."""
     while sys.stdin.buffer.read(4096):
         continue
     os.kill(os.getpid(), signal.SIGTERM)

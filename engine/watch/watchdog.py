@@ -2,9 +2,9 @@
 
 A thread in every process writes a sign of it into the run folder (``engine.watch.heartbeat``) and reads one file. Only
 when its own process has made no progress for ``guard.hang_seconds`` does it look at the signs of the others: a process
-whose sign no longer changes is stopped or gone, one that makes progress has to be waited for. If none makes progress,
-all write their stack traces, the process that looked reports which one hangs, and all end. This needs no collective and
-no main thread. See ``docs/design/0010-faults.md``.
+whose sign no longer changes is stopped or has ended; one that makes progress has to be waited for. If none makes
+progress, all write their stack traces, the process that looked reports which one hangs, and all end. This needs no
+collective and no main thread. See ``docs/design/0010-faults.md``.
 
     heartbeats/rank-00000.json      the last sign of each process
     heartbeats/rank-00000.stack     written by C code where a process does not let Python run any more
@@ -48,7 +48,7 @@ class Watchdog:
         Args:
             heartbeat: What the main thread notes.
             folder: For signs, on a file system that all processes share.
-            hangs: Gets a folder with stack traces where the run hangs.
+            hangs: Folder in which a folder with stack traces is made if the run hangs.
             limit: Seconds without progress after which a process looks at the others.
         """
         self._folder, self._hangs, self._limit = folder, hangs, limit
@@ -74,10 +74,10 @@ class Watchdog:
     def _watch(self) -> None:
         running = True
         while running:
-            # Fires if this thread is kept from running: another one computes without releasing Python's lock.
+            # Fires if this thread cannot run because another one computes without releasing Python's lock.
             faulthandler.dump_traceback_later(0.9 * self._limit, file=self._stack)
             sign = self._pulse.sign()
-            with contextlib.suppress(OSError):  # a full disk is the checkpoint's to report
+            with contextlib.suppress(OSError):  # the checkpoint reports a full disk
                 write_sign(self._folder, sign)
                 if request := _read(self._folder / "hang"):
                     self._obey(Path(request))
@@ -86,12 +86,12 @@ class Watchdog:
             running = not self._stopping.wait(self._period)
 
     def _is_first_to_look(self, sign: Sign) -> bool:
-        """One process at a time looks at all others; after a while another one may, should that one have stopped."""
+        """One process at a time looks at all others; after some time another one may, in case the first has stopped."""
         turn = int((sign.idle - self._limit) / (_BEATS_BETWEEN_LOOKS * self._period))
         return _create(self._folder / f"look-{sign.number}-{turn}")
 
     def _look(self) -> None:
-        """Looks at all processes; where none has moved, has their stack traces written and ends the run."""
+        """Looks at all processes; if none has made progress, requests their stack traces and ends the run."""
         before = self._signs()
         self._beat_on(_BEATS_TO_SHOW_LIFE)
         now = self._signs()
@@ -146,7 +146,7 @@ def watched(folder: Path, hangs: Path, limit: float) -> Iterator[Heartbeat]:
         limit: Likewise; 0 watches nothing.
 
     Yields:
-        What the main thread notes its progress in.
+        The record of the main thread's progress.
     """
     heartbeat = Heartbeat()
     if limit == 0:
@@ -161,13 +161,13 @@ def watched(folder: Path, hangs: Path, limit: float) -> Iterator[Heartbeat]:
 
 
 def verdict(signs: Sequence[Sign | None], silent: Sequence[int], limit: float, traces: Path) -> str:
-    """Names the processes that hang: those without a sign of life, else those that wait for no others, else the last.
+    """Names the processes that hang: those without new signs, else those that do not wait for others, else the last.
 
     Args:
         signs: The last sign of each process.
-        silent: Ranks whose signs stand still.
+        silent: Ranks whose signs no longer change.
         limit: ``guard.hang_seconds``.
-        traces: Where the stack traces lie.
+        traces: Folder of the stack traces.
     """
     blamed = list(silent) or _not_waiting(signs) or _behind(signs)
     lines = [f"nothing has moved for {limit:g} s, which is guard.hang_seconds"]
@@ -204,7 +204,7 @@ def _describe(rank: int, sign: Sign | None, *, silent: bool) -> str:
 
 
 def _state_of(sign: Sign) -> str | None:
-    """The state in which the operating system has a process of this machine; None for other machines."""
+    """The operating system's state of a process of this machine; None for other machines."""
     if sign.host != socket.gethostname():
         return None
     status = _read(Path(f"/proc/{sign.process}/status"))

@@ -1,12 +1,11 @@
-"""Keeps the copies of a layer that stands on several pipeline stages alike.
+"""Keeps the copies of a layer that several pipeline stages have equal.
 
-Before gradients are averaged over replicas, every copy sends what its passes have added to the gradient to the layer's
-owner, which adds it to its own and forgets it. From there on the owner's layer is like any other: the gradient is
-averaged, counts once in the norm, is clipped, and moves the weights. Then the owner sends the weights back. What layers
-put aside for ``after_step`` (``ChainLayer.step_sums``) goes the same way.
+Before gradients are averaged over replicas, every copy sends its gradient to the layer's owner, which adds it to its
+own, and drops it. After that the owner's layer is treated like any other: the gradient is averaged, counts once in the
+norm, is clipped, and updates the weights. Then the owner sends the weights to the copies. Sums that layers keep for
+``after_step`` (``ChainLayer.step_sums``) are sent in the same way.
 
-The transfers of all layers have one order, in which both ends take part in them one after the other, so that nobody
-waits for a process that waits for it.
+All processes make the transfers of all layers in the same order, so that there is no deadlock.
 """
 
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ class _Tied:
     """A layer of which this stage has a copy or is the owner.
 
     Attributes:
-        layer: As it stands here.
+        layer: The layer in this process.
         owner: The stage that trains it.
         others: The stages that only have copies.
     """
@@ -36,15 +35,15 @@ class _Tied:
 
 
 class Copies:
-    """The tied layers of this process' stage, and the way between their copies within one replica of the pipeline."""
+    """The tied layers of this process' stage, and the transfers between their copies in one pipeline replica."""
 
     def __init__(self, chain: Chain, division: Division, stage: int, pipe_group: dist.ProcessGroup) -> None:
-        """Looks the layers up.
+        """Finds the tied layers.
 
         Args:
-            chain: In its final form, the copies alike.
-            division: Which layers stand where.
-            stage: This process'.
+            chain: In its final form, with equal copies.
+            division: Which stages have which layers.
+            stage: This process' stage.
             pipe_group: The stages of this replica, first to last.
         """
         self._stage, self._group = stage, pipe_group
@@ -57,7 +56,7 @@ class Copies:
 
     @torch.no_grad()
     def gather_gradients(self) -> None:
-        """Adds the gradients and sums of a step's passes up where layers are trained; copies are left without any."""
+        """Adds up gradients and sums of a step at the owners of the layers; copies have none afterwards."""
         for tied in self._tied:
             trained = _trained(tied.layer)
             sums = tied.layer.step_sums()
@@ -75,12 +74,12 @@ class Copies:
                     mine.add_(theirs)
 
     def spread_weights(self) -> None:
-        """Gives the copies what their owners have after a step: trained weights, and the step's sums."""
+        """Sends trained weights and the step's sums from the owners to the copies after a step."""
         for tied in self._tied:
             self._spread(tied, [*_trained(tied.layer), *tied.layer.step_sums()])
 
     def spread_all(self) -> None:
-        """Gives the copies all that their owners have, after a file was read: twins and buffers too."""
+        """Sends all tensors from the owners to the copies after a file was read: twins and buffers too."""
         for tied in self._tied:
             self._spread(tied, list(tied.layer.state_dict().values()))
 
@@ -99,7 +98,7 @@ class Copies:
             dist.send(_as_bytes(together), group=self._group, group_dst=stage)
 
     def _receive(self, tensors: Sequence[Tensor], stage: int) -> list[Tensor]:
-        """What a process sent that has tensors of these shapes."""
+        """Receives tensors of these shapes from a process."""
         found: list[Tensor] = [torch.empty(0)] * len(tensors)
         for number in _types(tensors):
             places = [place for place, one in enumerate(tensors) if one.dtype == number]
@@ -116,10 +115,10 @@ def _trained(layer: nn.Module) -> list[nn.Parameter]:
 
 
 def _types(tensors: Sequence[Tensor]) -> list[torch.dtype]:
-    """The types among tensors, in order: each travels as one message."""
+    """The types of some tensors, in order: the tensors of a type are sent as one message."""
     return list(dict.fromkeys(one.dtype for one in tensors if one.numel()))
 
 
 def _as_bytes(tensor: Tensor) -> Tensor:
-    """Every backend carries bytes; not every one carries booleans."""
+    """Every backend sends bytes; not every one sends booleans."""
     return tensor.view(torch.uint8)

@@ -1,4 +1,4 @@
-"""Where the chain is cut into pipeline stages: as evenly as contiguous pieces can be, by what its passes cost."""
+"""Where the chain is cut into pipeline stages: into contiguous pieces whose costs are as equal as possible."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from omnivl.chain.state import StepLayout
 
 
 def divide_stage(chain: Chain, stage: StagePlan) -> Division | None:
-    """What each pipeline stage makes and holds of the chain of a plan's stage; None for other hosts.
+    """Passes and layers of each pipeline stage for a stage of the plan; None for other hosts.
 
     Args:
         chain: Built, on any device, its trained parameters marked as such.
@@ -28,7 +28,7 @@ def divide_stage(chain: Chain, stage: StagePlan) -> Division | None:
 
 
 def stage_costs(chain: Chain, stage: StagePlan) -> dict[tuple[str, int], float]:
-    """What each of ``chain.passes`` costs: seconds where the plan names a profile, estimated operations otherwise.
+    """Cost of each of ``chain.passes``: seconds if the plan names a profile, estimated operations otherwise.
 
     Raises:
         UserError: See ``divide_stage``.
@@ -42,7 +42,7 @@ def stage_costs(chain: Chain, stage: StagePlan) -> dict[tuple[str, int], float]:
 def layer_costs(chain: Chain, layouts: Sequence[StepLayout]) -> dict[tuple[str, int], float]:
     """Floating point operations of each of ``chain.passes``, summed over steps of some layouts.
 
-    A layer of which nothing is trained has no backward pass, and counts a third.
+    A layer without trained parameters has no backward pass, and counts a third.
 
     Args:
         chain: Built, on any device, its trained parameters marked as such.
@@ -58,7 +58,7 @@ def layer_costs(chain: Chain, layouts: Sequence[StepLayout]) -> dict[tuple[str, 
 
 
 def cut(costs: Sequence[float], stages: int) -> list[range]:
-    """Cuts passes into contiguous stages so that the dearest stage costs least; every stage gets one.
+    """Cuts passes into contiguous, non-empty stages so that the largest cost of a stage is smallest.
 
     Args:
         costs: Of the passes in their order.
@@ -68,7 +68,7 @@ def cut(costs: Sequence[float], stages: int) -> list[range]:
     sums = [0.0]
     for cost in costs:
         sums.append(sums[-1] + cost)
-    # best[s][n]: least dearest cost of the first n passes in s stages, and where the last of them begins.
+    # best[s][n]: smallest possible largest cost of the first n passes in s stages, and where the last stage begins.
     best = [{0: (0.0, 0)}]
     for stage in range(1, stages + 1):
         row: dict[int, tuple[float, int]] = {}

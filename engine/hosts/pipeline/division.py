@@ -1,8 +1,8 @@
-"""Which passes of a chain each pipeline stage makes, and which stage trains a layer that several of them pass.
+"""Which passes of a chain each pipeline stage makes, and which stage trains a layer that several stages have.
 
-A stage is a contiguous piece of the chain's passes. A layer that is passed twice may stand on two stages: both have its
-weights and its momentum twin, one of them, its owner, has its optimizer states and writes it into checkpoints. A pass
-that no step of a run has a use for is left out, so that nobody holds a layer for its sake.
+A stage is a contiguous piece of the chain's passes. A layer that is passed twice may be on two stages: both have its
+weights and its momentum twin; one of them, its owner, has its optimizer states and writes it into checkpoints. A pass
+that no step of a run uses is left out, so that no stage holds a layer for it.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,10 +17,10 @@ class Division:
     """A chain cut into pipeline stages.
 
     Attributes:
-        cuts: The passes of each stage, by their places in ``Chain.passes``.
-        passes: Those of them that the stage makes, in order: the layer's name, and how often it was passed before.
-        stages_of: The stages on which each layer stands, in rising order, by its name in the chain's order.
-        owners: The one of them that trains and saves it.
+        cuts: The passes of each stage, by their indexes in ``Chain.passes``.
+        passes: The passes of each stage that are used, in order: the layer's name, and how often it was passed before.
+        stages_of: The stages that have each layer, in ascending order, by the layer's name in the chain's order.
+        owners: By layer, the stage that trains and saves it.
     """
 
     cuts: tuple[range, ...]
@@ -29,7 +29,7 @@ class Division:
     owners: Mapping[str, int]
 
     def held(self, stage: int) -> list[str]:
-        """The layers that stand on a stage."""
+        """The layers that a stage has."""
         return [name for name, stages in self.stages_of.items() if stage in stages]
 
     def owned(self, stage: int) -> list[str]:
@@ -42,7 +42,7 @@ class Division:
 
     @property
     def tied(self) -> list[str]:
-        """The layers that stand on more than one stage."""
+        """The layers that more than one stage has."""
         return [name for name, stages in self.stages_of.items() if len(stages) > 1]
 
 
@@ -54,14 +54,14 @@ def divide(
 ) -> Division:
     """Divides a chain among pipeline stages. The same on every process.
 
-    Of the stages on which a layer stands, that one owns it which owns the fewest trained parameters so far: gradients
-    aside, optimizer states are two thirds of what a trained parameter takes.
+    A layer's owner is the stage that, of those that have it, owns the fewest trained parameters so far: without the
+    gradient, optimizer states are two thirds of the memory of a trained parameter.
 
     Args:
         passes: ``Chain.passes``.
-        cuts: Those of each stage, by their places; together all.
+        cuts: Passes of each stage, by their indexes; together all.
         trained: Elements of each layer's trained parameters, in the order of the chain's layers.
-        idle: Passes to be left out. Of each layer another one is left.
+        idle: Passes to be left out; every layer keeps at least one other.
     """
     made = tuple(tuple(passes[place] for place in part if passes[place] not in idle) for part in cuts)
     stages_of = {
@@ -83,14 +83,14 @@ def divide_chain(chain: Chain, cuts: Sequence[range], layouts: Sequence[StepLayo
     Args:
         chain: Built, on any device.
         cuts: See ``divide``.
-        layouts: Those of all steps; None makes every pass.
+        layouts: Layouts of all steps; None keeps every pass.
     """
     idle = idle_passes(chain, layouts) if layouts is not None else set()
     return divide(chain.passes, cuts, trained_elements(chain), idle)
 
 
 def idle_passes(chain: Chain, layouts: Sequence[StepLayout]) -> set[tuple[str, int]]:
-    """The passes that have nothing to do under any of ``layouts``; of a layer that never acts the first is kept."""
+    """The passes that no layout of ``layouts`` uses; the first pass of a layer that is never used is kept."""
     layers = dict(zip(chain.passes, chain.program, strict=True))
     acting = {one for one, layer in layers.items() if any(layer.acts_on_pass(layout, one[1]) for layout in layouts)}
     busy = {name for name, _ in acting}

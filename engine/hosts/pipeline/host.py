@@ -1,9 +1,9 @@
 """The pipeline host: DeepSpeed passes micro-batches through stages of the chain on different processes.
 
 With W processes and S stages, processes 0 .. W / S - 1 hold the first stage, each a replica of it, the next W / S the
-second, and so on. Every process keeps the modules of the whole chain, for evaluation, and the tensors of the layers
-that its own stage passes: those of the others have no memory outside ``whole_chain``. Of a layer that several stages
-pass each has a copy, and one of them trains it (``engine.hosts.pipeline.division``).
+second, and so on. Every process keeps the modules of the whole chain, for evaluation, but only the tensors of its own
+stage's layers: the other layers have no memory outside ``whole_chain``. If several stages have a layer, each has a
+copy, and one of them trains it (``engine.hosts.pipeline.division``).
 """
 
 import contextlib
@@ -75,7 +75,7 @@ class PipelineHost(HoldingHost):
             expert_parallel_size: Replicas of a stage over which every bank of sparse experts is cut; 1 for none.
 
         Raises:
-            PlanError: Processes or experts that cannot be cut.
+            PlanError: Processes or experts cannot be divided so.
         """
         self.device = device or torch.device("cpu")
         self.place = place_in_pipeline(len(division.cuts))
@@ -110,7 +110,7 @@ class PipelineHost(HoldingHost):
         return [_layer(self.chain, name) for name in self._own]
 
     def _passes(self) -> list[StagePass]:
-        """Those of this stage, and those that no step is to have a use for."""
+        """Passes of this stage, used and unused ones."""
         made = self.division.passes[self.place.stage]
         return [
             StagePass(_layer(self.chain, one[0]), one[1], one in made)
@@ -125,7 +125,7 @@ class PipelineHost(HoldingHost):
         os.environ.setdefault("LOCAL_RANK", str(self.device.index or 0))
         stages: list[Any] = [LayerSpec(nn.Identity)] * self.place.stages
         stages[self.place.stage] = self._stage
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its cut, which are not ours
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints its seeds and its own partition, which do not apply
             module = PipelineModule(
                 stages, num_stages=self.place.stages, partition_method="uniform", dynamic_shape=True
             )
@@ -149,7 +149,7 @@ class PipelineHost(HoldingHost):
         def gathered(engine: Any) -> None:
             self._copies.gather_gradients()
 
-        # Its own way of tying adds gradients up in the modules of a list; ours has one module for each stage.
+        # DeepSpeed's tied layers are modules of a list; here there is one module for each stage.
         ours = {schedule.ReduceTiedGrads: gathered, schedule.OptimizerStep: guarded}
         engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, **ours}
         return engine
@@ -188,7 +188,7 @@ class PipelineHost(HoldingHost):
 
     @contextlib.contextmanager
     def _borrowed(self, name: str) -> Iterator[None]:
-        """Gives a layer of another stage memory, and what its owner has, for a while."""
+        """Within the context, a layer of another stage has memory, with its owner's tensors."""
         tensors = _tensors(self.chain, name)
         foreign = name not in self._held
         for tensor in tensors:
@@ -202,7 +202,7 @@ class PipelineHost(HoldingHost):
                 _release(tensors)
 
     def load(self, folder: Path) -> None:
-        """Restores what any host saved; copies of layers get it from the stages that train these."""
+        """Restores what any host saved; copies of layers get it from their owners."""
         super().load(folder)
         self._copies.spread_all()
 
@@ -213,7 +213,7 @@ class PipelineHost(HoldingHost):
         return report
 
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
-        """What DeepSpeed reads: packed states at the head of the chain where that is, and labels that nobody reads."""
+        """The input of DeepSpeed: packed first states, on the first stage, and labels that are not used."""
         none = torch.zeros(1, device=self.device)
         for index in range(self._accumulation):
             head = (none, none)
@@ -230,10 +230,10 @@ class PipelineHost(HoldingHost):
         for group in self._groups:
             gradients[group.apart] += [one.grad for one in group.parameters if one.grad is not None]
         if self._zero_stage == 0:
-            # Equal gradients are held by the replicas of a stage, those of experts by the copies: each gives its share.
+            # The replicas of a stage hold equal gradients, and so do the copies of experts: each contributes its share.
             for apart, holders in ((False, self.place.replicas), (True, self._experts.copies)):
                 sums[1] += nn.utils.get_total_norm(gradients[apart], foreach=True).to(self.device).square() / holders
-        dist.all_reduce(sums)  # one NaN or infinity survives, and all decide alike
+        dist.all_reduce(sums)  # one NaN or infinity survives, so that all decide equally
         self._norm = float(sums[1].sqrt())
         self._optimizer.skip_step = not bool(sums.isfinite().all())
         if self._zero_stage == 0 and self._config.gradient_clipping > 0:
@@ -241,7 +241,7 @@ class PipelineHost(HoldingHost):
             nn.utils.clip_grads_with_norm_(parameters, self._config.gradient_clipping, sums[1].sqrt(), foreach=True)
 
     def _from_last(self, averages: StepAverages | None) -> StepAverages:
-        """What the last stage of this replica has, on all of its stages. Floats survive JSON exactly."""
+        """Sends values of the last stage of this replica to all of its stages. JSON keeps floats exactly."""
         text = b"" if averages is None else json.dumps(averages.by_name).encode()
         length = torch.tensor([len(text)], device=self.device)
         broadcast_from(length, self.place.stages - 1, self.place.pipe_group)
@@ -253,7 +253,7 @@ class PipelineHost(HoldingHost):
         return StepAverages(json.loads(content.cpu().numpy().tobytes()))
 
     def _restricted(self, group: ParameterGroup) -> ParameterGroup:
-        """The part of a group that this stage trains, a new filler where there is none."""
+        """The part of a group that this stage trains, or a new filler if it trains none."""
         pairs = zip(group.names, group.parameters, strict=True)
         kept = [(name, one) for name, one in pairs if name.split(".", 1)[0] in self._own]
         if not kept:

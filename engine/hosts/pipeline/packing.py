@@ -1,14 +1,14 @@
-"""A state as two flat tensors, in which form it crosses from one pipeline stage to the next.
+"""A state as two flat tensors: the form in which one pipeline stage sends it to the next.
 
-``flat``: fp32, everything that carries a gradient, behind one element that is always there. ``raw``: bytes, everything
-else, behind a header. One float tensor before one of integers at every boundary: DeepSpeed sends floats first, wants a
-gradient for each, walks the graph once for each, and reuses the memory of what it receives by place and size without a
-look at the type.
+``flat``: fp32, one element that is always there, then all tensors with a gradient. ``raw``: bytes, a header, then all
+other tensors. Every boundary has one float tensor and then one integer tensor, since DeepSpeed sends floats first,
+needs a gradient for each, runs one backward pass for each, and reuses receive buffers by position and size whatever the
+type.
 
-bf16 travels as fp32: exact both ways, twice the bytes.
+bf16 is sent as fp32: this is exact, and takes twice the bytes.
 
-The header is JSON: of each tensor its name, type and shape, and of the batch what its layout follows from. Nothing that
-another process sends is executed.
+The header is JSON: name, type and shape of each tensor, and the properties of the batch that determine its layout. No
+received data is unpickled.
 """
 
 import json
@@ -31,18 +31,18 @@ _TYPES = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
     )
 }
-"""By the names that they have in a header."""
+"""Types by their names in a header."""
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies.
+    """Position of a tensor.
 
     Attributes:
         name: Its name in the state.
         dtype: Its type.
         shape: Its shape.
-        flat: Whether it carries a gradient and lies in ``flat``, in order; else in ``raw``.
+        flat: Whether it has a gradient and is in ``flat``, in order; else it is in ``raw``.
     """
 
     name: str
@@ -56,8 +56,8 @@ def pack(state: State, token: Tensor, key: LayoutKey) -> tuple[Tensor, Tensor]:
 
     Args:
         state: Any; names, types and shapes may change from step to step.
-        token: fp32 ``[1]`` with a gradient, which stands in front of ``flat`` so that there always is one.
-        key: What the state's layout follows from.
+        token: fp32 ``[1]`` with a gradient: the first element of ``flat``, so that it always has one.
+        key: The properties of the batch that determine the state's layout.
     """
     entries: list[tuple[str, str, tuple[int, ...], bool]] = []
     floats, chunks = [token], [torch.empty(0, dtype=torch.uint8, device=token.device)]
@@ -81,7 +81,7 @@ def unpack(flat: Tensor, raw: Tensor, plan_layout: PlanLayout) -> tuple[State, T
     Args:
         flat: Of ``pack``.
         raw: Of ``pack``.
-        plan_layout: The layout of a batch, by which every stage works out what the first one did.
+        plan_layout: Computes the layout from the key; the same on every stage.
     """
     key, entries, start = _header(raw)
     carried = [entry for entry in entries if entry.flat]
@@ -99,8 +99,8 @@ def unpack(flat: Tensor, raw: Tensor, plan_layout: PlanLayout) -> tuple[State, T
 
 
 def _header(raw: Tensor) -> tuple[LayoutKey, list[_Entry], int]:
-    """What the layout follows from, where each tensor lies, and where the first one in ``raw`` begins."""
-    head = raw[:_USUAL].cpu().numpy()  # one copy from the device, of as much as headers usually are
+    """The key, the position of each tensor, and where the first one in ``raw`` begins."""
+    head = raw[:_USUAL].cpu().numpy()  # one copy from the device, of the usual length of a header
     end = _ALIGNMENT + int(head[:_ALIGNMENT].view(np.int64)[0])
     if end > len(head):
         head = raw[:end].cpu().numpy()

@@ -1,4 +1,4 @@
-"""Where a process stands in the grid of pipeline stages and their replicas."""
+"""Position of a process in the grid of pipeline stages and their replicas."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from engine.errors import PlanError
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands in the grid of stages and replicas.
+    """Position of a process in the grid of stages and replicas.
 
     Attributes:
         stages: S.
         replicas: Replicas of each stage, W / S.
         stage: This process' stage.
-        replica: Which replica of it.
+        replica: This process' replica of the stage.
         data_group: The replicas of this stage.
         pipe_group: The stages of this replica, first to last.
     """
@@ -37,7 +37,7 @@ _PLACES: dict[int, Place] = {}
 
 
 def place_in_pipeline(stages: int) -> Place:
-    """This process' place, with its groups, which are made once. Called by every process of the run.
+    """This process' position and its groups, which are created once. Called by every process of the run.
 
     Raises:
         PlanError: The number of processes is no multiple of the stages.

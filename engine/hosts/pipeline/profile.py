@@ -1,4 +1,4 @@
-"""The file by which a pipeline may be cut: what each pass of a chain takes, as ``omnivl profile`` has measured it."""
+"""The file by which a pipeline may be cut: time and memory of each pass of a chain, measured by ``omnivl profile``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,11 @@ from omnivl.errors import UserError
 
 @dataclass(frozen=True)
 class LayerUse:
-    """What one pass of a layer takes of one micro-batch.
+    """Cost of one pass of a layer for one micro-batch.
 
     Attributes:
         seconds: Forward and backward, the mean over the stage's kinds of batches.
-        activation_bytes: What is kept from forward to backward, the largest of them.
+        activation_bytes: Bytes kept from forward to backward, the largest over the kinds of batches.
     """
 
     seconds: float
@@ -24,11 +24,11 @@ class LayerUse:
 
 
 def profile_json(stages: Mapping[str, Mapping[tuple[str, int], LayerUse]], facts: Mapping[str, Any]) -> str:
-    """What ``parallel.pipeline_profile`` reads.
+    """The content of the file that ``parallel.pipeline_profile`` names.
 
     Args:
-        stages: What each of ``Chain.passes`` takes, by stage of the plan and pass.
-        facts: Machine and versions; only kept.
+        stages: Cost of each of ``Chain.passes``, by stage of the plan and pass.
+        facts: Machine and versions, for information.
     """
     layers = {stage: {pass_label(*one): asdict(use) for one, use in uses.items()} for stage, uses in stages.items()}
     return json.dumps({**facts, "stages": layers}, indent=1)

@@ -1,4 +1,4 @@
-"""What DeepSpeed calls for each micro-batch: the passes of one pipeline stage between two boundaries."""
+"""The module that DeepSpeed calls for each micro-batch: the passes of one pipeline stage."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ class StagePass:
     """A pass of a layer on a stage.
 
     Attributes:
-        layer: Whose.
+        layer: Name of the layer.
         number: How often it was passed before, on whatever stage.
-        made: Whether any step has a use for it; its layer may not be here if not.
+        made: Whether any step uses the pass; if not, its layer may be absent.
     """
 
     layer: ChainLayer
@@ -32,10 +32,10 @@ class PipelineStage(nn.Module):
     """The passes of one stage, as one layer of DeepSpeed's module.
 
     Attributes:
-        layers: Those that the stage trains. Copies of layers that another stage trains are no part of the module:
-            DeepSpeed is to know nothing of them.
-        fillers: Elements without a gradient, one for each optimizer group of which the stage has nothing: DeepSpeed
-            takes the norm group by group over all stages.
+        layers: Layers that the stage trains. Copies of layers that another stage trains are not part of the module, so
+            that DeepSpeed does not handle them.
+        fillers: Elements without a gradient, one for each optimizer group without parameters on this stage: DeepSpeed
+            computes the norm group by group over all stages.
         sign: ``ExpertParallel.sign``, which is never called.
         collected: Scalars of the step's micro-batches; on the last stage.
     """
@@ -55,7 +55,7 @@ class PipelineStage(nn.Module):
         self.collected = StepScalars()
 
     def forward(self, packed: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor] | Tensor:
-        """The packed state behind the stage; behind the last one the loss of the micro-batch."""
+        """The packed state after the stage; after the last stage the loss of the micro-batch."""
         state, token, key = unpack(*packed, self._plan_layout)
         if self._place.stage == 0:
             token = torch.zeros_like(token).requires_grad_()

@@ -27,13 +27,13 @@ class ZeroBuild:
 
         Args:
             experts_over: Processes over which a layer's bank of sparse experts is split; 1 for none.
-            offload: What is kept outside of the device.
+            offload: What is offloaded.
             device: Where the chain is to run.
         """
         import_deepspeed(device)
         self._device, self._experts_over = device, experts_over
         self._config = {
-            "train_micro_batch_size_per_gpu": 1,  # wanted by DeepSpeed's parser; the engine has its own
+            "train_micro_batch_size_per_gpu": 1,  # DeepSpeed's parser requires it; the engine has its own
             "zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0, **offload_config(offload)},
         }
         self._cut: Any = None

@@ -1,4 +1,4 @@
-"""Starts DeepSpeed: its configuration, the optimizer that it wraps, and what has to be put right around its start."""
+"""Starts DeepSpeed: its configuration, the optimizer that it wraps, and patches of its defaults."""
 
 import importlib
 import logging
@@ -20,7 +20,7 @@ from omnivl.chain.state import State
 
 
 class LossModule(nn.Module):
-    """The model that is given to DeepSpeed: the chain, of whose result it returns the loss and the scalars."""
+    """The model that is given to DeepSpeed: it runs the chain and returns the loss and the scalars."""
 
     def __init__(self, chain: Chain, sign: nn.Module | None = None) -> None:
         """Wraps the chain; ``sign`` is ``ExpertParallel.sign``, which is never called."""
@@ -52,7 +52,7 @@ def skipping_adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, ex
     Args:
         groups: From ``parameter_groups``.
         config: Betas and eps.
-        experts: What DeepSpeed calls the process groups over which groups that are ``apart`` are replicated.
+        experts: DeepSpeed's name of the process groups over which groups that are ``apart`` are replicated.
     """
     entries = [
         {
@@ -74,9 +74,9 @@ def zero_config(
     offload: Offloading,
     communication_dtype: Literal["fp32", "bf16"],
 ) -> dict[str, Any]:
-    """DeepSpeed's configuration. What changes results is given, whatever DeepSpeed's default for it is.
+    """DeepSpeed's configuration. Fields that change results are given also where they equal its defaults.
 
-    DeepSpeed is told nothing of precision: parameters are fp32, and the chain casts to the type in which it computes.
+    It sets no precision: parameters are fp32, and the chain casts to the type in which it computes.
     """
     zero: dict[str, Any] = {"stage": stage, "contiguous_gradients": True, **sizes.as_config(stage)}
     if stage == 3:
@@ -88,8 +88,8 @@ def zero_config(
     return {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps,
-        # With an offloaded optimizer, managed accumulation passes on the gradients of the last micro-batch only: what
-        # only earlier micro-batches used would not be trained.
+        # With an offloaded optimizer, managed accumulation uses the gradients of the last micro-batch only: parameters
+        # that only earlier micro-batches used would not be trained.
         "managed_gradient_accumulation": not offload.optimizer,
         # Stage 0 reports no norm: the host takes the norm and clips there.
         "gradient_clipping": gradient_clipping if stage > 0 else 0.0,
@@ -103,29 +103,29 @@ def zero_config(
 
 
 def offload_config(offload: Offloading) -> dict[str, Any]:
-    """The fields of DeepSpeed's section ``zero_optimization`` that say what lies in the memory of the host."""
+    """The fields of DeepSpeed's section ``zero_optimization`` that say what is offloaded to the host's memory."""
     there = {"device": "cpu", "pin_memory": torch.cuda.is_available() and offload.folder is None}
     parts = {"offload_optimizer": offload.optimizer, "offload_param": offload.parameters}
     return {part: there for part, wanted in parts.items() if wanted}
 
 
 def import_deepspeed(device: torch.device) -> None:
-    """Imports DeepSpeed and puts right what its import leaves. The default process group has to exist.
+    """Imports DeepSpeed and corrects side effects of the import. The default process group has to exist.
 
     Args:
         device: Where this process computes.
     """
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # a lone process may have no launcher that sets it
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # a single process may have no launcher that sets it
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed calls collectives by their former names, of which PyTorch warns at each call.
+    # DeepSpeed calls collectives by deprecated names; PyTorch warns at each call.
     warnings.filterwarnings("ignore", r".*torch\.distributed\.\w+` is deprecated", FutureWarning)
     if device.type == "cpu":
-        # An optional shared-memory collective that would be compiled for most of a minute.
-        # Looked up as a module: the attribute deepspeed.comm.torch may as well be PyTorch itself.
+        # An optional shared-memory collective; compiling it takes most of a minute. Imported as a module, since the
+        # attribute deepspeed.comm.torch may be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
     # DeepSpeed keeps the grid of an earlier pipeline, and would average gradients over the replicas of its stage only.
     deepspeed.utils.groups.mpu = None

@@ -65,13 +65,13 @@ class ZeroHost(HoldingHost):
             gradient_accumulation_steps: Micro-batches per optimizer step.
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
-            offload: What is kept outside of the device. Nothing with ZeRO 0, parameters with ZeRO-3 only.
+            offload: What is offloaded: nothing with ZeRO 0, parameters with ZeRO-3 only.
             expert_parallel_size: Processes over which every bank of sparse experts is split; 1 for none.
-            communication_dtype: Type in which gradients travel between replicas.
+            communication_dtype: Type in which gradients are sent between replicas.
 
         Raises:
-            PlanError: Offloading of what is not sharded, or to a folder that cannot be used; processes or experts that
-                cannot be split so.
+            PlanError: Something is offloaded that is not sharded, or to a folder that cannot be used; processes or
+                experts cannot be divided so.
         """
         if (offload.optimizer and zero_stage == 0) or (offload.parameters and zero_stage < 3):
             got, allowed = ("parameters", "3") if offload.parameters else ("optimizer", "1, 2 and 3")
@@ -104,7 +104,7 @@ class ZeroHost(HoldingHost):
             communication_dtype=communication_dtype,
         )
         self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
-        sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 reads it off the parameters
+        sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 takes it from the parameters' attributes
         self._engine = start_engine(LossModule(chain, sign), self._optimizer, config)
         if offload.folder is not None:
             move_to_files(self._engine, zero_stage, offload.folder, parameters=offload.parameters)
@@ -136,7 +136,7 @@ class ZeroHost(HoldingHost):
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
     def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
-        """Clips, moves the weights if all is finite; returns the norm before clipping and whether it skipped."""
+        """Clips, updates the weights if all is finite; returns the norm before clipping and whether it skipped."""
         if self._zero_stage == 0:
             norm = self._clip()
             skipped = not (loss_is_finite and math.isfinite(norm))

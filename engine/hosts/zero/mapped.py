@@ -1,11 +1,12 @@
 """Optimizer states, and parameters, in files that are mapped into memory.
 
-The kernel writes pages out as memory gets scarce and reads them back when they are touched: the states of a model may
-be larger than the memory of its machines. All else goes on as with offloading to the host's memory, checkpoints too.
+The kernel writes pages out when memory is scarce and reads them back when they are used, so that the states of a model
+may be larger than the memory of its machines. Everything else, checkpoints included, works as with offloading to the
+host's memory.
 
 Differs: DeepSpeed's own offloading to NVMe (ZeRO-Infinity, arXiv 2104.07857) reads and writes ahead of use by libaio,
-    from pinned buffers, and is quicker. It needs a compiled extension, and states that lie in its swap files cannot be
-    read by name for a checkpoint that no layout owns.
+    from pinned buffers, and is faster. It needs a compiled extension, and states in its swap files cannot be read by
+    name for a checkpoint that is independent of the layout.
 """
 
 import os
@@ -23,7 +24,7 @@ from engine.hosts.stores import MOMENTS
 class MappedFiles:
     """Tensors whose memory is files of one folder.
 
-    A file has no name any more once it is mapped: it is gone when the process is, however that ends.
+    A file is unlinked once it is mapped: its space is freed when the process ends, also by a crash.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,7 +43,8 @@ class MappedFiles:
             self._folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(prefix="omnivl-", suffix=".states", dir=self._folder)
             try:
-                # Now, since a full disk would end the process without a word when a page is first touched.
+                # Space is allocated now: on a full disk the process would be killed without a message when a page is
+                # first written.
                 os.posix_fallocate(handle, 0, tensor.numel() * tensor.element_size())
                 return torch.from_file(name, shared=True, size=tensor.numel(), dtype=tensor.dtype)
             finally:
@@ -59,13 +61,13 @@ class MappedFiles:
 
 
 def move_to_files(engine: Any, stage: int, folder: Path, *, parameters: bool) -> None:
-    """Moves what an offloaded optimizer keeps in the host's memory into files.
+    """Moves the states that an offloaded optimizer keeps in the host's memory into files.
 
     Args:
         engine: A ``DeepSpeedEngine`` whose optimizer is offloaded and has not stepped yet.
         stage: 1, 2 or 3.
-        folder: Where the files go.
-        parameters: Whether this process' share of the trained parameters goes too; with stage 3.
+        folder: Folder of the files.
+        parameters: Whether to move this process' share of the trained parameters too; with stage 3.
 
     Raises:
         PlanError: The folder cannot be used.

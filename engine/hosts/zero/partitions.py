@@ -1,4 +1,4 @@
-"""What ZeRO keeps of gradients and parameters between steps, and how to reach it."""
+"""Access to the parts of gradients and parameters that ZeRO keeps between steps."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ def forget_gradients(engine: Any) -> None:
     """Zeroes the gradient buffers that outlive a step. To be called before a step's first micro-batch.
 
     ZeRO-3 overwrites a parameter's gradient partition in the first micro-batch that brings a gradient and leaves it
-    alone where none comes: a layer that a step does not use would be moved by the gradient of an earlier step. The
-    buffers of an offloaded optimizer behave alike in all stages. Zeroed buffers make "no gradient" a zero gradient,
-    which is what the plain host and ZeRO 0-2 take it for.
+    unchanged if none does: a layer that a step does not use would be updated by the gradient of an earlier step. The
+    buffers of an offloaded optimizer behave in the same way in all stages. With zeroed buffers a missing gradient is a
+    zero gradient, as under the plain host and ZeRO 0-2.
     """
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
@@ -29,6 +29,6 @@ def forget_gradients(engine: Any) -> None:
 
 
 def stored_partition(parameter: nn.Parameter) -> Tensor:
-    """What this process stores of a parameter under ZeRO-3."""
+    """This process' part of a parameter under ZeRO-3."""
     partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     return partition.data

@@ -24,19 +24,19 @@ _MOST = 50_000_000
 
 @dataclass(frozen=True)
 class ZeroSizes:
-    """In elements, which are fp32 throughout.
+    """Sizes in elements, all fp32.
 
     Attributes:
         bucket: Gradients that are reduced by one collective, parameters that stages 1 and 2 gather by one, and the part
             of the optimizer that stage 3 steps at a time: those of the layer that trains most. A layer's gradients
-            arrive together; stage 3 holds the bucket beside them, and while it steps copies so much of its share.
-            Even, which DeepSpeed wants.
+            arrive together; stage 3 holds the bucket beside them, and while it steps copies this many elements of its
+            share. An even number, as DeepSpeed requires.
         prefetch: Parameters that stage 3 gathers ahead of their use: the largest layer, so that one layer is on its way
             while another computes.
-        live: Parameters that stage 3 holds whole before it ceases to gather ahead: the layer that computes, the one
-            that was gathered ahead, and the one that is being released.
-        reuse: Parameters within which one that is used again is not released: the largest layer, so that the last
-            layers of the forward pass, with which the backward pass begins, stay.
+        live: Whole parameters from which on stage 3 does not gather ahead: the layer that computes, the one that was
+            gathered ahead, and the one that is being released.
+        reuse: A parameter that is used again within so many parameters is not released: the largest layer, so that the
+            last layers of the forward pass stay for the beginning of the backward pass.
     """
 
     bucket: int
@@ -59,7 +59,7 @@ class ZeroSizes:
 
     @staticmethod
     def share_bytes(layers: Sequence[nn.Module], processes: int) -> int:
-        """What a process holds of a chain all the time under stage 3, without offloading: its share.
+        """Bytes of a chain that a process holds permanently under stage 3, without offloading: its share.
 
         16 bytes of each trained parameter (it, its gradient, AdamW's two moments), 4 of each other one, all fp32.
 
@@ -69,7 +69,7 @@ class ZeroSizes:
         return sum((16 if one.requires_grad else 4) * whole_numel(one) for one in every) // processes
 
     def transient_bytes(self) -> int:
-        """What comes on top for a while: layers that are whole, and the bucket of gradients; not activations."""
+        """Bytes that a process holds temporarily: whole layers and the bucket of gradients, without activations."""
         return 4 * (self.live + self.bucket)
 
     def as_config(self, stage: int) -> dict[str, Any]:
