@@ -25,7 +25,7 @@ from omnivl.errors import UserError
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is and what it does.
+    """Location and description of a command.
 
     Attributes:
         module: Module of ``launcher.commands`` that holds it.
@@ -100,7 +100,7 @@ class LazyGroup(TyperGroup):
 
 
 def _placeholder() -> None:
-    """Stands for a command where only its name is wanted."""
+    """Placeholder of a command where only its name is needed."""
 
 
 def _named(name: str, target: Any, description: str) -> Any:
@@ -121,7 +121,7 @@ def _named(name: str, target: Any, description: str) -> Any:
 
 
 def _keep_examples(command: Any) -> None:
-    """Keeps the lines of the examples, which end a docstring, from being filled into one."""
+    """Keeps the example lines at the end of a docstring from being joined into one paragraph."""
     if command.help is not None:
         command.help = command.help.replace("\n\nExamples:\n", "\n\n\b\nExamples:\n")
     for one in getattr(command, "commands", {}).values():
@@ -143,7 +143,7 @@ def _omnivl(
     debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks of errors.")] = False,
 ) -> None:
     if debug:
-        os.environ[DEBUG] = "1"  # for the processes that a command starts, too
+        os.environ[DEBUG] = "1"  # also for the processes that a command starts
 
 
 def main() -> NoReturn:

@@ -114,10 +114,10 @@ def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> d
 
 
 def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
-    """Where the chain is cut, by the names of passes, and what each stage has to do and to hold; None for other hosts.
+    """Passes, operations and memory of each pipeline stage; None for other hosts.
 
-    A stage holds the activations of as many micro-batches as there are stages from it to the last. Of a layer that
-    stands on several stages one has the optimizer states; what the others hold of it are ``copies``.
+    A stage holds the activations of as many micro-batches as there are stages from it to the last. If several stages
+    have a layer, one has its optimizer states; the others' parameters of it are counted as ``copies``.
     """
     if stage.parallel.host != "pipeline":
         return None
@@ -158,7 +158,7 @@ def _pipeline(stage: StagePlan, tokenizer: Tokenizer) -> dict[str, Any] | None:
 
 
 def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str, int] | None:
-    """Bytes of one process under ZeRO-3: its share of the model, and what comes on top; None for other hosts."""
+    """Bytes of one process under ZeRO-3: its share of the model, and temporary memory; None for other hosts."""
     if stage.parallel.host != "zero" or stage.parallel.zero_stage < 3:
         return None
     with torch.device("meta"):
@@ -225,7 +225,7 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
 
 
 def _tied(pipeline: dict[str, Any]) -> str:
-    """Which layers stand on several stages, those of the same stages together, and what their copies cost."""
+    """The layers that several stages have, grouped by these stages, and the memory and traffic of their copies."""
     groups: dict[tuple[int, ...], list[str]] = {}
     for name, stages in pipeline["tied"].items():
         groups.setdefault(tuple(stages), []).append(name)
@@ -239,7 +239,7 @@ def _tied(pipeline: dict[str, Any]) -> str:
 
 
 def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
-    """What is printed of a stage, a line each."""
+    """The printed lines about a stage."""
     micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
     batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
     parts = dict(stage["parameters"])

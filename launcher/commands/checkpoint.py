@@ -1,4 +1,4 @@
-"""``omnivl checkpoint``: look into checkpoints, check them, take weights out of them, average them."""
+"""``omnivl checkpoint``: inspect and verify checkpoints, extract and average their weights."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``omnivl data``: build the embedded set, look into shards, convert other forms into shards."""
+"""``omnivl data``: build the embedded set, inspect shards, convert other formats into shards."""
 
 import json
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ def build_emoji_command(
     Examples:
       omnivl data build emoji --out emoji --full
     """
-    from omnivl.data.emoji.build import build_emoji  # here: drawing needs the extra 'data', the other commands do not
+    from omnivl.data.emoji.build import build_emoji  # here: it needs the extra 'data', the other commands do not
 
     console = Console(stderr=True, emoji=False)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console) as bars:
@@ -76,7 +76,7 @@ def inspect(
     scan: Annotated[int, typer.Option(help="Samples whose size and length are read.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Count what a source holds and draw a contact sheet of it.
+    """Count the samples of a source by their properties and draw a contact sheet.
 
     Examples:
       omnivl data inspect emoji

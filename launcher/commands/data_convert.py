@@ -56,7 +56,7 @@ def _convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest instead of tables.")] = False,
 ) -> None:
-    """Converts what a reader gives. Its options are those of every command of this group."""
+    """Converts the entries of a reader. Its options are those of every command of this group."""
     options = ConvertOptions(
         samples_per_shard, shard_mebibytes << 20, shorter_side, parse_splits(split or []), check, overwrite
     )
@@ -72,10 +72,10 @@ def _convert(
 
 
 def _command(make_reader: Callable[..., Reader]) -> Callable[..., Reader]:
-    """Adds a command of the function's name and docstring: it takes the function's options and those of ``_convert``.
+    """Adds a command with the function's name and docstring; it takes its options and those of ``_convert``.
 
     Args:
-        make_reader: Makes a reader from the options of its own.
+        make_reader: Makes a reader from the function's options.
     """
     own = inspect.signature(make_reader).parameters
     shared = dict(list(inspect.signature(_convert).parameters.items())[1:])

@@ -1,4 +1,4 @@
-"""``omnivl estimate``: what a plan would take on a cluster that need not be there."""
+"""``omnivl estimate``: memory, traffic and time of a plan on a cluster that need not exist."""
 
 import json
 from dataclasses import replace
@@ -104,7 +104,7 @@ def estimate(
 
 
 def _faults(figures: StageEstimate, node_hours: float, checkpoint: float | None, restart_minutes: float) -> Faults:
-    """What fails on the cluster; a checkpoint goes to storage from all nodes at once."""
+    """The faults of the cluster; all nodes write a checkpoint to storage at the same time."""
     cluster = figures.cluster
     rate = cluster.hardware.storage_gigabytes_per_second * 1e9 * cluster.nodes
     seconds = figures.checkpoint_bytes / rate if checkpoint is None else checkpoint

@@ -97,7 +97,7 @@ def as_json(figures: StageEstimate) -> dict[str, Any]:
 
 
 def stage_tables(figures: StageEstimate) -> list[Table]:
-    """Of one stage: sizes and speed, memory, a step's time, what travels."""
+    """Tables of one stage: sizes and speed, memory, time of a step, traffic."""
     told = as_json(figures)
     return [_summary(figures, told), _memory(figures, told), _time(told), _traffic(told)]
 
@@ -196,13 +196,13 @@ def found_table(found: Found) -> Table:
 
 
 def failure_figures(figures: StageEstimate, faults: Faults, seconds: float, seed: int) -> dict[str, Any]:
-    """Goodput by checkpoint interval, around the best one, and what uneven devices cost.
+    """Goodput by checkpoint interval, around the best one, and the cost of uneven devices.
 
     Args:
-        figures: The stage.
-        faults: What goes wrong.
+        figures: The estimate of the stage.
+        faults: Failures and slow devices.
         seconds: Length of the run.
-        seed: Of what is drawn.
+        seed: Seed of the draws.
     """
     best = daly_interval(faults)
     replicas = figures.stage.parallel.replicas(figures.cluster.processes)

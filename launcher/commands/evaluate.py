@@ -28,7 +28,7 @@ _MINIMUM_WIDTH = 100
 
 @dataclass(frozen=True)
 class Request:
-    """The command line, in a form that can be handed to other processes."""
+    """The command line, in a form that can be sent to other processes."""
 
     target: str
     stage: str | None
@@ -91,7 +91,7 @@ def command(
     if wanted == 1:
         run_request(request)
         return
-    _choose(request, lambda text: None)  # mistakes are told once, before anything is started
+    _choose(request, lambda text: None)  # reports mistakes once, before processes are started
     code = run_local("launcher.commands.evaluate", [json.dumps(asdict(request))], wanted)
     if code:
         raise typer.Exit(code)

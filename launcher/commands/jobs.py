@@ -1,4 +1,4 @@
-"""``omnivl jobs``: the jobs of runs, with their state in Slurm and what their runs have got to."""
+"""``omnivl jobs``: the jobs of runs, with their state in Slurm and the progress of their runs."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ def jobs(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list instead of a table.")] = False,
 ) -> None:
-    """Shows jobs that omnivl submit has handed in: state, step, throughput, estimated end.
+    """Shows jobs that omnivl submit has submitted: state, step, throughput, estimated end.
 
     Examples:
       omnivl jobs

@@ -1,4 +1,4 @@
-"""``omnivl measure``: what this machine can do, for ``omnivl estimate --hardware FILE``."""
+"""``omnivl measure``: measures this machine, for ``omnivl estimate --hardware FILE``."""
 
 import os
 import sys

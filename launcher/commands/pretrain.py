@@ -1,4 +1,4 @@
-"""``omnivl pretrain``: runs a plan, on this machine or as one process of a launch that is already there."""
+"""``omnivl pretrain``: runs a plan, on this machine or as one process of another launcher."""
 
 import os
 from pathlib import Path
@@ -28,7 +28,7 @@ def pretrain(
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
 ) -> None:
-    """Runs a plan, or goes on with a run that was interrupted. Ctrl-C saves a checkpoint first.
+    """Runs a plan, or resumes a run that was interrupted. Ctrl-C saves a checkpoint first.
 
     Examples:
       omnivl pretrain configs/plans/quickstart.yaml
@@ -46,7 +46,7 @@ def pretrain(
     if gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     processes = local_processes(load_plan(plan, overrides or ()).launch.processes, gpus)
-    load_plan(plan, overrides or (), processes)  # all mistakes at once, before anything is started
+    load_plan(plan, overrides or (), processes)  # reports all mistakes at once, before processes are started
     code = run_local("launcher.start.worker", arguments, processes)
     if code:
         raise typer.Exit(code)

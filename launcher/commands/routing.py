@@ -1,4 +1,4 @@
-"""``omnivl routing``: which expert took what, as a page to look at and a table to load."""
+"""``omnivl routing``: which expert took which token, as a page and as a table."""
 
 from pathlib import Path
 from typing import Annotated
@@ -58,7 +58,7 @@ def routing(
     page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, title)
     (folder / "routing.html").write_text(page, encoding="utf-8")
     console = Console(emoji=False)
-    said_by_experts_used = ["global_entropy", "evenness"]  # and 80 columns hold no more than the others
+    said_by_experts_used = ["global_entropy", "evenness"]  # left out, since 80 columns have no room for them
     found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
     console.print(_table(found, title))
     if against is not None:

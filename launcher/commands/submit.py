@@ -1,4 +1,4 @@
-"""``omnivl submit``: writes a job for Slurm and hands it in."""
+"""``omnivl submit``: writes a job for Slurm and submits it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -35,7 +35,7 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
 ) -> None:
-    """Writes a job that runs a plan on a Slurm cluster, and submits it. It goes on by itself when it is interrupted.
+    """Writes a job that runs a plan on a Slurm cluster, and submits it. After an interruption it resumes by itself.
 
     Examples:
       omnivl submit configs/plans/quickstart.yaml --nodes 2 --gpus-per-node 8 --time 24:00:00

@@ -21,7 +21,7 @@ _Folder = Annotated[Path | None, typer.Option(help="Of its runs; runs/sweeps/NAM
 
 
 class Where(StrEnum):
-    """Where the runs of a sweep go."""
+    """The folder of a sweep's runs."""
 
     local = "local"
     slurm = "slurm"
@@ -46,7 +46,7 @@ def run(
     cluster: options.Cluster = None,
     launcher: options.Launcher = None,
 ) -> None:
-    """Runs what is not done yet, goes on with what was interrupted. Exit status 1 if a run failed. Ctrl-C saves first.
+    """Starts the runs that are not done, resumes interrupted ones. Exit status 1 if a run failed. Ctrl-C saves first.
 
     Options from --nodes on are those of omnivl submit, for --on slurm.
 

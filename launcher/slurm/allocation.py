@@ -16,7 +16,7 @@ class Allocation:
         restart: How often it was started before.
         nodes: Their names.
         task: The array's index; 0 outside of one.
-        port: Where its processes meet on the first node, free when the job began.
+        port: Rendezvous port of its processes on the first node, free when the job began.
     """
 
     job: int
@@ -27,7 +27,7 @@ class Allocation:
 
     @property
     def label(self) -> str:
-        """Names this start of this job."""
+        """Name of this start of this job."""
         return f"{self.job}.{self.restart}"
 
 

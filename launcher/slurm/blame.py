@@ -11,7 +11,7 @@ _ENDED = re.compile(r"srun: error: (?P<node>[^:\s]+): tasks? (?P<tasks>[\d,\[\]-
 _LOST = re.compile(r"srun: error: Node failure on (\S+)")
 _CODE = re.compile(r"Exited with exit code (\d+)")
 _TOGETHER_SECONDS = 2.0
-"""Ranks that end within this time end together: one that is lost, and those that fail because of it, in any order."""
+"""Ranks that end within this time count as ending together: one that failed, and those that fail because of it."""
 
 _SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
@@ -24,7 +24,7 @@ class FailedRank:
         rank: Its number; None where only the node is known.
         node: Where it ran.
         code: Its exit code; 128 + n where signal n ended it.
-        what: In srun's words.
+        what: Description by srun.
     """
 
     rank: int | None
@@ -34,7 +34,7 @@ class FailedRank:
 
 
 def first_failure(messages: Sequence[tuple[float, str]]) -> FailedRank | None:
-    """The task that failed first; None where srun named none.
+    """The task that failed first; None if srun named none.
 
     When a signal ends a task, others fail because they have lost it: of tasks that end together, the one that was ended
     by a signal failed first.
@@ -47,12 +47,12 @@ def first_failure(messages: Sequence[tuple[float, str]]) -> FailedRank | None:
         return None
     together = [failure for when, failure in failures if when <= failures[0][0] + _TOGETHER_SECONDS]
     by_signal = [failure for failure in together if failure.code > 128 and _CODE.match(failure.what) is None]
-    killed = [failure for failure in by_signal if failure.code != 128 + signal.SIGTERM]  # by which srun ends the others
+    killed = [failure for failure in by_signal if failure.code != 128 + signal.SIGTERM]  # srun ends the others by TERM
     return (killed or together)[0]
 
 
 def lost_nodes(messages: Sequence[tuple[float, str]]) -> list[str]:
-    """Nodes that Slurm has lost during the step: they failed first, whatever the other nodes report afterwards.
+    """Nodes that Slurm has lost during the step: they count as the first failure, whatever others report later.
 
     Args:
         messages: See ``first_failure``.
@@ -71,7 +71,7 @@ def exit_code(code: int) -> int:
 
 
 def describe_code(code: int) -> str:
-    """An exit code in srun's words."""
+    """Parses an exit code in srun's message."""
     return f"Exited with exit code {code}" if code <= 128 else signal.strsignal(code - 128) or f"signal {code - 128}"
 
 

@@ -1,7 +1,7 @@
-"""Looks at one node before training: ``python -m launcher.slurm.check_node SPEC REPORTS RUN``, once on every node.
+"""Checks one node before training: ``python -m launcher.slurm.check_node SPEC REPORTS RUN``, once on every node.
 
-Each node writes what it finds into a file of its own, first about itself, then about a sum over all nodes. A node that
-writes nothing is bad as well. The job reads the files (``launcher.slurm.verdicts``).
+Each node writes its results into a separate file, first those about itself, then that of a sum over all nodes. A node
+that writes nothing counts as bad. The job reads the files (``launcher.slurm.verdicts``).
 """
 
 import datetime
@@ -40,10 +40,10 @@ def main() -> None:
 
 
 def local_problems(spec: JobSpec, folder: Path) -> list[str]:
-    """What is wrong with this node by itself.
+    """Problems of this node that do not involve others.
 
     Args:
-        spec: What the job wants of it.
+        spec: The job's requirements.
         folder: The run's folder.
     """
     check = spec.profile.check
@@ -62,7 +62,7 @@ def local_problems(spec: JobSpec, folder: Path) -> list[str]:
 
 
 def _gpu_problem(index: int) -> str | None:
-    """A product on a GPU: one that is listed may have fallen off the bus."""
+    """Checks a product on a GPU: a listed GPU may not be usable any more."""
     try:
         ones = torch.ones(256, 256, device=torch.device("cuda", index))
         right = bool(((ones @ ones) == 256).all())
@@ -91,10 +91,10 @@ def _disk_problem(place: Path, gib: float, name: str) -> str | None:
 
 
 def _sum_over_nodes(check: NodeCheckConfig) -> float:
-    """Sums over all nodes, in the way that training does; returns the time at which all were done.
+    """Sums over all nodes in the same way as training; returns the time at which all were done.
 
     Raises:
-        RuntimeError: A node did not come, or the sum is wrong.
+        RuntimeError: A node did not take part, or the sum is wrong.
     """
     join_launch(by_hand=False)
     device = choose_device()

@@ -1,4 +1,4 @@
-"""What a job asks of Slurm about itself."""
+"""Queries and requests of a job to Slurm about itself."""
 
 import re
 import subprocess
@@ -11,9 +11,9 @@ _TRIES, _SECONDS_BETWEEN_TRIES = 50, 0.2
 
 
 def describe_job(job: int) -> dict[str, str]:
-    """Fields of a job that have no blanks, by Slurm's names; none where the controller does not answer."""
+    """Fields of a job that have no blanks, by Slurm's names; empty if the controller does not answer."""
     done = _run("scontrol", "--oneliner", "show", "job", str(job))
-    # The first of each name: what follows may hold texts of users.
+    # The first of each name: later ones may be texts of users.
     return dict(reversed(_FIELD.findall(done.stdout))) if done.returncode == 0 else {}
 
 
@@ -28,14 +28,14 @@ def was_cancelled(fields: dict[str, str]) -> bool:
 
 
 def requeue(job: int, exclude: Sequence[str]) -> str | None:
-    """Puts a running job back into the queue, which ends it here; nodes can only be excluded once it waits there.
+    """Requeues a running job, which ends it here; nodes can only be excluded while it waits in the queue.
 
     Args:
         job: Its number.
         exclude: Nodes on which it should not run again, on top of those that it avoids already.
 
     Returns:
-        What Slurm refused; None where it did what was asked.
+        The request that Slurm refused; None if it accepted all.
     """
     before = describe_job(job).get("ExcNodeList", "(null)")
     done = _run("scontrol", "requeue", str(job))
@@ -44,7 +44,7 @@ def requeue(job: int, exclude: Sequence[str]) -> str | None:
     if not exclude:
         return None
     avoided = ",".join(([] if before == "(null)" else [before]) + list(exclude))
-    # The job that asks is being ended meanwhile, by TERM first, which ends this scontrol as well.
+    # Meanwhile Slurm ends the requesting job, first by TERM, which would end this scontrol as well.
     for _ in range(_TRIES):
         done = _run("scontrol", "update", f"JobId={job}", f"ExcNodeList={avoided}")
         if done.returncode == 0:

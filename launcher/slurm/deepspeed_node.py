@@ -1,8 +1,8 @@
 """One node's part of a launch by deepspeed: ``python -m launcher.slurm.deepspeed_node HOSTFILE LOGS ARGUMENTS ...``.
 
-Becomes ``deepspeed --no_ssh``, which starts the ranks of this node, each under supervision: a rank that is killed is
-then known by its number. Slurm sends USR1 and TERM to every process of a step. deepspeed would die of them while its
-ranks save: it is told to ignore both, and the ranks catch them.
+It replaces itself by ``deepspeed --no_ssh``, which starts the ranks of this node, each under a supervisor, so that the
+number of a killed rank is known. Slurm sends USR1 and TERM to every process of a step. deepspeed would end at them
+while its ranks save: it is set to ignore both, and the ranks catch them.
 """
 
 import os
@@ -18,7 +18,7 @@ def command(hostfile: str, logs: str, arguments: Sequence[str], environment: Map
         hostfile: The nodes of the job and their ranks.
         logs: Folder for a log of each rank.
         arguments: For ``launcher.start.worker``.
-        environment: Slurm's variables of this task, and where the ranks meet.
+        environment: Slurm's variables of this task, and the rendezvous of the ranks.
     """
     return [
         *(sys.executable, "-m", "deepspeed.launcher.runner", "--no_ssh", "--hostfile", hostfile),
@@ -30,7 +30,7 @@ def command(hostfile: str, logs: str, arguments: Sequence[str], environment: Map
 
 
 def main() -> None:
-    """Becomes deepspeed's launcher."""
+    """Replaces this process by deepspeed's launcher."""
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     hostfile, logs, *arguments = sys.argv[1:]

@@ -1,7 +1,7 @@
-"""A job, from its first node: ``python -m launcher.slurm.job SPEC``, which the batch script becomes.
+"""Controls a job from its first node: ``python -m launcher.slurm.job SPEC``, which the batch script executes.
 
-Checks the nodes, starts the ranks, passes USR1 on to them, says who failed first, and puts the job back into the queue
-where that helps. Imports neither torch nor DeepSpeed: it has to listen to signals from the beginning.
+It checks the nodes, starts the ranks, passes USR1 on to them, names the rank that failed first, and requeues the job
+where that helps. It imports neither torch nor DeepSpeed, since it has to handle signals from the beginning.
 """
 
 import os
@@ -33,11 +33,11 @@ class Job:
     """One start of one job."""
 
     def __init__(self, spec: JobSpec, file: Path, allocation: Allocation) -> None:
-        """Takes what it is to do and where.
+        """Prepares one start of a job.
 
         Args:
-            spec: What.
-            file: Where that is written.
+            spec: Description of the job.
+            file: File of the description.
             allocation: Where it runs.
         """
         self._spec, self._file, self._allocation = spec, file, allocation
@@ -86,7 +86,7 @@ class Job:
         return code
 
     def _train(self) -> int:
-        """The step that trains; returns the exit code of the rank that failed first."""
+        """Runs the training step; returns the exit code of the rank that failed first."""
         failure_file = self._logs / "failure"
         environment = training_environment(self._spec, self._allocation, failure_file)
         self._say(f"{self._spec.nodes * self._spec.processes_per_node} ranks; their logs: {self._logs}")
@@ -124,7 +124,7 @@ class Job:
         return blame.FailedRank(told.rank, node, told.code, blame.describe_code(told.code))
 
     def _check_nodes(self, when: str) -> bool:
-        """Whether all nodes are fit. Names those that are not."""
+        """Whether all nodes pass their check. Names those that do not."""
         reports, check = self._logs / f"nodes-{when}", self._spec.profile.check
         reports.mkdir(exist_ok=True)
         environment = {"MASTER_ADDR": self._allocation.nodes[0], "MASTER_PORT": str(self._allocation.port)}
@@ -146,7 +146,7 @@ class Job:
         return self._step.wait(timeout)
 
     def _again(self, why: str, code: int = 1) -> int:
-        """Puts the job back into the queue and waits for its end here; returns a code where it may not start again."""
+        """Requeues the job and waits for its end here; returns an exit code if it may not start again."""
         done = saved_steps(self._run)
         if (refusal := self._restarts.refusal(done)) is not None:
             self._say(f"{why}; {refusal}")
@@ -175,7 +175,7 @@ class Job:
         return None
 
     def _is_complete(self) -> bool:
-        """Whether the run has done what it was to do: deepspeed's launcher ends with 0 when it is killed itself."""
+        """Whether the run is complete: deepspeed's launcher ends with 0 also when it is killed."""
         stages = [stage for stage in read_progress(self._run) if self._spec.stage in (None, stage.name)]
         return bool(stages) and all(stage.complete for stage in stages)
 

@@ -1,4 +1,4 @@
-"""Options of the commands that hand in jobs."""
+"""Options of the commands that submit jobs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +41,7 @@ def request(
     cluster: Path | None,
     launcher: str | None,
 ) -> Request:
-    """What these options ask for.
+    """The request of these options.
 
     Raises:
         UserError: An option that the job's script sets itself, or an unknown launcher.

@@ -1,4 +1,4 @@
-"""What is the same for all jobs of a cluster, written once in a small YAML file."""
+"""Settings of all jobs of a cluster, in a small YAML file."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,14 +14,14 @@ Launcher = Literal["srun", "deepspeed"]
 
 @dataclass(frozen=True)
 class NodeCheckConfig:
-    """What every node has to show before training, and again after a failure.
+    """Requirements that every node has to meet before training, and again after a failure.
 
     Attributes:
         enabled: Whether nodes are checked.
-        timeout_seconds: For all of it; a node that has not answered by then is bad.
+        timeout_seconds: For the whole check; a node that has not answered by then is bad.
         free_gib: Space that has to be free in the run's folder.
         free_memory_gib: Space that has to be free in the node's ``/dev/shm``, through which data workers hand batches.
-        clock_seconds: How far the clocks of two nodes may be apart.
+        clock_seconds: Largest difference of the clocks of two nodes.
     """
 
     enabled: bool = True
@@ -42,10 +42,10 @@ class ClusterProfile:
         launcher: What starts the ranks: ``srun`` each of them, or ``deepspeed`` those of its node.
         interface: Network interface of NCCL and gloo, such as ``ib0``; null lets NCCL choose, and has gloo take the one
             that leads to the other nodes.
-        gpus_per_node: Of a job that does not say.
-        grace_seconds: How long before the time limit a job is asked to save and to go on in another allocation.
-        restarts_without_progress: Times that a job may be started again without having saved a step more.
-        check: What every node has to show.
+        gpus_per_node: GPUs per node of a job that does not set it.
+        grace_seconds: How long before the time limit a job is told to save and to be requeued.
+        restarts_without_progress: How often a job may be restarted without having saved a further step.
+        check: Requirements that every node has to meet.
     """
 
     sbatch: Mapping[str, str | int | bool] = field(default_factory=dict)
@@ -68,7 +68,7 @@ def load_profile(file: Path | None) -> ClusterProfile:
     """
     from engine.plan.parse import (
         parse_as,
-    )  # takes seconds, which a job that only reads its own profile need not wait for
+    )  # takes seconds, and a job that only reads its own profile does not need it
 
     if file is None:
         return ClusterProfile()

@@ -1,4 +1,4 @@
-"""How far a run has come, read from its folder without loading anything large."""
+"""Progress of a run, read from its folder without loading anything large."""
 
 import datetime
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class StageProgress:
         steps: Optimizer steps that it has.
         saved: Steps of its newest checkpoint; all of them where it is complete.
         taken: Steps of its last line of metrics, or saved where that is more.
-        seconds_per_step: As the last line of metrics has it; None before the first one.
+        seconds_per_step: From the last line of metrics; None before the first one.
         samples_per_second: Likewise.
         complete: Whether it is done.
     """
@@ -46,12 +46,12 @@ def read_progress(folder: Path) -> list[StageProgress]:
 
 
 def saved_steps(folder: Path) -> int:
-    """Optimizer steps of all stages that are safe on disk."""
+    """Optimizer steps of all stages that are saved."""
     return sum(stage.saved for stage in read_progress(folder))
 
 
 def seconds_left(stages: list[StageProgress]) -> float | None:
-    """Until all stages are done, at the pace of the last one that has a pace; None where there is none."""
+    """Seconds until all stages are done, at the speed of the last stage with a known speed; None if there is none."""
     paces = [stage.seconds_per_step for stage in stages if stage.seconds_per_step is not None]
     if not paces:
         return None
@@ -59,7 +59,7 @@ def seconds_left(stages: list[StageProgress]) -> float | None:
 
 
 def estimated_end(stages: list[StageProgress], now: datetime.datetime) -> datetime.datetime | None:
-    """When all stages will be done, if nothing comes between."""
+    """Time at which all stages will be done without interruption."""
     left = seconds_left(stages)
     return None if left is None else now + datetime.timedelta(seconds=left)
 

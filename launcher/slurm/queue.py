@@ -1,4 +1,4 @@
-"""The jobs of a run: what Slurm's queue says of each, beside how far its run has come."""
+"""The jobs of a run: the state of each in Slurm's queue, and the progress of its run."""
 
 import datetime
 import json
@@ -31,12 +31,12 @@ class JobRow:
     Attributes:
         job: Its number, ``12`` or ``12_3``.
         run: Its run's folder.
-        state: Slurm's word, or that Slurm does not know it any more.
+        state: Slurm's name of the state, or that Slurm does not know the job any more.
         why: Slurm's reason for waiting, or the nodes.
         stage: The stage at which its run is.
         step: Optimizer steps that this stage has taken.
         steps: Steps that it has.
-        samples_per_second: As the run has written last.
+        samples_per_second: From the last line of metrics.
         end: Estimated end of a job that runs, in ISO 8601.
     """
 
@@ -52,7 +52,7 @@ class JobRow:
 
     @property
     def alive(self) -> bool:
-        """Whether Slurm runs it or is going to."""
+        """Whether the job runs or waits."""
         return self.state in _ALIVE
 
 

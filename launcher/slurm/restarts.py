@@ -1,4 +1,4 @@
-"""When a job is started again: what ended it, and whether it got anywhere since the last times."""
+"""When a job is restarted: depends on what ended it, and on its progress since the last starts."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ class Start:
     Attributes:
         job: Its number.
         restart: How often it was started before.
-        steps: Optimizer steps that the run had saved by then, of all stages.
+        steps: Optimizer steps of all stages that the run had saved by then.
         time: Seconds since 1970.
     """
 
@@ -38,11 +38,11 @@ class Restarts:
     """The starts of the jobs of one run, in a file of its folder."""
 
     def __init__(self, file: Path, job: int, limit: int) -> None:
-        """Takes the file, the job, and how often it may start again without a step more."""
+        """Takes the file, the job, and how often it may start again without a further step."""
         self._file, self._job, self._limit = file, job, limit
 
     def note(self, restart: int, steps: int) -> None:
-        """Writes down that the job starts."""
+        """Records that the job starts."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
         with self._file.open("a") as file:
             file.write(json.dumps(Start(self._job, restart, steps, time.time()).__dict__) + "\n")
@@ -69,7 +69,7 @@ def judge(code: int, bad_nodes: int) -> tuple[Verdict, str]:
 
     Args:
         code: Exit code of the rank that failed first, or 0.
-        bad_nodes: Nodes that do not pass their check any more.
+        bad_nodes: Nodes that no longer pass their check.
     """
     if code == 0:
         return "done", "the run is complete"

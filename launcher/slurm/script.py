@@ -1,4 +1,4 @@
-"""The text of a job's script. What a user may have named reaches neither a shell nor sbatch unquoted."""
+"""The text of a job's script. No string of the user reaches a shell or sbatch unquoted."""
 
 import re
 import shlex
@@ -82,7 +82,7 @@ def header_line(name: str, value: OptionValue) -> str:
 
 
 def job_name(name: str) -> str:
-    """A name for squeue, of which sbatch takes anything but which people type."""
+    """The job's name for squeue, reduced to characters that are easy to type."""
     return re.sub(r"[^A-Za-z0-9_.-]+", "_", name)[:64] or "omnivl"
 
 

@@ -1,4 +1,4 @@
-"""What a job is to do: written by ``omnivl submit``, read by the job. No shell sees any of it."""
+"""The description of a job: written by ``omnivl submit``, read by the job. No shell interprets any of it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -23,16 +23,16 @@ class JobRun:
 
 @dataclass(frozen=True)
 class JobSpec:
-    """What a job is to do.
+    """The description of a job.
 
     Attributes:
-        tasks: What it runs, by the array's index.
+        tasks: Its runs, by the array's index.
         nodes: Of each task.
         processes_per_node: Ranks on each of them.
-        gpus_per_node: That each of them has to show; 0 for CPUs.
+        gpus_per_node: GPUs that each node must have; 0 for CPUs.
         profile: The cluster.
         stage: Run this stage only.
-        fresh: Start over, at the job's first start.
+        fresh: Delete an earlier run, at the job's first start.
     """
 
     tasks: tuple[JobRun, ...]

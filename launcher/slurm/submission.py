@@ -19,11 +19,11 @@ from omnivl.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """What jobs ask Slurm for.
+    """The resources that jobs request of Slurm.
 
     Attributes:
         profile: The cluster.
-        nodes: Of a job that does not say how many it takes.
+        nodes: Number of nodes of a job that does not set it.
         gpus: On each node; 0 for CPUs.
         processes: Ranks on each node; None takes the plan's number.
         options: Options of ``sbatch`` that the caller asks for, before those of the cluster.
@@ -49,7 +49,7 @@ class Request:
         return {**own, **self.profile.sbatch, **self.options}
 
     def spec(self, nodes: int, processes: int, *, stage: str | None = None, fresh: bool = False) -> JobSpec:
-        """What a job is to do, before its runs are known."""
+        """The description of a job, before its runs are known."""
         return JobSpec((), nodes, processes, self.gpus, self.profile, stage, fresh)
 
 
@@ -70,7 +70,7 @@ class Submission:
     log: str
 
     def as_json(self, job: str | None) -> dict[str, Any]:
-        """What scripts want to know of it; ``job`` is its number once it is submitted."""
+        """A description for scripts; ``job`` is its number once it is submitted."""
         log = self.log if job is None else self.log.replace("%j", job).replace("%A", job).replace("%a", "*")
         number = None if job is None else int(job)
         folders = [str(path) for path in self.folders]
@@ -78,7 +78,7 @@ class Submission:
 
 
 def submission_folder(folder: Path) -> Path:
-    """Where what is submitted now is written."""
+    """The folder of the files of this submission."""
     return folder / "slurm" / time.strftime("submitted-%Y%m%d-%H%M%S")
 
 
@@ -97,9 +97,9 @@ def write_job(
     Args:
         name: Shown by squeue.
         runs: Plan and folder of each.
-        folder: Under whose ``slurm`` the logs lie.
-        written: Where plans, specification and script are written.
-        request: What it asks for.
+        folder: The logs are in its folder ``slurm``.
+        written: Folder of plans, specification and script.
+        request: The requested resources.
         spec: From ``request.spec``.
         parallel: Tasks of an array that run at the same time at most; None for a job of one run.
     """
@@ -129,7 +129,7 @@ def hand_in(
 
     Args:
         submissions: In their order.
-        folder: That ``omnivl jobs`` will be asked for.
+        folder: The folder by which ``omnivl jobs`` finds them.
         chained: Each starts after the one before has ended well.
         dry_run: Print the scripts and submit none.
         as_json: Print a list of job, stage, script, log and folders of runs instead.

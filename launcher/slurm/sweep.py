@@ -1,4 +1,4 @@
-"""The runs of a sweep as job arrays: one for each shape that its runs have on the cluster."""
+"""The runs of a sweep as job arrays: one for each combination of nodes and ranks."""
 
 import datetime
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def write_arrays(
         sweep: The sweep.
         points: Those of its runs that are wanted.
         folder: Of its runs.
-        request: What a job asks for; nodes where a run names none.
+        request: The resources of a job; its nodes apply to runs that set none.
         parallel: Tasks of an array that run at the same time at most.
 
     Raises:
@@ -40,7 +40,7 @@ def write_arrays(
 
 
 def waiting_or_running(folder: Path) -> set[Path]:
-    """Folders of a sweep's runs that Slurm still has to do with.
+    """Folders of a sweep's runs whose jobs run or wait.
 
     Args:
         folder: Of the sweep's runs.

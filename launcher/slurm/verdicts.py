@@ -1,4 +1,4 @@
-"""What the check of the nodes found: each node's report, and which nodes are bad."""
+"""Results of the check of the nodes: each node's report, and which nodes are bad."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,14 +10,14 @@ from engine.disk.run_folder import write_whole
 
 @dataclass(frozen=True)
 class NodeReport:
-    """What one node found.
+    """The report of one node.
 
     Attributes:
         node: Its name.
         problems: What is wrong with the node alone.
         time: When it was written, by the node's clock.
-        together: The node's clock when the sum over all nodes was done; None where it was not.
-        error: Why it was not.
+        together: The node's clock when the sum over all nodes was done; None if it failed.
+        error: Why the sum failed.
     """
 
     node: str
@@ -46,13 +46,13 @@ def read_reports(folder: Path, nodes: Sequence[str]) -> dict[str, NodeReport]:
 def bad_nodes(reports: Mapping[str, NodeReport], nodes: Sequence[str], clock_seconds: float) -> dict[str, str]:
     """Nodes that should not be used, and why.
 
-    A node with a problem of its own keeps the others from their sum, so only where there is none the sum counts. Where
-    the sum failed everywhere, no node is known to be bad.
+    A node with a problem of its own makes the sum of all nodes fail, so the sum counts only if there is no such node.
+    Where the sum failed everywhere, no node is known to be bad.
 
     Args:
         reports: By node.
         nodes: All of the job.
-        clock_seconds: How far two clocks may be apart.
+        clock_seconds: Largest difference of two clocks.
     """
     bad = {node: "; ".join(report.problems) for node, report in reports.items() if report.problems}
     if bad:

@@ -1,8 +1,8 @@
-"""Who this process is among those of a launch, whichever launcher started it.
+"""Rank and rendezvous of this process, whichever launcher started it.
 
 torchrun, deepspeed and our own launcher set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and
-``MASTER_PORT``. ``mpirun`` and ``srun`` have variables of their own; here they are turned into those. Everything behind
-reads only these.
+``MASTER_PORT``. ``mpirun`` and ``srun`` have other variables; this module sets the former from them. All other code
+reads only those.
 """
 
 import os
@@ -16,24 +16,24 @@ from launcher.start.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
-"""Of Open MPI, MVAPICH, and MPICH with what is derived from it."""
+"""Variables of Open MPI, MVAPICH, and MPICH with its derivatives."""
 
 BY_DEEPSPEED = "CROSS_RANK"
 """Set by deepspeed's launcher alone."""
 
 _FOLLOWED = {"TORCHELASTIC_RUN_ID", BY_DEEPSPEED}
-"""Set by torchrun and by deepspeed, which are there as long as their ranks unless something is wrong."""
+"""Set by torchrun and by deepspeed, which normally run as long as their ranks."""
 
 
 def join_launch(*, by_hand: bool = True) -> bool:
     """Sets torchrun's variables in the environment where another launcher has started this process.
 
     Args:
-        by_hand: Whether somebody may have called this process, in a shell that srun has started alone.
+        by_hand: Whether a user may have started this process, in a shell that srun has started as its only task.
 
     Returns:
-        Whether this process is one of a launch. False where it was called by hand and has to start others itself.
-        Under ``mpirun`` the process goes on as a child of itself, see ``launcher.start.supervisor``.
+        Whether a launcher started this process. False if a user started it, so that it has to start the processes
+        itself. Under ``mpirun`` the process goes on as a child of itself, see ``launcher.start.supervisor``.
 
     Raises:
         UserError: Started by ``mpirun`` in an installation without mpi4py.
@@ -42,7 +42,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
     if "RANK" in environment:
         if "LOCAL_SIZE" in environment:  # what deepspeed's launcher calls it
             environment.setdefault("LOCAL_WORLD_SIZE", environment["LOCAL_SIZE"])
-        if _FOLLOWED & environment.keys():  # who sets the variables by hand may leave at once
+        if _FOLLOWED & environment.keys():  # a user who sets the variables may end at once
             follow_launcher()
         return True
     # srun sets PMI_SIZE as well, for MPI's sake; a process of srun's with its own step is Slurm's.
@@ -75,10 +75,10 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface by which ``host`` is reached; None where that is not known, or is the loopback."""
+    """The network interface by which ``host`` is reached; None if unknown or if it is the loopback."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((host, 9))  # sends nothing, only looks the route up
+            probe.connect((host, 9))  # sends nothing, only determines the route
             address = probe.getsockname()[0]
     except OSError:
         return None
@@ -108,9 +108,9 @@ def _mpi_size() -> str | None:
 
 
 def _from_mpi() -> dict[str, str]:
-    """Asks MPI itself, whichever it is, and leaves it at once: training does not use it.
+    """Asks MPI, of any implementation, and finalises it at once: training does not use it.
 
-    A process that is still in MPI when it ends by ``os._exit`` would be taken for a failed one.
+    mpirun takes a process that ends by ``os._exit`` without finalising MPI for a failed one.
     """
     try:
         from mpi4py import MPI

@@ -13,7 +13,7 @@ from omnivl.errors import UserError
 
 _SLOTS = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")
 _SAFE = re.compile(r"[A-Za-z0-9_.,:/@%+=-]+")
-"""What a remote shell leaves alone: deepspeed joins its command with blanks, and the other machine takes it apart."""
+"""Characters that a remote shell does not interpret: deepspeed joins its command with blanks, a shell splits it."""
 
 
 def read_hostfile(file: Path) -> dict[str, int]:
@@ -43,7 +43,7 @@ def read_hostfile(file: Path) -> dict[str, int]:
 
 
 def run_over_hosts(hostfile: Path, arguments: Sequence[str]) -> NoReturn:
-    """Becomes deepspeed's launcher, which runs ``launcher.start.worker arguments`` on every machine of a hostfile.
+    """Replaces this process by deepspeed's launcher, which runs ``launcher.start.worker arguments`` on all machines.
 
     Raises:
         UserError: pdsh is missing, or an argument would reach the other machines changed.

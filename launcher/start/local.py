@@ -1,8 +1,9 @@
 """Starts the processes of a run on this machine and waits for their end.
 
-Differs from ``torch.distributed.run`` and deepspeed's launcher where a training run needs it: a stop signal reaches the
-ranks (deepspeed's command ends at TERM, and leaves them behind) and leaves as much time as a checkpoint takes (30 s
-there), a failure is reported once, by the process that failed first, and ends all others at once, with its exit code.
+Differs from ``torch.distributed.run`` and deepspeed's launcher where a training run needs it: a stop signal is passed
+on to the ranks (deepspeed's command ends at TERM without ending them), which then have as much time as a checkpoint
+takes (torch: 30 s). A failure is reported once, by the process that failed first, and ends all others at once, with its
+exit code.
 """
 
 import os
@@ -75,13 +76,13 @@ def _wait(workers: Sequence[subprocess.Popen[bytes]]) -> int:
         codes = [worker.poll() for worker in workers]
         failed = [(rank, code) for rank, code in enumerate(codes) if code is not None and code != 0]
         if failed:
-            # When a signal ends a process, others fail because they have lost it.
+            # When a signal ends a process, others fail because their connection to it is lost.
             rank, code = min(failed, key=lambda entry: entry[1] >= 0)
             if code < 0:
                 print(ended_by(rank, -code), file=sys.stderr, flush=True)
                 return 128 - code
             if code <= 128 or all(other is not None for other in codes):
-                return code  # a stopped worker leaves the others the time to stop too
+                return code  # after a stopped worker the others get the time to stop too
         elif all(code == 0 for code in codes):
             return 0
         time.sleep(_POLL_SECONDS)

@@ -24,7 +24,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel: int, *, dry_run: bool) -> int:
-    """Runs them; a stop signal is passed on, so that what runs saves a checkpoint, and nothing more is begun.
+    """Runs them. A stop signal is passed on, so that active runs save a checkpoint, and no further run is started.
 
     Args:
         sweep: The sweep.
@@ -123,7 +123,7 @@ class _Runs:
                     _command(self._sweep, point, folder), stdout=said, stderr=subprocess.STDOUT, env=environment
                 )
                 self._running.add(process)
-                if self._received:  # since it was looked at above
+                if self._received:  # a signal that came after the check above
                     process.terminate()
                 code = process.wait()
                 self._running.discard(process)

@@ -1,4 +1,4 @@
-"""How Slurm writes lists of nodes and of tasks, and the port at which the processes of a job meet."""
+"""Parses Slurm's lists of nodes and tasks, and chooses the rendezvous port of a job."""
 
 import re
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 _GROUP = re.compile(r"[^,\[\]]*(?:\[[^\]]*\][^,\[\]]*)*")
 _TASKS = re.compile(r"(\d+)(?:\(x(\d+)\))?")
 _FIRST_PORT, _PORTS = 12000, 18000
-"""Below 32768, from where on Linux gives ports to outgoing connections."""
+"""Below 32768, the first port that Linux uses for outgoing connections."""
 
 
 def expand_nodes(text: str) -> list[str]:
@@ -41,7 +41,7 @@ def tasks_on_node(text: str, node: int) -> int:
 
 
 def rendezvous_port(job: int, step: int = 0) -> int:
-    """A port that two jobs which share a node do not share: it follows from the job's and the step's number."""
+    """A port computed from the job's and the step's number, so that two jobs on a node have different ones."""
     return _FIRST_PORT + (11 * job + step) % _PORTS
 
 

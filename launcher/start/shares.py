@@ -11,7 +11,7 @@ from engine.telemetry.environment import usable_cores
 
 @dataclass(frozen=True)
 class Share:
-    """What one of the runs has.
+    """The share of one run.
 
     Attributes:
         gpus: As ``CUDA_VISIBLE_DEVICES`` names them.
@@ -28,7 +28,7 @@ class Share:
 
 
 def share_machine(runs: int) -> list[Share]:
-    """Divides the machine into so many shares; where there are fewer GPUs than runs, some runs share one."""
+    """Divides the machine into a number of shares; if there are fewer GPUs than runs, some runs share one."""
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = named.split(",")[:count] if named else [str(index) for index in range(count)]

@@ -1,11 +1,11 @@
-"""What becomes of ranks whose launcher ends them too soon, ends before them, or does not say how they ended.
+"""Supervises ranks whose launcher ends them too soon, ends before them, or does not report how they ended.
 
 mpirun answers TERM and Ctrl-C by a TERM to its ranks and a KILL within half a second, and nothing tells it to wait
-longer. deepspeed's launcher passes the exit code of a killed rank on, but not whose it was. So the process that they
-start supervises another one, which trains: in a session of its own, where no signal to a group finds it, and without
-being ended when its supervisor is killed.
+longer. deepspeed's launcher passes the exit code of a killed rank on, but not its number. So the process that they
+start supervises a child, which trains. The child has a session of its own, so that it gets no signals to the process
+group, and it is not ended when its supervisor is killed.
 
-torchrun ends at USR1, and the command deepspeed at any signal, and leave their ranks behind: these watch for it.
+torchrun ends at USR1, and the command deepspeed at any signal, without ending their ranks: the ranks watch for this.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ _DEEPSPEED = "deepspeed.launcher.launch"
 def supervise() -> None:
     """Returns in a child of this process; the process itself passes stop signals on and ends as the child does.
 
-    A child that loses its supervisor stops as at TERM: training saves a checkpoint after its step. What it then says
-    goes nowhere, as its launcher no longer reads it.
+    A child that loses its supervisor stops as at TERM: training saves a checkpoint after its step. Its further output
+    is lost, since its launcher no longer reads it.
 
     Called before CUDA is used: the child is a copy of this process.
     """
@@ -66,7 +66,7 @@ def _await(child: int) -> None:
 
 
 def _follow(lost: int) -> None:
-    """Waits for the end of the supervisor, with which the other end of the pipe is closed."""
+    """Waits for the end of the supervisor, which closes the other end of the pipe."""
     os.read(lost, 1)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
@@ -75,7 +75,7 @@ def _follow(lost: int) -> None:
 
 
 def follow_launcher() -> None:
-    """Has this process stop as at TERM when the launcher that has started it is gone: training saves a checkpoint."""
+    """Makes this process stop as at TERM when its launcher has ended: training saves a checkpoint."""
     threading.Thread(target=_watch, args=(_launcher(),), name="omnivl-launcher", daemon=True).start()
 
 

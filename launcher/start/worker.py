@@ -24,20 +24,20 @@ from launcher.start.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError
 
 _REPORT_DELAY_SECONDS = 0.25
-"""A failed process waits so long before it reports. If another one failed first, the launcher ends this one meanwhile,
-so that only the first failure is reported."""
+"""Seconds that a failed process waits before it reports. If another one failed first, the launcher ends this one
+meanwhile, so that only the first failure is reported."""
 
 _REPORT_DELAY_SECONDS_DEEPSPEED = 1.5
 """The same under deepspeed's launcher, which looks at its ranks once a second."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the worker and ends the process: 0 done, 2 user's mistake, 1 other failure, 128 + n stopped by signal n."""
+    """Runs the worker and exits: 0 done, 2 user's mistake, 1 other failure, 128 + n stopped by signal n."""
     end_process(lambda: run_worker(sys.argv[1:] if arguments is None else arguments))
 
 
 def end_process(action: Callable[[], int]) -> NoReturn:
-    """Does the work of one process of a launch and ends it; ``action`` returns 0 or the number of a signal."""
+    """Runs ``action`` in one process of a launch and exits; ``action`` returns 0 or the number of a signal."""
     # DeepSpeed calls collectives by names that torch renames, once per step and layer
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
