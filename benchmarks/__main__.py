@@ -1,10 +1,10 @@
-"""Runs the benchmarks: all, or those that are named.
+"""Runs all benchmarks, or those that are named.
 
 python -m benchmarks
 python -m benchmarks loader step_flops --quick
 
-Each runs in a process of its own, so that none sees threads, memory or a process group of another, and a failure takes
-nothing else along.
+Each runs in a separate process, so that threads, memory and process groups of one do not affect another, and a failure
+ends only its own benchmark.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def main() -> int:
     shared = [f"--device={options.device}", f"--threads={options.threads}"]
     shared += ["--quick"] if options.quick else []
     if options.out is not None:
-        out = options.out.resolve()  # the command is recorded: a folder of the repository goes by its name there
+        out = options.out.resolve()  # relative in the recorded command if it is in the repository
         shared.append(f"--out={out.relative_to(ROOT) if out.is_relative_to(ROOT) else out}")
     failed = []
     for name in options.names or BENCHMARKS:

@@ -1,8 +1,9 @@
-"""A plain two-tower CLIP in bare PyTorch on the embedded drawings: the peer that the learning benchmark runs against.
+"""A plain two-tower CLIP in bare PyTorch on the embedded drawings: the peer of the learning benchmark.
 
-Written as one would without an engine: two pre-norm transformers, explicit attention products in bf16 (twice as
-fast as ``scaled_dot_product_attention`` on a CPU at these lengths), random affine and colour augmentation on tensors,
-AdamW with a cosine schedule, all drawings decoded once into memory. About 5.3 M parameters at 64 px with patches of 8.
+It has what a script without an engine would have: two pre-norm transformers, explicit attention products in bf16 (twice
+as fast as ``scaled_dot_product_attention`` on a CPU at these lengths), random affine and colour augmentation on
+tensors, AdamW with a cosine schedule, all drawings decoded once into memory. About 5.3 M parameters at 64 px with
+patches of 8.
 
 python -m benchmarks.bare_clip SECONDS SEED        # trains for so long, prints recalls and pairs as one line of JSON
 """

@@ -1,11 +1,11 @@
-"""Estimates of ``omnivl estimate`` against what is measured on this machine, on one to four processes.
+"""Compares estimates of ``omnivl estimate`` with measurements on this machine, on one to four processes.
 
 python -m benchmarks.estimate
 
 Every case is a layout. Its processes first measure the machine's profile at the same time, each on its share of the
-cores; then they train a few steps on blank samples. The estimate knows the profile and the plan, not the steps. Memory
-is the most that a process holds in a step above what it has after steps of a model of the same widths and few layers,
-in a run of its own, in which what is freed goes back to the system at once: that costs time.
+cores; then they train a few steps on blank samples. The estimate uses the profile and the plan, not the steps. Memory
+is the peak of a process in a step, minus its memory after steps of a model of the same widths and few layers. It is
+measured in a separate run, in which freed memory is returned to the system at once, since that costs time.
 """
 
 import json
@@ -119,7 +119,7 @@ def _error(ratio: float) -> str:
 def _measured(
     case: Case, overrides: Sequence[str], options: Options, steps: int, allocator: Mapping[str, str]
 ) -> dict[str, Any]:
-    """What the processes of a case found.
+    """Runs the processes of a case and returns their results.
 
     Raises:
         RuntimeError: One of them failed.

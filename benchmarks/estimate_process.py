@@ -44,7 +44,7 @@ def read_stage(
 
 
 def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[float], int]:
-    """Seconds of each step but the first two, and the most bytes that this process held above what it began with."""
+    """Seconds of each step but the first two, and the peak memory of this process above that at the start, in bytes."""
     base = resident_bytes()
     clear_peak()
     device, batch = torch.device("cpu"), stage.batch
@@ -73,7 +73,7 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
     taken = []
     for step in range(steps + 2):
         if step == 2:
-            clear_peak()  # what starting a host needs for a moment is not what training needs
+            clear_peak()  # excludes memory that only the start of a host needs
         ranks.barrier()
         began = time.perf_counter()
         host.step(batches, step)
@@ -83,25 +83,25 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
 
 
 def clear_peak() -> None:
-    """Lets the kernel forget the most that this process has held."""
+    """Resets the kernel's peak memory of this process."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_bytes() -> int:
-    """The most that this process has held since then, in bytes."""
+    """The peak memory of this process since the reset, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def main(case: Path, result: Path) -> None:
-    """Measures, trains, writes what was found."""
+    """Measures, trains, writes the results."""
     wanted = json.loads(case.read_text())
     torch.set_num_threads(wanted["threads"])
     device = join_process_group(always=True)
     processes = ranks.world_size()
     before = measure_hardware(device, local_processes=processes, seconds=wanted["seconds"])
     stage, tokenizer = read_stage(wanted["plan"], wanted["stage"], wanted["overrides"], processes, before)
-    # A model of the same widths and few layers first: what is imported and set up for its kernels stays.
+    # First a model of the same widths and few layers, so that imports and the setup of kernels are not counted.
     small = replace(stage.model, **wanted["small"])
     train(replace(stage, model=small), tokenizer, 1)
     gc.collect()

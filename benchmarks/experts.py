@@ -6,9 +6,9 @@ python -m benchmarks.experts
 every layer multiplies as much as the dense one. ``omnivl`` is the layer as plans have it, with its router and what its
 losses are made of; ``loop`` and ``grouped`` are its other implementations. DeepSpeed's ``MoE`` is the faster of its
 capacity factor of 1.25 and its dropless form. Routers start at random, so that experts get unequal numbers of tokens.
-Memory is what the tensors that autograd keeps for the backward pass hold, weights left out.
+Memory is that of the tensors that autograd keeps for the backward pass, without weights.
 
-ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 holds a CPU with AMX to the instructions of one without.
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 limits a CPU with AMX to the instructions of one without.
 """
 
 import os
@@ -108,11 +108,11 @@ def kept_mebibytes(layer: nn.Module, x: Tensor) -> float:
 
 
 def start_deepspeed() -> None:
-    """A process group of one, which DeepSpeed's layer wants."""
+    """A process group of one process, which DeepSpeed's layer needs."""
     import deepspeed
 
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    deepspeed.comm.torch.build_shm_op = lambda: None  # compiling it takes a minute and one process has no use for it
+    deepspeed.comm.torch.build_shm_op = lambda: None  # compiling it takes a minute, and one process does not use it
     deepspeed.init_distributed(dist_backend="gloo" if not torch.cuda.is_available() else "nccl", verbose=False)
 
 

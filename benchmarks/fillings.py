@@ -1,8 +1,8 @@
-"""What fills the feed-forward slot: dense, by modality, sparse, and both, at equal active operations.
+"""Compares fillings of the feed-forward slot at equal active operations: dense, by modality, sparse, and both.
 
 ``configs/plans/fillings.yaml`` trains one transformer for images, clips and texts with each filling, three seeds: first
-all for equally many steps, then all for as long as the slowest one took, since sparse experts take longer for the same
-operations. What is compared is retrieval of unseen drawings and clips.
+all for the same number of steps, then all for as long as the slowest one took, since sparse experts take longer for the
+same operations. Scores are retrieval of unseen drawings and clips.
 """
 
 from benchmarks.plan_comparison import Comparison, compare

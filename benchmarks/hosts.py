@@ -1,9 +1,9 @@
-"""What a host costs: plain against a bare PyTorch loop over the same chain, ZeRO-1 and ZeRO-3 against plain.
+"""Overhead of hosts: plain against a bare PyTorch loop over the same chain, ZeRO-1 and ZeRO-3 against plain.
 
 python -m benchmarks.hosts
 
 All contenders train equal chains on the same batches in one process, with AdamW, clipping, momentum twins and queue. On
-one replica ZeRO shards nothing: what is seen is the cost of its hooks, copies and collectives.
+one replica ZeRO shards nothing, so that the difference is the cost of its hooks, copies and collectives.
 """
 
 from collections.abc import Callable, Sequence
@@ -120,7 +120,7 @@ def _step(host: Host, batch: Batch) -> None:
 
 
 def _bare_loop(chain: Chain, batch: Batch, device: torch.device) -> Callable[[], float]:
-    """The loop that one would write without a host."""
+    """A training loop without a host."""
     chain.to(device)
     optimizer = adamw(parameter_groups(chain, OPTIMIZER), OPTIMIZER, fused=True)
     trained = [parameter for parameter in chain.parameters() if parameter.requires_grad]

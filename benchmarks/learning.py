@@ -1,9 +1,9 @@
 """Learning at equal wall time: the joint plan against a plain two-tower CLIP in bare PyTorch.
 
-Both see the same drawings, names and tags. First ``configs/plans/emoji.yaml``, its steps scaled to the time wanted,
-runs as a user would run it, with all of its stages; then the bare CLIP trains for as long as that run took from start
-to end, start-up, hand-overs, checkpoints and evaluation included, on the same cores. Measured on Twemoji drawings, a
-style that neither has seen, against all 1,599 names. Three seeds, two runs at a time, each on half of the cores.
+Both see the same drawings, names and tags. First ``configs/plans/emoji.yaml``, its steps scaled to a given time, runs
+as a user would run it, with all of its stages. Then the bare CLIP trains on the same cores for as long as that run took
+in all, with start, hand-overs, checkpoints and evaluation. Scores are retrieval of Twemoji drawings, a style that
+neither has seen, among all 1,599 names. Three seeds, two runs at a time, each on half of the cores.
 """
 
 import json
@@ -17,14 +17,14 @@ from benchmarks.record import ROOT, Options, Report, Table, main_of
 
 PLAN = ROOT / "configs" / "plans" / "emoji.yaml"
 PLAN_CORE_MINUTES = 56.0
-"""About what the plan takes at full length on one core. It scales steps only: the peer gets the time that was taken."""
+"""Approximate time of the full plan on one core. It only scales steps: the peer gets the measured time."""
 
 MINUTES, QUICK_MINUTES = 7.0, 0.5
 SEEDS = (0, 1, 2)
 STAGE, TASK = "joint", "unseen style"
 PLACES = (1, 10)
 ONE_HIT = 1 / 1599
-"""Floor of the peer's recall in ratios: a quick run may find nothing."""
+"""Lower bound of the peer's recall in ratios, since it may be 0 in a quick run."""
 
 
 def run_ours(seed: int, minutes: float, cores: Cores) -> PlanRun:

@@ -1,4 +1,4 @@
-"""The loader against a bare loop over the same samples: what order, texts, batches and objectives cost beside decoding.
+"""The loader against a bare loop over the same samples: the cost of order, texts, batches and objectives.
 
 python -m benchmarks.loader
 
@@ -55,7 +55,7 @@ class Case:
         name: In the results.
         entry: Where they come from.
         model: Picture size and number of frames.
-        objectives: What is drawn for each batch: those of the stage that trains on such samples.
+        objectives: Objectives of a stage with such samples, which draw inputs for each batch.
         micro_batch_size: Samples per batch.
         batches: Timed batches per turn.
     """
@@ -69,7 +69,7 @@ class Case:
 
     @property
     def timed(self) -> range:
-        """Positions of the samples whose time counts: all but those of the first batch."""
+        """Positions of the timed samples: all but those of the first batch."""
         return range(self.micro_batch_size, (self.batches + 1) * self.micro_batch_size)
 
 
@@ -140,7 +140,7 @@ def bare_seconds(loop: Callable[[], object]) -> float:
 
 
 def photo(random: np.random.Generator, width: int = 500, height: int = 375) -> bytes:
-    """A JPEG that costs about what a photograph costs: coloured noise on all scales, weaker on the finer ones."""
+    """A JPEG with about the decoding time of a photograph: coloured noise on all scales, weaker on the finer ones."""
     picture = np.zeros((height, width, 3), dtype=np.float32)
     for octave in range(1, 9):
         coarse = random.standard_normal((max(2, height >> (8 - octave)), max(2, width >> (8 - octave)), 3))

@@ -1,7 +1,7 @@
-"""Timing side by side: contenders take turns, and what is compared is ratios of times within one turn.
+"""Comparative timing: contenders take turns, and ratios of their times within one round are compared.
 
-Whatever else a machine does then hits all contenders alike. A ratio is given as the median over the rounds, with its
-range: a range that is wide says that the machine was not quiet.
+Other load on the machine then affects all contenders equally. A ratio is given as the median over the rounds, with its
+range: a wide range means that there was other load.
 """
 
 import statistics
@@ -45,10 +45,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Ratio:
-    """A figure that a benchmark stands for.
+    """A main result of a benchmark, with its target.
 
     Attributes:
-        name: What over what.
+        name: Name of the quotient.
         value: Over the rounds.
         at_least: Target from below; None for none.
         at_most: Target from above; None for none.

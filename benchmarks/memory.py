@@ -1,9 +1,9 @@
-"""What a process holds at most under ZeRO-3, against 16 bytes for each trained parameter of its share.
+"""Peak memory of a process under ZeRO-3, against 16 bytes for each trained parameter of its share.
 
 python -m benchmarks.memory
 
-Every contender runs in processes of its own, with little data on few positions, so that parameters and what belongs to
-them is what is seen. And what recomputation keeps for the backward pass of a step, and what it costs.
+Every contender runs in separate processes, with little data on few positions, so that parameters and their states
+dominate. In addition it measures the memory that recomputation keeps for the backward pass, and its time.
 """
 
 import tempfile
@@ -76,7 +76,7 @@ def run(options: Options) -> Report:
 
 
 def _apart(found: list[dict[str, Any]]) -> float:
-    """How far the losses of equal runs are apart at most, relatively."""
+    """Largest relative difference of the losses of equal runs."""
     steps = zip(*(one["losses"] for one in found), strict=True)
     return max(float((max(losses) - min(losses)) / max(losses)) for losses in steps)
 

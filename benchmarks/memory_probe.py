@@ -1,4 +1,4 @@
-"""What one process holds at most, phase by phase, over what it has after a run of a model of few layers.
+"""Peak memory of one process by phase, minus its memory after a run of a model of few layers.
 
 python -m benchmarks.memory_probe ARGUMENTS.json RESULT.json
 
@@ -63,7 +63,7 @@ class Sizes:
 
     Attributes:
         trained: Parameters that are trained.
-        resting: Those that are not: twins, and what no step reaches.
+        resting: Parameters that are not: twins, and those that no step uses.
         largest: Parameters of the largest layer.
     """
 
@@ -73,7 +73,7 @@ class Sizes:
 
     @classmethod
     def of(cls, chain: Chain) -> "Sizes":
-        """The sizes of a chain, whole or cut."""
+        """The sizes of a chain, whole or sharded."""
         trained = sum(whole_numel(one) for one in chain.parameters() if one.requires_grad)
         layers = [sum(map(whole_numel, layer.parameters())) for layer in chain.layers]
         return cls(trained, sum(layers) - trained, max(layers))
@@ -90,8 +90,8 @@ def probe(
 
     Args:
         parallel: Fields of ``ParallelConfig``.
-        model: Fields of ``MODEL`` that are other.
-        by_layer: Whether the chain is cut while it is being built, or built whole.
+        model: Fields that replace those of ``MODEL``.
+        by_layer: Whether the chain is sharded while it is being built, or built whole.
         steps: Optimizer steps.
         folder: Where files go.
 
@@ -101,7 +101,7 @@ def probe(
     """
     layout, config = ParallelConfig(**parallel), replace(MODEL, **model)
     peaks: dict[str, int] = {}
-    # A model of the same widths first: what is imported, connected and set up for its kernels on the way stays.
+    # First a model of the same widths, so that imports, connections and the setup of kernels are not counted.
     small = replace(config, vision_layers=1, text_layers=1, alignment_layers=1, generation_layers=1)
     _run(layout, small, by_layer, 1, Path(folder), {}, 0)
     gc.collect()
@@ -153,7 +153,7 @@ def measure_processes(
     folder: Path,
     timeout: float,
 ) -> dict[str, Any]:
-    """Runs ``probe`` in so many processes of this machine; what process 0 found.
+    """Runs ``probe`` in some processes of this machine; returns the result of process 0.
 
     Raises:
         RuntimeError: A process failed or did not end in time; with the end of its output.
@@ -170,7 +170,7 @@ def measure_processes(
         **os.environ,
         **{"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "OMP_NUM_THREADS": "1"},
         **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-        # Whatever is let go goes back to the system at once, instead of being kept for the next one.
+        # Freed memory is returned to the system at once, instead of being kept by the allocator.
         **{"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072", "PYTHONPATH": str(ROOT)},
     }
     running = []
@@ -209,9 +209,9 @@ def _batch(config: OmniVL, step: int) -> Batch:
 
 @contextmanager
 def _peak(peaks: dict[str, int], phase: str, base: int) -> Iterator[None]:
-    """Writes down the most memory that this process had resident within, less ``base``."""
+    """Records the peak resident memory of this process within the block, minus ``base``."""
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     yield
     peaks[phase] = _status("VmHWM") - base
     dist.barrier()

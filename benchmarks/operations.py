@@ -1,4 +1,4 @@
-"""Where the time of a step goes: torch's profiler, its operations sorted into a few categories."""
+"""The time of a step by category of operations, from torch's profiler."""
 
 import os
 import time
@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.measure import Step
 
 OUTSIDE = "outside operations"
-"""On a CPU: Python, autograd's bookkeeping, the profiler. On a GPU: time in which it has nothing to do."""
+"""On a CPU: Python, autograd's bookkeeping, the profiler. On a GPU: idle time."""
 
 OTHER = "other"
 
@@ -53,7 +53,7 @@ CATEGORIES: Sequence[tuple[str, tuple[str, ...]]] = (
         ),
     ),
 )
-"""Categories by what an operation's name says, tried from the first to the last."""
+"""Categories by words in an operation's name, tried from the first to the last."""
 
 
 def category(name: str) -> str:
@@ -95,7 +95,7 @@ def shares_of_time(step: Step, device: torch.device, repeats: int = 3) -> dict[s
     times: dict[str, float] = defaultdict(float)
     for event in profiler.key_averages():
         if event.device_type.name != "CPU":
-            continue  # kernels: their time stands with the operation that started them
+            continue  # kernels: their time is counted with the operation that started them
         taken = event.self_device_time_total if on_gpu else event.self_cpu_time_total
         if on_gpu or event.key.startswith(("aten::", "mkldnn::", "Optimizer.")):
             times[category(event.key)] += taken
@@ -107,7 +107,7 @@ def as_shares(microseconds: Mapping[str, float], wall: float) -> dict[str, float
 
     Args:
         microseconds: By category.
-        wall: Microseconds in all; what operations took in parallel may exceed it.
+        wall: Microseconds in all; the sum of parallel operations may exceed it.
     """
     whole = max(wall, sum(microseconds.values()))
     shares = {name: taken / whole for name, taken in microseconds.items() if taken > 0}

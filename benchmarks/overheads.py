@@ -1,12 +1,12 @@
-"""What layouts, recomputation and checkpoints cost: two processes at equal work, all contenders in turns.
+"""Cost of layouts, recomputation and checkpoints: two processes at equal work, all contenders in turns.
 
 python -m benchmarks.overheads
 
-Every layout trains the same chain on as many pairs a step, joined into the same micro-batches over the same
-processes, so that what is seen is the price of the layout alone. A pipeline of S stages idles for (S - 1) of (M + S -
+Every layout trains the same chain on the same number of pairs per step, in the same micro-batches over the same
+processes, so that the difference is the cost of the layout alone. A pipeline of S stages idles for (S - 1) of (M + S -
 1) slots of M micro-batches; a process of it has whole micro-batches where a replica has a part of each, which is why
 plain is also timed with half as many of twice the size. A checkpoint is timed within a window of steps: saved once
-and waited for, saved once behind training, not saved.
+synchronously, saved once asynchronously, not saved.
 """
 
 import json
@@ -89,7 +89,7 @@ def _of_saves(
 
 
 def _layouts(seconds: Mapping[str, Sequence[float]], dearest: Mapping[str, float], sizes: Sizes) -> Table:
-    """Time of a step beside what a pipeline is expected to take: the dearest stage's share, and the bubble."""
+    """Time of a step beside the expected time of a pipeline, from the share of its slowest stage and the bubble."""
     rows = []
     for name in CONTENDERS:
         bubble, expected = "-", "-"

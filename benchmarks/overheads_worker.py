@@ -43,7 +43,7 @@ WAYS = ("not saved", "saved and waited for", "saved behind training")
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is measured.
+    """Size of the measurement.
 
     Attributes:
         pairs: Image-text pairs of an optimizer step over all processes.
@@ -126,7 +126,7 @@ class _Window:
         self.pauses: list[float] = []
 
     def run(self) -> float:
-        """Seconds of the window. The checkpoint of an earlier run is gone, so that none is removed within it."""
+        """Seconds of the window. The checkpoint of an earlier run is removed before, not within it."""
         if ranks.rank() == 0:
             shutil.rmtree(self._folder, ignore_errors=True)
         pauses: list[float] = []
@@ -150,7 +150,7 @@ class _Window:
 
 
 def _dearest_stage(name: str, config: OmniVL) -> float:
-    """The share of the operations that falls to the dearest stage: 1 / S where the cut is even."""
+    """Share of the operations in the stage that has most of them: 1 / S for an even cut."""
     costs = costs_of(build(config))
     parts = cut(costs, LAYOUTS[name].pipeline_stages)
     return max(sum(costs[index] for index in part) for part in parts) / sum(costs)

@@ -1,8 +1,8 @@
 """Stages of one plan against each other: each from new weights, for several seeds, two runs at a time.
 
-A plan that compares ways to train holds them as stages (or chains of stages) that differ in what is compared and in
-nothing else. They run as a user would run them, each on a share of the cores; what is compared is how the last stage of
-each was evaluated, and the last training metrics where those are asked for.
+The plan has a stage (or a chain of stages) for each way to train; they differ only in what is compared. They run as a
+user would run them, each on a share of the cores. Results are the evaluation of the last stage of each and, if
+requested, its last training metrics.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,20 @@ from benchmarks.record import ROOT, Options, Report, Table
 
 QUICK_SHARE = 0.01
 FLOOR = 1e-3
-"""Least score in ratios: a contender may find nothing."""
+"""Lower bound of scores in ratios, since a score may be 0."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is set against what.
+    """The definition of a comparison.
 
     Attributes:
-        name: Of the benchmark.
+        name: Name of the benchmark.
         what: Its description.
         plan: The plan.
         contenders: Stages of each by name; the last one is measured. Those that take longest come first.
         scores: Scores of the evaluation, as ``task metric``.
-        leader: The contender over whose rivals ratios are taken; None for no ratios.
+        leader: The contender whose score is divided by those of the others; None for no ratios.
         metrics: Training metrics of the last stage's last steps that are tabled too.
         seeds: Seeds.
         equal_time: Whether to run all but the slowest contender again, for as many steps as the slowest one's time
@@ -81,7 +81,7 @@ def _run_all(
 def _shares_of_equal_time(runs: Mapping[str, Sequence[PlanRun]], share: float) -> dict[str, float]:
     """The shares of the plan's steps for which every contender but the slowest takes as long as the slowest one.
 
-    Time is that of the cores: what else the machine does would lend one contender the steps of another.
+    Time is that of the cores, so that other load on the machine does not change the numbers of steps.
     """
     taken = {name: Spread.of([run.cpu_seconds for run in found]).median for name, found in runs.items()}
     slowest = max(taken, key=lambda name: taken[name])

@@ -1,8 +1,8 @@
 """Whole runs of plans as a user starts them, each on its own share of the machine's cores.
 
-Trainings are minutes long, so that taking turns by the step, as the other benchmarks do, is no way to compare them.
-Here they run side by side in lanes: every lane has as many cores of its own as the others, and whatever else the
-machine does hits all lanes alike.
+Trainings take minutes, so that they cannot take turns by the step as in other benchmarks. Instead they run at the same
+time in lanes: all lanes have the same number of separate cores, and other load on the machine affects all lanes
+equally.
 """
 
 import json
@@ -32,12 +32,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PlanRun:
-    """What became of one run.
+    """The result of one run.
 
     Attributes:
         scores: Scores by ``task metric`` of every stage that was evaluated, by its name and in the stages' order.
         seconds: From the start of the command to its end.
-        cpu_seconds: Time that cores spent on it; on a lane of one core what it takes when nothing else runs there.
+        cpu_seconds: CPU time; on a lane of one core the time that it takes without other load.
         metrics: The last training metrics of every stage, by their names in ``metrics.jsonl``.
     """
 
@@ -54,7 +54,7 @@ class Finished:
     Attributes:
         output: What it printed.
         seconds: From its start to its end.
-        cpu_seconds: Time that cores spent on it and on the processes that it waited for.
+        cpu_seconds: CPU time of the command and of the processes that it waited for.
     """
 
     output: str
@@ -65,7 +65,7 @@ class Finished:
 class Lanes:
     """The usable cores cut into lanes of one size, and a queue of jobs for them.
 
-    A job may wait for the result of one that was handed in before it, since jobs begin in their order.
+    A job may wait for the result of one that was submitted before it, since jobs begin in order.
     """
 
     def __init__(self, device: torch.device, wanted: int = 2) -> None:
@@ -73,7 +73,7 @@ class Lanes:
 
         Args:
             device: Where models compute; a GPU is not shared, so that there it is one lane.
-            wanted: Lanes, where there are as many cores.
+            wanted: Number of lanes, if there are as many cores.
         """
         cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(usable_cores()))
         self.count = 1 if device.type == "cuda" else min(wanted, len(cores))
@@ -126,7 +126,7 @@ def run_on(cores: Cores, command: Sequence[str]) -> Finished:
 
 
 def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequence[str] = ()) -> PlanRun:
-    """Runs a plan as one process, in a folder of its own that is gone afterwards.
+    """Runs a plan as one process, in a temporary folder.
 
     Args:
         plan: The plan.

@@ -32,7 +32,7 @@ from engine.plan.parallel import BatchConfig, HostName, ParallelConfig
 from engine.plan.plan import StagePlan
 
 PAGE = Path(__file__).parents[1] / "docs" / "estimate.md"
-_FP32_OF_BF16 = 2  # two bf16 numbers travel as one of the four-byte elements that layers are counted in
+_FP32_OF_BF16 = 2  # two bf16 numbers count as one of the four-byte elements of layer sizes
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Row:
         figure: What is compared.
         published: Lowest and highest published value.
         estimated: The estimate.
-        note: What the estimate cannot know.
+        note: What the estimate does not take into account.
     """
 
     what: str
@@ -68,7 +68,7 @@ def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int 
         name: Of the layer.
         module: On ``meta``.
         run: Its forward pass.
-        share: By how many its parameters are divided: how many of its numbers make one of four bytes.
+        share: Divisor of the number of parameters: how many of them take four bytes together.
     """
     forward, backward = OperationCounter(), OperationCounter()
     with accelerator_kernels():

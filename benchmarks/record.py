@@ -1,8 +1,8 @@
-"""What a benchmark found, on what it ran, and the two files that say so (JSON for scripts, Markdown for readers).
+"""Results and environment of a benchmark, and their two files (JSON for scripts, Markdown for readers).
 
 Results of a full run lie in ``benchmarks/results``, named after the benchmark and the type of device. Those of a quick
 run, which only shows that the benchmark works, lie in ``runs/benchmarks``. A file is replaced as a whole and only when
-its benchmark has run to the end, so that a run that was cut short leaves the earlier result as it was.
+its benchmark has completed, so that an interrupted run does not change the earlier result.
 """
 
 import argparse
@@ -34,7 +34,7 @@ class Options:
     Attributes:
         device: Where the model computes.
         threads: Threads of torch on the CPU.
-        quick: Whether a small run is enough that shows that everything works.
+        quick: Whether to make a small run only, to show that everything works.
         out: Folder of the result files.
     """
 
@@ -61,13 +61,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Report:
-    """What a benchmark found.
+    """The results of a benchmark.
 
     Attributes:
         benchmark: Its name.
-        what: What was compared, in a few sentences.
-        ratios: The figures that it stands for.
-        tables: Everything else worth reading.
+        what: Description of the comparison, in a few sentences.
+        ratios: The main results.
+        tables: Further results.
         settings: Sizes and choices of this run, plain JSON values.
     """
 
@@ -114,9 +114,9 @@ def write(report: Report, options: Options, arguments: Sequence[str], load_befor
     """Writes the two result files.
 
     Args:
-        report: What was found.
+        report: The results.
         options: How it ran.
-        arguments: Command line behind the module's name.
+        arguments: Command line after the module's name.
         load_before: Average number of busy processes in the minute before.
 
     Returns:

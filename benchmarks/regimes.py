@@ -1,8 +1,8 @@
-"""The paper's claim in small: decoupled training against images only, videos only, and both from the start.
+"""The paper's claim on a small scale: decoupled training against images only, videos only, and both from the start.
 
 ``configs/plans/regimes.yaml`` holds all four as stages, at equal steps and batch size. Its stages run as a user would
-run them, for three seeds, two runs at a time, each on half of the cores. What is compared is image retrieval, clip
-retrieval and motion recognition at the end of each of the four.
+run them, for three seeds, two runs at a time, each on half of the cores. Scores are image retrieval, clip retrieval and
+motion recognition at the end of each of the four.
 """
 
 from benchmarks.plan_comparison import Comparison, compare

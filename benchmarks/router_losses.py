@@ -1,8 +1,8 @@
-"""What the auxiliary losses of sparse experts do: a grid in small, three seeds.
+"""Effects of the auxiliary losses of sparse experts: a small grid, three seeds.
 
 ``configs/plans/router_losses.yaml`` trains one transformer for images and texts with sparse experts in every second
 block, with none of the losses, with importance, load and z, with local entropy added for texts, with global entropy
-added for both modalities, and with all. What is compared is retrieval on the unseen style, and how many experts each
+added for both modalities, and with all. Results are retrieval on the unseen style, and the number of experts that each
 modality uses at the end.
 """
 

@@ -1,12 +1,12 @@
-"""How much of the machine's best matrix product a training step reaches, and where the rest of the time goes.
+"""FLOP/s of a training step relative to the machine's fastest matrix product, and its time by operation.
 
 python -m benchmarks.step_flops
 
 A step is forward, backward, clipping, AdamW and the momentum update of the plain host, with every objective that acts
 on the kind of batch. Its floating point operations are those of its matrix products, worked out by arithmetic
 (``omnivl.chain.flops.chain_flops``): attention and feed-forward count; normalisations, softmax and recomputation
-do not. They are set against square bf16 products, which take turns with the steps, also where the step computes in
-fp32. A profile of the same steps then says which operations take the time.
+do not. They are compared with square bf16 products, which take turns with the steps, also if the step computes in fp32.
+A profile of the same steps then shows which operations take the time.
 """
 
 import itertools
@@ -44,7 +44,7 @@ class Case:
         model: Its sizes.
         kind: What a batch holds.
         batch_size: Samples.
-        dtype: In what the chain computes.
+        dtype: Data type in which the chain computes.
     """
 
     preset: str
@@ -75,7 +75,7 @@ class Case:
 def make_batch(case: Case) -> Batch:
     """A batch of noise with everything that the objectives draw.
 
-    Texts fill their whole length, so that the same work is done on devices where blocks do not leave padding out.
+    Texts have the full length, so that the work is the same on devices on which blocks do not leave padding out.
     """
     model, draw = case.model, torch.Generator().manual_seed(0)
     side = model.video_size if is_video(case.kind) else model.image_size

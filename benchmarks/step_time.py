@@ -1,4 +1,4 @@
-"""The training step of two checkouts against each other: did a change of the code make a step slower?
+"""Compares the training step of two checkouts, to find whether a change of the code made it slower.
 
 python -m benchmarks.step_time ../before .                          # emoji, quickstart and limoe_tiny, first stages
 python -m benchmarks.step_time ../before . --plans quickstart --all-stages --rounds 7
@@ -6,10 +6,10 @@ python -m benchmarks.step_time ../before . --plans quickstart --all-stages --rou
 Whole runs take turns, in an order that is reversed from round to round, and a ratio is taken within a round. Each run
 is ``omnivl pretrain`` of the checkout on its own copy of the plan, in a process and a folder of its own, shortened and
 without evaluation. Seconds by the clock are those of ``metrics.jsonl``; seconds of the cores are those of all processes
-of the run between two lines of it. What other programs do at the same time shows in the former more than in the latter.
-Steps before ``--skip`` do not count: caches are filled and kernels chosen in them.
+of the run between two lines of it. Other load affects the former more than the latter. Steps before ``--skip`` do not
+count: caches are filled and kernels chosen in them.
 
-Nothing of the engine is imported, so that checkouts may differ in anything but the command line and the run folder.
+The engine is not imported, so that checkouts may differ in everything but the command line and the run folder.
 """
 
 import argparse
@@ -47,13 +47,13 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Choice:
-    """What is run.
+    """What to run.
 
     Attributes:
         steps: Of each stage.
-        skip: Of them, that do not count.
+        skip: Number of first steps that do not count.
         all_stages: Whether to run more than the plan's first stage.
-        overrides: Laid over every plan, as on the command line.
+        overrides: Overrides for every plan, as on the command line.
     """
 
     steps: int = 24
@@ -70,8 +70,8 @@ def compare(
     Args:
         checkouts: Two folders; that of the code before comes first.
         plan: Name of a file in ``configs/plans``.
-        choice: How much of it.
-        rounds: How often.
+        choice: Which stages and steps of it.
+        rounds: Number of rounds.
 
     Returns:
         By stage, for each checkout a figure from each round.
@@ -119,7 +119,7 @@ def step_time(log: Path, marks: Mapping[int, float], skip: int) -> StepTime:
 
     Args:
         log: Its ``metrics.jsonl``, a line for each step.
-        marks: Seconds that cores had spent on the run, by the lines that were written when it was looked.
+        marks: CPU seconds of the run, by the number of lines in the log at that time.
         skip: Steps that do not count.
     """
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
@@ -144,7 +144,7 @@ def table(found: Mapping[str, tuple[list[StepTime], list[StepTime]]]) -> str:
 
 
 def imported_from(checkout: Path) -> Path:
-    """The folder that the command line comes from when it is started as the runs are."""
+    """The folder from which a process imports the command line if it is started as the runs are."""
     code = "import launcher, pathlib; print(pathlib.Path(launcher.__file__).resolve().parents[1])"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -167,7 +167,7 @@ def _overrides(stages: Sequence[str], choice: Choice) -> Iterator[str]:
 
 
 def _watch(process: "subprocess.Popen[bytes]", stages: Path) -> dict[Path, dict[int, float]]:
-    """Waits for the end; notes by log and number of lines what cores had spent when a line was new."""
+    """Waits for the end; records the CPU seconds at each new line, by log and number of lines."""
     marks: dict[Path, dict[int, float]] = {}
     while process.poll() is None:
         for log in stages.glob("*/metrics.jsonl"):
@@ -179,7 +179,7 @@ def _watch(process: "subprocess.Popen[bytes]", stages: Path) -> dict[Path, dict[
 
 
 def _core_seconds(pid: int) -> float:
-    """What cores have spent on a process and on those below it."""
+    """CPU seconds of a process and its descendants."""
     total = 0.0
     try:
         root = psutil.Process(pid)

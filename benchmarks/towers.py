@@ -99,7 +99,7 @@ def make_batch(config: OmniVL, size: int, device: torch.device) -> Batch:
 
 
 def run(options: Options) -> Report:
-    """Lets the three take turns."""
+    """Times the three in turns."""
     pairs = 16 if options.quick else 512 if options.device.type == "cuda" else 64
     rounds = 2 if options.quick else 15
     config = replace(
