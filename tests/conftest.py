@@ -1,4 +1,4 @@
-"""What holds for all tests: one thread per process, the CPU unless a test asks for a GPU, skips that say why."""
+"""Settings of all tests: one thread per process, the CPU unless a test asks for a GPU, skips with their reason."""
 
 import os
 import shutil

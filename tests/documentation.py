@@ -1,4 +1,4 @@
-"""Commands as they stand in the documents, and plans that are short enough to run them."""
+"""Extracts the commands of the documents, and makes plans short enough to run them."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""States as the encoders leave them, for tests of the layers and losses behind these."""
+"""States after the encoders, for tests of later layers and losses."""
 
 from collections.abc import Sequence
 

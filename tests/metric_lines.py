@@ -1,4 +1,4 @@
-"""What two equal runs write alike into their metrics."""
+"""The parts of metrics that are equal in two equal runs."""
 
 from pathlib import Path
 from typing import Any

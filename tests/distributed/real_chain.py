@@ -1,4 +1,4 @@
-"""A very small real chain with all objectives, and batches for it: the whole run's, and a replica's share of them."""
+"""A very small real chain with all objectives, and batches for it: those of the whole run, and a replica's share."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A small chain with every property that a host has to cope with, and batches for it.
+"""A small chain with every property that a host has to support, and batches for it.
 
 It has an EMA twin and a part that only clips use (``visual_*``), layers that labels leave out (``generation_*``),
 a join over replicas and a queue in its middle (``contrast``), and an odd number of elements in most parameters.

@@ -1,4 +1,4 @@
-"""The gather over replicas: what it joins, and the gradient that it sends back."""
+"""The gather over replicas: its result and its gradient."""
 
 from typing import Any
 

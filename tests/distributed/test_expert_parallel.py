@@ -1,4 +1,4 @@
-"""Experts that are cut over processes: what they leave in a checkpoint, and who can go on from it."""
+"""Experts that are split over processes: their checkpoints, and the layouts that can resume from them."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""One wiring, every layout: losses, gradient norms and weights agree with those of one plain process.
+"""Every parallel layout: losses, gradient norms and weights agree with those of one plain process.
 
 The reference is one plain process that holds the joined batch. Kinds of data change between and within steps, so that
 layers and parts of layers go without gradient in some steps; gradients are accumulated and clipped; momentum twins and

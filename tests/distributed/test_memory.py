@@ -1,4 +1,4 @@
-"""What a process holds under ZeRO-3 while a chain is built, trained and written: its share, and a few layers."""
+"""Memory of a process under ZeRO-3 while a chain is built, trained and written: its share, and a few layers."""
 
 from pathlib import Path
 

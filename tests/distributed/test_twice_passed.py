@@ -1,7 +1,7 @@
-"""Layers that stand on two pipeline stages: copies stay alike, are saved once, and any layout goes on from the files.
+"""Layers on two pipeline stages: copies stay equal, are saved once, and any layout resumes from the files.
 
-The model passes all its blocks twice; it has momentum twins, a queue, and experts whose selection is balanced by what
-they served in both passes.
+The model runs all its blocks twice; it has momentum twins, a queue, and experts whose selection bias follows the tokens
+of both passes.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What hosts keep between steps: files, whole weights, twins, and what a skipped step leaves alone."""
+"""State of hosts between steps: files, whole weights, twins, and the effect of skipped steps."""
 
 import json
 import math

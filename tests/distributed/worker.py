@@ -1,7 +1,7 @@
 """One process of a distributed test: joins the process group, calls a function, stores what it returns.
 
-Tests fork it from a server that has imported what all need (``conftest.py``); tests of one process on a GPU start it as
-a program: FILE FUNCTION ARGUMENTS.json RESULTS SECONDS.
+Tests fork it from a server with the common imports (``conftest.py``); tests of one process on a GPU start it as a
+program: FILE FUNCTION ARGUMENTS.json RESULTS SECONDS.
 """
 
 import faulthandler

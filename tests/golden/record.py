@@ -1,11 +1,11 @@
-"""Records what the golden plans come to (``tests/golden/recorded``), which ``test_golden.py`` holds later code to.
+"""Records the results of the golden plans (``tests/golden/recorded``), to which ``test_golden.py`` compares later code.
 
 python tests/golden/record.py                           # what is not recorded yet
 python tests/golden/record.py --replace limoe-plain     # these anew, whatever is recorded
 python tests/golden/record.py --replace all
 
-A record that is there is left alone unless it is named. Every run is carried out twice, and nothing is written where
-the two differ in a bit. A commit that replaces records says which change of the code they follow from.
+An existing record is only replaced if it is named. Every run is carried out twice, and nothing is written if the two
+differ in a bit. A commit that replaces records names the change of the code that causes this.
 """
 
 import argparse

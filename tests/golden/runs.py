@@ -1,7 +1,7 @@
-"""Runs of the golden plans through the command line, and what of them is recorded.
+"""Runs of the golden plans through the command line, and the recorded part of their results.
 
-Nothing of the engine is imported: a run is started as a user starts it and read from the files that it leaves
-(``metrics.jsonl``, ``weights.safetensors``), so that records outlive every move of a module.
+The engine is not imported: a run is started as a user starts it and read from its files (``metrics.jsonl``,
+``weights.safetensors``), so that moving modules does not affect records.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
-"""Every model on every host comes to what was recorded: losses, gradient norms, metrics and weights of 20 steps.
+"""Every model on every host reproduces its record: losses, gradient norms, metrics and weights of 20 steps.
 
-To the bit on a machine like the one that recorded (``machine`` in the record), within ``LIMITS`` on any other. Where a
-change is meant to change figures, ``python tests/golden/record.py --replace`` records them anew; its commit says why.
+The results are equal to the bit on a machine like that of the record (``machine`` in the record), within ``LIMITS`` on
+any other. If a change is meant to change results, ``python tests/golden/record.py --replace`` records them again; its
+commit says why.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Experts on a device: what is taken by default equals the loop, and nothing is read back to choose it."""
+"""Experts on a device: the default implementation equals the loop, and reads nothing back from the device."""
 
 import pytest
 import torch

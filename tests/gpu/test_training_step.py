@@ -1,4 +1,4 @@
-"""One training step of all objectives on all kinds: everything moves, and everything stays on the device."""
+"""One training step of all objectives on all kinds: all parameters change, and all tensors stay on the device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""ZeRO-3 on one device takes the steps of the plain host. In a process of its own: DeepSpeed picks its device once."""
+"""ZeRO-3 on one device equals the plain host. In a separate process: DeepSpeed selects its device once."""
 
 import json
 import os

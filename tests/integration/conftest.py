@@ -1,4 +1,4 @@
-"""Starts ``omnivl pretrain`` on a plan of a few seconds and looks at what it leaves behind."""
+"""Starts ``omnivl pretrain`` on a plan of a few seconds and reads the files of the run."""
 
 import json
 import os

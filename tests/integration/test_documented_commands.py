@@ -1,4 +1,4 @@
-"""Every command of the README and of the tutorials, as it stands there, one after the other, with shorter plans.
+"""Every command of the README and of the tutorials, word by word, one after the other, with shorter plans.
 
 The tutorial on Slurm is run by ``tests/slurm``.
 """

@@ -1,4 +1,4 @@
-"""Any process of a run may be killed at any moment: the others end, it is named, and the same command goes on exactly.
+"""Any process of a run may be killed at any moment: the others end, it is named, and the same command resumes exactly.
 
 The full matrix is layouts x moments x (first, last rank). ``faults_page.py`` writes ``docs/faults.md`` from its run.
 """

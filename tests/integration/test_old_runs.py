@@ -1,7 +1,7 @@
-"""Runs of version 0.1.0 (``old_runs/make.py``) under the code of today: what was written then is read, wherever it is.
+"""Runs of version 0.1.0 (``old_runs/make.py``) are read by the present code.
 
-A finished run is evaluated, exported, shown and known to be finished; one that was stopped under ZeRO-3 goes on to its
-end, on the layout that it had and on one process. Figures are those of then: to the bit on a machine like that one,
+A finished run is evaluated, exported, reported and recognised as finished; one that was stopped under ZeRO-3 resumes to
+its end, on its layout and on one process. Results equal those of version 0.1.0: to the bit on a machine like that one,
 within the golden runs' limits on another.
 """
 

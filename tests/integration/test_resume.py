@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends in the very bits of a run that was left alone."""
+"""A run that is killed and started again ends with exactly the bits of an uninterrupted run."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Losses that spike or are not finite: the stage goes back, and ends as if it had never seen the data in between."""
+"""Losses that spike or are not finite: the stage rolls back, and ends as if the data in between did not exist."""
 
 import json
 import os

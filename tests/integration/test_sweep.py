@@ -1,4 +1,4 @@
-"""A sweep from its file to its page: what is done is skipped, what failed is named, what is missing is said."""
+"""A sweep from its file to its page: finished runs are skipped, failed and missing ones are named."""
 
 import subprocess
 import sys

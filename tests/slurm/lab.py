@@ -1,7 +1,7 @@
 """A Slurm of two nodes on this machine: a controller, and two slurmd in network namespaces with names of their own.
 
-Each node has its own hostname, network, ``/dev/shm`` and two GPUs that are none. Outside of its folder nothing of it is
-to be seen but a bridge and two namespaces, named after the process that runs the tests.
+Each node has its own hostname, network, ``/dev/shm`` and two pretended GPUs. Outside of its folder it creates only a
+bridge and two namespaces, named after the process that runs the tests.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a cluster does to a job: nodes taken back, nodes that die, nodes that are bad from the beginning."""
+"""Faults of a cluster: preempted nodes, nodes that fail, nodes that are bad from the beginning."""
 
 from typing import TYPE_CHECKING
 

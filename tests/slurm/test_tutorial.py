@@ -1,4 +1,4 @@
-"""The tutorial's commands on two nodes, as they stand there."""
+"""The tutorial's commands on two nodes, word by word."""
 
 import json
 import shlex

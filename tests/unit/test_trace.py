@@ -1,4 +1,4 @@
-"""``docs/trace.md`` is true: its files and symbols exist, and who is said to call something does."""
+"""``docs/trace.md`` is correct: its files and symbols exist, and so do the calls that it names."""
 
 import ast
 import re

@@ -2,10 +2,10 @@
 
 ``OMNIVL_TEST_FAULT`` is JSON. For processes: ``moment``, ``stage`` and ``step`` (where the loop is then), ``victim``
 (a rank), ``run`` (its folder), ``record`` (a file that gets the time and keeps the fault from happening twice) and
-``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang with Python's lock in hand), ``work`` (for
-ten seconds) or ``fill`` (no file can grow beyond 4 KiB any more). For data: ``micro_steps``, a range of micro-
-batches, and ``data``: ``spike`` (their steps report fifty times the loss), ``nan``, or ``absent`` (nobody ever sees
-them). The engine knows nothing of it.
+``action``: ``kill``, ``stop``, ``sleep`` (hang in Python), ``hold`` (hang while holding Python's lock), ``work`` (for
+ten seconds) or ``fill`` (no file can grow beyond 4 KiB any more). For data: ``micro_steps``, a range of micro- batches,
+and ``data``: ``spike`` (their steps report fifty times the loss), ``nan``, or ``absent`` (they are skipped). The engine
+has no code for this.
 """
 
 import ctypes

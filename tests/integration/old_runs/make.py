@@ -2,11 +2,11 @@
 
 python tests/integration/old_runs/make.py FOLDER      # where to; the archives here are never replaced
 
-The archives beside this file are what version 0.1.0 wrote (commit in each ``environment.json``). They are not made anew
-when the code changes: that they stay as they are is their use. A version that changes what a run folder holds makes its
-own into a folder of its own. Left out are pages, which ``omnivl report`` and ``evaluate`` make again, and signs of life
-of processes that are gone; the machine's name and folders are replaced. xz, since untrained rows of the vocabulary
-stand in each file: gzip makes them twice as large.
+Version 0.1.0 wrote the archives beside this file (commit in each ``environment.json``). They are not made again when
+the code changes, since they test that old files can be read. A version that changes the content of a run folder makes
+further archives in another folder. Pages, which ``omnivl report`` and ``evaluate`` make again, and heartbeats are left
+out; the machine's name and folders are replaced. The compression is xz, since each file has the untrained rows of the
+vocabulary: with gzip the archives are twice as large.
 """
 
 import io

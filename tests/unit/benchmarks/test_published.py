@@ -1,4 +1,4 @@
-"""The table of published figures: what an error is, and that the page has what the code says."""
+"""The table of published figures: the definition of the error, and that the page agrees with the code."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Result files: what they say, and that a failure leaves the earlier ones alone."""
+"""Result files: their content, and that a failure does not change earlier ones."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""Two checkouts against each other, on stand-ins that do nothing but spend time and write down how much."""
+"""Comparison of two checkouts, with stand-ins that only spend time and record it."""
 
 from pathlib import Path
 

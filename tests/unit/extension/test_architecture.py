@@ -1,4 +1,4 @@
-"""An architecture that stands in no union is built, trained, handed over and asked for its sizes like the others."""
+"""An architecture that is in no union is built, trained, handed over and measured like the others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace

@@ -1,4 +1,4 @@
-"""An objective that stands in no union goes through the default chain: rows, draws, head, twice under two names."""
+"""An objective that is in no union runs in the default chain: rows, draws, head, twice under two names."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

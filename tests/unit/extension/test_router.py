@@ -1,4 +1,4 @@
-"""A router that stands in no union: one file's worth of code, put into a chain by the public interface alone."""
+"""A router that is in no union: code of one file, used in a chain through the public interface alone."""
 
 from dataclasses import dataclass, field, replace
 from typing import Literal

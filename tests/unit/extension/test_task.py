@@ -1,4 +1,4 @@
-"""Tasks that stand in no union: a toy, and the one of the tutorial, run, written and shown as any other."""
+"""Tasks that are in no union: a toy and the tutorial's task are run, written and shown like any other."""
 
 import importlib.util
 import io

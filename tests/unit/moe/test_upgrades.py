@@ -1,4 +1,4 @@
-"""Fillings as plans wrote them before routers had options of their own."""
+"""Fillings in the form from before routers had separate options."""
 
 import pytest
 

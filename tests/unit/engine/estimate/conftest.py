@@ -1,4 +1,4 @@
-"""A machine whose figures make arithmetic easy, and the works of models without memory."""
+"""A machine with round figures, and counted work of models on ``meta``."""
 
 from collections.abc import Callable
 

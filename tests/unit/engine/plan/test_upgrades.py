@@ -1,4 +1,4 @@
-"""Plans of before routers had options of their own read as today's."""
+"""Plans from before routers had separate options are read like today's."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The page of a run: it shows what the files say, and asks the network for nothing."""
+"""The page of a run: it shows the content of the files, and loads nothing over the network."""
 
 import html
 import json

@@ -1,4 +1,4 @@
-"""``omnivl submit`` and ``omnivl jobs`` against commands that stand in for Slurm's: what they are told."""
+"""``omnivl submit`` and ``omnivl jobs`` with replacements of Slurm's commands, which record their arguments."""
 
 import datetime
 import json

@@ -1,4 +1,4 @@
-"""The figures that say whether a routed layer is well, on sums that are easy to follow."""
+"""Statistics of a routed layer, on simple sums."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What layers say of their operations against what torch counts."""
+"""Operations computed by layers against those that torch counts."""
 
 from dataclasses import replace
 

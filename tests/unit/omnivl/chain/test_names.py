@@ -1,4 +1,4 @@
-"""Names of before lead to today's."""
+"""Earlier names are translated to today's."""
 
 import pytest
 

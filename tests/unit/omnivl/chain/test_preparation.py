@@ -1,4 +1,4 @@
-"""Objectives on batches that have only a text, or only something to see."""
+"""Objectives on batches that have only a text, or only pictures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

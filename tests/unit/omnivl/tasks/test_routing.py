@@ -1,4 +1,4 @@
-"""Who went where, of real drawings and clips through tiny models, and the page of it."""
+"""Routing of real drawings and clips in tiny models, and its page."""
 
 import json
 import math
