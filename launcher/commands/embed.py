@@ -53,7 +53,7 @@ def embed(
             arrays["texts"] = encoder.texts([text for _, text in owned]).numpy()
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, allow_pickle=False, **arrays)
-    width = arrays["pictures"].shape[1]
+    width = arrays["pictures"].shape[-1]
     typer.echo(f"{out}: {len(pictures)} pictures and {len(owned)} captions of stage {trained.stage.name}, {width} wide")
 
 

@@ -207,7 +207,7 @@ class Chain(nn.Module):
             frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
 
         Returns:
-            fp32 ``[B, P]``, L2-normalised.
+            fp32 ``[B, P]``, L2-normalised; ``[B, M, P]`` where the architecture makes several of each.
         """
         layout = replace(visual_layout(frames), class_only=True)
         return self.fold(State({"frames": frames}, layout))["visual_embedding"]

@@ -36,7 +36,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "momentum_fused": "float [R, L, D], likewise; all its rows at the end",
     "momentum_memory": "float [R_memory, S, D], visual features of the momentum twin that momentum_fused looks at",
     "momentum_fused_memory": "int64 [R], the row of momentum_memory that each row of momentum_fused looks at",
-    "visual_embedding": "float [B, P], projected and L2-normalised, fp32",
+    "visual_embedding": "float [B, P], projected and L2-normalised, fp32; [B, M, P] where a sample has several",
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
     "momentum_visual_embedding": "float [B, P], from the momentum twin, no gradient",
     "momentum_text_embedding": "float [B, P], from the momentum twin, no gradient",

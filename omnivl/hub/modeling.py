@@ -26,6 +26,7 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import ITM, LM, VLM, Objective
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.project import Project
+from omnivl.parts.similarity import similarity
 
 
 @dataclass
@@ -107,7 +108,8 @@ class OmniVLModel(PreTrainedModel):
             kwargs: Ignored, so that the processor's whole output may be handed over.
 
         Returns:
-            ``last_hidden_state [B, S, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``.
+            ``last_hidden_state [B, S, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``, or
+            several of each image, ``[B, M, P]``.
         """
         return self._visual(_frames(pixel_values, "pixel_values", 4)[:, None])
 
@@ -192,7 +194,7 @@ class OmniVLModel(PreTrainedModel):
         if input_ids is not None and out.text_embeds is not None and out.image_embeds is not None:
             project = self.chain.get_submodule("contrast")
             assert isinstance(project, Project)
-            out.logits_per_text = project.scale().float() * (out.text_embeds @ out.image_embeds.t())
+            out.logits_per_text = project.scale().float() * similarity(out.text_embeds, out.image_embeds)
             out.logits_per_image = out.logits_per_text.t()
             if return_loss:
                 own = torch.arange(len(out.text_embeds), device=self.device)

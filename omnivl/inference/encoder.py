@@ -1,6 +1,7 @@
 """Embeddings and predictions of whole sets, computed in shares by all replicas.
 
-Shapes: N pictures or texts, K texts of each picture, P projection size.
+Shapes: N pictures or texts, K texts of each picture, M embeddings of a picture, P projection
+size.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ class Encoder:
         return torch.from_numpy(self.tokenizer.encode(texts, self.model.inputs.text_length)).to(self.device)
 
     def pictures(self, pictures: PictureSet) -> Tensor:
-        """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``."""
+        """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``, or several of each, ``[N, M, P]``."""
         return self.in_shares(
             len(pictures), self.batch_size, lambda share: self.chain.encode_visual(self._frames(pictures, share))
         )

@@ -5,7 +5,7 @@ Samples of one identity count as different ones.
 The projections and the temperature belong to the layer that makes the embeddings (``omnivl.parts.project``), the bias
 of the sigmoid loss to this objective's head.
 
-Shapes: B samples of this replica, J joined batch (replicas * B), P projection size.
+Shapes: B samples of this replica, J joined batch (replicas * B), M embeddings of a picture, P projection size.
 """
 
 from dataclasses import dataclass
@@ -23,11 +23,15 @@ from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_pair
 from omnivl.objectives.key_queue import Pairs
 from omnivl.objectives.recall import recalls_at_1
+from omnivl.parts.similarity import similarity
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """L2-normalised embeddings of samples, text i beside picture i: ``visual`` and ``text``, fp32 ``[N, P]``."""
+    """L2-normalised embeddings of samples, text i beside picture i: ``visual`` and ``text``, fp32 ``[N, P]``.
+
+    Where an architecture makes several embeddings of a picture ``visual`` is ``[N, M, P]``; see ``similarity``.
+    """
 
     visual: Tensor
     text: Tensor
@@ -49,6 +53,7 @@ class ITC(Objective):
             not of unit length and its temperature is 1, where both are the same; embeddings of unit length get targets
             that are nearly equal everywhere, and fall together.
         initial_bias: Of the sigmoid's logits, learnt; the other losses have none.
+        label_smoothing: Of the loss ``softmax``: share of the pair's probability that is spread over the whole batch.
 
     Source: Radford et al., CLIP, arXiv 2103.00020, section 2.3 and figure 3; the scale is at most 100 (section 2.5).
         Sigmoid: Zhai et al., SigLIP, arXiv 2303.15343, algorithm 1. Soft targets are those of an open implementation
@@ -64,6 +69,7 @@ class ITC(Objective):
     learn_temperature: bool = True
     soft_target_factor: Literal["scale", "temperature"] = "scale"
     initial_bias: float = -10.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -72,6 +78,9 @@ class ITC(Objective):
             UserError: An option is out of its range.
         """
         super().__post_init__()
+        self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
+        smooths = self.loss_type == "softmax" or self.label_smoothing == 0.0
+        self.require(smooths, "label_smoothing", f"0 where loss_type is {self.loss_type!r}")
         options = self.temperature_options
         low, high = options.bounds
         self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
@@ -112,7 +121,7 @@ class ITC(Objective):
         if self.loss_type == "soft":
             factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
             return ObjectiveLoss(soft_target_loss(own, joined, scale, factor, gather), metrics)
-        return ObjectiveLoss(softmax_loss(own, joined, scale, first), metrics)
+        return ObjectiveLoss(softmax_loss(own, joined, scale, first, self.label_smoothing), metrics)
 
 
 class BiasHead(Head):
@@ -124,7 +133,7 @@ class BiasHead(Head):
         self.bias = nn.Parameter(torch.tensor([initial]))
 
 
-def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int) -> Tensor:
+def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int, label_smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy of both directions, halved, a scalar.
 
     Args:
@@ -132,10 +141,11 @@ def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int) -> 
         joined: All replicas', ``[J, P]``.
         scale: 1 / temperature.
         first: Which of the joined samples is this replica's first.
+        label_smoothing: See ``ITC``.
     """
     labels = torch.arange(first, first + len(own.visual), device=own.visual.device)
-    to_text = F.cross_entropy(scale * (own.visual @ joined.text.t()), labels)
-    to_visual = F.cross_entropy(scale * (own.text @ joined.visual.t()), labels)
+    to_text = F.cross_entropy(scale * similarity(own.visual, joined.text), labels, label_smoothing=label_smoothing)
+    to_visual = F.cross_entropy(scale * similarity(own.text, joined.visual), labels, label_smoothing=label_smoothing)
     return (to_text + to_visual) / 2.0
 
 
@@ -156,11 +166,11 @@ def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Ten
         factor: Of the targets' similarities.
         gather: Joins the normalisers.
     """
-    alike = (own.visual @ joined.visual.t() + own.text @ joined.text.t()) * (factor / 2.0)
+    alike = (similarity(own.visual, joined.visual) + similarity(own.text, joined.text)) * (factor / 2.0)
     normalisers = alike.logsumexp(-1)
     targets, transposed = (alike - normalisers[:, None]).exp(), (alike - gather.join(normalisers)).exp()
-    to_visual = F.cross_entropy(scale * (own.text @ joined.visual.t()), targets)
-    to_text = F.cross_entropy(scale * (own.visual @ joined.text.t()), transposed)
+    to_visual = F.cross_entropy(scale * similarity(own.text, joined.visual), targets)
+    to_text = F.cross_entropy(scale * similarity(own.visual, joined.text), transposed)
     return (to_visual + to_text) / 2.0
 
 
@@ -177,5 +187,5 @@ def sigmoid_loss(own: Embedded, joined: Embedded, scale: Tensor, bias: Tensor, f
         bias: Of the logits, scalar.
         first: Which of the joined samples is this replica's first.
     """
-    logits = scale * (own.visual @ joined.text.t()) + bias
+    logits = scale * similarity(own.visual, joined.text) + bias
     return (F.softplus(logits).sum() - logits.diagonal(first).sum()) / len(logits)

@@ -2,7 +2,7 @@
 
 The queue is the same on every replica.
 
-Shapes: Q queue entries, J keys of one push, P projection size.
+Shapes: Q queue entries, J keys of one push, M embeddings of a picture, P projection size.
 
 Source: He et al., MoCo, arXiv 1911.05722, section 3.2.
 """
@@ -17,7 +17,10 @@ _NAMES = ("visual", "text", "identity", "domain", "valid")
 
 @dataclass(frozen=True)
 class Pairs:
-    """Embeddings of samples: ``visual`` and ``text`` fp32 ``[B, P]``, L2-normalised, and ``identity`` int64 ``[B]``."""
+    """Embeddings of samples: ``visual`` and ``text`` fp32 ``[B, P]``, L2-normalised, and ``identity`` int64 ``[B]``.
+
+    A picture may have several embeddings, ``[B, M, P]``; see ``similarity``.
+    """
 
     visual: Tensor
     text: Tensor

@@ -20,6 +20,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_pair, is_video
 from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
 from omnivl.objectives.recall import recalls_at_1
+from omnivl.parts.similarity import similarity
 
 Reduction = Literal["mean", "sum"]
 
@@ -173,11 +174,11 @@ class UniVLC(Objective):
             (queries.visual, keys.text, None if soft is None else soft.visual),
             (queries.text, keys.visual, None if soft is None else soft.text),
         ):
-            logits = scale * (query @ key.t())
+            logits = scale * similarity(query, key)
             if soft is None or soft_query is None:
                 targets = hard_targets(positive, self.positive_reduction)
             else:
-                teacher = scale.detach() * (soft_query @ key.detach().t())
+                teacher = scale.detach() * similarity(soft_query, key.detach())
                 targets = soft_targets(teacher, positive, keys.valid, soft.alpha, self.positive_reduction)
             losses.append(contrastive_loss(logits, positive, keys.valid, targets, log_weights).mean())
         return (losses[0] + losses[1]) / 2.0

@@ -18,6 +18,7 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.parts.linear import Linear
+from omnivl.parts.similarity import similarity
 
 SEGMENTS = ("positive", "negative_visual", "negative_text")
 """Fused rows: own text and own visual; own text and another's visual; another's text and own visual."""
@@ -83,7 +84,7 @@ class VLM(Objective):
         admissible = identity[:, None] != world.join(identity)
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
         drawn = [
-            draw_negatives(scale * (query @ world.join(key.detach()).t()), admissible, uniform, self.epsilon)
+            draw_negatives(scale * similarity(query, world.join(key.detach())), admissible, uniform, self.epsilon)
             for query, key, uniform in ((text, visual, uniforms[:, 0]), (visual, text, uniforms[:, 1]))
         ]
         count = admissible.shape[1]

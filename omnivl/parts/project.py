@@ -5,7 +5,7 @@ size.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -28,7 +28,7 @@ class Pool(Protocol):
     """Chooses what is projected of a stream's clean rows."""
 
     def __call__(self, stream: Tensor, state: State) -> Tensor:
-        """The pooled positions, ``[B, D]``, or ``[B, M, D]`` where embeddings of several are averaged.
+        """The pooled positions, ``[B, D]``, or ``[B, M, D]`` where there is an embedding of each of several.
 
         Args:
             stream: The clean rows ``[B, positions, D]``, of the encoder or of its momentum twin.
@@ -67,6 +67,7 @@ class Project(ChainLayer):
         joins_inputs: bool = False,
         bias: bool = True,
         pools: Mapping[str, Pool] | None = None,
+        several: Collection[str] = (),
     ) -> None:
         """Builds the projections, and their twins where an objective reads what these make.
 
@@ -78,6 +79,8 @@ class Project(ChainLayer):
             bias: Whether the projections have one.
             pools: What is projected of a stream; of one that is not named, the first position. An encoder whose last
                 block leaves out other positions (``may_shorten``) has nothing else.
+            several: Streams whose samples keep the embeddings of all pooled positions, ``[B, M, P]``, which otherwise
+                are averaged.
 
         Raises:
             ModelError: An objective needs momentum twins and the model has none.
@@ -85,6 +88,7 @@ class Project(ChainLayer):
         super().__init__()
         require_momentum(momentum, objectives)
         self.momentum, self.joins_inputs, self.pools = momentum, joins_inputs, pools or {}
+        self.several = several
         visual, text = ((sizes.widths[stream], sizes.projection_size) for stream in ("visual", "text"))
         self.visual_projection = Linear(*visual, bias=bias)
         self.text_projection = Linear(*text, bias=bias)
@@ -133,7 +137,7 @@ class Project(ChainLayer):
         return state.merged(found)
 
     def _embedding(self, projection: nn.Module, stream: str, rows: Tensor, state: State) -> Tensor:
-        return embed(projection, self.pools.get(stream, first)(rows, state))
+        return embed(projection, self.pools.get(stream, first)(rows, state), stream in self.several)
 
     def _clean(self, state: State, stream: str) -> Tensor:
         """The clean rows of what the encoder made of a stream."""
@@ -166,10 +170,13 @@ def require_momentum(momentum: MomentumConfig | None, objectives: Sequence[Objec
         )
 
 
-def embed(projection: nn.Module, pooled: Tensor) -> Tensor:
-    """Projects ``pooled [B, D]``; fp32 ``[B, P]``, L2-normalised. Of ``[B, M, D]`` the mean of the M embeddings."""
+def embed(projection: nn.Module, pooled: Tensor, several: bool = False) -> Tensor:
+    """Projects ``pooled [B, D]``; fp32 ``[B, P]``, L2-normalised.
+
+    Of ``[B, M, D]`` the mean of the M embeddings, or, where ``several`` is true, all of them, ``[B, M, P]``.
+    """
     made = F.normalize(projection(pooled.float()), dim=-1)
-    return made if made.dim() == 2 else F.normalize(made.mean(1), dim=-1)
+    return made if several or made.dim() == 2 else F.normalize(made.mean(1), dim=-1)
 
 
 class _Bounded(torch.autograd.Function):

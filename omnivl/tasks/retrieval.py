@@ -10,6 +10,7 @@ from torch import Tensor
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
+from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.ranking import recall_scores
@@ -50,7 +51,7 @@ class RetrievalTask(Task):
         """Ranks all texts for every picture and all pictures for every text."""
         pictures = self.pictures(encoder)
         texts, relevant = _texts_and_relevance(pictures, self)
-        similarity = encoder.pictures(pictures) @ encoder.texts(texts).T
+        similarity = cosines(encoder.pictures(pictures), encoder.texts(texts))
         pixels = None if self.baseline is None else _pixel_similarity(pictures, texts, self.baseline, encoder)
         scores = [
             *recall_scores(self.name, f"{self.media}->text", similarity, relevant, pixels),

@@ -59,6 +59,8 @@ class ZeroShotTask(Task):
     def _similarity(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
         """Cosine of each sample with the mean of each class's templates, fp32 ``[samples, classes]``.
 
+        Of a sample with several embeddings the largest counts.
+
         Where a template holds ``{name}``, every sample has class texts of its own; samples of one name share them.
         """
         own = [str(sample.meta.get("name", "")) for sample in pictures.samples]
@@ -74,7 +76,9 @@ class ZeroShotTask(Task):
         embeddings = encoder.texts(texts).view(len(names), len(classes), len(self.prompts), -1)
         by_name = F.normalize(embeddings.mean(dim=2), dim=-1)
         rows = torch.tensor([names.index(name) for name in own])
-        return torch.einsum("sp,scp->sc", encoder.pictures(pictures), by_name[rows])
+        found = encoder.pictures(pictures)
+        several = found if found.dim() == 3 else found[:, None]
+        return torch.einsum("smp,scp->scm", several, by_name[rows]).amax(-1)
 
 
 def _labels(pictures: PictureSet) -> list[str]:

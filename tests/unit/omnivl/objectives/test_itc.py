@@ -95,6 +95,21 @@ def test_soft_targets_are_the_formula(by: str) -> None:
     assert (targets.sum(0) - 1).abs().max() > 1e-3  # transposed rows do not add up to 1: the sums above matter
 
 
+def test_of_several_embeddings_the_most_alike_is_contrasted_with_smoothed_labels() -> None:
+    """The loss as BLIP-2's released code writes it."""
+    random = torch.Generator().manual_seed(0)
+    visual = F.normalize(torch.randn(5, 3, 4, generator=random), dim=-1).requires_grad_()
+    text, t = embedded().text, torch.tensor(0.3, requires_grad=True)
+    every = torch.matmul(visual.unsqueeze(1), text.unsqueeze(-1)).squeeze()
+    to_text = every.max(-1).values / t
+    every = torch.matmul(text.unsqueeze(1).unsqueeze(1), visual.permute(0, 2, 1)).squeeze()
+    to_visual = every.max(-1).values / t
+    labels = torch.arange(5)
+    wanted = sum(F.cross_entropy(logits, labels, label_smoothing=0.1) for logits in (to_text, to_visual)) / 2
+    own = Embedded(visual, text)
+    compare(softmax_loss(own, own, 1.0 / t, 0, label_smoothing=0.1), wanted, [visual, text, t])
+
+
 @pytest.mark.parametrize("loss_type", TYPES)
 def test_the_temperature_starts_and_ends_where_the_papers_say(loss_type: str) -> None:
     objective = ITC(loss_type=loss_type)
@@ -137,6 +152,11 @@ def test_it_needs_a_text_beside_something_to_see() -> None:
     [
         ({"temperature_bounds": (0.5, 0.1)}, "temperature_bounds must be two rising numbers above 0, got"),
         ({"temperature": 2.0}, "temperature must be within temperature_bounds, 0.01 to 1.0, got 2.0"),
+        ({"label_smoothing": 1.0}, "label_smoothing must be at least 0 and below 1, got 1.0"),
+        (
+            {"label_smoothing": 0.1, "loss_type": "sigmoid"},
+            "label_smoothing must be 0 where loss_type is 'sigmoid', got 0.1",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options: dict[str, object], message: str) -> None:

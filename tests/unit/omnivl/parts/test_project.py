@@ -31,6 +31,15 @@ def test_several_positions_give_the_mean_of_their_embeddings() -> None:
     torch.testing.assert_close(made, torch.tensor([[0.3, 0.9]]) / math.sqrt(0.9))
 
 
+def test_several_embeddings_are_kept_where_a_stream_asks_for_them() -> None:
+    layer = Project(SIZES, [], pools={"visual": lambda stream, state: stream[:, 1:3]}, several=("visual",))
+    stream = torch.randn(B, S, D)
+    rows = StepLayout("image_text", B, 1, "encode", visual={"clean": slice(0, B)})
+    found = layer(State({"visual": stream}, rows))["visual_embedding"]
+    wanted = [F.normalize(layer.visual_projection(stream[:, place]), dim=-1) for place in (1, 2)]
+    torch.testing.assert_close(found, torch.stack(wanted, dim=1))
+
+
 def test_a_text_is_pooled_where_it_ends_in_a_layer_without_bias() -> None:
     layer = Project(SIZES, [], MOMENTUM, bias=False, pools={"text": last_token})
     stream = torch.randn(B, 4, D)

@@ -138,6 +138,17 @@ def test_zero_shot_by_labels_and_chance() -> None:
     assert (score.value, score.chance, score.baseline, score.count) == (1.0, 0.5, 1.0, len(pictures))
 
 
+@pytest.mark.parametrize(("task", "by"), [(RetrievalTask(where=WHERE), "name"), (ZeroShotTask(where=WHERE), "label")])
+def test_of_several_embeddings_of_a_picture_the_most_alike_counts(task: RetrievalTask | ZeroShotTask, by: str) -> None:
+    oracle, _ = oracle_for(WHERE, by)
+    single = oracle.encode_visual
+    # Their mean, or either end, is of no use.
+    oracle.encode_visual = lambda frames: torch.stack(  # type: ignore[method-assign]
+        [-single(frames), single(frames), -2.0 * single(frames)], dim=1
+    )
+    assert {score.value for score in run_tasks([task], encoder_for(oracle))[0].scores} == {1.0}
+
+
 def test_captions_of_an_oracle_match_exactly() -> None:
     oracle, _ = oracle_for(WHERE, "name")
     result = run_tasks([CaptionTask(where=WHERE, gallery=3)], encoder_for(oracle))[0]
