@@ -59,11 +59,12 @@ class VLM(Objective):
             return None
         positive, negative_visual, negative_text = self.segments
         joins = {positive: Join(), negative_visual: Join(drawn="sees"), negative_text: Join(drawn="text")}
-        return Demands(joins=joins, draws_from=frozenset((*EMBEDDINGS, "logit_scale")))
+        reads = frozenset({"pooled"})
+        return Demands(joins=joins, reads=reads, draws_from=frozenset((*EMBEDDINGS, "logit_scale")))
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands:
         """One fused row per text."""
-        return Demands(joins={self.segments[0]: Join()})
+        return Demands(joins={self.segments[0]: Join()}, reads=frozenset({"pooled"}))
 
     @property
     def segments(self) -> tuple[str, ...]:
@@ -93,14 +94,14 @@ class VLM(Objective):
         return Drawn(dict(zip(self.segments[1:], rows, strict=True)), self.negatives == "global", leaves)
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """Two scores, no match and match, from the first position of a fused row."""
-        return MatchHead(sizes.widths["fused"])
+        """Two scores, no match and match, from a fused row as a whole."""
+        return MatchHead(sizes.pooled)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean two-way cross-entropy over positive pairs and admissible negative ones."""
         head = heads.own
         assert isinstance(head, MatchHead)
-        logits = torch.cat([head(state.rows("fused", name)[:, 0]) for name in self.segments])
+        logits = torch.cat([head(state.pooled(name)) for name in self.segments])
         has_negative = state[f"{self.key}/has_negative"].float()
         weights = torch.cat([torch.ones_like(has_negative), has_negative, has_negative])
         targets = torch.zeros(len(weights), dtype=torch.int64, device=logits.device)
@@ -114,7 +115,7 @@ class VLM(Objective):
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""
         assert isinstance(heads.own, MatchHead)
-        logits = heads.own(state.rows("fused", self.segments[0])[:, 0])
+        logits = heads.own(state.pooled(self.segments[0]))
         odds: Tensor = logits[:, 1] - logits[:, 0]
         return odds
 
@@ -126,9 +127,9 @@ class MatchHead(nn.Module):
         super().__init__()
         self.output = Linear(hidden_size, 2)
 
-    def forward(self, first: Tensor) -> Tensor:
-        """fp32 ``[R, 2]`` from the hidden state of the first position ``[R, D]``."""
-        logits: Tensor = self.output(first).float()
+    def forward(self, row: Tensor) -> Tensor:
+        """fp32 ``[R, 2]`` from what stands for each row as a whole ``[R, D]``."""
+        logits: Tensor = self.output(row).float()
         return logits
 
 

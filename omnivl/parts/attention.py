@@ -285,7 +285,7 @@ class CrossAttention(nn.Module):
 
     def project_flops(self, seen: int) -> float:
         """Operations of ``project`` on one row of the memory, forward."""
-        return seen * 4.0 * self.kv.in_features**2
+        return seen * 2.0 * self.kv.in_features * self.kv.out_features
 
     def project(self, memory: Tensor) -> Tensor:
         """Keys and values side by side, ``[R_memory, S, 2 D]``, of ``memory [R_memory, S, D]``."""

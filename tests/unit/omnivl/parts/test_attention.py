@@ -79,3 +79,8 @@ def test_cross_attention_reads_the_named_rows_of_memory():
     for row, source in enumerate(rows):
         alone = layer(x[row : row + 1], layer.project(memory[source : source + 1]))
         torch.testing.assert_close(together[row], alone[0])
+
+
+def test_the_projection_of_a_memory_of_another_width_counts_both_widths() -> None:
+    # Five positions of width 3 to keys and values of width 4: 5 x 3 x 8 products, each with its addition.
+    assert CrossAttention(4, 2, memory_size=3).project_flops(5) == 2 * 5 * 3 * 8
