@@ -3,6 +3,7 @@
 Streams of a chain; an architecture has some of them:
 
 - ``visual``: images and clips alone; ``masked_visual``: the same with patches masked; ``text``: texts alone;
+- ``queries``: what a fixed number of learnt queries gather from images and clips;
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
   visual positions; ``momentum_fused``: the same rows, computed by momentum twins;
@@ -62,10 +63,11 @@ class Demands:
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
-            positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole), ``vocabulary`` (the
-            head that all objectives on words share); with the prefix ``momentum_``, the same field computed by the
-            momentum twin. ``momentum_fused`` are the objective's own joins' rows, with the same inputs; no twin
-            computes the joins of other objectives.
+            positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole; without
+            ``fused_visual`` beside it, nothing else of these rows), ``queries`` (of the clean visual rows),
+            ``vocabulary`` (the head that all objectives on words share); with the prefix ``momentum_``, the same field
+            computed by the momentum twin. ``momentum_fused`` are the objective's own joins' rows, with the same inputs;
+            no twin computes the joins of other objectives.
         draws_from: Fields that ``draw`` reads, without a gradient.
     """
 
@@ -99,4 +101,5 @@ class Demands:
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
         found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}
-        return frozenset(found | (names & (_STREAMS | {"fused_visual"})) | (self.reads & {TWIN + "fused"}))
+        own = names & (_STREAMS | {"fused_visual", "queries"})
+        return frozenset(found | own | (self.reads & {TWIN + "fused"}))

@@ -52,6 +52,7 @@ def lay_out(
             rows = demands.rows.get("text", {}).get(join.text, batch_size)
             stacks["generation" if join.mask == "causal" else "fused"].add(name, rows)
             joins[name] = join
+    fused = {name: demands for demands in active.values() for name in demands.joins if name in stacks["fused"].segments}
     return StepLayout(
         kind=kind,
         batch_size=batch_size,
@@ -60,13 +61,8 @@ def lay_out(
         **{stream: stack.segments for stream, stack in stacks.items()},
         joins=joins,
         reads=frozenset[str]().union(*(demands.reads for demands in active.values())),
-        fused_visual=tuple(
-            name
-            for demands in active.values()
-            if "fused_visual" in demands.reads
-            for name, join in demands.joins.items()
-            if join.mask == "both" and name in stacks["fused"].segments
-        ),
+        fused_text=tuple(name for name, demands in fused.items() if _reads_words(demands)),
+        fused_visual=tuple(name for name, demands in fused.items() if "fused_visual" in demands.reads),
         draws_from=frozenset[str]().union(*(demands.draws_from for demands in active.values())),
         twins=_twins(active.values(), stacks, kind),
         objectives=tuple(active),
@@ -111,14 +107,19 @@ def _reads_clean(demands: Demands, stream: str) -> bool:
     if any(field.removeprefix("momentum_") in (stream, f"{stream}_embedding") for field in demands.fields):
         return True
     if stream == "visual":
-        return any(CLEAN in join.seen for join in demands.joins.values())
+        return "queries" in demands.fields or any(CLEAN in join.seen for join in demands.joins.values())
     return any(join.text == CLEAN for join in demands.joins.values() if join.mask == "both")
 
 
 def _reads_all_positions(demands: Demands) -> bool:
     """Whether more than the first position of some encoder's rows is read."""
     fields = {field.removeprefix("momentum_") for field in demands.reads}
-    return bool(demands.joins or any(demands.rows.values()) or fields & {"visual", "text", "fused_visual"})
+    return bool(demands.joins or any(demands.rows.values()) or fields & {"visual", "text", "fused_visual", "queries"})
+
+
+def _reads_words(demands: Demands) -> bool:
+    """Whether the text's positions of fused rows are read, and not only each row as a whole."""
+    return "pooled" not in demands.reads or "fused_visual" in demands.reads
 
 
 class _Stack:

@@ -31,6 +31,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "text_mask": "bool [R_text, L], true where there is a token",
     "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
+    "queries": "float [B, Q, D], what learnt queries gather from the clean visual rows, where an architecture has them",
     "momentum_visual": "float [R, S, D], from the momentum twin, no gradient; rows by layout.twins, clean in losses",
     "momentum_text": "float [R, L, D], likewise",
     "momentum_fused": "float [R, L, D], likewise; all its rows at the end",
@@ -74,6 +75,7 @@ class StepLayout:
         generation: Segments of ``state["generation"]``, one for each causal join.
         joins: The joins of these segments, by the same names.
         reads: Fields that losses read; see ``Demands.reads``.
+        fused_text: Segments of ``fused`` of which losses read the text's positions.
         fused_visual: Segments of ``fused`` of which losses read the visual positions.
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
         twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
@@ -92,6 +94,7 @@ class StepLayout:
     generation: Mapping[str, slice] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
+    fused_text: tuple[str, ...] = ()
     fused_visual: tuple[str, ...] = ()
     draws_from: frozenset[str] = frozenset()
     twins: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)

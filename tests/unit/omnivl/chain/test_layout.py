@@ -132,6 +132,20 @@ def test_rows_that_are_only_joined_need_no_stream_of_their_own():
     assert written.streams == {"text", "generation"}
 
 
+def test_queries_need_clean_visual_rows_and_a_stream():
+    demands = Demands(reads=frozenset({"queries"}))
+    layout = plan_layout((Asking("a", demands),), "image_text", 4, 1)
+    assert (layout.visual, layout.text, layout.class_only) == ({"clean": slice(0, 4)}, {}, False)
+    assert demands.streams == {"queries"}
+
+
+def test_words_of_fused_rows_are_read_but_by_those_who_read_rows_as_a_whole():
+    joins = {"words": frozenset(), "whole": frozenset({"pooled"}), "both": frozenset({"pooled", "fused_visual"})}
+    asking = tuple(Asking(key, Demands(joins={key: Join()}, reads=reads)) for key, reads in joins.items())
+    written = Asking("written", Demands(joins={"written": Join(mask="causal")}))
+    assert plan_layout((*asking, written), "image_text", 4, 1).fused_text == ("words", "both")
+
+
 def test_visual_positions_are_read_of_the_rows_of_those_who_ask():
     asking = Demands(joins={"a": Join(), "c": Join(text="c", mask="causal")}, reads=frozenset({"fused_visual"}))
     layout = lay_out({"a": asking, "b": Demands(joins={"b": Join()})}, "image_text", 2, 1, "train")
