@@ -98,7 +98,7 @@ class JoinRows(ChainLayer):
 
     def _joined(self, state: State) -> dict[str, Tensor]:
         """``memory`` and the fused rows, segment by segment."""
-        layout, sides = state.layout, self._sides(state)
+        layout, sides = state.layout, self.sides(state)
         drawn = self._draw(state)
         found = {name: tensor for one in drawn.values() for name, tensor in one.leaves.items()}
         memory = self._memory(sides, layout.joins, drawn)
@@ -118,7 +118,7 @@ class JoinRows(ChainLayer):
         found["fused_memory"] = state.get("join/rows", torch.cat([looked_at for _, _, looked_at in rows]))
         return self._concatenated(found) if self.concatenates else found
 
-    def _memory(self, sides: "_Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
+    def _memory(self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
         """What texts of joins look at, the clean rows first and with those of the replicas that are drawn from."""
         memory = _Memory(sides.visual)
         if any(join.seen == (CLEAN,) for join in joins.values()):
@@ -127,7 +127,7 @@ class JoinRows(ChainLayer):
         return memory
 
     def _rows(
-        self, sides: "_Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn], memory: "_Memory"
+        self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn], memory: "_Memory"
     ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Text, mask and row of memory of the fused rows of each join."""
         rows = []
@@ -154,7 +154,7 @@ class JoinRows(ChainLayer):
             {name: state[f"{TWIN}{stream}"][rows] for name, rows in layout.twins[stream].items()}
             for stream in ("visual", "text")
         )
-        sides = _Sides(visual, text, {name: state["text_mask"][layout.text[name]] for name in text})
+        sides = Sides(visual, text, {name: state["text_mask"][layout.text[name]] for name in text})
         memory = self._memory(sides, joins, drawn)
         rows = self._rows(sides, joins, drawn, memory)
         return {
@@ -163,12 +163,13 @@ class JoinRows(ChainLayer):
             "momentum_memory": memory.stacked(),
         }
 
-    def _sides(self, state: State) -> "_Sides":
+    def sides(self, state: State) -> "Sides":
         """The rows to join, by segment."""
         layout, suffix = state.layout, "_input" if self.joins_inputs else ""
         visual = {name: state[f"visual{suffix}"][rows] for name, rows in layout.visual.items()}
-        text = {name: state[f"text{suffix}"][rows] for name, rows in layout.text.items()}
-        return _Sides(visual, text, {name: state["text_mask"][rows] for name, rows in layout.text.items()})
+        texts = {name: rows for name, rows in layout.text.items() if name in layout.joined}
+        text = {name: state[f"text{suffix}"][rows] for name, rows in texts.items()}
+        return Sides(visual, text, {name: state["text_mask"][rows] for name, rows in texts.items()})
 
     @torch.no_grad()
     def _draw(self, state: State) -> Mapping[str, Drawn]:
@@ -196,7 +197,7 @@ def own_first(tensor: Tensor, gather: Gather) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Sides:
+class Sides:
     """Rows to join by segment: visual ``[M, S, D]``, text ``[M, L, D]`` and the texts' masks ``[M, L]``."""
 
     visual: Mapping[str, Tensor]
