@@ -34,7 +34,7 @@ Part = Literal["all", "vision", "text"]
 PARTS: Mapping[Part, tuple[str, ...]] = {
     "all": ("",),
     "vision": ("embed.block.visual", "visual_", "contrast.visual_projection"),
-    "text": ("embed.block.text", "text_", "contrast.text_projection"),
+    "text": ("embed.block.text", "text_", "qformer_", "contrast.text_projection"),
 }
 """Prefixes of the names of our parameters that belong to a part."""
 
