@@ -9,12 +9,24 @@ from pydantic import Field
 
 from omnivl.architectures.albef import ALBEF
 from omnivl.architectures.base import Architecture, Kit
+from omnivl.architectures.blip2 import BLIP2
 from omnivl.architectures.clip import CLIP
 from omnivl.architectures.omnivl import OmniVL, VisionConfig
 from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
-ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF, Field(discriminator="kind")]
+ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2, Field(discriminator="kind")]
 """All architectures that a plan can name, told apart by ``kind``."""
 
-__all__ = ["ALBEF", "CLIP", "Architecture", "ArchitectureConfig", "Kit", "OmniVL", "Unified", "ViLT", "VisionConfig"]
+__all__ = [
+    "ALBEF",
+    "BLIP2",
+    "CLIP",
+    "Architecture",
+    "ArchitectureConfig",
+    "Kit",
+    "OmniVL",
+    "Unified",
+    "ViLT",
+    "VisionConfig",
+]

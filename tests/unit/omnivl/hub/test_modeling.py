@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import small_blip2
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
@@ -213,6 +214,20 @@ def test_an_architecture_without_embeddings_matches(tmp_path):
             model.get_image_features(pixels)
         with pytest.raises(ModelError, match=r"^embeddings: got architecture 'vilt'"):
             model(texts, pixel_values=pixels, use_itm_head=True)
+
+
+def test_an_architecture_with_several_embeddings_of_an_image_compares_by_the_most_alike(tmp_path):
+    objectives = (ITC(), VLM(), LM())
+    chain, model = exported(tmp_path, small_blip2.SMALL, objectives)
+    batch = small_blip2.make_batch(objectives)
+    pixels, texts = batch.frames[:, 0], batch.token_ids
+    with torch.no_grad():
+        out = model(texts, pixel_values=pixels, use_itm_head=True)
+        torch.testing.assert_close(out.image_embeds, chain.encode_visual(batch.frames), rtol=1e-5, atol=1e-5)
+        wanted = chain.contrast.scale() * (out.image_embeds @ out.text_embeds.t()).amax(1)
+        torch.testing.assert_close(out.logits_per_image, wanted, rtol=1e-5, atol=1e-5)
+        matches = predict(chain, "vlm", batch.frames, texts)
+        torch.testing.assert_close(out.itm_score, matches, rtol=1e-5, atol=1e-5)
 
 
 def test_errors_say_what_to_do(tmp_path):

@@ -1,0 +1,179 @@
+"""BLIP-2: a visual tower that usually stays as it is, and a Q-Former whose learnt queries gather what texts say of it.
+
+Source: Li et al., BLIP-2, arXiv 2301.12597, and its released code (LAVIS).
+Differs: the temperature is learnt as a logarithm. The vocabulary head is not tied to the word embedding. Similarities
+    and matching see other replicas' features with their gradients, which the code gathers without for similarities.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from torch import Tensor
+
+from moe.config import DenseConfig
+from moe.ranges import Range
+from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.blip2_names import from_transformers, unmet_options
+from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
+from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.chain.sizes import HeadSizes
+from omnivl.chain.state import State
+from omnivl.data.sizes import InputSizes
+from omnivl.errors import Misfit, ModelError
+from omnivl.parts.bert import TEXT_EPS
+from omnivl.parts.losses import Losses
+from omnivl.parts.plain_vit import ImageBlock
+from omnivl.parts.project import Project
+from omnivl.parts.qformer import QFormerLayer
+from omnivl.parts.queries import EmbedQuerying, JoinQueries, PoolQueries
+from omnivl.parts.sizes import Patches, Transformer, Words
+from omnivl.parts.vit import VisualBlock, VisualNorm
+
+
+def _eva() -> Transformer:
+    """EVA-CLIP's ViT-g without its last block."""
+    return Transformer(hidden_size=1408, num_heads=16, layers=39, mlp_ratio=6144 / 1408)
+
+
+def _bert() -> Transformer:
+    return Transformer(norm="post", norm_eps=TEXT_EPS, dropout=0.1)
+
+
+@dataclass(frozen=True)
+class BLIP2(Architecture):
+    """BLIP-2. The defaults are the paper's with ViT-g.
+
+    Attributes:
+        vision: The visual tower; a stage's ``freeze`` keeps it as it is.
+        qformer: The Q-Former; its dropout is that of its embeddings, too.
+        num_queries: Learnt queries Q.
+        cross_every: Of so many blocks of the Q-Former the first looks at visual features.
+        words: Of the texts.
+        image_size: Side of an image, or of a frame of a clip, in pixels.
+        num_frames: Frames of a training clip. Each is encoded as an image; the queries look at all of them.
+        patch_size: Side of a patch in pixels.
+        projection_size: Size P of the contrastive embeddings.
+    """
+
+    kind: Literal["blip2"] = "blip2"
+    vision: Transformer = field(default_factory=_eva)
+    qformer: Transformer = field(default_factory=_bert)
+    num_queries: Annotated[int, Range(1)] = 32
+    cross_every: Annotated[int, Range(1)] = 2
+    words: Words = field(default_factory=lambda: Words(length=32, vocab_size=30523))
+    image_size: Annotated[int, Range(1)] = 224
+    num_frames: Annotated[int, Range(1)] = 1
+    patch_size: Annotated[int, Range(1)] = 14
+    projection_size: Annotated[int, Range(1)] = 256
+
+    streams: ClassVar[tuple[str, ...]] = ("visual", "queries", "text", "embedding", "fused", "generation")
+    vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
+
+    @property
+    def inputs(self) -> InputSizes:
+        """What the data side needs to know of the sizes."""
+        return InputSizes.of(self.patches, self.words.length)
+
+    @property
+    def patches(self) -> Patches:
+        """Of the visual tower."""
+        return Patches(
+            image_size=self.image_size,
+            video_size=self.image_size,
+            num_frames=self.num_frames,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+        )
+
+    @property
+    def heads(self) -> HeadSizes:
+        """What heads are built from."""
+        widths = dict.fromkeys(("queries", "text", "fused", "generation"), self.qformer.hidden_size)
+        return HeadSizes(
+            widths={**widths, "visual": self.vision.hidden_size},
+            text_length=self.words.length,
+            vocab_size=self.words.vocab_size,
+            projection_size=self.projection_size,
+            patch_size=self.patch_size,
+            tubelet_size=1,
+        )
+
+    @property
+    def stacks(self) -> Mapping[str, Transformer]:
+        """The visual tower and the Q-Former."""
+        return {"visual": self.vision, "qformer": self.qformer}
+
+    @property
+    def widths(self) -> Mapping[str, object]:
+        """Sizes that weights of an earlier stage must share, by field."""
+        found = {name: getattr(self, name) for name in ("num_queries", "cross_every", "patch_size", "projection_size")}
+        for name, stack in (("vision", self.vision), ("qformer", self.qformer)):
+            found |= {f"{name}.{size}": getattr(stack, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
+        return found | {"words.vocab_size": self.words.vocab_size}
+
+    def layers(self, kit: Kit) -> Layers:
+        """Tower, Q-Former, projections, heads."""
+        vision, qformer, patches, count = self.vision, self.qformer, self.patches, self.num_queries
+        dtype = kit.compute_dtype
+        seen = {"queries": count, "cross_every": self.cross_every, "memory_size": vision.hidden_size}
+        yield "embed", EmbedQuerying(patches, vision, self.words, qformer, count, kit.tokens.pad, dtype)
+        for index in range(vision.layers):
+            yield f"visual_{index:02d}", VisualBlock(index, vision, patches, block=ImageBlock, may_shorten=False)
+        yield "visual_norm", VisualNorm(vision)
+        for index in range(qformer.layers):
+            yield f"qformer_{index:02d}", QFormerLayer(index, qformer, patches, length=self.words.length, **seen)
+        # What is projected of a picture are its queries, of which each has an embedding of its own.
+        sizes = replace(self.heads, widths={**self.heads.widths, "visual": qformer.hidden_size})
+        pools = {"visual": _queries}
+        yield "contrast", Project(sizes, kit.objectives, joins_inputs=True, pools=pools, several=("visual",))
+        yield "join", JoinQueries(kit.objectives, kit.gather, qformer.dropout)
+        yield "pool", PoolQueries(count)
+        yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
+
+    def order(self, names: Sequence[str]) -> Sequence[str]:
+        """The Q-Former is passed twice: before and behind the join of rows."""
+        blocks = [name for name in names if name.startswith("qformer_")]
+        behind = list(names).index("join") + 1
+        return [*names[:behind], *blocks, *names[behind:]]
+
+    def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
+        """Weights of transformers' classes of BLIP-2, or of BERT, which the Q-Former starts from.
+
+        Raises:
+            ModelError: The folder's configuration asks for other options than the model has.
+        """
+        config = read_json(path / "config.json") if path.is_dir() else {}
+        pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
+        found = from_transformers(weights, pixels, self.qformer.layers)
+        if found is not None and (unmet := unmet_options(config, self.vision, self.qformer, self.cross_every)):
+            raise ModelError("\n".join(f"{path}: {line}; set it, or give other weights" for line in unmet))
+        return found
+
+    def misfits(self) -> Iterator[Misfit]:
+        """What does not fit together."""
+        stacks = {"vision": self.vision, "qformer": self.qformer}
+        yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
+        for (name, stack), norm in zip(stacks.items(), ("pre", "post"), strict=True):
+            yield from stack_misfits(name, stack)
+            if stack.norm != norm:
+                yield Misfit((name, "norm"), repr(stack.norm), f"{norm!r} there", f"set it to {norm!r}")
+            if not isinstance(stack.ffn, DenseConfig):
+                got, change = f"{stack.ffn.kind!r}", "set it to 'dense', or change model.kind"
+                yield Misfit((name, "ffn", "kind"), got, "'dense' in 'blip2'", change)
+        for option, still in (("activation", "gelu"), ("drop_path", 0.0), ("layer_scale_init", None)):
+            if (value := getattr(self.qformer, option)) != still:
+                allowed = "null" if still is None else repr(still)
+                yield Misfit(("qformer", option), repr(value), f"{allowed} there", f"set it to {allowed}")
+        if self.words.length < 3:
+            yield Misfit(("words", "length"), str(self.words.length), "3 or more: [CLS] word [SEP]", "raise it")
+        if not self.words.norm_embeddings:
+            yield Misfit(("words", "norm_embeddings"), "false", "true in 'blip2'", "set it to true")
+        if self.momentum is not None:
+            yield Misfit(("momentum",), "momentum twins", "null in 'blip2', which has none", "set it to null")
+
+
+def _queries(stream: Tensor, state: State) -> Tensor:
+    """What the queries gathered, ``[B, Q, D]``, in place of the visual tower's features."""
+    return state["queries"]

@@ -1,0 +1,244 @@
+"""What stands around a Q-Former in the chain: its embeddings, the join of its rows, and what is made of joined rows.
+
+Shapes: B samples, S visual positions, Q queries, L text positions, R rows, D hidden size of the Q-Former.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.chain import ChainLayer
+from omnivl.chain.demands import CLEAN
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Objective
+from omnivl.chain.state import State, StepLayout
+from omnivl.errors import ModelError
+from omnivl.parts.block import EmbeddingLayer
+from omnivl.parts.embed import TextEmbedding, encoded_rows, ids_name
+from omnivl.parts.join import JoinRows, Sides
+from omnivl.parts.patches import num_patches
+from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.sizes import Patches, Transformer, Words
+
+INPUT = "queries/input"
+"""The queries as they enter the Q-Former, float ``[1, Q, D]``, for joined rows."""
+UNDERWAY = "qformer/"
+"""Stands before the name of a stream (``queries``, ``text``, ``generation``) that has not passed the last block yet: a
+block that is passed a second time finds none."""
+
+
+def gathers(layout: StepLayout) -> bool:
+    """Whether queries look at visuals beside no text: to be read or projected, or because written texts see them."""
+    projected = bool(layout.visual) and layout.embeds
+    return projected or bool(layout.generation) or "queries" in layout.fields
+
+
+def queries_are_read(layout: StepLayout) -> bool:
+    """Whether what the queries say in the end is read, with or without a gradient."""
+    return (bool(layout.visual) and layout.embeds) or "queries" in layout.fields
+
+
+def queries_learn(layout: StepLayout) -> bool:
+    """Whether a loss reads what the queries say in the end."""
+    return not layout.reads.isdisjoint({"visual_embedding", "queries"})
+
+
+def texts_learn(layout: StepLayout) -> bool:
+    """Whether a loss reads what texts by themselves say in the end."""
+    own = layout.text.keys() - {CLEAN} - layout.joined
+    return bool(own) or not layout.reads.isdisjoint({"text_embedding", "text"})
+
+
+class QueryingEmbeddings(nn.Module):
+    """Of the visual tower, of words, and the learnt queries. Queries and words are normalised alike."""
+
+    def __init__(self, patches: Patches, vision: Transformer, words: Words, qformer: Transformer, queries: int) -> None:
+        super().__init__()
+        self.visual = ImageEmbedding(patches, vision)
+        self.text = TextEmbedding(words, qformer)
+        self.queries = nn.Parameter(torch.empty(queries, qformer.hidden_size))
+        nn.init.normal_(self.queries, std=0.02)
+
+    def undecayed(self) -> Iterator[nn.Parameter]:
+        """The queries."""
+        yield self.queries
+
+    def normalised_queries(self, dtype: torch.dtype) -> Tensor:
+        """``[1, Q, D]`` of ``dtype``."""
+        normalised: Tensor = self.text.norm(self.queries)
+        return normalised.to(dtype)[None]
+
+
+class EmbedQuerying(EmbeddingLayer):
+    """Pixels to the visual tower; queries and words to the Q-Former.
+
+    Adds ``visual``; ``text_mask`` and, where rows are joined, ``text_input`` of all texts, and ``queries/input``; under
+    ``qformer/`` what enters the Q-Former by itself: ``text`` (rows that are read by themselves), ``generation``, and
+    ``queries`` where they look at visuals by themselves. In decoding the visuals are those in ``memory``, and with a
+    cache queries start in the first call alone.
+    """
+
+    def __init__(
+        self,
+        patches: Patches,
+        vision: Transformer,
+        words: Words,
+        qformer: Transformer,
+        queries: int,
+        pad: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Builds the embeddings.
+
+        Args:
+            patches: What pictures are cut into.
+            vision: The tower that reads them.
+            words: Of the texts.
+            qformer: The stack that reads words and queries.
+            queries: Q.
+            pad: The padding token's id.
+            dtype: The compute dtype.
+        """
+        super().__init__(lambda still: QueryingEmbeddings(patches, vision, words, qformer, queries), dtype)
+        self.sizes, self.pad, self.dropout = patches, pad, qformer.dropout
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether a stream starts here."""
+        return bool(layout.visual or layout.text or layout.generation) or gathers(layout)
+
+    def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
+        """Of the patches. No gradient flows into pixels: one product less."""
+        assert isinstance(self.block, QueryingEmbeddings)
+        one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
+        return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * one
+
+    def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """What no loss depends on."""
+        block = self.block
+        assert isinstance(block, QueryingEmbeddings)
+        queries = any(queries_learn(one) or one.generation or one.fused for one in layouts)
+        words = any(texts_learn(one) or one.generation or one.fused for one in layouts)
+        if not any(layout.visual for layout in layouts):
+            yield from block.visual.parameters()
+        if not queries:
+            yield block.queries
+        if not words:
+            yield from (block.text.words, block.text.positions)
+        if not queries and not words:
+            yield from block.text.norm.parameters()
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        layout, block, made = state.layout, self.block, dict[str, Tensor]()
+        assert isinstance(block, QueryingEmbeddings)
+        if layout.visual:
+            made["visual"] = block.visual(state["frames"], self.dtype)
+        if layout.text:
+            token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
+            text, apart = block.text(token_ids, self.dtype), encoded_rows(layout, "text")
+            made["text_mask"] = token_ids != self.pad
+            made |= {"text_input": text} if layout.fused else {}
+            made |= {UNDERWAY + "text": text[apart]} if apart.stop > apart.start else {}
+        if layout.fused:
+            made[INPUT] = block.normalised_queries(self.dtype)
+        if gathers(layout) and not _knows_queries(state):
+            rows = len(made["visual"] if layout.visual else state["memory"])
+            queries = block.normalised_queries(self.dtype)
+            made[UNDERWAY + "queries"] = _started(queries, rows, self.dropout, self.training)
+        if layout.generation:
+            _require_own_queries(layout)
+            token_ids = torch.cat([state[ids_name(layout.joins[name].text)] for name in layout.generation])
+            start = int(state["cache/start"]) if "cache/start" in state else 0
+            made[UNDERWAY + "generation"] = block.text(token_ids, self.dtype, start)
+        return state.merged(made)
+
+
+def _require_own_queries(layout: StepLayout) -> None:
+    """Refuses written texts that see something else than their sample's queries.
+
+    Raises:
+        ModelError: There are such.
+    """
+    for name in layout.generation:
+        if (seen := layout.joins[name].seen) != (CLEAN,):
+            raise ModelError(
+                f"written text {name!r}: got a look at {', '.join(map(repr, seen))}; allowed is {CLEAN!r} where texts "
+                "see queries; take the objective out or change model.kind"
+            )
+
+
+def _knows_queries(state: State) -> bool:
+    return any(name.startswith("cache/") and name.endswith("/cross") for name in state)
+
+
+def _started(queries: Tensor, rows: int, dropout: float, training: bool) -> Tensor:
+    """A copy of ``queries [1, Q, D]`` for each of so many rows, with dropout of its own."""
+    return F.dropout(queries.expand(rows, -1, -1), dropout, training)
+
+
+class JoinQueries(JoinRows):
+    """Joins texts, as they enter the Q-Former, with queries that look at visual features.
+
+    ``fused [R, Q + L, D]`` begins with the queries; ``memory`` holds what left the visual tower.
+    """
+
+    def __init__(self, objectives: Sequence[Objective], gather: Gather, dropout: float) -> None:
+        """Describes the layer.
+
+        Args:
+            objectives: The stage's objectives, which draw.
+            gather: How to see the other replicas.
+            dropout: Of the queries.
+        """
+        super().__init__(objectives, gather, joins_inputs=True)
+        self.dropout = dropout
+
+    def sides(self, state: State) -> Sides:
+        """The visual features and the texts' embeddings."""
+        return super().sides(state.updated(visual_input=state["visual"]))
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        if not self.acts(state.layout):
+            return state
+        joined = super().forward(state)
+        if not state.layout.fused:  # written texts saw queries, and nobody else looks at the visual features
+            return joined.updated(drop=("memory", "generation_memory"))
+        texts, mask = joined["fused"], joined["fused_mask"]
+        queries = _started(joined[INPUT], len(texts), self.dropout, self.training)
+        fused = torch.cat([queries, texts], dim=1)
+        everywhere = mask.new_ones(queries.shape[:2])
+        return joined.updated(drop=(INPUT,), fused=fused, fused_mask=torch.cat([everywhere, mask], dim=1))
+
+
+class PoolQueries(ChainLayer):
+    """Makes ``pooled`` the mean of a joined row's queries, and leaves of ``fused`` the texts' positions.
+
+    A linear map of that mean is the mean of its values at each query: what BLIP-2 matches by. Nothing else of ``fused``
+    is left where no loss reads words.
+    """
+
+    stack = "pool"
+
+    def __init__(self, queries: int) -> None:
+        """Describes the layer, which has no parameters, for rows with so many queries."""
+        super().__init__()
+        self.queries = queries
+
+    def acts(self, layout: StepLayout) -> bool:
+        """Whether there are joined rows."""
+        return bool(layout.fused)
+
+    def forward(self, state: State) -> State:
+        """See the class."""
+        layout = state.layout
+        if not self.acts(layout):
+            return state
+        fused, ahead = state["fused"], self.queries if "pooled" in layout.reads else 0
+        made = {"pooled": fused[:, :ahead].mean(1)} if ahead else {}
+        if not layout.fused_text:
+            return state.merged(made, drop=("fused", "fused_mask"))
+        return state.merged({**made, "fused": fused[:, ahead:], "fused_mask": state["fused_mask"][:, self.queries :]})
