@@ -11,8 +11,8 @@ from moe.ranges import Range
 from moe.routers import AnyRouterConfig, TokenChoice
 from moe.routers.base import require
 
-Activation = Literal["gelu", "quick_gelu"]
-"""The activation of a dense perceptron: GELU by the error function, or x * sigmoid(1.702 x)."""
+Activation = Literal["gelu", "quick_gelu", "relu"]
+"""The activation of a dense perceptron: GELU by the error function, x * sigmoid(1.702 x), or ReLU."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A linear map whose weights stay in fp32 and are cast to the activations' dtype on use.
+"""A linear map whose weights, in fp32 or frozen ones in bf16, are cast to the activations' dtype on use.
 
 Shapes: I inputs, O outputs; leading dimensions are free.
 
@@ -42,7 +42,7 @@ def gather_on_use(parameter: nn.Parameter) -> None:
 
 
 class _CastLinear(torch.autograd.Function):
-    """``x @ weight.T + bias`` with fp32 parameters and activations of lower precision."""
+    """``x @ weight.T + bias`` with parameters of other precision than the activations."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
@@ -72,7 +72,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Where dtypes agree this is ``torch.nn.functional.linear``.
     """
-    if weight.dtype == x.dtype:
+    if weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
         return F.linear(x, weight, bias)
     keep = not getattr(weight, "gathered_on_use", False)
     out: Tensor = _CastLinear.apply(x, weight, bias, keep)  # type: ignore[no-untyped-call]

@@ -74,7 +74,7 @@ def process_memory(
     zero = stage.parallel.zero_stage if stage.parallel.host != "plain" else None
     trained = sum(size.trained for size in sizes)
     local = sum(_local(size, expert_parallel) for size in sizes)
-    resting = sum(size.frozen for size in (*sizes, *copies))
+    resting = sum(size.frozen - size.halved / 2 for size in (*sizes, *copies))
     twins = sum(size.twins - size.resting_experts * (1 - 1 / expert_parallel) for size in (*sizes, *copies))
     shard = trained / replicas
     sharded = (zero or 0) > 0

@@ -14,7 +14,7 @@ from engine.hosts.pipeline.cut import divide_stage
 from engine.hosts.pipeline.division import Division
 from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
-from engine.step.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle, store_frozen
 from omnivl.architectures.build import build_chain
 from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
@@ -156,6 +156,7 @@ def estimate_stage(
         work = model_work(stage, tokenizer, replicas, device_of(cluster))
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
+    store_frozen(chain, stage.model.stacks)
     division = divide_stage(chain, stage)
     step = estimate_step(stage, work, cluster, expert_parallel=experts, division=division)
     memories = tuple(
@@ -176,5 +177,7 @@ def estimate_stage(
         division=division,
         expert_parallel=experts,
         data_bytes_per_second=per_sample * stage.samples_per_step(processes) / step.seconds,
-        checkpoint_bytes=sum(12 * size.trained + 4 * (size.frozen + size.twins) + size.queue for size in sizes),
+        checkpoint_bytes=sum(
+            12 * size.trained + 4 * (size.frozen + size.twins) - 2 * size.halved + size.queue for size in sizes
+        ),
     )

@@ -18,7 +18,7 @@ from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
-from engine.step.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle, store_frozen
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
@@ -29,7 +29,7 @@ from omnivl.data.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class LayerSize:
-    """Sizes of a layer: parameters in elements of four bytes, buffers in bytes.
+    """Sizes of a layer: parameters in elements of four bytes, but for the halved; buffers in bytes.
 
     Attributes:
         trained: Parameters that get a gradient, experts among them.
@@ -39,6 +39,7 @@ class LayerSize:
         resting_experts: Those of ``frozen`` and ``twins`` in such banks.
         active: Those of ``trained`` that one token uses.
         queue: Bytes of buffers: the momentum queue, selection biases.
+        halved: Those of ``frozen`` that are kept in two bytes.
     """
 
     trained: int
@@ -48,6 +49,7 @@ class LayerSize:
     resting_experts: int
     active: int
     queue: int
+    halved: int = 0
 
     @property
     def elements(self) -> int:
@@ -149,6 +151,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
+    store_frozen(chain, stage.model.stacks)
     chain.train()
     states = blank_states(stage, tokenizer, device)
     kept = activation_bytes(chain, states)
@@ -235,6 +238,7 @@ def _size(layer: nn.Module) -> LayerSize:
         resting_experts=sum(one.numel() for one in resting if id(one) in shares),
         active=round(sum(one.numel() * shares.get(id(one), 1.0) for one in trained)),
         queue=sum(one.nbytes for one in layer.buffers()),
+        halved=sum(one.numel() for one in resting if one.element_size() == 2),
     )
 
 

@@ -1,9 +1,9 @@
 """All tensors of a host by parameter name, in a form that does not depend on their distribution over processes.
 
-Weights, buffers, momentum twins and optimizer moments, fp32, each by its name in the chain and its offset in the whole
-tensor. Every process writes a shard (``engine.hosts.shards``): tensors that only it holds, and its share of tensors
-that other processes hold as well, so that nothing is gathered and the work is equal. Every process reads the tensors
-that it holds, whichever host, ZeRO stage or number of processes wrote them.
+Weights, buffers, momentum twins and optimizer moments, fp32 but for frozen matrices of some stacks, each by its name in
+the chain and its offset in the whole tensor. Every process writes a shard (``engine.hosts.shards``): tensors that only
+it holds, and its share of tensors that other processes hold as well, so that nothing is gathered and the work is equal.
+Every process reads the tensors that it holds, whichever host, ZeRO stage or number of processes wrote them.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -193,7 +193,7 @@ class Holdings:
         whole = run.held
         if self._is_sharded(tensor, WEIGHT):
             # Each replica has its part at its offset and zeros elsewhere: the sum is exact.
-            whole = torch.zeros(torch.Size(here).numel(), dtype=torch.float32, device=tensor.device)
+            whole = torch.zeros(torch.Size(here).numel(), dtype=run.held.dtype, device=tensor.device)
             whole[run.start : run.start + len(run.held)] = run.held
             dist.all_reduce(whole, group=self._store.group(cast("nn.Parameter", tensor), WEIGHT))
         exchange = self._exchange(tensor)

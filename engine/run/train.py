@@ -30,7 +30,7 @@ from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
-from engine.step.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.environment import describe_environment
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress
@@ -139,6 +139,7 @@ def _go_on(start: _Start, index: int) -> int:
     if idle := freeze_idle(chain, stage.layouts()):
         parts = ", ".join(f"{count / 1e6:.2f} M of {stack}" for stack, count in idle.items())
         progress.message(f"stage {stage.name}: frozen, as no objective gives them a gradient: {parts} (parameters)")
+    store_frozen(chain, stage.model.stacks)
     host = create_host(
         stage.parallel,
         chain,

@@ -1,14 +1,19 @@
 """Freezing parameters of the chain: those that the plan names, and those that no step of a stage uses."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
+import torch
 from torch import nn
 
-from engine.step.whole import whole_numel
+from engine.step.whole import whole_numel, whole_shape
+from moe.experts.bank import ExpertBank
 from omnivl.chain.chain import Chain
+from omnivl.chain.names import only_trains
 from omnivl.chain.state import StepLayout
 from omnivl.errors import UserError, did_you_mean
+from omnivl.parts.sizes import Transformer
 
 
 def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
@@ -59,6 +64,43 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
                 parameter.requires_grad_(False)
                 idle[layer.stack] = idle.get(layer.stack, 0) + whole_numel(parameter)
     return idle
+
+
+def store_frozen(chain: Chain, stacks: Mapping[str, Transformer]) -> dict[str, int]:
+    """Brings what is frozen to the precision that its stack says, see ``Transformer.frozen_dtype``.
+
+    To be called when parameters are frozen and filled, before a host takes the chain; under ZeRO-3 they may be sharded
+    already.
+
+    Args:
+        chain: The model.
+        stacks: The model's, by name.
+
+    Returns:
+        Number of elements that are kept in another type than fp32, by stack.
+    """
+    kept: dict[str, int] = {}
+    for layer in chain.layers:
+        sizes = stacks.get(layer.stack)
+        if sizes is None or sizes.frozen_dtype == "fp32":
+            continue
+        banks = {id(one) for module in layer.modules() if isinstance(module, ExpertBank) for one in module.parameters()}
+        for name, parameter in layer.named_parameters():
+            is_table = len(whole_shape(parameter)) > 1 and id(parameter) not in banks
+            if parameter.requires_grad or only_trains(name) or not is_table:
+                continue
+            _store(parameter, torch.bfloat16)
+            kept[layer.stack] = kept.get(layer.stack, 0) + whole_numel(parameter)
+    return kept
+
+
+@torch.no_grad()
+def _store(parameter: Any, dtype: torch.dtype) -> None:
+    """Changes the type of a parameter and, under ZeRO-3, of the share of it that this process holds."""
+    parameter.data = parameter.data.to(dtype)
+    if (share := getattr(parameter, "ds_tensor", None)) is not None:
+        pinned = share.is_pinned()
+        share.data = share.data.to(dtype).pin_memory() if pinned else share.data.to(dtype)
 
 
 def _names(pattern: str, parameter: str) -> bool:

@@ -19,7 +19,7 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
-from engine.step.freeze import freeze, freeze_idle
+from engine.step.freeze import freeze, freeze_idle, store_frozen
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -165,6 +165,7 @@ def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str
         chain = build_chain(stage.model, stage.objectives, tokens)
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
+    store_frozen(chain, stage.model.stacks)
     sizes = ZeroSizes.of(chain.layers)
     return {"share": sizes.share_bytes(chain.layers, processes), "transient": sizes.transient_bytes()}
 

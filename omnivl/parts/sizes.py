@@ -35,7 +35,7 @@ class Transformer:
         mlp_ratio: Inner size of the feed-forward layer over hidden_size.
         norm: Where blocks normalise: before each branch (``pre``), as ViT does, or behind it (``post``), as BERT does.
         norm_eps: Added to the variance in normalisations.
-        activation: Of dense perceptrons: ``gelu``, or ``quick_gelu`` as in CLIP.
+        activation: Of dense perceptrons: ``gelu``, ``quick_gelu`` as in CLIP, or ``relu`` as in OPT.
         dropout: Dropout of branches.
         drop_path: Stochastic depth rate of the last block, rising linearly from 0.
         layer_scale_init: Initial LayerScale; None for none.
@@ -44,6 +44,9 @@ class Transformer:
             ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
             slots; ``block``, whole blocks.
         recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
+        frozen_dtype: In what a stage keeps the matrices of the stack that it does not train. ``bf16`` takes half of the
+            memory and leaves their values rounded, in weights files and for later stages too. Scales, biases and banks
+            of experts stay in fp32, as does all that is trained.
     """
 
     hidden_size: Annotated[int, Range(1)] = 768
@@ -59,6 +62,7 @@ class Transformer:
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
     recompute: Recompute = "none"
     recompute_every: Annotated[int, Range(1)] = 1
+    frozen_dtype: Literal["fp32", "bf16"] = "fp32"
 
     @property
     def inner_size(self) -> int:

@@ -61,12 +61,13 @@ class ZeroSizes:
     def share_bytes(layers: Sequence[nn.Module], processes: int) -> int:
         """Bytes of a chain that a process holds permanently under stage 3, without offloading: its share.
 
-        16 bytes of each trained parameter (it, its gradient, AdamW's two moments), 4 of each other one, all fp32.
+        16 bytes of each trained parameter (it, its gradient, AdamW's two moments, all fp32), of each other one 4, or 2
+        where it is kept in bf16.
 
         Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with fp32 parameters, their own masters.
         """
         every = [parameter for layer in layers for parameter in layer.parameters()]
-        return sum((16 if one.requires_grad else 4) * whole_numel(one) for one in every) // processes
+        return sum((16 if one.requires_grad else one.element_size()) * whole_numel(one) for one in every) // processes
 
     def transient_bytes(self) -> int:
         """Bytes that a process holds temporarily: whole layers and the bucket of gradients, without activations."""
