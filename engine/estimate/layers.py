@@ -28,14 +28,15 @@ from omnivl.data.batch import Batch, has_text, has_visual, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.fields import FieldReader, blank_value
-from omnivl.data.tokenizer import Tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_readers
 from omnivl.objectives import MLM
 
 
 def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
     """A micro-batch of blank samples of each kind that the stage takes."""
     sizes = stage.model.inputs
-    collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, seed=0))
+    readers = load_readers(stage.model.text_inputs, tokenizer)
+    collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, 0, readers))
     text = "a" + " a" * sizes.text_length  # as long as the model reads
     batches = []
     for sort in stage.batch_sorts():

@@ -24,7 +24,7 @@ from engine.processes.collectives import make_gather
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import only_trains
-from omnivl.data.tokenizer import load_tokenizer
+from omnivl.data.tokenizer import load_readers, load_tokenizer
 from omnivl.errors import UserError, did_you_mean
 from omnivl.inference.encoder import Encoder
 
@@ -95,7 +95,8 @@ def load_encoder(trained: Trained, device: torch.device, batch_size: int = 64) -
     model = stage.model.portable()
     chain = build_chain(model, stage.objectives, tokenizer.special, gather=gather, compute_dtype=dtype)
     load_weights(chain, trained.weights)
-    return Encoder(chain.to(device).eval(), model, tokenizer, gather, device, batch_size)
+    readers = load_readers(model.text_inputs, tokenizer)
+    return Encoder(chain.to(device).eval(), model, tokenizer, gather, device, batch_size, readers)
 
 
 def load_weights(chain: Chain, path: Path) -> None:

@@ -80,30 +80,44 @@ def _upgrade_places(places: dict[Path, str], kind: str) -> None:
 
 
 def resolve_vocabulary(document: Document) -> list[Problem]:
-    """Sets the size of the model's vocabulary to the tokenizer's where neither the plan nor its model file gives it.
+    """Sets sizes of the model's vocabularies to their tokenizers' where neither the plan nor its model file gives them.
 
     Returns:
-        What is wrong with the tokenizer.
+        What is wrong with the tokenizers.
     """
-    model, tokenizer = document.tree.get("model"), document.tree.get("tokenizer", Plan.tokenizer)
-    if not isinstance(model, dict) or not isinstance(tokenizer, str):
+    model, own = document.tree.get("model"), document.tree.get("tokenizer", Plan.tokenizer)
+    if not isinstance(model, dict):
         return []
-    *sections, name = architectures().get(str(model.get("kind")), OmniVL).vocabulary
-    if ("model", *sections, name) in document.places:
-        return []
-    holder: Any = model
-    for section in sections:
-        holder = holder.get(section) if isinstance(holder, dict) else None
-    if not isinstance(holder, dict):
+    cls = architectures().get(str(model.get("kind")), OmniVL)
+    problems = _set_vocabulary(document, cls.vocabulary, ("tokenizer",), own)
+    for section in cls.readers:
+        holder = _section(model, section)
+        given = None if holder is None else holder.get("tokenizer")
+        path = ("tokenizer",) if given is None else ("model", *section, "tokenizer")
+        problems += _set_vocabulary(document, (*section, "vocab_size"), path, own if given is None else given)
+    return problems
+
+
+def _set_vocabulary(document: Document, field: tuple[str, ...], path: tuple[str, ...], tokenizer: Any) -> list[Problem]:
+    """Sets a field of the model to the size of a tokenizer, of which the plan says at ``path`` which it is."""
+    holder = _section(document.tree["model"], field[:-1])
+    if ("model", *field) in document.places or holder is None or not isinstance(tokenizer, str):
         return []
     try:
-        holder[name] = load_tokenizer(tokenizer).special.vocab_size
+        holder[field[-1]] = load_tokenizer(tokenizer).special.vocab_size
     except DataError as error:
         allowed = "'emoji', a vocab.txt or the folder of a Hugging Face tokenizer"
         got = f"{tokenizer!r}, which cannot be loaded ({error})"
-        change = f"name one that is there, or set model.{'.'.join((*sections, name))}"
-        return [Problem(("tokenizer",), got, allowed, change)]
+        return [Problem(path, got, allowed, f"name one that is there, or set model.{'.'.join(field)}")]
     return []
+
+
+def _section(model: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
+    """A section of the model; None where it is not there."""
+    holder: Any = model
+    for name in path:
+        holder = holder.get(name) if isinstance(holder, dict) else None
+    return holder if isinstance(holder, dict) else None
 
 
 def merged(base: Mapping[str, Any], over: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from engine.hosts.base import Host
 from engine.plan.plan import StagePlan
 from engine.processes.collectives import make_gather
-from omnivl.data.tokenizer import Tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_readers
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.results import TaskResult
@@ -17,8 +17,10 @@ def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResul
 
     Called by every process; equal on all of them.
     """
+    readers = load_readers(stage.model.text_inputs, tokenizer)
     with host.whole_chain() as chain:
-        return run_tasks(stage.evaluate.tasks, Encoder(chain, stage.model, tokenizer, make_gather(), host.device))
+        encoder = Encoder(chain, stage.model, tokenizer, make_gather(), host.device, readers=readers)
+        return run_tasks(stage.evaluate.tasks, encoder)
 
 
 def figures_of(results: Sequence[TaskResult]) -> dict[str, float]:

@@ -41,7 +41,7 @@ from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.data.batch import Batch
 from omnivl.data.config import entry_keys
 from omnivl.data.loader import Loader, LoaderState
-from omnivl.data.tokenizer import Tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_readers
 from omnivl.errors import UserError
 from omnivl.randomness import stable_hash
 
@@ -275,6 +275,7 @@ class StageLoop:
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives
         sizes, seed = self._stage.model.inputs, stable_hash(self._plan.seed, "data", self._index)
+        readers = load_readers(self._stage.model.text_inputs, self._tokenizer)
         keyed = zip(entry_keys(entries), entries, strict=True)
         asked = {key: asked_fields(objectives, entry.kind, key) for key, entry in keyed}
         return Loader(
@@ -282,7 +283,7 @@ class StageLoop:
             loader_config=self._plan.loader,
             sizes=sizes,
             tokenizer=self._tokenizer,
-            prepare=Preparation(objectives, self._tokenizer.special, sizes, seed),
+            prepare=Preparation(objectives, self._tokenizer.special, sizes, seed, readers),
             asked=asked,
             micro_batch_size=self._stage.batch.micro_batch_size_per_gpu,
             gradient_accumulation_steps=self._stage.batch.gradient_accumulation_steps,

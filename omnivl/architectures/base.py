@@ -23,6 +23,7 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import VISUALS, Visual
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import TextInput
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.sizes import MomentumConfig, Recompute, Transformer
 
@@ -63,13 +64,15 @@ class Architecture(ABC):
 
     Of the class: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, what
     samples may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where
-    in the configuration the size of the plan's tokenizer stands.
+    in the configuration the size of the plan's tokenizer stands; ``readers``, sections of stacks that may have a
+    tokenizer of their own, each with fields ``tokenizer`` and ``vocab_size``.
     """
 
     streams: ClassVar[tuple[str, ...]]
     shows: ClassVar[tuple[Visual, ...]] = VISUALS
     presets: ClassVar[Mapping[str, Any]] = {}
     vocabulary: ClassVar[tuple[str, ...]] = ("vocab_size",)
+    readers: ClassVar[tuple[tuple[str, ...], ...]] = ()
 
     kind: str = ""
     momentum: MomentumConfig | None = None
@@ -95,6 +98,11 @@ class Architecture(ABC):
         writing = self.written_by()
         silent = bool(writing) and not any(stack.layers for stack in writing)
         return tuple(stream for stream in self.streams if stream != "generation" or not silent)
+
+    @property
+    def text_inputs(self) -> Mapping[str, TextInput]:
+        """How stacks read texts that do not read the batch's ``token_ids``, by stack."""
+        return {}
 
     @property
     def widths(self) -> Mapping[str, object]:

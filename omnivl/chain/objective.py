@@ -33,6 +33,7 @@ from omnivl.data.batch import DATA_KINDS, Batch, DataKind
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import TextReader, Tokenizer
 from omnivl.errors import Misfit, UserError
 from omnivl.randomness import Streams, uniforms
 
@@ -51,6 +52,7 @@ class PrepareContext:
         grid: Patches per side of a frame of this kind, (rows, columns).
         step: Optimizer step, for schedules of targets.
         tubelet_size: Frames per temporal position of a clip of this kind; masks are per tubelet. 1 for images.
+        readers: What stacks that read texts in their own way read them with, by stack.
     """
 
     seed: int
@@ -59,6 +61,7 @@ class PrepareContext:
     grid: tuple[int, int]
     step: int
     tubelet_size: int = 1
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     def uniforms(self, purpose: str, batch: Batch, count: int) -> NDArray[np.float64]:
         """``count`` numbers in [0, 1) for every sample of a batch, ``[B, count]``."""
@@ -135,6 +138,23 @@ class Heads:
     own: nn.Module | None = None
     vocabulary: nn.Module | None = None
     momentum_vocabulary: nn.Module | None = None
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How an objective's ``predict`` writes a text, word by word.
+
+    Attributes:
+        tokenizer: Turns ids into the text.
+        given: Ids that the text begins with, one or more; they are not written.
+        end: Id of the token that ends it.
+        max_length: Most tokens to write, the end included.
+    """
+
+    tokenizer: Tokenizer
+    given: tuple[int, ...]
+    end: int
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -268,6 +288,15 @@ class Objective(ABC):
     def predict(self, state: State, heads: Heads) -> Tensor:
         """The predictions of the objective's head for the rows of ``asks``."""
         raise NotImplementedError(f"objective {self.key} predicts nothing")
+
+    def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing | None:
+        """How a text is written with ``predict``; None where that predicts no words.
+
+        Args:
+            own: The plan's tokenizer, and the model's text length.
+            readers: See ``PrepareContext.readers``.
+        """
+        return None
 
 
 def temperature_of(objectives: Sequence[Objective]) -> Temperature:

@@ -1,7 +1,7 @@
 """Draws the objectives' inputs for a batch, where the batch is made: in a data worker or a background thread."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import TextReader
 
 
 def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) -> dict[str, Field]:
@@ -31,12 +32,14 @@ class Preparation:
         tokens: Special tokens.
         sizes: Sizes of pictures and patches.
         seed: The stage's seed.
+        readers: See ``PrepareContext.readers``.
     """
 
     objectives: tuple[Objective, ...]
     tokens: SpecialTokens
     sizes: InputSizes
     seed: int
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     def __call__(self, batch: Batch, entry: str, step: int) -> dict[str, Tensor]:
         """The objectives' draws, by ``objective/name``, and the weights of their losses, by ``weight/objective``.
@@ -53,6 +56,7 @@ class Preparation:
             grid=self.sizes.grid(is_video(batch.kind)),
             step=step,
             tubelet_size=self.sizes.tubelet_size if is_video(batch.kind) else 1,
+            readers=self.readers,
         )
         prepared: dict[str, Tensor] = {}
         for objective in self.objectives:

@@ -7,6 +7,7 @@ import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -65,6 +66,65 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
             return WordPieceTokenizer.from_file(path / "vocab.txt")
         raise DataError(f"tokenizer {name_or_path!r}: the folder has neither tokenizer.json nor vocab.txt")
     return HuggingFaceTokenizer.from_folder(name_or_path)
+
+
+@dataclass(frozen=True)
+class TextInput:
+    """How a stack of a model reads texts, as its configuration says.
+
+    Attributes:
+        tokenizer: As ``load_tokenizer`` takes it; None: the plan's.
+        length: Token positions per text.
+        vocab_size: Rows of its word embedding.
+    """
+
+    tokenizer: str | None
+    length: int
+    vocab_size: int
+
+
+@dataclass(frozen=True)
+class TextReader:
+    """A loaded tokenizer and the number of token positions per text. Picklable."""
+
+    tokenizer: Tokenizer
+    length: int
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """int64 ``[B, length]``: the start, the words, the end, cut or padded."""
+        return self.tokenizer.encode(texts, self.length)
+
+    def words(self, text: str) -> list[int]:
+        """The ids of a text without start and end, as many as there are."""
+        special, length = self.tokenizer.special, 8
+        while True:
+            ids: list[int] = self.tokenizer.encode([text], length)[0].tolist()
+            end = 1 + ids[1:].index(special.sep)
+            if end < length - 1:
+                return ids[1:end]
+            length *= 2
+
+
+def load_readers(inputs: Mapping[str, TextInput], own: Tokenizer) -> dict[str, TextReader]:
+    """What stacks with a tokenizer of their own read texts with, by stack.
+
+    Args:
+        inputs: By stack; see ``Architecture.text_inputs``.
+        own: The plan's tokenizer.
+
+    Raises:
+        DataError: A stack has fewer words than its tokenizer, or see ``load_tokenizer``.
+    """
+    readers: dict[str, TextReader] = {}
+    for stack, one in inputs.items():
+        tokenizer = own if one.tokenizer is None else load_tokenizer(one.tokenizer)
+        if (words := tokenizer.special.vocab_size) > one.vocab_size:
+            raise DataError(
+                f"model.{stack}.vocab_size: got {one.vocab_size} rows for a tokenizer of {words} words; allowed "
+                f"{words} or more; raise it, or name another model.{stack}.tokenizer"
+            )
+        readers[stack] = TextReader(tokenizer, one.length)
+    return readers
 
 
 class _CachedEncoder(ABC):

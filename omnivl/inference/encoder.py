@@ -4,8 +4,8 @@ Shapes: N pictures or texts, K texts of each picture, M embeddings of a picture,
 size.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,7 +13,9 @@ from torch import Tensor
 from omnivl.architectures import Architecture
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
-from omnivl.data.tokenizer import Tokenizer
+from omnivl.chain.objective import Writing
+from omnivl.data.tokenizer import TextReader, Tokenizer
+from omnivl.errors import UserError
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.inference.predict import predict
@@ -30,6 +32,7 @@ class Encoder:
         gather: Joins the replicas' shares.
         device: Where the chain lives.
         batch_size: Samples per forward pass and replica.
+        readers: What stacks that read texts in their own way read them with, by stack.
     """
 
     chain: Chain
@@ -38,6 +41,7 @@ class Encoder:
     gather: Gather
     device: torch.device
     batch_size: int = 64
+    readers: Mapping[str, TextReader] = field(default_factory=dict)
 
     def token_ids(self, texts: Sequence[str]) -> Tensor:
         """int64 ``[len(texts), L]`` on the device."""
@@ -107,6 +111,25 @@ class Encoder:
             return generate(self.chain, objective, frames, search, gather=self.gather).token_ids
 
         return self.in_shares(len(pictures), self.batch_size, of_share)
+
+    def writing(self, objective: str) -> Writing:
+        """How an objective writes texts.
+
+        Args:
+            objective: Its key.
+
+        Raises:
+            UserError: The chain has no such objective, or it writes no texts.
+        """
+        own = TextReader(self.tokenizer, self.model.inputs.text_length)
+        written = {key: one.writing(own, self.readers) for key, one in self.chain.objectives.items()}
+        if (found := written.get(objective)) is None:
+            able = ", ".join(repr(key) for key, one in written.items() if one is not None)
+            raise UserError(
+                f"captions: got the objective {objective!r}; allowed are those of the stage that write "
+                f"({able or 'none'}); name one of them, or use a stage that trains it"
+            )
+        return found
 
     def in_shares(self, count: int, batch_size: int, of_share: Callable[[list[int]], Tensor]) -> Tensor:
         """Something of each of ``count`` samples, computed in shares by all replicas; see ``shared_batches``.

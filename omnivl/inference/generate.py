@@ -14,6 +14,7 @@ from torch import Tensor
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.layout import lay_out
+from omnivl.chain.objective import Writing
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.inference.predict import asked
@@ -50,7 +51,7 @@ class ChainDecoder:
 
     def __call__(self, token_ids: Tensor, parents: Tensor | None) -> Tensor:
         """See ``NextToken``."""
-        start = token_ids.shape[1] - 1 if self.cached else 0
+        start = token_ids.shape[1] - 1 if self.cache else 0
         if parents is not None:
             own = {name: kept.index_select(0, parents) for name, kept in self.cache.items() if name.endswith("/self")}
             self.cache = {**self.cache, **own}
@@ -93,6 +94,7 @@ class SearchOptions:
         max_length: Most tokens to generate, the end token included.
         num_beams: K; 1 is greedy.
         length_penalty: The best of the K texts maximises log probability / length ** length_penalty.
+        prompt: Ids behind the first token that are given as well.
     """
 
     start: int
@@ -102,6 +104,24 @@ class SearchOptions:
     max_length: int
     num_beams: int = 1
     length_penalty: float = 0.0
+    prompt: tuple[int, ...] = ()
+
+
+def writing_search(writing: Writing, num_beams: int = 1, length_penalty: float = 0.0) -> SearchOptions:
+    """How to search for a text as an objective writes it, without any special token but the end.
+
+    Args:
+        writing: The objective's.
+        num_beams: 1 is greedy.
+        length_penalty: See ``SearchOptions``.
+    """
+    special = writing.tokenizer.special
+    banned = tuple(i for i in range(special.num_reserved) if i != writing.end)
+    start, *prompt = writing.given
+    length = writing.max_length
+    return SearchOptions(
+        start, writing.end, special.pad, banned, length, num_beams, length_penalty, prompt=tuple(prompt)
+    )
 
 
 def caption_search(
@@ -161,7 +181,8 @@ def beam_search(
             to other replicas, all have to run equally many.
     """
     beams = options.num_beams
-    texts = torch.full((batch_size * beams, 1), options.start, device=device)
+    given = torch.tensor((options.start, *options.prompt), device=device)
+    texts = given.repeat(batch_size * beams, 1)
     # Only the first beam counts at the start: the others are the same text.
     scores = torch.full((batch_size, beams), float("-inf"), device=device)
     scores[:, 0] = 0.0
@@ -175,7 +196,8 @@ def beam_search(
         texts = torch.cat([texts[parents], (choice % size).flatten()[:, None]], dim=1)
         if gather is not None and int(gather.total((~_finished(texts, options)).sum())) == 0:
             break
-    texts = F.pad(texts[:, 1:], (0, options.max_length + 1 - texts.shape[1]), value=options.pad)
+    texts = texts[:, len(given) :]
+    texts = F.pad(texts, (0, options.max_length - texts.shape[1]), value=options.pad)
     texts = texts.view(batch_size, beams, -1)
     lengths = (texts != options.pad).sum(-1)
     best = (scores / lengths**options.length_penalty).argmax(-1)
@@ -184,6 +206,8 @@ def beam_search(
 
 
 def _finished(texts: Tensor, options: SearchOptions) -> Tensor:
+    if texts.shape[1] == 1 + len(options.prompt):  # some tokenizers begin texts with the token that ends them
+        return torch.zeros(len(texts), dtype=torch.bool, device=texts.device)
     return (texts[:, -1] == options.end) | (texts[:, -1] == options.pad)
 
 

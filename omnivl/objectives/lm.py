@@ -3,6 +3,7 @@
 Shapes: B samples, L text positions.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
-from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Writing
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives.vocabulary import IGNORED, token_loss
+from omnivl.data.tokenizer import TextReader
+from omnivl.objectives.vocabulary import token_loss
+from omnivl.parts.heads import IGNORED
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,11 @@ class LM(Objective):
         assert heads.vocabulary is not None
         logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
         return logits
+
+    def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
+        """From [DEC] to [SEP]."""
+        special = own.tokenizer.special
+        return Writing(own.tokenizer, (special.decode,), special.sep, own.length - 1)
 
 
 def shift(token_ids: Tensor, tokens: SpecialTokens) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareConte
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives.vocabulary import IGNORED, Teacher, token_loss
+from omnivl.objectives.vocabulary import Teacher, token_loss
+from omnivl.parts.heads import IGNORED
 
 Ids = NDArray[np.int64]
 Uniforms = NDArray[np.float64]

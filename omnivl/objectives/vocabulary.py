@@ -1,6 +1,6 @@
 """The cross-entropy of tokens that objectives on words share.
 
-Shapes: R rows, L text positions, D hidden size.
+Shapes: R rows, L text positions, n of them chosen, D hidden size, V words.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,8 @@ from torch import Tensor, nn
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import ObjectiveLoss, replica_mean
-from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.heads import IGNORED, VocabularyHead
 from omnivl.parts.padding import chosen_positions
-
-IGNORED = -100
-"""Target of a position without a loss."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +56,42 @@ def token_loss(
     Source: of the teacher, Li et al., ALBEF, arXiv 2107.07651, eq. 7.
     """
     assert isinstance(head, VocabularyHead), "the vocabulary head comes from the Losses layer"
-    has_target = targets != IGNORED
-    chosen = chosen_positions(has_target)
+    chosen = chosen_positions(targets != IGNORED)
     logits, wanted = head(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
+    if teacher is None:
+        return words_loss(logits, wanted, gather, label_smoothing)
+    assert isinstance(teacher.head, VocabularyHead), "its head's twin comes from the Losses layer"
+    with torch.no_grad():
+        soft = teacher.head(teacher.hidden.flatten(0, 1)[chosen]).softmax(-1)
+    return words_loss(logits, wanted, gather, label_smoothing, soft=soft, alpha=teacher.alpha)
+
+
+def words_loss(
+    logits: Tensor,
+    wanted: Tensor,
+    gather: Gather,
+    label_smoothing: float = 0.0,
+    *,
+    soft: Tensor | None = None,
+    alpha: Tensor | float = 0.0,
+) -> ObjectiveLoss:
+    """Cross-entropy of words at chosen positions; see ``token_loss``.
+
+    Args:
+        logits: fp32 ``[n, V]``.
+        wanted: int64 ``[n]``, ``IGNORED`` where there is no loss.
+        gather: Counts targets over replicas.
+        label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
+        soft: A teacher's softmax, ``[n, V]``.
+        alpha: The teacher's share of the loss.
+    """
     total = F.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
-    count, metrics = has_target.sum(), dict[str, Tensor]()
+    count, metrics = (wanted != IGNORED).sum(), dict[str, Tensor]()
     with torch.no_grad():
         metrics["accuracy"] = ((logits.argmax(-1) == wanted).sum() / count.clamp(min=1)).float()
-    if teacher is not None:
-        assert isinstance(teacher.head, VocabularyHead), "its head's twin comes from the Losses layer"
-        with torch.no_grad():
-            soft = teacher.head(teacher.hidden.flatten(0, 1)[chosen]).softmax(-1)
+    if soft is not None:
         distances = -(soft * logits.log_softmax(-1)).sum(-1)
         distilled = torch.where(wanted != IGNORED, distances, 0.0).sum()
         metrics["distillation"] = distilled.detach() / count.clamp(min=1)
-        total = (1.0 - teacher.alpha) * total + teacher.alpha * distilled
+        total = (1.0 - alpha) * total + alpha * distilled
     return ObjectiveLoss(replica_mean(total, count, gather), metrics)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.generate import caption_search
+from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
@@ -20,7 +20,7 @@ class CaptionTask(Task):
     """Captions by the generation decoder: exact match, keyword F1 and BLEU.
 
     Attributes:
-        objective: Key of the objective whose head writes.
+        objective: Key of the objective whose head writes: of kind ``lm``, or ``prefix_lm`` where a language model does.
         num_beams: 1 decodes greedily.
         gallery: Number of captions to keep for the report.
     """
@@ -62,10 +62,20 @@ class CaptionTask(Task):
 
 
 def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int) -> list[str]:
-    """The caption of every picture, in order, equal on every replica."""
-    search = caption_search(encoder.tokenizer.special, encoder.model.inputs.text_length - 1, num_beams)
-    written = encoder.generate(objective, pictures, search)
-    return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
+    """The caption of every picture, in order, equal on every replica.
+
+    Args:
+        pictures: What to write about.
+        encoder: Has the objective's head.
+        objective: Key of the objective.
+        num_beams: 1 decodes greedily.
+
+    Raises:
+        UserError: The objective writes no texts.
+    """
+    writing = encoder.writing(objective)
+    written = encoder.generate(objective, pictures, writing_search(writing, num_beams))
+    return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 
 def keywords(text: str) -> frozenset[str]:

@@ -13,11 +13,13 @@ from omnivl.architectures import OmniVL
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import DataError
+from omnivl.errors import DataError, UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import SearchOptions
 from omnivl.inference.pictures import PictureSet, shared_batches
+from omnivl.objectives import LM, Objective
 from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.tasks.captions import write_captions
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
@@ -32,6 +34,7 @@ class Oracle:
     known: dict[bytes, str] = field(default_factory=dict)
     training: bool = True
     calls: list[str] = field(default_factory=list)
+    objectives: dict[str, Objective] = field(default_factory=lambda: {"lm": LM()})
 
     def learn(self, pictures: PictureSet, texts: Sequence[str]) -> None:
         for i, text in enumerate(texts):
@@ -192,3 +195,13 @@ def test_tags_are_relevant_to_every_picture_that_has_them() -> None:
     # Every picture of the subgroup has the tag "bug" or "insect": chance must count several right answers.
     assert scores[3].chance is not None
     assert scores[3].chance > 1 / scores[0].count
+
+
+def test_captions_by_an_objective_that_writes_none_are_refused() -> None:
+    oracle, pictures = oracle_for(WHERE, "name")
+    with pytest.raises(UserError) as caught:
+        write_captions(pictures, encoder_for(oracle), "vlm", num_beams=1)
+    assert str(caught.value) == (
+        "captions: got the objective 'vlm'; allowed are those of the stage that write ('lm'); name one of them, or use "
+        "a stage that trains it"
+    )
