@@ -18,7 +18,7 @@ from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.config import DataEntryConfig, LoaderConfig, entry_keys
 from omnivl.objectives import ObjectiveConfig
-from omnivl.pretrained.load import Part
+from omnivl.pretrained.load import PARTS, Part
 from omnivl.tasks import TaskConfig
 
 SHARED_SECTIONS = ("model", "parallel", "batch")
@@ -35,16 +35,18 @@ class WeightsConfig:
         all: Folder for all parts of the model: a BLIP, or an exported model; null for none.
         vision: Folder for the visual encoder, and its projection if it has one: a ViT, TimeSformer, BEiT, CLIP or BLIP.
         text: Folder for the text encoder, and its projection if it has one: a BERT or BLIP.
+        language: Folder for the language model: an OPT.
     """
 
     all: str | None = None
     vision: str | None = None
     text: str | None = None
+    language: str | None = None
 
     @property
     def folders(self) -> dict[Part, str]:
         """The folders by the part of the model that they fill, the whole model first."""
-        named: dict[Part, str | None] = {"all": self.all, "vision": self.vision, "text": self.text}
+        named = {part: getattr(self, part) for part in PARTS}
         return {part: folder for part, folder in named.items() if folder is not None}
 
 
@@ -122,7 +124,7 @@ class StagePlan:
         objectives: What is trained. A bare kind (``mlm``) stands for that objective with its defaults.
         optimizer: AdamW, learning rate and clipping.
         init_from: Earlier stage whose weights this one starts from; null starts from random weights.
-        weights: Weights of other origin to start from. Not together with ``init_from``.
+        weights: Weights of other origin to start from. Of them ``language`` alone may stand beside ``init_from``.
         freeze: Parts that are not trained: patterns over the beginnings of parameter names, e.g. ``[embed, text_*]``.
         model: Fields of ``model`` that change for this stage, e.g. ``{num_frames: 8}``.
         parallel: Fields of ``parallel`` that change for this stage.

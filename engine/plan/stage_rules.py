@@ -215,8 +215,8 @@ def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
 
 
 def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
-    """Weights come from an earlier stage or from elsewhere."""
-    if stage.init_from is not None and stage.weights.folders:
+    """Weights come from an earlier stage or from elsewhere, but for those of a language model, which may join later."""
+    if stage.init_from is not None and stage.weights.folders.keys() - {"language"}:
         got = f"weights of other origin beside init_from {stage.init_from!r}"
         yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
 

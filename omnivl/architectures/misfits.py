@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from moe.config import AttributeConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
+from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
 from omnivl.errors import Misfit, did_you_mean
+from omnivl.parts.language import LanguageModel
 from omnivl.parts.sizes import MODALITIES, Transformer
 
 
@@ -26,6 +27,27 @@ def stack_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
         yield Misfit((name, "layers"), str(stack.layers), "1 or more", "raise it, e.g. to 12")
     for found in filling_misfits(stack, {"layers": stack.layers}):
         yield replace(found, path=(name, *found.path))
+
+
+def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misfit]:
+    """What does not fit together in a language model that stands in a configuration as ``language``.
+
+    Args:
+        language: Its sizes.
+        num_queries: Positions before the tokens.
+    """
+    blocks, longest = language.blocks, num_queries + language.length
+    for found in stack_misfits("blocks", blocks):
+        yield replace(found, path=("language", *found.path))
+    if blocks.norm != "pre":
+        path = ("language", "blocks", "norm")
+        yield Misfit(path, repr(blocks.norm), "'pre' in a language model", "set it to 'pre'")
+    if not isinstance(blocks.ffn, DenseConfig):
+        kind = ("language", "blocks", "ffn", "kind")
+        yield Misfit(kind, repr(blocks.ffn.kind), "'dense' in a language model", "set it to 'dense'")
+    if longest > language.positions:
+        allowed = f"{longest} or more: {num_queries} queries and {language.length} tokens"
+        yield Misfit(("language", "positions"), str(language.positions), allowed, "raise it, or lower language.length")
 
 
 def filling_misfits(stack: Transformer, depths: Mapping[str, int]) -> Iterator[Misfit]:

@@ -7,7 +7,9 @@ Streams of a chain; an architecture has some of them:
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
   visual positions; ``momentum_fused``: the same rows, computed by momentum twins;
-- ``generation``: texts; each position sees the earlier positions and what the text looks at.
+- ``generation``: texts; each position sees the earlier positions and what the text looks at;
+- ``language``: texts in a language model; each position sees the earlier positions, and the sample's queries where an
+  objective reads these.
 
 A segment is a run of rows of a stream's stack. ``clean`` holds the batch's own samples as they are.
 """
@@ -56,10 +58,11 @@ class Demands:
     Names of segments and joins begin with the objective's key, ``{key}`` or ``{key}/...``; ``clean`` is shared by all.
 
     Attributes:
-        rows: Rows of each segment that an encoder has to pass, by stream (``visual``, ``text``). A visual segment reads
-            ``{segment}/rows`` int64 ``[M]`` and ``{segment}/mask`` bool ``[M, T, N]`` from ``Batch.prepared``, a text
-            segment ``{segment}/token_ids`` int64 ``[M, L]``, rows 0 .. M - 1 of the batch. Clean rows need not be named
-            if a join or a field in ``reads`` implies them.
+        rows: Rows of each segment that a stack has to pass, by stream (``visual``, ``text``, ``language``). A visual
+            segment reads ``{segment}/rows`` int64 ``[M]`` and ``{segment}/mask`` bool ``[M, T, N]`` from
+            ``Batch.prepared``, a text segment ``{segment}/token_ids`` int64 ``[M, L]``, rows 0 .. M - 1 of the batch, a
+            segment of ``language`` these, ``{segment}/mask`` bool ``[M, L]`` and in training ``{segment}/targets``; it
+            leaves ``logits/{segment}``. Clean rows need not be named if a join or a field in ``reads`` implies them.
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
             positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual

@@ -38,7 +38,7 @@ def lay_out(
         ModelError: Two demands name the same segment or join.
     """
     active = {key: demands for key, demands in asked.items() if demands is not None}
-    stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation")}
+    stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation", "language")}
     joins: dict[str, Join] = {}
     if any(_reads_clean(demands, "visual") for demands in active.values()):
         stacks["visual"].add(CLEAN, batch_size)
@@ -99,7 +99,8 @@ def _twins(
 def present_modalities(layout: StepLayout) -> tuple[str, ...]:
     """The modalities that have tokens in a step, of ``MODALITIES``."""
     visual = ("video" if layout.is_video else "image",) if layout.visual else ()
-    return (*visual, "text") if layout.text or layout.fused or layout.generation else visual
+    reads_text = layout.text or layout.fused or layout.generation or layout.language
+    return (*visual, "text") if reads_text else visual
 
 
 def _reads_clean(demands: Demands, stream: str) -> bool:

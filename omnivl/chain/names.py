@@ -1,7 +1,7 @@
 """Names of layers, parameters and buffers: their structure, and their earlier forms in old files.
 
-Parameters are named ``layer.module...``, the layers of a stack ``stack_07``, its last normalisation ``stack_norm``. For
-a given layer use ``ChainLayer.stack`` instead.
+Parameters are named ``layer.module...``, the layers of a stack ``stack_07``, its last normalisation ``stack_norm``, an
+embedding of its own ``stack_embed``. For a given layer use ``ChainLayer.stack`` instead.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 _RENAMED: Mapping[str, str] = {"contrast.queue.": "losses.heads.univlc.queue."}
 """Earlier prefixes of names, and their present forms."""
 
-_PLACE_IN_STACK = re.compile(r"_(?:\d+|norm)$")
+_PLACE_IN_STACK = re.compile(r"_(?:\d+|norm|embed)$")
 
 
 def current_name(name: str) -> str:

@@ -50,11 +50,14 @@ CORE_FIELDS: Mapping[str, str] = {
     "generation": "float [R_generation, L, D]; rows by layout.generation",
     "generation_mask": "bool [R_generation, L]",
     "generation_memory": "int64 [R_generation], as fused_memory; absent where row b looks at row b",
+    "prefix": "float [B, Q, D], what stands before the tokens of the language rows, where queries are read",
+    "language": "float [R_language, Q + L, D]; rows by layout.language; without Q where no queries are read",
+    "language_mask": "bool [R_language, Q + L]",
     "loss": "float [], the weighted sum of all losses",
 }
 """Fields with a fixed meaning. Others are namespaced: ``mlm/targets``, ``visual/mrm`` (rows of a segment), ``loss/mlm``
-(raw, before its weight), ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``, and ``field/boxes``
-for the samples' fields."""
+(raw, before its weight), ``logits/prefix_lm``, ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``,
+and ``field/boxes`` for the samples' fields."""
 
 Mode = Literal["train", "encode", "predict"]
 
@@ -73,6 +76,7 @@ class StepLayout:
         text: Segments of ``state["text"]``: ``clean`` and one per masked text pass. May be empty.
         fused: Segments of ``state["fused"]``, one for each join that is not causal.
         generation: Segments of ``state["generation"]``, one for each causal join.
+        language: Segments of ``state["language"]``.
         joins: The joins of these segments, by the same names.
         reads: Fields that losses read; see ``Demands.reads``.
         fused_text: Segments of ``fused`` of which losses read the text's positions.
@@ -92,6 +96,7 @@ class StepLayout:
     text: Mapping[str, slice] = field(default_factory=dict)
     fused: Mapping[str, slice] = field(default_factory=dict)
     generation: Mapping[str, slice] = field(default_factory=dict)
+    language: Mapping[str, slice] = field(default_factory=dict)
     joins: Mapping[str, Join] = field(default_factory=dict)
     reads: frozenset[str] = frozenset()
     fused_text: tuple[str, ...] = ()

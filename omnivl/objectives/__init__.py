@@ -17,10 +17,13 @@ from omnivl.objectives.mdm import MDM
 from omnivl.objectives.mfm import MFM
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.mrm import MRM
+from omnivl.objectives.prefix_lm import PrefixLM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 
-ObjectiveConfig = Annotated[MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM, Field(discriminator="kind")]
+ObjectiveConfig = Annotated[
+    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM, Field(discriminator="kind")
+]
 """All objectives that a plan can name, told apart by ``kind``."""
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "ObjectiveLoss",
+    "PrefixLM",
     "PrepareContext",
     "UniVLC",
 ]

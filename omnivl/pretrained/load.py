@@ -27,18 +27,22 @@ from omnivl.errors import ModelError
 from omnivl.pretrained.folder import describe, near_misses, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
-BY_WORDS = ("embed.block.text.words", "losses.vocabulary.decoder.weight", "losses.vocabulary.decoder.bias")
+BY_WORDS = (
+    *("embed.block.text.words", "losses.vocabulary.decoder.weight", "losses.vocabulary.decoder.bias"),
+    "language_embed.block.words",
+)
 """Our parameters that have a row for each word."""
 
-Part = Literal["all", "vision", "text"]
+Part = Literal["all", "vision", "text", "language"]
 PARTS: Mapping[Part, tuple[str, ...]] = {
     "all": ("",),
     "vision": ("embed.block.visual", "visual_", "contrast.visual_projection"),
     "text": ("embed.block.text", "text_", "qformer_", "contrast.text_projection"),
+    "language": ("language_",),
 }
 """Prefixes of the names of our parameters that belong to a part."""
 
-_OTHER_SIDE: Mapping[Part, tuple[str, ...]] = {"all": (), "vision": ("text_",), "text": ("vision_", "visual_")}
+_OTHER_SIDE: Mapping[Part, tuple[str, ...]] = {"vision": ("text_",), "text": ("vision_", "visual_")}
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ def _of_part(translated: Translation, part: Part) -> Translation:
         tensors={name: tensor for name, tensor in translated.tensors.items() if name.startswith(beginnings)},
         sources={name: found for name, found in translated.sources.items() if name.startswith(beginnings)},
         zeros=[name for name in translated.zeros if name.startswith(beginnings)],
-        unused=[name for name in translated.unused if not name.startswith(_OTHER_SIDE[part])],
+        unused=[name for name in translated.unused if not name.startswith(_OTHER_SIDE.get(part, ()))],
     )
 
 

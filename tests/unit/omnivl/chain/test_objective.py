@@ -60,7 +60,8 @@ def test_replica_mean_of_nothing_is_zero_with_a_graph() -> None:
 @pytest.mark.parametrize("member", MEMBERS)
 def test_members_are_named_by_kind_and_picklable(member: type) -> None:
     objective = member()
-    assert objective.key == member.__name__.lower() == objective.kind
+    assert objective.key == objective.kind
+    assert objective.kind.replace("_", "") == member.__name__.lower()
     assert pickle.loads(pickle.dumps(objective)) == objective
 
 

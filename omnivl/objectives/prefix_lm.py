@@ -1,0 +1,118 @@
+"""Language modelling behind a picture: a language model goes on from what stands for the picture with the caption.
+
+Shapes: B samples, L token positions of the language model, n positions with a target, V words.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from omnivl.chain.demands import Demands
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Writing
+from omnivl.chain.state import State
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
+from omnivl.data.tokenizer import TextReader
+from omnivl.errors import UserError
+from omnivl.objectives.vocabulary import words_loss
+from omnivl.parts.heads import IGNORED
+from omnivl.parts.padding import chosen_positions
+
+STREAM = "language"
+
+
+@dataclass(frozen=True)
+class PrefixLM(Objective):
+    """Next-token prediction in the stream ``language``, of captions behind queries; of texts by themselves without.
+
+    A row is the start token, the prompt, the caption, the end. The caption and the end are predicted; what stands
+    before them is given.
+
+    Attributes:
+        prompt: Text before every caption, e.g. ``a photo of``.
+        end: Text of the one token that ends a caption, a line's end as in BLIP-2 with OPT; null: the tokenizer's own
+            end.
+        include_labels: Whether class prompts are written too.
+
+    Source: Li et al., BLIP-2, arXiv 2301.12597, section 3.3; its released code for OPT.
+    Differs: without a prompt its code predicts the start token too, from the last query.
+    """
+
+    kind: Literal["prefix_lm"] = "prefix_lm"
+    prompt: str = ""
+    end: str | None = "\n"
+    include_labels: bool = False
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """A row of tokens per sample, behind the sample's queries where it shows anything."""
+        if not has_text(kind) or visual_of(kind) == "set" or (is_label(kind) and not self.include_labels):
+            return None
+        reads = frozenset[str]() if visual_of(kind) == "none" else frozenset({"queries"})
+        return Demands(rows={STREAM: {self.key: batch_size}}, reads=reads)
+
+    def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """A row of tokens per text, behind queries."""
+        if visual_of(kind) not in ("image", "clip"):
+            return None
+        return Demands(rows={STREAM: {self.key: batch_size}}, reads=frozenset({"queries"}))
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Makes ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``, and ``{key}/mask``, bool ``[B, L]``."""
+        reader = context.readers[STREAM]
+        texts = [f"{self.prompt} {text}" if self.prompt else text for text in batch.captions]
+        ids = reader.encode(texts)
+        # The end is looked for behind the start, which is the same token in some tokenizers.
+        ends = 1 + (ids[:, 1:] == reader.tokenizer.special.sep).argmax(1)
+        ids[np.arange(len(ids)), ends] = self._end(reader)
+        places = np.arange(ids.shape[1])
+        targets = np.full_like(ids, IGNORED)
+        targets[:, :-1] = ids[:, 1:]
+        given = len(self._given(reader))
+        targets[(places >= ends[:, None]) | (places < given - 1)] = IGNORED
+        return {
+            f"{self.key}/token_ids": torch.from_numpy(ids),
+            f"{self.key}/targets": torch.from_numpy(targets),
+            f"{self.key}/mask": torch.from_numpy(places <= ends[:, None]),
+        }
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        """Mean cross-entropy over the tokens of captions and their ends."""
+        targets = state[f"{self.key}/targets"]
+        wanted = targets.flatten()[chosen_positions(targets != IGNORED)]
+        return words_loss(state[f"logits/{self.key}"], wanted, gather)
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """Logits of what follows the last position of each row, fp32 ``[R, V]``."""
+        return state[f"logits/{self.key}"]
+
+    def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing | None:
+        """From the start and the prompt to the end."""
+        if STREAM not in readers:
+            return None
+        reader = readers[STREAM]
+        given = self._given(reader)
+        return Writing(reader.tokenizer, given, self._end(reader), reader.length - len(given))
+
+    def _given(self, reader: TextReader) -> tuple[int, ...]:
+        """The start token and those of the prompt."""
+        return (reader.tokenizer.special.cls, *(reader.words(self.prompt) if self.prompt else ()))
+
+    def _end(self, reader: TextReader) -> int:
+        """The token that ends a caption.
+
+        Raises:
+            UserError: The tokenizer has no single token for it.
+        """
+        if self.end is None:
+            return reader.tokenizer.special.sep
+        words = reader.words(self.end)
+        if len(words) != 1:
+            raise UserError(
+                f"objective {self.key}: end: got {self.end!r}, which is {len(words)} tokens of the language model's "
+                "tokenizer; allowed is a text of one token, or null for the tokenizer's own end; change it"
+            )
+        return words[0]
