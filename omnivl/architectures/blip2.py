@@ -1,5 +1,7 @@
 """BLIP-2: a visual tower that usually stays as it is, and a Q-Former whose learnt queries gather what texts say of it.
 
+In the second stage a language model that stays as it is, too, goes on from the queries.
+
 Source: Li et al., BLIP-2, arXiv 2301.12597, and its released code (LAVIS).
 Differs: the temperature is learnt as a logarithm. The vocabulary head is not tied to the word embedding. Similarities
     and matching see other replicas' features with their gradients, which the code gathers without for similarities.
@@ -17,13 +19,16 @@ from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers
 from omnivl.architectures.blip2_names import from_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
-from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.sizes import InputSizes
+from omnivl.data.tokenizer import TextInput
 from omnivl.errors import Misfit, ModelError
 from omnivl.parts.bert import TEXT_EPS
+from omnivl.parts.language import LanguageModel, language_layers, language_order
 from omnivl.parts.losses import Losses
+from omnivl.parts.opt_names import is_opt, language_from_opt, refuse_options_of_opt
 from omnivl.parts.plain_vit import ImageBlock
 from omnivl.parts.project import Project
 from omnivl.parts.qformer import QFormerLayer
@@ -55,6 +60,7 @@ class BLIP2(Architecture):
         num_frames: Frames of a training clip. Each is encoded as an image; the queries look at all of them.
         patch_size: Side of a patch in pixels.
         projection_size: Size P of the contrastive embeddings.
+        language: The language model that goes on from the queries, in the second stage; null: none.
     """
 
     kind: Literal["blip2"] = "blip2"
@@ -67,9 +73,16 @@ class BLIP2(Architecture):
     num_frames: Annotated[int, Range(1)] = 1
     patch_size: Annotated[int, Range(1)] = 14
     projection_size: Annotated[int, Range(1)] = 256
+    language: LanguageModel | None = None
 
-    streams: ClassVar[tuple[str, ...]] = ("visual", "queries", "text", "embedding", "fused", "generation")
+    streams: ClassVar[tuple[str, ...]] = ("visual", "queries", "text", "embedding", "fused", "generation", "language")
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
+    readers: ClassVar[tuple[tuple[str, ...], ...]] = (("language",),)
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """Those of the Q-Former, and that of the language model if there is one."""
+        return tuple(stream for stream in super().offers if stream != "language" or self.language is not None)
 
     @property
     def inputs(self) -> InputSizes:
@@ -102,8 +115,14 @@ class BLIP2(Architecture):
 
     @property
     def stacks(self) -> Mapping[str, Transformer]:
-        """The visual tower and the Q-Former."""
-        return {"visual": self.vision, "qformer": self.qformer}
+        """The visual tower, the Q-Former, and the language model if there is one."""
+        written = {} if self.language is None else {"language": self.language.blocks}
+        return {"visual": self.vision, "qformer": self.qformer, **written}
+
+    @property
+    def text_inputs(self) -> Mapping[str, TextInput]:
+        """Of the language model."""
+        return {} if self.language is None else {"language": self.language.text_input}
 
     @property
     def widths(self) -> Mapping[str, object]:
@@ -111,7 +130,12 @@ class BLIP2(Architecture):
         found = {name: getattr(self, name) for name in ("num_queries", "cross_every", "patch_size", "projection_size")}
         for name, stack in (("vision", self.vision), ("qformer", self.qformer)):
             found |= {f"{name}.{size}": getattr(stack, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
-        return found | {"words.vocab_size": self.words.vocab_size}
+        found["words.vocab_size"] = self.words.vocab_size
+        if self.language is not None:
+            sizes = ("hidden_size", "num_heads", "mlp_ratio")
+            found |= {f"language.blocks.{size}": getattr(self.language.blocks, size) for size in sizes}
+            found["language.vocab_size"] = self.language.vocab_size
+        return found
 
     def layers(self, kit: Kit) -> Layers:
         """Tower, Q-Former, projections, heads."""
@@ -130,21 +154,30 @@ class BLIP2(Architecture):
         yield "contrast", Project(sizes, kit.objectives, joins_inputs=True, pools=pools, several=("visual",))
         yield "join", JoinQueries(kit.objectives, kit.gather, qformer.dropout)
         yield "pool", PoolQueries(count)
+        if self.language is not None:
+            sized = {"query_size": qformer.hidden_size, "num_queries": count}
+            yield from language_layers(self.language, **sized, dtype=dtype)
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
-        """The Q-Former is passed twice: before and behind the join of rows."""
+        """The Q-Former is passed twice: before and behind the join of rows; of the language model the embedding."""
         blocks = [name for name in names if name.startswith("qformer_")]
         behind = list(names).index("join") + 1
-        return [*names[:behind], *blocks, *names[behind:]]
+        order = [*names[:behind], *blocks, *names[behind:]]
+        return order if self.language is None else language_order(order)
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
-        """Weights of transformers' classes of BLIP-2, or of BERT, which the Q-Former starts from.
+        """Weights of transformers' classes of BLIP-2, of BERT, which the Q-Former starts from, or of OPT.
 
         Raises:
             ModelError: The folder's configuration asks for other options than the model has.
         """
         config = read_json(path / "config.json") if path.is_dir() else {}
+        said = config if is_opt(weights) else config.get("text_config", {})
+        if self.language is not None and said.get("model_type", "opt") == "opt":
+            refuse_options_of_opt(said, self.language, path)
+        if is_opt(weights):
+            return language_from_opt(weights)
         pixels = read_pixels(path if path.is_dir() else path.parent, CLIP_PIXELS)
         found = from_transformers(weights, pixels, self.qformer.layers)
         if found is not None and (unmet := unmet_options(config, self.vision, self.qformer, self.cross_every)):
@@ -170,6 +203,8 @@ class BLIP2(Architecture):
             yield Misfit(("words", "length"), str(self.words.length), "3 or more: [CLS] word [SEP]", "raise it")
         if not self.words.norm_embeddings:
             yield Misfit(("words", "norm_embeddings"), "false", "true in 'blip2'", "set it to true")
+        if self.language is not None:
+            yield from language_misfits(self.language, self.num_queries)
         if self.momentum is not None:
             yield Misfit(("momentum",), "momentum twins", "null in 'blip2', which has none", "set it to null")
 

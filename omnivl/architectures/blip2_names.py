@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from omnivl.architectures.foreign import Pixels, fold_pixels
+from omnivl.parts.opt_names import is_opt, language_from_opt
 from omnivl.parts.sizes import Transformer
 
 TELLING = "qformer.layernorm.weight"
 """A name that the weights of all classes of BLIP-2 have."""
 _BERT = "encoder.layer.0.attention.self.query.weight"
 
+_LANGUAGE = "language_model."
 _PATCHES = "embed.block.visual.patches"
 _ENDING = r"\.(weight|bias)$"
 _NAMES: Mapping[str, str] = {
@@ -30,6 +32,7 @@ _NAMES: Mapping[str, str] = {
     r"qformer\.layernorm" + _ENDING: r"embed.block.text.norm.\1",
     r"vision_projection" + _ENDING: r"contrast.visual_projection.\1",
     r"text_projection" + _ENDING: r"contrast.text_projection.\1",
+    r"language_projection" + _ENDING: r"prefix.block.\1",
     r"itm_head" + _ENDING: r"losses.heads.vlm.output.\1",
 }
 _VISION: Mapping[str, str] = {
@@ -87,7 +90,10 @@ def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels, layers: int
             return None
         given = _of_bert(given, layers)
     given = _packed(given)
-    found = {own_name(name): tensor for name, tensor in given.items()}
+    found = {own_name(name): tensor for name, tensor in given.items() if not name.startswith(_LANGUAGE)}
+    language = {name.removeprefix(_LANGUAGE): one for name, one in given.items() if name.startswith(_LANGUAGE)}
+    kept = {_LANGUAGE + name: one for name, one in language.items()}
+    found |= language_from_opt(language) if is_opt(language) else kept
     for name in ("embed.block.visual.class_token", "embed.block.visual.positions", "embed.block.queries"):
         if name in found:
             flat = found[name].squeeze(0)

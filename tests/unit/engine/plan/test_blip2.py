@@ -24,8 +24,8 @@ TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, nu
         (
             "stages.1.objectives=[itc, mrm]",
             "stages.1.objectives.1.kind: got 'mrm', which asks for the stream 'masked_visual'; allowed objectives on the "
-            "streams of architecture 'blip2': visual, queries, text, embedding, fused, generation; take it out or change "
-            "model.kind",
+            "streams of architecture 'blip2': visual, queries, text, embedding, fused, generation, language; take it "
+            "out or change model.kind",
         ),
         ("model.patch_size=24", "model.image_size: got 64; allowed a multiple of patch_size 24; change either"),
         ("model.qformer.norm=pre", "model.qformer.norm: got 'pre'; allowed 'post' there; set it to 'post'"),
@@ -62,7 +62,7 @@ def test_the_paper_s_plan_has_the_published_size_and_is_checked_without_data() -
     freeze(chain, stage.freeze, "stages.0.freeze")
     trained = count(one for one in chain.parameters() if one.requires_grad)
     assert trained == qformer + 30523 * 768 + others + 2 * 1408 == 209_778_494
-    (checked,) = summarize(load_plan(PLANS / "blip2_opt.yaml", ["tokenizer=emoji"]), world_size=16)["stages"]
+    checked, _ = summarize(load_plan(PLANS / "blip2_opt.yaml", ["tokenizer=emoji"]), world_size=16)["stages"]
     assert checked["parameters"]["trained"] == tower + trained - 2 * 1408, "frozen ones count there, too"
     text = (PLANS / "blip2_opt.yaml").read_text(encoding="utf-8")
     for size in ("985.95 M", "186.28 M", "185.91 M", "209.8 M"):
