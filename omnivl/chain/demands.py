@@ -34,16 +34,20 @@ class Join:
     Attributes:
         text: Segment of the text stream. A causal join reads its ``{text}/token_ids`` directly, without the text
             encoder.
-        sees: Segment of the visual stream that the text looks at, or several, concatenated. In architectures that
-            support it, a causal join may also look at another join.
+        sees: Segment of the visual stream that the text looks at, or several, concatenated. A causal join may also name
+            a fused join of the same demands: its text looks at that join's rows, without their padding.
         mask: Which positions of the text a position sees: all (``both``) or the earlier ones (``causal``).
         drawn: The side that the objective's ``draw`` replaces by other samples: the text, or what it ``sees``.
+        times: Texts of each sample, one behind the other. Causal joins only.
+        length: Positions of its texts; None: as many as those of the batch's texts. Causal joins only.
     """
 
     text: str = CLEAN
     sees: str | tuple[str, ...] = CLEAN
     mask: Literal["both", "causal"] = "both"
     drawn: Literal["text", "sees"] | None = None
+    times: int = 1
+    length: int | None = None
 
     @property
     def seen(self) -> tuple[str, ...]:

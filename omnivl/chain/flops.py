@@ -41,11 +41,16 @@ def twin_rows(layout: StepLayout, stream: str) -> int:
     return num_rows(layout.twins.get(stream, {}))
 
 
-def written(text_length: int, tokens: float | None) -> float:
+def written(text_length: int, tokens: float | None, length: int | None = None) -> float:
     """Positions of a text that the causal stream reads and predicts: one less than the tokens of the text.
+
+    Of texts that are not the batch's own all positions count, since nothing is known of their tokens.
 
     Args:
         text_length: L.
         tokens: See ``ChainLayer.flops``.
+        length: Positions of a text that is none of the batch's own; see ``Join.length``.
     """
+    if length is not None:
+        return length
     return text_length if tokens is None else tokens - 1

@@ -35,7 +35,8 @@ def lay_out(
     """The layout of a step that computes some demands, given by the keys of their objectives.
 
     Raises:
-        ModelError: Two demands name the same segment or join.
+        ModelError: Two demands name the same segment or join, or generated texts of one step look at different things
+            or have different lengths.
     """
     active = {key: demands for key, demands in asked.items() if demands is not None}
     stacks = {stream: _Stack(kind) for stream in ("visual", "text", "fused", "generation", "language")}
@@ -49,9 +50,10 @@ def lay_out(
             for segment, rows in segments.items():
                 stacks[stream].add(segment, rows)
         for name, join in demands.joins.items():
-            rows = demands.rows.get("text", {}).get(join.text, batch_size)
+            rows = join.times * demands.rows.get("text", {}).get(join.text, batch_size)
             stacks["generation" if join.mask == "causal" else "fused"].add(name, rows)
             joins[name] = join
+    _check_written(stacks["generation"].segments, joins)
     fused = {name: demands for demands in active.values() for name in demands.joins if name in stacks["fused"].segments}
     return StepLayout(
         kind=kind,
@@ -101,6 +103,23 @@ def present_modalities(layout: StepLayout) -> tuple[str, ...]:
     visual = ("video" if layout.is_video else "image",) if layout.visual else ()
     reads_text = layout.text or layout.fused or layout.generation or layout.language
     return (*visual, "text") if reads_text else visual
+
+
+def _check_written(written: Collection[str], joins: Mapping[str, Join]) -> None:
+    """Refuses generated rows that cannot be stacked.
+
+    Raises:
+        ModelError: See ``lay_out``.
+    """
+    kinds = {name: (joins[name].length, joins[name].seen[0] in joins) for name in written}
+    first = next(iter(kinds), "")
+    for name, own in kinds.items():
+        if own != kinds[first]:
+            what = "lengths" if own[0] != kinds[first][0] else "things to look at: a picture, and a text beside one"
+            raise ModelError(
+                f"texts that {first.split('/')[0]!r} and {name.split('/')[0]!r} write in one step have different "
+                f"{what}; put the objectives into stages or data entries of their own"
+            )
 
 
 def _reads_clean(demands: Demands, stream: str) -> bool:

@@ -49,7 +49,9 @@ CORE_FIELDS: Mapping[str, str] = {
     "pooled": "float [R_fused, D]; what stands for each fused row as a whole, where an architecture makes it",
     "generation": "float [R_generation, L, D]; rows by layout.generation",
     "generation_mask": "bool [R_generation, L]",
-    "generation_memory": "int64 [R_generation], as fused_memory; absent where row b looks at row b",
+    "generation_memory": "int64 [R_generation], as fused_memory; where layout.written_from names fused segments, the "
+    "row of these, end to end; absent where row b looks at row b",
+    "memory_mask": "bool [R_memory, S], which positions of memory are no padding; absent where all are",
     "prefix": "float [B, Q, D], what stands before the tokens of the language rows, where queries are read",
     "language": "float [R_language, Q + L, D]; rows by layout.language; without Q where no queries are read",
     "language_mask": "bool [R_language, Q + L]",
@@ -126,6 +128,12 @@ class StepLayout:
         """The segments of the visual and text streams that fused rows consist of."""
         fused = [self.joins[name] for name in self.fused]
         return frozenset(segment for join in fused for segment in (join.text, *join.seen))
+
+    @property
+    def written_from(self) -> tuple[str, ...]:
+        """Segments of ``fused`` that generated rows look at, each once; none where they look at ``memory``."""
+        seen = dict.fromkeys(self.joins[name].seen[0] for name in self.generation)
+        return tuple(name for name in seen if name in self.fused)
 
     def segments(self, stream: str) -> Mapping[str, slice]:
         """The segments of a stream's stack; ``momentum_`` before it: of what its momentum twin computes."""

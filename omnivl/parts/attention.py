@@ -292,7 +292,14 @@ class CrossAttention(nn.Module):
         kv: Tensor = self.kv(memory)
         return kv
 
-    def forward(self, x: Tensor, kv: Tensor, rows: Tensor | None = None, padding: Padding | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        kv: Tensor,
+        rows: Tensor | None = None,
+        padding: Padding | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Lets a stream attend to projected memory.
 
         Args:
@@ -300,10 +307,12 @@ class CrossAttention(nn.Module):
             kv: From ``project``.
             rows: int64 ``[R]``, the memory row of each row of ``x``; None when they correspond one to one.
             padding: Which positions are left out of ``x``.
+            mask: bool ``[R_memory, S]``, which positions of the memory may be attended to; None for all.
         """
         kv = kv if rows is None else kv.index_select(0, rows)
+        mask = mask if mask is None or rows is None else mask.index_select(0, rows)
         q = self.q(x)
         q = q if padding is None else padding.restore(q)
-        attended = recomputed(self.recompute, cross_attention, q, kv, self.num_heads)
+        attended = recomputed(self.recompute, cross_attention, q, kv, self.num_heads, mask)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out

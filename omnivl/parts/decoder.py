@@ -9,6 +9,7 @@ Differs: BLIP shares all weights but self-attention between its text encoder and
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from moe.config import SparseConfig
@@ -67,24 +68,32 @@ class GroundedBlock(ResidualBlock):
         cross = self.cross.flops(tokens, positions, seen)
         return self.attention.flops(tokens, positions) + cross + tokens * self.slot_flops
 
-    def forward(self, x: Tensor, mask: Tensor | None, memory: Tensor, rows: Tensor | None) -> FeedForwardOutput:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        memory: Tensor,
+        rows: Tensor | None,
+        memory_mask: Tensor | None = None,
+    ) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``.
 
         Args:
             x: The text stream.
             mask: bool ``[R, L]``, true where there is a token.
-            memory: Visual features ``[R_memory, S, D]``.
+            memory: What the texts look at, ``[R_memory, S, D]``.
             rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
+            memory_mask: bool ``[R_memory, S]``, which of its positions may be looked at; None for all.
         """
         padding = Padding.worth_dropping(mask)
         x = x if padding is None else padding.drop(x)
         attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
         x = self.leave(self.norm1, x, attended)
-        out = self._after_self_attention(x, self.cross.project(memory), rows, mask, padding)
+        out = self._after_self_attention(x, self.cross.project(memory), rows, memory_mask, mask, padding)
         return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.router_sums)
 
     def decode(
-        self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None
+        self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None, memory_mask: Tensor | None = None
     ) -> tuple[FeedForwardOutput, Tensor]:
         """Advances the last positions ``x [R, l, D]`` of a causal stream whose earlier keys and values are known.
 
@@ -93,17 +102,24 @@ class GroundedBlock(ResidualBlock):
             past: Keys and values of the earlier positions, ``[R, L - l, 2 D]``; None at the start.
             kv: Projected memory, from ``self.cross.project``.
             rows: As in ``forward``.
+            memory_mask: As in ``forward``.
 
         Returns:
             The block's output and the keys and values of all positions, ``[R, L, 2 D]``.
         """
         attended, past = self.attention.extend(self.enter(self.norm1, x), past)
-        return self._after_self_attention(self.leave(self.norm1, x, attended), kv, rows), past
+        return self._after_self_attention(self.leave(self.norm1, x, attended), kv, rows, memory_mask), past
 
     def _after_self_attention(
-        self, x: Tensor, kv: Tensor, rows: Tensor | None, mask: Tensor | None = None, padding: Padding | None = None
+        self,
+        x: Tensor,
+        kv: Tensor,
+        rows: Tensor | None,
+        memory_mask: Tensor | None,
+        mask: Tensor | None = None,
+        padding: Padding | None = None,
     ) -> FeedForwardOutput:
-        x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding))
+        x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding, memory_mask))
         tokens = self.tokens(x, mask, padding, fused=True, causal=self.causal)
         out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.enter(self.norm3, x), tokens)
         return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
@@ -181,12 +197,22 @@ class AlignmentBlock(GroundedLayer):
         return state
 
 
+def seen_by_written(state: State) -> tuple[Tensor, Tensor | None]:
+    """What generated rows look at, ``[R_memory, S, D]``, and which positions are no padding; None where all are."""
+    rows = [state.layout.fused[name] for name in state.layout.written_from]
+    if not rows:
+        return state["memory"], state.get("memory_mask")
+    if len(rows) == 1:
+        return state["fused"][rows[0]], state["fused_mask"][rows[0]]
+    return torch.cat([state["fused"][own] for own in rows]), torch.cat([state["fused_mask"][own] for own in rows])
+
+
 class GenerationBlock(GroundedLayer):
     """A causal grounded block on the generation stream.
 
-    Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. Where decoding keeps a cache, row b
-    attends to row ``cache/rows[b]``, and the block leaves its keys and values in ``cache/{layer}/self`` and
-    ``cache/{layer}/cross``.
+    Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. Where texts look at fused rows, these
+    stand for ``memory``, without their padding. Where decoding keeps a cache, row b attends to row ``cache/rows[b]``,
+    and the block leaves its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
     """
 
     stack = "generation"
@@ -198,8 +224,16 @@ class GenerationBlock(GroundedLayer):
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
         """Of the generation stream."""
-        rows, seen = num_rows(layout.generation), visual_positions(self.patches, layout)
-        return FORWARD_AND_BACKWARD * self.grounded_flops(layout, rows, written(self.length, tokens), seen)
+        assert isinstance(self.block, GroundedBlock)
+        fused = {name: layout.fused[name] for name in layout.written_from}
+        seen = self.length if fused else visual_positions(self.patches, layout)
+        memory_rows = num_rows(fused) if fused else layout.batch_size * bool(layout.generation)
+        total = memory_rows * self.block.cross.project_flops(seen)
+        for name, rows in layout.generation.items():
+            length = layout.joins[name].length
+            own = written(self.length, tokens, length), self.length if length is None else length
+            total += num_rows({name: rows}) * self.block.flops(*own, seen)
+        return FORWARD_AND_BACKWARD * total
 
     def forward(self, state: State) -> State:
         """Advances ``generation``."""
@@ -207,14 +241,16 @@ class GenerationBlock(GroundedLayer):
             return state
         if "cache/rows" in state:
             return self._decode(state)
-        memory, rows = state["memory"], state.get("generation_memory")
-        memory = memory[: state.layout.batch_size] if rows is None else memory  # other rows may follow the own
-        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows)
+        (memory, mask), rows = seen_by_written(state), state.get("generation_memory")
+        if rows is None and not state.layout.written_from:
+            memory = memory[: state.layout.batch_size]  # other rows may follow the own
+        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)
 
     def _decode(self, state: State) -> State:
         assert isinstance(self.block, GroundedBlock)
         past_name, cross_name = f"cache/{self.name}/self", f"cache/{self.name}/cross"
         kv = state[cross_name] if cross_name in state else self.block.cross.project(state["memory"])
-        out, past = self.block.decode(state["generation"], state.get(past_name), kv, state["cache/rows"])
+        mask = state.get("memory_mask")
+        out, past = self.block.decode(state["generation"], state.get(past_name), kv, state["cache/rows"], mask)
         return state.merged({"generation": out.y, past_name: past, cross_name: kv})

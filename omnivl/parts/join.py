@@ -32,6 +32,7 @@ class JoinRows(ChainLayer):
     - ``{stream}/{segment}`` of every segment that is not joined, and of clean rows that a loss reads;
     - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where an objective draws
       across them, then segments of other names that a text looks at);
+    - ``generation_memory``, where generated rows do not each look at the row of their own place;
     - ``fused``, ``fused_mask``, ``fused_memory``; where rows are concatenated, ``fused [R, L + S, D]`` holds what the
       text looks at behind it;
     - ``momentum_fused``, ``momentum_fused_memory`` and ``momentum_memory``, where a loss reads the first;
@@ -105,10 +106,7 @@ class JoinRows(ChainLayer):
         rows = self._rows(sides, {name: layout.joins[name] for name in layout.fused}, drawn, memory)
         if "fused" in layout.twins:
             found |= self._momentum(state, drawn)
-        written = [layout.joins[name].seen for name in layout.generation if layout.joins[name].seen[0] in layout.visual]
-        places = [memory.rows_of(seen, layout.batch_size) for seen in written]
-        if len(places) > 1:
-            found["generation_memory"] = torch.cat(places)
+        found |= self._written(layout, memory, sides)
         if memory.features:
             found["memory"] = memory.stacked()
         if not rows:
@@ -162,6 +160,24 @@ class JoinRows(ChainLayer):
             "momentum_fused_memory": torch.cat([looked_at for _, _, looked_at in rows]),
             "momentum_memory": memory.stacked(),
         }
+
+    def _written(self, layout: StepLayout, memory: "_Memory", sides: "Sides") -> dict[str, Tensor]:
+        """``generation_memory``, where it is wanted."""
+        starts, start = dict[str, int](), 0
+        for name in layout.written_from:
+            starts[name], start = start, start + layout.fused[name].stop - layout.fused[name].start
+        places: list[Tensor] = []
+        for join in (layout.joins[name] for name in layout.generation):
+            if join.seen[0] in starts:
+                text = sides.text[layout.joins[join.seen[0]].text]
+                own = torch.arange(len(text), device=text.device) + starts[join.seen[0]]
+            elif join.seen[0] in layout.visual:
+                own = memory.rows_of(join.seen, layout.batch_size)
+            else:
+                continue
+            places.append(own.repeat_interleave(join.times) if join.times > 1 else own)
+        several = len(places) > 1 or any(layout.joins[name].times > 1 for name in layout.generation)
+        return {"generation_memory": torch.cat(places)} if places and several else {}
 
     def sides(self, state: State) -> "Sides":
         """The rows to join, by segment."""

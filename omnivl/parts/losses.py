@@ -85,7 +85,10 @@ class Losses(ChainLayer):
         """Of the vocabulary head, on the generation stream and on masked words, and of its twin on the latter."""
         if self.vocabulary is None:
             return 0.0
-        positions = FORWARD_AND_BACKWARD * num_rows(layout.generation) * written(self.text_length, tokens)
+        positions = 0.0
+        for name, own in layout.generation.items():
+            seen = written(self.text_length, tokens, layout.joins[name].length)
+            positions += FORWARD_AND_BACKWARD * num_rows({name: own}) * seen
         read = self.text_length if tokens is None else tokens
         for objective in self.objectives.values():
             passes = FORWARD_AND_BACKWARD + objective.reads(_VOCABULARY_TWIN)

@@ -151,3 +151,31 @@ def test_visual_positions_are_read_of_the_rows_of_those_who_ask():
     layout = lay_out({"a": asking, "b": Demands(joins={"b": Join()})}, "image_text", 2, 1, "train")
     assert layout.fused.keys() == {"a", "b"}
     assert layout.fused_visual == ("a",)
+
+
+def test_generated_rows_may_look_at_fused_ones():
+    asking = Demands(joins={"a/text": Join(), "a": Join("a", "a/text", "causal", times=3, length=5)})
+    assert asking.streams == {"fused", "generation"}
+    other = Demands(joins={"b": Join()})
+    layout = lay_out({"b": other, "a": asking}, "image_text", 2, 1, "train")
+    assert layout.fused == {"b": slice(0, 2), "a/text": slice(2, 4)}
+    assert layout.generation == {"a": slice(0, 6)}
+    assert layout.written_from == ("a/text",)
+    assert layout.visual == layout.text == {"clean": slice(0, 2)}
+    looking = Demands(joins={"c": Join("c", mask="causal")})
+    assert lay_out({"c": looking}, "image_text", 2, 1, "train").written_from == ()
+
+
+@pytest.mark.parametrize(
+    ("length", "what"),
+    [(5, "lengths"), (None, "things to look at: a picture, and a text beside one")],
+)
+def test_generated_rows_that_cannot_be_stacked_are_refused(length, what):
+    asking = Demands(joins={"a/text": Join(), "a": Join("a", "a/text", "causal", length=length)})
+    looking = Demands(joins={"c": Join("c", mask="causal")})
+    with pytest.raises(ModelError) as error:
+        lay_out({"c": looking, "a": asking}, "image_text", 2, 1, "train")
+    assert str(error.value) == (
+        f"texts that 'c' and 'a' write in one step have different {what}; put the objectives into stages or data "
+        "entries of their own"
+    )
