@@ -1,7 +1,7 @@
 """Draws the objectives' inputs for a batch, where the batch is made: in a data worker or a background thread."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -15,11 +15,17 @@ from omnivl.data.tokenizer import TextReader
 
 
 def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) -> dict[str, Field]:
-    """Types of the fields that the objectives read from the samples of a data entry, which is given by its key."""
+    """Types of the fields that the objectives read from the samples of a data entry, which is given by its key.
+
+    A text that several of them read has as many values and token positions as any of them wants.
+    """
     asked: dict[str, Field] = {}
     for objective in objectives:
         if objective.acts_on(entry) and objective.demands(kind, LARGE_BATCH) is not None:
-            asked |= objective.sample_fields
+            for name, own in objective.sample_fields.items():
+                other = asked.get(name, own)
+                most, length = max(own.most, other.most), max(own.length, other.length)
+                asked[name] = replace(own, most=most, length=length, required=own.required or other.required)
     return asked
 
 
