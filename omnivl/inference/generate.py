@@ -1,10 +1,10 @@
-"""Writing captions with the generation decoder: greedy and beam search, with or without a cache.
+"""Writing texts with the generation decoder: greedy and beam search, with or without a cache.
 
-Shapes: B samples, T frames, H x W pixels, K beams, R = B * K rows, l tokens so far, V vocabulary size, S visual
-positions, D hidden size.
+Shapes: B samples, T frames, H x W pixels, L text positions, K beams, R = B * K rows, l tokens so far, V vocabulary
+size, S positions of what the decoder looks at, D hidden size.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,11 +13,10 @@ from torch import Tensor
 
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
-from omnivl.chain.layout import lay_out
 from omnivl.chain.objective import Writing
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.inference.predict import asked
+from omnivl.inference.written import looked_at, written_layout
 
 
 class NextToken(Protocol):
@@ -35,18 +34,28 @@ class NextToken(Protocol):
 class ChainDecoder:
     """The generation stack of a chain as ``NextToken``."""
 
-    def __init__(self, chain: Chain, objective: str, memory: Tensor, num_beams: int, cached: bool = True) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        objective: str,
+        memory: Tensor,
+        num_beams: int,
+        cached: bool = True,
+        memory_mask: Tensor | None = None,
+    ) -> None:
         """Prepares decoding.
 
         Args:
             chain: The model.
             objective: Key of the objective whose head predicts the next token.
-            memory: Visual features ``[B, S, D]``.
+            memory: What the decoder looks at, ``[B, S, D]``; see ``looked_at``.
             num_beams: K; rows of one sample lie together.
             cached: Feed new tokens only and keep keys and values, instead of feeding the whole text every time.
+            memory_mask: bool ``[B, S]``, which positions of ``memory`` are no padding; None where all are.
         """
-        self.chain, self.objective, self.memory, self.cached = chain, objective, memory, cached
+        self.chain, self.objective, self.cached = chain, objective, cached
         self.rows = torch.arange(len(memory), device=memory.device).repeat_interleave(num_beams)
+        self.given = {"memory": memory} | ({} if memory_mask is None else {"memory_mask": memory_mask})
         self.cache: dict[str, Tensor] = {}
 
     def __call__(self, token_ids: Tensor, parents: Tensor | None) -> Tensor:
@@ -56,13 +65,12 @@ class ChainDecoder:
             own = {name: kept.index_select(0, parents) for name, kept in self.cache.items() if name.endswith("/self")}
             self.cache = {**self.cache, **own}
         inputs = {
-            "memory": self.memory,
+            **self.given,
             f"{self.objective}/token_ids": token_ids[:, start:],
             "cache/start": torch.tensor(start),
             "cache/rows": self.rows,
         }
-        asks = asked(self.chain, self.objective, "image_text", len(token_ids))
-        layout = replace(lay_out({self.objective: asks}, "image_text", len(token_ids), 1, "predict"), visual={})
+        layout = written_layout(self.chain, self.objective, len(token_ids))
         state = self.chain.fold(State({**inputs, **self.cache}, layout))
         if self.cached:
             self.cache = {name: kept for name, kept in state.items() if name.endswith(("/self", "/cross"))}
@@ -145,6 +153,7 @@ def generate(
     frames: Tensor,
     options: SearchOptions,
     *,
+    token_ids: Tensor | None = None,
     cached: bool = True,
     gather: Gather | None = None,
 ) -> Generated:
@@ -155,14 +164,16 @@ def generate(
         objective: Key of an objective that predicts the next token, such as ``lm``.
         frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         options: How to search.
+        token_ids: int64 ``[B, L]``, the text beside each image, such as a question, where the decoder looks at one.
         cached: Whether to keep keys and values between tokens; the result is the same.
         gather: Lets replicas stop early together; see ``beam_search``.
 
     Raises:
-        UserError: The chain has no such objective, or it predicts nothing.
+        UserError: The chain has no such objective, or it predicts nothing, or there is no text for it to look at.
     """
     with torch.no_grad():
-        decoder = ChainDecoder(chain, objective, chain.features(frames), options.num_beams, cached)
+        memory, mask = looked_at(chain, objective, frames, token_ids)
+        decoder = ChainDecoder(chain, objective, memory, options.num_beams, cached, mask)
     return beam_search(decoder, len(frames), options, frames.device, gather)
 
 

@@ -1,0 +1,61 @@
+"""What a decoder that writes texts looks at, and the layouts in which it runs by itself.
+
+Shapes: B samples, T frames, H x W pixels, L text positions, S positions of what is looked at, D hidden size.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from omnivl.chain.chain import Chain, visual_layout
+from omnivl.chain.demands import Demands
+from omnivl.chain.layout import lay_out
+from omnivl.chain.state import State, StepLayout
+from omnivl.errors import UserError
+from omnivl.inference.predict import asked
+
+
+def written_layout(chain: Chain, objective: str, rows: int) -> StepLayout:
+    """The layout in which an objective's decoder alone runs, on so many rows whose ``memory`` is given.
+
+    Raises:
+        UserError: The chain has no such objective, or it predicts nothing.
+    """
+    asks = asked(chain, objective, "image_text", rows)
+    return replace(lay_out({objective: asks}, "image_text", rows, 1, "predict"), visual={}, text={}, fused={})
+
+
+def looked_at(
+    chain: Chain, objective: str, frames: Tensor, token_ids: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What an objective's decoder looks at: features of images, or states of texts that have looked at them.
+
+    Args:
+        chain: Has the objective.
+        objective: Key of an objective that writes.
+        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        token_ids: int64 ``[B, L]``, the text beside each image, where the decoder looks at one.
+
+    Returns:
+        ``[B, S, D]`` in the compute dtype, and bool ``[B, S]``, which positions are no padding; None where all are.
+
+    Raises:
+        UserError: The chain has no such objective, or it predicts nothing, or there is no text for it to look at.
+    """
+    layout, count = visual_layout(frames), len(frames)
+    joins = asked(chain, objective, layout.kind, count).joins
+    name = next((join.seen[0] for join in joins.values() if join.mask == "causal" and join.seen[0] in joins), None)
+    if name is None:
+        return chain.features(frames), None
+    if token_ids is None:
+        raise UserError(
+            f"generate: got no text for the objective {objective!r}, which writes about images with texts; allowed is "
+            "one text for each image, such as its question; give token_ids"
+        )
+    demands = {objective: Demands(joins={name: joins[name]})}
+    fused = lay_out(demands, layout.kind, count, layout.num_frames, "predict")
+    rows = torch.arange(count, device=frames.device)
+    given = {"frames": frames, "token_ids": token_ids, "join/rows": rows}
+    state = chain.fold(State(given, replace(fused, objectives=())))
+    return state["fused"], state["fused_mask"]
