@@ -71,6 +71,14 @@ def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
             yield Problem(("data", index, "kind"), got, allowed, "choose one of these")
 
 
+def questions_are_about_images(stage: StagePlan) -> Iterator[Problem]:
+    """The generated questions are texts about images."""
+    for index, entry in enumerate(stage.data):
+        if entry.source == "questions" and entry.kind != "image_text":
+            got = f"{entry.kind!r} of source 'questions'"
+            yield Problem(("data", index, "kind"), got, "'image_text'", "change it")
+
+
 def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
     """Some objective has a weight, and no name occurs twice."""
     if not stage.objectives:
@@ -295,6 +303,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     prompts_have_room_for_the_label,
     ranges_of_views_rise,
     motion_gives_clips,
+    questions_are_about_images,
     *SAMPLE_RULES,
     there_are_objectives,
     kinds_are_taken,

@@ -7,12 +7,12 @@ samples are decoded to be looked at.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from omnivl.data.batch import DATA_KINDS
+from omnivl.data.batch import DATA_KINDS, DataKind, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.formats import TEXT_EXTENSIONS
 from omnivl.data.index import ShardIndex
@@ -25,6 +25,7 @@ from omnivl.data.sources.emoji import embedded_shards
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
 
+_GENERATED: Mapping[str, DataKind] = {"motion": "video_text", "questions": "image_text"}
 _MAX_VALUES = 24  # metadata fields with more distinct values get no table
 _MAX_EXAMPLES = 20
 
@@ -113,7 +114,7 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
     """Counts a source.
 
     Args:
-        source: Path, folder, glob or brace pattern of tar shards; ``emoji``; ``motion``.
+        source: Path, folder, glob or brace pattern of tar shards; ``emoji``; ``motion``; ``questions``.
         samples: Number of samples to show.
         scan: Number of samples whose media header is read.
 
@@ -124,7 +125,7 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
         raise DataError(f"samples is {samples} and scan {scan}; allowed: 0 or more")
     if is_stream(source):
         raise DataError(f"{source}: a stream cannot be inspected; copy some of its shards to a disk and name them")
-    if source == "motion":
+    if source in _GENERATED:
         return _inspect_generated(source, samples, scan)
     shards = embedded_shards() if source == "emoji" else expand_pattern(source)
     missing = [shard for shard in shards if not Path(shard).is_file()]
@@ -209,13 +210,13 @@ def _read_samples(
 def _inspect_generated(source: str, samples: int, scan: int) -> Inspection:
     """Inspects a source that generates its samples; it generates only those that are scanned or shown."""
     found = Inspection(source)
-    opened = open_source(DataEntryConfig(source=source, kind="video_text"), seed=0)
+    opened = open_source(DataEntryConfig(source=source, kind=_GENERATED[source]), seed=0)
     found.samples = len(opened)
     shown = set(spread(len(opened), samples))
     scanned = set(spread(len(opened), min(scan, 4 * samples)))
     for place in sorted(scanned | shown):
         sample = opened.read(place)
-        _count_text(found, sample, "video")
+        _count_text(found, sample, "video" if is_video(_GENERATED[source]) else "image")
         _look_at_media(found, sample, place in scanned, place in shown)
     _drop_wide_fields(found)
     return found

@@ -36,6 +36,10 @@ def open_source(
         from omnivl.data.sources.motion import MotionSource
 
         return MotionSource(config, seed=seed, num_frames=max(8, num_frames), size=max(64, size))
+    if config.source == "questions":
+        from omnivl.data.sources.questions import QuestionSource
+
+        return QuestionSource(config, seed=seed)
     if is_stream(config.source):
         raise DataError(
             f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "

@@ -82,6 +82,10 @@ STAGE_CASES = {
         {"data": "[{source: motion, kind: image_text}]"},
         "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label', 'video'; choose one of these",
     ),
+    "questions_are_about_images": (
+        {"data": "[{source: questions, kind: video_text}]"},
+        "p:7: stages.0.data.0.kind: got 'video_text' of source 'questions'; allowed 'image_text'; change it",
+    ),
     "texts_are_read": (
         {"data": "[{source: emoji, kind: image_label, text: question}]"},
         "p:7: stages.0.data.0.text: got 'question' for kind 'image_label'; allowed null; remove it, or choose a kind whose text is no class name, e.g. 'image_text'",

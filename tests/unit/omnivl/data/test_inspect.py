@@ -147,6 +147,14 @@ class Drawn:
         )
 
 
+def test_generated_questions_are_counted_as_pictures_with_a_text():
+    found = inspect_source("questions", samples=2, scan=4)
+    assert (found.samples, found.counted, found.scanned) == (100_000, 6, 4)
+    assert found.captions == 6
+    assert dict(found.kinds) == {"image_text": 6, "text": 6, "image": 6}
+    assert found.field_types["answers"].total() == 6
+
+
 def test_generated_source_is_counted_by_what_is_drawn(monkeypatch):
     monkeypatch.setattr(inspect_module, "open_source", lambda config, seed: Drawn())
     found = inspect_source("motion", samples=4, scan=8)
