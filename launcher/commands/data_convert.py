@@ -21,6 +21,7 @@ from omnivl.data.convert import (
     Reader,
     SSv2Reader,
     TableReader,
+    VqaReader,
     convert,
 )
 from omnivl.data.convert.boxes import BOX_FORMS, BoxForm
@@ -195,6 +196,26 @@ def ssv2(
       omnivl data convert ssv2 train.json clips --out shards --labels labels.json
     """
     return SSv2Reader(entries, clips, labels, split_name)
+
+
+@_command
+def vqa(
+    questions: Annotated[Path, typer.Argument(help="v2_OpenEnded_mscoco_*_questions.json.")],
+    images: Annotated[Path, typer.Argument(help="Folder of the pictures.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="v2_mscoco_*_annotations.json; without it samples have no answers.")
+    ] = None,
+    picture: Annotated[
+        str | None, typer.Option(help="File name of a picture with {image_id}; without it as COCO names them.")
+    ] = None,
+    split_name: SplitName = None,
+) -> Reader:
+    """VQA v2: a sample for each question, with a copy of its picture.
+
+    Examples:
+      omnivl data convert vqa questions.json train2014 --annotations annotations.json --out shards
+    """
+    return VqaReader(questions, images, annotations, picture, split_name)
 
 
 def named_columns(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -8,6 +8,7 @@ from omnivl.data.convert.run import ConvertOptions, convert
 from omnivl.data.convert.shards import Manifest, ShardSummary
 from omnivl.data.convert.ssv2 import SSv2Reader
 from omnivl.data.convert.table import TableReader
+from omnivl.data.convert.vqa import VqaReader
 
 __all__ = [
     "CocoReader",
@@ -20,5 +21,6 @@ __all__ = [
     "SSv2Reader",
     "ShardSummary",
     "TableReader",
+    "VqaReader",
     "convert",
 ]
