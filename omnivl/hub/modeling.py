@@ -23,7 +23,7 @@ from omnivl.errors import ModelError
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import caption_search, generate
 from omnivl.inference.predict import predict
-from omnivl.objectives import ITM, LM, VLM, Objective
+from omnivl.objectives import ITM, LM, VLM, VQA, Answer, Objective
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.project import Project
 from omnivl.parts.similarity import similarity
@@ -52,7 +52,9 @@ class OmniVLOutput(ModelOutput):
 
 MATCHING: tuple[type[Objective], ...] = (VLM, ITM)
 WRITING: tuple[type[Objective], ...] = (LM,)
-"""Objectives whose heads match pairs, and whose heads write texts."""
+CHOOSING: tuple[type[Objective], ...] = (VQA,)
+ANSWERING: tuple[type[Objective], ...] = (Answer,)
+"""Objectives whose heads match pairs, write texts, choose answers to questions, and write them."""
 
 
 class OmniVLModel(PreTrainedModel):
@@ -162,6 +164,27 @@ class OmniVLModel(PreTrainedModel):
         frames = _one_of(pixel_values, pixel_values_videos)
         return predict(self._ready(), head, frames, self._token_ids(input_ids, attention_mask), rows)
 
+    def answer_logits(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+    ) -> Tensor:
+        """How well each answer of the list in ``config.heads`` answers a question about an image or clip.
+
+        Arguments as in ``match``, of which the texts are the questions.
+
+        Returns:
+            fp32 ``[R, answers]``.
+
+        Raises:
+            ModelError: The model was not trained to choose answers.
+        """
+        head = self._required(CHOOSING, "choose answers")
+        frames = _one_of(pixel_values, pixel_values_videos)
+        return predict(self._ready(), head, frames, self._token_ids(input_ids, attention_mask))
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -209,16 +232,20 @@ class OmniVLModel(PreTrainedModel):
         pixel_values: Tensor | None = None,
         pixel_values_videos: Tensor | None = None,
         *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         max_new_tokens: int | None = None,
         num_beams: int = 1,
         length_penalty: float = 0.0,
         **kwargs: Any,
     ) -> Tensor:
-        """Writes a caption for each image or clip by greedy or beam search.
+        """Writes a caption for each image or clip, or the answer to a question about it, by greedy or beam search.
 
         Args:
             pixel_values: Images, or
             pixel_values_videos: clips: one of the two.
+            input_ids: Questions int64 ``[B, L]``, for models that were trained to answer them; others ignore it.
+            attention_mask: As in ``get_text_features``.
             max_new_tokens: Most tokens, the end token included; None: as many as the model has positions.
             num_beams: Texts that are kept at each step.
             length_penalty: The best one maximises log probability / length ** length_penalty.
@@ -230,13 +257,16 @@ class OmniVLModel(PreTrainedModel):
         Raises:
             ModelError: The model was not trained to write, or has too few positions.
         """
-        head = self._required(WRITING, "write captions")
+        head = None if input_ids is None else self.head(ANSWERING)
+        asked = None if head is None or input_ids is None else self._token_ids(input_ids, attention_mask)
+        head = head or self._required(WRITING, "write captions")
         tokens, most = self.config.tokens, self.config.sizes.inputs.text_length - 1
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
         options = caption_search(tokens, length, num_beams, length_penalty)
-        return generate(self._ready(), head, _one_of(pixel_values, pixel_values_videos), options).token_ids
+        frames = _one_of(pixel_values, pixel_values_videos)
+        return generate(self._ready(), head, frames, options, token_ids=asked).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
         """Of ``[B, T, 3, H, W]``."""

@@ -19,6 +19,7 @@ from omnivl.errors import UserError
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.inference.predict import predict
+from omnivl.inference.rank import rank_answers
 
 
 @dataclass(frozen=True)
@@ -94,21 +95,24 @@ class Encoder:
         size = max(1, self.batch_size // 4) if texts else self.batch_size
         return self.in_shares(len(pictures), size, of_share)
 
-    def generate(self, objective: str, pictures: PictureSet, search: SearchOptions) -> Tensor:
+    def generate(
+        self, objective: str, pictures: PictureSet, search: SearchOptions, texts: Sequence[str] = ()
+    ) -> Tensor:
         """The text that the head of an objective writes for each picture, int64 ``[N, search.max_length]``.
 
         Args:
             objective: Key of an objective that predicts the next token, such as ``lm``.
             pictures: N pictures or clips.
             search: How to search.
+            texts: The text beside each picture, such as a question, where the objective's decoder looks at one.
 
         Raises:
             UserError: The chain has no such objective, or it predicts nothing.
         """
 
         def of_share(share: list[int]) -> Tensor:
-            frames = self._frames(pictures, share)
-            return generate(self.chain, objective, frames, search, gather=self.gather).token_ids
+            frames, beside = self._frames(pictures, share), self.token_ids([texts[i] for i in share]) if texts else None
+            return generate(self.chain, objective, frames, search, token_ids=beside, gather=self.gather).token_ids
 
         return self.in_shares(len(pictures), self.batch_size, of_share)
 
@@ -130,6 +134,48 @@ class Encoder:
                 f"({able or 'none'}); name one of them, or use a stage that trains it"
             )
         return found
+
+    def rank(
+        self,
+        objective: str,
+        pictures: PictureSet,
+        texts: Sequence[str],
+        answers: Sequence[str],
+        *,
+        length: int,
+        candidates: int = 128,
+        first_token_twice: bool = False,
+    ) -> Tensor:
+        """Log probabilities of answers to a question about each picture, fp32 ``[N, len(answers)]``.
+
+        Args:
+            objective: Key of an objective that writes answers, such as ``answer``.
+            pictures: N pictures or clips.
+            texts: N questions.
+            answers: What to choose from.
+            length: Token positions of an answer; longer ones are cut.
+            candidates: See ``rank_answers``.
+            first_token_twice: See ``rank_answers``.
+
+        Raises:
+            UserError: The chain has no such objective, or it writes nothing.
+        """
+        ids = torch.from_numpy(self.tokenizer.encode(answers, length)).to(self.device)
+
+        def of_share(share: list[int]) -> Tensor:
+            frames, questions = self._frames(pictures, share), self.token_ids([texts[i] for i in share])
+            return rank_answers(
+                self.chain,
+                objective,
+                frames,
+                questions,
+                ids,
+                self.tokenizer.special,
+                candidates=candidates,
+                first_token_twice=first_token_twice,
+            )
+
+        return self.in_shares(len(pictures), max(1, self.batch_size // 4), of_share)
 
     def in_shares(self, count: int, batch_size: int, of_share: Callable[[list[int]], Tensor]) -> Tensor:
         """Something of each of ``count`` samples, computed in shares by all replicas; see ``shared_batches``.

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
+from omnivl.objectives.answer import Answer
 from omnivl.objectives.itc import ITC
 from omnivl.objectives.itm import ITM
 from omnivl.objectives.lm import LM
@@ -20,9 +21,10 @@ from omnivl.objectives.mrm import MRM
 from omnivl.objectives.prefix_lm import PrefixLM
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
+from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM, Field(discriminator="kind")
+    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | VQA | Answer, Field(discriminator="kind")
 ]
 """All objectives that a plan can name, told apart by ``kind``."""
 
@@ -36,6 +38,8 @@ __all__ = [
     "MLM",
     "MRM",
     "VLM",
+    "VQA",
+    "Answer",
     "Demands",
     "Join",
     "NegativeWeights",

@@ -16,10 +16,11 @@ from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskRes
 from omnivl.tasks.retrieval import RetrievalTask
 from omnivl.tasks.routing.task import RoutingTask
 from omnivl.tasks.task import Task
+from omnivl.tasks.vqa import VQATask
 from omnivl.tasks.zero_shot import ZeroShotTask
 
 TaskConfig = Annotated[
-    RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask | MatchingTask, Field(discriminator="kind")
+    RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask | MatchingTask | VQATask, Field(discriminator="kind")
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, told apart by ``kind``."""
 
@@ -41,5 +42,6 @@ __all__ = [
     "Task",
     "TaskConfig",
     "TaskResult",
+    "VQATask",
     "ZeroShotTask",
 ]

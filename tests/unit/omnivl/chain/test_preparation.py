@@ -17,7 +17,7 @@ from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.fields import Field
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import MFM, MLM, MRM, Objective
+from omnivl.objectives import MFM, MLM, MRM, VQA, Answer, Objective
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = OmniVL(
@@ -85,6 +85,16 @@ class Grounded(MRM):
     @property
     def sample_fields(self) -> Mapping[str, Field]:
         return {"region": Field("boxes")}
+
+
+def test_what_two_objectives_ask_of_one_field_holds_for_both():
+    objectives = (Answer(name="first", length=4), VQA(answers=("a",)))
+    asked = asked_fields(objectives, "image_text", "entry")
+    assert asked == {
+        "answers": Field("text", most=10, length=4),
+        "weights": Field("number", most=10, required=False, as_many_as="answers"),
+    }
+    assert asked_fields(objectives[::-1], "image_text", "entry") == asked
 
 
 def test_fields_are_asked_for_where_an_objective_acts():

@@ -17,9 +17,9 @@ from omnivl.architectures.build import build_chain
 from omnivl.errors import ModelError
 from omnivl.hub import OmniVLConfig, OmniVLModel
 from omnivl.hub.modeling import MATCHING, WRITING
-from omnivl.inference.generate import SearchOptions, generate
+from omnivl.inference.generate import SearchOptions, caption_search, generate
 from omnivl.inference.predict import predict
-from omnivl.objectives import ITC, ITM, LM, MLM, VLM, UniVLC
+from omnivl.objectives import ITC, ITM, LM, MLM, VLM, VQA, Answer, UniVLC
 from omnivl.parts.sizes import Transformer, Words
 from omnivl.pretrained.load import read_exported
 
@@ -97,6 +97,23 @@ def test_attention_experts_and_options_of_the_towers(tmp_path):
     check_equal(*exported(tmp_path / "towers", config, TOWERS), writes=True)
     config = replace(CONFIG, vision=VisionConfig("quick_gelu", 1e-5, True, True), ffn=FILLINGS["mome"])
     check_equal(*exported(tmp_path / "details", config, TOWERS), writes=True)
+
+
+def test_questions_are_answered_as_by_the_chain(tmp_path):
+    objectives = (VQA(answers=("red", "blue")), Answer(length=6))
+    chain, model = exported(tmp_path, CONFIG, objectives)
+    assert tuple(model.chain.objectives.values()) == objectives
+    images = make_batch("image_text", ())
+    texts, pixels = images.token_ids, images.frames[:, 0]
+    inputs = {"input_ids": texts, "attention_mask": (texts != TOKENS.pad).long(), "pixel_values": pixels}
+    with torch.no_grad():
+        chosen = model.answer_logits(**inputs)
+        torch.testing.assert_close(chosen, predict(chain, "vqa", images.frames, texts), rtol=1e-5, atol=1e-6)
+        options = caption_search(TOKENS, 7)
+        wanted = generate(chain, "answer", images.frames, options, token_ids=texts).token_ids
+        assert torch.equal(model.generate(**inputs), wanted)
+    with pytest.raises(ModelError, match="write captions: got a model without the head of lm"):
+        model.generate(pixels)
 
 
 def test_a_part_of_an_exported_model_fills_that_part(tmp_path):

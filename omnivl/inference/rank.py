@@ -1,0 +1,70 @@
+"""Answers to questions about images from a list, ranked by the probability with which a decoder would write them.
+
+Shapes: B samples, T frames, H x W pixels, L text positions, A answers, M token positions of an answer, K answers that
+are looked at as a whole.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from omnivl.chain.chain import Chain
+from omnivl.chain.state import State
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.inference.generate import ChainDecoder
+from omnivl.inference.written import looked_at, written_layout
+from omnivl.objectives.lm import shift
+
+
+@torch.no_grad()
+def rank_answers(
+    chain: Chain,
+    objective: str,
+    frames: Tensor,
+    token_ids: Tensor,
+    answers: Tensor,
+    tokens: SpecialTokens,
+    *,
+    candidates: int = 128,
+    first_token_twice: bool = False,
+) -> Tensor:
+    """Log probabilities of answers.
+
+    Only the answers whose first tokens are likeliest are looked at as a whole.
+
+    Args:
+        chain: Has the objective's head.
+        objective: Key of an objective that writes answers to questions, such as ``answer``.
+        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        token_ids: int64 ``[B, L]``, a question for each image.
+        answers: int64 ``[A, M]``: [CLS] t1 .. tn [SEP], padded.
+        tokens: Special tokens of the tokenizer.
+        candidates: K; more than there are answers takes all.
+        first_token_twice: Whether the first token's log probability is counted a second time, as in ALBEF's code.
+
+    Returns:
+        fp32 ``[B, A]``; of answers that are not among the K, minus infinity.
+
+    Raises:
+        UserError: The chain has no such objective, or it writes nothing.
+
+    Source: Li et al., ALBEF, arXiv 2107.07651, section 4, and its code (K is 128).
+    """
+    memory, mask = looked_at(chain, objective, frames, token_ids)
+    start = torch.full((len(frames), 1), tokens.decode, device=frames.device)
+    logits = ChainDecoder(chain, objective, memory, 1, cached=False, memory_mask=mask)(start, None)
+    first = F.log_softmax(logits.float(), dim=1).index_select(1, answers[:, 1])
+    likeliest, chosen = first.topk(min(candidates, len(answers)), dim=1)
+    inputs, targets = shift(answers[chosen.flatten()], tokens)
+    given = {
+        "memory": memory,
+        **({} if mask is None else {"memory_mask": mask}),
+        "generation_memory": torch.arange(len(frames), device=frames.device).repeat_interleave(chosen.shape[1]),
+        f"{objective}/token_ids": inputs,
+        f"{objective}/targets": targets,
+    }
+    state = chain.fold(State(given, written_layout(chain, objective, len(inputs))))
+    whole = state[f"{objective}/prediction"].view_as(likeliest)
+    if first_token_twice:
+        whole = whole + likeliest
+    return torch.full_like(first, float("-inf")).scatter(1, chosen, whole)

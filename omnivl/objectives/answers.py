@@ -1,0 +1,86 @@
+"""What objectives on answers share: fields of samples, lists of answers, and how well one answers a question."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+from omnivl.data.batch import Batch
+from omnivl.data.fields import Field
+from omnivl.errors import UserError
+
+ANSWERS, WEIGHTS = "answers", "weights"
+MOST_ANSWERS = 10
+"""Most answers that a sample may list: those of ten people, as in VQA."""
+
+SoftScores = Literal["metric", "official"]
+_OFFICIAL = (0.0, 0.3, 0.6, 0.9)
+
+
+def answer_fields(length: int = 0) -> Mapping[str, Field]:
+    """Answers of a sample, each once with its weight, or as people gave them, without weights.
+
+    Args:
+        length: Token positions of an answer; 0 for none.
+    """
+    return {
+        ANSWERS: Field("text", most=MOST_ANSWERS, length=length),
+        WEIGHTS: Field("number", most=MOST_ANSWERS, required=False, as_many_as=ANSWERS),
+    }
+
+
+def answer_shares(batch: Batch) -> Iterator[dict[str, tuple[float, int]]]:
+    """Of each sample the answers, with the share of people who gave it and the place at which it stands first.
+
+    A share is the answer's weight; where samples have no weights, how often it is listed, over the length of the list.
+    """
+    weights, present = batch.fields.get(WEIGHTS), batch.fields.get(f"{WEIGHTS}/present")
+    for row, listed in enumerate(batch.fields[ANSWERS]):
+        assert isinstance(listed, tuple), "answers are a field with more than one value"
+        weighed = present is not None and bool(present[row][0])  # type: ignore[index]
+        found: dict[str, tuple[float, int]] = {}
+        for place, answer in enumerate(map(str, listed)):
+            share = float(weights[row][place]) if weighed else 1.0 / len(listed)  # type: ignore[index]
+            before, first = found.get(answer, (0.0, place))
+            found[answer] = (before + share, first)
+        yield found
+
+
+def soft_score(share: float, kind: SoftScores) -> float:
+    """How well an answer that a share of ten people gave answers a question, from 0 to 1.
+
+    Args:
+        share: From 0 to 1; n people of ten.
+        kind: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of 0, 1, 2, 3 and more: the mean of min(m / 3, 1), where m
+            counts the people who gave it but for one who is left out in turn. ``metric`` is min(n / 3, 1).
+    """
+    people = round(10 * share)
+    if kind == "metric":
+        return min(people / 3, 1.0)
+    return _OFFICIAL[people] if people < len(_OFFICIAL) else 1.0
+
+
+def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
+    """A list of answers.
+
+    Args:
+        answers: The list, or the path of a text file with an answer on each line.
+        where: Whose, for messages.
+
+    Raises:
+        UserError: There is no such file, or an answer stands twice or is empty.
+    """
+    if isinstance(answers, str):
+        path = Path(answers)
+        if not path.is_file():
+            raise UserError(
+                f"{where}: answers is {answers!r}, and there is no such file (working folder {Path.cwd()}); allowed is "
+                "a text file with an answer on each line, or the list itself; change it"
+            )
+        answers = tuple(path.read_text(encoding="utf-8").splitlines())
+    seen: set[str] = set()
+    for place, answer in enumerate(answers):
+        if answer in seen or not answer.strip():
+            what = f"{answer!r} a second time" if answer in seen else "an empty text"
+            raise UserError(f"{where}: answers.{place} is {what}; allowed is each answer once; remove it")
+        seen.add(answer)
+    return tuple(answers)

@@ -1,0 +1,134 @@
+"""Visual question answering as a choice from a list of answers.
+
+Shapes: B samples, A answers, D width of what stands for a fused row as a whole.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from omnivl.chain.demands import Demands, Join
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.sizes import HeadSizes
+from omnivl.chain.state import State
+from omnivl.data.batch import Batch, DataKind, is_label, is_pair
+from omnivl.data.fields import Field
+from omnivl.data.sizes import InputSizes
+from omnivl.errors import Misfit
+from omnivl.objectives.answers import SoftScores, answer_fields, answer_shares, read_answers, soft_score
+from omnivl.parts.linear import LayerNorm, Linear
+
+
+@dataclass(frozen=True)
+class VQA(Objective):
+    """Which answers of a list answer the question about the image? Each answer is told right or wrong by itself.
+
+    A sample's text is the question; its field ``answers`` holds what people answered, each answer once with its share
+    in ``weights``, or as often as it was given. A question without an answer in the list is left out and not counted.
+
+    Attributes:
+        answers: The list, or the path of a text file with an answer on each line. The plan that a run keeps holds the
+            list itself.
+        num_answers: How many there are, where a plan wants to be sure of it; null takes any.
+        soft_scores: How right an answer is that n of ten people gave: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of
+            0, 1, 2, 3 and more, ``metric`` is min(n / 3, 1).
+
+    Source: Kim et al., ViLT, arXiv 2102.03334, section 4.2 and its code: head, soft scores, and a loss that is the mean
+        over answers times their number.
+    """
+
+    kind: Literal["vqa"] = "vqa"
+    answers: str | tuple[str, ...] = ()
+    num_answers: int | None = None
+    soft_scores: SoftScores = "official"
+
+    def __post_init__(self) -> None:
+        """Checks the options and reads the list.
+
+        Raises:
+            UserError: An option is out of its range, or the list cannot be read.
+        """
+        super().__post_init__()
+        object.__setattr__(self, "answers", read_answers(self.answers, f"objective {self.key}"))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The list of answers."""
+        assert isinstance(self.answers, tuple), "a path is replaced by what the file holds"
+        return self.answers
+
+    @property
+    def sample_fields(self) -> Mapping[str, Field]:
+        """Answers and weights."""
+        return answer_fields()
+
+    def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
+        """There are answers to choose from, as many as are said."""
+        count = len(self.choices)
+        if count == 0:
+            yield Misfit(("answers",), "no answer", "one or more", "give a list, or the path of a file that holds it")
+        if self.num_answers is not None and self.num_answers != count:
+            allowed = f"{count}, the number of answers in the list"
+            yield Misfit(("num_answers",), str(self.num_answers), allowed, "change either")
+
+    def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
+        """One fused row per sample."""
+        if not is_pair(kind) or is_label(kind):
+            return None
+        return self.asks(kind, batch_size)
+
+    def asks(self, kind: DataKind, batch_size: int) -> Demands:
+        """One fused row per question."""
+        return Demands(joins={self.key: Join()}, reads=frozenset({"pooled"}))
+
+    def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
+        """Makes ``{key}/targets`` fp32 ``[B, A]``: how right each answer of the list is."""
+        places = {answer: place for place, answer in enumerate(self.choices)}
+        targets = torch.zeros(batch.size, len(places))
+        for row, shares in enumerate(answer_shares(batch)):
+            for answer, (share, _) in shares.items():
+                if answer in places:
+                    targets[row, places[answer]] = soft_score(share, self.soft_scores)
+        return {f"{self.key}/targets": targets}
+
+    def build_head(self, sizes: HeadSizes) -> nn.Module:
+        """A score for each answer, from a fused row as a whole."""
+        return AnswerHead(sizes.pooled, len(self.choices))
+
+    def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        """Binary cross-entropy, summed over answers, mean over the questions that have an answer in the list."""
+        assert isinstance(heads.own, AnswerHead)
+        logits, targets = heads.own(state.pooled(self.key)), state[f"{self.key}/targets"]
+        answered = targets.amax(dim=1) > 0
+        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+        count = answered.sum()
+        with torch.no_grad():
+            scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))
+            metrics = {"score": scores.mean(), "answered": answered.float().mean()}
+        return ObjectiveLoss(replica_mean((each * answered).sum(), count, gather), metrics)
+
+    def predict(self, state: State, heads: Heads) -> Tensor:
+        """A score for each answer of the list, fp32 ``[R, A]``."""
+        assert isinstance(heads.own, AnswerHead)
+        logits: Tensor = heads.own(state.pooled(self.key))
+        return logits
+
+
+class AnswerHead(nn.Module):
+    """Linear to twice the width, LayerNorm, GELU, and a score for each answer, as in ViLT."""
+
+    def __init__(self, hidden_size: int, num_answers: int) -> None:
+        super().__init__()
+        self.hidden = Linear(hidden_size, 2 * hidden_size)
+        self.norm = LayerNorm(2 * hidden_size, eps=1e-5)
+        self.output = Linear(2 * hidden_size, num_answers)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """fp32 ``[R, A]`` from ``[R, D]``."""
+        logits: Tensor = self.output(F.gelu(self.norm(self.hidden(pooled)))).float()
+        return logits

@@ -1,0 +1,183 @@
+"""Visual question answering: VQA accuracy of answers that are chosen from a list, ranked or written."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from moe.ranges import Range
+from omnivl.errors import DataError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.generate import caption_search
+from omnivl.inference.pictures import PictureSet
+from omnivl.objectives.answer import Answer
+from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS, read_answers
+from omnivl.objectives.vqa import VQA
+from omnivl.tasks.needs import Head, Lack, Need, Provided
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.task import Task
+from omnivl.tasks.vqa_score import best_constant, by_group, vqa_accuracy
+
+
+@dataclass(frozen=True)
+class Answering(Need):
+    """An objective that answers questions.
+
+    Attributes:
+        objective: Its key.
+    """
+
+    objective: str
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        found = next((one for one in stage.objectives if one.key == self.objective), None)
+        if found is None or isinstance(found, VQA | Answer):
+            return Head(self.objective).lack(stage)
+        what = f"trains {self.objective!r}, which answers no questions"
+        return Lack(what, "name an objective of kind 'vqa' or 'answer'")
+
+
+@dataclass(frozen=True)
+class VQATask(Task):
+    """VQA accuracy, for all questions and by their type.
+
+    An objective of kind ``vqa`` chooses from its own list. One of kind ``answer`` ranks ``answers`` where they are
+    given, else it writes. Beside each accuracy stands, as chance, what one gets who knows the type of a question and
+    not its image: the best answer for each type.
+
+    Attributes:
+        objective: Key of the objective that answers.
+        source: As for every task; ``questions`` are generated ones.
+        answers: What an objective that writes chooses from: a list, or the path of a text file with an answer on each
+            line; with none it writes freely.
+        candidates: Answers of the list, those with the likeliest first tokens, that are ranked by all their tokens.
+        first_token_twice: Whether the first token counts twice, as in ALBEF's code.
+        question: Field of the samples' JSON with the question.
+        question_type: Field with its type; questions without one are of the type ``other``.
+        gallery: Number of answers to keep for the report.
+    """
+
+    kind: Literal["vqa"] = "vqa"
+    objective: str = "vqa"
+    source: str = "questions"
+    max_samples: Annotated[int, Range(1)] = 1024
+    answers: str | tuple[str, ...] = ()
+    candidates: Annotated[int, Range(1)] = 128
+    first_token_twice: bool = False
+    question: str = "question"
+    question_type: str = "question_type"
+    gallery: Annotated[int, Range(0)] = 12
+
+    def __post_init__(self) -> None:
+        """Reads the list of answers.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        super().__post_init__()
+        object.__setattr__(self, "answers", read_answers(self.answers, f"task {self.name}"))
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that answers."""
+        return (Answering(self.objective),)
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Answers every question and scores the answers by those of people.
+
+        Raises:
+            DataError: A sample has no question or no answers.
+        """
+        pictures = self.pictures(encoder)
+        questions = [self._question(pictures, place) for place in range(len(pictures))]
+        people = [_given(pictures, place) for place in range(len(pictures))]
+        types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]
+        answers = self._answers(pictures, questions, encoder)
+        found = [vqa_accuracy(answer, given) for answer, given in zip(answers, people, strict=True)]
+        return TaskResult(tuple(self._scores(found, people, types)), self._gallery(pictures, questions, answers, found))
+
+    def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[str]:
+        """The answer to each question."""
+        objective = encoder.chain.objectives[self.objective]
+        if isinstance(objective, VQA):
+            best = encoder.predict(self.objective, pictures, questions).argmax(dim=1).tolist()
+            return [objective.choices[place] for place in best]
+        assert isinstance(objective, Answer), "as needs says"
+        choices = self.answers
+        assert isinstance(choices, tuple), "a path is replaced by what the file holds"
+        if choices:
+            ranked = encoder.rank(
+                self.objective,
+                pictures,
+                questions,
+                choices,
+                length=objective.length,
+                candidates=self.candidates,
+                first_token_twice=self.first_token_twice,
+            )
+            return [choices[place] for place in ranked.argmax(dim=1).tolist()]
+        search = caption_search(encoder.tokenizer.special, objective.length - 1)
+        written = encoder.generate(self.objective, pictures, search, questions)
+        return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
+
+    def _scores(self, found: list[float], people: list[list[str]], types: list[str]) -> list[Score]:
+        """For all questions and by type, beside the best answer to each type and to all."""
+        of_type: dict[str, list[list[str]]] = defaultdict(list)
+        for kind, given in zip(types, people, strict=True):
+            of_type[kind].append(given)
+        blind = {kind: best_constant(given)[1] for kind, given in of_type.items()}
+        count = len(found)
+        alone = sum(blind[kind] for kind in types) / count
+        majority, share = best_constant(people)
+        scores = [
+            Score(self.name, "accuracy", sum(found) / count, alone, None, count),
+            Score(self.name, "accuracy by the question's type alone", alone, None, None, count),
+            Score(self.name, f"accuracy of {majority!r} to all questions", share, None, None, count),
+        ]
+        for kind, value in by_group(types, found).items():
+            scores.append(Score(self.name, f"accuracy, {kind}", value, blind[kind], None, len(of_type[kind])))
+        return scores
+
+    def _gallery(
+        self, pictures: PictureSet, questions: Sequence[str], answers: Sequence[str], found: Sequence[float]
+    ) -> tuple[Gallery, ...]:
+        """Some questions with their answers, spread evenly; right is what scores at all."""
+        count = len(questions)
+        places = [number * count // self.gallery for number in range(min(self.gallery, count))]
+        rows = tuple(
+            GalleryRow(questions[i], pictures.thumbnail(i), (answers[i],), ("",), (found[i] > 0,)) for i in places
+        )
+        return (Gallery(f"{self.name}: answers", rows),) if rows else ()
+
+    def _question(self, pictures: PictureSet, place: int) -> str:
+        """The question of a sample.
+
+        Raises:
+            DataError: It has none.
+        """
+        sample = pictures.samples[place]
+        found = sample.meta.get(self.question)
+        if not isinstance(found, str):
+            raise DataError(f"{sample.where} has no text {self.question!r}, the question; name its field in 'question'")
+        return found
+
+
+def _given(pictures: PictureSet, place: int) -> list[str]:
+    """What people answered to the question of a sample: as listed, or each answer as often as its weight says.
+
+    Raises:
+        DataError: It has no answers.
+    """
+    sample = pictures.samples[place]
+    listed, weights = sample.meta.get(ANSWERS), sample.meta.get(WEIGHTS)
+    if not isinstance(listed, list) or not listed:
+        raise DataError(f"{sample.where} has no list {ANSWERS!r}, which this task needs; filter it out with `where`")
+    if not isinstance(weights, list):
+        return [str(answer) for answer in listed]
+    people = [
+        str(answer)
+        for answer, weight in zip(listed, weights, strict=True)
+        for _ in range(round(MOST_ANSWERS * float(weight)))
+    ]
+    return people or [str(answer) for answer in listed]

@@ -1,0 +1,104 @@
+"""How VQA scores an answer, by what ten people answered.
+
+Source: Antol et al., VQA, arXiv 1505.00468, section 4, and the rules of the official evaluation of VQA v2
+    (visualqa.org/evaluation): spelling is made alike on both sides where people disagree, and each person is left out
+    in turn.
+"""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_PERIOD = re.compile(r"\.(?!\d)")
+_NUMBERS = {
+    **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
+    **{"seven": "7", "eight": "8", "nine": "9", "ten": "10"},
+}
+_ARTICLES = frozenset({"a", "an", "the"})
+_CONTRACTED = """
+    ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+    he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
+    needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've
+    somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've something'll
+    that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've
+    we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
+    who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
+    you'll you're you've
+"""
+_CONTRACTIONS = {
+    word[:place] + word[place + 1 :]: word
+    for word in _CONTRACTED.split()
+    for place, letter in enumerate(word)
+    if letter == "'"
+}
+"""Contractions by how they are written where one of their apostrophes is left out."""
+
+
+def normalised(answer: str) -> str:
+    """An answer in the spelling in which answers are compared.
+
+    Punctuation goes; so do articles. Numbers up to ten become digits, and contractions get their apostrophes.
+    """
+    words = (_NUMBERS.get(word, word) for word in without_punctuation(answer).lower().split())
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def without_punctuation(answer: str) -> str:
+    """An answer without punctuation marks, which become spaces between letters, and without periods but in numbers.
+
+    A mark vanishes without a space where it stands beside a space, or where a comma stands within a number.
+    """
+    joins_all = _COMMA_IN_NUMBER.search(answer) is not None
+    found = answer
+    for mark in _PUNCTUATION:
+        beside_space = f"{mark} " in answer or f" {mark}" in answer
+        found = found.replace(mark, "" if beside_space or joins_all else " ")
+    return _PERIOD.sub("", found)
+
+
+def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
+    """The score of one answer, from 0 to 1.
+
+    The mean over the people who answered, each left out in turn, of min(1, m / 3), where m of the others gave the
+    answer. Spelling is made alike only where people's answers are not all the same text. This is the definition for any
+    number of people, of whom there should be ten: of three who agree each one's others are two, hence 2 / 3, and of a
+    single one there is nobody left, hence 0.
+
+    Args:
+        answer: What is scored.
+        given: What people answered, at least one.
+    """
+    answer, given = _on_one_line(answer), [_on_one_line(one) for one in given]
+    if len(set(given)) > 1:
+        answer, given = normalised(answer), [normalised(one) for one in given]
+    people = sum(one == answer for one in given)
+    scores = [min(1.0, (people - (one == answer)) / 3) for one in given]
+    return sum(scores) / len(scores)
+
+
+def best_constant(asked: Sequence[Sequence[str]]) -> tuple[str, float]:
+    """The one answer to several questions that scores best, and its mean score.
+
+    Args:
+        asked: What people answered to each question.
+    """
+    totals: Counter[str] = Counter()
+    for given in asked:
+        for answer in dict.fromkeys(given):
+            totals[answer] += vqa_accuracy(answer, given)  # type: ignore[assignment]  # a Counter adds up any numbers
+    answer, total = totals.most_common(1)[0]
+    return answer, total / len(asked)
+
+
+def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """The mean of the values of each group, groups in alphabetical order."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for group, value in zip(groups, values, strict=True):
+        found[group].append(value)
+    return {group: sum(own) / len(own) for group, own in sorted(found.items())}
+
+
+def _on_one_line(answer: str) -> str:
+    return answer.replace("\n", " ").replace("\t", " ").strip()
