@@ -140,7 +140,8 @@ class ALBEF(Architecture):
             block = AlignmentBlock(index, self.fusion, length, patches, memory_size=width, momentum=follow)
             yield f"alignment_{index:02d}", block
         for index in range(self.generation_layers):
-            writer = GenerationBlock(index, stacks["generation"], length, patches, memory_size=width)
+            seen = None if kit.writes_from_texts else width
+            writer = GenerationBlock(index, stacks["generation"], length, patches, memory_size=seen)
             yield f"generation_{index:02d}", writer
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 

@@ -49,6 +49,12 @@ class Kit:
     compute_dtype: torch.dtype
     momentum: MomentumConfig | None
 
+    @property
+    def writes_from_texts(self) -> bool:
+        """Whether what is written looks at fused rows, so that its decoder reads their width and not the pictures'."""
+        asked = (demands for objective in self.objectives for demands in objective.demands_of_kinds.values())
+        return any(join.seen[0] in demands.joins for demands in asked for join in demands.joins.values())
+
     def momentum_of(self, stream: str) -> MomentumConfig | None:
         """Of the twins of one stream's blocks; None where no objective reads what these make."""
         return self.momentum if any(stream in objective.twins for objective in self.objectives) else None

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omnivl.architectures import OmniVL
+from omnivl.architectures import ALBEF, OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
@@ -21,7 +21,7 @@ from omnivl.inference.written import looked_at
 from omnivl.objectives import ITM, LM, MLM, Answer, Objective, PrepareContext
 from omnivl.parts import attention
 from omnivl.parts.join import JoinRows
-from omnivl.parts.sizes import Recompute
+from omnivl.parts.sizes import Recompute, Transformer
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
 CONTEXT = PrepareContext(0, "test", TOKENS, (2, 2), 0)
@@ -278,3 +278,21 @@ def test_questions_may_share_a_step_with_masked_words():
     objectives: tuple[Objective, ...] = (MLM(probability=0.5), ANSWER)
     out = make_chain(objectives)(state_of(objectives))
     assert out.named("loss").keys() == {"mlm", "answer"}
+
+
+@pytest.mark.parametrize("vision", [16, 24])
+def test_albefs_decoder_is_as_wide_as_the_texts_that_it_looks_at(vision: int):
+    model = ALBEF(
+        vision=Transformer(hidden_size=vision, num_heads=2, layers=1),
+        text=Transformer(hidden_size=16, num_heads=2, layers=1, norm="post"),
+        fusion=Transformer(hidden_size=16, num_heads=2, layers=1, norm="post"),
+        generation_layers=1,
+        **{"image_size": 16, "patch_size": 8, "text_length": 8, "vocab_size": 20, "projection_size": 8},
+    )
+    torch.manual_seed(0)
+    chain = build_chain(model, (ANSWER,), TOKENS)
+    state = state_of()
+    chain(state)["loss"].backward()
+    idle = {id(parameter) for layer in chain.layers for parameter in layer.idle_parameters([state.layout])}
+    for name, parameter in chain.named_parameters():
+        assert (parameter.grad is None) == (id(parameter) in idle), name
