@@ -70,7 +70,9 @@ class ALBEF(Architecture):
     projection_size: Annotated[int, Range(1)] = 256
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
 
-    streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "momentum_fused", "generation")
+    streams: ClassVar[tuple[str, ...]] = (
+        *("visual", "text", "embedding", "fused", "momentum_fused", "generation", "fused_generation"),
+    )
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
 
     @property

@@ -53,7 +53,7 @@ class Kit:
     def writes_from_texts(self) -> bool:
         """Whether what is written looks at fused rows, so that its decoder reads their width and not the pictures'."""
         asked = (demands for objective in self.objectives for demands in objective.demands_of_kinds.values())
-        return any(join.seen[0] in demands.joins for demands in asked for join in demands.joins.values())
+        return any(demands.writes_from_fused for demands in asked)
 
     def momentum_of(self, stream: str) -> MomentumConfig | None:
         """Of the twins of one stream's blocks; None where no objective reads what these make."""
@@ -103,7 +103,7 @@ class Architecture(ABC):
         """The streams that the chain has as it is configured: none writes where the stack that would has no blocks."""
         writing = self.written_by()
         silent = bool(writing) and not any(stack.layers for stack in writing)
-        return tuple(stream for stream in self.streams if stream != "generation" or not silent)
+        return tuple(stream for stream in self.streams if not (silent and stream.endswith("generation")))
 
     @property
     def text_inputs(self) -> Mapping[str, TextInput]:

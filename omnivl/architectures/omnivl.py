@@ -63,7 +63,7 @@ class OmniVL(OneWidth):
     vision: VisionConfig = field(default_factory=VisionConfig)
 
     streams: ClassVar[tuple[str, ...]] = (
-        *("visual", "text", "embedding", "fused", "generation", "masked_visual", "momentum_fused"),
+        *("visual", "text", "embedding", "fused", "generation", "masked_visual", "momentum_fused", "fused_generation"),
     )
 
     @property

@@ -7,7 +7,8 @@ Streams of a chain; an architecture has some of them:
 - ``embedding``: their projections into a common space;
 - ``fused``: texts beside what they look at, read at the text's positions; ``fused_visual``: the same rows, read at the
   visual positions; ``momentum_fused``: the same rows, computed by momentum twins;
-- ``generation``: texts; each position sees the earlier positions and what the text looks at;
+- ``generation``: texts; each position sees the earlier positions and what the text looks at; ``fused_generation``: the
+  same of texts that look at fused rows;
 - ``language``: texts in a language model; each position sees the earlier positions, and the sample's queries where an
   objective reads these.
 
@@ -101,10 +102,16 @@ class Demands:
         return frozenset(wanted | ({"visual", "text"} if "fused" in wanted else set())) & _STREAMS
 
     @property
+    def writes_from_fused(self) -> bool:
+        """Whether generated texts look at fused rows."""
+        return any(join.mask == "causal" and join.seen[0] in self.joins for join in self.joins.values())
+
+    @property
     def streams(self) -> frozenset[str]:
         """The streams that an architecture has to have; rows that are only joined need no stream."""
         found = {stream for stream, segments in self.rows.items() if segments.keys() - self.joined}
         found |= {"generation" if join.mask == "causal" else "fused" for join in self.joins.values()}
+        found |= {"fused_generation"} if self.writes_from_fused else frozenset()
         found |= {"masked_visual"} if self.rows.get("visual") else frozenset()
         names = {name.removeprefix(TWIN) for name in self.fields}
         found |= {"embedding" for name in names if name in (*EMBEDDINGS, "logit_scale")}

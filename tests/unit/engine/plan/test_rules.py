@@ -196,7 +196,7 @@ STAGE_CASES = {
     ),
     "objectives_have_streams: towers": (
         {"objectives": "[univlc, mdm]"},
-        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation, masked_visual, momentum_fused; take it out or change model.kind",
+        "p:7: stages.0.objectives.1.kind: got 'mdm', which asks for the stream 'fused_visual'; allowed objectives on the streams of architecture 'omnivl': visual, text, embedding, fused, generation, masked_visual, momentum_fused, fused_generation; take it out or change model.kind",
     ),
     "objectives_fit: frames": (
         {"data": "[{source: emoji, kind: video_text}]", "objectives": "[mfm]", "model": "{num_frames: 1}"},

@@ -155,7 +155,7 @@ def test_visual_positions_are_read_of_the_rows_of_those_who_ask():
 
 def test_generated_rows_may_look_at_fused_ones():
     asking = Demands(joins={"a/text": Join(), "a": Join("a", "a/text", "causal", times=3, length=5)})
-    assert asking.streams == {"fused", "generation"}
+    assert asking.streams == {"fused", "generation", "fused_generation"}
     other = Demands(joins={"b": Join()})
     layout = lay_out({"b": other, "a": asking}, "image_text", 2, 1, "train")
     assert layout.fused == {"b": slice(0, 2), "a/text": slice(2, 4)}

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from omnivl.architectures import ALBEF, OmniVL
+from omnivl.architectures import ALBEF, BLIP2, Architecture, OmniVL, ViLT
 from omnivl.architectures.build import build_chain
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
@@ -278,6 +278,12 @@ def test_questions_may_share_a_step_with_masked_words():
     objectives: tuple[Objective, ...] = (MLM(probability=0.5), ANSWER)
     out = make_chain(objectives)(state_of(objectives))
     assert out.named("loss").keys() == {"mlm", "answer"}
+
+
+@pytest.mark.parametrize("kind", [BLIP2, ViLT])
+def test_decoders_that_look_at_pictures_alone_are_refused(kind: type[Architecture]):
+    with pytest.raises(ModelError, match="objective 'answer' asks for the stream 'fused_generation'; architecture"):
+        build_chain(kind(), (ANSWER,), TOKENS)
 
 
 @pytest.mark.parametrize("vision", [16, 24])
