@@ -1,20 +1,11 @@
 """BLIP-2 in every layout: losses, gradient norms and weights agree with those of one plain process."""
 
-from functools import partial
 from typing import Any
 
 import pytest
-import real_chain as real
-import torch
-from test_layouts import ACCUMULATION, JOINED, STEPS, TOLERANCES, Model, assert_equal_runs, make_host
+from pairs import PairModel, Report, check_hosts_agree, train
 
-from engine.hosts.pipeline.cut import layer_costs
-from engine.step.freeze import freeze, freeze_idle
 from omnivl.architectures import BLIP2
-from omnivl.architectures.build import Settle, build_chain
-from omnivl.chain.chain import Chain
-from omnivl.chain.gather import Gather
-from omnivl.chain.layout import plan_layout
 from omnivl.objectives import ITC, LM, VLM, Objective
 from omnivl.parts.sizes import Transformer, Words
 
@@ -31,46 +22,11 @@ CONFIG = BLIP2(
 FROZEN = ["embed.block.visual", "visual_[0-9]*"]
 
 
-class Blip2Model(Model):
-    """The tiny chain with its tower frozen, and batches of pairs for it."""
-
-    def __init__(self) -> None:
-        self.plan_layout = partial(plan_layout, OBJECTIVES)
-
-    def build(self, gather: Gather, settle: Settle | None = None, seed: int = 0) -> Chain:
-        torch.manual_seed(seed)
-        chain = build_chain(CONFIG, OBJECTIVES, real.TOKENS, gather=gather, settle=settle)
-        freeze(chain, FROZEN, "stages.0.freeze")
-        freeze_idle(chain, self.layouts())
-        return chain
-
-    def layouts(self) -> list[Any]:
-        return [self.plan_layout("image_text", JOINED, 1)]
-
-    def costs(self, chain: Chain) -> dict[Any, float]:
-        return layer_costs(chain, self.layouts())
-
-    def batches(self, step: int, gather: Gather) -> list[Any]:
-        return real.step_batches(step, ACCUMULATION, JOINED, gather, OBJECTIVES, ("image_text",))
-
-
-def train_blip2(hosts: list[str]) -> dict[str, dict[str, Any]]:
-    """Worker: trains each host in turn from the same weights."""
-    report = {}
-    for name in hosts:
-        model = Blip2Model()
-        host = make_host(name, model)
-        results = [host.step(model.batches(step, host.gather), step) for step in range(STEPS)]
-        report[name] = {"results": results, "weights": host.full_weights()}
-    return report
+def train_blip2(hosts: list[str]) -> Report:
+    """Worker: trains each host in turn, the visual tower frozen."""
+    return train(PairModel(CONFIG, OBJECTIVES, FROZEN), hosts)
 
 
 @pytest.mark.distributed
 def test_hosts_agree(run_distributed: Any) -> None:
-    hosts = ["plain", "zero3", "zero3-built", "pipe2-zero1"]
-    expected = train_blip2(["plain"])["plain"]
-    assert {"itc", "vlm", "lm"} == expected["results"][0].losses.keys()
-    ranks = run_distributed(train_blip2, processes=2, timeout=200, hosts=hosts)
-    for name in hosts:
-        assert_equal_runs(ranks[0][name], expected, TOLERANCES["real"])
-        assert ranks[1][name]["results"] == ranks[0][name]["results"]
+    check_hosts_agree(run_distributed, train_blip2, {"itc", "vlm", "lm"})

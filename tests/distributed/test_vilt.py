@@ -1,20 +1,11 @@
 """ViLT in every layout: losses, gradient norms and weights agree with those of one plain process."""
 
-from functools import partial
 from typing import Any
 
 import pytest
-import real_chain as real
-import torch
-from test_layouts import ACCUMULATION, JOINED, STEPS, TOLERANCES, Model, assert_equal_runs, make_host
+from pairs import PairModel, Report, check_hosts_agree, train
 
-from engine.hosts.pipeline.cut import layer_costs
-from engine.step.freeze import freeze_idle
 from omnivl.architectures import ViLT
-from omnivl.architectures.build import Settle, build_chain
-from omnivl.chain.chain import Chain
-from omnivl.chain.gather import Gather
-from omnivl.chain.layout import plan_layout
 from omnivl.objectives import ITM, MLM, Objective
 from omnivl.parts.sizes import Transformer, Words
 
@@ -27,45 +18,11 @@ CONFIG = ViLT(
 )
 
 
-class ViltModel(Model):
-    """The tiny chain, and batches of pairs for it."""
-
-    def __init__(self) -> None:
-        self.plan_layout = partial(plan_layout, OBJECTIVES)
-
-    def build(self, gather: Gather, settle: Settle | None = None, seed: int = 0) -> Chain:
-        torch.manual_seed(seed)
-        chain = build_chain(CONFIG, OBJECTIVES, real.TOKENS, gather=gather, settle=settle)
-        freeze_idle(chain, self.layouts())
-        return chain
-
-    def layouts(self) -> list[Any]:
-        return [self.plan_layout("image_text", JOINED, 1)]
-
-    def costs(self, chain: Chain) -> dict[Any, float]:
-        return layer_costs(chain, self.layouts())
-
-    def batches(self, step: int, gather: Gather) -> list[Any]:
-        return real.step_batches(step, ACCUMULATION, JOINED, gather, OBJECTIVES, ("image_text",))
-
-
-def train_vilt(hosts: list[str]) -> dict[str, dict[str, Any]]:
-    """Worker: trains each host in turn from the same weights."""
-    report = {}
-    for name in hosts:
-        model = ViltModel()
-        host = make_host(name, model)
-        results = [host.step(model.batches(step, host.gather), step) for step in range(STEPS)]
-        report[name] = {"results": results, "weights": host.full_weights()}
-    return report
+def train_vilt(hosts: list[str]) -> Report:
+    """Worker: trains each host in turn."""
+    return train(PairModel(CONFIG, OBJECTIVES), hosts)
 
 
 @pytest.mark.distributed
 def test_hosts_agree(run_distributed: Any) -> None:
-    hosts = ["plain", "zero3", "zero3-built", "pipe2-zero1"]
-    expected = train_vilt(["plain"])["plain"]
-    assert {"mlm", "itm"} == expected["results"][0].losses.keys()
-    ranks = run_distributed(train_vilt, processes=2, timeout=200, hosts=hosts)
-    for name in hosts:
-        assert_equal_runs(ranks[0][name], expected, TOLERANCES["real"])
-        assert ranks[1][name]["results"] == ranks[0][name]["results"]
+    check_hosts_agree(run_distributed, train_vilt, {"mlm", "itm"})

@@ -1,21 +1,15 @@
 """Question answering in every layout: losses, gradient norms and weights agree with those of one plain process."""
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import real_chain as real
-import torch
-from test_layouts import ACCUMULATION, JOINED, STEPS, TOLERANCES, Model, assert_equal_runs, make_host
+from pairs import PairModel, Report, check_hosts_agree, train
+from test_layouts import ACCUMULATION, JOINED
 
-from engine.hosts.pipeline.cut import layer_costs
-from engine.step.freeze import freeze_idle
-from omnivl.architectures.build import Settle, build_chain
-from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
-from omnivl.chain.layout import plan_layout
 from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.data.collate import Collator
 from omnivl.objectives import VQA, Answer, Objective
@@ -23,23 +17,8 @@ from omnivl.objectives import VQA, Answer, Objective
 OBJECTIVES: tuple[Objective, ...] = (VQA(answers=("a", "bc", "d", "efg")), Answer(most=3, length=5))
 
 
-class AskingModel(Model):
+class AskingModel(PairModel):
     """The tiny chain with a decoder, and batches of questions for it."""
-
-    def __init__(self) -> None:
-        self.plan_layout = partial(plan_layout, OBJECTIVES)
-
-    def build(self, gather: Gather, settle: Settle | None = None, seed: int = 0) -> Chain:
-        torch.manual_seed(seed)
-        chain = build_chain(real.CONFIG, OBJECTIVES, real.TOKENS, gather=gather, settle=settle)
-        freeze_idle(chain, self.layouts())
-        return chain
-
-    def layouts(self) -> list[Any]:
-        return [self.plan_layout("image_text", JOINED, 1)]
-
-    def costs(self, chain: Chain) -> dict[Any, float]:
-        return layer_costs(chain, self.layouts())
 
     def batches(self, step: int, gather: Gather) -> list[Any]:
         """The replica's micro-batches; replicas have different numbers of answers, of which some are in the list."""
@@ -66,23 +45,11 @@ class AskingModel(Model):
         return batches
 
 
-def train_asking(hosts: list[str]) -> dict[str, dict[str, Any]]:
-    """Worker: trains each host in turn from the same weights."""
-    report = {}
-    for name in hosts:
-        model = AskingModel()
-        host = make_host(name, model)
-        results = [host.step(model.batches(step, host.gather), step) for step in range(STEPS)]
-        report[name] = {"results": results, "weights": host.full_weights()}
-    return report
+def train_asking(hosts: list[str]) -> Report:
+    """Worker: trains each host in turn."""
+    return train(AskingModel(real.CONFIG, OBJECTIVES), hosts)
 
 
 @pytest.mark.distributed
 def test_hosts_agree(run_distributed: Any) -> None:
-    hosts = ["plain", "zero3", "zero3-built", "pipe2-zero1"]
-    expected = train_asking(["plain"])["plain"]
-    assert {"vqa", "answer"} == expected["results"][0].losses.keys()
-    ranks = run_distributed(train_asking, processes=2, timeout=200, hosts=hosts)
-    for name in hosts:
-        assert_equal_runs(ranks[0][name], expected, TOLERANCES["real"])
-        assert ranks[1][name]["results"] == ranks[0][name]["results"]
+    check_hosts_agree(run_distributed, train_asking, {"vqa", "answer"})
