@@ -24,7 +24,7 @@ from torch import Tensor
 from moe.config import DenseConfig, MoMEConfig
 from moe.ranges import Range
 from omnivl.architectures.albef_names import from_others
-from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
@@ -83,13 +83,7 @@ class ALBEF(Architecture):
     @property
     def patches(self) -> Patches:
         """Of images."""
-        return Patches(
-            image_size=self.image_size,
-            video_size=self.image_size,
-            num_frames=1,
-            patch_size=self.patch_size,
-            tubelet_size=1,
-        )
+        return Patches.of_images(self.image_size, self.patch_size)
 
     @property
     def words(self) -> Words:
@@ -117,11 +111,8 @@ class ALBEF(Architecture):
     @property
     def widths(self) -> Mapping[str, object]:
         """Sizes that weights of an earlier stage must share, by field."""
-        found: dict[str, object] = {name: getattr(self, name) for name in _WIDTHS}
-        for name in _STACKS:
-            sizes = ("hidden_size", "num_heads", "mlp_ratio")
-            found |= {f"{name}.{size}": getattr(getattr(self, name), size) for size in sizes}
-        return found
+        stacks = widths_of({name: getattr(self, name) for name in _STACKS})
+        return {**{name: getattr(self, name) for name in _WIDTHS}, **stacks}
 
     def layers(self, kit: Kit) -> Layers:
         """Encoders, projections, fusion, decoder, heads."""

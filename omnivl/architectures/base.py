@@ -113,10 +113,8 @@ class Architecture(ABC):
     @property
     def widths(self) -> Mapping[str, object]:
         """Sizes that weights of an earlier stage must share, by field."""
-        found: dict[str, object] = {"vocab_size": self.heads.vocab_size, "projection_size": self.heads.projection_size}
-        for name, stack in self.stacks.items():
-            found |= {f"{name}.{size}": getattr(stack, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
-        return found
+        heads = self.heads
+        return {"vocab_size": heads.vocab_size, "projection_size": heads.projection_size, **widths_of(self.stacks)}
 
     @abstractmethod
     def layers(self, kit: Kit) -> Layers:
@@ -210,6 +208,12 @@ class Architecture(ABC):
             elif name == "ffn":
                 changed[name] = for_any_machine(value)
         return replace(self, **changed)
+
+
+def widths_of(stacks: Mapping[str, Transformer]) -> dict[str, object]:
+    """Sizes of stacks that weights of an earlier stage must share, by path; stacks by the field that gives them."""
+    sizes = ("hidden_size", "num_heads", "mlp_ratio")
+    return {f"{name}.{size}": getattr(stack, size) for name, stack in stacks.items() for size in sizes}
 
 
 def check(architecture: Architecture) -> None:

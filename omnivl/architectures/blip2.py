@@ -16,7 +16,7 @@ from torch import Tensor
 
 from moe.config import DenseConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.blip2_names import from_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
 from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits
@@ -92,13 +92,7 @@ class BLIP2(Architecture):
     @property
     def patches(self) -> Patches:
         """Of the visual tower."""
-        return Patches(
-            image_size=self.image_size,
-            video_size=self.image_size,
-            num_frames=self.num_frames,
-            patch_size=self.patch_size,
-            tubelet_size=1,
-        )
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames)
 
     @property
     def heads(self) -> HeadSizes:
@@ -128,12 +122,12 @@ class BLIP2(Architecture):
     def widths(self) -> Mapping[str, object]:
         """Sizes that weights of an earlier stage must share, by field."""
         found = {name: getattr(self, name) for name in ("num_queries", "cross_every", "patch_size", "projection_size")}
-        for name, stack in (("vision", self.vision), ("qformer", self.qformer)):
-            found |= {f"{name}.{size}": getattr(stack, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
-        found["words.vocab_size"] = self.words.vocab_size
+        found |= {
+            **widths_of({"vision": self.vision, "qformer": self.qformer}),
+            "words.vocab_size": self.words.vocab_size,
+        }
         if self.language is not None:
-            sizes = ("hidden_size", "num_heads", "mlp_ratio")
-            found |= {f"language.blocks.{size}": getattr(self.language.blocks, size) for size in sizes}
+            found |= widths_of({"language.blocks": self.language.blocks})
             found["language.vocab_size"] = self.language.vocab_size
         return found
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe.config import DenseConfig, MoMEConfig
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip_names import from_transformers, to_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
 from omnivl.architectures.misfits import divisions, stack_misfits
@@ -85,14 +85,7 @@ class CLIP(Architecture):
     @property
     def patches(self) -> Patches:
         """Of the visual stream."""
-        return Patches(
-            image_size=self.image_size,
-            video_size=self.image_size,
-            num_frames=self.num_frames,
-            patch_size=self.patch_size,
-            tubelet_size=1,
-            norm_embeddings=True,
-        )
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, norm_embeddings=True)
 
     @property
     def words(self) -> Words:
@@ -107,11 +100,8 @@ class CLIP(Architecture):
     @property
     def widths(self) -> Mapping[str, object]:
         """Sizes that weights of an earlier stage must share, by field."""
-        towers = {"vision": self.vision, "text": self.text}
-        found: dict[str, object] = {name: getattr(self, name) for name in _WIDTHS}
-        for name, tower in towers.items():
-            found |= {f"{name}.{size}": getattr(tower, size) for size in ("hidden_size", "num_heads", "mlp_ratio")}
-        return found
+        towers = widths_of({"vision": self.vision, "text": self.text})
+        return {**{name: getattr(self, name) for name in _WIDTHS}, **towers}
 
     def layers(self, kit: Kit) -> Layers:
         """Towers, projections, losses."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from moe.ranges import Range
-from omnivl.architectures.base import Architecture, Kit, Layers
+from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
@@ -56,13 +56,7 @@ class ViLT(Architecture):
     @property
     def patches(self) -> Patches:
         """Of images."""
-        return Patches(
-            image_size=self.image_size,
-            video_size=self.image_size,
-            num_frames=1,
-            patch_size=self.patch_size,
-            tubelet_size=1,
-        )
+        return Patches.of_images(self.image_size, self.patch_size)
 
     @property
     def heads(self) -> HeadSizes:
@@ -84,9 +78,8 @@ class ViLT(Architecture):
     @property
     def widths(self) -> Mapping[str, object]:
         """Sizes that weights of an earlier stage must share, by field."""
-        sizes = ("hidden_size", "num_heads", "mlp_ratio")
-        found: dict[str, object] = {f"blocks.{name}": getattr(self.blocks, name) for name in sizes}
-        return found | {"words.vocab_size": self.words.vocab_size, "patch_size": self.patch_size}
+        blocks = widths_of({"blocks": self.blocks})
+        return {**blocks, "words.vocab_size": self.words.vocab_size, "patch_size": self.patch_size}
 
     @property
     def has_routers(self) -> bool:

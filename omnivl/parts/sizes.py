@@ -1,7 +1,7 @@
 """Sizes and choices that parts are built from. An architecture has such fields, or works them out of its own."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
 from moe.config import Activation, DenseConfig, FeedForwardConfig, without_noise
 from moe.ranges import Range
@@ -96,6 +96,11 @@ class Patches(PictureSizes):
     patch_dropout: float = 0.0
     norm_embeddings: bool = False
     relative_positions: bool = False
+
+    @classmethod
+    def of_images(cls, image_size: int, patch_size: int, num_frames: int = 1, **options: Any) -> Self:
+        """Those of images of one size; each frame of a clip is cut as an image is."""
+        return cls(image_size, image_size, num_frames, patch_size, tubelet_size=1, **options)
 
 
 @dataclass(frozen=True)
