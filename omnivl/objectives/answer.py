@@ -18,6 +18,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
+from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit
 from omnivl.objectives.answers import ANSWERS, answer_fields, answer_shares
 from omnivl.objectives.lm import shift
@@ -90,7 +91,8 @@ class Answer(Objective):
         A sample with fewer answers has rows without a target and of weight 0.
         """
         token_ids = batch.fields[f"{ANSWERS}/token_ids"]
-        assert isinstance(token_ids, Tensor) and token_ids.shape[-1] == self.length, "as sample_fields asks"
+        assert isinstance(token_ids, Tensor), "as sample_fields asks"
+        token_ids = cut_texts(token_ids, self.length, context.tokens)
         chosen = torch.full((batch.size, self.most, self.length), context.tokens.pad, dtype=torch.int64)
         weights = torch.zeros(batch.size, self.most)
         for row, shares in enumerate(answer_shares(batch)):
@@ -130,6 +132,20 @@ class Answer(Objective):
         targets = state[f"{self.key}/targets"]
         chosen, each, _ = _at_targets(hidden, targets, heads)
         return -torch.zeros(targets.numel(), device=each.device).index_copy(0, chosen, each).view_as(targets).sum(1)
+
+
+def cut_texts(token_ids: Tensor, length: int, tokens: SpecialTokens) -> Tensor:
+    """Texts that were encoded for more positions, as a tokenizer gives them for ``length``: the last one is the end.
+
+    Args:
+        token_ids: int64 ``[..., L]``, L at least ``length``: another objective may want longer ones.
+        length: Positions to keep.
+        tokens: Special token ids.
+    """
+    kept = token_ids[..., :length].clone()
+    last = kept[..., -1]
+    kept[..., -1] = torch.where((last == tokens.pad) | (last == tokens.sep), last, tokens.sep)
+    return kept
 
 
 def _at_targets(hidden: Tensor, targets: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,11 +14,13 @@ from omnivl.chain.layout import lay_out, plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import ModelError, UserError
 from omnivl.inference.generate import SearchOptions, generate
 from omnivl.inference.rank import rank_answers
 from omnivl.inference.written import looked_at
 from omnivl.objectives import ITM, LM, MLM, Answer, Objective, PrepareContext
+from omnivl.objectives.answer import cut_texts
 from omnivl.parts import attention
 from omnivl.parts.join import JoinRows
 from omnivl.parts.sizes import Recompute, Transformer
@@ -163,6 +165,16 @@ def test_pictures_and_questions_are_not_looked_at_in_one_step():
         "texts that 'lm' and 'answer' write in one step have different lengths; put the objectives into stages or data "
         "entries of their own"
     )
+
+
+def test_texts_of_more_positions_are_cut_as_the_tokenizer_cuts_them() -> None:
+    tokenizer = load_tokenizer("emoji")
+    texts = ["heart", "face with tears of joy", "cat face with wry smile", "a"]
+    long = torch.from_numpy(tokenizer.encode(texts, 12))
+    for length in (3, 5, 6, 12):
+        assert torch.equal(
+            cut_texts(long, length, tokenizer.special), torch.from_numpy(tokenizer.encode(texts, length))
+        )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
