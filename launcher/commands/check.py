@@ -174,7 +174,8 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     """Numbers of parameters by stack, of a chain built without memory.
 
     Returns:
-        Stacks (``visual``, ``text`` ...), then ``trained`` and ``momentum``: parameters outside and inside of twins.
+        Stacks (``visual``, ``text`` ...) without momentum twins, then ``trained``, ``frozen`` and ``momentum`` (those
+        of twins). Frozen are those that the stage names, and those that no step gives a gradient.
 
     Raises:
         UserError: The configuration does not fit together.
@@ -182,13 +183,15 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
     with torch.device("meta"):
         chain = build_chain(stage.model, stage.objectives, tokens)
     parts: Counter[str] = Counter()
-    sums: Counter[str] = Counter(trained=0, momentum=0)
-    for layer in chain.layers:
-        for parameter in layer.parameters():
-            sums["trained" if parameter.requires_grad else "momentum"] += parameter.numel()
-            if parameter.requires_grad:
-                parts[layer.stack] += parameter.numel()
-    return {**parts, **sums}
+    own = [(layer.stack, one) for layer in chain.layers for one in layer.parameters() if one.requires_grad]
+    for stack, parameter in own:
+        parts[stack] += parameter.numel()
+    everything = sum(parameter.numel() for parameter in chain.parameters())
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    trained = sum(parameter.numel() for _, parameter in own if parameter.requires_grad)
+    total = sum(parts.values())
+    return {**parts, "trained": trained, "frozen": total - trained, "momentum": everything - total}
 
 
 def _host(stage: StagePlan) -> str:
@@ -244,7 +247,9 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
     batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
     parts = dict(stage["parameters"])
-    trained, twins = parts.pop("trained"), parts.pop("momentum")
+    trained, frozen, twins = (parts.pop(name) for name in ("trained", "frozen", "momentum"))
+    apart = (("frozen", frozen), ("momentum twins", twins))
+    beside = "".join(f", {name} {count / 1e6:.1f} M" for name, count in apart if count)
     sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
     rows = [
         ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
@@ -252,7 +257,7 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
         ("objectives", ", ".join(f"{name} x {weight:g}" for name, weight in stage["objectives"].items())),
         ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
-        ("parameters", f"{trained / 1e6:.1f} M ({sizes})" + (f", momentum twins {twins / 1e6:.1f} M" if twins else "")),
+        ("parameters", f"{(trained + frozen) / 1e6:.1f} M ({sizes}){beside}"),
     ]
     if (pipeline := stage["pipeline"]) is not None:
         for number, part in enumerate(pipeline["stages"], start=1):

@@ -64,9 +64,25 @@ def test_parameters_are_those_of_the_built_chain(plan_path: Path) -> None:
     tokens = load_tokenizer(str(plan_path.parent / "vocab.txt")).special
     chain = build_chain(stage.model, stage.objectives, tokens)
     counts = count_parameters(stage, tokens)
-    assert counts["trained"] == sum(p.numel() for p in chain.parameters() if p.requires_grad)
+    own = sum(p.numel() for p in chain.parameters() if p.requires_grad)
     assert counts["momentum"] == sum(p.numel() for p in chain.parameters() if not p.requires_grad) > 0
-    assert sum(counts.values()) == 2 * counts["trained"] + counts["momentum"], "parts add up to what is trained"
+    assert sum(counts.values()) == 2 * own + counts["momentum"], "parts, and trained with frozen, add up to all"
+    freeze_idle(chain, stage.layouts())
+    assert counts["trained"] == sum(p.numel() for p in chain.parameters() if p.requires_grad)
+    assert counts["frozen"] == own - counts["trained"] > 0, "decoders that no objective reads"
+
+
+def test_what_a_stage_freezes_is_no_part_of_what_it_trains(plan_path: Path) -> None:
+    tokens = load_tokenizer(str(plan_path.parent / "vocab.txt")).special
+    before, after = (
+        count_parameters(load_plan(plan_path, overrides).stages[0], tokens)
+        for overrides in ([], ["stages.one.freeze=[visual_00]"])
+    )
+    (stage,) = load_plan(plan_path).stages
+    block = build_chain(stage.model, stage.objectives, tokens).get_submodule("visual_00.block")
+    frozen = before["trained"] - after["trained"]
+    assert frozen == after["frozen"] - before["frozen"] > 0
+    assert frozen <= sum(one.numel() for one in block.parameters())
 
 
 def test_counting_takes_no_memory_for_the_largest_preset(plan_path: Path) -> None:
@@ -142,7 +158,9 @@ def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     assert sum(part["cost"] for part in parts) == pytest.approx(1.0)
     assert all(part["activation_bytes"] > 0 for part in parts)
     assert [part["micro_batches_held"] for part in parts] == [2, 2, 1]  # two micro-batches fill three stages
-    assert sum(part["parameters"] for part in parts) == stage["parameters"]["trained"] + stage["parameters"]["momentum"]
+    assert sum(part["parameters"] for part in parts) == sum(
+        stage["parameters"][name] for name in ("trained", "frozen", "momentum")
+    )
     assert stage["pipeline"]["bubble"] == pytest.approx(2 / 4)  # two stages wait for two micro-batches
     assert stage["samples_per_step"] == 8  # one replica
     shown = subprocess.run(
@@ -161,7 +179,7 @@ def test_layers_on_two_stages_of_a_pipeline_are_shown() -> None:
     assert first["layers"][0] == "embed" and second["layers"][1] == "losses"
     last = int(first["layers"][1].removeprefix("unified_"))
     assert masked["tied"] == {f"unified_{index:02d}": [1, 2] for index in range(last + 1)}
-    whole = sum(summarize(plan, 2)["stages"][0]["parameters"][part] for part in ("trained", "momentum"))
+    whole = sum(summarize(plan, 2)["stages"][0]["parameters"][part] for part in ("trained", "frozen", "momentum"))
     assert first["parameters"] + second["parameters"] - first["copies"] - second["copies"] == whole
     assert first["copies"] > 0 and second["copies"] > 0  # each trains some of them
     assert masked["tied_bytes_per_step"] == 8 * (first["copies"] + second["copies"])
