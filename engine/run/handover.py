@@ -2,11 +2,12 @@
 
 Carried: same name, same shape. Upcycled: made from another filling of the feed-forward slot (``moe.upcycle``). Resized:
 position tables of another picture size, clip or text length, and the 3D patch kernel of another tubelet, as the layers
-say (``ChainLayer.resize``). Created: heads of new objectives, new momentum twins (as copies of what they follow).
-Aside: heads of objectives that the new stage does not have; they stay in its weights file, unchanged, for a later stage
-that has them again. Dropped: other tensors that the new stage does not have (twins, the queue). The 3D patch kernel is
-the 2D one plus a difference (``omnivl.parts.embed``): before the first clip the difference is zero, so that the first
-stage with clips starts from the inflated 2D kernel.
+say (``ChainLayer.resize``). Copied: blocks of a stack that the earlier stage does not have, from the stack that the
+architecture names (``Architecture.starts_from``), if of the same shape. Created: heads of new objectives, new momentum
+twins (as copies of what they follow). Aside: heads of objectives that the new stage does not have; they stay in its
+weights file, unchanged, for a later stage that has them again. Dropped: other tensors that the new stage does not have
+(twins, the queue). The 3D patch kernel is the 2D one plus a difference (``omnivl.parts.embed``): before the first clip
+the difference is zero, so that the first stage with clips starts from the inflated 2D kernel.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -37,6 +38,7 @@ class HandOver:
         inflated: 3D patch kernels that still equal the 2D ones; carried.
         resized: Interpolated to another shape.
         upcycled: Made from the earlier stage's feed-forward layers, which were of another kind.
+        copied: Copied from another stack.
         created: New in this stage.
         aside: Heads that this stage does not have, kept for later ones.
         dropped: Left behind.
@@ -47,6 +49,7 @@ class HandOver:
     inflated: tuple[str, ...]
     resized: tuple[str, ...]
     upcycled: tuple[str, ...]
+    copied: tuple[str, ...]
     created: tuple[str, ...]
     aside: tuple[str, ...]
     dropped: tuple[str, ...]
@@ -58,7 +61,7 @@ class HandOver:
     def table(self, title: str) -> Table:
         """Number of tensors by layer stack and by outcome, for the console."""
         table = Table(title=title, title_justify="left")
-        columns = ("carried", "inflated", "resized", "upcycled", "created", "aside", "dropped")
+        columns = ("carried", "inflated", "resized", "upcycled", "copied", "created", "aside", "dropped")
         table.add_column("part")
         for column in columns:
             table.add_column(column, justify="right")
@@ -81,6 +84,7 @@ class Inheritance:
         read: Callable[[Collection[str]], Mapping[str, Tensor]],
         source: str,
         *,
+        starts_from: Mapping[str, str] | None = None,
         upcycle_noise: Mapping[str, float] | None = None,
         seed: int = 0,
     ) -> None:
@@ -90,16 +94,18 @@ class Inheritance:
             names: All parameters and buffers of the earlier stage, and heads that it kept aside.
             read: Reads the tensors of some names, those of one layer at a time.
             source: The earlier stage's name.
+            starts_from: See ``Architecture.starts_from``.
             upcycle_noise: Deviation of the noise on copied experts by stack, see ``moe.config.SparseConfig``; 0 if
                 none is given.
             seed: Seed of the noise, together with the weight's name, so that every process and run draws the same. A
                 momentum twin gets the noise of the weight that it follows.
         """
         self._read, self._source, self._noise, self._seed = read, source, upcycle_noise or {}, seed
+        self._starts_from = starts_from or {}
         self._stored = {name.removeprefix(ASIDE): name for name in names}
         self._own: set[str] = set()
         self._fates: dict[str, list[str]] = {
-            fate: [] for fate in ("carried", "inflated", "resized", "upcycled", "created")
+            fate: [] for fate in ("carried", "inflated", "resized", "upcycled", "copied", "created")
         }
 
     @torch.no_grad()
@@ -114,9 +120,10 @@ class Inheritance:
             CheckpointError: A weight has another shape, and its layer cannot resize it.
         """
         own = layer.state_dict(prefix=f"{name}.")
-        plain = {inner: stored for inner, stored in self._stored.items() if inner.startswith(f"{name}.")}
-        found = self._read(plain.values())
-        earlier = {inner: found[stored] for inner, stored in plain.items()}
+        earlier = self._of_layer(name)
+        if not earlier and layer.stack in self._starts_from:
+            self._copy(name, name.replace(layer.stack, self._starts_from[layer.stack], 1), own)
+            return
         queue_fits = all(_fits(own, earlier, inner) for inner in own if _QUEUE in inner)
         created = []
         for inner, tensor in own.items():
@@ -140,6 +147,24 @@ class Inheritance:
                 own[inner].copy_(own[followed])
         self._own |= own.keys()
 
+    def _of_layer(self, name: str) -> dict[str, Tensor]:
+        """The earlier weights of a layer, by their names today."""
+        plain = {inner: stored for inner, stored in self._stored.items() if inner.startswith(f"{name}.")}
+        found = self._read(plain.values())
+        return {inner: found[stored] for inner, stored in plain.items()}
+
+    def _copy(self, name: str, other: str, own: Mapping[str, Tensor]) -> None:
+        """Copies what has the same shape from an earlier layer of another name."""
+        earlier = self._of_layer(other)
+        for inner, tensor in own.items():
+            start = earlier.get(other + inner.removeprefix(name))
+            if start is not None and start.shape == tensor.shape:
+                tensor.copy_(start)
+                self._fates["copied"].append(inner)
+            else:
+                self._fates["created"].append(inner)
+        self._own |= own.keys()
+
     def report(self) -> HandOver:
         """The report of the hand-over; to be called after the last layer."""
         homeless = [name for name in self._stored if name not in self._own]
@@ -158,6 +183,7 @@ def hand_over(
     earlier: Mapping[str, Tensor],
     source: str,
     *,
+    starts_from: Mapping[str, str] | None = None,
     upcycle_noise: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> HandOver:
@@ -166,7 +192,9 @@ def hand_over(
     def read(names: Collection[str]) -> Mapping[str, Tensor]:
         return {name: earlier[name] for name in names}
 
-    inheritance = Inheritance(earlier.keys(), read, source, upcycle_noise=upcycle_noise, seed=seed)
+    inheritance = Inheritance(
+        earlier.keys(), read, source, starts_from=starts_from, upcycle_noise=upcycle_noise, seed=seed
+    )
     for name, layer in chain.named_layers.items():
         inheritance.give(name, layer)
     return inheritance.report()

@@ -104,7 +104,7 @@ def _load_foreign(
         heads = sorted({".".join(name.split(".")[1:3]) for name in behind})
         progress.message(f"weights.{part}: left out, as stage {stage.name} has no such head: {', '.join(heads)}")
     given = {name: tensor for name, tensor in exported.items() if name not in behind}
-    report = hand_over(chain, given, path, upcycle_noise=_noise(stage), seed=seed)
+    report = hand_over(chain, given, path, starts_from=stage.model.starts_from, upcycle_noise=_noise(stage), seed=seed)
     progress.show(report.table(f"stage {stage.name}: weights.{part} from {path}"))
     return (*report.carried, *report.inflated, *report.resized, *report.upcycled)
 
@@ -123,7 +123,14 @@ def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
             "missing; run that stage first"
         )
     stored = WeightsFile(source)
-    return Inheritance(stored.names, stored.read, stage.init_from, upcycle_noise=_noise(stage), seed=plan.seed)
+    return Inheritance(
+        stored.names,
+        stored.read,
+        stage.init_from,
+        starts_from=stage.model.starts_from,
+        upcycle_noise=_noise(stage),
+        seed=plan.seed,
+    )
 
 
 def _write(folder: StageFolder, report: object) -> None:

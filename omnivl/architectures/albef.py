@@ -49,7 +49,8 @@ class ALBEF(Architecture):
         vision: The image encoder.
         text: The text encoder: BERT's first blocks.
         fusion: The blocks on top of it, which look at the image: BERT's last ones, with cross-attention.
-        generation_layers: Blocks of a causal decoder that writes, as wide as ``fusion``; 0 for none.
+        generation_layers: Blocks of a causal decoder that writes, as wide as ``fusion``; 0 for none. In a stage that
+            starts from one without they start as ``fusion``'s, as ALBEF's do for question answering.
         image_size: Side of an image in pixels.
         patch_size: Side of a patch in pixels.
         text_length: Token positions per text, special tokens included.
@@ -74,6 +75,7 @@ class ALBEF(Architecture):
         *("visual", "text", "embedding", "fused", "momentum_fused", "generation", "fused_generation"),
     )
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
+    starts_from: ClassVar[Mapping[str, str]] = {"generation": "alignment"}
 
     @property
     def inputs(self) -> InputSizes:

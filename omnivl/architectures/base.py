@@ -71,7 +71,8 @@ class Architecture(ABC):
     Of the class: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, what
     samples may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where
     in the configuration the size of the plan's tokenizer stands; ``readers``, sections of stacks that may have a
-    tokenizer of their own, each with fields ``tokenizer`` and ``vocab_size``.
+    tokenizer of their own, each with fields ``tokenizer`` and ``vocab_size``; ``starts_from``, stacks whose blocks
+    start as copies of another stack's, where an earlier stage has none of theirs.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -79,6 +80,7 @@ class Architecture(ABC):
     presets: ClassVar[Mapping[str, Any]] = {}
     vocabulary: ClassVar[tuple[str, ...]] = ("vocab_size",)
     readers: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    starts_from: ClassVar[Mapping[str, str]] = {}
 
     kind: str = ""
     momentum: MomentumConfig | None = None

@@ -11,11 +11,12 @@ from engine.errors import CheckpointError
 from engine.run.handover import hand_over
 from moe.config import AttributeConfig, FeedForwardConfig, LIMoEConfig, MoMEConfig
 from moe.routers import TokenChoice
-from omnivl.architectures import OmniVL, Unified, VisionConfig
+from omnivl.architectures import ALBEF, OmniVL, Unified, VisionConfig
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import LM, MLM, MRM, UniVLC
+from omnivl.objectives import LM, MLM, MRM, Answer, UniVLC
+from omnivl.parts.sizes import Transformer
 
 CONFIG = OmniVL(
     hidden_size=8,
@@ -252,5 +253,41 @@ def test_table_counts_by_part() -> None:
     rows = dict(zip(cells[0], zip(*cells[1:], strict=True), strict=True))
     assert rows["losses"][0] == "-"
     # Created: the vocabulary head (transform, norm, decoder). Aside: MRM's, one linear layer. Nothing is dropped.
-    assert rows["losses"][4:] == ("6", "2", "-")
+    assert rows["losses"][5:] == ("6", "2", "-")
     assert rows["embed"][:2] == ("10", "1")
+
+
+def test_a_stack_that_was_not_there_starts_as_another_one() -> None:
+    small = Transformer(hidden_size=16, num_heads=2, layers=2)
+    bert = Transformer(hidden_size=16, num_heads=2, layers=2, norm="post")
+    sizes = {"image_size": 16, "patch_size": 8, "text_length": 8, "vocab_size": TOKENS.vocab_size, "projection_size": 8}
+    config = ALBEF(vision=small, text=bert, fusion=bert, **sizes)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    earlier = weights(build_chain(config, (MLM(),), TOKENS))
+    torch.manual_seed(1)
+    writing = replace(config, generation_layers=2)
+    later = build_chain(writing, (MLM(), LM()), TOKENS)
+    report = hand_over(later, earlier, "pretrain", starts_from=writing.starts_from)
+    own = later.state_dict()
+    assert {name.split(".")[0] for name in report.copied} == {"generation_00", "generation_01"}
+    for name in report.copied:
+        assert own[name].equal(earlier[name.replace("generation", "alignment")]), name
+    assert not [name for name in report.created if name.startswith("generation")]
+    third = build_chain(writing, (MLM(), LM()), TOKENS)
+    again = hand_over(third, weights(later), "two", starts_from=writing.starts_from)
+    assert again.copied == ()
+    assert {name for name in again.carried if name.startswith("generation")} == set(report.copied)
+
+
+def test_blocks_of_another_width_are_not_copied() -> None:
+    wide = Transformer(hidden_size=24, num_heads=2, layers=1)
+    bert = Transformer(hidden_size=16, num_heads=2, layers=1, norm="post")
+    sizes = {"image_size": 16, "patch_size": 8, "text_length": 8, "vocab_size": TOKENS.vocab_size, "projection_size": 8}
+    config = ALBEF(vision=wide, text=bert, fusion=bert, **sizes)  # type: ignore[arg-type]
+    earlier = weights(build_chain(config, (MLM(),), TOKENS))
+    writing = replace(config, generation_layers=1)
+    later = build_chain(writing, (Answer(),), TOKENS)
+    report = hand_over(later, earlier, "pretrain", starts_from=writing.starts_from)
+    created = [name for name in report.created if name.startswith("generation")]
+    assert {name.partition("cross.")[2] for name in created} == {"kv.weight"}, "the memory's width alone is another one"
+    assert "generation_00.block.ffn.fc1.weight" in report.copied
