@@ -210,7 +210,7 @@ def test_mistakes_say_what_is_allowed(folder: Path, tmp_path: Path) -> None:
     )
     assert mistaken(folder, "--tasks", "retrievall") == (
         "--tasks: got 'retrievall'; allowed are 'style, unseen', 'labels', 'captions', 'retrieval', 'zero_shot', "
-        "'caption', 'routing', 'matching'; did you mean 'retrieval'?"
+        "'caption', 'routing', 'matching', 'vqa'; did you mean 'retrieval'?"
     )
     assert mistaken(folder, "--set", "labels.prompt=x") == (
         "override 'tasks.labels.prompt=x': tasks.1.prompt: got an unknown key; allowed kind, name, source, media, "
