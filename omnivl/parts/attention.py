@@ -2,8 +2,9 @@
 
 Shapes: R rows, Q query positions, K key positions, S positions of self-attention, H heads, D = H * head size.
 
-Queries, keys and values come packed as their projections leave them: ``[R, S, 3 D]`` for self-attention, ``[R, Q, D]``
-and ``[R, K, 2 D]`` for cross-attention. Gradients then go back packed as well, without being put together again.
+Queries, keys and values are packed as the projections return them: ``[R, S, 3 D]`` for self-attention, ``[R, Q, D]``
+and ``[R, K, 2 D]`` for cross-attention. Their gradients are packed in the same way, so that nothing has to be
+concatenated.
 """
 
 from typing import Any
@@ -20,9 +21,9 @@ from omnivl.parts.recompute import recomputed
 def prefers_products(x: Tensor) -> bool:
     """Whether explicit products are faster than torch's fused kernel.
 
-    On the CPU in bf16 they are, at all lengths of this model: the fused kernel's backward pass took 25 times as long at
-    16 positions, 28 at 37, 10 at 65 and 4 at 197 (one core, head size 64, torch 2.13). In fp32 the fused kernel is
-    level or ahead, and on other devices it is far ahead.
+    They are faster on the CPU in bf16, at all lengths of this model: the fused kernel's backward pass took 25 times as
+    long at 16 positions, 28 at 37, 10 at 65 and 4 at 197 (one core, head size 64, torch 2.13). In fp32 the fused kernel
+    is as fast or faster, and on other devices it is much faster.
     """
     return x.device.type == "cpu" and x.dtype == torch.bfloat16
 
@@ -65,7 +66,7 @@ def cross_attention(
         kv: Keys and values side by side, ``[R, K, 2 D]``.
         num_heads: H.
         mask: bool ``[R, K]``, true where a key may be attended to; None for all. Every row needs one true key.
-        causal: The last query sees all keys, each earlier one a key less.
+        causal: The last query sees all keys, each earlier query one key less than the next.
         scores: Added to the scores of all rows alike, with gradient, ``[H, Q, K]``; then without ``mask``.
 
     Returns:
@@ -84,7 +85,7 @@ def cross_attention(
 def allowed_keys(
     mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, device: torch.device
 ) -> Tensor | None:
-    """Who may attend to whom, bool ``[R or 1, 1, Q or 1, K]``; None where everybody may to everything."""
+    """Which keys each query may attend to, bool ``[R or 1, 1, Q or 1, K]``; None if all may attend to all."""
     allowed = None if mask is None else mask[:, None, None, :]
     if causal and num_queries > 1:
         ones = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=device)
@@ -94,7 +95,7 @@ def allowed_keys(
 
 
 def attention_bias(mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, like: Tensor) -> Tensor | None:
-    """``allowed_keys`` as what is added to the scores: 0 where allowed, else the lowest number of ``like``'s dtype.
+    """``allowed_keys`` as a term of the scores: 0 where allowed, else the lowest number of ``like``'s dtype.
 
     The lowest finite number instead of minus infinity keeps a row without any key finite.
     """
@@ -121,7 +122,7 @@ def join_heads(x: Tensor, num_heads: int) -> Tensor:
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Output ``[R * H, Q, d]`` and attention ``[R * H, Q, K]`` of split heads."""
     scores = torch.empty(len(q), q.shape[1], k.shape[1], dtype=q.dtype, device=q.device)
-    # beta 0: the scores' old content is not read, the scale rides along with the product.
+    # beta 0: the old content of ``scores`` is not read; alpha applies the scale within the product.
     torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
     if bias is not None:
         scores.view(bias.shape[0] if len(bias) > 1 else 1, -1, *scores.shape[1:]).add_(bias)
@@ -183,7 +184,7 @@ class SelfAttention(nn.Module):
     """Multi-head self-attention with one joint projection to queries, keys and values."""
 
     def __init__(self, hidden_size: int, num_heads: int, recompute: bool = False) -> None:
-        """Builds the projections; ``recompute`` keeps nothing of what lies between them for the backward pass."""
+        """Builds the projections; with ``recompute`` the backward pass recomputes everything between them."""
         super().__init__()
         self.num_heads, self.recompute = num_heads, recompute
         self.qkv = Linear(hidden_size, 3 * hidden_size)
@@ -200,7 +201,7 @@ class SelfAttention(nn.Module):
         """Attends within each row.
 
         Args:
-            x: ``[R, S, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
+            x: ``[R, S, D]``, or with ``padding`` the kept positions ``[n, D]``; the result has the same shape.
             mask: bool ``[R, S]``, true where a key may be attended to.
             causal: Whether each position sees itself and earlier ones only.
             padding: Which positions are left out of ``x``.
@@ -218,12 +219,12 @@ class SelfAttention(nn.Module):
         return tokens * 8 * size**2 + 4 * positions**2 * size
 
     def first_flops(self, positions: int) -> float:
-        """Operations of ``first`` on one row of so many positions, forward."""
+        """Operations of ``first`` on one row of ``positions`` positions, forward."""
         size = self.qkv.in_features
         return (1 + positions) * 4 * size**2 + 4 * positions * size
 
     def first(self, x: Tensor, mask: Tensor | None = None, scores: Tensor | None = None) -> Tensor:
-        """What the first position of each row alone attends to, ``[R, 1, D]``; arguments as in ``forward``."""
+        """The output of ``forward`` at the first position of each row alone, ``[R, 1, D]``; arguments as there."""
         size = x.shape[-1]
         weight, bias = self.qkv.weight, self.qkv.bias
         assert bias is not None
@@ -233,7 +234,7 @@ class SelfAttention(nn.Module):
         return out
 
     def extend(self, x: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Causal attention of new positions ``x [R, l, D]`` to themselves and to what came before.
+        """Causal attention of new positions ``x [R, l, D]`` to themselves and to the earlier ones.
 
         Args:
             x: The new positions.
@@ -251,8 +252,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Multi-head attention from one stream to rows of a memory.
 
-    Keys and values are projected once per memory row; ``rows`` then says which row of the memory each query row reads,
-    so that many texts can look at one image without its projection being repeated.
+    Keys and values are projected once per memory row. ``rows`` says which row of the memory each query row reads, so
+    that many texts can look at one image that is projected once.
     """
 
     def __init__(
@@ -263,7 +264,7 @@ class CrossAttention(nn.Module):
         Args:
             hidden_size: D of the stream.
             num_heads: H.
-            recompute: Whether to keep nothing of what lies between the projections for the backward pass.
+            recompute: Whether the backward pass recomputes everything between the projections.
             memory_size: Width of the memory; None: D.
         """
         super().__init__()
@@ -277,7 +278,7 @@ class CrossAttention(nn.Module):
 
         Args:
             tokens: Positions whose queries are projected.
-            positions: All positions of the row, which attend.
+            positions: All positions of the row; all of them attend.
             seen: Positions of a row of the memory.
         """
         size = self.q.in_features
@@ -303,7 +304,7 @@ class CrossAttention(nn.Module):
         """Lets a stream attend to projected memory.
 
         Args:
-            x: ``[R, L, D]``, or with ``padding`` its real positions ``[n, D]``; so is the result.
+            x: ``[R, L, D]``, or with ``padding`` the kept positions ``[n, D]``; the result has the same shape.
             kv: From ``project``.
             rows: int64 ``[R]``, the memory row of each row of ``x``; None when they correspond one to one.
             padding: Which positions are left out of ``x``.

@@ -28,7 +28,7 @@ TEXT_MODALITY = "text"
 
 
 class ResidualBlock(nn.Module):
-    """Where normalisation and dropout stand around the branches of a text or decoder block.
+    """Base of text and decoder blocks: normalisation and dropout around a branch, in pre-norm or post-norm order.
 
     Attributes:
         reads_padding: Whether the feed-forward slot has to be told which positions are padding.
@@ -46,13 +46,13 @@ class ResidualBlock(nn.Module):
         self.norm_out = LayerNorm(sizes.hidden_size, sizes.norm_eps) if normalises else nn.Identity()
 
     def enter(self, norm: nn.Module, x: Tensor) -> Tensor:
-        """What a branch reads of the stream ``x``."""
+        """The input of a branch: the stream ``x``, normalised in pre-norm blocks."""
         return norm(x) if self.is_pre_norm else x
 
     def tokens(
         self, x: Tensor, mask: Tensor | None, padding: Padding | None, *, fused: bool = False, causal: bool = False
     ) -> Tokens:
-        """What the feed-forward slot is told of ``x``."""
+        """``x`` as the feed-forward slot takes it."""
         bits = attributes_of(TEXT_MODALITY, fused=fused, causal=causal)
         if not self.reads_padding or mask is None:
             return Tokens.of(TEXT_MODALITY, x, fused=fused, attributes=bits)
@@ -86,7 +86,7 @@ class BertBlock(ResidualBlock):
     def flops(self, tokens: float, positions: int, first_only: bool) -> float:
         """Operations on one text of ``tokens`` tokens in a row of ``positions``, forward.
 
-        Where only the first position is wanted, it reads all others, padding included.
+        If only the first position is wanted, it attends to all others, padding included.
         """
         if first_only:
             return self.attention.first_flops(positions) + self.slot_flops
@@ -113,7 +113,7 @@ class BertBlock(ResidualBlock):
 
 
 class TextBlock(StackBlock):
-    """A BERT block on all text rows, and its momentum twin on those that are wanted of it."""
+    """A BERT block on all text rows, and its momentum twin on the rows that objectives read of it."""
 
     stack = "text"
 
@@ -134,8 +134,8 @@ class TextBlock(StackBlock):
             sizes: Of the encoder.
             length: L.
             momentum: Of its twin; None builds none.
-            causal: Whether a position sees itself and earlier ones only. Then nobody reads the first by itself.
-            may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
+            causal: Whether a position sees itself and earlier ones only. Then the first position is never read alone.
+            may_shorten: Whether the last block may compute the first position only, if no other is read.
         """
         super().__init__(index, sizes, lambda own: BertBlock(own, index, causal), momentum)
         self.length = length

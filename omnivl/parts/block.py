@@ -1,4 +1,4 @@
-"""What the transformer layers of the chain share: recomputation, momentum twins and the way of routing losses."""
+"""Base classes of the transformer layers of the chain: recomputation, momentum twins and sums for routing losses."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -17,14 +17,14 @@ from omnivl.parts.sizes import MomentumConfig, Transformer
 
 
 class BlockLayer(ChainLayer):
-    """A chain layer around one online module and, where wanted, its momentum twin.
+    """A chain layer around one online module and, if an objective needs it, its momentum twin.
 
     Attributes:
         block: The module that is trained.
         momentum_block: Its twin, or None.
         gather: How to see the other replicas.
-        tokens_per_expert: What the experts of each slot served since the last optimizer step, by the slot's name in the
-            block, where the router balances them after the step.
+        tokens_per_expert: Tokens that each expert served since the last optimizer step, by the slot's name in the
+            block; only for slots whose router balances its experts after the step.
     """
 
     def __init__(
@@ -38,7 +38,8 @@ class BlockLayer(ChainLayer):
 
         Args:
             name: The layer's name in the chain; routing losses carry it.
-            build: Makes the module. Called with true, a second time, for the twin, in which nothing is drawn at random.
+            build: Makes the module. Called a second time, with true, for the twin, whose forward pass draws nothing at
+                random.
             momentum: Of the twin; None builds none.
         """
         super().__init__()
@@ -51,7 +52,7 @@ class BlockLayer(ChainLayer):
             self.momentum_block = frozen_twin(build(True), self.block)
 
     def run(self, *inputs: Any) -> Any:
-        """Calls the block; its activations are recomputed in the backward pass where the configuration says so."""
+        """Calls the block; the backward pass recomputes its activations if the configuration says so."""
         return recomputed(self._recomputes, self.block, *inputs)
 
     @torch.no_grad()
@@ -61,7 +62,7 @@ class BlockLayer(ChainLayer):
         return self.momentum_block(*inputs)
 
     def after_step(self) -> None:
-        """Balances the experts' selection, then moves the momentum twin."""
+        """Balances the experts' selection, then updates the momentum twin."""
         slots = self._routed_slots() if self.tokens_per_expert else {}
         for name, served in self.tokens_per_expert.items():
             slots[name].after_step(self.gather.total(served))
@@ -71,11 +72,11 @@ class BlockLayer(ChainLayer):
             ema_update_(self.momentum_block, self.block, self.momentum.decay, self.local_storage)
 
     def discard_step(self) -> None:
-        """Forgets what the experts served."""
+        """Clears ``tokens_per_expert``."""
         self.tokens_per_expert = {}
 
     def step_sums(self) -> tuple[Tensor, ...]:
-        """What the experts served, slot by slot, where their selection is balanced after the step."""
+        """``tokens_per_expert``, slot by slot."""
         for name, slot in self._routed_slots().items():
             if slot.router.balances and name not in self.tokens_per_expert:
                 device = next(slot.parameters()).device
@@ -83,12 +84,12 @@ class BlockLayer(ChainLayer):
         return tuple(self.tokens_per_expert[name] for name in sorted(self.tokens_per_expert))
 
     def with_routing(self, state: State, router_sums: Tensor | Mapping[str, Tensor] | None) -> State:
-        """Puts what a block's routers have to say under ``router/{layer}``, for the last layer to make losses of.
+        """Adds the sums of a block's routers as ``router/{layer}``; the last layer computes the losses from them.
 
         Args:
-            state: What the layer passes on.
-            router_sums: What the block's slot returned. A block with several slots gives those of each, by the slot's
-                name in the block; they stand under ``router/{layer}/{slot}``. None: nothing was routed.
+            state: The state that the layer returns.
+            router_sums: The sums that the block's slot returned. A block with several slots gives the sums of each by
+                its name in the block; they are added as ``router/{layer}/{slot}``. None: nothing was routed.
         """
         if router_sums is None:
             return state
@@ -112,7 +113,7 @@ class BlockLayer(ChainLayer):
         return state
 
     def idle_experts(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
-        """Experts by modality, in whatever slot, that no token uses where all tokens are of the kinds in ``reached``.
+        """Experts by modality, in any slot, that no token uses if all tokens are of the kinds in ``reached``.
 
         Args:
             reached: (modality, fused) of the tokens, see ``moe.tokens.Segment``.
@@ -141,19 +142,19 @@ class StackBlock(BlockLayer):
         Args:
             index: Which block of its stack it is.
             sizes: Of the stack.
-            build: Makes the module of the sizes that this block has. Called a second time for the twin, in which
-                nothing is drawn at random.
+            build: Makes the module of the sizes that this block has. Called a second time for the twin, whose forward
+                pass draws nothing at random.
             momentum: Of the twin; None builds none.
         """
         own = sizes.at_block(index)
         name = f"{self.stack}_{index:02d}"
         super().__init__(name, lambda still: build(own.still() if still else own), momentum=momentum)
         self.level = index
-        self._recomputes = own.recompute == "block"  # parts of a block see to themselves
+        self._recomputes = own.recompute == "block"  # other modes are applied inside the block
 
 
 class EmbeddingLayer(BlockLayer):
-    """The first layer of a chain: pixels and token ids to the heads of its streams.
+    """The first layer of a chain: pixels and token ids to the start of each stream.
 
     Attributes:
         dtype: The compute dtype: every stream starts in it. Inference may change it.

@@ -28,7 +28,7 @@ from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
 
 def looking_ahead(sizes: Transformer) -> str | None:
-    """The kind of a causal stack's router where it looks at all tokens, those to come included; else None."""
+    """The kind of a stack's router if it looks at all tokens, later ones included; else None."""
     ffn, depth = sizes.ffn, sizes.layers
     if not isinstance(ffn, SparseConfig) or not ffn.router.looks_ahead:
         return None
@@ -45,7 +45,7 @@ class GroundedBlock(ResidualBlock):
             sizes: Of its stack.
             causal: Whether a position sees itself and earlier ones only.
             index: Which block of the stack.
-            memory_size: Width of what it looks at; None: that of the stack.
+            memory_size: Width of the visual features; None: that of the stack.
         """
         super().__init__(sizes, index)
         slot = Slot(index, (TEXT_MODALITY,), MODALITIES, fused=(True,), depth=sizes.layers, activation=sizes.activation)
@@ -58,12 +58,12 @@ class GroundedBlock(ResidualBlock):
         self.norm3 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
 
     def flops(self, tokens: float, positions: int, seen: int) -> float:
-        """Operations on one text, forward, without the projection of what it looks at.
+        """Operations on one text, forward, without the projection of the visual features.
 
         Args:
             tokens: Its tokens.
-            positions: Those of its row, padding included.
-            seen: Positions of what it looks at.
+            positions: Positions of its row, padding included.
+            seen: Number of visual positions.
         """
         cross = self.cross.flops(tokens, positions, seen)
         return self.attention.flops(tokens, positions) + cross + tokens * self.slot_flops
@@ -126,7 +126,7 @@ class GroundedBlock(ResidualBlock):
 
 
 class GroundedLayer(StackBlock):
-    """What the layers of the two decoders share."""
+    """Base of the layers of the two decoders."""
 
     causal: ClassVar[bool]
     """Whether a position sees itself and earlier ones only."""
@@ -147,15 +147,15 @@ class GroundedLayer(StackBlock):
             index: Which block.
             sizes: Of the decoder.
             length: L.
-            patches: What it looks at.
-            memory_size: Width of what it looks at; None: that of the decoder.
+            patches: Sizes of the images and clips that texts look at.
+            memory_size: Width of the visual features; None: that of the decoder.
             momentum: Of its twin; None builds none.
         """
         super().__init__(index, sizes, lambda own: GroundedBlock(own, self.causal, index, memory_size), momentum)
         self.length, self.patches = length, patches
 
     def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: int) -> float:
-        """Operations on so many texts of ``tokens`` tokens each, which look at ``seen`` positions, forward.
+        """Operations on ``rows`` texts of ``tokens`` tokens each that look at ``seen`` positions, forward.
 
         Keys and values are projected once per sample, however many texts look at it.
         """
@@ -165,7 +165,7 @@ class GroundedLayer(StackBlock):
 
 
 class AlignmentBlock(GroundedLayer):
-    """A bidirectional grounded block on the fused rows, and its momentum twin on those that are wanted of it."""
+    """A bidirectional grounded block on the fused rows, and its momentum twin on those that objectives read of it."""
 
     stack = "alignment"
     causal: ClassVar[bool] = False
@@ -182,7 +182,7 @@ class AlignmentBlock(GroundedLayer):
         return FORWARD_AND_BACKWARD * online + self.grounded_flops(layout, twin_rows(layout, "fused"), tokens, every)
 
     def forward(self, state: State) -> State:
-        """Advances ``fused`` and, where the twin is wanted, ``momentum_fused``.
+        """Advances ``fused`` and, if an objective reads it, ``momentum_fused``.
 
         Each row attends to row ``fused_memory`` of ``memory``, or ``momentum_fused_memory`` of ``momentum_memory``.
         """
@@ -198,7 +198,7 @@ class AlignmentBlock(GroundedLayer):
 
 
 def seen_by_written(state: State) -> tuple[Tensor, Tensor | None]:
-    """What generated rows look at, ``[R_memory, S, D]``, and which positions are no padding; None where all are."""
+    """The memory of generated rows, ``[R_memory, S, D]``, and which of its positions are not padding; None: all."""
     rows = [state.layout.fused[name] for name in state.layout.written_from]
     if not rows:
         return state["memory"], state.get("memory_mask")
@@ -210,9 +210,9 @@ def seen_by_written(state: State) -> tuple[Tensor, Tensor | None]:
 class GenerationBlock(GroundedLayer):
     """A causal grounded block on the generation stream.
 
-    Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. Where texts look at fused rows, these
-    stand for ``memory``, without their padding. Where decoding keeps a cache, row b attends to row ``cache/rows[b]``,
-    and the block leaves its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
+    Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. If texts look at fused rows, these take
+    the place of ``memory``, without their padding. If decoding keeps a cache, row b attends to row ``cache/rows[b]``,
+    and the block stores its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
     """
 
     stack = "generation"
@@ -243,7 +243,7 @@ class GenerationBlock(GroundedLayer):
             return self._decode(state)
         (memory, mask), rows = seen_by_written(state), state.get("generation_memory")
         if rows is None and not state.layout.written_from:
-            memory = memory[: state.layout.batch_size]  # other rows may follow the own
+            memory = memory[: state.layout.batch_size]  # rows of other replicas or segments may follow
         out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)
 

@@ -1,6 +1,6 @@
 """Stochastic depth: leaves out a block's branch for whole rows of the batch.
 
-Draws come from torch's own generator, whose state is part of a checkpoint, and which activation recomputation restores.
+Draws come from torch's own generator: its state is part of a checkpoint, and activation recomputation restores it.
 Source: Huang et al., Deep Networks with Stochastic Depth, arXiv 1603.09382.
 """
 

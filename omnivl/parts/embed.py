@@ -5,9 +5,9 @@ of a frame, S = 1 + T' * N, L text positions, D hidden size, M rows of a masked 
 
 - images are cut into 2D patches, clips into 3D ones (tubelets); both are matrix products on unfolded pixels;
 - the 3D kernel is the 2D kernel spread evenly over the tubelet's frames plus a learnt difference that starts from zero;
-- class token, spatial positions (bicubic where a frame's grid differs from the table's), temporal positions from zero
-  (see ``temporal_gain``);
-- masked passes reuse the patches of the clean one and put a mask token where the mask says so;
+- class token, spatial positions (bicubic where a frame's grid differs from the table's), temporal positions that start
+  from zero (see ``temporal_gain``);
+- masked passes reuse the patches of the clean one and put the mask token in place of masked patches;
 - text: word plus position, LayerNorm, as in BERT; the generation stream shares these tables.
 """
 
@@ -34,7 +34,7 @@ class PatchEmbedding(nn.Module):
     Source: OmniVL, arXiv 2209.07526, section 3.1 (2D and 3D tokenizers); Arnab et al., ViViT, arXiv 2103.15691,
         section 3.4 (inflation).
     Differs: the 3D kernel is ``weight / t + video_delta``. An inflated copy would equal the image's kernel only at the
-        moment of copying; the sum does so for as long as no clip has been seen, whatever the stages before did.
+        moment of copying; the sum equals it until the first clip is trained on, whatever earlier stages trained.
     """
 
     def __init__(self, sizes: Patches, hidden_size: int) -> None:
@@ -48,11 +48,11 @@ class PatchEmbedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
     def flops(self, num_frames: int, num_patches: int) -> float:
-        """Operations on one image or clip with so many patches of a frame, forward."""
+        """Operations on one image or clip with ``num_patches`` patches of a frame, forward."""
         return num_frames * num_patches * 2.0 * 3 * self.patch_size**2 * self.hidden_size
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """The 3D kernel ``[t, D, C]`` of another tubelet: stretched over the new one, with the same sum over frames."""
+        """Resizes the 3D kernel ``[t, D, C]``: stretched over the new tubelet, with the same sum over frames."""
         if name != "video_delta":
             return None
         frames, hidden, values = before.shape
@@ -74,8 +74,8 @@ class PatchEmbedding(nn.Module):
                 "change num_frames or tubelet_size"
             )
         kernels = self.weight / self.tubelet_size + self.video_delta
-        # One product per frame of the tubelet, then a sum: for equal frames and an even spread both halves round alike,
-        # so that the sum is the image's product to the last bit.
+        # One product per frame of the tubelet, then a sum: for equal frames and an even kernel all products round
+        # alike, so that their sum is the image's product to the last bit.
         parts = [linear(pixels[:, i :: self.tubelet_size], kernels[i]) for i in range(self.tubelet_size)]
         return torch.stack(parts).sum(0) + self.bias.to(dtype)
 
@@ -123,7 +123,7 @@ def resize_times(table: Tensor, times: int) -> Tensor:
 
 
 def drop_patches(patches: Tensor, rate: float) -> Tensor:
-    """Keeps a random share ``1 - rate`` of the places of each row, at least one; the same places in all frames.
+    """Keeps a random share ``1 - rate`` of the patches of each row, at least one; the same places in all frames.
 
     Source: Li et al., FLIP, arXiv 2212.00794, section 3; tubes: Tong et al., VideoMAE, arXiv 2203.12602, section 3.3.
 
@@ -161,7 +161,7 @@ class VisualEmbedding(nn.Module):
         yield from (self.positions, self.times)
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Positions of another grid, where the class token keeps its own, or of another number of times."""
+        """Resizes spatial positions to another grid, keeping the class token's, or temporal ones to another number."""
         if name == "positions":
             side = round((own.shape[0] - 1) ** 0.5)
             return torch.cat([before[:1], resize_positions(before[1:], (side, side))])
@@ -174,9 +174,9 @@ class VisualEmbedding(nn.Module):
 
         Args:
             frames: uint8 ``[B, T, 3, H, W]``.
-            is_video: Whether 3D patches and temporal positions act.
+            is_video: Whether to use 3D patches and temporal positions.
             masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T', N]``; one per masked pass.
-            clean: Whether the clean pass is wanted too; its rows come first.
+            clean: Whether to embed the unmasked frames too; their rows come first.
             dtype: Of the result.
 
         Returns:
@@ -201,7 +201,7 @@ class VisualEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word plus position, normalised unless the configuration says otherwise.
+    """Word plus position, normalised if ``norm_embeddings`` is set.
 
     Differs: BERT's token types are folded into the positions, because a text is always one segment.
     """
@@ -220,14 +220,14 @@ class TextEmbedding(nn.Module):
         yield from (self.words, self.positions)
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Positions of shorter or longer texts: words keep their places, a longer text has fresh rows at its end."""
+        """Resizes positions to shorter or longer texts: rows keep their places, further rows are fresh."""
         if name != "positions":
             return None
         kept = min(len(before), len(own))
         return torch.cat([before[:kept], own[kept:].float()])
 
     def places(self) -> Tensor:
-        """What is added to the words at each position, ``[length, D]``."""
+        """The position embeddings, ``[length, D]``."""
         return self.positions
 
     def forward(self, token_ids: Tensor, dtype: torch.dtype, start: int = 0) -> Tensor:
@@ -246,7 +246,7 @@ class TextEmbedding(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Both modalities' embeddings: what ``Embed`` trains and what its momentum twin copies."""
+    """Embeddings of both modalities: the module that ``Embed`` trains and that its momentum twin copies."""
 
     def __init__(self, sizes: Patches, visual: Transformer, words: Words, text: Transformer) -> None:
         super().__init__()
@@ -255,10 +255,10 @@ class Embeddings(nn.Module):
 
 
 class Embed(EmbeddingLayer):
-    """Frames and token ids to the heads of all streams.
+    """Frames and token ids to the start of each stream.
 
-    Masked-visual segments read ``{name}/rows`` and ``{name}/mask``, text segments but the clean one and causal joins
-    ``{name}/token_ids``; when decoding with a cache, the generation stream starts at position ``cache/start``.
+    Masked visual segments read ``{name}/rows`` and ``{name}/mask``. Causal joins and text segments other than the clean
+    one read ``{name}/token_ids``. When decoding with a cache, the generation stream starts at position ``cache/start``.
     """
 
     def __init__(
@@ -276,15 +276,15 @@ class Embed(EmbeddingLayer):
         """Builds the embeddings.
 
         Args:
-            sizes: What pictures are cut into.
+            sizes: Sizes of pictures and patches.
             visual: The stack that reads the patches.
             words: Of the texts.
             text: The stack that reads the words.
             pad: The padding token's id.
             dtype: The compute dtype: every stream starts in it.
             momentum: Of the twin; None builds none.
-            joins_inputs: Whether rows are joined as they leave this layer (``visual_input``, ``text_input``), so that
-                only what is read of a stream by itself goes through the encoder (``encoded_rows``).
+            joins_inputs: Whether rows are joined as this layer returns them (``visual_input``, ``text_input``), so that
+                only rows that are also read unjoined go through the encoder (``encoded_rows``).
         """
 
         def build(still: bool) -> nn.Module:
@@ -326,10 +326,10 @@ class Embed(EmbeddingLayer):
         return state
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the patches; masked passes reuse those of the clean one."""
+        """Operations on the patches; masked passes reuse those of the clean one."""
         assert isinstance(self.block, Embeddings)
         one = self.block.visual.patches.flops(layout.num_frames, num_patches(self.sizes, layout))
-        # No gradient flows into pixels: one product less. Patches are dropped behind the embedding.
+        # No gradient flows into pixels: one product less. Patches are dropped after the embedding.
         online = layout.batch_size * (FORWARD_AND_BACKWARD - 1) if layout.visual else 0
         return (online + layout.batch_size * ("visual" in layout.twins)) * one
 
@@ -341,7 +341,7 @@ class Embed(EmbeddingLayer):
         return stream
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to clips, to masks or to one of the modalities, where there is none of it."""
+        """The parameters of clips, of masks or of a modality that no step has."""
         assert isinstance(self.block, Embeddings)
         visual, text = self.block.visual, self.block.text
         if not any(layout.visual for layout in layouts):
@@ -363,9 +363,9 @@ class Embed(EmbeddingLayer):
 
 
 def encoded_rows(layout: StepLayout, stream: str) -> slice:
-    """The stacked rows of ``visual`` or ``text`` that go through the encoder where inputs are joined.
+    """The stacked rows of ``visual`` or ``text`` that go through the encoder if inputs are joined.
 
-    In training nobody reads what an encoder makes of rows that are only joined.
+    In training, rows that are only joined need no encoder.
     """
     segments = layout.segments(stream)
     wanted = [rows for name, rows in segments.items() if _is_read_apart(layout, stream, name)]

@@ -16,7 +16,7 @@ class VocabularyHead(nn.Module):
     """Dense, GELU, LayerNorm, and a score for every token of the vocabulary.
 
     Source: the MLM head of BERT (Devlin et al., arXiv 1810.04805), eps 1e-12 as in its code.
-    Differs: the last map is not tied to the word embedding, which may live on another pipeline stage.
+    Differs: the last map is not tied to the word embedding, which may be on another pipeline stage.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:

@@ -1,4 +1,4 @@
-"""The layer that lays out rows in which a text stands beside what it looks at. It knows no objective by name.
+"""The layer that makes rows of a text and the visual features that it looks at. It knows no objective by name.
 
 Shapes: B samples of this replica, J = replicas * B joined samples, S visual positions, L text positions, D hidden size,
 R fused rows.
@@ -24,21 +24,21 @@ _STREAMS = ("visual", "text", "text_mask", "visual_input", "text_input")
 
 
 class JoinRows(ChainLayer):
-    """Makes fused rows of the encoders' streams, and hands on what the losses read of these.
+    """Makes fused rows of the encoders' streams, and keeps the rows of streams that losses read.
 
     Reads ``visual``, ``text``, ``text_mask`` (where inputs are joined, ``visual_input`` and ``text_input``) and what
-    the objectives' ``draw`` reads. Drops the streams and leaves
+    the objectives' ``draw`` reads. Drops the streams and adds
 
     - ``{stream}/{segment}`` of every segment that is not joined, and of clean rows that a loss reads;
     - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where an objective draws
       across them, then segments of other names that a text looks at);
-    - ``generation_memory``, where generated rows do not each look at the row of their own place;
-    - ``fused``, ``fused_mask``, ``fused_memory``; where rows are concatenated, ``fused [R, L + S, D]`` holds what the
-      text looks at behind it;
-    - ``momentum_fused``, ``momentum_fused_memory`` and ``momentum_memory``, where a loss reads the first;
-    - what the objectives' ``draw`` leaves.
+    - ``generation_memory``, if generated row i does not look at row i of ``memory`` for every i;
+    - ``fused``, ``fused_mask``, ``fused_memory``; if rows are concatenated, ``fused [R, L + S, D]`` holds the text,
+      then the visual features;
+    - ``momentum_fused``, ``momentum_fused_memory`` and ``momentum_memory``, if a loss reads the first;
+    - fields that the objectives' ``draw`` returns.
 
-    In a step that predicts, ``join/rows`` int64 ``[R]`` may name the row of ``memory`` of each text; without it text i
+    In a step that predicts, ``join/rows`` int64 ``[R]`` may name the row of ``memory`` of each text; by default text i
     goes with row i.
     """
 
@@ -55,10 +55,10 @@ class JoinRows(ChainLayer):
         """Describes the layer; it has no parameters.
 
         Args:
-            objectives: The stage's objectives, which draw.
+            objectives: The stage's objectives, whose ``draw`` is called.
             gather: How to see the other replicas; None for a single one.
-            joins_inputs: Whether what entered the encoders is joined, instead of what left them.
-            concatenates: Whether fused rows hold what the text looks at.
+            joins_inputs: Whether the encoders' inputs are joined, instead of their outputs.
+            concatenates: Whether fused rows hold the visual features as well.
         """
         super().__init__()
         self.objectives = {objective.key: objective for objective in objectives}
@@ -66,7 +66,7 @@ class JoinRows(ChainLayer):
         self.joins_inputs, self.concatenates = joins_inputs, concatenates
 
     def acts(self, layout: StepLayout) -> bool:
-        """Whether anything is read behind the encoders."""
+        """Whether anything is read after the encoders."""
         return layout.mode != "encode" and bool(layout.visual or layout.text)
 
     def forward(self, state: State) -> State:
@@ -81,7 +81,7 @@ class JoinRows(ChainLayer):
         return state.merged(found, drop=_STREAMS + twins)
 
     def _kept(self, state: State) -> dict[str, Tensor]:
-        """The rows of streams that losses read by themselves."""
+        """The rows of streams that losses read unjoined."""
         layout, found = state.layout, dict[str, Tensor]()
         for stream in ("visual", "text"):
             segments = layout.segments(stream)
@@ -117,7 +117,7 @@ class JoinRows(ChainLayer):
         return self._concatenated(found) if self.concatenates else found
 
     def _memory(self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
-        """What texts of joins look at, the clean rows first and with those of the replicas that are drawn from."""
+        """The visual features that joins look at: clean rows first, including those of replicas that are drawn from."""
         memory = _Memory(sides.visual)
         if any(join.seen == (CLEAN,) for join in joins.values()):
             across = any(one.across for one in drawn.values())
@@ -162,7 +162,7 @@ class JoinRows(ChainLayer):
         }
 
     def _written(self, layout: StepLayout, memory: "_Memory", sides: "Sides") -> dict[str, Tensor]:
-        """``generation_memory``, where it is wanted."""
+        """``generation_memory``, if it is needed."""
         starts, start = dict[str, int](), 0
         for name in layout.written_from:
             starts[name], start = start, start + layout.fused[name].stop - layout.fused[name].start
@@ -198,7 +198,7 @@ class JoinRows(ChainLayer):
         return own_first(side, self.gather) if across else side
 
     def _concatenated(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The fused rows with what their texts look at behind them."""
+        """The fused rows with the visual features appended."""
         seen = found["memory"].index_select(0, found["fused_memory"])
         everywhere = found["fused_mask"].new_ones(seen.shape[:2])
         return found | {
@@ -208,7 +208,7 @@ class JoinRows(ChainLayer):
 
 
 def own_first(tensor: Tensor, gather: Gather) -> Tensor:
-    """Joins ``[B, ...]`` over the replicas and turns the rows so that this replica's come first, ``[J, ...]``."""
+    """Joins ``[B, ...]`` over the replicas and rotates the rows so that this replica's come first, ``[J, ...]``."""
     return gather.join(tensor).roll(-gather.replica * len(tensor), dims=0)
 
 
@@ -222,7 +222,7 @@ class Sides:
 
 
 class _Memory:
-    """The visual features that texts look at, laid one after the other as they are asked for."""
+    """The visual features that texts look at, concatenated in the order of ``add``."""
 
     def __init__(self, segments: Mapping[str, Tensor]) -> None:
         self.segments, self.features = segments, list[Tensor]()
@@ -233,7 +233,7 @@ class _Memory:
         self.features.append(features)
 
     def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
-        """int64 ``[count]``: the rows of memory that hold the first samples of the segments, end to end."""
+        """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""
         if seen not in self._start:
             parts = [self.segments[name] for name in seen]
             self.add(seen, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
@@ -244,7 +244,7 @@ class _Memory:
         """All of it, ``[R_memory, S, D]``.
 
         Raises:
-            ModelError: Texts of one step look at rows of different lengths.
+            ModelError: The rows have different lengths.
         """
         lengths = {features.shape[1] for features in self.features}
         if len(lengths) > 1:

@@ -1,12 +1,13 @@
-"""A decoder-only language model as layers: what stands before a text's tokens, embeddings, blocks, and the tied head.
+"""A decoder-only language model as layers: prefix, embeddings, blocks, and the tied head.
 
 Shapes: B samples, Q queries of a sample, R rows, L token positions, P positions before them (Q, or 0), D hidden size,
 V words, n positions with a target.
 
-A row is ``[prefix; tokens]``. Each position sees itself and what stands before it. Tokens are padded at the end.
+A row is ``[prefix; tokens]``. Each position sees itself and earlier ones. Tokens are padded at the end.
 
-Source: Zhang et al., OPT, arXiv 2205.01068; numbers as in its released code (pre-norm, ReLU, eps 1e-5, learnt positions
-    of which the first two rows are no token's). The prefix is BLIP-2's: Li et al., arXiv 2301.12597, section 3.3.
+Source: Zhang et al., OPT, arXiv 2205.01068; numbers as in its released code (pre-norm, ReLU, eps 1e-5, learnt
+    positions, whose first two rows belong to no token). The prefix is BLIP-2's: Li et al., arXiv 2301.12597, section
+    3.3.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,9 +36,9 @@ from omnivl.parts.sizes import Transformer
 STACK = "language"
 EMBED = "language_embed"
 OFFSET = 2
-"""Rows of the position table before that of the first position; padded positions have the last of them."""
+"""Number of rows in the position table before the first position's; padded positions use the last of them."""
 _PREFIX_KEPT = "cache/prefix/cross"
-"""Where decoding keeps the prefix of each sample, of which later calls read the length."""
+"""Field in which decoding keeps the prefix of each sample; later calls read its length."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,11 @@ class LanguageModel:
     """A decoder-only language model. The defaults are OPT-125M.
 
     Attributes:
-        blocks: Its transformer.
-        vocab_size: Rows of the word embedding, which is the output head as well; that of its tokenizer where neither
-            plan nor model file gives it.
-        positions: The longest row, what stands before the tokens included.
-        length: Token positions per text, the start and the end included.
+        blocks: The transformer.
+        vocab_size: Rows of the word embedding, which is the output head as well; that of its tokenizer if neither plan
+            nor model file gives it.
+        positions: Length of the longest row, prefix included.
+        length: Token positions per text, start and end token included.
         tokenizer: Folder of a Hugging Face tokenizer, ``emoji`` or a ``vocab.txt``; null: the plan's.
     """
 
@@ -61,7 +62,7 @@ class LanguageModel:
 
     @property
     def text_input(self) -> TextInput:
-        """How it reads texts."""
+        """How the language model reads texts."""
         return TextInput(self.tokenizer, self.length, self.vocab_size)
 
 
@@ -83,13 +84,13 @@ def language_layers(
 
 
 def language_order(names: Sequence[str]) -> list[str]:
-    """The order of the forward pass: the embedding stands a second time behind the last block, as the output head."""
+    """The order of the forward pass: the embedding comes a second time after the last block, as the output head."""
     last = max(place for place, name in enumerate(names) if name.startswith(f"{STACK}_"))
     return [*names[: last + 1], EMBED, *names[last + 1 :]]
 
 
 class Prefix(BlockLayer):
-    """Queries to what stands before the tokens: one map, ``prefix [B, Q, D]``."""
+    """Queries to the prefix of the tokens: one map, ``prefix [B, Q, D]``."""
 
     stack = "prefix"
 
@@ -98,17 +99,17 @@ class Prefix(BlockLayer):
         self.num_queries = num_queries
 
     def acts(self, layout: StepLayout) -> bool:
-        """Whether a language row stands behind queries."""
+        """Whether a language row has a prefix."""
         return bool(layout.language) and "queries" in layout.fields
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the map."""
+        """Operations of the map."""
         assert isinstance(self.block, Linear)
         positions = layout.batch_size * self.num_queries * self.acts(layout)
         return FORWARD_AND_BACKWARD * positions * 2.0 * self.block.in_features * self.block.out_features
 
     def forward(self, state: State) -> State:
-        """Makes ``prefix``. Later calls of a decoding have no queries any more."""
+        """Makes ``prefix``. When decoding, only the first call has queries."""
         if not self.acts(state.layout) or "queries" not in state:
             return state
         return state.updated(prefix=self.run(state["queries"]))
@@ -131,7 +132,7 @@ class LanguageTables(nn.Module):
         yield from (self.words, self.positions)
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Positions of a shorter or longer table: they keep their places, a longer one has fresh rows at its end."""
+        """Resizes positions to a shorter or longer table: rows keep their places, further rows are fresh."""
         if name != "positions":
             return None
         kept = min(len(before), len(own))
@@ -144,8 +145,8 @@ class LanguageTables(nn.Module):
             prefix: ``[R, P, D]``; None for tokens alone.
             token_ids: int64 ``[R, L]``.
             mask: bool ``[R, P + L]``, false where a token is padding.
-            first: How many positions come before those of ``mask``.
-            dtype: Of the result where there is no prefix.
+            first: Number of positions before those of ``mask``.
+            dtype: Dtype of the result if there is no prefix.
 
         Returns:
             ``[R, P + L, D]``.
@@ -168,10 +169,10 @@ class LanguageTables(nn.Module):
 class LanguageEmbed(BlockLayer):
     """The first and the last layer of a language model: tokens to ``language``, hidden states to ``logits/...``.
 
-    The first pass reads ``{segment}/token_ids`` and ``{segment}/mask`` (all true where it is missing) of each segment,
-    and ``prefix``: row i of a segment stands behind row i of it, in decoding behind row ``cache/rows[i]``. The second
-    pass leaves ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_positions`` of ``{segment}/targets`` in training, else
-    ``[R, V]`` of the last position.
+    The first pass reads ``{segment}/token_ids`` and ``{segment}/mask`` (all true if missing) of each segment, and
+    ``prefix``: row i of a segment follows row i of the prefix, in decoding row ``cache/rows[i]``. The second pass adds
+    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_positions`` of ``{segment}/targets`` in training, else ``[R, V]``
+    of the last position.
 
     Attributes:
         dtype: The compute dtype.
@@ -188,7 +189,7 @@ class LanguageEmbed(BlockLayer):
         return bool(layout.language)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the head."""
+        """Operations of the head."""
         assert isinstance(self.block, LanguageTables)
         positions = num_rows(layout.language) * written(self.length, tokens) * number
         words = self.block.words
@@ -287,7 +288,7 @@ class LanguageBlock(StackBlock):
         return FORWARD_AND_BACKWARD * num_rows(layout.language) * row
 
     def forward(self, state: State) -> State:
-        """Advances ``language``; where decoding keeps a cache, leaves keys and values in ``cache/{layer}/self``."""
+        """Advances ``language``; if decoding keeps a cache, stores keys and values in ``cache/{layer}/self``."""
         if not self.acts(state.layout):
             return state
         if "cache/rows" in state:

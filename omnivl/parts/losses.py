@@ -31,12 +31,12 @@ _VOCABULARY_TWIN = TWIN + VOCABULARY
 class Losses(ChainLayer):
     """Heads, losses and predictions.
 
-    In training, ``loss/{key}`` and ``metric/{key}/{metric}`` of every active objective and ``loss``, the sum of
-    ``weight/{key}`` (from the state; 1 where it is not there) times ``loss/{key}``. Routed layers add
-    ``loss/router/{name}``, weighted as the model says, and ``metric/router/{metric}``. Streams end here: only losses
-    and metrics leave.
+    In training the result has ``loss/{key}`` and ``metric/{key}/{metric}`` of every active objective, and ``loss``, the
+    sum of ``weight/{key}`` (from the state; 1 if missing) times ``loss/{key}``. Routed layers add
+    ``loss/router/{name}``, weighted by the model's configuration, and ``metric/router/{metric}``. Streams are dropped:
+    only losses and metrics are returned.
 
-    In a step that predicts, ``{key}/prediction`` of every objective that the layout names.
+    In a step that predicts the result has ``{key}/prediction`` of every objective that the layout names.
     """
 
     stack = "losses"
@@ -50,13 +50,13 @@ class Losses(ChainLayer):
         fillings: Mapping[str, FeedForwardConfig] | None = None,
         momentum: MomentumConfig | None = None,
     ) -> None:
-        """Builds the heads that ``objectives`` need, the vocabulary head once for all.
+        """Builds the heads that ``objectives`` need; they share one vocabulary head.
 
         Args:
-            sizes: What heads are built from.
+            sizes: Sizes of the streams, for heads.
             objectives: The stage's objectives.
             gather: How to see the other replicas; None for a single one.
-            fillings: What fills the feed-forward slots, by stack; their routers have auxiliary losses.
+            fillings: The feed-forward slots' fillings, by stack; their routers have auxiliary losses.
             momentum: Of the vocabulary head's twin.
         """
         super().__init__()
@@ -75,7 +75,7 @@ class Losses(ChainLayer):
         self.heads = nn.ModuleDict({key: head for key, head in built.items() if head is not None})
 
     def heads_of(self, key: str) -> Heads:
-        """What an objective's ``loss`` and ``predict`` get."""
+        """The heads that an objective's ``loss`` and ``predict`` get."""
         own = dict(self.heads.items()).get(key)
         if key not in self.reading_words:
             return Heads(own)
@@ -98,7 +98,7 @@ class Losses(ChainLayer):
         return positions * self.vocabulary.flops()
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Heads of objectives that act in no step, and the vocabulary head where no step reads it."""
+        """Heads of objectives that act in no step, and the vocabulary head if no step reads it."""
         active = {key for layout in layouts for key in layout.objectives}
         for key, head in self.heads.items():
             if key not in active:
@@ -131,7 +131,7 @@ class Losses(ChainLayer):
         return State({**ended, **metrics, **raw, "loss": total}, state.layout)
 
     def after_step(self) -> None:
-        """Moves the vocabulary head's twin, and lets heads take what their losses put aside."""
+        """Updates the vocabulary head's twin, and calls ``after_step`` of the heads."""
         if self.momentum_vocabulary is not None:
             assert self.momentum is not None
             assert self.vocabulary is not None
@@ -141,15 +141,15 @@ class Losses(ChainLayer):
                 head.after_step(self.gather)
 
     def discard_step(self) -> None:
-        """Lets heads forget what their losses put aside."""
+        """Calls ``discard_step`` of the heads."""
         for head in self.heads.values():
             if isinstance(head, Head):
                 head.discard_step()
 
     def _router(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Auxiliary losses of the routed layers and the health of their routing, as means over layers and by layer.
+        """Auxiliary losses of the routed layers and metrics of their routing, as means over layers and by layer.
 
-        Every layer has left its sums as one vector; all of them cross the replicas in one exchange.
+        The sums of every layer are one vector in the state; one exchange adds all of them up over the replicas.
         """
         vectors = state.named("router")
         if not vectors:
@@ -169,17 +169,17 @@ class Losses(ChainLayer):
 
 
 class RouterLosses:
-    """The auxiliary losses of all routers: means over layers, apart for stacks whose fillings differ.
+    """The auxiliary losses of all routers: means over layers, separate for stacks whose fillings differ.
 
     Attributes:
-        weights: Of the losses, by ``router/{loss}``, or ``router/{stack}/{loss}`` where fillings differ.
+        weights: Weights of the losses, by ``router/{loss}``, or ``router/{stack}/{loss}`` if fillings differ.
     """
 
     def __init__(self, fillings: Mapping[str, FeedForwardConfig]) -> None:
-        """Works out the names.
+        """Chooses the names.
 
         Args:
-            fillings: What fills the feed-forward slots, by stack.
+            fillings: The feed-forward slots' fillings, by stack.
         """
         self._sparse = {stack: ffn for stack, ffn in fillings.items() if isinstance(ffn, SparseConfig)}
         alike = all(ffn == next(iter(self._sparse.values())) for ffn in self._sparse.values())
@@ -195,7 +195,7 @@ class RouterLosses:
         """The losses, fp32 scalars.
 
         Args:
-            layers: What the routers of each layer have to say.
+            layers: The sums of the routers of each layer.
         """
         found: dict[str, list[Tensor]] = {}
         for layer, sums in layers.items():

@@ -34,10 +34,10 @@ def language_from_opt(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of transformers' ``OPTModel`` and classes built on it under the names of ``language_layers``.
 
     Args:
-        weights: As the class holds them; the output head, which is the words there too, may be missing.
+        weights: By the class's names; the output head, which is tied to the words there too, may be missing.
 
     Returns:
-        What has no place here keeps its name.
+        The weights; tensors that have no place here keep their names.
     """
     given = {re.sub(r"^(?:model\.)?(?:decoder\.)?", "", name): tensor for name, tensor in weights.items()}
     given.pop("lm_head.weight", None)
@@ -65,11 +65,11 @@ def _own_name(name: str, last: int) -> str:
 
 
 def refuse_options_of_opt(said: Mapping[str, Any], language: LanguageModel, path: Path) -> None:
-    """Refuses weights whose configuration says another thing than ours that no shape shows.
+    """Refuses weights whose configuration differs from ours in an option that shapes do not show.
 
     Args:
-        said: ``config.json`` of the folder.
-        language: Ours.
+        said: Content of ``config.json`` of the folder.
+        language: Our configuration.
         path: The folder, for messages.
 
     Raises:

@@ -2,11 +2,11 @@
 
 Shapes: R rows, L positions, n positions that are kept, D channels.
 
-Captions are much shorter than the longest one. Everything but attention itself looks at one position at a time, so a
-block works on the n real positions and puts them back into rows only around attention.
+Captions are much shorter than the longest one. All operations but attention act on each position separately, so a block
+computes the n kept positions and puts them back into rows only for attention.
 
-How many positions are real changes from batch to batch, and a CPU's kernels are compiled for every shape and kept: 60
-steps left 1.1 GB of them behind. So n is filled up with padded positions to one of few numbers.
+The number of real positions changes from batch to batch, and CPU kernels are compiled for every shape and cached: after
+60 steps they took 1.1 GB. Therefore n is rounded up to one of few numbers by keeping some padded positions.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def chosen_positions(mask: Tensor) -> Tensor:
-    """Where ``mask``, bool ``[R, L]``, is true, in rows laid end to end; then places where it is not, to fill up.
+    """Indices where ``mask``, bool ``[R, L]``, is true, counted over all rows; then some where it is false, to fill up.
 
     Returns:
         int64 ``[n]``, distinct; n is a multiple of R / 4 (rounded down, at least 1), or R * L.
@@ -37,7 +37,7 @@ class Padding:
 
     @classmethod
     def worth_dropping(cls, mask: Tensor | None) -> "Padding | None":
-        """The padding of ``mask``; None where leaving it out gains nothing.
+        """The padding of ``mask``; None if leaving it out saves no time.
 
         The number of real positions has to be read back from the device, which stalls an accelerator: CPU only.
         """

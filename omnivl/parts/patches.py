@@ -1,4 +1,4 @@
-"""How many patches a step has, and how many of them are left where some are dropped."""
+"""How many patches a step has, and how many are left after patch dropout."""
 
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.state import StepLayout
@@ -6,7 +6,7 @@ from omnivl.parts.sizes import Patches
 
 
 def num_kept(places: int, rate: float) -> int:
-    """Of so many places of a frame those that are left where a share ``rate`` is dropped; at least one."""
+    """How many of ``places`` patches of a frame are left after a share ``rate`` is dropped; at least one."""
     return max(1, round(places * (1.0 - rate)))
 
 
@@ -17,7 +17,7 @@ def num_patches(sizes: Patches, layout: StepLayout) -> int:
 
 
 def kept_patches(sizes: Patches, layout: StepLayout) -> int:
-    """Patches of a frame that the visual blocks see: steps with a masked pass, and all but training, drop none."""
+    """Patches of a frame that the visual blocks see. Only training steps without a masked pass drop any."""
     patches = num_patches(sizes, layout)
     if layout.mode != "train" or layout.visual.keys() - {CLEAN}:
         return patches

@@ -3,8 +3,8 @@
 Shapes: R rows, T frames, N patches of a frame, S = T * (1 + N) positions (frame by frame, each with a class token of
 its own first), D hidden size.
 
-Nothing here depends on time: an image's rows are those of a clip of one frame, and what joins frames stands behind the
-encoder (``frame_tokens``).
+Nothing here depends on time: an image is a clip of one frame, and frames are combined after the encoder
+(``frame_tokens``).
 
 Source: Dosovitskiy et al., ViT, arXiv 2010.11929, section 3.1.
 """
@@ -37,9 +37,9 @@ class ImageEmbedding(nn.Module):
         """Builds the embedding.
 
         Args:
-            sizes: What pictures are cut into.
+            sizes: Sizes of pictures and patches.
             visual: The stack that reads the patches.
-            bias: Whether the patches' map has one.
+            bias: Whether the patch embedding has one.
         """
         super().__init__()
         self.patch_size, size = sizes.patch_size, visual.hidden_size
@@ -56,7 +56,7 @@ class ImageEmbedding(nn.Module):
         yield self.positions
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Positions of another grid, where the class token keeps its own."""
+        """Resizes positions to another grid; the class token keeps its own."""
         if name != "positions":
             return None
         side = round((own.shape[0] - 1) ** 0.5)
@@ -67,7 +67,7 @@ class ImageEmbedding(nn.Module):
         return resize_positions(table, grid)
 
     def flops(self, num_frames: int, num_patches: int) -> float:
-        """Operations on one image or clip with so many patches of a frame, forward."""
+        """Operations on one image or clip with ``num_patches`` patches of a frame, forward."""
         return 2.0 * num_frames * num_patches * self.patches.in_features * self.patches.out_features
 
     def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
@@ -85,7 +85,7 @@ class ImageEmbedding(nn.Module):
 
 
 class ImageBlock(VisualModule):
-    """A pre-norm block that looks within each frame, without the chain around it."""
+    """A pre-norm block that attends within each frame, without the chain around it."""
 
     def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
         super().__init__(sizes, patches, index)
@@ -108,7 +108,7 @@ class ImageBlock(VisualModule):
         return times * (self.attention.flops(positions, positions) + positions * self.slot_flops)
 
     def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
-        """Advances ``x [R, S, D]``; where only class tokens are wanted the result is ``[R, T, D]``."""
+        """Advances ``x [R, S, D]``; if only class tokens are wanted the result is ``[R, T, D]``."""
         rows, _, size = x.shape
         frames = x.reshape(rows * times, -1, size)
         read = self.norm1(frames)
@@ -128,7 +128,7 @@ class ImageBlock(VisualModule):
 def frame_tokens(stream: Tensor, state: State) -> Tensor:
     """The class tokens of all frames ``[B, T, D]`` of ``stream [B, S, D]``, whose embeddings ``Project`` averages.
 
-    Of images, the one that there is, ``[B, D]``.
+    For images the only class token, ``[B, D]``.
 
     Source: Luo et al., CLIP4Clip, arXiv 2104.08860, section 3.3 (mean pooling).
     """

@@ -1,4 +1,4 @@
-"""The layer behind the encoders: embeddings in a common space, and the temperature that they are compared at.
+"""The layer after the encoders: embeddings in a common space, and the temperature of their comparison.
 
 Shapes: B samples of this replica, S visual positions, L text positions, M pooled positions, D hidden size, P projection
 size.
@@ -25,14 +25,14 @@ from omnivl.parts.sizes import MomentumConfig
 
 
 class Pool(Protocol):
-    """Chooses what is projected of a stream's clean rows."""
+    """Chooses the positions of a stream's clean rows that are projected."""
 
     def __call__(self, stream: Tensor, state: State) -> Tensor:
-        """The pooled positions, ``[B, D]``, or ``[B, M, D]`` where there is an embedding of each of several.
+        """The pooled position, ``[B, D]``, or several that each get an embedding, ``[B, M, D]``.
 
         Args:
             stream: The clean rows ``[B, positions, D]``, of the encoder or of its momentum twin.
-            state: As the encoders left it.
+            state: The state after the encoders.
         """
 
 
@@ -42,7 +42,7 @@ def first(stream: Tensor, state: State) -> Tensor:
 
 
 def last_token(stream: Tensor, state: State) -> Tensor:
-    """The last position of a text that is no padding: the end token, as causal encoders need it."""
+    """The last position of a text that is not padding: the end token, for causal encoders."""
     mask = state["text_mask"][state.layout.text[CLEAN]]
     place = mask.long().cumsum(1).argmax(1)
     return stream.gather(1, place[:, None, None].expand(-1, 1, stream.shape[-1]))[:, 0]
@@ -51,9 +51,9 @@ def last_token(stream: Tensor, state: State) -> Tensor:
 class Project(ChainLayer):
     """Projects one position, or several, of the clean rows, L2-normalised in fp32.
 
-    Adds ``visual_embedding`` and ``text_embedding`` where there are clean rows, what the twins make of them
-    (``momentum_visual_embedding``, ``momentum_text_embedding``), and ``logit_scale``, as the layout asks. This layer is
-    never recomputed.
+    Adds ``visual_embedding`` and ``text_embedding`` if there are clean rows, those of the twins
+    (``momentum_visual_embedding``, ``momentum_text_embedding``), and ``logit_scale``, as the layout requires. This
+    layer is never recomputed.
     """
 
     stack = "contrast"
@@ -69,18 +69,18 @@ class Project(ChainLayer):
         pools: Mapping[str, Pool] | None = None,
         several: Collection[str] = (),
     ) -> None:
-        """Builds the projections, and their twins where an objective reads what these make.
+        """Builds the projections, and their twins if an objective reads them.
 
         Args:
-            sizes: Widths of the streams, and of the projections.
-            objectives: The stage's objectives; the first that brings a temperature decides on it.
-            momentum: Of the twins; None: there can be none.
-            joins_inputs: Whether only what is read of a stream by itself has gone through the encoder; see ``Embed``.
-            bias: Whether the projections have one.
-            pools: What is projected of a stream; of one that is not named, the first position. An encoder whose last
-                block leaves out other positions (``may_shorten``) has nothing else.
-            several: Streams whose samples keep the embeddings of all pooled positions, ``[B, M, P]``, which otherwise
-                are averaged.
+            sizes: Widths of the streams and of the projections.
+            objectives: The stage's objectives; the first that has a temperature sets it.
+            momentum: Of the twins; None builds none.
+            joins_inputs: Whether only rows that are read unjoined have gone through the encoder; see ``Embed``.
+            bias: Whether the projections have a bias.
+            pools: How streams are pooled; by default the first position is projected. An encoder with ``may_shorten``
+                returns no other position.
+            several: Streams whose samples keep the embeddings of all pooled positions, ``[B, M, P]``; those of other
+                streams are averaged.
 
         Raises:
             ModelError: An objective needs momentum twins and the model has none.
@@ -93,7 +93,7 @@ class Project(ChainLayer):
         self.visual_projection = Linear(*visual, bias=bias)
         self.text_projection = Linear(*text, bias=bias)
         options = temperature_of(objectives)
-        # One element instead of a scalar: sharding hosts want parameters that can be cut.
+        # One element instead of a scalar: hosts that shard cannot shard a scalar.
         self.logit_scale = nn.Parameter(torch.tensor([-math.log(options.initial)]), options.learnt)
         low, high = options.bounds
         self.log_scale_bounds = (-math.log(high), -math.log(low))
@@ -104,7 +104,7 @@ class Project(ChainLayer):
             self.momentum_text_projection = frozen_twin(Linear(*text, bias=bias), self.text_projection)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What no loss reads: hard negatives are drawn without a gradient."""
+        """Parameters that no loss reads: hard negatives are drawn without a gradient."""
         read = frozenset[str]().union(*(layout.reads for layout in layouts))
         if "visual_embedding" not in read:
             yield from self.visual_projection.parameters()
@@ -140,13 +140,13 @@ class Project(ChainLayer):
         return embed(projection, self.pools.get(stream, first)(rows, state), stream in self.several)
 
     def _clean(self, state: State, stream: str) -> Tensor:
-        """The clean rows of what the encoder made of a stream."""
+        """The clean rows of an encoded stream."""
         rows = state.layout.segments(stream)[CLEAN]
         first = encoded_rows(state.layout, stream).start if self.joins_inputs else 0
         return state[stream][rows.start - first : rows.stop - first]
 
     def after_step(self) -> None:
-        """Moves the projections' twins."""
+        """Updates the projections' twins."""
         for twin, online in (
             (self.momentum_visual_projection, self.visual_projection),
             (self.momentum_text_projection, self.text_projection),
@@ -173,14 +173,14 @@ def require_momentum(momentum: MomentumConfig | None, objectives: Sequence[Objec
 def embed(projection: nn.Module, pooled: Tensor, several: bool = False) -> Tensor:
     """Projects ``pooled [B, D]``; fp32 ``[B, P]``, L2-normalised.
 
-    Of ``[B, M, D]`` the mean of the M embeddings, or, where ``several`` is true, all of them, ``[B, M, P]``.
+    For ``[B, M, D]`` the mean of the M embeddings, or, if ``several`` is true, all of them, ``[B, M, P]``.
     """
     made = F.normalize(projection(pooled.float()), dim=-1)
     return made if several or made.dim() == 2 else F.normalize(made.mean(1), dim=-1)
 
 
 class _Bounded(torch.autograd.Function):
-    """A clamp whose gradient can always lead back."""
+    """A clamp with the gradient that ``bounded`` describes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: float, high: float) -> Tensor:
@@ -196,10 +196,10 @@ class _Bounded(torch.autograd.Function):
 
 
 def bounded(x: Tensor, low: float, high: float) -> Tensor:
-    """``x`` clamped to [low, high], with a gradient that can always lead back.
+    """``x`` clamped to [low, high], with a gradient that can always move it back inside.
 
-    Plain clamping has no gradient outside its bounds: a parameter that once stepped over one would stay there for good.
-    Here the gradient passes everywhere but where a descent step would push an ``x`` at or beyond a bound further out.
+    Plain clamping has no gradient outside its bounds: a parameter that has left them would never change again. Here the
+    gradient is zero only where a descent step would move an ``x`` at or beyond a bound further out.
     """
     clamped: Tensor = _Bounded.apply(x, low, high)  # type: ignore[no-untyped-call]
     return clamped

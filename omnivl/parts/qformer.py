@@ -2,19 +2,19 @@
 
 Shapes: B samples, Q queries, L text positions, S visual positions, R rows, D hidden size.
 
-Four groups of rows pass a block, all through the same self-attention:
+A block advances four groups of rows, all with the same self-attention:
 
-- ``queries`` by themselves, ``[B, Q, D]``;
-- ``text`` by itself, ``[R, L, D]``, each word seeing all of them;
-- ``generation``, ``[R, L, D]``: each word sees the queries of its sample, as these stand in the same block, and the
-  words before it. Queries see no word;
-- ``fused``, ``[R, Q + L, D]``: queries and words see one another.
+- ``queries`` alone, ``[B, Q, D]``;
+- ``text`` alone, ``[R, L, D]``: each word sees all words;
+- ``generation``, ``[R, L, D]``: each word sees the queries of its sample in the same block, and earlier words. Queries
+  see no word;
+- ``fused``, ``[R, Q + L, D]``: queries and words see each other.
 
-Queries look at visual features in every ``cross_every``-th block, the first included, and have a feed-forward layer of
-their own; words do not look at visual features. Post-norm.
+Queries attend to visual features in every ``cross_every``-th block, starting with the first, and have a separate
+feed-forward layer; words do not attend to visual features. Post-norm.
 
-The blocks are passed twice, as those of ``omnivl.parts.unified``: the rows with another sample's text or image, which
-the second pass joins, are drawn by similarities that the first one ends in.
+The blocks run twice, as those of ``omnivl.parts.unified``: the second pass joins a text or image with another sample's,
+which is drawn by the similarities that the first pass gives.
 
 Source: Li et al., BLIP-2, arXiv 2301.12597, section 3.1 and figure 2; numbers as in its released code.
 """
@@ -42,18 +42,18 @@ from omnivl.parts.sizes import MODALITIES, Patches, Transformer
 
 QUERY_MODALITY = "image"
 GROUPS = ("queries", "text", "generation")
-"""What the first pass advances."""
+"""The groups that the first pass advances."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a block advances; None where there is none of it.
+    """The rows that a block advances; None for a group without rows.
 
     Attributes:
         queries: ``[B, Q, D]``.
         text: ``[R, L, D]``.
         text_mask: bool ``[R, L]``, true where there is a token.
-        generation: ``[R, L, D]``, R a multiple of B: as many segments of B rows.
+        generation: ``[R, L, D]``, R a multiple of B: one or more segments of B rows.
         fused: ``[R, Q + L, D]``.
         fused_mask: bool ``[R, Q + L]``.
         fused_memory: int64 ``[R]``, the row of ``memory`` that each fused row looks at.
@@ -72,10 +72,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is read of the rows behind a block: of all but the last one, everything.
+    """The rows that are read after a block; for all blocks but the last one, all.
 
     Attributes:
-        queries: Queries by themselves; where not, written words still see their keys.
+        queries: Queries alone; if false, generated words still see their keys.
         fused_queries: The queries of fused rows.
         fused_text: The words of fused rows.
     """
@@ -95,7 +95,7 @@ class QueryingBlock(ResidualBlock):
             sizes: Of its stack.
             index: Which block of the stack.
             queries: Q.
-            looks: Whether queries look at visual features.
+            looks: Whether queries attend to visual features.
             memory_size: Width of these.
         """
         super().__init__(sizes, index)
@@ -114,18 +114,18 @@ class QueryingBlock(ResidualBlock):
 
     @property
     def of_queries(self) -> Iterator[nn.Parameter]:
-        """Parameters that queries alone meet."""
+        """Parameters that only queries use."""
         for module in (self.cross, self.norm2, self.ffn_query, self.norm3_query):
             if module is not None:
                 yield from module.parameters()
 
     @property
     def of_words(self) -> Iterator[nn.Parameter]:
-        """Parameters that words alone meet."""
+        """Parameters that only words use."""
         yield from (*self.ffn.parameters(), *self.norm3.parameters())
 
     def forward(self, rows: Rows, wanted: Wanted) -> Rows:
-        """Advances all rows; those that nobody wants are None, or missing in ``fused``."""
+        """Advances all rows; unwanted ones are None, or missing in ``fused``."""
         looking = (rows.queries is not None and wanted.queries) or (rows.fused is not None and wanted.fused_queries)
         seen = None
         if self.cross is not None and looking:
@@ -147,7 +147,7 @@ class QueryingBlock(ResidualBlock):
         return replace(rows, queries=queries, text=text, generation=generation, fused=fused)
 
     def gather(self, queries: Tensor, seen: Tensor | None, wanted: bool) -> tuple[Tensor | None, Tensor]:
-        """Advances ``queries [B, Q, D]`` by themselves.
+        """Advances ``queries [B, Q, D]`` alone.
 
         Args:
             queries: See above.
@@ -155,7 +155,7 @@ class QueryingBlock(ResidualBlock):
             wanted: Whether the result is wanted; else it is None.
 
         Returns:
-            The advanced queries, and their keys and values, ``[B, Q, 2 D]``, as written words see them.
+            The advanced queries, and their keys and values for generated words, ``[B, Q, 2 D]``.
         """
         attention = self.attention
         qkv: Tensor = attention.qkv(queries)
@@ -166,7 +166,7 @@ class QueryingBlock(ResidualBlock):
         return self._queries(self.leave(self.norm1, queries, attended), seen, None), kv
 
     def write(self, words: Tensor, kv: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Advances the last words ``[R, l, D]`` of written texts.
+        """Advances the last words ``[R, l, D]`` of generated texts.
 
         Args:
             words: See above.
@@ -196,12 +196,12 @@ class QueryingBlock(ResidualBlock):
 
 
 class QFormerLayer(StackBlock):
-    """A block in the chain, which passes it twice.
+    """A block in the chain, which runs it twice.
 
-    The first pass advances ``queries``, ``text`` and ``generation``, which bear the names of streams behind the last
-    block only (see ``UNDERWAY``); the second one ``fused``. Where decoding keeps a
-    cache, written row r sees the queries of sample ``cache/rows[r]``, and the block leaves the keys and values of words
-    in ``cache/{layer}/self``, those of queries in ``cache/{layer}/cross``.
+    The first pass advances ``queries``, ``text`` and ``generation``, which have the prefix ``UNDERWAY`` until the last
+    block has run; the second one ``fused``. If decoding keeps a cache, generated row r sees the queries of sample
+    ``cache/rows[r]``, and the block stores the keys and values of words in ``cache/{layer}/self``, those of queries in
+    ``cache/{layer}/cross``.
     """
 
     stack = "qformer"
@@ -222,9 +222,9 @@ class QFormerLayer(StackBlock):
         Args:
             index: Which block.
             sizes: Of the stack.
-            patches: What is looked at.
+            patches: Sizes of pictures and patches.
             queries: Q.
-            cross_every: Of so many blocks the first looks at visual features.
+            cross_every: The first of every ``cross_every`` blocks attends to visual features.
             memory_size: Width of these.
             length: L.
         """
@@ -238,21 +238,21 @@ class QFormerLayer(StackBlock):
         return any(self.acts_on_pass(layout, number) for number in (0, 1))
 
     def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
-        """The first pass is that of separate rows, the second that of joined ones."""
+        """The first pass runs separate rows, the second joined ones."""
         if number > 0:
             return bool(layout.fused)
         return gathers(layout) or self._num_texts(layout) > 0
 
     def wanted(self, layout: StepLayout) -> Wanted:
-        """What is read behind the block."""
+        """The rows that are read after the block."""
         if not self.is_last:
             return Wanted()
         return Wanted(queries_are_read(layout), "pooled" in layout.reads, bool(layout.fused_text))
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the separate rows; of a second pass the joined ones.
+        """Operations on the separate rows, in a second pass on the joined ones.
 
-        Padding is computed, too. What is read to draw samples alone has no backward pass.
+        Padding is included. Rows that are read only to draw samples have no backward pass.
         """
         block, wanted, images = self.block, self.wanted(layout), num_rows(layout.visual)
         assert isinstance(block, QueryingBlock)
@@ -276,7 +276,7 @@ class QFormerLayer(StackBlock):
         return total
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What no loss depends on: of the last block, parts that serve rows which are not read behind it."""
+        """Parameters that no loss depends on: parts of the last block whose rows are not read after it."""
         block = self.block
         assert isinstance(block, QueryingBlock)
         queries = words = False
@@ -312,7 +312,7 @@ class QFormerLayer(StackBlock):
         return self._moved_on(state, {name: getattr(made, name) for name in GROUPS})
 
     def _moved_on(self, state: State, made: Mapping[str, Tensor | None]) -> State:
-        """The state with what was made of streams; behind the last block these have their own names."""
+        """The state with the advanced streams; after the last block without the prefix ``UNDERWAY``."""
         name_of = "{}".format if self.is_last else (UNDERWAY + "{}").format
         moved = {name_of(name): rows for name, rows in made.items() if rows is not None}
         return state.merged(moved, drop=tuple(UNDERWAY + name for name in GROUPS))
@@ -332,6 +332,6 @@ class QFormerLayer(StackBlock):
         return self._moved_on(kept, {"queries": queries, "generation": words})
 
     def _num_texts(self, layout: StepLayout) -> int:
-        """Rows of texts by themselves."""
+        """Rows of texts alone."""
         rows = encoded_rows(layout, "text")
         return int(rows.stop - rows.start)

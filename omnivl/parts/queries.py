@@ -1,4 +1,4 @@
-"""What stands around a Q-Former in the chain: its embeddings, the join of its rows, and what is made of joined rows.
+"""The layers around a Q-Former in the chain: its embeddings, the join of its rows, and the pooling of joined rows.
 
 Shapes: B samples, S visual positions, Q queries, L text positions, R rows, D hidden size of the Q-Former.
 """
@@ -26,34 +26,34 @@ from omnivl.parts.sizes import Patches, Transformer, Words
 INPUT = "queries/input"
 """The queries as they enter the Q-Former, float ``[1, Q, D]``, for joined rows."""
 UNDERWAY = "qformer/"
-"""Stands before the name of a stream (``queries``, ``text``, ``generation``) that has not passed the last block yet: a
-block that is passed a second time finds none."""
+"""Prefix of the name of a stream (``queries``, ``text``, ``generation``) before the last block has run. The second pass
+of a block finds none."""
 
 
 def gathers(layout: StepLayout) -> bool:
-    """Whether queries look at visuals beside no text: to be read or projected, or because written texts see them."""
+    """Whether queries attend to visuals without a text: to be read or projected, or for generated texts to see."""
     projected = bool(layout.visual) and layout.embeds
     return projected or bool(layout.generation) or "queries" in layout.fields
 
 
 def queries_are_read(layout: StepLayout) -> bool:
-    """Whether what the queries say in the end is read, with or without a gradient."""
+    """Whether the final queries are read, with or without a gradient."""
     return (bool(layout.visual) and layout.embeds) or "queries" in layout.fields
 
 
 def queries_learn(layout: StepLayout) -> bool:
-    """Whether a loss reads what the queries say in the end."""
+    """Whether a loss reads the final queries."""
     return not layout.reads.isdisjoint({"visual_embedding", "queries"})
 
 
 def texts_learn(layout: StepLayout) -> bool:
-    """Whether a loss reads what texts by themselves say in the end."""
+    """Whether a loss reads the final states of texts alone."""
     own = layout.text.keys() - {CLEAN} - layout.joined
     return bool(own) or not layout.reads.isdisjoint({"text_embedding", "text"})
 
 
 class QueryingEmbeddings(nn.Module):
-    """Of the visual tower, of words, and the learnt queries. Queries and words are normalised alike."""
+    """Embeddings of the visual tower and of words, and the learnt queries. One LayerNorm serves queries and words."""
 
     def __init__(self, patches: Patches, vision: Transformer, words: Words, qformer: Transformer, queries: int) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class QueryingEmbeddings(nn.Module):
 class EmbedQuerying(EmbeddingLayer):
     """Pixels to the visual tower; queries and words to the Q-Former.
 
-    Adds ``visual``; ``text_mask`` and, where rows are joined, ``text_input`` of all texts, and ``queries/input``; under
-    ``qformer/`` what enters the Q-Former by itself: ``text`` (rows that are read by themselves), ``generation``, and
-    ``queries`` where they look at visuals by themselves. In decoding the visuals are those in ``memory``, and with a
-    cache queries start in the first call alone.
+    Adds ``visual`` and ``text_mask``; if rows are joined, ``text_input`` of all texts and ``queries/input``; with the
+    prefix ``qformer/`` the unjoined inputs of the Q-Former: ``text`` (rows that are read unjoined), ``generation``, and
+    ``queries`` if they attend to visuals without a text. In decoding the visuals are those in ``memory``, and with a
+    cache only the first call has queries.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class EmbedQuerying(EmbeddingLayer):
         """Builds the embeddings.
 
         Args:
-            patches: What pictures are cut into.
-            vision: The tower that reads them.
+            patches: Sizes of pictures and patches.
+            vision: The visual tower.
             words: Of the texts.
             qformer: The stack that reads words and queries.
             queries: Q.
@@ -110,13 +110,13 @@ class EmbedQuerying(EmbeddingLayer):
         return bool(layout.visual or layout.text or layout.generation) or gathers(layout)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the patches. No gradient flows into pixels: one product less."""
+        """Operations on the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, QueryingEmbeddings)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
         return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * one
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What no loss depends on."""
+        """Parameters that no loss depends on."""
         block = self.block
         assert isinstance(block, QueryingEmbeddings)
         queries = any(queries_learn(one) or one.generation or one.fused for one in layouts)
@@ -157,10 +157,10 @@ class EmbedQuerying(EmbeddingLayer):
 
 
 def _require_own_queries(layout: StepLayout) -> None:
-    """Refuses written texts that see something else than their sample's queries.
+    """Refuses generated texts that see anything but their own sample's queries.
 
     Raises:
-        ModelError: There are such.
+        ModelError: There is such a text.
     """
     for name in layout.generation:
         if (seen := layout.joins[name].seen) != (CLEAN,):
@@ -175,21 +175,21 @@ def _knows_queries(state: State) -> bool:
 
 
 def _started(queries: Tensor, rows: int, dropout: float, training: bool) -> Tensor:
-    """A copy of ``queries [1, Q, D]`` for each of so many rows, with dropout of its own."""
+    """A copy of ``queries [1, Q, D]`` for each of ``rows`` rows, each with its own dropout."""
     return F.dropout(queries.expand(rows, -1, -1), dropout, training)
 
 
 class JoinQueries(JoinRows):
     """Joins texts, as they enter the Q-Former, with queries that look at visual features.
 
-    ``fused [R, Q + L, D]`` begins with the queries; ``memory`` holds what left the visual tower.
+    ``fused [R, Q + L, D]`` begins with the queries; ``memory`` holds the output of the visual tower.
     """
 
     def __init__(self, objectives: Sequence[Objective], gather: Gather, dropout: float) -> None:
         """Describes the layer.
 
         Args:
-            objectives: The stage's objectives, which draw.
+            objectives: The stage's objectives, whose ``draw`` is called.
             gather: How to see the other replicas.
             dropout: Of the queries.
         """
@@ -205,7 +205,7 @@ class JoinQueries(JoinRows):
         if not self.acts(state.layout):
             return state
         joined = super().forward(state)
-        if not state.layout.fused:  # written texts saw queries, and nobody else looks at the visual features
+        if not state.layout.fused:  # generated texts saw queries; nothing else reads the visual features
             return joined.updated(drop=("memory", "generation_memory"))
         texts, mask = joined["fused"], joined["fused_mask"]
         queries = _started(joined[INPUT], len(texts), self.dropout, self.training)
@@ -215,16 +215,16 @@ class JoinQueries(JoinRows):
 
 
 class PoolQueries(ChainLayer):
-    """Makes ``pooled`` the mean of a joined row's queries, and leaves of ``fused`` the texts' positions.
+    """Sets ``pooled`` to the mean of a joined row's queries, and keeps the texts' positions of ``fused``.
 
-    A linear map of that mean is the mean of its values at each query: what BLIP-2 matches by. Nothing else of ``fused``
-    is left where no loss reads words.
+    A linear map of that mean is the mean of its values at the queries, by which BLIP-2 matches. ``fused`` is dropped if
+    no loss reads words.
     """
 
     stack = "pool"
 
     def __init__(self, queries: int) -> None:
-        """Describes the layer, which has no parameters, for rows with so many queries."""
+        """Describes the layer, which has no parameters, for rows with ``queries`` queries."""
         super().__init__()
         self.queries = queries
 

@@ -1,6 +1,6 @@
-"""A learnt bias of attention by how two patches of a frame lie to each other.
+"""A learnt bias of attention by the relative position of two patches of a frame.
 
-Shapes: H heads, N = side * side patches of a frame, behind one class token.
+Shapes: H heads, N = side * side patches of a frame, after one class token.
 
 Source: Bao et al., BEiT, arXiv 2106.08254, section 2.5 of its code; Liu et al., Swin, arXiv 2103.14030, eq. 4.
 """
@@ -16,10 +16,10 @@ from omnivl.errors import ModelError
 
 
 class RelativePositions(nn.Module):
-    """One number per head for each (row, column) distance, and three for what leads to and from the class token."""
+    """One number per head for each (row, column) distance, and three for pairs with the class token."""
 
     def __init__(self, side: int, num_heads: int) -> None:
-        """Starts from zero, which changes nothing.
+        """Starts from zero, that is, without an effect.
 
         Args:
             side: Patches per side of a training image.
@@ -33,7 +33,7 @@ class RelativePositions(nn.Module):
         yield self.bias
 
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """The table of frames of another size."""
+        """Resizes the table to frames of another size."""
         return resize_relative(before, (math.isqrt(len(own) - 3) + 1) // 2)
 
     def forward(self, num_patches: int) -> Tensor:

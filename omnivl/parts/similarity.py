@@ -1,4 +1,4 @@
-"""How alike samples are by their embeddings, of which a sample may have several.
+"""Similarity of samples by their embeddings; a sample may have several.
 
 Shapes: N and K samples, M embeddings of a sample, P projection size.
 """
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 def similarity(queries: Tensor, keys: Tensor) -> Tensor:
-    """Products of embeddings, cosines where these are L2-normalised, ``[N, K]``.
+    """Products of embeddings (cosines if they are L2-normalised), ``[N, K]``.
 
     Args:
-        queries: ``[N, P]``, or ``[N, M, P]``: then a sample is as alike to another as its most alike embedding.
+        queries: ``[N, P]``, or ``[N, M, P]``: then the largest product over the embeddings of a sample counts.
         keys: ``[K, P]``, or ``[K, M, P]``, likewise.
 
     Source: Li et al., BLIP-2, arXiv 2301.12597, section 3.2 (the largest over the queries of an image).

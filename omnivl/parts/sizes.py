@@ -1,4 +1,4 @@
-"""Sizes and choices that parts are built from. An architecture has such fields, or works them out of its own."""
+"""Sizes and options of parts. An architecture has them as fields, or computes them from its own."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self
@@ -10,7 +10,7 @@ from omnivl.data.sizes import PictureSizes
 Recompute = Literal["none", "attention", "ffn", "block"]
 
 MODALITIES = ("image", "video", "text")
-"""What tokens can be of, in the order in which routing statistics name them."""
+"""Modalities of tokens, in the order of routing statistics."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class MomentumConfig:
     """The momentum (EMA) twins of encoders and projections.
 
     Attributes:
-        decay: Share of itself that a twin keeps in each optimizer step; the rest comes from what it follows.
+        decay: Share of itself that a twin keeps in each optimizer step; the rest comes from the module that it follows.
     """
 
     decay: Annotated[float, Range(0, 1)] = 0.995
@@ -33,20 +33,19 @@ class Transformer:
         num_heads: Attention heads; head size is hidden_size / num_heads.
         layers: Blocks.
         mlp_ratio: Inner size of the feed-forward layer over hidden_size.
-        norm: Where blocks normalise: before each branch (``pre``), as ViT does, or behind it (``post``), as BERT does.
+        norm: Where blocks normalise: before each branch (``pre``), as ViT does, or after it (``post``), as BERT does.
         norm_eps: Added to the variance in normalisations.
         activation: Of dense perceptrons: ``gelu``, ``quick_gelu`` as in CLIP, or ``relu`` as in OPT.
         dropout: Dropout of branches.
         drop_path: Stochastic depth rate of the last block, rising linearly from 0.
         layer_scale_init: Initial LayerScale; None for none.
-        ffn: What fills the feed-forward slot.
-        recompute: Activations that are not kept for the backward pass, which computes them anew: ``none``;
-            ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
-            slots; ``block``, whole blocks.
-        recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
-        frozen_dtype: In what a stage keeps the matrices of the stack that it does not train. ``bf16`` takes half of the
-            memory and leaves their values rounded, in weights files and for later stages too. Scales, biases and banks
-            of experts stay in fp32, as does all that is trained.
+        ffn: The filling of the feed-forward slots.
+        recompute: Activations that the backward pass recomputes: ``none``; ``attention``, those between the projections
+            of attentions; ``ffn``, those within feed-forward slots; ``block``, those of whole blocks.
+        recompute_every: Of this many consecutive blocks of a stack the first is recomputed; 1 for all.
+        frozen_dtype: Data type of the matrices of the stack that a stage does not train. ``bf16`` takes half of the
+            memory and rounds the values, in weights files and for later stages too. Scales, biases, banks of experts
+            and all trained parameters stay in fp32.
     """
 
     hidden_size: Annotated[int, Range(1)] = 768
@@ -70,26 +69,27 @@ class Transformer:
         return round(self.hidden_size * self.mlp_ratio)
 
     def at_block(self, index: int) -> "Transformer":
-        """The configuration as block ``index`` of the stack has it."""
+        """The configuration of block ``index`` of the stack."""
         return self if index % self.recompute_every == 0 else replace(self, recompute="none")
 
     def still(self) -> "Transformer":
-        """The same without anything drawn at random in a forward pass, as momentum twins have it."""
+        """The configuration of momentum twins: the same without anything random in a forward pass."""
         return replace(self, dropout=0.0, drop_path=0.0, ffn=without_noise(self.ffn))
 
 
 @dataclass(frozen=True)
 class Patches(PictureSizes):
-    """What a visual stream is cut into.
+    """Sizes and embedding options of a visual stream.
 
     Attributes:
-        temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
-            hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
-            large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
+        temporal_gain: Scale of the temporal branches' starting values. At 0 their projections and the temporal
+            positions are zero, so that a clip of equal frames gives exactly the image's result. Above 0 projections
+            start at this factor times the scale of other maps, temporal positions with this deviation, and motion is
+            learnt many times sooner.
         patch_dropout: Share of the patches of an image (of a clip: of the same places in all frames) that training
             leaves out. Steps with a masked visual pass leave out none.
         norm_embeddings: Whether embeddings are normalised before the first block, as in CLIP.
-        relative_positions: Whether attention has a bias by how two patches lie to each other, as in BEiT.
+        relative_positions: Whether attention has a bias by the relative position of two patches, as in BEiT.
     """
 
     temporal_gain: float = 0.0
@@ -99,7 +99,7 @@ class Patches(PictureSizes):
 
     @classmethod
     def of_images(cls, image_size: int, patch_size: int, num_frames: int = 1, **options: Any) -> Self:
-        """Those of images of one size; each frame of a clip is cut as an image is."""
+        """Sizes for images of one size; each frame of a clip is divided into patches as an image is."""
         return cls(image_size, image_size, num_frames, patch_size, tubelet_size=1, **options)
 
 

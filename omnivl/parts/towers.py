@@ -1,4 +1,4 @@
-"""The first layer of architectures with an encoder of images and one of texts, neither of which masks or times patches.
+"""The first layer of architectures with separate encoders, without masked patches and temporal positions.
 
 Shapes: B samples, T frames, H x W pixels, L text positions.
 """
@@ -19,7 +19,7 @@ from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
 class Towers(nn.Module):
-    """Both encoders' embeddings: what ``EmbedTowers`` trains and what its momentum twin copies."""
+    """Embeddings of both encoders: the module that ``EmbedTowers`` trains and that its momentum twin copies."""
 
     def __init__(self, patches: Patches, vision: Transformer, words: Words, text: Transformer, bias: bool) -> None:
         super().__init__()
@@ -28,9 +28,9 @@ class Towers(nn.Module):
 
 
 class EmbedTowers(EmbeddingLayer):
-    """Pixels and token ids to the heads of the streams.
+    """Pixels and token ids to the start of each stream.
 
-    Text segments but the clean one, and causal joins, read ``{name}/token_ids``; when decoding with a cache, the
+    Causal joins and text segments other than the clean one read ``{name}/token_ids``. When decoding with a cache, the
     generation stream starts at position ``cache/start``.
     """
 
@@ -49,13 +49,13 @@ class EmbedTowers(EmbeddingLayer):
         """Builds the embeddings.
 
         Args:
-            patches: What pictures are cut into.
+            patches: Sizes of pictures and patches.
             vision: The stack that reads the patches.
             words: Of the texts.
             text: The stack that reads the words.
-            reads: From token ids ``[R, L]`` where a text has tokens, bool ``[R, L]``.
+            reads: Maps token ids ``[R, L]`` to bool ``[R, L]``: where a text has tokens.
             dtype: The compute dtype.
-            bias: Whether the patches' map has one.
+            bias: Whether the patch embedding has one.
             momentum: Of the twin; None builds none.
         """
 
@@ -70,14 +70,14 @@ class EmbedTowers(EmbeddingLayer):
         return bool(layout.visual or layout.text or layout.generation)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the patches."""
+        """Operations on the patches."""
         assert isinstance(self.block, Towers)
         one = self.block.visual.flops(layout.num_frames, num_patches(self.sizes, layout))
         # No gradient flows into pixels: one product less.
         return (num_rows(layout.visual) * (FORWARD_AND_BACKWARD - 1) + twin_rows(layout, "visual")) * one
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """The embedding of an encoder that no step passes."""
+        """The embedding of an encoder that no step uses."""
         assert isinstance(self.block, Towers)
         if not any(layout.visual for layout in layouts):
             yield from self.block.visual.parameters()
@@ -112,5 +112,5 @@ class EmbedTowers(EmbeddingLayer):
 
 
 def words_of(state: State, segments: Iterable[str]) -> Tensor:
-    """Token ids of text segments, one after the other, int64 ``[R, L]``."""
+    """Token ids of text segments, concatenated, int64 ``[R, L]``."""
     return torch.cat([state[ids_name(name)] for name in segments])

@@ -2,11 +2,11 @@
 
 Shapes: R rows, S positions of a row, L text positions, D hidden size.
 
-Each block runs twice in a step that aligns: first on the visual and the text stream, each by itself, then, behind
-``Contrast``, on rows that join a text with an image or clip, text first, from their embeddings on. Attention and
-normalisation look at one row at a time; the feed-forward slot gets the tokens of all streams of a pass together, so
-that experts are chosen over the whole of it. Pre-norm, LayerScale and drop path are the visual encoder's. Within a clip
-every patch attends to every other one of all frames.
+In a step with joined rows each block runs twice: first on the visual and the text stream, each alone; then, after
+``JoinRows``, on rows that join a text with an image or clip, text first, starting from their embeddings. Attention and
+normalisation act on one row at a time; the feed-forward slot gets the tokens of all streams of a pass together, so that
+routing sees all of them. Pre-norm, LayerScale and drop path are the visual encoder's. Within a clip every patch attends
+to all patches of all frames.
 
 Sources: Bao et al., VLMo, arXiv 2111.02358, section 3.1 and 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1
     (Multiway: attention projections and norms by modality); Mustafa et al., LIMoE, arXiv 2206.02770, section 2.
@@ -59,17 +59,17 @@ class Part:
 
     @property
     def side(self) -> str:
-        """Which of the weights by modality it meets: clips are images in motion."""
+        """Which of the weights by modality its tokens use; clips use those of images."""
         return LANGUAGE if self.modality == "text" else VISION
 
 
 @dataclass(frozen=True)
 class Stream:
-    """Rows of one make-up.
+    """Rows with the same parts.
 
     Attributes:
         x: ``[R, S, D]``.
-        parts: What the positions are; together S.
+        parts: Runs of positions; their lengths add up to S.
         mask: bool ``[R, S]``, true where there is a token; None where all are.
     """
 
@@ -84,7 +84,7 @@ class Stream:
 
     @property
     def attributes(self) -> list[Attributes]:
-        """What kind of tokens each part has."""
+        """The attributes of each part's tokens."""
         return [attributes_of(part.modality, fused=self.fused) for part in self.parts]
 
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -104,7 +104,7 @@ class ByModality(nn.Module):
             self.shared = build()
 
     def idle(self, modalities: Collection[str]) -> Iterator[nn.Parameter]:
-        """Parameters that no token of ``modalities`` meets."""
+        """Parameters that no token of ``modalities`` uses."""
         if self.multiway:
             met = {Part(modality, 0).side for modality in modalities}
             for side in self.sides.keys() - met:
@@ -141,7 +141,7 @@ def projection(sizes: Transformer, multiway: bool, index: int, outputs: int) -> 
 
 
 class UnifiedBlock(nn.Module):
-    """One transformer block over any number of streams, without the chain around it."""
+    """One transformer block for any number of streams, without the chain around it."""
 
     def __init__(self, sizes: Transformer, multiway: bool, index: int) -> None:
         super().__init__()
@@ -162,9 +162,9 @@ class UnifiedBlock(nn.Module):
         self.scale2 = layer_scale(sizes)
 
     def flops(self, tokens: float, positions: int) -> float:
-        """Operations on one row of ``positions`` positions, of which ``tokens`` are none of padding, forward.
+        """Operations on one row of ``positions`` positions, ``tokens`` of which are not padding, forward.
 
-        Padded positions are computed, but count inside attention only.
+        Padded positions are computed, but counted inside attention only.
         """
         return tokens * 8 * self.hidden_size**2 + 4 * positions**2 * self.hidden_size + tokens * self.slot_flops
 
@@ -197,7 +197,7 @@ class UnifiedBlock(nn.Module):
         return stream.x + drop_path(branch, self.drop_path_rate, self.training)
 
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
-        """What the feed-forward slot is told: part by part, rows within."""
+        """The tokens for the feed-forward slot: part by part, row by row within a part."""
         segments = tuple(
             Segment(part.modality, stream.x.shape[0] * part.length, stream.fused, attributes)
             for stream in streams
@@ -220,7 +220,7 @@ def _everywhere(x: Tensor) -> Tensor:
 
 
 class TwicePassed(BlockLayer):
-    """What the layers of the unified transformer share: they act on all streams, before and behind the join of rows."""
+    """Base of the layers of the unified transformer, which act on all streams, before and after the join of rows."""
 
     stack = "unified"
 
@@ -229,13 +229,13 @@ class TwicePassed(BlockLayer):
         return bool(layout.visual or layout.text or layout.fused)
 
     def acts_on_pass(self, layout: StepLayout, number: int) -> bool:
-        """The first pass is that of separate rows, the second that of joined ones."""
+        """The first pass runs separate rows, the second joined ones."""
         if number > 0:
             return bool(layout.fused)
         return any(_any(encoded_rows(layout, stream)) for stream in ("visual", "text"))
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """All where no step has a stream, else what no token meets."""
+        """All parameters if no step has a stream, else those that no token uses."""
         active = [layout for layout in layouts if self.acts(layout)]
         if active:
             yield from self.idle(active)
@@ -244,11 +244,11 @@ class TwicePassed(BlockLayer):
 
     @abstractmethod
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Parameters that no token meets under layouts that all have streams."""
+        """Parameters that no token uses under layouts that all have streams."""
 
 
 class UnifiedLayer(TwicePassed, StackBlock):
-    """A unified block in the chain, which passes it twice: before and behind the join of rows."""
+    """A unified block in the chain, which runs it twice: before and after the join of rows."""
 
     def __init__(
         self,
@@ -265,7 +265,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
             index: Which block.
             sizes: Of the transformer.
             multiway: Whether attention projections and norms are by modality.
-            patches: What pictures are cut into.
+            patches: Sizes of pictures and patches.
             length: L.
             momentum: Of its twin; None builds none.
         """
@@ -273,7 +273,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
         self.patches, self.length = patches, length
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of both streams by themselves and of the twins, which see every patch; of a second pass the joined rows."""
+        """Operations on both streams and their twins, which have every patch; in a second pass on the joined rows."""
         assert isinstance(self.block, UnifiedBlock)
         length, seen = self.length, visual_positions(self.patches, layout)
         tokens = length if tokens is None else tokens
@@ -287,7 +287,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
         return FORWARD_AND_BACKWARD * online + twins
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to a modality that never comes."""
+        """Parameters of modalities that no step has."""
         block, reached = self.block, {token for layout in layouts for token in reached_tokens(layout)}
         assert isinstance(block, UnifiedBlock)
         for module in (block.norm1, block.qkv, block.out, block.norm2):
@@ -295,7 +295,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
         yield from self.idle_experts(reached)
 
     def forward(self, state: State) -> State:
-        """Advances ``fused`` where it is there, else ``visual`` and ``text``, and the twins of these."""
+        """Advances ``fused`` if the state has it, else ``visual`` and ``text``, and their twins."""
         if "fused" in state:
             (joined,), sums = self.run(joined_stream(state))
             return self.with_routing(state.updated(fused=joined), sums)
@@ -320,7 +320,7 @@ class UnifiedNorm(TwicePassed):
         super().__init__("unified_norm", build, momentum=momentum)
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """What belongs to a side that never comes. Of joined rows texts are read, and what losses read of visuals."""
+        """Parameters of a side that is never read. Texts of joined rows are always read, visuals only by some losses."""
         assert isinstance(self.block, ByModality)
         read = {
             modality
@@ -331,9 +331,10 @@ class UnifiedNorm(TwicePassed):
         yield from self.block.idle(read)
 
     def forward(self, state: State) -> State:
-        """Normalises what ``UnifiedLayer`` advances.
+        """Normalises the streams that ``UnifiedLayer`` advances.
 
-        Of joined rows the text goes on, and as ``fused_visual/{segment}`` the visual of those in which a loss reads it.
+        Of joined rows it keeps the text in ``fused``, and in ``fused_visual/{segment}`` the visual positions that a
+        loss reads.
         """
         if "fused" in state:
             stream = joined_stream(state)
@@ -354,7 +355,7 @@ class UnifiedNorm(TwicePassed):
 
 
 def waiting_streams(state: State) -> list[str]:
-    """The streams of the first pass; none behind the layers that read them."""
+    """The streams of the first pass; none after the layers that read them."""
     if "visual_embedding" in state or "text_embedding" in state:
         return []
     return [name for name in ("visual", "text") if name in state and len(state[name]) > 0]
@@ -366,7 +367,7 @@ def twin_streams(state: State) -> list[str]:
 
 
 def separate_stream(state: State, name: str, prefix: str = "") -> Stream:
-    """The stream ``visual`` or ``text`` of a state; with a prefix, what its momentum twin makes of it."""
+    """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's."""
     x = state[prefix + name]
     if name == "visual":
         return Stream(x, (_visual_part(x.shape[1], state.layout),))

@@ -1,10 +1,10 @@
-"""One transformer over words and patches, which it sees side by side from their embeddings on.
+"""One transformer over words and patches, concatenated from their embeddings on.
 
 Shapes: B samples, H x W pixels, C = 3 * patch * patch values of a patch, N patches of an image, L text positions,
 S = L + 1 + N positions of a row, R fused rows, D hidden size.
 
 Source: Kim et al., ViLT, arXiv 2102.03334, section 3; numbers as in its released code (pre-norm blocks of ViT, GELU).
-Differs: images of a step are of one size, hence no patch is padding and none is left out at random.
+Differs: images of a step have one size, so that no patch is padding and none is left out at random.
 """
 
 from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class PairEmbeddings(nn.Module):
-    """Both modalities' embeddings, and what tells these apart."""
+    """Embeddings of both modalities, and the modality embeddings."""
 
     def __init__(self, patches: Patches, words: Words, blocks: Transformer) -> None:
         super().__init__()
@@ -97,16 +97,16 @@ class PairEmbeddings(nn.Module):
 
 
 class EmbedPair(EmbeddingLayer):
-    """Images and token ids to ``visual_input``, ``text_input`` and ``text_mask``, of which fused rows are made.
+    """Images and token ids to ``visual_input``, ``text_input`` and ``text_mask``, which fused rows are made of.
 
-    Text segments but the clean one read ``{name}/token_ids``.
+    Text segments other than the clean one read ``{name}/token_ids``.
     """
 
     def __init__(self, patches: Patches, words: Words, blocks: Transformer, pad: int, dtype: torch.dtype) -> None:
         """Builds the embeddings.
 
         Args:
-            patches: What images are cut into.
+            patches: Sizes of images and patches.
             words: Of the texts.
             blocks: The stack that reads them.
             pad: The padding token's id.
@@ -120,7 +120,7 @@ class EmbedPair(EmbeddingLayer):
         return bool(layout.fused)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the patches. No gradient flows into pixels: one product less."""
+        """Operations on the patches. No gradient flows into pixels: one product less."""
         assert isinstance(self.block, PairEmbeddings)
         image = self.block.visual.flops(1, num_patches(self.sizes, layout))
         return (FORWARD_AND_BACKWARD - 1) * num_rows(layout.visual) * image
@@ -160,7 +160,7 @@ class FusedLayer(StackBlock):
             index: Which block.
             sizes: Of the transformer.
             length: L.
-            patches: What it sees.
+            patches: Sizes of images and patches.
         """
         super().__init__(index, sizes, lambda own: UnifiedBlock(own, multiway=False, index=index))
         self.length, self.patches = length, patches
@@ -170,14 +170,14 @@ class FusedLayer(StackBlock):
         return bool(layout.fused)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the fused rows."""
+        """Operations on the fused rows."""
         assert isinstance(self.block, UnifiedBlock)
         words, seen = self.length if tokens is None else tokens, visual_positions(self.patches, layout)
         row = self.block.flops(words + seen, self.length + seen)
         return FORWARD_AND_BACKWARD * num_rows(layout.fused) * row
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Experts of clips, of which there are none."""
+        """Experts of clips, since there are no clips."""
         yield from super().idle_parameters(layouts)
         if any(self.acts(layout) for layout in layouts):
             yield from self.idle_experts({("text", True), ("image", True)})
@@ -191,7 +191,7 @@ class FusedLayer(StackBlock):
 
 
 class NormAndPooler(nn.Module):
-    """What stands behind the last block."""
+    """The normalisation and the pooler after the last block."""
 
     def __init__(self, hidden_size: int, eps: float) -> None:
         super().__init__()
@@ -199,7 +199,7 @@ class NormAndPooler(nn.Module):
         self.pooler = Linear(hidden_size, hidden_size)
 
     def forward(self, x: Tensor, pools: bool) -> tuple[Tensor, Tensor | None]:
-        """``x [R, S, D]`` normalised and, where it is wanted, ``tanh`` of a map of its first position ``[R, D]``."""
+        """``x [R, S, D]`` normalised and, if ``pools``, ``tanh`` of a map of its first position ``[R, D]``."""
         x = self.norm(x)
         return x, torch.tanh(self.pooler(x[:, 0])) if pools else None
 
@@ -207,8 +207,8 @@ class NormAndPooler(nn.Module):
 class FusedNorm(BlockLayer):
     """The normalisation at the end, and the pooler of the text's first position.
 
-    Leaves of ``fused`` the text positions, ``fused_visual/{segment}`` of the rows whose visual positions a loss reads,
-    and ``pooled`` where one is read.
+    Keeps the text positions of ``fused``, and adds ``fused_visual/{segment}`` for rows whose visual positions a loss
+    reads, and ``pooled`` if it is read.
     """
 
     stack = "fused"
@@ -221,14 +221,14 @@ class FusedNorm(BlockLayer):
         return bool(layout.fused)
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
-        """Of the pooler."""
+        """Operations of the pooler."""
         assert isinstance(self.block, NormAndPooler)
         pooler = self.block.pooler
         rows = num_rows(layout.fused) if "pooled" in layout.reads else 0
         return FORWARD_AND_BACKWARD * rows * 2.0 * pooler.in_features * pooler.out_features
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """All where there are no fused rows, the pooler where no loss reads it."""
+        """All parameters if there are no fused rows; the pooler if no loss reads it."""
         assert isinstance(self.block, NormAndPooler)
         active = [layout for layout in layouts if self.acts(layout)]
         if not active:

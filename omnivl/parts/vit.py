@@ -5,8 +5,8 @@ Shapes: R rows, T time positions (frames / tubelet size), N patches of a frame, 
 - pre-norm ViT blocks, GELU, optional LayerScale, drop path and bias by relative position (``VisionConfig``);
 - divided space-time attention: time over the same patch of all frames (videos only), then space within each frame with
   the class token repeated per frame and averaged afterwards;
-- the projection behind the temporal attention starts from zero in every block, so a clip of T equal frames gives
-  exactly what the image gives; ``temporal_gain`` above 0 gives that up for a start from which motion is learnt sooner.
+- the projection after the temporal attention starts from zero in every block, so that a clip of T equal frames gives
+  exactly the image's result. With ``temporal_gain`` above 0 it does not, and motion is learnt sooner.
 
 Source: Bertasius et al., TimeSformer, arXiv 2102.05095, section 3 and figure 2.
 Differs: TimeSformer's code leaves the temporal projection of block 0 at random; here all are zero.
@@ -50,7 +50,7 @@ class LayerScale(nn.Module):
 
 
 def layer_scale(sizes: Transformer) -> nn.Module:
-    """A LayerScale, or the identity where the configuration has none."""
+    """A LayerScale, or the identity if the configuration has none."""
     if sizes.layer_scale_init is None:
         return nn.Identity()
     return LayerScale(sizes.hidden_size, sizes.layer_scale_init)
@@ -68,7 +68,7 @@ class TemporalAttention(nn.Module):
             self.temporal_fc.weight.mul_(gain)
 
     def flops(self, times: int, patches: int) -> float:
-        """Operations on one clip of ``times`` positions in time and so many patches of a frame, forward."""
+        """Operations on one clip of ``times`` temporal positions and ``patches`` patches of a frame, forward."""
         projection = 2 * self.temporal_fc.in_features * self.temporal_fc.out_features
         return patches * (self.attention.flops(times, times) + times * projection)
 
@@ -81,7 +81,7 @@ class TemporalAttention(nn.Module):
 
 
 class VisualModule(nn.Module, ABC):
-    """What ``VisualBlock`` puts into the chain: one transformer block of a visual encoder."""
+    """Base of the transformer blocks of visual encoders, which ``VisualBlock`` puts into the chain."""
 
     @abstractmethod
     def __init__(self, sizes: Transformer, patches: Patches, index: int) -> None:
@@ -94,7 +94,7 @@ class VisualModule(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
-        """Advances ``x [R, S, D]``, whose positions are those of the embedding that stands before the blocks.
+        """Advances ``x [R, S, D]``, with the positions of the embedding before the blocks.
 
         Args:
             x: The visual stream.
@@ -104,7 +104,7 @@ class VisualModule(nn.Module, ABC):
         """
 
     def idle_without_clips(self) -> Iterator[nn.Parameter]:
-        """The parameters that images do not meet."""
+        """The parameters that images do not use."""
         yield from ()
 
 
@@ -141,7 +141,7 @@ class DividedBlock(VisualModule):
         Args:
             x: Class token, then patches frame by frame.
             times: T.
-            is_video: Whether temporal attention acts.
+            is_video: Whether to apply temporal attention.
             first_only: Whether only the class token is wanted: the result is ``[R, 1, D]``.
         """
         if is_video:
@@ -173,14 +173,14 @@ class DividedBlock(VisualModule):
         cls = x[:, None, :1].expand(rows, times, 1, size)
         frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
         frames = attend(frames.flatten(0, 1), scores=scores).reshape(rows, times, -1, size)
-        # The mean written around its first term is exact where all terms are equal, whatever their number.
+        # The mean as first term plus mean deviation is exact if all terms are equal, for any number of them.
         first = frames[:, :1, 0]
         cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
         return torch.cat([cls, frames[:, :, 1:].flatten(1, 2)], dim=1)
 
 
 class VisualBlock(StackBlock):
-    """A block of a visual encoder on all visual rows, and its momentum twin on those that are wanted of it."""
+    """A block of a visual encoder on all visual rows, and its momentum twin on those that objectives read of it."""
 
     stack = "visual"
 
@@ -199,10 +199,10 @@ class VisualBlock(StackBlock):
         Args:
             index: Which block.
             sizes: Of the encoder.
-            patches: What it sees.
+            patches: Sizes of pictures and patches.
             momentum: Of its twin; None builds none.
-            block: What is built: with a temporal branch, or without one (``omnivl.parts.plain_vit``).
-            may_shorten: Whether the last block may leave out all positions but the first where nobody reads them.
+            block: Class of the block: with a temporal branch, or without one (``omnivl.parts.plain_vit``).
+            may_shorten: Whether the last block may compute the first position only, if no other is read.
         """
         super().__init__(index, sizes, lambda own: block(own, patches, index), momentum)
         self.patches = patches
@@ -223,7 +223,7 @@ class VisualBlock(StackBlock):
         return FORWARD_AND_BACKWARD * num_rows(layout.visual) * row + twin_rows(layout, "visual") * twin
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Without clips the temporal branch is idle, and experts of a kind that never comes."""
+        """Without clips the temporal branch; and experts of modalities that no step has."""
         yield from super().idle_parameters(layouts)
         assert isinstance(self.block, VisualModule)
         if not any(layout.is_video for layout in layouts):
