@@ -26,7 +26,7 @@ from omnivl.objectives.vqa import VQA
 ObjectiveConfig = Annotated[
     MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | VQA | Answer, Field(discriminator="kind")
 ]
-"""All objectives that a plan can name, told apart by ``kind``."""
+"""All objectives that a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "ITC",

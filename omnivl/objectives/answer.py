@@ -1,6 +1,6 @@
-"""Visual question answering by writing: a decoder that looks at the question beside its image writes the answer.
+"""Visual question answering by generation: a decoder that looks at the question and its image writes the answer.
 
-Shapes: B samples, N answers of each, R = B * N rows, L token positions of an answer, V vocabulary size.
+Shapes: B samples, N answers per sample, R = B * N rows, L token positions of an answer, V vocabulary size.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,12 +30,12 @@ from omnivl.parts.padding import chosen_positions
 class Answer(Objective):
     """Writes each answer to the question about the image, weighted by the share of people who gave it.
 
-    A sample's text is the question; its field ``answers`` holds what people answered, each answer once with its share
-    in ``weights``, or as often as it was given. The decoder looks at the states of the question, each of which has
-    looked at the image, and not at the image itself.
+    A sample's text is the question. Its field ``answers`` holds people's answers: each once with its share in
+    ``weights``, or as often as it was given. The decoder attends to the states of the question, which have attended to
+    the image, and not to the image itself.
 
     Attributes:
-        most: Answers of a question that are learnt: those of the largest shares. The others are left out.
+        most: Number of answers of a question that are learnt: those with the largest shares.
         length: Token positions of an answer, its start included; longer ones are cut.
 
     Source: Li et al., ALBEF, arXiv 2107.07651, section 4; loss and weights as in its code: sum over answers of weight
@@ -67,7 +67,7 @@ class Answer(Objective):
         return answer_fields(self.length)
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """Answers are no longer than the texts that the model reads."""
+        """Answers that are longer than the texts that the model reads."""
         if self.length > inputs.text_length:
             allowed = f"at most {inputs.text_length}, the model's text length"
             yield Misfit(("length",), str(self.length), allowed, "change either")
@@ -106,7 +106,7 @@ class Answer(Objective):
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Weighted cross-entropy, summed over answers and their tokens, over the number of questions.
 
-        Metric ``accuracy`` is the mean weight of a question's answers of which each token is the likeliest.
+        Metric ``accuracy`` is the mean weight of a question's answers whose tokens are all the likeliest ones.
         """
         targets, weights = state[f"{self.key}/targets"], state[f"{self.key}/weights"]
         chosen, each, right = _at_targets(state.rows("generation", self.key), targets, heads)
@@ -120,9 +120,9 @@ class Answer(Objective):
         return ObjectiveLoss((each * places).sum() / batch_size, metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
-        """Of texts with ``{key}/targets`` in the state their log probability, fp32 ``[R]``.
+        """Log probability of each text, fp32 ``[R]``, if the state has ``{key}/targets``.
 
-        Of others logits of what follows the last position of each row, fp32 ``[R, V]``.
+        Else logits of the token after the last position of each row, fp32 ``[R, V]``.
         """
         hidden = state.rows("generation", self.key)
         if f"{self.key}/targets" not in state:
@@ -135,10 +135,10 @@ class Answer(Objective):
 
 
 def cut_texts(token_ids: Tensor, length: int, tokens: SpecialTokens) -> Tensor:
-    """Texts that were encoded for more positions, as a tokenizer gives them for ``length``: the last one is the end.
+    """Cuts encoded texts to ``length`` positions as a tokenizer does: the last token of a cut text is the end token.
 
     Args:
-        token_ids: int64 ``[..., L]``, L at least ``length``: another objective may want longer ones.
+        token_ids: int64 ``[..., L]``, L at least ``length``: another objective may need longer texts.
         length: Positions to keep.
         tokens: Special token ids.
     """
@@ -149,12 +149,12 @@ def cut_texts(token_ids: Tensor, length: int, tokens: SpecialTokens) -> Tensor:
 
 
 def _at_targets(hidden: Tensor, targets: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """Places ``[n]`` that have a target, and a few that have none, with their cross-entropy and whether it is found.
+    """Indices ``[n]`` of positions with a target and a few without; cross-entropy; whether the target is the likeliest.
 
     Args:
         hidden: ``[R, L, D]``.
-        targets: int64 ``[R, L]``, ``IGNORED`` where there is none; of such the cross-entropy is 0.
-        heads: With the vocabulary head.
+        targets: int64 ``[R, L]``, ``IGNORED`` where there is none; the cross-entropy is 0 there.
+        heads: Heads with the vocabulary head.
     """
     assert isinstance(heads.vocabulary, VocabularyHead), "the vocabulary head comes from the Losses layer"
     chosen = chosen_positions(targets != IGNORED)

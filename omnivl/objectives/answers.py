@@ -1,4 +1,4 @@
-"""What objectives on answers share: fields of samples, lists of answers, and how well one answers a question."""
+"""Shared by objectives on answers: fields of samples, lists of answers, and scores of answers."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,14 +10,14 @@ from omnivl.errors import UserError
 
 ANSWERS, WEIGHTS = "answers", "weights"
 MOST_ANSWERS = 10
-"""Most answers that a sample may list: those of ten people, as in VQA."""
+"""Largest number of answers that a sample may list: those of ten people, as in VQA."""
 
 SoftScores = Literal["metric", "official"]
 _OFFICIAL = (0.0, 0.3, 0.6, 0.9)
 
 
 def answer_fields(length: int = 0) -> Mapping[str, Field]:
-    """Answers of a sample, each once with its weight, or as people gave them, without weights.
+    """Fields of a sample with its answers: each once with its weight, or as people gave them, without weights.
 
     Args:
         length: Token positions of an answer; 0 for none.
@@ -29,9 +29,9 @@ def answer_fields(length: int = 0) -> Mapping[str, Field]:
 
 
 def answer_shares(batch: Batch) -> Iterator[dict[str, tuple[float, int]]]:
-    """Of each sample the answers, with the share of people who gave it and the place at which it stands first.
+    """Yields for each sample its answers, each with the share of people who gave it and its first place in the list.
 
-    A share is the answer's weight; where samples have no weights, how often it is listed, over the length of the list.
+    A share is the answer's weight; without weights, its count in the list over the length of the list.
     """
     weights, present = batch.fields.get(WEIGHTS), batch.fields.get(f"{WEIGHTS}/present")
     for row, listed in enumerate(batch.fields[ANSWERS]):
@@ -46,12 +46,12 @@ def answer_shares(batch: Batch) -> Iterator[dict[str, tuple[float, int]]]:
 
 
 def soft_score(share: float, kind: SoftScores) -> float:
-    """How well an answer that a share of ten people gave answers a question, from 0 to 1.
+    """Score, from 0 to 1, of an answer that a share of ten people gave.
 
     Args:
         share: From 0 to 1; n people of ten.
         kind: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of 0, 1, 2, 3 and more: the mean of min(m / 3, 1), where m
-            counts the people who gave it but for one who is left out in turn. ``metric`` is min(n / 3, 1).
+            counts the people who gave it without one person, who is left out in turn. ``metric`` is min(n / 3, 1).
     """
     people = round(10 * share)
     if kind == "metric":
@@ -64,10 +64,10 @@ def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
 
     Args:
         answers: The list, or the path of a text file with an answer on each line.
-        where: Whose, for messages.
+        where: Location of the list, for messages.
 
     Raises:
-        UserError: There is no such file, or an answer stands twice or is empty.
+        UserError: There is no such file, or an answer occurs twice or is empty.
     """
     if isinstance(answers, str):
         path = Path(answers)

@@ -1,4 +1,4 @@
-"""Image-text contrast as in CLIP and SigLIP: the own text and picture of a sample are its only pair.
+"""Image-text contrast as in CLIP and SigLIP: a sample's text matches its own picture only.
 
 Samples of one identity count as different ones.
 
@@ -30,7 +30,7 @@ from omnivl.parts.similarity import similarity
 class Embedded:
     """L2-normalised embeddings of samples, text i beside picture i: ``visual`` and ``text``, fp32 ``[N, P]``.
 
-    Where an architecture makes several embeddings of a picture ``visual`` is ``[N, M, P]``; see ``similarity``.
+    If an architecture makes several embeddings of a picture, ``visual`` is ``[N, M, P]``; see ``similarity``.
     """
 
     visual: Tensor
@@ -42,23 +42,24 @@ class ITC(Objective):
     """Contrast of pairs over the joined batch, without a queue and without identities.
 
     Attributes:
-        loss_type: ``softmax``: cross-entropy over the batch in both directions. ``soft``: the same with targets by how
-            alike the pictures and the texts of the batch are among themselves. ``sigmoid``: each pair of a text and a
-            picture by itself.
-        temperature: Initial temperature; None: 0.07, and 0.1 for the sigmoid.
-        temperature_bounds: Smallest and largest temperature; None: 0.01 to 1, and for the sigmoid 1e-4 to 1e4.
+        loss_type: ``softmax``: cross-entropy over the batch in both directions. ``soft``: the same with targets from
+            the similarities among pictures and among texts of the batch. ``sigmoid``: a binary loss for each pair of a
+            text and a picture.
+        temperature: Initial temperature; None: 0.07, or 0.1 for the sigmoid.
+        temperature_bounds: Smallest and largest temperature; None: 0.01 to 1, or 1e-4 to 1e4 for the sigmoid.
         learn_temperature: Whether the temperature is learnt.
-        soft_target_factor: What similarities within the modalities are multiplied by for soft targets: the ``scale``
-            (1 / temperature) as logits are, or the ``temperature``, as the open implementation does. Its embeddings are
-            not of unit length and its temperature is 1, where both are the same; embeddings of unit length get targets
-            that are nearly equal everywhere, and fall together.
-        initial_bias: Of the sigmoid's logits, learnt; the other losses have none.
-        label_smoothing: Of the loss ``softmax``: share of the pair's probability that is spread over the whole batch.
+        soft_target_factor: Factor of the similarities within the modalities for soft targets: the ``scale`` (1 /
+            temperature) as for logits, or the ``temperature`` as in the open implementation. There embeddings are not
+            of unit length and the temperature is 1, so that both are equal. With ``temperature``, embeddings of unit
+            length get nearly uniform targets and collapse.
+        initial_bias: Initial bias of the sigmoid's logits, learnt; the other losses have none.
+        label_smoothing: For the loss ``softmax``: share of the target's probability that is spread over the whole
+            batch.
 
     Source: Radford et al., CLIP, arXiv 2103.00020, section 2.3 and figure 3; the scale is at most 100 (section 2.5).
-        Sigmoid: Zhai et al., SigLIP, arXiv 2303.15343, algorithm 1. Soft targets are those of an open implementation
-        of CLIP in which similarities within the modalities stand for the identity.
-    Differs: with soft targets embeddings are L2-normalised, which the implementation's are not; see
+        Sigmoid: Zhai et al., SigLIP, arXiv 2303.15343, algorithm 1. Soft targets are those of an open implementation of
+            CLIP, which takes similarities within the modalities instead of the identity matrix.
+    Differs: with soft targets embeddings are L2-normalised, unlike in that implementation; see
         ``soft_target_factor``.
     """
 
@@ -88,7 +89,7 @@ class ITC(Objective):
 
     @property
     def temperature_options(self) -> Temperature:
-        """What the options say of the temperature."""
+        """The temperature's options."""
         sigmoid = self.loss_type == "sigmoid"
         usual, bounds = (0.1, (1e-4, 1e4)) if sigmoid else (0.07, (0.01, 1.0))
         return Temperature(
@@ -98,7 +99,7 @@ class ITC(Objective):
         )
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """Both embeddings, where there is a text beside a picture or clip."""
+        """Both embeddings, for pairs of a text and a picture or clip."""
         return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale"))) if is_pair(kind) else None
 
     def build_head(self, sizes: HeadSizes) -> nn.Module | None:
@@ -129,7 +130,7 @@ class BiasHead(Head):
 
     def __init__(self, initial: float) -> None:
         super().__init__()
-        # One element instead of a scalar: sharding hosts want parameters that can be cut.
+        # One element instead of a scalar: hosts that shard cannot shard a scalar.
         self.bias = nn.Parameter(torch.tensor([initial]))
 
 
@@ -137,10 +138,10 @@ def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int, lab
     """Mean cross-entropy of both directions, halved, a scalar.
 
     Args:
-        own: This replica's, ``[B, P]``.
-        joined: All replicas', ``[J, P]``.
+        own: This replica's embeddings, ``[B, P]``.
+        joined: Those of all replicas, ``[J, P]``.
         scale: 1 / temperature.
-        first: Which of the joined samples is this replica's first.
+        first: Index of this replica's first sample among the joined ones.
         label_smoothing: See ``ITC``.
     """
     labels = torch.arange(first, first + len(own.visual), device=own.visual.device)
@@ -152,18 +153,18 @@ def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int, lab
 def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:
     """Mean cross-entropy of both directions, halved, with targets by similarity within the modalities; a scalar.
 
-    With T texts and I pictures of the joined batch: logits scale T I'; targets, by rows, softmax(factor (I I' + T T')
-    / 2); cross-entropy of the logits with the targets, and of both transposed. Rows of the transposed targets need not
-    add up to 1. Gradients flow through the targets, too.
+    With texts T and pictures I of the joined batch: the logits are scale T I'; the targets, by rows, softmax(factor (I
+    I' + T T') / 2); the loss is the cross-entropy of the logits with the targets, and of both transposed. Rows of the
+    transposed targets need not add up to 1. Gradients flow through the targets, too.
 
-    A replica has the rows of its own samples. Those of the transposed targets are columns: since similarities are
-    symmetric, it needs no more for them than the normalisers of all rows.
+    A replica has the rows of its own samples. Rows of the transposed targets are columns: since similarities are
+    symmetric, only the normalisers of all rows are needed for them.
 
     Args:
-        own: This replica's, ``[B, P]``.
-        joined: All replicas', ``[J, P]``.
+        own: This replica's embeddings, ``[B, P]``.
+        joined: Those of all replicas, ``[J, P]``.
         scale: 1 / temperature.
-        factor: Of the targets' similarities.
+        factor: Factor of the targets' similarities.
         gather: Joins the normalisers.
     """
     alike = (similarity(own.visual, joined.visual) + similarity(own.text, joined.text)) * (factor / 2.0)
@@ -177,15 +178,15 @@ def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Ten
 def sigmoid_loss(own: Embedded, joined: Embedded, scale: Tensor, bias: Tensor, first: int) -> Tensor:
     """``- (1 / B) sum_ij log sigmoid(z_ij (scale x_i . y_j + bias))``, z 1 for pairs and -1 elsewhere; a scalar.
 
-    As -log sigmoid(l) = softplus(l) - l and -log sigmoid(-l) = softplus(l), that is the sum of softplus over all
-    logits less the pairs' own.
+    As -log sigmoid(l) = softplus(l) - l and -log sigmoid(-l) = softplus(l), the sum is that of softplus over all logits
+    minus the logits of the pairs.
 
     Args:
-        own: This replica's, ``[B, P]``; of them the pictures x.
-        joined: All replicas', ``[J, P]``; of them the texts y.
+        own: This replica's embeddings, ``[B, P]``; the pictures are x.
+        joined: Those of all replicas, ``[J, P]``; the texts are y.
         scale: 1 / temperature.
-        bias: Of the logits, scalar.
-        first: Which of the joined samples is this replica's first.
+        bias: Bias of the logits, scalar.
+        first: Index of this replica's first sample among the joined ones.
     """
     logits = scale * similarity(own.visual, joined.text) + bias
     return (F.softplus(logits).sum() - logits.diagonal(first).sum()) / len(logits)

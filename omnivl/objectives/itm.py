@@ -24,23 +24,23 @@ from omnivl.objectives.vlm import MatchHead, draw_negatives
 
 @dataclass(frozen=True)
 class ITM(Objective):
-    """Does the text belong to the image? Some samples get another one's image, drawn evenly.
+    """Does the text belong to the image? Some samples get another sample's image, drawn uniformly.
 
-    Where words and patches are aligned, the distance of optimal transport between them is made small in own pairs and
-    large in others. That needs an architecture with the stream ``fused_visual``.
+    The word-patch alignment makes the optimal transport distance between words and patches small in true pairs and
+    large in others. It needs an architecture with the stream ``fused_visual``.
 
     Attributes:
         replaced: Probability that a sample gets another image.
         negatives: Whether images come from this replica's samples (``local``) or from those of all replicas
             (``global``: joins visual features; the result does not depend on the number of replicas).
-        exclude_equal: Whether images of equal identity are left out of the draw; a sample that no image is left for
-            keeps its own. Else a sample may get its own image and be called another's, as in ViLT.
+        exclude_equal: Whether images of equal identity are left out of the draw; a sample for which no image is left
+            keeps its own. If false, a sample may get its own image and count as replaced, as in ViLT.
         alignment_weight: Factor of the word-patch alignment in the loss; 0 leaves it out.
         include_labels: Whether class prompts are matched too.
 
     Source: Kim et al., ViLT, arXiv 2102.03334, section 3.3.
-    Differs: each sample is replaced with a probability, by its position in the data, where ViLT replaces half of each
-        batch; other images come from the batch, where ViLT reads them from the whole data set.
+    Differs: each sample's image is replaced with a probability, keyed by its position in the data; ViLT replaces half
+        of each batch. Other images come from the batch; ViLT's come from the whole data set.
     """
 
     kind: Literal["itm"] = "itm"
@@ -74,13 +74,14 @@ class ITM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{key}/uniforms`` fp32 ``[B, 2]``: whether the image is replaced, and by which."""
         draws = context.uniforms(self.key, batch, 2).astype(np.float32)
-        # Rounding may reach 1, which is no draw from [0, 1).
+        # Rounding to fp32 may give 1, which is outside [0, 1).
         return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
     def draw(self, state: State, gather: Gather) -> Drawn:
-        """Draws images evenly; leaves ``{key}/matches`` bool ``[B]``."""
+        """Draws images uniformly; adds ``{key}/matches`` bool ``[B]``."""
         identity, uniforms = state["identity"], state[f"{self.key}/uniforms"]
-        # Drawn in replica order, then counted from the own rows on: the draw is the one of the joined batch.
+        # Drawn in replica order, then converted to indices with own rows first: the draw equals that of the joined
+        # batch.
         world = gather if self.negatives == "global" else LocalGather()
         candidates = world.join(identity)
         admissible = torch.ones(len(identity), len(candidates), dtype=torch.bool, device=identity.device)
@@ -94,7 +95,7 @@ class ITM(Objective):
         return Drawn(rows, self.negatives == "global", {f"{self.key}/matches": ~replaced})
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """Two scores, no match and match, from a fused row as a whole."""
+        """Two scores, no match and match, from a pooled fused row."""
         return MatchHead(sizes.pooled)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
@@ -112,11 +113,11 @@ class ITM(Objective):
         return ObjectiveLoss(loss, metrics)
 
     def _distances(self, state: State) -> Tensor:
-        """Of transport between each row's words and patches, fp32 ``[B]``; without [CLS], [SEP] and class token."""
+        """Transport distances of each row's words and patches, fp32 ``[B]``; without [CLS], [SEP] and class token."""
         rows = state.layout.fused[self.key]
         words, patches = state.rows("fused", self.key)[:, 1:], state.rows("fused_visual", self.key)[:, 1:]
         has_token = state["fused_mask"][rows]
-        # Tokens come first and the last of them is [SEP]: a word is what has a token at the next position as well.
+        # Tokens come before padding and the last is [SEP]: a token is a word if the next position has a token as well.
         is_word = has_token[:, 1:].clone()
         is_word[:, :-1] &= has_token[:, 2:]
         is_word[:, -1] = False

@@ -1,4 +1,4 @@
-"""What contrastive objectives compare: pairs, keys, and the momentum queue of keys of earlier steps.
+"""Inputs of contrastive objectives: pairs, keys, and the momentum queue of keys of earlier steps.
 
 The queue is the same on every replica.
 
@@ -29,7 +29,7 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Keys:
-    """What queries are compared with.
+    """The embeddings that queries are compared with.
 
     Attributes:
         visual: fp32 ``[K, P]``, L2-normalised.
@@ -73,12 +73,12 @@ class KeyQueue(nn.Module):
         self.register_buffer("pointer", torch.zeros(1, dtype=torch.int64))
 
     def keys(self) -> Keys:
-        """The whole queue: the buffers themselves, which the next ``push`` changes. A graph must hold a copy."""
+        """The whole queue: the buffers themselves, which the next ``push`` changes. An autograd graph needs a copy."""
         return Keys(**{name: getattr(self, name) for name in _NAMES})
 
     @torch.no_grad()
     def push(self, keys: Keys) -> None:
-        """Writes J keys over the oldest entries, for any J; of more than Q keys the newest Q are kept."""
+        """Writes J keys over the oldest entries, for any J; if J is above Q, the newest Q keys are kept."""
         count = len(keys.identity)
         kept = min(count, self.size)
         offsets = torch.arange(count - kept, count, device=self.pointer.device)

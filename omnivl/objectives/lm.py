@@ -1,4 +1,4 @@
-"""Language modelling: the generation decoder writes the sample's caption.
+"""Language modelling: the generation decoder predicts the sample's caption.
 
 Shapes: B samples, L text positions.
 """
@@ -67,13 +67,13 @@ class LM(Objective):
         return token_loss(hidden, targets, heads.vocabulary, gather, self.label_smoothing)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
-        """Logits of what follows the last position of each row, fp32 ``[R, V]``."""
+        """Logits of the token after the last position of each row, fp32 ``[R, V]``."""
         assert heads.vocabulary is not None
         logits: Tensor = heads.vocabulary(state.rows("generation", self.key)[:, -1])
         return logits
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing:
-        """From [DEC] to [SEP]."""
+        """Writes from [DEC] to [SEP]."""
         special = own.tokenizer.special
         return Writing(own.tokenizer, (special.decode,), special.sep, own.length - 1)
 

@@ -1,4 +1,4 @@
-"""What MRM, MFM and MCM share: a masked pass over some visual rows and a loss at the masked patches.
+"""Base of MRM, MFM and MCM: a masked pass over some visual rows and a loss at the masked patches.
 
 Shapes: B samples, M masked rows, T temporal positions, N patches of a frame, S = 1 + T * N, D hidden size, K masked
 patches of all rows, C values of a patch (side * side * 3, times the tubelet size for clips).
@@ -36,13 +36,13 @@ FeatureLoss = Literal["smooth_l1", "cosine"]
 class MaskedVisual(Objective):
     """Base of the masked-visual objectives.
 
-    The masked pass runs the online encoder with a learnt token in place of masked patches; its rows arrive here as the
-    segment ``{key}`` of the visual stream, ``[M, S, D]``.
+    The masked pass runs the online encoder with a learnt token in place of masked patches; its rows are the segment
+    ``{key}`` of the visual stream, ``[M, S, D]``.
 
     Attributes:
-        probability: Share of what is masked (patches, frames or clips).
-        targets: ``pixels``: the patch's own values, normalised per patch. ``momentum``: what the momentum encoder makes
-            of the patch when it sees the whole sample; needs the model's momentum twins.
+        probability: Share of patches, frames or clips to mask.
+        targets: ``pixels``: the patch's own values, normalised per patch. ``momentum``: the momentum encoder's features
+            of the patch, computed from the whole sample; needs the model's momentum twins.
         feature_loss: Distance to momentum targets.
         every: Only samples whose index i in the micro-batch satisfies ``i % every == offset`` get a masked pass.
         offset: See ``every``.
@@ -57,7 +57,7 @@ class MaskedVisual(Objective):
     on_videos: ClassVar[bool]
     """Whether the objective acts on clips; otherwise on images."""
     masks_times: ClassVar[bool] = False
-    """Whether all patches of a temporal position are masked together, so that a clip needs another one."""
+    """Whether all patches of a temporal position are masked together, so that a clip needs at least two positions."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -75,7 +75,7 @@ class MaskedVisual(Objective):
         """The mask of one sample, bool ``[T, N]``."""
 
     def require_times(self, times: int) -> None:
-        """Refuses clips in which no frame could be left to restore a masked one from.
+        """Refuses clips in which no frame would be left unmasked.
 
         Raises:
             UserError: ``times`` is below 2.
@@ -87,7 +87,7 @@ class MaskedVisual(Objective):
             )
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """``every`` takes the same number of samples from each micro-batch; masked frames leave another one."""
+        """An ``every`` that does not divide the micro-batch; masked frames in clips of a single temporal position."""
         if batch_size >= 1 and batch_size % self.every:
             allowed = f"a divisor of micro_batch_size_per_gpu {batch_size}"
             yield Misfit(("every",), str(self.every), allowed, "change either")
@@ -102,7 +102,7 @@ class MaskedVisual(Objective):
         return range(self.offset, batch_size, self.every)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A masked pass over ``rows``; the momentum twins where they give the targets."""
+        """A masked pass over ``rows``; the momentum twins if they give the targets."""
         count = len(self.rows(batch_size))
         if visual_of(kind) != ("clip" if self.on_videos else "image") or count == 0:
             return None
@@ -125,7 +125,7 @@ class MaskedVisual(Objective):
         return patch_head(sizes, "visual", self.targets, sizes.tubelet_size if self.on_videos else 1)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Mean distance over masked patches and their values."""
+        """Mean distance over all values of masked patches."""
         assert isinstance(heads.own, PatchHead)
         mask = state[f"{self.key}/mask"]
         features = state.rows("visual", self.key)
@@ -136,12 +136,12 @@ class MaskedVisual(Objective):
 
 
 def visual_target_fields(targets: VisualTargets) -> frozenset[str]:
-    """The fields that targets of masked patches are made of, besides pixels."""
+    """The fields, besides pixels, that targets of masked patches are computed from."""
     return frozenset({"momentum_visual"}) if targets == "momentum" else frozenset()
 
 
 class PatchHead(nn.Module):
-    """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886): the encoder has to do the work."""
+    """One linear map, as in SimMIM (Xie et al., arXiv 2111.09886)."""
 
     def __init__(self, hidden_size: int, outputs: int, patch_size: int, tubelet_size: int) -> None:
         super().__init__()
@@ -169,14 +169,14 @@ def patch_distances(
     targets: VisualTargets,
     feature_loss: FeatureLoss,
 ) -> Tensor:
-    """How far the predictions of a masked visual pass lie from their targets.
+    """Distances between the predictions of a masked visual pass and their targets.
 
     Args:
         state: Has ``{segment}/rows`` and ``/mask``, and ``frames`` or ``momentum_visual``.
         segment: Name of the pass.
-        features: What it made of the segment's rows, ``[M, S, D]``.
-        head: From features to targets.
-        targets: What the targets are, see ``MaskedVisual``.
+        features: The pass's output for the segment's rows, ``[M, S, D]``.
+        head: Maps features to targets.
+        targets: See ``MaskedVisual``.
         feature_loss: Distance to momentum targets.
 
     Returns:
@@ -228,10 +228,10 @@ def pixel_targets(frames: Tensor, mask: Tensor, patch_size: int, tubelet_size: i
 
 
 def feature_targets(momentum_visual: Tensor, mask: Tensor) -> Tensor:
-    """Features of masked patches as the momentum encoder sees them in the whole sample.
+    """The momentum encoder's features of masked patches, computed from the whole sample.
 
-    They are normalised without learnt scale, as in data2vec (Baevski et al., arXiv 2202.03555, section 3.3): a constant
-    target would otherwise be the easiest one to hit.
+    They are normalised without learnt scale, as in data2vec (Baevski et al., arXiv 2202.03555, section 3.3): otherwise
+    features could collapse to a constant, which is easy to predict.
 
     Args:
         momentum_visual: ``[M, S, D]``.

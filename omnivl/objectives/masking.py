@@ -20,8 +20,8 @@ _DRAWN_AT_ONCE = 32
 def block_mask(random: np.random.Generator, grid: tuple[int, int], probability: float, min_block: int = 4) -> Mask:
     """Masks rectangles until ``round(probability * N)`` patches are covered.
 
-    A rectangle that would cover too many patches is thrown away; where several in a row do not fit, single patches
-    beside what is masked already fill the rest, so that the number is exact.
+    A rectangle that would cover too many patches is discarded. After several such rectangles in a row, single patches
+    next to masked ones are masked instead, so that the number is exact.
 
     Args:
         random: The sample's generator.
@@ -33,13 +33,13 @@ def block_mask(random: np.random.Generator, grid: tuple[int, int], probability: 
         Bool ``[rows, columns]``, true where masked.
 
     Source: Bao et al., BEiT, arXiv 2106.08254, algorithm 1 (aspect ratio from 0.3 to 1 / 0.3, drawn log-uniformly).
-    Differs: the number of masked patches is exact, where BEiT's is an upper bound.
+    Differs: the number of masked patches is exact; in BEiT it is an upper bound.
     """
     rows, columns = grid
     size = rows * columns
     count = bounded_count(probability, size)
     draw = _stream(random).__next__
-    mask = failures = 0  # the mask as bits of an integer, patch by patch: far quicker than arrays of this size
+    mask = failures = 0  # the mask as bits of an integer, one per patch: much faster than arrays of this size
     while failures < _BLOCK_ATTEMPTS and (left := count - mask.bit_count()) > 0:
         least = min(min_block, left)
         area = least + draw() * (left - least)
@@ -59,7 +59,7 @@ def block_mask(random: np.random.Generator, grid: tuple[int, int], probability: 
 
 
 def _stream(random: np.random.Generator) -> Iterator[float]:
-    """Uniform numbers in [0, 1), drawn many at a time because a single draw costs a call into NumPy."""
+    """Uniform numbers in [0, 1), drawn many at a time because each call into NumPy is slow."""
     while True:
         yield from random.random(_DRAWN_AT_ONCE).tolist()
 
@@ -87,7 +87,7 @@ def _fill(draw: Callable[[], float], mask: int, count: int, grid: tuple[int, int
 
 
 def frame_mask(random: np.random.Generator, times: int, probability: float) -> Mask:
-    """Masks each temporal position by itself; at least one is masked and at least one is left.
+    """Masks each temporal position independently; at least one is masked and at least one is left.
 
     Args:
         random: The sample's generator.
@@ -103,14 +103,14 @@ def frame_mask(random: np.random.Generator, times: int, probability: float) -> M
 def clip_mask(random: np.random.Generator, times: int, probability: float, clip_length: int) -> Mask:
     """Cuts time into clips of consecutive positions and masks whole clips.
 
-    The first cut is drawn, so that the clip at either end may be shorter. At least one clip is masked and at least one
-    is left.
+    The first boundary is random, so that the first and the last clip may be shorter. At least one clip is masked and at
+    least one is left.
 
     Args:
         random: The sample's generator.
         times: T, at least 2.
         probability: Probability of each clip.
-        clip_length: Temporal positions per clip; where T is less than two clips, half of T.
+        clip_length: Temporal positions per clip; if T is less than two clips, half of T.
 
     Returns:
         Bool ``[T]``, true where masked.
@@ -133,7 +133,7 @@ def bounded_count(probability: float, size: int) -> int:
 
 
 def _some_but_not_all(random: np.random.Generator, mask: Mask) -> Mask:
-    """Flips one drawn element where all are equal."""
+    """Flips one random element if all are equal."""
     assert mask.size >= 2, "one position cannot be both masked and left"
     if mask.all() or not mask.any():
         mask = mask.copy()

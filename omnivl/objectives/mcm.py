@@ -1,4 +1,4 @@
-"""Masked clip modelling: runs of consecutive frames are masked and restored from what is before and after them."""
+"""Masked clip modelling: runs of consecutive frames are masked and restored from the frames before and after."""
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal

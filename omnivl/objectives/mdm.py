@@ -1,4 +1,4 @@
-"""Masked data modelling: images alone, texts alone, and pairs of which both sides are masked.
+"""Masked data modelling: masked images alone, masked texts alone, and pairs with both sides masked.
 
 Shapes: B samples, L text positions, N patches of an image.
 """
@@ -31,11 +31,11 @@ from omnivl.objectives.vocabulary import token_loss
 
 @dataclass(frozen=True)
 class MDM(Objective):
-    """BEiT-3's only objective: what is hidden of an image, of a text and of a pair is restored from the rest.
+    """BEiT-3's only objective: masked parts of images, texts and pairs are restored from the rest.
 
-    A pair with a caption gives one row of each part, so that the parts are equally large; an image with a class label
-    or without a text gives the image part only, a text without an image the text part. Needs an architecture with the
-    stream ``fused_visual``, since patches of a pair are restored beside its words.
+    An image with a caption gives one row of each part (image, text, pair), so that the parts are equally large. An
+    image with a class label or without a text gives the image part only, a text without an image the text part only.
+    Needs an architecture with the stream ``fused_visual``, since patches of a pair are restored from joined rows.
 
     Attributes:
         image_probability: Share of patches to mask of images, alone and in pairs.
@@ -43,18 +43,18 @@ class MDM(Objective):
         pair_text_probability: Share of ordinary tokens to predict of texts in pairs.
         image_weight: Factor of the loss on images alone, at the masked patches.
         text_weight: Factor of the loss on texts alone, at the masked tokens.
-        pair_weight: Factor of the loss on pairs, the sum of that at masked tokens and that at masked patches.
+        pair_weight: Factor of the loss on pairs: its sum over masked tokens and masked patches.
         min_block: Smallest area of a masked rectangle in patches.
         mask_share: Share of the tokens to predict that [MASK] replaces.
         random_share: Share of them that a random ordinary token replaces; the rest stays as it is.
-        targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: what the momentum twin makes of
-            the patch when it sees the whole image; needs the model's momentum twins.
+        targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: the momentum twin's features of
+            the patch, computed from the whole image; needs the model's momentum twins.
         feature_loss: Distance to momentum targets.
 
     Source: Wang et al., BEiT-3, arXiv 2208.10442, section 2.2 (the three shares of masked positions, block-wise on
         images; a third of each batch for each part).
-    Differs: patches are restored as pixels or features, where the paper has tokens of BEiT v2's tokenizer. Images and
-        texts alone are the sides of the pairs, beside images with labels; the paper's come from other sets.
+    Differs: patches are restored as pixels or features, in the paper as tokens of BEiT v2's tokenizer. Images and texts
+        alone are the sides of the pairs, and images with labels; the paper's come from other data sets.
     """
 
     kind: Literal["mdm"] = "mdm"
@@ -94,12 +94,12 @@ class MDM(Objective):
 
     @property
     def restored_words(self) -> dict[str, float]:
-        """The shares that are hidden."""
+        """The shares of hidden tokens."""
         _, text, pair = self.parts
         return {text: self.text_probability, pair: self.pair_text_probability}
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A row of each part per pair; of an image with a label, or without a text, the image alone."""
+        """A row of each part per pair; for an image with a label or without a text, the image alone."""
         image, text, pair = self.parts
         fields = visual_target_fields(self.targets)
         if kind == "text":
@@ -115,7 +115,7 @@ class MDM(Objective):
         )
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws what each part hides.
+        """Draws the masks of each part.
 
         ``{key}/image`` and ``{key}/pair`` get ``/rows`` int64 ``[B]`` and ``/mask`` bool ``[B, 1, N]``, ``{key}/text``
         and ``{key}/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
@@ -147,7 +147,7 @@ class MDM(Objective):
         return patch_head(sizes, "fused", self.targets, tubelet_size=1)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """The weighted sum of the parts, each a mean over what is hidden."""
+        """The weighted sum of the parts' losses, each a mean over masked patches or tokens."""
         image, text, pair = self.parts
         if image not in state.layout.visual:
             written = token_loss(state.rows("text", text), state[f"{text}/targets"], heads.vocabulary, gather)

@@ -27,23 +27,22 @@ Uniforms = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class MLM(Objective):
-    """Hides tokens; the masked text goes through the text encoder and, beside the sample, through the fused blocks.
+    """Hides tokens; the masked text goes through the text encoder and, joined with visuals, through the fused blocks.
 
     Attributes:
-        grounded: Whether the words are restored from the image or clip as well; else from the text alone, as in BERT,
-            and no image or clip is looked at.
+        grounded: Whether the words are restored from the image or clip as well; if false, from the text alone, as in
+            BERT.
         probability: Share of ordinary tokens to predict. At least one per text that has any.
         mask_share: Share of these replaced by [MASK].
         random_share: Share of these replaced by a random ordinary token; the rest stays as it is.
         include_labels: Whether class prompts are masked too.
-        soft_target_alpha: Share of the target that is what the momentum model says of the same masked text beside the
-            sample; 0 for none. Needs the model's momentum twins, and an architecture with the stream
-            ``momentum_fused``.
+        soft_target_alpha: Share of the target that is the momentum model's softmax for the same masked text and sample;
+            0 for none. Needs the model's momentum twins, and an architecture with the stream ``momentum_fused``.
         soft_target_warmup_steps: The share rises linearly over this many steps.
 
     Source: Devlin et al., BERT, arXiv 1810.04805, section 3.1; soft targets: Li et al., ALBEF, arXiv
         2107.07651, section 3.3.
-    Differs: a text in which no token was drawn gets one all the same.
+    Differs: in a text for which no token was drawn, one is hidden all the same.
     """
 
     kind: Literal["mlm"] = "mlm"
@@ -73,15 +72,15 @@ class MLM(Objective):
 
     @property
     def restored_words(self) -> dict[str, float]:
-        """The share that is hidden."""
+        """The share of hidden tokens."""
         return {self.key: self.probability}
 
     def after_training(self) -> Self:
-        """The head of words, which says what stands behind a mask, without a teacher."""
+        """The same without a teacher: its head still predicts masked words."""
         return replace(self.apart(), soft_target_alpha=0.0)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """One masked text row and, where it is grounded, one fused row per sample."""
+        """One masked text row and, if grounded, one fused row per sample."""
         if not (is_pair(kind) if self.grounded else has_text(kind)) or (is_label(kind) and not self.include_labels):
             return None
         joins = {self.key: Join(text=self.key)} if self.grounded else {}
@@ -91,7 +90,7 @@ class MLM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``.
 
-        Where there are soft targets, ``{key}/alpha`` is their share in this step, fp32 scalar.
+        With soft targets, ``{key}/alpha`` is their share in this step, fp32 scalar.
         """
         corrupted, targets = self.hide_all(self.key, batch, context)
         prepared = {f"{self.key}/token_ids": corrupted, f"{self.key}/targets": targets}
@@ -109,13 +108,14 @@ class MLM(Objective):
         return torch.from_numpy(corrupted), torch.from_numpy(targets)
 
     def hide(self, uniforms: Uniforms, token_ids: Ids, tokens: SpecialTokens) -> tuple[Ids, Ids]:
-        """Hides tokens of all texts of a batch at once; what becomes of a text depends on its own row alone.
+        """Hides tokens of all texts of a batch at once; the result for a text depends on its own row only.
 
         Args:
-            uniforms: Numbers in [0, 1), ``[B, 1 + 3 L]``: which token is hidden where none was drawn, then for each
-                position whether it is hidden, what becomes of it, and which random token would replace it.
-            token_ids: int64 ``[B, L]``, left as they are.
-            tokens: Which ids are special, hence never hidden and never put in.
+            uniforms: Numbers in [0, 1), ``[B, 1 + 3 L]``: which token is hidden if none was drawn; then for each
+                position whether it is hidden, whether it is masked, replaced or kept, and which random token would
+                replace it.
+            token_ids: int64 ``[B, L]``, not changed.
+            tokens: Special ids, which are never hidden and never used as replacement.
 
         Returns:
             The corrupted texts and the targets, int64 ``[B, L]`` each.
@@ -146,7 +146,7 @@ class MLM(Objective):
 
 
 def _draws(length: int) -> int:
-    """Uniform numbers for a text of ``length`` positions; a longer text has those of a shorter one first."""
+    """Number of uniforms for a text of ``length`` positions; a longer text begins with those of a shorter one."""
     return 1 + 3 * length
 
 
@@ -158,7 +158,7 @@ def ordinary(token_ids: Ids, tokens: SpecialTokens) -> NDArray[np.bool_]:
 
 @lru_cache(maxsize=4)
 def ordinary_ids(tokens: SpecialTokens) -> Ids:
-    """All ids that may be put in for a hidden token."""
+    """All ids that may replace a hidden token."""
     return np.flatnonzero(_is_ordinary(tokens))
 
 

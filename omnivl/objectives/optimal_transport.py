@@ -19,18 +19,18 @@ def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def transport_plan(cost: Tensor, has_x: Tensor, has_y: Tensor, *, beta: float = 0.5, iterations: int = 50) -> Tensor:
-    """How much goes from which vector to which so that the cost is small.
+    """The approximately cheapest transport plan: the mass that moves from each x to each y.
 
     Args:
         cost: ``[B, M, N]``, at least 0 each.
         has_x: bool ``[B, M]``, false where there is only padding.
         has_y: bool ``[B, N]``, likewise.
-        beta: Weight of staying near the plan of the step before; smaller comes nearer to the optimum in a step.
+        beta: Weight of staying near the previous step's plan; a smaller one comes nearer to the optimum per step.
         iterations: Steps.
 
     Returns:
-        fp32 ``[B, M, N]``. Rows sum to 1 over the number of those that there are, columns likewise in the limit; zero
-        at padding, and everywhere in a pair of which one side is empty.
+        fp32 ``[B, M, N]``. Rows sum to 1 over their number (without padding), columns likewise in the limit; zero at
+        padding, and everywhere in a pair with an empty side.
     """
     pairs = (has_x[:, :, None] & has_y[:, None, :]).to(torch.float32)
     num_x, num_y = (side.sum(1, keepdim=True).clamp(min=1).to(torch.float32) for side in (has_x, has_y))
@@ -45,7 +45,7 @@ def transport_plan(cost: Tensor, has_x: Tensor, has_y: Tensor, *, beta: float = 
 
 
 def transport_distance(x: Tensor, y: Tensor, has_x: Tensor, has_y: Tensor) -> Tensor:
-    """What the plan costs, fp32 ``[B]``, with a gradient to the vectors but not through the plan.
+    """The cost of the plan, fp32 ``[B]``, with a gradient to the vectors but not through the plan.
 
     Args:
         x: ``[B, M, D]``.
@@ -58,5 +58,5 @@ def transport_distance(x: Tensor, y: Tensor, has_x: Tensor, has_y: Tensor) -> Te
 
 
 def _inverse(x: Tensor) -> Tensor:
-    """``1 / x`` where there is anything, else 0."""
+    """``1 / x`` where x is not 0, else 0."""
     return torch.where(x > 0, x.clamp(min=torch.finfo(x.dtype).tiny).reciprocal(), 0.0)

@@ -1,4 +1,4 @@
-"""Language modelling behind a picture: a language model goes on from what stands for the picture with the caption.
+"""Language modelling with a visual prefix: a language model continues a picture's queries with the caption.
 
 Shapes: B samples, L token positions of the language model, n positions with a target, V words.
 """
@@ -27,16 +27,15 @@ STREAM = "language"
 
 @dataclass(frozen=True)
 class PrefixLM(Objective):
-    """Next-token prediction in the stream ``language``, of captions behind queries; of texts by themselves without.
+    """Next-token prediction in the stream ``language``: captions with queries as prefix, texts alone without.
 
-    A row is the start token, the prompt, the caption, the end. The caption and the end are predicted; what stands
-    before them is given.
+    A row is start token, prompt, caption, end token. The caption and the end are predicted, the rest is given.
 
     Attributes:
         prompt: Text before every caption, e.g. ``a photo of``.
-        end: Text of the one token that ends a caption, a line's end as in BLIP-2 with OPT; null: the tokenizer's own
-            end.
-        include_labels: Whether class prompts are written too.
+        end: Text of the one token that ends a caption, e.g. a newline as in BLIP-2 with OPT; null: the tokenizer's end
+            token.
+        include_labels: Whether class prompts are predicted too.
 
     Source: Li et al., BLIP-2, arXiv 2301.12597, section 3.3; its released code for OPT.
     Differs: without a prompt its code predicts the start token too, from the last query.
@@ -48,14 +47,14 @@ class PrefixLM(Objective):
     include_labels: bool = False
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A row of tokens per sample, behind the sample's queries where it shows anything."""
+        """A row of tokens per sample, with the sample's queries as prefix if it has an image or clip."""
         if not has_text(kind) or visual_of(kind) == "set" or (is_label(kind) and not self.include_labels):
             return None
         reads = frozenset[str]() if visual_of(kind) == "none" else frozenset({"queries"})
         return Demands(rows={STREAM: {self.key: batch_size}}, reads=reads)
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands | None:
-        """A row of tokens per text, behind queries."""
+        """A row of tokens per text, with queries as prefix."""
         if visual_of(kind) not in ("image", "clip"):
             return None
         return Demands(rows={STREAM: {self.key: batch_size}}, reads=frozenset({"queries"}))
@@ -65,7 +64,7 @@ class PrefixLM(Objective):
         reader = context.readers[STREAM]
         texts = [f"{self.prompt} {text}" if self.prompt else text for text in batch.captions]
         ids = reader.encode(texts)
-        # The end is looked for behind the start, which is the same token in some tokenizers.
+        # The end is searched after the start, which is the same token in some tokenizers.
         ends = 1 + (ids[:, 1:] == reader.tokenizer.special.sep).argmax(1)
         ids[np.arange(len(ids)), ends] = self._end(reader)
         places = np.arange(ids.shape[1])
@@ -90,7 +89,7 @@ class PrefixLM(Objective):
         return state[f"logits/{self.key}"]
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing | None:
-        """From the start and the prompt to the end."""
+        """Writes from the start token and the prompt to the end token."""
         if STREAM not in readers:
             return None
         reader = readers[STREAM]
@@ -98,7 +97,7 @@ class PrefixLM(Objective):
         return Writing(reader.tokenizer, given, self._end(reader), reader.length - len(given))
 
     def _given(self, reader: TextReader) -> tuple[int, ...]:
-        """The start token and those of the prompt."""
+        """The start token and the tokens of the prompt."""
         return (reader.tokenizer.special.cls, *(reader.words(self.prompt) if self.prompt else ()))
 
     def _end(self, reader: TextReader) -> int:

@@ -1,4 +1,4 @@
-"""How often the nearest sample of a batch is the right one, as contrastive objectives report it."""
+"""Recall at 1 within a batch, a metric of contrastive objectives."""
 
 import torch
 from torch import Tensor

@@ -27,10 +27,10 @@ Reduction = Literal["mean", "sum"]
 
 @dataclass(frozen=True)
 class NegativeWeights:
-    """How much a negative counts in the denominator, by where it comes from.
+    """Weights of negatives in the denominator, by their domain.
 
-    A key of kind ``video_label`` counts ``video * label`` times, and so on. 1 everywhere is the plain loss; 0 leaves
-    such negatives out. Positives always count once.
+    A key of kind ``video_label`` counts ``video * label`` times, and so on. With 1 everywhere the loss is the plain
+    one; a factor of 0 leaves these negatives out. Positives always count once.
 
     Attributes:
         image: Factor of keys that are images.
@@ -58,7 +58,7 @@ class UniVLC(Objective):
     """Contrastive loss with positives by identity over batch and queue.
 
     Attributes:
-        positive_reduction: Whether the terms of a query's positives are averaged or added up.
+        positive_reduction: Whether the terms of a query's positives are averaged or summed.
         temperature: Initial temperature; it is learnt within ``temperature_bounds``.
         temperature_bounds: Smallest and largest temperature.
         learn_temperature: Whether the temperature is learnt.
@@ -109,11 +109,11 @@ class UniVLC(Objective):
 
     @property
     def temperature_options(self) -> Temperature:
-        """What the options say of the temperature."""
+        """The temperature's options."""
         return Temperature(self.temperature, self.temperature_bounds, self.learn_temperature)
 
     def after_training(self) -> Self:
-        """Without momentum keys and queue."""
+        """The same without momentum keys and queue."""
         return replace(self.apart(), queue_size=0, batch_keys="online", soft_target_alpha=0.0)
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
@@ -124,14 +124,14 @@ class UniVLC(Objective):
         return Demands(reads=frozenset((*EMBEDDINGS, "logit_scale", *twins)))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Sets ``{key}/alpha``, fp32 scalar, where there are soft targets: their share in this step."""
+        """With soft targets, sets ``{key}/alpha``, fp32 scalar: their share in this step."""
         if self.soft_target_alpha == 0.0:
             return {}
         alpha = self.soft_target_alpha * ramp(context.step, self.soft_target_warmup_steps)
         return {f"{self.key}/alpha": torch.tensor(alpha, dtype=torch.float32)}
 
     def build_head(self, sizes: HeadSizes) -> Head | None:
-        """The queue, where there is one."""
+        """The queue, if there is one."""
         return UniVLCHead(self.queue_size, sizes.projection_size) if self.queue_size > 0 else None
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
@@ -191,7 +191,7 @@ class UniVLC(Objective):
 
 
 class UniVLCHead(Head):
-    """The queue, and the keys of a step's micro-batches that it takes after the optimizer step."""
+    """The queue, and the keys of a step's micro-batches, which are pushed after the optimizer step."""
 
     def __init__(self, queue_size: int, projection_size: int) -> None:
         super().__init__()
@@ -199,13 +199,13 @@ class UniVLCHead(Head):
         self.outbox: list[Keys] = []
 
     def after_step(self, gather: Gather) -> None:
-        """Hands the step's keys to the queue, oldest micro-batch first."""
+        """Pushes the step's keys into the queue, oldest micro-batch first."""
         for keys in self.outbox:
             self.queue.push(keys)
         self.outbox.clear()
 
     def discard_step(self) -> None:
-        """Forgets the step's keys."""
+        """Drops the step's keys."""
         self.outbox.clear()
 
 
@@ -289,7 +289,7 @@ def contrast_metrics(queries: Pairs, keys: Keys, num_batch_keys: int, temperatur
 
     Returns:
         ``temperature``; ``recalls_at_1`` among the keys of the joined batch; ``positives``: mean number of positives;
-        ``queue_valid``: share of the queue that is filled, where there is a queue.
+        ``queue_valid``: share of the queue that is filled, if there is a queue.
     """
     batch = Pairs(keys.visual[:num_batch_keys], keys.text[:num_batch_keys], keys.identity[:num_batch_keys])
     metrics = {

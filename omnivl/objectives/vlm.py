@@ -74,13 +74,14 @@ class VLM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws ``{key}/uniforms`` fp32 ``[B, 2]``: for the negative visual and the negative text."""
         draws = context.uniforms(self.key, batch, 2).astype(np.float32)
-        # Rounding may reach 1, which is no draw from [0, 1).
+        # Rounding to fp32 may give 1, which is outside [0, 1).
         return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
     def draw(self, state: State, gather: Gather) -> Drawn:
-        """Draws hard negatives by the similarities; leaves ``{key}/has_negative`` bool ``[B]``."""
+        """Draws hard negatives by the similarities; adds ``{key}/has_negative`` bool ``[B]``."""
         visual, text, identity = state["visual_embedding"], state["text_embedding"], state["identity"]
-        # Drawn in replica order, then counted from the own rows on: the draw is the one of the joined batch.
+        # Drawn in replica order, then converted to indices with own rows first: the draw equals that of the joined
+        # batch.
         world = gather if self.negatives == "global" else LocalGather()
         admissible = identity[:, None] != world.join(identity)
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
@@ -94,7 +95,7 @@ class VLM(Objective):
         return Drawn(dict(zip(self.segments[1:], rows, strict=True)), self.negatives == "global", leaves)
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """Two scores, no match and match, from a fused row as a whole."""
+        """Two scores, no match and match, from a pooled fused row."""
         return MatchHead(sizes.pooled)
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
@@ -128,7 +129,7 @@ class MatchHead(nn.Module):
         self.output = Linear(hidden_size, 2)
 
     def forward(self, row: Tensor) -> Tensor:
-        """fp32 ``[R, 2]`` from what stands for each row as a whole ``[R, D]``."""
+        """fp32 ``[R, 2]`` from pooled rows ``[R, D]``."""
         logits: Tensor = self.output(row).float()
         return logits
 
@@ -144,14 +145,14 @@ def draw_negatives(logits: Tensor, admissible: Tensor, uniforms: Tensor, epsilon
         epsilon: Added to the probability of every admissible candidate.
 
     Returns:
-        int64 ``[B]``. A row without an admissible candidate gets 0: the caller has to leave it out.
+        int64 ``[B]``. A row without an admissible candidate gets 0; the caller has to leave it out.
     """
     masked = logits.float().masked_fill(~admissible, float("-inf"))
-    # A row of -inf has no softmax; NaN there would spread through the sums below.
+    # The softmax of a row of -inf is NaN, which would spread through the sums below.
     probabilities = torch.where(admissible, masked.softmax(-1).nan_to_num(0.0) + epsilon, 0.0).double()
     cumulative = probabilities.cumsum(-1)
     total = cumulative[:, -1:]
-    # Below the total in any rounding, so that an index behind the last admissible candidate cannot come out.
+    # Below the total in any rounding, so that no index after the last admissible candidate can result.
     threshold = torch.minimum(uniforms.double()[:, None] * total, total * (1.0 - 1e-12))
     drawn = (cumulative <= threshold).sum(-1)
     return torch.where(admissible.any(-1), drawn, 0)

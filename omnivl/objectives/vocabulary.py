@@ -1,4 +1,4 @@
-"""The cross-entropy of tokens that objectives on words share.
+"""The cross-entropy of tokens, shared by objectives on words.
 
 Shapes: R rows, L text positions, n of them chosen, D hidden size, V words.
 """
@@ -20,7 +20,7 @@ class Teacher:
     """The momentum model, whose softmax is a share of the targets.
 
     Attributes:
-        hidden: ``[R, L, D]``, what it makes of the same rows.
+        hidden: ``[R, L, D]``, its states of the same rows.
         head: Its vocabulary head.
         alpha: The share, fp32 scalar.
     """
@@ -46,14 +46,14 @@ def token_loss(
         head: The vocabulary head.
         gather: Counts targets over replicas.
         label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
-        teacher: ``(1 - alpha)`` of the loss is that of the targets, ``alpha`` the cross-entropy with the teacher's
-            softmax at the same positions. None: there is none.
+        teacher: The loss is ``(1 - alpha)`` times that of the targets plus ``alpha`` times the cross-entropy with the
+            teacher's softmax at the same positions. None: no teacher.
 
     Returns:
         The mean over all targets of the joined batch; metrics ``accuracy`` and, with a teacher, ``distillation``, its
         share of the loss before ``alpha``.
 
-    Source: of the teacher, Li et al., ALBEF, arXiv 2107.07651, eq. 7.
+    Source: for the teacher, Li et al., ALBEF, arXiv 2107.07651, eq. 7.
     """
     assert isinstance(head, VocabularyHead), "the vocabulary head comes from the Losses layer"
     chosen = chosen_positions(targets != IGNORED)

@@ -1,6 +1,6 @@
 """Visual question answering as a choice from a list of answers.
 
-Shapes: B samples, A answers, D width of what stands for a fused row as a whole.
+Shapes: B samples, A answers, D width of a pooled fused row.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,16 +26,16 @@ from omnivl.parts.linear import LayerNorm, Linear
 
 @dataclass(frozen=True)
 class VQA(Objective):
-    """Which answers of a list answer the question about the image? Each answer is told right or wrong by itself.
+    """Which answers of a list answer the question about the image? Each answer is classified separately.
 
-    A sample's text is the question; its field ``answers`` holds what people answered, each answer once with its share
-    in ``weights``, or as often as it was given. A question without an answer in the list is left out and not counted.
+    A sample's text is the question. Its field ``answers`` holds people's answers: each once with its share in
+    ``weights``, or as often as it was given. A question without an answer in the list is left out and not counted.
 
     Attributes:
         answers: The list, or the path of a text file with an answer on each line. The plan that a run keeps holds the
             list itself.
-        num_answers: How many there are, where a plan wants to be sure of it; null takes any.
-        soft_scores: How right an answer is that n of ten people gave: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of
+        num_answers: Expected length of the list, as a check; null allows any.
+        soft_scores: Score of an answer that n of ten people gave: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of
             0, 1, 2, 3 and more, ``metric`` is min(n / 3, 1).
 
     Source: Kim et al., ViLT, arXiv 2102.03334, section 4.2 and its code: head, soft scores, and a loss that is the mean
@@ -68,7 +68,7 @@ class VQA(Objective):
         return answer_fields()
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
-        """There are answers to choose from, as many as are said."""
+        """A list without answers, or of another length than ``num_answers``."""
         count = len(self.choices)
         if count == 0:
             yield Misfit(("answers",), "no answer", "one or more", "give a list, or the path of a file that holds it")
@@ -87,7 +87,7 @@ class VQA(Objective):
         return Demands(joins={self.key: Join()}, reads=frozenset({"pooled"}))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Makes ``{key}/targets`` fp32 ``[B, A]``: how right each answer of the list is."""
+        """Makes ``{key}/targets`` fp32 ``[B, A]``: the score of each answer of the list."""
         places = {answer: place for place, answer in enumerate(self.choices)}
         targets = torch.zeros(batch.size, len(places))
         for row, shares in enumerate(answer_shares(batch)):
@@ -97,7 +97,7 @@ class VQA(Objective):
         return {f"{self.key}/targets": targets}
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
-        """A score for each answer, from a fused row as a whole."""
+        """A score for each answer, from a pooled fused row."""
         return AnswerHead(sizes.pooled, len(self.choices))
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:

@@ -320,7 +320,7 @@ class UnifiedNorm(TwicePassed):
         super().__init__("unified_norm", build, momentum=momentum)
 
     def idle(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
-        """Parameters of a side that is never read. Texts of joined rows are always read, visuals only by some losses."""
+        """Parameters of a side that is never read. Texts of joined rows are always read, visuals by some losses."""
         assert isinstance(self.block, ByModality)
         read = {
             modality
