@@ -1,4 +1,4 @@
-"""Model architectures, one file each: which layers stand in the chain, with which sizes.
+"""Model architectures, one file each: the layers of the chain and their sizes.
 
 A new architecture is a new file and one entry in ``ArchitectureConfig``.
 """
@@ -16,7 +16,7 @@ from omnivl.architectures.unified import Unified
 from omnivl.architectures.vilt import ViLT
 
 ArchitectureConfig = Annotated[OmniVL | Unified | CLIP | ViLT | ALBEF | BLIP2, Field(discriminator="kind")]
-"""All architectures that a plan can name, told apart by ``kind``."""
+"""All architectures that a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "ALBEF",

@@ -1,15 +1,14 @@
-"""ALBEF: an encoder of images, one of texts, and on top of the latter a stack in which texts look at images.
+"""ALBEF: an image encoder, a text encoder, and on top of the latter a stack in which texts attend to images.
 
 Shapes: L text positions.
 
-Source: Li et al., ALBEF, arXiv 2107.07651, section 3.1, and its released code: ViT's blocks, and BERT's, of which the
-    first read a text alone and the others have cross-attention between self-attention and feed-forward layer.
+Source: Li et al., ALBEF, arXiv 2107.07651, section 3.1, and its released code: ViT's blocks, and BERT's: the first ones
+    read a text alone, the others have cross-attention between self-attention and feed-forward layer.
 Differs: the map from hidden states to words is not tied to the word embedding, token types are folded into positions,
-    and there are as many positions as texts are long. What is learnt of the temperature is its logarithm. Momentum
-    twins move after an optimizer step instead of before a forward pass, which gives each pass the same weights.
-    Negatives of ``vlm`` are drawn by the online embeddings of both sides, ALBEF's by online against momentum ones.
-    ``univlc`` has the keys of all replicas' batches, ALBEF's those of its own, and a queue that is empty at the start
-    instead of full of noise.
+    and the position table has ``text_length`` rows. The temperature is learnt as a logarithm. Momentum twins are
+    updated after an optimizer step instead of before a forward pass; each pass sees the same weights. Negatives of
+    ``vlm`` are drawn by the online embeddings of both sides; ALBEF's by online against momentum ones. ``univlc`` uses
+    the keys of all replicas' batches; ALBEF only the replica's own. Its queue starts empty; ALBEF's starts with noise.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,14 +42,14 @@ from omnivl.parts.vit import VisualBlock, VisualNorm
 
 @dataclass(frozen=True)
 class ALBEF(Architecture):
-    """ALBEF. The defaults are the paper's: ViT-B/16 at 256 pixels, and BERT-base cut in two.
+    """ALBEF. The defaults are the paper's: ViT-B/16 at 256 pixels, and BERT-base divided into two stacks.
 
     Attributes:
         vision: The image encoder.
         text: The text encoder: BERT's first blocks.
-        fusion: The blocks on top of it, which look at the image: BERT's last ones, with cross-attention.
-        generation_layers: Blocks of a causal decoder that writes, as wide as ``fusion``; 0 for none. In a stage that
-            starts from one without they start as ``fusion``'s, as ALBEF's do for question answering.
+        fusion: The blocks on top of it, which attend to the image: BERT's last ones, with cross-attention.
+        generation_layers: Blocks of a causal decoder for generation, as wide as ``fusion``; 0 for none. If the earlier
+            stage had none, they start as copies of ``fusion``'s, as ALBEF's do for question answering.
         image_size: Side of an image in pixels.
         patch_size: Side of a patch in pixels.
         text_length: Token positions per text, special tokens included.
@@ -79,22 +78,22 @@ class ALBEF(Architecture):
 
     @property
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
         return InputSizes.of(self.patches, self.text_length)
 
     @property
     def patches(self) -> Patches:
-        """Of images."""
+        """Sizes of images and patches."""
         return Patches.of_images(self.image_size, self.patch_size)
 
     @property
     def words(self) -> Words:
-        """Of the text streams."""
+        """Sizes of the text streams."""
         return Words(length=self.text_length, vocab_size=self.vocab_size)
 
     @property
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
         return HeadSizes(
             widths={"visual": self.vision.hidden_size} | dict.fromkeys(_ON_WORDS, self.text.hidden_size),
             text_length=self.text_length,
@@ -106,7 +105,7 @@ class ALBEF(Architecture):
 
     @property
     def stacks(self) -> Mapping[str, Transformer]:
-        """The encoders, what fuses, and the decoder."""
+        """The encoders, the fusion blocks and the decoder."""
         decoder = replace(self.fusion, layers=self.generation_layers)
         return {"visual": self.vision, "text": self.text, "alignment": self.fusion, "generation": decoder}
 
@@ -143,7 +142,7 @@ class ALBEF(Architecture):
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
         """Weights of ALBEF's released code, or of what it starts from: transformers' ``ViTModel`` and ``BertModel``.
 
-        Of a BERT the first blocks become ``text``, the others ``fusion``, whose cross-attention it lacks.
+        The first blocks of a BERT become ``text``, the others ``fusion``; BERT has no cross-attention for the latter.
 
         Raises:
             ModelError: The folder's configuration asks for other options than the model has.
@@ -151,7 +150,7 @@ class ALBEF(Architecture):
         return from_others(weights, path, self.vision, self.text, self.fusion)
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         stacks = {name: getattr(self, name) for name in _STACKS}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, stack in stacks.items():
@@ -178,5 +177,5 @@ _WIDTHS = ("patch_size", "vocab_size", "projection_size")
 
 
 def _bert(layers: int) -> Transformer:
-    """So many of BERT-base's blocks."""
+    """BERT-base with ``layers`` blocks."""
     return Transformer(layers=layers, norm="post", norm_eps=TEXT_EPS)

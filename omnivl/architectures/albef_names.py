@@ -1,4 +1,4 @@
-"""Which parameters of ALBEF's released code, of ViT and of BERT a parameter of ours comes from.
+"""Weights of ALBEF's released code, of ViT and of BERT under our names.
 
 Shapes: D hidden size.
 """
@@ -15,7 +15,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.sizes import Transformer
 
 Names = Iterator[tuple[str, tuple[str, ...]]]
-"""A parameter of ours and those of another library whose rows it holds, one after the other."""
+"""A parameter of ours, and the parameters of another library whose rows it concatenates."""
 
 _PATCHES, _WORDS, _POSITIONS = "embed.block.visual.patches", "embed.block.text.words", "embed.block.text.positions"
 _VISUAL_POSITIONS = "embed.block.visual.positions"
@@ -27,19 +27,19 @@ _PREFIX = re.compile(r"^(?:bert|vit)\.")
 def from_others(
     weights: Mapping[str, Tensor], path: Path, vision: Transformer, text: Transformer, fusion: Transformer
 ) -> dict[str, Tensor] | None:
-    """A checkpoint's tensors under our names; those that have none here keep theirs.
+    """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
 
-    Another normalisation of pixels is folded into the patches' map, and the first token type into the positions.
+    A different normalisation of pixels is folded into the patch embedding, and the first token type into the positions.
 
     Args:
-        weights: As the folder holds them.
+        weights: By the folder's names.
         path: The folder, or the file.
         vision: Our image encoder.
         text: Our text encoder.
         fusion: The blocks on top of it.
 
     Returns:
-        None where the weights are of none of the three.
+        None if the weights are of none of the three.
 
     Raises:
         ModelError: See ``_refuse_options``.
@@ -71,7 +71,7 @@ def from_others(
 
 
 def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
-    """Tables without a batch dimension, the convolution as a matrix, the logarithm of one over the temperature."""
+    """Converts shapes: tables without batch dimension, the convolution as a matrix, the temperature as log(1 / t)."""
     for name in _TABLES:
         if name in found:
             found[name] = found[name].flatten(0, -2) if name == _VISUAL_POSITIONS else found[name].flatten()
@@ -82,13 +82,13 @@ def _shaped(found: dict[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
     if "contrast.logit_scale" in found:
         found["contrast.logit_scale"] = -found["contrast.logit_scale"].log().reshape(1)
     if "losses.vocabulary.transform.weight" in found and _WORDS in found:
-        # The last map is tied to the words there, and saved or not.
+        # There the last map is tied to the word embedding, and may be missing in the file.
         found.setdefault("losses.vocabulary.decoder.weight", found[_WORDS])
     return found
 
 
 def _names(kind: str, bert: str, vision_layers: int, text_layers: int, fusion_layers: int) -> Names:
-    """What there is of a checkpoint of a kind; names of its BERT begin with ``bert``."""
+    """The parameters of a checkpoint of a kind; names of its BERT begin with ``bert``."""
     if kind == "albef":
         yield from _ends(_TIMM)
         for index in range(vision_layers):
@@ -114,14 +114,14 @@ def _names(kind: str, bert: str, vision_layers: int, text_layers: int, fusion_la
 
 
 def _ends(parts: Mapping[str, tuple[str, ...]], ours: str = "", theirs: str = "") -> Names:
-    """Weights and biases of maps; tables as they are."""
+    """Weights and biases of linear maps and norms; tables as they are."""
     for name, others in parts.items():
         for end in ("",) if name in _TABLES else (".weight", ".bias"):
             yield f"{ours}{name}{end}", tuple(f"{theirs}{other}{end}" for other in others)
 
 
 def _refuse_options(said: Mapping[str, object], path: Path, stacks: Mapping[str, Transformer]) -> None:
-    """Refuses weights whose configuration, or kind, says another thing than ours that no shape shows.
+    """Refuses weights whose configuration or kind differs from ours in an option that shapes do not show.
 
     Raises:
         ModelError: One line for each.

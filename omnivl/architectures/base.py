@@ -1,4 +1,4 @@
-"""What an architecture is: a frozen configuration that builds its own layers.
+"""The base class of architectures: a frozen configuration that builds its own layers.
 
 A new architecture is one file with one such class, one entry in the union in ``omnivl.architectures`` and one plan.
 """
@@ -28,19 +28,19 @@ from omnivl.errors import Misfit, ModelError
 from omnivl.parts.sizes import MomentumConfig, Recompute, Transformer
 
 Layers = Iterator[tuple[str, ChainLayer]]
-"""Layers with their names, in the order in which they are built and, but for ``Architecture.order``, passed."""
+"""Layers with their names, in the order in which they are built and, unless ``Architecture.order`` differs, run."""
 
 
 @dataclass(frozen=True)
 class Kit:
-    """What a build hands to an architecture besides its own sizes.
+    """Inputs of ``Architecture.layers`` besides the architecture's own sizes.
 
     Attributes:
         objectives: The stage's objectives.
         tokens: Special tokens of the tokenizer.
         gather: How to see the other replicas.
         compute_dtype: fp32 or bf16: the dtype of activations between the first layer and the losses.
-        momentum: Of the twins; None where no objective reads any, or where the architecture has none.
+        momentum: Of the twins; None if no objective reads any, or if the architecture has none.
     """
 
     objectives: tuple[Objective, ...]
@@ -51,28 +51,28 @@ class Kit:
 
     @property
     def writes_from_texts(self) -> bool:
-        """Whether what is written looks at fused rows, so that its decoder reads their width and not the pictures'."""
+        """Whether generated texts attend to fused rows, so that their width is the decoder's memory size."""
         asked = (demands for objective in self.objectives for demands in objective.demands_of_kinds.values())
         return any(demands.writes_from_fused for demands in asked)
 
     def momentum_of(self, stream: str) -> MomentumConfig | None:
-        """Of the twins of one stream's blocks; None where no objective reads what these make."""
+        """Momentum of the twins of one stream's blocks; None if no objective reads these."""
         return self.momentum if any(stream in objective.twins for objective in self.objectives) else None
 
 
 @dataclass(frozen=True)
 class Architecture(ABC):
-    """Base of all architectures: frozen dataclasses; ``kind: Literal[...]`` tells them apart in a plan.
+    """Base of all architectures: frozen dataclasses, discriminated in a plan by ``kind: Literal[...]``.
 
     Attributes:
-        kind: Tells it apart from the others.
+        kind: Name of the architecture in plans.
         momentum: Momentum twins; None builds none.
 
-    Of the class: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, what
-    samples may show; ``presets``, named configurations, which a plan's ``model.preset`` may name; ``vocabulary``, where
-    in the configuration the size of the plan's tokenizer stands; ``readers``, sections of stacks that may have a
-    tokenizer of their own, each with fields ``tokenizer`` and ``vocab_size``; ``starts_from``, stacks whose blocks
-    start as copies of another stack's, where an earlier stage has none of theirs.
+    Class attributes: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, visual
+    modalities of samples; ``presets``, configurations that a plan's ``model.preset`` may name; ``vocabulary``, path in
+    the configuration of the tokenizer's vocabulary size; ``readers``, sections of stacks that may have a separate
+    tokenizer, each with fields ``tokenizer`` and ``vocab_size``; ``starts_from``, stacks whose blocks start as copies
+    of another stack's if the earlier stage has none of theirs.
     """
 
     streams: ClassVar[tuple[str, ...]]
@@ -88,28 +88,28 @@ class Architecture(ABC):
     @property
     @abstractmethod
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
 
     @property
     @abstractmethod
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
 
     @property
     @abstractmethod
     def stacks(self) -> Mapping[str, Transformer]:
-        """The stacks of blocks, by the beginning of their layers' names."""
+        """The stacks of blocks, by the prefix of their layers' names."""
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """The streams that the chain has as it is configured: none writes where the stack that would has no blocks."""
+        """The streams of the chain as configured; no ``generation`` if its stack has no blocks."""
         writing = self.written_by()
         silent = bool(writing) and not any(stack.layers for stack in writing)
         return tuple(stream for stream in self.streams if not (silent and stream.endswith("generation")))
 
     @property
     def text_inputs(self) -> Mapping[str, TextInput]:
-        """How stacks read texts that do not read the batch's ``token_ids``, by stack."""
+        """How stacks that do not read the batch's ``token_ids`` read texts, by stack."""
         return {}
 
     @property
@@ -123,50 +123,50 @@ class Architecture(ABC):
         """Builds the layers one after the other; the first embeds, the last holds the heads."""
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
-        """Names of the layers in the order of the forward pass, in which one may stand twice."""
+        """Names of the layers in the order of the forward pass, in which one may occur twice."""
         return names
 
     def from_foreign(self, weights: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor] | None:
-        """Weights of another library under this architecture's names, those of heads included.
+        """Weights of another library under this architecture's names, heads included.
 
         Args:
-            weights: As the folder holds them.
+            weights: By the folder's names.
             path: The folder, for messages.
 
         Returns:
-            None where the weights are of no family that the architecture knows.
+            None if the weights are of no family that the architecture knows.
 
         Raises:
-            ModelError: They are of a known family, but the architecture, as it is configured, computes something else.
+            ModelError: They are of a known family, but the architecture as configured computes something else.
         """
         return None
 
     def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign | None:
-        """The model as a class of another library has it.
+        """The model as a class of another library.
 
         Args:
-            chain: Of this architecture, with the weights to write.
+            chain: Chain of this architecture, with the weights to write.
             tokens: Special tokens of the tokenizer.
 
         Returns:
-            None where no class computes what the architecture does.
+            None if no class computes the same as the architecture.
 
         Raises:
-            ModelError: There is such a class, but it does not compute what the architecture does as it is configured.
+            ModelError: There is such a class, but it does not compute the same as the architecture as configured.
         """
         return None
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         return iter(())
 
     def written_by(self) -> Sequence[Transformer]:
-        """The stacks that write word by word, hence may not look at words to come."""
+        """The stacks that generate word by word, so that they may not look at later words."""
         return [stack for name, stack in self.stacks.items() if name == "generation"]
 
     @property
     def fillings(self) -> Mapping[str, FeedForwardConfig]:
-        """What fills the feed-forward slots, by stack."""
+        """The fillings of the feed-forward slots, by stack."""
         return {name: stack.ffn for name, stack in self.stacks.items()}
 
     @property
@@ -176,7 +176,7 @@ class Architecture(ABC):
 
     @property
     def sparse(self) -> Mapping[str, LIMoEConfig | MoMELIMoEConfig]:
-        """Those of the fillings whose experts a router chooses."""
+        """The fillings whose experts a router chooses."""
         return {name: ffn for name, ffn in self.fillings.items() if isinstance(ffn, LIMoEConfig | MoMELIMoEConfig)}
 
     @property
@@ -187,11 +187,11 @@ class Architecture(ABC):
 
     @property
     def recomputed(self) -> tuple[Recompute, ...]:
-        """What the stacks' backward passes compute anew: one word where all do alike."""
+        """Recomputation of the stacks: one mode if all have the same."""
         return tuple(dict.fromkeys(stack.recompute for stack in self.stacks.values()))
 
     def recomputing(self, mode: Recompute) -> Self:
-        """The same with all stacks recomputing alike."""
+        """The same with one mode of recomputation for all stacks."""
         fields = {entry.name: getattr(self, entry.name) for entry in dataclasses.fields(self)}
         changed: dict[str, Any] = {
             name: replace(value, recompute=mode) for name, value in fields.items() if isinstance(value, Transformer)
@@ -213,7 +213,7 @@ class Architecture(ABC):
 
 
 def widths_of(stacks: Mapping[str, Transformer]) -> dict[str, object]:
-    """Sizes of stacks that weights of an earlier stage must share, by path; stacks by the field that gives them."""
+    """Sizes that stacks must share with weights of an earlier stage, by path; stacks by their fields."""
     sizes = ("hidden_size", "num_heads", "mlp_ratio")
     return {f"{name}.{size}": getattr(stack, size) for name, stack in stacks.items() for size in sizes}
 

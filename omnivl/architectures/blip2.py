@@ -1,10 +1,10 @@
-"""BLIP-2: a visual tower that usually stays as it is, and a Q-Former whose learnt queries gather what texts say of it.
+"""BLIP-2: a usually frozen visual tower, and a Q-Former whose learnt queries extract what texts describe.
 
-In the second stage a language model that stays as it is, too, goes on from the queries.
+In the second stage a frozen language model continues the queries with text.
 
 Source: Li et al., BLIP-2, arXiv 2301.12597, and its released code (LAVIS).
 Differs: the temperature is learnt as a logarithm. The vocabulary head is not tied to the word embedding. Similarities
-    and matching see other replicas' features with their gradients, which the code gathers without for similarities.
+    and matching use other replicas' features with their gradients; LAVIS gathers them without for similarities.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -51,16 +51,16 @@ class BLIP2(Architecture):
     """BLIP-2. The defaults are the paper's with ViT-g.
 
     Attributes:
-        vision: The visual tower; a stage's ``freeze`` keeps it as it is.
-        qformer: The Q-Former; its dropout is that of its embeddings, too.
+        vision: The visual tower; a stage's ``freeze`` can keep it fixed.
+        qformer: The Q-Former; its dropout also acts on its embeddings.
         num_queries: Learnt queries Q.
-        cross_every: Of so many blocks of the Q-Former the first looks at visual features.
-        words: Of the texts.
+        cross_every: The first of every ``cross_every`` blocks of the Q-Former attends to visual features.
+        words: Sizes of the texts.
         image_size: Side of an image, or of a frame of a clip, in pixels.
-        num_frames: Frames of a training clip. Each is encoded as an image; the queries look at all of them.
+        num_frames: Frames of a training clip. Each is encoded as an image; the queries attend to all of them.
         patch_size: Side of a patch in pixels.
         projection_size: Size P of the contrastive embeddings.
-        language: The language model that goes on from the queries, in the second stage; null: none.
+        language: The language model of the second stage, which continues the queries; null for none.
     """
 
     kind: Literal["blip2"] = "blip2"
@@ -81,22 +81,22 @@ class BLIP2(Architecture):
 
     @property
     def offers(self) -> tuple[str, ...]:
-        """Those of the Q-Former, and that of the language model if there is one."""
+        """The streams of the Q-Former, and that of the language model if there is one."""
         return tuple(stream for stream in super().offers if stream != "language" or self.language is not None)
 
     @property
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
         return InputSizes.of(self.patches, self.words.length)
 
     @property
     def patches(self) -> Patches:
-        """Of the visual tower."""
+        """Sizes of the visual tower."""
         return Patches.of_images(self.image_size, self.patch_size, self.num_frames)
 
     @property
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
         widths = dict.fromkeys(("queries", "text", "fused", "generation"), self.qformer.hidden_size)
         return HeadSizes(
             widths={**widths, "visual": self.vision.hidden_size},
@@ -115,7 +115,7 @@ class BLIP2(Architecture):
 
     @property
     def text_inputs(self) -> Mapping[str, TextInput]:
-        """Of the language model."""
+        """The text input of the language model."""
         return {} if self.language is None else {"language": self.language.text_input}
 
     @property
@@ -142,7 +142,7 @@ class BLIP2(Architecture):
         yield "visual_norm", VisualNorm(vision)
         for index in range(qformer.layers):
             yield f"qformer_{index:02d}", QFormerLayer(index, qformer, patches, length=self.words.length, **seen)
-        # What is projected of a picture are its queries, of which each has an embedding of its own.
+        # A picture's queries are projected, each to a separate embedding.
         sizes = replace(self.heads, widths={**self.heads.widths, "visual": qformer.hidden_size})
         pools = {"visual": _queries}
         yield "contrast", Project(sizes, kit.objectives, joins_inputs=True, pools=pools, several=("visual",))
@@ -154,7 +154,7 @@ class BLIP2(Architecture):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
-        """The Q-Former is passed twice: before and behind the join of rows; of the language model the embedding."""
+        """The Q-Former runs twice, before and after the join of rows; the language model's embedding is its head, too."""
         blocks = [name for name in names if name.startswith("qformer_")]
         behind = list(names).index("join") + 1
         order = [*names[:behind], *blocks, *names[behind:]]
@@ -179,7 +179,7 @@ class BLIP2(Architecture):
         return found
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         stacks = {"vision": self.vision, "qformer": self.qformer}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for (name, stack), norm in zip(stacks.items(), ("pre", "post"), strict=True):
@@ -204,5 +204,5 @@ class BLIP2(Architecture):
 
 
 def _queries(stream: Tensor, state: State) -> Tensor:
-    """What the queries gathered, ``[B, Q, D]``, in place of the visual tower's features."""
+    """The final queries, ``[B, Q, D]``, in place of the visual tower's features."""
     return state["queries"]

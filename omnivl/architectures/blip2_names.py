@@ -69,20 +69,20 @@ _QFORMER_DEFAULTS: Mapping[str, Any] = {
     "cross_attention_frequency": 2,
 }
 _VISION_DEFAULTS: Mapping[str, Any] = {"num_attention_heads": 16, "layer_norm_eps": 1e-6, "hidden_act": "gelu"}
-"""What a configuration that does not name them means."""
+"""Values of fields that a configuration leaves out."""
 _OF_QUERIES = {"intermediate.": "intermediate_query.", "output.": "output_query."}
 
 
 def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels, layers: int) -> dict[str, Tensor] | None:
-    """Weights of ``Blip2ForImageTextRetrieval`` and other classes of BLIP-2, or of ``BertModel`` and classes on it.
+    """Weights of ``Blip2ForImageTextRetrieval`` and other classes of BLIP-2, or of ``BertModel`` and classes built on it.
 
     Args:
-        weights: As the folder holds them.
+        weights: By the folder's names.
         pixels: How the weights' own pixels are normalised.
         layers: Blocks of the Q-Former.
 
     Returns:
-        None where they are of neither. Of BERT the feed-forward layers go into those of words and of queries.
+        None if they are of neither. BERT's feed-forward layers fill both those of words and those of queries.
     """
     given = {re.sub(r"^(bert|blip2)\.", "", name): tensor for name, tensor in weights.items()}
     if TELLING not in given:
@@ -105,7 +105,7 @@ def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels, layers: int
 
 
 def _of_bert(given: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """BERT's weights by the names that a Q-Former made of it would have; token types are folded into the positions."""
+    """BERT's weights by the names of a Q-Former that starts from it; token types are folded into the positions."""
     found = {name: given[name] for name in given if name.startswith("embeddings.word")}
     types = given["embeddings.token_type_embeddings.weight"]
     found["embeddings.position_embeddings.weight"] = given["embeddings.position_embeddings.weight"] + types[0]
@@ -124,7 +124,7 @@ def _of_bert(given: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def _packed(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Maps to queries, keys and values end to end, as ours are, under the name of the first of them."""
+    """Concatenates the maps to queries, keys and values, as ours are, under the name of the first of them."""
     found = dict(given)
     for name in given:
         if re.search(r"\.attention\.attention\.query\.", name):
@@ -136,7 +136,7 @@ def _packed(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_name(name: str) -> str:
-    """The name that a tensor of transformers' has here; its own where there is no place for it."""
+    """Our name of a tensor of transformers; its own name if there is no place for it."""
     for pattern, (stack, parts) in _STACKS.items():
         if found := re.fullmatch(pattern, name):
             index, part, ending = found.groups()
@@ -148,7 +148,7 @@ def own_name(name: str) -> str:
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, qformer: Transformer, cross_every: int) -> list[str]:
-    """What a folder's configuration says otherwise than ours that no shape shows, as messages without their end."""
+    """Options of a folder's configuration that differ from ours and shapes do not show, as unfinished messages."""
     is_bert = "qformer_config" not in config and "hidden_act" in config
     text = (
         config if is_bert else {**_QFORMER_DEFAULTS, **config["qformer_config"]} if "qformer_config" in config else {}

@@ -33,7 +33,7 @@ def build_chain(
     that does not. Heads and momentum twins follow the objectives.
 
     Args:
-        architecture: Which layers, of which sizes.
+        architecture: The layers and their sizes.
         objectives: The stage's objectives.
         tokens: Special tokens of the tokenizer.
         gather: How to see the other replicas; None for a single one.
@@ -77,7 +77,7 @@ def _check_objectives(architecture: Architecture, objectives: Sequence[Objective
     """Refuses objectives that the architecture cannot serve.
 
     Raises:
-        ModelError: A stream is missing, or a stack that writes would look at the words to come.
+        ModelError: A stream is missing, or a stack that generates would look at later words.
     """
     for objective in objectives:
         if lacking := missing_streams(architecture, objective):
@@ -94,7 +94,7 @@ def _check_objectives(architecture: Architecture, objectives: Sequence[Objective
 
 
 def outline(architecture: Architecture) -> Chain:
-    """A chain without storage, heads and twins: what layers there are, in which order, and what they say.
+    """A chain without storage, heads and twins, to ask for its layers, their order and their properties.
 
     Raises:
         ModelError: See ``build_chain``.

@@ -1,10 +1,10 @@
-"""CLIP: a tower for images and a causal one for texts, each of a width of its own, and a projection on top of either.
+"""CLIP: an image tower and a causal text tower of different widths, each with a projection on top.
 
 Shapes: B samples, T frames, L text positions.
 
 Source: Radford et al., CLIP, arXiv 2103.00020, sections 2.4 and 2.5, and its released code.
 Differs: starting values of matrices are the project's (``moe.linear``). Texts are pooled at the tokenizer's first end
-    token; the released code takes the largest id, which in its vocabulary is that token.
+    token; the released code takes the largest id, which is that token in its vocabulary.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,8 @@ class CLIP(Architecture):
         vision: The image tower. CLIP's own weights have the activation ``quick_gelu``.
         text: The text tower, causal.
         image_size: Side of an image, or of a frame of a clip, in pixels.
-        num_frames: Frames of a training clip. Each is encoded as an image; a clip's embedding is the mean of theirs.
+        num_frames: Frames of a training clip. Each is encoded as an image; a clip's embedding is the mean of its
+            frames' embeddings.
         patch_size: Side of a patch in pixels.
         text_length: Token positions per text, special tokens included.
         vocab_size: Rows of the word embedding.
@@ -67,12 +68,12 @@ class CLIP(Architecture):
 
     @property
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
         return InputSizes.of(self.patches, self.text_length)
 
     @property
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
         return HeadSizes(
             widths={"visual": self.vision.hidden_size, "text": self.text.hidden_size},
             text_length=self.text_length,
@@ -84,12 +85,12 @@ class CLIP(Architecture):
 
     @property
     def patches(self) -> Patches:
-        """Of the visual stream."""
+        """Sizes of the visual stream."""
         return Patches.of_images(self.image_size, self.patch_size, self.num_frames, norm_embeddings=True)
 
     @property
     def words(self) -> Words:
-        """Of the text stream."""
+        """Sizes of the text stream."""
         return Words(length=self.text_length, vocab_size=self.vocab_size, norm_embeddings=False)
 
     @property
@@ -133,10 +134,10 @@ class CLIP(Architecture):
         return from_transformers(weights, read_pixels(path, CLIP_PIXELS))
 
     def to_foreign(self, chain: Chain, tokens: SpecialTokens) -> Foreign:
-        """The model as transformers' ``CLIPModel`` has it.
+        """The model as transformers' ``CLIPModel``.
 
         Raises:
-            ModelError: The towers have what that class has not, or the end token an id that it does not look for.
+            ModelError: The towers have an option that the class lacks, or the class would not find the end token's id.
         """
         for name, tower in (("vision", self.vision), ("text", self.text)):
             if not isinstance(tower.ffn, DenseConfig) or tower.layer_scale_init is not None:
@@ -153,7 +154,7 @@ class CLIP(Architecture):
         return to_transformers(self.heads, self.image_size, (self.vision, self.text), chain, tokens)
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         towers = {"vision": self.vision, "text": self.text}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, tower in towers.items():
@@ -173,13 +174,13 @@ _WIDTHS = ("patch_size", "vocab_size", "projection_size")
 
 
 def up_to_end(token_ids: Tensor, tokens: SpecialTokens) -> Tensor:
-    """Bool ``[R, L]``: where a text has tokens, up to and with its first end token, which may also be its padding."""
+    """Bool ``[R, L]``: true up to and including a text's first end token; the same token may serve as padding."""
     ends = token_ids == tokens.sep
     return (ends.long().cumsum(1) - ends.long() == 0) & (ends | (token_ids != tokens.pad))
 
 
 def _tower(width: int, heads: int, layers: int) -> Transformer:
-    """A tower as CLIP has it."""
+    """A tower with CLIP's options."""
     return Transformer(hidden_size=width, num_heads=heads, layers=layers, norm_eps=CLIP_EPS)
 
 

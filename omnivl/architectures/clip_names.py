@@ -1,4 +1,4 @@
-"""CLIP between this engine's names and those of transformers' ``CLIPModel``, in both directions.
+"""CLIP's weights under our names and those of transformers' ``CLIPModel``, in both directions.
 
 Shapes: D hidden size, P projection size, p side of a patch.
 """
@@ -43,7 +43,7 @@ _PATCHES, _POSITIONS = "embed.block.visual.patches.weight", "embed.block.visual.
 
 
 def names(vision_layers: int, text_layers: int) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Each parameter of ours with the parameters of ``CLIPModel`` that it holds, several end to end."""
+    """Each parameter of ours with the parameters of ``CLIPModel`` that it concatenates."""
     for ours, theirs in _TABLES.items():
         yield ours, (theirs,)
     maps = {**_NORMS, f"text_{text_layers - 1:02d}.block.norm_out": "text_model.final_layer_norm"}
@@ -59,10 +59,10 @@ def names(vision_layers: int, text_layers: int) -> Iterator[tuple[str, tuple[str
 
 
 def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str, Tensor]:
-    """A checkpoint's tensors under our names; those that have none here keep theirs.
+    """A checkpoint's tensors under our names; tensors without a counterpart keep theirs.
 
-    Another normalisation of pixels is folded into the patches' map and, since that has no bias, into the positions of
-    all patches.
+    A different normalisation of pixels is folded into the patch embedding and, since that has no bias, into the
+    positions of all patches.
 
     Args:
         weights: By names of ``CLIPModel``.
@@ -89,7 +89,7 @@ def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels) -> dict[str
 def to_transformers(
     sizes: HeadSizes, image_size: int, towers: tuple[Transformer, Transformer], chain: Chain, tokens: SpecialTokens
 ) -> Foreign:
-    """A chain of dense towers as ``CLIPModel`` has it; the temperature is written as it acts, within its bounds."""
+    """A chain of dense towers as ``CLIPModel``; the temperature is written clamped to its bounds."""
     vision, text = towers
     own = {name: tensor.detach() for name, tensor in chain.state_dict().items()}
     project = chain.get_submodule("contrast")
@@ -118,10 +118,10 @@ def to_transformers(
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transformer) -> list[str]:
-    """What the towers have to be set to before they compute what a ``CLIPModel``'s weights were trained for.
+    """Options that the towers need to compute the same as a ``CLIPModel``.
 
     Args:
-        config: Content of its ``config.json``; what it leaves out is as the class has it.
+        config: Content of its ``config.json``; missing fields have the class's defaults.
         vision: Our image tower.
         text: Our text tower.
     """
@@ -133,7 +133,7 @@ def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transfor
             "activation": (tower.activation, activation),
             "norm_eps": (tower.norm_eps, said.get("layer_norm_eps", 1e-5)),
         }
-        if config:  # a weight file alone does not say how many heads there are
+        if config:  # a weight file alone does not tell the number of heads
             wanted["num_heads"] = (tower.num_heads, said.get("num_attention_heads", heads))
         found += [
             f"model.{name}.{option}: got {own}; allowed {value} with these weights"
@@ -144,7 +144,7 @@ def unmet_options(config: Mapping[str, Any], vision: Transformer, text: Transfor
 
 
 def _block(name: str, tower: str) -> int:
-    """The number of the block of a tower that a parameter of ``CLIPModel`` belongs to; -1 for others."""
+    """Index of the block of a tower that a parameter of ``CLIPModel`` belongs to; -1 for others."""
     start = f"{tower}.encoder.layers."
     return int(name.removeprefix(start).partition(".")[0]) if name.startswith(start) else -1
 
@@ -164,14 +164,14 @@ def _tower_config(tower: Transformer, projection_size: int) -> dict[str, Any]:
 def _image_processor(image_size: int) -> dict[str, Any]:
     """Content of ``preprocessor_config.json``: the view of evaluation, and pixels from -1 to 1.
 
-    Resized pictures differ a little from ours, which are cropped before they are resized.
+    Resized pictures differ slightly from ours, which are cropped before they are resized.
     """
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": image_size},
-        "resample": 2,  # bilinear: of PIL's filters the one nearest to ours
+        "resample": 2,  # bilinear: the PIL filter nearest to ours
         "do_center_crop": True,
         "crop_size": {"height": image_size, "width": image_size},
         "do_rescale": True,

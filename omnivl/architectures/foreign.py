@@ -1,4 +1,4 @@
-"""Models of another library: what its folders say beside the weights, and what is to be written into one.
+"""Models of another library: reading the files beside the weights in its folders, and the content to write into one.
 
 Shapes: D hidden size, C values of a patch.
 """
@@ -20,8 +20,8 @@ class Pixels:
     """How the channels of pixels in [0, 1] are normalised.
 
     Attributes:
-        mean: What is taken off.
-        std: What the rest is divided by.
+        mean: Subtracted first.
+        std: Divisor after that.
     """
 
     mean: tuple[float, ...]
@@ -34,7 +34,7 @@ OUR_PIXELS = Pixels((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 @dataclass(frozen=True)
 class Foreign:
-    """A model as a class of ``transformers`` has it, for a folder that loads without this package.
+    """A model as a class of ``transformers``, for a folder that loads without this package.
 
     Attributes:
         model: Name of the class.
@@ -52,10 +52,10 @@ class Foreign:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file's mapping; empty where there is no such file.
+    """A JSON file's mapping; empty if there is no such file.
 
     Raises:
-        ModelError: It is no JSON.
+        ModelError: It is not JSON.
     """
     if not file.is_file():
         return {}
@@ -67,10 +67,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_pixels(folder: Path, usual: Pixels) -> Pixels:
-    """How the image processor of a folder normalises; as usual where there is none.
+    """The normalisation of a folder's image processor; ``usual`` if there is none.
 
     Raises:
-        ModelError: Its file is no JSON.
+        ModelError: Its file is not JSON.
     """
     said = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get(
         "image_processor", {}
@@ -81,7 +81,7 @@ def read_pixels(folder: Path, usual: Pixels) -> Pixels:
 
 
 def fold_pixels(weight: Tensor, bias: Tensor, pixels: Pixels) -> tuple[Tensor, Tensor]:
-    """The patch embedding for our pixels, whose mean and deviation are 0.5, that gives what it gave for its own.
+    """The patch embedding for our pixels (mean and deviation 0.5) with the same output as before for its own.
 
     With x = (0.5 (p + 1) - mean) / std, W x + b = (0.5 W / std) p + b + sum(W (0.5 - mean) / std).
 

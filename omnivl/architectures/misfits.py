@@ -1,4 +1,4 @@
-"""What does not fit together in sizes that many architectures have."""
+"""Checks of sizes that many architectures have."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -10,10 +10,10 @@ from omnivl.parts.sizes import MODALITIES, Transformer
 
 
 def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
-    """Numbers that have to be multiples of others.
+    """Numbers that are not multiples of their divisors.
 
     Args:
-        pairs: By path with dots, the number, the name of its divisor and that.
+        pairs: By path with dots: the number, the name of its divisor, the divisor.
     """
     for path, (value, divisor, by) in pairs.items():
         if by >= 1 and value % by:
@@ -21,7 +21,7 @@ def divisions(pairs: Mapping[str, tuple[int, str, int]]) -> Iterator[Misfit]:
 
 
 def stack_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
-    """What does not fit together in a stack that stands in a configuration under a name."""
+    """Options of a stack, a configuration's field ``name``, that do not fit together."""
     yield from divisions({f"{name}.hidden_size": (stack.hidden_size, "num_heads", stack.num_heads)})
     if stack.layers < 1:
         yield Misfit((name, "layers"), str(stack.layers), "1 or more", "raise it, e.g. to 12")
@@ -30,7 +30,7 @@ def stack_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
 
 
 def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misfit]:
-    """What does not fit together in a language model that stands in a configuration as ``language``.
+    """Options of a language model, a configuration's field ``language``, that do not fit together.
 
     Args:
         language: Its sizes.
@@ -51,7 +51,7 @@ def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misf
 
 
 def filling_misfits(stack: Transformer, depths: Mapping[str, int]) -> Iterator[Misfit]:
-    """What does not fit together in what fills the feed-forward slots of stacks that are alike but for their depths.
+    """Options of fillings that do not fit together, in stacks that differ only in depth.
 
     Args:
         stack: One of them.
@@ -68,7 +68,7 @@ def filling_misfits(stack: Transformer, depths: Mapping[str, int]) -> Iterator[M
 
 
 def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
-    """Modalities that a filling names and that there are not, and pools that are missing."""
+    """Modalities that a filling names but do not exist, and missing pools."""
     known = ", ".join(map(repr, MODALITIES))
     for named, names in named_modalities(ffn).items():
         for name in names:
@@ -84,7 +84,7 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
 
 
 def _place_misfits(ffn: FeedForwardConfig, depths: Mapping[str, int]) -> Iterator[Misfit]:
-    """Blocks that are named as places of experts and that not every stack has."""
+    """Blocks that are named as places of experts but not every stack has."""
     blocks = ffn.blocks if isinstance(ffn, SparseConfig | AttributeConfig) else None
     shortest = min(depths, key=lambda name: depths[name])
     depth = depths[shortest]

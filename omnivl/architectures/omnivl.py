@@ -1,4 +1,4 @@
-"""OmniVL: a visual encoder of images and videos, a text encoder, and two decoders of texts that look at visuals.
+"""OmniVL: a visual encoder of images and videos, a text encoder, and two text decoders that attend to visuals.
 
 Source: Wang et al., OmniVL, arXiv 2209.07526.
 """
@@ -29,9 +29,9 @@ class VisionConfig:
     Attributes:
         activation: Of its dense perceptrons: ``gelu``, or ``quick_gelu`` as in CLIP.
         norm_eps: Added to the variance in its normalisations: 1e-6 as in Google's ViT, 1e-5 in CLIP and BLIP, 1e-12 in
-            BEiT and in what transformers calls ViT.
+            BEiT and in transformers' ViT.
         norm_embeddings: Whether embeddings are normalised before the first block, as in CLIP.
-        relative_positions: Whether attention has a bias by how two patches lie to each other, as in BEiT.
+        relative_positions: Whether attention has a bias by the relative position of two patches, as in BEiT.
     """
 
     activation: Activation = "gelu"
@@ -49,8 +49,8 @@ class OmniVL(OneWidth):
         text_layers: Blocks of the text encoder.
         alignment_layers: Blocks of the alignment decoder, on top of the text encoder's output.
         generation_layers: Blocks of the generation decoder, on word embeddings, causal.
-        text_norm: Where text and decoder blocks normalise: ``post`` as BERT does, which its weights need; ``pre``
-            learns faster from random weights.
+        text_norm: Where text and decoder blocks normalise: ``post``, as BERT does and its weights need; ``pre`` learns
+            faster from random weights.
         vision: Details of the visual encoder.
     """
 
@@ -68,7 +68,7 @@ class OmniVL(OneWidth):
 
     @property
     def patches(self) -> Patches:
-        """Of the visual stream."""
+        """Sizes of the visual stream."""
         return replace(
             super().patches,
             norm_embeddings=self.vision.norm_embeddings,
@@ -121,7 +121,7 @@ class OmniVL(OneWidth):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         yield from super().misfits()
         if self.vision.activation != "gelu" and not isinstance(self.ffn, DenseConfig | MoMEConfig):
             got = f"{self.vision.activation!r} with ffn kind {self.ffn.kind!r}"
@@ -186,4 +186,4 @@ OmniVL.presets = {
         recompute="block",
     ),
 }
-"""``tiny`` is the quickstart's, ``base`` the paper's. The vocabulary size is the tokenizer's and is set by the plan."""
+"""``tiny`` is the quickstart's, ``base`` the paper's. The plan's tokenizer sets the vocabulary size."""

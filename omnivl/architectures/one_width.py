@@ -1,4 +1,4 @@
-"""What architectures share whose stacks are all of one width: their sizes stand side by side, without sections."""
+"""Base of architectures whose stacks all have one width: flat fields instead of a section for each stack."""
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
@@ -28,9 +28,10 @@ class OneWidth(Architecture):
         num_frames: Frames of a training clip.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch.
-        temporal_gain: What the temporal branches start with. At 0 their projections and the positions in time are zero,
-            hence a clip of equal frames gives exactly what the image gives; above 0 projections start so many times as
-            large as other maps do, positions in time with this deviation, and motion is learnt many times sooner.
+        temporal_gain: Scale of the temporal branches' starting values. At 0 their projections and the temporal
+            positions are zero, so that a clip of equal frames gives exactly the image's result. Above 0 projections
+            start at this factor times the scale of other maps, temporal positions with this deviation, and motion is
+            learnt many times sooner.
         text_length: Token positions per text, special tokens included.
         vocab_size: Rows of the word embedding.
         projection_size: Size P of the contrastive embeddings.
@@ -40,11 +41,10 @@ class OneWidth(Architecture):
         dropout: Dropout of words, and in text and decoder blocks.
         layer_scale_init: Initial LayerScale of the blocks that see patches; None for none.
         momentum: Momentum twins; None builds none.
-        ffn: What fills the feed-forward slot.
-        recompute: Activations that are not kept for the backward pass, which computes them anew: ``none``;
-            ``attention``, what lies between the projections of attentions; ``ffn``, what lies within feed-forward
-            slots; ``block``, whole blocks.
-        recompute_every: Of every so many blocks of a stack the first is recomputed; 1 takes all.
+        ffn: The filling of the feed-forward slots.
+        recompute: Activations that the backward pass recomputes: ``none``; ``attention``, those between the projections
+            of attentions; ``ffn``, those within feed-forward slots; ``block``, those of whole blocks.
+        recompute_every: Of this many consecutive blocks of a stack the first is recomputed; 1 for all.
     """
 
     hidden_size: Annotated[int, Range(1)] = 768
@@ -70,12 +70,12 @@ class OneWidth(Architecture):
 
     @property
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
         return InputSizes.of(self.patches, self.text_length)
 
     @property
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
         return HeadSizes(
             widths=dict.fromkeys(self.streams, self.hidden_size),
             text_length=self.text_length,
@@ -87,7 +87,7 @@ class OneWidth(Architecture):
 
     @property
     def words(self) -> Words:
-        """Of the text streams."""
+        """Sizes of the text streams."""
         return Words(length=self.text_length, vocab_size=self.vocab_size)
 
     @property
@@ -97,7 +97,7 @@ class OneWidth(Architecture):
 
     @property
     def patches(self) -> Patches:
-        """Of the visual stream."""
+        """Sizes of the visual stream."""
         return Patches(
             image_size=self.image_size,
             video_size=self.video_size,
@@ -109,7 +109,7 @@ class OneWidth(Architecture):
         )
 
     def stack_of(self, layers: int) -> Transformer:
-        """A stack of so many blocks; what differs between stacks is left at its default."""
+        """A stack of ``layers`` blocks; options that differ between stacks keep their defaults."""
         return Transformer(
             hidden_size=self.hidden_size,
             num_heads=self.num_heads,
@@ -131,7 +131,7 @@ class OneWidth(Architecture):
         """Numbers of blocks by the fields that give them."""
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         yield from divisions(
             {
                 "hidden_size": (self.hidden_size, "num_heads", self.num_heads),

@@ -1,4 +1,4 @@
-"""One transformer for the tokens of images, clips and texts, which it passes apart and joined.
+"""One transformer for the tokens of images, clips and texts, which runs on them apart and joined.
 
 Sources: Bao et al., VLMo, arXiv 2111.02358; Wang et al., BEiT-3, arXiv 2208.10442; Mustafa et al., LIMoE,
     arXiv 2206.02770.
@@ -25,11 +25,11 @@ from omnivl.parts.unified import UNIFIED_EPS, UnifiedLayer, UnifiedNorm
 
 @dataclass(frozen=True)
 class Unified(OneWidth):
-    """The unified transformer: VLMo, BEiT-3 and LIMoE by what fills its feed-forward slots.
+    """The unified transformer: VLMo, BEiT-3 or LIMoE, depending on the filling of its feed-forward slots.
 
     Attributes:
         depth: Blocks.
-        multiway: Attention projections and norms by modality, as in BEiT-3.
+        multiway: Whether attention projections and norms are by modality, as in BEiT-3.
     """
 
     kind: Literal["unified"] = "unified"
@@ -78,12 +78,12 @@ class Unified(OneWidth):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
-        """The blocks are passed twice: before and behind the join of rows."""
+        """The blocks run twice: before and after the join of rows."""
         blocks = [name for name in names if name.startswith("unified_")]
         return ["embed", *blocks, "contrast", "join", *blocks, "losses"]
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         yield from super().misfits()
         if isinstance(self.ffn, AttributeConfig) and self.ffn.attention and self.multiway:
             got, change = "true beside multiway", "set one of the two to false"

@@ -1,7 +1,7 @@
-"""Model sections as plans wrote them before architectures were told apart by ``kind``, brought into today's form.
+"""Conversion of model sections from before architectures had a ``kind`` into today's form.
 
-Then one set of fields served two architectures: ``{architecture: unified, vision_layers: 6}``. Today each has its own:
-``{kind: unified, depth: 6}``.
+One set of fields served two architectures then: ``{architecture: unified, vision_layers: 6}``. Today each has its own
+fields: ``{kind: unified, depth: 6}``.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ KINDS = {"towers": "omnivl", "unified": "unified"}
 """Today's kind for each value that ``architecture`` had."""
 
 MOVED = {"unified": {"vision_layers": "depth"}}
-"""Fields that are called otherwise today, by kind."""
+"""Fields that have another name today, by kind."""
 
 MEANINGLESS: Mapping[str, Mapping[str, tuple[object, ...] | None]] = {
     "omnivl": {"multiway": (False,)},
@@ -26,7 +26,7 @@ MEANINGLESS: Mapping[str, Mapping[str, tuple[object, ...] | None]] = {
         ),
     },
 }
-"""Fields that an earlier plan could have and that meant nothing, by kind; with the values at which they meant it."""
+"""Fields that an earlier plan could have without an effect, by kind; with the values that had none."""
 
 
 def upgraded(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def upgraded(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
     Args:
         model: Its fields, as YAML or JSON has them.
-        kind: That of the section, where ``model`` names none.
+        kind: Kind of the section if ``model`` names none.
     """
     fields = dict(model)
     if "architecture" in fields:
@@ -52,5 +52,5 @@ def upgraded(model: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def successor(name: str, kind: str) -> str:
-    """What a field of a model section is called today."""
+    """Today's name of a field of a model section."""
     return "kind" if name == "architecture" else MOVED.get(kind, {}).get(name, name)

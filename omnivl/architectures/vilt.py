@@ -1,4 +1,4 @@
-"""ViLT: one transformer over words and patches, without an encoder of either.
+"""ViLT: one transformer over words and patches, without separate encoders.
 
 Source: Kim et al., ViLT, arXiv 2102.03334.
 Differs: images of a step are of one square size; no patches are left out at random.
@@ -32,8 +32,8 @@ class ViLT(Architecture):
     """ViLT. The defaults are ViLT-B/32, the paper's.
 
     Attributes:
-        blocks: The transformer; its dropout is that of the embeddings, too.
-        words: Of the texts.
+        blocks: The transformer; its dropout also acts on the embeddings.
+        words: Sizes of the texts.
         image_size: Side of an image in pixels.
         patch_size: Side of a patch in pixels.
     """
@@ -50,17 +50,17 @@ class ViLT(Architecture):
 
     @property
     def inputs(self) -> InputSizes:
-        """What the data side needs to know of the sizes."""
+        """Sizes that the data side needs."""
         return InputSizes.of(self.patches, self.words.length)
 
     @property
     def patches(self) -> Patches:
-        """Of images."""
+        """Sizes of images and patches."""
         return Patches.of_images(self.image_size, self.patch_size)
 
     @property
     def heads(self) -> HeadSizes:
-        """What heads are built from."""
+        """Sizes for heads."""
         return HeadSizes(
             widths=dict.fromkeys(self.streams, self.blocks.hidden_size),
             text_length=self.words.length,
@@ -83,7 +83,7 @@ class ViLT(Architecture):
 
     @property
     def has_routers(self) -> bool:
-        """No block encodes pictures or texts by themselves."""
+        """False: no block encodes pictures or texts alone."""
         return False
 
     def layers(self, kit: Kit) -> Layers:
@@ -97,7 +97,7 @@ class ViLT(Architecture):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def misfits(self) -> Iterator[Misfit]:
-        """What does not fit together."""
+        """Options that do not fit together."""
         blocks = self.blocks
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         yield from stack_misfits("blocks", blocks)
@@ -115,11 +115,11 @@ class ViLT(Architecture):
         """Weights of transformers' ``ViltModel`` and classes built on it, or of ``ViTModel``, which ViLT starts from.
 
         Args:
-            weights: As the folder holds them.
+            weights: By the folder's names.
             path: The folder, for messages.
 
         Returns:
-            None where they are of neither. The head of masked words has a place here; other heads keep their names.
+            None if they are of neither. The head of masked words has a place here; other heads keep their names.
 
         Raises:
             ModelError: The blocks have another number of heads or another activation than the weights'.
@@ -137,12 +137,12 @@ class ViLT(Architecture):
             own = _own_name(name)
             found[own] = _FLATTENED[own](tensor) if own in _FLATTENED else tensor
         if "losses.vocabulary.transform.weight" in found:
-            # The last map is tied to the words there, and saved or not.
+            # There the last map is tied to the word embedding, and may be missing in the file.
             found.setdefault("losses.vocabulary.decoder.weight", found["embed.block.text.words"])
         return found
 
     def _refuse_options(self, said: Mapping[str, Any], path: Path) -> None:
-        """Refuses weights whose configuration says another thing than ours that no shape shows."""
+        """Refuses weights whose configuration differs from ours in an option that shapes do not show."""
         wanted = {
             "num_heads": (self.blocks.num_heads, said.get("num_attention_heads", self.blocks.num_heads)),
             "activation": (self.blocks.activation, said.get("hidden_act", self.blocks.activation)),
@@ -181,17 +181,17 @@ _IN_BLOCKS: Mapping[str, str] = {
     "output.dense": "ffn.fc2",
 }
 TELLING = {"embeddings.cls_token", "embeddings.position_embeddings", "encoder.layer.0.layernorm_before.weight"}
-"""Names that the weights of both have."""
+"""Names that weights of both classes have."""
 _FLATTENED: Mapping[str, Callable[[Tensor], Tensor]] = {
     "embed.block.visual.class_token": torch.flatten,
     "embed.block.visual.positions": lambda table: table[0],
     "embed.block.visual.patches.weight": lambda kernel: kernel.flatten(1),
 }
-"""Tensors that have more dimensions there."""
+"""Tensors with more dimensions in transformers."""
 
 
 def _own_name(name: str) -> str:
-    """The name that a tensor of transformers' has here; its own where there is no place for it."""
+    """Our name of a tensor of transformers; its own name if there is no place for it."""
     if found := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", name):
         index, part, ending = found.groups()
         return f"fused_{int(index):02d}.block.{_IN_BLOCKS[part]}.{ending}" if part in _IN_BLOCKS else name
@@ -202,10 +202,10 @@ def _own_name(name: str) -> str:
 
 
 def _configuration(path: Path) -> Mapping[str, Any]:
-    """What ``config.json`` beside the weights says; nothing where there is none.
+    """Content of ``config.json`` beside the weights; empty if there is none.
 
     Raises:
-        ModelError: It is no JSON.
+        ModelError: It is not JSON.
     """
     file = path / "config.json"
     if not file.is_file():
