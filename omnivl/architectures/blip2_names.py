@@ -148,7 +148,7 @@ def own_name(name: str) -> str:
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, qformer: Transformer, cross_every: int) -> list[str]:
-    """Options of a folder's configuration that differ from ours and shapes do not show, as unfinished messages."""
+    """Options of a folder that differ from ours and that shapes do not show, as unfinished messages."""
     is_bert = "qformer_config" not in config and "hidden_act" in config
     text = (
         config if is_bert else {**_QFORMER_DEFAULTS, **config["qformer_config"]} if "qformer_config" in config else {}

@@ -1,7 +1,7 @@
-"""Tasks that a trained stage is evaluated by, one file each.
+"""Evaluation tasks for trained stages, one file each.
 
-A new task is a new file and one entry in ``TaskConfig``. Files import what only they need (pandas, sacrebleu) when they
-run, as every plan that is read imports all of them.
+A new task is a new file and one entry in ``TaskConfig``. Every plan that is read imports all of these files; therefore
+they import special packages (pandas, sacrebleu) only when they run.
 """
 
 from typing import Annotated
@@ -22,7 +22,7 @@ from omnivl.tasks.zero_shot import ZeroShotTask
 TaskConfig = Annotated[
     RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask | MatchingTask | VQATask, Field(discriminator="kind")
 ]
-"""All tasks that ``evaluate.tasks`` of a plan can name, told apart by ``kind``."""
+"""All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "BaselineReference",

@@ -20,7 +20,7 @@ class CaptionTask(Task):
     """Captions by the generation decoder: exact match, keyword F1 and BLEU.
 
     Attributes:
-        objective: Key of the objective whose head writes: of kind ``lm``, or ``prefix_lm`` where a language model does.
+        objective: Key of the objective whose head generates: of kind ``lm``, or ``prefix_lm`` for a language model.
         num_beams: 1 decodes greedily.
         gallery: Number of captions to keep for the report.
     """
@@ -33,7 +33,7 @@ class CaptionTask(Task):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """The head that writes."""
+        """The head that generates."""
         return (Head(self.objective),)
 
     def run(self, encoder: Encoder) -> TaskResult:
@@ -62,11 +62,11 @@ class CaptionTask(Task):
 
 
 def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int) -> list[str]:
-    """The caption of every picture, in order, equal on every replica.
+    """A generated caption for every picture, in order, equal on every replica.
 
     Args:
-        pictures: What to write about.
-        encoder: Has the objective's head.
+        pictures: The pictures or clips.
+        encoder: A stage with the objective's head.
         objective: Key of the objective.
         num_beams: 1 decodes greedily.
 

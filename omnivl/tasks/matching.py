@@ -1,4 +1,4 @@
-"""Retrieval between pictures or clips and texts by the head that matches them, pair by pair."""
+"""Retrieval between pictures or clips and texts by the matching head, pair by pair."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -15,13 +15,13 @@ from omnivl.tasks.task import Task
 
 @dataclass(frozen=True)
 class MatchingTask(Task):
-    """Retrieval in both directions with R@1, R@5 and R@10, for models without embeddings to compare.
+    """Retrieval in both directions with R@1, R@5 and R@10, for models without contrastive embeddings.
 
     Every picture goes through the model with every text: N pictures with distinct captions cost N * N passes.
 
     Attributes:
         objective: Key of the objective whose head matches, such as ``itm``.
-        max_samples: As for every task, and a smaller number by default.
+        max_samples: As for every task, with a smaller default.
     """
 
     kind: Literal["matching"] = "matching"

@@ -1,6 +1,6 @@
-"""What a task reads of a trained stage, and how a stage that does not have it is described.
+"""Requirements of a task on a trained stage, and messages for stages that do not meet them.
 
-``omnivl check`` and ``omnivl evaluate`` ask the same question and use the same words.
+``omnivl check`` and ``omnivl evaluate`` use the same checks and messages.
 """
 
 from abc import ABC, abstractmethod
@@ -15,13 +15,13 @@ from omnivl.inference.pictures import Media
 
 @dataclass(frozen=True)
 class Provided:
-    """What a stage provides to tasks.
+    """The stage that tasks check.
 
     Attributes:
         model: The stage's model.
-        objectives: The stage's objectives. Their heads are part of the stage's chain.
-        earlier: Objectives of the stages whose weights it started from. Their heads are no part of the chain; what
-            they trained of the encoders is.
+        objectives: The stage's objectives, whose heads are part of its chain.
+        earlier: Objectives of the stages whose weights it started from. Their heads are not part of the chain, but the
+            encoders that they trained are.
     """
 
     model: Architecture
@@ -31,13 +31,13 @@ class Provided:
 
 @dataclass(frozen=True)
 class Lack:
-    """Why a stage cannot do a task as it is configured.
+    """Why a stage cannot run a task as configured.
 
     Attributes:
-        what: Goes behind "a stage that": ``does not train 'lm'``.
+        what: Continues "a stage that": ``does not train 'lm'``.
         remedy: What to change in the plan: ``add the objective 'lm'``.
-        option: Name of the task's field that asks for what is lacking; None where the task itself does.
-        without: Value of ``option`` with which the task can be done.
+        option: Name of the task's field that causes the need; None if the task always has it.
+        without: Value of ``option`` with which the task can run.
     """
 
     what: str
@@ -47,11 +47,11 @@ class Lack:
 
 
 class Need(ABC):
-    """One thing that a task reads."""
+    """One requirement of a task."""
 
     @abstractmethod
     def lack(self, stage: Provided) -> Lack | None:
-        """What the stage lacks; None where it has what is needed."""
+        """What the stage lacks; None if it meets the need."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Head(Need):
 
 
 class Embeddings(Need):
-    """Embeddings of pictures and texts that a loss has compared, in this stage or in an earlier one."""
+    """Embeddings of pictures and texts that a contrastive loss has trained, in this stage or an earlier one."""
 
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
@@ -93,7 +93,7 @@ class Embeddings(Need):
 
 @dataclass(frozen=True)
 class Shown(Need):
-    """An architecture that takes what the samples show.
+    """An architecture that takes images, or clips.
 
     Attributes:
         media: ``image`` or ``video``.

@@ -1,4 +1,4 @@
-"""The baseline without learning: pictures compared by their pixels, scaled down to thumbnails.
+"""The baseline without learning: pictures compared by the pixels of thumbnails.
 
 Shapes: N clips, T frames (1 for images), H x W pixels, S side of the thumbnail.
 """
@@ -62,9 +62,9 @@ def pixels_of(encoder: Encoder, pictures: PictureSet, *, over_time: bool = False
     """``pixel_features`` of a whole set, fp32 ``[N, values]`` on the CPU, computed in shares by all replicas.
 
     Args:
-        encoder: Tells how to share the work.
+        encoder: Shares the work over replicas.
         pictures: Pictures or clips.
-        over_time: Whether a clip is averaged to one picture, so that stills and clips can be compared.
+        over_time: Whether clips are averaged over time, so that they can be compared with images.
     """
 
     def of_share(share: list[int]) -> Tensor:

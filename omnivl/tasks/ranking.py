@@ -11,14 +11,14 @@ from torch import Tensor
 from omnivl.tasks.results import Score
 
 PLACES = (1, 5, 10)
-"""At which recall is told."""
+"""Numbers of places at which recall is reported."""
 
 
 def best_rank(similarity: Tensor, relevant: Tensor) -> Tensor:
     """Rank of the best relevant candidate of each query, 0 for the first place.
 
-    Ties count against the query: a candidate that is as similar as the relevant one ranks before it, so a model that
-    maps everything to one point scores zero, not one.
+    Ties count against the query: an equally similar candidate ranks before the relevant one, so that a model that maps
+    everything to one point scores zero, not one.
 
     Args:
         similarity: float ``[Q, C]``.
@@ -61,11 +61,11 @@ def recalls(similarity: Tensor, relevant: Tensor, places: Sequence[int] = PLACES
 def recall_scores(
     name: str, direction: str, similarity: Tensor, relevant: Tensor, baseline: Tensor | None = None
 ) -> list[Score]:
-    """Recalls beside chance, and beside those of a baseline where there is one.
+    """Recalls with chance and, if there is a baseline, its recalls.
 
     Args:
-        name: Of the task.
-        direction: What is asked, and what is found.
+        name: Name of the task.
+        direction: Query and candidates, e.g. ``image->text``.
         similarity: float ``[Q, C]``.
         relevant: bool ``[Q, C]``.
         baseline: The baseline's similarity, ``[Q, C]``.

@@ -1,4 +1,4 @@
-"""What a task returns: scores as rows of a table, galleries of examples, and files."""
+"""Results of a task: scores as rows of a table, galleries of examples, and files."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,10 +15,10 @@ class Score:
         task: The task's name.
         metric: E.g. ``image->text R@1``.
         value: Share in [0, 1] unless the metric's name says otherwise.
-        chance: Expected value of guessing; None where that has no meaning.
-        baseline: Value of the 16x16-pixel baseline; None where it was not asked for.
+        chance: Expected value of guessing; None if that has no meaning.
+        baseline: Value of the 16x16-pixel baseline; None if it was not requested.
         count: Number of queries.
-        graded: Whether the value is a share of which more is better, so that it can be drawn as a bar towards 1.
+        graded: Whether the value is a share and higher is better, so that it can be drawn as a bar towards 1.
     """
 
     task: str
@@ -61,11 +61,11 @@ class Gallery:
 class ResultFile:
     """A result that is too large for ``evaluation.json``. One process makes and writes it.
 
-    The report shows of a file that ends in ``.html`` what stands from its first ``<section>`` to its last one.
+    Of a file that ends in ``.html`` the report shows the part from its first ``<section>`` to its last one.
 
     Attributes:
-        name: Of the file, e.g. ``routing.html``.
-        write: Writes it to a path.
+        name: File name, e.g. ``routing.html``.
+        write: Writes the file to a path.
     """
 
     name: str
@@ -81,7 +81,7 @@ class TaskResult:
     files: tuple[ResultFile, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
-        """Plain containers, for ``evaluation.json``; files are no part of it."""
+        """Plain containers for ``evaluation.json``, without files."""
         return {
             "scores": [asdict(score) for score in self.scores],
             "galleries": [asdict(gallery) for gallery in self.galleries],
@@ -89,12 +89,12 @@ class TaskResult:
 
 
 def write_files(results: Sequence[TaskResult], folder: Path, prefix: str = "") -> list[Path]:
-    """Writes the files of all results, each whole or not at all.
+    """Writes the files of all results, each atomically.
 
     Args:
-        results: Of one evaluation.
+        results: Results of one evaluation.
         folder: An existing folder.
-        prefix: Goes before each name. The second file of a name gets a number: ``routing-2.html``.
+        prefix: Prefix of each name. A second file of the same name gets a number: ``routing-2.html``.
 
     Returns:
         Paths of the files.

@@ -1,4 +1,4 @@
-"""Retrieval between pictures or clips and texts, both ways, optionally re-ranked by a head that matches pairs."""
+"""Retrieval between pictures or clips and texts, both ways, optionally re-ranked by a matching head."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,12 +23,13 @@ class RetrievalTask(Task):
     """Retrieval in both directions between pictures or clips and texts, with R@1, R@5 and R@10.
 
     Attributes:
-        text: ``caption``: the first caption of each picture; ``tags``: every tag that at least ``min_tagged`` pictures
-            have, each relevant to all of these.
+        text: ``caption``: the first caption of each picture; ``tags``: every tag of at least ``min_tagged`` pictures,
+            relevant to all of them.
         min_tagged: See ``text``.
-        rerank: Re-rank this many contrastive candidates by the head that matches pairs, and report both; 0 does not.
+        rerank: Number of contrastive candidates that the matching head re-ranks; both rankings are reported. 0 for
+            none.
         matcher: Key of the objective with that head.
-        rerank_temperature: Divides the cosine before the matching log odds are added to it.
+        rerank_temperature: Divisor of the cosine before the matching log odds are added.
         baseline: Reference of the pixel baseline; null prints none. Needs ``text: caption``.
         gallery: Number of queries to keep for the report.
     """
@@ -44,7 +45,7 @@ class RetrievalTask(Task):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """Embeddings, and to re-rank the head that matches."""
+        """Embeddings, and the matching head for re-ranking."""
         return (Embeddings(), Head(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
 
     def run(self, encoder: Encoder) -> TaskResult:
@@ -96,7 +97,7 @@ def _tags(meta: object) -> Sequence[object]:
 def _pixel_similarity(
     pictures: PictureSet, texts: Sequence[str], reference: BaselineReference, encoder: Encoder
 ) -> Tensor:
-    """Similarity by 16x16 pixels: of a text, by the reference pictures that have it as their first caption.
+    """Similarity of pictures and texts by 16x16 pixels, over the reference pictures with the text as first caption.
 
     Returns:
         fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts without one
@@ -116,9 +117,9 @@ def _pixel_similarity(
 def _reranked(
     task: RetrievalTask, similarity: Tensor, pictures: PictureSet, texts: Sequence[str], encoder: Encoder
 ) -> Tensor:
-    """The first texts of each picture in the order of matching log odds plus cosine over temperature.
+    """Re-ranks the first texts of each picture by matching log odds plus cosine over temperature.
 
-    The others keep their order behind them.
+    The others follow in their old order.
 
     Source: ALBEF, arXiv 2107.07651, section 6.1 (re-ranking by matching score); BLIP, arXiv 2201.12086 (its code adds
         the similarity).

@@ -1,4 +1,4 @@
-"""What a task is: its options in a plan, what it needs of a trained stage, and how it is run."""
+"""The base class of tasks: options in a plan, needs, and the run."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ Where = Mapping[str, tuple[str, ...]]
 class Task(ABC):
     """Base of all tasks. Instances are frozen and are their own configuration.
 
-    Every member narrows ``kind`` to one literal, which tells it apart in a plan. Every field has a default, so that a
-    kind alone stands for a task.
+    Every task narrows ``kind`` to one literal, its name in plans. Every field has a default, so that a kind alone
+    specifies a task.
 
     Attributes:
-        kind: Tells the task apart from the others.
-        name: Heads the rows of the table; the kind where it is empty.
+        kind: Name of the task in plans.
+        name: Name in the table of scores; if empty, the kind.
         source: Data source.
         media: ``image`` or ``video``.
         where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
@@ -44,7 +44,7 @@ class Task(ABC):
 
     @property
     def needs(self) -> tuple[Need, ...]:
-        """What the task reads of a trained stage, with the options that it has; nothing by default."""
+        """What the task, with its options, needs of a trained stage; nothing by default."""
         return ()
 
     @abstractmethod
@@ -59,7 +59,7 @@ class Task(ABC):
         """
 
     def lacks(self, stage: Provided) -> list[Lack]:
-        """What the stage lacks for this task; empty where it can do it."""
+        """What the stage lacks for this task; empty if it can run it."""
         found = [need.lack(stage) for need in (Shown(self.media), *self.needs)]
         return [lack for lack in found if lack is not None]
 

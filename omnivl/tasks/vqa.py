@@ -1,4 +1,4 @@
-"""Visual question answering: VQA accuracy of answers that are chosen from a list, ranked or written."""
+"""Visual question answering: VQA accuracy of answers that are chosen from a list, ranked or generated."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -42,19 +42,19 @@ class Answering(Need):
 class VQATask(Task):
     """VQA accuracy, for all questions and by their type.
 
-    An objective of kind ``vqa`` chooses from its own list. One of kind ``answer`` ranks ``answers`` where they are
-    given, else it writes. Beside each accuracy stands, as chance, what one gets who knows the type of a question and
-    not its image: the best answer for each type.
+    An objective of kind ``vqa`` chooses from its own list. One of kind ``answer`` ranks ``answers`` if they are given,
+    else it generates. The chance of each accuracy is that of the best constant answer for each type of question,
+    without the image.
 
     Attributes:
         objective: Key of the objective that answers.
-        source: As for every task; ``questions`` are generated ones.
-        answers: What an objective that writes chooses from: a list, or the path of a text file with an answer on each
-            line; with none it writes freely.
-        candidates: Answers of the list, those with the likeliest first tokens, that are ranked by all their tokens.
+        source: As for every task; ``questions`` has generated questions.
+        answers: Answers that an objective of kind ``answer`` ranks: a list, or the path of a text file with an answer
+            on each line; without them it generates freely.
+        candidates: Number of answers, those with the likeliest first tokens, that are ranked by all their tokens.
         first_token_twice: Whether the first token counts twice, as in ALBEF's code.
         question: Field of the samples' JSON with the question.
-        question_type: Field with its type; questions without one are of the type ``other``.
+        question_type: Field with its type; questions without one have the type ``other``.
         gallery: Number of answers to keep for the report.
     """
 
@@ -84,7 +84,7 @@ class VQATask(Task):
         return (Answering(self.objective),)
 
     def run(self, encoder: Encoder) -> TaskResult:
-        """Answers every question and scores the answers by those of people.
+        """Answers every question and scores the answers by people's answers.
 
         Raises:
             DataError: A sample has no question or no answers.
@@ -122,7 +122,7 @@ class VQATask(Task):
         return [encoder.tokenizer.decode(tokens) for tokens in written.tolist()]
 
     def _scores(self, found: list[float], people: list[list[str]], types: list[str]) -> list[Score]:
-        """For all questions and by type, beside the best answer to each type and to all."""
+        """Scores for all questions and by type; chance is the best constant answer."""
         of_type: dict[str, list[list[str]]] = defaultdict(list)
         for kind, given in zip(types, people, strict=True):
             of_type[kind].append(given)
@@ -142,7 +142,7 @@ class VQATask(Task):
     def _gallery(
         self, pictures: PictureSet, questions: Sequence[str], answers: Sequence[str], found: Sequence[float]
     ) -> tuple[Gallery, ...]:
-        """Some questions with their answers, spread evenly; right is what scores at all."""
+        """Some questions with their answers, spread evenly; an answer with a score above 0 counts as right."""
         count = len(questions)
         places = [number * count // self.gallery for number in range(min(self.gallery, count))]
         rows = tuple(
@@ -164,7 +164,7 @@ class VQATask(Task):
 
 
 def _given(pictures: PictureSet, place: int) -> list[str]:
-    """What people answered to the question of a sample: as listed, or each answer as often as its weight says.
+    """People's answers to the question of a sample: as listed, or each answer repeated by its weight.
 
     Raises:
         DataError: It has no answers.

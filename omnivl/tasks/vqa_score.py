@@ -1,8 +1,8 @@
-"""How VQA scores an answer, by what ten people answered.
+"""VQA's score of an answer, by the answers of ten people.
 
 Source: Antol et al., VQA, arXiv 1505.00468, section 4, and the rules of the official evaluation of VQA v2
-    (visualqa.org/evaluation): spelling is made alike on both sides where people disagree, and each person is left out
-    in turn.
+    (visualqa.org/evaluation): spelling is normalised on both sides if people disagree, and each person is left out in
+    turn.
 """
 
 import re
@@ -33,22 +33,22 @@ _CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 }
-"""Contractions by how they are written where one of their apostrophes is left out."""
+"""Contractions by their spellings without one of the apostrophes."""
 
 
 def normalised(answer: str) -> str:
-    """An answer in the spelling in which answers are compared.
+    """An answer in normalised spelling.
 
-    Punctuation goes; so do articles. Numbers up to ten become digits, and contractions get their apostrophes.
+    Punctuation and articles are removed. Numbers up to ten become digits, and contractions get their apostrophes.
     """
     words = (_NUMBERS.get(word, word) for word in without_punctuation(answer).lower().split())
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def without_punctuation(answer: str) -> str:
-    """An answer without punctuation marks, which become spaces between letters, and without periods but in numbers.
+    """An answer without punctuation marks (between letters they become spaces) and without periods outside of numbers.
 
-    A mark vanishes without a space where it stands beside a space, or where a comma stands within a number.
+    A mark next to a space, and a comma within a number, is removed without a space.
     """
     joins_all = _COMMA_IN_NUMBER.search(answer) is not None
     found = answer
@@ -62,13 +62,13 @@ def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
     """The score of one answer, from 0 to 1.
 
     The mean over the people who answered, each left out in turn, of min(1, m / 3), where m of the others gave the
-    answer. Spelling is made alike only where people's answers are not all the same text. This is the definition for any
-    number of people, of whom there should be ten: of three who agree each one's others are two, hence 2 / 3, and of a
-    single one there is nobody left, hence 0.
+    answer. Spelling is normalised only if people's answers are not all the same text. The definition holds for any
+    number of people, but assumes ten: if three people agree, two are left each time, hence 2 / 3; of a single person
+    nobody is left, hence 0.
 
     Args:
-        answer: What is scored.
-        given: What people answered, at least one.
+        answer: The answer to score.
+        given: People's answers, at least one.
     """
     answer, given = _on_one_line(answer), [_on_one_line(one) for one in given]
     if len(set(given)) > 1:
@@ -79,10 +79,10 @@ def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
 
 
 def best_constant(asked: Sequence[Sequence[str]]) -> tuple[str, float]:
-    """The one answer to several questions that scores best, and its mean score.
+    """The constant answer to several questions with the best mean score, and that score.
 
     Args:
-        asked: What people answered to each question.
+        asked: People's answers to each question.
     """
     totals: Counter[str] = Counter()
     for given in asked:

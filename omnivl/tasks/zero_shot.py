@@ -18,11 +18,11 @@ from omnivl.tasks.task import Task
 
 @dataclass(frozen=True)
 class ZeroShotTask(Task):
-    """Zero-shot classification: the class whose prompts lie nearest. On ``motion`` clips this is motion recognition.
+    """Zero-shot classification: the class with the nearest prompts. On ``motion`` clips this is motion recognition.
 
     Attributes:
         prompts: Templates with ``{label}``, averaged in embedding space (Source: CLIP, arXiv 2103.00020, 3.1.4). A
-            template may hold ``{name}``, the sample's own name: each sample then has class texts of its own.
+            template may contain ``{name}``, the sample's name: each sample then has its own class texts.
         baseline: Reference of the nearest-neighbour pixel baseline; null prints none.
     """
 
@@ -59,9 +59,9 @@ class ZeroShotTask(Task):
     def _similarity(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
         """Cosine of each sample with the mean of each class's templates, fp32 ``[samples, classes]``.
 
-        Of a sample with several embeddings the largest counts.
+        For a sample with several embeddings the largest counts.
 
-        Where a template holds ``{name}``, every sample has class texts of its own; samples of one name share them.
+        If a template contains ``{name}``, class texts depend on the sample; samples of one name share them.
         """
         own = [str(sample.meta.get("name", "")) for sample in pictures.samples]
         if not any("{name}" in prompt for prompt in self.prompts):

@@ -1,4 +1,4 @@
-"""The routing of a model as one self-contained HTML page: figures, tables, and what each expert took."""
+"""The routing of a model as one self-contained HTML page: figures, tables, and the tokens of each expert."""
 
 import base64
 import itertools
@@ -24,16 +24,16 @@ _PATCHES, _WORDS, _CROP = 12, 16, 44
 _SPOT = ("sample", "frame", "row", "column")
 _LABELS, _LABEL_SAMPLES, _LABEL_LETTERS = 15, 3, 22
 _LONG = 8
-"""Experts of a table that is folded up."""
+"""Number of experts above which a table is collapsed."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What one expert takes with the highest weight.
+    """The tokens that one expert takes with the highest weight.
 
     Attributes:
-        expert: Its number.
-        load: Its share of the layer's choices.
+        expert: Index of the expert.
+        load: The expert's share of the layer's choices.
         patches: Crops as data URIs.
         words: Words.
     """
@@ -52,7 +52,7 @@ def routing_page(tokens: Any, num_experts: Mapping[str, int], pictures: PictureS
         num_experts: Experts of each routed layer.
         pictures: The pictures or clips of the tokens, for the galleries.
         patch_size: Side of a patch in pixels.
-        title: Heads the page.
+        title: Heading of the page.
     """
     layers = list(tokens["layer"].cat.categories)
     used = usage(tokens, num_experts)
@@ -125,7 +125,7 @@ def _loads(tokens: Any, layer: str, num_experts: int) -> Any:
 
 
 def _flow(tokens: Any, first: str, second: str, num_experts: Mapping[str, int]) -> Any:
-    """Where the tokens of each expert go next; None where no token passes both layers, as in two towers."""
+    """Where the tokens of each expert go next; None if no token passes both layers, as in two towers."""
     found = co_activation(tokens, first, second)
     if found.empty:
         return None
@@ -138,7 +138,7 @@ def _flow(tokens: Any, first: str, second: str, num_experts: Mapping[str, int]) 
 
 
 def _by_expert(experts: Any, column: str, title: str, num_experts: int) -> Any:
-    """A figure of every expert of every layer as a heatmap; empty where there is none."""
+    """A heatmap of a column by layer and expert; empty if there is none."""
     found = experts.pivot(index="layer", columns="expert", values=column).reindex(columns=range(num_experts))
     names = list(map(str, found.index))
     most = max(float(np.nanmax(found.to_numpy())), 1e-9)
@@ -150,7 +150,7 @@ def _by_expert(experts: Any, column: str, title: str, num_experts: int) -> Any:
 
 
 def _labels(tokens: Any, layer: str, num_experts: int) -> Any:
-    """Where the patches of the labels go that deviate most, beneath those of all; None where no label has enough."""
+    """Experts of the labels that deviate most, below those of all patches; None if no label has enough patches."""
     own = tokens[(tokens["layer"] == layer) & (tokens["row"] >= 0) & (tokens["choice"] == 0) & tokens["label"].notna()]
     samples = own.groupby("label", observed=True)["sample"].nunique()
     often = own[own["label"].isin(samples.index[samples >= _LABEL_SAMPLES])]
@@ -192,7 +192,7 @@ def _step(num_experts: int) -> int:
 
 
 def _rows(experts: Any, layer: str, num_experts: int) -> list[dict[str, Any]]:
-    """The table of one layer, with a row for experts without a token too."""
+    """The table of one layer, with rows for experts without a token."""
     own = experts[experts["layer"] == layer].set_index("expert").reindex(range(num_experts))
     own["choices"] = own["choices"].fillna(0).astype(int)
     rows: list[dict[str, Any]] = own.reset_index().to_dict("records")
@@ -200,7 +200,7 @@ def _rows(experts: Any, layer: str, num_experts: int) -> list[dict[str, Any]]:
 
 
 def _explained(tokens: Any) -> list[dict[str, Any]]:
-    """How much each column explains, beside the same with its values shuffled among the tokens."""
+    """How much each column explains, and the same with its values shuffled among the tokens."""
     rows = []
     random = np.random.default_rng(0)
     for column in EXPLAINING:
@@ -226,7 +226,7 @@ def _taken(tokens: Any, layer: str, pictures: PictureSet, patch_size: int) -> It
 
 
 def _crop(pictures: PictureSet, spot: Sequence[int], patch_size: int) -> str:
-    """The pixels of a patch, enlarged, as a PNG data URI; of a tubelet its first frame."""
+    """The enlarged pixels of a patch as a PNG data URI; for a tubelet, of its first frame."""
     sample, frame, row, column = spot
     picture = pictures.frames([sample])[0][frame].permute(1, 2, 0).numpy()
     cut = picture[row * patch_size : (row + 1) * patch_size, column * patch_size : (column + 1) * patch_size]

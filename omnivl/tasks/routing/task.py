@@ -1,4 +1,4 @@
-"""The ``routing`` task: how a model's routers choose, as scores, with the page and the table that show it."""
+"""The ``routing`` task: scores, page and table of the routers' choices."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +23,7 @@ _FIGURES = {
 
 
 class Routers(Need):
-    """Layers that encode pictures or texts and choose experts by the token."""
+    """Layers that encode pictures or texts and route tokens."""
 
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
@@ -35,9 +35,9 @@ class Routers(Need):
 
 @dataclass(frozen=True)
 class RoutingTask(Task):
-    """How the routers of sparse experts choose: experts used, entropy and drops by modality, and a page of it.
+    """Choices of the routers of sparse experts: experts used, entropy and drops by modality, and a page.
 
-    Each picture or clip is looked at with its first caption. The page and a table of all routed tokens are written
+    Each picture or clip is encoded with its first caption. The page and a table of all routed tokens are written
     beside the results. Needs ``model.ffn`` of kind ``limoe`` or ``mome_limoe``.
     """
 
@@ -52,7 +52,7 @@ class RoutingTask(Task):
     def run(self, encoder: Encoder) -> TaskResult:
         """Scores are means over the layers in which a modality has tokens.
 
-        Every replica sends all samples through in the same batches: what a capacity drops depends on the batch, and
+        Every replica encodes all samples in the same batches: the tokens that a capacity drops depend on the batch, and
         layers of a sharded model must be called in step.
         """
         from moe.analysis import usage

@@ -1,4 +1,4 @@
-"""Which expert took which patch and which word, as a table (``moe.analysis`` says what its rows are).
+"""Which expert took which patch and which word, as a table (its rows are described in ``moe.analysis``).
 
 Shapes: B samples, S visual positions (class token first, then frame by frame, row by row), L text positions.
 """
@@ -26,12 +26,12 @@ _SAMPLES, _POSITIONS = 2**22, 2**16
 
 @dataclass(frozen=True)
 class Places:
-    """What is known of the tokens that a router saw, one element per token.
+    """Properties of the tokens that a router saw, one element per token.
 
     Attributes:
         token: Number of the token, the same in every layer and model.
         columns: Further columns of the table, by name.
-        kept: Which of the tokens count; None for all.
+        kept: Mask of the tokens that are kept; None for all.
     """
 
     token: np.ndarray
@@ -40,18 +40,18 @@ class Places:
 
 
 def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) -> Any:
-    """Sends pictures or clips and their first captions through the encoder and notes where each token went.
+    """Encodes pictures or clips and their first captions, and records the experts of each token.
 
-    Where experts choose, that depends on the batch in which a token comes.
+    With expert choice they depend on the token's batch.
 
     Args:
         encoder: A chain with routers, on one process.
-        pictures: What to look at.
-        texts: Whether captions are looked at as well.
+        pictures: The pictures or clips.
+        texts: Whether captions are encoded as well.
 
     Returns:
         A ``pandas.DataFrame`` of routed tokens: columns of ``moe.analysis``, and ``modality``, ``sample``, ``label``,
-        ``position``; of patches ``frame``, ``row``, ``column`` (-1 for the class token), of words ``word``.
+        ``position``; for patches ``frame``, ``row``, ``column`` (-1 for the class token), for words ``word``.
 
     Raises:
         UserError: The model has no router.
@@ -82,7 +82,7 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
 
 
 def experts_by_layer(model: Architecture, tokens: Any) -> dict[str, int]:
-    """How many experts each layer of a table of routed tokens has."""
+    """Number of experts of each layer in a table of routed tokens."""
     layers: Sequence[str] = tokens["layer"].cat.categories
     return {layer: model.sparse[stack_of(layer.partition("/")[0])].num_experts for layer in layers}
 
@@ -109,7 +109,7 @@ def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
                     **places.columns,
                 }
             )
-            kept = frame["expert"] >= 0  # below it: no expert, or no further one, took the token
+            kept = frame["expert"] >= 0  # below 0: no expert, or no further expert, took the token
             found.append(frame[kept if places.kept is None else kept & places.kept])
     return found
 
