@@ -154,7 +154,7 @@ class BLIP2(Architecture):
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings)
 
     def order(self, names: Sequence[str]) -> Sequence[str]:
-        """The Q-Former runs twice, before and after rows are joined; the language model's embedding is its head, too."""
+        """The Q-Former runs twice, before and after the join; the language model's embedding is also its head."""
         blocks = [name for name in names if name.startswith("qformer_")]
         behind = list(names).index("join") + 1
         order = [*names[:behind], *blocks, *names[behind:]]

@@ -74,7 +74,7 @@ _OF_QUERIES = {"intermediate.": "intermediate_query.", "output.": "output_query.
 
 
 def from_transformers(weights: Mapping[str, Tensor], pixels: Pixels, layers: int) -> dict[str, Tensor] | None:
-    """Weights of ``Blip2ForImageTextRetrieval`` and other classes of BLIP-2, or of ``BertModel`` and classes built on it.
+    """Weights of ``Blip2ForImageTextRetrieval`` and other BLIP-2 classes, or of ``BertModel`` and classes on it.
 
     Args:
         weights: By the folder's names.
@@ -148,7 +148,7 @@ def own_name(name: str) -> str:
 
 
 def unmet_options(config: Mapping[str, Any], vision: Transformer, qformer: Transformer, cross_every: int) -> list[str]:
-    """Options of a folder that differ from ours and that shapes do not show, as unfinished messages."""
+    """Options of a folder that differ from ours and shapes do not show, as unfinished messages."""
     is_bert = "qformer_config" not in config and "hidden_act" in config
     text = (
         config if is_bert else {**_QFORMER_DEFAULTS, **config["qformer_config"]} if "qformer_config" in config else {}

@@ -1,4 +1,4 @@
-"""The configuration of an exported model: what its ``config.json`` says."""
+"""The configuration of an exported model, its ``config.json``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from omnivl.objectives import Objective, ObjectiveConfig, UniVLC
 
 
 class OmniVLConfig(PretrainedConfig):
-    """What is needed beside the weights to build a model.
+    """Everything that is needed besides the weights to build a model.
 
     Attributes:
-        model: The fields of the architecture, ``kind`` among them, without momentum.
-        heads: The objectives whose heads the model has, each with its fields, or by its kind alone.
+        model: The fields of the architecture, including ``kind``, without momentum.
+        heads: The objectives whose heads the model has, each with its fields or as its kind alone.
         special_tokens: The fields of ``SpecialTokens``.
     """
 
@@ -35,11 +35,11 @@ class OmniVLConfig(PretrainedConfig):
         special_tokens: Mapping[str, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Takes plain containers, as JSON has them. Without arguments: the ``base`` preset with BERT's vocabulary."""
+        """Takes the containers of JSON. Without arguments: the ``base`` preset with BERT's vocabulary."""
         self.model = dict(model) if model is not None else _plain(replace(OmniVL(), momentum=None))
         self.heads = [dict(head) if isinstance(head, Mapping) else {"kind": head} for head in heads]
         if bounds := kwargs.pop("temperature_bounds", None):
-            # Folders of before name the contrastive objective by its bounds alone.
+            # Older folders have only the temperature bounds of the contrastive objective.
             start = min(max(UniVLC.temperature, bounds[0]), bounds[1])  # replaced by the learnt one
             self.heads.insert(0, {"kind": "univlc", "temperature": start, "temperature_bounds": list(bounds)})
         self.special_tokens = dict(special_tokens) if special_tokens is not None else asdict(_BERT)
@@ -50,9 +50,9 @@ class OmniVLConfig(PretrainedConfig):
         """The configuration of a stage's model.
 
         Args:
-            model: Of the stage.
-            objectives: Of the stage.
-            tokens: Of its tokenizer.
+            model: Architecture of the stage.
+            objectives: Objectives of the stage.
+            tokens: Special tokens of its tokenizer.
         """
         kept = [one for objective in objectives if (one := objective.after_training()) is not None]
         return cls(
@@ -84,7 +84,7 @@ class OmniVLConfig(PretrainedConfig):
         """``heads``, typed.
 
         Raises:
-            ModelError: A head is of no known kind, or has an unknown field.
+            ModelError: A head has an unknown kind or field.
         """
         return _objectives(json.dumps(self.heads, sort_keys=True))
 
@@ -93,7 +93,7 @@ _BERT = SpecialTokens(pad=0, cls=101, sep=102, mask=103, decode=1, vocab_size=30
 
 
 def _plain(described: Architecture | Objective) -> dict[str, Any]:
-    """A configuration in the containers that JSON has, so that it equals what is read back."""
+    """A configuration in the containers of JSON, so that it equals the one that is read back."""
     return cast(dict[str, Any], json.loads(json.dumps(asdict(described))))
 
 

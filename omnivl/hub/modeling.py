@@ -2,7 +2,7 @@
 
 Shapes: B samples, T frames, H x W pixels, L text positions, S visual positions, D hidden size, P projection size.
 
-Pixels are uint8, as the processor makes them: the first layer of the chain normalises them itself.
+Pixels are uint8, as the processor returns them; the first layer of the chain normalises them.
 """
 
 from dataclasses import dataclass
@@ -34,12 +34,12 @@ class OmniVLOutput(ModelOutput):
     """What ``OmniVLModel.forward`` returns; all but the last hidden states in fp32.
 
     Attributes:
-        loss: CLIP's contrastive loss of the batch, where it was asked for.
+        loss: CLIP's contrastive loss of the batch, if requested.
         logits_per_image: ``[B_visual, B_text]``, cosine similarity over temperature, of images or of clips.
         logits_per_text: Its transpose.
         text_embeds: ``[B_text, P]``, L2-normalised.
         image_embeds: ``[B_visual, P]``, L2-normalised, of images or of clips.
-        itm_score: ``[B]``, log odds that text i and image or clip i belong together, where they were asked for.
+        itm_score: ``[B]``, log odds that text i and image or clip i belong together, if requested.
     """
 
     loss: Tensor | None = None
@@ -54,14 +54,14 @@ MATCHING: tuple[type[Objective], ...] = (VLM, ITM)
 WRITING: tuple[type[Objective], ...] = (LM,)
 CHOOSING: tuple[type[Objective], ...] = (VQA,)
 ANSWERING: tuple[type[Objective], ...] = (Answer,)
-"""Objectives whose heads match pairs, write texts, choose answers to questions, and write them."""
+"""Objectives whose heads match pairs, generate texts, choose answers to questions, and generate answers."""
 
 
 class OmniVLModel(PreTrainedModel):
-    """Embeds images, clips and texts, compares and matches them, and writes captions where it was trained to do so.
+    """Embeds images, clips and texts, compares and matches them, and generates captions if it was trained to.
 
     Attributes:
-        chain: The model that was trained, without what only trains.
+        chain: The trained model, without parts that only training needs.
     """
 
     config_class = OmniVLConfig
@@ -84,7 +84,7 @@ class OmniVLModel(PreTrainedModel):
         """Loads a folder that ``omnivl export`` or ``save_pretrained`` wrote; arguments as in ``transformers``.
 
         Raises:
-            ModelError: The folder lacks weights, or some are of another shape. None is ever drawn at random.
+            ModelError: The folder lacks weights, or some have another shape. Missing weights are never drawn at random.
         """
         tell = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
@@ -98,7 +98,7 @@ class OmniVLModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Layers draw their weights when they are built; here only buffers that no file holds are restored."""
+        """Restores buffers that no file holds; layers have drawn their weights when they were built."""
         if isinstance(module, Router):
             module.restore_allowed()
 
@@ -107,11 +107,11 @@ class OmniVLModel(PreTrainedModel):
 
         Args:
             pixel_values: uint8 ``[B, 3, H, W]``.
-            kwargs: Ignored, so that the processor's whole output may be handed over.
+            kwargs: Ignored, so that the processor's whole output can be passed.
 
         Returns:
             ``last_hidden_state [B, S, D]``, and as ``pooler_output`` the L2-normalised embeddings, fp32 ``[B, P]``, or
-            several of each image, ``[B, M, P]``.
+            ``[B, M, P]`` if each image has several.
         """
         return self._visual(_frames(pixel_values, "pixel_values", 4)[:, None])
 
@@ -126,7 +126,7 @@ class OmniVLModel(PreTrainedModel):
 
         Args:
             input_ids: int64 ``[B, L]``, L at most the model's ``text_length``.
-            attention_mask: ``[B, L]``, 0 where a token is to be ignored; padding always is.
+            attention_mask: ``[B, L]``, 0 where a token is to be ignored; padding is always ignored.
             kwargs: Ignored.
 
         Returns:
@@ -145,7 +145,7 @@ class OmniVLModel(PreTrainedModel):
         pixel_values_videos: Tensor | None = None,
         rows: Tensor | None = None,
     ) -> Tensor:
-        """How well texts fit images or clips, by the head that matches.
+        """How well texts fit images or clips, by the matching head.
 
         Args:
             input_ids: int64 ``[R, L]``.
@@ -173,7 +173,7 @@ class OmniVLModel(PreTrainedModel):
     ) -> Tensor:
         """How well each answer of the list in ``config.heads`` answers a question about an image or clip.
 
-        Arguments as in ``match``, of which the texts are the questions.
+        Arguments as in ``match``; the texts are the questions.
 
         Returns:
             fp32 ``[R, answers]``.
@@ -202,12 +202,13 @@ class OmniVLModel(PreTrainedModel):
             attention_mask: As in ``get_text_features``.
             pixel_values: Images uint8 ``[B_visual, 3, H, W]``, or
             pixel_values_videos: clips uint8 ``[B_visual, T, 3, H, W]``.
-            use_itm_head: Whether to match text i with image or clip i, too.
+            use_itm_head: Whether to match text i with image or clip i as well.
             return_loss: Whether to return CLIP's loss, for which text i and image or clip i are the only pair.
             kwargs: Ignored.
 
         Raises:
-            ModelError: There is neither text nor pixels, or both images and clips, or no head that was asked for.
+            ModelError: There is neither text nor pixels, or both images and clips, or no matching head though
+                requested.
         """
         out = OmniVLOutput()
         if input_ids is not None:
@@ -239,23 +240,23 @@ class OmniVLModel(PreTrainedModel):
         length_penalty: float = 0.0,
         **kwargs: Any,
     ) -> Tensor:
-        """Writes a caption for each image or clip, or the answer to a question about it, by greedy or beam search.
+        """Generates a caption for each image or clip, or the answer to a question about it, by greedy or beam search.
 
         Args:
             pixel_values: Images, or
             pixel_values_videos: clips: one of the two.
-            input_ids: Questions int64 ``[B, L]``, for models that were trained to answer them; others ignore it.
+            input_ids: Questions int64 ``[B, L]``, for models that were trained to answer them; other models ignore it.
             attention_mask: As in ``get_text_features``.
-            max_new_tokens: Most tokens, the end token included; None: as many as the model has positions.
-            num_beams: Texts that are kept at each step.
+            max_new_tokens: Largest number of tokens, end token included; None: the model's number of positions.
+            num_beams: Number of texts kept at each step.
             length_penalty: The best one maximises log probability / length ** length_penalty.
-            kwargs: Ignored, so that the processor's whole output may be handed over.
+            kwargs: Ignored, so that the processor's whole output can be passed.
 
         Returns:
-            int64 ``[B, max_new_tokens]``: up to and with the end token, padded; ``processor.batch_decode`` reads it.
+            int64 ``[B, max_new_tokens]``: up to and including the end token, padded; for ``processor.batch_decode``.
 
         Raises:
-            ModelError: The model was not trained to write, or has too few positions.
+            ModelError: The model was not trained to generate, or has too few positions.
         """
         head = None if input_ids is None else self.head(ANSWERING)
         asked = None if head is None or input_ids is None else self._token_ids(input_ids, attention_mask)
@@ -269,13 +270,13 @@ class OmniVLModel(PreTrainedModel):
         return generate(self._ready(), head, frames, options, token_ids=asked).token_ids
 
     def _visual(self, frames: Tensor) -> BaseModelOutputWithPooling:
-        """Of ``[B, T, 3, H, W]``."""
+        """Features of ``[B, T, 3, H, W]``."""
         self._require_embeddings()
         state = self._ready().fold(State({"frames": frames}, visual_layout(frames)))
         return BaseModelOutputWithPooling(last_hidden_state=state["visual"], pooler_output=state["visual_embedding"])
 
     def _ready(self) -> Chain:
-        """The chain, computing in the dtype that its weights have now."""
+        """The chain, set to compute in the current dtype of its weights."""
         first = self.chain.program[0]
         assert isinstance(first, EmbeddingLayer)
         first.dtype = self.dtype
@@ -286,12 +287,12 @@ class OmniVLModel(PreTrainedModel):
         return input_ids if attention_mask is None else input_ids.where(attention_mask.bool(), self.config.tokens.pad)
 
     def head(self, kinds: tuple[type[Objective], ...]) -> str | None:
-        """Key of the first objective of some kinds, such as ``MATCHING``, whose head the model has."""
+        """Key of the first objective of ``kinds``, such as ``MATCHING``, whose head the model has."""
         objectives = self.chain.objectives.values()
         return next((objective.key for objective in objectives if isinstance(objective, kinds)), None)
 
     def _required(self, kinds: tuple[type[Objective], ...], what: str) -> str:
-        """The same, where it is needed.
+        """``head``, if it has to exist.
 
         Raises:
             ModelError: There is none.
@@ -307,7 +308,7 @@ class OmniVLModel(PreTrainedModel):
         return found
 
     def _require_embeddings(self) -> None:
-        """Refuses models whose architecture compares nothing.
+        """Refuses models without embeddings.
 
         Raises:
             ModelError: It has no embeddings.
@@ -324,7 +325,7 @@ def _frames(pixels: Tensor, name: str, dimensions: int) -> Tensor:
     """Checks pixels.
 
     Raises:
-        ModelError: They are no uint8, or of another number of dimensions.
+        ModelError: They are not uint8, or have another number of dimensions.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != dimensions:
         shape = "[B, 3, H, W]" if dimensions == 4 else "[B, T, 3, H, W]"
@@ -336,10 +337,10 @@ def _frames(pixels: Tensor, name: str, dimensions: int) -> Tensor:
 
 
 def _one_of(images: Tensor | None, clips: Tensor | None) -> Tensor:
-    """Frames ``[B, T, 3, H, W]`` of whichever there is.
+    """Frames ``[B, T, 3, H, W]`` of the one that is given.
 
     Raises:
-        ModelError: There is none, or both.
+        ModelError: Neither is given, or both.
     """
     if images is not None and clips is None:
         return _frames(images, "pixel_values", 4)[:, None]

@@ -28,14 +28,14 @@ Picture = Image.Image | Pixels | Tensor | bytes | str | Path
 ``[H, W, 3]``."""
 
 Clip = Sequence[Image.Image | Pixels | Tensor] | Pixels | Tensor | bytes | str | Path
-"""A clip: its frames in order; all of them at once, ``[T, H, W, 3]`` or (tensors) ``[T, 3, H, W]``; or its file."""
+"""A clip: a sequence of frames; one array ``[T, H, W, 3]`` or tensor ``[T, 3, H, W]``; or its file."""
 
 
 class OmniVLImageProcessor(BaseImageProcessor):
-    """The view of evaluation: the shorter side resized, the centre cropped; of clips, frames at even distances.
+    """The view of evaluation: the shorter side resized, the centre cropped; for clips, evenly spaced frames.
 
-    Pixels stay uint8. Files are decoded as in evaluation, JPEGs at a reduced size where that is large enough, so that
-    the same file gives the same tensor to the last bit. Transparent parts become white.
+    Pixels stay uint8. Files are decoded as in evaluation, JPEGs at a reduced size if that is large enough, so that the
+    same file gives the same tensor to the last bit. Transparent parts become white.
     """
 
     model_input_names = ["pixel_values", "pixel_values_videos"]  # noqa: RUF012 - declared so by its base
@@ -67,7 +67,7 @@ class OmniVLImageProcessor(BaseImageProcessor):
         Args:
             images: One picture or several.
             videos: One clip or several; a list of frames is one clip, a list of such lists several.
-            kwargs: Ignored: ``return_tensors`` and the like. Tensors are torch's.
+            kwargs: Ignored, e.g. ``return_tensors``: tensors are always torch's.
 
         Returns:
             ``pixel_values`` uint8 ``[B, 3, S, S]`` of images, ``pixel_values_videos`` uint8 ``[B, T, 3, S, S]`` of
@@ -98,7 +98,7 @@ class OmniVLImageProcessor(BaseImageProcessor):
 
 
 class OmniVLProcessor(ProcessorMixin):
-    """An image processor and a tokenizer. Texts are framed and cut as in training, whatever the tokenizer itself does.
+    """An image processor and a tokenizer. Texts get special tokens and are cut as in training, not as by the tokenizer.
 
     Attributes:
         image_processor: Makes ``pixel_values`` and ``pixel_values_videos``.
@@ -121,7 +121,7 @@ class OmniVLProcessor(ProcessorMixin):
 
         Returns:
             ``input_ids`` and ``attention_mask`` int64 ``[B, max_length]``, ``pixel_values``, ``pixel_values_videos``,
-            of what is given.
+            as far as given.
 
         Raises:
             DataError: See ``OmniVLImageProcessor.preprocess``.
@@ -158,7 +158,7 @@ def _several(given: Any) -> list[Any]:
 
 
 def _is_frame(value: Any) -> bool:
-    """Whether a member of a list is a frame and not a whole clip."""
+    """Whether an element of a list is a frame, not a whole clip."""
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
 
 

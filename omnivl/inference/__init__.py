@@ -1,1 +1,1 @@
-"""Using a trained chain: embeddings, matching, writing texts, and the samples to do it with."""
+"""Inference with a trained chain: embeddings, matching, text generation, and sets of samples."""

@@ -24,16 +24,16 @@ from omnivl.inference.rank import rank_answers
 
 @dataclass(frozen=True)
 class Encoder:
-    """A trained chain with what is needed to feed it. Results lie on the CPU and are equal on every replica.
+    """A trained chain with everything that its inputs need. Results are on the CPU and equal on every replica.
 
     Attributes:
-        chain: In evaluation mode, on ``device``.
-        model: Its configuration.
+        chain: The chain in evaluation mode, on ``device``.
+        model: Configuration of the chain.
         tokenizer: Turns texts into ids.
         gather: Joins the replicas' shares.
-        device: Where the chain lives.
+        device: Device of the chain.
         batch_size: Samples per forward pass and replica.
-        readers: What stacks that read texts in their own way read them with, by stack.
+        readers: Text readers of stacks that do not read the batch's ``token_ids``, by stack.
     """
 
     chain: Chain
@@ -49,7 +49,7 @@ class Encoder:
         return torch.from_numpy(self.tokenizer.encode(texts, self.model.inputs.text_length)).to(self.device)
 
     def pictures(self, pictures: PictureSet) -> Tensor:
-        """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``, or several of each, ``[N, M, P]``."""
+        """L2-normalised embeddings of pictures or clips, fp32 ``[N, P]``, or ``[N, M, P]`` if each has several."""
         return self.in_shares(
             len(pictures), self.batch_size, lambda share: self.chain.encode_visual(self._frames(pictures, share))
         )
@@ -65,7 +65,7 @@ class Encoder:
     def predict(
         self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
     ) -> Tensor:
-        """What the head of an objective predicts for each picture, or for each picture with each of its texts.
+        """Predictions of an objective's head for each picture, or for each picture with each of its texts.
 
         Args:
             objective: Key of the objective, such as ``vlm``.
@@ -98,13 +98,13 @@ class Encoder:
     def generate(
         self, objective: str, pictures: PictureSet, search: SearchOptions, texts: Sequence[str] = ()
     ) -> Tensor:
-        """The text that the head of an objective writes for each picture, int64 ``[N, search.max_length]``.
+        """The text that an objective's head generates for each picture, int64 ``[N, search.max_length]``.
 
         Args:
             objective: Key of an objective that predicts the next token, such as ``lm``.
             pictures: N pictures or clips.
             search: How to search.
-            texts: The text beside each picture, such as a question, where the objective's decoder looks at one.
+            texts: A text for each picture, such as a question, if the objective's decoder attends to one.
 
         Raises:
             UserError: The chain has no such objective, or it predicts nothing.
@@ -117,7 +117,7 @@ class Encoder:
         return self.in_shares(len(pictures), self.batch_size, of_share)
 
     def writing(self, objective: str) -> Writing:
-        """How an objective writes texts.
+        """How an objective generates texts.
 
         Args:
             objective: Its key.
@@ -152,7 +152,7 @@ class Encoder:
             objective: Key of an objective that writes answers, such as ``answer``.
             pictures: N pictures or clips.
             texts: N questions.
-            answers: What to choose from.
+            answers: Answers to choose from.
             length: Token positions of an answer; longer ones are cut.
             candidates: See ``rank_answers``.
             first_token_twice: See ``rank_answers``.
@@ -178,12 +178,12 @@ class Encoder:
         return self.in_shares(len(pictures), max(1, self.batch_size // 4), of_share)
 
     def in_shares(self, count: int, batch_size: int, of_share: Callable[[list[int]], Tensor]) -> Tensor:
-        """Something of each of ``count`` samples, computed in shares by all replicas; see ``shared_batches``.
+        """Computes a tensor for ``count`` samples in shares by all replicas; see ``shared_batches``.
 
         Args:
             count: Number of samples.
             batch_size: Samples per call and replica.
-            of_share: From indices of samples to ``[len(indices), ...]`` on the device.
+            of_share: Maps indices of samples to ``[len(indices), ...]`` on the device.
 
         Returns:
             ``[count, ...]``.

@@ -1,7 +1,7 @@
-"""Writing texts with the generation decoder: greedy and beam search, with or without a cache.
+"""Text generation with the generation decoder: greedy and beam search, with or without a cache.
 
 Shapes: B samples, T frames, H x W pixels, L text positions, K beams, R = B * K rows, l tokens so far, V vocabulary
-size, S positions of what the decoder looks at, D hidden size.
+size, S positions of the memory that the decoder attends to, D hidden size.
 """
 
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from omnivl.inference.written import looked_at, written_layout
 
 
 class NextToken(Protocol):
-    """Scores what may follow each row."""
+    """Scores the possible next tokens of each row."""
 
     def __call__(self, token_ids: Tensor, parents: Tensor | None) -> Tensor:
         """Logits fp32 ``[R, V]``.
 
         Args:
-            token_ids: int64 ``[R, l]``, everything so far.
+            token_ids: int64 ``[R, l]``, all tokens so far.
             parents: int64 ``[R]``, the row of the previous call that each row continues; None at the first call.
         """
 
@@ -48,10 +48,10 @@ class ChainDecoder:
         Args:
             chain: The model.
             objective: Key of the objective whose head predicts the next token.
-            memory: What the decoder looks at, ``[B, S, D]``; see ``looked_at``.
-            num_beams: K; rows of one sample lie together.
-            cached: Feed new tokens only and keep keys and values, instead of feeding the whole text every time.
-            memory_mask: bool ``[B, S]``, which positions of ``memory`` are no padding; None where all are.
+            memory: States that the decoder attends to, ``[B, S, D]``; see ``looked_at``.
+            num_beams: K; rows of one sample are consecutive.
+            cached: Whether to keep keys and values and feed new tokens only, instead of the whole text every time.
+            memory_mask: bool ``[B, S]``, which positions of ``memory`` are not padding; None: all.
         """
         self.chain, self.objective, self.cached = chain, objective, cached
         self.rows = torch.arange(len(memory), device=memory.device).repeat_interleave(num_beams)
@@ -79,10 +79,11 @@ class ChainDecoder:
 
 @dataclass(frozen=True)
 class Generated:
-    """Written texts.
+    """Generated texts.
 
     Attributes:
-        token_ids: int64 ``[B, max_length]``: the tokens behind the start token, up to and with the end token, padded.
+        token_ids: int64 ``[B, max_length]``: the tokens after the start token, up to and including the end token,
+            padded.
         log_probability: fp32 ``[B]``, of the whole text.
     """
 
@@ -95,14 +96,14 @@ class SearchOptions:
     """How to search.
 
     Attributes:
-        start: Id of the first token, given, not generated.
+        start: Id of the first token, which is given, not generated.
         end: Id of the token that ends a text.
-        pad: Id that fills up finished texts.
+        pad: Id that pads finished texts.
         banned: Ids that are never generated.
-        max_length: Most tokens to generate, the end token included.
+        max_length: Largest number of tokens to generate, end token included.
         num_beams: K; 1 is greedy.
         length_penalty: The best of the K texts maximises log probability / length ** length_penalty.
-        prompt: Ids behind the first token that are given as well.
+        prompt: Ids after the first token that are given as well.
     """
 
     start: int
@@ -116,10 +117,10 @@ class SearchOptions:
 
 
 def writing_search(writing: Writing, num_beams: int = 1, length_penalty: float = 0.0) -> SearchOptions:
-    """How to search for a text as an objective writes it, without any special token but the end.
+    """Search options for an objective's texts: special tokens other than the end are banned.
 
     Args:
-        writing: The objective's.
+        writing: How the objective generates texts.
         num_beams: 1 is greedy.
         length_penalty: See ``SearchOptions``.
     """
@@ -135,11 +136,11 @@ def writing_search(writing: Writing, num_beams: int = 1, length_penalty: float =
 def caption_search(
     tokens: SpecialTokens, max_length: int, num_beams: int = 1, length_penalty: float = 0.0
 ) -> SearchOptions:
-    """How to search for a caption: from the decoder's start token, without any special token but the end.
+    """Search options for captions: from the decoder's start token; special tokens other than the end are banned.
 
     Args:
         tokens: Special tokens of the tokenizer.
-        max_length: Most tokens to generate, the end token included.
+        max_length: Largest number of tokens to generate, end token included.
         num_beams: 1 is greedy.
         length_penalty: See ``SearchOptions``.
     """
@@ -157,19 +158,19 @@ def generate(
     cached: bool = True,
     gather: Gather | None = None,
 ) -> Generated:
-    """Writes a text for each image or clip.
+    """Generates a text for each image or clip.
 
     Args:
-        chain: Has the objective's head.
+        chain: A chain with the objective's head.
         objective: Key of an objective that predicts the next token, such as ``lm``.
         frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         options: How to search.
-        token_ids: int64 ``[B, L]``, the text beside each image, such as a question, where the decoder looks at one.
+        token_ids: int64 ``[B, L]``, a text for each image, such as a question, if the decoder attends to one.
         cached: Whether to keep keys and values between tokens; the result is the same.
-        gather: Lets replicas stop early together; see ``beam_search``.
+        gather: For early stopping of all replicas together; see ``beam_search``.
 
     Raises:
-        UserError: The chain has no such objective, or it predicts nothing, or there is no text for it to look at.
+        UserError: The chain has no such objective, or it predicts nothing, or the text that it attends to is missing.
     """
     with torch.no_grad():
         memory, mask = looked_at(chain, objective, frames, token_ids)
@@ -188,13 +189,13 @@ def beam_search(
         batch_size: B.
         options: See ``SearchOptions``.
         device: Where to search.
-        gather: Stops early once no replica has an unfinished text. None never stops early: where a forward pass talks
-            to other replicas, all have to run equally many.
+        gather: For stopping early once no replica has an unfinished text. None never stops early; if forward passes
+            communicate, all replicas have to run equally many.
     """
     beams = options.num_beams
     given = torch.tensor((options.start, *options.prompt), device=device)
     texts = given.repeat(batch_size * beams, 1)
-    # Only the first beam counts at the start: the others are the same text.
+    # At the start only the first beam counts, since all beams are the same text.
     scores = torch.full((batch_size, beams), float("-inf"), device=device)
     scores[:, 0] = 0.0
     parents: Tensor | None = None
@@ -217,13 +218,13 @@ def beam_search(
 
 
 def _finished(texts: Tensor, options: SearchOptions) -> Tensor:
-    if texts.shape[1] == 1 + len(options.prompt):  # some tokenizers begin texts with the token that ends them
+    if texts.shape[1] == 1 + len(options.prompt):  # some tokenizers use one token as start and end
         return torch.zeros(len(texts), dtype=torch.bool, device=texts.device)
     return (texts[:, -1] == options.end) | (texts[:, -1] == options.pad)
 
 
 def _step_scores(logits: Tensor, texts: Tensor, options: SearchOptions) -> Tensor:
-    """Log probabilities ``[R, V]`` of the next token; a finished text goes on with padding at no cost."""
+    """Log probabilities ``[R, V]`` of the next token; a finished text continues with padding of log probability 0."""
     banned = torch.tensor((*options.banned, options.pad), device=logits.device)
     scores = F.log_softmax(logits.float().index_fill(1, banned, float("-inf")), dim=-1)
     padding = torch.full_like(scores[:1], float("-inf"))

@@ -1,7 +1,7 @@
 """Samples of an evaluation, in a fixed order, split over replicas.
 
-Training counts a bad sample and takes another one in its place. A score over other samples than asked for would be
-another score, so here a bad sample is an error.
+Training counts a bad sample and replaces it by another one. In an evaluation that would change the score, so here a bad
+sample is an error.
 """
 
 import base64
@@ -25,7 +25,7 @@ from omnivl.errors import DataError
 Media = Literal["image", "video"]
 
 EVALUATION_SEED = 0
-"""Seed of generated sources. Their ``part`` keeps evaluation and training clips apart, so a plan may have the same
+"""Seed of generated sources. Their ``part`` separates evaluation and training clips, so that a plan may have the same
 seed."""
 
 
@@ -86,7 +86,7 @@ class PictureSet:
             raise _bad(error) from error
 
     def thumbnail(self, index: int, size: int = 80) -> str:
-        """A small picture as a PNG data URI; of a clip its middle frame."""
+        """A small picture as a PNG data URI; for a clip, its middle frame."""
         frames = self.frames([index], size)[0]
         picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
         written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
@@ -98,7 +98,7 @@ def shared_batches(count: int, batch_size: int, gather: Gather) -> Iterator[list
     """This replica's part of ``range(count)``, batch by batch.
 
     Every replica gets the same number of equally sized batches (layers of a sharded model must be called in step), the
-    last index repeated where there are too few. Joined in replica order and cut to ``count``, results are in order.
+    last index is repeated if there are too few. Joined in replica order and cut to ``count``, results are in order.
     """
     per_replica = -(-count // gather.replicas)
     first = gather.replica * per_replica

@@ -1,4 +1,4 @@
-"""What the head of an objective predicts for images or clips with texts.
+"""Predictions of an objective's head for images or clips with texts.
 
 Shapes: B samples, T frames, H x W pixels, R texts, L text positions.
 """
@@ -19,18 +19,18 @@ from omnivl.errors import UserError
 def predict(
     chain: Chain, objective: str, frames: Tensor, token_ids: Tensor | None = None, rows: Tensor | None = None
 ) -> Tensor:
-    """Asks the head of an objective.
+    """Runs the chain and an objective's ``predict``.
 
     Args:
-        chain: Has that head.
+        chain: A chain with the objective's head.
         objective: Key of the objective.
         frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images. Each is encoded once, however many texts go with it.
-        token_ids: int64 ``[R, L]``, the texts; None where the objective predicts from images alone.
+        token_ids: int64 ``[R, L]``, the texts; None if the objective predicts from images alone.
         rows: int64 ``[R]``, the image that goes with each text; None: text i goes with image i.
 
     Returns:
-        What the objective's ``predict`` returns, one row for each text, or for each image where there are no texts.
-        Of ``vlm``: fp32 ``[R]``, log odds that text and image belong together.
+        The result of the objective's ``predict``, one row for each text, or for each image if there are no texts. For
+        ``vlm``: fp32 ``[R]``, log odds that text and image belong together.
 
     Raises:
         UserError: The chain has no such objective, or it predicts nothing.
@@ -38,7 +38,7 @@ def predict(
     count = len(frames) if token_ids is None else len(token_ids)
     layout = visual_layout(frames)
     asks = asked(chain, objective, layout.kind, count)
-    # Texts may outnumber images; the images are laid out by themselves.
+    # Texts may outnumber images; the images keep a separate layout.
     layout = replace(lay_out({objective: asks}, layout.kind, count, layout.num_frames, "predict"), visual=layout.visual)
     given = {"frames": frames}
     if token_ids is not None:
@@ -48,10 +48,10 @@ def predict(
 
 
 def asked(chain: Chain, objective: str, kind: DataKind, count: int) -> Demands:
-    """What an objective wants computed to predict.
+    """The demands of an objective's prediction.
 
     Args:
-        chain: Has the objective's head.
+        chain: A chain with the objective's head.
         objective: Key of the objective.
         kind: Kind of the data.
         count: Number of rows.

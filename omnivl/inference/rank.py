@@ -1,7 +1,7 @@
-"""Answers to questions about images from a list, ranked by the probability with which a decoder would write them.
+"""Ranking of a list of answers to questions about images, by their probability under a decoder.
 
 Shapes: B samples, T frames, H x W pixels, L text positions, A answers, M token positions of an answer, K answers that
-are looked at as a whole.
+    are scored as a whole.
 """
 
 import torch
@@ -30,20 +30,20 @@ def rank_answers(
 ) -> Tensor:
     """Log probabilities of answers.
 
-    Only the answers whose first tokens are likeliest are looked at as a whole.
+    Only the answers with the likeliest first tokens are scored as a whole.
 
     Args:
-        chain: Has the objective's head.
+        chain: A chain with the objective's head.
         objective: Key of an objective that writes answers to questions, such as ``answer``.
         frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
         token_ids: int64 ``[B, L]``, a question for each image.
         answers: int64 ``[A, M]``: [CLS] t1 .. tn [SEP], padded.
         tokens: Special tokens of the tokenizer.
-        candidates: K; more than there are answers takes all.
+        candidates: K; if larger than A, all answers.
         first_token_twice: Whether the first token's log probability is counted a second time, as in ALBEF's code.
 
     Returns:
-        fp32 ``[B, A]``; of answers that are not among the K, minus infinity.
+        fp32 ``[B, A]``; minus infinity for answers that are not among the K.
 
     Raises:
         UserError: The chain has no such objective, or it writes nothing.

@@ -1,6 +1,6 @@
-"""What a decoder that writes texts looks at, and the layouts in which it runs by itself.
+"""The memory that a generating decoder attends to, and the layouts in which it runs alone.
 
-Shapes: B samples, T frames, H x W pixels, L text positions, S positions of what is looked at, D hidden size.
+Shapes: B samples, T frames, H x W pixels, L text positions, S positions of the memory, D hidden size.
 """
 
 from dataclasses import replace
@@ -17,7 +17,7 @@ from omnivl.inference.predict import asked
 
 
 def written_layout(chain: Chain, objective: str, rows: int) -> StepLayout:
-    """The layout in which an objective's decoder alone runs, on so many rows whose ``memory`` is given.
+    """The layout in which an objective's decoder runs alone, on ``rows`` rows with a given ``memory``.
 
     Raises:
         UserError: The chain has no such objective, or it predicts nothing.
@@ -29,19 +29,19 @@ def written_layout(chain: Chain, objective: str, rows: int) -> StepLayout:
 def looked_at(
     chain: Chain, objective: str, frames: Tensor, token_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """What an objective's decoder looks at: features of images, or states of texts that have looked at them.
+    """The memory of an objective's decoder: features of images, or states of texts that have attended to them.
 
     Args:
-        chain: Has the objective.
-        objective: Key of an objective that writes.
+        chain: A chain with the objective.
+        objective: Key of an objective that generates texts.
         frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
-        token_ids: int64 ``[B, L]``, the text beside each image, where the decoder looks at one.
+        token_ids: int64 ``[B, L]``, a text for each image, if the decoder attends to one.
 
     Returns:
-        ``[B, S, D]`` in the compute dtype, and bool ``[B, S]``, which positions are no padding; None where all are.
+        ``[B, S, D]`` in the compute dtype, and bool ``[B, S]``, which positions are not padding; None: all.
 
     Raises:
-        UserError: The chain has no such objective, or it predicts nothing, or there is no text for it to look at.
+        UserError: The chain has no such objective, or it predicts nothing, or the text that it attends to is missing.
     """
     layout, count = visual_layout(frames), len(frames)
     joins = asked(chain, objective, layout.kind, count).joins
