@@ -39,21 +39,21 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
-    "check": Command("check", "check", "Reads a plan and prints what it would do, or everything wrong in it."),
-    "upgrade": Command("upgrade", "upgrade", "Rewrites a plan of earlier spelling into today's."),
-    "profile": Command("profile", "profile", "Measures what each layer of a plan's model takes on this machine."),
-    "estimate": Command("estimate", "estimate", "Works out memory, traffic, time and layouts of a plan on a cluster."),
+    "check": Command("check", "check", "Reads a plan and prints what it would do, or all its errors."),
+    "upgrade": Command("upgrade", "upgrade", "Rewrites a plan with old field names into today's form."),
+    "profile": Command("profile", "profile", "Measures the cost of each layer of a plan's model on this machine."),
+    "estimate": Command("estimate", "estimate", "Estimates memory, traffic, time and layouts of a plan on a cluster."),
     "measure": Command("measure", "measure", "Measures this machine's profile for estimates."),
-    "pretrain": Command("pretrain", "pretrain", "Runs a plan, or goes on with a run that was interrupted."),
-    "submit": Command("submit", "submit", "Writes a job that runs a plan on a Slurm cluster, submits it."),
+    "pretrain": Command("pretrain", "pretrain", "Runs a plan, or resumes an interrupted run."),
+    "submit": Command("submit", "submit", "Writes and submits a Slurm job that runs a plan."),
     "jobs": Command("jobs", "jobs", "Shows submitted jobs: state, step, throughput, estimated end."),
-    "evaluate": Command("evaluate", "command", "Scores a trained stage beside chance and a pixel baseline."),
+    "evaluate": Command("evaluate", "command", "Scores a trained stage, with chance and a pixel baseline."),
     "embed": Command("embed", "embed", "Writes embeddings of a data source's pictures and captions."),
-    "export": Command("export", "export", "Writes a trained stage as a folder of Hugging Face."),
+    "export": Command("export", "export", "Exports a trained stage as a Hugging Face folder."),
     "routing": Command("routing", "routing", "Shows which expert took which patch and which word."),
     "checkpoint": Command("checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
     "sweep": Command("sweep", "app", "Runs scaling experiments from one file, and makes their page."),
-    "report": Command("report", "report", "Makes report.html of a run again."),
+    "report": Command("report", "report", "Rebuilds report.html of a run."),
     "data": Command("data", "app", "Builds, inspects and converts data."),
 }
 
