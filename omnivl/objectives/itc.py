@@ -153,9 +153,9 @@ def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int, lab
 def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:
     """Mean cross-entropy of both directions, halved, with targets by similarity within the modalities; a scalar.
 
-    With texts T and pictures I of the joined batch: the logits are scale T I'; the targets, by rows, softmax(factor (I
-    I' + T T') / 2); the loss is the cross-entropy of the logits with the targets, and of both transposed. Rows of the
-    transposed targets need not add up to 1. Gradients flow through the targets, too.
+    With texts T and pictures I of the joined batch, logits are ``scale T I'`` and targets
+    ``softmax(factor (I I' + T T') / 2)`` by rows. The loss is the cross-entropy of the logits with the targets, and of
+    both transposed. Rows of the transposed targets need not add up to 1. Gradients flow through the targets, too.
 
     A replica has the rows of its own samples. Rows of the transposed targets are columns: since similarities are
     symmetric, only the normalisers of all rows are needed for them.

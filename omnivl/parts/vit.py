@@ -173,7 +173,7 @@ class DividedBlock(VisualModule):
         cls = x[:, None, :1].expand(rows, times, 1, size)
         frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
         frames = attend(frames.flatten(0, 1), scores=scores).reshape(rows, times, -1, size)
-        # The mean as first term plus mean deviation is exact if all terms are equal, for any number of them.
+        # The mean, as first term plus mean difference from it, is exact if all terms are equal, for any number of them.
         first = frames[:, :1, 0]
         cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
         return torch.cat([cls, frames[:, :, 1:].flatten(1, 2)], dim=1)
