@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.config import AugmentConfig
-from omnivl.data.placement import MIRROR, Placement, crop_placement, pixel_map
+from omnivl.data.placement import Matrix, Placement, crop_placement, mirror, pixel_map
 from omnivl.data.rand_augment import apply_random_operations
 
 Pixels = NDArray[np.uint8]
@@ -57,7 +57,7 @@ def training_view(
     else:
         view, place = _turned(pixels, size, box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
-        view, place = _mirrored(view), place.then(MIRROR)
+        view, place = _mirrored(view), place.then(mirror)
     gray = uniforms[5] < config.grayscale
     jitter = uniforms[6] < config.color_probability and (
         config.brightness > 0 or config.contrast > 0 or config.saturation > 0 or config.hue > 0
@@ -67,7 +67,7 @@ def training_view(
     if config.rand_augment_operations > 0:
         magnitude = config.rand_augment_magnitude / 10
         view, moved = apply_random_operations(view, config.rand_augment_operations, magnitude, random)
-        place = place.then(moved)
+        place = place.then(*moved)
     return View(view, place)
 
 
@@ -131,8 +131,11 @@ def _turned(
             borderValue=(255, 255, 255),
         )
     picture = pixels.shape[2], pixels.shape[1]
-    to_view = np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture))
-    return result, Placement(to_view.astype(np.float64))
+
+    def to_view() -> Matrix:
+        return np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture)).astype(np.float64)
+
+    return result, Placement((to_view,))
 
 
 def resize(pixels: Pixels, width: int, height: int) -> Pixels:

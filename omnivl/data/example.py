@@ -199,7 +199,7 @@ class ExampleReader:
         random = self._views.at(position) if self._training else None
         for shown in self._shown(sample):
             if shown is None:
-                yield View(np.zeros((1, self._size, self._size, 3), dtype=np.uint8), Placement(np.eye(3)))
+                yield View(np.zeros((1, self._size, self._size, 3), dtype=np.uint8), Placement())
                 continue
             pixels = self._pixels(shown, position)
             if random is None:

@@ -6,12 +6,16 @@ of the last one.
 Shapes: N boxes, H x W pixels, S side of the view.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 Matrix = NDArray[np.float64]
+Step = Callable[[], Matrix]
+"""Computes an affine map of points, float64 ``[3, 3]``, for columns (x, y, 1)."""
 
 LEAST_VISIBLE = 0.5
 """Least share of a box's area within the view; boxes with less are dropped."""
@@ -21,15 +25,25 @@ LEAST_VISIBLE = 0.5
 class Placement:
     """An affine map from the points of a picture to those of its view.
 
+    It is computed when a point is mapped: most samples have neither boxes nor masks.
+
     Attributes:
-        matrix: float64 ``[3, 3]``, for columns (x, y, 1).
+        steps: Maps of which it consists, the first one first; none for the identity.
     """
 
-    matrix: Matrix
+    steps: tuple[Step, ...] = ()
 
-    def then(self, matrix: Matrix) -> "Placement":
-        """This map followed by another one."""
-        return Placement(matrix @ self.matrix)
+    @cached_property
+    def matrix(self) -> Matrix:
+        """The map, float64 ``[3, 3]``, for columns (x, y, 1)."""
+        found: Matrix = np.eye(3)
+        for step in self.steps:
+            found = step() @ found
+        return found
+
+    def then(self, *steps: Step) -> "Placement":
+        """This map followed by others."""
+        return Placement((*self.steps, *steps))
 
     def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Maps boxes into the view.
@@ -82,15 +96,8 @@ def crop_placement(left: int, top: int, width: int, height: int, picture: tuple[
         height: Rows.
         picture: (width, height) of the picture in pixels.
     """
-    return Placement(
-        np.array(
-            [
-                [picture[0] / width, 0.0, -left / width],
-                [0.0, picture[1] / height, -top / height],
-                [0.0, 0.0, 1.0],
-            ]
-        )
-    )
+    across, down = [picture[0] / width, 0.0, -left / width], [0.0, picture[1] / height, -top / height]
+    return Placement((lambda: np.array([across, down, [0.0, 0.0, 1.0]]),))
 
 
 def pixel_map(linear: Matrix, shift: Matrix, source: tuple[int, int], target: tuple[int, int]) -> Matrix:
@@ -110,8 +117,9 @@ def pixel_map(linear: Matrix, shift: Matrix, source: tuple[int, int], target: tu
     return mapped
 
 
-MIRROR: Matrix = np.array([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-"""Left and right exchanged."""
+def mirror() -> Matrix:
+    """Exchanges left and right."""
+    return np.array([[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
 
 def _area(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

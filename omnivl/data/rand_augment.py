@@ -9,12 +9,13 @@ Differs: borders are continued instead of filled with black; cutout is one of th
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.placement import Matrix, pixel_map
+from omnivl.data.placement import Matrix, Step, pixel_map
 
 Pixels = NDArray[np.uint8]
 Operation = Callable[[Pixels, float, np.random.Generator], Pixels]
@@ -26,7 +27,7 @@ Warp = Callable[[float, np.random.Generator, tuple[int, int]], Warped]
 
 def apply_random_operations(
     pixels: Pixels, count: int, magnitude: float, random: np.random.Generator
-) -> tuple[Pixels, Matrix]:
+) -> tuple[Pixels, tuple[Step, ...]]:
     """Applies ``count`` operations drawn from ``WARPS`` and ``OPERATIONS``, with replacement.
 
     Args:
@@ -36,22 +37,24 @@ def apply_random_operations(
         random: The sample's generator.
 
     Returns:
-        ``[T, H, W, 3]``, and the map ``[3, 3]`` of points, as fractions of width and height.
+        ``[T, H, W, 3]``, and the maps of points, as fractions of width and height.
     """
-    moved: Matrix = np.eye(3)
+    moved: list[Step] = []
     for choice in random.integers(len(OPERATION_NAMES), size=count).tolist():
         pixels, further = apply_operation(OPERATION_NAMES[choice], pixels, magnitude, random)
-        moved = further @ moved
-    return pixels, moved
+        moved += further
+    return pixels, tuple(moved)
 
 
-def apply_operation(name: str, pixels: Pixels, strength: float, random: np.random.Generator) -> tuple[Pixels, Matrix]:
+def apply_operation(
+    name: str, pixels: Pixels, strength: float, random: np.random.Generator
+) -> tuple[Pixels, tuple[Step, ...]]:
     """One operation; see ``apply_random_operations``."""
     if name in OPERATIONS:
-        return OPERATIONS[name](pixels, strength, random), np.eye(3)
+        return OPERATIONS[name](pixels, strength, random), ()
     size = pixels.shape[2], pixels.shape[1]
     linear, shift = _about_centre(*WARPS[name](strength, random, size), size)
-    return _warp(pixels, linear, shift), pixel_map(linear, shift, size, size)
+    return _warp(pixels, linear, shift), (partial(pixel_map, linear, shift, size, size),)
 
 
 def _signed(strength: float, random: np.random.Generator) -> float:

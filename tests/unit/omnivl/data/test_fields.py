@@ -156,7 +156,7 @@ def test_tensors_of_a_batch():
         ),
         sample(answers="maybe", weights=1, boxes=[], id="x"),
     ]
-    places = [Placement(np.eye(3))]
+    places = [Placement()]
     found = collate_fields(types, [reader.place(reader.read(one), places, 2) for one in samples], LengthTokenizer(), 2)
     assert found["answers"] == (("no", "yes"), ("maybe",))
     assert found["answers/token_ids"].tolist() == [
