@@ -20,11 +20,10 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from moe.config import DenseConfig, MoMEConfig
 from moe.ranges import Range
 from omnivl.architectures.albef_names import from_others
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
-from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
 from omnivl.data.sizes import InputSizes
@@ -155,10 +154,7 @@ class ALBEF(Architecture):
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, stack in stacks.items():
             yield from stack_misfits(name, stack)
-            if stack.activation != "gelu" and not isinstance(stack.ffn, DenseConfig | MoMEConfig):
-                got = f"{stack.activation!r} with ffn kind {stack.ffn.kind!r}"
-                allowed = "'gelu' where there are sparse or attribute experts"
-                yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
+            yield from activation_misfits(name, stack)
         if self.vision.norm != "pre":
             yield Misfit(("vision", "norm"), repr(self.vision.norm), "'pre'", "set it to 'pre'")
         if self.text.hidden_size != self.fusion.hidden_size:

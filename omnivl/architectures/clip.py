@@ -15,12 +15,12 @@ from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
-from moe.config import DenseConfig, MoMEConfig
+from moe.config import DenseConfig
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.clip_names import from_transformers, to_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, Foreign, read_json, read_pixels
-from omnivl.architectures.misfits import divisions, stack_misfits
+from omnivl.architectures.misfits import activation_misfits, divisions, stack_misfits
 from omnivl.chain.chain import Chain
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
@@ -161,10 +161,7 @@ class CLIP(Architecture):
             yield from stack_misfits(name, tower)
             if tower.norm != "pre":
                 yield Misfit((name, "norm"), repr(tower.norm), "'pre'", "set it to 'pre'")
-            if tower.activation != "gelu" and not isinstance(tower.ffn, DenseConfig | MoMEConfig):
-                got = f"{tower.activation!r} with ffn kind {tower.ffn.kind!r}"
-                allowed = "'gelu' where there are sparse or attribute experts"
-                yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
+            yield from activation_misfits(name, tower)
         for option, still in (("drop_path", 0.0), ("layer_scale_init", None)):
             if (value := getattr(self.text, option)) != still:
                 yield Misfit(("text", option), str(value), "0" if still == 0.0 else "null", "the text tower has none")

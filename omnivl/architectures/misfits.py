@@ -3,7 +3,15 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from moe.config import AttributeConfig, DenseConfig, FeedForwardConfig, MoMELIMoEConfig, SparseConfig, named_modalities
+from moe.config import (
+    AttributeConfig,
+    DenseConfig,
+    FeedForwardConfig,
+    MoMEConfig,
+    MoMELIMoEConfig,
+    SparseConfig,
+    named_modalities,
+)
 from omnivl.errors import Misfit, did_you_mean
 from omnivl.parts.language import LanguageModel
 from omnivl.parts.sizes import MODALITIES, Transformer
@@ -27,6 +35,14 @@ def stack_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
         yield Misfit((name, "layers"), str(stack.layers), "1 or more", "raise it, e.g. to 12")
     for found in filling_misfits(stack, {"layers": stack.layers}):
         yield replace(found, path=(name, *found.path))
+
+
+def activation_misfits(name: str, stack: Transformer) -> Iterator[Misfit]:
+    """An activation that a stack's experts do not have; the stack is a configuration's field ``name``."""
+    if stack.activation != "gelu" and not isinstance(stack.ffn, DenseConfig | MoMEConfig):
+        got = f"{stack.activation!r} with ffn kind {stack.ffn.kind!r}"
+        allowed = "'gelu' where there are sparse or attribute experts"
+        yield Misfit((name, "activation"), got, allowed, "set it to 'gelu'")
 
 
 def language_misfits(language: LanguageModel, num_queries: int) -> Iterator[Misfit]:

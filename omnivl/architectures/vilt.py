@@ -4,7 +4,6 @@ Source: Kim et al., ViLT, arXiv 2102.03334.
 Differs: images of a step are of one square size; no patches are left out at random.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from moe.ranges import Range
 from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
+from omnivl.architectures.foreign import read_json
 from omnivl.architectures.misfits import divisions, stack_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.batch import Visual
@@ -125,7 +125,7 @@ class ViLT(Architecture):
             ModelError: The blocks have another number of heads or another activation than the weights'.
         """
         given = {re.sub(r"^vil?t\.", "", name): tensor for name, tensor in weights.items()}
-        said = _configuration(path)
+        said = read_json(path / "config.json")
         if said.get("model_type", "vilt") not in ("vilt", "vit") or not given.keys() >= TELLING:
             return None
         self._refuse_options(said, path)
@@ -199,19 +199,3 @@ def _own_name(name: str) -> str:
         if re.match(pattern, name):
             return re.sub(pattern, own, name)
     return name
-
-
-def _configuration(path: Path) -> Mapping[str, Any]:
-    """Content of ``config.json`` beside the weights; empty if there is none.
-
-    Raises:
-        ModelError: It is not JSON.
-    """
-    file = path / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{file}: got a file that is no JSON ({error}); fetch it again") from error
-    return read

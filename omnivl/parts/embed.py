@@ -200,18 +200,13 @@ class VisualEmbedding(nn.Module):
         return embedded
 
 
-class TextEmbedding(nn.Module):
-    """Word plus position, normalised if ``norm_embeddings`` is set.
+class WordTables(nn.Module):
+    """A table of words and one of positions."""
 
-    Differs: BERT's token types are folded into the positions, because a text is always one segment.
-    """
-
-    def __init__(self, words: Words, text: Transformer) -> None:
+    def __init__(self, words: int, positions: int, hidden_size: int) -> None:
         super().__init__()
-        self.dropout = text.dropout
-        self.words = nn.Parameter(torch.empty(words.vocab_size, text.hidden_size))
-        self.positions = nn.Parameter(torch.empty(words.length, text.hidden_size))
-        self.norm = LayerNorm(text.hidden_size, text.norm_eps) if words.norm_embeddings else nn.Identity()
+        self.words = nn.Parameter(torch.empty(words, hidden_size))
+        self.positions = nn.Parameter(torch.empty(positions, hidden_size))
         for table in (self.words, self.positions):
             nn.init.normal_(table, std=0.02)
 
@@ -225,6 +220,18 @@ class TextEmbedding(nn.Module):
             return None
         kept = min(len(before), len(own))
         return torch.cat([before[:kept], own[kept:].float()])
+
+
+class TextEmbedding(WordTables):
+    """Word plus position, normalised if ``norm_embeddings`` is set.
+
+    Differs: BERT's token types are folded into the positions, because a text is always one segment.
+    """
+
+    def __init__(self, words: Words, text: Transformer) -> None:
+        super().__init__(words.vocab_size, words.length, text.hidden_size)
+        self.dropout = text.dropout
+        self.norm = LayerNorm(text.hidden_size, text.norm_eps) if words.norm_embeddings else nn.Identity()
 
     def places(self) -> Tensor:
         """The position embeddings, ``[length, D]``."""

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from moe.ranges import Range
 from moe.slot import FeedForwardOutput
@@ -27,6 +27,7 @@ from omnivl.data.tokenizer import TextInput
 from omnivl.errors import ModelError
 from omnivl.parts.bert import BertBlock
 from omnivl.parts.block import BlockLayer, StackBlock
+from omnivl.parts.embed import WordTables
 from omnivl.parts.heads import IGNORED
 from omnivl.parts.linear import Linear, linear
 from omnivl.parts.padding import chosen_positions
@@ -115,28 +116,12 @@ class Prefix(BlockLayer):
         return state.updated(prefix=self.run(state["queries"]))
 
 
-class LanguageTables(nn.Module):
+class LanguageTables(WordTables):
     """Words and positions. The words are the output head as well."""
 
     def __init__(self, language: LanguageModel) -> None:
-        super().__init__()
-        size = language.blocks.hidden_size
+        super().__init__(language.vocab_size, language.positions + OFFSET, language.blocks.hidden_size)
         self.dropout = language.blocks.dropout
-        self.words = nn.Parameter(torch.empty(language.vocab_size, size))
-        self.positions = nn.Parameter(torch.empty(language.positions + OFFSET, size))
-        for table in (self.words, self.positions):
-            nn.init.normal_(table, std=0.02)
-
-    def undecayed(self) -> Iterator[nn.Parameter]:
-        """The tables."""
-        yield from (self.words, self.positions)
-
-    def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
-        """Resizes positions to a shorter or longer table: rows keep their places, further rows are fresh."""
-        if name != "positions":
-            return None
-        kept = min(len(before), len(own))
-        return torch.cat([before[:kept], own[kept:].float()])
 
     def forward(self, prefix: Tensor | None, token_ids: Tensor, mask: Tensor, first: int, dtype: torch.dtype) -> Tensor:
         """Embeds rows.
