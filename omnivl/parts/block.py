@@ -47,6 +47,9 @@ class BlockLayer(ChainLayer):
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: dict[str, Tensor] = {}
         self.block = build(False)
+        # Slots with a router, by their names in the block.
+        modules = self.block.named_modules()
+        self._routed = {name: one for name, one in modules if isinstance(one, SparseFeedForward)}
         self.momentum_block: nn.Module | None = None
         if momentum is not None:
             self.momentum_block = frozen_twin(build(True), self.block)
@@ -63,9 +66,8 @@ class BlockLayer(ChainLayer):
 
     def after_step(self) -> None:
         """Balances the experts' selection, then updates the momentum twin."""
-        slots = self._routed_slots() if self.tokens_per_expert else {}
         for name, served in self.tokens_per_expert.items():
-            slots[name].after_step(self.gather.total(served))
+            self._routed[name].after_step(self.gather.total(served))
         self.tokens_per_expert = {}
         if self.momentum_block is not None:
             assert self.momentum is not None
@@ -77,7 +79,7 @@ class BlockLayer(ChainLayer):
 
     def step_sums(self) -> tuple[Tensor, ...]:
         """``tokens_per_expert``, slot by slot."""
-        for name, slot in self._routed_slots().items():
+        for name, slot in self._routed.items():
             if slot.router.balances and name not in self.tokens_per_expert:
                 device = next(slot.parameters()).device
                 self.tokens_per_expert[name] = torch.zeros(slot.experts.num_experts, device=device)
@@ -93,7 +95,7 @@ class BlockLayer(ChainLayer):
         """
         if router_sums is None:
             return state
-        slots = self._routed_slots()
+        slots = self._routed
         if isinstance(router_sums, Tensor):
             assert len(slots) == 1, f"{self.name}: one vector of sums for {len(slots)} routed slots: {', '.join(slots)}"
             places = dict.fromkeys(slots, f"router/{self.name}")
@@ -121,10 +123,6 @@ class BlockLayer(ChainLayer):
         for module in self.block.modules():
             if isinstance(module, ModalityFeedForward):
                 yield from module.idle(reached)
-
-    def _routed_slots(self) -> dict[str, SparseFeedForward]:
-        """The block's slots with a router, by their names in the block."""
-        return {name: one for name, one in self.block.named_modules() if isinstance(one, SparseFeedForward)}
 
 
 class StackBlock(BlockLayer):

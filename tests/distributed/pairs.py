@@ -6,7 +6,7 @@ from typing import Any
 
 import real_chain as real
 import torch
-from test_layouts import ACCUMULATION, JOINED, STEPS, TOLERANCES, Model, assert_equal_runs, make_host
+from test_layouts import ACCUMULATION, JOINED, TOLERANCES, Model, assert_equal_runs
 
 from engine.hosts.pipeline.cut import layer_costs
 from engine.step.freeze import freeze, freeze_idle
@@ -51,16 +51,6 @@ class PairModel(Model):
 
     def batches(self, step: int, gather: Gather) -> list[Any]:
         return real.step_batches(step, ACCUMULATION, JOINED, gather, self.objectives, ("image_text",))
-
-
-def train(model: Model, hosts: Sequence[str]) -> Report:
-    """Trains each host in turn from the same weights."""
-    report = {}
-    for name in hosts:
-        host = make_host(name, model)
-        results = [host.step(model.batches(step, host.gather), step) for step in range(STEPS)]
-        report[name] = {"results": results, "weights": host.full_weights()}
-    return report
 
 
 def check_hosts_agree(

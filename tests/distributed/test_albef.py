@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import PairModel, Report, check_hosts_agree, train
+from pairs import PairModel, Report, check_hosts_agree
+from test_layouts import train
 
 from omnivl.architectures import ALBEF
 from omnivl.objectives import MLM, VLM, Objective, UniVLC

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from pairs import PairModel, Report, check_hosts_agree, train
+from pairs import PairModel, Report, check_hosts_agree
+from test_layouts import train
 
 from omnivl.architectures import BLIP2
 from omnivl.objectives import ITC, LM, VLM, Objective

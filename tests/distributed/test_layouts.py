@@ -174,7 +174,11 @@ def _split(part: str) -> tuple[str, int]:
 
 def train_hosts(hosts: list[str], model_name: str) -> dict[str, dict[str, Any]]:
     """Worker: trains each host in turn from the same weights."""
-    model = Model(model_name)
+    return train(Model(model_name), hosts)
+
+
+def train(model: Model, hosts: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Trains each host in turn from the same weights."""
     report = {}
     for name in hosts:
         host = make_host(name, model)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 import real_chain as real
-from pairs import PairModel, Report, check_hosts_agree, train
-from test_layouts import ACCUMULATION, JOINED
+from pairs import PairModel, Report, check_hosts_agree
+from test_layouts import ACCUMULATION, JOINED, train
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.preparation import Preparation, asked_fields
