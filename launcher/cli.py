@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
+from engine.telemetry.console import PlainConsole
 from engine.watch.failure import DEBUG, describe_error
 from omnivl.errors import UserError
 
@@ -158,7 +158,7 @@ def main() -> NoReturn:
         told, code = describe_error(error), 1
         told += f"\nraised at {place.filename}:{place.lineno}; omnivl --debug COMMAND shows how it came to this"
     if code:
-        Console(stderr=True, soft_wrap=True).print(told, style="red", markup=False, highlight=False)
+        PlainConsole(stderr=True).print(told, style="red", soft_wrap=True)
     sys.exit(code)
 
 

@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich import box
-from rich.table import Table
-
 from engine.report.curves import Record
+from engine.telemetry.console import PlainTable
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 
 Sparse = LIMoEConfig | MoMELIMoEConfig
@@ -34,7 +32,7 @@ def last_health(records: Sequence[Record]) -> dict[str, dict[str, float]]:
     return found
 
 
-def health_table(health: Mapping[str, Mapping[str, float]], fillings: Sequence[Sparse], title: str) -> Table:
+def health_table(health: Mapping[str, Mapping[str, float]], fillings: Sequence[Sparse], title: str) -> PlainTable:
     """One row per modality: experts used of those allowed, entropy, confidence, dropped.
 
     Args:
@@ -42,7 +40,7 @@ def health_table(health: Mapping[str, Mapping[str, float]], fillings: Sequence[S
         fillings: The stage's sparse fillings.
         title: Heads the table.
     """
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = PlainTable(title=title)
     table.add_column("modality")
     for heading in ("experts used", "entropy, nats", "confidence", "dropped"):
         table.add_column(heading, justify="right")

@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from rich import box
-from rich.table import Table
-
+from engine.telemetry.console import PlainTable
 from omnivl.tasks.results import Score
 
 
@@ -15,9 +13,9 @@ def format_share(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4f}"
 
 
-def score_table(scores: Sequence[Score], title: str) -> Table:
+def score_table(scores: Sequence[Score], title: str) -> PlainTable:
     """Every score beside chance and the pixel baseline; narrow enough for 80 columns with names of usual length."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0))
+    table = PlainTable(title=title)
     table.add_column("task", vertical="top")
     table.add_column("metric")
     for heading in ("model", "chance", "16x16\npixels", "queries"):

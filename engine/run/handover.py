@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from engine.disk.aside import ASIDE, is_head
 from engine.errors import CheckpointError
+from engine.telemetry.console import PlainTable
 from moe.upcycle import place, translated
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.names import stack_of
@@ -58,9 +58,9 @@ class HandOver:
         """Plain containers, for ``handover.json``."""
         return asdict(self)
 
-    def table(self, title: str) -> Table:
+    def table(self, title: str) -> PlainTable:
         """Number of tensors by layer stack and by outcome, for the console."""
-        table = Table(title=title, title_justify="left")
+        table = PlainTable(title=title)
         columns = ("carried", "inflated", "resized", "upcycled", "copied", "created", "aside", "dropped")
         table.add_column("part")
         for column in columns:

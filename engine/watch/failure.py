@@ -3,12 +3,12 @@
 import json
 import os
 import signal
-import sys
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from engine.disk.run_folder import write_whole
+from engine.telemetry.console import say
 from omnivl.errors import UserError
 
 FAILURE_FILE = "OMNIVL_FAILURE_FILE"
@@ -61,7 +61,7 @@ class Failure:
                 return
             except OSError as error:
                 message += f"\n({file} could not be written: {error})"
-        print(message, file=sys.stderr, flush=True)
+        say(message, err=True)
 
     def _as_json(self) -> str:
         return json.dumps(asdict(self), indent=1) + "\n"

@@ -8,8 +8,6 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
@@ -20,6 +18,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
 from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.telemetry.console import PlainConsole, PlainTable, titled
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -209,23 +208,24 @@ def _host(stage: StagePlan) -> str:
 
 
 def _print(plan: Plan, summary: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = PlainConsole()
     known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
     processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) != 1 else ''}"
-    console.print(f"[bold]{plan.name}[/]: {stages}, seed {plan.seed}, {processes}")
+    console.print(titled(plan.name, f": {stages}, seed {plan.seed}, {processes}"))
     for number, stage in enumerate(summary["stages"], start=1):
-        console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
-        rows = Table.grid(padding=(0, 2))
+        console.print()
+        console.print(titled(f"{number}. {stage['name']}", f", from {stage['init_from'] or 'new weights'}"))
+        rows = PlainTable.grid(padding=(0, 2))
         for title, text in _rows(stage):
             rows.add_row(f"   {title}", text)
         console.print(rows)
     if summary["earlier_fields"]:
         lines = [line for found in summary["earlier_fields"].values() for line in found]
         console.print("\nFields of earlier spelling, which are read as those of today:", soft_wrap=True)
-        console.print("\n".join(lines), markup=False, soft_wrap=True)
+        console.print("\n".join(lines), soft_wrap=True)
         files = " ".join(summary["earlier_fields"])
-        console.print(f"`omnivl upgrade {files} --write` rewrites them.", markup=False, soft_wrap=True)
+        console.print(f"`omnivl upgrade {files} --write` rewrites them.", soft_wrap=True)
 
 
 def _tied(pipeline: dict[str, Any]) -> str:

@@ -6,14 +6,13 @@ from typing import Annotated, Literal
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 from safetensors.torch import save_file
 from torch import Tensor
 
 from engine.disk.checkpoint import find_fault
 from engine.disk.saved import Saved, all_checkpoints, average_weights, describe, find_checkpoint, saved_weights
 from engine.errors import CheckpointError
+from engine.telemetry.console import PlainConsole, PlainTable, say
 from omnivl.data.inspect_page import readable_bytes
 from omnivl.errors import UserError
 
@@ -56,7 +55,7 @@ def verify_command(
         typer.echo(json.dumps(faults, indent=1))
     else:
         for checkpoint, fault in faults.items():
-            typer.echo(f"{checkpoint}: {'whole' if fault is None else fault}")
+            say(f"{checkpoint}: {'whole' if fault is None else fault}")
     if any(fault is not None for fault in faults.values()):
         raise typer.Exit(1)
 
@@ -72,7 +71,7 @@ def convert_command(
     """
     source = find_checkpoint(target)
     _write(dict(saved_weights(source)), out, dtype)
-    typer.echo(f"{source} -> {out}")
+    say(f"{source} -> {out}")
 
 
 @app.command("average")
@@ -90,7 +89,7 @@ def average_command(
         raise UserError("checkpoint average: got one checkpoint; allowed are two or more; name another one")
     sources = [target if target.is_file() else find_checkpoint(target) for target in targets]
     _write(average_weights(sources), out, dtype)
-    typer.echo(f"{', '.join(map(str, sources))} -> {out}")
+    say(f"{', '.join(map(str, sources))} -> {out}")
 
 
 def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
@@ -108,11 +107,11 @@ def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
 
 
 def _show(saved: Saved) -> None:
-    console = Console(emoji=False, highlight=False)
-    console.print(f"{saved.path}, {readable_bytes(saved.bytes)}", markup=False, soft_wrap=True)
+    console = PlainConsole()
+    console.print(f"{saved.path}, {readable_bytes(saved.bytes)}", soft_wrap=True)
     skipped = f", {saved.skipped} skipped" if saved.skipped else ""
     console.print(f"step {saved.step}{skipped}, AdamW step {saved.optimizer_steps}; written by {saved.layout}")
-    table = Table("part", "weights", "twins", "moments", title="Elements", title_justify="left")
+    table = PlainTable("part", "weights", "twins", "moments", title="Elements")
     for part, counts in saved.parts.items():
         table.add_row(part, *(f"{counts[what]:,}" if counts[what] else "-" for what in ("weights", "twins", "moments")))
     console.print(table)

@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.table import Table
 
+from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.data_convert import app as convert_app
 from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
+from omnivl.shown import printable
 
 app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
 build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True, rich_markup_mode=None)
@@ -38,13 +37,15 @@ def build_emoji_command(
     """
     from omnivl.data.emoji.build import build_emoji  # here: it needs the extra 'data', the other commands do not
 
-    console = Console(stderr=True, emoji=False)
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=console) as bars:
+    console = PlainConsole(stderr=True)
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), console=console
+    ) as bars:
         tasks: dict[str, TaskID] = {}
 
         def update(what: str, done: int, total: int) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(escape(what))
+                tasks[what] = bars.add_task(printable(what))
             bars.update(tasks[what], completed=done, total=total)
 
         report = build_emoji(out, packages=packages, full=full, progress=update)
@@ -59,13 +60,13 @@ def build_emoji_command(
     if as_json:
         typer.echo(json.dumps(counts, indent=1))
         return
-    table = Table("what", "count", title=escape(str(out)), title_justify="left")
+    table = PlainTable("what", "count", title=str(out))
     for name, value in counts.items():
         shown = (
             ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else f"{value:,}"
         )
         table.add_row(name, shown)
-    Console(emoji=False).print(table)
+    PlainConsole().print(table)
 
 
 @app.command("inspect")
@@ -85,8 +86,8 @@ def inspect(
     """
     if html is not None and not html.parent.is_dir():
         raise DataError(f"--html {html}: the folder {html.parent} does not exist; make it or name another one")
-    console = Console(stderr=as_json, emoji=False)
-    with console.status(f"reading {escape(source)}"):
+    console = PlainConsole(stderr=as_json)
+    with console.status(f"reading {source}"):
         found = inspect_source(source, samples=samples if html is not None else 0, scan=scan)
         page = None if html is None else render_page(found)
     if html is not None and page is not None:
@@ -96,13 +97,13 @@ def inspect(
     else:
         print_counts(console, found)
     if html is not None:
-        console.print(f"contact sheet: {escape(str(html))}")
+        console.print(f"contact sheet: {html}")
 
 
-def print_counts(console: Console, found: Inspection) -> None:
+def print_counts(console: PlainConsole, found: Inspection) -> None:
     """Prints an inspection as tables."""
     size = f", {readable_bytes(found.bytes)}" if found.shards else ""
-    console.print(f"[bold]{found.samples:,} samples[/] in {len(found.shards)} shards{size}: {escape(found.source)}")
+    console.print(titled(f"{found.samples:,} samples", f" in {len(found.shards)} shards{size}: {found.source}"))
     if found.counted < found.samples:
         console.print(f"counts are of the {found.counted:,} samples that were drawn")
     if found.num_repeated_keys:
@@ -110,27 +111,27 @@ def print_counts(console: Console, found: Inspection) -> None:
             f"{found.num_repeated_keys:,} keys are in more than one shard, e.g. {next(iter(found.repeated_keys))}"
         )
     if found.shards:
-        shards = Table("shard", "samples", "stills", "clips", "bad", "size")
+        shards = PlainTable("shard", "samples", "stills", "clips", "bad", "size")
         for shard in found.shards[:20]:
             counts = (shard.samples, shard.stills, shard.clips, shard.rejected)
-            shards.add_row(escape(shard.name), *(f"{count:,}" for count in counts), readable_bytes(shard.bytes))
+            shards.add_row(shard.name, *(f"{count:,}" for count in counts), readable_bytes(shard.bytes))
         console.print(shards)
     if len(found.shards) > 20:
         console.print(f"and {len(found.shards) - 20} more shards")
     for chart in charts(found):
         shown = chart.bars[:_CHART_ROWS]
-        line = ", ".join(f"{escape(bar.name)} {bar.count:,}" for bar in shown)
+        line = ", ".join(f"{bar.name} {bar.count:,}" for bar in shown)
         more = f" and {len(chart.bars) - len(shown)} more" if len(chart.bars) > len(shown) else ""
-        console.print(f"[bold]{escape(chart.title)}[/]: {line}{more}", highlight=False)
+        console.print(titled(chart.title, f": {line}{more}"))
     _print_rejected(console, found, found.rejected)
 
 
-def _print_rejected(console: Console, found: Inspection, causes: Mapping[str, int]) -> None:
+def _print_rejected(console: PlainConsole, found: Inspection, causes: Mapping[str, int]) -> None:
     if not causes:
         return
-    bad = Table("cause", "samples", "first one", title="Bad samples", title_justify="left")
+    bad = PlainTable("cause", "samples", "first one", title="Bad samples")
     for bar in bars_of(causes):
         first = next((entry for entry in found.rejections if entry.cause == bar.name), None)
         example = "" if first is None else f"{first.where}: {first.detail}"
-        bad.add_row(bar.name.replace("_", " "), f"{bar.count:,}", escape(example))
+        bad.add_row(bar.name.replace("_", " "), f"{bar.count:,}", example)
     console.print(bad)

@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
+from engine.telemetry.console import PlainConsole, PlainTable, titled
 from omnivl.data.convert import (
     CocoReader,
     ConvertOptions,
@@ -30,6 +28,7 @@ from omnivl.data.convert.media import Verify
 from omnivl.data.convert.shards import REJECTED
 from omnivl.data.inspect_page import readable_bytes
 from omnivl.errors import DataError
+from omnivl.shown import printable
 
 app = typer.Typer(
     help="Convert a data set into tar shards. Shards of img2dataset and video2dataset need no conversion.",
@@ -69,7 +68,7 @@ def _convert(
     if as_json:
         typer.echo(manifest.to_json(), nl=False)
     else:
-        _print_summary(Console(emoji=False), manifest, out)
+        _print_summary(PlainConsole(), manifest, out)
 
 
 def _command(make_reader: Callable[..., Reader]) -> Callable[..., Reader]:
@@ -255,24 +254,24 @@ def parse_splits(texts: list[str]) -> dict[str, float]:
 @contextmanager
 def progress_bar(title: str, total: int) -> Iterator[Callable[[Manifest], None]]:
     """A bar on the error stream, so that ``--json`` can be piped."""
-    console = Console(stderr=True, emoji=False)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = PlainConsole(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as progress:
-        task = progress.add_task(title, total=total)
+        task = progress.add_task(printable(title), total=total)
 
         def update(manifest: Manifest) -> None:
             bad = manifest.rejected.total()
-            shown = f"{title}, {bad} bad" if bad else title
+            shown = printable(f"{title}, {bad} bad" if bad else title)
             progress.update(task, completed=manifest.samples + bad, description=shown)
 
         yield update
 
 
-def _print_summary(console: Console, manifest: Manifest, out: Path) -> None:
+def _print_summary(console: PlainConsole, manifest: Manifest, out: Path) -> None:
     size = readable_bytes(sum(shard.bytes for shard in manifest.shards))
     kinds = ", ".join(f"{count:,} {kind}s" for kind, count in sorted(manifest.kinds.items()))
     console.print(
-        f"[bold]{manifest.samples:,} samples[/] ({kinds}) in {len(manifest.shards)} shards, {size}: {escape(str(out))}"
+        titled(f"{manifest.samples:,} samples", f" ({kinds}) in {len(manifest.shards)} shards, {size}: {out}")
     )
     console.print(
         f"{manifest.captions:,} captions, {manifest.with_label:,} labelled in {len(manifest.labels):,} classes"
@@ -280,8 +279,8 @@ def _print_summary(console: Console, manifest: Manifest, out: Path) -> None:
     if set(manifest.splits) - {""}:
         console.print("splits: " + ", ".join(f"{name} {count:,}" for name, count in sorted(manifest.splits.items())))
     if manifest.rejected:
-        bad = Table("cause", "entries", title="Left out", title_justify="left")
+        bad = PlainTable("cause", "entries", title="Left out")
         for cause, count in sorted(manifest.rejected.items()):
             bad.add_row(cause.replace("_", " "), f"{count:,}")
         console.print(bad)
-        console.print(f"each is a line of {escape(str(out / REJECTED))}")
+        console.print(f"each is a line of {out / REJECTED}")

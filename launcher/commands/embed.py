@@ -10,6 +10,7 @@ import typer
 from engine.finished.trained import find_trained, load_encoder
 from engine.plan.yaml import read_yaml
 from engine.processes.process_group import choose_device
+from engine.telemetry.console import say
 from omnivl.errors import UserError
 from omnivl.inference.pictures import Media, PictureSet
 
@@ -54,7 +55,7 @@ def embed(
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, allow_pickle=False, **arrays)
     width = arrays["pictures"].shape[-1]
-    typer.echo(f"{out}: {len(pictures)} pictures and {len(owned)} captions of stage {trained.stage.name}, {width} wide")
+    say(f"{out}: {len(pictures)} pictures and {len(owned)} captions of stage {trained.stage.name}, {width} wide")
 
 
 def parse_media(text: str) -> Media:

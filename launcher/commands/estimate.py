@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from engine.estimate.failures import Faults
 from engine.estimate.hardware import load_hardware
@@ -15,6 +14,7 @@ from engine.estimate.search import Found, search_layouts
 from engine.estimate.traffic import Cluster
 from engine.plan.parse import load_plan
 from engine.plan.precision import with_precision
+from engine.telemetry.console import PlainConsole, plain_text
 from launcher.commands.estimate_tables import (
     as_json,
     failure_figures,
@@ -73,14 +73,18 @@ def estimate(
     if not chosen:
         known = ", ".join(one.name for one in read.stages)
         raise UserError(f"--stage: got {stage!r}; allowed are {known}; name one of them")
-    console = Console(highlight=False)
+    console = PlainConsole()
     told: dict[str, Any] = {}
     for one in chosen:
         found: Found | None = None
         if search:
-            with Console(stderr=True).status(f"stage {one.name}") as status:
+            with PlainConsole(stderr=True).status(f"stage {one.name}") as status:
                 found = search_layouts(
-                    one, tokenizer, cluster, micro_batches=micro_batches, progress=lambda what: status.update(what)
+                    one,
+                    tokenizer,
+                    cluster,
+                    micro_batches=micro_batches,
+                    progress=lambda what: status.update(plain_text(what)),
                 )
         sizes = SampleBytes(1e3 * image_kb, 1e3 * clip_kb)
         figures = estimate_stage(one, tokenizer, cluster, sample_bytes=sizes)

@@ -3,8 +3,6 @@
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.table import Table
 
 from engine.estimate.activities import BUBBLE, COMPUTE
 from engine.estimate.failures import (
@@ -18,6 +16,7 @@ from engine.estimate.failures import (
 )
 from engine.estimate.report import StageEstimate
 from engine.estimate.search import Found
+from engine.telemetry.console import PlainTable
 from omnivl.chain.names import stack_of
 
 _GIB = 2**30
@@ -96,19 +95,17 @@ def as_json(figures: StageEstimate) -> dict[str, Any]:
     }
 
 
-def stage_tables(figures: StageEstimate) -> list[Table]:
+def stage_tables(figures: StageEstimate) -> list[PlainTable]:
     """Tables of one stage: sizes and speed, memory, time of a step, traffic."""
     told = as_json(figures)
     return [_summary(figures, told), _memory(figures, told), _time(told), _traffic(told)]
 
 
-def _summary(figures: StageEstimate, told: dict[str, Any]) -> Table:
+def _summary(figures: StageEstimate, told: dict[str, Any]) -> PlainTable:
     hardware, cluster, data = figures.cluster.hardware, figures.cluster, told["data"]
-    table = Table(
+    table = PlainTable(
         title=f"Stage {figures.stage.name} on {cluster.nodes} x {cluster.per_node} {hardware.name}: {told['layout']}",
-        box=box.SIMPLE_HEAD,
         show_header=False,
-        title_justify="left",
     )
     sizes = told["parameters"]
     parts = ", ".join(f"{name} {count / 1e6:.1f} M" for name, count in sizes["parts"].items())
@@ -130,11 +127,11 @@ def _summary(figures: StageEstimate, told: dict[str, Any]) -> Table:
     return table
 
 
-def _memory(figures: StageEstimate, told: dict[str, Any]) -> Table:
+def _memory(figures: StageEstimate, told: dict[str, Any]) -> PlainTable:
     memory = told["memory"]
     fits = "fits" if figures.fits else "does not fit"
     limit = figures.cluster.hardware.memory_gib
-    table = Table("memory of the fullest process", "GiB", box=box.SIMPLE_HEAD)
+    table = PlainTable("memory of the fullest process", "GiB")
     for cause in figures.memory.causes:
         table.add_row(cause, f"{memory[cause] / _GIB:.2f}")
     table.add_row(
@@ -148,8 +145,8 @@ def _memory(figures: StageEstimate, told: dict[str, Any]) -> Table:
     return table
 
 
-def _time(told: dict[str, Any]) -> Table:
-    table = Table("time of a step", "ms", "share", box=box.SIMPLE_HEAD)
+def _time(told: dict[str, Any]) -> PlainTable:
+    table = PlainTable("time of a step", "ms", "share")
     rows = {f"{COMPUTE}: {limit}": seconds for limit, seconds in told["compute_by_limit"].items()}
     rows |= {f"waits for {cause}": s for cause, s in told["seconds_by_cause"].items() if cause not in (COMPUTE, BUBBLE)}
     if told["bubble"]:
@@ -160,8 +157,8 @@ def _time(told: dict[str, Any]) -> Table:
     return table
 
 
-def _traffic(told: dict[str, Any]) -> Table:
-    table = Table("sent by a process in a step", "GB in its node", "GB to others", "ms", box=box.SIMPLE_HEAD)
+def _traffic(told: dict[str, Any]) -> PlainTable:
+    table = PlainTable("sent by a process in a step", "GB in its node", "GB to others", "ms")
     for cause, one in told["traffic"].items():
         within, between = one["within_node"] / 1e9, one["between_nodes"] / 1e9
         table.add_row(cause, f"{within:.3g}", f"{between:.3g}", f"{1e3 * one['seconds']:.2f}")
@@ -180,10 +177,10 @@ def found_json(found: Found) -> dict[str, Any]:
     return {"ranked": ranked, "too_large": found.too_large}
 
 
-def found_table(found: Found) -> Table:
+def found_table(found: Found) -> PlainTable:
     """The fastest layouts that fit."""
     title = f"{len(found.ranked)} layouts fit, {found.too_large} do not"
-    table = Table("layout", "s a step", "samples/s", "MFU", "GiB", "limit", title=title, box=box.SIMPLE_HEAD)
+    table = PlainTable("layout", "s a step", "samples/s", "MFU", "GiB", "limit", title=title)
     for one in found.ranked[:_SHOWN]:
         table.add_row(
             *(layout_name(one), f"{one.step.seconds:.4g}", f"{one.samples_per_second:,.0f}", f"{one.mfu:.1%}"),
@@ -222,7 +219,7 @@ def failure_figures(figures: StageEstimate, faults: Faults, seconds: float, seed
     }
 
 
-def failure_table(told: dict[str, Any]) -> Table:
+def failure_table(told: dict[str, Any]) -> PlainTable:
     """Goodput by checkpoint interval."""
     title = (
         f"A failure every {told['mean_seconds_between_failures'] / 3600:,.1f} h, checkpoints of "
@@ -230,7 +227,7 @@ def failure_table(told: dict[str, Any]) -> Table:
         f"{told['daly_interval']:,.0f} s (Daly), {told['daly_steps']:,.0f} steps; goodput {told['goodput']:.1%}"
     )
     columns = ("interval, s", "kept work", "expected", "checkpoints", "lost work", "restarts", "failures")
-    table = Table(*columns, title=title, box=box.SIMPLE_HEAD)
+    table = PlainTable(*columns, title=title)
     for run in told["intervals"]:
         shares = (run[name] for name in ("goodput", "expected", "checkpoints", "lost", "restarts"))
         table.add_row(f"{run['interval']:,.0f}", *(f"{share:.2%}" for share in shares), f"{run['failures']:,}")

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from engine.finished.evaluate import choose_tasks, evaluate, keep_evaluation
 from engine.finished.trained import Trained, find_trained, load_encoder
@@ -18,12 +17,11 @@ from engine.plan.schema import kinds
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group
 from engine.report import score_table
+from engine.telemetry.console import PlainConsole, plain_text
 from launcher.start.discovery import join_launch
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
 from omnivl.tasks import TaskConfig
-
-_MINIMUM_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -99,25 +97,24 @@ def command(
 
 def run_request(request: Request) -> int:
     """Evaluates and prints. Called by every process; the first one prints and writes."""
-    told = Console(stderr=True, highlight=False, quiet=os.environ.get("RANK", "0") != "0")
+    told = PlainConsole(stderr=True, quiet=os.environ.get("RANK", "0") != "0")
     trained, tasks = _choose(request, told.print)
     device = join_process_group(trained.plan.launch.timeout_seconds)
     first = ranks.rank() == 0
     with told.status(f"loading {trained.weights}") as status:
         encoder = load_encoder(trained, device, request.batch_size)
-        evaluation = evaluate(trained, tasks, encoder, lambda task: status.update(f"evaluating {task}"))
+        evaluation = evaluate(trained, tasks, encoder, lambda task: status.update(plain_text(f"evaluating {task}")))
     path = keep_evaluation(evaluation, None if request.out is None else Path(request.out))
     if not first:
         return 0
     if request.as_json:
         print(json.dumps(evaluation.as_json(galleries=False), indent=2))
         return 0
-    console = Console(highlight=False)
-    console.width = max(console.width, 0 if console.is_terminal else _MINIMUM_WIDTH)
+    console = PlainConsole()
     scores = [score for result in evaluation.results for score in result.scores]
     console.print(score_table(scores, f"{trained.plan.name}, stage {trained.stage.name}"))
     if path is not None:
-        console.print(f"written: {path}", soft_wrap=True, markup=False)
+        console.print(f"written: {path}", soft_wrap=True)
     return 0
 
 

@@ -8,6 +8,7 @@ import typer
 from engine.finished.export import Dtype, Form
 from engine.finished.export import export as write_export
 from engine.finished.trained import find_trained
+from engine.telemetry.console import say
 
 
 def export(
@@ -34,7 +35,7 @@ def export(
     """
     trained = find_trained(target, stage, plan)
     done = write_export(trained, out, dtype, max_shard_size, form)
-    typer.echo(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
+    say(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
     if done.left_out:
         heads = sorted({".".join(name.split(".")[1:3]) for name in done.left_out})
-        typer.echo(f"left out, as they only train: {', '.join(heads)}")
+        say(f"left out, as they only train: {', '.join(heads)}")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from engine.telemetry.console import PlainConsole, PlainTable
 from launcher.slurm.queue import job_rows, queue
 
 _PLACES = ("*/slurm/jobs.jsonl", "sweeps/*/slurm/jobs.jsonl")
@@ -33,9 +32,9 @@ def jobs(
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    table = Table("job", "run", "state", "why", "stage", "step", "samples/s", "end")
+    table = PlainTable("job", "run", "state", "why", "stage", "step", "samples/s", "end")
     for row in rows:
         step = "" if row.step is None else f"{row.step}/{row.steps}"
         rate = "" if row.samples_per_second is None else f"{row.samples_per_second:.1f}"
         table.add_row(row.job, row.run, row.state, row.why, row.stage or "", step, rate, row.end or "")
-    Console(soft_wrap=True).print(table)
+    PlainConsole().print(table)

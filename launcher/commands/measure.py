@@ -12,6 +12,7 @@ from engine.disk.run_folder import write_whole
 from engine.estimate.measure import hardware_yaml, measure_hardware
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group, launched_processes, local_processes
+from engine.telemetry.console import say
 from launcher.start.local import local_processes as default_processes
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
@@ -33,7 +34,7 @@ def measure(
     code = run_local("launcher.commands.measure", [str(out.resolve())], count)
     if code:
         raise typer.Exit(code)
-    typer.echo(str(out))
+    say(out)
 
 
 def _measure(out: Path) -> int:

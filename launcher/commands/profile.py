@@ -5,9 +5,6 @@ from typing import Annotated
 
 import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from engine.disk.run_folder import write_whole
 from engine.estimate.layers import activation_bytes, blank_states, layer_seconds
@@ -16,6 +13,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from engine.plan.precision import compute_dtype
 from engine.processes.process_group import choose_device
+from engine.telemetry.console import PlainConsole, PlainTable, say
 from engine.telemetry.environment import describe_environment
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
@@ -41,12 +39,12 @@ def profile(
     read = load_plan(plan, overrides or ())
     tokenizer, device = load_tokenizer(read.tokenizer), choose_device()
     measured = {stage.name: _measure(stage, tokenizer, device, repeats) for stage in read.stages}
-    console = Console()
+    console = PlainConsole()
     for name, uses in measured.items():
         console.print(_table(name, uses))
     if out is not None:
         write_whole(out, profile_json(measured, describe_environment(1)))
-        typer.echo(str(out))
+        say(out)
 
 
 def _measure(
@@ -62,10 +60,8 @@ def _measure(
     return {one: LayerUse(seconds[one], kept[one]) for one in seconds}
 
 
-def _table(stage: str, uses: dict[tuple[str, int], LayerUse]) -> Table:
-    table = Table(
-        "layer", "ms", "share", "activations, MiB", title=f"Stage {stage}, one micro-batch", box=box.SIMPLE_HEAD
-    )
+def _table(stage: str, uses: dict[tuple[str, int], LayerUse]) -> PlainTable:
+    table = PlainTable("layer", "ms", "share", "activations, MiB", title=f"Stage {stage}, one micro-batch")
     whole = sum(use.seconds for use in uses.values())
     for one, use in uses.items():
         share = f"{use.seconds / whole:.1%}"

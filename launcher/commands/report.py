@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from engine.report import write_report
+from engine.telemetry.console import say
 from omnivl.errors import UserError
 
 
@@ -24,4 +25,4 @@ def report(
             f"{run_folder}: got a folder without {Path(error.filename).name}; allowed the folder of a run, such as "
             "runs/quickstart; name one that omnivl pretrain has written"
         ) from error
-    typer.echo(f"report: {page}")
+    say(f"report: {page}")

@@ -6,12 +6,10 @@ from typing import Annotated
 import pandas as pd
 import torch
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.processes.process_group import choose_device
+from engine.telemetry.console import PlainConsole, PlainTable, say
 from launcher.commands.embed import parse_media, parse_where
 from moe.analysis import stability, usage
 from omnivl.inference.pictures import PictureSet
@@ -57,24 +55,22 @@ def routing(
     title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
     page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, title)
     (folder / "routing.html").write_text(page, encoding="utf-8")
-    console = Console(emoji=False)
+    console = PlainConsole()
     said_by_experts_used = ["global_entropy", "evenness"]  # left out, since 80 columns have no room for them
     found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
     console.print(_table(found, title))
     if against is not None:
         console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
-    typer.echo(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
+    say(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
 
 
 def _folder(trained: Trained, target: Path) -> Path:
     return trained.run.path if trained.run is not None else target.parent
 
 
-def _table(frame: pd.DataFrame, title: str) -> Table:
+def _table(frame: pd.DataFrame, title: str) -> PlainTable:
     headings = [name.replace("_", "\n") for name in frame.columns]
-    table = Table(
-        *headings, title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
-    )
+    table = PlainTable(*headings, title=title, padding=(0, 1, 0, 0))
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
     return table

@@ -9,6 +9,7 @@ import typer
 from engine.sweep.config import Sweep, load_sweep
 from engine.sweep.page import write_sweep_markdown, write_sweep_page
 from engine.sweep.results import collect, is_complete
+from engine.telemetry.console import say
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in
 from launcher.slurm.sweep import waiting_or_running, write_arrays
@@ -69,7 +70,7 @@ def run(
     busy = set() if dry_run else waiting_or_running(runs)
     left = [point for point in left if runs / point.name not in busy]
     before = f", {len(busy)} submitted before" if busy else ""
-    typer.echo(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
+    say(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
     if left:
         arrays = write_arrays(sweep, left, runs, request, at_once)
         hand_in(arrays, runs, chained=False, dry_run=dry_run)
@@ -96,9 +97,9 @@ def report(
     runs = folder or _default(sweep)
     rows = collect(sweep, runs)
     for written in write_sweep_page(sweep, rows, out or runs):
-        typer.echo(written)
+        say(written)
     if markdown:
-        typer.echo(write_sweep_markdown(sweep, rows, out or runs))
+        say(write_sweep_markdown(sweep, rows, out or runs))
 
 
 def _default(sweep: Sweep) -> Path:

@@ -12,6 +12,7 @@ from engine.errors import PlanError
 from engine.plan.rewrite import Rewritten, is_model_file, rewrite_model_file, rewrite_plan
 from engine.plan.yaml import read_yaml
 from engine.sweep.rewrite import rewrite_sweep
+from engine.telemetry.console import say
 
 
 def upgrade(
@@ -41,16 +42,16 @@ def upgrade(
     for file, text in texts.items():
         new = done[file].text
         if new == text:
-            typer.echo(f"{file}: is of today's spelling")
+            say(f"{file}: is of today's spelling")
         elif write:
             _replace(file.resolve(), new)
             count = len(done[file].earlier)
-            typer.echo(f"{file}: rewritten ({count} field{'' if count == 1 else 's'})")
+            say(f"{file}: rewritten ({count} field{'' if count == 1 else 's'})")
         else:
             lines = (text.splitlines(keepends=True), new.splitlines(keepends=True))
-            typer.echo("".join(difflib.unified_diff(*lines, str(file), str(file))), nl=False)
+            say("".join(difflib.unified_diff(*lines, str(file), str(file))).removesuffix("\n"))
         for other in done[file].others:
-            typer.echo(f"{other}, which {file} names, holds earlier fields as well: omnivl upgrade {other}", err=True)
+            say(f"{other}, which {file} names, holds earlier fields as well: omnivl upgrade {other}", err=True)
     if not write and any(done[file].text != text for file, text in texts.items()):
         raise typer.Exit(1)
 

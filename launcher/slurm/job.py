@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from engine.telemetry.console import say
 from engine.watch.failure import Failure, clear_failure, read_told
 from launcher.slurm import blame, control
 from launcher.slurm.allocation import Allocation, read_allocation
@@ -21,6 +22,7 @@ from launcher.slurm.restarts import Restarts, judge
 from launcher.slurm.spec import JobSpec, read_spec
 from launcher.slurm.steps import RANK_LOGS, Step, srun, training_environment, training_step
 from launcher.slurm.verdicts import bad_nodes, read_reports, unexplained
+from omnivl.shown import printable
 
 _END_SECONDS = 300
 """After a job has been put back into the queue Slurm ends it here, which takes as long as its other nodes need."""
@@ -182,7 +184,7 @@ class Job:
     def _show_tail(self, rank: int) -> None:
         for log in self._logs.glob(RANK_LOGS[self._spec.profile.launcher].format(rank)):
             lines = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
-            print(f"--- the last lines of {log}", *lines, "---", sep="\n", flush=True)
+            say("\n".join([f"--- the last lines of {log}", *map(printable, lines), "---"]))
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -191,7 +193,7 @@ class Job:
 
     def _say(self, text: str) -> None:
         self._said.append(text)
-        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self._allocation.label}: {text}", flush=True)
+        say(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self._allocation.label}: {text}")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.telemetry.console import say
 from engine.watch.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.spec import JobRun, JobSpec
@@ -99,4 +100,4 @@ class Step:
         assert self._process.stderr is not None
         for line in self._process.stderr:
             self.messages.append((time.monotonic(), line.rstrip("\n")))
-            print(line, end="", file=sys.stderr, flush=True)
+            say(line.removesuffix("\n"), err=True)

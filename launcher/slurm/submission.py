@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from engine.plan.plan import Plan
+from engine.telemetry.console import say
 from launcher.slurm.profile import ClusterProfile
 from launcher.slurm.script import OptionValue, job_name, job_script, log_pattern
 from launcher.slurm.spec import JobRun, JobSpec
@@ -146,14 +147,14 @@ def hand_in(
         if as_json:
             continue
         if dry_run:
-            typer.echo(f"{submission.script.read_text()}# not submitted; written: {submission.script}")
+            say(f"{submission.script.read_text()}# not submitted; written: {submission.script}")
         else:
             what = "" if submission.stage is None else f", stage {submission.stage}"
-            typer.echo(f"job {before}{what}: {told[-1]['log']}")
+            say(f"job {before}{what}: {told[-1]['log']}")
     if as_json:
         typer.echo(json.dumps(told, indent=2))
     elif not dry_run:
-        typer.echo(f"state and progress: omnivl jobs {folder}")
+        say(f"state and progress: omnivl jobs {folder}")
 
 
 def _sbatch(script: Path, options: Sequence[str]) -> str:

@@ -11,9 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from types import FrameType
 
-import typer
-
 from engine.sweep.config import Point, Sweep
+from engine.telemetry.console import say
 from engine.watch.failure import Failure, clear_failure
 from launcher.start.local import local_processes
 from launcher.start.shares import Share, share_machine
@@ -47,11 +46,11 @@ def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel
         )
     if dry_run:
         for point in points:
-            typer.echo(shlex.join(_command(sweep, point, folder / point.name)))
+            say(shlex.join(_command(sweep, point, folder / point.name)))
         return 0
     shares = share_machine(max(1, min(parallel, len(points))))
     _check_shares(sweep, points, shares)
-    typer.echo(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {folder}")
+    say(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {folder}")
     return _Runs(sweep, folder, shares).run(points)
 
 
@@ -96,7 +95,7 @@ class _Runs:
             return 128 + self._received[0]
         failed = [point.name for point, code in zip(points, codes, strict=True) if code]
         if failed:
-            typer.echo(f"{len(failed)} failed: {', '.join(failed)}; failure.json in their folders says why", err=True)
+            say(f"{len(failed)} failed: {', '.join(failed)}; failure.json in their folders says why", err=True)
         return 1 if failed else 0
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
@@ -130,10 +129,10 @@ class _Runs:
             finally:
                 self._free.put(share)
             if self._received:
-                typer.echo(f"{point.name}: stopped")
+                say(f"{point.name}: stopped")
                 return None
             if code != 0:
                 said.seek(0)
                 Failure(code, "".join(said.readlines()[-_SAID_LINES:]).strip()).write(folder)
-        typer.echo(f"{point.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
+        say(f"{point.name}: {'done' if code == 0 else f'failed with exit code {code}'}")
         return code
