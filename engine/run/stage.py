@@ -123,7 +123,13 @@ class StageLoop:
         with ExitStack() as stack:
             if self._first:
                 tensorboard = self._folder.tensorboard if self._plan.logging.tensorboard else None
-                log = MetricsLog(self._folder.metrics, tensorboard, keep_bytes=self._state.metrics_bytes, step=begin)
+                log = MetricsLog(
+                    self._folder.metrics,
+                    tensorboard,
+                    keep_bytes=self._state.metrics_bytes,
+                    step=begin,
+                    steps_before=sum(earlier.steps for earlier in self._plan.stages[: self._index]),
+                )
                 self._metrics = stack.enter_context(log)
                 for rollback in pending:
                     facts = {"first_bad": rollback.first_bad, "step": rollback.step}
@@ -160,7 +166,10 @@ class StageLoop:
         if trouble is not None:
             self._go_back(trouble, taken[-1][1])
         self._window.add(result)
-        self._progress.update(step, result.losses, self._throughput.samples_per_second())
+        speed = self._throughput.samples_per_second()
+        self._progress.update(step, result.losses, speed, result.learning_rates)
+        if first and micro_batches and self._metrics is not None:
+            self._metrics.show_samples(step, micro_batches[0])
         if step % self._plan.logging.every == 0 or step == self._stage.steps:
             self._write_line(result)
         return taken[-1][1]

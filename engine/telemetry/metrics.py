@@ -3,6 +3,10 @@
 A line holds ``step`` (optimizer steps taken), ``event`` (``train`` or ``evaluation``) and figures in groups. Everything
 that may differ between two equal runs (time, memory) lies in the group ``speed``, so that a resumed run can be compared
 with an uninterrupted one line by line.
+
+TensorBoard counts the steps of the whole run, so that the curves of its stages follow each other. It gets the leading
+figures under the names that the report uses, each as a card of one of a few groups (``engine.telemetry.panels``), and
+pictures of samples as the model sees them; the file has everything.
 """
 
 import json
@@ -13,14 +17,26 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from torch import Tensor
+
+from engine.telemetry.panels import NOT_DRAWN, figure_name, panel_of
+from omnivl.data.batch import Batch
+from omnivl.shown import markdown_text
+
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+
+_SAMPLES, _FRAMES = 8, 4
+"""Samples of a batch, and frames of each, that TensorBoard shows."""
 
 
 class MetricsLog:
     """Appends records to ``metrics.jsonl`` and to TensorBoard. Owned by one process of the run."""
 
-    def __init__(self, file: Path, tensorboard: Path | None, *, keep_bytes: int = 0, step: int = 0) -> None:
+    def __init__(
+        self, file: Path, tensorboard: Path | None, *, keep_bytes: int = 0, step: int = 0, steps_before: int = 0
+    ) -> None:
         """Opens the log and removes what was written after the checkpoint that is resumed.
 
         Args:
@@ -28,13 +44,15 @@ class MetricsLog:
             tensorboard: Folder of event files; None writes none.
             keep_bytes: Length of the file when the checkpoint was taken; 0 starts over.
             step: Step of that checkpoint: TensorBoard hides what older event files hold beyond it.
+            steps_before: Steps of the earlier stages, from which TensorBoard counts on.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         self._file = file.open("ab")
         if self._file.tell() > keep_bytes:
             self._file.truncate(keep_bytes)
         self._file.seek(0, os.SEEK_END)
-        self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, step)
+        self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, steps_before + step)
+        self._steps_before = steps_before
 
     @property
     def size(self) -> int:
@@ -53,8 +71,24 @@ class MetricsLog:
         self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
         self._file.flush()
         if self._writer is not None:
-            for tag, value in _scalars(event, groups):
-                self._writer.add_scalar(tag, value, step)
+            for tag, value in _cards(event, groups).items():
+                self._writer.add_scalar(tag, value, self._steps_before + step)
+
+    def show_samples(self, step: int, batch: Batch) -> None:
+        """Shows the first samples of a batch in TensorBoard: their pixels, a row for each, and their texts.
+
+        Args:
+            step: Optimizer steps taken.
+            batch: As the loader gives it, before the chain masks and normalises.
+        """
+        if self._writer is None:
+            return
+        at = self._steps_before + step
+        if batch.frames is not None:
+            self._writer.add_image("Samples/pictures", _rows_of_frames(batch.frames), at)
+        if batch.captions:
+            texts = [f"{number}. {markdown_text(text)}" for number, text in enumerate(batch.captions[:_SAMPLES], 1)]
+            self._writer.add_text("Samples/texts", "\n".join(texts), at)
 
     def close(self) -> None:
         """Flushes and closes both logs."""
@@ -99,12 +133,34 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _scalars(event: str, groups: Mapping[str, Any]) -> list[tuple[str, float]]:
-    scalars: list[tuple[str, float]] = []
+def _rows_of_frames(frames: Tensor) -> Tensor:
+    """One picture of the first samples, a row for each, its frames evenly chosen: uint8 ``[3, rows, columns]``."""
+    shown = frames[:_SAMPLES]
+    count = shown.shape[1]
+    chosen = [index * count // min(count, _FRAMES) for index in range(min(count, _FRAMES))]
+    return shown[:, chosen].permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2).cpu()
+
+
+def _cards(event: str, groups: Mapping[str, Any]) -> dict[str, float]:
+    """The figures that TensorBoard shows, by the name of their card."""
+    flat: dict[str, float] = {}
     for group, value in groups.items():
         items = value.items() if isinstance(value, Mapping) else [("", value)]
-        for name, number in items:
-            if isinstance(number, (int, float)):
-                prefix = group if event == "train" else f"{event}/{group}"
-                scalars.append((f"{prefix}/{name}" if name else prefix, float(number)))
-    return scalars
+        flat |= {
+            (f"{group}/{name}" if name else group): float(number)
+            for name, number in items
+            if isinstance(number, (int, float))
+        }
+    if event == "evaluation":
+        return {f"Scores/{name.removeprefix('scores/')}": value for name, value in flat.items()}
+    if event != "train":
+        return {}
+    cards: dict[str, float] = {}
+    for key, value in flat.items():
+        card = "" if key in NOT_DRAWN else panel_of(key).card
+        if card and not key.startswith("lr/"):
+            cards[f"{card}/{figure_name(key)}"] = value
+    rates = {key: value for key, value in flat.items() if key.startswith("lr/")}
+    if rates:
+        cards["Optimizer/learning rate"] = max(rates.values())
+    return cards

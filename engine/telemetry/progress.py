@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -11,7 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from engine.telemetry.console import PlainConsole, PlainTable, plain_text
+from omnivl.shown import printable
+
 _SMOOTHING = 0.95
+
+NO_RATES: Mapping[str, float] = MappingProxyType({})
 
 
 class Progress(Protocol):
@@ -35,13 +40,20 @@ class Progress(Protocol):
             done: Steps taken before.
         """
 
-    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        samples_per_second: float,
+        learning_rates: Mapping[str, float] = NO_RATES,
+    ) -> None:
         """One optimizer step is done.
 
         Args:
             step: Steps taken.
             losses: Raw losses by objective, of those that were active.
             samples_per_second: Over all replicas.
+            learning_rates: Of the step, by group of parameters.
         """
 
     def message(self, text: str) -> None:
@@ -125,22 +137,32 @@ class _Console:
         self.stage = 0
         self.step = 0
         self.speed = 0.0
+        self.rates: list[float] = []
+        self.begun = False
 
     def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
         assert (self.stages[index], self.steps[index]) == (name, steps)
-        self.stage, self.step = index, done
+        self.stage, self.step, self.begun = index, done, True
+        self.speed, self.rates = 0.0, []
         self.losses = SmoothedLosses()
         self.clock.begin(index, done)
 
-    def note(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
-        self.step, self.speed = step, samples_per_second
+    def note(
+        self, step: int, losses: Mapping[str, float], samples_per_second: float, learning_rates: Mapping[str, float]
+    ) -> None:
+        self.step, self.speed, self.rates = step, samples_per_second, sorted(set(learning_rates.values()))
         self.losses.add(losses)
 
     def heading(self) -> str:
-        return f"stage {self.stage + 1}/{len(self.stages)} {self.stages[self.stage]}"
+        return printable(f"stage {self.stage + 1}/{len(self.stages)} {self.stages[self.stage]}")
 
     def losses_text(self) -> str:
-        return "  ".join(f"{name} {loss:.3f}" for name, loss in sorted(self.losses.means.items()))
+        return printable("  ".join(f"{name} {loss:.3f}" for name, loss in sorted(self.losses.means.items())))
+
+    def rates_text(self) -> str:
+        """``lr 1.00e-04``; the lowest and the highest where groups of parameters differ."""
+        shown = [f"{rate:.2e}" for rate in self.rates]
+        return "" if not shown else f"lr {shown[0]}" if len(shown) == 1 else f"lr {shown[0]} to {shown[-1]}"
 
     def time_text(self) -> str:
         here, run = self.clock.left(self.step)
@@ -155,18 +177,25 @@ class PlainProgress(_NothingToClose, _Console):
         super().begin_stage(index, name, steps, done)
         self.message(f"{self.heading()}: {steps} steps" + (f", going on after step {done}" if done else ""))
 
-    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        samples_per_second: float,
+        learning_rates: Mapping[str, float] = NO_RATES,
+    ) -> None:
         """Takes the figures in and prints every n steps."""
-        self.note(step, losses, samples_per_second)
+        self.note(step, losses, samples_per_second, learning_rates)
         if step % self.every == 0 or step == self.steps[self.stage]:
             self.message(
                 f"{self.heading()}  step {step}/{self.steps[self.stage]}  {self.losses_text()}  "
-                f"{self.speed:.1f} samples/s  {self.time_text()}"
+                + "".join(f"{text}  " for text in (self.rates_text(),) if text)
+                + f"{self.speed:.1f} samples/s  {self.time_text()}"
             )
 
     def message(self, text: str) -> None:
         """Prints a line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(plain_text(text, keep="\n"), soft_wrap=True)
 
     def show(self, renderable: object) -> None:
         """Prints a table or the like."""
@@ -174,12 +203,12 @@ class PlainProgress(_NothingToClose, _Console):
 
 
 class LiveProgress(_Console):
-    """A panel that redraws itself at the bottom of the terminal."""
+    """A panel that redraws itself at the bottom of the terminal, and stays there as it was when a stage ends."""
 
     def __init__(self, console: Console, stages: Mapping[str, int], every: int) -> None:
         """See ``make_progress``."""
         super().__init__(console, stages, every)
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4, transient=True)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=4)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -190,13 +219,25 @@ class LiveProgress(_Console):
     ) -> None:
         self._live.stop()
 
-    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+    def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
+        """Leaves the panel of the stage before above that of this one."""
+        if self.begun:
+            self.console.print(self._render())
+        super().begin_stage(index, name, steps, done)
+
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        samples_per_second: float,
+        learning_rates: Mapping[str, float] = NO_RATES,
+    ) -> None:
         """Takes the figures in; the panel redraws itself."""
-        self.note(step, losses, samples_per_second)
+        self.note(step, losses, samples_per_second, learning_rates)
 
     def message(self, text: str) -> None:
         """Prints a line above the panel."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(plain_text(text, keep="\n"))
 
     def show(self, renderable: object) -> None:
         """Prints a table or the like above the panel."""
@@ -204,11 +245,13 @@ class LiveProgress(_Console):
 
     def _render(self) -> Table:
         total = self.steps[self.stage]
-        grid = Table.grid(padding=(0, 2))
+        grid = PlainTable.grid(padding=(0, 2))
+        if not self.begun:
+            return grid
         bar = ProgressBar(total=total, completed=self.step, width=40)
         grid.add_row(Text(self.heading(), style="bold"), bar, f"step {self.step}/{total}")
         grid.add_row(Text("losses", style="dim"), self.losses_text() or "-", f"{self.speed:.1f} samples/s")
-        grid.add_row(Text("time", style="dim"), self.time_text(), "")
+        grid.add_row(Text("time", style="dim"), self.time_text(), self.rates_text())
         return grid
 
 
@@ -218,7 +261,13 @@ class SilentProgress(_NothingToClose):
     def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
         """Shows nothing."""
 
-    def update(self, step: int, losses: Mapping[str, float], samples_per_second: float) -> None:
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        samples_per_second: float,
+        learning_rates: Mapping[str, float] = NO_RATES,
+    ) -> None:
         """Shows nothing."""
 
     def message(self, text: str) -> None:
@@ -239,7 +288,7 @@ def make_progress(stages: Mapping[str, int], *, every: int, visible: bool, conso
     """
     if not visible:
         return SilentProgress()
-    console = Console() if console is None else console
+    console = PlainConsole() if console is None else console
     return (LiveProgress if console.is_terminal else PlainProgress)(console, stages, every)
 
 

@@ -10,9 +10,10 @@ import pytest
 from plotly.offline import get_plotlyjs
 
 from engine.report import write_report
-from engine.report.curves import PANELS, evaluation_records, panels_of, smooth, training_records
+from engine.report.curves import evaluation_records, panels_of, smooth, training_records
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
 from engine.report.table import format_share
+from engine.telemetry.panels import PANELS
 
 SCORES: list[dict[str, Any]] = [
     {"task": "unseen style", "metric": "image->text R@1", "value": 0.4321, "chance": 0.00062, "baseline": 0.216},

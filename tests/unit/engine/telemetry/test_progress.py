@@ -1,5 +1,7 @@
+import contextlib
 import io
 import math
+import re
 
 import pytest
 from rich.console import Console
@@ -38,6 +40,72 @@ def test_live_panel_on_a_terminal() -> None:
         progress.update(1, {"mlm": 2.0, "vlm": 0.5}, 10.0)
         progress.message("a line of its own")
     for text in ("stage 1/1 one", "step 1/4", "mlm 2.000  vlm 0.500", "10.0 samples/s", "a line of its own"):
+        assert text in output(shown)
+
+
+def test_learning_rates_are_shown() -> None:
+    shown, live = console(terminal=False), console(terminal=True)
+    for one in (shown, live):
+        with make_progress({"one": 4}, every=1, visible=True, console=one) as progress:
+            progress.begin_stage(0, "one", 4, 0)
+            progress.update(1, {"mlm": 2.0}, 10.0, {"decay": 2e-4, "no_decay": 2e-4})
+            progress.update(2, {"mlm": 2.0}, 10.0, {"decay": 1e-4, "decay_x0.5": 5e-5})
+    assert [line.split("  ")[3] for line in output(shown).splitlines()[1:]] == [
+        "lr 2.00e-04",
+        "lr 5.00e-05 to 1.00e-04",
+    ]
+    assert "lr 5.00e-05 to 1.00e-04" in output(live)
+
+
+def screen(written: str) -> list[str]:
+    """What a terminal shows in the end, of output that moves up and clears lines."""
+    lines, row = [""], 0
+    for part in re.split(r"(\x1b\[\d*[A-Za-z]|\x1b\[\?25[hl]|[\r\n])", written):
+        if part == "\n":
+            row += 1
+            lines += [""] * (row + 1 - len(lines))
+        elif part == "\x1b[2K":
+            lines[row] = ""
+        elif part == "\x1b[1A":
+            row -= 1
+        elif part and part != "\r" and not part.startswith("\x1b"):
+            lines[row] += part
+    return [line.rstrip() for line in lines]
+
+
+def test_the_panel_of_every_stage_stays_on_the_screen() -> None:
+    live = console(terminal=True)
+    with make_progress({"one": 4, "two": 6}, every=2, visible=True, console=live) as progress:
+        for index, (name, steps) in enumerate({"one": 4, "two": 6}.items()):
+            progress.begin_stage(index, name, steps, 0)
+            for step in range(1, steps + 1):
+                progress.update(step, {"mlm": float(step)}, 10.0, {"decay": 1e-3})
+        progress.message("report: runs/x")
+    left = screen(output(live))
+    for text in ("step 4/4", "step 6/6", "report: runs/x"):
+        assert sum(text in line for line in left) == 1, left
+    assert sum("lr 1.00e-03" in line for line in left) == 2
+    assert left.index("report: runs/x") < next(row for row, line in enumerate(left) if "step 6/6" in line)
+
+
+def test_a_run_that_fails_before_its_first_stage_leaves_no_panel() -> None:
+    live = console(terminal=True)
+    with contextlib.suppress(ValueError), make_progress({"one": 4}, every=2, visible=True, console=live):
+        raise ValueError("no data")
+    assert not any(screen(output(live)))
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_names_of_stages_and_objectives_are_texts(terminal: bool) -> None:
+    shown = console(terminal=terminal)
+    name = "[/nope]\x1b[2J"
+    with make_progress({name: 1}, every=1, visible=True, console=shown) as progress:
+        progress.begin_stage(0, name, 1, 0)
+        progress.update(1, {"[red]": 2.0}, 10.0)
+        progress.message("[/bold] \x1b]0;title\x07")
+    assert "\x1b[2J" not in output(shown)
+    assert "\x1b]0" not in output(shown)
+    for text in (r"[/nope]\x1b[2J", "[red] 2.000", r"[/bold] \x1b]0;title\x07"):
         assert text in output(shown)
 
 
