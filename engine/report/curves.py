@@ -39,7 +39,7 @@ def panels_of(records: Sequence[Record]) -> list[tuple[Panel, tuple[str, ...]]]:
 
 
 def split_flat(records: Sequence[Record]) -> tuple[list[tuple[Panel, tuple[str, ...]]], dict[str, float]]:
-    """The panels with the figures that change, and the figures that have one value only, which no chart needs.
+    """The panels with the figures that change, and the figures that stay, which no chart needs.
 
     Returns:
         As ``panels_of``, without figures that stay and without panels that are empty then; and the value of each figure
@@ -47,13 +47,16 @@ def split_flat(records: Sequence[Record]) -> tuple[list[tuple[Panel, tuple[str, 
     """
     drawn, flat = [], {}
     for panel, names in panels_of(records):
-        values = {name: {record[name] for record in records if name in record} for name in names}
-        if moving := tuple(name for name in names if len(values[name]) > 1):
+        if moving := tuple(name for name in names if changes(records, name)):
             drawn.append((panel, moving))
-        for name in names:
-            if len(values[name]) == 1:
-                flat[f"{panel.title}, {figure_name(name)}"] = next(iter(values[name]))
+        for name in (name for name in names if name not in moving):
+            flat[f"{panel.title}, {figure_name(name)}"] = next(record[name] for record in records if name in record)
     return drawn, flat
+
+
+def changes(records: Iterable[Record], name: str) -> bool:
+    """Whether a figure has more than one value, to four digits."""
+    return len({f"{record[name]:.3e}" for record in records if name in record}) > 1
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -73,10 +76,10 @@ def panel_figure(records: Sequence[Record], panel: Panel, names: Sequence[str]) 
     return figure
 
 
-def scores_figure(records: Sequence[Record]) -> go.Figure:
-    """The leading scores of each evaluation during a stage."""
+def scores_figure(records: Sequence[Record], names: Sequence[str]) -> go.Figure:
+    """Scores of each evaluation during a stage."""
     figure = _empty_figure("Scores while training", True)
-    for index, name in enumerate(sorted({name for record in records for name in record if name != "step"})):
+    for index, name in enumerate(names):
         _add_line(figure, records, name, name, index, smoothed=False)
     return figure
 

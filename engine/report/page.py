@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from engine.disk.rollback import read_rollbacks
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.yaml import read_yaml
-from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
+from engine.report.curves import changes, evaluation_records, panel_figure, scores_figure, split_flat, training_records
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
+from engine.report.summary import PlannedStage, leading_scores, planned_stages, run_state, stage_line
 from engine.report.table import format_share
+from omnivl.errors import UserError
+from omnivl.pages import page_template
 
 _HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
 
@@ -33,19 +35,22 @@ def write_report(run_folder: Path) -> Path:
     run = RunFolder(run_folder)
     plan = run.plan.read_text(encoding="utf-8")
     environment = json.loads(run.environment.read_text(encoding="utf-8"))
+    tree = read_yaml(plan).tree
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
-    templates = Environment(
-        loader=PackageLoader("engine.report"),
-        autoescape=select_autoescape(default=True, default_for_string=True),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    templates.filters["share"] = format_share
-    page = templates.get_template("report.html.j2").render(
-        name=_plan_name(plan) or run_folder.resolve().name,
-        headline={key: environment[key] for key in _HEADLINE if environment.get(key)},
-        evaluations=_evaluations(run_folder, folders),
-        stages=[_stage(StageFolder(folder)) for folder in folders],
+    stages = {folder.name: _stage(StageFolder(folder), run_folder) for folder in folders}
+    evaluations = _evaluations(run_folder, folders)
+    planned = {run.stage(index, one.name).path.name: one for index, one in enumerate(planned_stages(tree))}
+    planned |= {name: PlannedStage(name.partition("-")[2] or name, None) for name in stages if name not in planned}
+    lines = {name: stage_line(i, one, stages.get(name)) for i, (name, one) in enumerate(planned.items(), 1)}
+    page = page_template(Path(__file__).parent / "templates", "report.html.j2").render(
+        name=(tree.get("name") if isinstance(tree, dict) else None) or run_folder.resolve().name,
+        state=run_state(list(lines.values()), run_folder),
+        lines=list(lines.values()),
+        leading=leading_scores(evaluations[0] if evaluations else None),
+        share=format_share,
+        headline=flat_facts({key: environment[key] for key in _HEADLINE if environment.get(key)}),
+        evaluations=evaluations,
+        stages=[{**stage, "line": lines[name]} for name, stage in stages.items()],
         plan=plan,
         environment=flat_facts(environment),
         plotly=Markup(get_plotlyjs()),
@@ -57,45 +62,46 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def _plan_name(plan: str) -> str | None:
-    tree = read_yaml(plan).tree
-    return tree.get("name") if isinstance(tree, dict) else None
-
-
 def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
     """The last stage's evaluation first, then those of earlier stages, then those of ``omnivl evaluate``."""
     found = []
     for folder in reversed(folders):
         if (read := _read_json(StageFolder(folder).evaluation)) is not None:
             title = f"stage {folder.name.partition('-')[2]}, after step {read['step']}"
-            found.append({"title": title, "pages": {}, **read})
+            found.append({**read, "title": title, "pages": []})
     files = sorted(run_folder.glob("evaluation-*.json"))
     pages = task_pages(run_folder, [f"{file.stem}-" for file in files])
     for file in files:
         read = _read_json(file)
         title = f"stage {read['stage']}, evaluated again ({file.name})"
-        found.append({"title": title, "pages": _marked_up(pages[f"{file.stem}-"]), **read})
+        found.append({**read, "title": title, "pages": pages[f"{file.stem}-"]})
     return found
 
 
-def _stage(folder: StageFolder) -> dict[str, Any]:
+def _stage(folder: StageFolder, run_folder: Path) -> dict[str, Any]:
     """What the page shows of one stage."""
     records = training_records(folder.metrics)
     scores = evaluation_records(folder.metrics)
-    figures = [_html(panel_figure(records, panel, names), 300) for panel, names in panels_of(records)]
+    drawn, flat = split_flat(records)
+    figures = [_html(panel_figure(records, panel, names), 300) for panel, names in drawn]
+    tested = sorted({name for one in scores for name in one if name != "step"})
+    moving = [name for name in tested if changes(scores, name)]
+    if len(scores) > 1:
+        flat |= {f"Score, {name}": scores[-1][name] for name in tested if name not in moving and name in scores[-1]}
     handover: Mapping[str, Any] | None = _read_json(folder.handover)
     return {
-        "name": folder.path.name,
+        "records": records,
         "steps": int(records[-1]["step"]) if records else 0,
         "complete": folder.completed_steps() is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
         "rollbacks": read_rollbacks(folder.rollbacks),
         "figures": figures,
-        "scores": _html(scores_figure(scores), 380) if len(scores) > 1 and any(len(one) > 1 for one in scores) else "",
+        "flat": {name: f"{value:.4g}" for name, value in flat.items()},
+        "scores": _html(scores_figure(scores, moving), 380) if moving else "",
         "handover": handover,
         "parts": count_parts(handover) if handover is not None else {},
         "quarantine": quarantine_counts(folder.quarantine),
-        "pages": _marked_up(task_pages(folder.path)[""]),
+        "pages": task_pages(folder.path, run=run_folder)[""],
     }
 
 
@@ -107,9 +113,15 @@ def _html(figure: go.Figure, height: int) -> Markup:
     return Markup(written)
 
 
-def _marked_up(sections: Mapping[str, str]) -> dict[Markup, Markup]:
-    return {Markup(title): Markup(section) for title, section in sections.items()}
-
-
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    """The content of a file of the run; None where there is none.
+
+    Raises:
+        UserError: It is no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path}: got no JSON ({error}); allowed what a run writes; remove the file") from error

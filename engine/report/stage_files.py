@@ -5,10 +5,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omnivl.chain.names import stack_of
+
+_ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_STYLE = "body { margin: 0; padding: 8px; font: 15px/1.5 system-ui, sans-serif; color: #111827; background: #fff; }"
+_FRAME_HEAD = (
+    '<!doctype html><meta charset="utf-8">'
+    f'<meta http-equiv="Content-Security-Policy" content="{_ALLOWED}"><style>{_STYLE}</style>'
+)
 
 FATES = ("carried", "inflated", "resized", "created", "aside", "dropped")
 
@@ -44,26 +52,45 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     }
 
 
-def task_pages(folder: Path, prefixes: Sequence[str] = ("",)) -> dict[str, dict[str, str]]:
-    """Contents of the tasks' pages in a folder: of every ``*.html`` the part from the first ``<section>`` to the last.
+@dataclass(frozen=True)
+class TaskPage:
+    """A page that a task has written, for a frame of the report.
 
-    Heads of pages are left out, and with them the drawing library, which the report has as well.
+    Attributes:
+        title: Its title and the name of its file.
+        file: The file, seen from the run's folder.
+        document: What the frame shows, see ``task_pages``.
+    """
+
+    title: str
+    file: str
+    document: str
+
+
+def task_pages(folder: Path, prefixes: Sequence[str] = ("",), run: Path | None = None) -> dict[str, list[TaskPage]]:
+    """Pages of tasks in a folder: of every ``*.html`` the part from the first ``<section>`` to the last.
+
+    Whoever wrote the run folder wrote them. The report shows each in a frame with an empty ``sandbox``, in which no
+    script runs and no form is sent, and which cannot touch the page around it; the document forbids to fetch anything.
 
     Args:
         folder: Where the pages lie.
         prefixes: Allowed prefixes of their names. A page belongs to the longest prefix that fits.
+        run: The run's folder, from which files are named; ``folder`` by default.
 
     Returns:
-        By prefix: a section of HTML by its title, both escaped already.
+        The pages by prefix, by name.
     """
-    found: dict[str, dict[str, str]] = {prefix: {} for prefix in prefixes}
+    found: dict[str, list[TaskPage]] = {prefix: [] for prefix in prefixes}
     for file in sorted(folder.glob("*.html"), key=lambda file: file.stem):
         owners = [prefix for prefix in prefixes if file.name.startswith(prefix)]
-        page = file.read_text(encoding="utf-8") if owners else ""
-        title = re.search(r"<title>(.*?)</title>", page)
+        page = file.read_text(encoding="utf-8", errors="replace") if owners else ""
+        title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
         section = re.search(r"<section\b.*</section>", page, re.DOTALL)
         if title is not None and section is not None:
-            found[max(owners, key=len)][f"{title[1]} ({html.escape(file.name)})"] = section[0]
+            name = f"{html.unescape(title[1])} ({file.name})"
+            place = file.relative_to(run or folder).as_posix()
+            found[max(owners, key=len)].append(TaskPage(name, place, _FRAME_HEAD + section[0]))
     return found
 
 
@@ -72,9 +99,15 @@ def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in facts.items():
         if isinstance(value, Mapping):
-            flat |= flat_facts(value, f"{prefix}{name} ")
+            flat |= flat_facts(value, f"{prefix}{_said(name)} ")
         elif isinstance(value, list):
-            flat[prefix + name] = " ".join(str(entry) for entry in value)
+            flat[prefix + _said(name)] = " ".join(str(entry) for entry in value)
         elif value not in (None, ""):
-            flat[prefix + name] = str(value)
+            flat[prefix + _said(name)] = str(value)
     return flat
+
+
+def _said(name: str) -> str:
+    """A key of JSON in words, with its unit."""
+    words = name.replace("_", " ")
+    return words.removesuffix(" gib") + ", GiB" if words.endswith(" gib") else words.replace("tflops", "TFLOP/s")

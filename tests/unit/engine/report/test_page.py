@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from engine.report.curves import evaluation_records, panels_of, smooth, training
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
 from engine.report.table import format_share
 from engine.telemetry.panels import PANELS
+from omnivl.errors import UserError
 
 SCORES: list[dict[str, Any]] = [
     {"task": "unseen style", "metric": "image->text R@1", "value": 0.4321, "chance": 0.00062, "baseline": 0.216},
@@ -68,6 +70,19 @@ def outside_plotly(page: str) -> str:
     return page.replace(get_plotlyjs(), "")
 
 
+def elements(page: str, tag: str | None = None) -> list[dict[str, str]]:
+    """The attributes of every element (of a kind) of a page, as a browser would find them."""
+    found: list[dict[str, str]] = []
+
+    class Collector(HTMLParser):
+        def handle_starttag(self, name: str, attrs: list[tuple[str, str | None]]) -> None:
+            if tag in (None, name):
+                found.append({"": name, **{attribute: value or "" for attribute, value in attrs}})
+
+    Collector().feed(page)
+    return found
+
+
 def test_every_score_stands_on_the_page_with_chance_and_baseline(run: Path) -> None:
     page = outside_plotly(write_report(run).read_text())
     for score in SCORES:
@@ -118,7 +133,7 @@ def test_hand_over_skipped_steps_and_bad_samples_are_told(run: Path) -> None:
         "wrong_json": 1,
     }
     page = write_report(run).read_text()
-    assert "3 broken_image" in page
+    assert "3 broken image" in page
     assert "a.tar:w: no &lt;object&gt;" in page
     assert "Weights from stage warm-up" in page
     assert "1 of them skipped" in page
@@ -218,13 +233,16 @@ def test_pages_of_tasks_are_part_of_the_report(run: Path) -> None:
         *[("stage", "routing.html"), ("stage, again", "routing-2.html")],
         *[("evaluation", "evaluation-spatial-routing.html"), ("boxes", "evaluation-spatial-2-boxes.html")],
     ):
-        assert f"<summary>who &lt;goes&gt; where ({name})</summary><template>" in page
-        assert page.count(f"<section>experts of {where}</section></section></template></details>") == 1
+        (frame,) = (one for one in elements(page, "iframe") if one["title"] == f"who <goes> where ({name})")
+        assert frame["sandbox"] == ""
+        assert frame["srcdoc"].endswith(f"<section>experts of {where}</section></section>")
     assert "experts of command" not in page
+    assert len(elements(page, "iframe")) == 4
     assert "drawing library" not in page
     assert "margin: 7px" not in page
-    order = ("evaluated again", "experts of evaluation", "experts of stage<", "experts of stage, again")
-    assert sorted(order, key=page.index) == list(order)
+    body = page[page.index("</nav>") :]
+    order = ("evaluated again", "experts of evaluation", "experts of stage&lt;", "experts of stage, again")
+    assert sorted(order, key=body.index) == list(order)
 
 
 def test_figures_that_are_no_shares_have_no_bar(run: Path) -> None:
@@ -235,3 +253,121 @@ def test_figures_that_are_no_shares_have_no_bar(run: Path) -> None:
         page = write_report(run).read_text()
         assert "<b>6.500</b>" in page
         assert ('class="track' in page) == graded
+
+
+EVIL = """<script>alert(1)</script><img src="http://evil.example/a.png" onerror="alert(2)"></template></iframe>
+<meta http-equiv="refresh" content="0;url=http://evil.example"><a href="javascript:alert(3)" target="_top">x</a>"""
+
+
+def test_a_run_folder_of_someone_else_runs_nothing_in_the_report(run: Path) -> None:
+    own = len(elements(write_report(run).read_text(), "script"))
+    stage = run / "stages" / "01-spatial"
+    title = f"<title>a</a>{EVIL}</title>"
+    (stage / "routing.html").write_text(f"<html>{title}<section class='r\"'>{EVIL}</section>{EVIL}</html>")
+    (stage / "x<img src=y onerror=alert(4)>.html").write_text(f"{title}<section>{EVIL}</section>")
+    (run / "evaluation-x.json").write_text(json.dumps({"stage": EVIL, "step": EVIL, "results": [], "title": EVIL}))
+    (run / "evaluation-x-y.html").write_text(f"{title}<section>{EVIL}</section>")
+    (run / "environment.json").write_text(json.dumps({EVIL: EVIL, "gpu": EVIL, "torch": {EVIL: [EVIL]}}))
+    (run / "plan.yaml").write_text(json.dumps({"name": EVIL, "stages": [{"name": EVIL, "steps": 3}]}))
+    handover = {"source": EVIL, "carried": [EVIL], "created": [EVIL]}
+    (stage / "handover.json").write_text(json.dumps(handover))
+    lines = [
+        train_line(step, losses={EVIL: step}, metrics={EVIL: step, f"{EVIL}/x": 1.0}, lr={EVIL: 1}) for step in (1, 2)
+    ]
+    lines += [{"event": "evaluation", "step": step, "scores": {f"{EVIL} R@1": step}} for step in (1, 2)]
+    (stage / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (stage / "quarantine.jsonl").write_text(json.dumps({"cause": EVIL, "where": EVIL, "detail": EVIL}) + "\n")
+    row = {"query_text": EVIL, "query_image": "http://evil.example/q.png", "answer_texts": [EVIL, EVIL]}
+    row |= {"answer_images": ["javascript:alert(5)", f'{IMAGE}" onload="alert(6)'], "correct": [True, False]}
+    one = {**row, "answer_texts": [EVIL], "answer_images": [""]}
+    score = {"task": EVIL, "metric": EVIL, "value": 0.5, "chance": None, "baseline": None, "count": 3}
+    galleries = [{"title": EVIL, "rows": [row]}, {"title": EVIL, "rows": [one]}]
+    results = [{"scores": [score], "galleries": galleries}]
+    (stage / "evaluation.json").write_text(json.dumps({"step": 1, "results": results}))
+    (stage / "rollbacks.json").write_text(json.dumps([{"first_bad": 1, "step": 2, "reason": EVIL, "loaders": []}]))
+    page = outside_plotly(write_report(run).read_text())
+    found = elements(page)
+    frames = [one for one in found if one[""] == "iframe"]
+    assert len(frames) == 3
+    for frame in frames:
+        assert frame["sandbox"] == "", "no script, no form, no other window, nothing of the page around it"
+        assert frame["srcdoc"].index("default-src 'none'") < frame["srcdoc"].index("alert(1)")
+        assert "src" not in frame
+    assert not [one for one in found for name in one if name.startswith("on")]
+    scripts = [one for one in found if one[""] == "script"]
+    figures = page.count('class="plotly-graph-div"')
+    assert len(scripts) == 1 + 2 * figures or len(scripts) == 1 + figures, "those of our own figures alone"
+    assert own >= 1
+    assert [one["src"] for one in found if one[""] == "img"] == []
+    assert {one["href"][0] for one in found if one[""] == "a"} == {"#"}
+    assert sum(one[""] == "meta" for one in found) == 2
+    for script in re.findall(r"<script[^>]*>(.*?)</script>", page, re.DOTALL):
+        assert "alert(1)</" not in script
+        assert "<img" not in script
+
+
+def test_the_summary_comes_first_and_leads_to_everything(run: Path) -> None:
+    stages = [{"name": "spatial", "steps": 5}, {"name": "joint", "steps": 7}]
+    (run / "plan.yaml").write_text(json.dumps({"name": "demo", "stages": stages}))
+    speed = {"samples_per_second": 100.0, "seconds_per_step": 30.0}
+    lines = [train_line(1, loss=4.0, speed=speed), train_line(4, loss=2.5, speed=speed, skipped=1)]
+    stage = run / "stages" / "01-spatial"
+    stage.joinpath("metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bad = json.dumps({"cause": "broken_image", "where": "a", "detail": "b"}) + "\n"
+    stage.joinpath("quarantine.jsonl").write_text(2 * bad)
+    page = outside_plotly(write_report(run).read_text())
+    summary = page[page.index('<section id="summary">') : page.index("</section>")]
+    assert page.index("<h1>") < page.index(summary) < page.index("<h2")
+    rows = re.findall(r"<tr>(.*?)</tr>", summary)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows[1:]]
+    assert cells == [
+        ["1", "spatial", "step 4 of 5", "2 min 00 s", "4.000 to 2.500", "100.0", "1 skipped step, 2 bad samples"],
+        ["2", "joint", "not begun", "", "", "", ""],
+    ]
+    assert "Not complete: 0 of 2 stages done." in summary
+    assert "unseen style, image-&gt;text R@1 <b>0.432</b> (chance 0.0006); captions, BLEU-4 <b>0.136</b>." in summary
+    targets = [one["href"] for one in elements(summary, "a")]
+    assert targets == ["#scores-1", "#stage-1", "#plan"]
+    ids = [one["id"] for one in elements(page) if "id" in one]
+    assert all(ids.count(target.removeprefix("#")) == 1 for target in targets)
+
+
+def test_a_complete_run_says_so_and_a_failed_one_why(run: Path) -> None:
+    (run / "plan.yaml").write_text(json.dumps({"name": "demo", "stages": [{"name": "spatial", "steps": 2}]}))
+    (run / "failure.json").write_text(json.dumps({"code": 1, "said": "no <disk>", "rank": None}))
+    assert "failed with exit code 1: no &lt;disk&gt;" in write_report(run).read_text()
+    (run / "stages" / "01-spatial" / "complete.json").write_text('{"steps": 2}')
+    page = write_report(run).read_text()
+    assert "<b>Complete: 1 stage.</b>" in page
+    assert "exit code 1" not in page
+
+
+def test_figures_that_do_not_change_are_told_and_not_drawn(run: Path) -> None:
+    metrics = run / "stages" / "01-spatial" / "metrics.jsonl"
+    router = {f"router/dropped_{one}": 0.0 for one in ("image", "text")}
+    lines = [
+        train_line(step, loss=float(step), metrics={**router, "mlm/accuracy": 0.5}, losses={"mlm": step, "router/z": 0})
+        for step in (1, 2, 3)
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = outside_plotly(write_report(run).read_text())
+    told = re.search(r'<p class="flat">The same in every line of metrics: (.*?)\.</p>', page)
+    assert told is not None
+    flat = dict(one.rsplit(" ", 1) for one in told[1].split("; "))
+    assert flat["Share of choices dropped, image"] == flat["Losses, router: z"] == "0"
+    assert flat["Accuracy within the batch, MLM: accuracy"] == "0.5"
+    titles = re.findall(r'"title":{"font":{"size":14},"text":"(.*?)"', page)
+    assert titles == ["Losses"]
+    assert re.findall(r'"name":"(.*?)"', page[: page.index('"text":"Losses"')]) == ["weighted total", "MLM"]
+    scores = [{"event": "evaluation", "step": step, "scores": {"t/a R@1": 0.25, "t/b R@1": 0.5}} for step in (1, 2)]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *scores]))
+    page = write_report(run).read_text()
+    assert "Scores while training" not in page
+    assert "Score, t/a R@1 0.25; Score, t/b R@1 0.5" in page
+
+
+def test_a_file_that_is_cut_is_named(run: Path) -> None:
+    file = run / "stages" / "01-spatial" / "evaluation.json"
+    file.write_text(file.read_text()[:40])
+    with pytest.raises(UserError, match=r"evaluation\.json: got no JSON"):
+        write_report(run)
