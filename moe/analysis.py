@@ -105,7 +105,7 @@ def entropy_of(shares: Any) -> float:
     """Entropy in nats of shares that sum to one."""
     positive = np.asarray(shares, dtype=np.float64)
     positive = positive[positive > 0]
-    return float(-(positive * np.log(positive)).sum())
+    return max(0.0, float(-(positive * np.log(positive)).sum()))  # one share alone would give -0
 
 
 def mutual_information(tokens: Frame, column: str) -> Frame:
@@ -121,7 +121,7 @@ def mutual_information(tokens: Frame, column: str) -> Frame:
         counts = pd.crosstab(part["expert"], part[column]).to_numpy(dtype=np.float64)
         joint = counts / counts.sum()
         experts, values = joint.sum(1), joint.sum(0)
-        information = entropy_of(experts) + entropy_of(values) - entropy_of(joint.ravel())
+        information = max(0.0, entropy_of(experts) + entropy_of(values) - entropy_of(joint.ravel()))
         spread = entropy_of(experts)
         explained = information / spread if spread else 0.0
         rows.append({"layer": layer, "bits": information / np.log(2), "explained": explained})

@@ -49,7 +49,7 @@ def chart_text(text: object) -> str:
 
 def markdown_text(text: object) -> str:
     """A text inside Markdown, a cell of a table included: its signs and tags are letters like others."""
-    return re.sub(r"([\\`*_\[\]<>|#!&])", r"\\\1", printable(text))
+    return re.sub(r"([\\`*_\[\]<|&])", r"\\\1", printable(text))
 
 
 def data_picture(source: object) -> str:

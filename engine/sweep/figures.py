@@ -1,5 +1,6 @@
 """Figures of a sweep: each measure against each cost, with the fit of the loss and the Pareto front."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,9 +10,16 @@ from plotly.subplots import make_subplots
 
 from engine.sweep.config import Sweep
 from engine.sweep.fits import PowerLaw, front
-from engine.sweep.tables import AGAINST, costs_of, groups_of, law_of
+from engine.sweep.tables import AGAINST, NOT_DETERMINED, costs_of, groups_of, law_of
+from omnivl.shown import chart_text
 
 _PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
+
+
+WIDTH, HEIGHT = 620, 480
+"""Pixels of one chart, large enough to read at arm's length."""
+
+_LETTERS = 14
 
 
 def _measures(rows: pd.DataFrame) -> list[str]:
@@ -33,45 +41,57 @@ def figures(sweep: Sweep, rows: pd.DataFrame) -> dict[str, list[go.Figure]]:
 
 
 def side_by_side(row: Sequence[go.Figure]) -> go.Figure:
-    """One figure of several, for a picture."""
-    whole = make_subplots(rows=1, cols=len(row), subplot_titles=[one.layout.title.text for one in row])
-    for column, one in enumerate(row, start=1):
+    """One figure of several, two beside each other, for a picture."""
+    columns = min(2, len(row))
+    lines = -(-len(row) // columns)
+    titles = [one.layout.title.text for one in row]
+    whole = make_subplots(rows=lines, cols=columns, subplot_titles=titles, vertical_spacing=0.22 / lines)
+    for place, one in enumerate(row):
+        line, column = place // columns + 1, place % columns + 1
         for trace in one.data:
-            whole.add_trace(trace, row=1, col=column)
-            whole.data[-1].showlegend = column == 1 and trace.showlegend is not False
-        whole.update_xaxes(one.layout.xaxis, row=1, col=column)
-    whole.update_annotations(font={"size": 11})
-    layout = {"width": 300 * len(row), "height": 280, "margin": {"l": 40, "r": 8, "t": 28, "b": 36}}
+            whole.add_trace(trace, row=line, col=column)
+            whole.data[-1].showlegend = place == 0 and trace.showlegend is not False
+        whole.update_xaxes(one.layout.xaxis, row=line, col=column)
+    whole.update_annotations(font={"size": _LETTERS + 2})
+    size = {"width": WIDTH * columns, "height": HEIGHT * lines, "margin": {"l": 60, "r": 16, "t": 60, "b": 60}}
     return whole.update_layout(
-        template="plotly_white", font={"size": 10}, legend={"orientation": "h", "y": -0.3}, **layout
+        template="plotly_white", font={"size": _LETTERS}, legend={"orientation": "h", "y": -0.12 / lines}, **size
     )
 
 
 def _figure(sweep: Sweep, rows: pd.DataFrame, against: str, measure: str) -> go.Figure:
-    figure = go.Figure()
-    for color, (name, part) in zip(_PALETTE, groups_of(sweep, rows).items(), strict=False):
+    figure, undetermined = go.Figure(), []
+    for color, (name, part) in zip(itertools.cycle(_PALETTE), groups_of(sweep, rows).items(), strict=False):
         figure.add_scatter(
             x=part[against],
             y=part[measure],
             mode="markers",
-            name=name,
-            text=part["run"],
-            marker={"color": color, "size": 8},
+            name=chart_text(name),
+            text=[chart_text(run) for run in part["run"]],
+            marker={"color": color, "size": 10},
         )
         if measure != "loss":
             continue
-        if (found := law_of(part, against)) is not None:
-            points, law = found
+        points, law = law_of(part, against)
+        if law is None:
+            undetermined.append(name)
+        else:
             _draw_law(figure, law, points[against], color)
         if against == "flops":
             best = part.iloc[front(list(part[against]), list(part[measure]))]
             line = {"color": color, "dash": "dot", "width": 1}
-            figure.add_scatter(x=best[against], y=best[measure], mode="lines", line=line, name=f"{name}: front")
+            figure.add_scatter(
+                x=best[against], y=best[measure], mode="lines", line=line, name=f"{chart_text(name)}: front"
+            )
+    title = chart_text(f"{measure.removeprefix('score/')} against {AGAINST[against]}")
+    if undetermined:
+        title += f"<br><sub>fit {NOT_DETERMINED}: {chart_text(', '.join(undetermined))}</sub>"
     figure.update_layout(
-        title={"text": f"{measure.removeprefix('score/')} against {AGAINST[against]}", "font": {"size": 14}, "x": 0},
-        margin={"l": 52, "r": 8, "t": 34, "b": 36},
+        title={"text": title, "font": {"size": _LETTERS + 2}, "x": 0},
+        height=HEIGHT,
+        margin={"l": 64, "r": 16, "t": 64, "b": 48},
         xaxis={"type": "log", "title": {"text": AGAINST[against], "standoff": 4}, "exponentformat": "power"},
-        font={"size": 11},
+        font={"size": _LETTERS},
         template="plotly_white",
         showlegend=True,
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},

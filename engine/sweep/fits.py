@@ -38,6 +38,15 @@ class PowerLaw:
     _covariance: tuple[tuple[float, ...], ...]
     _middle: float
 
+    @property
+    def determined(self) -> bool:
+        """Whether the points tell that the loss falls: the 95 % interval of the exponent is above 0."""
+        return bool(np.isfinite(self.errors).all() and self.exponent > self._quantile(0.95) * self.errors[2])
+
+    def _quantile(self, confidence: float) -> float:
+        freedom = self.points - 3
+        return float(student_t.ppf(0.5 + confidence / 2, freedom)) if freedom > 0 else float("inf")
+
     def at(self, x: Sequence[float] | Floats) -> Floats:
         """Its values."""
         return self.floor + self.scale * np.asarray(x, dtype=np.float64) ** -self.exponent
@@ -48,8 +57,7 @@ class PowerLaw:
         falling = self.at(x) - self.floor
         slopes = np.stack([np.ones_like(log_x), falling, -falling * log_x], axis=1)
         variance = np.einsum("ni,ij,nj->n", slopes, np.asarray(self._covariance), slopes)
-        quantile = student_t.ppf(0.5 + confidence / 2, self.points - 3)
-        return np.asarray(quantile * np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
+        return np.asarray(self._quantile(confidence) * np.sqrt(np.maximum(variance, 0.0)), dtype=np.float64)
 
 
 def fit_power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw | None:

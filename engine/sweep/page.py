@@ -1,21 +1,19 @@
 """The page of a sweep: results of its runs against size, data, operations and time, with fits."""
 
-import re
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from engine.sweep.config import Sweep
-from engine.sweep.figures import figures, side_by_side
+from engine.sweep.figures import HEIGHT, figures, side_by_side
 from engine.sweep.tables import at_equal_cost, power_laws, run_table, scaling
 from omnivl.errors import UserError
-
-_UNSAFE = re.compile(r"[^A-Za-z0-9.]+")
+from omnivl.pages import page_template
+from omnivl.shown import file_names
 
 
 def write_sweep_page(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> tuple[Path, Path]:
@@ -49,10 +47,10 @@ def write_sweep_markdown(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> Path
         UserError: The package that draws pictures is not installed; the tables are not written either.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = {}
-    for measure, row in figures(sweep, _complete(rows)).items():
-        name = measure.removeprefix("score/")
-        picture = folder / f"{_UNSAFE.sub('-', name)}.svg"
+    drawn = {name.removeprefix("score/"): row for name, row in figures(sweep, _complete(rows)).items()}
+    pictures = {name: f"{file}.svg" for name, file in file_names(drawn).items()}
+    for name, row in drawn.items():
+        picture = folder / pictures[name]
         try:
             side_by_side(row).write_image(picture)
         except (ImportError, ValueError, RuntimeError) as error:
@@ -60,7 +58,6 @@ def write_sweep_markdown(sweep: Sweep, rows: pd.DataFrame, folder: Path) -> Path
                 f"--markdown: got no picture from plotly ({error}); allowed is an installation of kaleido and Chrome "
                 "or Chromium; pip install 'omnivl[pictures]', or leave --markdown out"
             ) from error
-        pictures[name] = picture.name
     page = folder / "sweep.md"
     page.write_text(_render("sweep.md.j2", sweep, rows, pictures=pictures), "utf-8")
     return page
@@ -72,12 +69,6 @@ def _complete(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _render(template: str, sweep: Sweep, rows: pd.DataFrame, **more: Any) -> str:
     complete = _complete(rows)
-    templates = Environment(
-        loader=PackageLoader("engine.sweep"),
-        autoescape=select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     tables = {
         "Power laws of the loss": list(power_laws(sweep, complete)),
         "At equal cost": list(at_equal_cost(sweep, complete)),
@@ -86,12 +77,14 @@ def _render(template: str, sweep: Sweep, rows: pd.DataFrame, **more: Any) -> str
     }
     counts = rows["state"].value_counts().to_dict()
     machines = list(dict.fromkeys(complete.get("machine", [])))
-    return templates.get_template(template).render(sweep=sweep, counts=counts, machines=machines, tables=tables, **more)
+    return page_template(Path(__file__).parent / "templates", template).render(
+        sweep=sweep, counts=counts, machines=machines, tables=tables, **more
+    )
 
 
 def _html(figure: go.Figure) -> Markup:
     config = {"responsive": True, "displaylogo": False, "displayModeBar": False}
     written = figure.to_html(
-        full_html=False, include_plotlyjs=False, config=config, default_width="100%", default_height="340px"
+        full_html=False, include_plotlyjs=False, config=config, default_width="100%", default_height=f"{HEIGHT}px"
     )
     return Markup(written)

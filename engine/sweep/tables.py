@@ -26,6 +26,9 @@ _EQUAL = 0.01
 _SPEED = ("processes", "batch", "samples_per_second", "mfu", "memory_gib", "seconds")
 _EVERYTHING = "all runs"
 
+NOT_DETERMINED = "not determined"
+"""Stands where a fit is asked for and its points leave it open: too few, or a loss that does not fall clearly."""
+
 
 def groups_of(sweep: Sweep, rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The runs by the value of the axis that is compared."""
@@ -46,29 +49,27 @@ def _fitted(rows: pd.DataFrame, against: str) -> pd.DataFrame:
     return rows[rows["tokens"] >= (1 - _EQUAL) * rows["tokens"].max()]
 
 
-def law_of(rows: pd.DataFrame, against: str) -> tuple[pd.DataFrame, PowerLaw] | None:
-    """The runs to which a law of the loss against a cost is fitted, and the law.
-
-    None if the runs do not determine the law.
-    """
+def law_of(rows: pd.DataFrame, against: str) -> tuple[pd.DataFrame, PowerLaw | None]:
+    """The runs to which a law of the loss against a cost is fitted, and the law; None if they do not determine it."""
     points = _fitted(rows, against)
     law = fit_power_law(points[against], points["loss"])
-    return None if law is None or not np.isfinite(law.errors).all() else (points, law)
+    return points, law if law is not None and law.determined else None
 
 
 def power_laws(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
-    """The fits of the loss, in numbers."""
+    """The fits of the loss, in numbers; ``NOT_DETERMINED`` for those that the runs do not determine."""
     if rows.empty:
         return
     for name, part in groups_of(sweep, rows).items():
         for against in costs_of(part):
-            if (found := law_of(part, against)) is not None:
-                _, law = found
+            points, law = law_of(part, against)
+            shown = [NOT_DETERMINED] * 3
+            if law is not None:
                 values = (law.floor, law.scale, law.exponent)
                 shown = [f"{value:.3g} ± {error:.2g}" for value, error in zip(values, law.errors, strict=True)]
-                yield {"of": name, "against": AGAINST[against], "points": str(law.points)} | dict(
-                    zip(("floor", "scale", "exponent"), shown, strict=True)
-                )
+            yield {"of": name, "against": AGAINST[against], "points": str(len(points))} | dict(
+                zip(("floor", "scale", "exponent"), shown, strict=True)
+            )
 
 
 def at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
@@ -80,12 +81,13 @@ def at_equal_cost(sweep: Sweep, rows: pd.DataFrame) -> Iterator[dict[str, str]]:
         least = max(part[against].min() for part in groups.values())
         most = min(part[against].max() for part in groups.values())
         laws = {name: fit_power_law(part[against], part["loss"]) for name, part in groups.items()}
-        if least > most or any(law is None for law in laws.values()):
+        if least > most or all(law is None for law in laws.values()):
             continue
         cost = float(np.sqrt(least * most))
         for name, law in laws.items():
-            assert law is not None
-            loss = f"{law.at([cost])[0]:.4f} ± {law.band([cost])[0]:.2g}"
+            loss = NOT_DETERMINED
+            if law is not None and np.isfinite(band := law.band([cost])[0]):
+                loss = f"{law.at([cost])[0]:.4f} ± {band:.2g}"
             yield {"of": name, "at": f"{cost:.3g} {AGAINST[against]}", "loss": loss}
 
 

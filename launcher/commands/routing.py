@@ -1,5 +1,7 @@
 """``omnivl routing``: which expert took which token, as a page and as a table."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +14,19 @@ from engine.processes.process_group import choose_device
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from launcher.commands.embed import parse_media, parse_where
 from moe.analysis import stability, usage
-from omnivl.inference.pictures import PictureSet
+from omnivl.architectures import Architecture
+from omnivl.data.sources.base import BadSampleError
+from omnivl.errors import DataError
+from omnivl.inference.pictures import Media, PictureSet
+from omnivl.tasks.routing.forced import forced_by, idle
 from omnivl.tasks.routing.page import routing_page, write_table
-from omnivl.tasks.routing.tokens import experts_by_layer, routed_tokens
+from omnivl.tasks.routing.tokens import experts_by_layer, joined, routed_tokens
 
 
 def routing(
     target: Annotated[Path, typer.Argument(help="A run folder, or a .safetensors file.", show_default=False)],
     data: Annotated[str, typer.Option(help="emoji, motion, or shards by a pattern.")] = "emoji",
-    media: Annotated[str, typer.Option(help="image or video.")] = "image",
+    media: Annotated[str, typer.Option(help="image, video, or all that model and data have, on one page.")] = "all",
     where: Annotated[str, typer.Option(help="Filter by metadata, e.g. '{style: [twemoji]}'.")] = "{}",
     out: Annotated[
         Path | None,
@@ -40,25 +46,31 @@ def routing(
 
     Examples:
       omnivl routing runs/quickstart
-      omnivl routing runs/quickstart --out routing
+      omnivl routing runs/quickstart --media video --out routing
     """
-    seen, chosen = parse_media(media), parse_where(where)
+    seen = None if media == "all" else parse_media(media)
+    chosen = parse_where(where)
     trained = find_trained(target, stage, plan)
     folder = out or _folder(trained, target)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
-        tokens = routed_tokens(encoder, pictures)
+        open_set = partial(PictureSet, data, where=chosen, sizes=encoder.model.inputs, max_samples=max_samples)
+        sets = _all_sets(encoder.model, open_set) if seen is None else [open_set(seen)]
+        tables = [routed_tokens(encoder, pictures) for pictures in sets]
+    tokens = tables[0] if len(tables) == 1 else joined(tables)
     num_experts = experts_by_layer(encoder.model, tokens)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(tokens, folder / "routing.parquet")
     title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
-    page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, title)
+    forced = forced_by(encoder.model, tokens)
+    page = routing_page(tokens, num_experts, sets, encoder.model.inputs.patch_size, title, forced)
     (folder / "routing.html").write_text(page, encoding="utf-8")
     console = PlainConsole()
     said_by_experts_used = ["global_entropy", "evenness"]  # left out, since 80 columns have no room for them
     found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
     console.print(_table(found, title))
+    for sentence in idle(tokens, num_experts, forced):
+        console.print(sentence)
     if against is not None:
         console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
     say(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
@@ -68,9 +80,29 @@ def _folder(trained: Trained, target: Path) -> Path:
     return trained.run.path if trained.run is not None else target.parent
 
 
+def _all_sets(model: Architecture, open_set: Callable[[Media], PictureSet]) -> list[PictureSet]:
+    """Pictures and clips, as far as the model takes and the source has them.
+
+    Raises:
+        DataError: It has neither, or one of its samples is bad.
+    """
+    known: tuple[tuple[Media, str], ...] = (("image", "image"), ("video", "clip"))
+    sets, lacking = [], []
+    for one in (media for media, name in known if name in model.shows):
+        try:
+            sets.append(open_set(one))
+        except DataError as error:
+            if isinstance(error.__cause__, BadSampleError):
+                raise
+            lacking.append(error)
+    if not sets:
+        raise lacking[0]
+    return sets
+
+
 def _table(frame: pd.DataFrame, title: str) -> PlainTable:
     headings = [name.replace("_", "\n") for name in frame.columns]
     table = PlainTable(*headings, title=title, padding=(0, 1, 0, 0))
     for row in frame.itertuples(index=False):
-        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+        table.add_row(*(f"{round(value, 3) + 0.0:.3f}" if isinstance(value, float) else str(value) for value in row))
     return table

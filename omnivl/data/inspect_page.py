@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from omnivl.data.inspect import Inspection
 from omnivl.data.inspect_media import has_media, is_clip, media_facts, thumbnail
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample
+from omnivl.pages import page_template
 
 _MAX_BARS = 14
 _MAX_LABELS = 28
@@ -49,12 +48,12 @@ class Chart:
 
 def render_page(found: Inspection) -> str:
     """The contact sheet as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    return page_template(Path(__file__).parent, "inspect_page.html.j2").render(
+        found=found,
+        cards=[_card(sample) for sample in found.shown],
+        charts=charts(found),
+        readable_bytes=readable_bytes,
     )
-    environment.filters["bytes"] = readable_bytes
-    template = environment.get_template("inspect_page.html.j2")
-    return template.render(found=found, cards=[_card(sample) for sample in found.shown], charts=charts(found))
 
 
 def _card(sample: Sample) -> Card:

@@ -60,4 +60,5 @@ def test_sharded_processes_look_at_the_same_routing(pretraining: "Pretraining") 
     assert report.count(get_plotlyjs()) == 1
     for title in ("stills (routing.html)", "clips (routing-2.html)"):
         assert f"<summary>{title}</summary>" in report
-    assert report.count('<section class="routing">') == 2
+    assert report.count("&lt;section class=&#34;routing&#34;&gt;") == 2
+    assert report.count('<iframe sandbox=""') == 2

@@ -1,6 +1,6 @@
 """The ``routing`` task: scores, page and table of the routers' choices."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -39,10 +39,19 @@ class RoutingTask(Task):
 
     Each picture or clip is encoded with its first caption. The page and a table of all routed tokens are written
     beside the results. Needs ``model.ffn`` of kind ``limoe`` or ``mome_limoe``.
+
+    Attributes:
+        both_media: Both pictures and clips of the source, on one page and in one table.
     """
 
     kind: Literal["routing"] = "routing"
     max_samples: Annotated[int, Range(1)] = 512
+    both_media: bool = False
+
+    def lacks(self, stage: Provided) -> list[Lack]:
+        """See ``Task``."""
+        found = super().lacks(stage)
+        return found or replace(self, media="video", both_media=False).lacks(stage) if self.both_media else found
 
     @property
     def needs(self) -> tuple[Need, ...]:
@@ -56,11 +65,14 @@ class RoutingTask(Task):
         layers of a sharded model must be called in step.
         """
         from moe.analysis import usage
+        from omnivl.tasks.routing.forced import forced_by
         from omnivl.tasks.routing.page import routing_page, write_table
-        from omnivl.tasks.routing.tokens import experts_by_layer, routed_tokens
+        from omnivl.tasks.routing.tokens import experts_by_layer, joined, routed_tokens
 
-        pictures = self.pictures(encoder)
-        tokens = routed_tokens(encoder, pictures)
+        others = [replace(self, media="image" if self.media == "video" else "video")] if self.both_media else []
+        sets = [one.pictures(encoder) for one in (self, *others)]
+        tables = [routed_tokens(encoder, pictures) for pictures in sets]
+        tokens = tables[0] if len(tables) == 1 else joined(tables)
         num_experts = experts_by_layer(encoder.model, tokens)
         figures = dict(_FIGURES)
         if not any(ffn.router.tokens_choose for ffn in encoder.model.sparse.values()):
@@ -70,13 +82,14 @@ class RoutingTask(Task):
         values = torch.tensor(means.to_numpy(), device=encoder.device)
         values = encoder.gather.total(values) / encoder.gather.replicas  # equal to the last bit on all of them
         scores = tuple(
-            Score(self.name, metric.format(name), value, None, None, len(pictures), graded=False)
+            Score(self.name, metric.format(name), value, None, None, sum(map(len, sets)), graded=False)
             for name, row in zip(means.index, values.tolist(), strict=True)
             for metric, value in zip(figures, row, strict=True)
         )
 
         def write_page(path: Path) -> None:
-            page = routing_page(tokens, num_experts, pictures, encoder.model.inputs.patch_size, self.name)
+            forced = forced_by(encoder.model, tokens)
+            page = routing_page(tokens, num_experts, sets, encoder.model.inputs.patch_size, self.name, forced)
             path.write_text(page, encoding="utf-8")
 
         return TaskResult(scores, files=(ResultFile(PAGE, write_page), ResultFile(TABLE, partial(write_table, tokens))))

@@ -22,6 +22,7 @@ from omnivl.parts.padding import Padding
 
 CLASS_TOKEN = -1
 _SAMPLES, _POSITIONS = 2**22, 2**16
+_CATEGORIES = ("layer", "modality", "label", "word")
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,20 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
             f"model: got {encoder.model.kinds_of_filling} layers, which choose no experts by the token; allowed "
             "are 'limoe' and 'mome_limoe'; name a run that was trained with one of them"
         )
-    table = pd.concat(parts, ignore_index=True)
-    for name in ("layer", "modality", "label", "word"):
+    return _with_categories(pd.concat(parts, ignore_index=True))
+
+
+def joined(tables: Sequence[Any]) -> Any:
+    """One table of routed tokens of several sets, as of pictures and of clips, whose captions are other tokens then."""
+    parts = []
+    for number, table in enumerate(tables):
+        shift = np.where(table["modality"] == "text", number * _SAMPLES * _POSITIONS, 0)
+        parts.append(table.assign(token=table["token"] + shift).astype(dict.fromkeys(_CATEGORIES, object)))
+    return _with_categories(pd.concat(parts, ignore_index=True))
+
+
+def _with_categories(table: Any) -> Any:
+    for name in _CATEGORIES:
         table[name] = table[name].astype("category")
     return table
 

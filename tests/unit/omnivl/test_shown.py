@@ -45,7 +45,7 @@ def test_newlines_of_our_own_messages_may_stay() -> None:
 
 def test_charts_and_markdown_read_no_tags_in_it() -> None:
     assert chart_text('<a href="http://x">y</a>\x1b') == '&lt;a href="http://x"&gt;y&lt;/a&gt;\\x1b'
-    assert markdown_text("a|b [x](y) `z` <i>\n") == r"a\|b \[x\](y) \`z\` \<i\>\\n"
+    assert markdown_text("a|b [x](y) `z` <i>\n") == r"a\|b \[x\](y) \`z\` \<i>\\n"
 
 
 @pytest.mark.parametrize(

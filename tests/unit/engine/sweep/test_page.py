@@ -56,8 +56,44 @@ def test_markdown_has_the_tables_and_a_picture_for_each_measure(
     assert lines[laws + 2] == "|---|---|---|---|---|---|"
     assert lines[laws + 3].startswith("| dense | parameters | 5 | 1 ± ")
     assert len([line for line in lines if line.startswith(("| dense-", "| experts-"))]) == 10
-    assert "exit code 2: a \\| b <b> c |" in text
+    assert r"exit code 2: a \| b \<b>\\nc |" in text
     assert lines.index("## At equal cost") > laws
+
+
+def test_charts_are_large_enough_and_name_what_is_not_determined(rows: pd.DataFrame) -> None:
+    rows.loc[rows["ffn"] == "experts", "loss"] = 3.0
+    drawn = figures(SWEEP, rows[rows["state"] == "complete"])
+    for figure in drawn["loss"]:
+        assert figure.layout.height >= 480
+        assert figure.layout.font.size >= 14
+        assert figure.layout.title.text.endswith("<br><sub>fit not determined: experts</sub>")
+    assert "not determined" not in drawn["score/i2t R@1"][0].layout.title.text
+    whole = side_by_side(drawn["loss"])
+    assert (whole.layout.width, whole.layout.height) == (2 * 620, 2 * 480), "three charts, two beside each other"
+    assert whole.layout.font.size >= 14
+
+
+def test_every_compared_curve_is_drawn(rows: pd.DataFrame) -> None:
+    many = pd.concat([rows[rows["ffn"] == "dense"].assign(ffn=f"kind {number}") for number in range(11)])
+    figure = figures(SWEEP, many[many["state"] == "complete"])["loss"][0]
+    assert [trace.name for trace in figure.data if trace.name] == [f"kind {number}" for number in range(11)]
+
+
+def test_names_of_runs_and_scores_are_texts_everywhere(
+    rows: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(go.Figure, "write_image", lambda figure, path: Path(path).write_text("picture"))
+    link = '<a href="http://evil.example">x</a>'
+    evil = rows.assign(run=link, ffn=link).rename(columns={"score/i2t R@1": "score/../../up"})
+    evil["score/../..-up"] = evil["score/../../up"]
+    page, _ = write_sweep_page(SWEEP, evil, tmp_path / "out")
+    written = page.read_text()
+    assert '<a href="http://evil' not in written
+    assert "\\u003ca href" not in written, "Plotly would read it as a link"
+    text = write_sweep_markdown(SWEEP, evil, tmp_path / "out").read_text()
+    assert "| \\<a href" in text
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.svg")) == ["loss.svg", "up-2.svg", "up.svg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_html_shows_what_was_said_and_does_not_obey_it(rows: pd.DataFrame, tmp_path: Path) -> None:

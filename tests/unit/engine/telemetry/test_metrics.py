@@ -108,4 +108,4 @@ def test_tensorboard_shows_samples_as_the_model_sees_them(tmp_path: Path) -> Non
     assert pixels[4:, 10:].tolist() == [[[255, 0, 0]] * 5] * 4
     assert pixels[:4].max() == pixels[4:, :10].max() == 0
     (texts,) = events.Tensors("Samples/texts/text_summary")
-    assert texts.tensor_proto.string_val == [b"1. a \\*cat\\*\n2. \\<b\\>\\\\x1b\\[31m"]
+    assert texts.tensor_proto.string_val == [b"1. a \\*cat\\*\n2. \\<b>\\\\x1b\\[31m"]

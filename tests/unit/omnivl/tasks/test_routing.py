@@ -1,15 +1,21 @@
 """Routing of real drawings and clips in tiny models, and its page."""
 
+import base64
+import io
+import itertools
 import json
 import math
+import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 from moe.analysis import expert_table, usage
-from moe.config import LIMoEConfig
+from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
 from omnivl.architectures import CLIP, OmniVL, Unified
 from omnivl.architectures.build import build_chain
@@ -22,8 +28,11 @@ from omnivl.objectives import UniVLC
 from omnivl.parts.sizes import Transformer
 from omnivl.tasks import RoutingTask
 from omnivl.tasks.results import write_files
+from omnivl.tasks.routing.charts import decimals, percent
+from omnivl.tasks.routing.forced import Forced, experts_said, forced_by, idle, told
+from omnivl.tasks.routing.maps import NOBODY, expert_colour, expert_grid, paint
 from omnivl.tasks.routing.page import routing_page, write_table
-from omnivl.tasks.routing.tokens import CLASS_TOKEN, experts_by_layer, routed_tokens
+from omnivl.tasks.routing.tokens import CLASS_TOKEN, experts_by_layer, joined, routed_tokens
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
@@ -238,3 +247,155 @@ def test_a_model_without_routers_is_told_so():
     model = replace(OmniVL.presets["tiny"], **{**vars(MODEL), "ffn": OmniVL.presets["tiny"].ffn})
     with pytest.raises(UserError, match=r"model: got 'dense' layers, which .* allowed are 'limoe' and 'mome_limoe'"):
         routed_tokens(encoder_of(model), pictures_of(model))
+
+
+def test_the_page_runs_no_script_and_fetches_nothing():
+    pictures = pictures_of(MODEL)
+    page = routing_page(*table_of(encoder_of(MODEL), pictures), pictures, MODEL.patch_size, "Routing")
+    assert "<script" not in page
+    assert "http" not in page
+    assert len(page) < 1_000_000
+
+
+def shown_pixels(page: str, mark: str) -> list[np.ndarray]:
+    sources = re.findall(rf'<img {mark}src="data:image/png;base64,([^"]*)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB")) for source in sources]
+
+
+def test_whole_pictures_are_coloured_by_the_expert_of_each_patch():
+    encoder, pictures = encoder_of(MODEL), pictures_of(MODEL, count=2)
+    table, experts = table_of(encoder, pictures)
+    page = routing_page(table, experts, pictures, MODEL.patch_size, "Routing")
+    maps = shown_pixels(page, 'class="map" ')
+    texts = re.findall(r'<img class="map" [^>]*alt="([^"]*)"', page)
+    assert len(maps) == len(texts) == 2 * 2, "two pictures in two layers"
+    own = table[(table["layer"] == "visual_01") & (table["sample"] == 1) & (table["choice"] == 0) & (table["row"] >= 0)]
+    grid = own[own["modality"] == "image"].pivot(index="row", columns="column", values="expert").to_numpy()
+    assert texts[3] == f"visual_01, expert of each patch: {grid[0, 0]} {grid[0, 1]} / {grid[1, 0]} {grid[1, 1]}"
+    picture = pictures.frames([1])[0, 0].permute(1, 2, 0).numpy()
+    assert maps[3].shape == (160, 160, 3), "16 pixels, ten times"
+    for row in range(2):
+        for column in range(2):
+            for at in (0, 7):  # two corners of the patch
+                mean = (picture[8 * row + at, 8 * column + at] + np.array(expert_colour(grid[row, column]))) / 2
+                assert maps[3][80 * row + 10 * at, 80 * column + 10 * at].tolist() == pytest.approx(mean, abs=1)
+
+
+def test_a_patch_that_no_expert_took_is_grey():
+    rows = pd.DataFrame({"row": [0, 1], "column": [1, 0], "expert": [3, 2]})
+    grid = expert_grid(rows, (4, 4), 2)
+    assert grid.tolist() == [[NOBODY, 3], [2, NOBODY]]
+    picture = np.full((4, 4, 3), (30, 60, 90), dtype=np.uint8)
+    painted = paint(picture, grid)
+    assert painted[:2, :2].reshape(-1, 3).tolist() == painted[2:, 2:].reshape(-1, 3).tolist() == [[60, 60, 60]] * 4
+    half = [(value + own) / 2 for value, own in zip((30, 60, 90), expert_colour(3), strict=True)]
+    assert painted[0, 2].tolist() == pytest.approx(half, abs=1)
+
+
+def test_neighbours_differ_in_colour():
+    colours = [expert_colour(expert) for expert in range(64)]
+    assert len(set(colours)) == 64
+    assert min(math.dist(one, other) for one, other in itertools.pairwise(colours)) > 100
+
+
+def test_pictures_and_clips_are_on_one_page():
+    model = ARCHITECTURES["unified"]
+    encoder = encoder_of(model)
+    sets = [pictures_of(model, count=3), pictures_of(model, "video", count=2)]
+    tables = [routed_tokens(encoder, one) for one in sets]
+    table = joined(tables)
+    assert len(table) == sum(map(len, tables))
+    assert (table.groupby(["layer", "choice", "token"], observed=True).size() == 1).all(), "captions are other tokens"
+    page = routing_page(table, experts_by_layer(model, table), sets, model.patch_size, "Routing")
+    assert "3 pictures and 2 clips." in page
+    stills, clips = page.index("<h3>Pictures</h3>"), page.index("<h3>Clips</h3>")
+    assert page[stills:clips].count('class="map"') == 3 * 2
+    assert page[clips : page.index("Who uses which")].count('class="map"') == 2 * 2
+    assert shown_pixels(page[clips:], 'class="map" ')[0].shape == (160, 320, 3), "two times of a clip, side by side"
+    for modality in ("image", "video", "text"):
+        assert f"unified_00, {modality}</td>" in page
+    (result,) = run_tasks([RoutingTask(max_samples=3, both_media=True)], encoder)
+    assert {score.metric for score in result.scores} >= {"experts used, image", "experts used, video"}
+    assert {score.count for score in result.scores} == {6}
+
+
+def tokens_of(layer, experts, modality):
+    frame = pd.DataFrame({"layer": layer, "expert": experts, "modality": modality, "choice": 0})
+    return frame.astype({"layer": "category", "modality": "category"})
+
+
+def test_experts_without_work_are_told_in_words():
+    tokens = tokens_of("a", [0] * 50 + [1] * 49 + [3], "image")
+    # An even share is 100 / 6; expert 3 has less than a tenth of it.
+    assert idle(tokens, {"a": 6}, Forced()) == [
+        "a: experts 2, 4 to 5 of 6 got no token. Less than a tenth of an even share went to expert 3."
+    ]
+    assert idle(tokens_of("a", [0, 1], "image"), {"a": 2}, Forced()) == ["a: no expert is idle."]
+    apart = Forced({"a": {"image": (True, True, False)}})
+    assert idle(tokens_of("a", [0, 0], "image"), {"a": 3}, apart) == [
+        "a: expert 1 of 3 got no token. Other modalities than these samples' belong to expert 2."
+    ]
+    assert [experts_said(one) for one in ([3], [0, 1, 2, 5], [])] == ["expert 3", "experts 0 to 2, 5", "experts none"]
+
+
+def test_what_the_architecture_forces_is_marked_as_such():
+    pools = MoMELIMoEConfig(pools={"image": 2, "video": 1, "text": 1}, common_experts=1, every=1, router=LIMOE.router)
+    model = replace(ARCHITECTURES["unified"], ffn=pools)
+    encoder, pictures = encoder_of(model), pictures_of(model)
+    table, experts = table_of(encoder, pictures)
+    forced = forced_by(model, table)
+    assert forced.allowed["unified_00"] == {
+        "image": (True, True, False, False, True),
+        "text": (False, False, False, True, True),
+    }
+    assert told(table, experts, forced)[:2] == [
+        "unified_00: image tokens may go to experts 0 to 1, 4 of 5 only.",
+        "unified_00: text tokens may go to experts 3 to 4 of 5 only.",
+    ]
+    page = routing_page(table, experts, pictures, model.patch_size, "Routing", forced)
+    cells = page[page.index("<summary>unified_01") :]
+    rows = [re.findall(r'<td class="number([^"]*)"[^>]*>([^<]*)</td>', row) for row in cells.split("<tr>")[2:7]]
+    forced_or_not = [["forced" in mark for mark, _ in row[-2:]] for row in rows]
+    assert forced_or_not == [[False, False], [True, True], [False, False], [True, True], [False, False]]
+    assert [text for _, text in rows[3][-2:]] == ["0.0%", "100.0%"]
+    assert (
+        "unified_01: expert 0 of 5 got no token. Other modalities than these samples&#39; belong to expert 2." in page
+    )
+    assert "partly forced" in page
+    assert "of 2 allowed, 5 in all" in page
+    assert "Forced by the architecture" not in routing_page(table, experts, pictures, model.patch_size, "Routing")
+
+
+def test_layers_of_one_modality_and_experts_that_choose_are_forced_too():
+    table, experts = table_of(encoder_of(MODEL), pictures_of(MODEL))
+    sentences = told(table, experts, forced_by(MODEL, table))
+    assert "visual_00: only image tokens pass, so that every choice is of image." in sentences
+    model = replace(ARCHITECTURES["unified"], ffn=replace(LIMOE, router=ExpertChoice(experts_per_token=2.0)))
+    table, experts = table_of(encoder_of(model), pictures_of(model))
+    (first, _) = told(table, experts, forced_by(model, table))
+    assert first == "unified_00: experts choose their tokens, equally many each; loads are equal, and none is idle."
+
+
+def test_nothing_is_never_written_as_less_than_nothing():
+    assert [percent(value) for value in (-0.0, -1e-9, -0.0004, 0.9999, math.nan)] == [*["0.0%"] * 3, "100.0%", "-"]
+    assert percent(-0.004, 0) == "0%"
+    assert decimals(-0.001) == "0.00"
+    for model in ARCHITECTURES.values():
+        page = routing_page(*table_of(encoder_of(model), pictures_of(model)), pictures_of(model), 8, "Routing")
+        assert not re.search(r"[-\u2212]0(\.0+)?%?<", page)
+
+
+def test_the_sum_of_all_choices_is_called_so():
+    pictures = pictures_of(MODEL)
+    table, experts = table_of(encoder_of(MODEL), pictures)
+    page = routing_page(table, experts, pictures, MODEL.patch_size, "Routing")
+    assert f"Their tokens made {len(table):,} choices in all layers together" in page
+
+
+def test_texts_of_the_data_are_escaped_on_the_page():
+    pictures = pictures_of(MODEL)
+    for index, sample in enumerate(pictures.samples):
+        pictures.samples[index] = replace(sample, label="<script>alert(1)</script>\u202e")
+    page = routing_page(*table_of(encoder_of(MODEL), pictures), pictures, MODEL.patch_size, "Routing")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\u202e" in page
