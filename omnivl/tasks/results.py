@@ -61,8 +61,8 @@ class Gallery:
 class ResultFile:
     """A result that is too large for ``evaluation.json``. One process makes and writes it.
 
-    Of a file that ends in ``.html`` the report shows the part from its first ``<section>`` to its last one, in a frame in
-    which no script runs.
+    Of a file that ends in ``.html`` the report shows the part from its first ``<section>`` to its last one, in a
+    frame in which no script runs.
 
     Attributes:
         name: File name, e.g. ``routing.html``.
