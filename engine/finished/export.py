@@ -26,6 +26,7 @@ from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.errors import UserError
 from omnivl.hub import OmniVLConfig, OmniVLImageProcessor, OmniVLModel, OmniVLProcessor
 from omnivl.hub.modeling import MATCHING, WRITING
+from omnivl.shown import markdown_text, printable
 from omnivl.tasks.results import Score
 
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -206,14 +207,14 @@ def model_card(
     stage, sizes = trained.stage, model.config.sizes
     inputs, widths = sizes.inputs, sorted(set(sizes.heads.widths.values()))
     versions = package_versions()
-    objectives = ", ".join(objective.key for objective in stage.objectives)
+    objectives = ", ".join(printable(objective.key) for objective in stage.objectives)
     step = "" if trained.step is None else f", step {trained.step:,}"
     lines = [
         "---",
         "library_name: transformers",
         "tags: [omnivl, vision-language, image-text-retrieval, video-text-retrieval]",
         "---",
-        f"# {trained.plan.name}, stage {stage.name}",
+        f"# {markdown_text(trained.plan.name)}, stage {markdown_text(stage.name)}",
         "",
         *_forms(foreign),
         f"trained with omnivl-engine {versions['omnivl-engine'] or ''}".rstrip() + f" (torch {versions['torch']}).",
@@ -223,8 +224,8 @@ def model_card(
         f"{sizes.kinds_of_filling.replace(chr(39), chr(96))}.",
         f"- Images of {inputs.image_size} pixels, clips of {inputs.num_frames} frames of {inputs.video_size} pixels, "
         f"texts of up to {inputs.text_length} tokens.",
-        f"- Stage `{stage.name}`{step}; objectives: {objectives}; data: "
-        f"{', '.join(dict.fromkeys(f'{entry.source} ({entry.kind})' for entry in stage.data))}.",
+        f"- Stage {markdown_text(stage.name)}{step}; objectives: {objectives}; data: "
+        f"{', '.join(dict.fromkeys(f'{markdown_text(entry.source)} ({entry.kind})' for entry in stage.data))}.",
         "",
         "## Use",
         *_uses(model, foreign),
@@ -278,8 +279,8 @@ def _figures(scores: Sequence[Score]) -> list[str]:
     if not scores:
         return ["These weights were not evaluated in their run."]
     rows = [
-        f"| {one.task} | {one.metric} | {format_share(one.value)} | {format_share(one.chance)} | "
-        f"{format_share(one.baseline)} | {one.count} |"
+        f"| {markdown_text(one.task)} | {markdown_text(one.metric)} | {format_share(one.value)} | "
+        f"{format_share(one.chance)} | {format_share(one.baseline)} | {one.count} |"
         for one in scores
     ]
     return ["| task | metric | model | chance | 16x16 pixels | queries |", "|---|---|---|---|---|---|", *rows]

@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from typing import IO, Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.segment import Segment
 from rich.status import Status
 from rich.table import Table
@@ -77,7 +78,17 @@ class PlainTable(Table):
 
     def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
         """See ``Table``."""
-        super().add_row(*(plain_text(cell) for cell in cells), **options)
+        for _ in cells[len(self.columns) :]:
+            self.add_column()
+        super().add_row(*(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """See ``Table``."""
+        return super().__rich_console__(console, options.update(markup=False))
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """See ``Table``."""
+        return super().__rich_measure__(console, options.update(markup=False))
 
 
 def titled(title: object, rest: object = "") -> Text:

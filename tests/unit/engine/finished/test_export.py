@@ -1,6 +1,7 @@
 """A stage written for classes of transformers' own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,12 @@ def test_what_no_class_computes_is_refused(tmp_path: Path) -> None:
         "'omnivl'; leave it out"
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_names_are_texts_in_the_card(tmp_path: Path) -> None:
+    trained, _ = trained_stage(CLIP, tmp_path)
+    named = replace(trained.plan, name="x\n---\n<script>alert(1)</script> [y](http://z)")
+    export(replace(trained, plan=named), tmp_path / "out", form="transformers")
+    lines = (tmp_path / "out" / "README.md").read_text().splitlines()
+    assert lines[4] == r"# x\\n---\\n\<script>alert(1)\</script> \[y\](http://z), stage one"
+    assert lines.count("---") == 2
