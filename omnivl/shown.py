@@ -6,6 +6,7 @@ tables of ``engine.telemetry.console`` and templates of ``omnivl.pages`` do so o
 """
 
 import html
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -40,6 +41,11 @@ def _is_shown(character: str) -> bool:
 
 def _written_out(character: str) -> str:
     return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def printable_json(text: str) -> str:
+    """A text in JSON, of the same value, without characters that a terminal would obey or hide."""
+    return "".join(one if one == "\n" or _is_shown(one) else json.dumps(one)[1:-1] for one in text)
 
 
 def chart_text(text: object) -> str:

@@ -13,7 +13,7 @@ from launcher.commands.data_convert import app as convert_app
 from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
-from omnivl.shown import printable
+from omnivl.shown import printable, printable_json
 
 app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
 build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True, rich_markup_mode=None)
@@ -93,7 +93,7 @@ def inspect(
     if html is not None and page is not None:
         html.write_text(page, encoding="utf-8")
     if as_json:
-        typer.echo(found.to_json())
+        typer.echo(printable_json(found.to_json()))
     else:
         print_counts(console, found)
     if html is not None:

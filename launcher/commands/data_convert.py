@@ -28,7 +28,7 @@ from omnivl.data.convert.media import Verify
 from omnivl.data.convert.shards import REJECTED
 from omnivl.data.inspect_page import readable_bytes
 from omnivl.errors import DataError
-from omnivl.shown import printable
+from omnivl.shown import printable, printable_json
 
 app = typer.Typer(
     help="Convert a data set into tar shards. Shards of img2dataset and video2dataset need no conversion.",
@@ -66,7 +66,7 @@ def _convert(
     with progress_bar(out.name, reader.count()) as update:
         manifest = convert(reader, out, options, update)
     if as_json:
-        typer.echo(manifest.to_json(), nl=False)
+        typer.echo(printable_json(manifest.to_json()), nl=False)
     else:
         _print_summary(PlainConsole(), manifest, out)
 

@@ -1,11 +1,12 @@
 """Texts of data, plans and foreign files as people see them: whole, and harmless."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from omnivl.pages import page_template
-from omnivl.shown import chart_text, data_picture, file_name, file_names, markdown_text, printable
+from omnivl.shown import chart_text, data_picture, file_name, file_names, markdown_text, printable, printable_json
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,13 @@ def test_every_character_is_shown_or_written_out() -> None:
         assert shown == chr(number) or (shown.isascii() and shown.startswith("\\")), hex(number)
         if number < 32 or 0x7F <= number < 0xA0 or 0xD800 <= number < 0xE000:
             assert shown != chr(number)
+
+
+def test_json_keeps_its_value() -> None:
+    value = {"\x1b": "\x9b\u202e\u2028 \ud83d \u00e9", "a": [1, "\n"]}
+    written = printable_json(json.dumps(value, indent=1, ensure_ascii=False))
+    assert json.loads(written) == value
+    assert printable(written, keep="\n") == written
 
 
 def test_newlines_of_our_own_messages_may_stay() -> None:
