@@ -21,7 +21,8 @@ _LEADING_SCORES = re.compile(r".*(R@1|accuracy.*|keyword F1)")
 
 def training_records(path: Path) -> list[Record]:
     """The training lines of ``metrics.jsonl``, their groups flattened to ``group/name``."""
-    return [_flat(record) for record in read_metrics(path) if record.get("event") == "train"]
+    records = [_flat(record) for record in read_metrics(path) if record.get("event") == "train"]
+    return sorted(records, key=lambda record: record["step"])
 
 
 def evaluation_records(path: Path) -> list[Record]:

@@ -4,7 +4,6 @@ It is made from the files that the run has written, so that it can be made again
 interrupted. It loads nothing over the network.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from engine.disk.rollback import read_rollbacks
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.yaml import read_yaml
 from engine.report.curves import changes, evaluation_records, panel_figure, scores_figure, split_flat, training_records
+from engine.report.run_files import RunFiles, read_evaluation, read_handover, read_mapping
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.summary import PlannedStage, leading_scores, planned_stages, run_state, stage_line
 from engine.report.table import format_share
-from omnivl.errors import UserError
+from engine.watch.failure import read_failure
 from omnivl.pages import page_template
 
 _HEADLINE = ("started", "processes", "cpu", "gpu", "torch", "deepspeed")
@@ -33,18 +33,22 @@ def write_report(run_folder: Path) -> Path:
         FileNotFoundError: The folder is not that of a run: ``plan.yaml`` or ``environment.json`` is missing.
     """
     run = RunFolder(run_folder)
-    plan = run.plan.read_text(encoding="utf-8")
-    environment = json.loads(run.environment.read_text(encoding="utf-8"))
-    tree = read_yaml(plan).tree
+    plan = run.plan.read_text(encoding="utf-8", errors="replace")
+    run.environment.stat()  # a folder without it is no run's
+    files = RunFiles(run_folder)
+    environment: dict[str, Any] = files.read(run.environment, read_mapping, {})
+    tree = files.read(run.plan, lambda path: read_yaml(plan).tree, None)
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
-    stages = {folder.name: _stage(StageFolder(folder), run_folder) for folder in folders}
-    evaluations = _evaluations(run_folder, folders)
+    stages = {folder.name: _stage(StageFolder(folder), files, run_folder) for folder in folders}
+    evaluations = _evaluations(run_folder, folders, files)
     planned = {run.stage(index, one.name).path.name: one for index, one in enumerate(planned_stages(tree))}
     planned |= {name: PlannedStage(name.partition("-")[2] or name, None) for name in stages if name not in planned}
     lines = {name: stage_line(i, one, stages.get(name)) for i, (name, one) in enumerate(planned.items(), 1)}
+    failure = files.read(run_folder / "failure.json", lambda path: read_failure(path.parent), None)
     page = page_template(Path(__file__).parent / "templates", "report.html.j2").render(
         name=(tree.get("name") if isinstance(tree, dict) else None) or run_folder.resolve().name,
-        state=run_state(list(lines.values()), run_folder),
+        state=run_state(list(lines.values()), failure),
+        damaged=files.damaged,
         lines=list(lines.values()),
         leading=leading_scores(evaluations[0] if evaluations else None),
         share=format_share,
@@ -62,45 +66,46 @@ def write_report(run_folder: Path) -> Path:
     return path
 
 
-def _evaluations(run_folder: Path, folders: list[Path]) -> list[dict[str, Any]]:
+def _evaluations(run_folder: Path, folders: list[Path], files: RunFiles) -> list[dict[str, Any]]:
     """The last stage's evaluation first, then those of earlier stages, then those of ``omnivl evaluate``."""
     found = []
     for folder in reversed(folders):
-        if (read := _read_json(StageFolder(folder).evaluation)) is not None:
+        if read := files.read(StageFolder(folder).evaluation, read_evaluation, {}):
             title = f"stage {folder.name.partition('-')[2]}, after step {read['step']}"
             found.append({**read, "title": title, "pages": []})
-    files = sorted(run_folder.glob("evaluation-*.json"))
-    pages = task_pages(run_folder, [f"{file.stem}-" for file in files])
-    for file in files:
-        read = _read_json(file)
-        title = f"stage {read['stage']}, evaluated again ({file.name})"
-        found.append({**read, "title": title, "pages": pages[f"{file.stem}-"]})
+    again = sorted(run_folder.glob("evaluation-*.json"))
+    pages = task_pages(run_folder, [f"{file.stem}-" for file in again])
+    for file in again:
+        if read := files.read(file, read_evaluation, {}):
+            title = f"stage {read['stage']}, evaluated again ({file.name})"
+            found.append({**read, "title": title, "pages": pages[f"{file.stem}-"]})
     return found
 
 
-def _stage(folder: StageFolder, run_folder: Path) -> dict[str, Any]:
+def _stage(folder: StageFolder, files: RunFiles, run_folder: Path) -> dict[str, Any]:
     """What the page shows of one stage."""
-    records = training_records(folder.metrics)
-    scores = evaluation_records(folder.metrics)
+    records = files.read(folder.metrics, training_records, [])
+    scores = files.read(folder.metrics, evaluation_records, []) if records else []
     drawn, flat = split_flat(records)
     figures = [_html(panel_figure(records, panel, names), 300) for panel, names in drawn]
     tested = sorted({name for one in scores for name in one if name != "step"})
     moving = [name for name in tested if changes(scores, name)]
     if len(scores) > 1:
         flat |= {f"Score, {name}": scores[-1][name] for name in tested if name not in moving and name in scores[-1]}
-    handover: Mapping[str, Any] | None = _read_json(folder.handover)
+    handover: Mapping[str, Any] = files.read(folder.handover, read_handover, {})
+    completed: int | None = files.read(folder.path / "complete.json", lambda _: folder.completed_steps(), None)
     return {
         "records": records,
         "steps": int(records[-1]["step"]) if records else 0,
-        "complete": folder.completed_steps() is not None,
+        "complete": completed is not None,
         "skipped": int(records[-1].get("skipped", 0)) if records else 0,
-        "rollbacks": read_rollbacks(folder.rollbacks),
+        "rollbacks": files.read(folder.rollbacks, read_rollbacks, ()),
         "figures": figures,
         "flat": {name: f"{value:.4g}" for name, value in flat.items()},
         "scores": _html(scores_figure(scores, moving), 380) if moving else "",
         "handover": handover,
-        "parts": count_parts(handover) if handover is not None else {},
-        "quarantine": quarantine_counts(folder.quarantine),
+        "parts": count_parts(handover),
+        "quarantine": files.read(folder.quarantine, quarantine_counts, {}),
         "pages": task_pages(folder.path, run=run_folder)[""],
     }
 
@@ -111,17 +116,3 @@ def _html(figure: go.Figure, height: int) -> Markup:
         full_html=False, include_plotlyjs=False, config=config, default_width="100%", default_height=f"{height}px"
     )
     return Markup(written)
-
-
-def _read_json(path: Path) -> Any:
-    """The content of a file of the run; None where there is none.
-
-    Raises:
-        UserError: It is no JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path}: got no JSON ({error}); allowed what a run writes; remove the file") from error

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from engine.report.curves import Record
 from engine.telemetry.progress import duration
-from engine.watch.failure import read_failure
+from engine.watch.failure import Failure
+from omnivl.tasks.results import Score
 
 _LEADING = 6
 
@@ -94,18 +94,17 @@ def _troubles(stage: Mapping[str, Any]) -> list[str]:
     return [f"{count:,} {what}{'' if count == 1 else 's'}" for count, what in counts if count]
 
 
-def leading_scores(evaluation: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+def leading_scores(evaluation: Mapping[str, Any] | None) -> list[Score]:
     """The first score of each task of an evaluation."""
     results = [] if evaluation is None else evaluation["results"]
     return [result["scores"][0] for result in results if result["scores"]][:_LEADING]
 
 
-def run_state(lines: Sequence[StageLine], folder: Path) -> str:
-    """The run in one sentence."""
+def run_state(lines: Sequence[StageLine], failure: Failure | None) -> str:
+    """The run in one sentence; ``failure`` is how its last start failed, if it did."""
     done = sum(line.state == "complete" for line in lines)
     stages = f"{len(lines)} stage{'' if len(lines) == 1 else 's'}"
     if lines and done == len(lines):
         return f"Complete: {stages}."
-    failure = read_failure(folder)
     said = "" if failure is None else f" The last start failed with exit code {failure.code}: {failure.said}"
     return f"Not complete: {done} of {stages} done.{said}"

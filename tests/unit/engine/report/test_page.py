@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from engine.report.curves import evaluation_records, panels_of, smooth, training
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts
 from engine.report.table import format_share
 from engine.telemetry.panels import PANELS
-from omnivl.errors import UserError
 
 SCORES: list[dict[str, Any]] = [
     {"task": "unseen style", "metric": "image->text R@1", "value": 0.4321, "chance": 0.00062, "baseline": 0.216},
@@ -366,8 +366,68 @@ def test_figures_that_do_not_change_are_told_and_not_drawn(run: Path) -> None:
     assert "Score, t/a R@1 0.25; Score, t/b R@1 0.5" in page
 
 
-def test_a_file_that_is_cut_is_named(run: Path) -> None:
-    file = run / "stages" / "01-spatial" / "evaluation.json"
-    file.write_text(file.read_text()[:40])
-    with pytest.raises(UserError, match=r"evaluation\.json: got no JSON"):
-        write_report(run)
+def other_values(content: bytes) -> bytes:
+    """The same JSON with other things in place of its values."""
+
+    def changed(tree: Any) -> Any:
+        if isinstance(tree, dict):
+            return {name: changed(value) for name, value in tree.items()}
+        return [changed(one) for one in tree] if isinstance(tree, list) else tree if tree == "train" else {}
+
+    lines = content.splitlines() if content.count(b"}\n") > 1 else [content]
+    return b"".join(
+        json.dumps(changed(json.loads(line))).encode() + b"\n" for line in lines if line.endswith((b"}", b"]"))
+    )
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "another kind": lambda content: b"[7]\n[8]\n",
+    "other values": other_values,
+    "no text": lambda content: b"\xff\xfe" + content,
+}
+SHOWN_AS_IT_IS = {
+    *((f"stages/01-spatial/{name}.jsonl", damage) for name in ("metrics", "quarantine") for damage in ("cut", "empty")),
+    *(("environment.json", "other values"), ("evaluation-x.json", "other values")),
+    *(("stages/01-spatial/rollbacks.json", "other values"),),
+}
+"""An incomplete last line is that of a run at work; values of no known form are shown as texts."""
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("environment.json", "evaluation-x.json", "stages/01-spatial/metrics.jsonl"),
+        *("stages/01-spatial/evaluation.json", "stages/01-spatial/handover.json", "stages/01-spatial/rollbacks.json"),
+        *("stages/01-spatial/complete.json", "stages/01-spatial/quarantine.jsonl"),
+    ],
+)
+def test_a_file_that_is_damaged_is_left_out_and_named(run: Path, name: str, damage: str) -> None:
+    stage = run / "stages" / "01-spatial"
+    (run / "evaluation-x.json").write_text(json.dumps({"stage": "x", "step": 2, "results": []}))
+    (stage / "complete.json").write_text('{"steps": 2}')
+    (stage / "quarantine.jsonl").write_text(2 * (json.dumps({"cause": "a", "where": "b", "detail": "c"}) + "\n"))
+    rollback = {"first_bad": 1, "step": 2, "reason": "r", "loaders": []}
+    (stage / "rollbacks.json").write_text(json.dumps([rollback]))
+    whole = write_report(run).read_text()
+    assert 'class="damaged"' not in whole
+    file = run / name
+    file.write_bytes(DAMAGES[damage](file.read_bytes()))
+    page = write_report(run).read_text()
+    told = re.search(r'<p class="damaged">(.*?)</p>', page)
+    assert (told is None) == ((name, damage) in SHOWN_AS_IT_IS)
+    if told is not None:
+        assert name in told[1]
+        assert told[1].count(".json") == 1
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_plan_or_a_failure_that_is_damaged_keeps_no_page_from_being_made(run: Path, damage: str) -> None:
+    for name, content in (
+        ("failure.json", b'{"code": 1, "said": "x", "rank": null}'),
+        ("plan.yaml", b'{"name": "demo"}'),
+    ):
+        (run / name).write_bytes(DAMAGES[damage](content))
+        assert 'id="stage-1"' in write_report(run).read_text()

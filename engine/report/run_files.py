@@ -1,0 +1,104 @@
+"""The files of a run as the page reads them: one that is damaged, or not what a run writes, is left out and named."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from omnivl.tasks.results import Gallery, GalleryRow, Score
+
+_T = TypeVar("_T")
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
+"""What readers raise where a file is cut, has flipped bits, or was written by somebody else."""
+
+
+class RunFiles:
+    """Reads the files of a run, whatever state they are in.
+
+    Attributes:
+        damaged: The files that had to be left out, seen from the run's folder, each with what is wrong.
+    """
+
+    def __init__(self, run: Path) -> None:
+        """Takes the run's folder."""
+        self._run = run
+        self.damaged: list[str] = []
+
+    def read(self, path: Path, reader: Callable[[Path], _T], otherwise: Any) -> _T:
+        """What a file holds; ``otherwise`` if it is missing or damaged.
+
+        Args:
+            path: The file.
+            reader: Reads it.
+            otherwise: For a file that is left out; of the reader's type.
+        """
+        try:
+            return reader(path)
+        except FileNotFoundError:
+            return cast(_T, otherwise)
+        except _DAMAGE as error:
+            self.damaged.append(f"{path.relative_to(self._run).as_posix()}: {type(error).__name__}: {error}")
+            return cast(_T, otherwise)
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """A file of JSON that holds a mapping.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"got {type(content).__name__} instead of a mapping")
+    return content
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """``evaluation.json`` with its scores and galleries as ``omnivl.tasks.results`` has them.
+
+    Raises:
+        ValueError: A value is of another kind. Also KeyError and TypeError, where something is missing.
+    """
+    content = read_mapping(path)
+    results = [
+        {
+            "scores": [_score(one) for one in result["scores"]],
+            "galleries": [
+                Gallery(str(one["title"]), tuple(map(_gallery_row, one["rows"]))) for one in result.get("galleries", ())
+            ],
+        }
+        for result in content["results"]
+    ]
+    return {"stage": str(content.get("stage", "")), "step": content["step"], "results": results}
+
+
+def _score(tree: Mapping[str, Any]) -> Score:
+    score = Score(**{one.name: tree[one.name] for one in fields(Score) if one.name in tree})
+    numbers = [score.value, score.count, *(one for one in (score.chance, score.baseline) if one is not None)]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"got a score without a number: {dict(tree)}")
+    return score
+
+
+def _gallery_row(tree: Mapping[str, Any]) -> GalleryRow:
+    texts, images, correct = (tuple(tree[name]) for name in ("answer_texts", "answer_images", "correct"))
+    if not len(texts) == len(images) == len(correct) > 0:
+        raise ValueError(
+            f"got {len(texts)} answers, {len(images)} pictures, {len(correct)} marks; equal numbers, not 0"
+        )
+    return GalleryRow(str(tree["query_text"]), str(tree["query_image"]), texts, images, correct)
+
+
+def read_handover(path: Path) -> dict[str, Any]:
+    """``handover.json``: the source, and names of tensors by fate.
+
+    Raises:
+        ValueError: A fate has no list of names.
+    """
+    content = read_mapping(path)
+    lists = {fate: names for fate, names in content.items() if fate != "source"}
+    for fate, names in lists.items():
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError(f"{fate}: got no list of names")
+    return {**lists, "source": str(content["source"])}
