@@ -1,6 +1,5 @@
 """Curves of a stage from its metrics file, as Plotly figures: one panel per unit."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,12 @@ from typing import Any
 import plotly.graph_objects as go
 
 from engine.telemetry.metrics import read_metrics
-from engine.telemetry.panels import Panel, figure_name, grouped
+from engine.telemetry.panels import Panel, figure_name, grouped, is_leading_score
 from omnivl.shown import chart_text
 
 Record = dict[str, float]
 
 _PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
-
-
-_LEADING_SCORES = re.compile(r".*(R@1|accuracy.*|keyword F1)")
 
 
 def training_records(path: Path) -> list[Record]:
@@ -29,7 +25,7 @@ def evaluation_records(path: Path) -> list[Record]:
     """The evaluations of ``metrics.jsonl``: the step, and the leading scores by ``task/metric``."""
     records = [record for record in read_metrics(path) if record.get("event") == "evaluation"]
     return [
-        {"step": record["step"], **{name: v for name, v in record["scores"].items() if _LEADING_SCORES.fullmatch(name)}}
+        {"step": record["step"], **{name: v for name, v in record["scores"].items() if is_leading_score(name)}}
         for record in records
     ]
 

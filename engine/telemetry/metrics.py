@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
 
-from engine.telemetry.panels import NOT_DRAWN, figure_name, panel_of
+from engine.telemetry.panels import NOT_DRAWN, figure_name, is_leading_score, panel_of
 from omnivl.data.batch import Batch
 from omnivl.shown import markdown_text
 
@@ -152,7 +152,8 @@ def _cards(event: str, groups: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(number, (int, float))
         }
     if event == "evaluation":
-        return {f"Scores/{name.removeprefix('scores/')}": value for name, value in flat.items()}
+        scores = {name.removeprefix("scores/"): value for name, value in flat.items()}
+        return {f"Scores/{name}": value for name, value in scores.items() if is_leading_score(name)}
     if event != "train":
         return {}
     cards: dict[str, float] = {}

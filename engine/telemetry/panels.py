@@ -91,6 +91,7 @@ PANELS: tuple[Panel, ...] = (
 """Every figure of a training record belongs to exactly one of these."""
 
 
+_LEADING_SCORES = re.compile(r".*(R@1|accuracy.*|keyword F1)")
 _SCALED_RATE = re.compile(r"(lr/(?:no_)?decay)_x(.+)")
 _ROUTER_MEAN = re.compile(r"metrics/router/(?:experts_used|entropy|confidence|dropped)_(.+)")
 _ROUTER_LAYER = re.compile(r"metrics/router/(.+)/[^/]+")
@@ -128,6 +129,11 @@ def objective_name(key: str) -> str:
 
 def _in_words(name: str) -> str:
     return _RECALL.sub(r", R@\1", name.replace("_", " "))
+
+
+def is_leading_score(name: str) -> bool:
+    """Whether a score, by ``task/metric``, is one of those that are drawn while a stage trains."""
+    return _LEADING_SCORES.fullmatch(name) is not None
 
 
 def panel_of(key: str) -> Panel:

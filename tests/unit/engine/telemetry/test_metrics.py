@@ -65,7 +65,7 @@ def test_tensorboard_has_the_leading_figures_by_name_and_counts_the_steps_of_the
         rates = {"decay": 0.5, "no_decay": 0.5, "decay_x0.8": 0.25}
         metrics = {"mlm/accuracy": 0.5, "univlc/visual_to_text_r1": 0.75, "router/experts_used_image": 3.0, **ROUTERS}
         log.write(4, "train", loss=0.5, losses={"mlm": 0.25}, skipped=0, lr=rates, metrics=metrics, speed=SPEED)
-        log.write(4, "evaluation", scores={"a/R@1": 0.75})
+        log.write(4, "evaluation", scores={"a/R@1": 0.75, "a/R@5": 0.9, "b/accuracy, 5 classes": 0.5, "c/BLEU-4": 0.1})
     assert scalars(tmp_path / "tb") == {
         "Loss/weighted total": [(104, 0.5)],
         "Loss/MLM": [(104, 0.25)],
@@ -77,6 +77,7 @@ def test_tensorboard_has_the_leading_figures_by_name_and_counts_the_steps_of_the
         "Speed/MFU (of peak)": [(104, 0.5)],
         "Speed/waiting for data (of time)": [(104, 0.25)],
         "Scores/a/R@1": [(104, 0.75)],
+        "Scores/b/accuracy, 5 classes": [(104, 0.5)],
     }
 
 
