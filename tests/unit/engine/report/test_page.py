@@ -353,7 +353,7 @@ def test_figures_that_do_not_change_are_told_and_not_drawn(run: Path) -> None:
     page = outside_plotly(write_report(run).read_text())
     told = re.search(r'<p class="flat">The same in every line of metrics: (.*?)\.</p>', page)
     assert told is not None
-    flat = dict(one.rsplit(" ", 1) for one in told[1].split("; "))
+    flat = dict(re.findall(r"([^;]+?) <b>(.*?)</b>(?:; )?", told[1]))
     assert flat["Share of choices dropped, image"] == flat["Losses, router: z"] == "0"
     assert flat["Accuracy within the batch, MLM: accuracy"] == "0.5"
     titles = re.findall(r'"title":{"font":{"size":14},"text":"(.*?)"', page)
@@ -363,7 +363,7 @@ def test_figures_that_do_not_change_are_told_and_not_drawn(run: Path) -> None:
     metrics.write_text("".join(json.dumps(line) + "\n" for line in [*lines, *scores]))
     page = write_report(run).read_text()
     assert "Scores while training" not in page
-    assert "Score, t/a R@1 0.25; Score, t/b R@1 0.5" in page
+    assert "Score, t/a R@1 <b>0.25</b>; Score, t/b R@1 <b>0.5</b>" in page
 
 
 def other_values(content: bytes) -> bytes:
