@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from omnivl.shown import data_picture, markdown_text, printable
 
@@ -31,4 +32,4 @@ def page_template(folder: Path, name: str) -> Template:
 
 
 def _finalize(value: Any) -> Any:
-    return printable(value, keep="\n\t") if type(value) is str else value
+    return printable(value, keep="\n\t") if isinstance(value, str) and not isinstance(value, Markup) else value

@@ -99,3 +99,9 @@ def test_templates_escape_every_text_and_no_number(tmp_path: Path) -> None:
     (tmp_path / "p.html.j2").write_text('<p title="{{ a }}">{{ a }}</p>{{ 3 }}{{ b | picture }}')
     shown = page_template(tmp_path, "p.html.j2").render(a='"<script>\x1b\u202e', b="http://x")
     assert shown == '<p title="&#34;&lt;script&gt;\\x1b\\u202e">&#34;&lt;script&gt;\\x1b\\u202e</p>3'
+
+
+def test_joined_texts_are_escaped_too(tmp_path: Path) -> None:
+    (tmp_path / "p.html.j2").write_text("{{ words | join(', ') }}{{ one | replace('_', ' ') }}")
+    shown = page_template(tmp_path, "p.html.j2").render(words=["<b>", "\x1b", "\u202e"], one="a_\x9b<i>")
+    assert shown == "&lt;b&gt;, \\x1b, \\u202ea \\x9b&lt;i&gt;"
