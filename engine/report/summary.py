@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.report.curves import Record
-from engine.telemetry.progress import duration
+from engine.telemetry.pace import duration
 from engine.watch.failure import Failure
 from omnivl.tasks.results import Score
 

@@ -6,7 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from engine.telemetry.progress import LiveProgress, SilentProgress, SmoothedLosses, duration, make_progress
+from engine.telemetry.pace import SmoothedLosses, duration
+from engine.telemetry.progress import LiveProgress, SilentProgress, make_progress
 
 
 def console(*, terminal: bool) -> Console:
