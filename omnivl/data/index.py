@@ -5,25 +5,38 @@ without a shuffle buffer. The index is built by reading tar headers and the smal
 pictures and clips are not decoded, and nothing is ever unpickled.
 """
 
-import json
+import errno
 import os
-import tarfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
+from omnivl.data.archive import ArchiveError, FileBytes, TarReader
+from omnivl.data.formats import CLIP_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
+from omnivl.data.groups import Group, group_members, lacking_media
+from omnivl.data.metadata import FieldColumns, FieldEncoder
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Rejection
 
-MAX_VALUES = 4096  # a metadata field with more distinct values in a shard cannot be filtered by
 LANGUAGES = "@languages"
 _HEADER_BYTES = 64
 
 Span = tuple[int, int]
+
+_ABSENT: Span = (0, -1)
+_FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
 
 
 @dataclass(frozen=True)
@@ -38,8 +51,7 @@ class ShardIndex:
         extension: Extension of each sample's media; for a sample without media its first unsupported extension, if any.
         is_clip: bool ``[N]``.
         labels: Class name of each sample, "" for none.
-        fields: Metadata fields that can be filtered by: for each the distinct values (as JSON) and int32 ``[N]`` codes
-            into them, -1 for none. ``@languages`` lists the languages of a sample's captions.
+        fields: Metadata fields that can be filtered by. ``@languages`` lists the languages of a sample's captions.
         member_names: Different names of further pictures and clips: ``left.png`` for ``KEY.left.png``.
         members: int64 ``[M, 4]``: row, index in ``member_names``, offset and size of each of these; sorted by row.
         rejections: The bad samples.
@@ -51,7 +63,7 @@ class ShardIndex:
     extension: tuple[str, ...]
     is_clip: NDArray[np.bool_]
     labels: tuple[str, ...]
-    fields: Mapping[str, tuple[tuple[str, ...], NDArray[np.int32]]]
+    fields: FieldColumns
     member_names: tuple[str, ...]
     members: NDArray[np.int64]
     rejections: tuple[Rejection, ...]
@@ -74,178 +86,159 @@ class ShardIndex:
             self.member_names[number]: (offset, size) for _, number, offset, size in self.members[first:last].tolist()
         }
 
+    def only(self, keep: NDArray[np.bool_]) -> "ShardIndex":
+        """The samples where ``keep``, bool ``[N]``, is true."""
+        rows = np.flatnonzero(keep).tolist()
+        members = self.members[keep[self.members[:, 0]]]
+        members[:, 0] = (np.cumsum(keep) - 1)[members[:, 0]]
+        return replace(
+            self,
+            keys=tuple(self.keys[row] for row in rows),
+            media=self.media[keep],
+            text=self.text[keep],
+            extension=tuple(self.extension[row] for row in rows),
+            is_clip=self.is_clip[keep],
+            labels=tuple(self.labels[row] for row in rows),
+            fields=self.fields.only(keep),
+            members=members,
+        )
+
     def without_media(self, row: int, name: str) -> Rejection:
         """Why a sample cannot be used for its picture or clip; ``name`` is the shard's."""
         where = f"{name}:{self.keys[row]}"
-        if self.extension[row]:
-            known = ", ".join(sorted(MEDIA_EXTENSIONS))
-            return Rejection("unknown_extension", where, f".{self.extension[row]} is not read; known: {known}")
         texts = [kind for kind, (_, size) in zip(TEXT_EXTENSIONS, self.text[row], strict=True) if size >= 0]
-        return Rejection("missing_media", where, f"the sample has only {', '.join(sorted(texts))}")
-
-
-@dataclass
-class _Group:
-    """The members of one sample, collected while headers are read."""
-
-    key: str
-    media: tuple[Span, str] | None = None
-    text: dict[str, Span] = field(default_factory=dict)
-    members: dict[str, Span] = field(default_factory=dict)
-    unknown: str = ""
-    repeated: str | None = None
-
-    def add(self, extension: str, span: Span) -> None:
-        if extension in TEXT_EXTENSIONS:
-            self.repeated = extension if extension in self.text else self.repeated
-            self.text.setdefault(extension, span)
-        elif extension in MEDIA_EXTENSIONS:
-            self.repeated = extension if self.media is not None else self.repeated
-            self.media = self.media or (span, extension)
-        else:
-            self.unknown = self.unknown or extension
-            if extension.rpartition(".")[2] in MEDIA_EXTENSIONS:
-                self.repeated = extension if extension in self.members else self.repeated
-                self.members.setdefault(extension, span)
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Cuts a member's name into key and extension, as WebDataset does: at the first dot of the last path component."""
-    folder, _, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), extension.lower()
+        return lacking_media(self.extension[row], texts, where).rejection
 
 
 def build_index(path: Path, name: str) -> ShardIndex:
     """Reads a shard's headers and text members. Never raises for a bad shard: mistakes are in ``rejections``.
 
+    Time and memory are bounded by the size of the file.
+
     Args:
         path: The tar file, not compressed.
         name: How messages call it.
     """
+    columns = _Columns()
     rejections: list[Rejection] = []
-    rows: list[tuple[_Group, Record, bool]] = []
-    seen: set[str] = set()
     try:
-        with path.open("rb") as file:
-            descriptor = file.fileno()
-            for group in _groups(path, name, rejections):
-                try:
-                    rows.append(_examine(descriptor, group, f"{name}:{group.key}", seen))
-                except BadSampleError as error:
-                    rejections.append(error.rejection)
+        with opened_shard(path) as descriptor:
+            _fill(columns, descriptor, name, rejections)
     except OSError as error:
         rejections.append(Rejection("unreadable_path", name, error.strerror or str(error)))
-    if not rows and not rejections:
+    if not columns.keys and not rejections:
         rejections.append(Rejection("empty_shard", name, "the archive has no samples"))
-    return _columns(rows, tuple(rejections))
+    return columns.to_index(tuple(rejections))
 
 
-def _groups(path: Path, name: str, rejections: list[Rejection]) -> Iterator[_Group]:
-    """Neighbouring members with one key, as they lie in the archive."""
-    size = path.stat().st_size
-    if size == 0:
-        rejections.append(Rejection("empty_shard", name, "the file has no bytes"))
-        return
-    group: _Group | None = None
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if not member.isreg() or Path(member.name).name.startswith("."):
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"{member.name} ends behind the end of the file")
-                key, extension = split_name(member.name)
-                if group is not None and group.key != key:
-                    yield group
-                    group = None
-                group = group or _Group(key)
-                group.add(extension, (member.offset_data, member.size))
-                archive.members = []  # type: ignore[attr-defined]  # tarfile keeps every header otherwise
-            _check_end(path, archive.offset)
-    except (tarfile.TarError, ValueError, EOFError) as error:
-        detail = f"{error}; the file has {size} bytes"
-        rejections.append(Rejection("truncated_tar", name, detail))
-        if group is not None and (group.media is None or not group.text):
-            return  # its other members are in the missing part
-    if group is not None:
-        yield group
-
-
-def _check_end(path: Path, offset: int) -> None:
-    """Checks the end mark of the archive, since ``tarfile`` takes a damaged or foreign header for the end.
+@contextmanager
+def opened_shard(path: Path) -> Iterator[int]:
+    """A file descriptor of a shard.
 
     Raises:
-        tarfile.ReadError: There is no end mark at ``offset``.
+        OSError: It cannot be opened, or is no regular file: opening a FIFO would wait for somebody who writes.
     """
-    with path.open("rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
-    if block != bytes(tarfile.BLOCKSIZE):
-        found = "nothing" if not block else f"{len(block)} bytes that are no header"
-        raise tarfile.ReadError(f"no end mark at offset {offset}, but {found}")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+        if kind != stat.S_IFREG:
+            raise OSError(errno.EINVAL, f"{_FILE_KINDS.get(kind, 'a special file')}, not a file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _examine(descriptor: int, group: _Group, where: str, seen: set[str]) -> tuple[_Group, Record, bool]:
+def _fill(columns: "_Columns", descriptor: int, name: str, rejections: list[Rejection]) -> None:
+    source = FileBytes(descriptor)
+    if source.size == 0:
+        rejections.append(Rejection("empty_shard", name, "the file has no bytes"))
+        return
+    members = ((member, (member.offset, member.size)) for member in TarReader(source))
+    try:
+        for group in group_members(members):
+            where = f"{name}:{group.key}"
+            try:
+                columns.add(group, *_examine(descriptor, group, where))
+            except BadSampleError as error:
+                rejections.append(error.rejection)
+                if error.rejection.cause == "scattered_members":
+                    columns.drop(group.key)
+    except ArchiveError as error:
+        rejections.append(Rejection(error.cause, name, f"{error.detail}; the file has {source.size} bytes"))
+
+
+def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, bool]:
     """Reads a group's text members and the first bytes of its media.
+
+    Returns:
+        The texts, and whether the media is a clip.
 
     Raises:
         BadSampleError: The group is no usable sample of any kind.
     """
-    if group.key in seen:
-        raise BadSampleError("duplicate_key", where, "an earlier sample of the shard has this key")
-    seen.add(group.key)
-    if group.repeated is not None:
-        raise BadSampleError("duplicate_key", where, f"the sample has two members for .{group.repeated}")
+    if group.problem is not None:
+        raise BadSampleError(group.problem[0], where, group.problem[1])
     texts = {kind: os.pread(descriptor, span[1], span[0]) for kind, span in group.text.items()}
     record = parse_record(texts, where)
     if group.media is None:
-        return group, record, False
+        return record, False
     (offset, size), extension = group.media
     header = os.pread(descriptor, min(size, _HEADER_BYTES), offset)
-    return group, record, extension in CLIP_EXTENSIONS or is_animated(header)
+    return record, extension in CLIP_EXTENSIONS or is_animated(header)
 
 
-def _columns(rows: list[tuple[_Group, Record, bool]], rejections: tuple[Rejection, ...]) -> ShardIndex:
-    absent = (0, -1)
-    media = [group.media or (absent, group.unknown) for group, _, _ in rows]
-    names = list(dict.fromkeys(name for group, _, _ in rows for name in group.members))
-    numbers = {name: number for number, name in enumerate(names)}
-    members = [
-        (row, numbers[name], *span) for row, (group, _, _) in enumerate(rows) for name, span in group.members.items()
-    ]
-    text = [[group.text.get(kind, absent) for kind in TEXT_EXTENSIONS] for group, _, _ in rows]
-    return ShardIndex(
-        keys=tuple(group.key for group, _, _ in rows),
-        media=np.array([span for span, _ in media], dtype=np.int64).reshape(-1, 2),
-        text=np.array(text, dtype=np.int64).reshape(-1, len(TEXT_EXTENSIONS), 2),
-        extension=tuple(extension for _, extension in media),
-        is_clip=np.array([clip for _, _, clip in rows], dtype=np.bool_),
-        labels=tuple(record.label or "" for _, record, _ in rows),
-        fields=_fields([{**record.meta, LANGUAGES: sorted(record.captions)} for _, record, _ in rows]),
-        member_names=tuple(names),
-        members=np.array(members, dtype=np.int64).reshape(-1, 4),
-        rejections=rejections,
-    )
+class _Columns:
+    """Columns of an index that grow sample by sample."""
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self._media: list[Span] = []
+        self._text: list[list[Span]] = []
+        self._extension: list[str] = []
+        self._is_clip: list[bool] = []
+        self._labels: list[str] = []
+        self._fields = FieldEncoder()
+        self._numbers: dict[str, int] = {}
+        self._members: list[tuple[int, int, int, int]] = []
+        self._dropped: set[str] = set()
+
+    def add(self, group: Group[Span], record: Record, is_clip: bool) -> None:
+        """Appends a sample."""
+        row = len(self.keys)
+        span, extension = group.media or (_ABSENT, group.unknown)
+        self.keys.append(group.key)
+        self._media.append(span)
+        self._extension.append(sys.intern(extension))
+        self._text.append([group.text.get(kind, _ABSENT) for kind in TEXT_EXTENSIONS])
+        self._is_clip.append(is_clip)
+        self._labels.append(sys.intern(record.label or ""))
+        self._fields.add(row, {**record.meta, LANGUAGES: sorted(record.captions)})
+        for name, place in group.members.items():
+            self._members.append((row, self._numbers.setdefault(name, len(self._numbers)), *place))
+
+    def drop(self, key: str) -> None:
+        """Removes the sample of a key, other parts of which come later."""
+        self._dropped.add(key)
+
+    def to_index(self, rejections: tuple[Rejection, ...]) -> ShardIndex:
+        """The index of the samples so far."""
+        whole = ShardIndex(
+            keys=tuple(self.keys),
+            media=np.array(self._media, dtype=np.int64).reshape(-1, 2),
+            text=np.array(self._text, dtype=np.int64).reshape(-1, len(TEXT_EXTENSIONS), 2),
+            extension=tuple(self._extension),
+            is_clip=np.array(self._is_clip, dtype=np.bool_),
+            labels=tuple(self._labels),
+            fields=self._fields.columns(len(self.keys)),
+            member_names=tuple(self._numbers),
+            members=np.array(self._members, dtype=np.int64).reshape(-1, 4),
+            rejections=rejections,
+        )
+        if not self._dropped:
+            return whole
+        return whole.only(np.array([key not in self._dropped for key in self.keys], dtype=np.bool_))
 
 
 def absent_index(name: str, reason: str) -> ShardIndex:
     """The index of a shard that cannot be read."""
-    return _columns([], (Rejection("unreadable_path", name, reason),))
-
-
-def _fields(metas: list[Mapping[str, object]]) -> dict[str, tuple[tuple[str, ...], NDArray[np.int32]]]:
-    """Dictionary-encodes every metadata field that has few enough distinct values to be filtered by."""
-    encoded: dict[str, tuple[tuple[str, ...], NDArray[np.int32]]] = {}
-    for name in sorted({name for meta in metas for name in meta}):
-        codes: dict[str, int] = {}
-        column = np.full(len(metas), -1, dtype=np.int32)
-        for row, meta in enumerate(metas):
-            if name in meta:
-                value = json.dumps(meta[name], ensure_ascii=False, sort_keys=True)
-                column[row] = codes.setdefault(value, len(codes))
-                if len(codes) > MAX_VALUES:
-                    break
-        else:
-            encoded[name] = (tuple(codes), column)
-    return encoded
+    return _Columns().to_index((Rejection("unreadable_path", name, reason),))

@@ -1,28 +1,40 @@
 """The file of a shard's index: plain arrays in a ``.safetensors`` file, beside the shard or in another folder.
 
-It is built anew when the shard's size or time of change, or ``INDEX_VERSION``, differ. (Not as ``.npz``: NumPy reads an
-array's header with ``ast.literal_eval``, and several threads at that at once end in a SystemError on Python 3.11.)
+It is built anew when the shard's size or times of change, or ``INDEX_VERSION``, differ, and when the file was not made
+by this user: it carries a hash of all that it holds, keyed by a secret of the user's. An index that came with a data
+set could name other bytes and leave samples out. (Not as ``.npz``: NumPy reads an array's header with
+``ast.literal_eval``, and several threads at that at once end in a SystemError on Python 3.11.)
 """
 
+import hmac
 import json
 import os
+import stat
 import tempfile
+from collections.abc import Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
+from omnivl.data.cache_folder import index_secret
 from omnivl.data.index import ShardIndex, absent_index, build_index
+from omnivl.data.metadata import FieldColumn, FieldColumns
 from omnivl.data.sources.base import Rejection
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
+
+_ARRAYS = ("media", "text", "is_clip", "members")
+_SMALLEST_LIMIT = 1 << 20  # bytes of an index file that are read whatever the shard's size
+_LARGEST_RATIO = 4  # of the index file's size to the shard's
 
 
 def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
-    """The index of a shard, read from ``cache`` if it fits the shard, else built and written there.
+    """The index of a shard, read from ``cache`` if it fits the shard and is the user's own, else built and written.
 
     Args:
         path: The tar file.
@@ -33,7 +45,8 @@ def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
         status = path.stat()
     except OSError as error:
         return absent_index(name, error.strerror or str(error))
-    stamp = np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns], dtype=np.int64)
+    times = (status.st_mtime_ns, status.st_ctime_ns)
+    stamp = np.array([INDEX_VERSION, status.st_size, *times], dtype=np.int64)
     cached = None if cache is None else _read_cache(cache, stamp)
     if cached is not None:
         return cached
@@ -44,16 +57,18 @@ def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
     return index
 
 
+def _signature(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+    """The keyed hash of all arrays with their names, types and shapes."""
+    return np.frombuffer(blake2b(save(arrays), key=index_secret(), digest_size=32).digest(), dtype=np.uint8)
+
+
 def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
     try:
-        stored = load_file(cache)
-        if not np.array_equal(stored["stamp"], stamp):
+        stored = load(_read_bounded(cache, max(_SMALLEST_LIMIT, _LARGEST_RATIO * int(stamp[1]))))
+        signature = bytes(stored.pop("signature"))
+        if not np.array_equal(stored["stamp"], stamp) or not hmac.compare_digest(signature, bytes(_signature(stored))):
             return None
         text = json.loads(bytes(stored["json"]))
-        fields = {
-            name: (tuple(values), stored[f"field{number}"])
-            for number, (name, values) in enumerate(text["fields"].items())
-        }
         return ShardIndex(
             keys=tuple(text["keys"]),
             media=stored["media"],
@@ -61,7 +76,7 @@ def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
             extension=tuple(text["extension"]),
             is_clip=stored["is_clip"],
             labels=tuple(text["labels"]),
-            fields=fields,
+            fields=_read_fields(text["fields"], stored, len(text["keys"])),
             member_names=tuple(text["member_names"]),
             members=stored["members"],
             rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
@@ -70,25 +85,67 @@ def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
         return None  # absent, damaged or foreign: it is built again
 
 
+def _read_bounded(cache: Path, most: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        ValueError: It is no regular file, or larger than the index of this shard can be.
+        OSError: It cannot be read.
+    """
+    with os.fdopen(os.open(cache, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise ValueError(f"{cache} is no index")
+        return file.read(most)
+
+
+def _read_fields(
+    stored_fields: Mapping[str, tuple[list[str] | None, int, int]], stored: Mapping[str, NDArray[Any]], length: int
+) -> FieldColumns:
+    """The columns, which lie one behind the other in three arrays."""
+    columns: dict[str, FieldColumn] = {}
+    row = code = number = 0
+    for name, (values, rows, numbers) in stored_fields.items():
+        codes = 0 if values is None else rows
+        columns[name] = FieldColumn(
+            rows=stored["field_rows"][row : row + rows],
+            values=None if values is None else tuple(values),
+            codes=stored["field_codes"][code : code + codes],
+            numbers=stored["field_numbers"][number : number + numbers],
+        )
+        row, code, number = row + rows, code + codes, number + numbers
+    return FieldColumns(columns, length)
+
+
+def _joined(parts: list[NDArray[Any]], dtype: type[np.generic]) -> NDArray[Any]:
+    return np.concatenate([np.zeros(0, dtype=dtype), *parts])
+
+
 def _write_cache(cache: Path, stamp: NDArray[np.int64], index: ShardIndex) -> None:
+    columns = index.fields.columns
     text = {
         "keys": index.keys,
         "extension": index.extension,
         "labels": index.labels,
         "member_names": index.member_names,
-        "fields": {name: values for name, (values, _) in index.fields.items()},
+        "fields": {name: (one.values, len(one.rows), len(one.numbers)) for name, one in columns.items()},
         "rejections": [(entry.cause, entry.where, entry.detail) for entry in index.rejections],
     }
-    columns: dict[str, Any] = {f"field{number}": codes for number, (_, codes) in enumerate(index.fields.values())}
-    names = ("media", "text", "is_clip", "members")
-    arrays: dict[str, Any] = {name: getattr(index, name) for name in names}
-    encoded = np.frombuffer(json.dumps(text).encode(), dtype=np.uint8)
+    arrays: dict[str, NDArray[Any]] = {name: getattr(index, name) for name in _ARRAYS}
+    arrays |= {
+        "stamp": stamp,
+        "json": np.frombuffer(json.dumps(text).encode(), dtype=np.uint8),
+        "field_rows": _joined([one.rows for one in columns.values()], np.int32),
+        "field_codes": _joined([one.codes for one in columns.values()], np.int32),
+        "field_numbers": _joined([one.numbers for one in columns.values()], np.float64),
+    }
+    arrays["signature"] = _signature(arrays)
     temporary: str | None = None
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{cache.name}.", dir=cache.parent)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(save({"stamp": stamp, "json": encoded, **arrays, **columns}))
+            file.write(save(arrays))
         os.replace(temporary, cache)  # noqa: PTH105  # atomic: another process sees the old or the new one
     except OSError:
         if temporary is not None:

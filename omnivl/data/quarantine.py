@@ -5,10 +5,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from omnivl.data.sources.base import CAUSES, Cause, Rejection
+from omnivl.data.sources.base import CAUSES, SHARD_CAUSES, Rejection
 from omnivl.errors import DataError
-
-SHARD_CAUSES: frozenset[Cause] = frozenset({"truncated_tar", "empty_shard", "unreadable_path"})
 
 
 class Quarantine:
@@ -89,7 +87,7 @@ class Quarantine:
                 json.dumps({"cause": entry.cause, "where": entry.where, "detail": entry.detail}, ensure_ascii=False)
                 for entry in fresh
             ]
-            with self._log.open("a", encoding="utf-8") as file:
+            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("\n".join(lines) + "\n")
 
     def _message(self, what: str, bad: int, total: int, unit: str, found: list[Rejection]) -> str:

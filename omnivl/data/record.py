@@ -5,11 +5,14 @@
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from omnivl.data.sources.base import BadSampleError
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_MAX_DEPTH = 100
 _OWN_FIELDS = ("caption", "captions", "identity")
 
 
@@ -70,11 +73,32 @@ def parse_record(members: Mapping[str, bytes], where: str) -> Record:
 def _parse_json(text: str, where: str) -> dict[str, object]:
     try:
         fields = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a plain ValueError
         raise BadSampleError("wrong_json", where, str(error)) from error
     if not isinstance(fields, dict):
         raise BadSampleError("wrong_json", where, f"the JSON is a {type(fields).__name__}; allowed: an object")
+    if text.count("[") + text.count("{") > _MAX_DEPTH and not _is_shallow(fields):
+        raise BadSampleError("wrong_json", where, f"lists and objects are nested deeper than {_MAX_DEPTH}")
+    if _SURROGATE.search(text) is not None:
+        try:
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise BadSampleError("invalid_utf8", where, f".json: {half!a} is half of a pair, no character") from error
     return fields
+
+
+def _is_shallow(value: object) -> bool:
+    """Whether lists and objects are nested no deeper than ``_MAX_DEPTH``: what is can be neither encoded nor sent."""
+    level = [value]
+    for _ in range(_MAX_DEPTH + 1):
+        inner: list[object] = []
+        for one in level:
+            inner += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+        if not inner:
+            return True
+        level = inner
+    return False
 
 
 def _captions(fields: Mapping[str, object], where: str) -> dict[str, tuple[str, ...]]:

@@ -90,6 +90,7 @@ class Failure:
 
 _CORE = ("token_ids", "identity", "label", "position")
 _EMPTY = torch.empty(0)
+_MAX_BAD_OF_STREAM = 1000
 
 
 def pack(batch: Batch, rejections: Sequence[Rejection], shard: tuple[int, int] | None) -> Result:
@@ -189,11 +190,18 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
     def _from_stream(self, request: BatchRequest) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
         stream, reader = self._stream(request), self._reader(request.entry)
         examples: list[Example] = []
+        bad = 0
         while len(examples) < request.count:
             try:
                 examples.append(reader.finish(stream.next(), request.first + len(examples)))
+                bad = 0
             except BadSampleError as error:
                 stream.rejections.append(error.rejection)
+                bad += 1
+                if bad >= _MAX_BAD_OF_STREAM:
+                    source = self._entries[request.entry].source
+                    detail = f"{bad} samples in a row cannot be used; the last one: {error}"
+                    raise DataError(f"data source {source!r}: {detail}") from error
         rejections, stream.rejections = stream.rejections, []
         info = get_worker_info()
         return examples, rejections, (0 if info is None else info.id, stream.shard)

@@ -7,12 +7,12 @@ shards compressed. Random access needs plain ones: they are unpacked once, into 
 import gzip
 import hashlib
 import json
-import os
 import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from omnivl.data.cache_folder import cache_folder
 from omnivl.errors import DataError
 
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "emoji"
@@ -44,7 +44,7 @@ def embedded_shards() -> tuple[Path, ...]:
     """
     manifest = read_manifest()
     digest = hashlib.sha256("".join(shard["tar_sha256"] for shard in manifest["shards"]).encode()).hexdigest()
-    folder = _cache_folder() / f"emoji-{digest[:16]}"
+    folder = cache_folder() / f"emoji-{digest[:16]}"
     return tuple(_unpack(shard, folder) for shard in manifest["shards"])
 
 
@@ -68,24 +68,3 @@ def _unpack(shard: dict[str, Any], folder: Path) -> Path:
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
-
-
-def _cache_folder() -> Path:
-    """``$OMNIVL_CACHE``, else ``$XDG_CACHE_HOME/omnivl``, else ``~/.cache/omnivl``, else one below the temporary files.
-
-    The last is for home folders that are not writable, as on compute nodes.
-    """
-    named = os.environ.get("OMNIVL_CACHE")
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path("~/.cache").expanduser()) / "omnivl"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return _private_temporary_folder()
-    return folder if os.access(folder, os.W_OK) else _private_temporary_folder()
-
-
-def _private_temporary_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"omnivl-{os.getuid()}"

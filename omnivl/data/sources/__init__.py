@@ -2,14 +2,10 @@
 
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources.base import Source
+from omnivl.data.sources.opening import is_stream
 from omnivl.errors import DataError
 
-STREAM_PREFIXES = ("pipe:", "http://", "https://", "s3://", "gs://")
-
-
-def is_stream(source: str) -> bool:
-    """Whether a source can only be read from front to back."""
-    return source.startswith(STREAM_PREFIXES)
+__all__ = ["is_stream", "open_source"]
 
 
 def open_source(

@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 
 Cause = Literal[
     "truncated_tar",
+    "wrong_archive",
     "empty_shard",
     "unreadable_path",
     "duplicate_key",
+    "scattered_members",
+    "unusable_member",
     "missing_media",
     "unknown_extension",
     "missing_caption",
@@ -29,6 +32,8 @@ Cause = Literal[
     "too_many_frames",
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
+# Causes of a whole shard.
+SHARD_CAUSES: frozenset[Cause] = frozenset({"truncated_tar", "wrong_archive", "empty_shard", "unreadable_path"})
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,111 @@
 """Expands a source's pattern to shards."""
 
 import glob
+import os
 import re
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
+from omnivl.data.formats import MEDIA_EXTENSIONS
+from omnivl.data.sources.opening import check_address, scheme_of
 from omnivl.errors import DataError
 
-_RANGE = re.compile(r"\{([^{}]+)\}")
+MAX_SHARDS = 1_000_000
+
+_BRACES = re.compile(r"\{([^{}]+)\}")
+_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})(?:\.\.(-?[0-9]{1,9}))?")
+_LOOKED_AT = 10_000  # entries of a folder without shards, to say what it holds
 
 
 def expand_pattern(pattern: str) -> tuple[str, ...]:
     """Expands ``{000..127}`` and ``{a,b}``, then ``*`` and ``?``; a folder stands for its tar files. Sorted by name.
 
+    What exists by its very name is taken as it is, also with brackets or braces in it.
+
     Raises:
-        DataError: Nothing matches.
+        DataError: Nothing matches, it is an address, or it names more than ``MAX_SHARDS`` files.
     """
+    if not pattern.strip() or "\0" in pattern:
+        raise DataError(f"data source {pattern!r}: no name; give a .tar file, a folder, a glob or a brace pattern")
+    if scheme_of(pattern) is not None:
+        check_address(pattern)
     paths: list[str] = []
-    for text in expand_braces(pattern):
+    for text in [pattern] if _exists(pattern) else expand_braces(pattern):
         if Path(text).is_dir():
             inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
             paths += inside if inside or text == pattern else [text]  # empty, one of several: an unreadable shard
-        elif glob.has_magic(text):
-            paths += sorted(glob.glob(text))  # noqa: PTH207  # Path.glob takes no absolute patterns
+        elif glob.has_magic(text) and not _exists(text):
+            paths += sorted(islice(glob.iglob(text), MAX_SHARDS + 1))  # noqa: PTH207  # Path.glob: no absolute patterns
         else:
             paths.append(text)
     if not paths:
         raise DataError(
             f"data source {pattern!r}: no shard matches; allowed: a .tar file, a folder with .tar files, a glob or a "
-            f"brace pattern such as data/{{000..127}}.tar; the working folder is {Path.cwd()}"
+            f"brace pattern such as data/{{000..127}}.tar; the working folder is {Path.cwd()}{_why_nothing(pattern)}"
         )
+    if len(paths) > MAX_SHARDS:
+        raise DataError(_too_many(pattern))
     return tuple(paths)
 
 
+def _exists(path: str) -> bool:
+    try:
+        return os.path.lexists(path)  # a name that is too long, or holds a null byte, is none
+    except ValueError:
+        return False
+
+
+def _why_nothing(pattern: str) -> str:
+    """What a folder without shards holds, or how brackets are read."""
+    if Path(pattern).is_dir():
+        found = islice(Path(pattern).rglob("*"), _LOOKED_AT)
+        media = next((path for path in found if path.suffix.lower().removeprefix(".") in MEDIA_EXTENSIONS), None)
+        if media is not None:
+            return (
+                f". The folder holds files such as {media.relative_to(pattern)}: make shards of them with omnivl data "
+                f"convert folder {pattern} --out SHARDS"
+            )
+        return ". The folder holds no file that ends with .tar"
+    if "[" in pattern:
+        return ". In a glob [ab] stands for one letter, a or b; write [[] for a bracket"
+    return ""
+
+
 def expand_braces(pattern: str) -> list[str]:
-    """Expands ``{000..127}`` and ``{a,b}``; anything else stays as it is."""
-    match = _RANGE.search(pattern)
+    """Expands ``{000..127}``, ``{0..20..5}`` and ``{a,b}`` as a shell does; anything else stays as it is.
+
+    Raises:
+        DataError: There are more than ``MAX_SHARDS``.
+    """
+    found = list(islice(_expanded(pattern), MAX_SHARDS + 1))
+    if len(found) > MAX_SHARDS:
+        raise DataError(_too_many(pattern))
+    return found
+
+
+def _too_many(pattern: str) -> str:
+    return f"data source {pattern!r}: more than {MAX_SHARDS:,} shards; name fewer, or make larger ones"
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """One by one, so that a huge range takes no memory."""
+    for match in _BRACES.finditer(pattern):
+        choices = _choices(match.group(1))
+        if choices is not None:
+            head, tail = pattern[: match.start()], pattern[match.end() :]
+            for choice in choices:
+                yield from _expanded(f"{head}{choice}{tail}")
+            return
+    yield pattern
+
+
+def _choices(body: str) -> Iterator[str] | None:
+    """What braces stand for; None where they are part of the name."""
+    match = _RANGE.fullmatch(body)
     if match is None:
-        return [pattern]
-    body = match.group(1)
-    first, dots, last = body.partition("..")
-    if dots and first.isdigit() and last.isdigit():
-        choices = [str(number).zfill(len(first)) for number in range(int(first), int(last) + 1)]
-    else:
-        choices = body.split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [expanded for choice in choices for expanded in expand_braces(f"{head}{choice}{tail}")]
+        return iter(body.split(",")) if "," in body else None
+    first, last = int(match.group(1)), int(match.group(2))
+    step = max(1, abs(int(match.group(3) or 1)))
+    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
+    return (str(number).zfill(len(match.group(1))) for number in numbers)

@@ -17,16 +17,16 @@ from omnivl.data.formats import TEXT_EXTENSIONS, file_named
 from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
-from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, Rejection, Sample
 from omnivl.errors import DataError
 
-_SHOWN_FILES = 12
+_SHOWN_NAMES = 12
 
 
 def _index_path(shard: str, folder: str | None) -> Path:
     if folder is None:
         return Path(f"{shard}.index.safetensors")
-    digest = blake2b(os.path.abspath(shard).encode(), digest_size=8).hexdigest()  # noqa: PTH100  # no link followed
+    digest = blake2b(os.fsencode(os.path.abspath(shard)), digest_size=8).hexdigest()  # noqa: PTH100  # no link followed
     return Path(folder) / f"{Path(shard).stem}-{digest}.safetensors"
 
 
@@ -143,7 +143,7 @@ class ShardSource:
             if len(self._open) >= 256:  # far below the usual limit of 1024 open files
                 os.close(self._open.pop(next(iter(self._open))))
             try:
-                self._open[shard] = os.open(self._shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+                self._open[shard] = os.open(self._shards[shard], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             except OSError as error:
                 raise BadSampleError("unreadable_path", where, error.strerror or str(error)) from error
         return self._open[shard]
@@ -185,17 +185,26 @@ class ShardSource:
 
     def _nothing_left(self) -> str:
         config = self._config
+        unread = [entry for entry in self._rejections if entry.cause in SHARD_CAUSES]
+        if len(unread) == len(self._shards):
+            return (
+                f"data source {config.source!r}: none of its {len(self._shards)} shards can be read; the first: "
+                f"{unread[0].where}: {unread[0].detail}"
+            )
         clips = sum(int(index.is_clip.sum()) for index in self._indexes)
         total = sum(int((index.media[:, 1] >= 0).sum()) for index in self._indexes)
-        files = sorted({name for index in self._indexes for name in index.member_names})[:_SHOWN_FILES]
+        files = sorted({name for index in self._indexes for name in index.member_names})[:_SHOWN_NAMES]
         further = f", further files {files}" if files else ""
         causes = Counter(rejection.cause for rejection in self._rejections)
-        fields = sorted({name for index in self._indexes for name in index.fields if not name.startswith("@")})
+        fields = sorted({name for index in self._indexes for name in index.fields.columns if not name.startswith("@")})
+        more = f" and {len(fields) - _SHOWN_NAMES} more" if len(fields) > _SHOWN_NAMES else ""
         wanted = ", ".join(f"{name} in {list(values)}" for name, values in config.where.items()) or "no filter"
+        first = next(iter(unread or self._rejections), None)
+        example = "" if first is None else f" (the first: {first.where}: {first.detail})"
         return (
             f"data source {config.source!r}: no sample of kind {config.kind} is left (where: {wanted}); its "
             f"{len(self._shards)} shards hold {total - clips} stills and {clips} clips{further}, metadata fields "
-            f"{fields}, rejected {dict(causes)}; change the kind, 'where' or the path"
+            f"{fields[:_SHOWN_NAMES]}{more}, rejected {dict(causes)}{example}; change the kind, 'where' or the path"
         )
 
 

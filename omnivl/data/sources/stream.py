@@ -4,22 +4,23 @@ Shards come in a shuffled order, distributed over all readers (replicas x worker
 stream has no list of samples, so that a run resumes at a shard, not at a sample, and another number of readers gets
 another distribution of shards: samples of partly read shards are seen again. Loaders warn about this once.
 
-Only webdataset's raw iteration over tar members is used: its decoders, which could unpickle, are never reached.
+An archive is read by the reader that also makes indexes (``omnivl.data.archive``): a stream has the samples of a list,
+and refuses the same ones. Nothing is unpickled.
 """
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 
-from webdataset.gopen import gopen
-from webdataset.tariterators import group_by_keys, tar_file_expander
-
+from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReader, matters
 from omnivl.data.batch import has_text, is_label, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.formats import CLIP_EXTENSIONS, MEDIA_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
-from omnivl.data.index import split_name
+from omnivl.data.formats import CLIP_EXTENSIONS, file_named, is_animated
+from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.opening import check_address, opened_stream
 from omnivl.data.sources.patterns import expand_braces
 from omnivl.data.sources.shards import lacking, matches, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
@@ -29,9 +30,15 @@ _MAX_FRUITLESS_SHARDS = 64
 
 
 def expand_stream(source: str) -> tuple[str, ...]:
-    """The shards of a stream pattern; ``s3://`` is read by the ``aws`` command."""
-    shards = expand_braces(source)
-    return tuple(f"pipe:aws s3 cp {shard} -" if shard.startswith("s3://") else shard for shard in shards)
+    """The addresses of a stream pattern.
+
+    Raises:
+        DataError: One of them is no address, or there are too many.
+    """
+    shards = tuple(expand_braces(source))
+    for shard in shards:
+        check_address(shard)
+    return shards
 
 
 class StreamReader:
@@ -105,38 +112,37 @@ class StreamReader:
 
     def _read_shard(self, shard: str) -> Iterator[Sample]:
         try:
-            with gopen(shard, "rb") as stream:
-                members = tar_file_expander(iter([{"url": shard, "stream": stream}]))
-                for group in group_by_keys(members, keys=split_name):
+            with opened_stream(shard) as stream:
+                for group in group_members(_with_bytes(TarReader(stream))):
                     sample = self._to_sample(group, shard)
                     if sample is not None:
                         yield sample
-        except Exception as error:  # tarfile, curl and the shell raise many errors; each makes this shard fail
-            self.rejections.append(Rejection("truncated_tar", shard, f"{type(error).__name__}: {error.args[:1]}"))
+        except ArchiveError as error:
+            self.rejections.append(Rejection(error.cause, shard, error.detail))
 
-    def _to_sample(self, group: dict[str, object], shard: str) -> Sample | None:
+    def _to_sample(self, group: Group[bytes], shard: str) -> Sample | None:
         """A sample if the entry asks for it; records bad ones."""
-        key = str(group["__key__"])
-        where = f"{shard}:{key}"
-        data = {name: value for name, value in group.items() if isinstance(value, bytes)}
-        extension = next((name for name in data if name in MEDIA_EXTENSIONS), "")
+        where = f"{shard}:{group.key}"
+        media, extension = group.media or (None, group.unknown)
         config = self._config
         try:
-            if takes_media(config) and not extension:
-                raise BadSampleError("missing_media", where, f"the sample has only {', '.join(sorted(data))}")
-            record = parse_record({name: value for name, value in data.items() if name in TEXT_EXTENSIONS}, where)
-            pictures = [name for name in config.pictures if file_named(name, data) is not None]
-            named = (name for one in wanted_members(config) if (name := file_named(one, data)) is not None)
+            if group.problem is not None:
+                raise BadSampleError(group.problem[0], where, group.problem[1])
+            if takes_media(config) and media is None:
+                raise lacking_media(extension, group.text, where)
+            record = parse_record(group.text, where)
+            pictures = [name for name in config.pictures if file_named(name, group.members) is not None]
+            named = (name for one in wanted_members(config) if (name := file_named(one, group.members)) is not None)
             if pictures and len(pictures) < config.needed_pictures:
                 raise lacking(config, pictures, where)
             sample = to_sample(
                 record,
-                key=key,
+                key=group.key,
                 where=where,
-                media=data.get(extension) if takes_media(config) else None,
+                media=media if takes_media(config) else None,
                 extension=extension,
                 language=config.language,
-                members={name: data[name] for name in named},
+                members={name: group.members[name] for name in named},
             )
             if self._reads_captions and not sample.captions and sample.label is None:
                 cause_missing: Cause = "missing_label" if is_label(config.kind) else "missing_caption"
@@ -163,6 +169,21 @@ class StreamReader:
         """Whether a sample has the caption or the label that the entry asks for, and passes its filter."""
         has = sample.label is not None if is_label(self._config.kind) else bool(sample.captions)
         return (has or not self._reads_captions) and matches(sample.meta, self._config.where)
+
+
+def _with_bytes(archive: TarReader) -> Iterator[tuple[Member, bytes]]:
+    """Members with their bytes; those that no sample needs, or that are refused, without.
+
+    The members of one sample have no more bytes together than one of them may have.
+    """
+    key, held = "", 0
+    for member in archive:
+        held = (held if member.key == key else 0) + member.size
+        key = member.key
+        if held > MAX_MEMBER_BYTES and member.refused is None:
+            member = replace(member, refused=f"the sample has {held} bytes so far; allowed: {MAX_MEMBER_BYTES}")
+        needed = member.refused is None and matters(member.extension)
+        yield member, archive.read(member) if needed else b""
 
 
 def announce(config: DataEntryConfig) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from omnivl.data.index import build_index, split_name
+from omnivl.data.archive import split_name
+from omnivl.data.index import build_index
 from omnivl.data.index_file import load_index
 
 

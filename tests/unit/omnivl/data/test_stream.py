@@ -1,3 +1,4 @@
+import gzip
 import json
 
 import pytest
@@ -38,7 +39,8 @@ def test_prefixes():
     assert is_stream("pipe:cat x")
     assert is_stream("https://host/x.tar")
     assert not is_stream("/data/x.tar")
-    assert expand_stream("s3://b/{0..1}.tar") == ("pipe:aws s3 cp s3://b/0.tar -", "pipe:aws s3 cp s3://b/1.tar -")
+    assert is_stream("S3://b/x.tar")
+    assert expand_stream("s3://b/{0..1}.tar") == ("s3://b/0.tar", "s3://b/1.tar")
 
 
 @pytest.mark.parametrize("readers", [1, 2, 3])
@@ -115,3 +117,57 @@ def test_streams_know_the_same_kinds_as_lists(write_tar, png, tmp_path):
     shown = reader(source, kind="image")
     assert [shown.next().key for _ in range(2)] == ["d", "d"]
     assert shown.next().members == {}
+
+
+def test_a_duplicate_member_costs_its_sample_only(write_tar, png, tmp_path):
+    members = [
+        ("a.png", png),
+        ("a.txt", b"a"),
+        ("b.png", png),
+        ("b.jpg", png),
+        ("b.txt", b"b"),
+        ("__info__.json", b"{}"),
+    ]
+    write_tar([*members, ("c.png", png), ("c.txt", b"c")], "x.tar")
+    stream = reader(f"pipe:cat {tmp_path}/x.tar")
+    assert captions(stream, 4) == ["a", "c", "a", "c"]
+    assert [(entry.cause, entry.where.rpartition(":")[2]) for entry in stream.rejections] == [
+        ("duplicate_key", "b")
+    ] * 2
+
+
+def test_joined_and_compressed_shards_are_read_to_their_end(write_tar, pairs, tmp_path):
+    first = write_tar(pairs(3), "0.tar").read_bytes()
+    second = write_tar([(f"9{name}", data) for name, data in pairs(2)], "1.tar").read_bytes()
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(first) + gzip.compress(second))
+    (tmp_path / "x.tar").write_bytes(first + second)
+    for name in ("x.tar", "x.tar.gz"):
+        stream = reader(f"pipe:cat {tmp_path}/{name}")
+        assert [stream.next().key for _ in range(6)] == ["0000", "0001", "0002", "90000", "90001", "0000"]
+        assert stream.rejections == []
+
+
+def test_a_stream_has_the_samples_of_the_list(write_tar, png, tmp_path):
+    """Whatever is wrong with a shard: the same keys, and the same causes by sample."""
+    members = [
+        *(("a.png", png), ("a.txt", b"a"), ("b.png", png), ("b.json", b'{"caption": "\\ud800"}'), ("c.exe", png)),
+        *(("c.txt", b"c"), ("d.png", png), ("d.txt", b"d"), ("a.png", png), ("a.txt", b"again"), ("e.png", png)),
+        *(("e.txt", b"e"), ("f.txt", b"\xff"), ("f.png", png), ("g.png", png)),
+    ]
+    path = write_tar(members, "x.tar")
+    config = DataEntryConfig(str(path), "image_text")
+    listed = open_source(config, seed=0)
+    stream = reader(f"pipe:cat {path}")
+    assert [stream.next().key for _ in range(len(listed))] == [listed.read(row).key for row in range(len(listed))]
+    stream.next()  # to the end of the shard
+    seen = {(entry.cause, entry.where.rpartition(":")[2]) for entry in stream.rejections}
+    assert seen == {(entry.cause, entry.where.rpartition(":")[2]) for entry in listed.rejections} | {
+        ("unknown_extension", "c")
+    }
+
+
+def test_a_program_that_fails_at_the_end_makes_its_shard_bad(write_tar, pairs, tmp_path):
+    write_tar(pairs(2), "x.tar")
+    stream = reader(f"pipe:cat {tmp_path}/x.tar; echo connection reset >&2; exit 1")
+    assert captions(stream, 3)[:2] == ["thing 0", "thing 1"]
+    assert stream.rejections[0].detail == "the program ended with status 1: connection reset"
