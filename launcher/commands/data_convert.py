@@ -111,7 +111,7 @@ def folder(
 
 @_command
 def table(
-    file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .json or .jsonl list.")],
+    file: Annotated[Path, typer.Argument(help="A .csv, .tsv, .json, .jsonl or .parquet list.")],
     root: Annotated[Path | None, typer.Option(help="Where relative paths start; else the list's folder.")] = None,
     path: Annotated[str, typer.Option(help='Column with the file\'s path; "" for none.')] = "path",
     caption: Annotated[list[str] | None, typer.Option(help="Column with a caption; can be repeated.")] = None,
@@ -123,11 +123,15 @@ def table(
     mask: Annotated[list[str] | None, typer.Option(help="NAME=COLUMN of a mask; can be repeated.")] = None,
     boxes: Annotated[list[str] | None, typer.Option(help="COLUMN=xywh or COLUMN=xyxy, boxes in pixels.")] = None,
     row_is_sample: Annotated[bool, typer.Option("--row-is-sample", help="Each row is a sample of its own.")] = False,
+    separator: Annotated[str | None, typer.Option(help='Between columns, e.g. ";" or tab; else as the suffix.')] = None,
+    quotes: Annotated[bool | None, typer.Option(help="Quotes enclose values; else in .csv, not in .tsv.")] = None,
 ) -> Reader:
-    """A CSV or JSON list of files; neighbouring rows of one file are its captions.
+    """A CSV, TSV, JSON or Parquet list of files; neighbouring rows of one file are its captions.
 
     Examples:
       omnivl data convert table list.csv --out shards --path file --caption title --caption alt
+      omnivl data convert table cc3m.tsv --out shards --path file --caption caption
+      omnivl data convert table list.csv --out shards --separator ";" --caption title
       omnivl data convert table vqa.json --out shards --path image --keep question --keep answers --row-is-sample
       omnivl data convert table pairs.csv --out shards --path "" --picture left=a --picture right=b --caption text
     """
@@ -151,7 +155,21 @@ def table(
         masks,
         forms,
         row_is_sample,
+        None if separator is None else _separator(separator),
+        quotes,
     )
+
+
+def _separator(given: str) -> str:
+    """One letter between columns; ``tab`` and ``\\t`` are words for one that shells hide.
+
+    Raises:
+        DataError: It is no single letter, or one that a row needs for itself.
+    """
+    letter = {"tab": "\t", "\\t": "\t"}.get(given, given)
+    if len(letter) != 1 or letter in '"\r\n':
+        raise DataError(f"--separator {given!r}: allowed: one letter such as ';', or tab")
+    return letter
 
 
 @_command

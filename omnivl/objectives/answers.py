@@ -76,7 +76,7 @@ def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
                 f"{where}: answers is {answers!r}, and there is no such file (working folder {Path.cwd()}); allowed is "
                 "a text file with an answer on each line, or the list itself; change it"
             )
-        answers = tuple(path.read_text(encoding="utf-8").splitlines())
+        answers = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
     seen: set[str] = set()
     for place, answer in enumerate(answers):
         if answer in seen or not answer.strip():

@@ -72,7 +72,7 @@ class FolderReader:
         sidecar = path.with_suffix(".txt")
         if self.text != "label":
             try:
-                lines = sidecar.read_text(encoding="utf-8-sig").splitlines()
+                lines = sidecar.read_text(encoding="utf-8-sig").split("\n")
                 captions = tuple(line.strip() for line in lines if line.strip())
             except FileNotFoundError:
                 captions = ()

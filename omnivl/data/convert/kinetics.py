@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnivl.data.convert.clips import find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.table import read_csv
+from omnivl.data.convert.lists import read_csv
 from omnivl.data.sources.base import Rejection
 
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")

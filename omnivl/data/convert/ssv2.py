@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omnivl.data.convert.clips import find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.table import load_json
+from omnivl.data.convert.lists import load_json
 from omnivl.data.sources.base import Rejection
 from omnivl.errors import DataError, did_you_mean
 

@@ -1,19 +1,14 @@
-"""A CSV, TSV, JSON or JSON-lines list: one row per picture or clip, per caption, or per question."""
+"""A CSV, TSV, JSON, JSON-lines or Parquet list: one row per picture or clip, per caption, or per question."""
 
-import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omnivl.data.convert.boxes import BoxForm
 from omnivl.data.convert.entry import Entry, texts_of
+from omnivl.data.convert.lists import Row, count_rows, read_list
 from omnivl.data.sources.base import Rejection
-from omnivl.errors import DataError, did_you_mean
-
-LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson")
-
-Row = tuple[str, Mapping[str, object]]
+from omnivl.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,8 @@ class TableReader:
         masks: Likewise of masks.
         boxes: Form of the boxes in pixels that a column holds; they go into the JSON as fractions.
         row_is_sample: Whether each row is a sample, also where its file is that of another row.
+        separator: Between the columns of a text table; None for that of the list's suffix.
+        quotes: Whether quotes enclose values of a text table; None for as the list's suffix has it.
     """
 
     table: Path
@@ -50,6 +47,8 @@ class TableReader:
     masks: Mapping[str, str] = field(default_factory=dict)
     boxes: Mapping[str, BoxForm] = field(default_factory=dict)
     row_is_sample: bool = False
+    separator: str | None = None
+    quotes: bool | None = None
 
     @property
     def form(self) -> str:
@@ -62,11 +61,8 @@ class TableReader:
         return (self.table,)
 
     def count(self) -> int:
-        """Lines of the list, or rows of a JSON list."""
-        if self.table.suffix.lower() == ".json":
-            return sum(1 for _ in self._rows())
-        with self.table.open("rb") as file:
-            return sum(1 for _ in file)
+        """Rows of the list, about."""
+        return count_rows(self.table)
 
     def entries(self) -> Iterator[Entry | Rejection]:
         """Rows in their order, those of one file joined.
@@ -93,19 +89,7 @@ class TableReader:
             yield waiting
 
     def _rows(self) -> Iterator[Row | Rejection]:
-        match self.table.suffix.lower():
-            case ".csv":
-                return read_csv(self.table, self._columns())
-            case ".tsv":
-                return read_csv(self.table, self._columns(), delimiter="\t")
-            case ".jsonl" | ".ndjson":
-                return _json_lines(self.table)
-            case ".json":
-                return _json_list(self.table)
-            case other:
-                raise DataError(
-                    f"{self.table}: lists of the form {other!r} are not read; allowed: {', '.join(LIST_SUFFIXES)}"
-                )
+        return read_list(self.table, self._columns(), separator=self.separator, quotes=self.quotes)
 
     def _columns(self) -> tuple[str, ...]:
         optional = (self.path_column, self.label_column, self.identity_column, self.split_column)
@@ -166,100 +150,3 @@ def _text(row: Mapping[str, object], column: str) -> str | None:
     value = row.get(column)
     text = "" if value is None else str(value).strip()
     return text or None
-
-
-def check_columns(file: Path, found: Sequence[str], wanted: Sequence[str]) -> None:
-    """Refuses a table in which a column is missing.
-
-    Raises:
-        DataError: With the columns that exist and the nearest name.
-    """
-    for column in wanted:
-        if column not in found:
-            change = did_you_mean(column, found, "name the right one")
-            raise DataError(f"{file}:1: no column {column!r}; the columns are {', '.join(map(repr, found))}; {change}")
-
-
-def read_csv(file: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[Row | Rejection]:
-    """Rows of a table with a header line, each with ``FILE:LINE``.
-
-    Raises:
-        DataError: A column is missing, or the file has no header.
-    """
-    csv.field_size_limit(1 << 24)
-    with file.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-        reader = csv.DictReader(lines, delimiter=delimiter, strict=True)
-        try:
-            header = reader.fieldnames
-        except csv.Error as error:
-            raise DataError(f"{file}:1: {error}; write a header line with the names of the columns") from error
-        if header is None:
-            raise DataError(f"{file}: the file is empty; write a header line with the names of the columns")
-        check_columns(file, header, columns)
-        while True:
-            try:
-                row = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield Rejection("wrong_json", f"{file}:{reader.line_num}", f"no CSV row: {error}; mend its quotes")
-                continue
-            where = f"{file}:{reader.line_num}"
-            if None in row:
-                extra = len(row[None]) + len(header)  # surplus values are under the key None
-                detail = f"{extra} fields for {len(header)} columns; put texts that have a {delimiter!r} in quotes"
-                yield Rejection("wrong_json", where, detail)
-            elif any("\udc80" <= letter <= "\udcff" for value in row.values() if value for letter in value):
-                yield Rejection("invalid_utf8", where, "the row is not UTF-8; save the file as UTF-8")
-            else:
-                yield where, row
-
-
-def _json_lines(file: Path) -> Iterator[Row | Rejection]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{file}:{number}"
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError as error:
-                yield Rejection("invalid_utf8", where, f"byte at offset {error.start}; save the file as UTF-8")
-            except (ValueError, RecursionError) as error:
-                yield Rejection("wrong_json", where, f"{error}; write one JSON object per line")
-            else:
-                yield _checked(row, where)
-
-
-def _json_list(file: Path) -> Iterator[Row | Rejection]:
-    rows = load_json(file)
-    if not isinstance(rows, list):
-        kind = type(rows).__name__
-        raise DataError(
-            f"{file}: the file holds a {kind}; allowed: a list of objects (COCO captions have their own form)"
-        )
-    for number, row in enumerate(rows):
-        yield _checked(row, f"{file}[{number}]")
-
-
-def _checked(row: object, where: str) -> Row | Rejection:
-    if isinstance(row, dict):
-        return where, row
-    return Rejection("wrong_json", where, f"the row is a {type(row).__name__}; allowed: an object")
-
-
-def load_json(file: Path) -> object:
-    """A whole JSON file.
-
-    Raises:
-        DataError: It is no UTF-8, no JSON, or cannot be read; the message has the line.
-    """
-    try:
-        parsed: object = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{file}:{error.lineno}: no JSON: {error.msg}, column {error.colno}; mend the file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: byte at offset {error.start} is not UTF-8; save the file as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror}; give the path of a readable file") from error
-    return parsed

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.table import load_json
+from omnivl.data.convert.lists import load_json
 from omnivl.data.sources.base import Rejection
 from omnivl.errors import DataError
 

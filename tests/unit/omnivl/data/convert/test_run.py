@@ -282,7 +282,7 @@ def test_lists_that_cannot_be_used(tmp_path):
     assert message(TableReader(other, label_column="x")) == (
         f"{other}: the file holds a dict; allowed: a list of objects (COCO captions have their own form)"
     )
-    assert message(TableReader(tmp_path / "list.parquet", label_column="x")) == (
-        f"{tmp_path / 'list.parquet'}: lists of the form '.parquet' are not read; "
-        "allowed: .csv, .tsv, .json, .jsonl, .ndjson"
+    assert message(TableReader(tmp_path / "list.xlsx", label_column="x")) == (
+        f"{tmp_path / 'list.xlsx'}: lists of the form '.xlsx' are not read; "
+        "allowed: .csv, .tsv, .json, .jsonl, .ndjson, .parquet"
     )
