@@ -1,6 +1,5 @@
 """Captions by the generation decoder: exact match, keyword F1, BLEU."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +9,7 @@ from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
@@ -37,12 +37,20 @@ class CaptionTask(Task):
         return (Head(self.objective),)
 
     def run(self, encoder: Encoder) -> TaskResult:
-        """Writes a caption for every sample and compares it with all of the sample's own captions."""
+        """Writes a caption for every sample and compares it with all of the sample's own captions.
+
+        Both sides are compared as ``comparable`` has them.
+
+        Raises:
+            DataError: A sample has no caption.
+        """
         import sacrebleu
 
         pictures = self.pictures(encoder)
-        written = write_captions(pictures, encoder, self.objective, self.num_beams)
-        references = [sample.captions for sample in pictures.samples]
+        known = pictures.captions
+        shown = write_captions(pictures, encoder, self.objective, self.num_beams)
+        written = [comparable(text) for text in shown]
+        references = [[comparable(text) for text in sample.captions] for sample in pictures.samples]
         exact = [text in own for text, own in zip(written, references, strict=True)]
         f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
         most = max(len(own) for own in references)
@@ -55,7 +63,7 @@ class CaptionTask(Task):
             Score(self.name, "BLEU-4", bleu, None, None, count),
         )
         rows = tuple(
-            GalleryRow(pictures.captions[i], pictures.thumbnail(i), (written[i],), ("",), (exact[i],))
+            GalleryRow(known[i], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
             for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
         )
         return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
@@ -79,8 +87,8 @@ def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_b
 
 
 def keywords(text: str) -> frozenset[str]:
-    """The words of a text without articles and prepositions, lower-case."""
-    return frozenset(re.findall(r"[a-z0-9]+", text.lower())) - STOP_WORDS
+    """The words of a text without articles and prepositions, as ``comparable`` has them."""
+    return frozenset(word for word in comparable(text).split() if word[0].isalnum()) - STOP_WORDS
 
 
 def keyword_f1(written: str, reference: str) -> float:

@@ -1,6 +1,6 @@
 """Evaluation tasks with an oracle in the chain's place: right answers must score 1, on any number of replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -159,6 +159,26 @@ def test_captions_of_an_oracle_match_exactly() -> None:
     assert values["keyword F1"] == 1.0
     assert values["exact match"] == 1.0
     assert len(result.galleries[0].rows) == 3
+
+
+@pytest.mark.parametrize(
+    "spelled", [str.upper, str.title, lambda text: text.replace(" ", "\n "), lambda text: f"{text} "]
+)
+def test_captions_match_in_any_spelling(spelled: Callable[[str], str]) -> None:
+    @dataclass(frozen=True)
+    class Spelled(CaptionTask):
+        def pictures(self, encoder: Encoder) -> PictureSet:
+            pictures = super().pictures(encoder)
+            pictures.samples = [
+                replace(sample, captions=tuple(map(spelled, sample.captions))) for sample in pictures.samples
+            ]
+            return pictures
+
+    oracle, _ = oracle_for(WHERE, "name")
+    result = run_tasks([Spelled(where=WHERE)], encoder_for(oracle))[0]
+    plain = run_tasks([CaptionTask(where=WHERE)], encoder_for(oracle))[0]
+    assert [score.value for score in result.scores] == [score.value for score in plain.scores]
+    assert result.scores[0].value == 1.0
 
 
 class Replica:
