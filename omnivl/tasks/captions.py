@@ -22,6 +22,9 @@ class CaptionTask(Task):
     Attributes:
         objective: Key of the objective whose head generates: of kind ``lm``, or ``prefix_lm`` for a language model.
         num_beams: 1 decodes greedily.
+        length_penalty: Of the beams' texts the one is taken that maximises log probability / length ** length_penalty.
+        min_length: Smallest number of tokens of a caption.
+        repetition_penalty: Above 1, tokens that a caption has already are less likely.
         gallery: Number of captions to keep for the report.
     """
 
@@ -29,6 +32,9 @@ class CaptionTask(Task):
     objective: str = "lm"
     max_samples: Annotated[int, Range(1)] = 512
     num_beams: Annotated[int, Range(1)] = 1
+    length_penalty: Annotated[float, Range(-100, 100)] = 0.0
+    min_length: Annotated[int, Range(0)] = 0
+    repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     gallery: Annotated[int, Range(0)] = 12
 
     @property
@@ -48,7 +54,15 @@ class CaptionTask(Task):
 
         pictures = self.pictures(encoder)
         known = pictures.captions
-        shown = write_captions(pictures, encoder, self.objective, self.num_beams)
+        shown = write_captions(
+            pictures,
+            encoder,
+            self.objective,
+            self.num_beams,
+            self.length_penalty,
+            self.min_length,
+            self.repetition_penalty,
+        )
         written = [comparable(text) for text in shown]
         references = [[comparable(text) for text in sample.captions] for sample in pictures.samples]
         exact = [text in own for text, own in zip(written, references, strict=True)]
@@ -69,7 +83,15 @@ class CaptionTask(Task):
         return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
 
 
-def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int) -> list[str]:
+def write_captions(
+    pictures: PictureSet,
+    encoder: Encoder,
+    objective: str,
+    num_beams: int,
+    length_penalty: float = 0.0,
+    min_length: int = 0,
+    repetition_penalty: float = 1.0,
+) -> list[str]:
     """A generated caption for every picture, in order, equal on every replica.
 
     Args:
@@ -77,12 +99,16 @@ def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_b
         encoder: A stage with the objective's head.
         objective: Key of the objective.
         num_beams: 1 decodes greedily.
+        length_penalty: See ``SearchOptions``.
+        min_length: See ``SearchOptions``.
+        repetition_penalty: See ``SearchOptions``.
 
     Raises:
-        UserError: The objective writes no texts.
+        UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
     """
     writing = encoder.writing(objective)
-    written = encoder.generate(objective, pictures, writing_search(writing, num_beams))
+    search = writing_search(writing, num_beams, length_penalty, min_length, repetition_penalty)
+    written = encoder.generate(objective, pictures, search)
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 
