@@ -103,7 +103,7 @@ def _pixel_similarity(
         fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts without one
         rank last.
     """
-    known = reference.pictures(encoder)
+    known = reference.pictures(encoder, "caption")
     columns = {text: i for i, text in enumerate(texts)}
     distances = torch.cdist(pixels_of(encoder, pictures, over_time=True), pixels_of(encoder, known, over_time=True))
     similarity = torch.full((len(pictures), len(texts)), -torch.inf)

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from moe.ranges import Range
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import caption_search
-from omnivl.inference.pictures import PictureSet
+from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS, read_answers
 from omnivl.objectives.vqa import VQA
@@ -58,6 +58,8 @@ class VQATask(Task):
         question_type: Field with its type; questions without one have the type ``other``.
         gallery: Number of answers to keep for the report.
     """
+
+    reads: ClassVar[Reads] = "media"
 
     kind: Literal["vqa"] = "vqa"
     objective: str = "vqa"

@@ -1,7 +1,7 @@
 """Zero-shot classification by prompts; on generated motion clips this is motion recognition."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import PictureSet
+from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.results import Score, TaskResult
@@ -25,6 +25,8 @@ class ZeroShotTask(Task):
             template may contain ``{name}``, the sample's name: each sample then has its own class texts.
         baseline: Reference of the nearest-neighbour pixel baseline; null prints none.
     """
+
+    reads: ClassVar[Reads] = "label"
 
     kind: Literal["zero_shot"] = "zero_shot"
     prompts: tuple[str, ...] = ("{label}",)
@@ -92,7 +94,7 @@ def _labels(pictures: PictureSet) -> list[str]:
 
 def _pixel_accuracy(reference: BaselineReference, pictures: PictureSet, labels: list[str], encoder: Encoder) -> float:
     """Accuracy of the label of the nearest reference picture, all frames compared."""
-    known = reference.pictures(encoder)
+    known = reference.pictures(encoder, ZeroShotTask.reads)
     known_labels = _labels(known)
     nearest = torch.cdist(pixels_of(encoder, pictures), pixels_of(encoder, known)).argmin(dim=1).tolist()
     hits: int = sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True))

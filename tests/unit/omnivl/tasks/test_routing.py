@@ -76,6 +76,20 @@ def test_every_token_is_noted_once_per_layer_and_choice(model, media):
     assert first["label"].iloc[0] == pictures.samples[0].label
 
 
+@pytest.mark.parametrize("told", [(), (1, 4, 5)])
+def test_samples_without_a_caption_are_shown_only(told):
+    encoder, whole, some = encoder_of(MODEL), pictures_of(MODEL), pictures_of(MODEL)
+    some.samples = [
+        sample if place in told else replace(sample, captions=()) for place, sample in enumerate(whole.samples)
+    ]
+    table, all_of_them = routed_tokens(encoder, some), routed_tokens(encoder, whole)
+    texts, visual = table[table["modality"] == "text"], table[table["modality"] == "image"]
+    assert set(texts["sample"]) == set(told)
+    assert len(visual) == (all_of_them["modality"] == "image").sum()
+    wanted = all_of_them[(all_of_them["modality"] == "text") & all_of_them["sample"].isin(told)]
+    assert texts["word"].astype(str).tolist() == wanted["word"].astype(str).tolist()
+
+
 def test_experts_are_those_that_the_router_chose():
     model = ARCHITECTURES["unified"]
     encoder, pictures = encoder_of(model), pictures_of(model)
