@@ -18,7 +18,7 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import SearchOptions
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.objectives import LM, Objective
-from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask, ranking, retrieval, zero_shot
 from omnivl.tasks.captions import write_captions
 from omnivl.tasks.run import run_tasks
 
@@ -132,6 +132,22 @@ def test_reranking_mends_a_wrong_contrastive_order_among_its_candidates_only() -
     assert scores["image->text R@1"] < 0.1
     assert scores["image->text, re-ranked R@1"] > 0.9
     assert scores["image->text, re-ranked R@10"] >= scores["image->text R@10"]
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        RetrievalTask(where=WHERE, rerank=3, gallery=4, baseline=BaselineReference(where={"style": ("fluent",)})),
+        RetrievalTask(where=WHERE, text="tags", gallery=2),
+        ZeroShotTask(where=WHERE, baseline=BaselineReference(where={"style": ("fluent",)})),
+    ],
+)
+def test_blocks_change_no_figure(task: RetrievalTask | ZeroShotTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle, _ = oracle_for(WHERE, "name")
+    whole = run_tasks([task], encoder_for(oracle))[0]
+    for module in (ranking, retrieval, zero_shot):
+        monkeypatch.setattr(module, "LARGEST_BLOCK", 1000)
+    assert run_tasks([task], encoder_for(oracle))[0] == whole
 
 
 def test_zero_shot_by_labels_and_chance() -> None:
