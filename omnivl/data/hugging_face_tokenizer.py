@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenizers import processors
+
 from omnivl.data.cached_encoder import DECODE_TOKEN, CachedEncoder
 from omnivl.data.plain_files import check_plain_file
 from omnivl.data.special_tokens import SpecialTokens
@@ -95,10 +97,20 @@ class HuggingFaceTokenizer(CachedEncoder):
         return cls(tokenizer, name_or_path)
 
     def as_transformers(self, length: int) -> "PreTrainedTokenizerBase":
-        """See ``Tokenizer``; it adds its own special tokens, ``encode`` adds ours."""
-        copied: PreTrainedTokenizerBase = copy.deepcopy(self._tokenizer)
+        """See ``Tokenizer``; one that puts other tokens than ours at the start and the end gets ours."""
+        copied: Any = copy.deepcopy(self._tokenizer)
         copied.model_max_length = length
-        return copied
+        copied.padding_side = copied.truncation_side = "right"
+        text, special = "a red heart", self.special
+        backend = getattr(copied, "backend_tokenizer", None)
+        if backend is not None and copied(text)["input_ids"] != [special.cls, *self._pieces(text), special.sep]:
+            start, end = copied.convert_ids_to_tokens([special.cls, special.sep])
+            backend.post_processor = processors.TemplateProcessing(
+                single=[start, "$A", end],
+                special_tokens=[(start, special.cls), (end, special.sep)],
+            )
+        result: PreTrainedTokenizerBase = copied
+        return result
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text up to the first ``[SEP]``, without special tokens."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from omnivl.architectures import ALBEF, CLIP, OmniVL
 from omnivl.architectures.build import build_chain
@@ -225,6 +225,18 @@ def test_a_file_is_no_folder(tmp_path):
     for name in ("a\0b", "x" * 5000):
         with pytest.raises(DataError, match="cannot be loaded: "):
             load_tokenizer(name)
+
+
+@pytest.mark.parametrize("make", [pieces, lambda: words("a"), lambda: words("a", padding_side="left")])
+def test_a_tokenizer_that_adds_no_start_and_end_is_exported_with_ours(tmp_path, make):
+    tokenizer = HuggingFaceTokenizer(make())
+    assert tokenizer.as_transformers(8)("a a")["input_ids"] == tokenizer.encode(["a a"], 4)[0].tolist()
+    tokenizer.as_transformers(5).save_pretrained(tmp_path)
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["a a", "a </s> a a a a", ""]
+    ids = read(texts[::2], padding="max_length", truncation=True)["input_ids"]
+    assert ids == tokenizer.encode(texts[::2], 5).tolist()
+    assert load_tokenizer(str(tmp_path)).encode(texts, 5).tolist() == tokenizer.encode(texts, 5).tolist()
 
 
 def test_random_texts_never_hold_a_control_token(tmp_path):
