@@ -119,7 +119,7 @@ def _pixel_similarity(
     def rows(part: slice) -> Tensor:
         similarity = torch.full((part.stop - part.start, len(texts)), -torch.inf)
         few = max(1, LARGEST_BLOCK // max(1, len(there)))
-        for own, block in zip(shown[part].split(few), similarity.split(few), strict=True):
+        for own, block in zip(torch.split(shown[part], few), torch.split(similarity, few), strict=True):
             block.scatter_reduce_(1, column.expand(len(own), -1), -torch.cdist(own, there), "amax")
         return similarity
 

@@ -88,7 +88,7 @@ class ZeroShotTask(Task):
         return torch.cat(
             [
                 torch.einsum("smp,scp->scm", few, by_name[row]).amax(-1).argmax(dim=1)
-                for few, row in zip(several.split(size), rows.split(size), strict=True)
+                for few, row in zip(torch.split(several, size), torch.split(rows, size), strict=True)
             ]
         )
 
@@ -107,7 +107,7 @@ def _pixel_accuracy(reference: BaselineReference, pictures: PictureSet, labels: 
     known = reference.pictures(encoder, ZeroShotTask.reads)
     known_labels = _labels(known)
     there = pixels_of(encoder, known)
-    blocks = pixels_of(encoder, pictures).split(max(1, LARGEST_BLOCK // len(there)))
+    blocks = torch.split(pixels_of(encoder, pictures), max(1, LARGEST_BLOCK // len(there)))
     nearest = [place for block in blocks for place in torch.cdist(block, there).argmin(dim=1).tolist()]
     hits: int = sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True))
     return hits / len(labels)
