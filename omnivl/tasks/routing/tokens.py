@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
+from omnivl.architectures.clip import up_to_end
 from omnivl.chain.names import stack_of
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
@@ -136,14 +137,14 @@ def _patches(encoder: Encoder, pictures: PictureSet, indices: range, frames: Ten
 def _words(encoder: Encoder, pictures: PictureSet, indices: Sequence[int], token_ids: Tensor, heard: Heard) -> Places:
     """Words, whether the block left padding out (towers on a CPU) or not."""
     ids, special = token_ids.cpu(), encoder.tokenizer.special
-    mask = ids != special.pad
+    mask = up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
     flat, kept = np.arange(ids.numel()), mask.flatten().numpy()
     if len(heard.expert_TK) != ids.numel():
         padding = Padding(mask)
         flat, kept = padding.index.numpy(), padding.valid.numpy()
     length = ids.shape[1]
     sample, position = np.array(indices)[flat // length], flat % length
-    names = {special.cls: "[CLS]", special.sep: "[SEP]", special.pad: "[PAD]"}
+    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
     words = [names.get(number) or encoder.tokenizer.decode([number]) for number in ids.flatten()[flat].tolist()]
     nowhere = np.full(len(flat), CLASS_TOKEN)
     spots = {"position": position, "frame": nowhere, "row": nowhere, "column": nowhere}
