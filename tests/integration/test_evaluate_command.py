@@ -232,6 +232,32 @@ def test_tasks_that_read_captions_name_what_labelled_shards_lack(folder: Path, l
         run("evaluate", str(folder), "--tasks", "captions", *where)
 
 
+def test_export_as_json(folder: Path, tmp_path: Path) -> None:
+    said = json.loads(run("export", str(folder), str(tmp_path / "out"), "--dtype", "bf16", "--json"))
+    size = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
+    wanted = {"folder": str(tmp_path / "out"), "plan": "tiny", "stage": "joint", "step": 7}
+    assert said == {**wanted, "format": "omnivl", "dtype": "bf16", "parameters": size, "left_out": said["left_out"]}
+
+
+def test_routing_as_json(tmp_path: Path) -> None:
+    routed = PLAN.replace("debug.yaml}", "debug.yaml, ffn: {kind: limoe, num_experts: 4}}")
+    plan = parse_plan(routed)
+    stage = plan.stages[0]
+    chain = build_chain(stage.model, stage.objectives, load_tokenizer(plan.tokenizer).special)
+    save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "plan.yaml").write_text(plan.to_yaml())
+    own = [str(tmp_path / "w.safetensors"), "--plan", str(tmp_path / "plan.yaml"), "--stage", "spatial"]
+    options = [*own, "--max-samples", "6", "--out", str(tmp_path / "out")]
+    first = json.loads(run("routing", *options, "--json"))
+    assert (first["plan"], first["stage"], first["pictures"], first["stability"]) == ("tiny", "spatial", 6, None)
+    assert "image" in {row["modality"] for row in first["usage"]}
+    assert all(1 <= row["experts_touched"] <= 4 for row in first["usage"])
+    assert Path(first["page"]).is_file()
+    again = json.loads(run("routing", *options, "--against", first["table"], "--json"))
+    assert again["usage"] == first["usage"]
+    assert again["stability"]
+
+
 def mistaken(folder: Path, *arguments: str) -> str:
     with pytest.raises(UserError) as caught:
         run("evaluate", str(folder), *arguments)
