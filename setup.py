@@ -61,5 +61,5 @@ setup(
             "types-PyYAML>=6",
         ],
     },
-    entry_points={"console_scripts": ["omnivl=launcher.cli:main"]},
+    entry_points={"console_scripts": ["omnivl=omnivl.__main__:main"]},
 )

@@ -6,6 +6,8 @@ say how to convert their weights.
 
 import json
 import shutil
+import stat
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from engine.disk.aside import HEADS
 from engine.disk.evaluation import read_scores
 from engine.disk.saved import saved_weights
 from engine.errors import CheckpointError
+from engine.finished.code import write_code
 from engine.finished.trained import Trained, is_for_training
 from engine.report.table import format_share
 from engine.telemetry.environment import package_versions
@@ -59,7 +62,8 @@ def export(
         out: The folder; it must not be there yet, or be empty. It appears whole or not at all.
         dtype: Of the weights.
         max_shard_size: Largest weight file, as ``save_pretrained`` takes it; more weights make several, with an index.
-        form: ``omnivl``: it loads once ``omnivl.hub`` is imported. ``transformers``: it loads without this package.
+        form: ``omnivl``: it loads once ``omnivl.hub`` is imported, or by the code that lies in it, with
+            ``trust_remote_code=True``. ``transformers``: it loads without this package's code.
 
     Raises:
         CheckpointError: The weights cannot be read or do not fit the stage's model.
@@ -73,8 +77,7 @@ def export(
     model = OmniVLModel(OmniVLConfig.of(stage.model, stage.objectives, tokenizer.special))
     left_out = _fill(model, trained.weights)
     foreign = None if form == "omnivl" else _foreign(model, tokenizer)
-    beside = out.with_name(out.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = _folder_beside(out)
     try:
         if foreign is None:
             parameters = _write_own(model, tokenizer, beside, DTYPES[dtype], max_shard_size)
@@ -85,13 +88,37 @@ def export(
             card = model_card(trained, model, parameters, dtype, foreign)
             left_out += foreign.left_out
         (beside / "README.md").write_text(card, encoding="utf-8")
+        _share(beside)
         if out.exists():
             out.rmdir()
         beside.rename(out)
     except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
         raise CheckpointError(f"{out}: could not be written ({error}); choose another place") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # not there any more once it has its name
     return Exported(out, parameters, tuple(left_out))
+
+
+def _folder_beside(out: Path) -> Path:
+    """A new, empty folder on the same file system as ``out``, with a name that nobody has.
+
+    Raises:
+        CheckpointError: It cannot be made.
+    """
+    beside = out.absolute().with_name(f".{out.name}.{uuid.uuid4().hex}")
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(f"{out}: could not be written ({error}); choose another place") from error
+    return beside
+
+
+def _share(folder: Path) -> None:
+    """Gives all files of a folder the mode that the umask asks for: writers of weights keep theirs to their owner."""
+    mode = stat.S_IMODE((folder / "README.md").stat().st_mode)
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _foreign(model: OmniVLModel, tokenizer: Tokenizer) -> Foreign:
@@ -120,6 +147,7 @@ def _write_own(model: OmniVLModel, tokenizer: Tokenizer, folder: Path, dtype: to
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     processor.save_pretrained(folder)
     images.save_pretrained(folder)  # earlier versions of transformers look for it in a file of its own
+    write_code(folder)
     return sum(one.numel() for one in model.parameters())
 
 
@@ -254,7 +282,8 @@ def _uses(model: OmniVLModel, foreign: Foreign | None) -> list[str]:
             "```",
         ]
     return [
-        "It needs the package `omnivl-engine`, whose `omnivl.hub` makes the model known to transformers.",
+        "The package `omnivl-engine` makes the model known to transformers by its `omnivl.hub`. Without it, leave the "
+        "first line out and add `trust_remote_code=True` to both calls: the code lies in this folder.",
         "",
         "```python",
         "import omnivl.hub",

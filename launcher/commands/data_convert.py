@@ -161,7 +161,7 @@ def table(
 
 
 def _separator(given: str) -> str:
-    """One letter between columns; ``tab`` and ``\\t`` are words for one that shells hide.
+    r"""One letter between columns; ``tab`` and ``\t`` are words for one that shells hide.
 
     Raises:
         DataError: It is no single letter, or one that a row needs for itself.

@@ -1,5 +1,6 @@
 """``omnivl embed``: embeddings of a data source's pictures and captions, for search or for analysis."""
 
+import json
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -27,11 +28,13 @@ def embed(
     ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 1_000_000,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a line.")] = False,
 ) -> None:
-    """Writes embeddings as .npz: keys, pictures, and captions with their texts and the row of the picture of each.
+    """Writes embeddings as .npz: keys, labels, pictures, captions with their texts and the row of the picture of each.
 
     Examples:
       omnivl embed runs/quickstart --data emoji --out embeddings.npz
+      omnivl embed runs/quickstart --data emoji --out embeddings.npz --json
     """
     seen = parse_media(media)
     if out.suffix != ".npz":
@@ -42,12 +45,13 @@ def embed(
     trained = find_trained(target, stage, plan)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples)
+        pictures = PictureSet(data, seen, chosen, encoder.model.inputs, max_samples, "media")
         owned = [(row, text) for row, sample in enumerate(pictures.samples) for text in sample.captions]
         arrays = {
             "keys": np.array([sample.key for sample in pictures.samples]),
+            "labels": np.array([sample.label or "" for sample in pictures.samples]),
             "pictures": encoder.pictures(pictures).numpy(),
-            "captions": np.array([text for _, text in owned]),
+            "captions": np.array([text for _, text in owned], dtype=np.str_),
             "caption_rows": np.array([row for row, _ in owned], dtype=np.int64),
         }
         if owned:
@@ -55,6 +59,12 @@ def embed(
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, allow_pickle=False, **arrays)
     width = arrays["pictures"].shape[-1]
+    if as_json:
+        said = {"plan": trained.plan.name, "stage": trained.stage.name, "step": trained.step, "data": data}
+        counts = {"pictures": len(pictures), "captions": len(owned), "width": width}
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        typer.echo(json.dumps({"file": str(out), **said, **counts, "arrays": shapes}, indent=2))
+        return
     say(f"{out}: {len(pictures)} pictures and {len(owned)} captions of stage {trained.stage.name}, {width} wide")
 
 

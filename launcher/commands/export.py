@@ -1,5 +1,6 @@
 """``omnivl export``: a trained stage as a folder of Hugging Face."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -26,15 +27,22 @@ def export(
     form: Annotated[
         Form, typer.Option("--format", help="Whose class: omnivl.hub's, or one of transformers' own.")
     ] = "omnivl",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of lines.")] = False,
 ) -> None:
     """Writes a trained stage for transformers: safetensors, config, tokenizer, processor, model card.
 
     Examples:
       omnivl export runs/quickstart hub/quickstart
       omnivl export runs/clip_tiny hub/clip_tiny --format transformers
+      omnivl export runs/quickstart hub/described --json
     """
     trained = find_trained(target, stage, plan)
     done = write_export(trained, out, dtype, max_shard_size, form)
+    if as_json:
+        said = {"plan": trained.plan.name, "stage": trained.stage.name, "step": trained.step}
+        made = {"format": form, "dtype": dtype, "parameters": done.parameters, "left_out": list(done.left_out)}
+        typer.echo(json.dumps({"folder": str(out), **said, **made}, indent=2))
+        return
     say(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
     if done.left_out:
         heads = sorted({".".join(name.split(".")[1:3]) for name in done.left_out})

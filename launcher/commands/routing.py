@@ -1,9 +1,10 @@
 """``omnivl routing``: which expert took which token, as a page and as a table."""
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import torch
@@ -41,12 +42,14 @@ def routing(
     ] = None,
     max_samples: Annotated[int, typer.Option(min=1, help="Upper bound; evenly thinned beyond it.")] = 512,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples per forward pass.")] = 64,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Writes where a trained model's routers send patches and words: routing.html and routing.parquet.
 
     Examples:
       omnivl routing runs/quickstart
       omnivl routing runs/quickstart --media video --out routing
+      omnivl routing runs/quickstart --json
     """
     seen = None if media == "all" else parse_media(media)
     chosen = parse_where(where)
@@ -54,7 +57,9 @@ def routing(
     folder = out or _folder(trained, target)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
-        open_set = partial(PictureSet, data, where=chosen, sizes=encoder.model.inputs, max_samples=max_samples)
+        open_set = partial(
+            PictureSet, data, where=chosen, sizes=encoder.model.inputs, max_samples=max_samples, reads="media"
+        )
         sets = _all_sets(encoder.model, open_set) if seen is None else [open_set(seen)]
         tables = [routed_tokens(encoder, pictures) for pictures in sets]
     tokens = tables[0] if len(tables) == 1 else joined(tables)
@@ -65,14 +70,24 @@ def routing(
     forced = forced_by(encoder.model, tokens)
     page = routing_page(tokens, num_experts, sets, encoder.model.inputs.patch_size, title, forced)
     (folder / "routing.html").write_text(page, encoding="utf-8")
+    since = None if against is None else stability(pd.read_parquet(against), tokens)
+    if as_json:
+        said = {"plan": trained.plan.name, "stage": trained.stage.name, "step": trained.step, "data": data}
+        files = {"page": str(folder / "routing.html"), "table": str(folder / "routing.parquet")}
+        found_tables = {
+            "usage": _records(usage(tokens, num_experts)),
+            "stability": None if since is None else _records(since),
+        }
+        typer.echo(json.dumps({**files, **said, "pictures": sum(map(len, sets)), **found_tables}, indent=2))
+        return
     console = PlainConsole()
     said_by_experts_used = ["global_entropy", "evenness"]  # left out, since 80 columns have no room for them
     found = usage(tokens, num_experts).drop(columns=said_by_experts_used)
     console.print(_table(found, title))
     for sentence in idle(tokens, num_experts, forced):
         console.print(sentence)
-    if against is not None:
-        console.print(_table(stability(pd.read_parquet(against), tokens), f"Since {against}"))
+    if since is not None:
+        console.print(_table(since, f"Since {against}"))
     say(f"{folder / 'routing.html'}\n{folder / 'routing.parquet'}")
 
 
@@ -98,6 +113,12 @@ def _all_sets(model: Architecture, open_set: Callable[[Media], PictureSet]) -> l
     if not sets:
         raise lacking[0]
     return sets
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain containers; what is no number is null."""
+    read: list[dict[str, Any]] = json.loads(frame.to_json(orient="records"))
+    return read
 
 
 def _table(frame: pd.DataFrame, title: str) -> PlainTable:

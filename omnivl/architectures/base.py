@@ -160,6 +160,16 @@ class Architecture(ABC):
         """Options that do not fit together."""
         return iter(())
 
+    def token_misfits(self, tokens: SpecialTokens) -> Iterator[Misfit]:
+        """Special tokens with which the architecture would read texts wrongly; paths are those of a plan.
+
+        By default padding is told by its token, so that it may not be the end.
+        """
+        if tokens.pad == tokens.sep:
+            got = f"a tokenizer whose padding is its end token, id {tokens.pad}"
+            allowed = f"padding of its own with architecture {self.kind!r}, which would not read the end"
+            yield Misfit(("tokenizer",), got, allowed, "give it a pad token of its own, or use another tokenizer")
+
     def written_by(self) -> Sequence[Transformer]:
         """The stacks that generate word by word, so that they may not look at later words."""
         return [stack for name, stack in self.stacks.items() if name == "generation"]

@@ -42,10 +42,12 @@ def build_chain(
             layer, no process holds more than one whole layer. It must not draw from torch's generator.
 
     Raises:
-        ModelError: The configuration does not fit together or asks for a package that is not there, or the vocabulary
-            is too small for the tokenizer.
+        ModelError: The configuration does not fit together or asks for a package that is not there, the vocabulary
+            is too small for the tokenizer, or the architecture would read its texts wrongly.
     """
     check(architecture)
+    if misread := [str(one) for one in architecture.token_misfits(tokens)]:
+        raise ModelError("\n".join(misread))
     _check_objectives(architecture, objectives)
     vocabulary = architecture.heads.vocab_size
     if any(ffn.implementation == "megablocks" for ffn in architecture.sparse.values()):

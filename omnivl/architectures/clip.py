@@ -166,6 +166,13 @@ class CLIP(Architecture):
             if (value := getattr(self.text, option)) != still:
                 yield Misfit(("text", option), str(value), "0" if still == 0.0 else "null", "the text tower has none")
 
+    def token_misfits(self, tokens: SpecialTokens) -> Iterator[Misfit]:
+        """The end of a text is its first end token, so that padding may be the same, but the start may not."""
+        if tokens.cls == tokens.sep:
+            got = f"a tokenizer whose start is its end token, id {tokens.cls}"
+            allowed = f"two tokens with architecture {self.kind!r}, which would read no word"
+            yield Misfit(("tokenizer",), got, allowed, "give it a start token of its own, or use another tokenizer")
+
 
 _WIDTHS = ("patch_size", "vocab_size", "projection_size")
 

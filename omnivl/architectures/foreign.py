@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnivl.data.plain_files import read_plain_text
 from omnivl.errors import ModelError
 
 
@@ -55,14 +56,17 @@ def read_json(file: Path) -> dict[str, Any]:
     """A JSON file's mapping; empty if there is no such file.
 
     Raises:
-        ModelError: It is not JSON.
+        ModelError: It is no plain file, or holds no JSON mapping.
     """
-    if not file.is_file():
+    if not file.exists():
         return {}
     try:
-        read: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        read: dict[str, Any] = json.loads(read_plain_text(file))
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: got a file that is no JSON ({error}); fetch it again") from error
+    if not isinstance(read, dict):
+        kind = type(read).__name__
+        raise ModelError(f"{file}: got JSON of a {kind}; allowed is a mapping; fetch it again")
     return read
 
 

@@ -8,7 +8,13 @@
 ``omnivl export`` writes such folders (``docs/huggingface.md``).
 """
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
 
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.hub.modeling import OmniVLModel, OmniVLOutput
@@ -16,6 +22,7 @@ from omnivl.hub.processing import OmniVLImageProcessor, OmniVLProcessor
 
 AutoConfig.register(OmniVLConfig.model_type, OmniVLConfig, exist_ok=True)
 AutoModel.register(OmniVLConfig, OmniVLModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(OmniVLConfig, OmniVLModel, exist_ok=True)
 AutoImageProcessor.register(OmniVLConfig, slow_image_processor_class=OmniVLImageProcessor, exist_ok=True)
 AutoProcessor.register(OmniVLConfig, OmniVLProcessor, exist_ok=True)
 

@@ -5,6 +5,8 @@ Shapes: B samples, T frames, H x W pixels, L text positions, S visual positions,
 Pixels are uint8, as the processor returns them; the first layer of the chain normalises them.
 """
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +21,7 @@ from moe.routers.base import Router
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, text_layout, visual_layout
 from omnivl.chain.state import State
-from omnivl.errors import ModelError
+from omnivl.errors import ModelError, did_you_mean
 from omnivl.hub.configuration import OmniVLConfig
 from omnivl.inference.generate import caption_search, generate
 from omnivl.inference.predict import predict
@@ -55,6 +57,17 @@ WRITING: tuple[type[Objective], ...] = (LM,)
 CHOOSING: tuple[type[Objective], ...] = (VQA,)
 ANSWERING: tuple[type[Objective], ...] = (Answer,)
 """Objectives whose heads match pairs, generate texts, choose answers to questions, and generate answers."""
+
+NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    **dict.fromkeys(("do_sample", "early_stopping", "return_dict_in_generate", "output_scores"), (False, None)),
+    **dict.fromkeys(("num_return_sequences", "num_beam_groups"), (1, None)),
+    **dict.fromkeys(("temperature", "top_p"), (1.0, 1, None)),
+    **dict.fromkeys(("top_k", "no_repeat_ngram_size"), (0, None)),
+    **dict.fromkeys(("use_cache",), (True, False, None)),
+}
+"""Arguments of transformers' ``generate``, with the values that ask for what ``OmniVLModel.generate`` does."""
+
+_RELATIVES = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
 
 
 class OmniVLModel(PreTrainedModel):
@@ -237,10 +250,14 @@ class OmniVLModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         max_new_tokens: int | None = None,
         num_beams: int = 1,
+        min_new_tokens: int = 0,
         length_penalty: float = 0.0,
+        repetition_penalty: float = 1.0,
         **kwargs: Any,
     ) -> Tensor:
         """Generates a caption for each image or clip, or the answer to a question about it, by greedy or beam search.
+
+        The search is that of transformers, but for the default of ``length_penalty``.
 
         Args:
             pixel_values: Images, or
@@ -249,15 +266,18 @@ class OmniVLModel(PreTrainedModel):
             attention_mask: As in ``get_text_features``.
             max_new_tokens: Largest number of tokens, end token included; None: the model's number of positions.
             num_beams: Number of texts kept at each step.
+            min_new_tokens: Smallest number of tokens before the end token.
             length_penalty: The best one maximises log probability / length ** length_penalty.
-            kwargs: Ignored, so that the processor's whole output can be passed.
+            repetition_penalty: Above 1, tokens that the text has already are less likely.
+            kwargs: Further arguments of transformers, at the values with which they change nothing here (``NEUTRAL``).
 
         Returns:
             int64 ``[B, max_new_tokens]``: up to and including the end token, padded; for ``processor.batch_decode``.
 
         Raises:
-            ModelError: The model was not trained to generate, or has too few positions.
+            ModelError: The model was not trained to generate, or has too few positions, or an argument is unknown.
         """
+        _refuse_unknown(kwargs)
         head = None if input_ids is None else self.head(ANSWERING)
         asked = None if head is None or input_ids is None else self._token_ids(input_ids, attention_mask)
         head = head or self._required(WRITING, "write captions")
@@ -265,7 +285,7 @@ class OmniVLModel(PreTrainedModel):
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
-        options = caption_search(tokens, length, num_beams, length_penalty)
+        options = caption_search(tokens, length, num_beams, length_penalty, min_new_tokens, repetition_penalty)
         frames = _one_of(pixel_values, pixel_values_videos)
         return generate(self._ready(), head, frames, options, token_ids=asked).token_ids
 
@@ -318,6 +338,24 @@ class OmniVLModel(PreTrainedModel):
             raise ModelError(
                 f"embeddings: got architecture {sizes.kind!r}, which has {', '.join(sizes.streams)}; allowed are "
                 "architectures with the stream 'embedding'; ask match() for each pair"
+            )
+
+
+def _refuse_unknown(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of ``generate`` that would be without effect.
+
+    Raises:
+        ModelError: One is unknown, or has a value that asks for another search.
+    """
+    known = [*inspect.signature(OmniVLModel.generate).parameters][1:-1]
+    for name, value in arguments.items():
+        if name not in NEUTRAL:
+            change = f"give {_RELATIVES[name]}" if name in _RELATIVES else did_you_mean(name, known, "leave it out")
+            raise ModelError(f"generate: got an argument {name!r}; allowed are {', '.join(known)}; {change}")
+        if not any(value is one or (type(value) is type(one) and value == one) for one in NEUTRAL[name]):
+            allowed = " or ".join(map(repr, NEUTRAL[name]))
+            raise ModelError(
+                f"generate: {name}: got {value!r}; allowed {allowed}, by greedy or beam search; leave it out"
             )
 
 

@@ -19,8 +19,8 @@ from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.decode import Pixels, evaluation_frames, to_rgb
 from omnivl.data.formats import picture_format
 from omnivl.data.frames import sample_frames
+from omnivl.data.hugging_face_tokenizer import HuggingFaceTokenizer
 from omnivl.data.sources.base import BadSampleError, Sample
-from omnivl.data.tokenizer import HuggingFaceTokenizer
 from omnivl.errors import DataError
 
 Picture = Image.Image | Pixels | Tensor | bytes | str | Path
@@ -132,7 +132,9 @@ class OmniVLProcessor(ProcessorMixin):
             length = kwargs.get("max_length") or self.tokenizer.model_max_length
             token_ids = torch.from_numpy(self._encoder.encode(texts, length))
             data["input_ids"] = token_ids
-            data["attention_mask"] = (token_ids != self._encoder.special.pad).long()
+            ends = (token_ids == self._encoder.special.sep).long()
+            ends[:, 0] = 0  # start and end may be one token, end and padding as well
+            data["attention_mask"] = (ends.cumsum(1) - ends == 0).long()
         return BatchFeature(data)
 
     @property

@@ -16,10 +16,11 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Writing
 from omnivl.data.tokenizer import TextReader, Tokenizer
 from omnivl.errors import UserError
-from omnivl.inference.generate import SearchOptions, generate
+from omnivl.inference.generate import generate
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.inference.predict import predict
 from omnivl.inference.rank import rank_answers
+from omnivl.inference.search import SearchOptions
 
 
 @dataclass(frozen=True)

@@ -24,13 +24,27 @@ from omnivl.errors import DataError
 
 Media = Literal["image", "video"]
 
+Reads = Literal["caption", "label", "media"]
+"""What samples must have beside a picture or clip: a caption, a class, or nothing."""
+
+_KINDS: Mapping[tuple[Media, Reads], DataKind] = {
+    ("image", "caption"): "image_text",
+    ("image", "label"): "image_label",
+    ("image", "media"): "image",
+    ("video", "caption"): "video_text",
+    ("video", "label"): "video_label",
+    ("video", "media"): "video",
+}
+_OF_CAPTIONS_ONLY = frozenset({"questions"})
+"""Sources of which every sample has a caption, and that know no other kind."""
+
 EVALUATION_SEED = 0
 """Seed of generated sources. Their ``part`` separates evaluation and training clips, so that a plan may have the same
 seed."""
 
 
 class PictureSet:
-    """Pictures or clips with their texts.
+    """Pictures or clips with the texts and classes that they have.
 
     Attributes:
         media: ``image`` or ``video``.
@@ -38,9 +52,28 @@ class PictureSet:
     """
 
     def __init__(
-        self, source: str, media: Media, where: Mapping[str, tuple[str, ...]], sizes: InputSizes, max_samples: int
+        self,
+        source: str,
+        media: Media,
+        where: Mapping[str, tuple[str, ...]],
+        sizes: InputSizes,
+        max_samples: int,
+        reads: Reads = "caption",
     ) -> None:
-        kind: DataKind = "image_text" if media == "image" else "video_text"
+        """Reads the samples.
+
+        Args:
+            source: Data source.
+            media: ``image`` or ``video``.
+            where: Filter by metadata.
+            sizes: Of the model's inputs.
+            max_samples: Upper bound on the number of samples.
+            reads: What samples must have; others are left out.
+
+        Raises:
+            DataError: There is no such source, it has no such sample, or one of them is bad.
+        """
+        kind = _KINDS[media, "caption" if source in _OF_CAPTIONS_ONLY else reads]
         opened = open_source(
             DataEntryConfig(source=source, kind=kind, where=where),
             seed=EVALUATION_SEED,

@@ -6,6 +6,7 @@ from typing import Literal
 
 from omnivl.data.batch import Batch
 from omnivl.data.fields import Field
+from omnivl.data.plain_files import read_plain_text, text_lines
 from omnivl.errors import UserError
 
 ANSWERS, WEIGHTS = "answers", "weights"
@@ -76,7 +77,10 @@ def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
                 f"{where}: answers is {answers!r}, and there is no such file (working folder {Path.cwd()}); allowed is "
                 "a text file with an answer on each line, or the list itself; change it"
             )
-        answers = tuple(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"))
+        try:
+            answers = tuple(text_lines(read_plain_text(path, encoding="utf-8-sig")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{where}: answers is {answers!r}, which cannot be read as text ({error})") from error
     seen: set[str] = set()
     for place, answer in enumerate(answers):
         if answer in seen or not answer.strip():

@@ -4,18 +4,16 @@ ViT, TimeSformer, BEiT and CLIP's visual tower are loaded into the visual encode
 decoders, BLIP into all of them.
 
 Shapes: D hidden size, N patches of a frame.
-
-Only formats that cannot run code are read: safetensors, and torch files with ``weights_only``.
 """
 
-import json
-from collections.abc import Mapping, Sequence
+import re
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnivl.architectures import Architecture as ModelArchitecture
@@ -23,15 +21,18 @@ from omnivl.architectures import OmniVL
 from omnivl.architectures.foreign import OUR_PIXELS, fold_pixels, read_json
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import stack_of
-from omnivl.errors import ModelError
+from omnivl.errors import ModelError, UserError
+from omnivl.pretrained.files import read_weights
 from omnivl.pretrained.folder import describe, near_misses, unmet_options
-from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
+from omnivl.pretrained.names import TOKEN_TYPES, Architecture, Stack, Translation, detect, translate
 
 BY_WORDS = (
     *("embed.block.text.words", "losses.vocabulary.decoder.weight", "losses.vocabulary.decoder.bias"),
     "language_embed.block.words",
 )
 """Our parameters that have a row for each word."""
+
+_BLOCK = re.compile(r"(\w+)_(\d+)\.")
 
 Part = Literal["all", "vision", "text", "language"]
 PARTS: Mapping[Part, tuple[str, ...]] = {
@@ -55,6 +56,7 @@ class LoadReport:
         resized: Those of them that were interpolated, cut or lengthened, with both shapes.
         missing: Our parameters in the loaded parts for which the checkpoint has nothing; they keep their values.
         unexpected: The checkpoint's tensors that were not loaded.
+        fresh: Blocks of which the checkpoint has nothing, and rows of tables beyond its own; in words.
         differences: Differences between the computations of the checkpoint's model and ours.
     """
 
@@ -63,6 +65,7 @@ class LoadReport:
     resized: Mapping[str, str]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
+    fresh: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
@@ -71,6 +74,7 @@ class LoadReport:
             f"{self.architecture}: {len(self.matched)} parameters matched, {len(self.missing)} missing, "
             f"{len(self.unexpected)} unexpected",
             *(f"  differs: {difference}" for difference in self.differences),
+            *(f"  keeps its starting values: {one}" for one in self.fresh),
             *(f"  resized {name}: {change}" for name, change in self.resized.items()),
             *(f"  missing {name}" for name in self.missing),
             *(f"  unexpected {name}" for name in self.unexpected),
@@ -97,6 +101,27 @@ def load_pretrained(
             of the part, or its model computes something that the configured chain does not.
     """
     weights = read_weights(path)
+    try:
+        return _load(chain, model, path, weights, stacks, part)
+    except UserError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        # Names are translated in the belief that a checkpoint of a class has all tensors of the class, in its shapes.
+        raise ModelError(
+            f"{path}: got weights that are not whole ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+            "allowed are all tensors of one of transformers' classes and its config.json; fetch them again"
+        ) from error
+
+
+def _load(
+    chain: Chain,
+    model: ModelArchitecture,
+    path: Path,
+    weights: Mapping[str, Tensor],
+    stacks: Sequence[Stack],
+    part: Part,
+) -> LoadReport:
+    """See ``load_pretrained``."""
     if (own := model.from_foreign(weights, path)) is not None:
         return _filled(chain, own, path, part)
     architecture = detect(weights) if isinstance(model, OmniVL) else None
@@ -113,34 +138,30 @@ def load_pretrained(
     _refuse_text_of_clip(path, architecture, weights, part)
     translated = _of_part(translate(weights, architecture, stacks), part)
     differences = _check_options(model, path, architecture, translated)
+    if architecture == "bert" and not any(name.endswith(TOKEN_TYPES) for name in weights):
+        differences.append("no token types in the checkpoint: its positions are taken without them")
     parameters = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
-    resized: dict[str, str] = {}
     matched = [name for name in translated.tensors if name in parameters]
     if not matched:
         raise ModelError(
             f"{path}: got a checkpoint of {architecture}, which has nothing for {part}; allowed there is "
             f"{'BERT or BLIP' if part == 'text' else 'ViT, TimeSformer, BEiT, CLIP or BLIP'}; name it under another key"
         )
-    for name in matched:
-        tensor, parameter = translated.tensors[name], parameters[name]
-        fitted = fit(chain, name, tensor, path)
-        if fitted.shape != tensor.shape:
-            resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
-        with torch.no_grad():
-            # Rows after the checkpoint's rows, e.g. added words, keep their values.
-            parameter[: len(fitted)].copy_(fitted)
+    resized, rows = _copy(chain, {name: translated.tensors[name] for name in matched}, path)
     for name in translated.zeros:
         nn.init.zeros_(parameters[name])
     chain.copy_to_twins()
     unplaced = [source for name, sources in translated.sources.items() if name not in parameters for source in sources]
     filled = {*translated.tensors, *translated.zeros}
     parts = {_part_of(name) for name in filled}
+    wanted = [name for name in parameters if _part_of(name) in parts]
     return LoadReport(
         architecture,
         (*matched, *translated.zeros),
         resized,
-        tuple(name for name in parameters if _part_of(name) in parts and name not in filled),
+        tuple(name for name in wanted if name not in filled),
         tuple(sorted({*translated.unused, *unplaced})),
+        (*_fresh_blocks(wanted, filled), *rows),
         tuple(differences),
     )
 
@@ -173,18 +194,55 @@ def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -
     own = {name: p for name, p in chain.named_parameters() if "momentum_" not in name}
     parameters = {name: p for name, p in own.items() if name.startswith(PARTS[part])}
     given = {name: tensor for name, tensor in found.items() if name in parameters or name not in own}
-    resized: dict[str, str] = {}
     matched = [name for name in given if name in parameters]
-    for name in matched:
-        fitted = fit(chain, name, given[name], path)
-        if fitted.shape != given[name].shape:
-            resized[name] = f"{list(given[name].shape)} -> {list(fitted.shape)}"
-        with torch.no_grad():
-            parameters[name][: len(fitted)].copy_(fitted)
+    resized, rows = _copy(chain, {name: given[name] for name in matched}, path)
     chain.copy_to_twins()
     missing = tuple(name for name in parameters if name not in given and not name.startswith("losses."))
     unexpected = tuple(sorted(given.keys() - parameters.keys()))
-    return LoadReport("its own", tuple(matched), resized, missing, unexpected)
+    fresh = (*_fresh_blocks(parameters, given.keys()), *rows)
+    return LoadReport("its own", tuple(matched), resized, missing, unexpected, fresh)
+
+
+def _copy(chain: Chain, tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, str], list[str]]:
+    """Copies tensors into the chain's parameters of their names.
+
+    Returns:
+        Which were resized, and of which tables some rows keep their values.
+
+    Raises:
+        ModelError: A tensor has a shape that does not fit, or a value that is not finite.
+    """
+    resized: dict[str, str] = {}
+    fresh: list[str] = []
+    for name, tensor in tensors.items():
+        parameter, fitted = chain.get_parameter(name), fit(chain, name, tensor, path)
+        if not bool(fitted.isfinite().all()):
+            raise ModelError(f"{path}: {name} has values that are not finite; allowed are numbers; fetch it again")
+        if fitted.shape != tensor.shape:
+            resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
+        rows = len(tensor) if torch.equal(fitted[: len(tensor)], tensor) else len(fitted)  # else interpolated
+        if rows < len(parameter):
+            fresh.append(f"rows {rows} to {len(parameter) - 1} of {name}, of which the checkpoint has {rows}")
+        with torch.no_grad():
+            # Rows after the checkpoint's rows, e.g. added words, keep their values.
+            parameter[: len(fitted)].copy_(fitted)
+    return resized, fresh
+
+
+def _fresh_blocks(parameters: Collection[str], filled: Collection[str]) -> list[str]:
+    """The blocks of ``parameters`` of which nothing was filled, by stack; in words."""
+    blocks: dict[str, dict[int, bool]] = defaultdict(dict)
+    for name in parameters:
+        if found := _BLOCK.match(name):
+            of_stack, block = blocks[found[1]], int(found[2])
+            of_stack[block] = of_stack.get(block, False) or name in filled
+    said = []
+    for stack, given in blocks.items():
+        if lacking := sorted(block for block, has in given.items() if not has):
+            joined = len(lacking) > 1 and lacking[-1] - lacking[0] == len(lacking) - 1
+            which = f"{lacking[0]} to {lacking[-1]}" if joined else ", ".join(map(str, lacking))
+            said.append(f"{stack} blocks {which} of {len(given)}, of which the checkpoint has {sum(given.values())}")
+    return said
 
 
 def _check_options(model: OmniVL, path: Path, architecture: Architecture, translated: Translation) -> list[str]:
@@ -212,8 +270,8 @@ def _check_options(model: OmniVL, path: Path, architecture: Architecture, transl
 def _part_of(name: str) -> str:
     """The stack, table or head that a parameter of ours belongs to."""
     first, _, rest = name.partition(".")
-    if first == "embed":
-        return ".".join(name.split(".")[:3])
+    if first == "embed":  # of the stack that reads it: embed.block.text.words
+        return name.split(".")[2]
     if first in ("contrast", "losses"):
         return f"{first}.{rest.rsplit('.', 1)[0]}" if first == "contrast" else ".".join(name.split(".")[:3])
     return stack_of(first)
@@ -257,38 +315,3 @@ def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:
     names = PARTS[part]
     weights = {name.removeprefix("chain."): tensor for name, tensor in read_weights(path).items()}
     return {name: tensor for name, tensor in weights.items() if name.startswith(names)}
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Reads all tensors of a folder or file, fp32, on the CPU.
-
-    Raises:
-        ModelError: There is no weight file, or it is damaged.
-    """
-    files = [path] if path.is_file() else _weight_files(path)
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        try:
-            if file.suffix == ".safetensors":
-                found = load_file(file)
-            else:
-                found = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # each format raises other errors; all mean that the file is no weight file
-            raise ModelError(f"{file}: not readable as weights ({error}); fetch it again") from error
-        weights |= {name: tensor.float() for name, tensor in found.items() if tensor.is_floating_point()}
-    return weights
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """One file, or all shards that an index names."""
-    for stem in ("model.safetensors", "pytorch_model.bin"):
-        index: Path = folder / f"{stem}.index.json"
-        if index.exists():
-            shards: Mapping[str, str] = json.loads(index.read_text())["weight_map"]
-            return [folder / shard for shard in sorted(set(shards.values()))]
-        if (folder / stem).exists():
-            return [folder / stem]
-    raise ModelError(
-        f"{folder}: holds neither model.safetensors nor pytorch_model.bin; give a folder written by save_pretrained "
-        "or a weight file"
-    )

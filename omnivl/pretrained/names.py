@@ -14,6 +14,7 @@ from torch import Tensor
 Architecture = Literal["vit", "timesformer", "beit", "bert", "clip", "blip"]
 Stack = Literal["text", "alignment", "generation"]
 
+TOKEN_TYPES = "token_type_embeddings.weight"
 _PREFIX = re.compile(r"^(?:vit|bert|timesformer|beit|model)\.")
 _LAYER = r"(?:encoder\.layer|encoder\.layers|layers)\.(?P<layer>\d+)\."
 _ENDING = r"\.(?P<ending>weight|bias)"
@@ -238,7 +239,7 @@ def _reshaped(target: str, tensor: Tensor) -> Tensor:
 def _fold_token_types(weights: Mapping[str, Tensor], result: Translation) -> None:
     """Adds the first token type to the positions: our texts are always one segment."""
     positions = "embed.block.text.positions"
-    for name in [name for name in result.unused if name.endswith("token_type_embeddings.weight")]:
+    for name in [name for name in result.unused if name.endswith(TOKEN_TYPES)]:
         result.tensors[positions] = result.tensors[positions] + weights[name][0]
         result.sources[positions].append(name)
         result.unused.remove(name)

@@ -1,6 +1,5 @@
 """Captions by the generation decoder: exact match, keyword F1, BLEU."""
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -10,6 +9,7 @@ from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
@@ -22,6 +22,9 @@ class CaptionTask(Task):
     Attributes:
         objective: Key of the objective whose head generates: of kind ``lm``, or ``prefix_lm`` for a language model.
         num_beams: 1 decodes greedily.
+        length_penalty: Of the beams' texts the one is taken that maximises log probability / length ** length_penalty.
+        min_length: Smallest number of tokens of a caption.
+        repetition_penalty: Above 1, tokens that a caption has already are less likely.
         gallery: Number of captions to keep for the report.
     """
 
@@ -29,6 +32,9 @@ class CaptionTask(Task):
     objective: str = "lm"
     max_samples: Annotated[int, Range(1)] = 512
     num_beams: Annotated[int, Range(1)] = 1
+    length_penalty: Annotated[float, Range(-100, 100)] = 0.0
+    min_length: Annotated[int, Range(0)] = 0
+    repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
     gallery: Annotated[int, Range(0)] = 12
 
     @property
@@ -37,12 +43,28 @@ class CaptionTask(Task):
         return (Head(self.objective),)
 
     def run(self, encoder: Encoder) -> TaskResult:
-        """Writes a caption for every sample and compares it with all of the sample's own captions."""
+        """Writes a caption for every sample and compares it with all of the sample's own captions.
+
+        Both sides are compared as ``comparable`` has them.
+
+        Raises:
+            DataError: A sample has no caption.
+        """
         import sacrebleu
 
         pictures = self.pictures(encoder)
-        written = write_captions(pictures, encoder, self.objective, self.num_beams)
-        references = [sample.captions for sample in pictures.samples]
+        known = pictures.captions
+        shown = write_captions(
+            pictures,
+            encoder,
+            self.objective,
+            self.num_beams,
+            self.length_penalty,
+            self.min_length,
+            self.repetition_penalty,
+        )
+        written = [comparable(text) for text in shown]
+        references = [[comparable(text) for text in sample.captions] for sample in pictures.samples]
         exact = [text in own for text, own in zip(written, references, strict=True)]
         f1 = [max(keyword_f1(text, one) for one in own) for text, own in zip(written, references, strict=True)]
         most = max(len(own) for own in references)
@@ -55,13 +77,21 @@ class CaptionTask(Task):
             Score(self.name, "BLEU-4", bleu, None, None, count),
         )
         rows = tuple(
-            GalleryRow(pictures.captions[i], pictures.thumbnail(i), (written[i],), ("",), (exact[i],))
+            GalleryRow(known[i], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
             for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
         )
         return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
 
 
-def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int) -> list[str]:
+def write_captions(
+    pictures: PictureSet,
+    encoder: Encoder,
+    objective: str,
+    num_beams: int,
+    length_penalty: float = 0.0,
+    min_length: int = 0,
+    repetition_penalty: float = 1.0,
+) -> list[str]:
     """A generated caption for every picture, in order, equal on every replica.
 
     Args:
@@ -69,18 +99,22 @@ def write_captions(pictures: PictureSet, encoder: Encoder, objective: str, num_b
         encoder: A stage with the objective's head.
         objective: Key of the objective.
         num_beams: 1 decodes greedily.
+        length_penalty: See ``SearchOptions``.
+        min_length: See ``SearchOptions``.
+        repetition_penalty: See ``SearchOptions``.
 
     Raises:
-        UserError: The objective writes no texts.
+        UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
     """
     writing = encoder.writing(objective)
-    written = encoder.generate(objective, pictures, writing_search(writing, num_beams))
+    search = writing_search(writing, num_beams, length_penalty, min_length, repetition_penalty)
+    written = encoder.generate(objective, pictures, search)
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 
 def keywords(text: str) -> frozenset[str]:
-    """The words of a text without articles and prepositions, lower-case."""
-    return frozenset(re.findall(r"[a-z0-9]+", text.lower())) - STOP_WORDS
+    """The words of a text without articles and prepositions, as ``comparable`` has them."""
+    return frozenset(word for word in comparable(text).split() if word[0].isalnum()) - STOP_WORDS
 
 
 def keyword_f1(written: str, reference: str) -> float:

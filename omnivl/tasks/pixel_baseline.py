@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import Media, PictureSet
+from omnivl.inference.pictures import Media, PictureSet, Reads
 
 DEFAULT_SIZE = 16
 _CHUNK = 256  # clips at a time, to bound the memory of the float copy
@@ -35,9 +35,9 @@ class BaselineReference:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     max_samples: Annotated[int, Range(1)] = 4096
 
-    def pictures(self, encoder: Encoder) -> PictureSet:
-        """The reference pictures."""
-        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples)
+    def pictures(self, encoder: Encoder, reads: Reads) -> PictureSet:
+        """The reference pictures, which have what the task's own have."""
+        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples, reads)
 
 
 def pixel_features(frames: Tensor, size: int = DEFAULT_SIZE) -> Tensor:

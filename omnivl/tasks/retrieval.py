@@ -1,7 +1,8 @@
 """Retrieval between pictures or clips and texts, both ways, optionally re-ranked by a matching head."""
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +14,7 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.ranking import LARGEST_BLOCK, Relevance, Rows, best_rank, ranks_both_ways, scores_of_ranks
 from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
 
@@ -51,42 +52,47 @@ class RetrievalTask(Task):
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text."""
         pictures = self.pictures(encoder)
-        texts, relevant = _texts_and_relevance(pictures, self)
-        similarity = cosines(encoder.pictures(pictures), encoder.texts(texts))
-        pixels = None if self.baseline is None else _pixel_similarity(pictures, texts, self.baseline, encoder)
+        texts, relevance = _texts_and_relevance(pictures, self)
+        shown, said = encoder.pictures(pictures), encoder.texts(texts)
+        relevance = replace(relevance, per_value=shown.shape[1] if shown.dim() == 3 else 1)
+
+        def similar(part: slice) -> Tensor:
+            return cosines(shown[part], said)
+
+        ranks, of_texts = ranks_both_ways(similar, relevance)
+        counts, counts_of_texts = relevance.counts()
+        beside: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.baseline is not None:
+            pixels = _pixel_similarity(pictures, texts, self.baseline, encoder)
+            beside = ranks_both_ways(pixels, relevance)
         scores = [
-            *recall_scores(self.name, f"{self.media}->text", similarity, relevant, pixels),
-            *recall_scores(
-                self.name, f"text->{self.media}", similarity.T, relevant.T, None if pixels is None else pixels.T
-            ),
+            *scores_of_ranks(self.name, f"{self.media}->text", ranks, counts, len(texts), beside[0]),
+            *scores_of_ranks(self.name, f"text->{self.media}", of_texts, counts_of_texts, len(pictures), beside[1]),
         ]
-        ranked = similarity
+        ranked: Rows = similar
         if self.rerank:
-            ranked = _reranked(self, similarity, pictures, texts, encoder)
-            scores += recall_scores(self.name, f"{self.media}->text, re-ranked", ranked, relevant)
-        galleries = _galleries(self, pictures, texts, ranked, relevant) if self.gallery else ()
+            ranked = _reranked(self, similar, relevance, pictures, texts, encoder)
+            again = torch.cat([best_rank(ranked(part), relevance.rows(part)) for part in relevance.blocks()])
+            scores += scores_of_ranks(self.name, f"{self.media}->text, re-ranked", again, counts, len(texts))
+        galleries = _galleries(self, pictures, texts, ranked, relevance) if self.gallery else ()
         return TaskResult(tuple(scores), galleries)
 
 
-def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[list[str], Tensor]:
-    """Distinct texts and which pictures each belongs to, bool ``[pictures, texts]``."""
+def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[list[str], Relevance]:
+    """Distinct texts, and which of them belong to each picture."""
     owned: list[set[str]]
     if task.text == "caption":
         owned = [{caption} for caption in pictures.captions]
     else:
         owned = [{str(tag) for tag in _tags(sample.meta)} for sample in pictures.samples]
-        counts = {tag: sum(tag in tags for tags in owned) for tag in sorted(set().union(*owned))}
+        counts = Counter(tag for tags in owned for tag in tags)
         owned = [{tag for tag in tags if counts[tag] >= task.min_tagged} for tags in owned]
         keep = [i for i, tags in enumerate(owned) if tags]
         pictures.samples = [pictures.samples[i] for i in keep]
         owned = [owned[i] for i in keep]
     texts = sorted(set().union(*owned))
     columns = {text: i for i, text in enumerate(texts)}
-    relevant = torch.zeros(len(owned), len(texts), dtype=torch.bool)
-    for row, own in enumerate(owned):
-        for text in own:
-            relevant[row, columns[text]] = True
-    return texts, relevant
+    return texts, Relevance(tuple(tuple(sorted(columns[text] for text in own)) for own in owned), len(texts))
 
 
 def _tags(meta: object) -> Sequence[object]:
@@ -96,27 +102,38 @@ def _tags(meta: object) -> Sequence[object]:
 
 def _pixel_similarity(
     pictures: PictureSet, texts: Sequence[str], reference: BaselineReference, encoder: Encoder
-) -> Tensor:
+) -> Rows:
     """Similarity of pictures and texts by 16x16 pixels, over the reference pictures with the text as first caption.
 
     Returns:
-        fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts without one
-        rank last.
+        Rows of fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts
+        without one rank last.
     """
-    known = reference.pictures(encoder)
+    known = reference.pictures(encoder, "caption")
     columns = {text: i for i, text in enumerate(texts)}
-    distances = torch.cdist(pixels_of(encoder, pictures, over_time=True), pixels_of(encoder, known, over_time=True))
-    similarity = torch.full((len(pictures), len(texts)), -torch.inf)
-    for row, caption in enumerate(known.captions):
-        if caption in columns:
-            column = columns[caption]
-            similarity[:, column] = torch.maximum(similarity[:, column], -distances[:, row])
-    return similarity
+    places = [(row, columns[caption]) for row, caption in enumerate(known.captions) if caption in columns]
+    shown = pixels_of(encoder, pictures, over_time=True)
+    there = pixels_of(encoder, known, over_time=True)[[row for row, _ in places]]
+    column = torch.tensor([column for _, column in places], dtype=torch.long)
+
+    def rows(part: slice) -> Tensor:
+        similarity = torch.full((part.stop - part.start, len(texts)), -torch.inf)
+        few = max(1, LARGEST_BLOCK // max(1, len(there)))
+        for own, block in zip(torch.split(shown[part], few), torch.split(similarity, few), strict=True):
+            block.scatter_reduce_(1, column.expand(len(own), -1), -torch.cdist(own, there), "amax")
+        return similarity
+
+    return rows
 
 
 def _reranked(
-    task: RetrievalTask, similarity: Tensor, pictures: PictureSet, texts: Sequence[str], encoder: Encoder
-) -> Tensor:
+    task: RetrievalTask,
+    similar: Rows,
+    relevance: Relevance,
+    pictures: PictureSet,
+    texts: Sequence[str],
+    encoder: Encoder,
+) -> Rows:
     """Re-ranks the first texts of each picture by matching log odds plus cosine over temperature.
 
     The others follow in their old order.
@@ -125,43 +142,55 @@ def _reranked(
         the similarity).
     Differs: the cosine is divided by a temperature, which puts it on the scale of log odds.
     """
-    values, candidates = similarity.topk(min(task.rerank, len(texts)), dim=1)
+    blocks = [similar(part).topk(min(task.rerank, len(texts)), dim=1) for part in relevance.blocks()]
+    values, candidates = torch.cat([one.values for one in blocks]), torch.cat([one.indices for one in blocks])
     score = encoder.predict(task.matcher, pictures, texts, candidates) + values / task.rerank_temperature
-    behind = similarity - similarity.max() + score.min() - 1.0
-    return behind.scatter(1, candidates, score)
+    behind = score.min() - 1.0 - values.max()
+
+    def rows(part: slice) -> Tensor:
+        return (similar(part) + behind).scatter(1, candidates[part], score[part])
+
+    return rows
 
 
 def _galleries(
-    task: RetrievalTask, pictures: PictureSet, texts: Sequence[str], similarity: Tensor, relevant: Tensor
+    task: RetrievalTask, pictures: PictureSet, texts: Sequence[str], ranked: Rows, relevance: Relevance
 ) -> tuple[Gallery, ...]:
     """Evenly chosen queries of both directions with their first five answers."""
-    rows = [i * len(pictures) // task.gallery for i in range(min(task.gallery, len(pictures)))]
-    from_pictures = []
-    for i in rows:
-        best = similarity[i].topk(min(5, len(texts))).indices.tolist()
-        own = texts[int(relevant[i].nonzero()[0])]
-        from_pictures.append(
-            GalleryRow(
-                query_text=own,
-                query_image=pictures.thumbnail(i),
-                answer_texts=tuple(texts[j] for j in best),
-                answer_images=("",) * len(best),
-                correct=tuple(bool(relevant[i, j]) for j in best),
-            )
+    chosen = [i * len(pictures) // task.gallery for i in range(min(task.gallery, len(pictures)))]
+    columns = [i * len(texts) // task.gallery for i in range(min(task.gallery, len(texts)))]
+    of_rows: dict[int, list[int]] = {}
+    parts: list[Tensor] = []
+    for part in relevance.blocks():
+        block = ranked(part)
+        parts.append(block[:, columns])
+        for i in chosen:
+            if part.start <= i < part.stop:
+                of_rows[i] = block[i - part.start].topk(min(5, len(texts))).indices.tolist()
+    of_columns = torch.cat(parts)
+    from_pictures = tuple(
+        GalleryRow(
+            query_text=texts[relevance.candidates[i][0]],
+            query_image=pictures.thumbnail(i),
+            answer_texts=tuple(texts[j] for j in of_rows[i]),
+            answer_images=("",) * len(of_rows[i]),
+            correct=tuple(j in relevance.candidates[i] for j in of_rows[i]),
         )
+        for i in chosen
+    )
     from_texts = []
-    for column in [i * len(texts) // task.gallery for i in range(min(task.gallery, len(texts)))]:
-        best = similarity[:, column].topk(min(5, len(pictures))).indices.tolist()
+    for place, column in enumerate(columns):
+        best = of_columns[:, place].topk(min(5, len(pictures))).indices.tolist()
         from_texts.append(
             GalleryRow(
                 query_text=texts[column],
                 query_image="",
-                answer_texts=tuple(texts[int(relevant[i].nonzero()[0])] for i in best),
+                answer_texts=tuple(texts[relevance.candidates[i][0]] for i in best),
                 answer_images=tuple(pictures.thumbnail(i) for i in best),
-                correct=tuple(bool(relevant[i, column]) for i in best),
+                correct=tuple(column in relevance.candidates[i] for i in best),
             )
         )
     return (
-        Gallery(f"{task.name}: {task.media} to text", tuple(from_pictures)),
+        Gallery(f"{task.name}: {task.media} to text", from_pictures),
         Gallery(f"{task.name}: text to {task.media}", tuple(from_texts)),
     )

@@ -3,11 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import Media, PictureSet
+from omnivl.inference.pictures import Media, PictureSet, Reads
 from omnivl.tasks.needs import Lack, Need, Provided, Shown
 from omnivl.tasks.results import TaskResult
 
@@ -19,7 +19,7 @@ class Task(ABC):
     """Base of all tasks. Instances are frozen and are their own configuration.
 
     Every task narrows ``kind`` to one literal, its name in plans. Every field has a default, so that a kind alone
-    specifies a task.
+    specifies a task. Class attribute: ``reads``, what the task's samples must have beside a picture or clip.
 
     Attributes:
         kind: Name of the task in plans.
@@ -29,6 +29,8 @@ class Task(ABC):
         where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
         max_samples: Upper bound on the number of samples; a larger source is thinned evenly.
     """
+
+    reads: ClassVar[Reads] = "caption"
 
     kind: str = ""
     name: str = ""
@@ -69,4 +71,4 @@ class Task(ABC):
         Raises:
             DataError: There are none, or one of them is bad.
         """
-        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples)
+        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples, self.reads)

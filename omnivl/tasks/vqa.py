@@ -3,18 +3,19 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from moe.ranges import Range
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import caption_search
-from omnivl.inference.pictures import PictureSet
+from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS, read_answers
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Head, Lack, Need, Provided
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
 from omnivl.tasks.vqa_score import best_constant, by_group, vqa_accuracy
 
@@ -58,6 +59,8 @@ class VQATask(Task):
         gallery: Number of answers to keep for the report.
     """
 
+    reads: ClassVar[Reads] = "media"
+
     kind: Literal["vqa"] = "vqa"
     objective: str = "vqa"
     source: str = "questions"
@@ -93,7 +96,10 @@ class VQATask(Task):
         questions = [self._question(pictures, place) for place in range(len(pictures))]
         people = [_given(pictures, place) for place in range(len(pictures))]
         types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]
-        answers = self._answers(pictures, questions, encoder)
+        answers = [
+            _as_people_spell(answer, given)
+            for answer, given in zip(self._answers(pictures, questions, encoder), people, strict=True)
+        ]
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, people, strict=True)]
         return TaskResult(tuple(self._scores(found, people, types)), self._gallery(pictures, questions, answers, found))
 
@@ -161,6 +167,11 @@ class VQATask(Task):
         if not isinstance(found, str):
             raise DataError(f"{sample.where} has no text {self.question!r}, the question; name its field in 'question'")
         return found
+
+
+def _as_people_spell(answer: str, given: Sequence[str]) -> str:
+    """People's own spelling of an answer, where they gave it: a tokenizer has lost its case and the spaces at marks."""
+    return next((one for one in given if comparable(one) == comparable(answer)), answer)
 
 
 def _given(pictures: PictureSet, place: int) -> list[str]:

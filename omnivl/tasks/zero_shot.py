@@ -1,7 +1,7 @@
 """Zero-shot classification by prompts; on generated motion clips this is motion recognition."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import PictureSet
+from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
+from omnivl.tasks.ranking import LARGEST_BLOCK
 from omnivl.tasks.results import Score, TaskResult
 from omnivl.tasks.task import Task
 
@@ -25,6 +26,8 @@ class ZeroShotTask(Task):
             template may contain ``{name}``, the sample's name: each sample then has its own class texts.
         baseline: Reference of the nearest-neighbour pixel baseline; null prints none.
     """
+
+    reads: ClassVar[Reads] = "label"
 
     kind: Literal["zero_shot"] = "zero_shot"
     prompts: tuple[str, ...] = ("{label}",)
@@ -44,8 +47,9 @@ class ZeroShotTask(Task):
         pictures = self.pictures(encoder)
         labels = _labels(pictures)
         classes = sorted(set(labels))
-        truth = torch.tensor([classes.index(label) for label in labels])
-        predicted = self._similarity(pictures, classes, encoder).argmax(dim=1)
+        places = {label: place for place, label in enumerate(classes)}
+        truth = torch.tensor([places[label] for label in labels])
+        predicted = self._nearest(pictures, classes, encoder)
         score = Score(
             self.name,
             f"accuracy, {len(classes)} classes",
@@ -56,8 +60,8 @@ class ZeroShotTask(Task):
         )
         return TaskResult((score,))
 
-    def _similarity(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
-        """Cosine of each sample with the mean of each class's templates, fp32 ``[samples, classes]``.
+    def _nearest(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
+        """The class with the largest cosine of its templates' mean with each sample, int64 ``[samples]``.
 
         For a sample with several embeddings the largest counts.
 
@@ -75,10 +79,18 @@ class ZeroShotTask(Task):
         ]
         embeddings = encoder.texts(texts).view(len(names), len(classes), len(self.prompts), -1)
         by_name = F.normalize(embeddings.mean(dim=2), dim=-1)
-        rows = torch.tensor([names.index(name) for name in own])
+        places = {name: place for place, name in enumerate(names)}
+        rows = torch.tensor([places[name] for name in own])
         found = encoder.pictures(pictures)
         several = found if found.dim() == 3 else found[:, None]
-        return torch.einsum("smp,scp->scm", several, by_name[rows]).amax(-1)
+        values = by_name.shape[1] * max(by_name.shape[2], several.shape[1])
+        size = max(1, LARGEST_BLOCK // values)
+        return torch.cat(
+            [
+                torch.einsum("smp,scp->scm", few, by_name[row]).amax(-1).argmax(dim=1)
+                for few, row in zip(torch.split(several, size), torch.split(rows, size), strict=True)
+            ]
+        )
 
 
 def _labels(pictures: PictureSet) -> list[str]:
@@ -92,8 +104,10 @@ def _labels(pictures: PictureSet) -> list[str]:
 
 def _pixel_accuracy(reference: BaselineReference, pictures: PictureSet, labels: list[str], encoder: Encoder) -> float:
     """Accuracy of the label of the nearest reference picture, all frames compared."""
-    known = reference.pictures(encoder)
+    known = reference.pictures(encoder, ZeroShotTask.reads)
     known_labels = _labels(known)
-    nearest = torch.cdist(pixels_of(encoder, pictures), pixels_of(encoder, known)).argmin(dim=1).tolist()
+    there = pixels_of(encoder, known)
+    blocks = torch.split(pixels_of(encoder, pictures), max(1, LARGEST_BLOCK // len(there)))
+    nearest = [place for block in blocks for place in torch.cdist(block, there).argmin(dim=1).tolist()]
     hits: int = sum(known_labels[j] == label for j, label in zip(nearest, labels, strict=True))
     return hits / len(labels)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -23,7 +24,7 @@ from launcher.cli import app
 from launcher.commands.embed import parse_where
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.errors import UserError
+from omnivl.errors import DataError, UserError
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -191,6 +192,70 @@ def test_embeddings_have_keys_and_belong_together(folder: Path, tmp_path: Path) 
         assert arrays["texts"].shape == (len(arrays["captions"]), 16)
         assert set(arrays["caption_rows"].tolist()) == set(range(count))
         assert arrays["captions"][0].split(",")[0] in ("snail", "butterfly", "bug", "ant")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards as ``convert folder`` makes them: a class for each picture, and no caption."""
+    place = tmp_path_factory.mktemp("labelled")
+    for number in range(12):
+        path = place / "pictures" / ("bird", "cat", "dog")[number % 3] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((40, 40), 20 * number + 1).convert("RGB").save(path)
+    run("data", "convert", "folder", str(place / "pictures"), "--out", str(place / "shards"))
+    return place / "shards"
+
+
+def test_shards_that_have_labels_only(folder: Path, labelled: Path, tmp_path: Path) -> None:
+    own = ["--set", f"labels.source={labelled}", "--set", "labels.where={}"]
+    made = json.loads(run("evaluate", str(folder), "--tasks", "labels", *own, "--json", "--out", str(tmp_path / "a")))
+    (score,) = made["results"][0]["scores"]
+    assert (score["metric"], score["count"], score["chance"]) == ("accuracy, 3 classes", 12, pytest.approx(1 / 3))
+    baseline = ["--set", f"labels.baseline={{source: {labelled}}}"]
+    made = json.loads(
+        run("evaluate", str(folder), "--tasks", "labels", *own, *baseline, "--json", "--out", str(tmp_path / "b"))
+    )
+    assert made["results"][0]["scores"][0]["baseline"] == 1.0, "each picture is its own nearest"
+    out = tmp_path / "labelled.npz"
+    said = json.loads(run("embed", str(folder), "--data", str(labelled), "--out", str(out), "--json"))
+    assert (said["file"], said["pictures"], said["captions"], said["width"]) == (str(out), 12, 0, 16)
+    with np.load(out) as arrays:
+        assert sorted(arrays["labels"].tolist()) == ["bird"] * 4 + ["cat"] * 4 + ["dog"] * 4
+        assert arrays["pictures"].shape == (12, 16)
+        assert arrays["captions"].shape == (0,)
+        assert said["arrays"] == {name: list(array.shape) for name, array in arrays.items()}
+
+
+def test_tasks_that_read_captions_name_what_labelled_shards_lack(folder: Path, labelled: Path) -> None:
+    where = ["--set", "captions.where={}", "--set", f"captions.source={labelled}"]
+    with pytest.raises(DataError, match="no sample of kind image_text is left"):
+        run("evaluate", str(folder), "--tasks", "captions", *where)
+
+
+def test_export_as_json(folder: Path, tmp_path: Path) -> None:
+    said = json.loads(run("export", str(folder), str(tmp_path / "out"), "--dtype", "bf16", "--json"))
+    size = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
+    wanted = {"folder": str(tmp_path / "out"), "plan": "tiny", "stage": "joint", "step": 7}
+    assert said == {**wanted, "format": "omnivl", "dtype": "bf16", "parameters": size, "left_out": said["left_out"]}
+
+
+def test_routing_as_json(tmp_path: Path) -> None:
+    routed = PLAN.replace("debug.yaml}", "debug.yaml, ffn: {kind: limoe, num_experts: 4}}")
+    plan = parse_plan(routed)
+    stage = plan.stages[0]
+    chain = build_chain(stage.model, stage.objectives, load_tokenizer(plan.tokenizer).special)
+    save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, tmp_path / "w.safetensors")
+    (tmp_path / "plan.yaml").write_text(plan.to_yaml())
+    own = [str(tmp_path / "w.safetensors"), "--plan", str(tmp_path / "plan.yaml"), "--stage", "spatial"]
+    options = [*own, "--max-samples", "6", "--out", str(tmp_path / "out")]
+    first = json.loads(run("routing", *options, "--json"))
+    assert (first["plan"], first["stage"], first["pictures"], first["stability"]) == ("tiny", "spatial", 6, None)
+    assert "image" in {row["modality"] for row in first["usage"]}
+    assert all(1 <= row["experts_touched"] <= 4 for row in first["usage"])
+    assert Path(first["page"]).is_file()
+    again = json.loads(run("routing", *options, "--against", first["table"], "--json"))
+    assert again["usage"] == first["usage"]
+    assert again["stability"]
 
 
 def mistaken(folder: Path, *arguments: str) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from omnivl.data.convert.entry import Entry
 from omnivl.data.formats import MEDIA_EXTENSIONS
+from omnivl.data.plain_files import text_lines
 from omnivl.data.sources.base import Rejection
 
 FolderText = Literal["label", "caption", "both"]
@@ -72,7 +73,7 @@ class FolderReader:
         sidecar = path.with_suffix(".txt")
         if self.text != "label":
             try:
-                lines = sidecar.read_text(encoding="utf-8-sig").split("\n")
+                lines = text_lines(sidecar.read_text(encoding="utf-8-sig"))
                 captions = tuple(line.strip() for line in lines if line.strip())
             except FileNotFoundError:
                 captions = ()

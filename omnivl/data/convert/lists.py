@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pyarrow
 from pyarrow.parquet import ParquetFile
@@ -104,7 +105,7 @@ def read_csv(
         DataError: A column is missing or stands twice, or the file has no header.
     """
     csv.field_size_limit(_LARGEST_VALUE)
-    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     with file.open(encoding="utf-8-sig", errors="surrogateescape", newline=_line_end(file)) as lines:
         reader = csv.DictReader(lines, delimiter=separator, strict=True, quoting=quoting)
         try:

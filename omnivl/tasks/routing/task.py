@@ -3,12 +3,13 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import Reads
 from omnivl.tasks.needs import Lack, Need, Provided
 from omnivl.tasks.results import ResultFile, Score, TaskResult
 from omnivl.tasks.task import Task
@@ -37,12 +38,14 @@ class Routers(Need):
 class RoutingTask(Task):
     """Choices of the routers of sparse experts: experts used, entropy and drops by modality, and a page.
 
-    Each picture or clip is encoded with its first caption. The page and a table of all routed tokens are written
-    beside the results. Needs ``model.ffn`` of kind ``limoe`` or ``mome_limoe``.
+    Each picture or clip is encoded, and so is its first caption if it has one. The page and a table of all routed
+    tokens are written beside the results. Needs ``model.ffn`` of kind ``limoe`` or ``mome_limoe``.
 
     Attributes:
         both_media: Both pictures and clips of the source, on one page and in one table.
     """
+
+    reads: ClassVar[Reads] = "media"
 
     kind: Literal["routing"] = "routing"
     max_samples: Annotated[int, Range(1)] = 512

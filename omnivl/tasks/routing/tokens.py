@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
+from omnivl.architectures.clip import up_to_end
 from omnivl.chain.names import stack_of
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
@@ -48,7 +49,7 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
     Args:
         encoder: A chain with routers, on one process.
         pictures: The pictures or clips.
-        texts: Whether captions are encoded as well.
+        texts: Whether captions are encoded as well, of the samples that have one.
 
     Returns:
         A ``pandas.DataFrame`` of routed tokens: columns of ``moe.analysis``, and ``modality``, ``sample``, ``label``,
@@ -65,12 +66,11 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
         with listening(_modules(layers)) as heard:
             encoder.chain.encode_visual(frames)
         parts += _rows(heard, _patches(encoder, pictures, indices, frames))
-        if texts:
-            captions = pictures.captions[indices.start : indices.stop]
-            token_ids = encoder.token_ids(captions)
+        if texts and (told := [index for index in indices if pictures.samples[index].captions]):
+            token_ids = encoder.token_ids([pictures.samples[index].captions[0] for index in told])
             with listening(_modules(layers)) as heard:
                 encoder.chain.encode_text(token_ids)
-            parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, indices, token_ids, one))]
+            parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, told, token_ids, one))]
     if not parts:
         raise UserError(
             f"model: got {encoder.model.kinds_of_filling} layers, which choose no experts by the token; allowed "
@@ -147,17 +147,17 @@ def _patches(encoder: Encoder, pictures: PictureSet, indices: range, frames: Ten
     return Places(_number(modality, sample, tiled["position"]), {**known, **tiled, "word": words})
 
 
-def _words(encoder: Encoder, pictures: PictureSet, indices: range, token_ids: Tensor, heard: Heard) -> Places:
+def _words(encoder: Encoder, pictures: PictureSet, indices: Sequence[int], token_ids: Tensor, heard: Heard) -> Places:
     """Words, whether the block left padding out (towers on a CPU) or not."""
     ids, special = token_ids.cpu(), encoder.tokenizer.special
-    mask = ids != special.pad
+    mask = up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
     flat, kept = np.arange(ids.numel()), mask.flatten().numpy()
     if len(heard.expert_TK) != ids.numel():
         padding = Padding(mask)
         flat, kept = padding.index.numpy(), padding.valid.numpy()
     length = ids.shape[1]
-    sample, position = flat // length + indices.start, flat % length
-    names = {special.cls: "[CLS]", special.sep: "[SEP]", special.pad: "[PAD]"}
+    sample, position = np.array(indices)[flat // length], flat % length
+    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
     words = [names.get(number) or encoder.tokenizer.decode([number]) for number in ids.flatten()[flat].tolist()]
     nowhere = np.full(len(flat), CLASS_TOKEN)
     spots = {"position": position, "frame": nowhere, "row": nowhere, "column": nowhere}

@@ -1,6 +1,9 @@
 """A stage written for classes of transformers' own."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoProcessor, AutoTokenizer, CLIPModel
 
+from engine.errors import CheckpointError
 from engine.finished.export import export
 from engine.finished.trained import Trained
 from engine.plan.parse import parse_plan
@@ -109,3 +113,97 @@ def test_names_are_texts_in_the_card(tmp_path: Path) -> None:
     lines = (tmp_path / "out" / "README.md").read_text().splitlines()
     assert lines[4] == r"# x\\n---\\n\<script>alert(1)\</script> \[y\](http://z), stage one"
     assert lines.count("---") == 2
+
+
+@pytest.mark.parametrize("form", ["omnivl", "transformers"])
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_mode_that_the_umask_asks_for(tmp_path: Path, form: str, umask: int, mode: int) -> None:
+    trained, _ = trained_stage(CLIP, tmp_path)
+    before = os.umask(umask)
+    try:
+        export(trained, tmp_path / "out", form=form)
+    finally:
+        os.umask(before)
+    files = [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert {oct(file.stat().st_mode & 0o777) for file in files} == {oct(mode)}
+    assert len(files) > 4
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_what_lies_beside_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained, _ = trained_stage(CLIP, tmp_path)
+    beside = tmp_path / "out.tmp"
+    beside.mkdir()
+    (beside / "mine").write_text("kept")
+    export(trained, tmp_path / "out")
+    assert (beside / "mine").read_text() == "kept"
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"out", "out.tmp", "weights.safetensors"}
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("engine.finished.export.model_card", full)
+    with pytest.raises(CheckpointError, match=r"again: could not be written .*No space left on device"):
+        export(trained, tmp_path / "again")
+    assert {path.name for path in tmp_path.iterdir()} == there
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="could not be written"):
+        export(trained, tmp_path / "file" / "out")
+
+
+ELSEWHERE = """
+import json, sys
+import torch
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("omnivl", "moe", "engine", "launcher"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Absent())
+from transformers import AutoModel, AutoProcessor, pipeline
+
+folder, picture, texts = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+trust = {"trust_remote_code": True} if sys.argv[4] == "omnivl" else {}
+model, processor = AutoModel.from_pretrained(folder, **trust), AutoProcessor.from_pretrained(folder, **trust)
+from PIL import Image
+with torch.no_grad():
+    given = processor(images=[Image.open(picture)], text=texts, return_tensors="pt", padding=True, truncation=True)
+    out = model(**given).logits_per_image
+ask = pipeline("zero-shot-image-classification", model=folder, **trust)
+found = {one["label"]: one["score"] for one in ask(picture, candidate_labels=texts, hypothesis_template="{}")}
+features = torch.tensor(pipeline("image-feature-extraction", model=folder, **trust)(picture)) if trust else None
+torch.save([out, torch.tensor([found[text] for text in texts]), features], sys.argv[5])
+"""
+
+
+@pytest.mark.parametrize(("form", "text"), [("omnivl", OMNIVL), ("omnivl", CLIP), ("transformers", CLIP)])
+def test_an_export_loads_and_runs_in_pipelines_without_this_package(tmp_path: Path, form: str, text: str) -> None:
+    trained, chain = trained_stage(text, tmp_path)
+    export(trained, tmp_path / "out", form=form)
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    texts, found = ["a red heart", "a dog", "a [SEP] mark"], tmp_path / "found.pt"
+    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-P", "-c", ELSEWHERE, tmp_path / "out", tmp_path / "picture.png", json.dumps(texts)]
+    done = subprocess.run(
+        [*map(str, command), form, str(found)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    logits, shares, features = torch.load(found, weights_only=True)
+    frames = torch.from_numpy(pixels).permute(2, 0, 1)[None, None]
+    with torch.no_grad():
+        embedding = chain.encode_visual(frames)
+        ids = torch.from_numpy(load_tokenizer("emoji").encode(texts, trained.stage.model.inputs.text_length))
+        wanted = chain.contrast.scale() * embedding @ chain.encode_text(ids).t()
+    torch.testing.assert_close(logits, wanted, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(shares, wanted[0].softmax(-1), rtol=1e-3, atol=1e-3)
+    if form == "omnivl":
+        torch.testing.assert_close(features.flatten(), embedding[0], rtol=1e-4, atol=1e-5)

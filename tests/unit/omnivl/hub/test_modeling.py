@@ -14,7 +14,7 @@ from moe.config import AttributeConfig, LIMoEConfig, MoMEConfig, MoMELIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
 from omnivl.architectures import Unified, ViLT, VisionConfig
 from omnivl.architectures.build import build_chain
-from omnivl.errors import ModelError
+from omnivl.errors import ModelError, UserError
 from omnivl.hub import OmniVLConfig, OmniVLModel
 from omnivl.hub.modeling import MATCHING, WRITING
 from omnivl.inference.generate import SearchOptions, caption_search, generate
@@ -270,6 +270,46 @@ def test_errors_say_what_to_do(tmp_path):
     writing = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS))
     with pytest.raises(ModelError, match=r"^max_new_tokens: got 8; allowed 1 to 7"):
         writing.generate(pixels, max_new_tokens=8)
+
+
+def test_generate_takes_the_arguments_of_a_search_and_refuses_others_by_name():
+    torch.manual_seed(0)
+    model, pixels = OmniVLModel(OmniVLConfig.of(CONFIG, (LM(),), TOKENS)).eval(), make_batch("image_text").frames[:, 0]
+    plain = model.generate(pixels)
+    neutral = {"do_sample": False, "num_return_sequences": 1, "early_stopping": False, "use_cache": True}
+    assert torch.equal(model.generate(pixels, **neutral, temperature=None), plain)
+    longer = model.generate(pixels, num_beams=2, min_new_tokens=7)
+    assert longer.shape[1] == 7
+    assert not (longer == TOKENS.sep).any()
+    once = model.generate(pixels, repetition_penalty=100.0, min_new_tokens=7)
+    assert all(len(set(row)) == 7 for row in once.tolist())
+    known = (
+        "pixel_values, pixel_values_videos, input_ids, attention_mask, max_new_tokens, num_beams, min_new_tokens, "
+        "length_penalty, repetition_penalty"
+    )
+    for arguments, message in (
+        ({"num_beam": 2}, f"an argument 'num_beam'; allowed are {known}; did you mean 'num_beams'?"),
+        ({"max_length": 5}, f"an argument 'max_length'; allowed are {known}; give max_new_tokens"),
+        ({"min_length": 5}, f"an argument 'min_length'; allowed are {known}; give min_new_tokens"),
+        ({"bad_words_ids": [[3]]}, f"an argument 'bad_words_ids'; allowed are {known}; leave it out"),
+    ):
+        with pytest.raises(ModelError) as error:
+            model.generate(pixels, **arguments)
+        assert str(error.value) == f"generate: got {message}"
+    for name, value, allowed in (
+        ("do_sample", True, "False or None"),
+        ("early_stopping", True, "False or None"),
+        ("early_stopping", "never", "False or None"),
+        ("num_return_sequences", 2, "1 or None"),
+        ("temperature", 0.7, "1.0 or 1 or None"),
+        ("no_repeat_ngram_size", 2, "0 or None"),
+    ):
+        with pytest.raises(ModelError) as error:
+            model.generate(pixels, **{name: value})
+        wanted = f"generate: {name}: got {value!r}; allowed {allowed}, by greedy or beam search; leave it out"
+        assert str(error.value) == wanted
+    with pytest.raises(UserError, match="min_length: got 8; allowed 0 to 7"):
+        model.generate(pixels, min_new_tokens=8)
 
 
 def test_a_configuration_of_before_routers_had_options_of_their_own_is_read():

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import re
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -83,6 +84,37 @@ def test_every_token_is_noted_once_per_layer_and_choice(model, media):
     assert spoken[-1] == "[SEP]"
     assert " ".join(spoken[1:-1]) == TOKENIZER.decode(encoder.token_ids([pictures.captions[0]])[0].tolist())
     assert first["label"].iloc[0] == pictures.samples[0].label
+
+
+def test_the_end_is_noted_where_it_is_the_padding_as_well():
+    """As in CLIP's own tokenizer."""
+    tower = Transformer(hidden_size=16, num_heads=2, layers=1, ffn=LIMOE)
+    model = replace(CLIP.presets["tiny"], vision=tower, text=replace(tower, layers=2))
+    apart = encoder_of(model)
+    same = replace(apart, tokenizer=copy(TOKENIZER))
+    same.tokenizer.special = replace(TOKENIZER.special, pad=TOKENIZER.special.sep)
+    same = replace(same, chain=build_chain(model, (UniVLC(),), same.tokenizer.special).eval())
+    same.chain.load_state_dict(apart.chain.state_dict())
+    words = []
+    for encoder in (apart, same):
+        table = routed_tokens(encoder, pictures_of(model))
+        words.append(table[(table["modality"] == "text") & (table["choice"] == 0)]["word"].astype(str).tolist())
+    assert words[0] == words[1]
+    assert "[SEP]" in words[0]
+
+
+@pytest.mark.parametrize("told", [(), (1, 4, 5)])
+def test_samples_without_a_caption_are_shown_only(told):
+    encoder, whole, some = encoder_of(MODEL), pictures_of(MODEL), pictures_of(MODEL)
+    some.samples = [
+        sample if place in told else replace(sample, captions=()) for place, sample in enumerate(whole.samples)
+    ]
+    table, all_of_them = routed_tokens(encoder, some), routed_tokens(encoder, whole)
+    texts, visual = table[table["modality"] == "text"], table[table["modality"] == "image"]
+    assert set(texts["sample"]) == set(told)
+    assert len(visual) == (all_of_them["modality"] == "image").sum()
+    wanted = all_of_them[(all_of_them["modality"] == "text") & all_of_them["sample"].isin(told)]
+    assert texts["word"].astype(str).tolist() == wanted["word"].astype(str).tolist()
 
 
 def test_experts_are_those_that_the_router_chose():

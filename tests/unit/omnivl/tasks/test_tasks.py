@@ -1,6 +1,6 @@
 """Evaluation tasks with an oracle in the chain's place: right answers must score 1, on any number of replicas."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -18,7 +18,7 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import SearchOptions
 from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.objectives import LM, Objective
-from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask
+from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask, ranking, retrieval, zero_shot
 from omnivl.tasks.captions import write_captions
 from omnivl.tasks.run import run_tasks
 
@@ -134,6 +134,22 @@ def test_reranking_mends_a_wrong_contrastive_order_among_its_candidates_only() -
     assert scores["image->text, re-ranked R@10"] >= scores["image->text R@10"]
 
 
+@pytest.mark.parametrize(
+    "task",
+    [
+        RetrievalTask(where=WHERE, rerank=3, gallery=4, baseline=BaselineReference(where={"style": ("fluent",)})),
+        RetrievalTask(where=WHERE, text="tags", gallery=2),
+        ZeroShotTask(where=WHERE, baseline=BaselineReference(where={"style": ("fluent",)})),
+    ],
+)
+def test_blocks_change_no_figure(task: RetrievalTask | ZeroShotTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle, _ = oracle_for(WHERE, "name")
+    whole = run_tasks([task], encoder_for(oracle))[0]
+    for module in (ranking, retrieval, zero_shot):
+        monkeypatch.setattr(module, "LARGEST_BLOCK", 1000)
+    assert run_tasks([task], encoder_for(oracle))[0] == whole
+
+
 def test_zero_shot_by_labels_and_chance() -> None:
     oracle, pictures = oracle_for(WHERE, "label")
     task = ZeroShotTask(where=WHERE, baseline=BaselineReference(where={"style": ("twemoji",)}))
@@ -159,6 +175,26 @@ def test_captions_of_an_oracle_match_exactly() -> None:
     assert values["keyword F1"] == 1.0
     assert values["exact match"] == 1.0
     assert len(result.galleries[0].rows) == 3
+
+
+@pytest.mark.parametrize(
+    "spelled", [str.upper, str.title, lambda text: text.replace(" ", "\n "), lambda text: f"{text} "]
+)
+def test_captions_match_in_any_spelling(spelled: Callable[[str], str]) -> None:
+    @dataclass(frozen=True)
+    class Spelled(CaptionTask):
+        def pictures(self, encoder: Encoder) -> PictureSet:
+            pictures = super().pictures(encoder)
+            pictures.samples = [
+                replace(sample, captions=tuple(map(spelled, sample.captions))) for sample in pictures.samples
+            ]
+            return pictures
+
+    oracle, _ = oracle_for(WHERE, "name")
+    result = run_tasks([Spelled(where=WHERE)], encoder_for(oracle))[0]
+    plain = run_tasks([CaptionTask(where=WHERE)], encoder_for(oracle))[0]
+    assert [score.value for score in result.scores] == [score.value for score in plain.scores]
+    assert result.scores[0].value == 1.0
 
 
 class Replica:

@@ -15,6 +15,8 @@ from omnivl.objectives import ITM, VQA, Answer
 from omnivl.parts.sizes import Transformer, Words
 from omnivl.tasks import Lack, Provided, VQATask
 from omnivl.tasks.run import run_tasks
+from omnivl.tasks.vqa import _as_people_spell
+from omnivl.tasks.vqa_score import vqa_accuracy
 
 TOKENIZER = load_tokenizer("emoji")
 VOCABULARY = TOKENIZER.special.vocab_size
@@ -67,6 +69,21 @@ def test_scores_stand_beside_what_the_question_alone_tells():
     assert [score.count for score in result.scores] == [20, 20, 20, len(checks), len(kinds)]
     (gallery,) = result.galleries
     assert [row.answer_texts for row in gallery.rows] == [("yes",)] * 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "given", "expected"),
+    [
+        ("yes", ["Yes"] * 10, "Yes"),
+        ("t - shirt", ["T-shirt"] * 3 + ["shirt"] * 7, "T-shirt"),
+        ("no", ["yes"] * 10, "no"),
+    ],
+)
+def test_answers_are_compared_in_any_spelling(answer, given, expected):
+    assert _as_people_spell(answer, given) == expected
+    # Each of ten people left out in turn: three who agree leave two, 2 / 3, to themselves and 1 to the other seven.
+    score = {"yes": 1.0, "no": 0.0}.get(answer, (3 * 2 / 3 + 7) / 10)
+    assert vqa_accuracy(_as_people_spell(answer, given), given) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(

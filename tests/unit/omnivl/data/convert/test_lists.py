@@ -101,7 +101,7 @@ def test_separator(tmp_path):
         rows_and_bad(table, ("file",))
     other = tmp_path / "list.json"
     other.write_text("[]")
-    with pytest.raises(DataError, match="only .csv and .tsv lists have separators"):
+    with pytest.raises(DataError, match=r"only \.csv and \.tsv lists have separators"):
         rows_and_bad(other, separator=";")
 
 
@@ -131,7 +131,7 @@ def test_parquet(tmp_path):
     assert rows["[0]"] == dict(zip(wanted, ("a.jpg", ["one", "two"], 640, 0.5, "2020-01-02"), strict=True))
     assert (rows["[1]"]["width"], rows["[1]"]["share"]) == (None, None)
     assert list(rows_and_bad(table, ("raw",))[1]) == ["[0]", "[1]", "[2]"]
-    with pytest.raises(DataError, match="no column 'caption'; .*did you mean 'captions'"):
+    with pytest.raises(DataError, match=r"no column 'caption'; .*did you mean 'captions'"):
         rows_and_bad(table, ("caption",))
 
 

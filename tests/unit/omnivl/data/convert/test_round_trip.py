@@ -75,6 +75,15 @@ def test_folder_with_sidecar_captions(tmp_path, make_image):
     assert causes == {("missing_caption", "b.png"), ("invalid_utf8", "c.txt"), ("missing_media", "lonely.txt")}
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_marks_within_a_caption_end_no_line(tmp_path, end):
+    (tmp_path / "a.png").write_bytes(b"")
+    lines = ["one\u2028line", "two\x85words", "three\x0b\x0c\x1c\x1d\x1emarks\u2029"]
+    (tmp_path / "a.txt").write_bytes(end.join([*lines, "", ""]).encode())
+    (entry,) = FolderReader(tmp_path, text="caption").entries()
+    assert entry.captions == ("one\u2028line", "two\x85words", "three\x0b\x0c\x1c\x1d\x1emarks")
+
+
 @pytest.mark.parametrize(("text", "caption"), [("label", ()), ("both", ("hello",))])
 def test_folder_with_splits(tmp_path, make_image, text: FolderText, caption):
     root, out = tmp_path / "in", tmp_path / "out"

@@ -1,0 +1,64 @@
+"""Reads small files of other origin: only what is a plain file, and never more than a stated size.
+
+A path in a plan may name a device, a pipe or a link to one; reading these whole ends with the memory, or never.
+"""
+
+import stat
+from pathlib import Path
+
+from omnivl.errors import DataError
+
+MIB = 1 << 20
+MAX_TEXT_FILE = 64 * MIB
+"""Bytes of a vocabulary, a tokenizer's file, a configuration; the largest in use today have about 35 MiB."""
+
+
+def check_plain_file(path: Path, most: int = MAX_TEXT_FILE) -> None:
+    """Refuses what cannot be read whole.
+
+    Args:
+        path: A file, or a link to one.
+        most: Largest size in bytes.
+
+    Raises:
+        DataError: It is no plain file, or larger.
+        OSError: There is none, or it cannot be looked at.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise DataError(
+            f"{path}: got what is no plain file (a folder, device or pipe); allowed is a plain file; name one"
+        )
+    if found.st_size > most:
+        raise DataError(_too_large(path, found.st_size, most))
+
+
+def read_plain_text(path: Path, most: int = MAX_TEXT_FILE, encoding: str = "utf-8") -> str:
+    """The content of a text file, line ends as they are.
+
+    Raises:
+        DataError: It is no plain file, or larger than ``most`` bytes.
+        OSError, UnicodeDecodeError: It cannot be read, or is no text.
+    """
+    check_plain_file(path, most)
+    with path.open("rb") as file:
+        content = file.read(most + 1)  # some files state no size, or grow
+    if len(content) > most:
+        raise DataError(_too_large(path, len(content), most))
+    return content.decode(encoding)
+
+
+def text_lines(text: str) -> list[str]:
+    r"""The lines of a text, without their ends and without empty ones at its end.
+
+    Only ``\n``, ``\r\n`` and ``\r`` end a line: ``str.splitlines`` cuts at eight further marks, which stand within the
+    words of vocabularies and the texts of captions.
+    """
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _too_large(path: Path, size: int, most: int) -> str:
+    return f"{path}: got {size:,} bytes or more; allowed are {most:,}; name another file"
