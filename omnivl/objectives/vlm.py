@@ -4,7 +4,7 @@ Shapes: B samples of this replica, K samples that negatives are drawn from (B, o
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -44,6 +44,8 @@ class VLM(Objective):
     epsilon: float = 1e-4
     include_labels: bool = False
 
+    compares_samples: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         """Checks the options.
 
@@ -77,12 +79,22 @@ class VLM(Objective):
         # Rounding to fp32 may give 1, which is outside [0, 1).
         return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The positive pairs and the admissible negative ones."""
+        identity = state["identity"]
+        has_negative = (identity[:, None] != self._world(gather).join(identity)).any(-1)
+        return {self.key: len(identity) + 2 * has_negative.sum()}
+
+    def _world(self, gather: Gather) -> Gather:
+        """The replicas whose samples are candidates."""
+        return gather if self.negatives == "global" else LocalGather()
+
     def draw(self, state: State, gather: Gather) -> Drawn:
         """Draws hard negatives by the similarities; adds ``{key}/has_negative`` bool ``[B]``."""
         visual, text, identity = state["visual_embedding"], state["text_embedding"], state["identity"]
         # Drawn in replica order, then converted to indices with own rows first: the draw equals that of the joined
         # batch.
-        world = gather if self.negatives == "global" else LocalGather()
+        world = self._world(gather)
         admissible = identity[:, None] != world.join(identity)
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
         drawn = [
@@ -111,7 +123,7 @@ class VLM(Objective):
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).float() * weights
             metrics = {"accuracy": right.sum() / weights.sum(), "with_negative": has_negative.mean()}
-        return ObjectiveLoss(replica_mean(total, weights.sum(), gather), metrics)
+        return ObjectiveLoss(replica_mean(total, weights.sum(), gather, state.term_weight(self.key)), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""
