@@ -24,6 +24,7 @@ from omnivl.architectures.foreign import OUR_PIXELS, fold_pixels, read_json
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError
+from omnivl.parts.embed import nearest_times
 from omnivl.pretrained.folder import describe, near_misses, unmet_options
 from omnivl.pretrained.names import Architecture, Stack, Translation, detect, translate
 
@@ -123,7 +124,8 @@ def load_pretrained(
         )
     for name in matched:
         tensor, parameter = translated.tensors[name], parameters[name]
-        fitted = fit(chain, name, tensor, path)
+        as_theirs = architecture == "timesformer" and name == "embed.block.visual.times"
+        fitted = fit(chain, name, nearest_times(tensor, len(parameter)) if as_theirs else tensor, path)
         if fitted.shape != tensor.shape:
             resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
         with torch.no_grad():
