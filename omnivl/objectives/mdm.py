@@ -44,7 +44,7 @@ class MDM(Objective):
         image_weight: Factor of the loss on images alone, at the masked patches.
         text_weight: Factor of the loss on texts alone, at the masked tokens.
         pair_weight: Factor of the loss on pairs: its sum over masked tokens and masked patches.
-        min_block: Smallest area of a masked rectangle in patches.
+        min_block: Smallest area that is drawn for a masked rectangle, in patches; see ``block_mask``.
         mask_share: Share of the tokens to predict that [MASK] replaces.
         random_share: Share of them that a random ordinary token replaces; the rest stays as it is.
         targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: the momentum twin's features of
