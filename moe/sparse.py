@@ -44,7 +44,7 @@ class SparseFeedForward(nn.Module):
         self.shared = DenseFeedForward(hidden_size, shared) if shared else None
 
     def tokens_per_expert(self, router_sums: Tensor) -> Tensor:
-        """Number of choices that each expert served, fp32 ``[E]``, from the result of ``forward``."""
+        """Number of choices of each expert, served or dropped, fp32 ``[E]``, from the result of ``forward``."""
         return RouterSums.unpack(router_sums.detach(), len(self.modalities)).chosen_ME.sum(0)
 
     def after_step(self, tokens_per_expert_E: Tensor) -> None:

@@ -1,9 +1,14 @@
-"""From a micro-batch to the first state of the chain, on the device of the host."""
+"""From the micro-batches of a step to the first states of the chain, on the device of the host."""
 
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
+from torch import Tensor
 
+from omnivl.chain.gather import Gather
+from omnivl.chain.objective import Objective, weigh_terms
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch, DataKind
 
@@ -31,5 +36,71 @@ class LayoutKey(NamedTuple):
 
 def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device) -> State:
     """The state at the head of the chain for one micro-batch, its tensors on ``device``."""
-    state = State.from_batch(batch, plan_layout(*LayoutKey.of(batch)))
+    return _moved(State.from_batch(batch, plan_layout(*LayoutKey.of(batch))), device)
+
+
+def _moved(state: State, device: torch.device) -> State:
     return State({name: tensor.to(device, non_blocking=True) for name, tensor in state.items()}, state.layout)
+
+
+def first_states(
+    batches: Sequence[Batch],
+    plan_layout: PlanLayout,
+    device: torch.device,
+    objectives: Mapping[str, Objective],
+    gather: Gather,
+) -> Iterator[State]:
+    """The states at the head of the chain for the micro-batches of a step, made one by one as they are asked for.
+
+    Each has ``term_weight/{name}`` for the ``terms`` of the objectives that act on it: a host that averages over
+    micro-batches and replicas then has the gradient of the joined batch, however many tokens, patches or pairs a
+    micro-batch holds.
+
+    Called by all replicas of ``gather``, which sum up their counts once in a step.
+
+    Args:
+        batches: This replica's micro-batches; entries, kinds and sizes are equal on every replica.
+        plan_layout: Layout of a micro-batch.
+        device: Where the chain runs.
+        objectives: The chain's, by key.
+        gather: The replicas that see different samples.
+    """
+    weights = _term_weights(batches, plan_layout, device, objectives, gather)
+    for batch, own in zip(batches, weights, strict=True):
+        yield first_state(batch, plan_layout, device).merged(own)
+
+
+@torch.no_grad()
+def _term_weights(
+    batches: Sequence[Batch],
+    plan_layout: PlanLayout,
+    device: torch.device,
+    objectives: Mapping[str, Objective],
+    gather: Gather,
+) -> list[dict[str, Tensor]]:
+    """Of each micro-batch ``term_weight/{name}``, fp32 scalars.
+
+    An objective's loss is averaged over all micro-batches, those included on which it does not act: its share of the
+    step is that of the micro-batches on which it does, within which each of its terms weighs the same.
+    """
+    found: list[dict[str, Tensor]] = []
+    counts: dict[str, list[Tensor]] = defaultdict(list)
+    for batch in batches:
+        whole = State.from_batch(batch, plan_layout(*LayoutKey.of(batch)))
+        state = _moved(whole.updated(drop=("frames",)), device)
+        own = {
+            name: count
+            for key in state.layout.objectives
+            for name, count in objectives[key].terms(state, gather).items()
+        }
+        for name, count in own.items():
+            counts[name].append(count.to(torch.float32))
+        found.append(own)
+    if not counts:
+        return [{} for _ in batches]
+    joined = gather.total(torch.stack([torch.stack(each).sum() for each in counts.values()]))
+    weights = {
+        f"term_weight/{name}": weigh_terms(total, gather.replicas * len(each))
+        for (name, each), total in zip(counts.items(), joined, strict=True)
+    }
+    return [{f"term_weight/{name}": weights[f"term_weight/{name}"] for name in own} for own in found]

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 
 from engine.hosts.holdings import HoldingHost, Holdings
-from engine.hosts.micro_batch import PlanLayout, first_state
+from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
@@ -67,8 +67,8 @@ class PlainHost(HoldingHost):
         assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
         collected = StepScalars()
-        for batch in batches:
-            state = self.chain(first_state(batch, self._plan_layout, self.device))
+        for first in first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather):
+            state = self.chain(first)
             collected.add(scalars(state))
             loss = state["loss"]
             (loss / self._accumulation if self._accumulation > 1 else loss).backward()

@@ -110,7 +110,10 @@ class BatchConfig:
 
     Attributes:
         micro_batch_size_per_gpu: Samples of one forward pass on one process.
-        gradient_accumulation_steps: Micro-batches of one optimizer step on one process.
+        gradient_accumulation_steps: Micro-batches of one optimizer step on one process. Means over tokens, patches,
+            answers and pairs are those of the whole step, however it is divided. What compares samples with one another
+            (``itc``, ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation
+            adds no negatives.
         global_batch_size: Samples of one optimizer step over all processes. Checked against the other two and the
             number of processes if it is given; it never changes them.
     """

@@ -154,6 +154,15 @@ class StagePlan:
         """Samples of one optimizer step on one replica."""
         return self.batch.micro_batch_size_per_gpu * self.batch.gradient_accumulation_steps
 
+    @property
+    def compared_within_a_micro_batch(self) -> list[str]:
+        """Keys of the objectives for which a micro-batch is not as good as its share of the step.
+
+        None without accumulation; see ``Objective.compares_samples``.
+        """
+        accumulates = self.batch.gradient_accumulation_steps > 1
+        return [one.key for one in self.objectives if accumulates and one.compares_samples]
+
     def layouts(self) -> list[StepLayout]:
         """The different step layouts of the stage."""
         return [sort.layout for sort in self.batch_sorts()]

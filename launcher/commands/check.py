@@ -97,6 +97,7 @@ def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> d
         "steps": stage.steps,
         "mixture": {entry.key: entry.weight / total for entry in stage.data},
         "objectives": {objective.key: objective.weight for objective in stage.objectives},
+        "compared_within_a_micro_batch": stage.compared_within_a_micro_batch,
         "host": _host(stage),
         "precision": stage.parallel.precision,
         "micro_batch_size_per_gpu": stage.batch.micro_batch_size_per_gpu,
@@ -242,6 +243,16 @@ def _tied(pipeline: dict[str, Any]) -> str:
     return f"{', '.join(runs)}: {copies:.1f} M parameters of copies, {sent:,.0f} MiB of gradients and weights a step"
 
 
+def _not_accumulated(stage: dict[str, Any]) -> list[tuple[str, str]]:
+    """The line about losses that accumulation gives no more samples to compare; none where there are no such."""
+    keys, size = stage["compared_within_a_micro_batch"], stage["micro_batch_size_per_gpu"] * stage["replicas"]
+    if not keys:
+        return []
+    verb = "compares" if len(keys) == 1 else "compare"
+    told = f"{', '.join(keys)} {verb} the samples of one micro-batch, at most {size:,}, not those of the whole step"
+    return [("negatives", told)]
+
+
 def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     """The printed lines about a stage."""
     micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
@@ -254,6 +265,7 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
         ("batch", batch),
+        *_not_accumulated(stage),
         ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
         ("objectives", ", ".join(f"{name} x {weight:g}" for name, weight in stage["objectives"].items())),
         ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),

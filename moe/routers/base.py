@@ -44,14 +44,14 @@ class Router(nn.Module, ABC):
 
     @property
     def balances(self) -> bool:
-        """Whether ``after_step`` changes anything; only then the tokens that experts serve are counted."""
+        """Whether ``after_step`` changes anything; only then choices are counted for it."""
         return False
 
     def after_step(self, tokens_per_expert_E: Tensor) -> None:
         """Updates state that is not trained by a gradient, after an optimizer step. Does nothing by default.
 
         Args:
-            tokens_per_expert_E: fp32, tokens that each expert served in the step, over all replicas.
+            tokens_per_expert_E: fp32, choices of each expert in the step, served or dropped, over all replicas.
         """
 
     def restore_allowed(self) -> None:

@@ -15,8 +15,8 @@ from moe.routers.sums import RouterSums
 def routing_health(sums: RouterSums, modalities: Sequence[str]) -> dict[str, Tensor]:
     """Figures of one layer, detached fp32 scalars by ``figure_modality``; NaN where a modality has no token.
 
-    - ``experts_used``: the exponential of the entropy of the experts' shares of the tokens. If n experts serve equally
-      many tokens and the others none, it is n.
+    - ``experts_used``: the exponential of the entropy of the experts' shares of the choices, served or not. If n
+      experts are chosen equally often and the others never, it is n.
     - ``confidence``: mean probability of a token's best expert.
     - ``entropy``: mean entropy of a token's probabilities.
     - ``dropped``: share of the choices that no expert served; with expert choice, share of the tokens that no expert
@@ -37,8 +37,8 @@ def routing_health(sums: RouterSums, modalities: Sequence[str]) -> dict[str, Ten
 def layer_health(sums: RouterSums) -> dict[str, Tensor]:
     """The same figures of one layer over the tokens of all modalities, and ``largest_load``, detached fp32 scalars.
 
-    ``largest_load`` is the busiest expert's share of the served choices, times the number of experts: 1 where all are
-    equally busy.
+    ``largest_load`` is the busiest expert's share of the choices, served or not, times the number of experts: 1 where
+    all are equally busy.
     """
     chosen_E = sums.chosen_ME.detach().sum(0)
     load = chosen_E.max() * len(chosen_E) / chosen_E.sum().clamp_min(1.0)

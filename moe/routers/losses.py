@@ -31,7 +31,7 @@ class RouterLossConfig:
 
     Attributes:
         importance: Spread of the probability mass per expert, ``(std / mean)^2``.
-        balance: ``E * sum_e f_e P_e``, share of choices times mean probability.
+        balance: ``E * sum_e f_e P_e``, share of choices, served or not, times mean probability.
         z: Mean square of the logits' logsumexp.
         local_entropy: By modality: mean entropy of a token's probabilities. It is small if the router is confident.
         global_entropy: By modality: how far the entropy of the mean probabilities stays below ``log min_experts``.

@@ -27,11 +27,13 @@ class Said:
     Attributes:
         logits_TE: fp32, without noise, with gradient; ``-inf`` where the token may not go.
         probs_TE: fp32, the probabilities of the experts without noise, with gradient; rows add up to 1.
-        served_TE: fp32, how many choices of the token the expert served: 0 or 1.
+        served_TE: fp32, how many choices of the token the expert serves: 0 or 1.
         choices_T: fp32, how many choices the token has.
         dropped_T: fp32, how many of them no expert served.
         load_TE: fp32, the probability that the token would be sent to the expert if the noise were drawn anew, with
             gradient; None where the router draws none.
+        chosen_TE: fp32, how many choices of the token name the expert, served or not: what balances experts counts
+            these, since a busy expert would seem less busy by the choices that it drops. None where all are served.
     """
 
     logits_TE: Tensor
@@ -40,6 +42,7 @@ class Said:
     choices_T: Tensor
     dropped_T: Tensor
     load_TE: Tensor | None = None
+    chosen_TE: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -137,10 +140,11 @@ class ByToken(Routed):
         if routing.kept_TK is not None:
             served_TK = served_TK * routing.kept_TK
         experts_E = torch.arange(experts, device=expert_TK.device)
-        served_TE = ((expert_TK[..., None] == experts_E) * served_TK[..., None]).sum(1)
+        named_TKE = expert_TK[..., None] == experts_E
+        served_TE, chosen_TE = (named_TKE * served_TK[..., None]).sum(1), named_TKE.sum(1).to(served_TK.dtype)
         dropped_T = (1.0 - served_TK).sum(-1)
         choices_T = torch.full_like(dropped_T, expert_TK.shape[1])
-        said = Said(logits_TE, probs_TE, served_TE, choices_T, dropped_T, load_TE)
+        said = Said(logits_TE, probs_TE, served_TE, choices_T, dropped_T, load_TE, chosen_TE)
         return cls(said, routing, expert_TK, gate_TK)
 
     @property

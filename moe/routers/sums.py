@@ -27,7 +27,7 @@ class RouterSums:
         z_M: * Square of the logits' logsumexp.
         probs_ME: * Probabilities.
         load_ME: * Probability of being chosen if the noise were drawn anew; 0 without noise.
-        chosen_ME: Choices that were served.
+        chosen_ME: Choices, whether they were served or dropped.
     """
 
     tokens_M: Tensor
@@ -65,7 +65,7 @@ class RouterSums:
             z_M=member_MT @ lse_T.square(),
             probs_ME=member_MT @ probs_TE,
             load_ME=member_MT @ (torch.zeros_like(probs_TE) if said.load_TE is None else said.load_TE),
-            chosen_ME=member_MT @ said.served_TE,
+            chosen_ME=member_MT @ (said.served_TE if said.chosen_TE is None else said.chosen_TE),
         )
 
     def pack(self) -> Tensor:

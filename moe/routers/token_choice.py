@@ -44,7 +44,8 @@ class TokenChoice(RouterConfig):
             layer, as upcycling needs.
         capacity_factor: Largest number of tokens that an expert serves, over the mean number per expert; null: no
             limit.
-        priority: Under a capacity, serve tokens with a larger highest weight first, instead of earlier tokens.
+        priority: Under a capacity, serve tokens with a larger highest probability (before ``renormalise``) first,
+            instead of earlier tokens.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for no bias.
         losses: Weights of the auxiliary losses.
 
@@ -138,6 +139,7 @@ class TokenChoiceRouter(LinearRouter):
         ranked_TE = probs_TE if self.bias_E is None else probs_TE + self.bias_E.where(probs_TE > 0, -torch.inf)
         expert_TK = ranked_TE.topk(top_k, dim=-1).indices
         gate_TK = probs_TE.gather(1, expert_TK)
+        surest_T = gate_TK.detach().amax(-1)  # before the next lines make one choice's weight 1
         if self.config.renormalise:
             total_T1 = gate_TK.sum(-1, keepdim=True)
             gate_TK = gate_TK / (total_T1.detach() if top_k == 1 else total_T1)
@@ -149,7 +151,7 @@ class TokenChoiceRouter(LinearRouter):
             gate_TK,
             valid_T=valid_T,
             capacity=self._capacity(len(x_TD)),
-            priority_T=gate_TK.detach().amax(-1) if self.config.priority else None,
+            priority_T=surest_T if self.config.priority else None,
             load_TE=expected_load(logits_TE, noisy_TE, expert_TK, noise) if noise > 0 else None,
         )
 
@@ -160,12 +162,13 @@ class TokenChoiceRouter(LinearRouter):
 
     @torch.no_grad()
     def after_step(self, tokens_per_expert_E: Tensor) -> None:
-        """Raises the bias of experts that served fewer tokens than the mean and lowers that of the others.
+        """Raises the bias of experts that were chosen less often than the mean and lowers that of the others.
 
         Args:
-            tokens_per_expert_E: Tokens that each expert served in the step, over all replicas.
+            tokens_per_expert_E: Choices of each expert in the step, served or dropped, over all replicas.
 
-        Source: Wang et al., arXiv 2408.15664, algorithm 1: ``b += u * sign(mean load - load)``.
+        Source: Wang et al., arXiv 2408.15664, algorithm 1: ``b += u * sign(mean load - load)``, the load as the router
+            assigns it, without a capacity.
         """
         if self.bias_E is not None:
             load_E = tokens_per_expert_E.float()

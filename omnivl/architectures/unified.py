@@ -30,11 +30,18 @@ class Unified(OneWidth):
     Attributes:
         depth: Blocks.
         multiway: Whether attention projections and norms are by modality, as in BEiT-3.
+        norm_eps: Added to the variance in normalisations: 1e-6 as in VLMo, 1e-5 in BEiT-3.
+
+    Differs: BEiT-3 normalises twice more in each block, before the output projection of attention and before the second
+        map of the perceptrons (sub-LN). VLMo's second norm is by modality, one each for images,
+        texts and, in the top blocks, joined tokens; here it is one for all, or with ``multiway`` both norms are by
+        modality.
     """
 
     kind: Literal["unified"] = "unified"
     depth: Annotated[int, Range(1)] = 12
     multiway: bool = False
+    norm_eps: Annotated[float, Range(above=0)] = UNIFIED_EPS
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "fused_visual", "masked_visual")
 
@@ -50,7 +57,7 @@ class Unified(OneWidth):
         own = self.stack_of(self.depth)
         return {
             "unified": replace(
-                own, norm_eps=UNIFIED_EPS, drop_path=self.drop_path, layer_scale_init=self.layer_scale_init
+                own, norm_eps=self.norm_eps, drop_path=self.drop_path, layer_scale_init=self.layer_scale_init
             )
         }
 

@@ -9,8 +9,9 @@ Order of calls within one step:
 1. ``prepare`` (in a data worker, on the CPU): draws masks and the like from the batch; a pure function of the sample's
    position. Results are in ``Batch.prepared`` under ``{key}/...``.
 2. ``demands``: which rows the chain has to compute. Pure function of kind and size.
-3. ``draw`` (where rows are joined): chooses other samples for the joins that ask for it.
-4. ``loss`` (in the chain's last layer); after the optimizer step the head's ``after_step``.
+3. ``terms`` (for all micro-batches of the step, before the first is computed): how many terms its means run over.
+4. ``draw`` (where rows are joined): chooses other samples for the joins that ask for it.
+5. ``loss`` (in the chain's last layer); after the optimizer step the head's ``after_step``.
 
 ``predict`` reads the same rows for evaluation, without targets.
 """
@@ -18,7 +19,7 @@ Order of calls within one step:
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -92,7 +93,8 @@ class ObjectiveLoss:
     """A raw (unweighted) loss and its detached metrics.
 
     Attributes:
-        loss: fp32 scalar. Averaged over replicas it equals the loss of the joined batch.
+        loss: fp32 scalar. Averaged over replicas it equals the loss of the joined batch; averaged over the step's
+            micro-batches, too, as far as the objective counts ``terms``.
         metrics: Detached fp32 scalars by short name (``accuracy``, ``temperature`` ...).
     """
 
@@ -175,6 +177,9 @@ class Objective(ABC):
     weight_warmup_steps: int = 0
     name: str | None = None
     on: tuple[str, ...] = ()
+
+    compares_samples: ClassVar[bool] = False
+    """Whether a sample's loss depends on other samples of its micro-batch, so that accumulated ones give it no more."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -269,6 +274,22 @@ class Objective(ABC):
         """Draws this objective's inputs, named ``{self.key}/...``. Called only where ``demands`` is not None."""
         return {}
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """How many terms the means in ``loss`` run over, as far as this differs between micro-batches or replicas.
+
+        The host counts them over all micro-batches and replicas of a step; the state of each micro-batch then has
+        ``term_weight/{name}`` for ``replica_mean``, so that the step's gradient is that of the joined batch.
+
+        Args:
+            state: At the head of the chain, without frames: what the batch holds and ``prepare`` made.
+            gather: For counts that depend on other replicas' samples.
+
+        Returns:
+            Scalars of this replica and micro-batch, by ``{key}`` or ``{key}/...``; the names follow from the layout.
+            By default none: the loss of a step is the mean of those of its micro-batches.
+        """
+        return {}
+
     def draw(self, state: State, gather: Gather) -> Drawn:
         """Chooses the samples of the joins with a side that is drawn. Called without a gradient."""
         raise NotImplementedError(f"objective {self.key} has joins to draw for, and no draw")
@@ -310,18 +331,36 @@ def ramp(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
 
 
-def replica_mean(total: Tensor, count: Tensor, gather: Gather) -> Tensor:
-    """A mean over a count that differs between replicas.
+def replica_mean(total: Tensor, count: Tensor, gather: Gather, term_weight: Tensor | None = None) -> Tensor:
+    """A mean over a count that differs between replicas and between the micro-batches of a step.
 
-    Averaged over replicas the result is the mean over the joined batch, and so is its gradient.
+    Averaged over replicas and micro-batches the result is the mean over the joined batch, and so is its gradient.
 
     Args:
         total: fp32 scalar, this replica's sum.
         count: Scalar, this replica's number of terms (or their weights' sum), no gradient.
         gather: Sums the counts.
+        term_weight: ``State.term_weight``: what a term weighs, counted over the whole step. None: this micro-batch is
+            counted alone.
 
     Returns:
-        ``total * replicas / joined count``; 0, still part of the graph, where the joined count is 0.
+        ``total * term_weight``, or ``total * replicas / joined count``; 0, still part of the graph, where the joined
+        count is 0.
     """
-    joined = gather.total(count.detach().to(torch.float32))
-    return total * (gather.replicas / torch.where(joined > 0, joined, 1.0))
+    if term_weight is not None:
+        return total * term_weight
+    return total * weigh_terms(gather.total(count.detach().to(torch.float32)), gather.replicas)
+
+
+def weigh_terms(joined: Tensor, parts: int) -> Tensor:
+    """What a term weighs in a loss that is averaged over parts (replicas, micro-batches).
+
+    Args:
+        joined: fp32, the number of terms of all parts.
+        parts: Their number.
+
+    Returns:
+        ``parts / joined``; finite where there is no term.
+    """
+    weight: Tensor = parts / torch.where(joined > 0, joined, 1.0)
+    return weight

@@ -58,8 +58,8 @@ CORE_FIELDS: Mapping[str, str] = {
     "loss": "float [], the weighted sum of all losses",
 }
 """Fields with a fixed meaning. Others are namespaced: ``mlm/targets``, ``visual/mrm`` (rows of a segment), ``loss/mlm``
-(raw, before its weight), ``logits/prefix_lm``, ``metric/univlc/temperature`` (detached), ``router/...``, ``cache/...``,
-and ``field/boxes`` for the samples' fields."""
+(raw, before its weight), ``term_weight/mlm``, ``logits/prefix_lm``, ``metric/univlc/temperature`` (detached),
+``router/...``, ``cache/...``, and ``field/boxes`` for the samples' fields."""
 
 Mode = Literal["train", "encode", "predict"]
 
@@ -179,6 +179,10 @@ class State(dict[str, Tensor]):
     def named(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under ``prefix/``, with the prefix cut off."""
         return {name[len(prefix) + 1 :]: tensor for name, tensor in self.items() if name.startswith(f"{prefix}/")}
+
+    def term_weight(self, name: str) -> Tensor | None:
+        """What one of an objective's ``terms`` weighs in its loss, fp32 scalar; None where no host has counted them."""
+        return self.get(f"term_weight/{name}")
 
     def rows(self, stream: str, segment: str) -> Tensor:
         """A segment of a stream's stack, at any position in the chain.

@@ -101,10 +101,19 @@ class PictureSet:
         Raises:
             DataError: A sample has none.
         """
+        return [captions[0] for captions in self.all_captions]
+
+    @property
+    def all_captions(self) -> list[tuple[str, ...]]:
+        """The captions of each sample, at least one.
+
+        Raises:
+            DataError: A sample has none.
+        """
         for sample in self.samples:
             if not sample.captions:
                 raise DataError(f"{sample.where} has no caption, which this task needs; filter it out with `where`")
-        return [sample.captions[0] for sample in self.samples]
+        return [tuple(sample.captions) for sample in self.samples]
 
     def frames(self, indices: Sequence[int], size: int | None = None) -> Tensor:
         """Decoded pictures uint8 ``[len(indices), T, 3, size, size]``."""

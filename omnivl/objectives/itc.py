@@ -9,7 +9,7 @@ Shapes: B samples of this replica, J joined batch (replicas * B), M embeddings o
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,6 +71,8 @@ class ITC(Objective):
     soft_target_factor: Literal["scale", "temperature"] = "scale"
     initial_bias: float = -10.0
     label_smoothing: float = 0.0
+
+    compares_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

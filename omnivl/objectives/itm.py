@@ -5,7 +5,7 @@ N patches, D hidden size.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -49,6 +49,8 @@ class ITM(Objective):
     exclude_equal: bool = True
     alignment_weight: float = 0.1
     include_labels: bool = False
+
+    compares_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -17,7 +17,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
-from omnivl.objectives.vocabulary import token_loss
+from omnivl.objectives.vocabulary import num_targets, token_loss
 from omnivl.parts.heads import IGNORED
 
 
@@ -61,10 +61,15 @@ class LM(Objective):
         token_ids, targets = shift(batch.token_ids, context.tokens)
         return {f"{self.key}/token_ids": token_ids, f"{self.key}/targets": targets}
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The tokens to predict."""
+        return {self.key: num_targets(state[f"{self.key}/targets"])}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over all tokens, [SEP] included."""
         hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
-        return token_loss(hidden, targets, heads.vocabulary, gather, self.label_smoothing)
+        weight = state.term_weight(self.key)
+        return token_loss(hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Logits of the token after the last position of each row, fp32 ``[R, V]``."""

@@ -124,6 +124,10 @@ class MaskedVisual(Objective):
         """The map from features of masked patches to their targets."""
         return patch_head(sizes, "visual", self.targets, sizes.tubelet_size if self.on_videos else 1)
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The masked patches."""
+        return {self.key: state[f"{self.key}/mask"].sum()}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean distance over all values of masked patches."""
         assert isinstance(heads.own, PatchHead)
@@ -131,7 +135,7 @@ class MaskedVisual(Objective):
         features = state.rows("visual", self.key)
         distances = patch_distances(state, self.key, features, heads.own, self.targets, self.feature_loss)
         count = mask.sum()
-        loss = replica_mean(distances.sum(), count, gather)
+        loss = replica_mean(distances.sum(), count, gather, state.term_weight(self.key))
         return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
 
 

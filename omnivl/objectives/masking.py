@@ -20,20 +20,24 @@ _DRAWN_AT_ONCE = 32
 def block_mask(random: np.random.Generator, grid: tuple[int, int], probability: float, min_block: int = 4) -> Mask:
     """Masks rectangles until ``round(probability * N)`` patches are covered.
 
-    A rectangle that would cover too many patches is discarded. After several such rectangles in a row, single patches
-    next to masked ones are masked instead, so that the number is exact.
+    A rectangle that would cover too many patches, or none that is not covered, is discarded. After ten such rectangles,
+    single patches next to masked ones are masked instead, so that the number is exact.
 
     Args:
         random: The sample's generator.
         grid: Patches per side, (rows, columns).
         probability: Share of patches to mask. At least one patch is masked and at least one is left.
-        min_block: Smallest area of a rectangle in patches.
+        min_block: Smallest area that is drawn for a rectangle, in patches; where fewer are left to mask, their number.
 
     Returns:
         Bool ``[rows, columns]``, true where masked.
 
     Source: Bao et al., BEiT, arXiv 2106.08254, algorithm 1 (aspect ratio from 0.3 to 1 / 0.3, drawn log-uniformly).
-    Differs: the number of masked patches is exact; in BEiT it is an upper bound.
+    Differs: the number of masked patches is exact; in BEiT it is an upper bound. Where fewer than ``min_block`` patches
+        are left, the area is their number; in BEiT's code it is drawn between the two, so that its last rectangles lie
+        over covered patches. Sides are rounded as there: a rectangle may be a little smaller than its area. A side that
+        exceeds the grid is cut to it; BEiT discards the rectangle. BEiT allows ten for each rectangle that it places,
+        ours ten in a picture.
     """
     rows, columns = grid
     size = rows * columns

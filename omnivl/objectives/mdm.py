@@ -26,7 +26,7 @@ from omnivl.objectives.masked_visual import (
 )
 from omnivl.objectives.masking import block_mask
 from omnivl.objectives.mlm import MLM
-from omnivl.objectives.vocabulary import token_loss
+from omnivl.objectives.vocabulary import num_targets, token_loss
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MDM(Objective):
         image_weight: Factor of the loss on images alone, at the masked patches.
         text_weight: Factor of the loss on texts alone, at the masked tokens.
         pair_weight: Factor of the loss on pairs: its sum over masked tokens and masked patches.
-        min_block: Smallest area of a masked rectangle in patches.
+        min_block: Smallest area that is drawn for a masked rectangle, in patches; see ``block_mask``.
         mask_share: Share of the tokens to predict that [MASK] replaces.
         random_share: Share of them that a random ordinary token replaces; the rest stays as it is.
         targets: ``pixels``: a patch's own values, normalised per patch. ``momentum``: the momentum twin's features of
@@ -146,26 +146,40 @@ class MDM(Objective):
         """The map from features of masked patches to their targets; words have the vocabulary head."""
         return patch_head(sizes, "fused", self.targets, tubelet_size=1)
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """Masked patches and hidden tokens of each part, by ``{part}/patches`` and ``{part}/words``."""
+        words = {
+            f"{part}/words": num_targets(state[f"{part}/targets"]) for part in self.parts if f"{part}/targets" in state
+        }
+        patches = {f"{part}/patches": state[f"{part}/mask"].sum() for part in self.parts if f"{part}/mask" in state}
+        return words | patches
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The weighted sum of the parts' losses, each a mean over masked patches or tokens."""
         image, text, pair = self.parts
         if image not in state.layout.visual:
-            written = token_loss(state.rows("text", text), state[f"{text}/targets"], heads.vocabulary, gather)
+            written = self._words(state, text, "text", heads, gather)
             metrics = {"text": written.loss.detach(), "text_accuracy": written.metrics["accuracy"]}
             return ObjectiveLoss(self.text_weight * written.loss, metrics)
         alone = self._patches(state, image, "visual", heads, gather)
         total, metrics = self.image_weight * alone, {"image": alone.detach()}
         if pair in state.layout.fused:
-            written = token_loss(state.rows("text", text), state[f"{text}/targets"], heads.vocabulary, gather)
-            words = token_loss(state.rows("fused", pair), state[f"{pair}/targets"], heads.vocabulary, gather)
+            written = self._words(state, text, "text", heads, gather)
+            words = self._words(state, pair, "fused", heads, gather)
             patches = self._patches(state, pair, "fused_visual", heads, gather)
             total = total + self.text_weight * written.loss + self.pair_weight * (words.loss + patches)
             metrics |= {"text": written.loss, "pair_text": words.loss, "pair_image": patches}
             metrics |= {"text_accuracy": written.metrics["accuracy"], "pair_text_accuracy": words.metrics["accuracy"]}
         return ObjectiveLoss(total, metrics)
 
+    def _words(self, state: State, segment: str, stream: str, heads: Heads, gather: Gather) -> ObjectiveLoss:
+        weight = state.term_weight(f"{segment}/words")
+        hidden, targets = state.rows(stream, segment), state[f"{segment}/targets"]
+        return token_loss(hidden, targets, heads.vocabulary, gather, term_weight=weight)
+
     def _patches(self, state: State, segment: str, stream: str, heads: Heads, gather: Gather) -> Tensor:
         assert isinstance(heads.own, PatchHead)
         features = state.rows(stream, segment)
         distances = patch_distances(state, segment, features, heads.own, self.targets, self.feature_loss)
-        return replica_mean(distances.sum(), state[f"{segment}/mask"].sum(), gather)
+        weight = state.term_weight(f"{segment}/patches")
+        return replica_mean(distances.sum(), state[f"{segment}/mask"].sum(), gather, weight)

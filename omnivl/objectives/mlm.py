@@ -18,7 +18,7 @@ from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareConte
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives.vocabulary import Teacher, token_loss
+from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
 from omnivl.parts.heads import IGNORED
 
 Ids = NDArray[np.int64]
@@ -136,13 +136,18 @@ class MLM(Objective):
         corrupted[row, place] = np.where(lot < self.mask_share, tokens.mask, kept_or_replaced)
         return corrupted, targets
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The hidden tokens."""
+        return {self.key: num_targets(state[f"{self.key}/targets"])}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over hidden tokens, a share of it with the teacher's softmax."""
         hidden, teacher = state.rows("fused" if self.grounded else "text", self.key), None
         if self.soft_target_alpha > 0.0:
             taught = state.rows(TWIN + "fused", self.key)
             teacher = Teacher(taught, heads.momentum_vocabulary, state[f"{self.key}/alpha"])
-        return token_loss(hidden, state[f"{self.key}/targets"], heads.vocabulary, gather, teacher=teacher)
+        targets, weight = state[f"{self.key}/targets"], state.term_weight(self.key)
+        return token_loss(hidden, targets, heads.vocabulary, gather, teacher=teacher, term_weight=weight)
 
 
 def _draws(length: int) -> int:

@@ -14,7 +14,8 @@ class MRM(MaskedVisual):
     """Masked regions, on images.
 
     Attributes:
-        min_block: Smallest area of a masked rectangle in patches.
+        min_block: Smallest area that is drawn for a masked rectangle, in patches. The last ones of a picture are
+            smaller where fewer patches are left to mask; see ``block_mask``.
 
     Source: Bao et al., BEiT, arXiv 2106.08254 (block-wise masking); He et al., MAE, arXiv 2111.06377 (pixel targets).
     """

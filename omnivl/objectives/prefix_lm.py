@@ -18,7 +18,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import UserError
-from omnivl.objectives.vocabulary import words_loss
+from omnivl.objectives.vocabulary import num_targets, words_loss
 from omnivl.parts.heads import IGNORED
 from omnivl.parts.padding import chosen_positions
 
@@ -78,11 +78,15 @@ class PrefixLM(Objective):
             f"{self.key}/mask": torch.from_numpy(places <= ends[:, None]),
         }
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The tokens of captions and their ends."""
+        return {self.key: num_targets(state[f"{self.key}/targets"])}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over the tokens of captions and their ends."""
         targets = state[f"{self.key}/targets"]
         wanted = targets.flatten()[chosen_positions(targets != IGNORED)]
-        return words_loss(state[f"logits/{self.key}"], wanted, gather)
+        return words_loss(state[f"logits/{self.key}"], wanted, gather, term_weight=state.term_weight(self.key))
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Logits of what follows the last position of each row, fp32 ``[R, V]``."""

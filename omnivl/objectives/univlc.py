@@ -7,7 +7,7 @@ Shapes: B queries of this replica, J joined batch (replicas * B), Q queue entrie
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -83,6 +83,8 @@ class UniVLC(Objective):
     negative_weights: NegativeWeights | None = None
     soft_target_alpha: float = 0.0
     soft_target_warmup_steps: int = 0
+
+    compares_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -3,15 +3,15 @@
 Shapes: B samples of this replica, K samples that negatives are drawn from (B, or all replicas' samples), D hidden size.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.demands import EMBEDDINGS, Demands, Join
+from omnivl.chain.demands import EMBEDDINGS, TWIN, Demands, Join
 from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.objective import Drawn, Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
@@ -23,6 +23,8 @@ from omnivl.parts.similarity import similarity
 SEGMENTS = ("positive", "negative_visual", "negative_text")
 """Fused rows: own text and own visual; own text and another's visual; another's text and own visual."""
 
+Probabilities = Literal["negatives", "all"]
+
 
 @dataclass(frozen=True)
 class VLM(Objective):
@@ -32,9 +34,16 @@ class VLM(Objective):
         negatives: Whether negatives come from this replica's samples (``local``) or from those of all replicas
             (``global``: joins visual and text features; the result does not depend on the number of replicas).
         epsilon: Added to the probability of every admissible negative before drawing.
+        probabilities: Over which candidates the softmax of a sample's similarities runs: ``negatives``, the admissible
+            ones, whose probabilities add up to 1 before ``epsilon``; or ``all``, the sample's own pair included, which
+            is left out after ``epsilon`` was added. With ``all``, negatives are drawn the more evenly the surer the
+            model is of the own pair.
+        similarities: What a sample's embedding is compared with: the ``online`` embeddings of the others, or their
+            ``momentum`` ones, which need the model's momentum twins.
         include_labels: Whether class prompts are matched too.
 
-    Source: Li et al., ALBEF, arXiv 2107.07651, section 3.2; Li et al., BLIP, arXiv 2201.12086 (epsilon 1e-4).
+    Source: Li et al., ALBEF, arXiv 2107.07651, section 3.2; Li et al., BLIP, arXiv 2201.12086 (epsilon 1e-4). The code
+        of both takes ``probabilities: all`` and ``similarities: momentum`` in pretraining; BLIP's adds the epsilon.
     Differs: pairs of equal identity are never negatives, and a sample without admissible negatives contributes its
         positive pair only (ALBEF's sampling becomes NaN, its issue 107).
     """
@@ -42,7 +51,11 @@ class VLM(Objective):
     kind: Literal["vlm"] = "vlm"
     negatives: Literal["local", "global"] = "local"
     epsilon: float = 1e-4
+    probabilities: Probabilities = "negatives"
+    similarities: Literal["online", "momentum"] = "online"
     include_labels: bool = False
+
+    compares_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -60,7 +73,12 @@ class VLM(Objective):
         positive, negative_visual, negative_text = self.segments
         joins = {positive: Join(), negative_visual: Join(drawn="sees"), negative_text: Join(drawn="text")}
         reads = frozenset({"pooled"})
-        return Demands(joins=joins, reads=reads, draws_from=frozenset((*EMBEDDINGS, "logit_scale")))
+        keys = tuple(TWIN + name for name in EMBEDDINGS) if self.similarities == "momentum" else ()
+        return Demands(joins=joins, reads=reads, draws_from=frozenset((*EMBEDDINGS, "logit_scale", *keys)))
+
+    def after_training(self) -> Self:
+        """The same without momentum embeddings: nothing is drawn after training."""
+        return replace(self.apart(), similarities="online")
 
     def asks(self, kind: DataKind, batch_size: int) -> Demands:
         """One fused row per text."""
@@ -77,17 +95,29 @@ class VLM(Objective):
         # Rounding to fp32 may give 1, which is outside [0, 1).
         return {f"{self.key}/uniforms": torch.from_numpy(np.minimum(draws, np.float32(1 - 2**-24)))}
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The positive pairs and the admissible negative ones."""
+        identity = state["identity"]
+        has_negative = (identity[:, None] != self._world(gather).join(identity)).any(-1)
+        return {self.key: len(identity) + 2 * has_negative.sum()}
+
+    def _world(self, gather: Gather) -> Gather:
+        """The replicas whose samples are candidates."""
+        return gather if self.negatives == "global" else LocalGather()
+
     def draw(self, state: State, gather: Gather) -> Drawn:
         """Draws hard negatives by the similarities; adds ``{key}/has_negative`` bool ``[B]``."""
         visual, text, identity = state["visual_embedding"], state["text_embedding"], state["identity"]
         # Drawn in replica order, then converted to indices with own rows first: the draw equals that of the joined
         # batch.
-        world = gather if self.negatives == "global" else LocalGather()
+        world = self._world(gather)
         admissible = identity[:, None] != world.join(identity)
         uniforms, scale = state[f"{self.key}/uniforms"], state["logit_scale"]
+        twin = TWIN if self.similarities == "momentum" else ""
+        visual_keys, text_keys = (world.join(state[twin + name].detach()) for name in EMBEDDINGS)
         drawn = [
-            draw_negatives(scale * similarity(query, world.join(key.detach())), admissible, uniform, self.epsilon)
-            for query, key, uniform in ((text, visual, uniforms[:, 0]), (visual, text, uniforms[:, 1]))
+            draw_negatives(scale * similarity(query, keys), admissible, uniform, self.epsilon, self.probabilities)
+            for query, keys, uniform in ((text, visual_keys, uniforms[:, 0]), (visual, text_keys, uniforms[:, 1]))
         ]
         count = admissible.shape[1]
         rows = [(row - world.replica * len(identity)) % count for row in drawn]
@@ -111,7 +141,7 @@ class VLM(Objective):
         with torch.no_grad():
             right = (logits.argmax(-1) == targets).float() * weights
             metrics = {"accuracy": right.sum() / weights.sum(), "with_negative": has_negative.mean()}
-        return ObjectiveLoss(replica_mean(total, weights.sum(), gather), metrics)
+        return ObjectiveLoss(replica_mean(total, weights.sum(), gather, state.term_weight(self.key)), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""
@@ -135,7 +165,9 @@ class MatchHead(nn.Module):
 
 
 @torch.no_grad()
-def draw_negatives(logits: Tensor, admissible: Tensor, uniforms: Tensor, epsilon: float) -> Tensor:
+def draw_negatives(
+    logits: Tensor, admissible: Tensor, uniforms: Tensor, epsilon: float, probabilities: Probabilities = "negatives"
+) -> Tensor:
     """Draws one candidate per row by the inverse of the cumulative softmax.
 
     Args:
@@ -143,14 +175,17 @@ def draw_negatives(logits: Tensor, admissible: Tensor, uniforms: Tensor, epsilon
         admissible: Bool ``[B, K]``; others are never drawn.
         uniforms: fp32 ``[B]`` in [0, 1).
         epsilon: Added to the probability of every admissible candidate.
+        probabilities: See ``VLM``.
 
     Returns:
         int64 ``[B]``. A row without an admissible candidate gets 0; the caller has to leave it out.
     """
-    masked = logits.float().masked_fill(~admissible, float("-inf"))
+    compared = logits.float()
+    if probabilities == "negatives":
+        compared = compared.masked_fill(~admissible, float("-inf"))
     # The softmax of a row of -inf is NaN, which would spread through the sums below.
-    probabilities = torch.where(admissible, masked.softmax(-1).nan_to_num(0.0) + epsilon, 0.0).double()
-    cumulative = probabilities.cumsum(-1)
+    weights = torch.where(admissible, compared.softmax(-1).nan_to_num(0.0) + epsilon, 0.0).double()
+    cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     # Below the total in any rounding, so that no index after the last admissible candidate can result.
     threshold = torch.minimum(uniforms.double()[:, None] * total, total * (1.0 - 1e-12))

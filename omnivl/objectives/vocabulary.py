@@ -37,6 +37,7 @@ def token_loss(
     gather: Gather,
     label_smoothing: float = 0.0,
     teacher: Teacher | None = None,
+    term_weight: Tensor | None = None,
 ) -> ObjectiveLoss:
     """Cross-entropy at the positions that have a target; only these and a few more go through the vocabulary head.
 
@@ -48,6 +49,7 @@ def token_loss(
         label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
         teacher: The loss is ``(1 - alpha)`` times that of the targets plus ``alpha`` times the cross-entropy with the
             teacher's softmax at the same positions. None: no teacher.
+        term_weight: See ``replica_mean``.
 
     Returns:
         The mean over all targets of the joined batch; metrics ``accuracy`` and, with a teacher, ``distillation``, its
@@ -59,11 +61,12 @@ def token_loss(
     chosen = chosen_positions(targets != IGNORED)
     logits, wanted = head(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
     if teacher is None:
-        return words_loss(logits, wanted, gather, label_smoothing)
+        return words_loss(logits, wanted, gather, label_smoothing, term_weight=term_weight)
     assert isinstance(teacher.head, VocabularyHead), "its head's twin comes from the Losses layer"
     with torch.no_grad():
         soft = teacher.head(teacher.hidden.flatten(0, 1)[chosen]).softmax(-1)
-    return words_loss(logits, wanted, gather, label_smoothing, soft=soft, alpha=teacher.alpha)
+    taught = {"soft": soft, "alpha": teacher.alpha}
+    return words_loss(logits, wanted, gather, label_smoothing, **taught, term_weight=term_weight)
 
 
 def words_loss(
@@ -74,6 +77,7 @@ def words_loss(
     *,
     soft: Tensor | None = None,
     alpha: Tensor | float = 0.0,
+    term_weight: Tensor | None = None,
 ) -> ObjectiveLoss:
     """Cross-entropy of words at chosen positions; see ``token_loss``.
 
@@ -84,9 +88,10 @@ def words_loss(
         label_smoothing: Share of the target's probability that is spread over the whole vocabulary.
         soft: A teacher's softmax, ``[n, V]``.
         alpha: The teacher's share of the loss.
+        term_weight: See ``replica_mean``.
     """
     total = F.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORED, label_smoothing=label_smoothing)
-    count, metrics = (wanted != IGNORED).sum(), dict[str, Tensor]()
+    count, metrics = num_targets(wanted), dict[str, Tensor]()
     with torch.no_grad():
         metrics["accuracy"] = ((logits.argmax(-1) == wanted).sum() / count.clamp(min=1)).float()
     if soft is not None:
@@ -94,4 +99,9 @@ def words_loss(
         distilled = torch.where(wanted != IGNORED, distances, 0.0).sum()
         metrics["distillation"] = distilled.detach() / count.clamp(min=1)
         total = (1.0 - alpha) * total + alpha * distilled
-    return ObjectiveLoss(replica_mean(total, count, gather), metrics)
+    return ObjectiveLoss(replica_mean(total, count, gather, term_weight), metrics)
+
+
+def num_targets(targets: Tensor) -> Tensor:
+    """How many positions have a target, int64 scalar: the terms of ``token_loss``."""
+    return (targets != IGNORED).sum()

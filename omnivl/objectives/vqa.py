@@ -100,23 +100,33 @@ class VQA(Objective):
         """A score for each answer, from a pooled fused row."""
         return AnswerHead(sizes.pooled, len(self.choices))
 
+    def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
+        """The questions that have an answer in the list."""
+        return {self.key: _answered(state[f"{self.key}/targets"]).sum()}
+
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Binary cross-entropy, summed over answers, mean over the questions that have an answer in the list."""
         assert isinstance(heads.own, AnswerHead)
         logits, targets = heads.own(state.pooled(self.key)), state[f"{self.key}/targets"]
-        answered = targets.amax(dim=1) > 0
+        answered = _answered(targets)
         each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
         count = answered.sum()
         with torch.no_grad():
             scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))
             metrics = {"score": scores.mean(), "answered": answered.float().mean()}
-        return ObjectiveLoss(replica_mean((each * answered).sum(), count, gather), metrics)
+        weight = state.term_weight(self.key)
+        return ObjectiveLoss(replica_mean((each * answered).sum(), count, gather, weight), metrics)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """A score for each answer of the list, fp32 ``[R, A]``."""
         assert isinstance(heads.own, AnswerHead)
         logits: Tensor = heads.own(state.pooled(self.key))
         return logits
+
+
+def _answered(targets: Tensor) -> Tensor:
+    """Which questions have an answer in the list, bool ``[B]``, from ``targets [B, A]``."""
+    return targets.amax(dim=1) > 0
 
 
 class AnswerHead(nn.Module):

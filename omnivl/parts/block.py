@@ -23,8 +23,8 @@ class BlockLayer(ChainLayer):
         block: The module that is trained.
         momentum_block: Its twin, or None.
         gather: How to see the other replicas.
-        tokens_per_expert: Tokens that each expert served since the last optimizer step, by the slot's name in the
-            block; only for slots whose router balances its experts after the step.
+        tokens_per_expert: Choices of each expert, served or not, since the last optimizer step, by the slot's name in
+            the block; only for slots whose router balances its experts after the step.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class BlockLayer(ChainLayer):
 
     def after_step(self) -> None:
         """Balances the experts' selection, then updates the momentum twin."""
-        for name, served in self.tokens_per_expert.items():
-            self._routed[name].after_step(self.gather.total(served))
+        for name, chosen in self.tokens_per_expert.items():
+            self._routed[name].after_step(self.gather.total(chosen))
         self.tokens_per_expert = {}
         if self.momentum_block is not None:
             assert self.momentum is not None
@@ -107,9 +107,9 @@ class BlockLayer(ChainLayer):
         for name, sums in router_sums.items():
             place = places[name]
             if slots[name].router.balances and torch.is_grad_enabled():
-                served = slots[name].tokens_per_expert(sums)
+                chosen = slots[name].tokens_per_expert(sums)
                 before = self.tokens_per_expert.get(name)
-                self.tokens_per_expert[name] = served if before is None else before + served
+                self.tokens_per_expert[name] = chosen if before is None else before + chosen
             # A block that runs twice in a step adds to its first sums.
             state = state.merged({place: state[place] + sums if place in state else sums})
         return state

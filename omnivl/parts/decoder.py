@@ -5,6 +5,9 @@ Shapes: R rows, L text positions, S visual positions, D hidden size.
 Blocks are BERT's (post-norm or pre-norm), with cross-attention to the visual features before the feed-forward layer.
 Source: OmniVL, arXiv 2209.07526, section 3.1; the block is BLIP's (Li et al., arXiv 2201.12086, figure 2).
 Differs: BLIP shares all weights but self-attention between its text encoder and decoders; here each stack has its own.
+    BLIP's alignment decoder is its text encoder with cross-attention: it begins at the word embeddings, with a token of
+    its own in the first place. Here it begins at the text encoder's output, so that words pass the blocks of both, and
+    BLIP's weights, loaded into it, do not match as BLIP does before they are trained.
 """
 
 from typing import ClassVar

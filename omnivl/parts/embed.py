@@ -122,6 +122,11 @@ def resize_times(table: Tensor, times: int) -> Tensor:
     return F.interpolate(table.t()[None], size=times, mode="linear", align_corners=False)[0].t()
 
 
+def nearest_times(table: Tensor, times: int) -> Tensor:
+    """The same by the nearest position before it, as TimeSformer does (transformers, ``TimesformerEmbeddings``)."""
+    return F.interpolate(table.t()[None], size=times, mode="nearest")[0].t()
+
+
 def drop_patches(patches: Tensor, rate: float) -> Tensor:
     """Keeps a random share ``1 - rate`` of the patches of each row, at least one; the same places in all frames.
 

@@ -99,7 +99,8 @@ class Project(ChainLayer):
         self.log_scale_bounds = (-math.log(high), -math.log(low))
         self.momentum_visual_projection: nn.Module | None = None
         self.momentum_text_projection: nn.Module | None = None
-        if any(objective.reads(TWIN + name) for objective in objectives for name in EMBEDDINGS):
+        asked = [demands for objective in objectives for demands in objective.demands_of_kinds.values()]
+        if any(TWIN + name in demands.fields for demands in asked for name in EMBEDDINGS):
             self.momentum_visual_projection = frozen_twin(Linear(*visual, bias=bias), self.visual_projection)
             self.momentum_text_projection = frozen_twin(Linear(*text, bias=bias), self.text_projection)
 

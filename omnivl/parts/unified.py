@@ -10,7 +10,7 @@ to all patches of all frames.
 
 Sources: Bao et al., VLMo, arXiv 2111.02358, section 3.1 and 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1
     (Multiway: attention projections and norms by modality); Mustafa et al., LIMoE, arXiv 2206.02770, section 2.
-Differs: VLMo and BEiT-3 know no clips.
+Differs: VLMo and BEiT-3 know no clips; see ``omnivl.architectures.unified.Unified`` for their norms.
 """
 
 from abc import abstractmethod

@@ -22,10 +22,12 @@ from omnivl.architectures.foreign import OUR_PIXELS, fold_pixels, read_json
 from omnivl.chain.chain import Chain
 from omnivl.chain.names import stack_of
 from omnivl.errors import ModelError, UserError
+from omnivl.parts.embed import nearest_times
 from omnivl.pretrained.files import read_weights
 from omnivl.pretrained.folder import describe, near_misses, unmet_options
 from omnivl.pretrained.names import TOKEN_TYPES, Architecture, Stack, Translation, detect, translate
 
+TIMES = "embed.block.visual.times"
 BY_WORDS = (
     *("embed.block.text.words", "losses.vocabulary.decoder.weight", "losses.vocabulary.decoder.bias"),
     "language_embed.block.words",
@@ -147,7 +149,8 @@ def _load(
             f"{path}: got a checkpoint of {architecture}, which has nothing for {part}; allowed there is "
             f"{'BERT or BLIP' if part == 'text' else 'ViT, TimeSformer, BEiT, CLIP or BLIP'}; name it under another key"
         )
-    resized, rows = _copy(chain, {name: translated.tensors[name] for name in matched}, path)
+    nearest = [TIMES] if architecture == "timesformer" else []
+    resized, rows = _copy(chain, {name: translated.tensors[name] for name in matched}, path, nearest)
     for name in translated.zeros:
         nn.init.zeros_(parameters[name])
     chain.copy_to_twins()
@@ -203,8 +206,16 @@ def _filled(chain: Chain, found: Mapping[str, Tensor], path: Path, part: Part) -
     return LoadReport("its own", tuple(matched), resized, missing, unexpected, fresh)
 
 
-def _copy(chain: Chain, tensors: Mapping[str, Tensor], path: Path) -> tuple[dict[str, str], list[str]]:
+def _copy(
+    chain: Chain, tensors: Mapping[str, Tensor], path: Path, nearest: Collection[str] = ()
+) -> tuple[dict[str, str], list[str]]:
     """Copies tensors into the chain's parameters of their names.
+
+    Args:
+        chain: Takes them.
+        tensors: By name of the parameter.
+        path: For messages.
+        nearest: Tables of times that take the nearest time where their number differs.
 
     Returns:
         Which were resized, and of which tables some rows keep their values.
@@ -215,7 +226,8 @@ def _copy(chain: Chain, tensors: Mapping[str, Tensor], path: Path) -> tuple[dict
     resized: dict[str, str] = {}
     fresh: list[str] = []
     for name, tensor in tensors.items():
-        parameter, fitted = chain.get_parameter(name), fit(chain, name, tensor, path)
+        parameter = chain.get_parameter(name)
+        fitted = fit(chain, name, nearest_times(tensor, len(parameter)) if name in nearest else tensor, path)
         if not bool(fitted.isfinite().all()):
             raise ModelError(f"{path}: {name} has values that are not finite; allowed are numbers; fetch it again")
         if fitted.shape != tensor.shape:

@@ -24,8 +24,9 @@ class RetrievalTask(Task):
     """Retrieval in both directions between pictures or clips and texts, with R@1, R@5 and R@10.
 
     Attributes:
-        text: ``caption``: the first caption of each picture; ``tags``: every tag of at least ``min_tagged`` pictures,
-            relevant to all of them.
+        text: ``caption``: the first caption of each picture; ``captions``: all of them, as published figures on COCO
+            and Flickr30K have it (five a picture): a picture is found at the best of its captions, and each caption
+            is a query; ``tags``: every tag of at least ``min_tagged`` pictures, relevant to all of them.
         min_tagged: See ``text``.
         rerank: Number of contrastive candidates that the matching head re-ranks; both rankings are reported. 0 for
             none.
@@ -36,7 +37,7 @@ class RetrievalTask(Task):
     """
 
     kind: Literal["retrieval"] = "retrieval"
-    text: Literal["caption", "tags"] = "caption"
+    text: Literal["caption", "captions", "tags"] = "caption"
     min_tagged: Annotated[int, Range(1)] = 2
     rerank: Annotated[int, Range(0)] = 0
     matcher: str = "vlm"
@@ -83,6 +84,8 @@ def _texts_and_relevance(pictures: PictureSet, task: RetrievalTask) -> tuple[lis
     owned: list[set[str]]
     if task.text == "caption":
         owned = [{caption} for caption in pictures.captions]
+    elif task.text == "captions":
+        owned = [set(captions) for captions in pictures.all_captions]
     else:
         owned = [{str(tag) for tag in _tags(sample.meta)} for sample in pictures.samples]
         counts = Counter(tag for tags in owned for tag in tags)

@@ -1,8 +1,9 @@
 """Runs of version 0.1.0 (``old_runs/make.py``) are read by the present code.
 
 A finished run is evaluated, exported, reported and recognised as finished; one that was stopped under ZeRO-3 resumes to
-its end, on its layout and on one process. Results equal those of version 0.1.0: to the bit on a machine like that one,
-within the golden runs' limits on another.
+its end, on its layout and on one process. Results equal those of version 0.1.0, but for the steps after the stop, which
+were recorded when losses became means over all micro-batches of a step: to the bit on a machine like that one, within
+the golden runs' limits on another.
 """
 
 import json
@@ -56,7 +57,7 @@ def test_a_finished_run_is_not_done_again(finished: Path) -> None:
 
 @pytest.mark.distributed
 def test_a_stopped_run_goes_on_to_the_bit(tmp_path: Path) -> None:
-    """On two processes under ZeRO-3, as it was: losses, norms and weights of a run that was never stopped."""
+    """On two processes under ZeRO-3, as it was: losses, norms and weights are those on record."""
     run, expected = unpack("stopped", tmp_path), read_recorded(HERE / "stopped.json")
     done = _steps_done(run)
     told = command_line(["pretrain", str(run / "plan.yaml"), "--run-folder", "stopped"], tmp_path)

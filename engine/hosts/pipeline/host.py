@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from engine.hosts.base import WeightsReport
 from engine.hosts.holdings import HoldingHost, Holdings
-from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_state
+from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_states
 from engine.hosts.pipeline.copies import Copies
 from engine.hosts.pipeline.division import Division
 from engine.hosts.pipeline.packing import pack
@@ -215,12 +215,12 @@ class PipelineHost(HoldingHost):
     def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
         """The input of DeepSpeed: packed first states, on the first stage, and labels that are not used."""
         none = torch.zeros(1, device=self.device)
-        for index in range(self._accumulation):
-            head = (none, none)
-            if self.takes_batches:
-                batch = batches[index]
-                head = pack(first_state(batch, self._plan_layout, self.device), none, LayoutKey.of(batch))
-            yield head, none
+        if not self.takes_batches:
+            yield from [((none, none), none)] * self._accumulation
+            return
+        states = first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather)
+        for batch, state in zip(batches, states, strict=True):
+            yield pack(state, none, LayoutKey.of(batch)), none
 
     def _before_step(self) -> None:
         """Tells every process whether all losses are finite; with stage 0 also clips by the norm over all stages."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from engine.errors import PlanError
 from engine.hosts.holdings import HoldingHost, Holdings
-from engine.hosts.micro_batch import PlanLayout, first_state
+from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore, ZeroStore
 from engine.hosts.zero.engine import (
     LossModule,
@@ -121,8 +121,9 @@ class ZeroHost(HoldingHost):
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
         forget_gradients(self._engine)
         collected = StepScalars()
-        for index, batch in enumerate(batches):
-            loss, named = self._engine(first_state(batch, self._plan_layout, self.device))
+        states = first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather)
+        for index, state in enumerate(states):
+            loss, named = self._engine(state)
             collected.add(named)
             self._engine.backward(loss)  # divides by the accumulation steps
             if index < len(batches) - 1 and self._engine.managed_gradient_accumulation():

@@ -1,10 +1,13 @@
 """Makes the old runs that later code has to read: ``finished.tar.xz``, ``stopped.tar.xz``, and what is known of them.
 
 python tests/integration/old_runs/make.py FOLDER      # where to; the archives here are never replaced
+python tests/integration/old_runs/make.py --go-on     # stopped.json anew, by going on with the stopped run
 
 Version 0.1.0 wrote the archives beside this file (commit in each ``environment.json``). They are not made again when
 the code changes, since they test that old files can be read. A version that changes the content of a run folder makes
-further archives in another folder. Pages, which ``omnivl report`` and ``evaluate`` make again, and heartbeats are left
+further archives in another folder. What the stopped run comes to (``stopped.json``) is of version 0.1.0 up to the stop;
+what follows was recorded anew when losses became means over all micro-batches of a step, instead of means of their
+means. Pages, which ``omnivl report`` and ``evaluate`` make again, and heartbeats are left
 out; the machine's name and folders are replaced. The compression is xz, since each file has the untrained rows of the
 vocabulary: with gzip the archives are twice as large.
 """
@@ -129,5 +132,13 @@ def _stop(plan: str, place: Path) -> None:
     assert not (metrics.parent / "complete.json").exists(), "stopped too late"
 
 
+def go_on() -> None:
+    """Records what the stopped run comes to under the present code. The steps before the stop stay what they were."""
+    with tempfile.TemporaryDirectory(prefix="old") as name:
+        run = unpack("stopped", Path(name))
+        command_line(["pretrain", str(run / "plan.yaml"), "--run-folder", "stopped"], run.parent)
+        write_record(HERE / "stopped.json", read_record(run / "stages" / "02-joint"))
+
+
 if __name__ == "__main__":
-    make(Path(sys.argv[1]))
+    go_on() if sys.argv[1:] == ["--go-on"] else make(Path(sys.argv[1]))

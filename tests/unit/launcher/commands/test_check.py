@@ -142,6 +142,16 @@ def test_an_unknown_command_is_refused() -> None:
     assert "No such command 'chek'" in result.stderr
 
 
+def test_it_says_which_losses_get_no_negatives_by_accumulation(plan_path: Path) -> None:
+    told = " ".join(omnivl("check", plan_path).stdout.split())
+    assert "univlc compares the samples of one micro-batch, at most 12, not those of the whole step" in told
+    both = "stages.one.objectives=[lm, {kind: univlc, name: contrast}, vlm]"
+    (stage,) = summarize(load_plan(plan_path, [both]))["stages"]
+    assert stage["compared_within_a_micro_batch"] == ["contrast", "vlm"]
+    (stage,) = summarize(load_plan(plan_path, [both, "batch.gradient_accumulation_steps=1"]))["stages"]
+    assert stage["compared_within_a_micro_batch"] == []
+
+
 def test_the_cut_of_a_pipeline_is_shown(plan_path: Path) -> None:
     overrides = ["parallel.host=pipeline", "parallel.pipeline_stages=3"]
     plan = load_plan(plan_path, overrides, 3)

@@ -153,7 +153,32 @@ def test_dropped_choices_are_counted_by_modality() -> None:
     sums = sums_of(routed_of(PROBS.log(), capacity=1))
     assert sums.choices_M.tolist() == [2, 2]
     assert sums.dropped_M.tolist() == [1, 0]
-    assert sums.chosen_ME.tolist() == [[1, 0, 0], [0, 1, 1]]
+    assert sums.chosen_ME.tolist() == [[2, 0, 0], [0, 1, 1]], "as if none had been dropped"
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize("capacity", [None, 1, 4])
+def test_balance_is_switch_eq_4_whatever_a_capacity_drops(top_k: int, capacity: int | None) -> None:
+    torch.manual_seed(1)
+    logits = (torch.randn(24, 4, dtype=torch.double) + torch.tensor([2.0, 0.5, 0.0, -1.0])).requires_grad_()
+    valid = torch.arange(24) % 5 != 0
+    probs = logits.softmax(-1)
+    gate, expert = probs.topk(top_k, dim=-1)
+    routed = ByToken.of(logits, probs, expert, gate, valid_T=valid, capacity=capacity)
+    sums = RouterSums.of(routed.said, torch.arange(24) % 2, 2, valid)
+    assert (sums.dropped_M.sum() > 0) == (capacity is not None)
+    RouterLossConfig(0.0, balance=1.0).of(sums, MODALITIES)["balance"].backward()
+
+    again = logits.detach().clone().requires_grad_()
+    kept = [row.softmax(0) for row, real in zip(again, valid, strict=True) if real]
+    shares = [0.0] * 4
+    for row in kept:
+        for chosen in row.argsort(descending=True)[:top_k].tolist():
+            shares[chosen] += 1 / (len(kept) * top_k)
+    switch = 4 * sum(share * torch.stack(kept)[:, e].mean() for e, share in enumerate(shares))
+    switch.backward()
+    torch.testing.assert_close(logits.grad, again.grad)
+    assert logits.grad[valid].any()
 
 
 def test_sums_travel_as_one_vector_and_add_up() -> None:

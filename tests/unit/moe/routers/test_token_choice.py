@@ -3,8 +3,12 @@ import math
 import pytest
 import torch
 
+from moe.config import LIMoEConfig
 from moe.routers import NoisyRouterLossConfig, TokenChoice, TokenChoiceRouter
+from moe.routers.sums import RouterSums
 from moe.routers.token_choice import expected_load
+from moe.sparse import SparseFeedForward
+from moe.tokens import Segment, Tokens
 
 PROBS = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.7, 0.2], [0.2, 0.35, 0.45], [0.6, 0.25, 0.15]])
 ANY = torch.zeros(4, dtype=torch.int64)
@@ -129,6 +133,38 @@ def test_above_capacity_the_least_probable_choice_is_dropped_by_hand() -> None:
     with pytest.warns(UserWarning, match="factor 1.2 asked"):
         earlier = router_of(capacity_factor=1.2, priority=False)(probs.log(), ids)
     assert earlier.said.dropped_T.tolist() == [0, 0, 0, 0, 1]
+
+
+@pytest.mark.parametrize(("top_k", "factor"), [(1, 1.2), (2, 1.0)])
+def test_precedence_goes_by_the_probability_before_weights_are_renormalised(top_k: int, factor: float) -> None:
+    # Five tokens want expert 0, which has room for 4. Their weights become 1, or of two 0.505, 0.545, 0.590, 0.595 and
+    # 0.592: by these the last place or the first token would be dropped instead of the least probable choice.
+    ranked = torch.tensor([[0.50, 0.49], [0.48, 0.40], [0.46, 0.32], [0.44, 0.30], [0.42, 0.29]])
+    probs = torch.cat([ranked, 1 - ranked.sum(1, keepdim=True)], dim=1)
+    for order in ([0, 1, 2, 3, 4], [4, 0, 1, 2, 3], [1, 4, 3, 2, 0]):
+        router = router_of(capacity_factor=factor, renormalise=True, top_k=top_k)
+        with pytest.warns(UserWarning, match="factor"):
+            routed = router(probs[order].log(), torch.zeros(5, dtype=torch.int64))
+        assert routed.choices().served_TK[:, 0].tolist() == [place != 4 for place in order]
+
+
+def test_the_selection_bias_counts_what_was_chosen_and_not_what_was_served() -> None:
+    # Experts 0, 1, 2 are chosen 8, 4, 0 times, 4 on average; with room for 4 each serves 4, 4, 0.
+    layer = SparseFeedForward(
+        LIMoEConfig(num_experts=3, every=1, router=TokenChoice(selection_bias_rate=0.1, capacity_factor=1.0)),
+        3,
+        4,
+        ("one",),
+    ).eval()
+    layer.router.gate.weight.data = torch.eye(3)
+    x = torch.tensor([[3.0, 1.0, 0.0]] * 8 + [[1.0, 3.0, 0.0]] * 4)
+    out = layer(x, Tokens((Segment("one", 12),)))
+    sums = RouterSums.unpack(out.router_sums, 1)
+    assert sums.dropped_M.tolist() == [4]
+    counted = layer.tokens_per_expert(out.router_sums)
+    assert counted.tolist() == [8, 4, 0]
+    layer.after_step(counted)
+    torch.testing.assert_close(layer.router.bias_E, torch.tensor([-0.1, 0.0, 0.1]))
 
 
 def test_a_loss_made_of_noise_needs_noise() -> None:

@@ -1,12 +1,19 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
+from tiny_chain import CONFIG
+from tiny_chain import TOKENS as TINY_TOKENS
+from tiny_chain import make_batch as make_tiny_batch
 
+from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Heads
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
+from omnivl.errors import ModelError
 from omnivl.objectives import VLM
 from omnivl.objectives.vlm import MatchHead, draw_negatives
 
@@ -39,6 +46,68 @@ def test_inadmissible_candidates_are_never_drawn() -> None:
 def test_shares_of_draws_are_the_softmax() -> None:
     drawn = torch.tensor(draw([(i + 0.5) / 1000 for i in range(1000)]))
     assert torch.bincount(drawn, minlength=4).tolist() == [125, 0, 375, 500]
+
+
+def test_the_own_pair_can_take_its_share_before_it_is_left_out_by_hand() -> None:
+    # Of all: (0.1, 0.2, 0.3, 0.4). With 0.1 added and the second left out: (0.2, 0, 0.4, 0.5) of 1.1.
+    uniforms = torch.tensor([0.18, 0.19, 0.54, 0.55])
+    drawn = draw_negatives(LOGITS.expand(4, 4), ALLOWED.expand(4, 4), uniforms, 0.1, "all")
+    assert drawn.tolist() == [0, 2, 2, 3]
+    # Among negatives it is (0.225, 0, 0.475, 0.6) of 1.3: cumulative 0.173, 0.173, 0.538, 1.
+    assert draw([0.17, 0.18, 0.53, 0.54], epsilon=0.1) == [0, 2, 2, 3]
+
+
+def test_draws_over_all_candidates_are_those_of_blip() -> None:
+    """Its lines, ``softmax(sim) + 1e-4`` with a diagonal of zeros, where the own pair takes nearly everything."""
+    torch.manual_seed(0)
+    logits = torch.randn(5, 5) + 9.0 * torch.eye(5)
+    weights = logits.softmax(1) + 1e-4
+    weights.fill_diagonal_(0)
+    shares = weights / weights.sum(1, keepdim=True)
+    steps = 20_000
+    uniforms = ((torch.arange(steps) + 0.5) / steps).repeat(5, 1)
+    for row in range(5):
+        admissible = (torch.arange(5) != row).expand(steps, 5)
+        drawn = draw_negatives(logits[row].expand(steps, 5), admissible, uniforms[row], 1e-4, "all")
+        found = torch.bincount(drawn, minlength=5) / steps
+        torch.testing.assert_close(found, shares[row], atol=2e-4, rtol=0)
+
+
+def test_similarities_to_momentum_embeddings_draw_other_samples() -> None:
+    # Online, text 0 is nearest to visual 1; for the momentum encoder it is nearest to visual 2. Likewise the others.
+    eye, names = torch.eye(3), ("visual_embedding", "text_embedding")
+    online = {"visual_embedding": eye, "text_embedding": eye[[1, 2, 0]]}
+    taught = {f"momentum_{name}": eye[[2, 0, 1]] if name == "text_embedding" else eye[[1, 2, 0]] for name in names}
+    state = State(
+        {
+            **{**online, **taught, "identity": torch.arange(3), "logit_scale": torch.tensor(100.0)},
+            "vlm/uniforms": torch.full((3, 2), 0.5),
+        },
+        StepLayout("image_text", 3, 1),
+    )
+    rows = VLM(epsilon=0.0).draw(state, LocalGather()).rows
+    assert rows["vlm/negative_visual"].tolist() == [1, 2, 0]
+    # Momentum visuals are e1, e2, e0 and texts e1, e2, e0: each text's nearest is its own, which may not be drawn; the
+    # others are equally far, and 0.5 falls on the second of them.
+    momentum = VLM(epsilon=0.0, similarities="momentum")
+    assert momentum.draw(state, LocalGather()).rows["vlm/negative_visual"].tolist() == [2, 2, 1]
+    # Momentum texts are e2, e0, e1: visual 0 is nearest to text 1, visual 1 to text 2, visual 2 to text 0.
+    assert momentum.draw(state, LocalGather()).rows["vlm/negative_text"].tolist() == [1, 2, 0]
+
+
+def test_momentum_similarities_need_twins_and_build_their_projections() -> None:
+    demands = VLM(similarities="momentum").demands("image_text", 4)
+    assert demands is not None
+    assert demands.twins == {"visual", "text"}
+    objectives = (VLM(similarities="momentum"),)
+    chain = build_chain(CONFIG, objectives, TINY_TOKENS)
+    assert chain.contrast.momentum_visual_projection is not None
+    batch = make_tiny_batch("image_text", objectives, 4)
+    chain(State.from_batch(batch, plan_layout(objectives, "image_text", 4, 1)))["loss"].backward()
+    with pytest.raises(ModelError, match="momentum"):
+        build_chain(replace(CONFIG, momentum=None), objectives, TINY_TOKENS)
+    (kept,) = [one.after_training() for one in objectives]
+    assert kept == VLM()
 
 
 def test_a_row_without_candidates_is_no_nan() -> None:

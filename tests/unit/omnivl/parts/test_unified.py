@@ -278,3 +278,12 @@ def test_the_giant_of_beit3_has_the_published_numbers_of_parameters():
 def test_captions_are_refused():
     with pytest.raises(ModelError, match="objective 'lm' asks for the stream 'generation'; architecture 'unified' has"):
         build_chain(UNIFIED, (LM(),), TOKENS)
+
+
+def test_the_norms_of_a_block_add_the_plans_eps_to_the_variance():
+    config = replace(UNIFIED, norm_eps=1e-5, multiway=True)
+    chain = build_chain(config, (MRM(),), TOKENS)
+    norms = [*chain.unified_00.block.norm1.modules(), *chain.unified_00.block.norm2.modules()]
+    assert {norm.eps for norm in norms if hasattr(norm, "eps")} == {1e-5}
+    assert {norm.eps for norm in chain.unified_norm.modules() if hasattr(norm, "eps")} == {1e-5}
+    assert UNIFIED.norm_eps == 1e-6

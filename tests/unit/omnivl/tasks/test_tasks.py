@@ -20,6 +20,8 @@ from omnivl.inference.pictures import PictureSet, shared_batches
 from omnivl.objectives import LM, Objective
 from omnivl.tasks import BaselineReference, CaptionTask, RetrievalTask, ZeroShotTask, ranking, retrieval, zero_shot
 from omnivl.tasks.captions import write_captions
+from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.retrieval import _texts_and_relevance
 from omnivl.tasks.run import run_tasks
 
 TOKENIZER = load_tokenizer("emoji")
@@ -155,6 +157,29 @@ def test_zero_shot_by_labels_and_chance() -> None:
     task = ZeroShotTask(where=WHERE, baseline=BaselineReference(where={"style": ("twemoji",)}))
     (score,) = run_tasks([task], encoder_for(oracle))[0].scores
     assert (score.value, score.chance, score.baseline, score.count) == (1.0, 0.5, 1.0, len(pictures))
+
+
+def test_retrieval_takes_the_five_captions_of_each_picture() -> None:
+    """Two pictures with five captions each, of which they share one. Right answers by hand; ranks by an oracle."""
+    captions = [[f"a{i}" for i in range(4)] + ["both"], ["both"] + [f"b{i}" for i in range(4)]]
+    pictures = PictureSet("emoji", "image", WHERE, MODEL.inputs, 2)
+    pictures.samples = [replace(sample, captions=own) for sample, own in zip(pictures.samples, captions, strict=True)]
+    assert pictures.captions == ["a0", "both"]
+    texts, relevant = _texts_and_relevance(pictures, RetrievalTask(text="captions"))
+    assert texts == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "both"]
+    assert relevant.int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
+    assert _texts_and_relevance(pictures, RetrievalTask())[1].int().tolist() == [[1, 0], [0, 1]]
+    # Picture 0 finds a foreign text first and its own second; picture 1 its last caption first. Of the nine texts the
+    # four of picture 0 but the first find it, and all of picture 1.
+    similarity = torch.tensor(
+        [[0.0, 0.8, 0.8, 0.8, 0.9, 0.1, 0.1, 0.1, 0.1], [0.5, 0.0, 0, 0, 0.95, 0.5, 0.5, 0.96, 0.5]]
+    )
+    to_text, to_picture = (
+        recall_scores("r", "i", similarity, relevant),
+        recall_scores("r", "t", similarity.T, relevant.T),
+    )
+    assert to_text[0].value == 0.5
+    assert to_picture[0].value == pytest.approx(8 / 9)
 
 
 @pytest.mark.parametrize(("task", "by"), [(RetrievalTask(where=WHERE), "name"), (ZeroShotTask(where=WHERE), "label")])
