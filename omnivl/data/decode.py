@@ -12,14 +12,14 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
 from omnivl.data.frames import sample_frames
-from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
@@ -61,17 +61,15 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     _check_pixels(size, limits, sample.where)
     if not is_complete(media):
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
-    try:
+    with naming("broken_image", sample.where):
         if kind == "jpeg":
             return _decode_jpeg(media, needed)[None]
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except (ValueError, cv2.error, OSError, Image.DecompressionBombError) as error:
-        raise BadSampleError("broken_image", sample.where, str(error)) from error
-    if pixels is None:
-        raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-    return to_rgb(pixels)[None]
+        if pixels is None:
+            raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
+        return to_rgb(pixels)[None]
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
@@ -95,10 +93,8 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> P
     if size is None:
         raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
     _check_pixels(size, limits, sample.where)
-    try:
+    with naming("broken_image", sample.where):
         return _pillow_frames(media, choose, limits, sample.where)
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadSampleError("broken_image", sample.where, str(error)) from error
 
 
 def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:

@@ -15,6 +15,7 @@ from omnivl.data.formats import (
     picture_size,
 )
 from omnivl.data.sources.base import BadSampleError
+from omnivl.data.video import open_container
 
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
@@ -75,7 +76,7 @@ def _decode_picture(data: bytes) -> None:
 
 
 def _open_video(data: bytes, decode: bool) -> None:
-    with av.open(io.BytesIO(data)) as container:
+    with open_container(data) as container:
         if not container.streams.video:
             raise LookupError("the file has no video stream")
         if decode and not sum(1 for _ in container.decode(video=0)):
@@ -137,7 +138,7 @@ def _shrink_picture(data: bytes, extension: str, shorter_side: int) -> tuple[byt
 
 
 def _shrink_video(data: bytes, extension: str, shorter_side: int) -> tuple[bytes, str]:
-    with av.open(io.BytesIO(data)) as container:
+    with open_container(data) as container:
         source = container.streams.video[0]
         size = _smaller(source.codec_context.width, source.codec_context.height, shorter_side)
         if size is None:

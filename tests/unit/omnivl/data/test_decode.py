@@ -280,3 +280,44 @@ def test_formats_by_content():
     assert picture_format(pillow("WEBP")) == "webp"
     assert picture_format(b"PK\x03\x04") is None
     assert not is_complete(pillow("PNG")[:-20])
+
+
+def test_what_a_decoder_raises_is_a_bad_sample():
+    """Cut, flipped and swapped bytes of every format: whatever fails is a bad sample with its name."""
+    moving = io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), (value, 9, value)) for value in (40, 70, 100)]
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:], duration=40)
+    files = {name: pillow(name) for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF")} | {"mp4": video(6, 3)}
+    files["moving"] = moving.getvalue()
+    random = np.random.default_rng(0)
+    named: list[str] = []
+    for name, good in files.items():
+        for _ in range(40):
+            bad = bytearray(good[: random.integers(1, len(good) + 1)])
+            for place in random.integers(0, len(bad), random.integers(0, 4)):
+                bad[place] = random.integers(256)
+            extension = {"JPEG": "jpg", "moving": "gif"}.get(name, name.lower())
+            for decode in (decode_still, lambda *args: decode_clip(*args, lambda total: [total - 1])):
+                try:
+                    decode(sample(bytes(bad), extension), LIMITS)
+                except BadSampleError as error:
+                    named.append(error.rejection.where)
+    assert set(named) == {"s.tar:k"}
+    assert len(named) > 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"ffconcat version 1.0\nfile good.mp4\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50404 RTP/AVP 96\n"
+        b"a=rtpmap:96 H264/90000\n",
+    ],
+)
+def test_a_text_that_names_other_files_or_sockets_is_no_clip(text, tmp_path, monkeypatch):
+    (tmp_path / "good.mp4").write_bytes(video(6, 3))
+    monkeypatch.chdir(tmp_path)
+    cause, detail = rejected(lambda: decode_clip(sample(text, "mp4"), LIMITS, lambda total: [0]))
+    assert cause == "broken_video"
+    assert "Invalid" in detail
