@@ -19,6 +19,7 @@ from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
 from omnivl.data.frames import sample_frames
+from omnivl.data.orientation import picture_orientation, upright
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.video import decode_video
 
@@ -63,13 +64,13 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
     with naming("broken_image", sample.where):
         if kind == "jpeg":
-            return _decode_jpeg(media, needed)[None]
+            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-        return to_rgb(pixels)[None]
+        return upright(to_rgb(pixels)[None], picture_orientation(media))
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:

@@ -12,6 +12,7 @@ from PIL import Image, ImageSequence
 
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
+from omnivl.data.orientation import upright_size
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.video import open_container
 
@@ -78,7 +79,7 @@ def media_facts(sample: Sample) -> MediaFacts:
         ):
             durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
         return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    return MediaFacts(*size)
+    return MediaFacts(*upright_size(size, sample.media))
 
 
 def _video_facts(media: bytes, where: str) -> MediaFacts:

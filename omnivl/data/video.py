@@ -120,7 +120,8 @@ def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: st
                     raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
                 standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
                 if standing == target:
-                    frames[target] = frame.to_ndarray(format="rgb24")
+                    shown = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)  # by the display matrix
+                    frames[target] = np.ascontiguousarray(shown)
                 elif standing > target:
                     raise _OvershotError
     return frames

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from omnivl.data.config import LoaderConfig
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still, evaluation_frames
@@ -321,3 +321,33 @@ def test_a_text_that_names_other_files_or_sockets_is_no_clip(text, tmp_path, mon
     cause, detail = rejected(lambda: decode_clip(sample(text, "mp4"), LIMITS, lambda total: [0]))
     assert cause == "broken_video"
     assert "Invalid" in detail
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_shown_upright(name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if name == "JPEG" else {"lossless": True} if name == "WEBP" else {}
+    media = pillow(name, exif=exif.tobytes(), **options)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(media))).convert("RGB"), dtype=int)
+    pixels = decode_still(sample(media, {"JPEG": "jpg"}.get(name, name.lower())), LIMITS)[0]
+    assert pixels.shape == wanted.shape
+    assert np.abs(pixels - wanted).mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_clips_are_shown_upright(degrees):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.set_display_rotation(degrees)
+        pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+        pixels[:8, :16] = 255  # white at the upper left
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    seen = decode_clip(sample(file.getvalue(), "mp4"), LIMITS, lambda total: [0])[0]
+    wanted = np.rot90(pixels, degrees // 90)  # counterclockwise
+    assert seen.shape == wanted.shape
+    assert np.abs(seen.astype(int) - wanted).mean() < 8
