@@ -70,6 +70,8 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None:
             raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
+        if kind == "png" and pixels.ndim == 2:
+            pixels = _with_grey_key(pixels, media)
         return upright(to_rgb(pixels)[None], picture_orientation(media))
 
 
@@ -147,6 +149,18 @@ def _decode_jpeg(media: bytes, needed: int) -> Pixels:
             return np.asarray(picture.convert("RGB"))
     pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
     return pixels
+
+
+def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
+    """Adds the alpha of a grey PNG with a transparent value (``tRNS``), which OpenCV leaves out."""
+    found = media.find(b"\0\0\0\2tRNS", 33, max(33, media.find(b"IDAT")))
+    if found < 0:
+        return pixels
+    depth = media[24]
+    key = int.from_bytes(media[found + 8 : found + 10], "big") & ((1 << depth) - 1)
+    key = key * 255 // ((1 << depth) - 1) if depth < 8 else key  # OpenCV widens 1, 2 and 4 bits to 8
+    alpha = np.where(pixels == key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    return np.stack([pixels, pixels, pixels, alpha], axis=2)
 
 
 def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:

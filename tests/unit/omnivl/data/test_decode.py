@@ -351,3 +351,12 @@ def test_clips_are_shown_upright(degrees):
     wanted = np.rot90(pixels, degrees // 90)  # counterclockwise
     assert seen.shape == wanted.shape
     assert np.abs(seen.astype(int) - wanted).mean() < 8
+
+
+@pytest.mark.parametrize(("mode", "key"), [("L", 120), ("1", 0)])
+def test_the_transparent_value_of_a_grey_png_shows_white(mode, key):
+    file = io.BytesIO()
+    grey = Image.fromarray(np.array([[0, 255], [120, 120]], dtype=np.uint8)).convert(mode, dither=Image.Dither.NONE)
+    grey.save(file, "PNG", transparency=key)
+    seen = decode_still(sample(file.getvalue(), "png"), LIMITS)[0, :, :, 0].tolist()
+    assert seen == ([[0, 255], [255, 255]] if mode == "L" else [[255, 255], [255, 255]])
