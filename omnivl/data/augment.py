@@ -18,6 +18,8 @@ from omnivl.data.rand_augment import apply_random_operations
 
 Pixels = NDArray[np.uint8]
 
+_CROP_DRAWS = 10
+
 _LUMA = np.array([0.299, 0.587, 0.114])
 _TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _FROM_YIQ = np.linalg.inv(_TO_YIQ)
@@ -83,22 +85,37 @@ def evaluation_view(pixels: Pixels, size: int) -> View:
 def crop_box(
     width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64]
 ) -> tuple[int, int, int, int]:
-    """A random box (left, top, width, height) of the configured area and ratio, cut to the picture.
+    """A random box (left, top, width, height) of the configured area and ratio.
+
+    A box that does not fit into the picture is drawn again, ten times at most; then it is the largest one in the middle
+    whose ratio is allowed. Further draws come from a generator that the four numbers determine, so that what a sample
+    draws afterwards does not depend on how often a box was drawn.
 
     Args:
         width: W.
         height: H.
         config: Ranges of area and ratio.
         uniforms: Four numbers in [0, 1): area, ratio, horizontal and vertical place.
+
+    Source: ``RandomResizedCrop`` of torchvision, whose distribution this is.
     """
     low, high = config.crop_scale
-    area = (low + (high - low) * uniforms[0]) * width * height
-    ratio = config.crop_ratio[0] * (config.crop_ratio[1] / config.crop_ratio[0]) ** uniforms[1]
-    box_width = min(width, max(1, round(math.sqrt(area * ratio))))
-    box_height = min(height, max(1, round(math.sqrt(area / ratio))))
-    left = int(uniforms[2] * (width - box_width + 1))
-    top = int(uniforms[3] * (height - box_height + 1))
-    return left, top, box_width, box_height
+    least, most = config.crop_ratio
+    again: np.random.Generator | None = None
+    draw = uniforms[:2]
+    for _ in range(_CROP_DRAWS):
+        area = (low + (high - low) * draw[0]) * width * height
+        ratio = least * (most / least) ** draw[1]
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(uniforms[2] * (width - box_width + 1))
+            top = int(uniforms[3] * (height - box_height + 1))
+            return left, top, box_width, box_height
+        again = again or np.random.default_rng(np.asarray(uniforms, dtype=np.float64).view(np.uint64))
+        draw = again.random(2)
+    box_width = min(width, max(1, round(height * most)))
+    box_height = min(height, max(1, round(width / least)))
+    return (width - box_width) // 2, (height - box_height) // 2, box_width, box_height
 
 
 def _turned(

@@ -12,14 +12,15 @@ import numpy as np
 import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
 from omnivl.data.frames import sample_frames
-from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
@@ -61,17 +62,17 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     _check_pixels(size, limits, sample.where)
     if not is_complete(media):
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
-    try:
+    with naming("broken_image", sample.where):
         if kind == "jpeg":
-            return _decode_jpeg(media, needed)[None]
+            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
-    except (ValueError, cv2.error, OSError, Image.DecompressionBombError) as error:
-        raise BadSampleError("broken_image", sample.where, str(error)) from error
-    if pixels is None:
-        raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-    return to_rgb(pixels)[None]
+        if pixels is None:
+            raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
+        if kind == "png" and pixels.ndim == 2:
+            pixels = _with_grey_key(pixels, media)
+        return upright(to_rgb(pixels)[None], picture_orientation(media))
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
@@ -95,10 +96,8 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> P
     if size is None:
         raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
     _check_pixels(size, limits, sample.where)
-    try:
+    with naming("broken_image", sample.where):
         return _pillow_frames(media, choose, limits, sample.where)
-    except (OSError, ValueError, SyntaxError, EOFError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadSampleError("broken_image", sample.where, str(error)) from error
 
 
 def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:
@@ -150,6 +149,18 @@ def _decode_jpeg(media: bytes, needed: int) -> Pixels:
             return np.asarray(picture.convert("RGB"))
     pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
     return pixels
+
+
+def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
+    """Adds the alpha of a grey PNG with a transparent value (``tRNS``), which OpenCV leaves out."""
+    found = media.find(b"\0\0\0\2tRNS", 33, max(33, media.find(b"IDAT")))
+    if found < 0:
+        return pixels
+    depth = media[24]
+    key = int.from_bytes(media[found + 8 : found + 10], "big") & ((1 << depth) - 1)
+    key = key * 255 // ((1 << depth) - 1) if depth < 8 else key  # OpenCV widens 1, 2 and 4 bits to 8
+    alpha = np.where(pixels == key, 0, np.iinfo(pixels.dtype).max).astype(pixels.dtype)
+    return np.stack([pixels, pixels, pixels, alpha], axis=2)
 
 
 def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:

@@ -20,7 +20,7 @@ from omnivl.data.frames import sample_frames
 from omnivl.data.order import Order
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
-from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
+from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source, naming
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
 from omnivl.randomness import Streams, stable_hash
@@ -81,6 +81,19 @@ class PixelCache:
 def _joined(views: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8] | None:
     """Pictures as one array; a single one is not copied."""
     return (views[0] if len(views) == 1 else np.concatenate(views)) if views else None
+
+
+def _check_characters(text: str, where: str) -> None:
+    """Refuses half of a surrogate pair, which JSON can hold and no tokenizer takes.
+
+    Raises:
+        BadSampleError: ``invalid_utf8``.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        detail = f"{text[error.start]!a} at character {error.start} of a text is no character; mend the text"
+        raise BadSampleError("invalid_utf8", where, detail) from error
 
 
 def label_number(label: str) -> int:
@@ -175,12 +188,18 @@ class ExampleReader:
         """Decodes and augments a sample; all random draws are keyed by ``position``.
 
         Raises:
-            BadSampleError: It cannot be decoded, has no text, or lacks a field.
+            BadSampleError: It cannot be decoded, has no text, lacks a field, or anything else fails for it.
         """
+        with naming("unusable", sample.where):
+            return self._finished(sample, position)
+
+    def _finished(self, sample: Sample, position: int) -> Example:
         config = self.config
         text = choose_text(sample, config, self._texts.at(position) if self._training else None)
         found = self._fields.read(sample)
         texts = [*([] if text is None else [text]), *texts_in(found)]
+        for one in texts:
+            _check_characters(one, sample.where)
         flip = sample.meta.get("flip", True) is not False and all(may_flip(one, config.language) for one in texts)
         views = list(self._views_of(sample, position, flip)) if has_visual(config.kind) else []
         return Example(

@@ -12,7 +12,9 @@ from PIL import Image, ImageSequence
 
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
-from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.orientation import upright_size
+from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.video import open_container
 
 _STILL_SIDE = 224
 _STRIP_SIDE = 112
@@ -71,26 +73,23 @@ def media_facts(sample: Sample) -> MediaFacts:
         durations = _webp_durations(sample.media)
         return MediaFacts(*size, len(durations), sum(durations) / 1000)
     if kind == "gif":
-        try:
-            with Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture:
-                durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
-        except (OSError, ValueError, SyntaxError) as error:
-            raise BadSampleError("broken_image", sample.where, str(error)) from error
+        with (
+            naming("broken_image", sample.where),
+            Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture,
+        ):
+            durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
         return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    return MediaFacts(*size)
+    return MediaFacts(*upright_size(size, sample.media))
 
 
 def _video_facts(media: bytes, where: str) -> MediaFacts:
-    try:
-        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise BadSampleError("broken_video", where, "the file has no video stream")
-            stream = container.streams.video[0]
-            width, height = stream.codec_context.width, stream.codec_context.height
-            frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
-            seconds = None if container.duration is None else container.duration / av.time_base
-    except (av.FFmpegError, ValueError) as error:
-        raise BadSampleError("broken_video", where, str(error)) from error
+    with naming("broken_video", where), open_container(media) as container:
+        if not container.streams.video:
+            raise BadSampleError("broken_video", where, "the file has no video stream")
+        stream = container.streams.video[0]
+        width, height = stream.codec_context.width, stream.codec_context.height
+        frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
+        seconds = None if container.duration is None else container.duration / av.time_base
     return MediaFacts(width, height, frames, seconds)
 
 

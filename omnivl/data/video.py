@@ -12,7 +12,10 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.sources.base import BadSampleError
+from omnivl.data.sources.base import BadSampleError, naming
+
+CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv"
+"""Those of libav's containers that hold pictures themselves; an SDP, ffconcat or HLS text names what else to open."""
 
 _MIN_SKIP = 4  # frames that a jump has to save to be worth flushing the decoder
 
@@ -44,8 +47,8 @@ def decode_video(
     Raises:
         BadSampleError: ``broken_video``, ``too_many_pixels`` or ``too_many_frames``.
     """
-    try:
-        with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+    with naming("broken_video", where):
+        with open_container(media) as container:
             if not container.streams.video:
                 raise BadSampleError("broken_video", where, "the file has no video stream")
             stream = container.streams.video[0]
@@ -60,9 +63,13 @@ def decode_video(
             frames = _decode_frames(media, packets, sorted(set(wanted)), where)
         except _OvershotError:
             frames = _decode_frames(media, _Packets(packets.times, []), sorted(set(wanted)), where)
-    except (av.error.FFmpegError, ValueError, MemoryError) as error:
-        raise BadSampleError("broken_video", where, str(error)) from error
-    return np.stack([frames[number] for number in wanted])
+        return np.stack([frames[number] for number in wanted])
+
+
+def open_container(media: bytes) -> "av.container.InputContainer":
+    """Opens a file that is wholly in memory; lists of other files and descriptions of network sessions are refused."""
+    options = {"format_whitelist": CONTAINERS, "protocol_whitelist": ""}
+    return av.open(io.BytesIO(media), metadata_errors="replace", container_options=options)
 
 
 def _list_packets(
@@ -98,7 +105,7 @@ def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: st
     """
     place_of = {time: place for place, time in enumerate(packets.times)}
     frames: dict[int, NDArray[np.uint8]] = {}
-    with av.open(io.BytesIO(media), metadata_errors="replace") as container:
+    with open_container(media) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         decoder = container.decode(stream)
@@ -113,7 +120,8 @@ def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: st
                     raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
                 standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
                 if standing == target:
-                    frames[target] = frame.to_ndarray(format="rgb24")
+                    shown = np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)  # by the display matrix
+                    frames[target] = np.ascontiguousarray(shown)
                 elif standing > target:
                     raise _OvershotError
     return frames

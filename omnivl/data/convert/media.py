@@ -4,6 +4,8 @@ import io
 from typing import Literal
 
 import av
+import cv2
+import numpy as np
 from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
 
 from omnivl.data.formats import (
@@ -15,6 +17,7 @@ from omnivl.data.formats import (
     picture_size,
 )
 from omnivl.data.sources.base import BadSampleError
+from omnivl.data.video import open_container
 
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
@@ -75,7 +78,7 @@ def _decode_picture(data: bytes) -> None:
 
 
 def _open_video(data: bytes, decode: bool) -> None:
-    with av.open(io.BytesIO(data)) as container:
+    with open_container(data) as container:
         if not container.streams.video:
             raise LookupError("the file has no video stream")
         if decode and not sum(1 for _ in container.decode(video=0)):
@@ -118,7 +121,7 @@ def _shrink_picture(data: bytes, extension: str, shorter_side: int) -> tuple[byt
         if size is None:
             return data, extension
         out = io.BytesIO()
-        if getattr(picture, "n_frames", 1) > 1:
+        if (picture_format(data) == "gif" or is_animated(data)) and getattr(picture, "n_frames", 1) > 1:
             durations: list[int] = []
             frames: list[Image.Image] = []
             for frame in ImageSequence.Iterator(picture):
@@ -132,12 +135,16 @@ def _shrink_picture(data: bytes, extension: str, shorter_side: int) -> tuple[byt
         if upright.has_transparency_data:
             upright.convert("RGBA").resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
             return out.getvalue(), "png"
+        if upright.mode.startswith("I"):  # 16 bits of grey
+            grey = np.asarray(upright).clip(0, 65535).astype(np.uint16)
+            scaled = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
+            return cv2.imencode(".png", scaled)[1].tobytes(), "png"
         upright.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=_JPEG_QUALITY)
         return out.getvalue(), "jpg"
 
 
 def _shrink_video(data: bytes, extension: str, shorter_side: int) -> tuple[bytes, str]:
-    with av.open(io.BytesIO(data)) as container:
+    with open_container(data) as container:
         source = container.streams.video[0]
         size = _smaller(source.codec_context.width, source.codec_context.height, shorter_side)
         if size is None:
@@ -152,7 +159,9 @@ def _shrink_video(data: bytes, extension: str, shorter_side: int) -> tuple[bytes
                 "preset": "fast",
                 "threads": "1",
             }  # one thread: the same bytes each time
-            for frame in container.decode(source):
+            for number, frame in enumerate(container.decode(source)):
+                if number == 0:
+                    stream.set_display_rotation(frame.rotation)
                 scaled = frame.reformat(width=stream.width, height=stream.height, format="yuv420p")
                 scaled.pict_type = av.video.frame.PictureType.NONE
                 target.mux(stream.encode(scaled))

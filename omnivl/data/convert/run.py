@@ -12,7 +12,8 @@ from omnivl.data.convert.entry import Entry, Reader, sample_key, short_hash
 from omnivl.data.convert.media import MediaKind, Verify, check_extension, examine, shrink
 from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
 from omnivl.data.formats import picture_size
-from omnivl.data.sources.base import BadSampleError, Rejection
+from omnivl.data.orientation import upright_size
+from omnivl.data.sources.base import BadSampleError, Rejection, naming
 from omnivl.errors import DataError
 from omnivl.randomness import stable_hash
 
@@ -164,9 +165,11 @@ def _read_file(name: str, path: Path, where: str, verify: Verify, shorter_side: 
         raise BadSampleError("unreadable_path", where, f"{path}: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name
         raise BadSampleError("unreadable_path", where, f"{str(path)!r}: {error}") from error
-    kind, size = examine(data, extension, where, verify), picture_size(data)
-    if shorter_side is not None:
-        data, extension = shrink(data, extension, shorter_side, where)
+    with naming("unusable", where):
+        kind, size = examine(data, extension, where, verify), picture_size(data)
+        size = None if size is None else upright_size(size, data)
+        if shorter_side is not None:
+            data, extension = shrink(data, extension, shorter_side, where)
     return _File(f"{name}.{extension}" if name else extension, data, kind, size)
 
 

@@ -3,7 +3,8 @@
 Shapes: T frames of a clip, H x W pixels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -30,6 +31,7 @@ Cause = Literal[
     "broken_video",
     "too_many_pixels",
     "too_many_frames",
+    "unusable",
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 # Causes of a whole shard.
@@ -60,6 +62,27 @@ class BadSampleError(Exception):
 
     def __str__(self) -> str:
         return f"{self.rejection.where}: {self.rejection.cause}: {self.rejection.detail}"
+
+
+@contextmanager
+def naming(cause: Cause, where: str) -> Iterator[None]:
+    """Turns whatever a decoder, an augmentation or a tokenizer raises into a bad sample that has a name.
+
+    Decoders fail in ways that their documentation does not list (``IndexError``, ``AttributeError``, ``struct.error``).
+
+    Args:
+        cause: Of what is not a ``BadSampleError`` already.
+        where: ``SHARD:KEY`` of the sample.
+
+    Raises:
+        BadSampleError: Anything was raised.
+    """
+    try:
+        yield
+    except BadSampleError:
+        raise
+    except Exception as error:
+        raise BadSampleError(cause, where, f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -78,13 +78,64 @@ def test_tables_by_hand():
         ((0.0, 0.5, 0.999, 0.999), (65, 15, 35, 35)),
         # whole area, ratio 2 -> 100 x 50
         ((1.0, 1.0, 0.9, 0.9), (0, 0, 100, 50)),
-        # whole area, ratio 0.5 -> 50 x 100, cut to 50 high; left 0.5 * 51 = 25
-        ((1.0, 0.0, 0.5, 0.5), (25, 0, 50, 50)),
     ],
 )
 def test_crop_boxes_by_hand(uniforms, expected):
     config = AugmentConfig(crop_scale=(0.25, 1.0), crop_ratio=(0.5, 2.0))
     assert crop_box(100, 50, config, np.array(uniforms)) == expected
+
+
+def test_a_box_that_fits_in_no_draw_is_the_largest_one_in_the_middle():
+    def box(width: int, height: int, **ranges: tuple[float, float]) -> tuple[int, int, int, int]:
+        return crop_box(width, height, AugmentConfig(**ranges), np.array([0.9, 0.5, 0.9, 0.9]))
+
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1.0, 1.0)}
+    assert box(60, 80, **whole) == (0, 10, 60, 60)
+    assert box(80, 60, **whole) == (10, 0, 60, 60)
+    # at most 4:3 -> 67 of 200 columns, round(50 * 4 / 3) = 67; left (200 - 67) // 2 = 66
+    assert box(200, 50, crop_scale=(1.0, 1.0), crop_ratio=(0.75, 4 / 3)) == (66, 0, 67, 50)
+    # at least 3:4 -> round(50 / 0.75) = 67 of 200 rows
+    assert box(50, 200, crop_scale=(1.0, 1.0), crop_ratio=(0.75, 4 / 3)) == (0, 66, 50, 67)
+
+
+def peers_box(width: int, height: int, config: AugmentConfig, random: np.random.Generator) -> tuple[int, ...]:
+    """``RandomResizedCrop.get_params`` as torchvision documents it: ten draws, then a crop in the middle."""
+    for _ in range(10):
+        area = width * height * random.uniform(*config.crop_scale)
+        ratio = np.exp(random.uniform(*np.log(config.crop_ratio)))
+        w, h = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1)), w, h
+    low, high = config.crop_ratio
+    w, h = width, height
+    if width / height < low:
+        h = round(width / low)
+    elif width / height > high:
+        w = round(height * high)
+    return (width - w) // 2, (height - h) // 2, w, h
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "ratio"),
+    [
+        ((640, 360), (0.5, 1.0), (3 / 4, 4 / 3)),
+        ((96, 96), (0.6, 1.0), (3 / 4, 4 / 3)),
+        ((60, 80), (0.9, 1.0), (1.0, 1.0)),
+        ((300, 40), (0.08, 1.0), (3 / 4, 4 / 3)),
+    ],
+)
+def test_crop_boxes_have_the_distribution_of_torchvision(size, scale, ratio):
+    config = AugmentConfig(crop_scale=scale, crop_ratio=ratio)
+    draws, own, peers = 20_000, random(1), random(2)
+    ours = np.array([crop_box(*size, config, own.random(4)) for _ in range(draws)])
+    theirs = np.array([peers_box(*size, config, peers) for _ in range(draws)])
+    shape = ours[:, 2] / ours[:, 3]
+    rounded = 1 / ours[:, 2:].min(axis=1)  # a side is a whole number of pixels
+    assert ((shape >= ratio[0] * (1 - rounded)) & (shape <= ratio[1] * (1 + rounded))).all()
+    for column in range(4):  # Kolmogorov-Smirnov; 1.95 * sqrt(2 / n) is passed by chance in one of 1,000
+        edges = np.arange(max(size) + 2)
+        steps = [np.histogram(boxes[:, column], edges)[0].cumsum() / draws for boxes in (ours, theirs)]
+        assert np.abs(steps[0] - steps[1]).max() < 1.95 * np.sqrt(2 / draws)
 
 
 def test_flips_only_where_the_text_allows_it():

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from omnivl.data.config import LoaderConfig
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still, evaluation_frames
@@ -280,3 +280,83 @@ def test_formats_by_content():
     assert picture_format(pillow("WEBP")) == "webp"
     assert picture_format(b"PK\x03\x04") is None
     assert not is_complete(pillow("PNG")[:-20])
+
+
+def test_what_a_decoder_raises_is_a_bad_sample():
+    """Cut, flipped and swapped bytes of every format: whatever fails is a bad sample with its name."""
+    moving = io.BytesIO()
+    frames = [Image.new("RGB", (16, 16), (value, 9, value)) for value in (40, 70, 100)]
+    frames[0].save(moving, "GIF", save_all=True, append_images=frames[1:], duration=40)
+    files = {name: pillow(name) for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF")} | {"mp4": video(6, 3)}
+    files["moving"] = moving.getvalue()
+    random = np.random.default_rng(0)
+    named: list[str] = []
+    for name, good in files.items():
+        for _ in range(40):
+            bad = bytearray(good[: random.integers(1, len(good) + 1)])
+            for place in random.integers(0, len(bad), random.integers(0, 4)):
+                bad[place] = random.integers(256)
+            extension = {"JPEG": "jpg", "moving": "gif"}.get(name, name.lower())
+            for decode in (decode_still, lambda *args: decode_clip(*args, lambda total: [total - 1])):
+                try:
+                    decode(sample(bytes(bad), extension), LIMITS)
+                except BadSampleError as error:
+                    named.append(error.rejection.where)
+    assert set(named) == {"s.tar:k"}
+    assert len(named) > 100
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"ffconcat version 1.0\nfile good.mp4\n",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\ngood.mp4\n#EXT-X-ENDLIST\n",
+        b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 50404 RTP/AVP 96\n"
+        b"a=rtpmap:96 H264/90000\n",
+    ],
+)
+def test_a_text_that_names_other_files_or_sockets_is_no_clip(text, tmp_path, monkeypatch):
+    (tmp_path / "good.mp4").write_bytes(video(6, 3))
+    monkeypatch.chdir(tmp_path)
+    cause, detail = rejected(lambda: decode_clip(sample(text, "mp4"), LIMITS, lambda total: [0]))
+    assert cause == "broken_video"
+    assert "Invalid" in detail
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pictures_are_shown_upright(name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if name == "JPEG" else {"lossless": True} if name == "WEBP" else {}
+    media = pillow(name, exif=exif.tobytes(), **options)
+    wanted = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(media))).convert("RGB"), dtype=int)
+    pixels = decode_still(sample(media, {"JPEG": "jpg"}.get(name, name.lower())), LIMITS)[0]
+    assert pixels.shape == wanted.shape
+    assert np.abs(pixels - wanted).mean() < 2
+
+
+@pytest.mark.parametrize("degrees", [0, 90, 180, 270])
+def test_clips_are_shown_upright(degrees):
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.set_display_rotation(degrees)
+        pixels = np.zeros((16, 32, 3), dtype=np.uint8)
+        pixels[:8, :16] = 255  # white at the upper left
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode(None))
+    seen = decode_clip(sample(file.getvalue(), "mp4"), LIMITS, lambda total: [0])[0]
+    wanted = np.rot90(pixels, degrees // 90)  # counterclockwise
+    assert seen.shape == wanted.shape
+    assert np.abs(seen.astype(int) - wanted).mean() < 8
+
+
+@pytest.mark.parametrize(("mode", "key"), [("L", 120), ("1", 0)])
+def test_the_transparent_value_of_a_grey_png_shows_white(mode, key):
+    file = io.BytesIO()
+    grey = Image.fromarray(np.array([[0, 255], [120, 120]], dtype=np.uint8)).convert(mode, dither=Image.Dither.NONE)
+    grey.save(file, "PNG", transparency=key)
+    seen = decode_still(sample(file.getvalue(), "png"), LIMITS)[0, :, :, 0].tolist()
+    assert seen == ([[0, 255], [255, 255]] if mode == "L" else [[255, 255], [255, 255]])

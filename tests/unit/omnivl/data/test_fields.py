@@ -190,6 +190,25 @@ def finished(
     return reader.finish(what, 3)
 
 
+def test_half_a_surrogate_pair_is_a_bad_sample():
+    config = entry(("answers",), text="question")
+    for fields in ({"question": "what \ud83d", "answers": ["a"]}, {"question": "what", "answers": ["a\udc36"]}):
+        with pytest.raises(
+            BadSampleError, match=r"invalid_utf8: '\\ud[83c]+[d6]' at character \d of a text is no char"
+        ):
+            finished(config, sample(**fields))
+
+
+def test_whatever_fails_for_a_sample_names_it(monkeypatch):
+    def fail(*_: object) -> None:
+        raise AttributeError("a decoder's own mistake")
+
+    monkeypatch.setattr("omnivl.data.example.sample_identity", fail)
+    with pytest.raises(BadSampleError, match="unusable: AttributeError: a decoder's own mistake") as caught:
+        finished(entry(("answers",), text="question"), sample(question="what", answers=["a"]))
+    assert caught.value.rejection.where == sample().where
+
+
 def test_a_field_as_the_text():
     config = entry(("answers",), text="question")
     made = finished(config, sample(question=" what is it? ", answers=["a cat"]))

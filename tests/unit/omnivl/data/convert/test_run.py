@@ -8,11 +8,13 @@ import tarfile
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from PIL import Image
 
 from omnivl.data.convert import ConvertOptions, FolderReader, TableReader, convert
 from omnivl.data.convert.entry import sample_key
+from omnivl.data.convert.media import shrink
 from omnivl.data.convert.run import draw_split
 from omnivl.errors import DataError
 
@@ -286,3 +288,27 @@ def test_lists_that_cannot_be_used(tmp_path):
         f"{tmp_path / 'list.xlsx'}: lists of the form '.xlsx' are not read; "
         "allowed: .csv, .tsv, .json, .jsonl, .ndjson, .parquet"
     )
+
+
+def test_scaling_keeps_depth_kind_and_rotation():
+    grey = io.BytesIO()
+    Image.fromarray(np.full((40, 60), 20_000, dtype=np.uint16)).save(grey, "PNG")
+    data, extension = shrink(grey.getvalue(), "png", 16, "a")
+    assert (extension, np.asarray(Image.open(io.BytesIO(data)))[5, 5]) == ("png", 20_000)
+    shades = [Image.new("RGB", (40, 40), (shade, 0, 0)) for shade in (0, 255)]
+    for form, extension in (("MPO", "jpg"), ("PNG", "png")):  # a second picture inside does not make a photograph move
+        out = io.BytesIO()
+        shades[0].save(out, form, save_all=True, append_images=shades[1:])
+        data, extension = shrink(out.getvalue(), extension, 16, "a")
+        assert (extension, Image.open(io.BytesIO(data)).size) == ("jpg", (16, 16))
+    clip = io.BytesIO()
+    with av.open(clip, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        stream.set_display_rotation(90)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 64, 3), np.uint8), format="rgb24")))
+        container.mux(stream.encode(None))
+    data, _ = shrink(clip.getvalue(), "mp4", 16, "a")
+    with av.open(io.BytesIO(data)) as container:
+        frame = next(container.decode(video=0))
+    assert (frame.width, frame.height, frame.rotation) == (32, 16, 90)
