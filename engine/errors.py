@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from omnivl.errors import UserError
+from omnivl.errors import UserError, printable
 
 
 class PlanError(UserError):
@@ -14,7 +14,7 @@ class PlanError(UserError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Joins the problems into one message, one per line."""
-        self.problems = tuple(problems)
+        self.problems = tuple(map(printable, problems))
         super().__init__("\n".join(self.problems))
 
 

@@ -9,8 +9,12 @@ class UserError(ValueError):
     """A mistake in what the user gave us.
 
     The message names where it is, what was got, what is allowed and what to change. The command line prints it without
-    a traceback.
+    a traceback. It may quote names and texts of data, so that it is kept ``printable``.
     """
+
+    def __init__(self, message: str = "") -> None:
+        """Takes the message."""
+        super().__init__(printable(message))
 
 
 class DataError(UserError):
@@ -39,6 +43,17 @@ class Misfit:
 
     def __str__(self) -> str:
         return f"{'.'.join(self.path)}: got {self.got}; allowed {self.allowed}; {self.change}"
+
+
+def printable(text: str) -> str:
+    """A text that a terminal and a log show as it is.
+
+    Other characters than printable ones, blanks and line ends are written as in the strings of Python.
+    """
+    if text.isprintable():
+        return text
+    kept = (one if one.isprintable() or one in "\n\t" else one.encode("unicode_escape").decode() for one in text)
+    return "".join(kept)
 
 
 def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:

@@ -12,6 +12,7 @@ from engine.errors import PlanError
 from engine.plan.rewrite import Rewritten, is_model_file, rewrite_model_file, rewrite_plan
 from engine.plan.yaml import read_yaml
 from engine.sweep.rewrite import rewrite_sweep
+from omnivl.data.small_files import read_small
 
 
 def upgrade(
@@ -58,7 +59,7 @@ def upgrade(
 def _read(file: Path) -> str:
     """A file's text with its own ends of lines."""
     try:
-        return file.read_bytes().decode("utf-8")
+        return read_small(file).decode("utf-8")
     except OSError as error:
         got = f"a file that cannot be read ({error.strerror})"
     except UnicodeDecodeError as error:

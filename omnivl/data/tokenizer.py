@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from omnivl.data.emoji.unpack import VOCABULARY
+from omnivl.data.small_files import check_small, read_small
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import DataError
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 DECODE_TOKEN = "[DEC]"
 _MAX_CACHED = 200_000
+_MEBIBYTES = 256
 _ASCII_WORD = re.compile(r"[a-z0-9]+|[^a-z0-9 ]")
 
 
@@ -59,6 +61,12 @@ def load_tokenizer(name_or_path: str) -> Tokenizer:
         DataError: There is no such tokenizer, or it lacks a token that the model needs.
     """
     path = VOCABULARY if name_or_path == "emoji" else Path(name_or_path)
+    try:
+        if path.is_dir():
+            check_small(path, _MEBIBYTES)
+    except OSError as error:
+        at = error.filename or path
+        raise DataError(f"tokenizer {name_or_path!r}: {at} cannot be read ({error.strerror}); name another") from error
     if path.suffix == ".txt":
         return WordPieceTokenizer.from_file(path)
     if path.is_dir() and not (path / "tokenizer.json").exists() and not (path / "tokenizer_config.json").exists():
@@ -222,7 +230,7 @@ class WordPieceTokenizer(_CachedEncoder):
             DataError: The file cannot be read, or see ``__init__``.
         """
         try:
-            words = path.read_text(encoding="utf-8").splitlines()
+            words = read_small(path, _MEBIBYTES).decode("utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"tokenizer {path}: cannot be read as a vocabulary: {error}") from error
         while words and not words[-1]:
