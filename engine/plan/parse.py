@@ -18,6 +18,7 @@ from engine.errors import PlanError
 from engine.plan.limits import within_limits
 from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
+from engine.plan.paths import expand_paths
 from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan.problems import translate, value_at
 from engine.plan.rules import RULES, Draft, tasks_are_told_apart
@@ -63,6 +64,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, [problem]))
     expand_shorthands(document.tree)
     problems = [*document.problems, *apply_overrides(document, overrides)]
+    expand_paths(document.tree)
     problems += resolve_model(document)
     problems += resolve_vocabulary(document)
     tree = _with_shared_sections(document.tree)

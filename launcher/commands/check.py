@@ -10,6 +10,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
@@ -24,7 +25,7 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.errors import UserError
+from omnivl.errors import UserError, printable
 
 
 def check(
@@ -213,12 +214,13 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
     known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
     processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
     stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) != 1 else ''}"
-    console.print(f"[bold]{plan.name}[/]: {stages}, seed {plan.seed}, {processes}")
+    console.print(Text.assemble((plan.name, "bold"), f": {stages}, seed {plan.seed}, {processes}"))
     for number, stage in enumerate(summary["stages"], start=1):
-        console.print(f"\n[bold]{number}. {stage['name']}[/], from {stage['init_from'] or 'new weights'}")
+        title = (f"\n{number}. {stage['name']}", "bold")
+        console.print(Text.assemble(title, f", from {stage['init_from'] or 'new weights'}"))
         rows = Table.grid(padding=(0, 2))
-        for title, text in _rows(stage):
-            rows.add_row(f"   {title}", text)
+        for row, text in _rows(stage):
+            rows.add_row(f"   {row}", Text(printable(text)))
         console.print(rows)
     if summary["earlier_fields"]:
         lines = [line for found in summary["earlier_fields"].values() for line in found]

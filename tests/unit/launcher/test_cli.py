@@ -1,5 +1,6 @@
 """The command line as a whole: help with examples that hold, completion, errors with and without tracebacks."""
 
+import importlib.metadata
 import os
 import shlex
 import subprocess
@@ -95,3 +96,8 @@ def test_tracebacks_are_shown_where_they_are_asked_for(
         cli.main()
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last)") and "in fail" in told
+
+
+def test_the_version() -> None:
+    told = CliRunner().invoke(cli.app, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"omnivl {importlib.metadata.version('omnivl')}\n")
