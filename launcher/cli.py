@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -142,8 +143,16 @@ app = typer.Typer(
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"omnivl {importlib.metadata.version('omnivl')}")
+        typer.echo(f"omnivl {version_here()}")
         raise typer.Exit
+
+
+def version_here() -> str:
+    """The version of the installed package; of a folder that was never installed, where it is."""
+    try:
+        return importlib.metadata.version("omnivl")
+    except importlib.metadata.PackageNotFoundError:
+        return f"of the folder {Path(__file__).parents[1]}, which is not installed"
 
 
 def with_paths_expanded(arguments: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
+from engine.plan.batches import work_out_batches
 from engine.plan.limits import within_limits
 from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
@@ -69,6 +70,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     problems += resolve_vocabulary(document)
     tree = _with_shared_sections(document.tree)
     problems += upgrade_routers(tree, document.places)
+    work_out_batches(tree, world_size)
     tree, beyond = within_limits(Plan, tree)
     plan, draft, found = _validate(tree, world_size)
     problems += found
