@@ -1,6 +1,6 @@
 """Micro-batches and accumulation that a plan leaves open, worked out from its global batch and the processes."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 from engine.plan.parallel import MOST_AUTOMATIC, BatchConfig, ParallelConfig
 from moe.ranges import AUTO
@@ -50,5 +50,5 @@ def _replicas(parallel: Any, processes: int) -> int:
     return processes // stages if section.get("host") == "pipeline" and _is_count(stages) else processes
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1

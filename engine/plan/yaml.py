@@ -108,7 +108,8 @@ class _Loader(yaml.SafeLoader):
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             problem = f"nested more than {_MAX_DEPTH} levels deep"
-            raise yaml.composer.ComposerError(None, None, problem, self.peek_event().start_mark)
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         try:
             return super().compose_node(parent, index)
         finally:
@@ -123,7 +124,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _COMMENT = re.compile(r"#[^\n]*")
-_CONTAINERS = {yaml.MappingNode: "tag:yaml.org,2002:map", yaml.SequenceNode: "tag:yaml.org,2002:seq"}
+_CONTAINERS: Mapping[type[yaml.Node], str] = {
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+}
 _INTEGER = r"[-+]?(0|[1-9][0-9_]*)"
 _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
@@ -291,7 +295,7 @@ class _Reader:
             self.document.places[(*path, key)] = self._where(line)
             yield key, self.read(value_node, (*path, key))
 
-    def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+    def _scalar(self, node: yaml.Node, path: Path) -> Any:
         name, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
         if name == "str":
             if _CONTROL.search(text) is None:
