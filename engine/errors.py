@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from omnivl.errors import UserError
+from omnivl.shown import printable
 
 
 class PlanError(UserError):
@@ -14,7 +15,7 @@ class PlanError(UserError):
 
     def __init__(self, problems: Sequence[str]) -> None:
         """Joins the problems into one message, one per line."""
-        self.problems = tuple(problems)
+        self.problems = tuple(printable(one, keep="\n\t") for one in problems)
         super().__init__("\n".join(self.problems))
 
 

@@ -7,17 +7,20 @@ Exit status: 0 done, 1 a failure, 2 a mistake of the user; of runs also 75 for a
 """
 
 import importlib
+import importlib.metadata
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from engine.plan.paths import expanded
 from engine.telemetry.console import PlainConsole
 from engine.watch.failure import DEBUG, describe_error
 from omnivl.errors import UserError
@@ -138,9 +141,42 @@ app = typer.Typer(
 )
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"omnivl {version_here()}")
+        raise typer.Exit
+
+
+def version_here() -> str:
+    """The version of the installed package; of a folder that was never installed, where it is."""
+    try:
+        return importlib.metadata.version("omnivl")
+    except importlib.metadata.PackageNotFoundError:
+        return f"of the folder {Path(__file__).parents[1]}, which is not installed"
+
+
+def with_paths_expanded(arguments: Sequence[str]) -> list[str]:
+    """The command line with ``~`` and variables expanded that no shell saw: in ``--out=~/x``, or between quotes.
+
+    Overrides stay as they are; the paths among them are expanded where plans are read.
+    """
+    written = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if argument.startswith("--") and equals and value.startswith(("~", "$")):
+            argument = f"{name}={expanded(value)}"
+        elif argument.startswith(("~/", "$")) and not equals:
+            argument = expanded(argument)
+        written.append(argument)
+    return written
+
+
 @app.callback()
 def _omnivl(
     debug: Annotated[bool, typer.Option("--debug", envvar=DEBUG, help="Show tracebacks of errors.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_tell_version)
+    ] = False,
 ) -> None:
     if debug:
         os.environ[DEBUG] = "1"  # also for the processes that a command starts
@@ -150,7 +186,7 @@ def main() -> NoReturn:
     """Runs the command line; see the exit status above."""
     code = 0
     try:
-        app()
+        app(with_paths_expanded(sys.argv[1:]))
     except UserError as error:
         told, code = describe_error(error), 2
     except Exception as error:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from annotated_types import BaseMetadata, Ge, GroupedMetadata, Gt, Le, Lt
 
+AUTO = "auto"
+"""Beside a ``Range`` in an annotation: the word may stand in the file too. Reading puts a number in its place."""
+
 
 @dataclass(frozen=True)
 class Range(GroupedMetadata):

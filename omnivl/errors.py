@@ -4,13 +4,19 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from omnivl.shown import printable
+
 
 class UserError(ValueError):
     """A mistake in what the user gave us.
 
     The message names where it is, what was got, what is allowed and what to change. The command line prints it without
-    a traceback.
+    a traceback. It may quote names and texts of data, so that it is kept ``printable``.
     """
+
+    def __init__(self, message: str = "") -> None:
+        """Takes the message."""
+        super().__init__(printable(message, keep="\n\t"))
 
 
 class DataError(UserError):

@@ -168,10 +168,17 @@ class RunFolder:
         """Locks the folder against every other process. The lock is released when the process ends, also by a crash.
 
         Raises:
-            RunFolderError: Somebody else holds it.
+            RunFolderError: Somebody else holds it, or it cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            reason = "which is a file" if isinstance(error, FileExistsError) else f"({error.strerror})"
+            raise RunFolderError(
+                f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
+                "there or not; choose another one"
+            ) from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -11,6 +11,7 @@ from engine.plan.schema import kinds
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.architectures import Architecture, ArchitectureConfig, OmniVL
 from omnivl.architectures.upgrades import successor, upgraded
+from omnivl.data.plain_files import read_small
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError, did_you_mean
 
@@ -134,7 +135,7 @@ def _over_file(document: Document, given: dict[str, Any], file: str) -> tuple[di
     """Merges the plan's fields into a model file's; fields that only the file gives have places in the file."""
     own = {name: value for name, value in given.items() if name != "preset"}
     try:
-        text = FilePath(file).read_text(encoding="utf-8")
+        text = read_small(FilePath(file)).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         got = f"{file!r}, which cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})"
         allowed = f"{', '.join(map(repr, OmniVL.presets))} or a YAML file"

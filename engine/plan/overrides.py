@@ -6,6 +6,9 @@ from typing import Any
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
 from omnivl.errors import did_you_mean
 
+_SHOWN = 200
+_MAX_PARTS = 32
+
 
 def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Problem]:
     """Writes the overrides into the document's tree, and their places into its places.
@@ -20,10 +23,10 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
     """
     problems: list[Problem] = []
     for override in overrides:
-        place = f"override {override!r}"
+        place = f"override {override[:_SHOWN]!r}{'' if len(override) <= _SHOWN else ' ...'}"
         dotted, equals, text = override.partition("=")
-        if not equals or not dotted:
-            path: Path = (override,)
+        if not equals or not dotted.isprintable() or not dotted or dotted.count(".") > _MAX_PARTS:
+            path: Path = (override[:_SHOWN],)
             document.places[path] = place
             problems.append(Problem(path, "no path=value", "e.g. stages.0.optimizer.lr=2e-4", "write it in this form"))
             continue
@@ -84,8 +87,8 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
 
 
 def _index(members: Sequence[Any], part: str) -> int | None:
-    if part.isdecimal():
-        return int(part) if int(part) < len(members) else None
+    if part.isdecimal() and part.isascii():
+        return int(part) if len(part) <= len(str(len(members))) and int(part) < len(members) else None
     for index, member in enumerate(members):
         if isinstance(member, Mapping) and part in (member.get("name"), member.get("kind")):
             return index

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from moe.ranges import Range
+from moe.ranges import AUTO, Range
+
+MOST_AUTOMATIC = 32
+"""Samples of the largest micro-batch that is worked out."""
 
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
@@ -109,15 +112,17 @@ class BatchConfig:
     """Batch sizes.
 
     Attributes:
-        micro_batch_size_per_gpu: Samples of one forward pass on one process.
-        gradient_accumulation_steps: Micro-batches of one optimizer step on one process. Means over tokens, patches,
-            answers and pairs are those of the whole step, however it is divided. What compares samples with one another
-            (``itc``, ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation
-            adds no negatives.
-        global_batch_size: Samples of one optimizer step over all processes. Checked against the other two and the
-            number of processes if it is given; it never changes them.
+        micro_batch_size_per_gpu: Samples of one forward pass on one process; ``auto`` takes as many as a replica's part
+            of ``global_batch_size`` allows, at most 32.
+        gradient_accumulation_steps: Micro-batches of one optimizer step on one process; ``auto`` takes as many as
+            ``global_batch_size`` needs, 1 where that is not given. Means over tokens, patches, answers and pairs are
+            those of the whole step, however it is divided. What compares samples with one another (``itc``,
+            ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation adds no
+            negatives.
+        global_batch_size: Samples of one optimizer step over all processes. It never changes the other two, but those
+            that are ``auto``; any number of processes that divides it can then run the plan.
     """
 
-    micro_batch_size_per_gpu: Annotated[int, Range(1)] = 32
-    gradient_accumulation_steps: Annotated[int, Range(1)] = 1
+    micro_batch_size_per_gpu: Annotated[int, Range(1), AUTO] = MOST_AUTOMATIC
+    gradient_accumulation_steps: Annotated[int, Range(1), AUTO] = 1
     global_batch_size: Annotated[int, Range(1)] | None = None

@@ -15,14 +15,18 @@ from typing import Any, TypeVar
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
+from engine.plan.batches import work_out_batches
+from engine.plan.limits import within_limits
 from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
+from engine.plan.paths import expand_paths
 from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan.problems import translate, value_at
-from engine.plan.rules import RULES, Draft
+from engine.plan.rules import RULES, Draft, tasks_are_told_apart
 from engine.plan.schema import annotation_at, field_types, range_of
 from engine.plan.upgrades import upgrade_routers
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+from omnivl.data.plain_files import read_small
 from omnivl.tasks import TaskConfig
 
 Key = TypeVar("Key", str, int)
@@ -61,13 +65,17 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
         raise PlanError(_report(document, [problem]))
     expand_shorthands(document.tree)
     problems = [*document.problems, *apply_overrides(document, overrides)]
+    expand_paths(document.tree)
     problems += resolve_model(document)
     problems += resolve_vocabulary(document)
     tree = _with_shared_sections(document.tree)
     problems += upgrade_routers(tree, document.places)
+    work_out_batches(tree, world_size)
+    tree, beyond = within_limits(Plan, tree)
     plan, draft, found = _validate(tree, world_size)
     problems += found
     problems += [problem for rule in RULES for problem in rule(draft)]
+    problems += beyond
     if problems:
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
@@ -93,10 +101,13 @@ def parse_tasks(document: Document, overrides: Sequence[str] = ()) -> tuple[Task
     problems = [*document.problems, *apply_overrides(document, overrides)]
     expand_shorthands(holder)
     tasks: tuple[TaskConfig, ...] = ()
+    tree, beyond = within_limits(EvaluationPlan, document.tree)
     try:
-        tasks = _read(EvaluationPlan, document.tree).tasks
+        tasks = _read(EvaluationPlan, tree).tasks
     except ValidationError as error:
-        problems += translate(error, EvaluationPlan, document.tree)
+        problems += translate(error, EvaluationPlan, tree)
+    problems += beyond
+    problems += tasks_are_told_apart(tasks, ("tasks",))
     if problems:
         raise PlanError(_report(document, problems))
     return tasks
@@ -117,10 +128,12 @@ def parse_as(cls: type[Config], document: Document) -> Config:
         allowed = "a mapping with the keys " + ", ".join(field_types(cls))
         raise PlanError(_report(document, [*document.problems, Problem((), show_value(tree), allowed, "write one")]))
     problems = list(document.problems)
+    tree, beyond = within_limits(cls, tree)
     try:
         typed: Config = _read(cls, tree)
     except ValidationError as error:
         problems += translate(error, cls, tree)
+    problems += beyond
     if problems:
         raise PlanError(_report(document, problems))
     return typed
@@ -159,7 +172,7 @@ def _over(section: str, shared: dict[str, Any], own: Any) -> Any:
 
 def _read_text(path: FilePath) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_small(path).decode("utf-8")
     except OSError as error:
         reason = f"got a file that cannot be read ({error.strerror})"
         raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
@@ -209,7 +222,7 @@ def _without(paths: Iterable[Path], tree: Any) -> Any:
     missing.
     """
     whole = copy.deepcopy(tree)
-    for path in paths:
+    for path in filter(None, paths):
         holder = value_at(whole, path[:-1])  # absent if a problem of another alternative has removed all of it
         bounds, value = range_of(annotation_at(Plan, tree, path)), value_at(tree, path)
         nearest = bounds.nearest(value) if bounds is not None and isinstance(value, int | float) else None

@@ -34,8 +34,11 @@ PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and n
 - **Shorthand.** Among `objectives` and `evaluate.tasks` a bare kind stands for a mapping: `mlm` for `{kind: mlm}`.
 - **Earlier spelling.** Fields that were called otherwise are read as those of today; `omnivl check` names their lines.
   `omnivl upgrade PLAN.yaml --write` rewrites them, in model files and sweeps too; comments and order stay.
-- **YAML.** `1e-4` is a number; only `true` and `false` are booleans; a key may stand once; tags, infinities and NaN are
-  refused.
+- **YAML.** `1e-4` is a number; only `true` and `false` are booleans; a key may stand once; tags that do not fit their
+  value, infinities, NaN and control characters are refused.
+- **Limits.** Beside the ranges below, numbers have limits far beyond every machine: 1e9 either way where nothing else
+  is said, 1,000 layers, a width of 65,536, 4,096 experts, 10,000,000 words, 1,024 processes or workers on a machine, a
+  learning rate of 100 (`engine/plan/limits.py`).
 """
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)

@@ -5,7 +5,7 @@ Rules look at a ``Draft``, which may lack the parts that could not be typed, so 
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,15 @@ from engine.plan.plan import StagePlan
 from engine.plan.stage_rules import STAGE_RULES
 from engine.plan.yaml import Path, Problem, show_value
 from omnivl.errors import did_you_mean
+from omnivl.tasks import TaskConfig
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_MOST_CHARACTERS = 100
+
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_MOST_CHARACTERS - 1}}}")
+"""Of runs and stages, which give folders their names."""
+
+TITLE = re.compile(r"[^\W_][\w .,:;+()>-]{0,99}")
+"""Of data entries and tasks, which stand in logs, tables and pages."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Draft:
 
 Rule = Callable[[Draft], Iterator[Problem]]
 
+_TITLES = "letters, digits, spaces and . , : ; + - _ > ( ), a letter or digit first, at most 100"
+
 
 def names_are_file_names(draft: Draft) -> Iterator[Problem]:
     """The run and its stages give folders their names."""
@@ -67,6 +76,7 @@ def names_are_file_names(draft: Draft) -> Iterator[Problem]:
     for path, name in named:
         if isinstance(name, str) and NAME.fullmatch(name) is None:
             allowed = "letters, digits, '-', '_' and '.', a letter or digit first: it names a folder"
+            allowed += "" if len(name) <= _MOST_CHARACTERS else f", at most {_MOST_CHARACTERS} characters"
             yield Problem(path, repr(name), allowed, "change the name")
 
 
@@ -113,6 +123,60 @@ def widths_survive_the_hand_over(draft: Draft) -> Iterator[Problem]:
                     yield Problem(("stages", index, "model", *name.split(".")), got, show_value(there), change)
 
 
+def titles_are_plain(draft: Draft) -> Iterator[Problem]:
+    """Names that stand in logs, tables and pages are made of what reads the same in each of them."""
+    for index, stage in draft.stages.items():
+        for place, entry in enumerate(stage.data):
+            if entry.name is not None and TITLE.fullmatch(entry.name) is None:
+                yield Problem(("stages", index, "data", place, "name"), repr(entry.name), _TITLES, "change the name")
+        yield from tasks_are_told_apart(stage.evaluate.tasks, ("stages", index, "evaluate", "tasks"))
+
+
+def tasks_are_told_apart(tasks: Sequence[TaskConfig], path: Path) -> Iterator[Problem]:
+    """Every task of a stage has a name of its own, and prompts that hold what is put into them.
+
+    Args:
+        tasks: Of one stage, or of one evaluation.
+        path: Where they stand.
+    """
+    names = [task.name for task in tasks]
+    for place, task in enumerate(tasks):
+        if TITLE.fullmatch(task.name) is None:
+            yield Problem((*path, place, "name"), repr(task.name), _TITLES, "change the name")
+        elif task.name in names[:place]:
+            got = f"{task.name!r}, which tasks.{names.index(task.name)} is called as well"
+            yield Problem((*path, place, "name"), got, "a name for each task", "give one of the two another 'name'")
+        for problem in label_prompts(getattr(task, "prompts", None)):
+            yield dataclasses.replace(problem, path=(*path, place, "prompts"))
+
+
+def label_prompts(prompts: Sequence[str] | None) -> Iterator[Problem]:
+    """There is a prompt, and every prompt holds ``{label}``; None where nothing is prompted."""
+    if prompts is not None and not (prompts and all("{label}" in prompt for prompt in prompts)):
+        got = next((repr(prompt) for prompt in prompts if "{label}" not in prompt), "no prompt")
+        yield Problem(("prompts",), got, "texts with '{label}' in them", "put {label} where the class goes")
+
+
+def best_is_a_figure(draft: Draft) -> Iterator[Problem]:
+    """The figure that says which checkpoint is best is one of a task of each stage that is evaluated."""
+    checkpoint = draft.sections.get("checkpoint")
+    wanted = getattr(checkpoint, "keep_best", None)
+    tasks = {index: [task.name for task in stage.evaluate.tasks] for index, stage in draft.stages.items()}
+    if wanted is None or not tasks:
+        return
+    evaluated = {index: names for index, names in tasks.items() if names}
+    if not evaluated:
+        yield Problem(
+            ("checkpoint", "keep_best"), repr(wanted), "null where no stage is evaluated", "add a task, or remove it"
+        )
+    for index, names in evaluated.items():
+        if wanted.partition("/")[0] not in names or not wanted.partition("/")[2]:
+            allowed = ", ".join(f"'{name}/FIGURE'" for name in names)
+            got = f"{wanted!r}, which is no figure of a task of stages.{index}"
+            yield Problem(("checkpoint", "keep_best"), got, allowed, "name a figure of a task, or null")
+            return
+
+
 def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:
     """Stages have what the tasks that they are evaluated by need."""
     for index, stage in draft.stages.items():
@@ -129,6 +193,13 @@ def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:
                     allowed = show_value(lack.without)
                     change = f"{lack.remedy}, or set {lack.option} to {allowed}"
                     yield Problem((*path, lack.option), got, allowed, change)
+
+
+def hangs_take_a_while(draft: Draft) -> Iterator[Problem]:
+    """A step, a checkpoint or an evaluation takes a while, and so does writing down the stack traces."""
+    seconds = getattr(draft.sections.get("guard"), "hang_seconds", 0)
+    if 0 < seconds < 1:
+        yield Problem(("guard", "hang_seconds"), f"{seconds:g}", "0, or 1 or more", "change the number")
 
 
 def batches_add_up(draft: Draft) -> Iterator[Problem]:
@@ -190,7 +261,10 @@ RULES: tuple[Rule, ...] = (
     stages_start_from_earlier_ones,
     widths_survive_the_hand_over,
     stages_hold_together,
+    titles_are_plain,
     tasks_can_be_done,
+    best_is_a_figure,
+    hangs_take_a_while,
     batches_add_up,
     processes_hold_whole_banks,
     processes_fill_the_pipeline,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.plan.yaml import Path, show_value
-from moe.ranges import Range
+from moe.ranges import AUTO, Range
 
 _SCALARS: Mapping[Any, str] = {
     int: "an integer",
@@ -43,6 +43,8 @@ def _bounded_members(annotation: Any, bounds: Range | None = None) -> Iterator[t
     """The alternatives of a union, each with the range that its annotation gives it."""
     if get_origin(annotation) is Annotated:
         inner, *metadata = get_args(annotation)
+        if AUTO in metadata:
+            yield Literal["auto"], None
         yield from _bounded_members(inner, next((entry for entry in metadata if isinstance(entry, Range)), bounds))
     elif get_origin(annotation) in (Union, types.UnionType):
         for part in get_args(annotation):

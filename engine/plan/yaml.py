@@ -2,7 +2,8 @@
 
 PyYAML reads ``1e-4`` as a string, ``no`` as False, ``010`` as 8 and ``1:30`` as 90, and silently keeps the last of two
 equal keys. Here ``1e-4`` is a number; ``no``, ``010`` and ``1:30`` are strings (which strict typing then refuses where
-something else is wanted); a second key, an infinity and a tag are problems.
+something else is wanted); a second key, an infinity, a tag that does not fit its value, and control characters are
+problems. Text is read in time and memory that its own length bounds, whatever its aliases, nesting and digits say.
 """
 
 import math
@@ -67,6 +68,11 @@ def show_path(path: Path) -> str:
     return ".".join(str(part) for part in path) or "plan"
 
 
+def shortened(text: str) -> str:
+    """At most 60 characters of a text."""
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def show_value(value: object) -> str:
     """A value as its author wrote it in YAML, shortened; containers by their kind."""
     match value:
@@ -75,7 +81,7 @@ def show_value(value: object) -> str:
         case bool():
             return str(value).lower()
         case str():
-            return repr(value if len(value) <= 60 else value[:57] + "...")
+            return repr(shortened(value))
         case Mapping():
             return "a mapping" if value else "an empty mapping"
         case list() | tuple():
@@ -84,8 +90,30 @@ def show_value(value: object) -> str:
             return str(value)
 
 
+MAX_CHARACTERS = 1 << 20
+"""Length of the longest YAML text that is read."""
+
+_MAX_DEPTH = 64
+_MAX_VALUES = 200_000
+_MAX_DIGITS = 30
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the resolvers below; used to compose nodes only."""
+    """SafeLoader with the resolvers below; used to compose nodes only, which it does for so many levels."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """As PyYAML's, which calls itself for each level."""
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            problem = f"nested more than {_MAX_DEPTH} levels deep"
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -96,11 +124,15 @@ class _Dumper(yaml.SafeDumper):
 
 
 _COMMENT = re.compile(r"#[^\n]*")
-_CONTAINERS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_CONTAINERS: Mapping[type[yaml.Node], str] = {
+    yaml.MappingNode: "tag:yaml.org,2002:map",
+    yaml.SequenceNode: "tag:yaml.org,2002:seq",
+}
+_INTEGER = r"[-+]?(0|[1-9][0-9_]*)"
 _RESOLVERS: tuple[tuple[str, str, str], ...] = (
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", "~nN\0"),
-    ("tag:yaml.org,2002:int", r"[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
+    ("tag:yaml.org,2002:int", _INTEGER, "-+0123456789"),
     (
         "tag:yaml.org,2002:float",
         r"[-+]?(([0-9][0-9_]*)?\.[0-9]+|[0-9][0-9_]*\.?)([eE][-+]?[0-9]+)|[-+]?([0-9][0-9_]*)?\.[0-9]+|[-+]?[0-9][0-9_]*\."
@@ -108,6 +140,11 @@ _RESOLVERS: tuple[tuple[str, str, str], ...] = (
         "-+.0123456789inN",
     ),
 )
+
+_WRITTEN = {tag: re.compile(pattern) for tag, pattern, _ in _RESOLVERS}
+"""How the values of each tag are written, also where the tag is written out."""
+
+_CONTROL = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\U0010ffff]")
 
 # The dumper keeps YAML 1.1's resolvers beside ours, so that other readers read its output in the same way.
 _Loader.yaml_implicit_resolvers = {}
@@ -131,6 +168,11 @@ def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Doc
     def where(line: int) -> str:
         return f"{place}:{line + 1}" if numbered else place
 
+    if len(text) > MAX_CHARACTERS:
+        document = Document(None, {(): where(0)})
+        allowed = f"at most {MAX_CHARACTERS:,}"
+        document.problems.append(Problem((), f"text of {len(text):,} characters", allowed, "name another file"))
+        return document
     try:
         node = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
@@ -145,6 +187,10 @@ def read_yaml(text: str, place: str = "<plan>", *, numbered: bool = True) -> Doc
         document = Document(None, {(): where(text.count("\n", 0, error.position))})
         change = "save the file as UTF-8 text"
         document.problems.append(Problem((), "a character that YAML does not allow", "printable Unicode", change))
+        return document
+    except (ValueError, OverflowError) as error:  # PyYAML's own, at "\UFFFFFFFF" and %YAML with very many digits
+        document = Document(None, {(): where(0)})
+        document.problems.append(Problem((), f"text that is no YAML ({error})", "YAML", "write plain text"))
         return document
     reader = _Reader(where)
     document = reader.document
@@ -198,32 +244,48 @@ class _Reader:
         self.document = Document(None)
         self._where = where
         self._open: list[yaml.Node] = []
+        self._values = 0
 
     def read(self, node: yaml.Node, path: Path) -> Any:
         """The value of a node; a wrong one is recorded as a problem and replaced by None."""
         self.document.places.setdefault(path, self._where(node.start_mark.line))
+        self._values += 1
+        if self._values > _MAX_VALUES:
+            return self._refuse(
+                (), "aliases that stand for more values than fit", f"{_MAX_VALUES:,} values", "use fewer"
+            )
         if any(node is parent for parent in self._open):
             return self._refuse(path, "an alias of what it stands in", "a tree", "write the value out")
-        if not isinstance(node, yaml.ScalarNode) and node.tag not in _CONTAINERS:
+        if not isinstance(node, yaml.ScalarNode) and node.tag != _CONTAINERS[type(node)]:
             return self._refuse(path, f"the tag {node.tag}", "plain YAML without tags", "remove the tag")
         self._open.append(node)
         try:
             if isinstance(node, yaml.MappingNode):
                 return dict(self._entries(node, path))
             if isinstance(node, yaml.SequenceNode):
-                return [self.read(item, (*path, index)) for index, item in enumerate(node.value)]
+                return [self.read(item, (*path, index)) for index, item in enumerate(self._within(node.value))]
             return self._scalar(node, path)
         finally:
             self._open.pop()
 
+    def _within(self, members: list[Any]) -> Iterator[Any]:
+        """The members until the document holds too many values."""
+        for member in members:
+            if self._values > _MAX_VALUES:
+                return
+            yield member
+
     def _entries(self, node: yaml.MappingNode, path: Path) -> Iterator[tuple[str, Any]]:
         lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
+        for key_node, value_node in self._within(node.value):
             line = key_node.start_mark.line
             if not isinstance(key_node, yaml.ScalarNode):
                 self._refuse(path, "a key that is itself a collection", "plain words as keys", "change the key")
                 continue
             key = str(key_node.value)
+            if not key.isprintable():
+                self._refuse(path, f"the key {shortened(key)!r}", "printable words as keys", "change the key")
+                continue
             if key in lines:
                 got = f"a second {key!r} (the first is in line {lines[key] + 1})"
                 self.document.places[(*path, key)] = self._where(line)
@@ -234,22 +296,33 @@ class _Reader:
             yield key, self.read(value_node, (*path, key))
 
     def _scalar(self, node: yaml.Node, path: Path) -> Any:
-        match node.tag.removeprefix("tag:yaml.org,2002:"):
-            case "str":
-                return node.value
+        name, text = node.tag.removeprefix("tag:yaml.org,2002:"), node.value
+        if name == "str":
+            if _CONTROL.search(text) is None:
+                return text
+            got = f"{show_value(text)} with a control character"
+            return self._refuse(path, got, "printable text", "leave the character out")
+        written = _WRITTEN.get(node.tag)
+        if written is None:
+            return self._refuse(path, f"the tag {node.tag}", "plain YAML without tags", "remove the tag")
+        if written.fullmatch(text) is None and not (name == "float" and re.fullmatch(_INTEGER, text)):
+            return self._refuse(path, f"{show_value(text)} with the tag !!{name}", "a value of it", "remove the tag")
+        match name:
             case "null":
                 return None
             case "bool":
-                return node.value.lower() == "true"
+                return text.lower() == "true"
             case "int":
-                return int(node.value.replace("_", ""))
-            case "float":
-                number = float(node.value.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+                digits = text.replace("_", "")
+                if len(digits.lstrip("+-")) <= _MAX_DIGITS:
+                    return int(digits)
+                got = f"an integer of {len(digits.lstrip('+-')):,} digits"
+                return self._refuse(path, got, f"at most {_MAX_DIGITS} digits", "change the number")
+            case _:
+                number = float(text.lower().replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
                 if math.isfinite(number):
                     return number
-                return self._refuse(path, node.value, "a finite number", "change it to a finite number")
-            case _:
-                return self._refuse(path, f"the tag {node.tag}", "plain YAML without tags", "remove the tag")
+                return self._refuse(path, shortened(text), "a finite number", "change it to a finite number")
 
     def _refuse(self, path: Path, got: str, allowed: str, change: str) -> None:
         self.document.problems.append(Problem(path, got, allowed, change))

@@ -41,7 +41,7 @@ class GuardConfig:
         skip_data: Skip the data between that checkpoint and the last bad step. false repeats the data, which helps
             against hardware errors only.
         hang_seconds: Seconds without progress after which the processes that hang are named, stack traces of all are
-            written, and the run ends; 0 waits for ``launch.timeout_seconds``, which should be longer.
+            written, and the run ends, 1 or more; 0 waits for ``launch.timeout_seconds``, which should be longer.
     """
 
     max_skipped_steps: Annotated[int, Range(0)] = 10

@@ -20,6 +20,7 @@ number of nodes of a run on Slurm.
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +31,13 @@ from engine.errors import PlanError
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
 from engine.plan.yaml import Document, Problem, read_yaml, show_value
+from omnivl.data.plain_files import read_small
 from omnivl.errors import did_you_mean
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"
+_LARGEST_COUNT = 100_000
+_MOST_RUNS = 2_000
 _FIELDS = ("name", "plan", "overrides", "axes", "exclude", "points", "parallel", "compare")
 
 
@@ -94,7 +98,7 @@ def load_sweep(path: Path) -> Sweep:
         PlanError: Names every mistake of the file with its line, or those of the first run whose plan has mistakes.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_small(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PlanError([f"{path}: got a file that cannot be read ({error}); allowed is a sweep in YAML"]) from error
     return parse_sweep(text, path)
@@ -189,8 +193,12 @@ def _problems(document: Document) -> Iterator[Problem]:
             "a mapping of at least one axis to a list of values, or to named overrides",
             "write an axis",
         ),
-        "parallel": (_is_count, "1 or more", "change it"),
-        "compare": (lambda value: value in (axes or {}), "the name of an axis", "name one of the axes"),
+        "parallel": (_is_count, f"1 or more, at most {_LARGEST_COUNT:,}", "change it"),
+        "compare": (
+            lambda value: isinstance(value, str) and isinstance(axes, dict) and value in axes,
+            "the name of an axis",
+            "name one of the axes",
+        ),
     }
     for field, (is_right, allowed, change) in checks.items():
         if field in tree or field in ("name", "plan", "axes"):
@@ -199,11 +207,15 @@ def _problems(document: Document) -> Iterator[Problem]:
                 yield Problem((field,), show_value(value), allowed, change)
     if axes is None or not _are_axes(axes):
         return
+    if (runs := math.prod(len(axis) for axis in axes.values())) > _MOST_RUNS:
+        yield Problem(("axes",), f"{runs:,} combinations", f"at most {_MOST_RUNS:,}", "leave values out")
     for name, axis in axes.items():
         for value, fields in _values(name, axis).items():
             if _NODES in fields and not _is_count(fields[_NODES]):
                 said = ("axes", name, value, _NODES) if isinstance(axis, dict) else ("axes", name)
-                yield Problem(said, show_value(fields[_NODES]), "1 or more nodes", "change it")
+                yield Problem(
+                    said, show_value(fields[_NODES]), f"1 or more nodes, at most {_LARGEST_COUNT:,}", "change it"
+                )
     for field in ("exclude", "points"):
         entries = tree.get(field, [])
         if not isinstance(entries, list):
@@ -235,7 +247,7 @@ def _is_file_name(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_COUNT
 
 
 def _are_axes(value: Any) -> bool:

@@ -11,6 +11,7 @@ import typer
 
 from engine.errors import PlanError
 from engine.estimate.layers import activation_bytes, blank_states
+from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
@@ -22,7 +23,7 @@ from engine.telemetry.console import PlainConsole, PlainTable, titled
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 
 
@@ -70,7 +71,7 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
     """
     launched = plan.launch.processes
     replicas = world_size or (1 if launched == "auto" else launched)
-    tokenizer = load_tokenizer(plan.tokenizer)
+    tokenizer = tokenizer_or_size(plan)
     return {
         "name": plan.name,
         "seed": plan.seed,

@@ -12,6 +12,7 @@ from engine.estimate.hardware import load_hardware
 from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
 from engine.estimate.search import Found, search_layouts
 from engine.estimate.traffic import Cluster
+from engine.estimate.vocabulary import tokenizer_or_size
 from engine.plan.parse import load_plan
 from engine.plan.precision import with_precision
 from engine.telemetry.console import PlainConsole, plain_text
@@ -23,7 +24,6 @@ from launcher.commands.estimate_tables import (
     found_table,
     stage_tables,
 )
-from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 
 
@@ -68,7 +68,7 @@ def estimate(
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
     read = with_precision(load_plan(plan, overrides or (), cluster.processes), machine.faster_precision)
-    tokenizer = load_tokenizer(read.tokenizer)
+    tokenizer = tokenizer_or_size(read)
     chosen = [one for one in read.stages if stage in (None, one.name)]
     if not chosen:
         known = ", ".join(one.name for one in read.stages)

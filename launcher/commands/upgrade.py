@@ -13,6 +13,7 @@ from engine.plan.rewrite import Rewritten, is_model_file, rewrite_model_file, re
 from engine.plan.yaml import read_yaml
 from engine.sweep.rewrite import rewrite_sweep
 from engine.telemetry.console import say
+from omnivl.data.plain_files import read_small
 
 
 def upgrade(
@@ -59,7 +60,7 @@ def upgrade(
 def _read(file: Path) -> str:
     """A file's text with its own ends of lines."""
     try:
-        return file.read_bytes().decode("utf-8")
+        return read_small(file).decode("utf-8")
     except OSError as error:
         got = f"a file that cannot be read ({error.strerror})"
     except UnicodeDecodeError as error:

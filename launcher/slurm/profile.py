@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from engine.plan.yaml import read_yaml
 from moe.ranges import Range
+from omnivl.data.plain_files import read_small
 from omnivl.errors import UserError
 
 Launcher = Literal["srun", "deepspeed"]
@@ -73,7 +74,8 @@ def load_profile(file: Path | None) -> ClusterProfile:
     if file is None:
         return ClusterProfile()
     try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--cluster: got {file}, which cannot be read ({error.strerror}); name a YAML file") from error
+        text = read_small(file).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "no UTF-8 text"
+        raise UserError(f"--cluster: got {file}, which cannot be read ({reason}); name a YAML file") from error
     return parse_as(ClusterProfile, read_yaml(text, str(file)))

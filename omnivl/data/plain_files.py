@@ -1,8 +1,12 @@
-"""Reads small files of other origin: only what is a plain file, and never more than a stated size.
+"""Reads files that are small by nature: plans, vocabularies, lists of answers, settings.
+
+Only what is a plain file is read, and never more than a stated size.
 
 A path in a plan may name a device, a pipe or a link to one; reading these whole ends with the memory, or never.
 """
 
+import errno
+import os
 import stat
 from pathlib import Path
 
@@ -11,6 +15,26 @@ from omnivl.errors import DataError
 MIB = 1 << 20
 MAX_TEXT_FILE = 64 * MIB
 """Bytes of a vocabulary, a tokenizer's file, a configuration; the largest in use today have about 35 MiB."""
+
+
+def read_small(path: Path, most: int = MIB) -> bytes:
+    """The content of a file, read in memory that ``most`` bounds and without waiting for another process.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes.
+
+    Raises:
+        OSError: It cannot be read, is not regular or is too large; ``strerror`` says which.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "no regular file", str(path))
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"larger than {most // MIB} MiB", str(path))
+    return content
 
 
 def check_plain_file(path: Path, most: int = MAX_TEXT_FILE) -> None:
@@ -30,7 +54,7 @@ def check_plain_file(path: Path, most: int = MAX_TEXT_FILE) -> None:
             f"{path}: got what is no plain file (a folder, device or pipe); allowed is a plain file; name one"
         )
     if found.st_size > most:
-        raise DataError(_too_large(path, found.st_size, most))
+        raise DataError(f"{path}: got {found.st_size:,} bytes; allowed are {most:,}; name another file")
 
 
 def read_plain_text(path: Path, most: int = MAX_TEXT_FILE, encoding: str = "utf-8") -> str:
@@ -41,11 +65,7 @@ def read_plain_text(path: Path, most: int = MAX_TEXT_FILE, encoding: str = "utf-
         OSError, UnicodeDecodeError: It cannot be read, or is no text.
     """
     check_plain_file(path, most)
-    with path.open("rb") as file:
-        content = file.read(most + 1)  # some files state no size, or grow
-    if len(content) > most:
-        raise DataError(_too_large(path, len(content), most))
-    return content.decode(encoding)
+    return read_small(path, most).decode(encoding)
 
 
 def text_lines(text: str) -> list[str]:
@@ -58,7 +78,3 @@ def text_lines(text: str) -> list[str]:
     while lines and not lines[-1]:
         lines.pop()
     return lines
-
-
-def _too_large(path: Path, size: int, most: int) -> str:
-    return f"{path}: got {size:,} bytes or more; allowed are {most:,}; name another file"

@@ -6,12 +6,13 @@ from typing import Literal
 
 from omnivl.data.batch import Batch
 from omnivl.data.fields import Field
-from omnivl.data.plain_files import read_plain_text, text_lines
+from omnivl.data.plain_files import MAX_TEXT_FILE, read_small, text_lines
 from omnivl.errors import UserError
 
 ANSWERS, WEIGHTS = "answers", "weights"
 MOST_ANSWERS = 10
 """Largest number of answers that a sample may list: those of ten people, as in VQA."""
+
 
 SoftScores = Literal["metric", "official"]
 _OFFICIAL = (0.0, 0.3, 0.6, 0.9)
@@ -71,16 +72,16 @@ def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
         UserError: There is no such file, or an answer occurs twice or is empty.
     """
     if isinstance(answers, str):
-        path = Path(answers)
-        if not path.is_file():
-            raise UserError(
-                f"{where}: answers is {answers!r}, and there is no such file (working folder {Path.cwd()}); allowed is "
-                "a text file with an answer on each line, or the list itself; change it"
-            )
+        allowed = "allowed is a text file with an answer on each line, or the list itself; change it"
         try:
-            answers = tuple(text_lines(read_plain_text(path, encoding="utf-8-sig")))
+            text = read_small(Path(answers), MAX_TEXT_FILE).decode("utf-8-sig")
+        except FileNotFoundError as error:
+            what = f"there is no such file (working folder {Path.cwd()})"
+            raise UserError(f"{where}: answers is {answers!r}, and {what}; {allowed}") from error
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{where}: answers is {answers!r}, which cannot be read as text ({error})") from error
+            what = f"it cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})"
+            raise UserError(f"{where}: answers is {answers!r}, and {what}; {allowed}") from error
+        answers = tuple(text_lines(text))
     seen: set[str] = set()
     for place, answer in enumerate(answers):
         if answer in seen or not answer.strip():

@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from omnivl.chain.chain import pass_label
+from omnivl.data.plain_files import read_small
 from omnivl.errors import UserError
+
+_MOST_BYTES = 16 << 20
+_LARGEST = 1e15
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,11 @@ def read_profile(path: Path, stage: str, passes: Sequence[tuple[str, int]]) -> d
     """
     remedy = "measure again with `omnivl profile PLAN --out FILE`"
     try:
-        written = json.loads(path.read_bytes())["stages"][stage]
-        uses = {name: LayerUse(**use) for name, use in written.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        written = json.loads(read_small(path, _MOST_BYTES))["stages"][stage]
+        uses = {name: _use(**use) for name, use in written.items()}
+        if not sum(use.seconds for use in uses.values()) > 0:
+            raise ValueError("layers that take no time")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(
             f"parallel.pipeline_profile: got {path}, which is no profile of stage {stage!r} ({error!r}); {remedy}"
         ) from error
@@ -60,3 +66,15 @@ def read_profile(path: Path, stage: str, passes: Sequence[tuple[str, int]]) -> d
             f"parallel.pipeline_profile: {path} is of another chain: it differs in {', '.join(strange[:5])}; {remedy}"
         )
     return dict(zip(passes, uses.values(), strict=True))
+
+
+def _use(seconds: float, activation_bytes: int) -> LayerUse:
+    """One entry of the file.
+
+    Raises:
+        ValueError: A number is negative or none that a machine could have measured.
+        TypeError: It is no number.
+    """
+    if not (0 <= seconds <= _LARGEST and 0 <= activation_bytes <= _LARGEST):
+        raise ValueError(f"seconds {seconds}, activation_bytes {activation_bytes}")
+    return LayerUse(float(seconds), int(activation_bytes))

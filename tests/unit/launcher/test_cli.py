@@ -1,10 +1,12 @@
 """The command line as a whole: help with examples that hold, completion, errors with and without tracebacks."""
 
+import importlib.metadata
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,3 +97,16 @@ def test_tracebacks_are_shown_where_they_are_asked_for(
         cli.main()
     told = capsys.readouterr().err
     assert told.startswith("Traceback (most recent call last)") and "in fail" in told
+
+
+@pytest.mark.parametrize("installed", ["1.2.3", None])
+def test_the_version(installed: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:
+        if installed is None:
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    expected = f"of the folder {Path(cli.__file__).parents[1]}, which is not installed"
+    told = CliRunner().invoke(cli.app, ["--version"])
+    assert (told.exit_code, told.output) == (0, f"omnivl {installed or expected}\n")

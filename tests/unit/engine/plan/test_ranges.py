@@ -33,7 +33,7 @@ def problems(*overrides: str) -> list[str]:
     ("path", "value", "allowed"),
     [
         ("stages.0.steps", "0", "1 or more"),
-        ("batch.micro_batch_size_per_gpu", "0", "1 or more"),
+        ("batch.micro_batch_size_per_gpu", "0", "1 or more, or 'auto'"),
         ("parallel.expert_parallel_size", "0", "1 or more, or 'auto'"),
         ("launch.timeout_seconds", "0", "1 or more"),
         ("guard.spike_factor", "-1", "0 or more"),

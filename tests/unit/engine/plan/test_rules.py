@@ -45,6 +45,8 @@ def test_routing_needs_no_contrastive_training() -> None:
     assert problems({**stage, "model": "{ffn: {kind: limoe}}"}) == []
 
 
+TITLES = "letters, digits, spaces and . , : ; + - _ > ( ), a letter or digit first, at most 100"
+
 STAGE_CASES = {
     "warmup_fits": (
         {"optimizer": "{warmup_steps: 4}"},
@@ -270,6 +272,30 @@ STAGE_CASES = {
         {"name": "../one"},
         "p:7: stages.0.name: got '../one'; allowed letters, digits, '-', '_' and '.', a letter or digit first: it names a folder; change the name",
     ),
+    "names_are_file_names: long": (
+        {"name": "a" * 101},
+        f"p:7: stages.0.name: got '{'a' * 101}'; allowed letters, digits, '-', '_' and '.', a letter or digit first: it names a folder, at most 100 characters; change the name",
+    ),
+    "titles_are_plain": (
+        {"evaluate": "{tasks: [{kind: retrieval, name: ../x}]}"},
+        f"p:7: stages.0.evaluate.tasks.0.name: got '../x'; allowed {TITLES}; change the name",
+    ),
+    "titles_are_plain: markup": (
+        {"data": "[{source: emoji, kind: image_text, name: '[/nope]'}]"},
+        f"p:7: stages.0.data.0.name: got '[/nope]'; allowed {TITLES}; change the name",
+    ),
+    "titles_are_plain: twice": (
+        {"evaluate": "{tasks: [retrieval, {kind: zero_shot, name: retrieval}]}"},
+        "p:7: stages.0.evaluate.tasks.1.name: got 'retrieval', which tasks.0 is called as well; allowed a name for each task; give one of the two another 'name'",
+    ),
+    "titles_are_plain: prompts": (
+        {"evaluate": "{tasks: [{kind: zero_shot, prompts: [a cat]}]}"},
+        "p:7: stages.0.evaluate.tasks.0.prompts: got 'a cat'; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
+    "titles_are_plain: no prompt": (
+        {"evaluate": "{tasks: [{kind: zero_shot, prompts: []}]}"},
+        "p:7: stages.0.evaluate.tasks.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
     "stages_start_from_earlier_ones: alone": (
         {"init_from": "zero"},
         "p:7: stages.0.init_from: got 'zero'; allowed nothing, there is no earlier stage; remove init_from",
@@ -362,6 +388,34 @@ def test_a_stage_that_starts_from_a_later_one() -> None:
     assert problems({"init_from": "more1"}, None, {}) == [later]
 
 
+@pytest.mark.parametrize(
+    ("tasks", "wanted", "allowed"),
+    [
+        ("[retrieval]", "other/R@1", "'retrieval/FIGURE'"),
+        ("[retrieval]", "retrieval", "'retrieval/FIGURE'"),
+        ("[retrieval, {kind: zero_shot, name: labels}]", "zero_shot/x", "'retrieval/FIGURE', 'labels/FIGURE'"),
+    ],
+)
+def test_the_best_checkpoint_is_told_by_a_figure_of_a_task(tasks: str, wanted: str, allowed: str) -> None:
+    stage = {"evaluate": f"{{tasks: {tasks}}}"}
+    assert problems(stage, checkpoint="{keep_best: 'retrieval/image->text R@1'}") == []
+    assert problems(stage, checkpoint=f"{{keep_best: '{wanted}'}}") == [
+        f"p:6: checkpoint.keep_best: got '{wanted}', which is no figure of a task of stages.0; allowed {allowed}; name a figure of a task, or null"
+    ]
+
+
+def test_there_is_no_best_checkpoint_without_an_evaluation() -> None:
+    assert problems({}, checkpoint="{keep_best: retrieval/x}") == [
+        "p:6: checkpoint.keep_best: got 'retrieval/x'; allowed null where no stage is evaluated; add a task, or remove it"
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "is_right"), [("0", True), ("1", True), ("0.01", False), ("0.99", False)])
+def test_a_hang_takes_a_while(seconds: str, is_right: bool) -> None:
+    told = f"p:6: guard.hang_seconds: got {seconds}; allowed 0, or 1 or more; change the number"
+    assert problems({}, guard=f"{{hang_seconds: {seconds}}}") == ([] if is_right else [told])
+
+
 def test_there_is_a_stage() -> None:
     with pytest.raises(PlanError) as caught:
         parse_plan("name: a\nmodel: {vocab_size: 9}\nstages: []", "p")
@@ -409,7 +463,13 @@ def test_batches_add_up_over_processes(launch: str, world_size: int | None, proc
 
 def test_every_rule_has_a_case() -> None:
     told = {case.split(":")[0] for case in (*STAGE_CASES, *PAIR_CASES)} | {"there_is_a_stage", "stages_hold_together"}
-    told |= {"batches_add_up", "processes_hold_whole_banks", "processes_fill_the_pipeline"}
+    told |= {
+        "best_is_a_figure",
+        "hangs_take_a_while",
+        "batches_add_up",
+        "processes_hold_whole_banks",
+        "processes_fill_the_pipeline",
+    }
     told.add("objectives_have_their_fields")  # in test_sample_rules.py
     assert {rule.__name__ for rule in (*RULES, *STAGE_RULES)} == told
 

@@ -92,6 +92,61 @@ def test_the_first_of_two_equal_keys_is_kept() -> None:
     assert read_yaml("a: 1\na: 2").tree == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('!!int "abc"', "plan: got 'abc' with the tag !!int; allowed a value of it; remove the tag"),
+        ('a: !!float ""', "a: got '' with the tag !!float; allowed a value of it; remove the tag"),
+        ("a: !!bool yes", "a: got 'yes' with the tag !!bool; allowed a value of it; remove the tag"),
+        ("a: !!bool ja", "a: got 'ja' with the tag !!bool; allowed a value of it; remove the tag"),
+        ("a: !!null x", "a: got 'x' with the tag !!null; allowed a value of it; remove the tag"),
+        ("a: !!map [1]", "a: got the tag tag:yaml.org,2002:map; allowed plain YAML without tags; remove the tag"),
+        ("a: !!seq {b: 1}", "a: got the tag tag:yaml.org,2002:seq; allowed plain YAML without tags; remove the tag"),
+        (f"a: {'9' * 5000}", "a: got an integer of 5,000 digits; allowed at most 30 digits; change the number"),
+        (f"a: -{'9' * 31}", "a: got an integer of 31 digits; allowed at most 30 digits; change the number"),
+        (r'a: "\ud800"', r"a: got '\ud800' with a control character; allowed printable text; leave the character out"),
+        (
+            r'a: "\e[31m"',
+            r"a: got '\x1b[31m' with a control character; allowed printable text; leave the character out",
+        ),
+        (r'"\e": 1', r"plan: got the key '\x1b'; allowed printable words as keys; change the key"),
+        (
+            "[" * 900,
+            "plan: got text that is no YAML (nested more than 64 levels deep); allowed YAML; change this line or the one above",
+        ),
+        (
+            "- " * 900,
+            "plan: got text that is no YAML (nested more than 64 levels deep); allowed YAML; change this line or the one above",
+        ),
+        ("#" * (2**20 + 1), "plan: got text of 1,048,577 characters; allowed at most 1,048,576; name another file"),
+    ],
+)
+def test_what_is_no_value_is_told(text: str, told: str) -> None:
+    document = read_yaml(text, "p")
+    assert [problem.text for problem in document.problems] == [told]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("!!str 3", "3"), ("!!float 3", 3.0), ("!!int 3", 3), ("!!bool true", True)]
+)
+def test_a_tag_that_fits_is_read(text: str, value: object) -> None:
+    document = read_yaml(f"a: {text}", "p")
+    assert (document.tree, document.problems) == ({"a": value}, [])
+
+
+@pytest.mark.parametrize("text", [r'"\UFFFFFFFF"', f"%YAML {'1' * 6000}.1\n---\na"])
+def test_what_pyyaml_stumbles_over_is_told(text: str) -> None:
+    (problem,) = read_yaml(text, "p").problems
+    assert problem.got.startswith("text that is no YAML (")
+
+
+def test_expanding_aliases_are_told_in_time() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]  # 10 ** 12 values
+    (problem,) = read_yaml("\n".join(lines), "p").problems
+    assert problem.text == "plan: got aliases that stand for more values than fit; allowed 200,000 values; use fewer"
+
+
 def test_aliases_are_copies() -> None:
     tree = read_yaml("a: &x [1]\nb: *x").tree
     assert tree == {"a": [1], "b": [1]}

@@ -1,0 +1,54 @@
+"""Micro-batches and accumulation that a plan leaves open, worked out from its global batch and the processes."""
+
+from typing import Any, TypeGuard
+
+from engine.plan.parallel import MOST_AUTOMATIC, BatchConfig, ParallelConfig
+from moe.ranges import AUTO
+
+_MICRO, _ACCUMULATION, _GLOBAL = "micro_batch_size_per_gpu", "gradient_accumulation_steps", "global_batch_size"
+
+
+def work_out_batches(tree: dict[str, Any], world_size: int | None) -> None:
+    """Replaces ``auto`` in the batches of a plan and of its stages by numbers, in place.
+
+    A number that does not come out even is left to the rule about batches, which names all three.
+
+    Args:
+        tree: A plan whose stages have their shared sections.
+        world_size: Number of processes; None where it is not known, which counts as the plan's own number, or one.
+    """
+    launch = tree.get("launch")
+    own = launch.get("processes") if isinstance(launch, dict) else None
+    processes = world_size or (own if _is_count(own) else 1)
+    stages = tree.get("stages")
+    for holder in (tree, *(stages if isinstance(stages, list) else [])):
+        if isinstance(holder, dict) and isinstance(holder.get("batch"), dict):
+            holder["batch"] = _worked_out(holder["batch"], max(1, _replicas(holder.get("parallel"), processes)))
+
+
+def _worked_out(batch: dict[str, Any], replicas: int) -> dict[str, Any]:
+    """The section with numbers for ``auto``."""
+    micro = batch.get(_MICRO, BatchConfig.micro_batch_size_per_gpu)
+    accumulation = batch.get(_ACCUMULATION, BatchConfig.gradient_accumulation_steps)
+    whole = batch.get(_GLOBAL)
+    share = whole // replicas if _is_count(whole) else None
+    if micro == AUTO:
+        steps = accumulation if _is_count(accumulation) else 1
+        most = MOST_AUTOMATIC if share is None else max(1, share // steps)
+        fitting = range(min(most, MOST_AUTOMATIC), 0, -1)
+        micro = most if accumulation != AUTO else next(one for one in fitting if most % one == 0)
+        batch = {**batch, _MICRO: micro}
+    if accumulation == AUTO:
+        batch = {**batch, _ACCUMULATION: 1 if share is None or not _is_count(micro) else max(1, share // micro)}
+    return batch
+
+
+def _replicas(parallel: Any, processes: int) -> int:
+    """Number of replicas, as ``ParallelConfig.replicas`` says, of a section that is not typed yet."""
+    section = parallel if isinstance(parallel, dict) else {}
+    stages = section.get("pipeline_stages", ParallelConfig.pipeline_stages)
+    return processes // stages if section.get("host") == "pipeline" and _is_count(stages) else processes
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
