@@ -53,7 +53,7 @@ def read_profile(path: Path, stage: str, passes: Sequence[tuple[str, int]]) -> d
     try:
         written = json.loads(read_small(path, _MOST_BYTES))["stages"][stage]
         uses = {name: _use(**use) for name, use in written.items()}
-        if not sum(use.seconds for use in uses.values()) > 0:
+        if uses and not sum(use.seconds for use in uses.values()) > 0:
             raise ValueError("layers that take no time")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(

@@ -99,7 +99,9 @@ def test_a_right_plan_is_typed_and_complete() -> None:
         ),
         (
             {"batch": "batch: {micro_batch_size_per_gpu: true}"},
-            ["p.yaml:4: batch.micro_batch_size_per_gpu: got true; allowed an integer; change it to an integer"],
+            [
+                "p.yaml:4: batch.micro_batch_size_per_gpu: got true; allowed 'auto' or an integer; change it to 'auto' or an integer"
+            ],
         ),
         (
             {"steps": "    steps: 3.0"},
