@@ -78,6 +78,7 @@ class TrainerState:
         layout: The parallel layout that wrote the checkpoint.
         guard: Recent losses (``engine.step.guard``).
         rollbacks: How often the stage had gone back (``engine.disk.rollback``).
+        evaluation_due: Whether an evaluation at this step was still to come when the checkpoint was taken.
     """
 
     step: int = 0
@@ -90,6 +91,7 @@ class TrainerState:
     layout: SavedLayout
     guard: Mapping[str, Any] = field(default_factory=dict)
     rollbacks: int = 0
+    evaluation_due: bool = False
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -1,4 +1,4 @@
-"""Files of evaluations: ``evaluation.json`` of a stage, ``evaluation-STAGE.json`` of ``omnivl evaluate``."""
+"""Files of evaluations: a stage's ``evaluation.json`` and ``unevaluated.json``, and those of ``omnivl evaluate``."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -27,3 +27,18 @@ def read_scores(path: Path) -> tuple[int | None, tuple[Score, ...]]:
     """The step after which an evaluation was made (None outside of a run), and its scores."""
     content = json.loads(path.read_bytes())
     return content["step"], tuple(Score(**score) for result in content["results"] for score in result["scores"])
+
+
+def read_failed(path: Path) -> dict[int, str]:
+    """The failed evaluations of a stage: why each failed, by its step.
+
+    Args:
+        path: ``unevaluated.json``; may be missing.
+    """
+    content: dict[str, str] = json.loads(path.read_bytes()) if path.is_file() else {}
+    return {int(step): problem for step, problem in content.items()}
+
+
+def write_failed(path: Path, step: int, problem: str) -> None:
+    """Adds a failed evaluation, so that no later start repeats it. Called by one process."""
+    write_whole(path, json.dumps({**read_failed(path), step: problem}, indent=1))

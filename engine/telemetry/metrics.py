@@ -86,6 +86,25 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1] if line]
 
 
+def record_behind(file: Path, offset: int) -> tuple[dict[str, Any], int] | None:
+    """The record that begins at a byte of the file, and where it ends; None where there is no whole one.
+
+    Args:
+        file: ``metrics.jsonl``; may be missing.
+        offset: In bytes.
+    """
+    if not file.is_file():
+        return None
+    with file.open("rb") as log:
+        log.seek(offset)
+        line = log.readline()
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return (record, offset + len(line)) if isinstance(record, dict) else None
+
+
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":
     from torch.utils.tensorboard import SummaryWriter  # takes 1-2 s, and not every run needs it
 
