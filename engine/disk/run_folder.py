@@ -27,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.errors import RunFileError, unwritable
+from engine.processes.files import read_json
 from omnivl.errors import UserError
 
 LOCK = "run.lock"
@@ -108,7 +110,7 @@ class StageFolder:
 
     def completed_steps(self) -> int | None:
         """Steps with which the stage was completed; None where it was not."""
-        return None if (marker := self._completion()) is None else int(marker["steps"])
+        return None if (marker := self._completion()) is None else marker["steps"]
 
     def awaits_evaluation(self) -> bool:
         """Whether the stage is complete, and was not yet evaluated after its last step."""
@@ -128,7 +130,12 @@ class StageFolder:
         return self.path / "complete.json"
 
     def _completion(self) -> Mapping[str, Any] | None:
-        marker: Mapping[str, Any] | None = json.loads(self._marker.read_bytes()) if self._marker.is_file() else None
+        if not self._marker.exists():
+            return None
+        remedy = "remove it: omnivl pretrain then completes the stage again, from its newest checkpoint"
+        marker = read_json(self._marker, dict, remedy)
+        if type(marker.get("steps")) is not int:
+            raise RunFileError(f"{self._marker}: got no number of steps in it; {remedy}")
         return marker
 
     def has_begun(self) -> bool:
@@ -258,13 +265,20 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, A
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that a reader never sees a partly written one."""
+    """Writes a file under another name and renames it, so that a reader never sees a partly written one.
+
+    Raises:
+        RunFileError: It cannot be written.
+    """
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:

@@ -4,7 +4,6 @@ It is made from the files that the run has written, so that it can be made again
 interrupted. It loads nothing over the network.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from plotly.offline import get_plotlyjs
 from engine.disk.rollback import read_rollbacks
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.yaml import read_yaml
+from engine.processes.files import read_json
 from engine.report.curves import evaluation_records, panel_figure, panels_of, scores_figure, training_records
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.table import format_share
@@ -32,7 +32,7 @@ def write_report(run_folder: Path) -> Path:
     """
     run = RunFolder(run_folder)
     plan = run.plan.read_text(encoding="utf-8")
-    environment = json.loads(run.environment.read_text(encoding="utf-8"))
+    environment = read_json(run.environment, dict, "start the run again, which writes it anew")
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
     templates = Environment(
         loader=PackageLoader("engine.report"),
@@ -112,4 +112,4 @@ def _marked_up(sections: Mapping[str, str]) -> dict[Markup, Markup]:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    return read_json(path, dict, "remove it: the page does without") if path.exists() else None

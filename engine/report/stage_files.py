@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.errors import RunFileError
 from omnivl.chain.names import stack_of
 
 FATES = ("carried", "inflated", "resized", "created", "aside", "dropped")
@@ -36,12 +37,15 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one may be incomplete
-    entries = [json.loads(line) for line in lines if line]
-    order = Counter(entry["cause"] for entry in entries)
-    return {
-        cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
-        for cause, _ in order.most_common()
-    }
+    try:
+        entries = [json.loads(line) for line in lines if line]
+        order = Counter(str(entry["cause"]) for entry in entries)
+        return {
+            cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
+            for cause, _ in order.most_common()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFileError(f"{path}: got a line that is no bad sample ({error!r}); remove the line or file") from error
 
 
 def task_pages(folder: Path, prefixes: Sequence[str] = ("",)) -> dict[str, dict[str, str]]:

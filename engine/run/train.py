@@ -28,6 +28,7 @@ from engine.plan.precision import compute_dtype, faster_precision, with_precisio
 from engine.plan.yaml import read_yaml
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
+from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.assessment import UnevaluatedError
@@ -277,7 +278,7 @@ def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:
     ranks.barrier()
     peak = peak_of(device, dtype)
     if ranks.rank() == 0:
-        environment = json.loads(run.environment.read_bytes())
+        environment = read_json(run.environment, dict, "give the same command again, which writes it anew")
         environment[f"peak_tflops_{str(dtype).removeprefix('torch.')}"] = round(peak.flops / 1e12, 3)
         environment["peak_source"] = peak.source
         _write_json(run.environment, environment)

@@ -11,7 +11,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
+
+from engine.errors import RunFileError, unwritable
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -28,12 +30,18 @@ class MetricsLog:
             tensorboard: Folder of event files; None writes none.
             keep_bytes: Length of the file when the checkpoint was taken; 0 starts over.
             step: Step of that checkpoint: TensorBoard hides what older event files hold beyond it.
+
+        Raises:
+            RunFileError: The file cannot be written.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file.open("ab")
-        if self._file.tell() > keep_bytes:
-            self._file.truncate(keep_bytes)
-        self._file.seek(0, os.SEEK_END)
+        self._path = file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a+b")
+            self._file.truncate(_end_of_lines(self._file, keep_bytes))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise unwritable(file, error) from error
         self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, step)
 
     @property
@@ -48,21 +56,34 @@ class MetricsLog:
             step: Optimizer steps taken.
             event: ``train``, ``evaluation`` ...
             groups: Figures, alone or in named groups.
+
+        Raises:
+            RunFileError: The disk is full or gone.
         """
         record: dict[str, Any] = {"step": step, "event": event, **groups}
-        self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        if self._writer is not None:
-            for tag, value in _scalars(event, groups):
-                self._writer.add_scalar(tag, value, step)
+        try:
+            self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            if self._writer is not None:
+                for tag, value in _scalars(event, groups):
+                    self._writer.add_scalar(tag, value, step)
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
     def close(self) -> None:
-        """Flushes and closes both logs."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Flushes and closes both logs.
+
+        Raises:
+            RunFileError: The disk is full or gone.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -78,12 +99,23 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
     Args:
         file: ``metrics.jsonl``; may be missing.
+
+    Raises:
+        RunFileError: A whole line is no record.
     """
     if not file.is_file():
         return []
-    content = file.read_bytes()
-    lines = content.split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line) if line else None
+        except (ValueError, RecursionError) as error:
+            raise RunFileError(f"{file}:{number}: got a line that is no record ({error}); remove the line") from error
+        if line and not (isinstance(record, dict) and {"step", "event"} <= record.keys()):
+            raise RunFileError(f"{file}:{number}: got a line without a step and an event; remove the line")
+        if record is not None:
+            records.append(record)
+    return records
 
 
 def record_behind(file: Path, offset: int) -> tuple[dict[str, Any], int] | None:
@@ -103,6 +135,13 @@ def record_behind(file: Path, offset: int) -> tuple[dict[str, Any], int] | None:
     except ValueError:
         return None
     return (record, offset + len(line)) if isinstance(record, dict) else None
+
+
+def _end_of_lines(file: BinaryIO, most: int) -> int:
+    """The end of the last whole line within so many bytes: a file that was cut ends in the middle of one."""
+    file.seek(0)
+    kept = file.read(most)
+    return kept.rfind(b"\n") + 1
 
 
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":
