@@ -32,6 +32,7 @@ def write_report(run_folder: Path) -> Path:
     """
     run = RunFolder(run_folder)
     plan = run.plan.read_text(encoding="utf-8")
+    run.environment.stat()  # missing is another mistake than damaged
     environment = read_json(run.environment, dict, "start the run again, which writes it anew")
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
     templates = Environment(
