@@ -1,6 +1,7 @@
 """Errors of plans and checkpoints that a user can correct."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from omnivl.errors import UserError
 from omnivl.shown import printable
@@ -21,3 +22,15 @@ class PlanError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint is missing, incomplete or changed, or does not fit the run that reads it."""
+
+
+class RunFileError(UserError):
+    """A file of a run is cut or changed, or cannot be written."""
+
+
+def unwritable(path: Path | str, error: OSError) -> RunFileError:
+    """The error for a file that could not be written."""
+    return RunFileError(
+        f"{path}: could not be written ({error.strerror or error}); make room or mend the disk, and give the same "
+        "command again: a run goes on from its newest whole checkpoint"
+    )

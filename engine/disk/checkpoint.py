@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from engine.errors import CheckpointError
 from engine.hosts.base import Host
 from engine.processes import ranks
 from engine.processes.files import FileRecord, sha256
@@ -32,6 +33,9 @@ MANIFEST = "manifest.json"
 HOST_FOLDER = "host"
 FORMAT = 2
 _NAME = re.compile(r"step-(\d{6,})")
+_ALWAYS = ("trainer.json", "loader-00000.json", "generators-00000.pt")
+_OURS = re.compile(r"trainer\.json|loader-\d{5,}\.json|generators-\d{5,}\.pt|host/[^/]+")
+"""Files of a checkpoint; others, such as those of a file system, may lie beside them."""
 _LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
 
 
@@ -78,6 +82,7 @@ class TrainerState:
         layout: The parallel layout that wrote the checkpoint.
         guard: Recent losses (``engine.step.guard``).
         rollbacks: How often the stage had gone back (``engine.disk.rollback``).
+        evaluation_due: Whether an evaluation at this step was still to come when the checkpoint was taken.
     """
 
     step: int = 0
@@ -90,6 +95,7 @@ class TrainerState:
     layout: SavedLayout
     guard: Mapping[str, Any] = field(default_factory=dict)
     rollbacks: int = 0
+    evaluation_due: bool = False
 
 
 def step_folder(folder: Path, step: int) -> Path:
@@ -103,26 +109,65 @@ def find_fault(checkpoint: Path) -> str | None:
     Args:
         checkpoint: A ``step-...`` folder.
     """
+    try:
+        files = read_manifest(checkpoint)
+        for name, expected in files.items():
+            file = checkpoint / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
+        for name, expected in files.items():
+            if sha256(checkpoint / name) != expected["sha256"]:
+                return f"{name} does not have the SHA-256 that the manifest says"
+    except CheckpointError as error:
+        return str(error)
+    except OSError as error:
+        return f"{error.filename} cannot be read ({error.strerror})"
+    return None
+
+
+def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
+    """Sizes and hashes of all files of a checkpoint, as its manifest says.
+
+    Args:
+        checkpoint: A ``step-...`` folder.
+
+    Raises:
+        CheckpointError: The manifest is missing or damaged, or leaves out a file that has to be, or is, in the folder.
+    """
     path = checkpoint / MANIFEST
     if not path.is_file():
-        return f"{MANIFEST} is missing"
+        raise CheckpointError(f"{MANIFEST} is missing")
     try:
         manifest = json.loads(path.read_bytes())
-        files: dict[str, FileRecord] = manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} is not readable ({error})"
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{MANIFEST} is not readable ({error})") from error
+    if not isinstance(manifest, dict):
+        raise CheckpointError(f"{MANIFEST} is not readable (it is no mapping)")
     if manifest.get("format") != FORMAT:
-        return f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}"
-    for name, expected in files.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
-    for name, expected in files.items():
-        if sha256(checkpoint / name) != expected["sha256"]:
-            return f"{name} does not have the SHA-256 that the manifest says"
-    return None
+        raise CheckpointError(f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
+    if (step := _NAME.fullmatch(checkpoint.name)) and manifest.get("step") != int(step[1]):
+        raise CheckpointError(f"{MANIFEST} is of step {manifest.get('step')}")
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not all(_is_record(name, record) for name, record in files.items()):
+        raise CheckpointError(f"{MANIFEST} is damaged: it does not say name, size and SHA-256 of every file")
+    present = (file.relative_to(checkpoint).as_posix() for file in sorted(checkpoint.rglob("*")))
+    unnamed = [name for name in (*_ALWAYS, *present) if _OURS.fullmatch(name) and name not in files]
+    if unnamed:
+        raise CheckpointError(f"{MANIFEST} does not name {unnamed[0]}")
+    return files
+
+
+def _is_record(name: str, record: object) -> bool:
+    """Whether an entry of a manifest is a file in the checkpoint with its size and hash."""
+    return (
+        _OURS.fullmatch(name) is not None
+        and isinstance(record, dict)
+        and record.keys() == FileRecord.__annotations__.keys()
+        and type(record["bytes"]) is int
+        and isinstance(record["sha256"], str)
+    )
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -170,8 +215,7 @@ def load_checkpoint(
     Raises:
         CheckpointError: The files do not fit the model.
     """
-    raw = json.loads((checkpoint / "trainer.json").read_bytes())
-    state = TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
+    state = read_trainer(checkpoint)
     if state.layout != layout:
         tell(f"{checkpoint.name} was written by {state.layout}; going on with {layout}")
     host.load(checkpoint / HOST_FOLDER)
@@ -181,6 +225,20 @@ def load_checkpoint(
         return state, json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
     seed_everything("resumed", state.step, me)
     return state, {**json.loads((checkpoint / f"loader-{0:05d}.json").read_bytes()), "shards": {}}
+
+
+def read_trainer(checkpoint: Path) -> TrainerState:
+    """How far the stage had come at a checkpoint.
+
+    Raises:
+        CheckpointError: A newer version has written it, or it is damaged.
+    """
+    remedy = "verify it with omnivl checkpoint verify; if it is whole, use the version that has written it, or a newer"
+    try:
+        raw = json.loads((checkpoint / "trainer.json").read_bytes())
+        return TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint}: got a trainer.json that cannot be read ({error!r}); {remedy}") from error
 
 
 def prune(folder: Path, keep_last: int, keep: int | None) -> None:

@@ -128,6 +128,12 @@ class CheckpointWriter:
         while self._save is not None:
             self._go_on(self._save)
 
+    def prune(self, best_step: int | None) -> None:
+        """Deletes old checkpoints while no save is under way, as the end of a save does."""
+        assert self._save is None, "a save is under way"
+        if ranks.rank() == 0:
+            prune(self._folder, self._keep_last, best_step)
+
     def _go_on(self, save: _Save) -> None:
         outcomes = ranks.gather_objects(save.outcome())
         self._save = None

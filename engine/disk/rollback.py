@@ -16,6 +16,8 @@ from typing import Any
 
 from engine.disk.checkpoint import checkpoint_steps, step_folder
 from engine.disk.run_folder import write_whole
+from engine.errors import RunFileError
+from engine.processes.files import read_json
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,18 @@ def read_rollbacks(path: Path) -> tuple[Rollback, ...]:
 
     Args:
         path: ``rollbacks.json``; may be missing.
+
+    Raises:
+        RunFileError: It is cut or changed: without it nobody knows which data the stage leaves out.
     """
     if not path.is_file():
         return ()
-    entries = json.loads(path.read_bytes())
-    return tuple(Rollback(**{**entry, "loaders": tuple(entry["loaders"])}) for entry in entries)
+    remedy = "put back a copy of it, or train the stage again with --fresh --stage NAME"
+    entries = read_json(path, list, remedy)
+    try:
+        return tuple(Rollback(**{**entry, "loaders": tuple(entry["loaders"])}) for entry in entries)
+    except (KeyError, TypeError) as error:
+        raise RunFileError(f"{path}: got a file that is no list of rollbacks ({error!r}); {remedy}") from error
 
 
 def write_rollbacks(path: Path, rollbacks: Sequence[Rollback]) -> None:
@@ -98,6 +107,6 @@ def position_in_data(pending: Sequence[Rollback], rank: int, world_size: int) ->
 def _rollbacks_known(checkpoint: Path) -> int | None:
     """Number of rollbacks before a checkpoint was taken; None if it cannot be read, which is reported elsewhere."""
     try:
-        return int(json.loads((checkpoint / "trainer.json").read_bytes()).get("rollbacks", 0))
-    except (OSError, ValueError):
+        return int(read_json(checkpoint / "trainer.json", dict, "").get("rollbacks", 0))
+    except (RunFileError, ValueError, TypeError):
         return None

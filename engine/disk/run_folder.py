@@ -9,8 +9,9 @@ hangs/TIME/             stack traces of all processes where the run hung
 stages/NN-NAME/
 metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
 evaluation.json  handover.json  routing.html
+unevaluated.json        steps at which an evaluation failed, and why
 weights.safetensors     whole weights at the end of the stage
-complete.json           written last: the stage is complete
+complete.json           the stage is complete; whether its evaluation is still due
 report.html
 """
 
@@ -26,6 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.errors import RunFileError, unwritable
+from engine.processes.files import read_json
 from omnivl.errors import UserError
 
 LOCK = "run.lock"
@@ -86,6 +89,11 @@ class StageFolder:
         return self.path / "evaluation.json"
 
     @property
+    def unevaluated(self) -> Path:
+        """Failed evaluations: the step of each, and why it failed."""
+        return self.path / "unevaluated.json"
+
+    @property
     def handover(self) -> Path:
         """What was carried over from the earlier stage."""
         return self.path / "handover.json"
@@ -102,12 +110,33 @@ class StageFolder:
 
     def completed_steps(self) -> int | None:
         """Steps with which the stage was completed; None where it was not."""
-        marker = self.path / "complete.json"
-        return int(json.loads(marker.read_bytes())["steps"]) if marker.is_file() else None
+        return None if (marker := self._completion()) is None else marker["steps"]
+
+    def awaits_evaluation(self) -> bool:
+        """Whether the stage is complete, and was not yet evaluated after its last step."""
+        marker = self._completion()
+        return marker is not None and bool(marker.get("evaluation_due", False))
+
+    def mark_trained(self, steps: int) -> None:
+        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk."""
+        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True}))
 
     def mark_complete(self, steps: int) -> None:
         """Marks the stage complete. Called when all its files are on disk."""
-        write_whole(self.path / "complete.json", json.dumps({"steps": steps}))
+        write_whole(self._marker, json.dumps({"steps": steps}))
+
+    @property
+    def _marker(self) -> Path:
+        return self.path / "complete.json"
+
+    def _completion(self) -> Mapping[str, Any] | None:
+        if not self._marker.exists():
+            return None
+        remedy = "remove it: omnivl pretrain then completes the stage again, from its newest checkpoint"
+        marker = read_json(self._marker, dict, remedy)
+        if type(marker.get("steps")) is not int:
+            raise RunFileError(f"{self._marker}: got no number of steps in it; {remedy}")
+        return marker
 
     def has_begun(self) -> bool:
         """Whether the stage has written any file."""
@@ -243,13 +272,20 @@ def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, A
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file under another name and renames it, so that a reader never sees a partly written one."""
+    """Writes a file under another name and renames it, so that a reader never sees a partly written one.
+
+    Raises:
+        RunFileError: It cannot be written.
+    """
     beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.rename(path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.rename(path)
+    except OSError as error:
+        raise unwritable(path, error) from error
 
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:

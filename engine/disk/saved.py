@@ -1,6 +1,5 @@
 """Checkpoints on disk, without a host or a model: finds and describes them, reads and averages their weights."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +9,18 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.disk.checkpoint import HOST_FOLDER, MANIFEST, SavedLayout, checkpoint_steps, newest_complete, step_folder
+from engine.disk.checkpoint import (
+    HOST_FOLDER,
+    MANIFEST,
+    SavedLayout,
+    checkpoint_steps,
+    find_fault,
+    newest_complete,
+    read_manifest,
+    read_trainer,
+    step_folder,
+)
+from engine.disk.weights_file import check_weights, find_damage
 from engine.errors import CheckpointError
 from engine.hosts.shards import SavedTensors
 from engine.hosts.stores import WEIGHT
@@ -55,9 +65,11 @@ def find_checkpoint(target: Path) -> Path:
         target: A ``step-...`` folder, a stage's folder or its ``checkpoints``, or a run's folder.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or the one that is named is damaged.
     """
     if (target / MANIFEST).is_file():
+        if (fault := find_fault(target)) is not None:
+            raise CheckpointError(f"{target}: got a damaged checkpoint: {fault}; name another one, or the whole run")
         return target
     stages = sorted((target / "stages").glob("*-*"), reverse=True)
     folders = [target, target / "checkpoints", *(stage / "checkpoints" for stage in stages)]
@@ -70,6 +82,24 @@ def find_checkpoint(target: Path) -> Path:
         f"{target}: got a path without a whole checkpoint{why}; allowed a step-... folder, a stage's folder or a run's "
         "folder, such as runs/quickstart; name one that omnivl pretrain has written"
     )
+
+
+def find_faults(target: Path) -> dict[Path, str | None]:
+    """What is wrong with every checkpoint and every weights file below a path, or with the path itself where it is one.
+
+    Raises:
+        UserError: There is none.
+    """
+    if target.suffix == ".safetensors" and target.is_file():
+        return {target: find_damage(target)}
+    weights = (target / "weights.safetensors", *sorted(target.glob("stages/*/weights.safetensors")))
+    faults = {file: find_damage(file) for file in weights if file.is_file()}
+    try:
+        return {checkpoint: find_fault(checkpoint) for checkpoint in all_checkpoints(target)} | faults
+    except UserError:
+        if not faults:
+            raise
+    return faults
 
 
 def all_checkpoints(target: Path) -> list[Path]:
@@ -96,9 +126,8 @@ def describe(checkpoint: Path) -> Saved:
         CheckpointError: A file is missing or cannot be read.
     """
     try:
-        trainer = json.loads((checkpoint / "trainer.json").read_bytes())
-        files = json.loads((checkpoint / MANIFEST).read_bytes())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        trainer, files = read_trainer(checkpoint), read_manifest(checkpoint)
+    except CheckpointError as error:
         raise CheckpointError(f"{checkpoint}: got a checkpoint that cannot be read ({error}); verify it") from error
     tensors = SavedTensors(checkpoint / HOST_FOLDER)
     parts: dict[str, dict[str, int]] = {}
@@ -108,8 +137,7 @@ def describe(checkpoint: Path) -> Saved:
         what = "moments" if field != WEIGHT else "twins" if f".{_TWIN}" in tensor else "weights"
         part[what] += torch.Size(shape).numel()
     size = sum(entry["bytes"] for entry in files.values())
-    layout = SavedLayout(**trainer["layout"])
-    return Saved(checkpoint, trainer["step"], trainer["skipped"], layout, tensors.steps, size, parts)
+    return Saved(checkpoint, trainer.step, trainer.skipped, trainer.layout, tensors.steps, size, parts)
 
 
 def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
@@ -127,6 +155,7 @@ def saved_weights(source: Path) -> Iterator[tuple[str, Tensor]]:
             if key.startswith(f"{WEIGHT}/"):
                 yield key.removeprefix(f"{WEIGHT}/"), saved.whole(key)
         return
+    check_weights(source)
     try:
         with safe_open(source, framework="pt") as file:
             for name in sorted(file.keys()):

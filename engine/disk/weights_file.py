@@ -4,9 +4,13 @@ Format: 8 bytes with the length of the header, the header (JSON: type, shape and
 the tensors. Tensors of wide types come first, so that each begins at a multiple of its element size, as readers
 require.
 
+The header's metadata hold the SHA-256 of the file, computed with zeros in the place of the hash. Files of earlier
+versions have no metadata.
+
 Source: https://github.com/huggingface/safetensors, section "Format".
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Mapping, Sequence
@@ -32,6 +36,10 @@ _NAMES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 
+_HASH, _NO_HASH = "sha256", "0" * 64
+_CHUNK = 1 << 24
+"""Bytes that are hashed at a time."""
+
 
 class WeightsWriter:
     """Writes a file whose tensors are known by type and shape beforehand and come in any order.
@@ -50,7 +58,7 @@ class WeightsWriter:
             OSError: It cannot be written.
         """
         self._offsets: dict[str, tuple[int, int]] = {}
-        header: dict[str, dict[str, object]] = {}
+        header: dict[str, dict[str, object]] = {"__metadata__": {_HASH: _NO_HASH}}
         end = 0
         for name in sorted(tensors, key=lambda name: -tensors[name][0].itemsize):
             dtype, shape = tensors[name]
@@ -60,6 +68,7 @@ class WeightsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-len(text) % 8)
         self._data = 8 + len(text)
+        self._path = path
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
 
@@ -76,14 +85,76 @@ class WeightsWriter:
             self._file.write(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
 
     def finish(self) -> None:
-        """Syncs the file to disk and closes it.
+        """Writes the hash, syncs the file to disk and closes it.
 
         Raises:
             OSError: The disk is full or gone.
         """
         self._file.flush()
+        header = _head(self._path, self._data)
+        self._file.seek(header.index(_NO_HASH.encode()))
+        self._file.write(_digest(self._path, header).encode())
+        self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
+
+
+def find_damage(path: Path) -> str | None:
+    """Describes what is wrong with a weights file; None if it matches its hash, or an earlier version wrote it.
+
+    Args:
+        path: Written by ``WeightsWriter``, or by safetensors, which knows no hash.
+    """
+    try:
+        size = path.stat().st_size
+        length = int.from_bytes(_head(path, 8), "little")
+        if size < 8 or length > size - 8:
+            return "it is cut short, or its length is changed"
+        header = _head(path, 8 + length)
+        entries = json.loads(header[8:])
+        if not isinstance(entries, dict):
+            return "its header is no mapping"
+        metadata = entries.get("__metadata__", {})
+        if not isinstance(metadata, dict):
+            return "its metadata are no mapping"
+        digest = metadata.get(_HASH)
+        if digest is None and all(len(str(value)) != len(_NO_HASH) for value in metadata.values()):
+            return None  # of an earlier version, or of other origin
+        if not isinstance(digest, str) or len(digest) != len(_NO_HASH) or header.count(digest.encode()) != 1:
+            return "its hash is changed"
+        if _digest(path, header.replace(digest.encode(), _NO_HASH.encode())) != digest:
+            return "it does not have the SHA-256 that was written into it"
+    except (OSError, ValueError, RecursionError) as error:
+        return f"it cannot be read ({error})"
+    return None
+
+
+def check_weights(path: Path) -> None:
+    """Refuses a weights file that does not match its hash.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    if (damage := find_damage(path)) is not None:
+        raise CheckpointError(
+            f"{path}: got a file that is no safetensors file or is truncated or changed: {damage}; write it again: "
+            "where complete.json lies beside it, remove that, and omnivl pretrain takes it from the newest checkpoint"
+        )
+
+
+def _head(path: Path, size: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def _digest(path: Path, header: bytes) -> str:
+    """SHA-256 of a file with another header of the same length."""
+    digest = hashlib.sha256(header)
+    with path.open("rb") as file:
+        file.seek(len(header))
+        while part := file.read(_CHUNK):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 class WeightsFile:

@@ -8,6 +8,7 @@ from engine.disk.weights_file import WeightsWriter
 from engine.errors import CheckpointError
 from engine.hosts import Host
 from engine.processes import ranks
+from engine.processes.files import sync_folder
 
 
 def write_weights(host: Host, path: Path, source: Path | None) -> None:
@@ -40,6 +41,7 @@ def write_weights(host: Host, path: Path, source: Path | None) -> None:
             raise problem
         writers[0].finish()
         beside.rename(path)
+        sync_folder(path.parent)
 
     ranks.on_first(lambda: _clearly(begin, path))
     for name, tensor in host.each_weight():

@@ -175,12 +175,15 @@ class SavedTensors:
         path = folder / INDEX
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; allowed is a folder that a host saved, an index with its shards")
-        index = json.loads(path.read_bytes())
-        self.steps: int = index["steps"]
-        self.shapes: Mapping[str, tuple[int, ...]] = {
-            _current_key(key): tuple(shape) for key, shape in index["tensors"].items()
-        }
-        numbers = sorted(range(index["shards"]), key=lambda number: number != first)
+        try:
+            index = json.loads(path.read_bytes())
+            self.steps: int = index["steps"]
+            self.shapes: Mapping[str, tuple[int, ...]] = {
+                _current_key(key): tuple(shape) for key, shape in index["tensors"].items()
+            }
+            numbers = sorted(range(index["shards"]), key=lambda number: number != first)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path}: got a file that is no index of shards ({error!r}); verify it") from error
         self._unread = iter([folder / f"shard-{number:05d}.safetensors" for number in numbers])
         self._found: dict[str, list[Piece]] = {key: [] for key in self.shapes}
 
@@ -230,7 +233,7 @@ class SavedTensors:
                     held = file.get_tensor(key).view(-1)  # mapped: only what is used is read
                     now = _current_key(key)
                     self._found[now].append(Piece(now, self.shapes[now], runs.get(key, 0), held))
-        except (OSError, SafetensorError, KeyError, TypeError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: got a file that is no shard or is truncated ({error})") from error
 
 

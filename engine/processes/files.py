@@ -1,10 +1,15 @@
-"""Writes files so that they are on the disk when the function returns."""
+"""Writes files so that they are on the disk when the function returns, and reads those that may be damaged."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
+
+from engine.errors import RunFileError
+
+Container = TypeVar("Container", dict, list)  # type: ignore[type-arg]
 
 _CHUNK = 1 << 24
 """Bytes that are hashed and written at a time."""
@@ -59,3 +64,24 @@ def sha256(path: Path) -> str:
     """The hash of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, kind: type[Container], remedy: str) -> Container:
+    """The content of a JSON file that a run wrote.
+
+    Args:
+        path: The file.
+        kind: ``dict`` or ``list``, which is what it has to hold.
+        remedy: What to do where it is cut or changed.
+
+    Raises:
+        RunFileError: It cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFileError(f"{path}: got a file that cannot be read ({error}); {remedy}") from error
+    if not isinstance(content, kind):
+        wanted = "a mapping" if kind is dict else "a list"
+        raise RunFileError(f"{path}: got {type(content).__name__}; allowed is {wanted}, as a run writes it; {remedy}")
+    return content

@@ -3,6 +3,7 @@
 All functions work without a process group too: a run of one plain process has none.
 """
 
+import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -74,6 +75,32 @@ def on_first(action: Callable[[], Result]) -> Result:
         raise mistake or UserError(value)
     result: Result = value
     return result
+
+
+def first_problem(key: str, problem: str | None, patience_seconds: float) -> str | None:
+    """The problem of the lowest rank that has one, on every process; None if all are well.
+
+    Called by every process after an action with collectives in which any of them may have failed: the others may still
+    wait in a collective of that action, so none may be used here. They exchange texts through the rendezvous store.
+
+    Args:
+        key: The same on every process, and new in this run.
+        problem: Why this process failed.
+        patience_seconds: How long to wait for the others.
+
+    Raises:
+        TimeoutError: Some other process did not come here: it waits in a collective, or has ended.
+    """
+    if world_size() == 1:
+        return problem
+    store = dist.distributed_c10d._get_default_store()
+    keys = [f"omnivl/{key}/{one}" for one in range(world_size())]
+    try:
+        store.set(keys[rank()], problem or "")
+        store.wait(keys, datetime.timedelta(seconds=patience_seconds))
+        return next((text for one in keys if (text := store.get(one).decode())), None)
+    except RuntimeError as error:  # all of the store's, also of its connection
+        raise TimeoutError(f"{key}: not every process has come through: {error}") from error
 
 
 def largest_over_ranks(value: int, device: torch.device) -> int:

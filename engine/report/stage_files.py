@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.errors import RunFileError
 from omnivl.chain.names import stack_of
 
 _ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,12 +45,15 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         return {}
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one may be incomplete
-    entries = [json.loads(line) for line in lines if line]
-    order = Counter(entry["cause"] for entry in entries)
-    return {
-        cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
-        for cause, _ in order.most_common()
-    }
+    try:
+        entries = [json.loads(line) for line in lines if line]
+        order = Counter(str(entry["cause"]) for entry in entries)
+        return {
+            cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
+            for cause, _ in order.most_common()
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunFileError(f"{path}: got a line that is no bad sample ({error!r}); remove the line or file") from error
 
 
 @dataclass(frozen=True)

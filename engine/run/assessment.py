@@ -1,31 +1,119 @@
-"""Evaluation within a run: during a stage and at its end."""
+"""Evaluation within a run: during a stage and at its end. One that fails is recorded, and costs the run no step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from engine.disk.evaluation import read_failed, write_evaluation, write_failed
+from engine.disk.run_folder import StageFolder
 from engine.hosts.base import Host
 from engine.plan.plan import StagePlan
+from engine.processes import ranks
 from engine.processes.collectives import make_gather
+from engine.telemetry.metrics import MetricsLog
+from engine.watch.failure import describe_error
+from omnivl.chain.gather import ReplicaError
 from omnivl.data.tokenizer import Tokenizer, load_readers
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.run import run_tasks
 
+_PATIENCE_SECONDS = 60.0
+"""How long a process whose evaluation failed waits for the others, before it ends the run."""
 
-def assess(host: Host, stage: StagePlan, tokenizer: Tokenizer) -> list[TaskResult]:
-    """Runs the stage's evaluation tasks on the present chain, each process its share.
 
-    Called by every process; equal on all of them.
+class UnevaluatedError(Exception):
+    """An evaluation within a stage failed. Raised on every process.
+
+    The stage is then built anew and resumes: a chain whose forward pass was interrupted may hold gathered weights that
+    no longer change.
     """
-    readers = load_readers(stage.model.text_inputs, tokenizer)
-    with host.whole_chain() as chain:
-        encoder = Encoder(chain, stage.model, tokenizer, make_gather(), host.device, readers=readers)
-        return run_tasks(stage.evaluate.tasks, encoder)
 
 
-def figures_of(results: Sequence[TaskResult]) -> dict[str, float]:
-    """All scores by ``task/metric``."""
-    return {f"{score.task}/{score.metric}": score.value for result in results for score in result.scores}
+class Assessment:
+    """The evaluations of one stage. Every method is called by every process."""
+
+    def __init__(
+        self, host: Host, stage: StagePlan, tokenizer: Tokenizer, folder: StageFolder, keep_best: str | None
+    ) -> None:
+        """Remembers its arguments.
+
+        Args:
+            host: Holds the chain.
+            stage: Says what is evaluated, and when.
+            tokenizer: Turns texts into ids.
+            folder: Gets the results.
+            keep_best: ``checkpoint.keep_best``.
+        """
+        self._host, self._stage, self._tokenizer, self._folder = host, stage, tokenizer, folder
+        self._keep_best = keep_best
+
+    def is_due(self, step: int) -> bool:
+        """Whether there is an evaluation after this many steps that has not failed before."""
+        evaluate, last = self._stage.evaluate, step == self._stage.steps
+        if not evaluate.tasks or not (last or (evaluate.every > 0 and step % evaluate.every == 0)):
+            return False
+        return step not in ranks.on_first(lambda: list(read_failed(self._folder.unevaluated)))
+
+    def run(self, step: int, metrics: MetricsLog | None, best: float | None, key: str) -> float | None:
+        """Evaluates. A failure is recorded, so that no later start repeats it.
+
+        Args:
+            step: Optimizer steps taken.
+            metrics: The log, on process 0.
+            best: The best figure so far.
+            key: The same on every process, and new in this run.
+
+        Returns:
+            The figure that decides which checkpoint is the best, if it is above ``best``. None too after a failure at
+            the stage's last step.
+
+        Raises:
+            UnevaluatedError: It failed, before the stage's last step.
+        """
+        figure, error = None, None
+        try:
+            figure = self._evaluate(step, metrics, best)
+        except Exception as caught:  # whatever it is, the steps are not lost
+            error = caught
+        # another process has the cause of a ReplicaError
+        problem = None if error is None or isinstance(error, ReplicaError) else describe_error(error)
+        try:
+            problem = ranks.first_problem(key, problem, _PATIENCE_SECONDS)
+        except TimeoutError as timeout:
+            if error is None:
+                raise
+            write_failed(self._folder.unevaluated, step, f"process {ranks.rank()}: {problem}")
+            raise error from timeout
+        if problem is None:
+            return figure
+        ranks.on_first(lambda: write_failed(self._folder.unevaluated, step, problem))
+        if step < self._stage.steps:
+            raise UnevaluatedError(f"step {step}: the evaluation failed: {problem}") from error
+        return None
+
+    def better(self, figures: Mapping[str, float], best: float | None) -> float | None:
+        """The figure that decides which checkpoint is the best, if it is above ``best``; None where none decides."""
+        if self._keep_best is None:
+            return None
+        figure = best_figure(figures, self._keep_best)
+        return figure if best is None or figure > best else None
+
+    def _evaluate(self, step: int, metrics: MetricsLog | None, best: float | None) -> float | None:
+        results = self._results()
+        figures = {f"{score.task}/{score.metric}": score.value for result in results for score in result.scores}
+        better = self.better(figures, best)
+        if metrics is not None:
+            write_evaluation(self._folder.evaluation, {"step": step}, results)
+            metrics.write(step, "evaluation", scores=figures)
+        return better
+
+    def _results(self) -> list[TaskResult]:
+        """Runs the tasks on the present chain, each process its share; equal on all of them."""
+        readers = load_readers(self._stage.model.text_inputs, self._tokenizer)
+        with self._host.whole_chain() as chain:
+            model, device = self._stage.model, self._host.device
+            encoder = Encoder(chain, model, self._tokenizer, make_gather(), device, readers=readers)
+            return run_tasks(self._stage.evaluate.tasks, encoder)
 
 
 def best_figure(figures: Mapping[str, float], name: str) -> float:

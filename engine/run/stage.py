@@ -1,7 +1,7 @@
 """The loop of one stage: take micro-batches, step the host, log, evaluate, save."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from engine.disk.checkpoint import (
     remove_leftovers,
 )
 from engine.disk.checkpoint_writer import CheckpointWriter
-from engine.disk.evaluation import write_evaluation
 from engine.disk.rollback import (
     Rollback,
     RolledBackError,
@@ -28,11 +27,11 @@ from engine.disk.run_folder import StageFolder
 from engine.hosts import Host, expert_parallel_size
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
-from engine.run.assessment import assess, best_figure, figures_of
+from engine.run.assessment import Assessment
 from engine.step.guard import Guard, Trouble, culprits
 from engine.step.loss_window import LossWindow
 from engine.step.report import StepResult
-from engine.telemetry.metrics import MetricsLog
+from engine.telemetry.metrics import MetricsLog, record_behind
 from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput
 from engine.watch.heartbeat import Activity, Heartbeat
@@ -97,6 +96,7 @@ class StageLoop:
         self._state = TrainerState(layout=layout)
         self._guard, self._window = Guard(plan.guard), LossWindow()
         self._rollbacks: tuple[Rollback, ...] = ()
+        self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint.keep_best)
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
             folder.checkpoints,
@@ -105,14 +105,18 @@ class StageLoop:
             keep_last=plan.checkpoint.keep_last,
         )
 
-    def run(self) -> int:
+    def run(self, complete: Callable[[], None]) -> int:
         """Goes on from the newest whole checkpoint to the end of the stage.
+
+        Args:
+            complete: Writes the weights; called by every process when the last step is saved, before the evaluation.
 
         Returns:
             0 where the stage was finished, or the number of the signal that ended it early.
 
         Raises:
             RolledBackError: The stage returns to a checkpoint, and has to be started again from there.
+            UnevaluatedError: An evaluation failed; the stage has to be started again from its newest checkpoint.
             DivergedError: It would have to return to a checkpoint, but the plan allows no more rollbacks.
             DataError: The data is missing or too bad.
             CheckpointError: The newest checkpoint does not fit the model.
@@ -137,10 +141,13 @@ class StageLoop:
             loader = stack.enter_context(self._open_loader(loader_state))
             batches = _started(loader) if self._host.takes_batches else loader.places()
             self._throughput.restart()
+            if begin == stage.steps:
+                complete()
+            self._catch_up()
             while self._state.step < stage.steps:
                 loader_state = self._take_step(loader, batches, first=self._state.step == begin)
                 signal = self._stop.agreed(self._host.device)
-                self._finish_step(loader_state, stopping=signal != 0)
+                self._finish_step(loader_state, complete, stopping=signal != 0)
                 if signal and self._state.step < stage.steps:
                     return signal
         return 0
@@ -207,40 +214,51 @@ class StageLoop:
             )
         self._throughput.restart()
 
-    def _finish_step(self, loader_state: LoaderState, *, stopping: bool) -> None:
-        """Evaluates and saves in the steps in which they are due."""
+    def _finish_step(self, loader_state: LoaderState, complete: Callable[[], None], *, stopping: bool) -> None:
+        """Saves and evaluates in the steps in which they are due: first what is not to be lost, then what may fail."""
         before = time.perf_counter()
         step, last = self._state.step, self._state.step == self._stage.steps
-        evaluate = self._stage.evaluate
-        best = False
-        if evaluate.tasks and (last or (evaluate.every > 0 and step % evaluate.every == 0)):
-            best = self._evaluate()
-        began = time.perf_counter()
-        if last or stopping or best or step % self._plan.checkpoint.every == 0:
+        due = self._assessment.is_due(step)
+        self._state = replace(self._state, evaluation_due=due)
+        saves = last or stopping or step % self._plan.checkpoint.every == 0
+        if saves:
             self._save(loader_state)
         else:
             self._checkpoints.poll()
-        if last or stopping:
+        if saves and (last or stopping or due):
             self._checkpoints.finish()
-        self._throughput.pause(time.perf_counter() - before, saving=time.perf_counter() - began)
+        saving = time.perf_counter() - before
+        if last:
+            complete()
+        if due and (last or not stopping):  # who stops a run waits for a step, not for an evaluation
+            best = self._evaluate()
+            began = time.perf_counter()
+            if best and saves:
+                self._checkpoints.prune(self._state.best_step)
+            elif best:
+                self._save(loader_state)
+            saving += time.perf_counter() - began
+        self._throughput.pause(time.perf_counter() - before, saving=saving)
+
+    def _catch_up(self) -> None:
+        """Evaluates at the resumed checkpoint where that was still to come."""
+        state = self._state
+        if not state.evaluation_due:
+            return
+        if not self._assessment.is_due(state.step):  # it failed, or this start's plan asks for none
+            self._state = replace(state, evaluation_due=False)
+        elif self._evaluate() and not self._guard.in_trouble:
+            self._checkpoints.prune(self._state.best_step)
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""
-        state, name = self._state, self._plan.checkpoint.keep_best
+        state = self._state
         self._begin("evaluating")
         self._progress.message(f"step {state.step}: evaluating")
-        results = assess(self._host, self._stage, self._tokenizer)
-        figures = figures_of(results)
-        if self._metrics is not None:
-            self._metrics.write(state.step, "evaluation", scores=figures)
-            write_evaluation(self._folder.evaluation, {"step": state.step}, results)
-        if name is None:
-            return False
-        figure = best_figure(figures, name)
-        if state.best is not None and figure <= state.best:
-            return False
-        self._state = replace(state, best=figure, best_step=state.step)
-        return True
+        key = f"evaluation-{self._heartbeat.doing.number}"
+        figure = self._assessment.run(state.step, self._metrics, state.best, key)
+        self._state = _evaluated(state, figure)
+        return figure is not None
 
     def _save(self, loader_state: LoaderState) -> None:
         self._begin("saving")
@@ -274,12 +292,23 @@ class StageLoop:
         if checkpoint is not None:
             layout = self._state.layout
             state, position = load_checkpoint(checkpoint, self._host, layout, self._progress.message)
-            self._state = replace(state, layout=layout)
+            self._state = self._with_figures(replace(state, layout=layout))
             self._guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
             self._window = LossWindow(state.window)
         pending = self._rollbacks[self._state.rollbacks :]
         position = position_in_data(pending, ranks.rank(), ranks.world_size()) or position
         return None if position is None else LoaderState.from_json(position), pending
+
+    def _with_figures(self, state: TrainerState) -> TrainerState:
+        """Takes over the evaluation that was still to come at a checkpoint, where it stands in the metrics by now."""
+        if not state.evaluation_due:
+            return state
+        found = ranks.on_first(lambda: record_behind(self._folder.metrics, state.metrics_bytes))
+        if found is None or (found[0]["event"], found[0]["step"]) != ("evaluation", state.step):
+            return state
+        record, end = found
+        figure = self._assessment.better(record["scores"], state.best)
+        return replace(_evaluated(state, figure), metrics_bytes=end)
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives
@@ -302,6 +331,13 @@ class StageLoop:
             state=state,
             quarantine_log=self._folder.quarantine,
         )
+
+
+def _evaluated(state: TrainerState, figure: float | None) -> TrainerState:
+    """The state after an evaluation; ``figure`` is the best so far, or None."""
+    if figure is None:
+        return replace(state, evaluation_due=False)
+    return replace(state, evaluation_due=False, best=figure, best_step=state.step)
 
 
 def _started(loader: Loader) -> Iterator[tuple[Batch | None, LoaderState]]:

@@ -8,7 +8,7 @@ import torch
 
 from engine.disk.aside import HEADS
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
-from engine.disk.weights_file import WeightsFile
+from engine.disk.weights_file import WeightsFile, check_weights
 from engine.errors import CheckpointError
 from engine.hosts import layer_sharder
 from engine.plan.plan import Plan, StagePlan
@@ -122,6 +122,7 @@ def _inheritance(plan: Plan, stage: StagePlan, run: RunFolder) -> Inheritance:
             f"stages.{stage.name}.init_from: got {stage.init_from!r}, which is not complete: {source} is "
             "missing; run that stage first"
         )
+    ranks.on_first(lambda: check_weights(source))
     stored = WeightsFile(source)
     return Inheritance(
         stored.names,

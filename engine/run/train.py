@@ -3,6 +3,7 @@
 For each stage: build the chain, transfer earlier weights, freeze, create the host, loop, write the result.
 """
 
+import functools
 import gc
 import json
 import shutil
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from engine.disk.evaluation import read_scores
+from engine.disk.checkpoint import checkpoint_steps
+from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.disk.weights_out import write_weights
@@ -26,8 +28,10 @@ from engine.plan.precision import compute_dtype, faster_precision, with_precisio
 from engine.plan.yaml import read_yaml
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
+from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.run.assessment import UnevaluatedError
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.freeze import freeze, freeze_idle, store_frozen
@@ -86,7 +90,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
-            if (run.stage(index, stage.name).completed_steps() or -1) >= stage.steps:
+            if ranks.on_first(functools.partial(_is_done, run.stage(index, stage.name), stage)):
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
@@ -117,7 +121,7 @@ def _run_stage(start: _Start, index: int) -> int:
     while True:
         try:
             return _go_on(start, index)
-        except RolledBackError as back:
+        except (RolledBackError, UnevaluatedError) as back:
             start.progress.message(str(back))
         start.heartbeat.begin("starting", start.plan.stages[index].name, 0)
         gc.collect()
@@ -128,6 +132,7 @@ def _go_on(start: _Start, index: int) -> int:
 
     Raises:
         RolledBackError: The stage goes back to an earlier checkpoint, for which it has to be built anew.
+        UnevaluatedError: An evaluation failed: it has to be built anew as well.
     """
     plan, run, tokenizer, device, progress = start.plan, start.run, start.tokenizer, start.device, start.progress
     stage = plan.stages[index]
@@ -163,11 +168,17 @@ def _go_on(start: _Start, index: int) -> int:
         processes=ranks.world_size(),
         peak=_peak(run, device, dtype),
     )
-    signal = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat).run()
+    complete = functools.partial(
+        _complete_stage, start.heartbeat, host, folder, stage, source_weights(plan, stage, run)
+    )
+    loop = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat)
+    signal = loop.run(complete)
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
-        _complete_stage(host, folder, stage, source_weights(plan, stage, run))
-    del host, chain, throughput
+        ranks.on_first(lambda: folder.mark_complete(stage.steps))
+        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage))) is not None:
+            progress.message(message)
+    del host, chain, throughput, complete, loop
     gc.collect()  # engines hold reference cycles, and the next stage needs the memory
     return signal
 
@@ -214,12 +225,32 @@ def _earlier_plan(run: RunFolder) -> Plan | None:
         return None
 
 
-def _complete_stage(host: Host, folder: StageFolder, stage: StagePlan, source: Path | None) -> None:
-    """Writes the whole weights, from which later stages and exports start, and marks the stage complete."""
+def _is_done(folder: StageFolder, stage: StagePlan) -> bool:
+    """Whether nothing is left to do: the stage is complete, and its evaluation too, has failed, or cannot be done."""
+    if (folder.completed_steps() or -1) < stage.steps:
+        return False
+    due = folder.awaits_evaluation() and stage.steps not in read_failed(folder.unevaluated)
+    return not (due and stage.evaluate.tasks and stage.steps in checkpoint_steps(folder.checkpoints))
+
+
+def _failed_evaluation(run: RunFolder, index: int, stage: StagePlan) -> str | None:
+    """What to say where the evaluation after a stage's last step has failed."""
+    problem = read_failed(run.stage(index, stage.name).unevaluated).get(stage.steps)
+    if problem is None:
+        return None
+    return (
+        f"stage {stage.name}: complete, but not evaluated, as its evaluation failed: {problem}\n"
+        f"mend that, then: omnivl evaluate {run.path} --stage {stage.name}"
+    )
+
+
+def _complete_stage(
+    heartbeat: Heartbeat, host: Host, folder: StageFolder, stage: StagePlan, source: Path | None
+) -> None:
+    """Writes the whole weights, from which later stages and exports start; only the evaluation may be missing then."""
+    heartbeat.begin("finishing", stage.name, stage.steps)
     write_weights(host, folder.weights, source)
-    if ranks.rank() == 0:
-        folder.mark_complete(stage.steps)
-    host.barrier()
+    ranks.on_first(lambda: folder.mark_trained(stage.steps))
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
@@ -236,6 +267,9 @@ def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
                 health_table(health, list(stage.model.sparse.values()), f"Routers at the end of stage {stage.name}")
             )
             break
+    for message in (_failed_evaluation(run, index, stage) for index, stage in enumerate(plan.stages)):
+        if message is not None:
+            progress.message(message)
     progress.message(f"report: {write_report(run.path)}")
 
 
@@ -244,7 +278,7 @@ def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:
     ranks.barrier()
     peak = peak_of(device, dtype)
     if ranks.rank() == 0:
-        environment = json.loads(run.environment.read_bytes())
+        environment = read_json(run.environment, dict, "give the same command again, which writes it anew")
         environment[f"peak_tflops_{str(dtype).removeprefix('torch.')}"] = round(peak.flops / 1e12, 3)
         environment["peak_source"] = peak.source
         _write_json(run.environment, environment)

@@ -1,6 +1,5 @@
 """Results of the runs of a sweep: a row for each, read from its folder."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
+from engine.processes.files import read_json
 from engine.report.curves import Record, evaluation_records, training_records
 from engine.sweep.config import Point, Sweep
 from engine.watch.failure import read_failure
@@ -56,7 +56,7 @@ def _row(point: Point, folder: Path) -> dict[str, Any]:
     written = load_plan(run.plan)
     stages = [run.stage(index, stage.name) for index, stage in enumerate(written.stages)]
     tokens = load_tokenizer(written.tokenizer).special
-    environment = json.loads(run.environment.read_bytes())
+    environment = read_json(run.environment, dict, "remove it, and start the run again, which writes it anew")
     costs = [_costs(stage) for stage in stages]
     return {
         **row,

@@ -81,7 +81,11 @@ def git_commit(folder: Path) -> dict[str, Any] | None:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
+                ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=20,
+                check=True,
             )
         except (OSError, subprocess.SubprocessError):
             return None  # an installed package has no repository, and a machine may have no git

@@ -15,10 +15,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from torch import Tensor
 
+from engine.errors import RunFileError, unwritable
 from engine.telemetry.panels import NOT_DRAWN, figure_name, is_leading_score, panel_of
 from omnivl.data.batch import Batch
 from omnivl.shown import markdown_text
@@ -45,12 +46,18 @@ class MetricsLog:
             keep_bytes: Length of the file when the checkpoint was taken; 0 starts over.
             step: Step of that checkpoint: TensorBoard hides what older event files hold beyond it.
             steps_before: Steps of the earlier stages, from which TensorBoard counts on.
+
+        Raises:
+            RunFileError: The file cannot be written.
         """
-        file.parent.mkdir(parents=True, exist_ok=True)
-        self._file = file.open("ab")
-        if self._file.tell() > keep_bytes:
-            self._file.truncate(keep_bytes)
-        self._file.seek(0, os.SEEK_END)
+        self._path = file
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = file.open("a+b")
+            self._file.truncate(_end_of_lines(self._file, keep_bytes))
+            self._file.seek(0, os.SEEK_END)
+        except OSError as error:
+            raise unwritable(file, error) from error
         self._writer = None if tensorboard is None else _open_tensorboard(tensorboard, steps_before + step)
         self._steps_before = steps_before
 
@@ -66,13 +73,19 @@ class MetricsLog:
             step: Optimizer steps taken.
             event: ``train``, ``evaluation`` ...
             groups: Figures, alone or in named groups.
+
+        Raises:
+            RunFileError: The disk is full or gone.
         """
         record: dict[str, Any] = {"step": step, "event": event, **groups}
-        self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
-        self._file.flush()
-        if self._writer is not None:
-            for tag, value in _cards(event, groups).items():
-                self._writer.add_scalar(tag, value, self._steps_before + step)
+        try:
+            self._file.write(json.dumps(_finite(record), sort_keys=True, allow_nan=False).encode() + b"\n")
+            self._file.flush()
+            if self._writer is not None:
+                for tag, value in _cards(event, groups).items():
+                    self._writer.add_scalar(tag, value, self._steps_before + step)
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
     def show_samples(self, step: int, batch: Batch) -> None:
         """Shows the first samples of a batch in TensorBoard: their pixels, a row for each, and their texts.
@@ -91,12 +104,19 @@ class MetricsLog:
             self._writer.add_text("Samples/texts", "\n".join(texts), at)
 
     def close(self) -> None:
-        """Flushes and closes both logs."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        """Flushes and closes both logs.
+
+        Raises:
+            RunFileError: The disk is full or gone.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+            if self._writer is not None:
+                self._writer.close()
+        except OSError as error:
+            raise unwritable(self._path, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -112,12 +132,49 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
     Args:
         file: ``metrics.jsonl``; may be missing.
+
+    Raises:
+        RunFileError: A whole line is no record.
     """
     if not file.is_file():
         return []
-    content = file.read_bytes()
-    lines = content.split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line]
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line) if line else None
+        except (ValueError, RecursionError) as error:
+            raise RunFileError(f"{file}:{number}: got a line that is no record ({error}); remove the line") from error
+        if line and not (isinstance(record, dict) and {"step", "event"} <= record.keys()):
+            raise RunFileError(f"{file}:{number}: got a line without a step and an event; remove the line")
+        if record is not None:
+            records.append(record)
+    return records
+
+
+def record_behind(file: Path, offset: int) -> tuple[dict[str, Any], int] | None:
+    """The record that begins at a byte of the file, and where it ends; None where there is no whole one.
+
+    Args:
+        file: ``metrics.jsonl``; may be missing.
+        offset: In bytes.
+    """
+    if not file.is_file():
+        return None
+    with file.open("rb") as log:
+        log.seek(offset)
+        line = log.readline()
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return (record, offset + len(line)) if isinstance(record, dict) else None
+
+
+def _end_of_lines(file: BinaryIO, most: int) -> int:
+    """The end of the last whole line within so many bytes: a file that was cut ends in the middle of one."""
+    file.seek(0)
+    kept = file.read(most)
+    return kept.rfind(b"\n") + 1
 
 
 def _open_tensorboard(folder: Path, step: int) -> "SummaryWriter":

@@ -76,7 +76,7 @@ def read_told(file: Path) -> Failure | None:
     """What ``Failure.tell`` left in the file of a launch; None where there is nothing, or the disk was full."""
     try:
         return Failure(**json.loads(file.read_bytes())) if file.is_file() else None
-    except json.JSONDecodeError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -167,7 +167,7 @@ def read_sign(folder: Path, rank: int) -> Sign | None:
     """A process' last sign; None if there is none, or only a part of one."""
     try:
         return Sign(**json.loads(sign_file(folder, rank).read_bytes()))
-    except (OSError, ValueError):
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import torch
 import typer
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from engine.disk.checkpoint import find_fault
-from engine.disk.saved import Saved, all_checkpoints, average_weights, describe, find_checkpoint, saved_weights
+from engine.disk.saved import Saved, average_weights, describe, find_checkpoint, find_faults, saved_weights
 from engine.errors import CheckpointError
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from omnivl.data.inspect_page import readable_bytes
@@ -45,12 +45,12 @@ def inspect_command(
 def verify_command(
     target: Target, as_json: Annotated[bool, typer.Option("--json", help="Print faults as JSON.")] = False
 ) -> None:
-    """Compares every file of every checkpoint below a path with its size and SHA-256; exit code 1 where one differs.
+    """Compares every checkpoint and stage's weights below a path with their SHA-256; exit code 1 where one differs.
 
     Examples:
       omnivl checkpoint verify runs/quickstart
     """
-    faults = {str(checkpoint): find_fault(checkpoint) for checkpoint in all_checkpoints(target)}
+    faults = {str(path): fault for path, fault in find_faults(target).items()}
     if as_json:
         typer.echo(json.dumps(faults, indent=1))
     else:
@@ -101,7 +101,7 @@ def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in cast.items()}, beside)
         beside.rename(out)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
         raise CheckpointError(f"{out}: could not be written ({error}); choose another place with --out") from error
 

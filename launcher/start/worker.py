@@ -6,6 +6,7 @@ Started by ``launcher.start.local``, or by any launcher that ``launcher.start.di
 """
 
 import argparse
+import errno
 import os
 import sys
 import time
@@ -15,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from engine.errors import unwritable
 from engine.hosts import needs_process_group
 from engine.plan.parse import load_plan
 from engine.processes.process_group import finish, join_process_group, launched_processes
 from engine.run.train import RunOptions, train
-from engine.watch.failure import Failure, describe_error
+from engine.watch.failure import DEBUG, Failure, describe_error
 from launcher.start.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError
 
@@ -29,6 +31,9 @@ meanwhile, so that only the first failure is reported."""
 
 _REPORT_DELAY_SECONDS_DEEPSPEED = 1.5
 """The same under deepspeed's launcher, which looks at its ranks once a second."""
+
+_NO_STORAGE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""Errors of the operating system that say that a file system takes no more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,14 +50,21 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     except UserError as error:
         Failure(2, describe_error(error)).tell()
         finish(2)
-    except BaseException:
+    except BaseException as error:
         time.sleep(_REPORT_DELAY_SECONDS_DEEPSPEED if BY_DEEPSPEED in os.environ else _REPORT_DELAY_SECONDS)
         rank = int(os.environ.get("RANK", "0"))
-        Failure(1, f"rank {rank} failed:\n{traceback.format_exc()}", rank).tell()
+        Failure(1, f"rank {rank} failed{_said_of(error)}", rank).tell()
         finish(1)
     if code == 0:
         finish(0)
     finish(128 + code)
+
+
+def _said_of(error: BaseException) -> str:
+    """What follows "failed": the traceback, or a sentence where the disk is to blame."""
+    if isinstance(error, OSError) and error.errno in _NO_STORAGE and DEBUG not in os.environ:
+        return f": {unwritable(error.filename or 'a file of the run', error)}"
+    return ":\n" + "".join(traceback.format_exception(error))
 
 
 def run_worker(arguments: Sequence[str]) -> int:

@@ -3,9 +3,15 @@
 The engine passes such an object to the chain. A single process uses ``LocalGather``.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor
+
+
+class ReplicaError(Exception):
+    """Another replica has failed in something that all have to do before they can go on; that one raises the cause."""
 
 
 class Gather(Protocol):
@@ -43,3 +49,32 @@ class LocalGather:
     def total(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+
+def together(gather: Gather, device: torch.device, action: Callable[[], Tensor]) -> Tensor:
+    """Runs an action on every replica, which does not communicate, and fails on all of them if it fails on one.
+
+    If only one raised, the others would wait for it in the next collective.
+
+    Args:
+        gather: The replicas.
+        device: Where its tensors are.
+        action: May give each replica something else.
+
+    Raises:
+        Exception: Whatever the action raises.
+        ReplicaError: It raised on another replica.
+    """
+    if gather.replicas == 1:
+        return action()
+    error: Exception | None = None
+    try:
+        result = action()
+    except Exception as caught:
+        error = caught
+    failed = int(gather.total(torch.tensor(int(error is not None), device=device)))
+    if error is not None:
+        raise error
+    if failed:
+        raise ReplicaError(f"{failed} of {gather.replicas} replicas have failed")
+    return result

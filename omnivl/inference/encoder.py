@@ -12,7 +12,7 @@ from torch import Tensor
 
 from omnivl.architectures import Architecture
 from omnivl.chain.chain import Chain
-from omnivl.chain.gather import Gather
+from omnivl.chain.gather import Gather, together
 from omnivl.chain.objective import Writing
 from omnivl.data.tokenizer import TextReader, Tokenizer
 from omnivl.errors import UserError
@@ -192,5 +192,14 @@ class Encoder:
         parts = [of_share(share) for share in shared_batches(count, batch_size, self.gather)]
         return self.gather.join(torch.cat(parts))[:count].cpu()
 
+    def read(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
+        """Decoded pictures of this replica's share, uint8 ``[len(share), T, 3, size, size]``, on the CPU.
+
+        Raises:
+            DataError: One cannot be read.
+            ReplicaError: Another replica cannot read one of its own.
+        """
+        return together(self.gather, self.device, lambda: pictures.frames(share))
+
     def _frames(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
-        return pictures.frames(share).to(self.device)
+        return self.read(pictures, share).to(self.device)

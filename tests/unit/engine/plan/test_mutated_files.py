@@ -73,7 +73,7 @@ def test_a_plan_that_is_no_file(path: str) -> None:
 def test_files_without_end_that_a_plan_names(field: str, suffix: str, tmp_path: Path) -> None:
     link = tmp_path / f"endless{suffix}"
     link.symlink_to("/dev/zero")
-    with pytest.raises(PlanError, match="no regular file|no plain file"):
+    with pytest.raises(PlanError, match=r"no regular file|no plain file"):
         parse_plan(PLAN.replace(", vocab_size: 100", ""), "p", [f"{field}={link}"])
 
 

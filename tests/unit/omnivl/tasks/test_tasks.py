@@ -167,7 +167,8 @@ def test_retrieval_takes_the_five_captions_of_each_picture() -> None:
     assert pictures.captions == ["a0", "both"]
     texts, relevant = _texts_and_relevance(pictures, RetrievalTask(text="captions"))
     assert texts == ["a0", "a1", "a2", "a3", "b0", "b1", "b2", "b3", "both"]
-    assert relevant.rows(slice(None)).int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
+    matrix = relevant.rows(slice(None))
+    assert matrix.int().tolist() == [[1, 1, 1, 1, 0, 0, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1, 1]]
     assert _texts_and_relevance(pictures, RetrievalTask())[1].rows(slice(None)).int().tolist() == [[1, 0], [0, 1]]
     # Picture 0 finds a foreign text first and its own second; picture 1 its last caption first. Of the nine texts the
     # four of picture 0 but the first find it, and all of picture 1.
@@ -175,8 +176,8 @@ def test_retrieval_takes_the_five_captions_of_each_picture() -> None:
         [[0.0, 0.8, 0.8, 0.8, 0.9, 0.1, 0.1, 0.1, 0.1], [0.5, 0.0, 0, 0, 0.95, 0.5, 0.5, 0.96, 0.5]]
     )
     to_text, to_picture = (
-        recall_scores("r", "i", similarity, relevant),
-        recall_scores("r", "t", similarity.T, relevant.T),
+        recall_scores("r", "i", similarity, matrix),
+        recall_scores("r", "t", similarity.T, matrix.T),
     )
     assert to_text[0].value == 0.5
     assert to_picture[0].value == pytest.approx(8 / 9)
