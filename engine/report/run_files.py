@@ -38,7 +38,9 @@ class RunFiles:
         except FileNotFoundError:
             return cast(_T, otherwise)
         except _DAMAGE as error:
-            self.damaged.append(f"{path.relative_to(self._run).as_posix()}: {type(error).__name__}: {error}")
+            name = path.relative_to(self._run).as_posix()
+            said = str(error).replace(str(path), name)  # our own errors name the file themselves
+            self.damaged.append(said if said.startswith(name) else f"{name}: {type(error).__name__}: {error}")
             return cast(_T, otherwise)
 
 

@@ -47,7 +47,7 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one may be incomplete
     try:
         entries = [json.loads(line) for line in lines if line]
-        order = Counter(str(entry["cause"]) for entry in entries)
+        order = Counter(entry["cause"] for entry in entries)
         return {
             cause: [f"{entry['where']}: {entry['detail']}" for entry in entries if entry["cause"] == cause]
             for cause, _ in order.most_common()

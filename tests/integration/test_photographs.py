@@ -296,10 +296,7 @@ print(type(model).__name__, tuple(out.logits_per_image.shape), bool(out.logits_p
     assert shards.python_without_engine(code).splitlines()[-1] == "CLIPModel (1, 2) True"
 
 
-COPIED = pytest.param((), id="copied", marks=pytest.mark.xfail(strict=True, reason="the loader leaves pictures turned"))
-
-
-@pytest.mark.parametrize("scaled", [COPIED, pytest.param(("--shorter-side", "40"), id="scaled")])
+@pytest.mark.parametrize("scaled", [(), ("--shorter-side", "40")], ids=["copied", "scaled"])
 def test_photos_are_upright_whatever_the_phone_did(shards: Journey, scaled: tuple[str, ...]) -> None:
     name = f"shards/upright{len(scaled)}"
     shards.omnivl("data", "convert", "folder", "photos", "--text", "both", "--out", name, *scaled)
@@ -310,7 +307,6 @@ def test_photos_are_upright_whatever_the_phone_did(shards: Journey, scaled: tupl
         assert rows[-4:].mean() < 80, f"{sample.key}: the ground is below"
 
 
-@pytest.mark.xfail(strict=True, reason="evaluation refuses shards that have labels only")
 def test_clips_with_labels_only_are_evaluated(run: Run) -> None:
     task = {"kind": "zero_shot", "name": "moving", "source": "shards/clips", "media": "video"}
     task |= {"where": {"split": ["validate"]}, "prompts": ["a {label} that moves"]}
@@ -320,7 +316,6 @@ def test_clips_with_labels_only_are_evaluated(run: Run) -> None:
     assert (score["count"], score["chance"]) == (3, pytest.approx(1 / 3))
 
 
-@pytest.mark.xfail(strict=True, reason="the code of the engine's own classes does not lie beside an export")
 def test_an_export_of_the_engines_own_class_loads_where_the_engine_is_not(run: Run) -> None:
     run.omnivl("export", "runs/photographs", "hub/alone")
     code = """
