@@ -37,7 +37,7 @@ quickstart: install
 
 # Tests that need a GPU or a Slurm of their own skip themselves where there is none, and say so.
 test: install-dev
-	$(BIN)/python -m pytest -x -q --durations=25 tests
+	$(BIN)/python -m pytest -q --durations=25 tests
 
 # With those that take long: every layout of every kind of stage, every fault.
 test-full: install-dev
