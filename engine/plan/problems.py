@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from engine.plan.other_names import field_here, kind_here
 from engine.plan.schema import (
     annotation_at,
     choices,
@@ -57,7 +58,8 @@ def _problem(entry: Mapping[str, Any], path: Path, cls: type, tree: Any) -> Prob
             return Problem(path, "nothing", allowed, f"add {path[-1]!r}" if isinstance(path[-1], str) else "add it")
         case "union_tag_invalid":
             known = list(kinds(annotation))
-            change = did_you_mean(str(value["kind"]), known, "choose one of these")
+            here = kind_here(str(value["kind"]), known)
+            change = f"write {here}" if here else did_you_mean(str(value["kind"]), known, "choose one of these")
             return Problem((*path, "kind"), show_value(value["kind"]), ", ".join(map(repr, known)), change)
         case "union_tag_not_found":
             return Problem((*path, "kind"), "nothing", ", ".join(map(repr, kinds(annotation))), "add 'kind'")
@@ -75,7 +77,8 @@ def _unknown_key(path: Path, cls: type, tree: Any) -> Problem:
     holder = dataclass_at(annotation_at(cls, tree, tuple(parent)), value_at(tree, tuple(parent)))
     assert holder is not None, f"no section at {parent}"
     known = list(field_types(holder))
-    change = did_you_mean(str(key), known, "remove it")
+    here = field_here(str(key), [part for part in parent if isinstance(part, str)], known)
+    change = f"write {here}" if here is not None else did_you_mean(str(key), known, "remove it")
     return Problem(path, "an unknown key", ", ".join(known), change)
 
 
