@@ -384,3 +384,16 @@ def test_bitmap_with_the_header_of_os2():
     media = header + b"\x0c\0\0\0\x02\0\x02\0\x01\0\x18\0" + rows
     assert picture_size(media) == (2, 2)
     assert decode_still(sample(media, "bmp"), LIMITS)[0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("mpeg2video", "mpeg2video"), ("mpegts", "mpeg2video"), ("avi", "mpeg4")])
+def test_clip_that_grows_is_refused_by_the_decoder_before_it_takes_memory(name, codec):
+    grows = video(6, 1, 32, name, codec) + video(6, 1, 512, name, codec)
+    with pytest.raises(BadSampleError, match="avcodec_send_packet"):
+        decode_clip(sample(grows, "avi"), DecodeLimits(max_pixels=32 * 32), lambda total: list(range(total)))
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_clip_of_exactly_the_limit_is_decoded_though_its_decoder_pads(codec):
+    shown = decode_clip(sample(video(3, 1, 40, codec=codec), "mp4"), DecodeLimits(max_pixels=40 * 40), lambda n: [0, 2])
+    assert shown.shape == (2, 40, 40, 3)
