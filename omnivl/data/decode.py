@@ -67,7 +67,9 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
             return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
-        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
+        how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
+        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
         if pixels is None:
             raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
         if kind == "png" and pixels.ndim == 2:

@@ -52,9 +52,10 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
             case "png":
                 width, height = struct.unpack(">II", data[16:24])
             case "gif":
-                width, height = struct.unpack("<HH", data[6:10])
+                width, height = _gif_size(data)
             case "bmp":
-                width, height = struct.unpack("<ii", data[18:26])
+                old = data[14:18] == b"\x0c\0\0\0"  # the header of OS/2, with sides of 16 bits
+                width, height = struct.unpack("<HH", data[18:22]) if old else struct.unpack("<ii", data[18:26])
             case "webp":
                 return _webp_size(data)
             case "jpeg":
@@ -93,19 +94,43 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
             return None
 
 
+def _gif_size(data: bytes) -> tuple[int, int]:
+    """The screen, or what its frames reach where they exceed it: a decoder enlarges the screen to them."""
+    width, height = struct.unpack("<HH", data[6:10])
+    place = 13 + _colours(data[10])
+    while place < len(data) and data[place] in b"\x21\x2c":
+        if data[place] == 0x21:
+            place += 2
+        else:
+            if len(data) < place + 10:
+                break
+            left, top, wide, high = struct.unpack("<HHHH", data[place + 1 : place + 9])
+            width, height = max(width, left + wide), max(height, top + high)
+            place += 11 + _colours(data[place + 9])
+        while place < len(data) and data[place]:
+            place += 1 + data[place]
+        place += 1
+    return width, height
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a GIF's colour table."""
+    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
+
+
 def _jpeg_size(data: bytes) -> tuple[int, int] | None:
     """Walks the segments to the start-of-frame one; it can lie behind a long EXIF block."""
     place = 2
     while place + 9 <= len(data):
-        if data[place] != 0xFF:
-            return None
         marker = data[place + 1]
-        if marker == 0xFF:
-            place += 1
+        if data[place] != 0xFF or marker == 0xFF:
+            place += 1  # stray bytes and fill bytes, over which libjpeg passes
+        elif marker in (0xD9, 0xDA):
+            return None
         elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[place + 5 : place + 9])
             return (width, height) if width and height else None
-        elif marker == 0x01 or 0xD0 <= marker <= 0xD8:
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:
             place += 2
         else:
             place += 2 + struct.unpack(">H", data[place + 2 : place + 4])[0]

@@ -18,6 +18,7 @@ CONTAINERS = "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,flv"
 """Those of libav's containers that hold pictures themselves; an SDP, ffconcat or HLS text names what else to open."""
 
 _MIN_SKIP = 4  # frames that a jump has to save to be worth flushing the decoder
+_PADDING = 256  # by how much, at most, a decoder's sides exceed those of the header
 
 
 class _OvershotError(Exception):
@@ -60,9 +61,9 @@ def decode_video(
             packets = _list_packets(container, stream, where, max_frames)
         wanted = choose(len(packets.times))
         try:
-            frames = _decode_frames(media, packets, sorted(set(wanted)), where)
+            frames = _decode_frames(media, packets, sorted(set(wanted)), where, max_pixels)
         except _OvershotError:
-            frames = _decode_frames(media, _Packets(packets.times, []), sorted(set(wanted)), where)
+            frames = _decode_frames(media, _Packets(packets.times, []), sorted(set(wanted)), where, max_pixels)
         return np.stack([frames[number] for number in wanted])
 
 
@@ -96,7 +97,9 @@ def _list_packets(
     return _Packets([time for time, _ in found], key_before)
 
 
-def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: str) -> dict[int, NDArray[np.uint8]]:
+def _decode_frames(
+    media: bytes, packets: _Packets, wanted: list[int], where: str, max_pixels: int
+) -> dict[int, NDArray[np.uint8]]:
     """Decodes ``wanted`` (rising) on a fresh container; without ``key_before`` from front to back, counting.
 
     Raises:
@@ -108,6 +111,8 @@ def _decode_frames(media: bytes, packets: _Packets, wanted: list[int], where: st
     with open_container(media) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
+        width, height = (side + _PADDING for side in (stream.width, stream.height))
+        stream.codec_context.options = {"max_pixels": str(max(max_pixels, width * height))}  # later frames can grow
         decoder = container.decode(stream)
         standing = -1  # place of the last decoded frame
         for target in wanted:

@@ -360,3 +360,40 @@ def test_the_transparent_value_of_a_grey_png_shows_white(mode, key):
     grey.save(file, "PNG", transparency=key)
     seen = decode_still(sample(file.getvalue(), "png"), LIMITS)[0, :, :, 0].tolist()
     assert seen == ([[0, 255], [255, 255]] if mode == "L" else [[255, 255], [255, 255]])
+
+
+def test_gif_whose_frame_exceeds_its_screen_is_measured_by_the_frame():
+    media = bytearray(pillow("GIF", "P", (300, 200)))
+    media[6:10] = b"\x01\0\x01\0"
+    assert picture_size(bytes(media)) == (300, 200)
+    with pytest.raises(BadSampleError, match="300 x 200 pixels; allowed: 1000 in all"):
+        decode_still(sample(bytes(media), "gif"), DecodeLimits(max_pixels=1000))
+    assert picture_size(bytes(media[:40])) is not None  # a cut file is measured as far as it goes
+
+
+@pytest.mark.parametrize("stray", [b"\xff\x00", b"\x00\x11", b"\xff\xff", b"\xff\x00\x42\xff\x00"])
+def test_size_of_a_jpeg_is_found_behind_stray_bytes(stray):
+    media = pillow("JPEG", size=(300, 200))
+    assert picture_size(media[:20] + stray + media[20:]) == (300, 200)
+    assert picture_size(media[:2] + b"\xff\xe0\x00\x04ab" + stray + media[20:]) == (300, 200)
+
+
+def test_bitmap_with_the_header_of_os2():
+    rows = bytes([0, 0, 255, 255, 0, 0, 0, 0] * 2)  # 2 x 2 pixels: red, blue; rows are filled to 4 bytes
+    header = b"BM" + (26 + len(rows)).to_bytes(4, "little") + bytes(4) + (26).to_bytes(4, "little")
+    media = header + b"\x0c\0\0\0\x02\0\x02\0\x01\0\x18\0" + rows
+    assert picture_size(media) == (2, 2)
+    assert decode_still(sample(media, "bmp"), LIMITS)[0, 0].tolist() == [[255, 0, 0], [0, 0, 255]]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("mpeg2video", "mpeg2video"), ("mpegts", "mpeg2video"), ("avi", "mpeg4")])
+def test_clip_that_grows_is_refused_by_the_decoder_before_it_takes_memory(name, codec):
+    grows = video(6, 1, 32, name, codec) + video(6, 1, 512, name, codec)
+    with pytest.raises(BadSampleError, match="avcodec_send_packet"):
+        decode_clip(sample(grows, "avi"), DecodeLimits(max_pixels=32 * 32), lambda total: list(range(total)))
+
+
+@pytest.mark.parametrize("codec", ["mpeg4", "libx264"])
+def test_clip_of_exactly_the_limit_is_decoded_though_its_decoder_pads(codec):
+    shown = decode_clip(sample(video(3, 1, 40, codec=codec), "mp4"), DecodeLimits(max_pixels=40 * 40), lambda n: [0, 2])
+    assert shown.shape == (2, 40, 40, 3)
