@@ -73,12 +73,13 @@ def routing(
     since = None if against is None else stability(pd.read_parquet(against), tokens)
     if as_json:
         said = {"plan": trained.plan.name, "stage": trained.stage.name, "step": trained.step, "data": data}
+        counts = {"pictures" if one.media == "image" else "clips": len(one) for one in sets}
         files = {"page": str(folder / "routing.html"), "table": str(folder / "routing.parquet")}
         found_tables = {
             "usage": _records(usage(tokens, num_experts)),
             "stability": None if since is None else _records(since),
         }
-        typer.echo(json.dumps({**files, **said, "pictures": sum(map(len, sets)), **found_tables}, indent=2))
+        typer.echo(json.dumps({**files, **said, **counts, **found_tables}, indent=2))
         return
     console = PlainConsole()
     said_by_experts_used = ["global_entropy", "evenness"]  # left out, since 80 columns have no room for them
