@@ -115,7 +115,8 @@ def test_add_a_task(first_run: tuple[Path, dict[str, str]], tmp_path: Path) -> N
     folder, _ = first_run
     document = TUTORIALS / "add-a-task.md"
     package = tmp_path / "omnivl"
-    shutil.copytree(ROOT / "omnivl", package, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
+    for name in ("omnivl", "moe", "engine", "launcher"):  # the command refuses packages from several places
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("embedded", "__pycache__"))
     (package / "data" / "embedded").symlink_to(ROOT / "omnivl" / "data" / "embedded")
     file, line = blocks(document, "python")
     (package / "tasks" / "foil.py").write_text(file)

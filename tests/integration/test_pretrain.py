@@ -194,7 +194,7 @@ def test_failing_rank_ends_all_and_is_told_once(
 
 
 def test_loss_that_is_not_finite_stops_the_run(pretraining: "Pretraining") -> None:
-    output = pretraining.run("run", "stages.spatial.optimizer.lr=1e30", "guard.max_skipped_steps=3", code=2)
+    output = pretraining.run("run", "stages.spatial.optimizer.lr=100", "guard.max_skipped_steps=3", code=2)
     assert "not finite, step skipped (1 so far)" in output
     assert "steps in a row, which is guard.max_skipped_steps. The weights are those of the last good step." in output
     assert "Traceback" not in output
