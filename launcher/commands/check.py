@@ -15,11 +15,13 @@ from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.consent import reaches, require_consent
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.console import PlainConsole, PlainTable, titled
+from launcher.commands.consent import AllowCommands
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -36,6 +38,7 @@ def check(
         int | None, typer.Option(min=1, help="Number of processes of the run, where the plan leaves it open.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    allow_commands: AllowCommands = False,
 ) -> None:
     """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2.
 
@@ -46,6 +49,8 @@ def check(
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
+        if not allow_commands:
+            require_consent(read, [plan], overrides or ())
         summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
     except UserError as error:
         if not as_json:
@@ -57,6 +62,8 @@ def check(
         typer.echo(json.dumps({"ok": True, **summary}, indent=2))
     else:
         _print(read, summary)
+        for line in summary["reaches"]:
+            typer.echo(f"\n{line}")
 
 
 def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
@@ -78,6 +85,7 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
         "world_size": replicas,
         "world_size_known": world_size is not None or launched != "auto",
         "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
+        "reaches": [str(one) for one in reaches(plan)],
     }
 
 

@@ -7,7 +7,9 @@ from typing import Annotated
 import torch
 import typer
 
+from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan
+from launcher.commands.consent import AllowCommands
 from launcher.start import worker
 from launcher.start.discovery import join_launch
 from launcher.start.hosts import read_hostfile, run_over_hosts
@@ -27,6 +29,7 @@ def pretrain(
     hostfile: Annotated[
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
+    allow_commands: AllowCommands = False,
 ) -> None:
     """Runs a plan, or resumes a run that was interrupted. Ctrl-C saves a checkpoint first.
 
@@ -36,9 +39,13 @@ def pretrain(
       omnivl pretrain configs/plans/quickstart.yaml --stage spatial --fresh
       torchrun --nproc-per-node 8 --no-python omnivl pretrain plan.yaml
     """
-    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
-        worker.main(arguments)
+        worker.main(
+            worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=allow_commands)
+        )
+    if not allow_commands:
+        require_consent(load_plan(plan, overrides or ()), [plan], overrides or ())
+    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=True)
     if hostfile is not None:
         load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
         run_over_hosts(hostfile, arguments)

@@ -5,8 +5,10 @@ from typing import Annotated
 
 import typer
 
+from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
+from launcher.commands.consent import AllowCommands
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in, submission_folder, write_job
 from launcher.start.local import local_processes
@@ -34,6 +36,7 @@ def submit(
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
+    allow_commands: AllowCommands = False,
 ) -> None:
     """Writes a job that runs a plan on a Slurm cluster, and submits it. After an interruption it resumes by itself.
 
@@ -47,6 +50,8 @@ def submit(
     )
     processes = request.processes or local_processes(load_plan(plan, overrides or ()).launch.processes, request.gpus)
     run = load_plan(plan, overrides or (), nodes * processes)
+    if not allow_commands:
+        require_consent(run, [plan], overrides or ())
     folder = (run_folder or Path("runs") / run.name).resolve()
     written = submission_folder(folder)
     submissions = [

@@ -1,6 +1,6 @@
 """One process of a run.
 
-``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME] [--allow-commands]``
 
 Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
 """
@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from engine.errors import unwritable
 from engine.hosts import needs_process_group
+from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan
 from engine.processes.process_group import finish, join_process_group, launched_processes
 from engine.run.train import RunOptions, train
@@ -72,6 +73,8 @@ def run_worker(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     join_launch(by_hand=False)
     plan = load_plan(options.plan, options.overrides, launched_processes())
+    if not options.allow_commands:
+        require_consent(plan, [options.plan], options.overrides)
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
     folder = options.run_folder or Path("runs") / plan.name
@@ -79,12 +82,19 @@ def run_worker(arguments: Sequence[str]) -> int:
 
 
 def worker_arguments(
-    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+    plan: Path,
+    overrides: Sequence[str],
+    run_folder: Path | None,
+    fresh: bool,
+    stage: str | None,
+    *,
+    allow_commands: bool,
 ) -> list[str]:
-    """The command line that ``run_worker`` reads back."""
+    """The command line that ``run_worker`` reads back; ``allow_commands`` where the plan's sources were looked at."""
     flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
     flags += ["--fresh"] if fresh else []
     flags += [] if stage is None else ["--stage", stage]
+    flags += ["--allow-commands"] if allow_commands else []
     return [*flags, "--", str(plan), *overrides]
 
 
@@ -95,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--fresh", action="store_true")
     parser.add_argument("--stage")
+    parser.add_argument("--allow-commands", action="store_true")
     return parser
 
 

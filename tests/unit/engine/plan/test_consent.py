@@ -1,0 +1,158 @@
+"""Sources of another user's plan that run a command, fetch an address or expand a glob."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.errors import PlanError
+from engine.plan import consent
+from engine.plan.consent import reaches, require_consent
+from engine.plan.parse import load_plan
+
+NEIGHBOUR = 54_321
+
+PLAN = """
+name: run
+tokenizer: {vocabulary}
+model: {{preset: tiny, vision_layers: 2, text_layers: 1, alignment_layers: 1, generation_layers: 1}}
+batch: {{micro_batch_size_per_gpu: 4}}
+stages:
+  - name: one
+    steps: 5
+    data:
+      - {{source: emoji, kind: image_text}}
+      - {{source: "{source}", kind: image_text, name: pairs}}
+    objectives: [{{kind: univlc, queue_size: 8}}]
+    evaluate: {{tasks: [{{kind: retrieval, source: "{task}"}}]}}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(source: str, task: str = "emoji") -> Path:
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[DEC]", "cat", "dog"]
+        (tmp_path / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+        path = tmp_path / "plan.yaml"
+        path.write_text(PLAN.format(vocabulary=tmp_path / "vocab.txt", source=source, task=task), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("source", "does"),
+    [
+        ("pipe:touch FILE", "runs a command"),
+        ("s3://bucket/{0..9}.tar", "is fetched from elsewhere"),
+        ("gs://bucket/x.tar", "is fetched from elsewhere"),
+        ("HTTPS://host/x.tar", "is fetched from elsewhere"),
+        ("/home/*/x.tar", "reads whatever files match"),
+        ("data/[ab].tar", "reads whatever files match"),
+    ],
+)
+def test_what_a_plan_of_another_user_may_not_do_unasked(write, monkeypatch, source, does):
+    path = write(source)
+    plan = load_plan(path)
+    require_consent(plan, [path])  # it is the user's own
+    monkeypatch.setattr(consent, "_owner", lambda file: NEIGHBOUR)
+    with pytest.raises(PlanError) as error:
+        require_consent(plan, [path])
+    assert list(error.value.problems) == [
+        f"{path}: stages.one.data.pairs.source: got {source!r}, which {does}, in a file of user {NEIGHBOUR}; allowed in "
+        "a file of your own; read it, and add --allow-commands if you trust it"
+    ]
+    require_consent(plan, [path], [f"stages.one.data.pairs.source={source}"])
+
+
+@pytest.mark.parametrize("source", ["data/x.tar", "data/{000..127}.tar", "data", "emoji"])
+def test_named_files_need_no_consent(write, monkeypatch, source):
+    path = write(source)
+    monkeypatch.setattr(consent, "_owner", lambda file: NEIGHBOUR)
+    require_consent(load_plan(path), [path])
+    assert reaches(load_plan(path)) == []
+
+
+def test_sources_of_evaluation_count(write):
+    (found,) = reaches(load_plan(write("emoji", task="data/*.tar")))
+    assert found.source == "data/*.tar"
+    assert found.path.startswith("stages.one.evaluate.tasks.")
+
+
+def test_root_and_files_that_are_gone_are_trusted(write, monkeypatch):
+    path = write("pipe:cat x")
+    plan = load_plan(path)
+    path.unlink()
+    require_consent(plan, [path])
+    monkeypatch.setattr(consent, "_owner", lambda file: 0)
+    require_consent(plan, [path])
+
+
+def test_one_foreign_file_of_several_is_enough(write, monkeypatch):
+    path = write("pipe:cat x")
+    monkeypatch.setattr(consent, "_owner", lambda file: NEIGHBOUR if file.name == "sweep.yaml" else os.geteuid())
+    with pytest.raises(PlanError, match=r"sweep\.yaml: stages"):
+        require_consent(load_plan(path), [path, path.with_name("sweep.yaml")])
+
+
+def omnivl(*arguments: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launcher.cli", *map(str, arguments)]
+    environment = {**os.environ, **env}
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+
+def test_check_says_what_a_plan_reaches_for(write):
+    path = write("pipe:printf '\\\\x1b[31m'")
+    done = omnivl("check", path)
+    assert done.returncode == 0, done.stderr
+    assert "stages.one.data.pairs.source runs a command: " in done.stdout
+    assert json.loads(omnivl("check", path, "--json").stdout)["reaches"] == [
+        """stages.one.data.pairs.source runs a command: "pipe:printf '\\\\x1b[31m'\""""
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+@pytest.mark.parametrize(
+    "command", [["check"], ["pretrain", "--run-folder", "RUN"], ["submit", "--dry-run", "--run-folder", "RUN"]]
+)
+def test_commands_ask_before_anything_runs(write, tmp_path, command):
+    path = write(f"pipe:touch {tmp_path}/ran")
+    os.chown(path, NEIGHBOUR, NEIGHBOUR)
+    words = [str(tmp_path / "run") if word == "RUN" else word for word in command]
+    done = omnivl(words[0], path, *words[1:])
+    assert done.returncode == 2
+    assert "add --allow-commands" in done.stderr + done.stdout
+    assert not (tmp_path / "ran").exists()
+    assert not (tmp_path / "run").exists()
+    if command[0] == "check":
+        assert omnivl("check", path, "--allow-commands").returncode == 0
+        assert omnivl("check", path, OMNIVL_ALLOW_COMMANDS="1").returncode == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+def test_a_worker_of_another_launcher_asks_as_well(write, tmp_path):
+    path = write(f"pipe:touch {tmp_path}/ran")
+    os.chown(path, NEIGHBOUR, NEIGHBOUR)
+    command = [sys.executable, "-m", "launcher.start.worker", "--run-folder", str(tmp_path / "run"), "--", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 2
+    assert "add --allow-commands" in done.stderr + done.stdout
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_sources_of_a_sweep_are_looked_at(write, tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a file to another user")
+    path = write("emoji")
+    sweep = tmp_path / "sweep.yaml"
+    axis = f'axes: {{stages.one.data.pairs.source: ["pipe:touch {tmp_path}/ran"]}}\n'
+    sweep.write_text(f"name: s\nplan: {path.name}\n{axis}", encoding="utf-8")
+    own = omnivl("sweep", "run", sweep, "--dry-run")
+    assert own.returncode == 0, own.stderr
+    os.chown(sweep, NEIGHBOUR, NEIGHBOUR)
+    done = omnivl("sweep", "run", sweep, "--dry-run")
+    assert done.returncode == 2
+    assert "add --allow-commands" in done.stderr + done.stdout
