@@ -57,9 +57,11 @@ class ArchiveError(Exception):
 
     Attributes:
         behind_end: Whether that is behind an end mark, so that the last sample before it is whole.
+        key: The sample whose member is cut; None where that is not known.
     """
 
     behind_end = False
+    key: str | None = None
 
     def __init__(self, detail: str, cause: ArchiveCause = "truncated_tar") -> None:
         super().__init__(detail)
@@ -195,7 +197,11 @@ class TarReader:
             ArchiveError: The archive ends within them.
         """
         assert self._offset == member.offset, "only the last member's bytes can be read"
-        return self._exactly(member.size, member.key)
+        try:
+            return self._exactly(member.size, f"{member.key}.{member.extension}")
+        except ArchiveError as error:
+            error.key = member.key
+            raise
 
     def _member(self, block: bytes, *, first: bool) -> Member | None:
         """The member that a header begins; None where it is about another one, or no file."""
@@ -230,7 +236,9 @@ class TarReader:
 
     def _check_room(self, name: str, offset: int, size: int) -> None:
         if isinstance(self._source, FileBytes) and offset + size > self._source.size:
-            raise ArchiveError(f"{name} ends behind the end of the file")
+            error = ArchiveError(f"{name} ends behind the end of the file")
+            error.key = split_name(name)[0]
+            raise error
 
     def _take_header(self, kind: bytes, size: int, start: int) -> None:
         """Keeps a long name or pax records for the members that follow."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from omnivl.data.archive import BLOCK, ArchiveError, FileBytes, Member, TarReader
+from omnivl.data.groups import group_members
 from omnivl.data.index import ShardIndex, build_index
 
 GNU_TAR = shutil.which("tar")
@@ -54,6 +55,18 @@ def listed(data: bytes) -> list[tuple[str, bytes]]:
 
 def refusals(data: bytes) -> dict[str, str]:
     return {one.key: one.refused for one in TarReader(io.BytesIO(data)) if one.refused is not None}
+
+
+def streamed_samples(data: bytes) -> list[str]:
+    """Keys of the good samples of a stream."""
+    reader, keys = TarReader(io.BytesIO(data)), []
+    members = ((one, b"" if one.refused else reader.read(one)) for one in reader)
+    try:
+        for group in group_members(members):
+            keys += [group.key] if group.problem is None else []
+    except ArchiveError:
+        return keys
+    return keys
 
 
 @pytest.fixture
@@ -254,6 +267,15 @@ def test_other_archives_are_called_by_their_name(indexed, data, found):
     (entry,) = indexed(data).rejections
     assert entry.cause == "wrong_archive"
     assert entry.detail.startswith(found)
+
+
+@pytest.mark.parametrize("size", [2000, 1 << 33])
+def test_a_sample_of_which_a_member_is_cut_is_no_sample(indexed, size):
+    """In lists and streams, also where the size in the header is nonsense."""
+    whole = archive([("a.png", b"P"), ("a.json", b"{}"), ("b.png", b"P"), ("b.json", b"{}")])[: 8 * BLOCK]
+    data = whole + header(b"b.txt", b"\x80" + size.to_bytes(11, "big")) + b"text"
+    assert indexed(data).keys == ("a",)
+    assert streamed_samples(data) == ["a"]
 
 
 def test_all_pictures_before_all_texts(indexed, png):
