@@ -98,6 +98,19 @@ def inspect(
         print_counts(console, found)
     if html is not None:
         console.print(f"contact sheet: {html}")
+    refuse_what_is_no_shard(found)
+
+
+def refuse_what_is_no_shard(found: Inspection) -> None:
+    """Ends the command with an error if a file that was named is no shard.
+
+    Raises:
+        DataError: Naming the first such file, and why.
+    """
+    if found.no_shards:
+        first = found.no_shards[0]
+        count = f"{len(found.no_shards)} of {len(found.shards)} files are no shards; the first: "
+        raise DataError(f"{found.source}: {count}{first.where}: {first.detail}")
 
 
 def print_counts(console: PlainConsole, found: Inspection) -> None:

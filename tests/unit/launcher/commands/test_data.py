@@ -131,3 +131,32 @@ def test_build_emoji_passes_its_options_on(tmp_path, monkeypatch):
         "shards": 0,
     }
     assert "noto 4" in run("build", "emoji", "--out", tmp_path)
+
+
+def test_what_is_no_shard_ends_with_an_error(pictures, tmp_path):
+    """The counts of the others are printed before."""
+    run("convert", "folder", pictures, "--out", tmp_path / "out")
+    (tmp_path / "out" / "notes.tar").write_text("no archive " * 100)
+    result = runner.invoke(app, ["inspect", str(tmp_path / "out"), "--json"])
+    assert isinstance(result.exception, DataError)
+    assert str(result.exception).startswith(
+        f"{tmp_path}/out: 1 of 2 files are no shards; the first: {tmp_path}/out/notes.tar: no end mark at offset 0, "
+    )
+    assert json.loads(result.stdout)["samples"] == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b\x08" + bytes(600), bytes(10240)])
+def test_a_single_file_that_is_no_shard(tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    result = runner.invoke(app, ["inspect", str(tmp_path / "x.tar")])
+    assert isinstance(result.exception, DataError)
+
+
+def test_a_cut_shard_is_still_inspected(pictures, tmp_path):
+    run("convert", "folder", pictures, "--out", tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    shard.write_bytes(shard.read_bytes()[:5000])
+    counts = json.loads(run("inspect", shard, "--json"))
+    assert counts["samples"] > 0
+    assert counts["rejected"] == {"truncated_tar": 1}
+    assert counts["no_shards"] == []
