@@ -1,5 +1,6 @@
 """Overrides from the command line: ``stages.joint.optimizer.lr=2e-4``, applied to a plan's tree before it is typed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,20 @@ def expand_shorthands(tree: Mapping[str, Any]) -> None:
         for holder, key in ((stage, "objectives"), (stage.get("evaluate"), "tasks")):
             if isinstance(holder, dict) and isinstance(holder.get(key), list):
                 holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
+            _expand_filters(holder.get(key) if isinstance(holder, dict) else None)
+        _expand_filters(stage.get("data"))
+
+
+def _expand_filters(entries: Any) -> None:
+    """Turns numbers, true and false in the filters of data entries and tasks into texts, and one value into a list."""
+    for entry in entries if isinstance(entries, list) else []:
+        where = entry.get("where") if isinstance(entry, dict) else None
+        if not isinstance(where, dict):
+            continue
+        for name, values in where.items():
+            listed = values if isinstance(values, list) else [values]
+            if all(isinstance(value, str | int | float) for value in listed):
+                where[name] = [value if isinstance(value, str) else json.dumps(value) for value in listed]
 
 
 def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, Problem | None]:

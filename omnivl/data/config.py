@@ -82,7 +82,8 @@ class DataEntryConfig:
             alone; or several images with a text.
         weight: Share of micro-batches, relative to the other entries of the stage.
         name: Name in logs and part of every random key; made from kind and source if not given.
-        where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
+        where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``; numbers
+            may be compared: ``{width: [">= 256"], similarity: [">= 0.3 < 0.9"], year: [2019, 2020]}``.
         text: Field of the samples' JSON that is their text, e.g. ``question``; null takes the captions.
         pictures: Files of a sample that are its pictures, named by the part after its key and a dot, e.g. ``[left.png,
             right.png]``; without an extension any format. Kind ``images_text`` needs them; for other kinds at most one

@@ -1,6 +1,5 @@
 """Tar shards on a file system, read by offset."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from omnivl.data.batch import has_text, has_visual, is_label, is_video
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.filters import rows_that_match
 from omnivl.data.formats import TEXT_EXTENSIONS, file_named
 from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
@@ -153,13 +153,13 @@ class ShardSource:
         config = self._config
         keep = np.ones(len(index), dtype=np.bool_)
         for name, allowed in config.where.items():
-            keep &= _matches(index, name, allowed, shard)
+            keep &= rows_that_match(index.fields, len(index), name, allowed, shard)
         keep &= self._shows(index, keep, shard)
         if config.text is not None or not has_text(config.kind):
             return np.flatnonzero(keep)  # a text in another field is checked when the sample is read
         has_label = np.array([label != "" for label in index.labels], dtype=np.bool_)
-        has_caption = _matches(index, LANGUAGES, (config.language, ""), shard)
-        any_caption = _matches(index, LANGUAGES, None, shard)
+        has_caption = rows_that_match(index.fields, len(index), LANGUAGES, (config.language, ""), shard)
+        any_caption = rows_that_match(index.fields, len(index), LANGUAGES, None, shard)
         cause: Cause = "missing_label" if is_label(config.kind) else "missing_caption"
         for row in np.flatnonzero(keep & ~has_label & ~any_caption):
             detail = "the sample has neither a caption nor a label"
@@ -249,21 +249,6 @@ def to_sample(
     )
 
 
-def value_matches(value: object, allowed: tuple[str, ...] | None) -> bool:
-    """Whether a metadata value is among ``allowed``; of a list, whether one of its entries is. None allows anything."""
-    if isinstance(value, list):
-        return any(value_matches(entry, allowed) for entry in value)
-    return allowed is None or (value if isinstance(value, str) else json.dumps(value)) in allowed
-
-
-def _matches(index: ShardIndex, name: str, allowed: tuple[str, ...] | None, shard: str) -> NDArray[np.bool_]:
-    if len(index) and name not in index.fields and name.startswith("@") is False:
-        return np.zeros(len(index), dtype=np.bool_)
-    values, codes = index.fields.get(name, ((), np.full(len(index), -1, dtype=np.int32)))
-    table = np.array([value_matches(json.loads(value), allowed) for value in values] + [False], dtype=np.bool_)
-    return table[codes]  # code -1 reads the appended False
-
-
 def _read_span(descriptor: int, offset: int, size: int, where: str) -> bytes:
     try:
         data = os.pread(descriptor, size, offset)
@@ -272,8 +257,3 @@ def _read_span(descriptor: int, offset: int, size: int, where: str) -> bytes:
     if len(data) != size:
         raise BadSampleError("truncated_tar", where, f"{len(data)} of {size} bytes are there: the shard has changed")
     return data
-
-
-def matches(meta: Mapping[str, object], where: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether a sample's metadata passes a filter. For sources that have no index."""
-    return all(name in meta and value_matches(meta[name], allowed) for name, allowed in where.items())

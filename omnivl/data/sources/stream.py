@@ -15,6 +15,7 @@ from dataclasses import replace
 from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReader, matters
 from omnivl.data.batch import has_text, is_label, is_video
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.filters import matches
 from omnivl.data.formats import CLIP_EXTENSIONS, file_named, is_animated
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
@@ -22,7 +23,7 @@ from omnivl.data.record import parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
 from omnivl.data.sources.opening import check_address, opened_stream
 from omnivl.data.sources.patterns import expand_braces
-from omnivl.data.sources.shards import lacking, matches, takes_media, to_sample, wanted_members
+from omnivl.data.sources.shards import lacking, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
 from omnivl.randomness import generator
 

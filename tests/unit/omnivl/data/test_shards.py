@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.filters import value_matches
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError
 from omnivl.data.sources.patterns import expand_pattern
-from omnivl.data.sources.shards import ShardSource, value_matches
+from omnivl.data.sources.shards import ShardSource
 from omnivl.errors import DataError
 
 
