@@ -17,15 +17,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
-from torch import Tensor
-
 from engine.errors import RunFileError, unwritable
 from engine.telemetry.panels import NOT_DRAWN, figure_name, is_leading_score, panel_of
-from omnivl.data.batch import Batch
 from omnivl.shown import markdown_text
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes a second to import, and commands that only read metrics do without
+    from torch import Tensor
     from torch.utils.tensorboard import SummaryWriter
+
+    from omnivl.data.batch import Batch
 
 
 _SAMPLES, _FRAMES = 8, 4
@@ -87,7 +87,7 @@ class MetricsLog:
         except OSError as error:
             raise unwritable(self._path, error) from error
 
-    def show_samples(self, step: int, batch: Batch) -> None:
+    def show_samples(self, step: int, batch: "Batch") -> None:
         """Shows the first samples of a batch in TensorBoard: their pixels, a row for each, and their texts.
 
         Args:
@@ -190,7 +190,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows_of_frames(frames: Tensor) -> Tensor:
+def _rows_of_frames(frames: "Tensor") -> "Tensor":
     """One picture of the first samples, a row for each, its frames evenly chosen: uint8 ``[3, rows, columns]``."""
     shown = frames[:_SAMPLES]
     count = shown.shape[1]
