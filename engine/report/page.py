@@ -15,8 +15,9 @@ from plotly.offline import get_plotlyjs
 from engine.disk.rollback import read_rollbacks
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.plan.yaml import read_yaml
+from engine.processes.files import read_json
 from engine.report.curves import changes, evaluation_records, panel_figure, scores_figure, split_flat, training_records
-from engine.report.run_files import RunFiles, read_evaluation, read_handover, read_mapping
+from engine.report.run_files import REMEDY, RunFiles, read_evaluation, read_handover
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.summary import PlannedStage, leading_scores, planned_stages, run_state, stage_line
 from engine.report.table import format_share
@@ -36,7 +37,7 @@ def write_report(run_folder: Path) -> Path:
     plan = run.plan.read_text(encoding="utf-8", errors="replace")
     run.environment.stat()  # a folder without it is no run's
     files = RunFiles(run_folder)
-    environment: dict[str, Any] = files.read(run.environment, read_mapping, {})
+    environment: dict[str, Any] = files.read(run.environment, lambda path: read_json(path, dict, REMEDY), {})
     tree = files.read(run.plan, lambda path: read_yaml(plan).tree, None)
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
     stages = {folder.name: _stage(StageFolder(folder), files, run_folder) for folder in folders}

@@ -1,14 +1,15 @@
 """The files of a run as the page reads them: one that is damaged, or not what a run writes, is left out and named."""
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from engine.processes.files import read_json
 from omnivl.tasks.results import Gallery, GalleryRow, Score
 
 _T = TypeVar("_T")
+REMEDY = "remove it: the page does without"
 _DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 """What readers raise where a file is cut, has flipped bits, or was written by somebody else."""
 
@@ -33,27 +34,15 @@ class RunFiles:
             reader: Reads it.
             otherwise: For a file that is left out; of the reader's type.
         """
+        if not path.exists():
+            return cast(_T, otherwise)
         try:
             return reader(path)
-        except FileNotFoundError:
-            return cast(_T, otherwise)
         except _DAMAGE as error:
             name = path.relative_to(self._run).as_posix()
             said = str(error).replace(str(path), name)  # our own errors name the file themselves
             self.damaged.append(said if said.startswith(name) else f"{name}: {type(error).__name__}: {error}")
             return cast(_T, otherwise)
-
-
-def read_mapping(path: Path) -> dict[str, Any]:
-    """A file of JSON that holds a mapping.
-
-    Raises:
-        ValueError: It holds something else.
-    """
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ValueError(f"got {type(content).__name__} instead of a mapping")
-    return content
 
 
 def read_evaluation(path: Path) -> dict[str, Any]:
@@ -62,7 +51,7 @@ def read_evaluation(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: A value is of another kind. Also KeyError and TypeError, where something is missing.
     """
-    content = read_mapping(path)
+    content = read_json(path, dict, REMEDY)
     results = [
         {
             "scores": [_score(one) for one in result["scores"]],
@@ -98,7 +87,7 @@ def read_handover(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: A fate has no list of names.
     """
-    content = read_mapping(path)
+    content = read_json(path, dict, REMEDY)
     lists = {fate: names for fate, names in content.items() if fate != "source"}
     for fate, names in lists.items():
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):

@@ -96,11 +96,20 @@ class _Console:
         self.losses = SmoothedLosses()
         self.clock.begin(index, done)
 
-    def note(
-        self, step: int, losses: Mapping[str, float], samples_per_second: float, learning_rates: Mapping[str, float]
+    def update(
+        self,
+        step: int,
+        losses: Mapping[str, float],
+        samples_per_second: float,
+        learning_rates: Mapping[str, float] = NO_RATES,
     ) -> None:
+        """Takes the figures in."""
         self.step, self.speed, self.rates = step, samples_per_second, sorted(set(learning_rates.values()))
         self.losses.add(losses)
+
+    def show(self, renderable: object) -> None:
+        """Prints a table or the like; above the panel, where there is one."""
+        self.console.print(renderable)
 
     def heading(self) -> str:
         return printable(f"stage {self.stage + 1}/{len(self.stages)} {self.stages[self.stage]}")
@@ -134,7 +143,7 @@ class PlainProgress(_NothingToClose, _Console):
         learning_rates: Mapping[str, float] = NO_RATES,
     ) -> None:
         """Takes the figures in and prints every n steps."""
-        self.note(step, losses, samples_per_second, learning_rates)
+        super().update(step, losses, samples_per_second, learning_rates)
         if step % self.every == 0 or step == self.steps[self.stage]:
             self.message(
                 f"{self.heading()}  step {step}/{self.steps[self.stage]}  {self.losses_text()}  "
@@ -145,10 +154,6 @@ class PlainProgress(_NothingToClose, _Console):
     def message(self, text: str) -> None:
         """Prints a line."""
         self.console.print(plain_text(text, keep="\n"), soft_wrap=True)
-
-    def show(self, renderable: object) -> None:
-        """Prints a table or the like."""
-        self.console.print(renderable)
 
 
 class LiveProgress(_Console):
@@ -174,23 +179,9 @@ class LiveProgress(_Console):
             self.console.print(self._render())
         super().begin_stage(index, name, steps, done)
 
-    def update(
-        self,
-        step: int,
-        losses: Mapping[str, float],
-        samples_per_second: float,
-        learning_rates: Mapping[str, float] = NO_RATES,
-    ) -> None:
-        """Takes the figures in; the panel redraws itself."""
-        self.note(step, losses, samples_per_second, learning_rates)
-
     def message(self, text: str) -> None:
         """Prints a line above the panel."""
         self.console.print(plain_text(text, keep="\n"))
-
-    def show(self, renderable: object) -> None:
-        """Prints a table or the like above the panel."""
-        self.console.print(renderable)
 
     def _render(self) -> Table:
         total = self.steps[self.stage]
