@@ -82,7 +82,7 @@ def choose_tasks(
     tree = [*json.loads(json.dumps([asdict(task) for task in base]))]
     tree += [{"kind": name} for name in names if name in kinds(TaskConfig) and name not in present]
     document = Document({"tasks": tree}, {(): str(config or f"evaluation tasks of {trained.plan.name}")})
-    dotted = [text if text.startswith("tasks.") else f"tasks.{text}" for text in overrides]
+    dotted = [as_override(text) for text in overrides]
     tasks = parse_tasks(document, dotted)
     if names:
         known = list(dict.fromkeys([*(task.name for task in tasks), *kinds(TaskConfig)]))
@@ -101,6 +101,11 @@ def choose_tasks(
     for task in tasks:
         _require(trained, task)
     return tasks
+
+
+def as_override(text: str) -> str:
+    """``TASK.option=value`` with its place in a file of tasks."""
+    return text if text.startswith("tasks.") else f"tasks.{text}"
 
 
 def evaluate(

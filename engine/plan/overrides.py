@@ -76,7 +76,7 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
         last = depth == len(parts) - 1
         key: str | int
         if isinstance(node, list):
-            index = _index(node, part)
+            index = member_index(node, part)
             if index is None:
                 known = _member_names(node)
                 allowed = f"an index up to {len(node) - 1}" if node else "nothing, the list is empty"
@@ -101,11 +101,21 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
     return path, None
 
 
-def _index(members: Sequence[Any], part: str) -> int | None:
+def member_index(members: Sequence[Any], part: str) -> int | None:
+    """The member of a list that a part of an override's path names: by its index, its ``name`` or its ``kind``.
+
+    Args:
+        members: Mappings, or what has been made of them.
+        part: The part.
+
+    Returns:
+        The first such member's index; None where there is none.
+    """
     if part.isdecimal() and part.isascii():
         return int(part) if len(part) <= len(str(len(members))) and int(part) < len(members) else None
     for index, member in enumerate(members):
-        if isinstance(member, Mapping) and part in (member.get("name"), member.get("kind")):
+        own = member if isinstance(member, Mapping) else getattr(member, "__dict__", {})
+        if part in (own.get("name"), own.get("kind")):
             return index
     return None
 

@@ -49,8 +49,7 @@ def check(
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
-        if not allow_commands:
-            require_consent(read, [plan], overrides or ())
+        require_consent(read, [plan], overrides or (), allowed=allow_commands)
         summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
     except UserError as error:
         if not as_json:

@@ -1,4 +1,4 @@
-"""The option by which a user lets a plan of somebody else run commands."""
+"""The option by which a user lets files of somebody else run commands."""
 
 from typing import Annotated
 
@@ -12,6 +12,6 @@ AllowCommands = Annotated[
         "--allow-commands",
         envvar=ALLOW_VARIABLE,
         show_envvar=False,
-        help="Let a plan of another user run commands (pipe:), fetch addresses and expand globs.",
+        help="Let files of another user run commands (pipe:, setup), fetch addresses and expand globs.",
     ),
 ]

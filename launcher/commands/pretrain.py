@@ -43,8 +43,7 @@ def pretrain(
         worker.main(
             worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=allow_commands)
         )
-    if not allow_commands:
-        require_consent(load_plan(plan, overrides or ()), [plan], overrides or ())
+    require_consent(load_plan(plan, overrides or ()), [plan], overrides or (), allowed=allow_commands)
     arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=True)
     if hostfile is not None:
         load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))

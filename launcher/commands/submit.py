@@ -46,12 +46,19 @@ def submit(
       omnivl submit configs/plans/quickstart.yaml --chain --sbatch account=vision --json
     """
     request = options.request(
-        nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
+        nodes,
+        gpus_per_node,
+        processes_per_node,
+        partition,
+        time_limit,
+        sbatch,
+        cluster,
+        launcher,
+        allow_commands=allow_commands,
     )
     processes = request.processes or local_processes(load_plan(plan, overrides or ()).launch.processes, request.gpus)
     run = load_plan(plan, overrides or (), nodes * processes)
-    if not allow_commands:
-        require_consent(run, [plan], overrides or ())
+    require_consent(run, [plan], overrides or (), allowed=allow_commands)
     folder = (run_folder or Path("runs") / run.name).resolve()
     written = submission_folder(folder)
     submissions = [

@@ -63,9 +63,8 @@ def run(
     sweep = load_sweep(file)
     if allow_commands:
         os.environ[ALLOW_VARIABLE] = "1"  # for the commands that it starts
-    else:
-        for point in sweep.points:
-            require_consent(point.plan, [sweep.base, sweep.file])
+    for point in sweep.points:
+        require_consent(point.plan, [sweep.base, sweep.file], allowed=allow_commands)
     runs = (folder or _default(sweep)).resolve()
     left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel
@@ -74,7 +73,15 @@ def run(
             raise typer.Exit(code)
         return
     request = options.request(
-        nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
+        nodes,
+        gpus_per_node,
+        processes_per_node,
+        partition,
+        time_limit,
+        sbatch,
+        cluster,
+        launcher,
+        allow_commands=allow_commands,
     )
     busy = set() if dry_run else waiting_or_running(runs)
     left = [point for point in left if runs / point.name not in busy]

@@ -73,8 +73,7 @@ def run_worker(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     join_launch(by_hand=False)
     plan = load_plan(options.plan, options.overrides, launched_processes())
-    if not options.allow_commands:
-        require_consent(plan, [options.plan], options.overrides)
+    require_consent(plan, [options.plan], options.overrides, allowed=options.allow_commands)
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
     folder = options.run_folder or Path("runs") / plan.name

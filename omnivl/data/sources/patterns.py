@@ -35,7 +35,7 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
         if Path(text).is_dir():
             inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
             paths += inside if inside or text == pattern else [text]  # empty, one of several: an unreadable shard
-        elif glob.has_magic(text) and not _exists(text):
+        elif _has_wildcard(text):
             paths += sorted(islice(glob.iglob(text), MAX_SHARDS + 1))  # noqa: PTH207  # Path.glob: no absolute patterns
         else:
             paths.append(text)
@@ -47,6 +47,21 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
     if len(paths) > MAX_SHARDS:
         raise DataError(_too_many(pattern))
     return tuple(paths)
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern reads whatever files match it. What exists by its very name is no glob, also with brackets.
+
+    Raises:
+        DataError: It names more than ``MAX_SHARDS`` files.
+    """
+    if not glob.has_magic(pattern) or _exists(pattern):
+        return False
+    return any(_has_wildcard(text) for text in expand_braces(pattern))
+
+
+def _has_wildcard(path: str) -> bool:
+    return glob.has_magic(path) and not _exists(path)
 
 
 def _exists(path: str) -> bool:
