@@ -38,7 +38,7 @@ _FREE_FIELDS = tuple(
     for pattern in (
         r"name",
         r"(logging|launch|checkpoint|guard)(\..*)?",
-        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
+        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache|stream_timeout_seconds)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
         r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",

@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 
 from omnivl.data.formats import MEDIA_EXTENSIONS, TEXT_EXTENSIONS
 
-ArchiveCause = Literal["truncated_tar", "wrong_archive"]
+ArchiveCause = Literal["truncated_tar", "wrong_archive", "unreadable_path"]
 
 BLOCK = 512
 MAX_TEXT_BYTES = 16 << 20  # of a JSON, txt or cls member

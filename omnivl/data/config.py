@@ -171,6 +171,8 @@ class LoaderConfig:
         cache_mebibytes: Bound of that cache per process, in MiB.
         index_cache: Folder for shard indexes; null keeps each beside its shard if that folder is writable.
         shuffle_buffer: Samples that a stream shuffles among. Streams only.
+        stream_timeout_seconds: How long a stream may send nothing before its shard is given up; a second such shard in
+            a row ends the run. Streams only.
     """
 
     num_workers: Annotated[int, Range(0)] = 0
@@ -184,3 +186,4 @@ class LoaderConfig:
     cache_mebibytes: Annotated[int, Range(0)] = 512
     index_cache: str | None = None
     shuffle_buffer: Annotated[int, Range(1)] = 1000
+    stream_timeout_seconds: Annotated[float, Range(0.01, 86_400)] = 300.0

@@ -233,6 +233,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
                 key=self._keys[request.entry],
                 seed=self._seed,
                 buffer=self._config.shuffle_buffer,
+                timeout=self._config.stream_timeout_seconds,
                 reader=self._replica * workers + worker,
                 readers=self._replicas * workers,
                 first_shard=request.first_shard,

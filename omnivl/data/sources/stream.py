@@ -14,20 +14,21 @@ from dataclasses import replace
 
 from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReader, matters
 from omnivl.data.batch import has_text, is_label, is_video
-from omnivl.data.config import DataEntryConfig
+from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.filters import matches
 from omnivl.data.formats import CLIP_EXTENSIONS, file_named, is_animated
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
-from omnivl.data.sources.opening import check_address, opened_stream
+from omnivl.data.sources.opening import SilentStreamError, check_address, opened_stream
 from omnivl.data.sources.patterns import expand_braces
 from omnivl.data.sources.shards import lacking, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
 from omnivl.randomness import generator
 
 _MAX_FRUITLESS_SHARDS = 64
+_MAX_SILENT_SHARDS = 2  # in a row; each has cost the whole time limit
 
 
 def expand_stream(source: str) -> tuple[str, ...]:
@@ -55,6 +56,7 @@ class StreamReader:
         reader: int,
         readers: int,
         first_shard: int,
+        timeout: float = LoaderConfig.stream_timeout_seconds,
     ) -> None:
         """Describes a reader; opens nothing.
 
@@ -66,8 +68,10 @@ class StreamReader:
             reader: This reader's number.
             readers: Readers in all replicas and workers.
             first_shard: Place in the endless order of shards to begin at, equal for all readers.
+            timeout: Seconds that a shard may send nothing.
         """
         self._config, self._key, self._seed, self._buffer_size = config, key, seed, max(1, buffer)
+        self._timeout, self._silent = timeout, 0
         self._shards = expand_stream(config.source)
         self._order = Order(len(self._shards), seed, key, "shards")
         self._place, self._step = first_shard + reader, readers
@@ -85,7 +89,7 @@ class StreamReader:
         """The next sample, taken at random from the buffer, which is refilled.
 
         Raises:
-            DataError: Shard after shard holds no sample of this kind.
+            DataError: Shard after shard holds no sample of this kind, or sends nothing.
         """
         while len(self._buffer) < self._buffer_size:
             sample = next(self._samples)
@@ -113,13 +117,32 @@ class StreamReader:
 
     def _read_shard(self, shard: str) -> Iterator[Sample]:
         try:
-            with opened_stream(shard) as stream:
+            with opened_stream(shard, self._timeout) as stream:
                 for group in group_members(_with_bytes(TarReader(stream))):
                     sample = self._to_sample(group, shard)
                     if sample is not None:
                         yield sample
+            self._silent = 0
+        except SilentStreamError as error:
+            self._give_up(shard, error)
         except ArchiveError as error:
+            self._silent = 0
             self.rejections.append(Rejection(error.cause, shard, error.detail))
+
+    def _give_up(self, shard: str, error: SilentStreamError) -> None:
+        """Records a shard that sends nothing.
+
+        Raises:
+            DataError: The one before did not either.
+        """
+        self.rejections.append(Rejection(error.cause, shard, error.detail))
+        self._silent += 1
+        if self._silent >= _MAX_SILENT_SHARDS:
+            raise DataError(
+                f"data source {self._config.source!r}: {self._silent} shards in a row sent nothing any more; the last "
+                f"one: {shard}: {error.detail}; see whether what sends it still runs and can be reached, or raise "
+                "loader.stream_timeout_seconds"
+            ) from error
 
     def _to_sample(self, group: Group[bytes], shard: str) -> Sample | None:
         """A sample if the entry asks for it; records bad ones."""
