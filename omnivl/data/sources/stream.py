@@ -21,8 +21,8 @@ from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
 from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.braces import expand_braces
 from omnivl.data.sources.opening import SilentStreamError, check_address, opened_stream
-from omnivl.data.sources.patterns import expand_braces
 from omnivl.data.sources.shards import lacking, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
 from omnivl.randomness import generator

@@ -1,6 +1,9 @@
 """The commands of ``omnivl data``, run in this process."""
 
+import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -160,3 +163,20 @@ def test_a_cut_shard_is_still_inspected(pictures, tmp_path):
     assert counts["samples"] > 0
     assert counts["rejected"] == {"truncated_tar": 1}
     assert counts["no_shards"] == []
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe [1].tar", b"{a,b}\xe9.tar", b"x\x1b[31m.tar"], ids=repr)
+def test_inspect_takes_and_shows_shards_of_any_name(name, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with tarfile.open(path, "w") as archive:
+        for member, data in (("a.png", b"no picture"), ("a.txt", b"said"), ("b.json", b"{")):
+            header = tarfile.TarInfo(member)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    page = tmp_path / "page.html"
+    counts = json.loads(run("inspect", path, "--html", page, "--json"))
+    assert counts["samples"] == 1
+    assert counts["rejected"] == {"wrong_json": 1, "broken_image": 1}
+    assert {Path(one["where"].rpartition(":")[0]) for one in counts["rejections"]} == {path}
+    assert "\x1b" not in run("inspect", path)
+    assert b"\x1b" not in page.read_bytes()
