@@ -12,10 +12,11 @@ from typing import Any
 from engine.plan.evaluation import possible_kinds, provided_by
 from engine.plan.parallel import LaunchConfig
 from engine.plan.plan import StagePlan
-from engine.plan.stage_rules import STAGE_RULES
+from engine.plan.stage_rules import STAGE_RULES, label_prompts
 from engine.plan.yaml import Path, Problem, show_value
 from omnivl.errors import did_you_mean
 from omnivl.tasks import TaskConfig
+from omnivl.tasks.zero_shot import ZeroShotTask
 
 _MOST_CHARACTERS = 100
 
@@ -146,15 +147,8 @@ def tasks_are_told_apart(tasks: Sequence[TaskConfig], path: Path) -> Iterator[Pr
         elif task.name in names[:place]:
             got = f"{task.name!r}, which tasks.{names.index(task.name)} is called as well"
             yield Problem((*path, place, "name"), got, "a name for each task", "give one of the two another 'name'")
-        for problem in label_prompts(getattr(task, "prompts", None)):
-            yield dataclasses.replace(problem, path=(*path, place, "prompts"))
-
-
-def label_prompts(prompts: Sequence[str] | None) -> Iterator[Problem]:
-    """There is a prompt, and every prompt holds ``{label}``; None where nothing is prompted."""
-    if prompts is not None and not (prompts and all("{label}" in prompt for prompt in prompts)):
-        got = next((repr(prompt) for prompt in prompts if "{label}" not in prompt), "no prompt")
-        yield Problem(("prompts",), got, "texts with '{label}' in them", "put {label} where the class goes")
+        if isinstance(task, ZeroShotTask):
+            yield from label_prompts(task.prompts, (*path, place, "prompts"), ("label", "name"))
 
 
 def best_is_a_figure(draft: Draft) -> Iterator[Problem]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from omnivl.data.formats import MEDIA_EXTENSIONS, TEXT_EXTENSIONS
+from omnivl.data.templates import filled
 
 ArchiveCause = Literal["truncated_tar", "wrong_archive", "unreadable_path"]
 
@@ -31,8 +32,8 @@ _REGULAR = b"\0" + b"07"
 _WITHOUT_DATA = b"123456"
 _PASSED_OVER = b"5VDAN"  # folders and labels
 _KINDS = {
-    b"1": "a hard link to {link!r}, whose bytes stand elsewhere; write the archive with tar --hard-dereference",
-    b"2": "a symbolic link to {link!r}, which has no bytes; write the archive with tar --dereference",
+    b"1": "a hard link to {link}, whose bytes stand elsewhere; write the archive with tar --hard-dereference",
+    b"2": "a symbolic link to {link}, which has no bytes; write the archive with tar --dereference",
     b"3": "a device, which has no bytes; leave it out",
     b"4": "a device, which has no bytes; leave it out",
     b"6": "a FIFO, which has no bytes; leave it out",
@@ -287,8 +288,8 @@ class TarReader:
 def _refusal(kind: bytes, link: str, extension: str, size: int) -> str | None:
     """Why a member's bytes cannot be used."""
     if kind not in _REGULAR:
-        described = _KINDS.get(kind, f"of the unknown type {kind!r}; write the archive anew").format(link=link)
-        return f".{extension} is {described}"
+        described = _KINDS.get(kind, "of the unknown type {kind}; write the archive anew")
+        return f".{extension} is {filled(described, {'link': repr(link), 'kind': repr(kind)})}"
     most = MAX_TEXT_BYTES if extension in TEXT_EXTENSIONS else MAX_MEMBER_BYTES
     return f".{extension} has {size} bytes; allowed: {most}" if size > most else None
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnivl.data.templates import filled
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
@@ -72,7 +73,7 @@ class ZeroShotTask(Task):
             own = [""] * len(own)
         names = sorted(set(own))
         texts = [
-            prompt.replace("{label}", label).replace("{name}", name)
+            filled(prompt, {"label": label, "name": name})
             for name in names
             for label in classes
             for prompt in self.prompts

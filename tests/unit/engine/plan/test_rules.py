@@ -72,6 +72,18 @@ STAGE_CASES = {
         {"data": "[{source: emoji, kind: image_label, prompts: []}]"},
         "p:7: stages.0.data.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
     ),
+    "prompts_have_room_for_the_label: other braces": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['a {colour} {label}']}]"},
+        "p:7: stages.0.data.0.prompts: got 'a {colour} {label}', which has '{colour}' in it; allowed no braces but {label}; leave it out",
+    ),
+    "prompts_have_room_for_the_label: of tasks": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['{name}: {label}']}]"},
+        "p:7: stages.0.data.0.prompts: got '{name}: {label}', which has '{name}' in it; allowed no braces but {label}; leave it out",
+    ),
+    "prompts_have_room_for_the_label: one brace": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['{label}}']}]"},
+        "p:7: stages.0.data.0.prompts: got '{label}}', which has '}' in it; allowed no braces but {label}; leave it out",
+    ),
     "ranges_of_views_rise": (
         {"data": "[{source: emoji, kind: image_text, augment: {crop_scale: [0.5, 1.5]}}]"},
         "p:7: stages.0.data.0.augment.crop_scale: got [0.5, 1.5]; allowed two numbers above 0, at most 1, smaller first; change the numbers",
@@ -291,6 +303,10 @@ STAGE_CASES = {
     "titles_are_plain: prompts": (
         {"evaluate": "{tasks: [{kind: zero_shot, prompts: [a cat]}]}"},
         "p:7: stages.0.evaluate.tasks.0.prompts: got 'a cat'; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
+    "titles_are_plain: other braces": (
+        {"evaluate": "{tasks: [{kind: zero_shot, prompts: ['{name}: {label!r}{label}']}]}"},
+        "p:7: stages.0.evaluate.tasks.0.prompts: got '{name}: {label!r}{label}', which has '{label!r}' in it; allowed no braces but {label} and {name}; leave it out",
     ),
     "titles_are_plain: no prompt": (
         {"evaluate": "{tasks: [{kind: zero_shot, prompts: []}]}"},

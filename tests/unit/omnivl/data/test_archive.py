@@ -155,6 +155,8 @@ def test_an_endless_stream_of_zeros_ends():
         (b"6", "a FIFO, which has no bytes; leave it out"),
         (b"M", "the rest of a file that begins in another archive; join the volumes"),
         (b"Z", "of the unknown type b'Z'; write the archive anew"),
+        (b"{", "of the unknown type b'{'; write the archive anew"),
+        (b"}", "of the unknown type b'}'; write the archive anew"),
     ],
 )
 def test_members_without_bytes_of_their_own_are_refused_by_name(indexed, kind, found):
