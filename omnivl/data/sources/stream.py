@@ -152,9 +152,9 @@ class StreamReader:
         try:
             if group.problem is not None:
                 raise BadSampleError(group.problem[0], where, group.problem[1])
+            record = parse_record(group.text, where)
             if takes_media(config) and media is None:
                 raise lacking_media(extension, group.text, where)
-            record = parse_record(group.text, where)
             pictures = [name for name in config.pictures if file_named(name, group.members) is not None]
             named = (name for one in wanted_members(config) if (name := file_named(one, group.members)) is not None)
             if pictures and len(pictures) < config.needed_pictures:

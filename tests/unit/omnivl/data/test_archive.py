@@ -280,6 +280,16 @@ def test_a_sample_of_which_a_member_is_cut_is_no_sample(indexed, size):
     assert streamed_samples(data) == ["a"]
 
 
+def test_a_sample_before_one_that_is_cut_is_whole(indexed):
+    """Also where it has one part only: the header of another sample's member says that no more of it comes."""
+    data = archive([("a.txt", b"one"), ("b.txt", b"two"), ("c.png", bytes(2000))])[: 6 * BLOCK]
+    assert indexed(data).keys == ("a", "b")
+    assert streamed_samples(data) == ["a", "b"]
+    damaged = data[: 4 * BLOCK] + bytes([7]) * BLOCK
+    assert indexed(damaged).keys == ("a",), "the next member may be one of b's"
+    assert streamed_samples(damaged) == ["a"]
+
+
 def test_all_pictures_before_all_texts(indexed, png):
     """Each sample is named once; none of them is taken for one without a text."""
     pictures, texts = [(f"{number}.png", png) for number in range(3)], [(f"{number}.txt", b"t") for number in range(3)]

@@ -177,6 +177,15 @@ def test_a_program_that_fails_at_the_end_makes_its_shard_bad(write_tar, pairs, t
     assert stream.rejections[0].detail == "the program ended with status 1: connection reset"
 
 
+def test_a_text_that_is_wrong_is_named_also_where_the_picture_is_missing(write_tar, png, tmp_path):
+    path = write_tar([("a.json", b"{"), ("b.png", png), ("b.txt", b"b")], "x.tar")
+    stream = reader(f"pipe:cat {path}")
+    assert captions(stream, 2) == ["b", "b"]
+    listed = open_source(DataEntryConfig(str(path), "image_text"), seed=0).rejections
+    assert {(one.cause, one.detail) for one in stream.rejections} == {(one.cause, one.detail) for one in listed}
+    assert [one.cause for one in listed] == ["wrong_json"]
+
+
 def silent_reader(source: str, timeout: float = 0.3) -> StreamReader:
     config = DataEntryConfig(source, "image_text")
     return StreamReader(config, key="k", seed=0, buffer=1, reader=0, readers=1, first_shard=0, timeout=timeout)
