@@ -204,6 +204,18 @@ class TarReader:
             error.key = member.key
             raise
 
+    def skip(self, member: Member) -> None:
+        """Passes over the bytes of the member that iteration gave last.
+
+        Raises:
+            ArchiveError: The archive ends within them.
+        """
+        try:
+            self._skip_to(member.offset + member.size)
+        except ArchiveError as error:
+            error.key = member.key
+            raise
+
     def _member(self, block: bytes, *, first: bool) -> Member | None:
         """The member that a header begins; None where it is about another one, or no file."""
         start = self._offset - len(block)

@@ -78,8 +78,8 @@ def group_members(members: Iterable[tuple[Member, Part]]) -> Iterator[Group[Part
     """Joins neighbouring members of one key, and finds those that come again.
 
     Raises:
-        ArchiveError: From ``members``, after the samples before it. The last one is given only if an end mark or a
-            member of another one lies behind it, or if it has a picture and a text: others may have lost a part.
+        ArchiveError: From ``members``, after the samples before it. The last one is given only if an end mark lies
+            behind it, or if it has a picture and a text and nothing known of it is cut: others may have lost a part.
     """
     seen: dict[str, frozenset[str]] = {}
     shared: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same parts
@@ -93,18 +93,12 @@ def group_members(members: Iterable[tuple[Member, Part]]) -> Iterator[Group[Part
             group, archive = group or Group(member.key), member.archive
             group.add(member, part)
     except ArchiveError as error:
-        if group is not None and (_is_whole(group, error.key) or error.behind_end):
+        whole = group is not None and group.key != error.key and group.media is not None and bool(group.text)
+        if group is not None and (whole or error.behind_end):
             yield _compared(group, seen, shared)
         raise
     if group is not None:
         yield _compared(group, seen, shared)
-
-
-def _is_whole(group: Group[Part], cut: str | None) -> bool:
-    """Whether no part of the last sample is lost where the archive ends within a sample: ``cut``, or an unknown one."""
-    if cut is not None:
-        return cut != group.key
-    return group.media is not None and bool(group.text)
 
 
 def _compared(

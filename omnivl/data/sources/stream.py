@@ -206,8 +206,11 @@ def _with_bytes(archive: TarReader) -> Iterator[tuple[Member, bytes]]:
         key = member.key
         if held > MAX_MEMBER_BYTES and member.refused is None:
             member = replace(member, refused=f"the sample has {held} bytes so far; allowed: {MAX_MEMBER_BYTES}")
-        needed = member.refused is None and matters(member.extension)
-        yield member, archive.read(member) if needed else b""
+        if member.refused is None and matters(member.extension):
+            yield member, archive.read(member)
+        else:
+            archive.skip(member)  # so that a cut is found before the sample in front of it is given, as in a list
+            yield member, b""
 
 
 def announce(config: DataEntryConfig) -> None:

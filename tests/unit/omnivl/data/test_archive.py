@@ -17,6 +17,7 @@ import pytest
 from omnivl.data.archive import BLOCK, ArchiveError, FileBytes, Member, TarReader
 from omnivl.data.groups import group_members
 from omnivl.data.index import ShardIndex, build_index
+from omnivl.data.sources.stream import _with_bytes
 
 GNU_TAR = shutil.which("tar")
 
@@ -59,8 +60,8 @@ def refusals(data: bytes) -> dict[str, str]:
 
 def streamed_samples(data: bytes) -> list[str]:
     """Keys of the good samples of a stream."""
-    reader, keys = TarReader(io.BytesIO(data)), []
-    members = ((one, b"" if one.refused else reader.read(one)) for one in reader)
+    keys: list[str] = []
+    members = _with_bytes(TarReader(io.BytesIO(data)))
     try:
         for group in group_members(members):
             keys += [group.key] if group.problem is None else []
@@ -280,14 +281,16 @@ def test_a_sample_of_which_a_member_is_cut_is_no_sample(indexed, size):
     assert streamed_samples(data) == ["a"]
 
 
-def test_a_sample_before_one_that_is_cut_is_whole(indexed):
-    """Also where it has one part only: the header of another sample's member says that no more of it comes."""
-    data = archive([("a.txt", b"one"), ("b.txt", b"two"), ("c.png", bytes(2000))])[: 6 * BLOCK]
-    assert indexed(data).keys == ("a", "b")
-    assert streamed_samples(data) == ["a", "b"]
-    damaged = data[: 4 * BLOCK] + bytes([7]) * BLOCK
-    assert indexed(damaged).keys == ("a",), "the next member may be one of b's"
-    assert streamed_samples(damaged) == ["a"]
+@pytest.mark.parametrize("kind", [b"0", b"S", b"Z", b"M"])
+@pytest.mark.parametrize("name", [b"c.png", b"c.exe", b"b.exe"])
+@pytest.mark.parametrize("size", [2000, 1 << 33])
+def test_lists_and_streams_agree_on_the_samples_before_a_cut(indexed, kind, name, size):
+    """Also where the member that is cut would be refused, or is not read."""
+    for first in ([("a.txt", b"one"), ("b.txt", b"two")], [("a.txt", b"one"), ("b.png", b"P"), ("b.txt", b"two")]):
+        whole = archive(first)[: 2 * BLOCK * len(first)]
+        data = whole + header(name, b"\x80" + size.to_bytes(11, "big"), kind) + b"bytes"
+        expected = ["a", "b"] if len(first) == 3 and name.startswith(b"c") else ["a"]
+        assert list(indexed(data).keys) == streamed_samples(data) == expected
 
 
 def test_all_pictures_before_all_texts(indexed, png):
