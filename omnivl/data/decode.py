@@ -20,7 +20,9 @@ from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
 from omnivl.data.frames import sample_frames
 from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.png import still_png
 from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.transparency import on_white
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
@@ -67,6 +69,8 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
             return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
+        if kind == "png":
+            media = still_png(media)
         old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
         how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
@@ -172,9 +176,7 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
     if pixels.shape[2] == 4:
-        colour = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
-        alpha = cv2.cvtColor(pixels[:, :, 3], cv2.COLOR_GRAY2RGB)
-        return cv2.add(cv2.multiply(colour, alpha, scale=1 / 255), cv2.bitwise_not(alpha))  # type: ignore[no-any-return]
+        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))  # type: ignore[arg-type]
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 
