@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,6 +18,7 @@ from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
 from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
 from omnivl.data.frames import sample_frames
+from omnivl.data.jpeg import decode_jpeg
 from omnivl.data.orientation import picture_orientation, upright
 from omnivl.data.png import still_png
 from omnivl.data.sources.base import BadSampleError, Sample, naming
@@ -66,7 +66,7 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
     with naming("broken_image", sample.where):
         if kind == "jpeg":
-            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
+            return upright(decode_jpeg(media, needed)[None], picture_orientation(media))
         if kind == "gif":
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
         if kind == "png":
@@ -143,18 +143,6 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> No
     if size[0] * size[1] > limits.max_pixels:
         detail = f"{size[0]} x {size[1]} pixels; allowed: {limits.max_pixels} in all"
         raise BadSampleError("too_many_pixels", where, detail)
-
-
-def _decode_jpeg(media: bytes, needed: int) -> Pixels:
-    try:
-        colour = simplejpeg.decode_jpeg_header(media)[2]
-    except ValueError:
-        colour = "unknown"
-    if colour in ("CMYK", "YCCK", "unknown"):
-        with Image.open(io.BytesIO(media)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
-    return pixels
 
 
 def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
