@@ -16,7 +16,7 @@ from torch import Tensor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, may_move, picture_format, picture_size
 from omnivl.data.frames import sample_frames
 from omnivl.data.jpeg import decode_jpeg
 from omnivl.data.orientation import picture_orientation, upright
@@ -67,7 +67,7 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     with naming("broken_image", sample.where):
         if kind == "jpeg":
             return upright(decode_jpeg(media, needed)[None], picture_orientation(media))
-        if kind == "gif":
+        if may_move(media):
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
         if kind == "png":
             media = still_png(media)
@@ -122,7 +122,7 @@ def evaluation_frames(sample: Sample, size: int, num_frames: int, config: Loader
         BadSampleError: See ``decode_still`` and ``decode_clip``.
     """
     limits = DecodeLimits(config.max_pixels, config.max_frames)
-    if num_frames == 1 and sample.extension in STILL_EXTENSIONS:
+    if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
         pixels = decode_still(sample, limits, needed=size)
     else:
         pixels = decode_clip(

@@ -26,7 +26,7 @@ from omnivl.data.index import ShardIndex, absent_index, build_index
 from omnivl.data.metadata import FieldColumn, FieldColumns
 from omnivl.data.sources.base import Rejection
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 
 _ARRAYS = ("media", "text", "is_clip", "members")
 _SMALLEST_LIMIT = 1 << 20  # bytes of an index file that are read whatever the shard's size

@@ -12,6 +12,7 @@ from omnivl.data.formats import (
     CLIP_EXTENSIONS,
     MEDIA_EXTENSIONS,
     is_animated,
+    is_clip,
     is_complete,
     picture_format,
     picture_size,
@@ -58,7 +59,7 @@ def examine(data: bytes, extension: str, where: str, verify: Verify) -> MediaKin
                 )
             if verify == "full":
                 _decode_picture(data)
-            return "video" if extension in CLIP_EXTENSIONS or is_animated(data) else "image"
+            return "video" if is_clip(extension, data) else "image"
         if extension not in CLIP_EXTENSIONS:
             raise BadSampleError("broken_image", where, f"{len(data)} bytes that are no picture, named .{extension}")
         _open_video(data, decode=verify == "full")
