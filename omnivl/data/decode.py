@@ -69,16 +69,24 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
             return upright(decode_jpeg(media, needed)[None], picture_orientation(media))
         if may_move(media):
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
-        if kind == "png":
-            media = still_png(media)
-        old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
-        how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
-        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
-        if pixels is None:
-            raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-        if kind == "png" and pixels.ndim == 2:
-            pixels = _with_grey_key(pixels, media)
-        return upright(to_rgb(pixels)[None], picture_orientation(media))
+        return upright(to_rgb(stored_pixels(media))[None], picture_orientation(media))
+
+
+def stored_pixels(media: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A PNG, BMP or still WebP as it is stored: grey ``[H, W]``, BGR or BGRA ``[H, W, C]``, of 8 or 16 bits.
+
+    Raises:
+        ValueError: It cannot be decoded.
+    """
+    kind = picture_format(media)
+    if kind == "png":
+        media = still_png(media)
+    old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
+    how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
+    pixels: NDArray[np.uint8] | NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
+    if pixels is None:
+        raise ValueError(f"the {kind} data cannot be decoded")
+    return _with_grey_key(pixels, media) if kind == "png" and pixels.ndim == 2 else pixels
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
@@ -145,7 +153,9 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> No
         raise BadSampleError("too_many_pixels", where, detail)
 
 
-def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
+def _with_grey_key(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16], media: bytes
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Adds the alpha of a grey PNG with a transparent value (``tRNS``), which OpenCV leaves out."""
     found = media.find(b"\0\0\0\2tRNS", 33, max(33, media.find(b"IDAT")))
     if found < 0:

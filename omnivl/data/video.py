@@ -5,7 +5,7 @@ frame is then reached on the shorter way: from the decoder's position, or from t
 """
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
 import av
@@ -61,7 +61,7 @@ def decode_video(
 
 def clip_frames(
     media: bytes, where: str, max_pixels: int, max_frames: int, since: float = 0.0
-) -> Iterator["av.VideoFrame"]:
+) -> Generator["av.VideoFrame", None, None]:
     """All frames of a clip, one after the other, as they are stored: what ``decode_video`` chooses from.
 
     Args:
