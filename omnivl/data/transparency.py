@@ -24,7 +24,8 @@ def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def frame_on_white(frame: "av.VideoFrame") -> NDArray[np.uint8]:
     """A frame of a clip as RGB ``[H, W, 3]``, as it is stored (not turned)."""
     if any(component.is_alpha for component in frame.format.components):
-        return on_white(frame.to_ndarray(format="rgba"))
+        # not by way of "rgba": libswscale makes the last columns of some yuva420p widths transparent
+        return on_white(np.ascontiguousarray(frame.to_ndarray(format="gbrap")))
     return frame.to_ndarray(format="rgb24")
 
 

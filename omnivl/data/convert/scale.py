@@ -22,6 +22,7 @@ from omnivl.data.orientation import picture_orientation, upright
 from omnivl.data.sources.base import BadSampleError
 
 _JPEG_QUALITY = 95
+_DRAWN = ("P", "1")  # palettes: flat colours with hard edges, which JPEG blurs
 _COLOURS_OF_PROFILE = {"RGB": b"RGB ", "L": b"GRAY", "RGBA": b"RGB "}
 
 Stored = NDArray[np.uint8] | NDArray[np.uint16]
@@ -48,8 +49,8 @@ def scale_picture(
         where: For messages.
 
     Returns:
-        The bytes and their extension: animated WebP for an animation, else PNG for 16 bits and for transparency, else
-        JPEG.
+        The bytes and their extension: animated WebP for an animation, else PNG for 16 bits, transparency
+        and palettes, else JPEG.
 
     Raises:
         BadSampleError: It has too many frames.
@@ -66,8 +67,10 @@ def scale_picture(
     picture = Image.fromarray(_in_pillows_order(stored))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    profile = _profile(data, picture.mode)
-    if picture.mode == "RGBA":
+    mode, profile = _mode_and_profile(data)
+    if profile is None or profile[16:20] != _COLOURS_OF_PROFILE[picture.mode]:
+        profile = None  # that of CMYK fits no RGB
+    if picture.mode == "RGBA" or mode in _DRAWN:
         picture.save(out, "PNG", icc_profile=profile)
         return out.getvalue(), "png"
     picture.save(out, "JPEG", quality=_JPEG_QUALITY, icc_profile=profile)
@@ -78,8 +81,7 @@ def _stored(data: bytes) -> Stored:
     """A picture as it is stored: grey ``[H, W]``, BGR or BGRA."""
     if picture_format(data) == "jpeg":
         pixels = decode_jpeg(data, 0)
-        with Image.open(io.BytesIO(data)) as picture:
-            return pixels[:, :, 0] if picture.mode == "L" else pixels[:, :, ::-1]
+        return pixels[:, :, 0] if _mode_and_profile(data)[0] == "L" else pixels[:, :, ::-1]
     if not may_move(data):
         return stored_pixels(data)
     with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as picture:
@@ -105,15 +107,14 @@ def _scaled_16_bits(pixels: Stored, size: tuple[int, int]) -> Stored:
     return np.rint(scaled).clip(0, 65535).astype(np.uint16)
 
 
-def _profile(data: bytes, mode: str) -> bytes | None:
-    """The colour profile of a picture, if it is one for these colours: that of CMYK fits no RGB."""
+def _mode_and_profile(data: bytes) -> tuple[str, bytes | None]:
+    """Pillow's mode of a picture as it is stored, and its colour profile; ``""`` and None if only Pillow refuses it."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             profile = picture.info.get("icc_profile")
+            return picture.mode, profile if isinstance(profile, bytes) else None
     except (OSError, SyntaxError, ValueError):
-        return None
-    fits = isinstance(profile, bytes) and profile[16:20] == _COLOURS_OF_PROFILE[mode]
-    return profile if fits else None
+        return "", None
 
 
 def _scale_animation(data: bytes, size: tuple[int, int], limits: DecodeLimits, where: str) -> bytes:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.sources.base import Sample
+from omnivl.data.transparency import frame_on_white
 
 LIMITS = DecodeLimits()
 RED, HALF, WHITE = (200, 0, 0), (228, 127, 127), (255, 255, 255)  # half: 200 * 128 / 255 + 127 = 227.4, and 127
@@ -102,3 +103,14 @@ def test_the_default_image_of_an_animated_png(default_image):
     frames[0].save(file, "PNG", save_all=True, append_images=frames[1:], default_image=default_image)
     shown = decode_still(Sample("k", "s", file.getvalue(), "png"), LIMITS)[0]
     assert shown[2, 3].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("pixel_format", ["yuva420p", "yuva422p", "yuva444p10le", "gbrap", "argb", "rgba64le", "ya8"])
+@pytest.mark.parametrize("width", [64, 66, 67, 33, 5])
+def test_each_column_of_a_frame_has_its_alpha(pixel_format, width):
+    alpha = np.random.default_rng(width).integers(0, 256, (24, width), dtype=np.uint8)
+    black = np.zeros((24, width, 4), dtype=np.uint8)
+    black[..., 3] = alpha
+    frame = av.VideoFrame.from_ndarray(black, format="rgba").reformat(format="gbrap").reformat(format=pixel_format)
+    shown = frame_on_white(frame)
+    assert np.abs(shown.astype(int) - (255 - alpha.astype(int))[..., None]).max() <= 2
