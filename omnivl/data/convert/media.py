@@ -15,7 +15,9 @@ from omnivl.data.video import clip_frames, open_container
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
 
-_LIMITS = DecodeLimits()
+WRITTEN_EXTENSION = "mp4"
+LIMITS = DecodeLimits()
+"""Of what is copied: those of a plan that names none."""
 LIMITS_OF_SCALING = DecodeLimits(max_pixels=178_956_970)
 """Of what is scaled down before training sees it: Pillow's own bound, half a gibibyte of colours."""
 
@@ -32,7 +34,7 @@ def check_extension(extension: str, where: str) -> None:
         raise BadSampleError("unknown_extension", where, f"{shown}; known: {known}")
 
 
-def examine(data: bytes, extension: str, where: str, verify: Verify, limits: DecodeLimits = _LIMITS) -> MediaKind:
+def examine(data: bytes, extension: str, where: str, verify: Verify, limits: DecodeLimits = LIMITS) -> MediaKind:
     """Checks the bytes and returns what they are.
 
     Args:
@@ -55,9 +57,8 @@ def examine(data: bytes, extension: str, where: str, verify: Verify, limits: Dec
     elif not moves:
         raise BadSampleError("broken_image", where, f"{len(data)} bytes that are no picture, named .{extension}")
     else:
-        with naming("broken_video", where), open_container(data) as container:
-            if not container.streams.video:
-                raise BadSampleError("broken_video", where, "the file has no video stream")
+        with naming("broken_video", where):
+            _stored_size(data, where)
     return "video" if moves else "image"
 
 
@@ -105,18 +106,32 @@ def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[
 
 def _shrink_clip(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[bytes, str]:
     with naming("broken_video", where):
-        with open_container(data) as container:
-            if not container.streams.video:
-                raise BadSampleError("broken_video", where, "the file has no video stream")
-            codec = container.streams.video[0].codec_context
-            size = smaller(codec.width, codec.height, shorter_side)
-        return (data, extension) if size is None else (transcode(data, where, LIMITS_OF_SCALING, size=size), "mp4")
+        size = smaller(*_stored_size(data, where), shorter_side)
+        if size is None:
+            return data, extension
+        return transcode(data, where, LIMITS_OF_SCALING, size=size), WRITTEN_EXTENSION
 
 
-def cut(data: bytes, start: float, end: float, where: str) -> tuple[bytes, str]:
-    """The seconds from ``start`` to ``end`` of a longer clip, as H.264 in MP4 without sound.
+def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, where: str) -> bytes:
+    """Some seconds of a longer clip, as H.264 in MP4 without sound, scaled as by ``shrink`` where asked.
+
+    Args:
+        data: The whole clip.
+        seconds: From when to when, counted from its first frame.
+        shorter_side: Pixels of the shorter side, if it is scaled.
+        where: For messages.
 
     Raises:
-        BadSampleError: It does not decode, or ends before ``start``.
+        BadSampleError: It does not decode, or ends before the first of the seconds.
     """
-    return transcode(data, where, LIMITS_OF_SCALING, seconds=(start, end)), "mp4"
+    with naming("broken_video", where):
+        size = None if shorter_side is None else smaller(*_stored_size(data, where), shorter_side)
+        return transcode(data, where, LIMITS_OF_SCALING, size=size, seconds=seconds)
+
+
+def _stored_size(data: bytes, where: str) -> tuple[int, int]:
+    with open_container(data) as container:
+        if not container.streams.video:
+            raise BadSampleError("broken_video", where, "the file has no video stream")
+        codec = container.streams.video[0].codec_context
+        return codec.width, codec.height
