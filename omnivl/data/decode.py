@@ -174,7 +174,7 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
     if pixels.shape[2] == 4:
-        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))  # type: ignore[arg-type]
+        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 

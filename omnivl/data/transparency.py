@@ -26,7 +26,7 @@ def frame_on_white(frame: "av.VideoFrame") -> NDArray[np.uint8]:
     if any(component.is_alpha for component in frame.format.components):
         # not by way of "rgba": libswscale makes the last columns of some yuva420p widths transparent
         return on_white(np.ascontiguousarray(frame.to_ndarray(format="gbrap")))
-    return frame.to_ndarray(format="rgb24")
+    return frame.to_ndarray(format="rgb24")  # type: ignore[no-any-return]
 
 
 def decoded_frames(

@@ -113,6 +113,6 @@ def _length(path: Path) -> float:
     """Seconds of a clip by its header; 0 for what cannot be read, which is refused later by name."""
     try:
         with open_container(path.read_bytes()) as container:
-            return (container.duration or 0) / av.time_base
+            return float((container.duration or 0) / av.time_base)
     except (OSError, ValueError):
         return 0.0

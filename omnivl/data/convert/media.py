@@ -17,9 +17,9 @@ Verify = Literal["header", "full"]
 
 WRITTEN_EXTENSION = "mp4"
 LIMITS = DecodeLimits()
-"""Of what is copied: those of a plan that names none."""
+"""Of clips, and of pictures that are copied: those of a plan that names none."""
 LIMITS_OF_SCALING = DecodeLimits(max_pixels=178_956_970)
-"""Of what is scaled down before training sees it: Pillow's own bound, half a gibibyte of colours."""
+"""Of pictures that are scaled down before training sees them: Pillow's own bound, half a gibibyte of colours."""
 
 
 def check_extension(extension: str, where: str) -> None:
@@ -34,7 +34,7 @@ def check_extension(extension: str, where: str) -> None:
         raise BadSampleError("unknown_extension", where, f"{shown}; known: {known}")
 
 
-def examine(data: bytes, extension: str, where: str, verify: Verify, limits: DecodeLimits = LIMITS) -> MediaKind:
+def examine(data: bytes, extension: str, where: str, verify: Verify, scaled: bool = False) -> MediaKind:
     """Checks the bytes and returns what they are.
 
     Args:
@@ -43,12 +43,13 @@ def examine(data: bytes, extension: str, where: str, verify: Verify, limits: Dec
         where: For messages.
         verify: ``header`` looks at headers and (for PNG and WebP) at the end; ``full`` decodes everything as training
             does, and refuses what training refuses.
-        limits: Bounds of decoding; those that a plan has where it names none.
+        scaled: Whether it is scaled down afterwards, so that a picture may be larger than training takes.
 
     Raises:
         BadSampleError: ``broken_image``, ``broken_video``, ``too_many_pixels`` or ``too_many_frames``.
     """
     moves = is_clip(extension, data)
+    limits = LIMITS_OF_SCALING if scaled and not moves else LIMITS
     if verify == "full":
         _decode(Sample("", where, data, extension), moves, limits)
     elif picture_format(data) is not None:
@@ -95,13 +96,14 @@ def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[
         stored = picture_size(data)
         if stored is None:
             raise BadSampleError("broken_image", where, "the picture's header is broken")
-        if stored[0] * stored[1] > LIMITS_OF_SCALING.max_pixels:
-            detail = f"{stored[0]} x {stored[1]} pixels; allowed: {LIMITS_OF_SCALING.max_pixels} in all"
+        limits = LIMITS if is_clip(extension, data) else LIMITS_OF_SCALING
+        if stored[0] * stored[1] > limits.max_pixels:
+            detail = f"{stored[0]} x {stored[1]} pixels; allowed: {limits.max_pixels} in all"
             raise BadSampleError("too_many_pixels", where, detail)
         size = smaller(*stored, shorter_side)
         if size is None:
             return data, extension
-        return scale_picture(data, extension, size, LIMITS_OF_SCALING, where)
+        return scale_picture(data, extension, size, limits, where)
 
 
 def _shrink_clip(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[bytes, str]:
@@ -109,7 +111,7 @@ def _shrink_clip(data: bytes, extension: str, shorter_side: int, where: str) -> 
         size = smaller(*_stored_size(data, where), shorter_side)
         if size is None:
             return data, extension
-        return transcode(data, where, LIMITS_OF_SCALING, size=size), WRITTEN_EXTENSION
+        return transcode(data, where, LIMITS, size=size), WRITTEN_EXTENSION
 
 
 def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, where: str) -> bytes:
@@ -126,7 +128,7 @@ def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, whe
     """
     with naming("broken_video", where):
         size = None if shorter_side is None else smaller(*_stored_size(data, where), shorter_side)
-        return transcode(data, where, LIMITS_OF_SCALING, size=size, seconds=seconds)
+        return transcode(data, where, LIMITS, size=size, seconds=seconds)
 
 
 def _stored_size(data: bytes, where: str) -> tuple[int, int]:

@@ -10,8 +10,6 @@ from pathlib import Path
 from omnivl.data.convert.boxes import as_fractions
 from omnivl.data.convert.entry import Entry, Reader, sample_key, short_hash
 from omnivl.data.convert.media import (
-    LIMITS,
-    LIMITS_OF_SCALING,
     WRITTEN_EXTENSION,
     MediaKind,
     Verify,
@@ -183,8 +181,7 @@ def _read_file(
     with naming("unusable", where):
         if seconds is not None:
             data, extension = cut(data, seconds, shorter_side, where), WRITTEN_EXTENSION
-        limits = LIMITS if shorter_side is None else LIMITS_OF_SCALING
-        kind, size = examine(data, extension, where, verify, limits), picture_size(data)
+        kind, size = examine(data, extension, where, verify, scaled=shorter_side is not None), picture_size(data)
         size = None if size is None else upright_size(size, data)
         if shorter_side is not None:
             data, extension = shrink(data, extension, shorter_side, where)

@@ -86,25 +86,25 @@ def _stored(data: bytes) -> Stored:
         return stored_pixels(data)
     with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as picture:
         rgba = np.asarray(picture.convert("RGBA"))
-    return cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA if rgba[:, :, 3].min() < 255 else cv2.COLOR_RGBA2BGR)  # type: ignore[return-value]
+    return cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA if rgba[:, :, 3].min() < 255 else cv2.COLOR_RGBA2BGR)  # type: ignore[no-any-return]
 
 
 def _in_pillows_order(pixels: Stored) -> Stored:
     """Grey ``[H, W, 1]``, BGR or BGRA to grey ``[H, W]``, RGB or RGBA."""
     if pixels.shape[2] == 1:
         return pixels[:, :, 0]
-    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    return cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 
 def _scaled_16_bits(pixels: Stored, size: tuple[int, int]) -> Stored:
     """Scales grey, BGR or BGRA; transparent pixels do not colour their neighbours."""
     if pixels.shape[2] < 4:
-        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[return-value]
+        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)  # type: ignore[no-any-return]
     alpha = pixels[:, :, 3:].astype(np.float32)
     weighted = np.concatenate([pixels[:, :, :3] * (alpha / 65535), alpha], axis=2)
     scaled = cv2.resize(weighted, size, interpolation=cv2.INTER_AREA)
     scaled[:, :, :3] /= np.maximum(scaled[:, :, 3:], 1e-6) / 65535
-    return np.rint(scaled).clip(0, 65535).astype(np.uint16)
+    return np.rint(scaled).clip(0, 65535).astype(np.uint16)  # type: ignore[no-any-return]
 
 
 def _mode_and_profile(data: bytes) -> tuple[str, bytes | None]:

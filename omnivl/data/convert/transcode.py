@@ -112,7 +112,7 @@ class _Writer:
         sides = (self._stream.width, self._stream.height)
         if sides != (frame.width, frame.height):
             how = cv2.INTER_AREA if size is not None else cv2.INTER_LINEAR
-            rgb = cv2.resize(rgb, sides, interpolation=how)  # type: ignore[assignment]
+            rgb = cv2.resize(rgb, sides, interpolation=how)
         written = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuv420p")
         self._last = max(self._last + 1, round((Fraction(time) - self._first) * _TICKS))
         written.pts, written.time_base = self._last, Fraction(1, _TICKS)

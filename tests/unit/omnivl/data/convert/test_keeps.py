@@ -9,6 +9,7 @@ import pytest
 from av.sidedata.sidedata import Type
 from PIL import Image
 
+from omnivl.data.convert import media as conversion
 from omnivl.data.convert.media import examine, shrink
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
 from omnivl.data.formats import is_clip, webp_durations
@@ -152,3 +153,26 @@ def test_a_full_check_refuses_what_training_refuses(name):
             assert verdict(lambda: shrink(one, extension, 24, "list:1")) == "good"  # noqa: B023
     assert verdicts[0] == "good"
     assert "good" not in verdicts[1:3]
+
+
+@pytest.mark.parametrize(("form", "codec"), [("mpegts", "mpeg2video"), ("avi", "mpeg4")])
+def test_a_clip_that_grows_is_refused(form, codec, monkeypatch):
+    small, large = (media_files.clip(form, codec, sides=sides) for sides in ((32, 32), (512, 512)))
+    grows = small + large
+    for call in (lambda: shrink(grows, "avi", 16, "list:1"), lambda: examine(grows, "avi", "list:1", "full")):
+        with pytest.raises(BadSampleError, match="frame 1[12] has another size than the first"):
+            call()
+    monkeypatch.setattr(conversion, "LIMITS", DecodeLimits(max_pixels=32 * 32))
+    for call in (lambda: shrink(grows, "avi", 16, "list:1"), lambda: examine(grows, "avi", "list:1", "full")):
+        with pytest.raises(BadSampleError, match="avcodec_send_packet"):  # by the decoder, before it takes memory
+            call()
+
+
+def test_a_picture_may_be_larger_than_training_takes_where_it_is_scaled(monkeypatch):
+    photograph = media_files.saved("JPEG")
+    monkeypatch.setattr(conversion, "LIMITS", DecodeLimits(max_pixels=1000))
+    assert verdict(lambda: examine(photograph, "jpg", "list:1", "full")) == "too_many_pixels"
+    assert verdict(lambda: examine(photograph, "jpg", "list:1", "full", scaled=True)) == "good"
+    assert shrink(photograph, "jpg", 8, "list:1")[1] == "jpg"
+    monkeypatch.setattr(conversion, "LIMITS_OF_SCALING", DecodeLimits(max_pixels=1000))
+    assert verdict(lambda: shrink(photograph, "jpg", 8, "list:1")) == "too_many_pixels"
