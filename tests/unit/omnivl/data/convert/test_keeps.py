@@ -160,7 +160,7 @@ def test_a_clip_that_grows_is_refused(form, codec, monkeypatch):
     small, large = (media_files.clip(form, codec, sides=sides) for sides in ((32, 32), (512, 512)))
     grows = small + large
     for call in (lambda: shrink(grows, "avi", 16, "list:1"), lambda: examine(grows, "avi", "list:1", "full")):
-        with pytest.raises(BadSampleError, match="frame 1[12] has another size than the first"):
+        with pytest.raises(BadSampleError, match=r"frame 1[12] has another size than the first"):
             call()
     monkeypatch.setattr(conversion, "LIMITS", DecodeLimits(max_pixels=32 * 32))
     for call in (lambda: shrink(grows, "avi", 16, "list:1"), lambda: examine(grows, "avi", "list:1", "full")):
