@@ -2,6 +2,7 @@
 
 import io
 
+import av
 import cv2
 import media_files
 import numpy as np
@@ -176,3 +177,20 @@ def test_a_picture_may_be_larger_than_training_takes_where_it_is_scaled(monkeypa
     assert shrink(photograph, "jpg", 8, "list:1")[1] == "jpg"
     monkeypatch.setattr(conversion, "LIMITS_OF_SCALING", DecodeLimits(max_pixels=1000))
     assert verdict(lambda: shrink(photograph, "jpg", 8, "list:1")) == "too_many_pixels"
+
+
+def test_frames_that_an_edit_list_cuts_off_stay_away():
+    """Times from 0.25 s before the start: an MP4 then says in an edit list that the first three are not shown."""
+    whole, file = media_files.clip(**{"x264-params": "bframes=2:keyint=4"}), io.BytesIO()
+    with av.open(io.BytesIO(whole)) as source, av.open(file, "w", format="mp4") as target:
+        read = source.streams.video[0]
+        written = target.add_stream_from_template(read)
+        for packet in source.demux(read):
+            if packet.dts is not None:
+                shift = round(0.25 / read.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, written
+                target.mux(packet)
+    scaled, _ = shrink(file.getvalue(), "mp4", 24, "list:1")
+    original, converted = decoded(file.getvalue(), "mp4"), decoded(scaled, "mp4")
+    assert len(original) == len(converted) == 9
+    assert difference(original, converted) < 4
