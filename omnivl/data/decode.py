@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -17,10 +16,13 @@ from torch import Tensor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, may_move, picture_format, picture_size
 from omnivl.data.frames import sample_frames
+from omnivl.data.jpeg import decode_jpeg
 from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.png import still_png
 from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.transparency import on_white
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
@@ -64,17 +66,27 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
     with naming("broken_image", sample.where):
         if kind == "jpeg":
-            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
-        if kind == "gif":
+            return upright(decode_jpeg(media, needed)[None], picture_orientation(media))
+        if may_move(media):
             return _pillow_frames(media, lambda total: [0], limits, sample.where)
-        old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
-        how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
-        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
-        if pixels is None:
-            raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-        if kind == "png" and pixels.ndim == 2:
-            pixels = _with_grey_key(pixels, media)
-        return upright(to_rgb(pixels)[None], picture_orientation(media))
+        return upright(to_rgb(stored_pixels(media))[None], picture_orientation(media))
+
+
+def stored_pixels(media: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A PNG, BMP or still WebP as it is stored: grey ``[H, W]``, BGR or BGRA ``[H, W, C]``, of 8 or 16 bits.
+
+    Raises:
+        ValueError: It cannot be decoded.
+    """
+    kind = picture_format(media)
+    if kind == "png":
+        media = still_png(media)
+    old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
+    how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
+    pixels: NDArray[np.uint8] | NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
+    if pixels is None:
+        raise ValueError(f"the {kind} data cannot be decoded")
+    return _with_grey_key(pixels, media) if kind == "png" and pixels.ndim == 2 else pixels
 
 
 def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
@@ -118,7 +130,7 @@ def evaluation_frames(sample: Sample, size: int, num_frames: int, config: Loader
         BadSampleError: See ``decode_still`` and ``decode_clip``.
     """
     limits = DecodeLimits(config.max_pixels, config.max_frames)
-    if num_frames == 1 and sample.extension in STILL_EXTENSIONS:
+    if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
         pixels = decode_still(sample, limits, needed=size)
     else:
         pixels = decode_clip(
@@ -141,19 +153,9 @@ def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> No
         raise BadSampleError("too_many_pixels", where, detail)
 
 
-def _decode_jpeg(media: bytes, needed: int) -> Pixels:
-    try:
-        colour = simplejpeg.decode_jpeg_header(media)[2]
-    except ValueError:
-        colour = "unknown"
-    if colour in ("CMYK", "YCCK", "unknown"):
-        with Image.open(io.BytesIO(media)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
-    return pixels
-
-
-def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
+def _with_grey_key(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16], media: bytes
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Adds the alpha of a grey PNG with a transparent value (``tRNS``), which OpenCV leaves out."""
     found = media.find(b"\0\0\0\2tRNS", 33, max(33, media.find(b"IDAT")))
     if found < 0:
@@ -172,9 +174,7 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
     if pixels.shape[2] == 4:
-        colour = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
-        alpha = cv2.cvtColor(pixels[:, :, 3], cv2.COLOR_GRAY2RGB)
-        return cv2.add(cv2.multiply(colour, alpha, scale=1 / 255), cv2.bitwise_not(alpha))  # type: ignore[no-any-return]
+        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 

@@ -5,7 +5,8 @@ these tables are refused: there is no fallback decoder, and no decoder that coul
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Literal
 
 PictureFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
@@ -41,8 +42,33 @@ def picture_format(data: bytes) -> PictureFormat | None:
 
 
 def is_animated(data: bytes) -> bool:
-    """Whether a WebP's header declares an animation. Needs the first 21 bytes; GIF counts as a clip by its name."""
+    """Whether a WebP's header declares an animation, be it of one frame. Needs the first 21 bytes."""
     return picture_format(data) == "webp" and data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 2)
+
+
+def may_move(data: bytes) -> bool:
+    """Whether a picture's format can hold several frames in turn. Needs the first 21 bytes."""
+    return picture_format(data) == "gif" or is_animated(data)
+
+
+def is_clip(extension: str, data: bytes) -> bool:
+    """Whether a file is a clip: a video, or a GIF or WebP of more than one frame.
+
+    A second picture inside a JPEG, and the animation of a PNG, do not make it one: it is the picture that viewers show.
+
+    Args:
+        extension: Its lower-case extension without dot.
+        data: Its bytes. Of a GIF or WebP (``may_move``), those up to the header of the second frame at least.
+    """
+    match picture_format(data):
+        case None:
+            return extension in CLIP_EXTENSIONS
+        case "gif":
+            return sum(1 for _ in islice(_gif_frames(data), 2)) == 2
+        case "webp":
+            return is_animated(data) and sum(1 for _ in islice(_webp_frames(data), 2)) == 2
+        case _:
+            return False
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
@@ -97,20 +123,43 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 def _gif_size(data: bytes) -> tuple[int, int]:
     """The screen, or what its frames reach where they exceed it: a decoder enlarges the screen to them."""
     width, height = struct.unpack("<HH", data[6:10])
-    place = 13 + _colours(data[10])
-    while place < len(data) and data[place] in b"\x21\x2c":
+    for left, top, wide, high in _gif_frames(data):
+        width, height = max(width, left + wide), max(height, top + high)
+    return width, height
+
+
+def _gif_frames(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Left, top, width and height of each frame; bytes that belong to no block are passed over, as by decoders."""
+    place = 13 + (_colours(data[10]) if len(data) > 10 else 0)
+    while place < len(data) and data[place] != 0x3B:
         if data[place] == 0x21:
             place += 2
-        else:
+        elif data[place] == 0x2C:
             if len(data) < place + 10:
-                break
-            left, top, wide, high = struct.unpack("<HHHH", data[place + 1 : place + 9])
-            width, height = max(width, left + wide), max(height, top + high)
+                return
+            yield struct.unpack("<HHHH", data[place + 1 : place + 9])
             place += 11 + _colours(data[place + 9])
+        else:
+            place += 1
+            continue
         while place < len(data) and data[place]:
             place += 1 + data[place]
         place += 1
-    return width, height
+
+
+def _webp_frames(data: bytes) -> Iterator[int]:
+    """Where the chunk of each frame of an animated WebP begins."""
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        if data[place : place + 4] == b"ANMF":
+            yield place
+        place += 8 + size + size % 2
+
+
+def webp_durations(data: bytes) -> list[int]:
+    """Milliseconds of every frame of an animated WebP: bytes 12 to 14 of each ANMF chunk."""
+    return [int.from_bytes(data[place + 20 : place + 23], "little") for place in _webp_frames(data)]
 
 
 def _colours(flags: int) -> int:

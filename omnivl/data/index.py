@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.archive import ArchiveError, FileBytes, TarReader
-from omnivl.data.formats import CLIP_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
+from omnivl.data.formats import TEXT_EXTENSIONS, file_named, is_clip, may_move
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.metadata import FieldColumns, FieldEncoder
 from omnivl.data.record import Record, parse_record
@@ -182,9 +182,20 @@ def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, b
     record = parse_record(texts, where)
     if group.media is None:
         return record, False
-    (offset, size), extension = group.media
-    header = os.pread(descriptor, min(size, _HEADER_BYTES), offset)
-    return record, extension in CLIP_EXTENSIONS or is_animated(header)
+    return record, _moves(descriptor, *group.media)
+
+
+def _moves(descriptor: int, span: Span, extension: str) -> bool:
+    """Whether a picture or clip is a clip; of a GIF or WebP no more is read than up to the second frame, or nearly."""
+    offset, size = span
+    length = _HEADER_BYTES
+    while True:
+        head = os.pread(descriptor, min(size, length), offset)
+        if is_clip(extension, head):
+            return True
+        if length >= size or not may_move(head):
+            return False
+        length *= 16
 
 
 class _Columns:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
 from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
-from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
+from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, is_clip, picture_format, picture_size, webp_durations
 from omnivl.data.orientation import upright_size
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.video import open_container
@@ -46,11 +46,11 @@ def has_media(sample: Sample) -> bool:
     return sample.frames is not None or sample.media is not None
 
 
-def is_clip(sample: Sample) -> bool:
+def moves(sample: Sample) -> bool:
     """Whether a sample moves: a video, an animated picture, or drawn frames."""
     if sample.frames is not None:
         return len(sample.frames) > 1
-    return sample.extension in CLIP_EXTENSIONS or is_animated((sample.media or b"")[:32])
+    return is_clip(sample.extension, sample.media or b"")
 
 
 def media_facts(sample: Sample) -> MediaFacts:
@@ -69,17 +69,14 @@ def media_facts(sample: Sample) -> MediaFacts:
     size = picture_size(sample.media)
     if size is None:
         raise BadSampleError("broken_image", sample.where, "no picture header, or one that is cut or damaged")
+    if not is_clip(sample.extension, sample.media):
+        return MediaFacts(*upright_size(size, sample.media))
     if is_animated(sample.media):
-        durations = _webp_durations(sample.media)
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    if kind == "gif":
-        with (
-            naming("broken_image", sample.where),
-            Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture,
-        ):
+        durations = webp_durations(sample.media)
+    else:
+        with naming("broken_image", sample.where), Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture:
             durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    return MediaFacts(*upright_size(size, sample.media))
+    return MediaFacts(*size, len(durations), sum(durations) / 1000)
 
 
 def _video_facts(media: bytes, where: str) -> MediaFacts:
@@ -93,18 +90,6 @@ def _video_facts(media: bytes, where: str) -> MediaFacts:
     return MediaFacts(width, height, frames, seconds)
 
 
-def _webp_durations(media: bytes) -> list[int]:
-    """Milliseconds of every frame of an animated WebP: bytes 12 to 14 of each ANMF chunk."""
-    durations: list[int] = []
-    place = 12
-    while place + 8 <= len(media):
-        size = int.from_bytes(media[place + 4 : place + 8], "little")
-        if media[place : place + 4] == b"ANMF":
-            durations.append(int.from_bytes(media[place + 20 : place + 23], "little"))
-        place += 8 + size + size % 2
-    return durations
-
-
 def thumbnail(sample: Sample) -> str:
     """A data URI: the picture, or six frames of the clip side by side.
 
@@ -112,7 +97,7 @@ def thumbnail(sample: Sample) -> str:
         BadSampleError: It does not decode.
     """
     limits = DecodeLimits()
-    if not is_clip(sample):
+    if not moves(sample):
         return _data_uri(_fit(decode_still(sample, limits, needed=_STILL_SIDE)[0], _STILL_SIDE))
     frames = decode_clip(sample, limits, _strip_places)
     gap = np.full((_STRIP_SIDE, _STRIP_GAP, 3), 128, dtype=np.uint8)

@@ -16,7 +16,7 @@ from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReade
 from omnivl.data.batch import has_text, is_label, is_video
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.filters import matches
-from omnivl.data.formats import CLIP_EXTENSIONS, file_named, is_animated
+from omnivl.data.formats import file_named, is_clip
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
@@ -186,8 +186,7 @@ class StreamReader:
         if not takes_media(self._config):
             return bool(pictures) or not self._config.pictures
         assert sample.media is not None, "looked at before"
-        is_clip = sample.extension in CLIP_EXTENSIONS or is_animated(sample.media)
-        return is_clip == is_video(self._config.kind)
+        return is_clip(sample.extension, sample.media) == is_video(self._config.kind)
 
     def _says(self, sample: Sample) -> bool:
         """Whether a sample has the caption or the label that the entry asks for, and passes its filter."""
