@@ -24,11 +24,17 @@ def pretrain(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Begin without a look at the data and the weights of all stages."),
+    ] = False,
     hostfile: Annotated[
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
 ) -> None:
     """Runs a plan, or resumes a run that was interrupted. Ctrl-C saves a checkpoint first.
+
+    Looks at every stage's data, evaluation data, weights and tokenizers before the first step.
 
     Examples:
       omnivl pretrain configs/plans/quickstart.yaml
@@ -36,7 +42,7 @@ def pretrain(
       omnivl pretrain configs/plans/quickstart.yaml --stage spatial --fresh
       torchrun --nproc-per-node 8 --no-python omnivl pretrain plan.yaml
     """
-    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
+    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, offline)
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(arguments)
     if hostfile is not None:

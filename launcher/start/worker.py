@@ -1,6 +1,6 @@
 """One process of a run.
 
-``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME] [--offline]``
 
 Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
 """
@@ -75,15 +75,29 @@ def run_worker(arguments: Sequence[str]) -> int:
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
     folder = options.run_folder or Path("runs") / plan.name
-    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+    run = RunOptions(
+        folder,
+        fresh=options.fresh,
+        stage=options.stage,
+        offline=options.offline,
+        plan_file=options.plan,
+        overrides=tuple(options.overrides),
+    )
+    return train(plan, run, device)
 
 
 def worker_arguments(
-    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+    plan: Path,
+    overrides: Sequence[str],
+    run_folder: Path | None,
+    fresh: bool,
+    stage: str | None,
+    offline: bool = False,
 ) -> list[str]:
     """The command line that ``run_worker`` reads back."""
     flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
     flags += ["--fresh"] if fresh else []
+    flags += ["--offline"] if offline else []
     flags += [] if stage is None else ["--stage", stage]
     return [*flags, "--", str(plan), *overrides]
 
@@ -94,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--offline", action="store_true")
     parser.add_argument("--stage")
     return parser
 

@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +110,7 @@ class ShardIndex:
         return lacking_media(self.extension[row], texts, where).rejection
 
 
-def build_index(path: Path, name: str) -> ShardIndex:
+def build_index(path: Path, name: str, enough: Callable[[int], bool] | None = None) -> ShardIndex:
     """Reads a shard's headers and text members. Never raises for a bad shard: mistakes are in ``rejections``.
 
     Time and memory are bounded by the size of the file.
@@ -118,12 +118,13 @@ def build_index(path: Path, name: str) -> ShardIndex:
     Args:
         path: The tar file, not compressed.
         name: How messages call it.
+        enough: Ends the reading after a number of samples for which it is true; None reads the whole shard.
     """
     columns = _Columns()
     rejections: list[Rejection] = []
     try:
         with opened_shard(path) as descriptor:
-            _fill(columns, descriptor, name, rejections)
+            _fill(columns, descriptor, name, rejections, enough)
     except OSError as error:
         rejections.append(Rejection("unreadable_path", name, error.strerror or str(error)))
     if not columns.keys and not rejections:
@@ -148,7 +149,13 @@ def opened_shard(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _fill(columns: "_Columns", descriptor: int, name: str, rejections: list[Rejection]) -> None:
+def _fill(
+    columns: "_Columns",
+    descriptor: int,
+    name: str,
+    rejections: list[Rejection],
+    enough: Callable[[int], bool] | None,
+) -> None:
     source = FileBytes(descriptor)
     if source.size == 0:
         rejections.append(Rejection("empty_shard", name, "the file has no bytes"))
@@ -156,6 +163,8 @@ def _fill(columns: "_Columns", descriptor: int, name: str, rejections: list[Reje
     members = ((member, (member.offset, member.size)) for member in TarReader(source))
     try:
         for group in group_members(members):
+            if enough is not None and enough(len(columns.keys) + len(rejections)):
+                break
             where = f"{name}:{group.key}"
             try:
                 columns.add(group, *_examine(descriptor, group, where))
