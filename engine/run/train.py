@@ -87,7 +87,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
-        ranks.on_first(lambda: _look_ahead(run, plan, options))  # before anything of an earlier start is deleted
+        ranks.on_first(lambda: look_ahead(run, plan, options))  # before anything of an earlier start is deleted
         ranks.on_first(lambda: _enter_folder(run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
@@ -191,7 +191,7 @@ def _go_on(start: _Start, index: int) -> int:
     return signal
 
 
-def _look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
+def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     """Looks at what the stages that are still to run read, all of them.
 
     Raises:

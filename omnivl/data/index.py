@@ -122,12 +122,13 @@ def build_index(path: Path, name: str, enough: Callable[[int], bool] | None = No
     """
     columns = _Columns()
     rejections: list[Rejection] = []
+    whole = True
     try:
         with opened_shard(path) as descriptor:
-            _fill(columns, descriptor, name, rejections, enough)
+            whole = _fill(columns, descriptor, name, rejections, enough)
     except OSError as error:
         rejections.append(Rejection("unreadable_path", name, error.strerror or str(error)))
-    if not columns.keys and not rejections:
+    if whole and not columns.keys and not rejections:
         rejections.append(Rejection("empty_shard", name, "the archive has no samples"))
     return columns.to_index(tuple(rejections))
 
@@ -155,16 +156,17 @@ def _fill(
     name: str,
     rejections: list[Rejection],
     enough: Callable[[int], bool] | None,
-) -> None:
+) -> bool:
+    """Fills columns from a shard; returns whether it came to the end."""
     source = FileBytes(descriptor)
     if source.size == 0:
         rejections.append(Rejection("empty_shard", name, "the file has no bytes"))
-        return
+        return True
     members = ((member, (member.offset, member.size)) for member in TarReader(source))
     try:
         for group in group_members(members):
             if enough is not None and enough(len(columns.keys) + len(rejections)):
-                break
+                return False
             where = f"{name}:{group.key}"
             try:
                 columns.add(group, *_examine(descriptor, group, where))
@@ -174,6 +176,7 @@ def _fill(
                     columns.drop(group.key)
     except ArchiveError as error:
         rejections.append(Rejection(error.cause, name, f"{error.detail}; the file has {source.size} bytes"))
+    return True
 
 
 def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, bool]:

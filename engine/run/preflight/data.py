@@ -93,7 +93,8 @@ class DataLook:
         try:
             found = self._glance(entry, stage, seed)
         except NothingLeftError as error:
-            self._look.problems.append(Finding((*path, "where" if entry.where else "source"), str(error)))
+            field = "where" if entry.where else "pictures" if entry.pictures else "source"
+            self._look.problems.append(Finding((*path, field), str(error)))
             return None
         except DataError as error:
             self._look.problems.append(Finding((*path, "source"), f"{error}{self._beside(entry.source)}"))

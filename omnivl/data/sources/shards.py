@@ -203,6 +203,7 @@ class ShardSource:
         fields = sorted({name for index in self._indexes for name in index.fields.columns if not name.startswith("@")})
         more = f" and {len(fields) - _SHOWN_NAMES} more" if len(fields) > _SHOWN_NAMES else ""
         wanted = ", ".join(f"{name} in {list(values)}" for name, values in config.where.items()) or "no filter"
+        wanted += f"; pictures: {', '.join(config.pictures)}" if config.pictures else ""
         first = next(iter(unread or self._rejections), None)
         example = "" if first is None else f" (the first: {first.where}: {first.detail})"
         return NothingLeftError(
