@@ -13,25 +13,26 @@ from pathlib import Path
 
 import torch
 
-from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
-from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
+from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.parallel import Precision
-from engine.plan.parse import parse_plan
+from engine.plan.places import places_of
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype, faster_precision, with_precision
-from engine.plan.yaml import read_yaml
+from engine.plan.yaml import show_path
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.assessment import UnevaluatedError
+from engine.run.earlier import check_goes_on, earlier_plan, is_done, with_precision_of
+from engine.run.preflight import look_at
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.freeze import freeze, freeze_idle, store_frozen
@@ -53,11 +54,17 @@ class RunOptions:
         folder: The run's folder.
         fresh: Delete what an earlier start left there.
         stage: Run this stage only; None runs all.
+        offline: Do not look at the data and the weights of all stages before the first one begins.
+        plan_file: Where the plan was read from, for messages.
+        overrides: What it was read with.
     """
 
     folder: Path
     fresh: bool = False
     stage: str | None = None
+    offline: bool = False
+    plan_file: Path | None = None
+    overrides: tuple[str, ...] = ()
 
 
 def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
@@ -80,6 +87,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
+        ranks.on_first(lambda: look_ahead(run, plan, options))  # before anything of an earlier start is deleted
         ranks.on_first(lambda: _enter_folder(run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
@@ -90,7 +98,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
-            if ranks.on_first(functools.partial(_is_done, run.stage(index, stage.name), stage)):
+            if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage)):
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
@@ -183,20 +191,36 @@ def _go_on(start: _Start, index: int) -> int:
     return signal
 
 
+def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
+    """Looks at what the stages that are still to run read, all of them.
+
+    Raises:
+        PlanError: Names all that is wrong.
+    """
+    if options.offline:
+        return
+    due = [
+        index
+        for index, stage in enumerate(plan.stages)
+        if options.stage in (None, stage.name) and (options.fresh or not is_done(run.stage(index, stage.name), stage))
+    ]
+    if due:
+        file = options.plan_file
+        folder = None if file is None else file.parent
+        seen = look_at(plan, stages=due, world_size=ranks.world_size(), open_streams=True, folder=folder)
+        seen.refuse(show_path if file is None else places_of(file, options.overrides))
+
+
 def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     """Checks that the folder holds this run or none, and writes plan and environment into it."""
     names = [stage.name for stage in plan.stages]
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    text = plan.to_yaml()
     shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
-    if run.plan.is_file():
-        earlier = _earlier_plan(run)
-        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
-        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
-    write_whole(run.plan, text)
+    check_goes_on(run, plan)
+    write_whole(run.plan, plan.to_yaml())
     _write_json(run.environment, describe_environment(ranks.world_size()))
 
 
@@ -206,31 +230,11 @@ def _choose_precision(
     """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
-    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
+    earlier = ranks.on_first(lambda: None if options.fresh else earlier_plan(run))
     if earlier is None:
         faster = faster_precision(device)
         return with_precision(plan, faster), faster
-    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
-    return with_precision(plan, earlier.parallel.precision, known), None
-
-
-def _earlier_plan(run: RunFolder) -> Plan | None:
-    """The plan of the run in the folder, with this version's defaults for fields that the run's version did not have.
-
-    None if there is none, or if this version cannot read it: the comparison of plans then names the differences.
-    """
-    try:
-        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
-    except PlanError:
-        return None
-
-
-def _is_done(folder: StageFolder, stage: StagePlan) -> bool:
-    """Whether nothing is left to do: the stage is complete, and its evaluation too, has failed, or cannot be done."""
-    if (folder.completed_steps() or -1) < stage.steps:
-        return False
-    due = folder.awaits_evaluation() and stage.steps not in read_failed(folder.unevaluated)
-    return not (due and stage.evaluate.tasks and stage.steps in checkpoint_steps(folder.checkpoints))
+    return with_precision_of(plan, earlier), None
 
 
 def _failed_evaluation(run: RunFolder, index: int, stage: StagePlan) -> str | None:

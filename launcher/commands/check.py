@@ -19,9 +19,11 @@ from engine.plan.consent import reaches, require_consent
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
+from engine.run.preflight import Look
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.consent import AllowCommands
+from launcher.commands.look import Offline, look_from_here, told
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.special_tokens import SpecialTokens
@@ -39,18 +41,28 @@ def check(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     allow_commands: AllowCommands = False,
+    offline: Offline = False,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Look as well whether the run can begin, or go on, in this folder.")
+    ] = None,
 ) -> None:
     """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2.
+
+    Looks at every stage's data, evaluation data, weights and tokenizers as far as they can be seen from here.
 
     Examples:
       omnivl check configs/plans/quickstart.yaml
       omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
-      omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
+      omnivl check configs/plans/beit3_base.yaml --world-size 64 --offline --json
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
         require_consent(read, [plan], overrides or (), allowed=allow_commands)
-        summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
+        look = Look() if offline else look_from_here(read, plan, _processes(read, world_size), run_folder=run_folder)
+        summary: dict[str, Any] = {}
+        with look.at(None):
+            summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
+        summary |= {"offline": offline, "notes": told(look, plan, overrides or ())}
     except UserError as error:
         if not as_json:
             raise
@@ -75,8 +87,7 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: The tokenizer cannot be loaded, or has more words than the model has rows.
     """
-    launched = plan.launch.processes
-    replicas = world_size or (1 if launched == "auto" else launched)
+    launched, replicas = plan.launch.processes, _processes(plan, world_size)
     tokenizer = tokenizer_or_size(plan)
     return {
         "name": plan.name,
@@ -86,6 +97,12 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
         "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
         "reaches": [str(one) for one in reaches(plan)],
     }
+
+
+def _processes(plan: Plan, world_size: int | None) -> int:
+    """Number of processes: as told, else the plan's, and 1 where that is ``auto``."""
+    launched = plan.launch.processes
+    return world_size or (1 if launched == "auto" else launched)
 
 
 def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
@@ -235,6 +252,11 @@ def _print(plan: Plan, summary: dict[str, Any]) -> None:
         console.print("\n".join(lines), soft_wrap=True)
         files = " ".join(summary["earlier_fields"])
         console.print(f"`omnivl upgrade {files} --write` rewrites them.", soft_wrap=True)
+    if summary["offline"]:
+        console.print("\n--offline: data, weights and tokenizers were not looked at.", soft_wrap=True)
+    elif summary["notes"]:
+        console.print("\nNot looked at, or perhaps not meant:", soft_wrap=True)
+        console.print("\n".join(summary["notes"]), soft_wrap=True)
 
 
 def _tied(pipeline: dict[str, Any]) -> str:

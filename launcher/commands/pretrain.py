@@ -26,12 +26,18 @@ def pretrain(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
+    offline: Annotated[
+        bool,
+        typer.Option("--offline", help="Begin without a look at the data and the weights of all stages."),
+    ] = False,
     hostfile: Annotated[
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
     ] = None,
     allow_commands: AllowCommands = False,
 ) -> None:
     """Runs a plan, or resumes a run that was interrupted. Ctrl-C saves a checkpoint first.
+
+    Looks at every stage's data, evaluation data, weights and tokenizers before the first step.
 
     Examples:
       omnivl pretrain configs/plans/quickstart.yaml
@@ -41,10 +47,14 @@ def pretrain(
     """
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(
-            worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=allow_commands)
+            worker.worker_arguments(
+                plan, overrides or (), run_folder, fresh, stage, offline=offline, allow_commands=allow_commands
+            )
         )
     require_consent(load_plan(plan, overrides or ()), [plan], overrides or (), allowed=allow_commands)
-    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage, allow_commands=True)
+    arguments = worker.worker_arguments(
+        plan, overrides or (), run_folder, fresh, stage, offline=offline, allow_commands=True
+    )
     if hostfile is not None:
         load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
         run_over_hosts(hostfile, arguments)

@@ -9,6 +9,7 @@ from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
 from launcher.commands.consent import AllowCommands
+from launcher.commands.look import Offline, look_from_here, told
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in, submission_folder, write_job
 from launcher.start.local import local_processes
@@ -37,8 +38,11 @@ def submit(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
     allow_commands: AllowCommands = False,
+    offline: Offline = False,
 ) -> None:
     """Writes a job that runs a plan on a Slurm cluster, and submits it. After an interruption it resumes by itself.
+
+    Looks first, from this machine, at every stage's data, evaluation data, weights and tokenizers.
 
     Examples:
       omnivl submit configs/plans/quickstart.yaml --nodes 2 --gpus-per-node 8 --time 24:00:00
@@ -60,6 +64,11 @@ def submit(
     run = load_plan(plan, overrides or (), nodes * processes)
     require_consent(run, [plan], overrides or (), allowed=allow_commands)
     folder = (run_folder or Path("runs") / run.name).resolve()
+    stages = _stages(run, stage, chain)
+    if not offline:
+        look = look_from_here(run, plan, nodes * processes, run_folder=folder, fresh=fresh, stage=stage)
+        for line in told(look, plan, overrides or ()):
+            typer.echo(line, err=True)
     written = submission_folder(folder)
     submissions = [
         write_job(
@@ -70,7 +79,7 @@ def submit(
             request,
             request.spec(nodes, processes, stage=name, fresh=fresh and index == 0),
         )
-        for index, name in enumerate(_stages(run, stage, chain))
+        for index, name in enumerate(stages)
     ]
     hand_in(submissions, folder, chained=True, dry_run=dry_run, as_json=as_json)
 

@@ -1,6 +1,7 @@
 """One process of a run.
 
-``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME] [--allow-commands]``
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME] [--offline]
+[--allow-commands]``
 
 Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
 """
@@ -77,7 +78,15 @@ def run_worker(arguments: Sequence[str]) -> int:
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
     folder = options.run_folder or Path("runs") / plan.name
-    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+    run = RunOptions(
+        folder,
+        fresh=options.fresh,
+        stage=options.stage,
+        offline=options.offline,
+        plan_file=options.plan,
+        overrides=tuple(options.overrides),
+    )
+    return train(plan, run, device)
 
 
 def worker_arguments(
@@ -87,11 +96,13 @@ def worker_arguments(
     fresh: bool,
     stage: str | None,
     *,
+    offline: bool,
     allow_commands: bool,
 ) -> list[str]:
     """The command line that ``run_worker`` reads back; ``allow_commands`` where the plan's sources were looked at."""
     flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
     flags += ["--fresh"] if fresh else []
+    flags += ["--offline"] if offline else []
     flags += [] if stage is None else ["--stage", stage]
     flags += ["--allow-commands"] if allow_commands else []
     return [*flags, "--", str(plan), *overrides]
@@ -103,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--offline", action="store_true")
     parser.add_argument("--stage")
     parser.add_argument("--allow-commands", action="store_true")
     return parser

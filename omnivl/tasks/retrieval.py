@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moe.ranges import Range
+from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
@@ -49,6 +50,16 @@ class RetrievalTask(Task):
     def needs(self) -> tuple[Need, ...]:
         """Embeddings, and the matching head for re-ranking."""
         return (Embeddings(), Head(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a caption, or some of them have tags."""
+        if self.text != "tags":
+            super().examine(pictures)
+        elif not any(_tags(sample.meta) for sample in pictures.samples):
+            raise DataError(
+                f"{pictures.samples[0].where} and others have no list 'tags', which text: tags ranks; set text to "
+                "'caption', or filter with `where`"
+            )
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text."""

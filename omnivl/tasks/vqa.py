@@ -103,6 +103,12 @@ class VQATask(Task):
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, people, strict=True)]
         return TaskResult(tuple(self._scores(found, people, types)), self._gallery(pictures, questions, answers, found))
 
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a question and answers."""
+        for place in range(len(pictures)):
+            self._question(pictures, place)
+            _given(pictures, place)
+
     def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[str]:
         """The answer to each question."""
         objective = encoder.chain.objectives[self.objective]

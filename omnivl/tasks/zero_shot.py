@@ -61,6 +61,10 @@ class ZeroShotTask(Task):
         )
         return TaskResult((score,))
 
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a label."""
+        _labels(pictures)
+
     def _nearest(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
         """The class with the largest cosine of its templates' mean with each sample, int64 ``[samples]``.
 

@@ -11,6 +11,8 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from omnivl.errors import DataError
+
 Cause = Literal[
     "truncated_tar",
     "wrong_archive",
@@ -62,6 +64,10 @@ class BadSampleError(Exception):
 
     def __str__(self) -> str:
         return f"{self.rejection.where}: {self.rejection.cause}: {self.rejection.detail}"
+
+
+class NothingLeftError(DataError):
+    """A source can be read, and none of its samples is what an entry asks for: the kind or the filter is wrong."""
 
 
 @contextmanager

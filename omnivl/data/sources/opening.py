@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -102,14 +103,15 @@ def command_of(address: str) -> str | list[str]:
 
 
 @contextmanager
-def opened_stream(address: str, timeout: float) -> Iterator[Readable]:
+def opened_stream(address: str, timeout: float, seconds: float | None = None) -> Iterator[Readable]:
     """The bytes of a stream, unpacked where it is a gzip, bzip2 or xz stream.
 
     Leaving the block before the end stops the program.
 
     Args:
-        address: What is read.
+        address: See ``command_of``.
         timeout: Seconds that reading waits for the next bytes.
+        seconds: After which the program is stopped, and its output with it; None waits as long as it sends something.
 
     Raises:
         StreamError: The program is missing or fails, or the stream grows out of proportion when it is unpacked. Also
@@ -132,9 +134,15 @@ def opened_stream(address: str, timeout: float) -> Iterator[Readable]:
             raise StreamError(f"{command[0]} cannot be started: {error.strerror}; install it") from error
         assert process.stdout is not None
         program = _Program(process, process.stdout, messages, timeout)
+        timer = None if seconds is None else threading.Timer(seconds, program.kill)
         try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
             yield _unpacked(program)
         finally:
+            if timer is not None:
+                timer.cancel()
             program.stop()
 
 
@@ -176,9 +184,13 @@ class _Program:
     def stop(self) -> None:
         """Ends the program; what it writes after this goes nowhere."""
         self.output.close()
+        self.kill()
+        self.process.wait()
+
+    def kill(self) -> None:
+        """Ends the program where it still runs, so that its output ends."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # a shell's children too; it leads a session of its own
-        self.process.wait()
 
 
 class _Decompressor(Protocol):

@@ -17,13 +17,14 @@ from omnivl.data.formats import TEXT_EXTENSIONS, file_named
 from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
-from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, NothingLeftError, Rejection, Sample
 from omnivl.errors import DataError
 
 _SHOWN_NAMES = 12
 
 
-def _index_path(shard: str, folder: str | None) -> Path:
+def index_path(shard: str, folder: str | None) -> Path:
+    """The file of a shard's index: beside the shard where ``folder`` is None."""
     if folder is None:
         return Path(f"{shard}.index.safetensors")
     digest = blake2b(os.fsencode(os.path.abspath(shard)), digest_size=8).hexdigest()  # noqa: PTH100  # no link followed
@@ -45,6 +46,7 @@ class ShardSource:
         *,
         index_folder: str | None = None,
         keep_index: bool = True,
+        indexes: Sequence[ShardIndex] | None = None,
     ) -> None:
         """Indexes the shards.
 
@@ -53,21 +55,23 @@ class ShardSource:
             shards: Paths of tar files.
             index_folder: Folder for indexes; None for beside each shard.
             keep_index: Whether indexes are kept at all.
+            indexes: The shards' indexes where they are known, maybe of their first samples only.
 
         Raises:
             DataError: No sample is left; the message says what the shards hold.
         """
         self._config = config
         self._shards = tuple(shards)
-        with ThreadPoolExecutor(8) as pool:
-            indexes = list(
-                pool.map(
-                    lambda shard: load_index(
-                        Path(shard), shard, _index_path(shard, index_folder) if keep_index else None
-                    ),
-                    self._shards,
+        if indexes is None:
+            with ThreadPoolExecutor(8) as pool:
+                indexes = list(
+                    pool.map(
+                        lambda shard: load_index(
+                            Path(shard), shard, index_path(shard, index_folder) if keep_index else None
+                        ),
+                        self._shards,
+                    )
                 )
-            )
         self._rejections = [rejection for index in indexes for rejection in index.rejections]
         chosen = [self._choose(index, shard) for index, shard in zip(indexes, self._shards, strict=True)]
         self._indexes = indexes
@@ -78,7 +82,7 @@ class ShardSource:
         self._open: dict[int, int] = {}
         self._owner = os.getpid()
         if len(self._row) == 0:
-            raise DataError(self._nothing_left())
+            raise self._nothing_left()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -183,11 +187,11 @@ class ShardSource:
         shows: NDArray[np.bool_] = has_media & (index.is_clip == is_video(config.kind))
         return shows
 
-    def _nothing_left(self) -> str:
+    def _nothing_left(self) -> DataError:
         config = self._config
         unread = [entry for entry in self._rejections if entry.cause in SHARD_CAUSES]
         if len(unread) == len(self._shards):
-            return (
+            return DataError(
                 f"data source {config.source!r}: none of its {len(self._shards)} shards can be read; the first: "
                 f"{unread[0].where}: {unread[0].detail}"
             )
@@ -199,9 +203,10 @@ class ShardSource:
         fields = sorted({name for index in self._indexes for name in index.fields.columns if not name.startswith("@")})
         more = f" and {len(fields) - _SHOWN_NAMES} more" if len(fields) > _SHOWN_NAMES else ""
         wanted = ", ".join(f"{name} in {list(values)}" for name, values in config.where.items()) or "no filter"
+        wanted += f"; pictures: {', '.join(config.pictures)}" if config.pictures else ""
         first = next(iter(unread or self._rejections), None)
         example = "" if first is None else f" (the first: {first.where}: {first.detail})"
-        return (
+        return NothingLeftError(
             f"data source {config.source!r}: no sample of kind {config.kind} is left (where: {wanted}); its "
             f"{len(self._shards)} shards hold {total - clips} stills and {clips} clips{further}, metadata fields "
             f"{fields[:_SHOWN_NAMES]}{more}, rejected {dict(causes)}{example}; change the kind, 'where' or the path"

@@ -8,6 +8,7 @@ An archive is read by the reader that also makes indexes (``omnivl.data.archive`
 and refuses the same ones. Nothing is unpickled.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +21,7 @@ from omnivl.data.formats import file_named, is_clip
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
-from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, Rejection, Sample
 from omnivl.data.sources.braces import expand_braces
 from omnivl.data.sources.opening import SilentStreamError, check_address, opened_stream
 from omnivl.data.sources.shards import lacking, takes_media, to_sample, wanted_members
@@ -115,9 +116,17 @@ class StreamReader:
                 )
             self._place += self._step
 
-    def _read_shard(self, shard: str) -> Iterator[Sample]:
+    def first(self, seconds: float) -> Sample | None:
+        """The first sample of the pattern's first shard; None where it has none, see ``rejections``.
+
+        Args:
+            seconds: After which the shard is given up.
+        """
+        return next(self._read_shard(self._shards[0], seconds), None)
+
+    def _read_shard(self, shard: str, seconds: float | None = None) -> Iterator[Sample]:
         try:
-            with opened_stream(shard, self._timeout) as stream:
+            with opened_stream(shard, self._timeout, seconds) as stream:
                 for group in group_members(_with_bytes(TarReader(stream))):
                     sample = self._to_sample(group, shard)
                     if sample is not None:
@@ -192,6 +201,35 @@ class StreamReader:
         """Whether a sample has the caption or the label that the entry asks for, and passes its filter."""
         has = sample.label is not None if is_label(self._config.kind) else bool(sample.captions)
         return (has or not self._reads_captions) and matches(sample.meta, self._config.where)
+
+
+def first_sample(config: DataEntryConfig, seconds: float) -> Sample | None:
+    """Opens the first shard of a stream and reads to the first sample that an entry asks for.
+
+    Args:
+        config: The entry.
+        seconds: After which the shard is given up.
+
+    Returns:
+        The sample; None where none was found in time, or none there while there are other shards.
+
+    Raises:
+        DataError: The shard cannot be opened or read, or is the only one and has no such sample.
+    """
+    begun = time.monotonic()
+    reader = StreamReader(config, key=config.key, seed=0, buffer=1, reader=0, readers=1, first_shard=0)
+    sample = reader.first(seconds)
+    if sample is not None or time.monotonic() - begun >= seconds:
+        return sample
+    shards = expand_stream(config.source)
+    broken = [one for one in reader.rejections if one.cause in SHARD_CAUSES]
+    if broken or len(shards) == 1:
+        last = (broken or reader.rejections)[-1].detail if reader.rejections else "no sample passes the filter"
+        raise DataError(
+            f"data source {config.source!r}: its first shard, {shards[0]}, gives no sample of kind {config.kind}: "
+            f"{last}; mend the address, the kind or 'where'"
+        )
+    return None
 
 
 def _with_bytes(archive: TarReader) -> Iterator[tuple[Member, bytes]]:

@@ -28,7 +28,7 @@ def test_the_size_stands_in_for_the_tokenizer() -> None:
         tokenizer.decode([1])
 
 
-@pytest.mark.parametrize("command", [["check"], ["estimate", "--nodes", "1", "--gpus-per-node", "2"]])
+@pytest.mark.parametrize("command", [["check", "--offline"], ["estimate", "--nodes", "1", "--gpus-per-node", "2"]])
 def test_commands_that_read_no_text(command: list[str], tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(PLAN)
     told = CliRunner().invoke(cli.app, [command[0], str(tmp_path / "plan.yaml"), *command[1:], "--json"])

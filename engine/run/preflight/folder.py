@@ -1,0 +1,48 @@
+"""Looks at the folder that a run is to be written to."""
+
+import os
+
+from engine.disk.run_folder import RunFolder, RunFolderError
+from engine.plan.plan import Plan
+from engine.run.earlier import check_goes_on, earlier_plan, with_precision_of
+from engine.run.preflight.findings import Finding, Look
+
+
+def look_at_folder(plan: Plan, run: RunFolder, look: Look, *, fresh: bool = False, stage: str | None = None) -> None:
+    """Looks whether a run can be begun or gone on with in a folder. Writes nothing.
+
+    Args:
+        plan: Without mistakes.
+        run: The folder, which need not exist.
+        look: Takes the findings.
+        fresh: Whether what is there will be deleted.
+        stage: The only stage that will run; None for all.
+    """
+    with look.at(None):
+        _check_writable(run)
+        if not fresh and run.plan.is_file():
+            earlier = earlier_plan(run)
+            check_goes_on(run, plan if earlier is None else with_precision_of(plan, earlier))
+    for index, one in enumerate(plan.stages):
+        if one.name != stage or one.init_from is None:
+            continue
+        before = [other.name for other in plan.stages].index(one.init_from)
+        if not (weights := run.stage(before, one.init_from).weights).is_file():
+            text = f"got {one.init_from!r}, which is not complete: {weights} is missing; run that stage first"
+            look.problems.append(Finding(("stages", index, "init_from"), text))
+
+
+def _check_writable(run: RunFolder) -> None:
+    """Refuses a folder in which nothing can be written.
+
+    Raises:
+        RunFolderError: It is a file, below one, or somebody else's.
+    """
+    there = next(path for path in (run.path.absolute(), *run.path.absolute().parents) if os.path.lexists(path))
+    if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
+        return
+    reason = "its permissions" if there.is_dir() else "a file"
+    raise RunFolderError(
+        f"--run-folder: got {run.path}, in which nothing can be written ({there}: {reason}); allowed a folder of "
+        "yours, there or not; choose another one"
+    )
