@@ -33,13 +33,18 @@ Key = TypeVar("Key", str, int)
 Config = TypeVar("Config")
 
 
+def plan_file(path: FilePath | str) -> FilePath:
+    """The file of a plan: the path itself, or of a run's folder the plan in it, which holds the run's overrides."""
+    return FilePath(path) / "plan.yaml" if FilePath(path).is_dir() else FilePath(path)
+
+
 def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
-    """Reads a plan from a file; see ``parse_plan``.
+    """Reads a plan from a file, or from the folder of a run; see ``parse_plan`` and ``plan_file``.
 
     Raises:
         PlanError: The file cannot be read, or something in it or in the overrides is wrong.
     """
-    path = FilePath(path)
+    path = plan_file(path)
     return parse_plan(_read_text(path), str(path), overrides, world_size)
 
 

@@ -16,7 +16,7 @@ import torch
 from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
-from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
+from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
@@ -25,12 +25,12 @@ from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype, faster_precision, with_precision
-from engine.plan.yaml import read_yaml
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.run.amendment import Change, described, record, take_over
 from engine.run.assessment import UnevaluatedError
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
@@ -53,11 +53,13 @@ class RunOptions:
         folder: The run's folder.
         fresh: Delete what an earlier start left there.
         stage: Run this stage only; None runs all.
+        amend: Take over what the plan changes in a run that has begun, where that may change.
     """
 
     folder: Path
     fresh: bool = False
     stage: str | None = None
+    amend: bool = False
 
 
 def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
@@ -80,12 +82,14 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
-        ranks.on_first(lambda: _enter_folder(run, plan, options))
+        amendments = ranks.on_first(lambda: _enter_folder(run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         if chosen is not None:
             progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
+        for message in amendments:
+            progress.message(message)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
@@ -183,21 +187,30 @@ def _go_on(start: _Start, index: int) -> int:
     return signal
 
 
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
-    """Checks that the folder holds this run or none, and writes plan and environment into it."""
+def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
+    """Checks that the folder holds this run or none, and writes plan and environment into it.
+
+    Returns:
+        What to say about stages that go on otherwise than they began.
+    """
     names = [stage.name for stage in plan.stages]
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    text = plan.to_yaml()
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
-    if options.fresh:
-        run.clear(0 if options.stage is None else names.index(options.stage))
-    if run.plan.is_file():
+    kept = names.index(options.stage) if options.fresh and options.stage is not None else None
+    messages: list[str] = []
+    changes: list[Change] = []
+    if run.plan.is_file() and not (options.fresh and not kept):
         earlier = _earlier_plan(run)
         before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
-        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
-    write_whole(run.plan, text)
+        changes = take_over(run, before, plan, amend=options.amend, kept=kept)
+        messages = [] if earlier is None or kept else list(described(run, earlier, plan))
+    shutil.rmtree(run.heartbeats, ignore_errors=True)
+    if options.fresh:
+        run.clear(kept or 0)
+    write_whole(run.plan, plan.to_yaml())
+    record(run, changes, plan)
     _write_json(run.environment, describe_environment(ranks.world_size()))
+    return messages
 
 
 def _choose_precision(

@@ -15,7 +15,7 @@ from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
-from engine.plan.parse import load_plan
+from engine.plan.parse import load_plan, plan_file
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
 from engine.step.freeze import freeze, freeze_idle, store_frozen
@@ -28,7 +28,7 @@ from omnivl.errors import UserError
 
 
 def check(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
@@ -42,6 +42,7 @@ def check(
     Examples:
       omnivl check configs/plans/quickstart.yaml
       omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
+      omnivl check runs/quickstart
       omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
     """
     try:
@@ -87,7 +88,8 @@ def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
         load_plan(plan)
     except PlanError:
         return {}
-    return earlier_fields(plan.read_text(encoding="utf-8"), str(plan))
+    file = plan_file(plan)
+    return earlier_fields(file.read_text(encoding="utf-8"), str(file))
 
 
 def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:

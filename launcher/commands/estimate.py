@@ -28,7 +28,7 @@ from omnivl.errors import UserError
 
 
 def estimate(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. parallel.zero_stage=3", show_default=False)
     ] = None,

@@ -15,7 +15,7 @@ from launcher.start.local import local_processes, run_local
 
 
 def pretrain(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
@@ -23,6 +23,9 @@ def pretrain(
         Path | None, typer.Option(help="Where the run is written; runs/NAME of the plan by default.")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
+    amend: Annotated[
+        bool, typer.Option("--amend", help="Change a run that has begun, where docs/plan.md says that it may.")
+    ] = False,
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     hostfile: Annotated[
         Path | None, typer.Option(help="Machines to run on, HOST slots=N each; reached by pdsh and ssh.")
@@ -34,9 +37,11 @@ def pretrain(
       omnivl pretrain configs/plans/quickstart.yaml
       omnivl pretrain configs/plans/quickstart.yaml seed=1 --run-folder runs/seed-1
       omnivl pretrain configs/plans/quickstart.yaml --stage spatial --fresh
+      omnivl pretrain runs/quickstart
+      omnivl pretrain runs/quickstart stages.joint.optimizer.lr=1e-4 --amend
       torchrun --nproc-per-node 8 --no-python omnivl pretrain plan.yaml
     """
-    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh, stage)
+    arguments = worker.worker_arguments(plan, overrides or (), run_folder, fresh=fresh, amend=amend, stage=stage)
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(arguments)
     if hostfile is not None:

@@ -10,11 +10,12 @@ from engine.plan.plan import Plan
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in, submission_folder, write_job
 from launcher.start.local import local_processes
+from launcher.start.worker import chosen_folder
 from omnivl.errors import UserError
 
 
 def submit(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
@@ -32,6 +33,9 @@ def submit(
     stage: Annotated[str | None, typer.Option(help="Run this stage only.")] = None,
     chain: Annotated[bool, typer.Option("--chain", help="A job for each stage, each after the one before.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier start left in the folder.")] = False,
+    amend: Annotated[
+        bool, typer.Option("--amend", help="Change a run that has begun, where docs/plan.md says that it may.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write and print the script only.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print jobs, scripts, logs and folders as JSON.")] = False,
 ) -> None:
@@ -47,7 +51,7 @@ def submit(
     )
     processes = request.processes or local_processes(load_plan(plan, overrides or ()).launch.processes, request.gpus)
     run = load_plan(plan, overrides or (), nodes * processes)
-    folder = (run_folder or Path("runs") / run.name).resolve()
+    folder = chosen_folder(plan, run.name, run_folder).resolve()
     written = submission_folder(folder)
     submissions = [
         write_job(
@@ -56,7 +60,7 @@ def submit(
             folder,
             written,
             request,
-            request.spec(nodes, processes, stage=name, fresh=fresh and index == 0),
+            request.spec(nodes, processes, stage=name, fresh=fresh and index == 0, amend=amend),
         )
         for index, name in enumerate(_stages(run, stage, chain))
     ]

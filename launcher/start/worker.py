@@ -1,6 +1,6 @@
 """One process of a run.
 
-``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--amend] [--stage NAME]``
 
 Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
 """
@@ -74,16 +74,27 @@ def run_worker(arguments: Sequence[str]) -> int:
     plan = load_plan(options.plan, options.overrides, launched_processes())
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
-    folder = options.run_folder or Path("runs") / plan.name
-    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+    folder = chosen_folder(options.plan, plan.name, options.run_folder)
+    return train(plan, RunOptions(folder, options.fresh, options.stage, options.amend), device)
+
+
+def chosen_folder(plan: Path, name: str, given: Path | None) -> Path:
+    """The folder of a run: the one given, the run whose plan it is, or ``runs/NAME``."""
+    return given or (plan if plan.is_dir() else Path("runs") / name)
 
 
 def worker_arguments(
-    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+    plan: Path,
+    overrides: Sequence[str],
+    run_folder: Path | None,
+    *,
+    fresh: bool = False,
+    amend: bool = False,
+    stage: str | None = None,
 ) -> list[str]:
     """The command line that ``run_worker`` reads back."""
     flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
-    flags += ["--fresh"] if fresh else []
+    flags += [*(["--fresh"] if fresh else []), *(["--amend"] if amend else [])]
     flags += [] if stage is None else ["--stage", stage]
     return [*flags, "--", str(plan), *overrides]
 
@@ -94,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--amend", action="store_true")
     parser.add_argument("--stage")
     return parser
 
