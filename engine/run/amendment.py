@@ -2,7 +2,7 @@
 
 A stage's learning rate is a function of the plan and the step alone (``engine.step.schedule``). An amended stage
 therefore goes on with the rate that the amended plan has at that step, as if it had held from the beginning;
-``described`` says what that means before it happens. ``docs/plan.md`` has the table.
+``consequences`` says what that means before it happens. ``docs/plan.md`` has the table.
 """
 
 import json
@@ -102,7 +102,7 @@ def take_over(run: RunFolder, before: str, now: Plan, *, amend: bool, kept: int 
     return changes
 
 
-def described(run: RunFolder, before: Plan, now: Plan) -> Iterator[str]:
+def consequences(run: RunFolder, before: Plan, now: Plan) -> Iterator[str]:
     """What becomes of stages that have begun and whose steps or optimizer differ: one or two messages for each."""
     for index, (old, new) in enumerate(zip(before.stages, now.stages, strict=False)):
         taken = _taken(run, index, new.name)

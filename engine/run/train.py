@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +22,18 @@ from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
+from engine.plan.epochs import described, with_steps
 from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype, faster_precision, with_precision
+from engine.plan.warnings import warnings_of
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
-from engine.run.amendment import Change, described, record, take_over
+from engine.run.amendment import Change, consequences, record, take_over
 from engine.run.assessment import UnevaluatedError
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
@@ -82,14 +85,17 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
-        amendments = ranks.on_first(lambda: _enter_folder(run, plan, options))
+        kept = ranks.on_first(functools.partial(_kept_steps, run, plan, options))
+        notes = [*warnings_of(plan), *_epoch_notes(plan, kept)]
+        plan = with_steps(plan, kept)
+        notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         if chosen is not None:
             progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
-        for message in amendments:
-            progress.message(message)
+        for note in notes:
+            progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
@@ -203,7 +209,7 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
         earlier = _earlier_plan(run)
         before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
         changes = take_over(run, before, plan, amend=options.amend, kept=kept)
-        messages = [] if earlier is None or kept else list(described(run, earlier, plan))
+        messages = [] if earlier is None or kept else list(consequences(run, earlier, plan))
     shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(kept or 0)
@@ -211,6 +217,32 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
     record(run, changes, plan)
     _write_json(run.environment, describe_environment(ranks.world_size()))
     return messages
+
+
+def _kept_steps(run: RunFolder, plan: Plan, options: RunOptions) -> dict[str, int]:
+    """Steps of the stages with ``epochs`` that have begun: they stay what they were, whatever an epoch is now."""
+    earlier = None if options.amend else _earlier_plan(run)
+    if earlier is None or (options.fresh and options.stage is None):
+        return {}
+    begun = {
+        stage.name: stage.steps
+        for index, stage in enumerate(earlier.stages)
+        if run.stage(index, stage.name).has_begun() and not (options.fresh and stage.name == options.stage)
+    }
+    return {stage.name: begun[stage.name] for stage in plan.stages if stage.epochs is not None and stage.name in begun}
+
+
+def _epoch_notes(plan: Plan, kept: Mapping[str, int]) -> list[str]:
+    """How the steps of the stages with ``epochs`` came about, and where a stage goes on with others."""
+    notes = []
+    for stage in plan.stages:
+        if stage.epochs is None:
+            continue
+        told = described(stage, plan.loader, stage.samples_per_step(ranks.world_size()))
+        steps = kept.get(stage.name, stage.steps)
+        other = f"; it goes on with the {steps:,} steps that it began with (--amend changes them)"
+        notes.append(f"stage {stage.name}: {told}{other if steps != stage.steps else ''}")
+    return notes
 
 
 def _choose_precision(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -81,3 +82,24 @@ def test_every_other_change_of_a_running_stage_is_taken(pretraining: "Pretrainin
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6, 7]
     assert lines[-1]["lr"]["decay"] == pytest.approx(cosine(1e-4, 6, 7))
     assert min(lines[-1]["lr"].values()) < lines[-1]["lr"]["decay"], "layers have factors now"
+
+
+def test_a_resumed_run_keeps_the_steps_of_its_epochs(pretraining: "Pretraining") -> None:
+    """A hundredth of an epoch on 4 samples a step; with 2 it goes on with as many steps."""
+    text = (
+        pretraining.plan.read_text().replace("steps: 10", "epochs: 0.01").replace("warmup_steps: 2", "warmup_steps: 99")
+    )
+    pretraining.plan.write_text(text)
+    output = " ".join(pretraining.run("run", "batch.micro_batch_size_per_gpu=2").split())
+    told = re.search(
+        r"0.01 epochs of image_text:emoji \(([\d,]+) samples, 50% of the mixture\): (\d+) steps of 4", output
+    )
+    assert told is not None, output
+    samples, steps = int(told[1].replace(",", "")), int(told[2])
+    assert steps == math.ceil(0.01 * samples / (4 * 0.5))
+    assert f"warmup_steps: 99 are more than the stage's {steps} steps" in output
+    saved = yaml.safe_load((pretraining.folder / "run" / "plan.yaml").read_text())["stages"][0]
+    assert (saved["steps"], saved["epochs"]) == (steps, None)
+    again = " ".join(pretraining.run("run", "batch.micro_batch_size_per_gpu=1").split())
+    assert f"it goes on with the {steps} steps that it began with (--amend changes them)" in again
+    assert "stage spatial: complete" in again

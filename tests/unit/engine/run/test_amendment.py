@@ -9,7 +9,7 @@ import pytest
 from engine.disk.run_folder import RunFolder, RunFolderError
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan
-from engine.run.amendment import described, record, take_over
+from engine.run.amendment import consequences, record, take_over
 
 TEXT = """
 name: amended
@@ -184,7 +184,7 @@ def cosine(step: int, steps: int, warmup: int = 2) -> float:
 
 def test_a_longer_cosine_is_planned_anew_and_its_rates_are_told(tmp_path: Path) -> None:
     run = run_at(tmp_path, 6)
-    (message,) = described(run, plan(), plan("stages.one.steps=20"))
+    (message,) = consequences(run, plan(), plan("stages.one.steps=20"))
     assert message == (
         "stage one: amended after step 6: 14 steps are left of 20 (were 10); learning rate of the next step "
         f"{1e-3 * cosine(6, 20):.3g} (by the earlier plan {1e-3 * cosine(6, 10):.3g}), of the last "
@@ -196,20 +196,20 @@ def test_a_longer_cosine_is_planned_anew_and_its_rates_are_told(tmp_path: Path) 
 def test_a_cosine_that_is_stretched_at_its_end_is_warned_of(tmp_path: Path) -> None:
     """Two more steps after ten: (cos 12 of 12 - 2) leaves 9.5 % and 2.4 % of the peak."""
     run = run_at(tmp_path, 10, complete=("one",))
-    first, warning = described(run, plan(), plan("stages.one.steps=12"))
+    first, warning = consequences(run, plan(), plan("stages.one.steps=12"))
     share = (cosine(10, 12) + cosine(11, 12)) / 2
     assert "2 steps are left of 12 (were 10); learning rate of the next step 9.55e-05 (by the earlier plan 0)" in first
     assert f"warning: the steps that are left have {share:.1%} of optimizer.lr on average" in warning
     assert f"{share:.1%}" == "6.0%"
     constant = plan("stages.one.steps=12", "stages.one.optimizer.schedule=constant", "stages.one.optimizer.lr=1e-5")
-    (only,) = described(run, plan(), constant)
+    (only,) = consequences(run, plan(), constant)
     assert "learning rate of the next step 1e-05 (by the earlier plan 0), of the last 1e-05" in only
 
 
 def test_nothing_is_said_where_nothing_changed_or_nothing_is_left(tmp_path: Path) -> None:
     run = run_at(tmp_path, 10, complete=("one",))
-    assert list(described(run, plan(), plan())) == []
-    assert list(described(run, plan(), plan("stages.two.optimizer.lr=1e-5"))) == []
+    assert list(consequences(run, plan(), plan())) == []
+    assert list(consequences(run, plan(), plan("stages.two.optimizer.lr=1e-5"))) == []
 
 
 def test_changes_are_recorded_with_the_step(tmp_path: Path) -> None:
