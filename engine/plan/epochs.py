@@ -109,6 +109,34 @@ def epoch_of(stage: StagePlan, loader: LoaderConfig) -> Epoch:
     return Epoch(key, _count(_Hashed(entry), loader.index_cache), share)
 
 
+def passes(
+    stage: StagePlan, index_cache: str | None, samples: int, first: int | None = None
+) -> dict[str, float | None]:
+    """How often a stage sees the samples of each of its data entries with a weight.
+
+    Args:
+        stage: Its mixture.
+        index_cache: The loader's.
+        samples: Samples that the stage takes in all.
+        first: Samples of the first entry, where it is not on this machine; counted if not given.
+
+    Returns:
+        By entry; None for those that are not on this machine, and for streams.
+    """
+    total = sum(entry.weight for entry in stage.data)
+    found: dict[str, float | None] = {}
+    for key, entry in zip(entry_keys(stage.data), stage.data, strict=True):
+        if entry.weight == 0:
+            continue
+        try:
+            given = first if not found else None
+            count = given or (None if is_stream(entry.source) else _count(_Hashed(entry), index_cache))
+        except DataError:
+            count = None
+        found[key] = None if count is None else samples * entry.weight / total / count
+    return found
+
+
 def described(stage: StagePlan, loader: LoaderConfig, samples_per_step: int) -> str:
     """How the steps of a stage with ``epochs`` came about."""
     assert stage.epochs is not None, "a stage that gives epochs"
