@@ -47,7 +47,7 @@ def check(
       omnivl check configs/plans/quickstart.yaml
       omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
       omnivl check runs/quickstart
-      omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
+      omnivl check configs/plans/beit3_base.yaml --world-size 32 --json
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
