@@ -3,6 +3,7 @@
 runs/NAME/
 plan.yaml               the resolved plan
 environment.json        versions, hardware, commit of the latest start
+amendments.json         what later starts have changed in the plan, and after which step
 run.lock                locked by the process that writes here
 heartbeats/             the last sign of each process (engine.watch.watchdog)
 hangs/TIME/             stack traces of all processes where the run hung
@@ -160,6 +161,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def amendments(self) -> Path:
+        """What later starts have changed in the plan."""
+        return self.path / "amendments.json"
+
+    @property
     def report(self) -> Path:
         """The page to look at."""
         return self.path / "report.html"
@@ -189,7 +195,7 @@ class RunFolder:
             if number.isdigit() and int(number) > first_stage:
                 shutil.rmtree(folder)
         shutil.rmtree(self.hangs, ignore_errors=True)
-        for file in (self.plan, self.environment, self.report):
+        for file in (self.plan, self.environment, self.amendments, self.report):
             file.unlink(missing_ok=True)
 
     @contextmanager
@@ -227,8 +233,8 @@ class RunFolder:
 def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuses a plan that differs from the one in the folder.
 
-    ``_FREE_FIELDS`` may differ; a stage may become longer as long as no later stage has begun; stages may be added at
-    the end.
+    ``_FREE_FIELDS`` may differ; a stage may become longer as long as no later stage has begun and its learning rate
+    stays what it was; stages may be added at the end. ``engine.run.amendment`` says what else may change when asked to.
 
     Args:
         folder: The run's folder, for the message and for which stages have begun.
@@ -241,16 +247,27 @@ def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapp
     differences = [
         (path, before, now)
         for path, before, now in differing_fields(earlier, current)
-        if not any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+        if not is_free(path)
         and not (_STAGE.fullmatch(path) and before is None)
         and not (_STEPS.fullmatch(path) and _may_become_longer(folder, current, path, before, now))
     ]
     if differences:
-        lines = "\n".join(f"  {path}: was {_shown(before)}, is now {_shown(now)}" for path, before, now in differences)
+        lines = "\n".join(f"  {shown_change(one)}" for one in differences)
         raise RunFolderError(
             f"{folder.path}: holds a run of another plan:\n{lines}\nGo on with the earlier plan ({folder.plan}), start "
             "over with --fresh (deletes the earlier run), or choose another folder with --run-folder."
         )
+
+
+def is_free(path: str) -> bool:
+    """Whether a field may differ between two starts without being asked for."""
+    return any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+
+
+def shown_change(change: tuple[str, Any, Any]) -> str:
+    """A differing field with both values, in words."""
+    path, before, now = change
+    return f"{path}: was {_shown(before)}, is now {_shown(now)}"
 
 
 def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -290,7 +307,8 @@ def write_whole(path: Path, text: str) -> None:
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:
     index = int(path.split(".")[1])
-    if before is None or now is None or now < before:
+    schedule = plan["stages"][index].get("optimizer", {}).get("schedule", "constant")
+    if before is None or now is None or now < before or schedule != "constant":
         return False
     later = list(enumerate(plan["stages"]))[index + 1 :]
     return not any(folder.stage(number, stage["name"]).has_begun() for number, stage in later)

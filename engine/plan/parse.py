@@ -16,6 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
 from engine.plan.batches import work_out_batches
+from engine.plan.epochs import hold_places, work_out_steps
 from engine.plan.limits import within_limits
 from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
@@ -33,13 +34,21 @@ Key = TypeVar("Key", str, int)
 Config = TypeVar("Config")
 
 
+def plan_file(path: FilePath | str) -> FilePath:
+    """The file of a plan: the path itself, or of a run's folder the plan in it, which holds the run's overrides."""
+    try:
+        return FilePath(path) / "plan.yaml" if FilePath(path).is_dir() else FilePath(path)
+    except OSError:  # a name that no file can have, of which reading says so
+        return FilePath(path)
+
+
 def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
-    """Reads a plan from a file; see ``parse_plan``.
+    """Reads a plan from a file, or from the folder of a run; see ``parse_plan`` and ``plan_file``.
 
     Raises:
         PlanError: The file cannot be read, or something in it or in the overrides is wrong.
     """
-    path = FilePath(path)
+    path = plan_file(path)
     return parse_plan(read_plan_text(path), str(path), overrides, world_size)
 
 
@@ -71,6 +80,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     tree = _with_shared_sections(document.tree)
     problems += upgrade_routers(tree, document.places)
     work_out_batches(tree, world_size)
+    problems += hold_places(tree)
     tree, beyond = within_limits(Plan, tree)
     plan, draft, found = _validate(tree, world_size)
     problems += found
@@ -79,6 +89,9 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     if problems:
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
+    plan, problems = work_out_steps(plan, world_size)
+    if problems:
+        raise PlanError(_report(document, problems))
     return plan
 
 

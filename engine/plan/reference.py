@@ -53,12 +53,59 @@ PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and n
   learning rate of 100 (`engine/plan/limits.py`).
 """
 
+_CHANGING = """## Changing a run
+
+A run is resumed by the same command, or by `omnivl pretrain runs/NAME`: the folder keeps the plan with the overrides
+that it was started with. `check`, `estimate`, `profile` and `submit` take the folder as well; `evaluate`, `embed`,
+`export`, `routing` and `report` read nothing else. Another plan or other overrides in the same folder are compared with
+what is there (`engine/run/amendment.py`):
+
+| what | stage that has not begun | running stage, or the last one with more steps \
+| stage after which another has begun |
+|---|---|---|---|
+| `name`, `launch`, `checkpoint` (`keep_last`, `every` ...), `guard`, `logging`, `evaluate`; workers, caches and \
+`max_bad_fraction` of `loader` \
+| free | free | free |
+| `parallel` but `precision` | free | free | free |
+| `batch` | free \
+| free: the next step has the new size, the learning rate is not changed, no sample is left out or taken twice \
+| free |
+| `steps`, more, `schedule: constant` | free | free | refused |
+| `steps`, more, `linear` or `cosine` | `--amend` | `--amend` | refused |
+| `steps`, fewer | `--amend` | `--amend`, above what is saved | refused |
+| `optimizer` but `betas` | `--amend` | `--amend`, from the next step on | refused |
+| `weight` and `weight_warmup_steps` of an objective | `--amend` | `--amend`, from the next step on | refused |
+| `weight` (above 0), `augment`, `frames`, `caption`, `prompts`, `language` of a data entry | `--amend` \
+| `--amend`, from the next step on | refused |
+| `parallel.precision` | `--amend` | `--amend` | refused |
+| other fields of `loader` | `--amend` | `--amend` | `--amend` |
+| `optimizer.betas`: the moments are corrected for what they were averaged with | `--amend` | refused | refused |
+| other fields of `data`: the position in the data would be lost | `--amend` | refused | refused |
+| `model`, other fields of `objectives`, `freeze`, `weights`, `init_from`, `name` of a stage: \
+weights and moments would not fit \
+| `--amend` | refused | refused |
+| stages added at the end | free | free | - |
+| stages taken away | `--amend` | refused | refused |
+| `seed`, `tokenizer` | refused | refused | refused |
+
+What is refused for a stage that has begun is a stage of its own: add one that starts from it (`init_from`).
+
+**The schedule.** The learning rate of a step is a function of the plan and the step's number, never of what happened
+before. An amended stage goes on with the rate that the amended plan gives to the next step, as if it had been so from
+the beginning: a cosine that becomes longer does not start anew, its rate rises to where the longer one is at that step.
+The run prints the rate of the next step by both plans and that of the last step, and warns where the steps that are
+left have less than a tenth of `optimizer.lr` on average, which is so where a few steps are added to a cosine at its
+end: `optimizer.schedule=constant` with the `optimizer.lr` that is wanted trains on evenly. What was changed, and after
+which step, is in the run's `amendments.json`. `--fresh --stage NAME` deletes that stage and those after it; the stages
+before it have to be what they were.
+"""
+
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)
 
 
 def render() -> str:
     """The reference, in Markdown."""
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, _CHANGING]
     for cls in sections(Plan):
         parts.append(f"## {_title(cls)}\n\n{_summary(cls)}\n\n{_table(cls)}")
     parts.append(f"## Presets\n\n{_presets()}")

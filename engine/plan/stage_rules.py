@@ -18,14 +18,6 @@ from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.decoder import looking_ahead
 
 
-def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
-    """The warm-up ends within the stage."""
-    warmup = stage.optimizer.warmup_steps
-    if warmup > stage.steps:
-        path = ("optimizer", "warmup_steps")
-        yield Problem(path, str(warmup), f"0 to {stage.steps}, the stage's steps", "shorten the warm-up")
-
-
 def there_is_data(stage: StagePlan) -> Iterator[Problem]:
     """Some entry of the mixture has a share."""
     if not stage.data:
@@ -312,7 +304,6 @@ def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 
 STAGE_RULES: tuple[StageRule, ...] = (
-    warmup_fits,
     there_is_data,
     entries_differ,
     prompts_have_room_for_the_label,

@@ -1,13 +1,36 @@
 """What an earlier start of a run has left in its folder, and whether a plan goes on with it."""
 
+from dataclasses import dataclass
+
 from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed
-from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan
+from engine.disk.run_folder import RunFolder, StageFolder
 from engine.errors import PlanError
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import with_precision
-from engine.plan.yaml import read_yaml
+from engine.run.amendment import Change, consequences, take_over
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a run is started in its folder.
+
+    Attributes:
+        fresh: Delete what an earlier start left there: all of it, or ``stage`` and what follows it.
+        stage: Run this stage only; None runs all.
+        amend: Take over what the plan changes in a run that has begun, where that may change.
+    """
+
+    fresh: bool = False
+    stage: str | None = None
+    amend: bool = False
+
+    def kept(self, plan: Plan) -> int | None:
+        """Number of stages that stay while the others are deleted; None if nothing is deleted."""
+        if not self.fresh:
+            return None
+        return 0 if self.stage is None else [stage.name for stage in plan.stages].index(self.stage)
 
 
 def earlier_plan(run: RunFolder) -> Plan | None:
@@ -27,20 +50,40 @@ def with_precision_of(plan: Plan, earlier: Plan) -> Plan:
     return with_precision(plan, earlier.parallel.precision, known)
 
 
-def check_goes_on(run: RunFolder, plan: Plan) -> None:
-    """Refuses a plan that differs from that of the run in the folder, if there is one.
+def goes_on(run: RunFolder, plan: Plan, start: Start) -> tuple[list[Change], list[str]]:
+    """Compares a plan with that of the run in the folder, if there is one. Writes nothing.
 
     Args:
         run: The folder.
         plan: Without ``auto`` as a precision.
+        start: What is deleted first, and whether the plan may change the run.
+
+    Returns:
+        What the plan changes, and what to say about stages that go on otherwise than they began.
 
     Raises:
-        RunFolderError: Names every difference.
+        RunFolderError: Names every field that may not differ.
     """
-    if run.plan.is_file():
-        earlier = earlier_plan(run)
-        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
-        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(plan.to_yaml()).tree)
+    kept = start.kept(plan)
+    if not run.plan.is_file() or kept == 0:
+        return [], []
+    earlier = earlier_plan(run)
+    before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
+    changes = take_over(run, before, plan, amend=start.amend, kept=kept)
+    return changes, [] if earlier is None or kept is not None else list(consequences(run, earlier, plan))
+
+
+def kept_steps(run: RunFolder, plan: Plan, start: Start) -> dict[str, int]:
+    """Steps of the stages with ``epochs`` that have begun: they stay what they were, whatever an epoch is now."""
+    earlier = None if start.amend else earlier_plan(run)
+    if earlier is None or (start.fresh and start.stage is None):
+        return {}
+    begun = {
+        stage.name: stage.steps
+        for index, stage in enumerate(earlier.stages)
+        if run.stage(index, stage.name).has_begun() and not (start.fresh and stage.name == start.stage)
+    }
+    return {stage.name: begun[stage.name] for stage in plan.stages if stage.epochs is not None and stage.name in begun}
 
 
 def is_done(folder: StageFolder, stage: StagePlan) -> bool:

@@ -194,7 +194,7 @@ class StageLoop:
             raise DivergedError(
                 f"stage {self._stage.name}, step {self._state.step}: {trouble.what}{after}. {good}Lower "
                 f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "
-                "gradient_clipping, use precision fp32, or allow more guard.rollbacks."
+                "gradient_clipping, use precision fp32, or allow more guard.rollbacks, and give --amend to the command."
             )
         places = ranks.gather_objects(loader_state.to_json()) if guard.skip_data else []
         rollback = Rollback(trouble.first_bad, self._state.step, trouble.what, tuple(places))

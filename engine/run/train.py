@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import shutil
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,18 +21,21 @@ from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
+from engine.plan.epochs import described, with_steps
 from engine.plan.parallel import Precision
 from engine.plan.places import places_of
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.precision import compute_dtype, faster_precision, with_precision
+from engine.plan.warnings import warnings_of
 from engine.plan.yaml import show_path
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
+from engine.run.amendment import record
 from engine.run.assessment import UnevaluatedError
-from engine.run.earlier import check_goes_on, earlier_plan, is_done, with_precision_of
+from engine.run.earlier import Start, earlier_plan, goes_on, is_done, kept_steps, with_precision_of
 from engine.run.preflight import look_at
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
@@ -57,6 +61,7 @@ class RunOptions:
         offline: Do not look at the data and the weights of all stages before the first one begins.
         plan_file: Where the plan was read from, for messages.
         overrides: What it was read with.
+        amend: Take over what the plan changes in a run that has begun, where that may change.
     """
 
     folder: Path
@@ -65,6 +70,12 @@ class RunOptions:
     offline: bool = False
     plan_file: Path | None = None
     overrides: tuple[str, ...] = ()
+    amend: bool = False
+
+    @property
+    def start(self) -> Start:
+        """How the run is started in its folder."""
+        return Start(self.fresh, self.stage, self.amend)
 
 
 def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
@@ -87,13 +98,18 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
+        kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start))
+        notes = [*warnings_of(plan), *_epoch_notes(plan, kept)]
+        plan = with_steps(plan, kept)
         ranks.on_first(lambda: look_ahead(run, plan, options))  # before anything of an earlier start is deleted
-        ranks.on_first(lambda: _enter_folder(run, plan, options))
+        notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options))
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
         if chosen is not None:
             progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
+        for note in notes:
+            progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
@@ -211,17 +227,36 @@ def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
         seen.refuse(show_path if file is None else places_of(file, options.overrides))
 
 
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
-    """Checks that the folder holds this run or none, and writes plan and environment into it."""
+def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
+    """Checks that the folder holds this run or none, and writes plan and environment into it.
+
+    Returns:
+        What to say about stages that go on otherwise than they began.
+    """
     names = [stage.name for stage in plan.stages]
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
+    changes, messages = goes_on(run, plan, options.start)
     shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
-    check_goes_on(run, plan)
     write_whole(run.plan, plan.to_yaml())
+    record(run, changes, plan)
     _write_json(run.environment, describe_environment(ranks.world_size()))
+    return messages
+
+
+def _epoch_notes(plan: Plan, kept: Mapping[str, int]) -> list[str]:
+    """How the steps of the stages with ``epochs`` came about, and where a stage goes on with others."""
+    notes = []
+    for stage in plan.stages:
+        if stage.epochs is None:
+            continue
+        told = described(stage, plan.loader, stage.samples_per_step(ranks.world_size()))
+        steps = kept.get(stage.name, stage.steps)
+        other = f"; it goes on with the {steps:,} steps that it began with (--amend changes them)"
+        notes.append(f"stage {stage.name}: {told}{other if steps != stage.steps else ''}")
+    return notes
 
 
 def _choose_precision(

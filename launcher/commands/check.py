@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +17,11 @@ from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.consent import reaches, require_consent
-from engine.plan.parse import load_plan
+from engine.plan.epochs import epoch_of
+from engine.plan.parse import load_plan, plan_file
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
+from engine.plan.warnings import stage_warnings
 from engine.run.preflight import Look
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.console import PlainConsole, PlainTable, titled
@@ -26,13 +29,14 @@ from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
+from omnivl.data.config import LoaderConfig
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 
 
 def check(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
@@ -53,11 +57,12 @@ def check(
     Examples:
       omnivl check configs/plans/quickstart.yaml
       omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
+      omnivl check runs/quickstart
       omnivl check configs/plans/beit3_base.yaml --world-size 64 --offline --json
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
-        require_consent(read, [plan], overrides or (), allowed=allow_commands)
+        require_consent(read, [plan_file(plan)], overrides or (), allowed=allow_commands)
         look = Look() if offline else look_from_here(read, plan, _processes(read, world_size), run_folder=run_folder)
         summary: dict[str, Any] = {}
         with look.at(None):
@@ -94,7 +99,7 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
         "seed": plan.seed,
         "world_size": replicas,
         "world_size_known": world_size is not None or launched != "auto",
-        "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
+        "stages": [_stage_summary(stage, plan.loader, tokenizer, replicas) for stage in plan.stages],
         "reaches": [str(one) for one in reaches(plan)],
     }
 
@@ -111,15 +116,19 @@ def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
         load_plan(plan)
     except PlanError:
         return {}
-    return earlier_fields(plan.read_text(encoding="utf-8"), str(plan))
+    file = plan_file(plan)
+    return earlier_fields(file.read_text(encoding="utf-8"), str(file))
 
 
-def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
+def _stage_summary(stage: StagePlan, loader: LoaderConfig, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
     total = sum(entry.weight for entry in stage.data)
     return {
         "name": stage.name,
         "init_from": stage.init_from,
         "steps": stage.steps,
+        "epochs": stage.epochs,
+        "epoch": None if stage.epochs is None else asdict(epoch_of(stage, loader)),
+        "warnings": list(stage_warnings(stage)),
         "mixture": {entry.key: entry.weight / total for entry in stage.data},
         "objectives": {objective.key: objective.weight for objective in stage.objectives},
         "compared_within_a_micro_batch": stage.compared_within_a_micro_batch,
@@ -293,7 +302,7 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     beside = "".join(f", {name} {count / 1e6:.1f} M" for name, count in apart if count)
     sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
     rows = [
-        ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
+        ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples{_epochs(stage)}"),
         ("batch", batch),
         *_not_accumulated(stage),
         ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
@@ -317,4 +326,13 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     if (memory := stage["memory"]) is not None:
         share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
         rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))
+    rows += [("warning", warning) for warning in stage["warnings"]]
     return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows
+
+
+def _epochs(stage: dict[str, Any]) -> str:
+    """How many passes over which data the steps are, where the plan says so."""
+    epoch = stage["epoch"]
+    if epoch is None:
+        return ""
+    return f": {stage['epochs']:g} of {epoch['samples']:,} samples of {epoch['entry']}, {epoch['share']:.0%} of them"

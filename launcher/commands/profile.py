@@ -21,7 +21,7 @@ from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 
 def profile(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. batch.micro_batch_size_per_gpu=8", show_default=False)
     ] = None,

@@ -28,6 +28,7 @@ def srun(nodes: int, tasks_per_node: int, *options: str) -> list[str]:
 def worker_arguments(spec: JobSpec, task: JobRun, restart: int) -> list[str]:
     """The arguments of every rank. Only the first start of a job may delete an earlier run."""
     flags = ["--fresh"] if spec.fresh and restart == 0 else []
+    flags += ["--amend"] if spec.amend else []
     flags += [] if spec.stage is None else ["--stage", spec.stage]
     return ["--run-folder", task.folder, *flags, "--", task.plan]
 

@@ -3,28 +3,29 @@
 import os
 
 from engine.disk.run_folder import RunFolder, RunFolderError
+from engine.plan.epochs import with_steps
 from engine.plan.plan import Plan
-from engine.run.earlier import check_goes_on, earlier_plan, with_precision_of
+from engine.run.earlier import Start, earlier_plan, goes_on, kept_steps, with_precision_of
 from engine.run.preflight.findings import Finding, Look
 
 
-def look_at_folder(plan: Plan, run: RunFolder, look: Look, *, fresh: bool = False, stage: str | None = None) -> None:
+def look_at_folder(plan: Plan, run: RunFolder, look: Look, start: Start) -> None:
     """Looks whether a run can be begun or gone on with in a folder. Writes nothing.
 
     Args:
         plan: Without mistakes.
         run: The folder, which need not exist.
         look: Takes the findings.
-        fresh: Whether what is there will be deleted.
-        stage: The only stage that will run; None for all.
+        start: How the run will be started there.
     """
     with look.at(None):
         _check_writable(run)
-        if not fresh and run.plan.is_file():
-            earlier = earlier_plan(run)
-            check_goes_on(run, plan if earlier is None else with_precision_of(plan, earlier))
+        earlier = earlier_plan(run)
+        known = plan if earlier is None else with_precision_of(plan, earlier)
+        _, notes = goes_on(run, with_steps(known, kept_steps(run, plan, start)), start)
+        look.notes += [Finding((), text) for text in notes]
     for index, one in enumerate(plan.stages):
-        if one.name != stage or one.init_from is None:
+        if one.name != start.stage or one.init_from is None:
             continue
         before = [other.name for other in plan.stages].index(one.init_from)
         if not (weights := run.stage(before, one.init_from).weights).is_file():

@@ -48,10 +48,6 @@ def test_routing_needs_no_contrastive_training() -> None:
 TITLES = "letters, digits, spaces and . , : ; + - _ > ( ), a letter or digit first, at most 100"
 
 STAGE_CASES = {
-    "warmup_fits": (
-        {"optimizer": "{warmup_steps: 4}"},
-        "p:7: stages.0.optimizer.warmup_steps: got 4; allowed 0 to 3, the stage's steps; shorten the warm-up",
-    ),
     "there_is_data": (
         {"data": "[]"},
         "p:7: stages.0.data: got no entry; allowed one entry or more; add one, e.g. {source: emoji, kind: image_text}",
