@@ -82,7 +82,7 @@ def take_over(run: RunFolder, before: str, now: Plan, *, amend: bool, kept: int 
     """
     trees = [read_yaml(before, str(run.plan)).tree, read_yaml(now.to_yaml()).tree]
     whole = [_resolved(tree, kept) for tree in trees]
-    changes = [change for change in differing_fields(*whole) if not is_free(change[0])]
+    changes = [change for change in differing_fields(whole[0], whole[1]) if not is_free(change[0])]
     standings = _standings(run, whole[0])
     problems = [(change, why) for change in changes if (why := _problem(change, standings, whole[1])) is not None]
     if not amend:
