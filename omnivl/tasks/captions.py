@@ -42,6 +42,11 @@ class CaptionTask(Task):
         """The head that generates."""
         return (Head(self.objective),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("exact match", "keyword F1", "BLEU-4")
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Writes a caption for every sample and compares it with all of the sample's own captions.
 
