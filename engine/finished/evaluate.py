@@ -13,6 +13,7 @@ from engine.plan.parse import parse_tasks
 from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
+from omnivl.data.plain_files import read_small
 from omnivl.errors import UserError, did_you_mean
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks import TaskConfig
@@ -187,6 +188,6 @@ def _split(names: Sequence[str], tasks: Sequence[TaskConfig]) -> list[str]:
 
 def _read(config: Path) -> Document:
     try:
-        return read_yaml(config.read_text(encoding="utf-8"), str(config))
+        return read_yaml(read_small(config).decode("utf-8"), str(config))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: got {config}, which cannot be read ({error}); name a YAML file") from error

@@ -7,6 +7,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from engine.plan.evaluation import possible_kinds, provided_by
@@ -155,19 +156,26 @@ def best_is_a_figure(draft: Draft) -> Iterator[Problem]:
     """The figure that says which checkpoint is best is one of a task of each stage that is evaluated."""
     checkpoint = draft.sections.get("checkpoint")
     wanted = getattr(checkpoint, "keep_best", None)
-    tasks = {index: [task.name for task in stage.evaluate.tasks] for index, stage in draft.stages.items()}
-    if wanted is None or not tasks:
+    if wanted is None or not draft.stages:
         return
-    evaluated = {index: names for index, names in tasks.items() if names}
+    path: Path = ("checkpoint", "keep_best")
+    evaluated = {index: stage.evaluate.tasks for index, stage in draft.stages.items() if stage.evaluate.tasks}
     if not evaluated:
-        yield Problem(
-            ("checkpoint", "keep_best"), repr(wanted), "null where no stage is evaluated", "add a task, or remove it"
-        )
-    for index, names in evaluated.items():
-        if wanted.partition("/")[0] not in names or not wanted.partition("/")[2]:
-            allowed = ", ".join(f"'{name}/FIGURE'" for name in names)
+        yield Problem(path, repr(wanted), "null where no stage is evaluated", "add a task, or remove it")
+    for index, tasks in evaluated.items():
+        name, _, figure = wanted.partition("/")
+        named = next((task for task in tasks if task.name == name), None)
+        if named is None or not figure:
+            allowed = ", ".join(f"'{task.name}/FIGURE'" for task in tasks)
             got = f"{wanted!r}, which is no figure of a task of stages.{index}"
-            yield Problem(("checkpoint", "keep_best"), got, allowed, "name a figure of a task, or null")
+            yield Problem(path, got, allowed, "name a figure of a task, or null")
+            return
+        if not any(fnmatchcase(figure, one) for one in named.figures):
+            known = [f"{name}/{one}" for one in named.figures]
+            got = f"{wanted!r}, which is no figure that task {name!r} of stages.{index} makes"
+            yield Problem(
+                path, got, ", ".join(map(repr, known)), did_you_mean(wanted, known, "name one of them, or null")
+            )
             return
 
 

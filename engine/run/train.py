@@ -21,6 +21,7 @@ from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
+from engine.plan.batches import batch_in_words
 from engine.plan.epochs import described, with_steps
 from engine.plan.parallel import Precision
 from engine.plan.places import places_of
@@ -162,6 +163,9 @@ def _go_on(start: _Start, index: int) -> int:
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
+    if stage.batch.global_batch_size is not None:
+        micro, accumulation = stage.batch.micro_batch_size_per_gpu, stage.batch.gradient_accumulation_steps
+        progress.message(f"stage {stage.name}: batch {batch_in_words(micro, accumulation, gather.replicas)}")
     dtype = compute_dtype(stage.parallel, device)
     chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")

@@ -16,6 +16,7 @@ from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
+from engine.plan.batches import batch_in_words
 from engine.plan.consent import reaches, require_consent
 from engine.plan.epochs import epoch_of
 from engine.plan.parse import load_plan, plan_file
@@ -294,8 +295,8 @@ def _not_accumulated(stage: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
     """The printed lines about a stage."""
-    micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
-    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
+    accumulation = stage["gradient_accumulation_steps"]
+    batch = batch_in_words(stage["micro_batch_size_per_gpu"], accumulation, stage["replicas"])
     parts = dict(stage["parameters"])
     trained, frozen, twins = (parts.pop(name) for name in ("trained", "frozen", "momentum"))
     apart = (("frozen", frozen), ("momentum twins", twins))

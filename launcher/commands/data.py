@@ -73,8 +73,8 @@ def build_emoji_command(
 def inspect(
     source: Annotated[str, typer.Argument(help="Shard, folder, glob or brace pattern; emoji; motion.")],
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet to this file.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples on the contact sheet.")] = 48,
-    scan: Annotated[int, typer.Option(help="Samples whose size and length are read.")] = 2000,
+    samples: Annotated[int, typer.Option(min=0, help="Samples on the contact sheet.")] = 48,
+    scan: Annotated[int, typer.Option(min=0, help="Samples whose size and length are read.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Count the samples of a source by their properties and draw a contact sheet.

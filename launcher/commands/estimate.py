@@ -57,7 +57,7 @@ def estimate(
     slow_share: Annotated[float, typer.Option(min=0, max=1, help="Share of devices that are slow in a step.")] = 0.0,
     slow_factor: Annotated[float, typer.Option(min=1, help="How many times as long they take.")] = 1.0,
     days: Annotated[float, typer.Option(min=0.01, help="Length of the simulated run.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     image_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of an image in storage.")] = 100.0,
     clip_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of a clip in storage.")] = 1000.0,
     images_per_second: Annotated[

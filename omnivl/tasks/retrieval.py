@@ -15,7 +15,16 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import LARGEST_BLOCK, Relevance, Rows, best_rank, ranks_both_ways, scores_of_ranks
+from omnivl.tasks.ranking import (
+    LARGEST_BLOCK,
+    Relevance,
+    Rows,
+    best_rank,
+    ranks_both_ways,
+    recalls_both_ways,
+    recalls_of,
+    scores_of_ranks,
+)
 from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
 
@@ -50,6 +59,11 @@ class RetrievalTask(Task):
     def needs(self) -> tuple[Need, ...]:
         """Embeddings, and the matching head for re-ranking."""
         return (Embeddings(), Head(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return (*recalls_both_ways(self.media), *(recalls_of(f"{self.media}->text, re-ranked") if self.rerank else ()))
 
     def examine(self, pictures: PictureSet) -> None:
         """See ``Task``: every sample has a caption, or some of them have tags."""

@@ -74,6 +74,11 @@ class Task(ABC):
         """What the task, with its options, needs of a trained stage; nothing by default."""
         return ()
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The metrics of its scores, with ``*`` for what the data decide; by default they are not known beforehand."""
+        return ("*",)
+
     @abstractmethod
     def run(self, encoder: Encoder) -> TaskResult:
         """Runs the task. Called by every replica in the same order, without gradients and in evaluation mode.

@@ -86,6 +86,12 @@ class VQATask(Task):
         """The head that answers."""
         return (Answering(self.objective),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        by_type = "accuracy, *"
+        return ("accuracy", by_type, "accuracy by the question's type alone", "accuracy of * to all questions")
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Answers every question and scores the answers by people's answers.
 

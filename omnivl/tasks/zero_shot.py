@@ -39,6 +39,11 @@ class ZeroShotTask(Task):
         """Embeddings of pictures and class texts."""
         return (Embeddings(),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("accuracy, * classes",)
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Accuracy of the nearest class text.
 

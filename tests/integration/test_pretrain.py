@@ -57,8 +57,10 @@ RECORD = {"step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "
 
 @pytest.mark.distributed
 def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
-    pretraining.write_plan(THREE_STAGES)
+    batch = "batch: {micro_batch_size_per_gpu: 16, gradient_accumulation_steps: auto, global_batch_size: 8}"
+    pretraining.write_plan(THREE_STAGES.replace("batch: {micro_batch_size_per_gpu: 4}", batch))
     output = pretraining.run("run", timeout=200)
+    assert "stage spatial: batch 8 = 4 x 1 accumulated x 2" in output
     run = pretraining.folder / "run"
     stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
     for text in ("stage 1/3 spatial  step 4/4", "weights from temporal", "image->text R@5", "report: "):

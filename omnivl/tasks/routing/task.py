@@ -68,6 +68,11 @@ class RoutingTask(Task):
         """Routers."""
         return (Routers(),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return tuple(metric.format("*") for metric in _FIGURES)
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Scores are means over the layers in which a modality has tokens.
 

@@ -499,3 +499,24 @@ def test_what_cannot_be_built_is_told_once() -> None:
         ),
     ):
         assert problems({**stage, "model": model}) == [told]
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong", "allowed"),
+    [
+        ("retrieval", "image->text R@10", "image->text R@2", "'retrieval/image->text R@1', "),
+        ("retrieval", "text->image R@1", "text->video R@1", "'retrieval/image->text R@1', "),
+        ("{kind: retrieval, media: image}", "text->image R@5", "image->text, re-ranked R@5", "'retrieval/image"),
+        ("zero_shot", "accuracy, 12 classes", "accuracy", "'zero_shot/accuracy, * classes'"),
+    ],
+)
+def test_the_best_checkpoint_is_told_by_a_figure_that_the_task_makes(
+    task: str, right: str, wrong: str, allowed: str
+) -> None:
+    stage, name = {"evaluate": f"{{tasks: [{task}]}}"}, allowed[1:].partition("/")[0]
+    assert problems(stage, checkpoint=f"{{keep_best: '{name}/{right}'}}") == []
+    (told,) = problems(stage, checkpoint=f"{{keep_best: '{name}/{wrong}'}}")
+    start = (
+        f"p:6: checkpoint.keep_best: got '{name}/{wrong}', which is no figure that task '{name}' of stages.0 makes; "
+    )
+    assert told.startswith(start + f"allowed {allowed}")
