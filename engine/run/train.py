@@ -90,7 +90,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
-            if ranks.on_first(functools.partial(_is_done, run.stage(index, stage.name), stage)):
+            if ranks.on_first(functools.partial(_is_done, run.stage(index, stage.name), stage), bool):
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
@@ -176,7 +176,7 @@ def _go_on(start: _Start, index: int) -> int:
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         ranks.on_first(lambda: folder.mark_complete(stage.steps))
-        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage))) is not None:
+        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage), str | None)) is not None:
             progress.message(message)
     del host, chain, throughput, complete, loop
     gc.collect()  # engines hold reference cycles, and the next stage needs the memory
@@ -206,12 +206,19 @@ def _choose_precision(
     """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
-    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
+    kind = tuple[Precision, dict[str, Precision]] | None
+    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_precision(run), kind)
     if earlier is None:
         faster = faster_precision(device)
         return with_precision(plan, faster), faster
-    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
-    return with_precision(plan, earlier.parallel.precision, known), None
+    return with_precision(plan, *earlier), None
+
+
+def _earlier_precision(run: RunFolder) -> tuple[Precision, dict[str, Precision]] | None:
+    """The types of the run in the folder: of the whole plan, and of its stages by their names."""
+    if (earlier := _earlier_plan(run)) is None:
+        return None
+    return earlier.parallel.precision, {stage.name: stage.parallel.precision for stage in earlier.stages}
 
 
 def _earlier_plan(run: RunFolder) -> Plan | None:
