@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import psutil
 
+from engine.processes.belonging import LOOPBACK, SECRET, new_secret
 from launcher.start.nodes import expand_nodes, rendezvous_port, tasks_on_node
 from launcher.start.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
@@ -134,13 +135,13 @@ def _from_mpi() -> dict[str, str]:
     alone = local.Get_size() == world.Get_size()
     meeting = bytearray(_MEETING_BYTES)  # a buffer of fixed size: MPI's messages of objects are pickled
     if world.Get_rank() == 0:
-        host = "127.0.0.1" if alone else socket.gethostname()
-        text = f"{host} {free_port()}".encode("ascii")
+        host = LOOPBACK if alone else socket.gethostname()
+        text = f"{host} {free_port()} {new_secret()}".encode("ascii")
         meeting[: len(text)] = text
     world.Bcast(meeting, root=0)
     MPI.Finalize()
-    host, port = meeting.rstrip(b"\0").decode("ascii").split(" ")
-    return {**found, "MASTER_ADDR": host, "MASTER_PORT": str(int(port))}
+    host, port, secret = meeting.rstrip(b"\0").decode("ascii").split(" ")
+    return {**found, "MASTER_ADDR": host, "MASTER_PORT": port, SECRET: secret}
 
 
 def free_port(first: int = 0, tries: int = 100) -> int:

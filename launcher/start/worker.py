@@ -20,6 +20,7 @@ from engine.errors import unwritable
 from engine.hosts import needs_process_group
 from engine.plan.parse import load_plan
 from engine.processes.process_group import finish, join_process_group, launched_processes
+from engine.processes.rendezvous import RendezvousError
 from engine.run.train import RunOptions, train
 from engine.watch.failure import DEBUG, Failure, describe_error
 from launcher.start.discovery import BY_DEEPSPEED, join_launch
@@ -47,6 +48,9 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         code = action()
+    except RendezvousError as error:  # of the cluster rather than of the user
+        Failure(1, describe_error(error)).tell()
+        finish(1)
     except UserError as error:
         Failure(2, describe_error(error)).tell()
         finish(2)

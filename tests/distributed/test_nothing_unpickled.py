@@ -26,7 +26,7 @@ parallel: {host: zero, zero_stage: 3, precision: auto}
 launch: {processes: 2}
 batch: {micro_batch_size_per_gpu: 4, gradient_accumulation_steps: 2}
 logging: {every: 1, tensorboard: false}
-checkpoint: {every: 2, keep_best: drawn/image_to_text/r1}
+checkpoint: {every: 2, keep_best: "drawn/image->text R@1"}
 stages:
   - name: spatial
     steps: 3
