@@ -53,8 +53,8 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
     backend, timeout = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout_seconds)
     if alone:
         use_loopback()
-        store = dist.HashStore()  # type: ignore[attr-defined]
-        dist.init_process_group(backend, timeout=timeout, store=store, rank=0, world_size=1)
+        nobody = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=nobody, rank=0, world_size=1)
     else:
         meeting = read_meeting(os.environ)
         os.environ.pop(SECRET, None)  # of no concern to processes that this one starts

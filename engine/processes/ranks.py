@@ -85,8 +85,9 @@ def on_first(action: Callable[[], Any], kind: Any = None) -> Any:
             mistake = error
     if kind is None:
         result = None
-    told = type(None) if kind is None else kind | None  # None where there is a mistake
-    said, result = from_first((None if mistake is None else str(mistake), result), tuple[str | None, told])
+    result_kind: Any = type(None) if kind is None else kind | None  # None where there is a mistake
+    outcome = (None if mistake is None else str(mistake), result)
+    said, result = from_first(outcome, tuple[str | None, result_kind])
     if said is not None:
         raise mistake or UserError(said)
     return result

@@ -23,9 +23,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
-import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # those of torch.distributed, with their types
 
 from engine.processes.belonging import LOOPBACK, SECRET
 from omnivl.errors import UserError
@@ -91,7 +92,7 @@ def read_meeting(environment: Mapping[str, str]) -> Meeting:
     return Meeting(rank, processes, LOOPBACK if here and not served else address, port, here, served, secret, start)
 
 
-def meet(meeting: Meeting, timeout_seconds: float) -> dist.Store:
+def meet(meeting: Meeting, timeout_seconds: float) -> Store:
     """Joins the store and waits until every rank has shown that it belongs to the run.
 
     Args:
@@ -109,7 +110,7 @@ def meet(meeting: Meeting, timeout_seconds: float) -> dist.Store:
     last = min(_LAST_SECONDS, timeout_seconds / 3)
     patience = timeout_seconds - last
     deadline = time.monotonic() + patience
-    found: queue.SimpleQueue[dist.Store | RuntimeError | RendezvousError] = queue.SimpleQueue()
+    found: queue.SimpleQueue[Store | RuntimeError | RendezvousError] = queue.SimpleQueue()
 
     def come_together() -> None:
         try:
@@ -155,7 +156,7 @@ def _number(environment: Mapping[str, str], name: str, least: int, most: int) ->
     return int(text)
 
 
-def _open(meeting: Meeting, timeout_seconds: float) -> dist.Store:
+def _open(meeting: Meeting, timeout_seconds: float) -> Store:
     """The store: opened by rank 0, unless the launcher has; joined by the others.
 
     Raises:
@@ -164,16 +165,16 @@ def _open(meeting: Meeting, timeout_seconds: float) -> dist.Store:
     """
     opens = meeting.rank == 0 and not meeting.served
     listener = _listener(meeting) if opens else None
-    store = dist.TCPStore(
+    store = TCPStore(
         meeting.address,
         meeting.port,
         meeting.processes,
         is_master=opens,
         timeout=datetime.timedelta(seconds=timeout_seconds),
         wait_for_workers=False,
-        **({} if listener is None else {"master_listen_fd": listener}),
+        master_listen_fd=listener,
     )
-    return dist.PrefixStore(f"omnivl/{meeting.start}", store)
+    return PrefixStore(f"omnivl/{meeting.start}", store)
 
 
 def _listener(meeting: Meeting) -> int | None:
@@ -225,7 +226,7 @@ def _answer(address: str, port: int) -> str:
 class _Proof:
     """Each side draws a number and wants an answer that only the secret gives."""
 
-    def __init__(self, meeting: Meeting, store: dist.Store, deadline: float, notice: float) -> None:
+    def __init__(self, meeting: Meeting, store: Store, deadline: float, notice: float) -> None:
         """``notice``: seconds that a refusal stands in the store before rank 0 ends, and the store with it."""
         self._meeting, self._store, self._deadline, self._notice = meeting, store, deadline, notice
 
@@ -243,18 +244,18 @@ class _Proof:
     def _as_first(self) -> None:
         """Rank 0: asks every rank, then answers all of them."""
         meeting = self._meeting
-        asked = secrets.token_bytes(32)
+        asked = secrets.token_hex(32)
         if self._store.add("first", 1) > 1:
             raise RendezvousError(f"{meeting.place}: got two processes of rank 0; give each its own RANK")
         self._store.set("asked", asked)
         drawn = {}
         for rank in range(1, meeting.processes):
-            came = self._await(f"rank/{rank}", lambda rank=rank: self._missing(rank))
-            drawn[rank], said = came[:32], came[32:]
-            if not hmac.compare_digest(said, self._sign("rank", rank, asked + drawn[rank])):
+            came = self._await(f"rank/{rank}", partial(self._missing, rank))
+            drawn[rank], said = came[:64], came[64:]
+            if not hmac.compare_digest(said, self._sign("rank", rank, asked.encode() + drawn[rank]).encode()):
                 self._refuse(f"rank {rank} does not belong to this run: it came to {meeting.place} without the secret")
         for rank, number in drawn.items():
-            self._store.set(f"first/{rank}", self._sign("first", rank, asked + number))
+            self._store.set(f"first/{rank}", self._sign("first", rank, asked.encode() + number))
 
     def _as_other(self) -> None:
         """Any other rank: answers rank 0 and wants an answer."""
@@ -265,18 +266,19 @@ class _Proof:
                 f"{meeting.place}: got two processes of rank {rank}, or two runs; give each process its own RANK and "
                 "each run its own MASTER_PORT"
             )
-        drawn = secrets.token_bytes(32)
-        self._store.set(f"rank/{rank}", drawn + self._sign("rank", rank, asked + drawn))
+        drawn = secrets.token_hex(32)
+        numbers = asked + drawn.encode()
+        self._store.set(f"rank/{rank}", drawn + self._sign("rank", rank, numbers))
         answer = self._await(f"first/{rank}", lambda: "rank 0 waits for another rank, or has ended")
-        if not hmac.compare_digest(answer, self._sign("first", rank, asked + drawn)):
+        if not hmac.compare_digest(answer, self._sign("first", rank, numbers).encode()):
             raise RendezvousError(
                 f"rank {rank}: who answers at {meeting.place} does not know the secret of this run: it is another run "
                 "or a stranger; set MASTER_PORT to another port, and see docs/slurm.md on what has to be closed"
             )
 
-    def _sign(self, side: str, rank: int, numbers: bytes) -> bytes:
+    def _sign(self, side: str, rank: int, numbers: bytes) -> str:
         said = f"omnivl {side} {rank} of {self._meeting.processes} start {self._meeting.start} ".encode()
-        return hmac.new(self._meeting.secret, said + numbers, hashlib.sha256).digest()
+        return hmac.new(self._meeting.secret, said + numbers, hashlib.sha256).hexdigest()
 
     def _await(self, key: str, problem: Callable[[], str]) -> bytes:
         """The value of a key; rank 0's refusal of the whole run is looked for as well."""

@@ -242,7 +242,7 @@ class Loader:
     def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
         # Made before the workers, which then have their sockets in it too: whoever removes it removes theirs.
-        multiprocessing.util.get_temp_dir()  # type: ignore[attr-defined]
+        multiprocessing.util.get_temp_dir()
         if self._config.start_method == "forkserver":
             modules = [BatchMaker.__module__, *([] if self._prepare is None else [self._prepare.__module__])]
             context.set_forkserver_preload(modules)  # imported once, not by every worker

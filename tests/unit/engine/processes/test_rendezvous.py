@@ -104,7 +104,7 @@ def test_answers_are_those_of_this_side_and_rank(meeting: Meeting) -> None:
     theirs.set("asked", b"\2" * 32)
 
     def echo() -> None:
-        theirs.set("first/1", theirs.get("rank/1")[32:])
+        theirs.set("first/1", theirs.get("rank/1")[64:])
 
     threading.Thread(target=echo, daemon=True).start()
     (refused,) = come([replace(meeting, rank=1)])
