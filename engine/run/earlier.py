@@ -6,9 +6,9 @@ from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import RunFolder, StageFolder
 from engine.errors import PlanError
+from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.precision import with_precision
 from engine.run.amendment import Change, consequences, take_over
 
 
@@ -44,10 +44,11 @@ def earlier_plan(run: RunFolder) -> Plan | None:
         return None
 
 
-def with_precision_of(plan: Plan, earlier: Plan) -> Plan:
-    """The plan with every ``auto`` replaced by what it became in an earlier start."""
-    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
-    return with_precision(plan, earlier.parallel.precision, known)
+def earlier_precision(run: RunFolder) -> tuple[Precision, dict[str, Precision]] | None:
+    """The types of the run in the folder: of the whole plan, and of its stages by their names; see ``earlier_plan``."""
+    if (earlier := earlier_plan(run)) is None:
+        return None
+    return earlier.parallel.precision, {stage.name: stage.parallel.precision for stage in earlier.stages}
 
 
 def goes_on(run: RunFolder, plan: Plan, start: Start) -> tuple[list[Change], list[str]]:

@@ -36,7 +36,7 @@ from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.amendment import record
 from engine.run.assessment import UnevaluatedError
-from engine.run.earlier import Start, earlier_plan, goes_on, is_done, kept_steps, with_precision_of
+from engine.run.earlier import Start, earlier_precision, goes_on, is_done, kept_steps
 from engine.run.preflight import look_at
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
@@ -99,11 +99,11 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
         plan, chosen = _choose_precision(plan, run, options, device)
-        kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start))
+        kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start), dict[str, int])
         notes = [*warnings_of(plan), *_epoch_notes(plan, kept)]
         plan = with_steps(plan, kept)
         ranks.on_first(lambda: look_ahead(run, plan, options))  # before anything of an earlier start is deleted
-        notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options))
+        notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options), list[str])
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
         visible = ranks.rank() == 0
         progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
@@ -115,7 +115,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
-            if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage)):
+            if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage), bool):
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
@@ -204,7 +204,7 @@ def _go_on(start: _Start, index: int) -> int:
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         ranks.on_first(lambda: folder.mark_complete(stage.steps))
-        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage))) is not None:
+        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage), str | None)) is not None:
             progress.message(message)
     del host, chain, throughput, complete, loop
     gc.collect()  # engines hold reference cycles, and the next stage needs the memory
@@ -269,11 +269,12 @@ def _choose_precision(
     """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
-    earlier = ranks.on_first(lambda: None if options.fresh else earlier_plan(run))
+    kind = tuple[Precision, dict[str, Precision]] | None
+    earlier = ranks.on_first(lambda: None if options.fresh else earlier_precision(run), kind)
     if earlier is None:
         faster = faster_precision(device)
         return with_precision(plan, faster), faster
-    return with_precision_of(plan, earlier), None
+    return with_precision(plan, *earlier), None
 
 
 def _failed_evaluation(run: RunFolder, index: int, stage: StagePlan) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.processes.belonging import SECRET, new_secret
 from engine.telemetry.console import say
 from engine.watch.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
@@ -60,6 +61,7 @@ def training_environment(spec: JobSpec, allocation: Allocation, failure_file: Pa
         "MASTER_PORT": str(allocation.port),
         "PYTHONUNBUFFERED": "1",
         FAILURE_FILE: str(failure_file),
+        SECRET: new_secret(),
     }
     if spec.profile.interface is not None:
         found |= {"NCCL_SOCKET_IFNAME": spec.profile.interface, "GLOO_SOCKET_IFNAME": spec.profile.interface}

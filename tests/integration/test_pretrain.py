@@ -225,3 +225,15 @@ def test_precision_is_chosen_once(pretraining: "Pretraining") -> None:
     told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4")
     assert "going on after step 2" in told and "auto takes" not in told
     assert load_plan(pretraining.folder / "kept" / "plan.yaml").stage("spatial").parallel.precision == slower
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two ranks with a data worker each, whose sockets lie there."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # torch's cache, which is to stay
+    pretraining.run("left", "launch.processes=2", "loader.num_workers=1", "stages.spatial.steps=2")
+    assert sorted(temporary.iterdir()) == []

@@ -5,7 +5,8 @@ import os
 from engine.disk.run_folder import RunFolder, RunFolderError
 from engine.plan.epochs import with_steps
 from engine.plan.plan import Plan
-from engine.run.earlier import Start, earlier_plan, goes_on, kept_steps, with_precision_of
+from engine.plan.precision import with_precision
+from engine.run.earlier import Start, earlier_precision, goes_on, kept_steps
 from engine.run.preflight.findings import Finding, Look
 
 
@@ -20,8 +21,7 @@ def look_at_folder(plan: Plan, run: RunFolder, look: Look, start: Start) -> None
     """
     with look.at(None):
         _check_writable(run)
-        earlier = earlier_plan(run)
-        known = plan if earlier is None else with_precision_of(plan, earlier)
+        known = with_precision(plan, *earlier) if (earlier := earlier_precision(run)) is not None else plan
         _, notes = goes_on(run, with_steps(known, kept_steps(run, plan, start)), start)
         look.notes += [Finding((), text) for text in notes]
     for index, one in enumerate(plan.stages):
