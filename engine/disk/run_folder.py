@@ -15,12 +15,14 @@ complete.json           the stage is complete; whether its evaluation is still d
 report.html
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,9 +203,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = _open_lock(self.path / LOCK)
         except OSError as error:
-            reason = "which is a file" if isinstance(error, FileExistsError) else f"({error.strerror})"
+            reason = (
+                "which is a file" if isinstance(error, FileExistsError) else f"({error.filename}: {error.strerror})"
+            )
             raise RunFolderError(
                 f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
                 "there or not; choose another one"
@@ -286,6 +290,15 @@ def write_whole(path: Path, text: str) -> None:
         beside.rename(path)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of the lock's file. A link is not followed: what is written into the lock stays in the folder."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return descriptor
 
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:

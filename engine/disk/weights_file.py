@@ -22,6 +22,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from omnivl.chain.names import current_name
+from omnivl.data.plain_files import open_plain
 
 _NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -143,14 +144,14 @@ def check_weights(path: Path) -> None:
 
 
 def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return file.read(size)
 
 
 def _digest(path: Path, header: bytes) -> str:
     """SHA-256 of a file with another header of the same length."""
     digest = hashlib.sha256(header)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         file.seek(len(header))
         while part := file.read(_CHUNK):
             digest.update(part)

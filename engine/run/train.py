@@ -6,6 +6,7 @@ For each stage: build the chain, transfer earlier weights, freeze, create the ho
 import functools
 import gc
 import json
+import os
 import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
 from engine.disk.weights_out import write_weights
-from engine.errors import PlanError
+from engine.errors import PlanError, RunFileError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.parallel import Precision
@@ -28,7 +29,7 @@ from engine.plan.precision import compute_dtype, faster_precision, with_precisio
 from engine.plan.yaml import read_yaml
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
-from engine.processes.files import read_json
+from engine.processes.files import read_json, read_whole
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.assessment import UnevaluatedError
@@ -192,9 +193,9 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
     shutil.rmtree(run.heartbeats, ignore_errors=True)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
-    if run.plan.is_file():
+    if os.path.lexists(run.plan):
         earlier = _earlier_plan(run)
-        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
+        before = _plan_text(run.plan) if earlier is None else earlier.to_yaml()
         check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
     write_whole(run.plan, text)
     _write_json(run.environment, describe_environment(ranks.world_size()))
@@ -219,10 +220,23 @@ def _earlier_plan(run: RunFolder) -> Plan | None:
 
     None if there is none, or if this version cannot read it: the comparison of plans then names the differences.
     """
+    if not os.path.lexists(run.plan):
+        return None
+    text = _plan_text(run.plan)
     try:
-        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
+        return parse_plan(text, str(run.plan))
     except PlanError:
         return None
+
+
+def _plan_text(path: Path) -> str:
+    try:
+        return read_whole(path).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(
+            f"{path}: got a file that cannot be read ({error}); remove it, if the plan is still the one that the run "
+            "began with: the same command writes it anew"
+        ) from error
 
 
 def _is_done(folder: StageFolder, stage: StagePlan) -> bool:
