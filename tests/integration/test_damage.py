@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
 from typer.testing import CliRunner
 
@@ -48,7 +49,7 @@ def pretrain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launcher.cli", "pretrain", str(folder.parent / "plan.yaml"), *arguments]
     command += ["--run-folder", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return patience.run(command, capture_output=True, text=True, limit=300, env=environment)
 
 
 @pytest.fixture(scope="module")

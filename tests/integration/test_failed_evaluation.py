@@ -3,12 +3,12 @@
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import patience
 import pytest
 from metric_lines import comparable_lines
 from PIL import Image
@@ -93,7 +93,7 @@ def test_a_failed_last_evaluation_leaves_the_stage_complete(
 
     write_shard(shard, None)
     command = [sys.executable, "-m", "launcher.cli", "evaluate", str(pretraining.folder / "run"), "--stage", "first"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env={**os.environ})
+    done = patience.run(command, capture_output=True, text=True, limit=300, env={**os.environ})
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads((pretraining.folder / "run" / "evaluation-first.json").read_text())
     assert (written["stage"], written["step"]) == ("first", 4)

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import patience
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -58,7 +59,7 @@ RECORD = {"step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "
 @pytest.mark.distributed
 def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     pretraining.write_plan(THREE_STAGES)
-    output = pretraining.run("run", timeout=200)
+    output = pretraining.run("run", limit=200)
     run = pretraining.folder / "run"
     stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
     for text in ("stage 1/3 spatial  step 4/4", "weights from temporal", "image->text R@5", "report: "):
@@ -143,7 +144,7 @@ def test_run_in_use_is_refused(pretraining: "Pretraining") -> None:
     assert "another run is writing here: process " in output
     assert output.count("another run is writing here") == 1
     first.send_signal(signal.SIGINT)  # to the launcher alone, as Ctrl-C reaches it
-    stopped, _ = first.communicate(timeout=60)
+    stopped, _ = patience.communicate(first, 60)
     assert first.returncode == 128 + signal.SIGINT, stopped
     assert "stopped after a checkpoint" in stopped
 
@@ -165,7 +166,7 @@ def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pr
     while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 2, output
     assert "step-000003: could not be written (process 1: [Errno 21] Is a directory" in output
     assert "there is none before it" in output
@@ -186,7 +187,7 @@ def test_failing_rank_ends_all_and_is_told_once(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
-    output, _ = process.communicate(timeout=90)
+    output, _ = patience.communicate(process, 90)
     assert process.returncode == 1, output
     assert output.count("Traceback (most recent call last)") == 1
     assert "rank 1 failed:" in output
@@ -207,7 +208,7 @@ def test_lost_rank_is_named(pretraining: "Pretraining") -> None:
     while not metrics.exists():
         assert process.poll() is None, process.communicate()[0]
     os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 0 was ended by SIGKILL" in output
 
