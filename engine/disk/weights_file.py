@@ -37,6 +37,7 @@ _NAMES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 
+_ENTRY = {"dtype", "shape", "data_offsets"}
 _HASH, _NO_HASH = "sha256", "0" * 64
 _CHUNK = 1 << 24
 """Bytes that are hashed at a time."""
@@ -118,6 +119,9 @@ def find_damage(path: Path) -> str | None:
         metadata = entries.get("__metadata__", {})
         if not isinstance(metadata, dict):
             return "its metadata are no mapping"
+        tensors = (entry for name, entry in entries.items() if name != "__metadata__")
+        if not all(isinstance(entry, dict) and entry.keys() == _ENTRY for entry in tensors):
+            return "its header has an entry that is no tensor"
         digest = metadata.get(_HASH)
         if digest is None and all(len(str(value)) != len(_NO_HASH) for value in metadata.values()):
             return None  # of an earlier version, or of other origin
