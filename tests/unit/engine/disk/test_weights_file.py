@@ -54,7 +54,7 @@ def test_a_file_that_is_cut_short_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flipped_bit_is_found_anywhere(tmp_path: Path) -> None:
-    """Every seventh bit: of the length, the metadata with the hash, the names and shapes, the first and the last tensor."""
+    """Every seventh bit: of the length, the metadata with the hash, names and shapes, the first and the last tensor."""
     path = tmp_path / "weights.safetensors"
     writer = WeightsWriter(path, {name: (tensor.dtype, tensor.shape) for name, tensor in TENSORS.items()})
     for name, tensor in TENSORS.items():
