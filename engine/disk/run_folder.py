@@ -11,7 +11,7 @@ metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
 evaluation.json  handover.json  routing.html
 unevaluated.json        steps at which an evaluation failed, and why
 weights.safetensors     whole weights at the end of the stage
-complete.json           the stage is complete; whether its evaluation is still due
+complete.json           the stage is complete; whether its evaluation is still due; the hash of its weights
 report.html
 """
 
@@ -119,13 +119,19 @@ class StageFolder:
         marker = self._completion()
         return marker is not None and bool(marker.get("evaluation_due", False))
 
-    def mark_trained(self, steps: int) -> None:
-        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True}))
+    def mark_trained(self, steps: int, weights: str) -> None:
+        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk.
+
+        Args:
+            steps: Its optimizer steps.
+            weights: SHA-256 of its weights (``engine.disk.weights_file``).
+        """
+        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True, "weights": weights}))
 
     def mark_complete(self, steps: int) -> None:
         """Marks the stage complete. Called when all its files are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps}))
+        known = self._completion() or {}
+        write_whole(self._marker, json.dumps({"steps": steps} | {k: v for k, v in known.items() if k == "weights"}))
 
     @property
     def _marker(self) -> Path:

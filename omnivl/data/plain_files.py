@@ -8,8 +8,8 @@ A path in a plan may name a device, a pipe or a link to one; reading these whole
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from omnivl.errors import DataError
 
@@ -35,7 +35,7 @@ def read_small(path: Path, most: int = MIB) -> bytes:
     return content
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> BufferedReader:
     """Opens a regular file for reading, without waiting for another process as a pipe does.
 
     Raises:

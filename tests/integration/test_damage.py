@@ -14,7 +14,7 @@ from typing import Any
 import patience
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from engine.disk.checkpoint import MANIFEST, find_fault, newest_complete
@@ -199,6 +199,22 @@ def test_two_flipped_bits_in_the_weights_stop_whatever_reads_them(run: Path) -> 
             raise_from("evaluate", str(run), "--stage", "first")
 
 
+@pytest.mark.parametrize("takes", ["those of the other stage", "those of an earlier version"])
+def test_other_weights_in_the_place_of_a_stage_s_are_found(run: Path, takes: str) -> None:
+    """Whole weights, whose own hash is right or which have none."""
+    file, other = (run / "stages" / stage / "weights.safetensors" for stage in ("01-first", "02-second"))
+    plain = run.parent / "plain.safetensors"
+    save_file(load_file(file), plain)
+    taken = (other if takes.endswith("stage") else plain).read_bytes()
+    assert find_faults(run)[file] is None
+    with damaged(file, lambda _: taken) as changed:
+        assert changed
+        assert "another file than the one with which complete.json says" in str(find_faults(run)[file])
+        with pytest.raises(UserError, match="that the stage was completed"):
+            raise_from("evaluate", str(run), "--stage", "first")
+    assert find_faults(run)[file] is None
+
+
 SMALL_FILES = (
     *("plan.yaml", "environment.json", "report.html", "run.lock", "failure.json", "heartbeats/rank-00000.json"),
     *(f"stages/01-first/{name}" for name in ("metrics.jsonl", "evaluation.json", "complete.json", "unevaluated.json")),
@@ -310,7 +326,7 @@ def test_a_full_disk_loses_nothing_and_is_called_by_its_name(run: Path, tmp_path
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert "could not be written" in said
-    assert "ake room" in said
+    assert " room" in said
     assert "Traceback" not in said
     assert (tmp_path / "run").is_dir(), again
     for stage in ("01-first", "02-second"):
