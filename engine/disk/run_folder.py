@@ -12,16 +12,18 @@ metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
 evaluation.json  handover.json  routing.html
 unevaluated.json        steps at which an evaluation failed, and why
 weights.safetensors     whole weights at the end of the stage
-complete.json           the stage is complete; whether its evaluation is still due
+complete.json           the stage is complete; whether its evaluation is still due; the hash of its weights
 report.html
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,13 +120,19 @@ class StageFolder:
         marker = self._completion()
         return marker is not None and bool(marker.get("evaluation_due", False))
 
-    def mark_trained(self, steps: int) -> None:
-        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True}))
+    def mark_trained(self, steps: int, weights: str) -> None:
+        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk.
+
+        Args:
+            steps: Its optimizer steps.
+            weights: SHA-256 of its weights (``engine.disk.weights_file``).
+        """
+        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True, "weights": weights}))
 
     def mark_complete(self, steps: int) -> None:
         """Marks the stage complete. Called when all its files are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps}))
+        known = self._completion() or {}
+        write_whole(self._marker, json.dumps({"steps": steps} | {k: v for k, v in known.items() if k == "weights"}))
 
     @property
     def _marker(self) -> Path:
@@ -207,9 +215,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = _open_lock(self.path / LOCK)
         except OSError as error:
-            reason = "which is a file" if isinstance(error, FileExistsError) else f"({error.strerror})"
+            reason = (
+                "which is a file" if isinstance(error, FileExistsError) else f"({error.filename}: {error.strerror})"
+            )
             raise RunFolderError(
                 f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
                 "there or not; choose another one"
@@ -303,6 +313,15 @@ def write_whole(path: Path, text: str) -> None:
         beside.rename(path)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def _open_lock(path: Path) -> int:
+    """A descriptor of the lock's file. A link is not followed: what is written into the lock stays in the folder."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return descriptor
 
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:

@@ -1,14 +1,17 @@
 """What an earlier start of a run has left in its folder, and whether a plan goes on with it."""
 
+import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import RunFolder, StageFolder
-from engine.errors import PlanError
+from engine.errors import PlanError, RunFileError
 from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
+from engine.processes.files import read_whole
 from engine.run.amendment import Change, consequences, take_over
 
 
@@ -38,8 +41,11 @@ def earlier_plan(run: RunFolder) -> Plan | None:
 
     None if there is none, or if this version cannot read it: the comparison of plans then names the differences.
     """
+    if not os.path.lexists(run.plan):
+        return None
+    text = _plan_text(run.plan)
     try:
-        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
+        return parse_plan(text, str(run.plan))
     except PlanError:
         return None
 
@@ -66,10 +72,10 @@ def goes_on(run: RunFolder, plan: Plan, start: Start) -> tuple[list[Change], lis
         RunFolderError: Names every field that may not differ.
     """
     kept = start.kept(plan)
-    if not run.plan.is_file() or kept == 0:
+    if not os.path.lexists(run.plan) or kept == 0:
         return [], []
     earlier = earlier_plan(run)
-    before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
+    before = _plan_text(run.plan) if earlier is None else earlier.to_yaml()
     changes = take_over(run, before, plan, amend=start.amend, kept=kept)
     return changes, [] if earlier is None or kept is not None else list(consequences(run, earlier, plan))
 
@@ -93,3 +99,13 @@ def is_done(folder: StageFolder, stage: StagePlan) -> bool:
         return False
     due = folder.awaits_evaluation() and stage.steps not in read_failed(folder.unevaluated)
     return not (due and stage.evaluate.tasks and stage.steps in checkpoint_steps(folder.checkpoints))
+
+
+def _plan_text(path: Path) -> str:
+    try:
+        return read_whole(path).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFileError(
+            f"{path}: got a file that cannot be read ({error}); remove it, if the plan is still the one that the run "
+            "began with: the same command writes it anew"
+        ) from error

@@ -17,6 +17,7 @@ import torch
 from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
+from engine.disk.weights_file import written_hash
 from engine.disk.weights_out import write_weights
 from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
@@ -294,7 +295,7 @@ def _complete_stage(
     """Writes the whole weights, from which later stages and exports start; only the evaluation may be missing then."""
     heartbeat.begin("finishing", stage.name, stage.steps)
     write_weights(host, folder.weights, source)
-    ranks.on_first(lambda: folder.mark_trained(stage.steps))
+    ranks.on_first(lambda: folder.mark_trained(stage.steps, written_hash(folder.weights)))
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:

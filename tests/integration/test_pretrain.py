@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import patience
 import pytest
 import yaml
 from safetensors.torch import load_file
@@ -59,7 +60,7 @@ RECORD = {"step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "
 def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     batch = "batch: {micro_batch_size_per_gpu: 16, gradient_accumulation_steps: auto, global_batch_size: 8}"
     pretraining.write_plan(THREE_STAGES.replace("batch: {micro_batch_size_per_gpu: 4}", batch))
-    output = pretraining.run("run", timeout=200)
+    output = pretraining.run("run", limit=200)
     assert "stage spatial: batch 8 = 4 x 1 accumulated x 2" in output
     run = pretraining.folder / "run"
     stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
@@ -145,7 +146,7 @@ def test_run_in_use_is_refused(pretraining: "Pretraining") -> None:
     assert "another run is writing here: process " in output
     assert output.count("another run is writing here") == 1
     first.send_signal(signal.SIGINT)  # to the launcher alone, as Ctrl-C reaches it
-    stopped, _ = first.communicate(timeout=60)
+    stopped, _ = patience.communicate(first, 60)
     assert first.returncode == 128 + signal.SIGINT, stopped
     assert "stopped after a checkpoint" in stopped
 
@@ -167,7 +168,7 @@ def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pr
     while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 2, output
     assert "step-000003: could not be written (process 1: [Errno 21] Is a directory" in output
     assert "there is none before it" in output
@@ -188,7 +189,7 @@ def test_failing_rank_ends_all_and_is_told_once(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
-    output, _ = process.communicate(timeout=90)
+    output, _ = patience.communicate(process, 90)
     assert process.returncode == 1, output
     assert output.count("Traceback (most recent call last)") == 1
     assert "rank 1 failed:" in output
@@ -209,7 +210,7 @@ def test_lost_rank_is_named(pretraining: "Pretraining") -> None:
     while not metrics.exists():
         assert process.poll() is None, process.communicate()[0]
     os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 0 was ended by SIGKILL" in output
 

@@ -3,13 +3,13 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import patience
 import pytest
 import torch
 from metric_lines import comparable_lines
@@ -72,13 +72,13 @@ class Cluster:
     def omnivl(self, *arguments: str, code: int = 0) -> str:
         """Runs a command of ours on the machine of the controller."""
         environment = {**self.lab.environment, "PYTHONPATH": str(ROOT), "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
+        done = patience.run(
             [sys.executable, "-m", "launcher.cli", *arguments],
             env=environment,
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            limit=120,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -123,9 +123,9 @@ class Cluster:
         """Whether a job is over for good."""
         return self.lab.job(job)["JobState"] in _ENDED
 
-    def finish(self, job: str, run: Path, state: str = "COMPLETED", timeout: float = 200) -> str:
+    def finish(self, job: str, run: Path, state: str = "COMPLETED", limit: float = 200) -> str:
         """Waits for the end of a job and returns its log."""
-        self.lab.wait_for(lambda: self.ended(job), timeout, f"the end of job {job}")
+        self.lab.wait_for(lambda: self.ended(job), limit, f"the end of job {job}")
         log = self.log(job, run)
         assert self.lab.job(job)["JobState"] == state, f"{self.lab.job(job)}\n{log}"
         return log
@@ -137,10 +137,10 @@ class Cluster:
         main = run / "slurm" / f"{job}.log"
         return (main.read_text() if main.is_file() else "") + "\n=== ranks\n" + "\n".join(texts)
 
-    def wait_for_step(self, job: str, run: Path, step: int, stage: str = "01-spatial", timeout: float = 120) -> None:
+    def wait_for_step(self, job: str, run: Path, step: int, stage: str = "01-spatial", limit: float = 120) -> None:
         """Waits until a job has taken so many steps."""
         metrics = run / "stages" / stage / "metrics.jsonl"
-        self.lab.wait_for(lambda: _last_step(metrics) >= step or self.ended(job), timeout, f"step {step} in {metrics}")
+        self.lab.wait_for(lambda: _last_step(metrics) >= step or self.ended(job), limit, f"step {step} in {metrics}")
         assert not self.ended(job), self.log(job, run)
 
 

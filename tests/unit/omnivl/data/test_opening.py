@@ -12,6 +12,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import patience
 import pytest
 
 from omnivl.data.sources.opening import (
@@ -145,11 +146,11 @@ def test_leaving_early_ends_the_program_and_its_children(tmp_path):
     with opened_stream(f"pipe:yes & echo $! > {tmp_path}/child; wait", 60) as stream:
         assert stream.read(4) == b"y\ny\n"
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
-    for _ in range(100):
-        if not child.exists() or (child / "stat").read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("the shell's child still runs")
+
+    def is_gone() -> bool:
+        return not child.exists() or (child / "stat").read_text().split()[2] == "Z"
+
+    patience.wait_for(is_gone, 5, "the end of the shell's child")
 
 
 def test_a_shell_reads_nothing_of_the_terminal():
