@@ -57,7 +57,7 @@ def run_without_pickle(folder: str, plan: str) -> dict[str, Any]:
 
 def test_a_run_unpickles_nothing(run_distributed: Any, tmp_path: Path) -> None:
     run = tmp_path / "plain"
-    got = run_distributed(run_without_pickle, processes=2, timeout=150, folder=str(run), plan=PLAN)
+    got = run_distributed(run_without_pickle, processes=2, limit=150, folder=str(run), plan=PLAN)
     assert got == [{"done": True}] * 2
     for stage in ("01-spatial", "02-temporal"):
         assert (run / "stages" / stage / "weights.safetensors").is_file()

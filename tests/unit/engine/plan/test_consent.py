@@ -2,10 +2,10 @@
 
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 from engine.errors import PlanError
@@ -192,7 +192,7 @@ def test_a_file_that_really_is_another_users(write, tmp_path):
     path = write(f"pipe:touch {tmp_path}/ran")
     os.chown(path, NEIGHBOUR, NEIGHBOUR)
     command = [sys.executable, "-m", "launcher.cli", "pretrain", str(path), "--run-folder", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = patience.run(command, limit=300, capture_output=True, text=True)
     assert done.returncode == 2
     assert "add --allow-commands" in done.stderr
     assert not (tmp_path / "ran").exists()

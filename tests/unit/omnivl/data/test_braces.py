@@ -2,10 +2,10 @@
 
 import random
 import shutil
-import subprocess
 import time
 import tracemalloc
 
+import patience
 import pytest
 
 from omnivl.data.sources.braces import MAX_SHARDS, expand_braces
@@ -52,7 +52,7 @@ def test_as_bash_does():
     patterns = [pattern for pattern in patterns if "{}" not in pattern]
     assert len(patterns) > 300
     script = "set -f; " + "; ".join(f"printf '%s ' {pattern}; echo" for pattern in patterns)
-    lines = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=60).stdout
+    lines = patience.run(["bash", "-c", script], limit=60, capture_output=True, text=True, check=True).stdout
     for pattern, line in zip(patterns, lines.splitlines(), strict=True):
         assert expand_braces(pattern) == line.split(), pattern
 

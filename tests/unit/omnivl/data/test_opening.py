@@ -28,8 +28,8 @@ from omnivl.errors import DataError
 CURL = ("curl", "--globoff", "--url")
 
 
-def content(address: str, step: int = 10_000, timeout: float = 60) -> bytes:
-    with opened_stream(address, timeout) as stream:
+def content(address: str, step: int = 10_000, silent: float = 60) -> bytes:
+    with opened_stream(address, silent) as stream:
         return b"".join(iter(lambda: stream.read(step), b""))
 
 
@@ -181,7 +181,7 @@ def test_a_program_that_sends_nothing_is_ended(command, told, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     began = time.monotonic()
     with pytest.raises(SilentStreamError, match=told):
-        content(f"pipe:{command}", timeout=0.3)
+        content(f"pipe:{command}", silent=0.3)
     assert time.monotonic() - began < 20
 
 
@@ -190,7 +190,7 @@ def test_a_server_that_accepts_and_is_silent():
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(SilentStreamError, match=r"^nothing came for 0\.5 s"):
-            content(f"http://127.0.0.1:{port}/x.tar", timeout=0.5)
+            content(f"http://127.0.0.1:{port}/x.tar", silent=0.5)
 
 
 def test_time_between_reads_is_not_silence():

@@ -186,9 +186,9 @@ def test_a_text_that_is_wrong_is_named_also_where_the_picture_is_missing(write_t
     assert [one.cause for one in listed] == ["wrong_json"]
 
 
-def silent_reader(source: str, timeout: float = 0.3) -> StreamReader:
+def silent_reader(source: str, silent: float = 0.3) -> StreamReader:
     config = DataEntryConfig(source, "image_text")
-    return StreamReader(config, key="k", seed=0, buffer=1, reader=0, readers=1, first_shard=0, timeout=timeout)
+    return StreamReader(config, key="k", seed=0, buffer=1, reader=0, readers=1, first_shard=0, **{"timeout": silent})
 
 
 def test_a_stream_that_sends_nothing_ends_the_run_in_bounded_time():
@@ -208,7 +208,7 @@ def test_one_silent_shard_among_others_is_bad_and_passed_over(write_tar, pairs, 
         write_tar(pairs(2), f"{shard}.tar")
     (tmp_path / "1.tar").unlink()
     os.mkfifo(tmp_path / "1.tar")
-    stream = silent_reader(f"pipe:cat {tmp_path}/{{0..2}}.tar", timeout=2)
+    stream = silent_reader(f"pipe:cat {tmp_path}/{{0..2}}.tar", silent=2)
     assert captions(stream, 8) == ["thing 0", "thing 1"] * 4
     assert {(entry.cause, entry.where.rpartition("/")[2]) for entry in stream.rejections} == {
         ("unreadable_path", "1.tar")
