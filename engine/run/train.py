@@ -6,8 +6,6 @@ For each stage: build the chain, transfer earlier weights, freeze, create the ho
 import functools
 import gc
 import json
-import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,30 +17,22 @@ from engine.disk.rollback import RolledBackError
 from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.disk.weights_file import written_hash
 from engine.disk.weights_out import write_weights
-from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.batches import batch_in_words
-from engine.plan.epochs import described, with_steps
-from engine.plan.parallel import Precision
-from engine.plan.places import places_of
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.precision import compute_dtype, faster_precision, with_precision
-from engine.plan.warnings import warnings_of
-from engine.plan.yaml import show_path
+from engine.plan.precision import compute_dtype
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
-from engine.run.amendment import record
 from engine.run.assessment import UnevaluatedError
-from engine.run.earlier import Start, earlier_precision, goes_on, is_done, kept_steps
-from engine.run.preflight import look_at
+from engine.run.earlier import is_done
+from engine.run.entrance import RunOptions, enter
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.freeze import freeze, freeze_idle, store_frozen
-from engine.telemetry.environment import describe_environment
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress
 from engine.telemetry.throughput import Throughput
@@ -50,34 +40,6 @@ from engine.watch.heartbeat import Heartbeat
 from engine.watch.stop import StopRequest
 from engine.watch.watchdog import watched
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of the command line in addition to the plan.
-
-    Attributes:
-        folder: The run's folder.
-        fresh: Delete what an earlier start left there.
-        stage: Run this stage only; None runs all.
-        offline: Do not look at the data and the weights of all stages before the first one begins.
-        plan_file: Where the plan was read from, for messages.
-        overrides: What it was read with.
-        amend: Take over what the plan changes in a run that has begun, where that may change.
-    """
-
-    folder: Path
-    fresh: bool = False
-    stage: str | None = None
-    offline: bool = False
-    plan_file: Path | None = None
-    overrides: tuple[str, ...] = ()
-    amend: bool = False
-
-    @property
-    def start(self) -> Start:
-        """How the run is started in its folder."""
-        return Start(self.fresh, self.stage, self.amend)
 
 
 def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
@@ -96,20 +58,12 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     """
     run, stop = RunFolder(options.folder), StopRequest()
     stop.install()
-    steps = {stage.name: stage.steps for stage in plan.stages}
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
-        plan, chosen = _choose_precision(plan, run, options, device)
-        kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start), dict[str, int])
-        notes = [*warnings_of(plan), *_epoch_notes(plan, kept)]
-        plan = with_steps(plan, kept)
-        ranks.on_first(lambda: look_ahead(run, plan, options))  # before anything of an earlier start is deleted
-        notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options), list[str])
+        plan, notes = enter(run, plan, options, device)
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
-        visible = ranks.rank() == 0
-        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
-        if chosen is not None:
-            progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
+        steps = {stage.name: stage.steps for stage in plan.stages}
+        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=ranks.rank() == 0))
         for note in notes:
             progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
@@ -210,72 +164,6 @@ def _go_on(start: _Start, index: int) -> int:
     del host, chain, throughput, complete, loop
     gc.collect()  # engines hold reference cycles, and the next stage needs the memory
     return signal
-
-
-def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
-    """Looks at what the stages that are still to run read, all of them.
-
-    Raises:
-        PlanError: Names all that is wrong.
-    """
-    if options.offline:
-        return
-    due = [
-        index
-        for index, stage in enumerate(plan.stages)
-        if options.stage in (None, stage.name) and (options.fresh or not is_done(run.stage(index, stage.name), stage))
-    ]
-    if due:
-        file = options.plan_file
-        folder = None if file is None else file.parent
-        seen = look_at(plan, stages=due, world_size=ranks.world_size(), open_streams=True, folder=folder)
-        seen.refuse(show_path if file is None else places_of(file, options.overrides))
-
-
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
-    """Checks that the folder holds this run or none, and writes plan and environment into it.
-
-    Returns:
-        What to say about stages that go on otherwise than they began.
-    """
-    names = [stage.name for stage in plan.stages]
-    if options.stage is not None and options.stage not in names:
-        raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    changes, messages = goes_on(run, plan, options.start)
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
-    if options.fresh:
-        run.clear(0 if options.stage is None else names.index(options.stage))
-    write_whole(run.plan, plan.to_yaml())
-    record(run, changes, plan)
-    _write_json(run.environment, describe_environment(ranks.world_size()))
-    return messages
-
-
-def _epoch_notes(plan: Plan, kept: Mapping[str, int]) -> list[str]:
-    """How the steps of the stages with ``epochs`` came about, and where a stage goes on with others."""
-    notes = []
-    for stage in plan.stages:
-        if stage.epochs is None:
-            continue
-        told = described(stage, plan.loader, stage.samples_per_step(ranks.world_size()))
-        steps = kept.get(stage.name, stage.steps)
-        other = f"; it goes on with the {steps:,} steps that it began with (--amend changes them)"
-        notes.append(f"stage {stage.name}: {told}{other if steps != stage.steps else ''}")
-    return notes
-
-
-def _choose_precision(
-    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
-) -> tuple[Plan, Precision | None]:
-    """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
-    if all(stage.parallel.precision != "auto" for stage in plan.stages):
-        return plan, None
-    kind = tuple[Precision, dict[str, Precision]] | None
-    earlier = ranks.on_first(lambda: None if options.fresh else earlier_precision(run), kind)
-    if earlier is None:
-        faster = faster_precision(device)
-        return with_precision(plan, faster), faster
-    return with_precision(plan, *earlier), None
 
 
 def _failed_evaluation(run: RunFolder, index: int, stage: StagePlan) -> str | None:

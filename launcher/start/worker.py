@@ -23,7 +23,8 @@ from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
 from engine.processes.process_group import finish, join_process_group, launched_processes
 from engine.processes.rendezvous import RendezvousError
-from engine.run.train import RunOptions, train
+from engine.run.entrance import RunOptions
+from engine.run.train import train
 from engine.watch.failure import DEBUG, Failure, describe_error
 from launcher.start.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError

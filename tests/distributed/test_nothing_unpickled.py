@@ -11,7 +11,8 @@ from unpickling import UnpickledError, refuse_unpickling
 
 from engine.plan.parse import parse_plan
 from engine.processes import ranks
-from engine.run.train import RunOptions, train
+from engine.run.entrance import RunOptions
+from engine.run.train import train
 from omnivl.errors import UserError
 
 pytestmark = pytest.mark.distributed

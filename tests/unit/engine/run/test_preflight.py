@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 from engine.disk.run_folder import RunFolder
 from engine.errors import PlanError
 from engine.plan.parse import load_plan
+from engine.run.entrance import RunOptions, look_ahead
 from engine.run.preflight import data as data_look
 from engine.run.preflight import look_at
-from engine.run.train import RunOptions, look_ahead
 from launcher.cli import app
 from omnivl.data.index_file import load_index
 from omnivl.data.sources import glance as glances
