@@ -25,6 +25,8 @@ from omnivl.data.video import clip_frames, open_container
 _CRF = "18"  # visually lossless
 _TICKS = 90_000  # per second: a multiple of all usual rates, and MPEG's own
 _USUAL_RATE = Fraction(25)
+_RATES = (1, 1000)  # frames per second that an encoder plans for; each frame has its own time all the same
+_LONGEST_GAP = 3600 * _TICKS  # of two frames: an MP4 has 31 bits for it, and what exceeds it is a damaged time
 _MOST_PACKETS = 10_000_000  # of a film that is cut: they are only listed
 _BT601, _LIMITED_RANGE = 6, 1  # what libswscale makes of RGB (smpte170m, "tv")
 
@@ -88,7 +90,8 @@ class _Writer:
         self.count = 0
         self._file = io.BytesIO()
         self._target = av.open(self._file, "w", format="mp4")
-        self._stream = self._target.add_stream("libx264", rate=rate)
+        planned = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
+        self._stream = self._target.add_stream("libx264", rate=planned)
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": _CRF, "preset": "fast", "threads": "1"}
         self._stream.time_base = Fraction(1, _TICKS)
@@ -97,27 +100,30 @@ class _Writer:
         codec.colorspace, codec.color_range = _BT601, _LIMITED_RANGE
         if ratio:
             codec.sample_aspect_ratio = ratio
-        self._first = Fraction(0)
-        self._last = -1
+        self._ticks = 0  # of the last frame in the file that is read
+        self._last = 0  # and in the one that is written
 
-    def write(self, frame: "av.VideoFrame", time: Fraction | float, size: tuple[int, int] | None) -> None:
+    def write(self, frame: "av.VideoFrame", time: Fraction, size: tuple[int, int] | None) -> None:
         """Appends a frame that is shown at a time in seconds."""
         if not self.count:
             width, height = size or (frame.width, frame.height)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 has no odd sides
             degrees, mirrored = _turn(frame)
             self._stream.set_display_rotation(degrees, hflip=mirrored)
-            self._first = Fraction(time)
+            self._ticks = round(time * _TICKS) - 1
+            self._last = -1
         rgb = frame_on_white(frame)
         sides = (self._stream.width, self._stream.height)
         if sides != (frame.width, frame.height):
             how = cv2.INTER_AREA if size is not None else cv2.INTER_LINEAR
             rgb = cv2.resize(rgb, sides, interpolation=how)
         written = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuv420p")
-        self._last = max(self._last + 1, round((Fraction(time) - self._first) * _TICKS))
+        ticks = round(time * _TICKS)
+        self._last += min(max(ticks - self._ticks, 1), _LONGEST_GAP)
+        self._ticks = ticks
         written.pts, written.time_base = self._last, Fraction(1, _TICKS)
         if frame.duration and frame.time_base is not None:
-            written.duration = round(frame.duration * frame.time_base * _TICKS)
+            written.duration = min(round(frame.duration * frame.time_base * _TICKS), _LONGEST_GAP)
         self._target.mux(self._stream.encode(written))
         self.count += 1
 
