@@ -5,7 +5,6 @@ Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent show
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,27 +16,23 @@ from torch import Tensor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
+from omnivl.data.formats import (
+    MEDIA_EXTENSIONS,
+    STILL_EXTENSIONS,
+    gif_extent,
+    is_complete,
+    moves,
+    picture_format,
+    picture_size,
+)
 from omnivl.data.frames import sample_frames
-from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.limits import DecodeLimits, check_wanted, check_work
+from omnivl.data.orientation import picture_orientation, tagged_orientation, upright
 from omnivl.data.sources.base import BadSampleError, Sample, naming
-from omnivl.data.video import decode_video
+from omnivl.data.video import Whole, decode_video, gather_frames
 
 Pixels = NDArray[np.uint8]
 ChooseFrames = Callable[[int], list[int]]
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Bounds that are checked before anything is decoded.
-
-    Attributes:
-        max_pixels: Pixels per picture or frame.
-        max_frames: Frames per clip.
-    """
-
-    max_pixels: int = 40_000_000
-    max_frames: int = 20_000
 
 
 def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixels:
@@ -59,14 +54,14 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     size = picture_size(media)
     if kind is None or size is None:
         raise BadSampleError("broken_image", sample.where, f"no known picture header in {len(media)} bytes")
-    _check_pixels(size, limits, sample.where)
+    limits.check_size(size, sample.where)
     if not is_complete(media):
         raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
     with naming("broken_image", sample.where):
         if kind == "jpeg":
-            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
+            return upright(_decode_jpeg(media, needed, limits, sample.where)[None], picture_orientation(media))
         if kind == "gif":
-            return _pillow_frames(media, lambda total: [0], limits, sample.where)
+            return _pillow_frames(media, size, lambda total: [0], limits, sample.where)
         old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
         how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
         pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
@@ -77,13 +72,14 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
         return upright(to_rgb(pixels)[None], picture_orientation(media))
 
 
-def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
-    """Decodes the chosen frames of a clip to ``[T, H, W, 3]``.
+def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whole: Whole | None = None) -> Pixels:
+    """Decodes the chosen frames of a clip to ``[T, H, W, 3]``; a picture that does not move is a clip of one frame.
 
     Args:
         sample: With ``media`` or ``frames``.
         limits: Bounds.
         choose: Number of frames of the clip -> frames wanted, in rising order; repeats are allowed.
+        whole: Whether to decode all frames instead, by their number and the pixels of each; None for never.
 
     Raises:
         BadSampleError: ``broken_video``, ``broken_image``, ``too_many_pixels``, ``too_many_frames`` or
@@ -93,13 +89,18 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> P
         return sample.frames[choose(len(sample.frames))]
     media = _media(sample)
     if picture_format(media) is None:
-        return decode_video(media, sample.where, limits.max_pixels, limits.max_frames, choose)
+        return decode_video(media, sample.where, limits, choose, whole)
+    if not moves(media):
+        picture = decode_still(sample, limits)[0]
+        wanted = [0] if whole is not None and whole(1, picture.shape[0] * picture.shape[1]) else choose(1)
+        check_wanted(len(wanted), (picture.shape[1], picture.shape[0]), sample.where)
+        return np.stack([picture] * len(wanted))
     size = picture_size(media)
     if size is None:
         raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
-    _check_pixels(size, limits, sample.where)
+    limits.check_size(size, sample.where)
     with naming("broken_image", sample.where):
-        return _pillow_frames(media, choose, limits, sample.where)
+        return _pillow_frames(media, size, choose, limits, sample.where, whole)
 
 
 def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:
@@ -135,19 +136,16 @@ def _media(sample: Sample) -> bytes:
     return sample.media
 
 
-def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> None:
-    if size[0] * size[1] > limits.max_pixels:
-        detail = f"{size[0]} x {size[1]} pixels; allowed: {limits.max_pixels} in all"
-        raise BadSampleError("too_many_pixels", where, detail)
-
-
-def _decode_jpeg(media: bytes, needed: int) -> Pixels:
+def _decode_jpeg(media: bytes, needed: int, limits: DecodeLimits, where: str) -> Pixels:
     try:
-        colour = simplejpeg.decode_jpeg_header(media)[2]
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(media)
     except ValueError:
         colour = "unknown"
+    else:
+        limits.check_size((width, height), where)  # as the decoder itself finds it
     if colour in ("CMYK", "YCCK", "unknown"):
-        with Image.open(io.BytesIO(media)) as picture:
+        with Image.open(io.BytesIO(media), formats=("JPEG",)) as picture:
+            limits.check_size(picture.size, where)
             return np.asarray(picture.convert("RGB"))
     pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
     return pixels
@@ -178,17 +176,31 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
 
 
-def _pillow_frames(media: bytes, choose: ChooseFrames, limits: DecodeLimits, where: str) -> Pixels:
-    """Frames of a GIF or an animated WebP."""
-    with Image.open(io.BytesIO(media), formats=("GIF", "WEBP", "PNG", "JPEG", "BMP")) as picture:
+def _pillow_frames(
+    media: bytes,
+    size: tuple[int, int],
+    choose: ChooseFrames,
+    limits: DecodeLimits,
+    where: str,
+    whole: Whole | None = None,
+) -> Pixels:
+    """Frames of a GIF, an animated WebP or an animated PNG, which are painted one after the other."""
+    if picture_format(media) == "gif":
+        limits.check_frames(len(gif_extent(media).durations), where)
+    with Image.open(io.BytesIO(media), formats=("GIF", "WEBP", "PNG")) as picture:
         total = int(getattr(picture, "n_frames", 1))
-        if total > limits.max_frames:
-            raise BadSampleError("too_many_frames", where, f"{total} frames; allowed: {limits.max_frames}")
-        wanted = choose(total)
+        limits.check_frames(total, where)
+        wanted = list(range(total)) if whole is not None and whole(total, size[0] * size[1]) else choose(total)
+        check_wanted(len(set(wanted)), size, where)
+        check_work(wanted[-1] + 1, size, where, moving="picture")
+        orientation = tagged_orientation(picture)
         frames: dict[int, Pixels] = {}
-        for number in sorted(set(wanted)):
+        for number in range(wanted[-1] + 1):
             picture.seek(number)
-            rgba = picture.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            frames[number] = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-    return np.stack([frames[number] for number in wanted])
+            limits.check_size(picture.size, where)  # a frame can enlarge the picture
+            if number in wanted:
+                rgba = picture.convert("RGBA")
+                white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+                flat = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+                frames[number] = upright(flat[None], orientation)[0]
+    return gather_frames(frames, wanted)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from omnivl.data.augment import View, evaluation_view, training_view
 from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.decode import decode_clip, decode_still
 from omnivl.data.fields import Field, FieldReader, texts_in
 from omnivl.data.formats import file_named
 from omnivl.data.frames import sample_frames
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
@@ -67,13 +68,16 @@ class PixelCache:
         """The cached pixels of a sample."""
         return self._pixels.get(where)
 
-    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
-        """Keeps ``pixels`` if a source with this number of samples of this size fits into the bound.
+    def fits(self, num_bytes: int, source_length: int) -> bool:
+        """Whether a sample is kept: a source with this number of samples of this size fits into the bound.
 
         Keeping a small part of a large source would cost memory and save nothing.
         """
-        fits = pixels.nbytes * source_length <= self._bound and self._used + pixels.nbytes <= self._bound
-        if fits and where not in self._pixels:
+        return num_bytes * source_length <= self._bound and self._used + num_bytes <= self._bound
+
+    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
+        """Keeps ``pixels`` if they fit."""
+        if self.fits(pixels.nbytes, source_length) and where not in self._pixels:
             self._used += pixels.nbytes
             self._pixels[where] = pixels
 
@@ -259,11 +263,11 @@ class ExampleReader:
             return decode_clip(sample, self._limits, choose)
         whole: list[bool] = []
 
-        def choose_all(total: int) -> list[int]:
-            whole.append(total <= _MAX_CACHED_FRAMES)
-            return list(range(total)) if whole[0] else choose(total)
+        def fits(total: int, pixels: int) -> bool:
+            whole.append(total <= _MAX_CACHED_FRAMES and cache.fits(3 * total * pixels, self._length))
+            return whole[0]
 
-        pixels = decode_clip(sample, self._limits, choose_all)
+        pixels = decode_clip(sample, self._limits, choose, fits)
         if not whole[0]:
             return pixels
         cache.put(sample.where, pixels, self._length)

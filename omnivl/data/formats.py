@@ -6,6 +6,7 @@ these tables are refused: there is no fallback decoder, and no decoder that coul
 
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Literal
 
 PictureFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
@@ -45,14 +46,28 @@ def is_animated(data: bytes) -> bool:
     return picture_format(data) == "webp" and data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 2)
 
 
+def moves(data: bytes) -> bool:
+    """Whether a picture's format and header let it have several frames: GIF, animated WebP, animated PNG."""
+    match picture_format(data):
+        case "gif":
+            return True
+        case "png":
+            return b"acTL" in data[: data.find(b"IDAT")]
+        case _:
+            return is_animated(data)
+
+
 def picture_size(data: bytes) -> tuple[int, int] | None:
     """(width, height) in pixels from the header, without decoding; None where the header is broken."""
     try:
         match picture_format(data):
             case "png":
+                if data[12:16] != b"IHDR":
+                    return None
                 width, height = struct.unpack(">II", data[16:24])
             case "gif":
-                width, height = _gif_size(data)
+                extent = gif_extent(data)
+                width, height = extent.width, extent.height
             case "bmp":
                 old = data[14:18] == b"\x0c\0\0\0"  # the header of OS/2, with sides of 16 bits
                 width, height = struct.unpack("<HH", data[18:22]) if old else struct.unpack("<ii", data[18:26])
@@ -94,23 +109,67 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
             return None
 
 
-def _gif_size(data: bytes) -> tuple[int, int]:
-    """The screen, or what its frames reach where they exceed it: a decoder enlarges the screen to them."""
+@dataclass(frozen=True)
+class GifExtent:
+    """What a GIF's frames cover.
+
+    Attributes:
+        width: Of the screen, or what its frames reach where they exceed it: a decoder enlarges the screen to them.
+        height: Likewise.
+        durations: Milliseconds of each frame.
+    """
+
+    width: int
+    height: int
+    durations: tuple[int, ...]
+
+
+def gif_extent(data: bytes) -> GifExtent:
+    """Walks over all frames of a GIF, or of as much of it as there is, as Pillow's decoder does.
+
+    That is: bytes between blocks that start none are passed over, and an extension has at least one block before the
+    empty one that ends it.
+
+    Raises:
+        struct.error: The header is cut.
+        IndexError: Likewise.
+    """
     width, height = struct.unpack("<HH", data[6:10])
-    place = 13 + _colours(data[10])
-    while place < len(data) and data[place] in b"\x21\x2c":
+    place, duration, durations = 13 + _colours(data[10]), 0, []
+    while place < len(data) and data[place] != 0x3B:
         if data[place] == 0x21:
-            place += 2
-        else:
-            if len(data) < place + 10:
-                break
+            if data[place + 1 : place + 2] == b"\xf9":  # hundredths of a second, for the frame that follows
+                duration = 10 * int.from_bytes(data[place + 4 : place + 6], "little")
+            place = _skip_extension(data, place + 1, first=not durations)
+        elif data[place] == 0x2C and len(data) >= place + 10:
             left, top, wide, high = struct.unpack("<HHHH", data[place + 1 : place + 9])
             width, height = max(width, left + wide), max(height, top + high)
-            place += 11 + _colours(data[place + 9])
-        while place < len(data) and data[place]:
-            place += 1 + data[place]
-        place += 1
-    return width, height
+            durations.append(duration)
+            place, duration = _skip_blocks(data, place + 11 + _colours(data[place + 9])), 0
+        else:
+            place += 1
+    return GifExtent(width, height, tuple(durations))
+
+
+def _skip_extension(data: bytes, place: int, *, first: bool) -> int:
+    label, block = data[place : place + 1], data[place + 2 : place + 13]
+    if label == b"\xfe":  # a comment
+        return _skip_blocks(data, place + 1)
+    place = _skip_block(data, place + 1)
+    if label == b"\xff" and first and block == b"NETSCAPE2.0":
+        place = _skip_block(data, place)
+    return _skip_blocks(data, place)
+
+
+def _skip_block(data: bytes, place: int) -> int:
+    return place + 1 + (data[place] if place < len(data) else 0)
+
+
+def _skip_blocks(data: bytes, place: int) -> int:
+    """The place behind a chain of blocks and the empty one that ends it."""
+    while place < len(data) and data[place]:
+        place += 1 + data[place]
+    return place + 1
 
 
 def _colours(flags: int) -> int:

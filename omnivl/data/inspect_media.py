@@ -8,13 +8,14 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
-from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
-from omnivl.data.orientation import upright_size
+from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.formats import CLIP_EXTENSIONS, gif_extent, is_animated, picture_format, picture_size
+from omnivl.data.limits import DecodeLimits
+from omnivl.data.orientation import turned_size, upright_size
 from omnivl.data.sources.base import BadSampleError, Sample, naming
-from omnivl.data.video import open_container
+from omnivl.data.video import open_container, stream_orientation, video_size, video_stream
 
 _STILL_SIDE = 224
 _STRIP_SIDE = 112
@@ -63,34 +64,29 @@ def media_facts(sample: Sample) -> MediaFacts:
         frames, height, width = sample.frames.shape[:3]
         return MediaFacts(width, height, frames)
     assert sample.media is not None, "a sample has media or frames"
-    kind = picture_format(sample.media)
+    media, where = sample.media, sample.where
+    kind = picture_format(media)
     if kind is None and sample.extension in CLIP_EXTENSIONS:
-        return _video_facts(sample.media, sample.where)
-    size = picture_size(sample.media)
+        return _video_facts(media, where)
+    size = picture_size(media)
     if size is None:
-        raise BadSampleError("broken_image", sample.where, "no picture header, or one that is cut or damaged")
-    if is_animated(sample.media):
-        durations = _webp_durations(sample.media)
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    if kind == "gif":
-        with (
-            naming("broken_image", sample.where),
-            Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture,
-        ):
-            durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    return MediaFacts(*upright_size(size, sample.media))
+        raise BadSampleError("broken_image", where, "no picture header, or one that is cut or damaged")
+    shown = upright_size(size, media)
+    if not is_animated(media) and kind != "gif":
+        return MediaFacts(*shown)
+    durations = _webp_durations(media) if is_animated(media) else list(gif_extent(media).durations)
+    if not durations:
+        raise BadSampleError("broken_image", where, "no frame, or a file that is cut or damaged")
+    return MediaFacts(*shown, len(durations), sum(durations) / 1000)
 
 
 def _video_facts(media: bytes, where: str) -> MediaFacts:
     with naming("broken_video", where), open_container(media) as container:
-        if not container.streams.video:
-            raise BadSampleError("broken_video", where, "the file has no video stream")
-        stream = container.streams.video[0]
-        width, height = stream.codec_context.width, stream.codec_context.height
+        stream = video_stream(container, where)
+        size = turned_size(video_size(stream, DecodeLimits(), where), stream_orientation(media))
         frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         seconds = None if container.duration is None else container.duration / av.time_base
-    return MediaFacts(width, height, frames, seconds)
+    return MediaFacts(*size, frames, seconds)
 
 
 def _webp_durations(media: bytes) -> list[int]:

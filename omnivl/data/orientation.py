@@ -30,8 +30,8 @@ _TURNS = {
 
 
 _MARKS = (b"Exif", b"eXIf", b"EXIF", b"exif", b"tiff:Orientation")
-_READERS = {"jpeg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}  # Image.open would refuse large ones
-_DAMAGED = (OSError, SyntaxError, ValueError, struct.error)
+_READERS = {"jpeg": JpegImageFile, "png": PngImageFile, "webp": WebPImageFile}  # Image.open refuses large ones
+_DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a picture whose header or EXIF it cannot read."""
 
 

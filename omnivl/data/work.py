@@ -20,9 +20,9 @@ from torch.utils.data import get_worker_info
 from omnivl.data.batch import Batch
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import Example, ExampleReader, PixelCache
 from omnivl.data.fields import Field
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Source
 from omnivl.data.sources.stream import StreamReader

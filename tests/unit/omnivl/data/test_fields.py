@@ -9,10 +9,10 @@ import torch
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import AugmentConfig, DataEntryConfig
-from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import Example, ExampleReader
 from omnivl.data.field_tensors import collate_fields
 from omnivl.data.fields import Field, FieldReader
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Sample

@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from omnivl.data.decode import DecodeLimits, decode_still
+from omnivl.data.decode import decode_still
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.quarantine import Quarantine
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.errors import DataError

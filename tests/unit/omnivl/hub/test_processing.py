@@ -10,7 +10,8 @@ from PIL import Image
 from transformers import AutoProcessor, AutoTokenizer
 
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import DecodeLimits, decode_clip, evaluation_frames
+from omnivl.data.decode import decode_clip, evaluation_frames
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import Sample
 from omnivl.data.tokenizer import WordPieceTokenizer, load_tokenizer
