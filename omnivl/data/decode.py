@@ -99,8 +99,44 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whol
     if size is None:
         raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
     limits.check_size(size, sample.where)
+    if not is_complete(media):
+        raise BadSampleError("broken_image", sample.where, f"the file ends early, at {len(media)} bytes")
     with naming("broken_image", sample.where):
         return _pillow_frames(media, size, choose, limits, sample.where, whole)
+
+
+def decode_mask(sample: Sample, name: str, picture: bytes | None, limits: DecodeLimits) -> NDArray[np.bool_]:
+    """Decodes a mask to bool ``[H, W]``, upright: pixels that are not black are inside.
+
+    A mask that says no orientation itself is turned with its picture. It is not if it is tall and the picture is tall
+    only when turned, or both are wide: then somebody has turned it already.
+
+    Args:
+        sample: With the mask among its ``members``.
+        name: The mask's.
+        picture: The file of the picture to which it belongs, if there is one.
+        limits: Bounds.
+
+    Raises:
+        BadSampleError: ``broken_image`` or ``too_many_pixels``.
+    """
+    media = sample.members[name]
+    size = picture_size(media)
+    limits.check_size(size or (0, 0), f"{sample.where}.{name}")
+    with naming("broken_image", sample.where):
+        pixels = None
+        if size is not None and is_complete(media):  # neither turned by OpenCV, nor rounded to 8 bits
+            pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), cv2.IMREAD_UNCHANGED)
+        if size is None or pixels is None:
+            raise BadSampleError("broken_image", sample.where, f"{name}: no picture that can be decoded")
+        inside = pixels > 0 if pixels.ndim == 2 else (pixels[:, :, :3] > 0).any(axis=2)
+        turn = picture_orientation(media)
+        if turn == 1 and picture is not None:
+            turn = picture_orientation(picture)
+            wide, high = picture_size(picture) or size
+            if turn >= 5 and (size[0] - size[1]) * (wide - high) < 0:
+                turn = 1
+        return upright(inside[None, :, :, None], turn)[0, :, :, 0]
 
 
 def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:

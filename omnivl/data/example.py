@@ -139,7 +139,7 @@ class ExampleReader:
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._size, self._num_frames = sizes.side(is_video(config.kind)), sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
-        self._fields = FieldReader(config, asked or {})
+        self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
         self._classes: dict[str, int] | None = None

@@ -83,14 +83,27 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a PNG or WebP file is complete. OpenCV fills missing parts with grey without an error."""
+    """Whether a PNG or WebP file is complete.
+
+    OpenCV fills missing parts with grey without an error, and takes the memory that a PNG's chunk claims to need.
+    """
     match picture_format(data):
         case "png":
-            return b"IEND" in data[-64:]
+            return _png_is_complete(data)
         case "webp":
             return len(data) >= int.from_bytes(data[4:8], "little") + 8
         case _:
             return True
+
+
+def _png_is_complete(data: bytes) -> bool:
+    place = 8
+    while place + 12 <= len(data):
+        kind, size = data[place + 4 : place + 8], int.from_bytes(data[place : place + 4], "big")
+        place += 12 + size
+        if kind == b"IEND":
+            return place <= len(data)
+    return False
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

@@ -47,6 +47,9 @@ class DecodeLimits:
             raise BadSampleError("too_many_frames", where, f"{total} frames; allowed: {self.max_frames}")
 
 
+DEFAULT_LIMITS = DecodeLimits()
+
+
 def check_wanted(wanted: int, size: tuple[int, int], where: str) -> None:
     """Checks that the frames wanted of a clip can be held.
 

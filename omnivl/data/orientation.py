@@ -7,6 +7,7 @@ Shapes: T frames, H x W pixels.
 
 import io
 import struct
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from omnivl.data.formats import picture_format
+
+Value = TypeVar("Value", np.uint8, np.bool_)
 
 # transpose, then mirror columns, then mirror rows, for each value of the EXIF tag
 _TURNS = {
@@ -71,7 +74,7 @@ def matrix_orientation(matrix: bytes) -> int:
     return next((value for value, one in _TURNS.items() if one == turn), 1)
 
 
-def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+def upright(pixels: NDArray[Value], orientation: int) -> NDArray[Value]:
     """``[T, H, W, 3]`` as they are to be shown; ``[T, W, H, 3]`` for orientations 5 to 8."""
     if orientation == 1:
         return pixels

@@ -538,6 +538,7 @@ def test_video_that_decodes_too_much_is_refused(monkeypatch):
     assert numbers(decode_clip(sample(often, "mp4"), LIMITS, lambda total: [0, 40])) == [0, 40], "by a jump to 36"
 
 
+@pytest.mark.full
 def test_clip_that_grows_is_opened_in_bounded_memory():
     """libav decodes some frames when it opens a file; those of 8,192 pixels took 290 MB there."""
     grows = video(3, 1, 16, "mpegts", "libx264") + video(1, 1, 8192, "mpegts", "libx264", preset="ultrafast")
