@@ -165,8 +165,12 @@ class ExampleReader:
             where = f" ({error.rejection.where})"
         return f"sample {index} of data entry {self.key!r}{where}, at position {position}"
 
-    def example(self, position: int) -> tuple[Example, list[Rejection]]:
+    def example(self, position: int, refused: Mapping[str, Rejection] | None = None) -> tuple[Example, list[Rejection]]:
         """The example at a position, and the bad samples that it replaces.
+
+        Args:
+            position: In the entry's endless order.
+            refused: Samples that are known to be bad, by their ``where``.
 
         Raises:
             DataError: None of ``MAX_SUBSTITUTES`` draws is good.
@@ -177,7 +181,10 @@ class ExampleReader:
         for attempt in range(MAX_SUBSTITUTES):
             if index not in tried:
                 try:
-                    return self.finish(self._source.read(index), position), rejections
+                    sample = self._source.read(index)
+                    if refused and sample.where in refused:
+                        raise BadSampleError(*vars(refused[sample.where]).values())
+                    return self.finish(sample, position), rejections
                 except BadSampleError as error:
                     rejections.append(error.rejection)
                     tried.add(index)
