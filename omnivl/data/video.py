@@ -4,6 +4,7 @@ Listing packets costs almost nothing, and gives the exact number of frames and t
 frame is then reached on the shorter way: from the decoder's position, or from the last key frame before it.
 """
 
+import gc
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,6 +85,7 @@ def decode_video(
             packets = _Packets(packets.times, [])
             check_work(packets.num_decoded(chosen), size, where, moving="video")
             frames = _decode_frames(media, packets, chosen, where, limits.max_pixels)
+        gc.collect(1)  # see frame_orientation
         return gather_frames(frames, wanted)
 
 
@@ -146,11 +148,18 @@ def stream_orientation(media: bytes) -> int:
     with open_container(media) as container:
         stream = _bounded_stream(container, MAX_PIXELS)
         frame = next(container.decode(stream), None)
-        return 1 if frame is None else frame_orientation(frame)
+        orientation = 1 if frame is None else frame_orientation(frame)
+        del frame
+    gc.collect(1)  # see frame_orientation
+    return orientation
 
 
 def frame_orientation(frame: "av.VideoFrame") -> int:
-    """The orientation in which a frame is to be shown, 1 to 8, by its display matrix."""
+    """The orientation in which a frame is to be shown, 1 to 8, by its display matrix.
+
+    PyAV's frame and its side data then refer to each other. Callers collect this garbage as soon as it is some, since a
+    worker process that is forked later would hang when it frees the decoder's memory.
+    """
     matrix = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     return 1 if matrix is None else matrix_orientation(bytes(matrix))
 
@@ -202,6 +211,7 @@ def _decode_frames(
     with open_container(media) as container:
         stream = _bounded_stream(container, max_pixels)
         decoder = container.decode(stream)
+        orientation = 0  # not known yet; a clip has one
         standing = -1  # place of the last decoded frame
         for target in wanted:
             if packets.jumps(target, standing):
@@ -213,7 +223,8 @@ def _decode_frames(
                     raise BadSampleError("broken_video", where, f"frame {target} of {len(packets.times)} is not there")
                 standing = place_of.get(frame.pts, standing + 1) if packets.key_before else standing + 1
                 if standing == target:
-                    shown = upright(frame.to_ndarray(format="rgb24")[None], frame_orientation(frame))[0]
+                    orientation = orientation or frame_orientation(frame)
+                    shown = upright(frame.to_ndarray(format="rgb24")[None], orientation)[0]
                     if frames and shown.shape != next(iter(frames.values())).shape:
                         raise BadSampleError(
                             "broken_video", where, f"frame {target} has another size than those before"
