@@ -7,20 +7,22 @@ sides (they grow by a pixel).
 Shapes: H x W pixels; sizes are (width, height).
 """
 
+import gc
 import io
 import math
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 
-from omnivl.data.decode import DecodeLimits
+from omnivl.data.container import display_matrix, open_container
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError
 from omnivl.data.transparency import frame_on_white
-from omnivl.data.video import clip_frames, open_container
+from omnivl.data.video import clip_frames
 
 _CRF = "18"  # visually lossless
 _TICKS = 90_000  # per second: a multiple of all usual rates, and MPEG's own
@@ -53,10 +55,10 @@ def transcode(
         BadSampleError: It does not decode, or no frame lies between the seconds.
     """
     start, end = seconds or (0.0, math.inf)
-    rate, ratio, first_pts = _rate_and_ratio(data, where, limits)
+    listed = limits if seconds is None else replace(limits, max_frames=_MOST_PACKETS)
+    rate, ratio, first_pts = _rate_and_ratio(data, where, listed)
     writer = _Writer(rate, ratio)
-    most = limits.max_frames if seconds is None else _MOST_PACKETS
-    for number, frame in enumerate(clip_frames(data, where, limits.max_pixels, most, since=start)):
+    for number, frame in enumerate(clip_frames(data, where, listed, since=start)):
         if frame.pts is None or frame.time_base is None or first_pts is None:
             time = number / rate
         else:
@@ -71,14 +73,17 @@ def transcode(
     if not writer.count:
         detail = f"no frame between the seconds {start:g} and {end:g}: the clip is shorter"
         raise BadSampleError("broken_video", where, detail)
-    return writer.finish()
+    written = writer.finish()
+    del frame
+    gc.collect()  # see display_matrix
+    return written
 
 
 def _rate_and_ratio(data: bytes, where: str, limits: DecodeLimits) -> tuple[Fraction, Fraction | None, int | None]:
     """Frames per second on average, the form of a pixel, and the time of the first frame (None without times)."""
-    with closing(clip_frames(data, where, limits.max_pixels, _MOST_PACKETS)) as frames:
+    with closing(clip_frames(data, where, limits)) as frames:
         first = next(frames, None)
-    with open_container(data) as container:
+    with open_container(data, limits.max_pixels) as container:
         stream = container.streams.video[0]
         return stream.average_rate or _USUAL_RATE, stream.sample_aspect_ratio, None if first is None else first.pts
 
@@ -108,8 +113,7 @@ class _Writer:
         if not self.count:
             width, height = size or (frame.width, frame.height)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 has no odd sides
-            degrees, mirrored = _turn(frame)
-            self._stream.set_display_rotation(degrees, hflip=mirrored)
+            self._stream.set_display_matrix(display_matrix(frame))
             self._ticks = round(time * _TICKS) - 1
             self._last = -1
         rgb = frame_on_white(frame)
@@ -132,15 +136,3 @@ class _Writer:
         self._target.mux(self._stream.encode(None))
         self._target.close()
         return self._file.getvalue()
-
-
-def _turn(frame: "av.VideoFrame") -> tuple[float, bool]:
-    """Counter-clockwise degrees by which a frame is turned to be shown, and whether it is mirrored after that."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side_data is None:
-        return 0.0, False
-    first, second, _, third, fourth = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].astype(float)
-    mirrored = first * fourth - second * third < 0
-    if mirrored:
-        first = -first
-    return -math.degrees(math.atan2(second, first)), bool(mirrored)
