@@ -38,7 +38,8 @@ _READERS: dict[str, Callable[[io.BytesIO], Image.Image]] = {
     "jpeg": JpegImageFile,
     "png": PngImageFile,
     "webp": WebPImageFile,
-}  # Image.open refuses large ones
+}
+"""Not by ``Image.open``, which refuses large pictures."""
 _DAMAGED = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for a picture whose header or EXIF it cannot read."""
 

@@ -191,7 +191,8 @@ def _pixels(picture: Any) -> Pixels:
             stored: Pixels = on_white(np.asarray(picture.convert("RGBA")))
         else:
             stored = np.asarray(picture.convert("RGB"))
-        return upright(stored[None], tagged_orientation(picture))[0]
+        turned: Pixels = upright(stored[None], tagged_orientation(picture))[0]
+        return turned
     given: Any = picture.permute(1, 2, 0).numpy() if isinstance(picture, Tensor) and picture.dim() == 3 else picture
     if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
         shaped = isinstance(picture, np.ndarray | Tensor)
