@@ -150,6 +150,11 @@ def clips() -> Iterator[tuple[str, str, bytes]]:
         distinct = [Image.fromarray(scene(number)) for number in range(12)]
         distinct[0].save(file, form, save_all=True, append_images=distinct[1:], duration=durations, loop=3)
         files[form] = file.getvalue()
+    exif = Image.Exif()
+    exif[0x0112] = 7
+    file = io.BytesIO()
+    distinct[0].save(file, "WEBP", save_all=True, append_images=distinct[1:], duration=durations, exif=exif)
+    files["turned"] = file.getvalue()
     yield from (
         ("MP4", "mp4", clip()),
         ("MP4, sound", "mp4", clip(sound=True)),
@@ -161,6 +166,8 @@ def clips() -> Iterator[tuple[str, str, bytes]]:
         ("MP4, turned", "mp4", clip(turn=(90, False))),
         ("MOV, turned back", "mov", clip("mov", turn=(-90, False))),
         ("MP4, upside down", "mp4", clip(turn=(180, False))),
+        ("MP4, mirrored", "mp4", clip(turn=(0, True))),
+        ("MOV, turned and mirrored", "mov", clip("mov", turn=(90, True))),
         ("MP4, odd sides", "mp4", clip(codec="libx264", pixel_format="yuv444p", sides=(67, 49))),
         ("MP4, BT.709", "mp4", clip(colours=1)),
         ("MP4, 10 bits", "mp4", clip(codec="libx265", pixel_format="yuv420p10le", **{"x265-params": "log-level=0"})),
@@ -178,4 +185,5 @@ def clips() -> Iterator[tuple[str, str, bytes]]:
         ("MOV, ProRes", "mov", clip("mov", "prores_ks", "yuv422p10le")),
         ("GIF, moving", "gif", files["GIF"]),
         ("WebP, moving", "webp", files["WEBP"]),
+        ("WebP, moving, turned", "webp", files["turned"]),
     )

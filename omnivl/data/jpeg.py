@@ -13,50 +13,57 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
+from omnivl.data.limits import DecodeLimits
+
 _STRAY_AT_END = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _UNUSUAL = "Could not determine subsampling"  # of the fast decoder, which knows the usual ones
 _SCAN, _END = 0xDA, 0xD9
 
 
-def decode_jpeg(media: bytes, needed: int) -> NDArray[np.uint8]:
+def decode_jpeg(media: bytes, needed: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
     """Decodes to RGB ``[H, W, 3]``, as it is stored (not turned).
 
     Args:
         media: The file.
         needed: Shorter side, in pixels, that is sufficient; 0 decodes in full.
+        limits: Bounds on the size as the decoder itself finds it.
+        where: For messages.
 
     Raises:
+        BadSampleError: ``too_many_pixels``.
         ValueError: It is cut or damaged.
         OSError: Likewise, where its colours are those of print.
     """
     try:
-        return _decoded(media, needed)
+        return _decoded(media, needed, limits, where)
     except ValueError:
         clean = without_stray_bytes(media)
     try:
-        return _decoded(clean, needed)
+        return _decoded(clean, needed, limits, where)
     except ValueError as error:
         stray = _STRAY_AT_END.search(str(error))
         end = clean.rfind(b"\xff\xd9")
         if stray is not None and end >= 0:
-            return _decoded(clean[: end - int(stray[1])] + clean[end:], needed)
+            return _decoded(clean[: end - int(stray[1])] + clean[end:], needed, limits, where)
         if _UNUSUAL not in str(error):
             raise
-        return _by_pillow(clean)
+        return _by_pillow(clean, limits, where)
 
 
-def _decoded(media: bytes, needed: int) -> NDArray[np.uint8]:
-    colour = simplejpeg.decode_jpeg_header(media)[2]
+def _decoded(media: bytes, needed: int, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
+    height, width, colour, _ = simplejpeg.decode_jpeg_header(media)
+    limits.check_size((width, height), where)
     pixels: NDArray[np.uint8]
     if colour in ("CMYK", "YCCK"):
         simplejpeg.decode_jpeg(media, colorspace="CMYK")  # raises where Pillow would fill in what is missing
-        return _by_pillow(media)
+        return _by_pillow(media, limits, where)
     pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
     return pixels
 
 
-def _by_pillow(media: bytes) -> NDArray[np.uint8]:
+def _by_pillow(media: bytes, limits: DecodeLimits, where: str) -> NDArray[np.uint8]:
     with Image.open(io.BytesIO(media), formats=("JPEG",)) as picture:
+        limits.check_size(picture.size, where)
         return np.asarray(picture.convert("RGB"))
 
 

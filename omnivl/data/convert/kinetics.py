@@ -8,11 +8,11 @@ from pathlib import Path
 
 import av
 
+from omnivl.data.container import open_container
 from omnivl.data.convert.clips import find_clips
 from omnivl.data.convert.entry import Entry
 from omnivl.data.convert.lists import read_csv
 from omnivl.data.sources.base import Rejection
-from omnivl.data.video import open_container
 
 _TOLERANCE = 2.0  # seconds by which cut clips exceed their span: tools cut at key frames
 _COLUMNS = ("label", "youtube_id", "time_start", "time_end")

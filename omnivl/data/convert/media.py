@@ -1,16 +1,16 @@
 """Checks the bytes of a picture or clip before they are written into a shard, and scales them down on request."""
 
-import io
 from typing import Literal
 
-from PIL import Image, ImageSequence
-
+from omnivl.data.animated import count_frames, painted_frames
+from omnivl.data.container import open_container, video_size, video_stream
 from omnivl.data.convert.scale import scale_picture, smaller
 from omnivl.data.convert.transcode import transcode
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.decode import check_picture, decode_still
 from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, picture_format, picture_size
+from omnivl.data.limits import PATIENCE, DecodeLimits, check_work
 from omnivl.data.sources.base import BadSampleError, Sample, naming
-from omnivl.data.video import clip_frames, open_container
+from omnivl.data.video import clip_frames
 
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
@@ -51,7 +51,7 @@ def examine(data: bytes, extension: str, where: str, verify: Verify, scaled: boo
     moves = is_clip(extension, data)
     limits = LIMITS_OF_SCALING if scaled and not moves else LIMITS
     if verify == "full":
-        _decode(Sample("", where, data, extension), moves, limits)
+        _decode(Sample("", where, data, extension), moves, limits, PATIENCE if scaled else 1)
     elif picture_format(data) is not None:
         if picture_size(data) is None or not is_complete(data):
             raise BadSampleError("broken_image", where, f"a cut or damaged {picture_format(data)} of {len(data)} bytes")
@@ -63,18 +63,20 @@ def examine(data: bytes, extension: str, where: str, verify: Verify, scaled: boo
     return "video" if moves else "image"
 
 
-def _decode(sample: Sample, moves: bool, limits: DecodeLimits) -> None:
+def _decode(sample: Sample, moves: bool, limits: DecodeLimits, patience: int) -> None:
     """Decodes all that training could ask for, one frame after the other."""
     assert sample.media is not None, "it was read"
     if not moves:
         decode_still(sample, limits)
     elif picture_format(sample.media) is None:
-        for _ in clip_frames(sample.media, sample.where, limits.max_pixels, limits.max_frames):
+        for _ in clip_frames(sample.media, sample.where, limits):
             pass
     else:
-        decode_clip(sample, limits, lambda total: [0, total - 1])
-        with naming("broken_image", sample.where), Image.open(io.BytesIO(sample.media)) as picture:
-            for frame in ImageSequence.Iterator(picture):
+        size = check_picture(sample.media, limits, sample.where)
+        with naming("broken_image", sample.where):
+            total = count_frames(sample.media, limits, sample.where)
+            check_work(total, size, sample.where, moving="picture", patience=patience)
+            for frame in painted_frames(sample.media, total, limits, sample.where):
                 frame.load()
 
 
@@ -93,16 +95,15 @@ def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[
     if picture_format(data) is None:
         return _shrink_clip(data, extension, shorter_side, where)
     with naming("broken_image", where):
-        stored = picture_size(data)
-        if stored is None:
-            raise BadSampleError("broken_image", where, "the picture's header is broken")
-        limits = LIMITS if is_clip(extension, data) else LIMITS_OF_SCALING
-        if stored[0] * stored[1] > limits.max_pixels:
-            detail = f"{stored[0]} x {stored[1]} pixels; allowed: {limits.max_pixels} in all"
-            raise BadSampleError("too_many_pixels", where, detail)
+        moves = is_clip(extension, data)
+        limits = LIMITS if moves else LIMITS_OF_SCALING
+        stored = check_picture(data, limits, where)
         size = smaller(*stored, shorter_side)
         if size is None:
             return data, extension
+        if moves:
+            total = count_frames(data, limits, where)
+            check_work(total, stored, where, moving="picture", patience=PATIENCE)
         return scale_picture(data, extension, size, limits, where)
 
 
@@ -133,7 +134,4 @@ def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, whe
 
 def _stored_size(data: bytes, where: str) -> tuple[int, int]:
     with open_container(data) as container:
-        if not container.streams.video:
-            raise BadSampleError("broken_video", where, "the file has no video stream")
-        codec = container.streams.video[0].codec_context
-        return codec.width, codec.height
+        return video_size(video_stream(container, where), LIMITS, where)

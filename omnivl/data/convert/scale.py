@@ -8,18 +8,20 @@ Shapes: H x W pixels; sizes are (width, height).
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from omnivl.data.animated import count_frames, open_animated, painted_frames
 from omnivl.data.convert.animation import write_webp
-from omnivl.data.decode import DecodeLimits, stored_pixels
+from omnivl.data.decode import stored_pixels
 from omnivl.data.formats import is_animated, is_clip, may_move, picture_format
 from omnivl.data.jpeg import decode_jpeg
-from omnivl.data.orientation import picture_orientation, upright
-from omnivl.data.sources.base import BadSampleError
+from omnivl.data.limits import DecodeLimits
+from omnivl.data.orientation import picture_orientation, turned_size, upright
 
 _JPEG_QUALITY = 95
 _DRAWN = ("P", "1")  # palettes: flat colours with hard edges, which JPEG blurs
@@ -55,13 +57,12 @@ def scale_picture(
     Raises:
         BadSampleError: It has too many frames.
     """
-    if is_clip(extension, data):
-        return _scale_animation(data, size, limits, where), "webp"
     orientation = picture_orientation(data)
-    if orientation >= 5:
-        size = size[::-1]
-    stored = _stored(data)
-    stored = upright(stored.reshape(1, *stored.shape[:2], -1), orientation)[0]  # type: ignore[arg-type]
+    size = turned_size(size, orientation)
+    if is_clip(extension, data):
+        frames = _scaled_frames(data, size, orientation, limits, where)
+        return write_webp(frames, _repeats(data)), "webp"
+    stored = _upright(_stored(data, limits, where), orientation)
     if stored.dtype == np.uint16:
         return cv2.imencode(".png", _scaled_16_bits(stored, size))[1].tobytes(), "png"
     picture = Image.fromarray(_in_pillows_order(stored))
@@ -77,16 +78,23 @@ def scale_picture(
     return out.getvalue(), "jpg"
 
 
-def _stored(data: bytes) -> Stored:
+def _stored(data: bytes, limits: DecodeLimits, where: str) -> Stored:
     """A picture as it is stored: grey ``[H, W]``, BGR or BGRA."""
     if picture_format(data) == "jpeg":
-        pixels = decode_jpeg(data, 0)
+        pixels = decode_jpeg(data, 0, limits, where)
         return pixels[:, :, 0] if _mode_and_profile(data)[0] == "L" else pixels[:, :, ::-1]
     if not may_move(data):
         return stored_pixels(data)
-    with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as picture:
+    with open_animated(data) as picture:
         rgba = np.asarray(picture.convert("RGBA"))
     return cv2.cvtColor(rgba, cv2.COLOR_RGBA2BGRA if rgba[:, :, 3].min() < 255 else cv2.COLOR_RGBA2BGR)  # type: ignore[no-any-return]
+
+
+def _upright(pixels: Stored, orientation: int) -> Stored:
+    """``[H, W]`` or ``[H, W, C]`` to ``[H, W, C]``, turned."""
+    shaped: NDArray[Any] = pixels.reshape(1, *pixels.shape[:2], -1)
+    turned: Stored = upright(shaped, orientation)[0]
+    return turned
 
 
 def _in_pillows_order(pixels: Stored) -> Stored:
@@ -117,17 +125,17 @@ def _mode_and_profile(data: bytes) -> tuple[str, bytes | None]:
         return "", None
 
 
-def _scale_animation(data: bytes, size: tuple[int, int], limits: DecodeLimits, where: str) -> bytes:
-    with Image.open(io.BytesIO(data), formats=("GIF", "WEBP")) as picture:
-        total = int(getattr(picture, "n_frames", 1))
-        if total > limits.max_frames:
-            raise BadSampleError("too_many_frames", where, f"{total} frames; allowed: {limits.max_frames}")
-        repeats = int(picture.info.get("loop", 0 if is_animated(data) else 1))
-        return write_webp(_scaled_frames(picture, total, size), repeats)
+def _repeats(data: bytes) -> int:
+    """How often an animation plays; 0 for without end."""
+    with open_animated(data) as picture:
+        return int(picture.info.get("loop", 0 if is_animated(data) else 1))
 
 
-def _scaled_frames(picture: Image.Image, total: int, size: tuple[int, int]) -> Iterator[tuple[Image.Image, int]]:
-    for number in range(total):
-        picture.seek(number)
-        frame = picture.convert("RGBA")  # decodes, and only then is the duration that of this frame
+def _scaled_frames(
+    data: bytes, size: tuple[int, int], orientation: int, limits: DecodeLimits, where: str
+) -> Iterator[tuple[Image.Image, int]]:
+    """The frames of an animation, upright, with their durations in milliseconds."""
+    for picture in painted_frames(data, count_frames(data, limits, where), limits, where):
+        rgba = np.asarray(picture.convert("RGBA"))  # decodes, and only then is the duration that of this frame
+        frame = Image.fromarray(upright(rgba[None], orientation)[0])
         yield frame.resize(size, Image.Resampling.LANCZOS), int(picture.info.get("duration", 0))

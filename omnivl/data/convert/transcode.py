@@ -7,24 +7,28 @@ sides (they grow by a pixel).
 Shapes: H x W pixels; sizes are (width, height).
 """
 
+import gc
 import io
 import math
 from contextlib import closing
+from dataclasses import replace
 from fractions import Fraction
 
 import av
 import cv2
 import numpy as np
-from av.sidedata.sidedata import Type as SideDataType
 
-from omnivl.data.decode import DecodeLimits
+from omnivl.data.container import display_matrix, open_container
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError
 from omnivl.data.transparency import frame_on_white
-from omnivl.data.video import clip_frames, open_container
+from omnivl.data.video import clip_frames
 
 _CRF = "18"  # visually lossless
 _TICKS = 90_000  # per second: a multiple of all usual rates, and MPEG's own
 _USUAL_RATE = Fraction(25)
+_RATES = (1, 1000)  # frames per second that an encoder plans for; each frame has its own time all the same
+_LONGEST_GAP = 3600 * _TICKS  # of two frames: an MP4 has 31 bits for it, and what exceeds it is a damaged time
 _MOST_PACKETS = 10_000_000  # of a film that is cut: they are only listed
 _BT601, _LIMITED_RANGE = 6, 1  # what libswscale makes of RGB (smpte170m, "tv")
 
@@ -51,10 +55,10 @@ def transcode(
         BadSampleError: It does not decode, or no frame lies between the seconds.
     """
     start, end = seconds or (0.0, math.inf)
-    rate, ratio, first_pts = _rate_and_ratio(data, where, limits)
+    listed = limits if seconds is None else replace(limits, max_frames=_MOST_PACKETS)
+    rate, ratio, first_pts = _rate_and_ratio(data, where, listed)
     writer = _Writer(rate, ratio)
-    most = limits.max_frames if seconds is None else _MOST_PACKETS
-    for number, frame in enumerate(clip_frames(data, where, limits.max_pixels, most, since=start)):
+    for number, frame in enumerate(clip_frames(data, where, listed, since=start)):
         if frame.pts is None or frame.time_base is None or first_pts is None:
             time = number / rate
         else:
@@ -69,14 +73,17 @@ def transcode(
     if not writer.count:
         detail = f"no frame between the seconds {start:g} and {end:g}: the clip is shorter"
         raise BadSampleError("broken_video", where, detail)
-    return writer.finish()
+    written = writer.finish()
+    del frame
+    gc.collect()  # see display_matrix
+    return written
 
 
 def _rate_and_ratio(data: bytes, where: str, limits: DecodeLimits) -> tuple[Fraction, Fraction | None, int | None]:
     """Frames per second on average, the form of a pixel, and the time of the first frame (None without times)."""
-    with closing(clip_frames(data, where, limits.max_pixels, _MOST_PACKETS)) as frames:
+    with closing(clip_frames(data, where, limits)) as frames:
         first = next(frames, None)
-    with open_container(data) as container:
+    with open_container(data, limits.max_pixels) as container:
         stream = container.streams.video[0]
         return stream.average_rate or _USUAL_RATE, stream.sample_aspect_ratio, None if first is None else first.pts
 
@@ -88,7 +95,8 @@ class _Writer:
         self.count = 0
         self._file = io.BytesIO()
         self._target = av.open(self._file, "w", format="mp4")
-        self._stream = self._target.add_stream("libx264", rate=rate)
+        planned = rate if _RATES[0] <= rate <= _RATES[1] else _USUAL_RATE
+        self._stream = self._target.add_stream("libx264", rate=planned)
         self._stream.pix_fmt = "yuv420p"
         self._stream.options = {"crf": _CRF, "preset": "fast", "threads": "1"}
         self._stream.time_base = Fraction(1, _TICKS)
@@ -97,27 +105,29 @@ class _Writer:
         codec.colorspace, codec.color_range = _BT601, _LIMITED_RANGE
         if ratio:
             codec.sample_aspect_ratio = ratio
-        self._first = Fraction(0)
-        self._last = -1
+        self._ticks = 0  # of the last frame in the file that is read
+        self._last = 0  # and in the one that is written
 
-    def write(self, frame: "av.VideoFrame", time: Fraction | float, size: tuple[int, int] | None) -> None:
+    def write(self, frame: "av.VideoFrame", time: Fraction, size: tuple[int, int] | None) -> None:
         """Appends a frame that is shown at a time in seconds."""
         if not self.count:
             width, height = size or (frame.width, frame.height)
             self._stream.width, self._stream.height = width + width % 2, height + height % 2  # 4:2:0 has no odd sides
-            degrees, mirrored = _turn(frame)
-            self._stream.set_display_rotation(degrees, hflip=mirrored)
-            self._first = Fraction(time)
+            self._stream.set_display_matrix(display_matrix(frame))
+            self._ticks = round(time * _TICKS) - 1
+            self._last = -1
         rgb = frame_on_white(frame)
         sides = (self._stream.width, self._stream.height)
         if sides != (frame.width, frame.height):
             how = cv2.INTER_AREA if size is not None else cv2.INTER_LINEAR
             rgb = cv2.resize(rgb, sides, interpolation=how)
         written = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuv420p")
-        self._last = max(self._last + 1, round((Fraction(time) - self._first) * _TICKS))
+        ticks = round(time * _TICKS)
+        self._last += min(max(ticks - self._ticks, 1), _LONGEST_GAP)
+        self._ticks = ticks
         written.pts, written.time_base = self._last, Fraction(1, _TICKS)
         if frame.duration and frame.time_base is not None:
-            written.duration = round(frame.duration * frame.time_base * _TICKS)
+            written.duration = min(round(frame.duration * frame.time_base * _TICKS), _LONGEST_GAP)
         self._target.mux(self._stream.encode(written))
         self.count += 1
 
@@ -126,15 +136,3 @@ class _Writer:
         self._target.mux(self._stream.encode(None))
         self._target.close()
         return self._file.getvalue()
-
-
-def _turn(frame: "av.VideoFrame") -> tuple[float, bool]:
-    """Counter-clockwise degrees by which a frame is turned to be shown, and whether it is mirrored after that."""
-    side_data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
-    if side_data is None:
-        return 0.0, False
-    first, second, _, third, fourth = np.frombuffer(bytes(side_data), dtype=np.int32)[:5].astype(float)
-    mirrored = first * fourth - second * third < 0
-    if mirrored:
-        first = -first
-    return -math.degrees(math.atan2(second, first)), bool(mirrored)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnivl.data.decode import DecodeLimits, decode_still
+from omnivl.data.decode import decode_still
 from omnivl.data.formats import picture_size
 from omnivl.data.jpeg import without_stray_bytes
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError, Sample
 
 LIMITS = DecodeLimits()

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import Sample
 from omnivl.data.transparency import frame_on_white
 

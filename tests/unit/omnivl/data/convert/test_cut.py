@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from omnivl.data.convert import ConvertOptions, KineticsReader, convert
-from omnivl.data.decode import DecodeLimits, decode_clip
+from omnivl.data.decode import decode_clip
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import Sample
 
 RATE = 10

@@ -12,8 +12,9 @@ from PIL import Image
 
 from omnivl.data.convert import media as conversion
 from omnivl.data.convert.media import examine, shrink
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
-from omnivl.data.formats import is_clip, webp_durations
+from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.formats import frame_durations, is_clip
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.data.video import clip_frames
 
@@ -31,7 +32,7 @@ def decoded(media: bytes, extension: str) -> np.ndarray:
 
 def times(media: bytes) -> list[float]:
     """Seconds of each frame after the first one."""
-    frames = list(clip_frames(media, "s:k", LIMITS.max_pixels, LIMITS.max_frames))
+    frames = list(clip_frames(media, "s:k", LIMITS))
     return [float((frame.pts - frames[0].pts) * frame.time_base) for frame in frames]
 
 
@@ -77,7 +78,7 @@ def test_the_display_matrix_stays(turn):
     scaled, _ = shrink(media_files.clip(turn=turn), "mp4", 24, "list:1")
 
     def matrix(media: bytes) -> list[int]:
-        frame = next(clip_frames(media, "s:k", LIMITS.max_pixels, LIMITS.max_frames))
+        frame = next(clip_frames(media, "s:k", LIMITS))
         found = frame.side_data.get(Type.DISPLAYMATRIX)
         upright = [1 << 16, 0, 0, 0, 1 << 16]
         return upright if found is None else np.frombuffer(bytes(found), dtype=np.int32)[:5].tolist()
@@ -99,7 +100,7 @@ def test_equal_frames_and_their_durations_stay(form):
     for media, durations in ((file.getvalue(), [40, 50, 30, 70]), (one.getvalue(), [40, 50, 30])):
         scaled, extension = shrink(media, form.lower(), 8, "list:1")
         assert extension == "webp"
-        assert webp_durations(scaled) == durations
+        assert frame_durations(scaled) == durations
         with Image.open(io.BytesIO(scaled)) as picture:
             assert (picture.n_frames, picture.info["loop"]) == (len(durations), 3)
 
