@@ -10,6 +10,7 @@ from omnivl.data.decode import check_picture, decode_still
 from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, picture_format, picture_size
 from omnivl.data.limits import PATIENCE, DecodeLimits, check_work
 from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.transparency import frame_on_white
 from omnivl.data.video import clip_frames
 
 MediaKind = Literal["image", "video"]
@@ -69,8 +70,8 @@ def _decode(sample: Sample, moves: bool, limits: DecodeLimits, patience: int) ->
     if not moves:
         decode_still(sample, limits)
     elif picture_format(sample.media) is None:
-        for _ in clip_frames(sample.media, sample.where, limits):
-            pass
+        for shown in clip_frames(sample.media, sample.where, limits):
+            frame_on_white(shown)  # fails for some damaged colours
     else:
         size = check_picture(sample.media, limits, sample.where)
         with naming("broken_image", sample.where):

@@ -10,6 +10,7 @@ import pytest
 from av.sidedata.sidedata import Type
 from PIL import Image
 
+from omnivl.data import limits
 from omnivl.data.convert import media as conversion
 from omnivl.data.convert.media import examine, shrink
 from omnivl.data.decode import decode_clip, decode_still
@@ -195,3 +196,16 @@ def test_frames_that_an_edit_list_cuts_off_stay_away():
     original, converted = decoded(file.getvalue(), "mp4"), decoded(scaled, "mp4")
     assert len(original) == len(converted) == 9
     assert difference(original, converted) < 4
+
+
+@pytest.mark.parametrize(("name", "kind"), [("GIF, moving", "picture"), ("MP4, without B-frames", "video")])
+def test_what_takes_training_too_long_is_scaled_down_but_not_without_end(name, kind, monkeypatch):
+    extension, media = CLIPS[name]
+    width, height = media_files.SIDES
+    monkeypatch.setitem(limits._MAX_DECODED, kind, 11 * width * height)  # of 12 frames
+    assert verdict(lambda: decoded(media, extension)) == "too_many_frames"
+    assert verdict(lambda: examine(media, extension, "list:1", "full", scaled=True)) == "good"
+    scaled, new_extension = shrink(media, extension, 24, "list:1")
+    assert len(decoded(scaled, new_extension)) == 12
+    monkeypatch.setitem(limits._MAX_DECODED, kind, width * height)  # tenfold are 10 frames
+    assert verdict(lambda: shrink(media, extension, 24, "list:1")) == "too_many_frames"
