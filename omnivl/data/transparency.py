@@ -22,11 +22,15 @@ def on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def frame_on_white(frame: "av.VideoFrame") -> NDArray[np.uint8]:
-    """A frame of a clip as RGB ``[H, W, 3]``, as it is stored (not turned)."""
+    """A frame of a clip as RGB ``[H, W, 3]``, as it is stored (not turned).
+
+    One thread converts: workers are the parallelism, and several threads of libswscale now and then spoil rows of some
+    formats.
+    """
     if any(component.is_alpha for component in frame.format.components):
         # not by way of "rgba": libswscale makes the last columns of some yuva420p widths transparent
-        return on_white(np.ascontiguousarray(frame.to_ndarray(format="gbrap")))
-    return frame.to_ndarray(format="rgb24")  # type: ignore[no-any-return]
+        return on_white(np.ascontiguousarray(frame.to_ndarray(format="gbrap", threads=1)))
+    return frame.to_ndarray(format="rgb24", threads=1)  # type: ignore[no-any-return]
 
 
 def decoded_frames(

@@ -11,8 +11,8 @@ from engine.plan.yaml import Path
 from engine.run.preflight.findings import Finding, Look
 from omnivl.chain.preparation import asked_fields
 from omnivl.data.config import DataEntryConfig, entry_keys
-from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import ExampleReader
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.quarantine import Quarantine
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, NothingLeftError, Source

@@ -121,7 +121,9 @@ class _Writer:
         if sides != (frame.width, frame.height):
             how = cv2.INTER_AREA if size is not None else cv2.INTER_LINEAR
             rgb = cv2.resize(rgb, sides, interpolation=how)
-        written = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(format="yuv420p")
+        written = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
+            format="yuv420p", threads=1
+        )
         ticks = round(time * _TICKS)
         self._last += min(max(ticks - self._ticks, 1), _LONGEST_GAP)
         self._ticks = ticks

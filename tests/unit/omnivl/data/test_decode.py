@@ -3,12 +3,14 @@ import platform
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
+import patience
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -358,9 +360,12 @@ sys.stdout.flush()
 
 def guarded(text: bytes, look: str, folder: Path) -> subprocess.CompletedProcess[bytes]:
     """Looks at a text in a process that the system kills when it opens a file or a socket."""
-    return subprocess.run(
-        [sys.executable, "-c", _GUARDED, look], input=text, cwd=folder, capture_output=True, timeout=60
-    )
+    with tempfile.TemporaryFile() as given:
+        given.write(text)
+        given.seek(0)
+        return patience.run(
+            [sys.executable, "-c", _GUARDED, look], limit=60, stdin=given, cwd=folder, capture_output=True
+        )
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="filters system calls by number")
@@ -606,7 +611,10 @@ for look in (lambda one: decode_clip(one, DecodeLimits(), lambda total: [total -
         print("refused")
 print(peak() - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], input=grows, capture_output=True, timeout=100, check=True)
+    with tempfile.TemporaryFile() as given:
+        given.write(grows)
+        given.seek(0)
+        done = patience.run([sys.executable, "-c", script], limit=100, stdin=given, capture_output=True, check=True)
     *refused, mebibytes = done.stdout.decode().split()
     assert refused[0] == "refused"
     assert int(mebibytes) < 150

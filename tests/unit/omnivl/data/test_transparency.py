@@ -114,6 +114,7 @@ def test_each_column_of_a_frame_has_its_alpha(pixel_format, width):
     alpha = np.random.default_rng(width).integers(0, 256, (24, width), dtype=np.uint8)
     black = np.zeros((24, width, 4), dtype=np.uint8)
     black[..., 3] = alpha
-    frame = av.VideoFrame.from_ndarray(black, format="rgba").reformat(format="gbrap").reformat(format=pixel_format)
+    frame = av.VideoFrame.from_ndarray(black, format="rgba").reformat(format="gbrap")
+    frame = frame.reformat(format=pixel_format, threads=1)
     shown = frame_on_white(frame)
     assert np.abs(shown.astype(int) - (255 - alpha.astype(int))[..., None]).max() <= 2
