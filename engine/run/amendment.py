@@ -64,12 +64,12 @@ Change = tuple[str, Any, Any]
 """Dotted path, value before, value now."""
 
 
-def take_over(run: RunFolder, before: str, now: Plan, *, amend: bool, kept: int | None = None) -> list[Change]:
+def take_over(run: RunFolder, before: Plan, now: Plan, *, amend: bool, kept: int | None = None) -> list[Change]:
     """Compares a plan with the one in the folder. The caller holds the lock.
 
     Args:
         run: The run's folder.
-        before: The plan that is there, as YAML.
+        before: The plan that is there.
         now: The plan of this start.
         amend: Whether what may change in a run may differ, instead of what is free only.
         kept: Number of stages that stay if the others are deleted (``--fresh --stage``); None if none is.
@@ -80,7 +80,7 @@ def take_over(run: RunFolder, before: str, now: Plan, *, amend: bool, kept: int 
     Raises:
         RunFolderError: Names every field that may not differ.
     """
-    trees = [read_yaml(before, str(run.plan)).tree, read_yaml(now.to_yaml()).tree]
+    trees = [read_yaml(before.to_yaml()).tree, read_yaml(now.to_yaml()).tree]
     whole = [_resolved(tree, kept) for tree in trees]
     changes = [change for change in differing_fields(whole[0], whole[1]) if not is_free(change[0])]
     standings = _standings(run, whole[0])

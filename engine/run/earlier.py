@@ -6,11 +6,12 @@ from pathlib import Path
 
 from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed
-from engine.disk.run_folder import RunFolder, StageFolder
+from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan
 from engine.errors import PlanError, RunFileError
 from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
+from engine.plan.yaml import read_yaml
 from engine.processes.files import read_whole
 from engine.run.amendment import Change, consequences, take_over
 
@@ -75,9 +76,12 @@ def goes_on(run: RunFolder, plan: Plan, start: Start) -> tuple[list[Change], lis
     if not os.path.lexists(run.plan) or kept == 0:
         return [], []
     earlier = earlier_plan(run)
-    before = _plan_text(run.plan) if earlier is None else earlier.to_yaml()
-    changes = take_over(run, before, plan, amend=start.amend, kept=kept)
-    return changes, [] if earlier is None or kept is not None else list(consequences(run, earlier, plan))
+    if earlier is None:
+        before = read_yaml(_plan_text(run.plan), str(run.plan)).tree
+        check_same_plan(run, before if isinstance(before, dict) else {}, read_yaml(plan.to_yaml()).tree)
+        return [], []
+    changes = take_over(run, earlier, plan, amend=start.amend, kept=kept)
+    return changes, [] if kept is not None else list(consequences(run, earlier, plan))
 
 
 def kept_steps(run: RunFolder, plan: Plan, start: Start) -> dict[str, int]:

@@ -31,7 +31,8 @@ def work(file: str, function: str, arguments: str, results: str, seconds: str) -
     """Calls ``function`` of ``file`` and leaves without interpreter shutdown."""
     faulthandler.dump_traceback_later(float(seconds), exit=True)  # says where a worker hangs
     faulthandler.register(STACKS, all_threads=True)
-    sys.path[:0] = [str(Path(file).parent), str(Path(__file__).parent)]
+    here = Path(__file__).parent
+    sys.path[:0] = [str(Path(file).parent), str(here), str(here.parent)]
     torch.set_num_threads(1)
     try:
         join_process_group(timeout_seconds=int(float(seconds)), always=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def run_at(path: Path, one: int | None, two: int | None = None, *, complete: tup
 
 
 def fields(run: RunFolder, *overrides: str, amend: bool = True, kept: int | None = None) -> list[str]:
-    return [field for field, _, _ in take_over(run, plan().to_yaml(), plan(*overrides), amend=amend, kept=kept)]
+    return [field for field, _, _ in take_over(run, plan(), plan(*overrides), amend=amend, kept=kept)]
 
 
 RUNNING = (
@@ -101,9 +102,9 @@ FIXED = {
 
 @pytest.mark.parametrize("override", FIXED)
 def test_what_a_running_stage_cannot_change(tmp_path: Path, override: str) -> None:
-    run, before, overrides = run_at(tmp_path, 6), plan().to_yaml(), (override,)
+    run, before, overrides = run_at(tmp_path, 6), plan(), (override,)
     if override.startswith("tokenizer"):  # a file that need not be there
-        before, overrides = before.replace("tokenizer: emoji", "tokenizer: vocab.txt"), ()
+        before, overrides = replace(before, tokenizer="vocab.txt"), ()
     with pytest.raises(RunFolderError) as caught:
         take_over(run, before, plan(*overrides), amend=True)
     assert "--amend does not change these fields of a run:\n" in str(caught.value)
@@ -216,7 +217,7 @@ def test_changes_are_recorded_with_the_step(tmp_path: Path) -> None:
     run = run_at(tmp_path, 6)
     for value in ("1e-4", "2e-4"):
         now = plan(f"stages.one.optimizer.lr={value}")
-        record(run, take_over(run, plan().to_yaml(), now, amend=True), now)
+        record(run, take_over(run, plan(), now, amend=True), now)
     record(run, [], plan())
     first, second = json.loads(run.amendments.read_text())
     assert first["steps"] == second["steps"] == {"one": 6}
