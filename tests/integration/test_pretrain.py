@@ -11,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from engine.disk.weights_file import written_hash
 from engine.plan.parse import load_plan
 from engine.telemetry.metrics import read_metrics
 
@@ -72,7 +73,8 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     for stage, steps in zip(stages, (4, 2, 4), strict=True):
         records = read_metrics(stage / "metrics.jsonl")
         assert [record["step"] for record in records if record["event"] == "train"] == list(range(2, steps + 1, 2))
-        assert json.loads((stage / "complete.json").read_text()) == {"steps": steps}
+        complete = {"steps": steps, "weights": written_hash(stage / "weights.safetensors")}
+        assert json.loads((stage / "complete.json").read_text()) == complete
         assert list((stage / "tensorboard").glob("events.*"))
         for record in records:
             if record["event"] == "train":
