@@ -225,7 +225,7 @@ def test_precision_is_chosen_once(pretraining: "Pretraining") -> None:
     assert f"parallel.precision: auto takes {precision}" in told
     slower = "fp32" if precision == "bf16" else "bf16"
     pretraining.run("kept", f"parallel.precision={slower}", "stages.spatial.steps=2")
-    told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4")
+    told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4", "--amend")
     assert "going on after step 2" in told and "auto takes" not in told
     assert load_plan(pretraining.folder / "kept" / "plan.yaml").stage("spatial").parallel.precision == slower
 
