@@ -185,8 +185,9 @@ def _listener(meeting: Meeting) -> int | None:
     """
     listener = socket.socket()
     try:
-        if meeting.here:  # as torch's own does: without it a port is in use for a minute after its last connection
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # As torch's own does: without it a port is in use for a minute after its last connection, such as those of the
+        # check of nodes that came before.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((LOOPBACK if meeting.here else "", meeting.port))
         if meeting.here:
             listener.listen(_BACKLOG)
