@@ -70,8 +70,9 @@ def _decode(sample: Sample, moves: bool, limits: DecodeLimits, patience: int) ->
     if not moves:
         decode_still(sample, limits)
     elif picture_format(sample.media) is None:
-        for shown in clip_frames(sample.media, sample.where, limits):
-            frame_on_white(shown)  # fails for some damaged colours
+        with naming("broken_video", sample.where):  # colours that are damaged decode, and cannot be converted
+            for shown in clip_frames(sample.media, sample.where, limits):
+                frame_on_white(shown)
     else:
         size = check_picture(sample.media, limits, sample.where)
         with naming("broken_image", sample.where):

@@ -158,6 +158,16 @@ def test_a_full_check_refuses_what_training_refuses(name):
     assert "good" not in verdicts[1:3]
 
 
+def test_a_frame_whose_colours_cannot_be_converted_is_refused_by_name(monkeypatch):
+    def fail(frame):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(conversion, "frame_on_white", fail)
+    extension, media = FILES["MOV, ProRes"]
+    with pytest.raises(BadSampleError, match="list:1: .*Operation not supported"):
+        examine(media, extension, "list:1", "full")
+
+
 @pytest.mark.parametrize(("form", "codec"), [("mpegts", "mpeg2video"), ("avi", "mpeg4")])
 def test_a_clip_that_grows_is_refused(form, codec, monkeypatch):
     small, large = (media_files.clip(form, codec, sides=sides) for sides in ((32, 32), (512, 512)))
