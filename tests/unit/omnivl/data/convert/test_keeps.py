@@ -164,7 +164,7 @@ def test_a_frame_whose_colours_cannot_be_converted_is_refused_by_name(monkeypatc
 
     monkeypatch.setattr(conversion, "frame_on_white", fail)
     extension, media = FILES["MOV, ProRes"]
-    with pytest.raises(BadSampleError, match="list:1: .*Operation not supported"):
+    with pytest.raises(BadSampleError, match=r"list:1: .*Operation not supported"):
         examine(media, extension, "list:1", "full")
 
 
