@@ -63,7 +63,8 @@ def pretrain(
     )
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         worker.main(begin(allow_commands=allow_commands))
-    require_consent(load_plan(plan, overrides or ()), [plan_file(plan)], overrides or (), allowed=allow_commands)
+    read = load_plan(plan, overrides or ())
+    require_consent(read, [plan_file(plan)], overrides or (), allowed=allow_commands)
     arguments = begin(allow_commands=True)
     if hostfile is not None:
         load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
@@ -71,7 +72,7 @@ def pretrain(
     gpus = torch.cuda.device_count()
     if gpus == 0:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    processes = local_processes(load_plan(plan, overrides or ()).launch.processes, gpus)
+    processes = local_processes(read.launch.processes, gpus)
     load_plan(plan, overrides or (), processes)  # reports all mistakes at once, before processes are started
     code = run_local("launcher.start.worker", arguments, processes)
     if code:
