@@ -7,6 +7,7 @@ from pathlib import Path
 
 import patience
 import pytest
+from small_plan import HEAD
 
 from engine.errors import PlanError
 from engine.plan import consent
@@ -15,20 +16,15 @@ from engine.plan.parse import load_plan
 
 NEIGHBOUR = 54_321
 
-PLAN = """
-name: run
-tokenizer: {vocabulary}
-model: {{preset: tiny, vision_layers: 2, text_layers: 1, alignment_layers: 1, generation_layers: 1}}
-batch: {{micro_batch_size_per_gpu: 4}}
-stages:
-  - name: one
-    steps: 5
-    data:
+PLAN = (
+    HEAD
+    + """    data:
       - {{source: emoji, kind: image_text}}
       - {{source: "{source}", kind: image_text, name: pairs}}
     objectives: [{{kind: univlc, queue_size: 8}}]
     evaluate: {{tasks: [{{kind: retrieval, source: "{task}"}}]}}
 """
+)
 
 
 @pytest.fixture

@@ -3,22 +3,18 @@
 from pathlib import Path
 
 import pytest
+from small_plan import HEAD
 
 from engine.errors import PlanError
 from engine.plan.parse import load_plan
 
-PLAN = """
-name: run
-tokenizer: {vocabulary}
-model: {{preset: tiny, vision_layers: 2, text_layers: 1, alignment_layers: 1, generation_layers: 1}}
-batch: {{micro_batch_size_per_gpu: 4}}
-stages:
-  - name: one
-    steps: 5
-    data: [{{source: emoji, kind: image_text, where: {where}}}]
+PLAN = (
+    HEAD
+    + """    data: [{{source: emoji, kind: image_text, where: {where}}}]
     objectives: [{{kind: univlc, queue_size: 8}}]
     evaluate: {{tasks: [{{kind: retrieval, where: {where}}}]}}
 """
+)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from small_plan import HEAD
 from typer.testing import CliRunner, Result
 
 from engine.disk.run_folder import RunFolder
@@ -17,18 +18,13 @@ from omnivl.errors import UserError
 
 NEIGHBOUR = 54_321
 
-PLAN = """
-name: run
-tokenizer: {vocabulary}
-model: {{preset: tiny, vision_layers: 2, text_layers: 1, alignment_layers: 1, generation_layers: 1}}
-batch: {{micro_batch_size_per_gpu: 4}}
-stages:
-  - name: one
-    steps: 5
-    data: [{{source: "pipe:touch {ran}", kind: image_text}}]
+PLAN = (
+    HEAD
+    + """    data: [{{source: "pipe:touch {ran}", kind: image_text}}]
     objectives: [{{kind: univlc, queue_size: 8}}]
     evaluate: {{tasks: [{{kind: retrieval, source: "{folder}/*.tar"}}]}}
 """
+)
 
 
 @pytest.fixture
