@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -114,10 +115,21 @@ class Cluster:
 
     def kill_rank(self, run: Path, rank: int) -> None:
         """Kills a process that trains: those of all nodes are processes of this machine."""
-        sign = read_sign(RunFolder(run).heartbeats, rank)
-        assert sign is not None
         self.tell(f"killed rank {rank}")
-        os.kill(sign.process, signal.SIGKILL)
+        os.kill(_process(run, rank), signal.SIGKILL)
+
+    @contextmanager
+    def held(self, run: Path) -> Iterator[None]:
+        """Stops both ranks of a run, so that a fast one isn't over before the test has done what it wants."""
+        processes = [_process(run, rank) for rank in range(2)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):  # Slurm has woken it, to end it
+                    os.kill(process, signal.SIGCONT)
 
     def ended(self, job: str) -> bool:
         """Whether a job is over for good."""
@@ -149,6 +161,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("jobs of Slurm: what the tests did, what the jobs said")
         for line in _STORY:
             terminalreporter.write_line(line)
+
+
+def _process(run: Path, rank: int) -> int:
+    sign = read_sign(RunFolder(run).heartbeats, rank)
+    assert sign is not None
+    return sign.process
 
 
 def _last_step(metrics: Path) -> int:
