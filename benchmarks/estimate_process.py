@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.layers import blank_batches
@@ -106,8 +105,7 @@ def main(case: Path, result: Path) -> None:
     train(replace(stage, model=small), tokenizer, 1)
     gc.collect()
     taken, peak = train(stage, tokenizer, wanted["steps"])
-    peaks: list[int] = [0] * processes
-    dist.all_gather_object(peaks, peak)
+    peaks = ranks.gather(peak, int)
     if ranks.rank() == 0:
         found = {"seconds": statistics.median(taken), "all": taken, "peaks": peaks, "hardware": hardware_yaml(before)}
         result.write_text(json.dumps(found))

@@ -30,8 +30,9 @@ from omnivl.chain.preparation import Preparation
 from omnivl.data.augment import training_view
 from omnivl.data.batch import is_video
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.decode import decode_clip, decode_still
 from omnivl.data.frames import sample_frames
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.loader import Loader
 from omnivl.data.order import Order
 from omnivl.data.sources import open_source

@@ -44,9 +44,7 @@ def run(options: Options) -> Report:
     found: dict[str, dict[str, Any]] = {}
     for name, (by_layer, layout) in CONTENDERS.items():
         with tempfile.TemporaryDirectory() as folder:
-            found[name] = measure_processes(
-                PROCESSES, layout, model, by_layer=by_layer, steps=2, folder=Path(folder), timeout=1500
-            )
+            found[name] = measure_processes(PROCESSES, layout, model, by_layer=by_layer, steps=2, folder=Path(folder))
     sizes = Sizes(**found["built whole"]["sizes"])
     rule, whole, layer = sizes.rule(PROCESSES), 4 * (sizes.trained + sizes.resting), 4 * sizes.largest
     rows = [[name, *(f"{measured['peaks'][phase] / 1e6:,.0f}" for phase in PHASES)] for name, measured in found.items()]

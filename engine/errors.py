@@ -17,7 +17,7 @@ class PlanError(UserError):
     def __init__(self, problems: Sequence[str]) -> None:
         """Joins the problems into one message, one per line."""
         self.problems = tuple(printable(one, keep="\n\t") for one in problems)
-        super().__init__("\n".join(self.problems))
+        super(UserError, self).__init__("\n".join(self.problems))  # past UserError, which would do it once more
 
 
 class CheckpointError(UserError):

@@ -23,7 +23,9 @@ from typer.core import TyperGroup
 from engine.plan.paths import expanded
 from engine.telemetry.console import PlainConsole
 from engine.watch.failure import DEBUG, describe_error
+from launcher.arguments import keep_in_range
 from omnivl.errors import UserError
+from omnivl.shown import printable
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def _named(name: str, target: Any, description: str) -> Any:
         )(target)
         command = typer.main.get_command(single)
     _keep_examples(command)
+    keep_in_range(command)
     return command
 
 
@@ -190,9 +193,13 @@ def main() -> NoReturn:
     except UserError as error:
         told, code = describe_error(error), 2
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        told, code = describe_error(error), 1
-        told += f"\nraised at {place.filename}:{place.lineno}; omnivl --debug COMMAND shows how it came to this"
+        if isinstance(error, OSError) and error.filename is not None and DEBUG not in os.environ:
+            path = printable(error.filename)
+            told, code = f"{path}: {error.strerror}; name another path, or mend what keeps this one from being used", 2
+        else:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            told, code = describe_error(error), 1
+            told += f"\nraised at {place.filename}:{place.lineno}; omnivl --debug COMMAND shows how it came to this"
     if code:
         PlainConsole(stderr=True).print(told, style="red", soft_wrap=True)
     sys.exit(code)

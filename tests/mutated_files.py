@@ -1,7 +1,7 @@
 """Mutated plans, overrides, sweeps, machines, clusters, task lists, model files: every one is read or refused by name.
 
-``python tests/mutated_files.py COUNT [SEED]`` mutates so many by hand and prints what raised something else, or took
-longer than ``SLOW_SECONDS`` of processor time.
+``python tests/mutated_files.py COUNT [SEED]`` mutates so many by hand, checks the plans that are accepted as
+``omnivl check`` does, and prints what raised something else, or took longer than ``SLOW_SECONDS`` of processor time.
 """
 
 import copy
@@ -21,11 +21,12 @@ from engine.plan.parse import parse_as, parse_plan, parse_tasks
 from engine.plan.rewrite import rewrite_model_file, rewrite_plan
 from engine.plan.yaml import read_yaml, write_yaml
 from engine.sweep.config import parse_sweep
+from launcher.commands.check import summarize
 from launcher.slurm.profile import ClusterProfile
 from omnivl.errors import UserError
 
 ROOT = Path(__file__).parents[1]
-SLOW_SECONDS = 10.0
+SLOW_SECONDS = 5.0
 
 _PLANS = ("quickstart", "clip_tiny", "albef_tiny", "blip2_tiny", "limoe_tiny", "vilt_tiny", "vqa_tiny", "beit3_tiny")
 _TASKS = "tasks:\n  - retrieval\n  - {kind: zero_shot, name: labels, prompts: ['a {label}'], where: {split: [train]}}\n"
@@ -236,7 +237,7 @@ def main() -> None:
     """Mutates as many as the command line says."""
     count, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     began, found = time.monotonic(), 0
-    for finding in findings(range(count), seed):
+    for finding in findings(range(count), seed, summarize):
         found += 1
         print(f"--- {seed}/{finding.number} {finding.case.kind} {finding.case.overrides}\n{finding.said[-1500:]}")
     print(f"{count} inputs, {found} findings, {time.monotonic() - began:.0f} s")

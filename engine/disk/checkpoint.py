@@ -26,7 +26,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.hosts.base import Host
 from engine.processes import ranks
-from engine.processes.files import FileRecord, sha256
+from engine.processes.files import FileRecord, read_whole, sha256
 from engine.processes.seeds import restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
@@ -140,7 +140,7 @@ def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
     if not path.is_file():
         raise CheckpointError(f"{MANIFEST} is missing")
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{MANIFEST} is not readable ({error})") from error
     if not isinstance(manifest, dict):
@@ -222,9 +222,9 @@ def load_checkpoint(
     me = ranks.rank()
     if state.layout.world_size == layout.world_size:
         restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
-        return state, json.loads((checkpoint / f"loader-{me:05d}.json").read_bytes())
+        return state, json.loads(read_whole(checkpoint / f"loader-{me:05d}.json"))
     seed_everything("resumed", state.step, me)
-    return state, {**json.loads((checkpoint / f"loader-{0:05d}.json").read_bytes()), "shards": {}}
+    return state, {**json.loads(read_whole(checkpoint / f"loader-{0:05d}.json")), "shards": {}}
 
 
 def read_trainer(checkpoint: Path) -> TrainerState:
@@ -235,7 +235,7 @@ def read_trainer(checkpoint: Path) -> TrainerState:
     """
     remedy = "verify it with omnivl checkpoint verify; if it is whole, use the version that has written it, or a newer"
     try:
-        raw = json.loads((checkpoint / "trainer.json").read_bytes())
+        raw = json.loads(read_whole(checkpoint / "trainer.json"))
         return TrainerState(**{**raw, "layout": SavedLayout(**raw["layout"])})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{checkpoint}: got a trainer.json that cannot be read ({error!r}); {remedy}") from error

@@ -135,7 +135,7 @@ class CheckpointWriter:
             prune(self._folder, self._keep_last, best_step)
 
     def _go_on(self, save: _Save) -> None:
-        outcomes = ranks.gather_objects(save.outcome())
+        outcomes = ranks.gather(save.outcome(), tuple[str | None, Records])
         self._save = None
         failed = [f"process {rank}: {problem}" for rank, (problem, _) in enumerate(outcomes) if problem is not None]
         if failed:

@@ -3,6 +3,7 @@
 runs/NAME/
 plan.yaml               the resolved plan
 environment.json        versions, hardware, commit of the latest start
+amendments.json         what later starts have changed in the plan, and after which step
 run.lock                locked by the process that writes here
 heartbeats/             the last sign of each process (engine.watch.watchdog)
 hangs/TIME/             stack traces of all processes where the run hung
@@ -11,16 +12,18 @@ metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
 evaluation.json  handover.json  routing.html
 unevaluated.json        steps at which an evaluation failed, and why
 weights.safetensors     whole weights at the end of the stage
-complete.json           the stage is complete; whether its evaluation is still due
+complete.json           the stage is complete; whether its evaluation is still due; the hash of its weights
 report.html
 """
 
+import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,7 +41,7 @@ _FREE_FIELDS = tuple(
     for pattern in (
         r"name",
         r"(logging|launch|checkpoint|guard)(\..*)?",
-        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache)",
+        r"loader\.(num_workers|prefetch_factor|start_method|cache_decoded|cache_mebibytes|index_cache|stream_timeout_seconds)",
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
         r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",
@@ -117,13 +120,19 @@ class StageFolder:
         marker = self._completion()
         return marker is not None and bool(marker.get("evaluation_due", False))
 
-    def mark_trained(self, steps: int) -> None:
-        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True}))
+    def mark_trained(self, steps: int, weights: str) -> None:
+        """Marks the stage complete but for its evaluation. Called when weights and checkpoint are on disk.
+
+        Args:
+            steps: Its optimizer steps.
+            weights: SHA-256 of its weights (``engine.disk.weights_file``).
+        """
+        write_whole(self._marker, json.dumps({"steps": steps, "evaluation_due": True, "weights": weights}))
 
     def mark_complete(self, steps: int) -> None:
         """Marks the stage complete. Called when all its files are on disk."""
-        write_whole(self._marker, json.dumps({"steps": steps}))
+        known = self._completion() or {}
+        write_whole(self._marker, json.dumps({"steps": steps} | {k: v for k, v in known.items() if k == "weights"}))
 
     @property
     def _marker(self) -> Path:
@@ -160,6 +169,11 @@ class RunFolder:
         return self.path / "environment.json"
 
     @property
+    def amendments(self) -> Path:
+        """What later starts have changed in the plan."""
+        return self.path / "amendments.json"
+
+    @property
     def report(self) -> Path:
         """The page to look at."""
         return self.path / "report.html"
@@ -189,7 +203,7 @@ class RunFolder:
             if number.isdigit() and int(number) > first_stage:
                 shutil.rmtree(folder)
         shutil.rmtree(self.hangs, ignore_errors=True)
-        for file in (self.plan, self.environment, self.report):
+        for file in (self.plan, self.environment, self.amendments, self.report):
             file.unlink(missing_ok=True)
 
     @contextmanager
@@ -201,9 +215,11 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = _open_lock(self.path / LOCK)
         except OSError as error:
-            reason = "which is a file" if isinstance(error, FileExistsError) else f"({error.strerror})"
+            reason = (
+                "which is a file" if isinstance(error, FileExistsError) else f"({error.filename}: {error.strerror})"
+            )
             raise RunFolderError(
                 f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
                 "there or not; choose another one"
@@ -227,8 +243,8 @@ class RunFolder:
 def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuses a plan that differs from the one in the folder.
 
-    ``_FREE_FIELDS`` may differ; a stage may become longer as long as no later stage has begun; stages may be added at
-    the end.
+    ``_FREE_FIELDS`` may differ; a stage may become longer as long as no later stage has begun and its learning rate
+    stays what it was; stages may be added at the end. ``engine.run.amendment`` says what else may change when asked to.
 
     Args:
         folder: The run's folder, for the message and for which stages have begun.
@@ -241,16 +257,27 @@ def check_same_plan(folder: RunFolder, earlier: Mapping[str, Any], current: Mapp
     differences = [
         (path, before, now)
         for path, before, now in differing_fields(earlier, current)
-        if not any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+        if not is_free(path)
         and not (_STAGE.fullmatch(path) and before is None)
         and not (_STEPS.fullmatch(path) and _may_become_longer(folder, current, path, before, now))
     ]
     if differences:
-        lines = "\n".join(f"  {path}: was {_shown(before)}, is now {_shown(now)}" for path, before, now in differences)
+        lines = "\n".join(f"  {shown_change(one)}" for one in differences)
         raise RunFolderError(
             f"{folder.path}: holds a run of another plan:\n{lines}\nGo on with the earlier plan ({folder.plan}), start "
             "over with --fresh (deletes the earlier run), or choose another folder with --run-folder."
         )
+
+
+def is_free(path: str) -> bool:
+    """Whether a field may differ between two starts without being asked for."""
+    return any(pattern.fullmatch(path) for pattern in _FREE_FIELDS)
+
+
+def shown_change(change: tuple[str, Any, Any]) -> str:
+    """A differing field with both values, in words."""
+    path, before, now = change
+    return f"{path}: was {_shown(before)}, is now {_shown(now)}"
 
 
 def differing_fields(before: Any, now: Any, path: str = "") -> list[tuple[str, Any, Any]]:
@@ -288,9 +315,19 @@ def write_whole(path: Path, text: str) -> None:
         raise unwritable(path, error) from error
 
 
+def _open_lock(path: Path) -> int:
+    """A descriptor of the lock's file. A link is not followed: what is written into the lock stays in the folder."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return descriptor
+
+
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:
     index = int(path.split(".")[1])
-    if before is None or now is None or now < before:
+    schedule = plan["stages"][index].get("optimizer", {}).get("schedule", "constant")
+    if before is None or now is None or now < before or schedule != "constant":
         return False
     later = list(enumerate(plan["stages"]))[index + 1 :]
     return not any(folder.stage(number, stage["name"]).has_begun() for number, stage in later)

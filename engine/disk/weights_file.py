@@ -21,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
+from engine.processes.files import read_whole
 from omnivl.chain.names import current_name
+from omnivl.data.plain_files import open_plain
 
 _NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -36,7 +38,11 @@ _NAMES: Mapping[torch.dtype, str] = {
     torch.bool: "BOOL",
 }
 
+_ENTRY = {"dtype", "shape", "data_offsets"}
 _HASH, _NO_HASH = "sha256", "0" * 64
+_ANOTHER = "it is another file than the one with which complete.json says that the stage was completed"
+WEIGHTS, COMPLETE = "weights.safetensors", "complete.json"
+"""Files of a stage: its weights, and the marker that says that they are there."""
 _CHUNK = 1 << 24
 """Bytes that are hashed at a time."""
 
@@ -102,10 +108,13 @@ class WeightsWriter:
 def find_damage(path: Path) -> str | None:
     """Describes what is wrong with a weights file; None if it matches its hash, or an earlier version wrote it.
 
+    The weights of a stage also have to be those with which ``complete.json`` beside them says that it was completed.
+
     Args:
         path: Written by ``WeightsWriter``, or by safetensors, which knows no hash.
     """
     try:
+        expected = _hash_beside(path)
         size = path.stat().st_size
         length = int.from_bytes(_head(path, 8), "little")
         if size < 8 or length > size - 8:
@@ -117,16 +126,31 @@ def find_damage(path: Path) -> str | None:
         metadata = entries.get("__metadata__", {})
         if not isinstance(metadata, dict):
             return "its metadata are no mapping"
+        tensors = (entry for name, entry in entries.items() if name != "__metadata__")
+        if not all(isinstance(entry, dict) and entry.keys() == _ENTRY for entry in tensors):
+            return "its header has an entry that is no tensor"
         digest = metadata.get(_HASH)
         if digest is None and all(len(str(value)) != len(_NO_HASH) for value in metadata.values()):
-            return None  # of an earlier version, or of other origin
+            return None if expected is None else _ANOTHER  # of an earlier version, or of other origin
         if not isinstance(digest, str) or len(digest) != len(_NO_HASH) or header.count(digest.encode()) != 1:
             return "its hash is changed"
         if _digest(path, header.replace(digest.encode(), _NO_HASH.encode())) != digest:
             return "it does not have the SHA-256 that was written into it"
+        if expected not in (None, digest):
+            return _ANOTHER
     except (OSError, ValueError, RecursionError) as error:
         return f"it cannot be read ({error})"
     return None
+
+
+def written_hash(path: Path) -> str:
+    """The hash in the header of a file that ``WeightsWriter`` has written.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    length = int.from_bytes(_head(path, 8), "little")
+    return str(json.loads(_head(path, 8 + length)[8:])["__metadata__"][_HASH])
 
 
 def check_weights(path: Path) -> None:
@@ -142,15 +166,27 @@ def check_weights(path: Path) -> None:
         )
 
 
+def _hash_beside(path: Path) -> str | None:
+    """The hash that a stage's marker has of its weights; None where it has none, or who reads it reports it damaged."""
+    if path.name != WEIGHTS or not path.with_name(COMPLETE).exists():
+        return None
+    try:
+        marker = json.loads(read_whole(path.with_name(COMPLETE)))
+    except (OSError, ValueError, RecursionError):
+        return None
+    said = marker.get("weights") if isinstance(marker, dict) else None
+    return said if isinstance(said, str) else None
+
+
 def _head(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         return file.read(size)
 
 
 def _digest(path: Path, header: bytes) -> str:
     """SHA-256 of a file with another header of the same length."""
     digest = hashlib.sha256(header)
-    with path.open("rb") as file:
+    with open_plain(path) as file:
         file.seek(len(header))
         while part := file.read(_CHUNK):
             digest.update(part)

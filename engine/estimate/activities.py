@@ -138,6 +138,7 @@ class StepBuilder:
             if stays
         }
         self.built = StepActivities()
+        self._seconds: dict[int, float] = {}  # by the operations of a pass, which ``work`` keeps
 
     @property
     def data(self) -> Group:
@@ -277,7 +278,9 @@ class StepBuilder:
         return size.trained - size.experts * (1 - 1 / self.experts)
 
     def _compute(self, stage: int, operations: Operations, after: Sequence[int]) -> int:
-        return self._add(stage, "compute", self.hardware.seconds(operations), after, COMPUTE)
+        if id(operations) not in self._seconds:  # the same in every micro-batch
+            self._seconds[id(operations)] = self.hardware.seconds(operations)
+        return self._add(stage, "compute", self._seconds[id(operations)], after, COMPUTE)
 
     @property
     def _overlaps(self) -> bool:

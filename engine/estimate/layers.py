@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.estimate.allocations import Allocations, storage_number
+from engine.estimate.vocabulary import tokenizer_or_words
 from engine.hosts.micro_batch import first_state
 from engine.plan.plan import StagePlan
 from omnivl.chain.chain import Chain
@@ -35,7 +36,7 @@ from omnivl.objectives import MLM
 def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
     """A micro-batch of blank samples of each kind that the stage takes."""
     sizes = stage.model.inputs
-    readers = load_readers(stage.model.text_inputs, tokenizer)
+    readers = load_readers(stage.model.text_inputs, tokenizer, tokenizer_or_words)
     collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, 0, readers))
     text = "a" + " a" * sizes.text_length  # as long as the model reads
     batches = []

@@ -1,6 +1,7 @@
 """All that is estimated of one stage of a plan on a cluster."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -16,6 +17,7 @@ from engine.hosts.zero.experts import expert_banks
 from engine.plan.plan import StagePlan
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
 from omnivl.data.batch import is_video
 from omnivl.data.tokenizer import Tokenizer
 
@@ -50,6 +52,8 @@ class StageEstimate:
         expert_parallel: Processes over which banks are cut.
         data_bytes_per_second: Rate at which all nodes together read.
         checkpoint_bytes: Size of a checkpoint.
+        loading: Seconds in which the samples of a step are ready, by what gives them (``storage``, ``decoding``), while
+            the step before computes.
     """
 
     stage: StagePlan
@@ -61,6 +65,17 @@ class StageEstimate:
     expert_parallel: int
     data_bytes_per_second: float
     checkpoint_bytes: float
+    loading: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """Of a step: those of the devices, or of the loader where its samples take longer."""
+        return max(self.step.seconds, *self.loading.values(), 0.0)
+
+    @property
+    def loader_waits(self) -> float:
+        """Seconds of a step in which devices wait for samples."""
+        return self.seconds - self.step.seconds
 
     @property
     def memory(self) -> Memory:
@@ -85,7 +100,7 @@ class StageEstimate:
     @property
     def samples_per_second(self) -> float:
         """Over all processes."""
-        return self.samples / self.step.seconds
+        return self.samples / self.seconds
 
     @property
     def flops_per_step(self) -> float:
@@ -96,19 +111,40 @@ class StageEstimate:
     def mfu(self) -> float:
         """Useful operations over the peak of all devices."""
         peak = self.cluster.hardware.peak_flops(self.stage.parallel.precision)
-        return self.flops_per_step / (self.step.seconds * peak * self.cluster.processes)
+        return self.flops_per_step / (self.seconds * peak * self.cluster.processes)
 
     @property
     def limits(self) -> str:
         """What takes most of the time of a step, in words."""
         causes = {**self.step.compute_parts, **{k: v for k, v in self.step.exposed.items() if k != COMPUTE}}
         cause = max(causes, key=lambda name: causes[name])
-        return f"{cause} ({causes[cause] / self.step.seconds:.0%} of the step)"
+        if self.loader_waits > 0:
+            slowest = max(self.loading, key=lambda name: self.loading[name])
+            rate = self.samples / self.step.seconds
+            return (
+                f"the loader: {slowest} gives {self.samples_per_second:,.0f} samples a second, the devices could take "
+                f"{rate:,.0f} ({self.loader_waits / self.seconds:.0%} of the step is waiting)"
+            )
+        return f"{cause} ({causes[cause] / self.seconds:.0%} of the step)"
 
 
 def device_of(cluster: Cluster) -> torch.device:
     """Device on which work is counted: the CPU for a CPU's kernels, ``meta`` for an accelerator's."""
     return torch.device("cpu" if cluster.hardware.device == "cpu" else "meta")
+
+
+def outlined(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
+    """The chain of a stage without storage, its parameters marked as they are trained.
+
+    Raises:
+        UserError: The model's configuration does not fit together.
+    """
+    with torch.device("meta"):
+        chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
+    freeze_idle(chain, stage.layouts())
+    store_frozen(chain, stage.model.stacks)
+    return chain
 
 
 def estimate_stage(
@@ -117,7 +153,9 @@ def estimate_stage(
     cluster: Cluster,
     *,
     work: ModelWork | None = None,
+    chain: Chain | None = None,
     sample_bytes: SampleBytes = SampleBytes(),
+    decoded_images_per_second: float | None = None,
 ) -> StageEstimate:
     """Estimates a stage.
 
@@ -126,7 +164,9 @@ def estimate_stage(
         tokenizer: The plan's.
         cluster: The cluster on which it is to run.
         work: An earlier count of an equal model and micro-batch.
+        chain: That of an equal model and micro-batch, from ``outlined``.
         sample_bytes: Size of samples in storage.
+        decoded_images_per_second: Images that a node decodes; the hardware's where it is not given.
 
     Raises:
         PlanError: The processes cannot be laid out so.
@@ -141,8 +181,7 @@ def estimate_stage(
             ]
         )
     replicas = parallel.replicas(processes)
-    with torch.device("meta"):
-        chain = build_chain(stage.model, stage.objectives, tokenizer.special)
+    chain = outlined(stage, tokenizer) if chain is None else chain
     banks = [bank.num_experts for _, bank in expert_banks(chain)]
     experts = parallel.experts_over(banks, cluster.per_node, processes)
     if replicas % experts or any(bank % experts for bank in banks) or (experts > 1 and not banks):
@@ -154,9 +193,6 @@ def estimate_stage(
         )
     if work is None:
         work = model_work(stage, tokenizer, replicas, device_of(cluster))
-    freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
-    freeze_idle(chain, stage.layouts())
-    store_frozen(chain, stage.model.stacks)
     division = divide_stage(chain, stage)
     step = estimate_step(stage, work, cluster, expert_parallel=experts, division=division)
     memories = tuple(
@@ -167,6 +203,12 @@ def estimate_stage(
         sort.share * (sample_bytes.clip if is_video(sort.entry.kind) else sort.entry.num_pictures * sample_bytes.image)
         for sort in stage.batch_sorts()
     )
+    samples = stage.samples_per_step(processes)
+    decoded = decoded_images_per_second or cluster.hardware.decoded_images_per_second
+    storage = 1e9 * cluster.hardware.storage_gigabytes_per_second
+    loading = {"storage": per_sample * samples / cluster.nodes / storage}
+    if decoded is not None:
+        loading["decoding"] = work.frames * samples / cluster.nodes / decoded
     sizes = work.layers.values()
     return StageEstimate(
         stage=stage,
@@ -176,8 +218,9 @@ def estimate_stage(
         memories=memories,
         division=division,
         expert_parallel=experts,
-        data_bytes_per_second=per_sample * stage.samples_per_step(processes) / step.seconds,
+        data_bytes_per_second=per_sample * samples / max(step.seconds, *loading.values()),
         checkpoint_bytes=sum(
             12 * size.trained + 4 * (size.frozen + size.twins) - 2 * size.halved + size.queue for size in sizes
         ),
+        loading=loading,
     )

@@ -6,16 +6,19 @@ what is recomputed (the plan's, nothing, whole blocks), with rows joined over al
 """
 
 import itertools
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 
+from engine.disk.run_folder import differing_fields
 from engine.errors import PlanError
-from engine.estimate.report import StageEstimate, device_of, estimate_stage
+from engine.estimate.report import SampleBytes, StageEstimate, device_of, estimate_stage, outlined
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
 from engine.plan.parallel import Offload, ParallelConfig
-from engine.plan.plan import StagePlan
+from engine.plan.plan import SHARED_SECTIONS, StagePlan
 from omnivl.architectures.build import outline
+from omnivl.chain.chain import Chain
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.parts.sizes import Recompute
 
@@ -45,6 +48,8 @@ def search_layouts(
     cluster: Cluster,
     *,
     micro_batches: int = 3,
+    sample_bytes: SampleBytes | None = None,
+    decoded_images_per_second: float | None = None,
     progress: Callable[[str], object] = lambda layout: None,
 ) -> Found:
     """Estimates all layouts that the hosts allow.
@@ -54,10 +59,13 @@ def search_layouts(
         tokenizer: The plan's.
         cluster: Where.
         micro_batches: Number of micro-batch sizes to try: the plan's, and powers of two around it.
+        sample_bytes: Size of samples in storage.
+        decoded_images_per_second: See ``estimate_stage``.
         progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
     works: dict[tuple[int, Recompute], ModelWork] = {}
+    chains: dict[tuple[int, Recompute], Chain] = {}
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
@@ -72,12 +80,21 @@ def search_layouts(
         if (size, mode) not in works:
             progress(f"a micro-batch of {size}, recomputed: {mode}")
             works[size, mode] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
+            chains[size, mode] = outlined(candidate, tokenizer)
         try:
-            found = estimate_stage(candidate, tokenizer, cluster, work=works[size, mode])
+            found = estimate_stage(
+                candidate,
+                tokenizer,
+                cluster,
+                work=works[size, mode],
+                chain=chains[size, mode],
+                sample_bytes=sample_bytes or SampleBytes(),
+                decoded_images_per_second=decoded_images_per_second,
+            )
         except PlanError:  # experts cannot be split, or layers cut, like this
             continue
         (fitting if found.fits else others).append(found)
-    fitting.sort(key=lambda one: one.step.seconds)
+    fitting.sort(key=lambda one: one.seconds)
     return Found(tuple(fitting), len(others), min(others, key=lambda one: one.memory.peak, default=None))
 
 
@@ -106,6 +123,16 @@ def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
         if key not in seen:
             seen.add(key)
             yield candidate
+
+
+def overrides_of(planned: StagePlan, found: StagePlan) -> list[str]:
+    """The overrides, ``path=value``, that turn the planned stage into the one that was found."""
+    sections = ((name, asdict(getattr(planned, name)), asdict(getattr(found, name))) for name in SHARED_SECTIONS)
+    return [
+        f"stages.{planned.name}.{path}={json.dumps(now)}"
+        for name, before, after in sections
+        for path, _, now in differing_fields(before, after, name)
+    ]
 
 
 def _powers(limit: int) -> list[int]:

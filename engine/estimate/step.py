@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from engine.estimate.activities import (
     BOUNDARY,
@@ -29,20 +30,34 @@ class StepEstimate:
 
     Attributes:
         seconds: In all.
-        exposed: By cause, the seconds by which the step would be shorter if that cause took no time.
         compute_parts: Of the forward and backward pass of the busiest process, by what limits the operations:
             ``products``, ``memory``, ``starting operations``.
         bubble: Share of the pipeline's time in which the mean stage waits; 0 without one.
         traffic: What one process sends in a step, by cause; of a pipeline the process that sends most.
+        piped: Whether it is a pipeline.
         activities: The simulated activities, to simulate them again with slower devices.
     """
 
     seconds: float
-    exposed: Mapping[str, float]
     compute_parts: Mapping[str, float]
     bubble: float
     traffic: Mapping[str, Transfer]
+    piped: bool
     activities: "StepActivities"
+
+    @cached_property
+    def exposed(self) -> Mapping[str, float]:
+        """By cause, the seconds by which the step would be shorter if that cause took no time.
+
+        Each takes a simulation of its own, so they are worked out when they are asked for.
+        """
+        built = self.activities
+        causes = dict.fromkeys(activity.cause for activity in built.activities if activity.cause != COMPUTE)
+        found = {cause: self.seconds - built.seconds(without=cause) for cause in causes}
+        found[COMPUTE] = sum(self.compute_parts.values())
+        if self.piped:
+            found[BUBBLE] = self.bubble * self.seconds
+        return found
 
 
 def estimate_step(
@@ -73,22 +88,17 @@ def estimate_step(
         if wanted > 2:
             built.shorter = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(1)
     seconds = built.seconds()
-    causes = dict.fromkeys(activity.cause for activity in built.activities if activity.cause != COMPUTE)
-    exposed = {cause: seconds - built.seconds(without=cause) for cause in causes}
     timeline = simulate(built.activities)
     cuts = [range(len(work.passes))] if division is None else division.cuts
     parts = _busiest_parts(work, cluster.hardware, cuts, wanted)
     bubble = 0.0 if division is None else _bubble(timeline, built.activities, len(cuts))
-    exposed[COMPUTE] = sum(parts.values())
-    if division is not None:
-        exposed[BUBBLE] = bubble * seconds
     traffic: dict[str, Transfer] = {}
     for sent in built.traffic.values():
         for cause, one in sent.items():
             one = one * (wanted / built.micro_batches) if cause in _PER_MICRO_BATCH[zero_stage(stage)] else one
             known = traffic.get(cause, Transfer())
             traffic[cause] = max(known, one, key=lambda transfer: transfer.within + transfer.between)
-    return StepEstimate(seconds, exposed, parts, bubble, traffic, built)
+    return StepEstimate(seconds, parts, bubble, traffic, division is not None, built)
 
 
 _PER_MICRO_BATCH: Mapping[int, frozenset[str]] = {

@@ -1,5 +1,6 @@
 """A tokenizer of which only the size counts, where a plan is looked at and no text is read."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -21,7 +22,7 @@ _RESERVED = 5
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Stands in for a tokenizer that is not there: every text is as long as fits.
+    """Stands in for a tokenizer that is not there: a text has as many tokens as words between blanks, one at least.
 
     Attributes:
         special: Ids of the special tokens, the first of the vocabulary, and its size.
@@ -30,9 +31,11 @@ class Vocabulary:
     special: SpecialTokens
 
     def encode(self, texts: Sequence[str], length: int) -> NDArray[np.int64]:
-        """int64 ``[B, length]``: a start, the last word of the vocabulary over and over, an end."""
-        ids = np.full((len(texts), length), self.special.vocab_size - 1, dtype=np.int64)
-        ids[:, 0], ids[:, -1] = self.special.cls, self.special.sep
+        """int64 ``[B, length]``: a start, the last word of the vocabulary for each word that fits, an end, padding."""
+        ids = np.full((len(texts), length), self.special.pad, dtype=np.int64)
+        for row, text in zip(ids, texts, strict=True):
+            end = 1 + min(max(1, len(text.split())), length - 2)
+            row[0], row[1:end], row[end] = self.special.cls, self.special.vocab_size - 1, self.special.sep
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -56,13 +59,21 @@ def tokenizer_or_size(plan: Plan) -> Tokenizer:
     """The plan's tokenizer; where it is not there, one of the size that the plan's model gives.
 
     Raises:
-        DataError: It is not there and the model does not say how many words it has.
+        DataError: It is there and cannot be used, or it is not and the model does not say how many words it has.
+    """
+    model: Any = plan.model
+    return tokenizer_or_words(plan.tokenizer, int(reduce(getattr, plan.model.vocabulary, model)))
+
+
+def tokenizer_or_words(name: str, size: int) -> Tokenizer:
+    """A tokenizer; where it is not there, one of so many words.
+
+    Raises:
+        DataError: It is there and cannot be used, or the size is not known.
     """
     try:
-        return load_tokenizer(plan.tokenizer)
+        return load_tokenizer(name)
     except DataError:
-        model: Any = plan.model
-        size = int(reduce(getattr, plan.model.vocabulary, model))
-        if size <= _RESERVED:
+        if size <= _RESERVED or os.path.lexists(name):
             raise
     return Vocabulary(SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=size, num_reserved=_RESERVED))

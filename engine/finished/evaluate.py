@@ -13,6 +13,7 @@ from engine.plan.parse import parse_tasks
 from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
+from omnivl.data.plain_files import read_small
 from omnivl.errors import UserError, did_you_mean
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks import TaskConfig
@@ -82,7 +83,7 @@ def choose_tasks(
     tree = [*json.loads(json.dumps([asdict(task) for task in base]))]
     tree += [{"kind": name} for name in names if name in kinds(TaskConfig) and name not in present]
     document = Document({"tasks": tree}, {(): str(config or f"evaluation tasks of {trained.plan.name}")})
-    dotted = [text if text.startswith("tasks.") else f"tasks.{text}" for text in overrides]
+    dotted = [as_override(text) for text in overrides]
     tasks = parse_tasks(document, dotted)
     if names:
         known = list(dict.fromkeys([*(task.name for task in tasks), *kinds(TaskConfig)]))
@@ -101,6 +102,11 @@ def choose_tasks(
     for task in tasks:
         _require(trained, task)
     return tasks
+
+
+def as_override(text: str) -> str:
+    """``TASK.option=value`` with its place in a file of tasks."""
+    return text if text.startswith("tasks.") else f"tasks.{text}"
 
 
 def evaluate(
@@ -182,6 +188,6 @@ def _split(names: Sequence[str], tasks: Sequence[TaskConfig]) -> list[str]:
 
 def _read(config: Path) -> Document:
     try:
-        return read_yaml(config.read_text(encoding="utf-8"), str(config))
+        return read_yaml(read_small(config).decode("utf-8"), str(config))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: got {config}, which cannot be read ({error}); name a YAML file") from error

@@ -1,7 +1,7 @@
 """From the micro-batches of a step to the first states of the chain, on the device of the host."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol, Self
 
 import torch
@@ -65,29 +65,29 @@ def first_states(
         objectives: The chain's, by key.
         gather: The replicas that see different samples.
     """
-    weights = _term_weights(batches, plan_layout, device, objectives, gather)
-    for batch, own in zip(batches, weights, strict=True):
-        yield first_state(batch, plan_layout, device).merged(own)
+    whole = [State.from_batch(batch, plan_layout(*LayoutKey.of(batch))) for batch in batches]
+    # All but the frames is small, so that it is moved once and waits on the device for its turn.
+    small = deque(_moved(state.updated(drop=("frames",)), device) for state in whole)
+    for state, own in zip(whole, _term_weights(small, objectives, gather), strict=True):
+        there = small.popleft()
+        tensors = {
+            name: there[name] if name in there else one.to(device, non_blocking=True) for name, one in state.items()
+        }
+        yield State(tensors, state.layout).merged(own)
 
 
 @torch.no_grad()
 def _term_weights(
-    batches: Sequence[Batch],
-    plan_layout: PlanLayout,
-    device: torch.device,
-    objectives: Mapping[str, Objective],
-    gather: Gather,
+    states: Collection[State], objectives: Mapping[str, Objective], gather: Gather
 ) -> list[dict[str, Tensor]]:
-    """Of each micro-batch ``term_weight/{name}``, fp32 scalars.
+    """Of each micro-batch, given without its frames, ``term_weight/{name}``, fp32 scalars.
 
     An objective's loss is averaged over all micro-batches, those included on which it does not act: its share of the
     step is that of the micro-batches on which it does, within which each of its terms weighs the same.
     """
     found: list[dict[str, Tensor]] = []
     counts: dict[str, list[Tensor]] = defaultdict(list)
-    for batch in batches:
-        whole = State.from_batch(batch, plan_layout(*LayoutKey.of(batch)))
-        state = _moved(whole.updated(drop=("frames",)), device)
+    for state in states:
         own = {
             name: count
             for key in state.layout.objectives
@@ -97,7 +97,7 @@ def _term_weights(
             counts[name].append(count.to(torch.float32))
         found.append(own)
     if not counts:
-        return [{} for _ in batches]
+        return [{} for _ in states]
     joined = gather.total(torch.stack([torch.stack(each).sum() for each in counts.values()]))
     weights = {
         f"term_weight/{name}": weigh_terms(total, gather.replicas * len(each))

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.processes.files import FileRecord, write_synced
+from engine.processes.files import FileRecord, read_whole, write_synced
 from omnivl.chain.names import current_name
 
 INDEX = "index.json"
@@ -176,7 +176,7 @@ class SavedTensors:
         if not path.is_file():
             raise CheckpointError(f"{path}: not found; allowed is a folder that a host saved, an index with its shards")
         try:
-            index = json.loads(path.read_bytes())
+            index = json.loads(read_whole(path))
             self.steps: int = index["steps"]
             self.shapes: Mapping[str, tuple[int, ...]] = {
                 _current_key(key): tuple(shape) for key, shape in index["tensors"].items()

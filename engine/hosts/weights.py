@@ -7,6 +7,7 @@ from torch import Tensor
 
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
+from engine.processes import messages
 from omnivl.chain.gather import Gather
 
 
@@ -30,19 +31,20 @@ def agree_on_weights(
     Raises:
         CheckpointError: As ``match_weights``, on every replica: if only one raised, the others would wait for it.
     """
-    outcome: list[WeightsReport | str | None] = [None]
+    report: WeightsReport | None = None
+    problem: str | None = None
     if gather.replica == 0:
         assert weights is not None, "replica 0 hands in the weights"
         try:
-            outcome[0] = match_weights(own, {name: tuple(t.shape) for name, t in weights.items()}, strict=strict)
+            report = match_weights(own, {name: tuple(t.shape) for name, t in weights.items()}, strict=strict)
         except CheckpointError as error:
-            outcome[0] = str(error)
+            problem = str(error)
     if gather.replicas > 1:
-        dist.broadcast_object_list(outcome, group=group, group_src=0)
-    if isinstance(outcome[0], str):
-        raise CheckpointError(outcome[0])
-    assert outcome[0] is not None
-    return outcome[0]
+        kind = tuple[WeightsReport | None, str | None]
+        report, problem = messages.broadcast((report, problem), kind, group)
+    if report is None:
+        raise CheckpointError(problem or "")
+    return report
 
 
 def match_weights(

@@ -2,6 +2,7 @@
 
 from typing import Any, TypeGuard
 
+from engine.plan.limits import limit_of
 from engine.plan.parallel import MOST_AUTOMATIC, BatchConfig, ParallelConfig
 from moe.ranges import AUTO
 
@@ -26,21 +27,33 @@ def work_out_batches(tree: dict[str, Any], world_size: int | None) -> None:
             holder["batch"] = _worked_out(holder["batch"], max(1, _replicas(holder.get("parallel"), processes)))
 
 
+def batch_in_words(micro: int, accumulation: int, replicas: int) -> str:
+    """``8,192 = 32 x 4 accumulated x 64``: the samples of a step, of a micro-batch, micro-batches, replicas."""
+    return f"{micro * accumulation * replicas:,} = {micro} x {accumulation} accumulated x {replicas}"
+
+
 def _worked_out(batch: dict[str, Any], replicas: int) -> dict[str, Any]:
-    """The section with numbers for ``auto``."""
-    micro = batch.get(_MICRO, BatchConfig.micro_batch_size_per_gpu)
-    accumulation = batch.get(_ACCUMULATION, BatchConfig.gradient_accumulation_steps)
+    """The section with numbers for ``auto``, which a global batch that stands alone means for both others."""
     whole = batch.get(_GLOBAL)
-    share = whole // replicas if _is_count(whole) else None
+    alone = _is_count(whole) and _MICRO not in batch and _ACCUMULATION not in batch
+    micro = AUTO if alone else batch.get(_MICRO, BatchConfig.micro_batch_size_per_gpu)
+    accumulation = AUTO if alone else batch.get(_ACCUMULATION, BatchConfig.gradient_accumulation_steps)
+    share = max(1, whole // replicas) if _is_count(whole) else None
+    if accumulation == AUTO:
+        most = MOST_AUTOMATIC if micro == AUTO else micro
+        if not _is_count(most) or most > limit_of(_MICRO).high:
+            return {**batch, _ACCUMULATION: 1}  # the micro-batch alone is wrong, as the typing tells
+        size = most if share is None else _largest_divisor(share, most)
+        return {**batch, _MICRO: size, _ACCUMULATION: 1 if share is None else share // size}
     if micro == AUTO:
         steps = accumulation if _is_count(accumulation) else 1
         most = MOST_AUTOMATIC if share is None else max(1, share // steps)
-        fitting = range(min(most, MOST_AUTOMATIC), 0, -1)
-        micro = most if accumulation != AUTO else next(one for one in fitting if most % one == 0)
-        batch = {**batch, _MICRO: micro}
-    if accumulation == AUTO:
-        batch = {**batch, _ACCUMULATION: 1 if share is None or not _is_count(micro) else max(1, share // micro)}
+        batch = {**batch, _MICRO: most}
     return batch
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return next(one for one in range(min(number, most), 0, -1) if number % one == 0)
 
 
 def _replicas(parallel: Any, processes: int) -> int:

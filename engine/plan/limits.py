@@ -1,4 +1,4 @@
-"""The largest and the smallest numbers that any file of ours may hold, beside the ranges that fields state themselves.
+"""The largest and the smallest numbers that any file and any command may hold, beside the ranges that fields state.
 
 A field's own range (``moe.ranges``) says which numbers mean something. The limits here are far beyond every model and
 every machine: a number beyond them is a slip of the keyboard, and would take hours or terabytes before it failed.
@@ -53,7 +53,12 @@ _LIMITS: Mapping[str, Limit] = {
     **dict.fromkeys(("text_length", "length", "positions"), _TOKENS),
     **dict.fromkeys(("expert_parallel_size", "pipeline_stages"), _PROCESSES),
     **dict.fromkeys(("micro_batch_size_per_gpu", "gradient_accumulation_steps"), _BATCH),
-    **dict.fromkeys(("processes", "num_workers", "processes_per_node", "gpus_per_node"), Limit(high=1_024)),
+    **dict.fromkeys(("processes", "num_workers", "processes_per_node", "gpus_per_node", "parallel"), Limit(high=1_024)),
+    **dict.fromkeys(("nodes", "world_size", "batch_size"), _PROCESSES),
+    "shorter_side": _PIXELS,
+    "samples": Limit(high=1_000_000_000_000),
+    **dict.fromkeys(("micro_batches", "repeats", "jitter", "slow_factor"), Limit(high=1_000)),
+    **dict.fromkeys(("days",), Limit(high=36_500)),
     **dict.fromkeys(("prefetch_factor", "num_beams", "rand_augment_operations"), Limit(high=1_000)),
     **dict.fromkeys(("timeout_seconds", "hang_seconds", "grace_seconds"), Limit(high=2_592_000)),
     **dict.fromkeys(("lr", "weight_decay", "temperature", "rerank_temperature"), Limit(high=100)),

@@ -13,6 +13,7 @@ _FIELDS: Mapping[str, Sequence[str]] = {
         *("max_grad_norm", "max_norm"),
     ),
     "optimizer.layer_decay": ("layer_decay", "layerwise_decay", "llrd"),
+    "epochs": ("max_epochs", "n_epochs", "num_epochs", "num_train_epochs", "train_epochs"),
     "steps": ("iterations", "iters", "max_iters", "max_steps", "num_steps", "total_steps", "train_steps"),
     "batch.micro_batch_size_per_gpu": (
         *("batch_size", "micro_batch_size", "per_device_train_batch_size", "train_micro_batch_size_per_gpu"),

@@ -1,5 +1,6 @@
 """Overrides from the command line: ``stages.joint.optimizer.lr=2e-4``, applied to a plan's tree before it is typed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -51,6 +52,20 @@ def expand_shorthands(tree: Mapping[str, Any]) -> None:
         for holder, key in ((stage, "objectives"), (stage.get("evaluate"), "tasks")):
             if isinstance(holder, dict) and isinstance(holder.get(key), list):
                 holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
+            _expand_filters(holder.get(key) if isinstance(holder, dict) else None)
+        _expand_filters(stage.get("data"))
+
+
+def _expand_filters(entries: Any) -> None:
+    """Turns numbers, true and false in the filters of data entries and tasks into texts, and one value into a list."""
+    for entry in entries if isinstance(entries, list) else []:
+        where = entry.get("where") if isinstance(entry, dict) else None
+        if not isinstance(where, dict):
+            continue
+        for name, values in where.items():
+            listed = values if isinstance(values, list) else [values]
+            if all(isinstance(value, str | int | float) for value in listed):
+                where[name] = [value if isinstance(value, str) else json.dumps(value) for value in listed]
 
 
 def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, Problem | None]:
@@ -61,7 +76,7 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
         last = depth == len(parts) - 1
         key: str | int
         if isinstance(node, list):
-            index = _index(node, part)
+            index = member_index(node, part)
             if index is None:
                 known = _member_names(node)
                 allowed = f"an index up to {len(node) - 1}" if node else "nothing, the list is empty"
@@ -86,11 +101,21 @@ def _set(tree: dict[str, Any], parts: Sequence[str], value: Any) -> tuple[Path, 
     return path, None
 
 
-def _index(members: Sequence[Any], part: str) -> int | None:
+def member_index(members: Sequence[Any], part: str) -> int | None:
+    """The member of a list that a part of an override's path names: by its index, its ``name`` or its ``kind``.
+
+    Args:
+        members: Mappings, or what has been made of them.
+        part: The part.
+
+    Returns:
+        The first such member's index; None where there is none.
+    """
     if part.isdecimal() and part.isascii():
         return int(part) if len(part) <= len(str(len(members))) and int(part) < len(members) else None
     for index, member in enumerate(members):
-        if isinstance(member, Mapping) and part in (member.get("name"), member.get("kind")):
+        own = member if isinstance(member, Mapping) else getattr(member, "__dict__", {})
+        if part in (own.get("name"), own.get("kind")):
             return index
     return None
 

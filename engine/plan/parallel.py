@@ -112,15 +112,18 @@ class BatchConfig:
     """Batch sizes.
 
     Attributes:
-        micro_batch_size_per_gpu: Samples of one forward pass on one process; ``auto`` takes as many as a replica's part
-            of ``global_batch_size`` allows, at most 32.
-        gradient_accumulation_steps: Micro-batches of one optimizer step on one process; ``auto`` takes as many as
-            ``global_batch_size`` needs, 1 where that is not given. Means over tokens, patches, answers and pairs are
-            those of the whole step, however it is divided. What compares samples with one another (``itc``,
-            ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation adds no
-            negatives.
-        global_batch_size: Samples of one optimizer step over all processes. It never changes the other two, but those
-            that are ``auto``; any number of processes that divides it can then run the plan.
+        micro_batch_size_per_gpu: Samples of one forward pass on one process. ``auto`` takes a replica's part of
+            ``global_batch_size`` over ``gradient_accumulation_steps``; where both are ``auto``, the largest divisor of
+            that part up to 32.
+        gradient_accumulation_steps: Micro-batches of one optimizer step on one process. ``auto`` takes as many as
+            ``global_batch_size`` needs, 1 where that is not given; ``micro_batch_size_per_gpu`` then is the most that a
+            process holds: the largest divisor of a replica's part up to it is taken. Means over tokens, patches,
+            answers and pairs are those of the whole step, however it is divided. What compares samples with one another
+            (``itc``, ``univlc``, ``itm``, ``vlm``) sees one micro-batch at a time, as routers' losses do: accumulation
+            adds no negatives.
+        global_batch_size: Samples of one optimizer step over all processes. With ``gradient_accumulation_steps: auto``
+            every number of processes that divides it runs the plan, and so where it stands alone, which means ``auto``
+            for the other two. Otherwise it never changes them. ``check`` and ``pretrain`` print what was worked out.
     """
 
     micro_batch_size_per_gpu: Annotated[int, Range(1), AUTO] = MOST_AUTOMATIC

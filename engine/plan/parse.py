@@ -16,31 +16,40 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from engine.errors import PlanError
 from engine.plan.batches import work_out_batches
+from engine.plan.epochs import hold_places, work_out_steps
 from engine.plan.limits import within_limits
 from engine.plan.model import carried, merged, resolve_model, resolve_vocabulary
 from engine.plan.overrides import apply_overrides, expand_shorthands
 from engine.plan.paths import expand_paths
+from engine.plan.places import read_plan_text, written_at
 from engine.plan.plan import SHARED_SECTIONS, EvaluationPlan, Plan, StagePlan
 from engine.plan.problems import translate, value_at
 from engine.plan.rules import RULES, Draft, tasks_are_told_apart
 from engine.plan.schema import annotation_at, field_types, range_of
 from engine.plan.upgrades import upgrade_routers
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
-from omnivl.data.plain_files import read_small
 from omnivl.tasks import TaskConfig
 
 Key = TypeVar("Key", str, int)
 Config = TypeVar("Config")
 
 
+def plan_file(path: FilePath | str) -> FilePath:
+    """The file of a plan: the path itself, or of a run's folder the plan in it, which holds the run's overrides."""
+    try:
+        return FilePath(path) / "plan.yaml" if FilePath(path).is_dir() else FilePath(path)
+    except OSError:  # a name that no file can have, of which reading says so
+        return FilePath(path)
+
+
 def load_plan(path: FilePath | str, overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
-    """Reads a plan from a file; see ``parse_plan``.
+    """Reads a plan from a file, or from the folder of a run; see ``parse_plan`` and ``plan_file``.
 
     Raises:
         PlanError: The file cannot be read, or something in it or in the overrides is wrong.
     """
-    path = FilePath(path)
-    return parse_plan(_read_text(path), str(path), overrides, world_size)
+    path = plan_file(path)
+    return parse_plan(read_plan_text(path), str(path), overrides, world_size)
 
 
 def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), world_size: int | None = None) -> Plan:
@@ -71,6 +80,7 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     tree = _with_shared_sections(document.tree)
     problems += upgrade_routers(tree, document.places)
     work_out_batches(tree, world_size)
+    problems += hold_places(tree)
     tree, beyond = within_limits(Plan, tree)
     plan, draft, found = _validate(tree, world_size)
     problems += found
@@ -79,6 +89,9 @@ def parse_plan(text: str, place: str = "<plan>", overrides: Sequence[str] = (), 
     if problems:
         raise PlanError(_report(document, problems))
     assert plan is not None, "validation failed without a problem"
+    plan, problems = work_out_steps(plan, world_size)
+    if problems:
+        raise PlanError(_report(document, problems))
     return plan
 
 
@@ -145,7 +158,7 @@ def load_section(path: FilePath, cls: type[Config]) -> Config:
     Raises:
         PlanError: The file cannot be read, or names every problem in it.
     """
-    return parse_as(cls, read_yaml(_read_text(path), str(path)))
+    return parse_as(cls, read_yaml(read_plan_text(path), str(path)))
 
 
 def _with_shared_sections(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,17 +181,6 @@ def _over(section: str, shared: dict[str, Any], own: Any) -> Any:
     if section == "model" and isinstance(own, dict) and own.get("kind", shared.get("kind")) != shared.get("kind"):
         return merged(carried(shared, own), own)
     return merged(shared, own)
-
-
-def _read_text(path: FilePath) -> str:
-    try:
-        return read_small(path).decode("utf-8")
-    except OSError as error:
-        reason = f"got a file that cannot be read ({error.strerror})"
-        raise PlanError([f"{path}: {reason}; allowed a YAML file; name a plan"]) from error
-    except UnicodeDecodeError as error:
-        reason = f"got bytes that are no UTF-8 (at byte {error.start})"
-        raise PlanError([f"{path}: {reason}; allowed UTF-8 text; save the plan as UTF-8"]) from error
 
 
 @cache
@@ -248,17 +250,10 @@ def _report(document: Document, problems: Iterable[Problem]) -> list[str]:
     """One line per problem, in the order of the file, each path once."""
     lines: dict[Path, str] = {}
     for problem in problems:
-        path = _written_at(document, problem.path)
+        path = written_at(document, problem.path)
         moved = Problem(path, problem.got, problem.allowed, problem.change)
         lines.setdefault(path, f"{document.place(path)}: {moved.text}")
     return [lines[path] for path in sorted(lines, key=lambda path: _line(document.place(path)))]
-
-
-def _written_at(document: Document, path: Path) -> Path:
-    """The path of a stage's shared field as the author wrote it: in the stage, or once for all stages."""
-    if len(path) > 2 and path[0] == "stages" and path[2] in SHARED_SECTIONS and path not in document.places:
-        return (str(path[2]), *path[3:])
-    return path
 
 
 def _line(place: str) -> tuple[bool, int]:

@@ -119,9 +119,13 @@ class StagePlan:
 
     Attributes:
         name: Name of the stage: letters, digits, ``-``, ``_`` and ``.``; no two stages share it.
-        steps: Optimizer steps.
+        steps: Optimizer steps. A stage gives them or ``epochs``.
         data: The mixture. The kind of each micro-batch is drawn from the entries' weights.
         objectives: What is trained. A bare kind (``mlm``) stands for that objective with its defaults.
+        epochs: Passes over the first entry of ``data`` with a weight above 0, instead of ``steps``: with n samples
+            after ``where``, a share w of the mixture and b samples in a step, ``epochs * n / (b * w)`` steps, rounded
+            up. Streams have no known number of samples. A run keeps the steps, so that it goes on with as many when
+            data or batch have changed.
         optimizer: AdamW, learning rate and clipping.
         init_from: Earlier stage whose weights this one starts from; null starts from random weights.
         weights: Weights of other origin to start from. Of them ``language`` alone may stand beside ``init_from``.
@@ -136,6 +140,7 @@ class StagePlan:
     steps: Annotated[int, Range(1)]
     data: tuple[DataEntryConfig, ...]
     objectives: tuple[ObjectiveConfig, ...]
+    epochs: Annotated[float, Range(above=0)] | None = field(default=None, compare=False)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     init_from: str | None = None
     weights: WeightsConfig = field(default_factory=WeightsConfig)
@@ -240,10 +245,11 @@ class Plan:
         """The resolved plan: every field written out, so that it does not depend on later defaults.
 
         ``engine.plan.parse.parse_plan`` reads it back to an equal plan. Of a stage's shared sections only what differs
-        from the plan's is written.
+        from the plan's is written, and of ``steps`` and ``epochs`` the steps.
         """
         tree = asdict(self)
         for stage in tree["stages"]:
+            stage["epochs"] = None
             for section in SHARED_SECTIONS:
                 stage[section] = _differing(stage[section], tree[section])
         return write_yaml(_plain(tree))

@@ -33,8 +33,7 @@ def dtype_of(precision: Precision) -> torch.dtype:
 def faster_precision(device: torch.device) -> Precision:
     """The type that ``auto`` chooses: bf16 unless rank 0's device multiplies fp32 faster. Called by every process."""
     bf16, fp32 = (measured_peak(device, dtype, _SECONDS) for dtype in (torch.bfloat16, torch.float32))
-    chosen: Precision = ranks.broadcast_object("bf16" if bf16 >= fp32 else "fp32")
-    return chosen
+    return ranks.from_first("bf16" if bf16 >= fp32 else "fp32", Precision)
 
 
 def with_precision(plan: Plan, default: Precision, stages: Mapping[str, Precision] | None = None) -> Plan:

@@ -27,6 +27,18 @@ _INTRODUCTION = """# The plan
 A run is one YAML file. Every section below is a mapping; a field without a default has to be given. `omnivl check
 PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and needs no GPU.
 
+- **What is looked at.** `omnivl check`, `omnivl submit`, and `omnivl pretrain` before its first step look at what every
+  stage names outside of the plan: tokenizers are loaded; starting weights are compared with the model by name and
+  shape, an earlier stage's weights likewise; of every data entry and every evaluation the source has to be there with
+  all its shards, hold what kind and filter ask for, and give at least one sample that can be used. All that is wrong
+  is told at once, with its line. `submit` and `check --run-folder` also look whether the run can go on in its folder.
+  Paths are taken from the working folder.
+- **What is not.** The look is bounded: the presence of 10,000 shards; 256 shards that have an index; of others the
+  first 2,000 samples of 8 shards; 10 seconds a source and 60 in all, behind which only presence is looked at. What was
+  left out is said, and a filter that leaves nothing of a part is no mistake yet. Weights are not compared by value, and
+  evaluation's pictures not decoded. Streams (`pipe:`, `http://`, `s3://` ...) are opened by `pretrain` alone, and there
+  to their first sample. `--offline` leaves the look out, on a machine that does not see the data; a stated `vocab_size`
+  then stands for the tokenizer. Lists of answers, model files and pipeline profiles decide sizes, and are read always.
 - **Overrides.** `omnivl check PLAN.yaml stages.joint.optimizer.lr=2e-4` sets a field from the command line. A member of
   a list is named by its index, its `name` or its `kind`.
 - **Shared sections.** `model`, `parallel` and `batch` are given once for all stages; a stage gives only the fields that
@@ -41,12 +53,59 @@ PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and n
   learning rate of 100 (`engine/plan/limits.py`).
 """
 
+_CHANGING = """## Changing a run
+
+A run is resumed by the same command, or by `omnivl pretrain runs/NAME`: the folder keeps the plan with the overrides
+that it was started with. `check`, `estimate`, `profile` and `submit` take the folder as well; `evaluate`, `embed`,
+`export`, `routing` and `report` read nothing else. Another plan or other overrides in the same folder are compared with
+what is there (`engine/run/amendment.py`):
+
+| what | stage that has not begun | running stage, or the last one with more steps \
+| stage after which another has begun |
+|---|---|---|---|
+| `name`, `launch`, `checkpoint` (`keep_last`, `every` ...), `guard`, `logging`, `evaluate`; workers, caches and \
+`max_bad_fraction` of `loader` \
+| free | free | free |
+| `parallel` but `precision` | free | free | free |
+| `batch` | free \
+| free: the next step has the new size, the learning rate is not changed, no sample is left out or taken twice \
+| free |
+| `steps`, more, `schedule: constant` | free | free | refused |
+| `steps`, more, `linear` or `cosine` | `--amend` | `--amend` | refused |
+| `steps`, fewer | `--amend` | `--amend`, above what is saved | refused |
+| `optimizer` but `betas` | `--amend` | `--amend`, from the next step on | refused |
+| `weight` and `weight_warmup_steps` of an objective | `--amend` | `--amend`, from the next step on | refused |
+| `weight` (above 0), `augment`, `frames`, `caption`, `prompts`, `language` of a data entry | `--amend` \
+| `--amend`, from the next step on | refused |
+| `parallel.precision` | `--amend` | `--amend` | refused |
+| other fields of `loader` | `--amend` | `--amend` | `--amend` |
+| `optimizer.betas`: the moments are corrected for what they were averaged with | `--amend` | refused | refused |
+| other fields of `data`: the position in the data would be lost | `--amend` | refused | refused |
+| `model`, other fields of `objectives`, `freeze`, `weights`, `init_from`, `name` of a stage: \
+weights and moments would not fit \
+| `--amend` | refused | refused |
+| stages added at the end | free | free | - |
+| stages taken away | `--amend` | refused | refused |
+| `seed`, `tokenizer` | refused | refused | refused |
+
+What is refused for a stage that has begun is a stage of its own: add one that starts from it (`init_from`).
+
+**The schedule.** The learning rate of a step is a function of the plan and the step's number, never of what happened
+before. An amended stage goes on with the rate that the amended plan gives to the next step, as if it had been so from
+the beginning: a cosine that becomes longer does not start anew, its rate rises to where the longer one is at that step.
+The run prints the rate of the next step by both plans and that of the last step, and warns where the steps that are
+left have less than a tenth of `optimizer.lr` on average, which is so where a few steps are added to a cosine at its
+end: `optimizer.schedule=constant` with the `optimizer.lr` that is wanted trains on evenly. What was changed, and after
+which step, is in the run's `amendments.json`. `--fresh --stage NAME` deletes that stage and those after it; the stages
+before it have to be what they were.
+"""
+
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)
 
 
 def render() -> str:
     """The reference, in Markdown."""
-    parts = [_INTRODUCTION]
+    parts = [_INTRODUCTION, _CHANGING]
     for cls in sections(Plan):
         parts.append(f"## {_title(cls)}\n\n{_summary(cls)}\n\n{_table(cls)}")
     parts.append(f"## Presets\n\n{_presets()}")

@@ -7,15 +7,17 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from engine.plan.evaluation import possible_kinds, provided_by
 from engine.plan.parallel import LaunchConfig
 from engine.plan.plan import StagePlan
-from engine.plan.stage_rules import STAGE_RULES
+from engine.plan.stage_rules import STAGE_RULES, label_prompts
 from engine.plan.yaml import Path, Problem, show_value
 from omnivl.errors import did_you_mean
 from omnivl.tasks import TaskConfig
+from omnivl.tasks.zero_shot import ZeroShotTask
 
 _MOST_CHARACTERS = 100
 
@@ -146,34 +148,34 @@ def tasks_are_told_apart(tasks: Sequence[TaskConfig], path: Path) -> Iterator[Pr
         elif task.name in names[:place]:
             got = f"{task.name!r}, which tasks.{names.index(task.name)} is called as well"
             yield Problem((*path, place, "name"), got, "a name for each task", "give one of the two another 'name'")
-        for problem in label_prompts(getattr(task, "prompts", None)):
-            yield dataclasses.replace(problem, path=(*path, place, "prompts"))
-
-
-def label_prompts(prompts: Sequence[str] | None) -> Iterator[Problem]:
-    """There is a prompt, and every prompt holds ``{label}``; None where nothing is prompted."""
-    if prompts is not None and not (prompts and all("{label}" in prompt for prompt in prompts)):
-        got = next((repr(prompt) for prompt in prompts if "{label}" not in prompt), "no prompt")
-        yield Problem(("prompts",), got, "texts with '{label}' in them", "put {label} where the class goes")
+        if isinstance(task, ZeroShotTask):
+            yield from label_prompts(task.prompts, (*path, place, "prompts"), ("label", "name"))
 
 
 def best_is_a_figure(draft: Draft) -> Iterator[Problem]:
     """The figure that says which checkpoint is best is one of a task of each stage that is evaluated."""
     checkpoint = draft.sections.get("checkpoint")
     wanted = getattr(checkpoint, "keep_best", None)
-    tasks = {index: [task.name for task in stage.evaluate.tasks] for index, stage in draft.stages.items()}
-    if wanted is None or not tasks:
+    if wanted is None or not draft.stages:
         return
-    evaluated = {index: names for index, names in tasks.items() if names}
+    path: Path = ("checkpoint", "keep_best")
+    evaluated = {index: stage.evaluate.tasks for index, stage in draft.stages.items() if stage.evaluate.tasks}
     if not evaluated:
-        yield Problem(
-            ("checkpoint", "keep_best"), repr(wanted), "null where no stage is evaluated", "add a task, or remove it"
-        )
-    for index, names in evaluated.items():
-        if wanted.partition("/")[0] not in names or not wanted.partition("/")[2]:
-            allowed = ", ".join(f"'{name}/FIGURE'" for name in names)
+        yield Problem(path, repr(wanted), "null where no stage is evaluated", "add a task, or remove it")
+    for index, tasks in evaluated.items():
+        name, _, figure = wanted.partition("/")
+        named = next((task for task in tasks if task.name == name), None)
+        if named is None or not figure:
+            allowed = ", ".join(f"'{task.name}/FIGURE'" for task in tasks)
             got = f"{wanted!r}, which is no figure of a task of stages.{index}"
-            yield Problem(("checkpoint", "keep_best"), got, allowed, "name a figure of a task, or null")
+            yield Problem(path, got, allowed, "name a figure of a task, or null")
+            return
+        if not any(fnmatchcase(figure, one) for one in named.figures):
+            known = [f"{name}/{one}" for one in named.figures]
+            got = f"{wanted!r}, which is no figure that task {name!r} of stages.{index} makes"
+            yield Problem(
+                path, got, ", ".join(map(repr, known)), did_you_mean(wanted, known, "name one of them, or null")
+            )
             return
 
 

@@ -1,11 +1,11 @@
 """Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 
 from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import SAMPLE_RULES, StageRule
-from engine.plan.yaml import Problem
+from engine.plan.yaml import Path, Problem
 from engine.step.muon import MuonConfig
 from omnivl.architectures.base import Architecture, missing_streams, streams_needed
 from omnivl.architectures.build import outline
@@ -14,16 +14,9 @@ from omnivl.chain.demands import Demands
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import DATA_KINDS, is_label, is_video, visual_of
 from omnivl.data.config import entry_keys
+from omnivl.data.templates import unknown_places
 from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.decoder import looking_ahead
-
-
-def warmup_fits(stage: StagePlan) -> Iterator[Problem]:
-    """The warm-up ends within the stage."""
-    warmup = stage.optimizer.warmup_steps
-    if warmup > stage.steps:
-        path = ("optimizer", "warmup_steps")
-        yield Problem(path, str(warmup), f"0 to {stage.steps}, the stage's steps", "shorten the warm-up")
 
 
 def muon_is_asked_for(stage: StagePlan) -> Iterator[Problem]:
@@ -55,11 +48,25 @@ def entries_differ(stage: StagePlan) -> Iterator[Problem]:
 def prompts_have_room_for_the_label(stage: StagePlan) -> Iterator[Problem]:
     """Every prompt of a label entry holds ``{label}``."""
     for index, entry in enumerate(stage.data):
-        if is_label(entry.kind) and not (entry.prompts and all("{label}" in prompt for prompt in entry.prompts)):
-            got = next((repr(prompt) for prompt in entry.prompts if "{label}" not in prompt), "no prompt")
-            yield Problem(
-                ("data", index, "prompts"), got, "texts with '{label}' in them", "put {label} where the class goes"
-            )
+        if is_label(entry.kind):
+            yield from label_prompts(entry.prompts, ("data", index, "prompts"), ("label",))
+
+
+def label_prompts(prompts: Sequence[str], path: Path, names: Sequence[str]) -> Iterator[Problem]:
+    """There is a prompt, every prompt holds ``{label}``, and its braces hold nothing but known names.
+
+    Args:
+        prompts: The prompts.
+        path: Where they stand.
+        names: What their braces may hold.
+    """
+    if not (prompts and all("{label}" in prompt for prompt in prompts)):
+        got = next((repr(prompt) for prompt in prompts if "{label}" not in prompt), "no prompt")
+        yield Problem(path, got, "texts with '{label}' in them", "put {label} where the class goes")
+    for prompt in prompts:
+        if unknown := unknown_places(prompt, names):
+            known = " and ".join(f"{{{name}}}" for name in names)
+            yield Problem(path, f"{prompt!r}, which has {unknown[0]!r} in it", f"no braces but {known}", "leave it out")
 
 
 def ranges_of_views_rise(stage: StagePlan) -> Iterator[Problem]:
@@ -307,7 +314,6 @@ def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 
 STAGE_RULES: tuple[StageRule, ...] = (
-    warmup_fits,
     muon_is_asked_for,
     there_is_data,
     entries_differ,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from engine.errors import RunFileError
+from omnivl.data.plain_files import open_plain
 
 Container = TypeVar("Container", dict, list)  # type: ignore[type-arg]
 
@@ -61,9 +62,19 @@ def sync_folder(folder: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """The hash of a file, hexadecimal."""
-    with path.open("rb") as file:
+    """The hash of a regular file, hexadecimal."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_whole(path: Path) -> bytes:
+    """The content of a file of a run, whatever lies in its place: no pipe is waited for, no device read.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    with open_plain(path) as file:
+        return file.read()
 
 
 def read_json(path: Path, kind: type[Container], remedy: str) -> Container:
@@ -78,7 +89,7 @@ def read_json(path: Path, kind: type[Container], remedy: str) -> Container:
         RunFileError: It cannot be read, or holds something else.
     """
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise RunFileError(f"{path}: got a file that cannot be read ({error}); {remedy}") from error
     if not isinstance(content, kind):

@@ -3,10 +3,14 @@
 import datetime
 import os
 import sys
+from multiprocessing import util
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
+
+from engine.processes.belonging import SECRET
+from engine.processes.rendezvous import meet, read_meeting, use_loopback
 
 
 def launched_processes() -> int:
@@ -35,6 +39,9 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
 
     Returns:
         The device of this process.
+
+    Raises:
+        RendezvousError: The processes did not come together within that time, or a stranger was among them.
     """
     device = choose_device()
     if device.type == "cuda":
@@ -43,14 +50,16 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
         return device
     # A single process needs no port, as no other one joins.
     alone = launched_processes() == 1 and "MASTER_ADDR" not in os.environ
-    store = dist.HashStore() if alone else None  # type: ignore[attr-defined]
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-        store=store,
-        rank=0 if alone else -1,
-        world_size=1 if alone else -1,
-    )
+    backend, timeout = "nccl" if device.type == "cuda" else "gloo", datetime.timedelta(seconds=timeout_seconds)
+    if alone:
+        use_loopback()
+        nobody = dist.HashStore()  # type: ignore[attr-defined]
+        dist.init_process_group(backend, timeout=timeout, store=nobody, rank=0, world_size=1)
+    else:
+        meeting = read_meeting(os.environ)
+        os.environ.pop(SECRET, None)  # of no concern to processes that this one starts
+        store = meet(meeting, timeout_seconds)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=meeting.rank, world_size=meeting.processes)
     return device
 
 
@@ -62,6 +71,17 @@ def finish(code: int = 0) -> NoReturn:
     """
     if code == 0 and dist.is_initialized():
         dist.barrier()
+    _remove_own_folder()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _remove_own_folder() -> None:
+    """Removes the temporary folder ``pymp-*`` with the sockets to data workers, as the interpreter's shutdown does.
+
+    Not that of a process from which this one was forked.
+    """
+    for finalizer in list(util._finalizer_registry.values()):  # type: ignore[attr-defined]
+        if finalizer._callback is util._remove_temp_dir and finalizer._pid == os.getpid():  # type: ignore[attr-defined]
+            finalizer()

@@ -5,11 +5,12 @@ All functions work without a process group too: a run of one plain process has n
 
 import datetime
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
 
+from engine.processes import messages
 from omnivl.errors import UserError
 
 Result = TypeVar("Result")
@@ -31,49 +32,64 @@ def barrier() -> None:
         dist.barrier()
 
 
-def broadcast_object(value: Any) -> Any:
+def from_first(value: Result, kind: Any) -> Result:
     """Returns rank 0's ``value`` on every process. Called by every process.
 
     Args:
-        value: Anything that pickles; ignored on every rank but 0.
+        value: Of that kind; ignored on every rank but 0.
+        kind: What is sent, as ``engine.processes.messages`` names it.
     """
     if world_size() == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    told: Result = messages.broadcast(value, kind)
+    return told
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather(value: Result, kind: Any) -> list[Result]:
     """Returns every process' ``value`` in the order of ranks. Called by every process.
 
     Args:
-        value: Anything that pickles.
+        value: Of that kind.
+        kind: What is sent, as ``engine.processes.messages`` names it.
     """
     if world_size() == 1:
         return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
+    return messages.gather(value, kind)
 
 
-def on_first(action: Callable[[], Result]) -> Result:
+@overload
+def on_first(action: Callable[[], object]) -> None: ...
+
+
+@overload
+def on_first(action: Callable[[], Result], kind: Any) -> Result: ...
+
+
+def on_first(action: Callable[[], Any], kind: Any = None) -> Any:
     """Runs an action on rank 0 alone and returns its result on every process. Called by every process.
+
+    Args:
+        action: What is done.
+        kind: The kind of its result, as ``engine.processes.messages`` names it. Without one the result stays on rank 0,
+            and None is returned.
 
     Raises:
         UserError: The action's error, on every process: if only one raised it, the others would wait.
     """
-    outcome: Any = None
+    result: Any = None
     mistake: UserError | None = None
     if rank() == 0:
         try:
-            outcome = (True, action())
+            result = action()
         except UserError as error:
-            mistake, outcome = error, (False, str(error))
-    succeeded, value = broadcast_object(outcome)
-    if not succeeded:
-        raise mistake or UserError(value)
-    result: Result = value
+            mistake = error
+    if kind is None:
+        result = None
+    result_kind: Any = type(None) if kind is None else kind | None  # None where there is a mistake
+    outcome = (None if mistake is None else str(mistake), result)
+    said, result = from_first(outcome, tuple[str | None, result_kind])
+    if said is not None:
+        raise mistake or UserError(said)
     return result
 
 
@@ -98,7 +114,7 @@ def first_problem(key: str, problem: str | None, patience_seconds: float) -> str
     try:
         store.set(keys[rank()], problem or "")
         store.wait(keys, datetime.timedelta(seconds=patience_seconds))
-        return next((text for one in keys if (text := store.get(one).decode())), None)
+        return next((text for one in keys if (text := store.get(one).decode(errors="replace"))), None)
     except RuntimeError as error:  # all of the store's, also of its connection
         raise TimeoutError(f"{key}: not every process has come through: {error}") from error
 

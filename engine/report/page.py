@@ -13,9 +13,9 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from engine.disk.rollback import read_rollbacks
-from engine.disk.run_folder import RunFolder, StageFolder
+from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.plan.yaml import read_yaml
-from engine.processes.files import read_json
+from engine.processes.files import read_json, read_whole
 from engine.report.curves import changes, evaluation_records, panel_figure, scores_figure, split_flat, training_records
 from engine.report.run_files import REMEDY, RunFiles, read_evaluation, read_handover
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
@@ -32,11 +32,13 @@ def write_report(run_folder: Path) -> Path:
 
     Raises:
         FileNotFoundError: The folder is not that of a run: ``plan.yaml`` or ``environment.json`` is missing.
+        RunFileError: The page cannot be written.
     """
     run = RunFolder(run_folder)
-    plan = run.plan.read_text(encoding="utf-8", errors="replace")
-    run.environment.stat()  # a folder without it is no run's
+    for file in (run.plan, run.environment):
+        file.lstat()  # a folder without it is no run's
     files = RunFiles(run_folder)
+    plan = files.read(run.plan, lambda path: read_whole(path).decode("utf-8", "replace"), "")
     environment: dict[str, Any] = files.read(run.environment, lambda path: read_json(path, dict, REMEDY), {})
     tree = files.read(run.plan, lambda path: read_yaml(plan).tree, None)
     folders = [folder for folder in sorted((run_folder / "stages").glob("*")) if folder.is_dir()]
@@ -60,11 +62,8 @@ def write_report(run_folder: Path) -> Path:
         environment=flat_facts(environment),
         plotly=Markup(get_plotlyjs()),
     )
-    path = run.report
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(page, encoding="utf-8")
-    beside.rename(path)
-    return path
+    write_whole(run.report, page)
+    return run.report
 
 
 def _evaluations(run_folder: Path, folders: list[Path], files: RunFiles) -> list[dict[str, Any]]:

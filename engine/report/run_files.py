@@ -1,5 +1,6 @@
 """The files of a run as the page reads them: one that is damaged, or not what a run writes, is left out and named."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,8 +11,8 @@ from omnivl.tasks.results import Gallery, GalleryRow, Score
 
 _T = TypeVar("_T")
 REMEDY = "remove it: the page does without"
-_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
-"""What readers raise where a file is cut, has flipped bits, or was written by somebody else."""
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, OSError)
+"""What readers raise where a file is cut, has flipped bits, was written by somebody else, or cannot be opened."""
 
 
 class RunFiles:
@@ -34,7 +35,7 @@ class RunFiles:
             reader: Reads it.
             otherwise: For a file that is left out; of the reader's type.
         """
-        if not path.exists():
+        if not os.path.lexists(path):
             return cast(_T, otherwise)
         try:
             return reader(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RunFileError
+from engine.processes.files import read_whole
 from omnivl.chain.names import stack_of
 
 _ALLOWED = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,7 +45,7 @@ def quarantine_counts(path: Path) -> dict[str, list[str]]:
     """
     if not path.is_file():
         return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # the last one may be incomplete
+    lines = read_whole(path).decode("utf-8", "replace").split("\n")[:-1]  # the last one may be incomplete
     try:
         entries = [json.loads(line) for line in lines if line]
         order = Counter(entry["cause"] for entry in entries)
@@ -88,7 +89,7 @@ def task_pages(folder: Path, prefixes: Sequence[str] = ("",), run: Path | None =
     found: dict[str, list[TaskPage]] = {prefix: [] for prefix in prefixes}
     for file in sorted(folder.glob("*.html"), key=lambda file: file.stem):
         owners = [prefix for prefix in prefixes if file.name.startswith(prefix)]
-        page = file.read_text(encoding="utf-8", errors="replace") if owners else ""
+        page = _text(file) if owners else ""
         title = re.search(r"<title>(.*?)</title>", page, re.DOTALL)
         section = re.search(r"<section\b.*</section>", page, re.DOTALL)
         if title is not None and section is not None:
@@ -96,6 +97,14 @@ def task_pages(folder: Path, prefixes: Sequence[str] = ("",), run: Path | None =
             place = file.relative_to(run or folder).as_posix()
             found[max(owners, key=len)].append(TaskPage(name, place, _FRAME_HEAD + section[0]))
     return found
+
+
+def _text(page: Path) -> str:
+    """A page of a task; "" where a file cannot be read, which then is no page."""
+    try:
+        return read_whole(page).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def flat_facts(facts: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -52,7 +52,7 @@ class Assessment:
         evaluate, last = self._stage.evaluate, step == self._stage.steps
         if not evaluate.tasks or not (last or (evaluate.every > 0 and step % evaluate.every == 0)):
             return False
-        return step not in ranks.on_first(lambda: list(read_failed(self._folder.unevaluated)))
+        return step not in ranks.on_first(lambda: list(read_failed(self._folder.unevaluated)), list[int])
 
     def run(self, step: int, metrics: MetricsLog | None, best: float | None, key: str) -> float | None:
         """Evaluates. A failure is recorded, so that no later start repeats it.

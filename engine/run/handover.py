@@ -136,7 +136,8 @@ class Inheritance:
                 created.append(inner)
             elif tensor.shape == earlier[inner].shape:
                 tensor.copy_(earlier[inner])
-                fate = "inflated" if inner.endswith("video_delta") and not bool(tensor.any()) else "carried"
+                is_zero = inner.endswith("video_delta") and not tensor.is_meta and not bool(tensor.any())
+                fate = "inflated" if is_zero else "carried"
             else:
                 tensor.copy_(_resized(name, layer, inner, earlier[inner], tensor))
                 fate = "resized"

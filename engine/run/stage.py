@@ -194,9 +194,9 @@ class StageLoop:
             raise DivergedError(
                 f"stage {self._stage.name}, step {self._state.step}: {trouble.what}{after}. {good}Lower "
                 f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "
-                "gradient_clipping, use precision fp32, or allow more guard.rollbacks."
+                "gradient_clipping, use precision fp32, or allow more guard.rollbacks, and give --amend to the command."
             )
-        places = ranks.gather_objects(loader_state.to_json()) if guard.skip_data else []
+        places = ranks.gather(loader_state.to_json(), Mapping[str, Any]) if guard.skip_data else []
         rollback = Rollback(trouble.first_bad, self._state.step, trouble.what, tuple(places))
         ranks.on_first(lambda: write_rollbacks(self._folder.rollbacks, (*rollbacks, rollback)))
         raise RolledBackError(rollback, len(rollbacks) + 1, guard.rollbacks)
@@ -287,7 +287,7 @@ class StageLoop:
             remove_void(self._folder.checkpoints, rollbacks)
             return newest_complete(self._folder.checkpoints, self._progress.message), rollbacks
 
-        checkpoint, self._rollbacks = ranks.on_first(choose)
+        checkpoint, self._rollbacks = ranks.on_first(choose, tuple[Path | None, tuple[Rollback, ...]])
         position: Mapping[str, Any] | None = None
         if checkpoint is not None:
             layout = self._state.layout
@@ -303,7 +303,9 @@ class StageLoop:
         """Takes over the evaluation that was still to come at a checkpoint, where it stands in the metrics by now."""
         if not state.evaluation_due:
             return state
-        found = ranks.on_first(lambda: record_behind(self._folder.metrics, state.metrics_bytes))
+        found = ranks.on_first(
+            lambda: record_behind(self._folder.metrics, state.metrics_bytes), tuple[dict[str, Any], int] | None
+        )
         if found is None or (found[0]["event"], found[0]["step"]) != ("evaluation", state.step):
             return state
         record, end = found

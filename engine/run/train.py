@@ -6,36 +6,33 @@ For each stage: build the chain, transfer earlier weights, freeze, create the ho
 import functools
 import gc
 import json
-import shutil
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from engine.disk.checkpoint import checkpoint_steps
 from engine.disk.evaluation import read_failed, read_scores
 from engine.disk.rollback import RolledBackError
-from engine.disk.run_folder import RunFolder, StageFolder, check_same_plan, write_whole
+from engine.disk.run_folder import RunFolder, StageFolder, write_whole
+from engine.disk.weights_file import written_hash
 from engine.disk.weights_out import write_weights
-from engine.errors import PlanError
 from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
-from engine.plan.parallel import Precision
-from engine.plan.parse import parse_plan
+from engine.plan.batches import batch_in_words
 from engine.plan.plan import Plan, StagePlan
-from engine.plan.precision import compute_dtype, faster_precision, with_precision
-from engine.plan.yaml import read_yaml
+from engine.plan.precision import compute_dtype
 from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
 from engine.run.assessment import UnevaluatedError
+from engine.run.earlier import is_done
+from engine.run.entrance import RunOptions, enter
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.freeze import freeze, freeze_idle, store_frozen
-from engine.telemetry.environment import describe_environment
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress
 from engine.telemetry.throughput import Throughput
@@ -43,21 +40,6 @@ from engine.watch.heartbeat import Heartbeat
 from engine.watch.stop import StopRequest
 from engine.watch.watchdog import watched
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Options of the command line in addition to the plan.
-
-    Attributes:
-        folder: The run's folder.
-        fresh: Delete what an earlier start left there.
-        stage: Run this stage only; None runs all.
-    """
-
-    folder: Path
-    fresh: bool = False
-    stage: str | None = None
 
 
 def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
@@ -76,21 +58,19 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
     """
     run, stop = RunFolder(options.folder), StopRequest()
     stop.install()
-    steps = {stage.name: stage.steps for stage in plan.stages}
     with ExitStack() as stack:
         ranks.on_first(lambda: stack.enter_context(run.lock()))
-        plan, chosen = _choose_precision(plan, run, options, device)
-        ranks.on_first(lambda: _enter_folder(run, plan, options))
+        plan, notes = enter(run, plan, options, device)
         heartbeat = stack.enter_context(watched(run.heartbeats, run.hangs, plan.guard.hang_seconds))
-        visible = ranks.rank() == 0
-        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=visible))
-        if chosen is not None:
-            progress.message(f"parallel.precision: auto takes {chosen}, which this machine multiplies faster")
+        steps = {stage.name: stage.steps for stage in plan.stages}
+        progress = stack.enter_context(make_progress(steps, every=plan.logging.every, visible=ranks.rank() == 0))
+        for note in notes:
+            progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
             if options.stage not in (None, stage.name):
                 continue
-            if ranks.on_first(functools.partial(_is_done, run.stage(index, stage.name), stage)):
+            if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage), bool):
                 progress.message(f"stage {stage.name}: complete")
                 continue
             heartbeat.begin("starting", stage.name, 0)
@@ -138,6 +118,9 @@ def _go_on(start: _Start, index: int) -> int:
     stage = plan.stages[index]
     folder = run.stage(index, stage.name)
     gather = make_gather(replica_group(stage.parallel))
+    if stage.batch.global_batch_size is not None:
+        micro, accumulation = stage.batch.micro_batch_size_per_gpu, stage.batch.gradient_accumulation_steps
+        progress.message(f"stage {stage.name}: batch {batch_in_words(micro, accumulation, gather.replicas)}")
     dtype = compute_dtype(stage.parallel, device)
     chain, pretrained = start_chain(plan, index, run, tokenizer, gather, device, progress)
     freeze(chain, stage.freeze, f"stages.{index}.freeze")
@@ -176,61 +159,11 @@ def _go_on(start: _Start, index: int) -> int:
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         ranks.on_first(lambda: folder.mark_complete(stage.steps))
-        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage))) is not None:
+        if (message := ranks.on_first(lambda: _failed_evaluation(run, index, stage), str | None)) is not None:
             progress.message(message)
     del host, chain, throughput, complete, loop
     gc.collect()  # engines hold reference cycles, and the next stage needs the memory
     return signal
-
-
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> None:
-    """Checks that the folder holds this run or none, and writes plan and environment into it."""
-    names = [stage.name for stage in plan.stages]
-    if options.stage is not None and options.stage not in names:
-        raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    text = plan.to_yaml()
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
-    if options.fresh:
-        run.clear(0 if options.stage is None else names.index(options.stage))
-    if run.plan.is_file():
-        earlier = _earlier_plan(run)
-        before = run.plan.read_text(encoding="utf-8") if earlier is None else earlier.to_yaml()
-        check_same_plan(run, read_yaml(before, str(run.plan)).tree, read_yaml(text).tree)
-    write_whole(run.plan, text)
-    _write_json(run.environment, describe_environment(ranks.world_size()))
-
-
-def _choose_precision(
-    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
-) -> tuple[Plan, Precision | None]:
-    """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
-    if all(stage.parallel.precision != "auto" for stage in plan.stages):
-        return plan, None
-    earlier = ranks.on_first(lambda: None if options.fresh else _earlier_plan(run))
-    if earlier is None:
-        faster = faster_precision(device)
-        return with_precision(plan, faster), faster
-    known = {stage.name: stage.parallel.precision for stage in earlier.stages}
-    return with_precision(plan, earlier.parallel.precision, known), None
-
-
-def _earlier_plan(run: RunFolder) -> Plan | None:
-    """The plan of the run in the folder, with this version's defaults for fields that the run's version did not have.
-
-    None if there is none, or if this version cannot read it: the comparison of plans then names the differences.
-    """
-    try:
-        return parse_plan(run.plan.read_text(encoding="utf-8"), str(run.plan)) if run.plan.is_file() else None
-    except PlanError:
-        return None
-
-
-def _is_done(folder: StageFolder, stage: StagePlan) -> bool:
-    """Whether nothing is left to do: the stage is complete, and its evaluation too, has failed, or cannot be done."""
-    if (folder.completed_steps() or -1) < stage.steps:
-        return False
-    due = folder.awaits_evaluation() and stage.steps not in read_failed(folder.unevaluated)
-    return not (due and stage.evaluate.tasks and stage.steps in checkpoint_steps(folder.checkpoints))
 
 
 def _failed_evaluation(run: RunFolder, index: int, stage: StagePlan) -> str | None:
@@ -250,7 +183,7 @@ def _complete_stage(
     """Writes the whole weights, from which later stages and exports start; only the evaluation may be missing then."""
     heartbeat.begin("finishing", stage.name, stage.steps)
     write_weights(host, folder.weights, source)
-    ranks.on_first(lambda: folder.mark_trained(stage.steps))
+    ranks.on_first(lambda: folder.mark_trained(stage.steps, written_hash(folder.weights)))
 
 
 def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 from engine.errors import RunFileError, unwritable
+from engine.processes.files import read_whole
 from engine.telemetry.panels import NOT_DRAWN, figure_name, is_leading_score, panel_of
 from omnivl.shown import markdown_text
 
@@ -138,8 +139,12 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     """
     if not file.is_file():
         return []
+    try:
+        lines = read_whole(file).split(b"\n")[:-1]
+    except OSError as error:
+        raise RunFileError(f"{file}: got a file that cannot be read ({error.strerror}); allow to read it") from error
     records: list[dict[str, Any]] = []
-    for number, line in enumerate(file.read_bytes().split(b"\n")[:-1], 1):
+    for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line) if line else None
         except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +16,27 @@ from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.cut import divide_stage, stage_costs
 from engine.hosts.pipeline.division import trained_elements
 from engine.hosts.zero.sizes import ZeroSizes
-from engine.plan.parse import load_plan
+from engine.plan.consent import reaches, require_consent
+from engine.plan.epochs import epoch_of
+from engine.plan.parse import load_plan, plan_file
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.rewrite import earlier_fields
+from engine.plan.warnings import stage_warnings
+from engine.run.preflight import Look
 from engine.step.freeze import freeze, freeze_idle, store_frozen
-from engine.telemetry.console import PlainConsole, PlainTable, titled
+from launcher.commands.check_tables import print_summary
+from launcher.commands.consent import AllowCommands
+from launcher.commands.look import Offline, look_from_here, told
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
+from omnivl.data.config import LoaderConfig
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 
 
 def check(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
@@ -36,17 +44,30 @@ def check(
         int | None, typer.Option(min=1, help="Number of processes of the run, where the plan leaves it open.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    allow_commands: AllowCommands = False,
+    offline: Offline = False,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Look as well whether the run can begin, or go on, in this folder.")
+    ] = None,
 ) -> None:
     """Reads a plan and prints what it would do, or everything that is wrong in it. Exit status 0 or 2.
+
+    Looks at every stage's data, evaluation data, weights and tokenizers as far as they can be seen from here.
 
     Examples:
       omnivl check configs/plans/quickstart.yaml
       omnivl check configs/plans/quickstart.yaml stages.joint.optimizer.lr=2e-4
-      omnivl check configs/plans/beit3_base.yaml --world-size 64 --json
+      omnivl check runs/quickstart
+      omnivl check configs/plans/beit3_base.yaml --world-size 64 --offline --json
     """
     try:
         read = load_plan(plan, overrides or (), world_size)
-        summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
+        require_consent(read, [plan_file(plan)], overrides or (), allowed=allow_commands)
+        look = Look() if offline else look_from_here(read, plan, _processes(read, world_size), run_folder=run_folder)
+        summary: dict[str, Any] = {}
+        with look.at(None):
+            summary = summarize(read, world_size) | {"earlier_fields": _earlier_fields(plan)}
+        summary |= {"offline": offline, "notes": told(look, plan, overrides or ())}
     except UserError as error:
         if not as_json:
             raise
@@ -56,7 +77,9 @@ def check(
     if as_json:
         typer.echo(json.dumps({"ok": True, **summary}, indent=2))
     else:
-        _print(read, summary)
+        print_summary(read, summary)
+        for line in summary["reaches"]:
+            typer.echo(f"\n{line}")
 
 
 def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
@@ -69,16 +92,22 @@ def summarize(plan: Plan, world_size: int | None = None) -> dict[str, Any]:
     Raises:
         UserError: The tokenizer cannot be loaded, or has more words than the model has rows.
     """
-    launched = plan.launch.processes
-    replicas = world_size or (1 if launched == "auto" else launched)
+    launched, replicas = plan.launch.processes, _processes(plan, world_size)
     tokenizer = tokenizer_or_size(plan)
     return {
         "name": plan.name,
         "seed": plan.seed,
         "world_size": replicas,
         "world_size_known": world_size is not None or launched != "auto",
-        "stages": [_stage_summary(stage, tokenizer, replicas) for stage in plan.stages],
+        "stages": [_stage_summary(stage, plan.loader, tokenizer, replicas) for stage in plan.stages],
+        "reaches": [str(one) for one in reaches(plan)],
     }
+
+
+def _processes(plan: Plan, world_size: int | None) -> int:
+    """Number of processes: as told, else the plan's, and 1 where that is ``auto``."""
+    launched = plan.launch.processes
+    return world_size or (1 if launched == "auto" else launched)
 
 
 def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
@@ -87,15 +116,19 @@ def _earlier_fields(plan: Path) -> dict[str, tuple[str, ...]]:
         load_plan(plan)
     except PlanError:
         return {}
-    return earlier_fields(plan.read_text(encoding="utf-8"), str(plan))
+    file = plan_file(plan)
+    return earlier_fields(file.read_text(encoding="utf-8"), str(file))
 
 
-def _stage_summary(stage: StagePlan, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
+def _stage_summary(stage: StagePlan, loader: LoaderConfig, tokenizer: Tokenizer, world_size: int) -> dict[str, Any]:
     total = sum(entry.weight for entry in stage.data)
     return {
         "name": stage.name,
         "init_from": stage.init_from,
         "steps": stage.steps,
+        "epochs": stage.epochs,
+        "epoch": None if stage.epochs is None else asdict(epoch_of(stage, loader)),
+        "warnings": list(stage_warnings(stage)),
         "mixture": {entry.key: entry.weight / total for entry in stage.data},
         "objectives": {objective.key: objective.weight for objective in stage.objectives},
         "compared_within_a_micro_batch": stage.compared_within_a_micro_batch,
@@ -207,85 +240,3 @@ def _host(stage: StagePlan) -> str:
         + offloaded
         + ("" if size == 1 else f", experts split over {size} processes".replace("auto", "a machine's"))
     )
-
-
-def _print(plan: Plan, summary: dict[str, Any]) -> None:
-    console = PlainConsole()
-    known = "" if summary["world_size_known"] else " (not known yet: --world-size sets it)"
-    processes = f"{summary['world_size']} process{'es' if summary['world_size'] != 1 else ''}{known}"
-    stages = f"{len(plan.stages)} stage{'s' if len(plan.stages) != 1 else ''}"
-    console.print(titled(plan.name, f": {stages}, seed {plan.seed}, {processes}"))
-    for number, stage in enumerate(summary["stages"], start=1):
-        console.print()
-        console.print(titled(f"{number}. {stage['name']}", f", from {stage['init_from'] or 'new weights'}"))
-        rows = PlainTable.grid(padding=(0, 2))
-        for title, text in _rows(stage):
-            rows.add_row(f"   {title}", text)
-        console.print(rows)
-    if summary["earlier_fields"]:
-        lines = [line for found in summary["earlier_fields"].values() for line in found]
-        console.print("\nFields of earlier spelling, which are read as those of today:", soft_wrap=True)
-        console.print("\n".join(lines), soft_wrap=True)
-        files = " ".join(summary["earlier_fields"])
-        console.print(f"`omnivl upgrade {files} --write` rewrites them.", soft_wrap=True)
-
-
-def _tied(pipeline: dict[str, Any]) -> str:
-    """The layers that several stages have, grouped by these stages, and the memory and traffic of their copies."""
-    groups: dict[tuple[int, ...], list[str]] = {}
-    for name, stages in pipeline["tied"].items():
-        groups.setdefault(tuple(stages), []).append(name)
-    runs = [
-        f"{names[0]}{f' to {names[-1]}' if len(names) > 1 else ''} on {' and '.join(map(str, stages))}"
-        for stages, names in groups.items()
-    ]
-    copies = sum(part["copies"] for part in pipeline["stages"]) / 1e6
-    sent = pipeline["tied_bytes_per_step"] / 2**20
-    return f"{', '.join(runs)}: {copies:.1f} M parameters of copies, {sent:,.0f} MiB of gradients and weights a step"
-
-
-def _not_accumulated(stage: dict[str, Any]) -> list[tuple[str, str]]:
-    """The line about losses that accumulation gives no more samples to compare; none where there are no such."""
-    keys, size = stage["compared_within_a_micro_batch"], stage["micro_batch_size_per_gpu"] * stage["replicas"]
-    if not keys:
-        return []
-    verb = "compares" if len(keys) == 1 else "compare"
-    told = f"{', '.join(keys)} {verb} the samples of one micro-batch, at most {size:,}, not those of the whole step"
-    return [("negatives", told)]
-
-
-def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
-    """The printed lines about a stage."""
-    micro, accumulation = stage["micro_batch_size_per_gpu"], stage["gradient_accumulation_steps"]
-    batch = f"{stage['samples_per_step']:,} = {micro} x {accumulation} accumulated x {stage['replicas']}"
-    parts = dict(stage["parameters"])
-    trained, frozen, twins = (parts.pop(name) for name in ("trained", "frozen", "momentum"))
-    apart = (("frozen", frozen), ("momentum twins", twins))
-    beside = "".join(f", {name} {count / 1e6:.1f} M" for name, count in apart if count)
-    sizes = ", ".join(f"{part} {count / 1e6:.1f} M" for part, count in parts.items())
-    rows = [
-        ("steps", f"{stage['steps']:,}, {stage['samples']:,} samples"),
-        ("batch", batch),
-        *_not_accumulated(stage),
-        ("data", ", ".join(f"{share:.0%} {key}" for key, share in stage["mixture"].items())),
-        ("objectives", ", ".join(f"{name} x {weight:g}" for name, weight in stage["objectives"].items())),
-        ("host", f"{stage['host']}, {stage['precision']}, learning rate {stage['lr']:g}"),
-        ("parameters", f"{(trained + frozen) / 1e6:.1f} M ({sizes}){beside}"),
-    ]
-    if (pipeline := stage["pipeline"]) is not None:
-        for number, part in enumerate(pipeline["stages"], start=1):
-            first, last = part["layers"]
-            held = part["micro_batches_held"]
-            size = f"{part['cost']:.0%} of the {pipeline['by']}, {part['parameters'] / 1e6:.1f} M parameters"
-            copies = part["copies"] / 1e6
-            size += f" ({copies:.1f} M of them copies of layers that another stage trains), " if copies else ", "
-            size += f"activations of {held} micro-batch{'' if held == 1 else 'es'} at "
-            size += f"{part['activation_bytes'] / 2**20:,.0f} MiB"
-            rows.append((f"stage {number}", f"{first} to {last}: {size}"))
-        rows.append(("bubble", f"{pipeline['bubble']:.0%} of the time, with {accumulation} micro-batches a step"))
-        if pipeline["tied"]:
-            rows.append(("on two stages", _tied(pipeline)))
-    if (memory := stage["memory"]) is not None:
-        share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
-        rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))
-    return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows

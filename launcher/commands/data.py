@@ -73,8 +73,8 @@ def build_emoji_command(
 def inspect(
     source: Annotated[str, typer.Argument(help="Shard, folder, glob or brace pattern; emoji; motion.")],
     html: Annotated[Path | None, typer.Option(help="Write a contact sheet to this file.")] = None,
-    samples: Annotated[int, typer.Option(help="Samples on the contact sheet.")] = 48,
-    scan: Annotated[int, typer.Option(help="Samples whose size and length are read.")] = 2000,
+    samples: Annotated[int, typer.Option(min=0, help="Samples on the contact sheet.")] = 48,
+    scan: Annotated[int, typer.Option(min=0, help="Samples whose size and length are read.")] = 2000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
     """Count the samples of a source by their properties and draw a contact sheet.
@@ -98,6 +98,19 @@ def inspect(
         print_counts(console, found)
     if html is not None:
         console.print(f"contact sheet: {html}")
+    refuse_what_is_no_shard(found)
+
+
+def refuse_what_is_no_shard(found: Inspection) -> None:
+    """Ends the command with an error if a file that was named is no shard.
+
+    Raises:
+        DataError: Naming the first such file, and why.
+    """
+    if found.no_shards:
+        first = found.no_shards[0]
+        count = f"{len(found.no_shards)} of {len(found.shards)} files are no shards; the first: "
+        raise DataError(f"{found.source}: {count}{first.where}: {first.detail}")
 
 
 def print_counts(console: PlainConsole, found: Inspection) -> None:

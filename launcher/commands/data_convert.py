@@ -42,10 +42,11 @@ def _convert(
     reader: Reader,
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
-    samples_per_shard: Annotated[int, typer.Option(help="Samples per shard.")] = 10_000,
-    shard_mebibytes: Annotated[int, typer.Option(help="MiB per shard.")] = 1024,
+    samples_per_shard: Annotated[int, typer.Option(min=1, help="Samples per shard.")] = 10_000,
+    shard_mebibytes: Annotated[int, typer.Option(min=1, help="MiB per shard.")] = 1024,
     shorter_side: Annotated[
-        int | None, typer.Option(help="Scale down to this many pixels; without it every file is copied untouched.")
+        int | None,
+        typer.Option(min=8, help="Scale down to this many pixels; without it every file is copied untouched."),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="NAME=SHARE of a split, e.g. test=0.1; can be repeated, the rest is train.")

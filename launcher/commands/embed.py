@@ -38,9 +38,8 @@ def embed(
     """
     seen = parse_media(media)
     if out.suffix != ".npz":
-        raise UserError(
-            f"--out: got {out}; allowed is a name that ends in .npz; change it to {out.with_suffix('.npz')}"
-        )
+        better = out.with_suffix(".npz") if out.name else out / "embeddings.npz"
+        raise UserError(f"--out: got {out}; allowed is a name that ends in .npz; change it to {better}")
     chosen = parse_where(where)
     trained = find_trained(target, stage, plan)
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """``omnivl estimate``: memory, traffic and time of a plan on a cluster that need not exist."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +12,7 @@ from engine.estimate.hardware import load_hardware
 from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
 from engine.estimate.search import Found, search_layouts
 from engine.estimate.traffic import Cluster
+from engine.estimate.training import training_of
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.plan.parse import load_plan
 from engine.plan.precision import with_precision
@@ -22,13 +23,16 @@ from launcher.commands.estimate_tables import (
     failure_table,
     found_json,
     found_table,
+    pasted,
+    shown,
     stage_tables,
+    training_table,
 )
 from omnivl.errors import UserError
 
 
 def estimate(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. parallel.zero_stage=3", show_default=False)
     ] = None,
@@ -53,17 +57,26 @@ def estimate(
     slow_share: Annotated[float, typer.Option(min=0, max=1, help="Share of devices that are slow in a step.")] = 0.0,
     slow_factor: Annotated[float, typer.Option(min=1, help="How many times as long they take.")] = 1.0,
     days: Annotated[float, typer.Option(min=0.01, help="Length of the simulated run.")] = 30.0,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
     image_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of an image in storage.")] = 100.0,
     clip_kb: Annotated[float, typer.Option(min=0, help="Kilobytes of a clip in storage.")] = 1000.0,
+    images_per_second: Annotated[
+        float | None, typer.Option(min=0.001, help="That a node reads and decodes; the hardware's if not given.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="Of each stage's first data entry, for epochs; counted where it is here.")
+    ] = None,
+    price_per_gpu_hour: Annotated[
+        float | None, typer.Option(min=0, help="Of a GPU (process); prints the cost.")
+    ] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Works out parameters, memory, traffic, time and what limits it, of each stage of a plan.
 
     Examples:
-      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --hardware h100
-      omnivl estimate configs/plans/beit3_large.yaml --nodes 16 --search
-      omnivl estimate configs/plans/beit3_giant.yaml --nodes 128 --failures --days 7
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --hardware h100 --price-per-gpu-hour 3
+      omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --search
+      omnivl estimate configs/plans/beit3_giant.yaml --nodes 16 --failures --days 7
     """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
@@ -75,6 +88,9 @@ def estimate(
         raise UserError(f"--stage: got {stage!r}; allowed are {known}; name one of them")
     console = PlainConsole()
     told: dict[str, Any] = {}
+    estimated: list[StageEstimate] = []
+    cache = read.loader.index_cache
+    sizes = SampleBytes(1e3 * image_kb, 1e3 * clip_kb)
     for one in chosen:
         found: Found | None = None
         if search:
@@ -84,13 +100,18 @@ def estimate(
                     tokenizer,
                     cluster,
                     micro_batches=micro_batches,
+                    sample_bytes=sizes,
+                    decoded_images_per_second=images_per_second,
                     progress=lambda what: status.update(plain_text(what)),
                 )
-        sizes = SampleBytes(1e3 * image_kb, 1e3 * clip_kb)
-        figures = estimate_stage(one, tokenizer, cluster, sample_bytes=sizes)
-        told[one.name] = as_json(figures)
+        figures = estimate_stage(
+            one, tokenizer, cluster, sample_bytes=sizes, decoded_images_per_second=images_per_second
+        )
+        estimated.append(figures)
+        training = training_of([figures], index_cache=cache, price=price_per_gpu_hour, samples=samples)
+        told[one.name] = as_json(figures) | {"training": asdict(training)}
         if found is not None:
-            told[one.name]["search"] = found_json(found)
+            told[one.name]["search"] = found_json(found, one)
         faults = _faults(figures, node_hours, checkpoint_seconds, restart_minutes) if failures else None
         if faults is not None:
             faults = replace(faults, jitter=jitter, slow_share=slow_share, slow_factor=slow_factor)
@@ -98,13 +119,19 @@ def estimate(
         if not json_output:
             for table in stage_tables(figures):
                 console.print(table)
+            console.print(training_table([one.name], training))
             if found is not None:
                 console.print(found_table(found))
+                for number, layout in enumerate(shown(found), 1):
+                    console.print(f"overrides of {number}:", pasted(one, layout, overrides or ()), soft_wrap=True)
             if faults is not None:
                 console.print(failure_table(told[one.name]["failures"]))
+    whole = training_of(estimated, index_cache=cache, price=price_per_gpu_hour, samples=samples)
+    if len(estimated) > 1 and not json_output:
+        console.print(training_table([one.name for one in chosen], whole))
     if json_output:
         head = {"hardware": machine.name, "nodes": nodes, "processes": cluster.processes}
-        typer.echo(json.dumps({**head, "stages": told}, indent=1))
+        typer.echo(json.dumps({**head, "stages": told, "training": asdict(whole)}, indent=1))
 
 
 def _faults(figures: StageEstimate, node_hours: float, checkpoint: float | None, restart_minutes: float) -> Faults:

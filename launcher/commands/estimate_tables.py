@@ -1,5 +1,7 @@
 """Estimates as tables for people and as plain values for scripts."""
 
+import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,13 +17,16 @@ from engine.estimate.failures import (
     young_interval,
 )
 from engine.estimate.report import StageEstimate
-from engine.estimate.search import Found
+from engine.estimate.search import Found, overrides_of
+from engine.estimate.training import Training
+from engine.plan.plan import StagePlan
 from engine.telemetry.console import PlainTable
 from omnivl.chain.names import stack_of
 
 _GIB = 2**30
 _INTERVALS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SHOWN = 12
+LOADER = "the loader"
 
 
 def layout_name(figures: StageEstimate) -> str:
@@ -53,7 +58,7 @@ def as_json(figures: StageEstimate) -> dict[str, Any]:
     sizes, step, memory = figures.work.layers.values(), figures.step, figures.memory
     hardware = figures.cluster.hardware
     images = figures.samples_per_second * figures.work.frames
-    decoded = hardware.decoded_images_per_second
+    decoding = figures.loading.get("decoding")
     return {
         "layout": layout_name(figures),
         "parameters": {
@@ -78,8 +83,9 @@ def as_json(figures: StageEstimate) -> dict[str, Any]:
             }
             for cause, one in step.traffic.items()
         },
-        "seconds": step.seconds,
-        "seconds_by_cause": dict(step.exposed),
+        "seconds": figures.seconds,
+        "seconds_without_loader": step.seconds,
+        "seconds_by_cause": dict(step.exposed) | ({LOADER: waits} if (waits := figures.loader_waits) else {}),
         "compute_by_limit": dict(step.compute_parts),
         "bubble": step.bubble,
         "samples_per_second": figures.samples_per_second,
@@ -89,7 +95,7 @@ def as_json(figures: StageEstimate) -> dict[str, Any]:
             "bytes_per_second": figures.data_bytes_per_second,
             "bytes_per_second_per_node": figures.data_bytes_per_second / figures.cluster.nodes,
             "images_per_second_per_node": images / figures.cluster.nodes,
-            "decoding_share": None if decoded is None else images / figures.cluster.nodes / decoded,
+            "decoding_share": None if decoding is None else decoding / figures.seconds,
         },
         "checkpoint_bytes": figures.checkpoint_bytes,
     }
@@ -124,6 +130,21 @@ def _summary(figures: StageEstimate, told: dict[str, Any]) -> PlainTable:
     images = f"{data['images_per_second_per_node']:,.0f} images a second to decode on a node{cores}"
     table.add_row("data", f"{data['bytes_per_second'] / 1e9:.3g} GB/s from storage, {images}")
     table.add_row("checkpoint", f"{told['checkpoint_bytes'] / 1e9:.3g} GB")
+    return table
+
+
+def training_table(names: Sequence[str], training: Training) -> PlainTable:
+    """Hours, GPU-hours, samples, epochs and cost of stages."""
+    table = PlainTable(title=f"All steps of {' and '.join(names)}, without evaluation and failures", show_header=False)
+    table.add_row("time", f"{training.hours:,.3g} hours, {training.gpu_hours:,.4g} GPU-hours")
+    table.add_row("samples seen", f"{training.samples:,}")
+    for stage, epochs in training.epochs.items():
+        for entry, count in epochs.items():
+            name = entry if len(training.epochs) == 1 else f"{stage}, {entry}"
+            unknown = "not known, as its samples cannot be counted here (--samples)"
+            table.add_row(f"epochs of {name}", unknown if count is None else f"{count:,.3g}")
+    if training.cost is not None:
+        table.add_row("cost", f"{training.cost:,.2f}")
     return table
 
 
@@ -165,30 +186,43 @@ def _traffic(told: dict[str, Any]) -> PlainTable:
     return table
 
 
-def found_json(found: Found) -> dict[str, Any]:
-    """What a search found, as JSON would have it."""
+def pasted(planned: StagePlan, found: StageEstimate, given: Sequence[str]) -> str:
+    """The overrides of a layout, after those that were given already, as a shell takes them."""
+    return shlex.join([*given, *overrides_of(planned, found.stage)])
+
+
+def found_json(found: Found, planned: StagePlan) -> dict[str, Any]:
+    """What a search found, as JSON would have it; ``planned`` is the stage without the layouts."""
     ranked = [
         {
-            **{"layout": layout_name(one), "seconds": one.step.seconds, "mfu": one.mfu},
+            **{"layout": layout_name(one), "seconds": one.seconds, "mfu": one.mfu},
             **{"samples_per_second": one.samples_per_second, "peak_bytes": one.memory.peak, "limit": one.limits},
+            "overrides": overrides_of(planned, one.stage),
         }
         for one in found.ranked
     ]
     return {"ranked": ranked, "too_large": found.too_large}
 
 
+def shown(found: Found) -> Sequence[StageEstimate]:
+    """The layouts that are printed."""
+    return found.ranked[:_SHOWN]
+
+
 def found_table(found: Found) -> PlainTable:
     """The fastest layouts that fit."""
     title = f"{len(found.ranked)} layouts fit, {found.too_large} do not"
-    table = PlainTable("layout", "s a step", "samples/s", "MFU", "GiB", "limit", title=title)
-    for one in found.ranked[:_SHOWN]:
+    table = PlainTable("", "layout", "s a step", "samples/s", "MFU", "GiB", "limit", title=title)
+    for number, one in enumerate(shown(found), 1):
         table.add_row(
-            *(layout_name(one), f"{one.step.seconds:.4g}", f"{one.samples_per_second:,.0f}", f"{one.mfu:.1%}"),
+            *(str(number), layout_name(one), f"{one.seconds:.4g}", f"{one.samples_per_second:,.0f}", f"{one.mfu:.1%}"),
             *(f"{one.memory.peak / _GIB:.1f}", one.limits),
         )
     if not found.ranked and found.smallest is not None:
         least = found.smallest
-        table.add_row(f"the smallest: {layout_name(least)}", "", "", "", f"{least.memory.peak / _GIB:.1f}", "too large")
+        table.add_row(
+            "", f"the smallest: {layout_name(least)}", "", "", "", f"{least.memory.peak / _GIB:.1f}", "too large"
+        )
     return table
 
 
@@ -203,7 +237,9 @@ def failure_figures(figures: StageEstimate, faults: Faults, seconds: float, seed
     """
     best = daly_interval(faults)
     replicas = figures.stage.parallel.replicas(figures.cluster.processes)
-    steps = stretched_steps(figures.step.activities, faults, replicas, seed=seed)
+    steps = np.maximum(
+        stretched_steps(figures.step.activities, faults, replicas, seed=seed), max(figures.loading.values(), default=0)
+    )
     runs = sweep_intervals(faults, [share * best for share in _INTERVALS], seconds, seed)
     return {
         "mean_seconds_between_failures": faults.mean_seconds,
@@ -213,9 +249,9 @@ def failure_figures(figures: StageEstimate, faults: Faults, seconds: float, seed
         "daly_interval": best,
         "daly_steps": best / float(np.mean(steps)),
         "stretched_seconds": float(np.mean(steps)),
-        "stretch": float(np.mean(steps)) / figures.step.seconds,
+        "stretch": float(np.mean(steps)) / figures.seconds,
         "intervals": [{**vars(run), "expected": daly_goodput(faults, run.interval)} for run in runs],
-        "goodput": simulate_run(faults, best, seconds, seed).goodput * figures.step.seconds / float(np.mean(steps)),
+        "goodput": simulate_run(faults, best, seconds, seed).goodput * figures.seconds / float(np.mean(steps)),
     }
 
 

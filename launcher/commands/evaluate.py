@@ -11,13 +11,15 @@ from typing import Annotated
 import torch
 import typer
 
-from engine.finished.evaluate import choose_tasks, evaluate, keep_evaluation
+from engine.finished.evaluate import as_override, choose_tasks, evaluate, keep_evaluation
 from engine.finished.trained import Trained, find_trained, load_encoder
+from engine.plan.consent import require_consent
 from engine.plan.schema import kinds
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group
 from engine.report import score_table
 from engine.telemetry.console import PlainConsole, plain_text
+from launcher.commands.consent import AllowCommands
 from launcher.start.discovery import join_launch
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
@@ -37,6 +39,7 @@ class Request:
     batch_size: int
     out: str | None
     as_json: bool
+    allow_commands: bool
 
 
 def command(
@@ -64,6 +67,7 @@ def command(
         Path | None, typer.Option(help="evaluation-STAGE.json in the run folder by default.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    allow_commands: AllowCommands = False,
 ) -> None:
     """Scores a trained stage by its plan's tasks or by others, beside chance and a baseline of pixels.
 
@@ -82,6 +86,7 @@ def command(
         batch_size=batch_size,
         out=None if out is None else str(out),
         as_json=as_json,
+        allow_commands=allow_commands,
     )
     if join_launch():  # started by torchrun, srun, mpirun ...: this is one process of several
         main([json.dumps(asdict(request))])
@@ -130,7 +135,11 @@ def _choose(request: Request, tell: Callable[[str], None]) -> tuple[Trained, tup
     plan = None if request.plan is None else Path(request.plan)
     trained = find_trained(Path(request.target), request.stage, plan)
     config = None if request.config is None else Path(request.config)
-    return trained, choose_tasks(trained, request.tasks, config, request.overrides, tell)
+    tasks = choose_tasks(trained, request.tasks, config, request.overrides, tell)
+    run = None if trained.run is None else trained.run.plan
+    files = [file for file in (run, plan, config) if file is not None]
+    require_consent(tasks, files, [*map(as_override, request.overrides)], allowed=request.allow_commands)
+    return trained, tasks
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """``omnivl export``: a trained stage as a folder of Hugging Face."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ from engine.finished.export import Dtype, Form
 from engine.finished.export import export as write_export
 from engine.finished.trained import find_trained
 from engine.telemetry.console import say
+from omnivl.errors import UserError
+
+_SIZE = re.compile(r"[1-9][0-9]{0,8}[KMG]i?B")
 
 
 def export(
@@ -36,6 +40,10 @@ def export(
       omnivl export runs/clip_tiny hub/clip_tiny --format transformers
       omnivl export runs/quickstart hub/described --json
     """
+    if _SIZE.fullmatch(max_shard_size) is None:
+        raise UserError(
+            f"--max-shard-size: got {max_shard_size!r}; allowed a whole number above 0 with KB, MB or GB; write 5GB"
+        )
     trained = find_trained(target, stage, plan)
     done = write_export(trained, out, dtype, max_shard_size, form)
     if as_json:

@@ -8,6 +8,7 @@ import typer
 
 from engine.disk.run_folder import write_whole
 from engine.estimate.layers import activation_bytes, blank_states, layer_seconds
+from engine.estimate.vocabulary import tokenizer_or_size
 from engine.hosts.pipeline.profile import LayerUse, profile_json
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
@@ -17,11 +18,11 @@ from engine.telemetry.console import PlainConsole, PlainTable, say
 from engine.telemetry.environment import describe_environment
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
-from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.data.tokenizer import Tokenizer
 
 
 def profile(
-    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. batch.micro_batch_size_per_gpu=8", show_default=False)
     ] = None,
@@ -37,7 +38,7 @@ def profile(
       omnivl profile configs/plans/quickstart.yaml --out layers.json
     """
     read = load_plan(plan, overrides or ())
-    tokenizer, device = load_tokenizer(read.tokenizer), choose_device()
+    tokenizer, device = tokenizer_or_size(read), choose_device()
     measured = {stage.name: _measure(stage, tokenizer, device, repeats) for stage in read.stages}
     console = PlainConsole()
     for name, uses in measured.items():

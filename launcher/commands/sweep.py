@@ -1,15 +1,18 @@
 """``omnivl sweep``: runs the plans of a sweep file, and makes its page."""
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from engine.plan.consent import require_consent
 from engine.sweep.config import Sweep, load_sweep
 from engine.sweep.page import write_sweep_markdown, write_sweep_page
 from engine.sweep.results import collect, is_complete
 from engine.telemetry.console import say
+from launcher.commands.consent import ALLOW_VARIABLE, AllowCommands
 from launcher.slurm import options
 from launcher.slurm.submission import hand_in
 from launcher.slurm.sweep import waiting_or_running, write_arrays
@@ -46,6 +49,7 @@ def run(
     sbatch: options.Sbatch = None,
     cluster: options.Cluster = None,
     launcher: options.Launcher = None,
+    allow_commands: AllowCommands = False,
 ) -> None:
     """Starts the runs that are not done, resumes interrupted ones. Exit status 1 if a run failed. Ctrl-C saves first.
 
@@ -57,6 +61,10 @@ def run(
       omnivl sweep run configs/sweeps/emoji_sizes.yaml --on slurm --time 1:00:00
     """
     sweep = load_sweep(file)
+    if allow_commands:
+        os.environ[ALLOW_VARIABLE] = "1"  # for the commands that it starts
+    for point in sweep.points:
+        require_consent(point.plan, [sweep.base, sweep.file], allowed=allow_commands)
     runs = (folder or _default(sweep)).resolve()
     left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel
@@ -65,7 +73,15 @@ def run(
             raise typer.Exit(code)
         return
     request = options.request(
-        nodes, gpus_per_node, processes_per_node, partition, time_limit, sbatch, cluster, launcher
+        nodes,
+        gpus_per_node,
+        processes_per_node,
+        partition,
+        time_limit,
+        sbatch,
+        cluster,
+        launcher,
+        allow_commands=allow_commands,
     )
     busy = set() if dry_run else waiting_or_running(runs)
     left = [point for point in left if runs / point.name not in busy]

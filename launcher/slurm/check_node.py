@@ -4,7 +4,6 @@ Each node writes its results into a separate file, first those about itself, the
 that writes nothing counts as bad. The job reads the files (``launcher.slurm.verdicts``).
 """
 
-import datetime
 import os
 import shutil
 import sys
@@ -14,7 +13,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.processes.process_group import choose_device, finish
+from engine.processes.process_group import finish, join_process_group, launched_processes
+from engine.processes.rendezvous import RendezvousError
 from launcher.slurm.profile import NodeCheckConfig
 from launcher.slurm.spec import JobSpec, read_spec
 from launcher.slurm.verdicts import NodeReport, write_report
@@ -33,7 +33,7 @@ def main() -> None:
         finish(1)
     try:
         write_report(reports, NodeReport(name, (), time.time(), together=_sum_over_nodes(check)))
-    except RuntimeError as error:
+    except (RuntimeError, RendezvousError) as error:
         write_report(reports, NodeReport(name, (), time.time(), error=str(error).splitlines()[0]))
         finish(1)
     finish(0)
@@ -94,16 +94,13 @@ def _sum_over_nodes(check: NodeCheckConfig) -> float:
     """Sums over all nodes in the same way as training; returns the time at which all were done.
 
     Raises:
+        RendezvousError: A node did not come.
         RuntimeError: A node did not take part, or the sum is wrong.
     """
     join_launch(by_hand=False)
-    device = choose_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    timeout = datetime.timedelta(seconds=check.timeout_seconds / 2)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    device = join_process_group(check.timeout_seconds / 2)
+    if launched_processes() == 1:
         return time.time()
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     ones = torch.ones(_ELEMENTS, device=device)
     for _ in range(3):  # the first one sets connections up
         ones.fill_(1.0)

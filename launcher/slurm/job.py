@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from engine.processes.belonging import SECRET, new_secret
 from engine.telemetry.console import say
 from engine.watch.failure import Failure, clear_failure, read_told
 from launcher.slurm import blame, control
@@ -130,6 +131,7 @@ class Job:
         reports, check = self._logs / f"nodes-{when}", self._spec.profile.check
         reports.mkdir(exist_ok=True)
         environment = {"MASTER_ADDR": self._allocation.nodes[0], "MASTER_PORT": str(self._allocation.port)}
+        environment[SECRET] = new_secret()
         module = [sys.executable, "-m", "launcher.slurm.check_node", str(self._file), str(reports), str(self._run)]
         start = srun(self._spec.nodes, 1, f"--output={reports}/node-%n.log")
         code = self._follow([*start, *module], environment, check.timeout_seconds)

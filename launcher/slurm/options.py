@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from engine.plan.consent import Reach, refuse_foreign
 from launcher.slurm.profile import ClusterProfile, load_profile
 from launcher.slurm.script import OptionValue, check_options
 from launcher.slurm.submission import Request
@@ -40,14 +41,18 @@ def request(
     sbatch: Sequence[str] | None,
     cluster: Path | None,
     launcher: str | None,
+    *,
+    allow_commands: bool,
 ) -> Request:
     """The request of these options.
 
     Raises:
         UserError: An option that the job's script sets itself, or an unknown launcher.
-        PlanError: Mistakes in the cluster's file.
+        PlanError: Mistakes in the cluster's file, or it is another user's, who may not say what a job runs.
     """
     profile = _with_launcher(load_profile(cluster), launcher)
+    if cluster is not None:
+        refuse_foreign(_commands(profile), [cluster], allowed=allow_commands)
     check_options(profile.sbatch, f"{cluster}: sbatch")
     options: dict[str, OptionValue] = {}
     for text in sbatch or ():
@@ -58,6 +63,16 @@ def request(
     check_options(options, "--sbatch")
     gpus = profile.gpus_per_node or 0 if gpus_per_node is None else gpus_per_node
     return Request(profile, nodes, gpus, processes_per_node, options)
+
+
+def _commands(profile: ClusterProfile) -> list[Reach]:
+    """What a cluster's file has a job do: its lines of bash, and the variables and options by which commands change."""
+    lines = [Reach(f"setup.{number}", line, "is run by bash") for number, line in enumerate(profile.setup)]
+    variables = [
+        Reach(f"environment.{name}", text, "is a variable of the job") for name, text in profile.environment.items()
+    ]
+    options = [Reach(f"sbatch.{name}", str(text), "is an option of sbatch") for name, text in profile.sbatch.items()]
+    return [*lines, *variables, *options]
 
 
 def _with_launcher(profile: ClusterProfile, launcher: str | None) -> ClusterProfile:

@@ -33,6 +33,7 @@ class JobSpec:
         profile: The cluster.
         stage: Run this stage only.
         fresh: Delete an earlier run, at the job's first start.
+        amend: Take over what the plan changes in a run that has begun.
     """
 
     tasks: tuple[JobRun, ...]
@@ -42,6 +43,7 @@ class JobSpec:
     profile: ClusterProfile
     stage: str | None = None
     fresh: bool = False
+    amend: bool = False
 
     def write(self, file: Path) -> None:
         """Writes it down."""

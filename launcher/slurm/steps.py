@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.processes.belonging import SECRET, new_secret
 from engine.telemetry.console import say
 from engine.watch.failure import FAILURE_FILE
 from launcher.slurm.allocation import Allocation
@@ -28,6 +29,7 @@ def srun(nodes: int, tasks_per_node: int, *options: str) -> list[str]:
 def worker_arguments(spec: JobSpec, task: JobRun, restart: int) -> list[str]:
     """The arguments of every rank. Only the first start of a job may delete an earlier run."""
     flags = ["--fresh"] if spec.fresh and restart == 0 else []
+    flags += ["--amend"] if spec.amend else []
     flags += [] if spec.stage is None else ["--stage", spec.stage]
     return ["--run-folder", task.folder, *flags, "--", task.plan]
 
@@ -59,6 +61,7 @@ def training_environment(spec: JobSpec, allocation: Allocation, failure_file: Pa
         "MASTER_PORT": str(allocation.port),
         "PYTHONUNBUFFERED": "1",
         FAILURE_FILE: str(failure_file),
+        SECRET: new_secret(),
     }
     if spec.profile.interface is not None:
         found |= {"NCCL_SOCKET_IFNAME": spec.profile.interface, "GLOO_SOCKET_IFNAME": spec.profile.interface}

@@ -49,9 +49,11 @@ class Request:
             own["gpus-per-node"] = self.gpus
         return {**own, **self.profile.sbatch, **self.options}
 
-    def spec(self, nodes: int, processes: int, *, stage: str | None = None, fresh: bool = False) -> JobSpec:
+    def spec(
+        self, nodes: int, processes: int, *, stage: str | None = None, fresh: bool = False, amend: bool = False
+    ) -> JobSpec:
         """The description of a job, before its runs are known."""
-        return JobSpec((), nodes, processes, self.gpus, self.profile, stage, fresh)
+        return JobSpec((), nodes, processes, self.gpus, self.profile, stage, fresh, amend)
 
 
 @dataclass(frozen=True)

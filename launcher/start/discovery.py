@@ -11,12 +11,16 @@ from collections.abc import Mapping
 
 import psutil
 
+from engine.processes.belonging import LOOPBACK, SECRET, new_secret
 from launcher.start.nodes import expand_nodes, rendezvous_port, tasks_on_node
 from launcher.start.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
 
 _MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE")
 """Variables of Open MPI, MVAPICH, and MPICH with its derivatives."""
+
+_MEETING_BYTES = 512
+"""Of the message that says where the processes of mpirun meet; names of machines have at most 253 characters."""
 
 BY_DEEPSPEED = "CROSS_RANK"
 """Set by deepspeed's launcher alone."""
@@ -129,10 +133,15 @@ def _from_mpi() -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(local.Get_size()),
     }
     alone = local.Get_size() == world.Get_size()
-    address = ("127.0.0.1" if alone else socket.gethostname(), free_port()) if world.Get_rank() == 0 else None
-    host, port = world.bcast(address, root=0)
+    meeting = bytearray(_MEETING_BYTES)  # a buffer of fixed size: MPI's messages of objects are pickled
+    if world.Get_rank() == 0:
+        host = LOOPBACK if alone else socket.gethostname()
+        text = f"{host} {free_port()} {new_secret()}".encode("ascii")
+        meeting[: len(text)] = text
+    world.Bcast(meeting, root=0)
     MPI.Finalize()
-    return {**found, "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    host, port, secret = meeting.rstrip(b"\0").decode("ascii").split(" ")
+    return {**found, "MASTER_ADDR": host, "MASTER_PORT": port, SECRET: secret}
 
 
 def free_port(first: int = 0, tries: int = 100) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from launcher.start.discovery import free_port
+from omnivl.data.plain_files import read_small, text_lines
 from omnivl.errors import UserError
 
 _SLOTS = re.compile(r"(\S+)\s+slots=(\d+)\s*(#.*)?")
@@ -23,9 +24,10 @@ def read_hostfile(file: Path) -> dict[str, int]:
         UserError: It cannot be read, or a line says something else.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"--hostfile: got {file}, which cannot be read ({error.strerror}); name a hostfile") from error
+        lines = text_lines(read_small(file).decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"no UTF-8 at byte {error.start}"
+        raise UserError(f"--hostfile: got {file}, which cannot be read ({reason}); name a hostfile") from error
     hosts: dict[str, int] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):

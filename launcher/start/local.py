@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from engine.processes.belonging import LOOPBACK, SECRET, new_secret
 from engine.telemetry.environment import usable_cores
 from engine.watch.failure import FAILURE_FILE, ended_by
 from engine.watch.stop import LAUNCHED, STOP_SIGNALS
@@ -93,8 +94,9 @@ def _environment(processes: int, failure_file: Path) -> Mapping[str, str]:
         **os.environ,
         "WORLD_SIZE": str(processes),
         "LOCAL_WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_ADDR": LOOPBACK,
         "MASTER_PORT": str(free_port()),
+        SECRET: new_secret(),
         LAUNCHED: "1",
         FAILURE_FILE: str(failure_file),
     }

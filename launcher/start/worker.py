@@ -1,6 +1,7 @@
 """One process of a run.
 
-``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--stage NAME]``
+``python -m launcher.start.worker PLAN [key=value ...] --run-folder F [--fresh] [--amend] [--stage NAME] [--offline]
+[--allow-commands]``
 
 Started by ``launcher.start.local``, or by any launcher that ``launcher.start.discovery`` knows.
 """
@@ -18,9 +19,12 @@ from typing import NoReturn
 
 from engine.errors import unwritable
 from engine.hosts import needs_process_group
-from engine.plan.parse import load_plan
+from engine.plan.consent import require_consent
+from engine.plan.parse import load_plan, plan_file
 from engine.processes.process_group import finish, join_process_group, launched_processes
-from engine.run.train import RunOptions, train
+from engine.processes.rendezvous import RendezvousError
+from engine.run.entrance import RunOptions
+from engine.run.train import train
 from engine.watch.failure import DEBUG, Failure, describe_error
 from launcher.start.discovery import BY_DEEPSPEED, join_launch
 from omnivl.errors import UserError
@@ -47,6 +51,9 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         code = action()
+    except RendezvousError as error:  # of the cluster rather than of the user
+        Failure(1, describe_error(error)).tell()
+        finish(1)
     except UserError as error:
         Failure(2, describe_error(error)).tell()
         finish(2)
@@ -72,18 +79,42 @@ def run_worker(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     join_launch(by_hand=False)
     plan = load_plan(options.plan, options.overrides, launched_processes())
+    require_consent(plan, [plan_file(options.plan)], options.overrides, allowed=options.allow_commands)
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
-    folder = options.run_folder or Path("runs") / plan.name
-    return train(plan, RunOptions(folder, fresh=options.fresh, stage=options.stage), device)
+    folder = chosen_folder(options.plan, plan.name, options.run_folder)
+    run = RunOptions(
+        folder,
+        fresh=options.fresh,
+        stage=options.stage,
+        amend=options.amend,
+        offline=options.offline,
+        plan_file=plan_file(options.plan),
+        overrides=tuple(options.overrides),
+    )
+    return train(plan, run, device)
+
+
+def chosen_folder(plan: Path, name: str, given: Path | None) -> Path:
+    """The folder of a run: the one given, the run whose plan it is, or ``runs/NAME``."""
+    return given or (plan if plan.is_dir() else Path("runs") / name)
 
 
 def worker_arguments(
-    plan: Path, overrides: Sequence[str], run_folder: Path | None, fresh: bool, stage: str | None
+    plan: Path,
+    overrides: Sequence[str],
+    run_folder: Path | None,
+    *,
+    fresh: bool = False,
+    amend: bool = False,
+    stage: str | None = None,
+    offline: bool = False,
+    allow_commands: bool = False,
 ) -> list[str]:
-    """The command line that ``run_worker`` reads back."""
+    """The command line that ``run_worker`` reads back; ``allow_commands`` where the plan's sources were looked at."""
     flags = [] if run_folder is None else ["--run-folder", str(run_folder)]
-    flags += ["--fresh"] if fresh else []
+    given = {"--fresh": fresh, "--amend": amend, "--offline": offline, "--allow-commands": allow_commands}
+    flags += [flag for flag, is_given in given.items() if is_given]
     flags += [] if stage is None else ["--stage", stage]
     return [*flags, "--", str(plan), *overrides]
 
@@ -94,7 +125,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--run-folder", type=Path)
     parser.add_argument("--fresh", action="store_true")
+    parser.add_argument("--offline", action="store_true")
+    parser.add_argument("--amend", action="store_true")
     parser.add_argument("--stage")
+    parser.add_argument("--allow-commands", action="store_true")
     return parser
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from omnivl.data.formats import MEDIA_EXTENSIONS, TEXT_EXTENSIONS
+from omnivl.data.templates import filled
 
-ArchiveCause = Literal["truncated_tar", "wrong_archive"]
+ArchiveCause = Literal["truncated_tar", "wrong_archive", "unreadable_path"]
 
 BLOCK = 512
 MAX_TEXT_BYTES = 16 << 20  # of a JSON, txt or cls member
@@ -31,8 +32,8 @@ _REGULAR = b"\0" + b"07"
 _WITHOUT_DATA = b"123456"
 _PASSED_OVER = b"5VDAN"  # folders and labels
 _KINDS = {
-    b"1": "a hard link to {link!r}, whose bytes stand elsewhere; write the archive with tar --hard-dereference",
-    b"2": "a symbolic link to {link!r}, which has no bytes; write the archive with tar --dereference",
+    b"1": "a hard link to {link}, whose bytes stand elsewhere; write the archive with tar --hard-dereference",
+    b"2": "a symbolic link to {link}, which has no bytes; write the archive with tar --dereference",
     b"3": "a device, which has no bytes; leave it out",
     b"4": "a device, which has no bytes; leave it out",
     b"6": "a FIFO, which has no bytes; leave it out",
@@ -57,9 +58,11 @@ class ArchiveError(Exception):
 
     Attributes:
         behind_end: Whether that is behind an end mark, so that the last sample before it is whole.
+        key: The sample whose member is cut; None where that is not known.
     """
 
     behind_end = False
+    key: str | None = None
 
     def __init__(self, detail: str, cause: ArchiveCause = "truncated_tar") -> None:
         super().__init__(detail)
@@ -195,7 +198,23 @@ class TarReader:
             ArchiveError: The archive ends within them.
         """
         assert self._offset == member.offset, "only the last member's bytes can be read"
-        return self._exactly(member.size, member.key)
+        try:
+            return self._exactly(member.size, f"{member.key}.{member.extension}")
+        except ArchiveError as error:
+            error.key = member.key
+            raise
+
+    def skip(self, member: Member) -> None:
+        """Passes over the bytes of the member that iteration gave last.
+
+        Raises:
+            ArchiveError: The archive ends within them.
+        """
+        try:
+            self._skip_to(member.offset + member.size)
+        except ArchiveError as error:
+            error.key = member.key
+            raise
 
     def _member(self, block: bytes, *, first: bool) -> Member | None:
         """The member that a header begins; None where it is about another one, or no file."""
@@ -230,7 +249,9 @@ class TarReader:
 
     def _check_room(self, name: str, offset: int, size: int) -> None:
         if isinstance(self._source, FileBytes) and offset + size > self._source.size:
-            raise ArchiveError(f"{name} ends behind the end of the file")
+            error = ArchiveError(f"{name} ends behind the end of the file")
+            error.key = split_name(name)[0]
+            raise error
 
     def _take_header(self, kind: bytes, size: int, start: int) -> None:
         """Keeps a long name or pax records for the members that follow."""
@@ -279,8 +300,8 @@ class TarReader:
 def _refusal(kind: bytes, link: str, extension: str, size: int) -> str | None:
     """Why a member's bytes cannot be used."""
     if kind not in _REGULAR:
-        described = _KINDS.get(kind, f"of the unknown type {kind!r}; write the archive anew").format(link=link)
-        return f".{extension} is {described}"
+        described = _KINDS.get(kind, "of the unknown type {kind}; write the archive anew")
+        return f".{extension} is {filled(described, {'link': repr(link), 'kind': repr(kind)})}"
     most = MAX_TEXT_BYTES if extension in TEXT_EXTENSIONS else MAX_MEMBER_BYTES
     return f".{extension} has {size} bytes; allowed: {most}" if size > most else None
 

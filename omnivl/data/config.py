@@ -82,7 +82,8 @@ class DataEntryConfig:
             alone; or several images with a text.
         weight: Share of micro-batches, relative to the other entries of the stage.
         name: Name in logs and part of every random key; made from kind and source if not given.
-        where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``.
+        where: Keeps the samples whose metadata field has one of the listed values, e.g. ``{split: [train]}``; numbers
+            may be compared: ``{width: [">= 256"], similarity: [">= 0.3 < 0.9"], year: [2019, 2020]}``.
         text: Field of the samples' JSON that is their text, e.g. ``question``; null takes the captions.
         pictures: Files of a sample that are its pictures, named by the part after its key and a dot, e.g. ``[left.png,
             right.png]``; without an extension any format. Kind ``images_text`` needs them; for other kinds at most one
@@ -170,6 +171,8 @@ class LoaderConfig:
         cache_mebibytes: Bound of that cache per process, in MiB.
         index_cache: Folder for shard indexes; null keeps each beside its shard if that folder is writable.
         shuffle_buffer: Samples that a stream shuffles among. Streams only.
+        stream_timeout_seconds: How long a stream may send nothing before its shard is given up; a second such shard in
+            a row ends the run. Streams only.
     """
 
     num_workers: Annotated[int, Range(0)] = 0
@@ -183,3 +186,4 @@ class LoaderConfig:
     cache_mebibytes: Annotated[int, Range(0)] = 512
     index_cache: str | None = None
     shuffle_buffer: Annotated[int, Range(1)] = 1000
+    stream_timeout_seconds: Annotated[float, Range(0.01, 86_400)] = 300.0

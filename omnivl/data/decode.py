@@ -3,41 +3,28 @@
 Shapes: T frames, H x W pixels. Results are uint8, RGB; what is transparent shows white.
 """
 
-import io
-from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 
 import cv2
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from omnivl.data.animated import count_frames, decode_frames
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.formats import MEDIA_EXTENSIONS, STILL_EXTENSIONS, is_complete, picture_format, picture_size
-from omnivl.data.frames import sample_frames
+from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, may_move, picture_format, picture_size
+from omnivl.data.frames import ChooseFrames, Whole, sample_frames, wanted_frames
+from omnivl.data.jpeg import decode_jpeg
+from omnivl.data.limits import DecodeLimits, check_wanted
 from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.png import still_png
 from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.transparency import on_white
 from omnivl.data.video import decode_video
 
 Pixels = NDArray[np.uint8]
-ChooseFrames = Callable[[int], list[int]]
-
-
-@dataclass(frozen=True)
-class DecodeLimits:
-    """Bounds that are checked before anything is decoded.
-
-    Attributes:
-        max_pixels: Pixels per picture or frame.
-        max_frames: Frames per clip.
-    """
-
-    max_pixels: int = 40_000_000
-    max_frames: int = 20_000
 
 
 def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixels:
@@ -55,35 +42,60 @@ def decode_still(sample: Sample, limits: DecodeLimits, needed: int = 0) -> Pixel
     if sample.frames is not None:
         return sample.frames[:1]
     media = _media(sample)
-    kind = picture_format(media)
-    size = picture_size(media)
-    if kind is None or size is None:
-        raise BadSampleError("broken_image", sample.where, f"no known picture header in {len(media)} bytes")
-    _check_pixels(size, limits, sample.where)
-    if not is_complete(media):
-        raise BadSampleError("broken_image", sample.where, f"the {kind} file ends early, at {len(media)} bytes")
+    size = check_picture(media, limits, sample.where)
     with naming("broken_image", sample.where):
-        if kind == "jpeg":
-            return upright(_decode_jpeg(media, needed)[None], picture_orientation(media))
-        if kind == "gif":
-            return _pillow_frames(media, lambda total: [0], limits, sample.where)
-        old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
-        how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
-        pixels = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
-        if pixels is None:
-            raise BadSampleError("broken_image", sample.where, f"the {kind} data cannot be decoded")
-        if kind == "png" and pixels.ndim == 2:
-            pixels = _with_grey_key(pixels, media)
-        return upright(to_rgb(pixels)[None], picture_orientation(media))
+        if picture_format(media) == "jpeg":
+            pixels = decode_jpeg(media, needed, limits, sample.where)
+        elif may_move(media):
+            return decode_frames(media, size, [0], limits, sample.where)
+        else:
+            pixels = to_rgb(stored_pixels(media))
+        return upright(pixels[None], picture_orientation(media))
 
 
-def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> Pixels:
-    """Decodes the chosen frames of a clip to ``[T, H, W, 3]``.
+def check_picture(media: bytes, limits: DecodeLimits, where: str) -> tuple[int, int]:
+    """Checks a picture, moving or not, before anything of it is decoded.
+
+    Returns:
+        (width, height) as it is stored.
+
+    Raises:
+        BadSampleError: ``broken_image`` or ``too_many_pixels``.
+    """
+    kind, size = picture_format(media), picture_size(media)
+    if kind is None or size is None:
+        raise BadSampleError("broken_image", where, f"no known picture header in {len(media)} bytes")
+    limits.check_size(size, where)
+    if not is_complete(media):
+        raise BadSampleError("broken_image", where, f"the {kind} file ends early, at {len(media)} bytes")
+    return size
+
+
+def stored_pixels(media: bytes) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """A PNG, BMP or still WebP as it is stored: grey ``[H, W]``, BGR or BGRA ``[H, W, C]``, of 8 or 16 bits.
+
+    Raises:
+        ValueError: It cannot be decoded.
+    """
+    kind = picture_format(media)
+    if kind == "png":
+        media = still_png(media)
+    old_bitmap = kind == "bmp" and media[14:18] == b"\x0c\0\0\0"  # OS/2: OpenCV would take it for grey
+    how = cv2.IMREAD_COLOR if old_bitmap else cv2.IMREAD_UNCHANGED
+    pixels: NDArray[np.uint8] | NDArray[np.uint16] | None = cv2.imdecode(np.frombuffer(media, dtype=np.uint8), how)
+    if pixels is None:
+        raise ValueError(f"the {kind} data cannot be decoded")
+    return _with_grey_key(pixels, media) if kind == "png" and pixels.ndim == 2 else pixels
+
+
+def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames, whole: Whole | None = None) -> Pixels:
+    """Decodes the chosen frames of a clip to ``[T, H, W, 3]``; a picture that does not move is a clip of one frame.
 
     Args:
         sample: With ``media`` or ``frames``.
         limits: Bounds.
-        choose: Number of frames of the clip -> frames wanted, in rising order; repeats are allowed.
+        choose: The frames wanted.
+        whole: Whether to decode all frames instead; None for never.
 
     Raises:
         BadSampleError: ``broken_video``, ``broken_image``, ``too_many_pixels``, ``too_many_frames`` or
@@ -93,13 +105,52 @@ def decode_clip(sample: Sample, limits: DecodeLimits, choose: ChooseFrames) -> P
         return sample.frames[choose(len(sample.frames))]
     media = _media(sample)
     if picture_format(media) is None:
-        return decode_video(media, sample.where, limits.max_pixels, limits.max_frames, choose)
-    size = picture_size(media)
-    if size is None:
-        raise BadSampleError("broken_image", sample.where, "the picture's header is broken")
-    _check_pixels(size, limits, sample.where)
+        return decode_video(media, sample.where, limits, choose, whole)
+    if not is_clip(sample.extension, media):
+        picture = decode_still(sample, limits)[0]
+        size = (picture.shape[1], picture.shape[0])
+        wanted = wanted_frames(1, size, choose, whole)
+        check_wanted(len(wanted), size, sample.where)
+        return np.stack([picture] * len(wanted))
+    size = check_picture(media, limits, sample.where)
     with naming("broken_image", sample.where):
-        return _pillow_frames(media, choose, limits, sample.where)
+        wanted = wanted_frames(count_frames(media, limits, sample.where), size, choose, whole)
+        return decode_frames(media, size, wanted, limits, sample.where)
+
+
+def decode_mask(sample: Sample, name: str, picture: bytes | None, limits: DecodeLimits) -> NDArray[np.bool_]:
+    """Decodes a mask to bool ``[H, W]``, upright: pixels that are not black are inside.
+
+    A mask that says no orientation itself is turned with its picture. It is not if it is tall and the picture is tall
+    only when turned, or both are wide: then somebody has turned it already.
+
+    Args:
+        sample: With the mask among its ``members``.
+        name: The mask's.
+        picture: The file of the picture to which it belongs, if there is one.
+        limits: Bounds.
+
+    Raises:
+        BadSampleError: ``broken_image`` or ``too_many_pixels``.
+    """
+    media = sample.members[name]
+    size = picture_size(media)
+    limits.check_size(size or (0, 0), f"{sample.where}.{name}")
+    with naming("broken_image", sample.where):
+        pixels = None
+        if size is not None and is_complete(media):
+            with suppress(ValueError):
+                pixels = stored_pixels(media)  # neither turned by OpenCV, nor rounded to 8 bits
+        if size is None or pixels is None:
+            raise BadSampleError("broken_image", sample.where, f"{name}: no picture that can be decoded")
+        inside: NDArray[np.bool_] = pixels > 0 if pixels.ndim == 2 else np.any(pixels[:, :, :3] > 0, axis=2)
+        turn = picture_orientation(media)
+        if turn == 1 and picture is not None:
+            turn = picture_orientation(picture)
+            wide, high = picture_size(picture) or size
+            if turn >= 5 and (size[0] - size[1]) * (wide - high) < 0:
+                turn = 1
+        return upright(inside[None, :, :, None], turn)[0, :, :, 0]
 
 
 def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:
@@ -118,7 +169,7 @@ def evaluation_frames(sample: Sample, size: int, num_frames: int, config: Loader
         BadSampleError: See ``decode_still`` and ``decode_clip``.
     """
     limits = DecodeLimits(config.max_pixels, config.max_frames)
-    if num_frames == 1 and sample.extension in STILL_EXTENSIONS:
+    if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
         pixels = decode_still(sample, limits, needed=size)
     else:
         pixels = decode_clip(
@@ -135,25 +186,9 @@ def _media(sample: Sample) -> bytes:
     return sample.media
 
 
-def _check_pixels(size: tuple[int, int], limits: DecodeLimits, where: str) -> None:
-    if size[0] * size[1] > limits.max_pixels:
-        detail = f"{size[0]} x {size[1]} pixels; allowed: {limits.max_pixels} in all"
-        raise BadSampleError("too_many_pixels", where, detail)
-
-
-def _decode_jpeg(media: bytes, needed: int) -> Pixels:
-    try:
-        colour = simplejpeg.decode_jpeg_header(media)[2]
-    except ValueError:
-        colour = "unknown"
-    if colour in ("CMYK", "YCCK", "unknown"):
-        with Image.open(io.BytesIO(media)) as picture:
-            return np.asarray(picture.convert("RGB"))
-    pixels: Pixels = simplejpeg.decode_jpeg(media, colorspace="RGB", min_height=needed, min_width=needed)
-    return pixels
-
-
-def _with_grey_key(pixels: NDArray[np.uint8], media: bytes) -> NDArray[np.uint8]:
+def _with_grey_key(
+    pixels: NDArray[np.uint8] | NDArray[np.uint16], media: bytes
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Adds the alpha of a grey PNG with a transparent value (``tRNS``), which OpenCV leaves out."""
     found = media.find(b"\0\0\0\2tRNS", 33, max(33, media.find(b"IDAT")))
     if found < 0:
@@ -172,23 +207,5 @@ def to_rgb(pixels: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
     if pixels.ndim == 2:
         return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB)  # type: ignore[no-any-return]
     if pixels.shape[2] == 4:
-        colour = cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGB)
-        alpha = cv2.cvtColor(pixels[:, :, 3], cv2.COLOR_GRAY2RGB)
-        return cv2.add(cv2.multiply(colour, alpha, scale=1 / 255), cv2.bitwise_not(alpha))  # type: ignore[no-any-return]
+        return on_white(cv2.cvtColor(pixels, cv2.COLOR_BGRA2RGBA))
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)  # type: ignore[no-any-return]
-
-
-def _pillow_frames(media: bytes, choose: ChooseFrames, limits: DecodeLimits, where: str) -> Pixels:
-    """Frames of a GIF or an animated WebP."""
-    with Image.open(io.BytesIO(media), formats=("GIF", "WEBP", "PNG", "JPEG", "BMP")) as picture:
-        total = int(getattr(picture, "n_frames", 1))
-        if total > limits.max_frames:
-            raise BadSampleError("too_many_frames", where, f"{total} frames; allowed: {limits.max_frames}")
-        wanted = choose(total)
-        frames: dict[int, Pixels] = {}
-        for number in sorted(set(wanted)):
-            picture.seek(number)
-            rgba = picture.convert("RGBA")
-            white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            frames[number] = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
-    return np.stack([frames[number] for number in wanted])

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from omnivl.data.augment import View, evaluation_view, training_view
 from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
+from omnivl.data.decode import decode_clip, decode_still
 from omnivl.data.fields import Field, FieldReader, texts_in
 from omnivl.data.formats import file_named
 from omnivl.data.frames import sample_frames
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
@@ -67,13 +68,16 @@ class PixelCache:
         """The cached pixels of a sample."""
         return self._pixels.get(where)
 
-    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
-        """Keeps ``pixels`` if a source with this number of samples of this size fits into the bound.
+    def fits(self, num_bytes: int, source_length: int) -> bool:
+        """Whether a sample is kept: a source with this number of samples of this size fits into the bound.
 
         Keeping a small part of a large source would cost memory and save nothing.
         """
-        fits = pixels.nbytes * source_length <= self._bound and self._used + pixels.nbytes <= self._bound
-        if fits and where not in self._pixels:
+        return num_bytes * source_length <= self._bound and self._used + num_bytes <= self._bound
+
+    def put(self, where: str, pixels: NDArray[np.uint8], source_length: int) -> None:
+        """Keeps ``pixels`` if they fit."""
+        if self.fits(pixels.nbytes, source_length) and where not in self._pixels:
             self._used += pixels.nbytes
             self._pixels[where] = pixels
 
@@ -135,7 +139,7 @@ class ExampleReader:
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._size, self._num_frames = sizes.side(is_video(config.kind)), sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
-        self._fields = FieldReader(config, asked or {})
+        self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
         self._order = None if source is None else Order(self._length, seed, key)
         self._classes: dict[str, int] | None = None
@@ -161,8 +165,12 @@ class ExampleReader:
             where = f" ({error.rejection.where})"
         return f"sample {index} of data entry {self.key!r}{where}, at position {position}"
 
-    def example(self, position: int) -> tuple[Example, list[Rejection]]:
+    def example(self, position: int, refused: Mapping[str, Rejection] | None = None) -> tuple[Example, list[Rejection]]:
         """The example at a position, and the bad samples that it replaces.
+
+        Args:
+            position: In the entry's endless order.
+            refused: Samples that are known to be bad, by their ``where``.
 
         Raises:
             DataError: None of ``MAX_SUBSTITUTES`` draws is good.
@@ -173,7 +181,10 @@ class ExampleReader:
         for attempt in range(MAX_SUBSTITUTES):
             if index not in tried:
                 try:
-                    return self.finish(self._source.read(index), position), rejections
+                    sample = self._source.read(index)
+                    if refused and sample.where in refused:
+                        raise BadSampleError(*vars(refused[sample.where]).values())
+                    return self.finish(sample, position), rejections
                 except BadSampleError as error:
                     rejections.append(error.rejection)
                     tried.add(index)
@@ -259,11 +270,11 @@ class ExampleReader:
             return decode_clip(sample, self._limits, choose)
         whole: list[bool] = []
 
-        def choose_all(total: int) -> list[int]:
-            whole.append(total <= _MAX_CACHED_FRAMES)
-            return list(range(total)) if whole[0] else choose(total)
+        def fits(total: int, pixels: int) -> bool:
+            whole.append(total <= _MAX_CACHED_FRAMES and cache.fits(3 * total * pixels, self._length))
+            return whole[0]
 
-        pixels = decode_clip(sample, self._limits, choose_all)
+        pixels = decode_clip(sample, self._limits, choose, fits)
         if not whole[0]:
             return pixels
         cache.put(sample.where, pixels, self._length)

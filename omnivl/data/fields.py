@@ -12,12 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.formats import picture_size
+from omnivl.data.decode import decode_mask
+from omnivl.data.formats import file_named
+from omnivl.data.limits import DEFAULT_LIMITS, DecodeLimits
 from omnivl.data.placement import Placement
 from omnivl.data.sources.base import BadSampleError, Sample
 
@@ -68,13 +69,17 @@ class Placed:
 class FieldReader:
     """Reads the fields that one data entry keeps."""
 
-    def __init__(self, config: DataEntryConfig, asked: Mapping[str, Field]) -> None:
+    def __init__(
+        self, config: DataEntryConfig, asked: Mapping[str, Field], limits: DecodeLimits = DEFAULT_LIMITS
+    ) -> None:
         """Describes a reader.
 
         Args:
             config: The entry.
             asked: Types of fields by name; others are kept as they are, files as masks.
+            limits: Bounds of masks.
         """
+        self._pictures, self._limits = config.pictures, limits
         self._sources = config.kept_fields
         self.types = {
             name: asked.get(name, Field("mask" if source in config.field_files else "raw", required=False))
@@ -89,12 +94,12 @@ class FieldReader:
                 arrays over the whole picture: float64 ``[N, 4]``, bool ``[N, H, W]``.
 
         Raises:
-            BadSampleError: ``missing_field`` or ``wrong_field``.
+            BadSampleError: ``missing_field``, ``wrong_field``, or see ``decode_mask``.
         """
         found: dict[str, object] = {}
         for name, field in self.types.items():
             source = self._sources[name]
-            value = _mask_file(sample, source) if field.kind == "mask" else field_value(sample, source)
+            value = self._mask(sample, source, field) if field.kind == "mask" else field_value(sample, source)
             if value is None and field.required:
                 detail = f"nothing in {source!r}, which is wanted as {name!r}"
                 raise BadSampleError("missing_field", sample.where, detail)
@@ -123,6 +128,16 @@ class FieldReader:
                 masks = np.stack([places[field.picture].mask(mask, size) for mask in value])
                 placed[name] = Placed(masks, np.array([mask.any() for mask in masks], dtype=np.bool_))
         return placed
+
+    def _mask(self, sample: Sample, source: str, field: Field) -> NDArray[np.bool_] | None:
+        """The mask in a file of the sample, ``[1, H, W]``; None without a file."""
+        if source not in sample.members:
+            return None
+        picture = sample.media
+        if self._pictures:
+            name = file_named(self._pictures[field.picture], sample.members)
+            picture = None if name is None else sample.members[name]
+        return decode_mask(sample, source, picture, self._limits)[None]
 
 
 def blank_value(field: Field, size: int) -> object:
@@ -208,21 +223,3 @@ def _box(value: object) -> tuple[float, ...] | None:
         return None
     left, top, right, bottom = (float(one) for one in value)
     return (left, top, right, bottom) if 0 <= left < right <= 1 and 0 <= top < bottom <= 1 else None
-
-
-def _mask_file(sample: Sample, source: str) -> NDArray[np.bool_] | None:
-    """The mask in a file of the sample, ``[1, H, W]``: pixels that are not black are inside. None without a file.
-
-    Raises:
-        BadSampleError: ``broken_image``.
-    """
-    data = sample.members.get(source)
-    if data is None:
-        return None
-    pixels = None
-    if picture_size(data) is not None:
-        pixels = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_GRAYSCALE)
-    if pixels is None:
-        raise BadSampleError("broken_image", sample.where, f"{source}: no picture that can be decoded")
-    inside: NDArray[np.bool_] = (pixels > 0)[None]
-    return inside

@@ -5,8 +5,9 @@ these tables are refused: there is no fallback decoder, and no decoder that coul
 """
 
 import struct
-from collections.abc import Iterable
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Literal, NamedTuple
 
 PictureFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
 
@@ -41,8 +42,33 @@ def picture_format(data: bytes) -> PictureFormat | None:
 
 
 def is_animated(data: bytes) -> bool:
-    """Whether a WebP's header declares an animation. Needs the first 21 bytes; GIF counts as a clip by its name."""
+    """Whether a WebP's header declares an animation, be it of one frame. Needs the first 21 bytes."""
     return picture_format(data) == "webp" and data[12:16] == b"VP8X" and len(data) > 20 and bool(data[20] & 2)
+
+
+def may_move(data: bytes) -> bool:
+    """Whether a picture's format can hold several frames in turn. Needs the first 21 bytes."""
+    return picture_format(data) == "gif" or is_animated(data)
+
+
+def is_clip(extension: str, data: bytes) -> bool:
+    """Whether a file is a clip: a video, or a GIF or WebP of more than one frame.
+
+    A second picture inside a JPEG, and the animation of a PNG, do not make it one: it is the picture that viewers show.
+
+    Args:
+        extension: Its lower-case extension without dot.
+        data: Its bytes. Of a GIF or WebP (``may_move``), those up to the header of the second frame at least.
+    """
+    match picture_format(data):
+        case None:
+            return extension in CLIP_EXTENSIONS
+        case "gif":
+            return sum(1 for _ in islice(_gif_frames(data), 2)) == 2
+        case "webp":
+            return is_animated(data) and sum(1 for _ in islice(_webp_frames(data), 2)) == 2
+        case _:
+            return False
 
 
 def picture_size(data: bytes) -> tuple[int, int] | None:
@@ -50,6 +76,8 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
     try:
         match picture_format(data):
             case "png":
+                if data[12:16] != b"IHDR":
+                    return None
                 width, height = struct.unpack(">II", data[16:24])
             case "gif":
                 width, height = _gif_size(data)
@@ -68,14 +96,27 @@ def picture_size(data: bytes) -> tuple[int, int] | None:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a PNG or WebP file is complete. OpenCV fills missing parts with grey without an error."""
+    """Whether a PNG or WebP file is complete.
+
+    OpenCV fills missing parts with grey without an error, and takes the memory that a PNG's chunk claims to need.
+    """
     match picture_format(data):
         case "png":
-            return b"IEND" in data[-64:]
+            return _png_is_complete(data)
         case "webp":
             return len(data) >= int.from_bytes(data[4:8], "little") + 8
         case _:
             return True
+
+
+def _png_is_complete(data: bytes) -> bool:
+    place = 8
+    while place + 12 <= len(data):
+        kind, size = data[place + 4 : place + 8], int.from_bytes(data[place : place + 4], "big")
+        place += 12 + size
+        if kind == b"IEND":
+            return place <= len(data)
+    return False
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -94,23 +135,81 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
             return None
 
 
+def frame_durations(data: bytes) -> list[int]:
+    """Milliseconds of every frame of a GIF or an animated WebP (``may_move``)."""
+    if picture_format(data) == "gif":
+        return [frame.duration for frame in _gif_frames(data)]
+    # bytes 12 to 14 of each chunk's content
+    return [int.from_bytes(data[place + 20 : place + 23], "little") for place in _webp_frames(data)]
+
+
+def _webp_frames(data: bytes) -> Iterator[int]:
+    """Where the chunk of each frame (ANMF) of an animated WebP begins."""
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        if data[place : place + 4] == b"ANMF":
+            yield place
+        place += 8 + size + size % 2
+
+
+class _GifFrame(NamedTuple):
+    """Which part of the screen a frame covers, and its milliseconds."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    duration: int
+
+
 def _gif_size(data: bytes) -> tuple[int, int]:
     """The screen, or what its frames reach where they exceed it: a decoder enlarges the screen to them."""
-    width, height = struct.unpack("<HH", data[6:10])
-    place = 13 + _colours(data[10])
-    while place < len(data) and data[place] in b"\x21\x2c":
-        if data[place] == 0x21:
-            place += 2
-        else:
-            if len(data) < place + 10:
-                break
-            left, top, wide, high = struct.unpack("<HHHH", data[place + 1 : place + 9])
-            width, height = max(width, left + wide), max(height, top + high)
-            place += 11 + _colours(data[place + 9])
-        while place < len(data) and data[place]:
-            place += 1 + data[place]
-        place += 1
+    width, height, _ = struct.unpack("<HHB", data[6:11])
+    for frame in _gif_frames(data):
+        width, height = max(width, frame.left + frame.width), max(height, frame.top + frame.height)
     return width, height
+
+
+def _gif_frames(data: bytes) -> Iterator[_GifFrame]:
+    """Walks over the frames of a GIF, or of as much of it as there is, as Pillow's decoder does.
+
+    That is: bytes between blocks that start none are passed over, and an extension has at least one block before the
+    empty one that ends it.
+    """
+    place, duration, first = 13 + (_colours(data[10]) if len(data) > 10 else 0), 0, True
+    while place < len(data) and data[place] != 0x3B:
+        if data[place] == 0x21:
+            if data[place + 1 : place + 2] == b"\xf9":  # hundredths of a second, for the frame that follows
+                duration = 10 * int.from_bytes(data[place + 4 : place + 6], "little")
+            place = _skip_extension(data, place + 1, first=first)
+        elif data[place] == 0x2C and len(data) >= place + 10:
+            left, top, wide, high = struct.unpack("<HHHH", data[place + 1 : place + 9])
+            yield _GifFrame(left, top, wide, high, duration)
+            place, duration, first = _skip_blocks(data, place + 11 + _colours(data[place + 9])), 0, False
+        else:
+            place += 1
+
+
+def _skip_extension(data: bytes, place: int, *, first: bool) -> int:
+    label, block = data[place : place + 1], data[place + 2 : place + 13]
+    if label == b"\xfe":  # a comment
+        return _skip_blocks(data, place + 1)
+    place = _skip_block(data, place + 1)
+    if label == b"\xff" and first and block == b"NETSCAPE2.0":
+        place = _skip_block(data, place)
+    return _skip_blocks(data, place)
+
+
+def _skip_block(data: bytes, place: int) -> int:
+    return place + 1 + (data[place] if place < len(data) else 0)
+
+
+def _skip_blocks(data: bytes, place: int) -> int:
+    """The place behind a chain of blocks and the empty one that ends it."""
+    while place < len(data) and data[place]:
+        place += 1 + data[place]
+    return place + 1
 
 
 def _colours(flags: int) -> int:

@@ -1,8 +1,20 @@
-"""Which frames of a clip become the model's frames."""
+"""Which frames of a clip become the model's frames.
+
+Shapes: T frames, H x W pixels.
+"""
+
+from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omnivl.data.config import FrameSamplingConfig
+
+ChooseFrames = Callable[[int], list[int]]
+"""Number of frames of a clip -> frames wanted, in rising order; repeats are allowed."""
+
+Whole = Callable[[int, int], bool]
+"""Whether a clip is to be decoded whole, by its number of frames and the pixels of each."""
 
 
 def sample_frames(
@@ -32,3 +44,25 @@ def sample_frames(
         offsets = random.random(num_frames) if config.mode == "segment" else np.full(num_frames, 0.5)
     places = start + (np.arange(num_frames) + offsets) * (length / num_frames)
     return [min(int(place), total - 1) for place in places]
+
+
+def wanted_frames(total: int, size: tuple[int, int], choose: ChooseFrames, whole: Whole | None) -> list[int]:
+    """The numbers of the frames wanted of a clip.
+
+    Args:
+        total: Its frames.
+        size: (width, height) of each.
+        choose: Which of them.
+        whole: Whether to take all instead; None for never.
+    """
+    return list(range(total)) if whole is not None and whole(total, size[0] * size[1]) else choose(total)
+
+
+def gather_frames(frames: dict[int, NDArray[np.uint8]], wanted: list[int]) -> NDArray[np.uint8]:
+    """The frames ``[T, H, W, 3]`` in rising order, as wanted; each is let go once it is copied."""
+    gathered: NDArray[np.uint8] = np.empty((len(wanted), *frames[wanted[0]].shape), dtype=np.uint8)
+    for place, number in enumerate(wanted):
+        gathered[place] = frames[number]
+        if number not in wanted[place + 1 : place + 2]:
+            del frames[number]
+    return gathered

@@ -78,8 +78,8 @@ def group_members(members: Iterable[tuple[Member, Part]]) -> Iterator[Group[Part
     """Joins neighbouring members of one key, and finds those that come again.
 
     Raises:
-        ArchiveError: From ``members``, after the samples before it. The last one is given only if it has a picture and
-            a text, or an end mark behind it: others may have lost a part.
+        ArchiveError: From ``members``, after the samples before it. The last one is given only if an end mark lies
+            behind it, or if it has a picture and a text and nothing known of it is cut: others may have lost a part.
     """
     seen: dict[str, frozenset[str]] = {}
     shared: dict[frozenset[str], frozenset[str]] = {}  # most samples have the same parts
@@ -93,7 +93,8 @@ def group_members(members: Iterable[tuple[Member, Part]]) -> Iterator[Group[Part
             group, archive = group or Group(member.key), member.archive
             group.add(member, part)
     except ArchiveError as error:
-        if group is not None and (error.behind_end or (group.media is not None and group.text)):
+        whole = group is not None and group.key != error.key and group.media is not None and bool(group.text)
+        if group is not None and (whole or error.behind_end):
             yield _compared(group, seen, shared)
         raise
     if group is not None:

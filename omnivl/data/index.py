@@ -9,7 +9,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.archive import ArchiveError, FileBytes, TarReader
-from omnivl.data.formats import CLIP_EXTENSIONS, TEXT_EXTENSIONS, file_named, is_animated
+from omnivl.data.formats import TEXT_EXTENSIONS, file_named, is_clip, may_move
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.metadata import FieldColumns, FieldEncoder
 from omnivl.data.record import Record, parse_record
@@ -110,7 +110,7 @@ class ShardIndex:
         return lacking_media(self.extension[row], texts, where).rejection
 
 
-def build_index(path: Path, name: str) -> ShardIndex:
+def build_index(path: Path, name: str, enough: Callable[[int], bool] | None = None) -> ShardIndex:
     """Reads a shard's headers and text members. Never raises for a bad shard: mistakes are in ``rejections``.
 
     Time and memory are bounded by the size of the file.
@@ -118,15 +118,17 @@ def build_index(path: Path, name: str) -> ShardIndex:
     Args:
         path: The tar file, not compressed.
         name: How messages call it.
+        enough: Ends the reading after a number of samples for which it is true; None reads the whole shard.
     """
     columns = _Columns()
     rejections: list[Rejection] = []
+    whole = True
     try:
         with opened_shard(path) as descriptor:
-            _fill(columns, descriptor, name, rejections)
+            whole = _fill(columns, descriptor, name, rejections, enough)
     except OSError as error:
         rejections.append(Rejection("unreadable_path", name, error.strerror or str(error)))
-    if not columns.keys and not rejections:
+    if whole and not columns.keys and not rejections:
         rejections.append(Rejection("empty_shard", name, "the archive has no samples"))
     return columns.to_index(tuple(rejections))
 
@@ -148,14 +150,23 @@ def opened_shard(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _fill(columns: "_Columns", descriptor: int, name: str, rejections: list[Rejection]) -> None:
+def _fill(
+    columns: "_Columns",
+    descriptor: int,
+    name: str,
+    rejections: list[Rejection],
+    enough: Callable[[int], bool] | None,
+) -> bool:
+    """Fills columns from a shard; returns whether it came to the end."""
     source = FileBytes(descriptor)
     if source.size == 0:
         rejections.append(Rejection("empty_shard", name, "the file has no bytes"))
-        return
+        return True
     members = ((member, (member.offset, member.size)) for member in TarReader(source))
     try:
         for group in group_members(members):
+            if enough is not None and enough(len(columns.keys) + len(rejections)):
+                return False
             where = f"{name}:{group.key}"
             try:
                 columns.add(group, *_examine(descriptor, group, where))
@@ -165,6 +176,7 @@ def _fill(columns: "_Columns", descriptor: int, name: str, rejections: list[Reje
                     columns.drop(group.key)
     except ArchiveError as error:
         rejections.append(Rejection(error.cause, name, f"{error.detail}; the file has {source.size} bytes"))
+    return True
 
 
 def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, bool]:
@@ -182,9 +194,20 @@ def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, b
     record = parse_record(texts, where)
     if group.media is None:
         return record, False
-    (offset, size), extension = group.media
-    header = os.pread(descriptor, min(size, _HEADER_BYTES), offset)
-    return record, extension in CLIP_EXTENSIONS or is_animated(header)
+    return record, _moves(descriptor, *group.media)
+
+
+def _moves(descriptor: int, span: Span, extension: str) -> bool:
+    """Whether a picture or clip is a clip; of a GIF or WebP no more is read than up to the second frame, or nearly."""
+    offset, size = span
+    length = _HEADER_BYTES
+    while True:
+        head = os.pread(descriptor, min(size, length), offset)
+        if is_clip(extension, head):
+            return True
+        if length >= size or not may_move(head):
+            return False
+        length *= 16
 
 
 class _Columns:

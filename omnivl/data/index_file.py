@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from omnivl.data.index import ShardIndex, absent_index, build_index
 from omnivl.data.metadata import FieldColumn, FieldColumns
 from omnivl.data.sources.base import Rejection
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 
 _ARRAYS = ("media", "text", "is_clip", "members")
 _SMALLEST_LIMIT = 1 << 20  # bytes of an index file that are read whatever the shard's size
@@ -42,11 +42,9 @@ def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
         cache: The index file; None keeps none. If the folder is not writable, the index is built at every start.
     """
     try:
-        status = path.stat()
+        stamp = _stamp(path)
     except OSError as error:
         return absent_index(name, error.strerror or str(error))
-    times = (status.st_mtime_ns, status.st_ctime_ns)
-    stamp = np.array([INDEX_VERSION, status.st_size, *times], dtype=np.int64)
     cached = None if cache is None else _read_cache(cache, stamp)
     if cached is not None:
         return cached
@@ -55,6 +53,44 @@ def load_index(path: Path, name: str, cache: Path | None) -> ShardIndex:
     if cache is not None and not unreadable:
         _write_cache(cache, stamp, index)
     return index
+
+
+def glance_at_index(
+    path: Path, name: str, cache: Path | None, enough: Callable[[int], bool]
+) -> tuple[ShardIndex, bool]:
+    """The index of a shard if there is one, else that of its beginning; nothing is written.
+
+    Args:
+        path: The tar file.
+        name: How messages call it.
+        cache: See ``load_index``.
+        enough: See ``build_index``.
+
+    Returns:
+        The index, and whether it is that of the whole shard.
+    """
+    try:
+        stamp = _stamp(path)
+    except OSError as error:
+        return absent_index(name, error.strerror or str(error)), True
+    cached = None if cache is None else _read_cache(cache, stamp)
+    if cached is not None:
+        return cached, True
+    stopped: list[bool] = []
+
+    def stop(samples: int) -> bool:
+        if enough(samples):
+            stopped.append(True)
+        return bool(stopped)
+
+    index = build_index(path, name, stop)
+    return index, not stopped
+
+
+def _stamp(path: Path) -> NDArray[np.int64]:
+    """What an index is compared with: the version of its form, and the shard's size and times of change."""
+    status = path.stat()
+    return np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns], dtype=np.int64)
 
 
 def _signature(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:

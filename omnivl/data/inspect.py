@@ -20,7 +20,7 @@ from omnivl.data.index_file import load_index
 from omnivl.data.inspect_media import MediaFacts, has_media, media_facts
 from omnivl.data.record import parse_record
 from omnivl.data.sources import is_stream, open_source
-from omnivl.data.sources.base import BadSampleError, Rejection, Sample
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Rejection, Sample
 from omnivl.data.sources.emoji import embedded_shards
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
@@ -69,6 +69,7 @@ class Inspection:
         repeated_keys: The most frequent of them with the number of their samples.
         rejected: Bad samples by cause.
         rejections: The first of them.
+        no_shards: Why files that gave no sample at all are no shards.
         shown: Samples to look at.
     """
 
@@ -94,6 +95,7 @@ class Inspection:
     repeated_keys: dict[str, int] = field(default_factory=dict)
     rejected: Counter[str] = field(default_factory=Counter)
     rejections: list[Rejection] = field(default_factory=list)
+    no_shards: list[Rejection] = field(default_factory=list)
     shown: list[Sample] = field(default_factory=list)
 
     def reject(self, rejection: Rejection) -> None:
@@ -106,7 +108,8 @@ class Inspection:
         """All counts, without the samples to look at."""
         fields = {name: value for name, value in vars(self).items() if name != "shown"}
         fields["shards"] = [vars(shard) for shard in self.shards]
-        fields["rejections"] = [vars(rejection) for rejection in self.rejections]
+        for name in ("rejections", "no_shards"):
+            fields[name] = [vars(rejection) for rejection in fields[name]]
         return json.dumps(fields, ensure_ascii=False, indent=1)
 
 
@@ -160,6 +163,8 @@ def _inspect_shards(source: str, shards: Sequence[str], samples: int, scan: int)
         key_hashes.update(hash(key) for key in index.keys)
         for rejection in index.rejections:
             found.reject(rejection)
+            if rejection.cause in SHARD_CAUSES and not len(index):
+                found.no_shards.append(rejection)
     found.samples = sum(len(index) for index in indexes)
     repeated = {value for value, count in key_hashes.items() if count > 1}
     if repeated:

@@ -8,13 +8,14 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
+from PIL import Image
 
-from omnivl.data.decode import DecodeLimits, decode_clip, decode_still
-from omnivl.data.formats import CLIP_EXTENSIONS, is_animated, picture_format, picture_size
-from omnivl.data.orientation import upright_size
+from omnivl.data.container import open_container, stream_orientation, video_size, video_stream
+from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.formats import CLIP_EXTENSIONS, frame_durations, is_clip, may_move, picture_format, picture_size
+from omnivl.data.limits import DEFAULT_LIMITS
+from omnivl.data.orientation import turned_size, upright_size
 from omnivl.data.sources.base import BadSampleError, Sample, naming
-from omnivl.data.video import open_container
 
 _STILL_SIDE = 224
 _STRIP_SIDE = 112
@@ -46,11 +47,11 @@ def has_media(sample: Sample) -> bool:
     return sample.frames is not None or sample.media is not None
 
 
-def is_clip(sample: Sample) -> bool:
+def moves(sample: Sample) -> bool:
     """Whether a sample moves: a video, an animated picture, or drawn frames."""
     if sample.frames is not None:
         return len(sample.frames) > 1
-    return sample.extension in CLIP_EXTENSIONS or is_animated((sample.media or b"")[:32])
+    return is_clip(sample.extension, sample.media or b"")
 
 
 def media_facts(sample: Sample) -> MediaFacts:
@@ -63,46 +64,28 @@ def media_facts(sample: Sample) -> MediaFacts:
         frames, height, width = sample.frames.shape[:3]
         return MediaFacts(width, height, frames)
     assert sample.media is not None, "a sample has media or frames"
-    kind = picture_format(sample.media)
-    if kind is None and sample.extension in CLIP_EXTENSIONS:
-        return _video_facts(sample.media, sample.where)
-    size = picture_size(sample.media)
+    media, where = sample.media, sample.where
+    if picture_format(media) is None and sample.extension in CLIP_EXTENSIONS:
+        return _video_facts(media, where)
+    size = picture_size(media)
     if size is None:
-        raise BadSampleError("broken_image", sample.where, "no picture header, or one that is cut or damaged")
-    if is_animated(sample.media):
-        durations = _webp_durations(sample.media)
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    if kind == "gif":
-        with (
-            naming("broken_image", sample.where),
-            Image.open(io.BytesIO(sample.media), formats=("GIF",)) as picture,
-        ):
-            durations = [int(frame.info.get("duration", 0)) for frame in ImageSequence.Iterator(picture)]
-        return MediaFacts(*size, len(durations), sum(durations) / 1000)
-    return MediaFacts(*upright_size(size, sample.media))
+        raise BadSampleError("broken_image", where, "no picture header, or one that is cut or damaged")
+    shown = upright_size(size, media)
+    if not may_move(media):
+        return MediaFacts(*shown)
+    durations = frame_durations(media)
+    if not durations:
+        raise BadSampleError("broken_image", where, "no frame, or a file that is cut or damaged")
+    return MediaFacts(*shown) if len(durations) == 1 else MediaFacts(*shown, len(durations), sum(durations) / 1000)
 
 
 def _video_facts(media: bytes, where: str) -> MediaFacts:
     with naming("broken_video", where), open_container(media) as container:
-        if not container.streams.video:
-            raise BadSampleError("broken_video", where, "the file has no video stream")
-        stream = container.streams.video[0]
-        width, height = stream.codec_context.width, stream.codec_context.height
+        stream = video_stream(container, where)
+        size = turned_size(video_size(stream, DEFAULT_LIMITS, where), stream_orientation(media))
         frames = stream.frames or sum(1 for packet in container.demux(stream) if packet.size)
         seconds = None if container.duration is None else container.duration / av.time_base
-    return MediaFacts(width, height, frames, seconds)
-
-
-def _webp_durations(media: bytes) -> list[int]:
-    """Milliseconds of every frame of an animated WebP: bytes 12 to 14 of each ANMF chunk."""
-    durations: list[int] = []
-    place = 12
-    while place + 8 <= len(media):
-        size = int.from_bytes(media[place + 4 : place + 8], "little")
-        if media[place : place + 4] == b"ANMF":
-            durations.append(int.from_bytes(media[place + 20 : place + 23], "little"))
-        place += 8 + size + size % 2
-    return durations
+    return MediaFacts(*size, frames, seconds)
 
 
 def thumbnail(sample: Sample) -> str:
@@ -111,10 +94,9 @@ def thumbnail(sample: Sample) -> str:
     Raises:
         BadSampleError: It does not decode.
     """
-    limits = DecodeLimits()
-    if not is_clip(sample):
-        return _data_uri(_fit(decode_still(sample, limits, needed=_STILL_SIDE)[0], _STILL_SIDE))
-    frames = decode_clip(sample, limits, _strip_places)
+    if not moves(sample):
+        return _data_uri(_fit(decode_still(sample, DEFAULT_LIMITS, needed=_STILL_SIDE)[0], _STILL_SIDE))
+    frames = decode_clip(sample, DEFAULT_LIMITS, _strip_places)
     gap = np.full((_STRIP_SIDE, _STRIP_GAP, 3), 128, dtype=np.uint8)
     strip = [part for frame in frames for part in (gap, _fit(frame, _STRIP_SIDE))]
     return _data_uri(np.concatenate(strip[1:], axis=1))

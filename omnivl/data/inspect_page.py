@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnivl.data.inspect import Inspection
-from omnivl.data.inspect_media import has_media, is_clip, media_facts, thumbnail
+from omnivl.data.inspect_media import has_media, media_facts, moves, thumbnail
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample
 from omnivl.pages import page_template
 
@@ -67,7 +67,7 @@ def _card(sample: Sample) -> Card:
     tags = tuple(
         f"{name}: {value}" for name in ("split", "style") if isinstance(value := sample.meta.get(name), str | int)
     )
-    return Card(sample.key, picture, problem, is_clip(sample), facts, sample.captions[:6], sample.label or "", tags)
+    return Card(sample.key, picture, problem, moves(sample), facts, sample.captions[:6], sample.label or "", tags)
 
 
 def _problem(rejection: Rejection) -> str:

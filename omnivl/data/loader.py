@@ -6,7 +6,9 @@ part. The sample at a position depends only on the seed, so that it is independe
 and prefetched batches, and a joined batch equals the concatenation of the replicas' batches.
 """
 
+import gc
 import multiprocessing
+import multiprocessing.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,6 +242,9 @@ class Loader:
 
     def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
+        # Made before the workers, which then have their sockets in it too: whoever removes it removes theirs.
+        multiprocessing.util.get_temp_dir()
+        gc.collect()  # a forked worker that frees what libav's threads belong to waits for them for ever
         if self._config.start_method == "forkserver":
             modules = [BatchMaker.__module__, *([] if self._prepare is None else [self._prepare.__module__])]
             context.set_forkserver_preload(modules)  # imported once, not by every worker

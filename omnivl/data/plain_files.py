@@ -8,6 +8,7 @@ A path in a plan may name a device, a pipe or a link to one; reading these whole
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
 
 from omnivl.errors import DataError
@@ -27,14 +28,24 @@ def read_small(path: Path, most: int = MIB) -> bytes:
     Raises:
         OSError: It cannot be read, is not regular or is too large; ``strerror`` says which.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise OSError(errno.EINVAL, "no regular file", str(path))
+    with open_plain(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise OSError(errno.EFBIG, f"larger than {most // MIB} MiB", str(path))
     return content
+
+
+def open_plain(path: Path) -> BufferedReader:
+    """Opens a regular file for reading, without waiting for another process as a pipe does.
+
+    Raises:
+        OSError: It cannot be opened or is not regular; ``strerror`` says which.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return os.fdopen(handle, "rb")
 
 
 def check_plain_file(path: Path, most: int = MAX_TEXT_FILE) -> None:

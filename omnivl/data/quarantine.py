@@ -18,7 +18,8 @@ class Quarantine:
         Args:
             max_bad_fraction: Share of bad samples that is tolerated.
             min_samples_to_judge: Samples to be seen before that share is judged.
-            log: JSON-lines file that is appended to: ``cause``, ``where``, ``detail``.
+            log: JSON-lines file that is appended to: ``cause``, ``where``, ``detail``, and the ``traceback`` of what
+                nobody foresaw.
         """
         self._max_bad_fraction = max_bad_fraction
         self._min_samples = min_samples_to_judge
@@ -84,7 +85,7 @@ class Quarantine:
         if self._log is not None and log and fresh:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             lines = [
-                json.dumps({"cause": entry.cause, "where": entry.where, "detail": entry.detail}, ensure_ascii=False)
+                json.dumps({name: value for name, value in vars(entry).items() if value}, ensure_ascii=False)
                 for entry in fresh
             ]
             with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:

@@ -81,7 +81,8 @@ def _parse_json(text: str, where: str) -> dict[str, object]:
         raise BadSampleError("wrong_json", where, f"lists and objects are nested deeper than {_MAX_DEPTH}")
     if _SURROGATE.search(text) is not None:
         try:
-            json.dumps(fields, ensure_ascii=False).encode("utf-8")
+            kept = {name: value for name, value in fields.items() if name not in ("caption", "captions")}
+            json.dumps(kept, ensure_ascii=False).encode("utf-8")  # a caption matters only if it is chosen
         except UnicodeEncodeError as error:
             half = error.object[error.start]
             raise BadSampleError("invalid_utf8", where, f".json: {half!a} is half of a pair, no character") from error

@@ -9,6 +9,7 @@ from omnivl.data.batch import has_text, is_label
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.fields import field_value
 from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.templates import filled
 from omnivl.randomness import stable_hash
 
 _DIRECTIONS: dict[str, str] = {
@@ -59,7 +60,7 @@ def choose_text(sample: Sample, config: DataEntryConfig, random: np.random.Gener
     if is_label(config.kind):
         if sample.label is None:
             raise BadSampleError("missing_label", sample.where, f"kind {config.kind} needs a label")
-        return _drawn(config.prompts, random).replace("{label}", sample.label)
+        return filled(_drawn(config.prompts, random), {"label": sample.label})
     captions = sample_texts(sample, config)
     if not captions:
         needed = "a caption" if config.text is None else f"a text in {config.text!r}"

@@ -4,7 +4,7 @@ Shapes: B texts, L positions.
 """
 
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -125,19 +125,24 @@ class TextReader:
             length *= 2
 
 
-def load_readers(inputs: Mapping[str, TextInput], own: Tokenizer) -> dict[str, TextReader]:
+def load_readers(
+    inputs: Mapping[str, TextInput], own: Tokenizer, load: Callable[[str, int], Tokenizer] | None = None
+) -> dict[str, TextReader]:
     """What stacks with a tokenizer of their own read texts with, by stack.
 
     Args:
         inputs: By stack; see ``Architecture.text_inputs``.
         own: The plan's tokenizer.
+        load: Of a name and the number of words that the model has for it; None for ``load_tokenizer``.
 
     Raises:
         DataError: A stack has fewer words than its tokenizer, or see ``load_tokenizer``.
     """
     readers: dict[str, TextReader] = {}
     for stack, one in inputs.items():
-        tokenizer = own if one.tokenizer is None else load_tokenizer(one.tokenizer)
+        tokenizer = own
+        if one.tokenizer is not None:
+            tokenizer = load_tokenizer(one.tokenizer) if load is None else load(one.tokenizer, one.vocab_size)
         if (words := tokenizer.special.vocab_size) > one.vocab_size:
             raise DataError(
                 f"model.{stack}.vocab_size: got {one.vocab_size} rows for a tokenizer of {words} words; allowed "

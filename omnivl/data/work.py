@@ -20,11 +20,11 @@ from torch.utils.data import get_worker_info
 from omnivl.data.batch import Batch
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import DecodeLimits
 from omnivl.data.example import Example, ExampleReader, PixelCache
 from omnivl.data.fields import Field
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sizes import InputSizes
-from omnivl.data.sources.base import BadSampleError, Rejection, Source
+from omnivl.data.sources.base import BadSampleError, Rejection, Source, naming
 from omnivl.data.sources.stream import StreamReader
 from omnivl.errors import DataError
 
@@ -163,22 +163,48 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         self._streams = {}
 
     def _make(self, request: BatchRequest) -> Result:
-        entry = self._entries[request.entry]
-        if self._sources[request.entry] is None:
-            examples, rejections, shard = self._from_stream(request)
-        else:
-            examples, rejections, shard = *self._from_list(request), None
-        types = self._reader(request.entry).field_types
-        batch = self._collator.collate(examples, entry.kind, self._keys[request.entry], request.step, types)
-        return pack(batch, rejections, shard)
+        refused: dict[str, Rejection] = {}
+        kept: list[Example] = []
+        while True:
+            if self._sources[request.entry] is None:
+                examples, rejections, shard = self._from_stream(request, kept)
+            else:
+                examples, rejections, shard = *self._from_list(request, refused), None
+            try:
+                return pack(self._collated(request, examples), rejections, shard)
+            except Exception:
+                found = self._unfit(request, examples)
+                if not found or len(found) == len(examples) > 1:
+                    raise  # no sample's fault
+            refused |= found
+            kept = [example for example in examples if example.where not in found]
+            if self._sources[request.entry] is None:
+                self._stream(request).rejections += [*rejections, *found.values()]
 
-    def _from_list(self, request: BatchRequest) -> tuple[list[Example], list[Rejection]]:
+    def _collated(self, request: BatchRequest, examples: Sequence[Example]) -> Batch:
+        kind, key = self._entries[request.entry].kind, self._keys[request.entry]
+        return self._collator.collate(examples, kind, key, request.step, self._reader(request.entry).field_types)
+
+    def _unfit(self, request: BatchRequest, examples: Sequence[Example]) -> dict[str, Rejection]:
+        """The samples of a batch that cannot be collated, tried one by one: a tokenizer fails for their texts."""
+        found: dict[str, Rejection] = {}
+        for example in examples:
+            try:
+                with naming("unusable", example.where):
+                    self._collated(request, [example])
+            except BadSampleError as error:
+                found[example.where] = error.rejection
+        return found
+
+    def _from_list(
+        self, request: BatchRequest, refused: Mapping[str, Rejection]
+    ) -> tuple[list[Example], list[Rejection]]:
         reader = self._reader(request.entry)
         examples: list[Example] = []
         rejections: list[Rejection] = []
         for position in range(request.first, request.first + request.count):
             try:
-                example, bad = reader.example(position)
+                example, bad = reader.example(position, refused)
             except DataError:
                 raise
             except Exception as error:
@@ -187,21 +213,27 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             rejections += bad
         return examples, rejections
 
-    def _from_stream(self, request: BatchRequest) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
+    def _from_stream(
+        self, request: BatchRequest, kept: Sequence[Example]
+    ) -> tuple[list[Example], list[Rejection], tuple[int, int]]:
+        """Fills a batch up; ``kept`` are its samples so far."""
         stream, reader = self._stream(request), self._reader(request.entry)
-        examples: list[Example] = []
+        examples = list(kept)
+        taken = {example.position for example in kept}
         bad = 0
-        while len(examples) < request.count:
-            try:
-                examples.append(reader.finish(stream.next(), request.first + len(examples)))
-                bad = 0
-            except BadSampleError as error:
-                stream.rejections.append(error.rejection)
-                bad += 1
-                if bad >= _MAX_BAD_OF_STREAM:
-                    source = self._entries[request.entry].source
-                    detail = f"{bad} samples in a row cannot be used; the last one: {error}"
-                    raise DataError(f"data source {source!r}: {detail}") from error
+        for position in range(request.first, request.first + request.count):
+            while position not in taken:
+                try:
+                    examples.append(reader.finish(stream.next(), position))
+                    taken.add(position)
+                    bad = 0
+                except BadSampleError as error:
+                    stream.rejections.append(error.rejection)
+                    bad += 1
+                    if bad >= _MAX_BAD_OF_STREAM:
+                        source = self._entries[request.entry].source
+                        detail = f"{bad} samples in a row cannot be used; the last one: {error}"
+                        raise DataError(f"data source {source!r}: {detail}") from error
         rejections, stream.rejections = stream.rejections, []
         info = get_worker_info()
         return examples, rejections, (0 if info is None else info.id, stream.shard)
@@ -233,6 +265,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
                 key=self._keys[request.entry],
                 seed=self._seed,
                 buffer=self._config.shuffle_buffer,
+                timeout=self._config.stream_timeout_seconds,
                 reader=self._replica * workers + worker,
                 readers=self._replicas * workers,
                 first_shard=request.first_shard,

@@ -285,7 +285,14 @@ class OmniVLModel(PreTrainedModel):
         length = most if max_new_tokens is None else max_new_tokens
         if not 1 <= length <= most:
             raise ModelError(f"max_new_tokens: got {length}; allowed 1 to {most}, the model's positions; change it")
-        options = caption_search(tokens, length, num_beams, length_penalty, min_new_tokens, repetition_penalty)
+        options = caption_search(
+            tokens,
+            length,
+            num_beams,
+            length_penalty=length_penalty,
+            min_length=min_new_tokens,
+            repetition_penalty=repetition_penalty,
+        )
         frames = _one_of(pixel_values, pixel_values_videos)
         return generate(self._ready(), head, frames, options, token_ids=asked).token_ids
 

@@ -16,16 +16,19 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.decode import Pixels, evaluation_frames, to_rgb
+from omnivl.data.decode import Pixels, evaluation_frames
 from omnivl.data.formats import picture_format
 from omnivl.data.frames import sample_frames
 from omnivl.data.hugging_face_tokenizer import HuggingFaceTokenizer
+from omnivl.data.orientation import tagged_orientation, upright
 from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.transparency import on_white
 from omnivl.errors import DataError
 
 Picture = Image.Image | Pixels | Tensor | bytes | str | Path
-"""A picture: decoded, in RGB; or the content or the path of its file. Tensors are uint8 ``[3, H, W]``, arrays uint8
-``[H, W, 3]``."""
+"""A picture: decoded, in RGB, where PIL's is turned upright by its EXIF; or the content or the path of its file.
+
+Tensors are uint8 ``[3, H, W]``, arrays uint8 ``[H, W, 3]``."""
 
 Clip = Sequence[Image.Image | Pixels | Tensor] | Pixels | Tensor | bytes | str | Path
 """A clip: a sequence of frames; one array ``[T, H, W, 3]`` or tensor ``[T, 3, H, W]``; or its file."""
@@ -185,9 +188,11 @@ def _pixels(picture: Any) -> Pixels:
     """
     if isinstance(picture, Image.Image):
         if picture.has_transparency_data:
-            rgba = np.asarray(picture.convert("RGBA"))
-            return to_rgb(np.ascontiguousarray(rgba[..., [2, 1, 0, 3]]))
-        return np.asarray(picture.convert("RGB"))
+            stored: Pixels = on_white(np.asarray(picture.convert("RGBA")))
+        else:
+            stored = np.asarray(picture.convert("RGB"))
+        turned: Pixels = upright(stored[None], tagged_orientation(picture))[0]
+        return turned
     given: Any = picture.permute(1, 2, 0).numpy() if isinstance(picture, Tensor) and picture.dim() == 3 else picture
     if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
         shaped = isinstance(picture, np.ndarray | Tensor)

@@ -4,6 +4,8 @@ Shapes: B samples, T frames, H x W pixels, L text positions, S positions of the 
 hidden size.
 """
 
+from typing import Unpack
+
 import torch
 from torch import Tensor
 
@@ -12,7 +14,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Writing
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.inference.search import Generated, SearchOptions, beam_search
+from omnivl.inference.search import Choice, Generated, SearchOptions, beam_search
 from omnivl.inference.written import looked_at, written_layout
 
 
@@ -62,49 +64,27 @@ class ChainDecoder:
         return state[f"{self.objective}/prediction"]
 
 
-def writing_search(
-    writing: Writing,
-    num_beams: int = 1,
-    length_penalty: float = 0.0,
-    min_length: int = 0,
-    repetition_penalty: float = 1.0,
-) -> SearchOptions:
+def writing_search(writing: Writing, num_beams: int = 1, **choice: Unpack[Choice]) -> SearchOptions:
     """Search options for an objective's texts: special tokens other than the end are banned.
 
     Args:
         writing: How the objective generates texts.
         num_beams: 1 is greedy.
-        length_penalty: See ``SearchOptions``.
-        min_length: See ``SearchOptions``.
-        repetition_penalty: See ``SearchOptions``.
+        choice: See ``SearchOptions``.
 
     Raises:
         UserError: A number is outside of its range.
     """
-    special = writing.tokenizer.special
-    banned = tuple(i for i in range(special.num_reserved) if i != writing.end)
     start, *prompt = writing.given
+    tokens = writing.tokenizer.special
+    banned = _banned(tokens, writing.end)
     return SearchOptions(
-        start,
-        writing.end,
-        special.pad,
-        banned,
-        writing.max_length,
-        num_beams,
-        length_penalty,
-        tuple(prompt),
-        min_length,
-        repetition_penalty,
+        start, writing.end, tokens.pad, banned, writing.max_length, num_beams, prompt=tuple(prompt), **choice
     )
 
 
 def caption_search(
-    tokens: SpecialTokens,
-    max_length: int,
-    num_beams: int = 1,
-    length_penalty: float = 0.0,
-    min_length: int = 0,
-    repetition_penalty: float = 1.0,
+    tokens: SpecialTokens, max_length: int, num_beams: int = 1, **choice: Unpack[Choice]
 ) -> SearchOptions:
     """Search options for captions: from the decoder's start token; special tokens other than the end are banned.
 
@@ -112,26 +92,18 @@ def caption_search(
         tokens: Special tokens of the tokenizer.
         max_length: Largest number of tokens to generate, end token included.
         num_beams: 1 is greedy.
-        length_penalty: See ``SearchOptions``.
-        min_length: See ``SearchOptions``.
-        repetition_penalty: See ``SearchOptions``.
+        choice: See ``SearchOptions``.
 
     Raises:
         UserError: A number is outside of its range.
     """
-    banned = tuple(i for i in range(tokens.num_reserved) if i != tokens.sep)
     return SearchOptions(
-        tokens.decode,
-        tokens.sep,
-        tokens.pad,
-        banned,
-        max_length,
-        num_beams,
-        length_penalty,
-        (),
-        min_length,
-        repetition_penalty,
+        tokens.decode, tokens.sep, tokens.pad, _banned(tokens, tokens.sep), max_length, num_beams, **choice
     )
+
+
+def _banned(tokens: SpecialTokens, end: int) -> tuple[int, ...]:
+    return tuple(one for one in range(tokens.num_reserved) if one != end)
 
 
 def generate(

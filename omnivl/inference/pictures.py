@@ -19,7 +19,7 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
-from omnivl.data.sources.base import BadSampleError, Sample
+from omnivl.data.sources.base import BadSampleError, Sample, Source
 from omnivl.errors import DataError
 
 Media = Literal["image", "video"]
@@ -43,6 +43,12 @@ EVALUATION_SEED = 0
 seed."""
 
 
+def evaluation_entry(source: str, media: Media, where: Mapping[str, tuple[str, ...]], reads: Reads) -> DataEntryConfig:
+    """What an evaluation reads of a source, as a data entry; arguments as those of ``PictureSet``."""
+    kind = _KINDS[media, "caption" if source in _OF_CAPTIONS_ONLY else reads]
+    return DataEntryConfig(source=source, kind=kind, where=where)
+
+
 class PictureSet:
     """Pictures or clips with the texts and classes that they have.
 
@@ -59,6 +65,7 @@ class PictureSet:
         sizes: InputSizes,
         max_samples: int,
         reads: Reads = "caption",
+        opened: Source | None = None,
     ) -> None:
         """Reads the samples.
 
@@ -69,17 +76,18 @@ class PictureSet:
             sizes: Of the model's inputs.
             max_samples: Upper bound on the number of samples.
             reads: What samples must have; others are left out.
+            opened: The source where it is open already.
 
         Raises:
             DataError: There is no such source, it has no such sample, or one of them is bad.
         """
-        kind = _KINDS[media, "caption" if source in _OF_CAPTIONS_ONLY else reads]
-        opened = open_source(
-            DataEntryConfig(source=source, kind=kind, where=where),
-            seed=EVALUATION_SEED,
-            num_frames=sizes.num_frames,
-            size=sizes.video_size,
-        )
+        if opened is None:
+            opened = open_source(
+                evaluation_entry(source, media, where, reads),
+                seed=EVALUATION_SEED,
+                num_frames=sizes.num_frames,
+                size=sizes.video_size,
+            )
         count = min(len(opened), max_samples)
         self.media = media
         self.size = sizes.side(media == "video")

@@ -8,7 +8,7 @@ Differs: tokens that are never generated are taken out before the softmax, not a
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,14 @@ class Generated:
 
     token_ids: Tensor
     log_probability: Tensor
+
+
+class Choice(TypedDict, total=False):
+    """Which of the likely texts a search takes, beside the number of beams: options of ``SearchOptions``."""
+
+    length_penalty: float
+    min_length: int
+    repetition_penalty: float
 
 
 @dataclass(frozen=True)

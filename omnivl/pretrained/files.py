@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,42 +27,46 @@ _PREFIXES = ("module.", "_orig_mod.")
 _MOST_WRAPPERS = 4
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
     """Reads all tensors of a folder or file, fp32, on the CPU.
 
     Mappings around the weights are taken off (``WRAPPERS``), and so is a prefix that all names have; what is no tensor
     beside them is left out.
 
+    Args:
+        path: The folder or file.
+        shapes_only: Reads names and shapes; the tensors are on the meta device.
+
     Raises:
         ModelError: There is no weight file, or it is damaged, or it does not say which of its tensors are the model's.
     """
     if path.is_file():
-        return read_file(path)
+        return read_file(path, shapes_only=shapes_only)
     for stem in ("model.safetensors", "pytorch_model.bin"):
         if (index := path / f"{stem}.index.json").exists():
-            return _without_prefix(_of_index(index))
+            return _without_prefix(_of_index(index, shapes_only))
         if (path / stem).exists():
-            return read_file(path / stem)
+            return read_file(path / stem, shapes_only=shapes_only)
     raise ModelError(
         f"{path}: holds neither model.safetensors nor pytorch_model.bin; give a folder written by save_pretrained "
         "or a weight file"
     )
 
 
-def read_file(file: Path) -> dict[str, Tensor]:
+def read_file(file: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
     """The weights of one file; see ``read_weights``.
 
     Raises:
         ModelError: See ``read_weights``.
     """
-    weights = _tensors(_unwrapped(_content(file), str(file)))
+    weights = _tensors(_unwrapped(_content(file, shapes_only), str(file)))
     if not weights:
         raise ModelError(f"{file}: got a file without weights; allowed are tensors by their names; give another file")
     return _without_prefix(weights)
 
 
-def _content(file: Path) -> Any:
-    """What a file holds.
+def _content(file: Path, shapes_only: bool) -> Any:
+    """What a file holds; tensors on the meta device where only their shapes are wanted.
 
     Raises:
         ModelError: It cannot be read.
@@ -72,15 +77,27 @@ def _content(file: Path) -> Any:
         )
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return _shapes(file) if shapes_only else load_file(file)
         # Options as argparse has them lie beside the weights of MAE and timm; they are plain values.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="meta" if shapes_only else "cpu", weights_only=True)
     except Exception as error:  # each format raises other errors; all mean that the file is no weight file
         reason = " ".join(str(error).split())[:300]
         raise ModelError(
             f"{file}: not readable as weights ({reason}); fetch it again, or save its mapping of tensors by itself"
         ) from error
+
+
+def _shapes(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the meta device: its header is read, and compared with its length."""
+    found: dict[str, Tensor] = {}
+    with safe_open(file, framework="pt", device="cpu") as stored:
+        for name in stored.keys():  # noqa: SIM118 - it is no mapping
+            part = stored.get_slice(name)
+            floating = part.get_dtype().startswith(("F", "BF"))
+            dtype = torch.float32 if floating else torch.int64
+            found[name] = torch.empty(part.get_shape(), dtype=dtype, device="meta")
+    return found
 
 
 def _unwrapped(content: Any, where: str) -> Mapping[Any, Any]:
@@ -134,7 +151,7 @@ def _without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
 
 
-def _of_index(index: Path) -> dict[str, Tensor]:
+def _of_index(index: Path, shapes_only: bool) -> dict[str, Tensor]:
     """The weights that an index names, each from the file that it names.
 
     Raises:
@@ -153,7 +170,7 @@ def _of_index(index: Path) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     held: set[str] = set()
     for file in sorted(set(files.values())):
-        content = _unwrapped(_content(index.parent / file), str(index.parent / file))
+        content = _unwrapped(_content(index.parent / file, shapes_only), str(index.parent / file))
         held |= {name for name in content if files.get(name) == file}
         weights |= {name: tensor for name, tensor in _tensors(content).items() if files.get(name, file) == file}
     if absent := sorted(files.keys() - held):

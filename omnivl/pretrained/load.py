@@ -9,6 +9,7 @@ Shapes: D hidden size, N patches of a frame.
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -84,7 +85,13 @@ class LoadReport:
 
 
 def load_pretrained(
-    chain: Chain, model: ModelArchitecture, path: Path, stacks: Sequence[Stack] = ("text",), *, part: Part = "all"
+    chain: Chain,
+    model: ModelArchitecture,
+    path: Path,
+    stacks: Sequence[Stack] = ("text",),
+    *,
+    part: Part = "all",
+    shapes_only: bool = False,
 ) -> LoadReport:
     """Copies a checkpoint's weights into the chain, before a host shards it; momentum twins follow.
 
@@ -97,14 +104,16 @@ def load_pretrained(
         path: A folder as ``save_pretrained`` writes it, or one weight file.
         stacks: The stacks into which a BERT is loaded; it has no cross-attention, so that of decoders keeps its values.
         part: The part of the chain that is loaded.
+        shapes_only: Compares names and shapes; the chain is on the meta device, and values are not looked at.
 
     Raises:
         ModelError: The file cannot be read, is of no known architecture, has other widths than the chain or no weights
             of the part, or its model computes something that the configured chain does not.
     """
-    weights = read_weights(path)
+    weights = read_weights(path, shapes_only=shapes_only)
     try:
-        return _load(chain, model, path, weights, stacks, part)
+        with torch.device("meta") if shapes_only else nullcontext():
+            return _load(chain, model, path, weights, stacks, part)
     except UserError:
         raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -228,11 +237,12 @@ def _copy(
     for name, tensor in tensors.items():
         parameter = chain.get_parameter(name)
         fitted = fit(chain, name, nearest_times(tensor, len(parameter)) if name in nearest else tensor, path)
-        if not bool(fitted.isfinite().all()):
+        if not fitted.is_meta and not bool(fitted.isfinite().all()):
             raise ModelError(f"{path}: {name} has values that are not finite; allowed are numbers; fetch it again")
         if fitted.shape != tensor.shape:
             resized[name] = f"{list(tensor.shape)} -> {list(fitted.shape)}"
-        rows = len(tensor) if torch.equal(fitted[: len(tensor)], tensor) else len(fitted)  # else interpolated
+        same = not fitted.is_meta and torch.equal(fitted[: len(tensor)], tensor)
+        rows = len(tensor) if same else len(fitted)  # else interpolated
         if rows < len(parameter):
             fresh.append(f"rows {rows} to {len(parameter) - 1} of {name}, of which the checkpoint has {rows}")
         with torch.no_grad():
@@ -312,12 +322,13 @@ def fit(chain: Chain, name: str, tensor: Tensor, path: Path) -> Tensor:
     return resized
 
 
-def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:
+def read_exported(path: Path, part: Part, *, shapes_only: bool = False) -> dict[str, Tensor] | None:
     """The weights of a folder that ``omnivl export`` wrote, by our names; None for folders of other origin.
 
     Args:
         path: The folder.
         part: Which of them; ``all`` includes heads, decoders and the temperature.
+        shapes_only: See ``read_weights``.
 
     Raises:
         ModelError: See ``read_weights``.
@@ -325,5 +336,7 @@ def read_exported(path: Path, part: Part) -> dict[str, Tensor] | None:
     if read_json(path / "config.json").get("model_type") != "omnivl":
         return None
     names = PARTS[part]
-    weights = {name.removeprefix("chain."): tensor for name, tensor in read_weights(path).items()}
+    weights = {
+        name.removeprefix("chain."): tensor for name, tensor in read_weights(path, shapes_only=shapes_only).items()
+    }
     return {name: tensor for name, tensor in weights.items() if name.startswith(names)}

@@ -224,7 +224,9 @@ def _slot(match: Mapping[str, str]) -> int | None:
 def _stands_twice(name: str, weights: Mapping[str, Tensor]) -> bool:
     """Whether a table of BLIP's text decoder differs from its text encoder's: our streams share one."""
     other = name.replace("text_decoder.bert.embeddings.", "text_encoder.embeddings.")
-    return other != name and other in weights and not torch.equal(weights[name], weights[other])
+    if other == name or other not in weights or weights[name].is_meta:
+        return False
+    return not torch.equal(weights[name], weights[other])
 
 
 def _reshaped(target: str, tensor: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """Captions by the generation decoder: exact match, keyword F1, BLEU."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Unpack
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
+from omnivl.inference.search import Choice
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
 from omnivl.tasks.spelling import comparable
@@ -42,6 +43,11 @@ class CaptionTask(Task):
         """The head that generates."""
         return (Head(self.objective),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("exact match", "keyword F1", "BLEU-4")
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Writes a caption for every sample and compares it with all of the sample's own captions.
 
@@ -54,15 +60,12 @@ class CaptionTask(Task):
 
         pictures = self.pictures(encoder)
         known = pictures.captions
-        shown = write_captions(
-            pictures,
-            encoder,
-            self.objective,
-            self.num_beams,
-            self.length_penalty,
-            self.min_length,
-            self.repetition_penalty,
-        )
+        choice: Choice = {
+            "length_penalty": self.length_penalty,
+            "min_length": self.min_length,
+            "repetition_penalty": self.repetition_penalty,
+        }
+        shown = write_captions(pictures, encoder, self.objective, self.num_beams, **choice)
         written = [comparable(text) for text in shown]
         references = [[comparable(text) for text in sample.captions] for sample in pictures.samples]
         exact = [text in own for text, own in zip(written, references, strict=True)]
@@ -84,13 +87,7 @@ class CaptionTask(Task):
 
 
 def write_captions(
-    pictures: PictureSet,
-    encoder: Encoder,
-    objective: str,
-    num_beams: int,
-    length_penalty: float = 0.0,
-    min_length: int = 0,
-    repetition_penalty: float = 1.0,
+    pictures: PictureSet, encoder: Encoder, objective: str, num_beams: int, **choice: Unpack[Choice]
 ) -> list[str]:
     """A generated caption for every picture, in order, equal on every replica.
 
@@ -99,16 +96,13 @@ def write_captions(
         encoder: A stage with the objective's head.
         objective: Key of the objective.
         num_beams: 1 decodes greedily.
-        length_penalty: See ``SearchOptions``.
-        min_length: See ``SearchOptions``.
-        repetition_penalty: See ``SearchOptions``.
+        choice: See ``SearchOptions``.
 
     Raises:
         UserError: The objective writes no texts, or ``min_length`` is larger than its texts can be.
     """
     writing = encoder.writing(objective)
-    search = writing_search(writing, num_beams, length_penalty, min_length, repetition_penalty)
-    written = encoder.generate(objective, pictures, search)
+    written = encoder.generate(objective, pictures, writing_search(writing, num_beams, **choice))
     return [writing.tokenizer.decode(tokens) for tokens in written.tolist()]
 
 

@@ -8,7 +8,7 @@ import torch
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks.needs import Head, Need
-from omnivl.tasks.ranking import recall_scores
+from omnivl.tasks.ranking import recall_scores, recalls_both_ways
 from omnivl.tasks.results import TaskResult
 from omnivl.tasks.task import Task
 
@@ -32,6 +32,11 @@ class MatchingTask(Task):
     def needs(self) -> tuple[Need, ...]:
         """The head that matches."""
         return (Head(self.objective),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return recalls_both_ways(self.media)
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text by the log odds that they match."""

@@ -149,6 +149,16 @@ def recall_scores(
     return scores_of_ranks(name, direction, ranks, relevant.sum(dim=1), relevant.shape[1], beside)
 
 
+def recalls_of(direction: str) -> tuple[str, ...]:
+    """Metrics of the recalls of a direction such as ``image->text``."""
+    return tuple(f"{direction} R@{k}" for k in PLACES)
+
+
+def recalls_both_ways(media: str) -> tuple[str, ...]:
+    """Metrics of the recalls of a medium's texts and of the texts' media."""
+    return (*recalls_of(f"{media}->text"), *recalls_of(f"text->{media}"))
+
+
 def scores_of_ranks(
     name: str, direction: str, ranks: Tensor, counts: Tensor, candidates: int, baseline: Tensor | None = None
 ) -> list[Score]:
@@ -165,11 +175,11 @@ def scores_of_ranks(
     return [
         Score(
             name,
-            f"{direction} R@{k}",
+            metric,
             recall_at(ranks, k),
             chance_of(counts, candidates, k),
             None if baseline is None else recall_at(baseline, k),
             len(ranks),
         )
-        for k in PLACES
+        for k, metric in zip(PLACES, recalls_of(direction), strict=True)
     ]

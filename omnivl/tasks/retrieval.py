@@ -9,12 +9,22 @@ import torch
 from torch import Tensor
 
 from moe.ranges import Range
+from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
 from omnivl.parts.similarity import similarity as cosines
 from omnivl.tasks.needs import Embeddings, Head, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
-from omnivl.tasks.ranking import LARGEST_BLOCK, Relevance, Rows, best_rank, ranks_both_ways, scores_of_ranks
+from omnivl.tasks.ranking import (
+    LARGEST_BLOCK,
+    Relevance,
+    Rows,
+    best_rank,
+    ranks_both_ways,
+    recalls_both_ways,
+    recalls_of,
+    scores_of_ranks,
+)
 from omnivl.tasks.results import Gallery, GalleryRow, TaskResult
 from omnivl.tasks.task import Task
 
@@ -49,6 +59,21 @@ class RetrievalTask(Task):
     def needs(self) -> tuple[Need, ...]:
         """Embeddings, and the matching head for re-ranking."""
         return (Embeddings(), Head(self.matcher, option="rerank", without=0)) if self.rerank > 0 else (Embeddings(),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return (*recalls_both_ways(self.media), *(recalls_of(f"{self.media}->text, re-ranked") if self.rerank else ()))
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a caption, or some of them have tags."""
+        if self.text != "tags":
+            super().examine(pictures)
+        elif not any(_tags(sample.meta) for sample in pictures.samples):
+            raise DataError(
+                f"{pictures.samples[0].where} and others have no list 'tags', which text: tags ranks; set text to "
+                "'caption', or filter with `where`"
+            )
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text."""

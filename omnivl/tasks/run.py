@@ -1,6 +1,7 @@
 """Runs evaluation tasks."""
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -18,6 +19,13 @@ def run_tasks(tasks: Sequence[Task], encoder: Encoder) -> list[TaskResult]:
     encoder.chain.eval()
     try:
         with torch.no_grad():
-            return [task.run(encoder) for task in tasks]
+            return [_run(task, encoder) for task in tasks]
     finally:
         encoder.chain.train(was_training)
+
+
+def _run(task: Task, encoder: Encoder) -> TaskResult:
+    result = task.run(encoder)
+    others = [one.metric for one in result.scores if not any(fnmatchcase(one.metric, name) for name in task.figures)]
+    assert not others, f"task {task.kind}: {others} are not among its figures, by which plans name them"
+    return result

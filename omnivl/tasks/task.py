@@ -6,12 +6,37 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from moe.ranges import Range
+from omnivl.data.config import DataEntryConfig
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import Media, PictureSet, Reads
+from omnivl.inference.pictures import Media, PictureSet, Reads, evaluation_entry
 from omnivl.tasks.needs import Lack, Need, Provided, Shown
 from omnivl.tasks.results import TaskResult
 
 Where = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples that a task reads.
+
+    Attributes:
+        path: Where the task's configuration names their source.
+        source: The source.
+        media: ``image`` or ``video``.
+        where: Filter by metadata.
+        reads: What they must have.
+    """
+
+    path: tuple[str, ...]
+    source: str
+    media: Media
+    where: Where
+    reads: Reads
+
+    @property
+    def entry(self) -> DataEntryConfig:
+        """The same as a data entry."""
+        return evaluation_entry(self.source, self.media, self.where, self.reads)
 
 
 @dataclass(frozen=True)
@@ -49,6 +74,11 @@ class Task(ABC):
         """What the task, with its options, needs of a trained stage; nothing by default."""
         return ()
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The metrics of its scores, with ``*`` for what the data decide; by default they are not known beforehand."""
+        return ("*",)
+
     @abstractmethod
     def run(self, encoder: Encoder) -> TaskResult:
         """Runs the task. Called by every replica in the same order, without gradients and in evaluation mode.
@@ -64,6 +94,27 @@ class Task(ABC):
         """What the stage lacks for this task; empty if it can run it."""
         found = [need.lack(stage) for need in (Shown(self.media), *self.needs)]
         return [lack for lack in found if lack is not None]
+
+    @property
+    def samples(self) -> tuple[Samples, ...]:
+        """The samples that the task reads: its own, and those of its baseline where it has one."""
+        own = Samples(("source",), self.source, self.media, self.where, self.reads)
+        baseline = getattr(self, "baseline", None)
+        if baseline is None:
+            return (own,)
+        return own, Samples(("baseline", "source"), baseline.source, baseline.media, baseline.where, self.reads)
+
+    def examine(self, pictures: PictureSet) -> None:
+        """Looks whether samples have what the task reads, before it runs.
+
+        Args:
+            pictures: Some of the task's own samples.
+
+        Raises:
+            DataError: One of them lacks something.
+        """
+        if self.reads == "caption":
+            _ = pictures.all_captions
 
     def pictures(self, encoder: Encoder) -> PictureSet:
         """The samples of the task.

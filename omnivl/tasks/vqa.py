@@ -86,6 +86,12 @@ class VQATask(Task):
         """The head that answers."""
         return (Answering(self.objective),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        by_type = "accuracy, *"
+        return ("accuracy", by_type, "accuracy by the question's type alone", "accuracy of * to all questions")
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Answers every question and scores the answers by people's answers.
 
@@ -102,6 +108,12 @@ class VQATask(Task):
         ]
         found = [vqa_accuracy(answer, given) for answer, given in zip(answers, people, strict=True)]
         return TaskResult(tuple(self._scores(found, people, types)), self._gallery(pictures, questions, answers, found))
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a question and answers."""
+        for place in range(len(pictures)):
+            self._question(pictures, place)
+            _given(pictures, place)
 
     def _answers(self, pictures: PictureSet, questions: list[str], encoder: Encoder) -> list[str]:
         """The answer to each question."""

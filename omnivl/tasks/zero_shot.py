@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from omnivl.data.templates import filled
 from omnivl.errors import DataError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet, Reads
@@ -38,6 +39,11 @@ class ZeroShotTask(Task):
         """Embeddings of pictures and class texts."""
         return (Embeddings(),)
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("accuracy, * classes",)
+
     def run(self, encoder: Encoder) -> TaskResult:
         """Accuracy of the nearest class text.
 
@@ -60,6 +66,10 @@ class ZeroShotTask(Task):
         )
         return TaskResult((score,))
 
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a label."""
+        _labels(pictures)
+
     def _nearest(self, pictures: PictureSet, classes: list[str], encoder: Encoder) -> Tensor:
         """The class with the largest cosine of its templates' mean with each sample, int64 ``[samples]``.
 
@@ -72,7 +82,7 @@ class ZeroShotTask(Task):
             own = [""] * len(own)
         names = sorted(set(own))
         texts = [
-            prompt.replace("{label}", label).replace("{name}", name)
+            filled(prompt, {"label": label, "name": name})
             for name in names
             for label in classes
             for prompt in self.prompts

@@ -54,7 +54,7 @@ class PairModel(Model):
 
 
 def check_hosts_agree(
-    run_distributed: Any, worker: Callable[[list[str]], Report], losses: set[str], timeout: int = 200
+    run_distributed: Any, worker: Callable[[list[str]], Report], losses: set[str], limit: int = 200
 ) -> dict[str, Any]:
     """Runs each host on two processes, and compares losses, gradient norms and weights with one plain process.
 
@@ -62,14 +62,14 @@ def check_hosts_agree(
         run_distributed: The fixture.
         worker: Trains hosts; stands at the level of its module.
         losses: Names of the losses that there have to be.
-        timeout: Seconds for all of them.
+        limit: Seconds for all of them.
 
     Returns:
         What the one plain process reported.
     """
     expected = worker(["plain"])["plain"]
     assert expected["results"][0].losses.keys() == losses
-    ranks = run_distributed(worker, processes=2, timeout=timeout, hosts=list(HOSTS))
+    ranks = run_distributed(worker, processes=2, limit=limit, hosts=list(HOSTS))
     for name in HOSTS:
         assert_equal_runs(ranks[0][name], expected, TOLERANCES["real"])
         assert ranks[1][name]["results"] == ranks[0][name]["results"]

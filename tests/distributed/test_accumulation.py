@@ -93,7 +93,7 @@ def test_any_division_has_the_gradient_of_the_joined_batch(run_distributed: Any,
     expected = train(["plain-1"])["plain-1"]
     got = train(HOSTS[1]) if processes == 1 else None
     if got is None:
-        got, *_ = run_distributed(train, processes=processes, timeout=200, hosts=HOSTS[processes])
+        got, *_ = run_distributed(train, processes=processes, limit=200, hosts=HOSTS[processes])
     for name in HOSTS[processes]:
         assert_equal_runs(without_metrics(got[name]), without_metrics(expected), LIMITS)
 

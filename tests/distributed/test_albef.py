@@ -32,6 +32,6 @@ def train_albef(hosts: list[str]) -> Report:
 @pytest.mark.distributed
 @pytest.mark.timeout(400)
 def test_hosts_agree(run_distributed: Any) -> None:
-    weights = check_hosts_agree(run_distributed, train_albef, {"univlc", "vlm", "mlm"}, timeout=350)["weights"]
+    weights = check_hosts_agree(run_distributed, train_albef, {"univlc", "vlm", "mlm"}, limit=350)["weights"]
     twins = [name for name in weights if name.startswith("alignment_00.momentum_block.")]
     assert any(not torch.equal(weights[name], weights[name.replace("momentum_", "")]) for name in twins)

@@ -110,6 +110,6 @@ def reference(case: str) -> dict[str, Any]:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("case", ["softmax", "sigmoid", "univlc"])
 def test_hosts_agree(run_distributed: Any, case: str) -> None:
-    ranks = run_distributed(train, processes=2, timeout=250, hosts=HOSTS, case=case)
+    ranks = run_distributed(train, processes=2, limit=250, hosts=HOSTS, case=case)
     for name in HOSTS:
         layouts.assert_equal_runs(ranks[0][name], reference(case), layouts.TOLERANCES["real"])

@@ -108,7 +108,7 @@ def test_hosts_agree(run_distributed: Any, tmp_path: Path, name: str) -> None:
     expected = train_writer(["plain"], name, str(tmp_path / "one"))["plain"]
     assert "prefix_lm" in expected["results"][0].losses
     given = {"hosts": hosts, "name": name, "folder": str(tmp_path / "two")}
-    ranks = run_distributed(train_writer, processes=2, timeout=300, **given)
+    ranks = run_distributed(train_writer, processes=2, limit=300, **given)
     halved = {key for key, tensor in expected["stored"].items() if tensor.dtype == torch.bfloat16}
     if name == "trained":
         assert halved == set()

@@ -301,7 +301,7 @@ def test_hosts_agree(
     run_distributed: Any, record_property: Any, model_name: str, processes: int, hosts: list[str]
 ) -> None:
     expected, tolerances = reference(model_name), Model(model_name).tolerances
-    ranks = run_distributed(train_hosts, processes=processes, timeout=200, hosts=hosts, model_name=model_name)
+    ranks = run_distributed(train_hosts, processes=processes, limit=200, hosts=hosts, model_name=model_name)
     for name in hosts:
         measured = {"model": model_name, "processes": processes, "host": name, "steps": STEPS}
         record_property("layout", json.dumps({**measured, **differences(ranks[0][name], expected)}))

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_layouts import Model, make_host
+from unpickling import refuse_unpickling
 
 from engine.hosts.base import Host
 from engine.hosts.pipeline.host import PipelineHost
@@ -151,16 +152,10 @@ def test_a_layer_on_two_stages_has_one_optimizer_state(run_distributed: Any) -> 
 
 def bytes_that_are_read(path: str) -> str:
     """Worker: whether a pipeline's step ever unpickles."""
-    import pickle
-
     model = Model(MODEL)
     host = make_host("pipe2-zero1", model)
     train(host, range(1))
-
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise AssertionError("something was unpickled")
-
-    pickle.loads, pickle.load, pickle.Unpickler = refuse, refuse, refuse  # type: ignore[assignment, misc]
+    refuse_unpickling()
     train(host, range(1, 2))
     return path
 

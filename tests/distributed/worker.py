@@ -8,6 +8,7 @@ import faulthandler
 import importlib.util
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -19,6 +20,9 @@ import torch.distributed as dist
 
 from engine.processes.process_group import finish, join_process_group
 
+STACKS = signal.SIGUSR2
+"""Has a worker write the stacks of its threads."""
+
 RunDistributed = Callable[..., list[Any]]
 """What the fixture ``run_distributed`` gives."""
 
@@ -26,10 +30,12 @@ RunDistributed = Callable[..., list[Any]]
 def work(file: str, function: str, arguments: str, results: str, seconds: str) -> None:
     """Calls ``function`` of ``file`` and leaves without interpreter shutdown."""
     faulthandler.dump_traceback_later(float(seconds), exit=True)  # says where a worker hangs
-    sys.path[:0] = [str(Path(file).parent), str(Path(__file__).parent)]
+    faulthandler.register(STACKS, all_threads=True)
+    here = Path(__file__).parent
+    sys.path[:0] = [str(Path(file).parent), str(here), str(here.parent)]
     torch.set_num_threads(1)
     try:
-        join_process_group(timeout_seconds=60, always=True)
+        join_process_group(timeout_seconds=int(float(seconds)), always=True)
         spec = importlib.util.spec_from_file_location("worker_module", file)
         assert spec is not None
         assert spec.loader is not None

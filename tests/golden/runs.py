@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import torch
 from safetensors.torch import load_file
 
@@ -92,25 +93,25 @@ _LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MA
 _LIBRARIES = ("torch", "deepspeed", "numpy", "pillow", "opencv-python-headless")
 
 
-def carry_out(run: Run, folder: Path, timeout: float = 150) -> dict[str, Record]:
+def carry_out(run: Run, folder: Path, limit: float = 150) -> dict[str, Record]:
     """Starts ``omnivl pretrain`` and returns the record of every model.
 
     Args:
         run: Which.
         folder: Where it works; the run folder is made below it.
-        timeout: Seconds after which it counts as hung.
+        limit: Seconds after which it counts as hung.
     """
     plan = HERE / "plans" / f"{run.plan}.yaml"
-    command_line(["pretrain", str(plan), *HOSTS[run.host], "--run-folder", "run"], folder, timeout)
+    command_line(["pretrain", str(plan), *HOSTS[run.host], "--run-folder", "run"], folder, limit)
     stages = [folder / "run" / "stages" / f"{number:02d}-{model}" for number, model in enumerate(run.models, 1)]
     return {model: read_record(stage) for model, stage in zip(run.models, stages, strict=True)}
 
 
-def command_line(arguments: Sequence[str], folder: Path, timeout: float = 150) -> str:
+def command_line(arguments: Sequence[str], folder: Path, limit: float = 150) -> str:
     """Runs ``omnivl`` from a folder and returns what it printed; whatever hangs is killed."""
     process = start(arguments, folder)
     try:
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = patience.communicate(process, limit)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

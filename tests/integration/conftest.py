@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
 import torch
 from metric_lines import comparable_lines
@@ -103,21 +104,21 @@ class Pretraining:
         self._started.append(process)
         return process
 
-    def run(self, name: str, *arguments: str, code: int = 0, timeout: float = 120) -> str:
+    def run(self, name: str, *arguments: str, code: int = 0, limit: float = 120) -> str:
         process = self.start(name, *arguments)
-        output, _ = process.communicate(timeout=timeout)
+        output, _ = patience.communicate(process, limit)
         assert process.returncode == code, output[-6000:]
         return output
 
     def run_until(
-        self, name: str, condition: Callable[[], bool], number: int, *arguments: str, timeout: float = 120
+        self, name: str, condition: Callable[[], bool], number: int, *arguments: str, limit: float = 120
     ) -> subprocess.Popen[str]:
         """Starts a run and sends a signal to all of its processes as soon as the condition holds."""
         process = self.start(name, *arguments)
-        deadline = time.monotonic() + timeout
+        running = patience.Limit(limit)
         while not condition():
             assert process.poll() is None, f"ended before the condition held:\n{process.communicate()[0][-6000:]}"
-            assert time.monotonic() < deadline, "the condition never held"
+            assert not running.passed(), "the condition never held"
             time.sleep(0.002)
         os.killpg(process.pid, number)
         return process

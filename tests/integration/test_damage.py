@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import patience
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from engine.disk.checkpoint import MANIFEST, find_fault, newest_complete
@@ -48,7 +51,7 @@ def pretrain(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "launcher.cli", "pretrain", str(folder.parent / "plan.yaml"), *arguments]
     command += ["--run-folder", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    return patience.run(command, capture_output=True, text=True, limit=300, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +199,22 @@ def test_two_flipped_bits_in_the_weights_stop_whatever_reads_them(run: Path) -> 
             raise_from("evaluate", str(run), "--stage", "first")
 
 
+@pytest.mark.parametrize("takes", ["those of the other stage", "those of an earlier version"])
+def test_other_weights_in_the_place_of_a_stage_s_are_found(run: Path, takes: str) -> None:
+    """Whole weights, whose own hash is right or which have none."""
+    file, other = (run / "stages" / stage / "weights.safetensors" for stage in ("01-first", "02-second"))
+    plain = run.parent / "plain.safetensors"
+    save_file(load_file(file), plain)
+    taken = (other if takes.endswith("stage") else plain).read_bytes()
+    assert find_faults(run)[file] is None
+    with damaged(file, lambda _: taken) as changed:
+        assert changed
+        assert "another file than the one with which complete.json says" in str(find_faults(run)[file])
+        with pytest.raises(UserError, match="that the stage was completed"):
+            raise_from("evaluate", str(run), "--stage", "first")
+    assert find_faults(run)[file] is None
+
+
 SMALL_FILES = (
     *("plan.yaml", "environment.json", "report.html", "run.lock", "failure.json", "heartbeats/rank-00000.json"),
     *(f"stages/01-first/{name}" for name in ("metrics.jsonl", "evaluation.json", "complete.json", "unevaluated.json")),
@@ -255,3 +274,63 @@ def test_a_run_with_a_cut_file_goes_on_or_says_which_file(run: Path, name: str, 
         if not file.exists() or file.read_bytes() != content:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(content)
+
+
+@pytest.mark.parametrize("count", [12, pytest.param(300, marks=pytest.mark.full)])
+def test_whatever_lies_in_the_place_of_a_file_is_passed_over_or_named(run: Path, count: int) -> None:
+    """Also folders, links, pipes, devices, files without the right to read them; half of the times a run goes on."""
+    program = Path(__file__).with_name("replaced_files.py")
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(program), str(run), "33", str(count)]
+    done = patience.run(command, limit=60 + 3 * count, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout[done.stdout.index("[") :]) == []
+
+
+def filled_disk(run: Path, kibibytes: int, plan: Path) -> tuple[subprocess.CompletedProcess[str], str]:
+    """Trains on a disk of this size, then, with room made, once more; returns the first start and the other's output.
+
+    The disk is a file system in memory that only the started processes see; what it holds at the end is copied to
+    ``run``.
+    """
+    disk = run.parent / f"disk-{kibibytes}"
+    disk.mkdir(parents=True)
+    train = f"{sys.executable} -m launcher.cli pretrain {plan} --run-folder {disk}/at/run"
+    script = (
+        f"mount -t tmpfs -o size={kibibytes}k tmpfs {disk} && {train}; code=$?; "
+        f"mount -o remount,size=1g {disk} && {train} >{run}.log 2>&1 && cp -a {disk}/at/run {run}; exit $code"
+    )
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = patience.run(
+        ["unshare", "--mount", "sh", "-c", script], limit=300, capture_output=True, text=True, env=environment
+    )
+    return done, Path(f"{run}.log").read_text()
+
+
+def may_mount() -> bool:
+    try:
+        return subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"], check=False).returncode == 0
+    except OSError:
+        return False
+
+
+KIBIBYTES = (2500, *(pytest.param(n, marks=pytest.mark.full) for n in (8, 16, 24, 60, 1100, 3500, 6400, 9400, 12500)))
+
+
+@pytest.mark.parametrize("kibibytes", KIBIBYTES)
+def test_a_full_disk_loses_nothing_and_is_called_by_its_name(run: Path, tmp_path: Path, kibibytes: int) -> None:
+    """Room runs out at the plan, within a save of either stage, at the weights, at the page."""
+    if not may_mount():
+        pytest.skip("needs the right to mount a file system in memory")
+    done, again = filled_disk(tmp_path / "run", kibibytes, run.parent / "plan.yaml")
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "could not be written" in said
+    assert " room" in said
+    assert "Traceback" not in said
+    assert (tmp_path / "run").is_dir(), again
+    for stage in ("01-first", "02-second"):
+        written, whole = (
+            load_file(folder / "stages" / stage / "weights.safetensors") for folder in (tmp_path / "run", run)
+        )
+        assert all(torch.equal(written[name], tensor) for name, tensor in whole.items())

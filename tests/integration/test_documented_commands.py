@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
+import patience
 import pytest
 import typer
 from documentation import ROOT, TUTORIALS, blocks, commands, copy_configs
@@ -27,7 +28,7 @@ def shell(command: str, folder: Path) -> str:
     """What a command that is typed in a folder prints. It has to end well."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     scripts = Path(sys.executable).parent
-    done = subprocess.run(
+    done = patience.run(
         ["bash", "-ec", command],
         cwd=folder,
         env={**environment, "PATH": f"{scripts}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
@@ -35,7 +36,7 @@ def shell(command: str, folder: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        limit=400,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
     return done.stdout

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import patience
 import pytest
 
 from engine.watch.heartbeat import read_sign
@@ -111,7 +112,7 @@ class Broken:
     """A run with a fault, as it ended."""
 
     def __init__(self, process: "subprocess.Popen[str]", record: Path) -> None:
-        self.output, _ = process.communicate(timeout=120)
+        self.output, _ = patience.communicate(process, 120)
         ended = time.time()
         self.code, self.session = process.returncode, process.pid
         assert record.is_file(), f"the fault never happened:\n{self.output[-4000:]}"
@@ -119,8 +120,8 @@ class Broken:
 
     def left(self, seconds: float = 5.0) -> list[str]:
         """Processes of the run that are still there; those that help others take a moment to see that they are gone."""
-        deadline = time.monotonic() + seconds
-        while (found := self._members()) and time.monotonic() < deadline:
+        limit = patience.Limit(seconds)
+        while (found := self._members()) and not limit.passed():
             time.sleep(0.05)
         return found
 
@@ -173,7 +174,7 @@ def test_killed_at_any_moment(
     assert f"rank {victim} was ended by SIGKILL" in broken.output
     assert "Traceback" not in broken.output, "the others only lost their company"
     assert broken.code == 128 + signal.SIGKILL
-    assert broken.seconds < WITHIN_SECONDS
+    assert broken.seconds < patience.seconds(WITHIN_SECONDS)
     assert broken.left() == []
     pretraining.run("killed", *LAYOUTS[layout])
     assert not pretraining.differences(whole, states(pretraining, "killed"))
@@ -271,7 +272,9 @@ def test_hung_rank_is_named(
     assert HANGS[action] in broken.output
     assert f"\n  waiting for it: rank {1 - victim}, stage spatial" in broken.output
     assert "Traceback" not in broken.output
-    assert broken.seconds < 4 * 5, "the limit, and the beats in which life is shown and traces are written"
+    assert broken.seconds < patience.seconds(4 * 5), (
+        "the limit, and the beats in which life is shown and traces are written"
+    )
     assert broken.left() == []
     (hang,) = (pretraining.folder / "hung" / "hangs").iterdir()
     assert (hang / "verdict.txt").read_text().strip() in broken.output

@@ -4,10 +4,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 import torch
 from PIL import Image
@@ -91,7 +91,7 @@ def test_the_page_from_a_fresh_installation(workplace: Path, tmp_path: Path) -> 
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "THIRD_PARTY.md"):
         shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", site, source], check=True, timeout=120)
+    patience.run([*pip, "--target", site, source], check=True, limit=120)
     environment = {
         "PATH": os.pathsep.join([str(site / "bin"), os.environ["PATH"]]),
         "HOME": str(tmp_path),
@@ -105,9 +105,7 @@ def test_the_page_from_a_fresh_installation(workplace: Path, tmp_path: Path) -> 
     python = "\n".join(text for kind, text in BLOCKS if kind == "python")
     first, last = (text for kind, text in BLOCKS if kind == "bash")
     for command in (["bash", "-ec", first], [sys.executable, "-c", f"{python}\n{found}"], ["bash", "-ec", last]):
-        done = subprocess.run(
-            command, cwd=workplace, env=environment, capture_output=True, text=True, timeout=150, check=False
-        )
+        done = patience.run(command, cwd=workplace, env=environment, capture_output=True, text=True, limit=150)
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     images, texts, clips, probabilities, score, captions, file = torch.load(workplace / "found.pt", weights_only=True)
     assert Path(file).is_relative_to(site)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import patience
 import psutil
 import pytest
 from metric_lines import comparable_lines
@@ -81,7 +82,7 @@ def _listens_to_interrupts() -> None:
 )
 def test_other_launcher_gives_the_same_run(pretraining: "Pretraining", name: str) -> None:
     process = launch(pretraining, _installed(name), name, *LAYOUT)
-    output, _ = process.communicate(timeout=120)
+    output, _ = patience.communicate(process, 120)
     assert process.returncode == 0, output[-4000:]
     pretraining.run("own", *LAYOUT, "launch.processes=2")
     stages = [pretraining.stage("own"), pretraining.stage(name)]
@@ -101,13 +102,13 @@ def test_hostfile_starts_ranks_on_each_machine(pretraining: "Pretraining") -> No
     hostfile.write_text("# two machines\nalpha slots=1\nbeta slots=1\n")
     arguments = ("parallel.host=zero", "logging.every=1", "stages.spatial.steps=2", "--hostfile", str(hostfile))
     process = launch(pretraining, [sys.executable], "run", *arguments)
-    output, _ = process.communicate(timeout=120)
+    output, _ = patience.communicate(process, 120)
     assert process.returncode == 0, output[-4000:]
     assert json.loads((pretraining.folder / "run" / "environment.json").read_text())["processes"] == 2
     assert [line["step"] for line in read_metrics(pretraining.stage("run") / "metrics.jsonl")] == [1, 2]
 
     process = launch(pretraining, [sys.executable], "a b", *arguments)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 2
     assert "which a shell on the other machines would take apart" in output
 
@@ -127,7 +128,7 @@ def test_signals_reach_ranks(pretraining: "Pretraining", name: str, number: sign
     process = launch(pretraining, launcher, "run", *arguments)
     _wait_for_lines(process, stage / "metrics.jsonl", 2)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == code, output[-4000:]
     _wait_for_end(pretraining.folder / "run")
     before = read_metrics(stage / "metrics.jsonl")
@@ -135,7 +136,7 @@ def test_signals_reach_ranks(pretraining: "Pretraining", name: str, number: sign
     assert checkpoint.name == f"step-{len(before):06d}", output[-4000:]
 
     process = launch(pretraining, launcher, "run", *arguments)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 0, output[-4000:]
     after = read_metrics(stage / "metrics.jsonl")
     assert len(after) == 60 > len(before)
@@ -160,10 +161,10 @@ def test_killed_rank_ends_the_others(pretraining: "Pretraining", name: str, code
     assert sign is not None and sign.process in {child.pid for child in started}
     assert psutil.Process(sign.process).children(recursive=True)
     os.kill(sign.process, signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == code, output[-4000:]
     assert name != "mpirun" or ("rank 1 was ended by SIGKILL" in output and "Killed" in output)
-    _, left = psutil.wait_procs(started, timeout=30)
+    _, left = psutil.wait_procs(started, timeout=patience.seconds(30))
     assert not left
 
 
@@ -179,19 +180,19 @@ def _installed(name: str) -> Sequence[str]:
 
 def _wait_for_end(folder: Path) -> None:
     """Waits until no process writes into a run's folder any more."""
-    deadline = time.monotonic() + 60
+    limit = patience.Limit(60)
     while True:
         try:
             with RunFolder(folder).lock():
                 return
         except RunFolderError:
-            assert time.monotonic() < deadline
+            assert not limit.passed()
             time.sleep(0.05)
 
 
 def _wait_for_lines(process: "subprocess.Popen[str]", metrics: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    limit = patience.Limit(120)
     while len(read_metrics(metrics)) < count:
         assert process.poll() is None, process.communicate()[0][-4000:]
-        assert time.monotonic() < deadline, f"no line {count} in {metrics}"
+        assert not limit.passed(), f"no line {count} in {metrics}"
         time.sleep(0.05)

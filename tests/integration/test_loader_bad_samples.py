@@ -3,8 +3,9 @@
 import io
 import json
 import pickle
+import sys
 import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -43,10 +44,12 @@ def good(count: int) -> list[tuple[str, bytes]]:
 
 @pytest.fixture
 def load(tmp_path) -> Callable[..., Loader]:
-    def build(source: str, *, kind: str = "image_text", **options: object) -> Loader:
+    def build(
+        source: str, *, kind: str = "image_text", entry: DataEntryConfig | None = None, **options: object
+    ) -> Loader:
         config = LoaderConfig(**{"max_bad_fraction": 0.5, "min_samples_to_judge": 10, **options})
         return Loader(
-            [DataEntryConfig(source, kind)],
+            [entry or DataEntryConfig(source, kind)],
             loader_config=config,
             sizes=MODEL.inputs,
             tokenizer=TOKENIZER,
@@ -238,3 +241,48 @@ def test_a_malicious_shard_is_not_executed(tmp_path, load, workers, stream):
     assert loader.quarantine.counts["broken_image"] > 0
     assert not target.exists()
     assert not (tmp_path.parent.parent / "escape.png").exists()
+
+
+class _Picky(WordPieceTokenizer):
+    """A tokenizer that cannot read some texts."""
+
+    def encode(self, texts: Sequence[str], length: int) -> np.ndarray:
+        if any("odd" in text for text in texts):
+            raise RuntimeError("cannot read this")
+        return super().encode(texts, length)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_text_that_the_tokenizer_cannot_read_is_a_bad_sample(load, tmp_path, monkeypatch, workers, stream):
+    picky = _Picky(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "thing"])
+    monkeypatch.setattr(sys.modules[__name__], "TOKENIZER", picky)
+    members = [*good(8), ("odd.png", PNG), ("odd.json", b'{"caption": "odd"}')]
+    source = str(tar(tmp_path / "s.tar", members))
+    loader = load(
+        f"pipe:cat {source}" if stream else source,
+        num_workers=workers,
+        start_method="fork",
+        max_bad_fraction=1.0,
+    )
+    with loader:
+        batches = [batch for batch, _ in islice(loader, 6)]
+    assert loader.quarantine.counts["unusable"] >= 1
+    line = next(line for line in logged(tmp_path) if line["cause"] == "unusable")
+    assert line["where"].endswith("s.tar:odd")
+    assert line["detail"] == "RuntimeError: cannot read this"
+    assert "in encode" in line["traceback"]
+    assert all("odd" not in caption for batch in batches for caption in batch.captions)
+    if not stream or not workers:
+        assert [place for batch in batches for place in sorted(batch.position.tolist())] == list(range(24))
+
+
+def test_an_unused_caption_with_half_a_surrogate_pair_does_not_matter(load, tmp_path):
+    half = b'{"captions": ["thing", "thing \\ud83d"]}'
+    source = str(tar(tmp_path / "s.tar", [("x.png", PNG), ("x.json", half)]))
+    with load(source) as loader:
+        batch, _ = next(iter(loader))
+    assert batch.captions == ("thing",) * 4
+    entry = DataEntryConfig(source, "image_text", caption="join")
+    with pytest.raises(DataError, match=r"s.tar:x: invalid_utf8: '.ud83d' at character \d+ of a text is no character"):
+        next(iter(load(source, entry=entry)))

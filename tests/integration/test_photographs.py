@@ -17,6 +17,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 from photographs import KINDS, write_clips, write_coco, write_list, write_photos
 
@@ -80,14 +81,14 @@ class Journey:
         }
 
     def omnivl(self, *words: str, code: int = 0) -> str:
-        done = subprocess.run(
+        done = patience.run(
             [sys.executable, "-m", "launcher.cli", *words],
             cwd=self.folder,
             env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            limit=300,
         )
         assert done.returncode == code, f"omnivl {' '.join(words)}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done.stdout
@@ -105,13 +106,13 @@ class Journey:
             start_new_session=True,
         )
         try:
-            deadline = time.monotonic() + 240
+            limit = patience.Limit(240)
             while not metrics.is_file() or metrics.read_bytes().count(b"\n") < lines:
                 assert process.poll() is None, process.communicate()[0][-3000:]
-                assert time.monotonic() < deadline, "no step was taken"
+                assert not limit.passed(), "no step was taken"
                 time.sleep(0.01)
             os.killpg(process.pid, signal.SIGINT)
-            said, _ = process.communicate(timeout=120)
+            said, _ = patience.communicate(process, 120)
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -121,7 +122,7 @@ class Journey:
     def python_without_engine(self, code: str) -> str:
         """What a script prints in a process that cannot import this engine."""
         blocked = "import sys\nsys.modules.update(dict.fromkeys(('omnivl', 'engine', 'moe', 'launcher')))\n"
-        done = subprocess.run(
+        done = patience.run(
             [sys.executable, "-c", blocked + code],
             cwd=self.folder,
             env={
@@ -132,7 +133,7 @@ class Journey:
             },
             capture_output=True,
             text=True,
-            timeout=200,
+            limit=200,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
@@ -271,8 +272,8 @@ model, processor = (one.from_pretrained("hub/photographs") for one in (AutoModel
 out = model(**processor(images=["photos/ball/IMG_0000.JPG"], text=["a red ball", "a blue tent"]))
 print(tuple(out.logits_per_image.shape))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=run.folder, env=run.environment(), capture_output=True, text=True, timeout=200
+    done = patience.run(
+        [sys.executable, "-c", code], cwd=run.folder, env=run.environment(), capture_output=True, text=True, limit=200
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[-1] == "(1, 2)"

@@ -6,10 +6,12 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import patience
 import pytest
 import yaml
 from safetensors.torch import load_file
 
+from engine.disk.weights_file import written_hash
 from engine.plan.parse import load_plan
 from engine.telemetry.metrics import read_metrics
 
@@ -57,8 +59,10 @@ RECORD = {"step", "event", "loss", "losses", "metrics", "gradient_norm", "lr", "
 
 @pytest.mark.distributed
 def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
-    pretraining.write_plan(THREE_STAGES)
-    output = pretraining.run("run", timeout=200)
+    batch = "batch: {micro_batch_size_per_gpu: 16, gradient_accumulation_steps: auto, global_batch_size: 8}"
+    pretraining.write_plan(THREE_STAGES.replace("batch: {micro_batch_size_per_gpu: 4}", batch))
+    output = pretraining.run("run", limit=200)
+    assert "stage spatial: batch 8 = 4 x 1 accumulated x 2" in output
     run = pretraining.folder / "run"
     stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
     for text in ("stage 1/3 spatial  step 4/4", "weights from temporal", "image->text R@5", "report: "):
@@ -69,7 +73,8 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     for stage, steps in zip(stages, (4, 2, 4), strict=True):
         records = read_metrics(stage / "metrics.jsonl")
         assert [record["step"] for record in records if record["event"] == "train"] == list(range(2, steps + 1, 2))
-        assert json.loads((stage / "complete.json").read_text()) == {"steps": steps}
+        complete = {"steps": steps, "weights": written_hash(stage / "weights.safetensors")}
+        assert json.loads((stage / "complete.json").read_text()) == complete
         assert list((stage / "tensorboard").glob("events.*"))
         for record in records:
             if record["event"] == "train":
@@ -143,7 +148,7 @@ def test_run_in_use_is_refused(pretraining: "Pretraining") -> None:
     assert "another run is writing here: process " in output
     assert output.count("another run is writing here") == 1
     first.send_signal(signal.SIGINT)  # to the launcher alone, as Ctrl-C reaches it
-    stopped, _ = first.communicate(timeout=60)
+    stopped, _ = patience.communicate(first, 60)
     assert first.returncode == 128 + signal.SIGINT, stopped
     assert "stopped after a checkpoint" in stopped
 
@@ -165,7 +170,7 @@ def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pr
     while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass
     blocked.mkdir(parents=True, exist_ok=True)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 2, output
     assert "step-000003: could not be written (process 1: [Errno 21] Is a directory" in output
     assert "there is none before it" in output
@@ -186,7 +191,7 @@ def test_failing_rank_ends_all_and_is_told_once(
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
-    output, _ = process.communicate(timeout=90)
+    output, _ = patience.communicate(process, 90)
     assert process.returncode == 1, output
     assert output.count("Traceback (most recent call last)") == 1
     assert "rank 1 failed:" in output
@@ -207,7 +212,7 @@ def test_lost_rank_is_named(pretraining: "Pretraining") -> None:
     while not metrics.exists():
         assert process.poll() is None, process.communicate()[0]
     os.kill(int(lock.read_text().split()[1]), signal.SIGKILL)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 128 + signal.SIGKILL
     assert "rank 0 was ended by SIGKILL" in output
 
@@ -220,6 +225,18 @@ def test_precision_is_chosen_once(pretraining: "Pretraining") -> None:
     assert f"parallel.precision: auto takes {precision}" in told
     slower = "fp32" if precision == "bf16" else "bf16"
     pretraining.run("kept", f"parallel.precision={slower}", "stages.spatial.steps=2")
-    told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4")
+    told = pretraining.run("kept", "parallel.precision=auto", "stages.spatial.steps=4", "--amend")
     assert "going on after step 2" in told and "auto takes" not in told
     assert load_plan(pretraining.folder / "kept" / "plan.yaml").stage("spatial").parallel.precision == slower
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two ranks with a data worker each, whose sockets lie there."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # torch's cache, which is to stay
+    pretraining.run("left", "launch.processes=2", "loader.num_workers=1", "stages.spatial.steps=2")
+    assert sorted(temporary.iterdir()) == []

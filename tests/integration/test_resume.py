@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import patience
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -33,7 +34,7 @@ def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout:
     killed = pretraining.run_until(
         "killed", lambda: len(read_metrics(metrics)) >= kill_after, signal.SIGKILL, *arguments
     )
-    killed.communicate(timeout=60)
+    patience.communicate(killed, 60)
     assert not (pretraining.stage("killed") / "complete.json").exists(), "killed too late to test anything"
     pretraining.run("killed", *arguments)
 
@@ -65,7 +66,7 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_save_before(
         killed = pretraining.run_until(
             "killed", lambda: len(read_metrics(metrics)) >= 8, signal.SIGKILL, "logging.every=1"
         )
-        killed.communicate(timeout=60)
+        patience.communicate(killed, 60)
     checkpoints = pretraining.stage("killed") / "checkpoints"
     assert sorted(path.name for path in checkpoints.iterdir()) == ["step-000003", "step-000006.tmp"]
     assert "going on after step 3" in pretraining.run("killed", "logging.every=1")
@@ -85,7 +86,7 @@ def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> Non
     pretraining.run("whole", *arguments)
     metrics = pretraining.stage("stopped") / "metrics.jsonl"
     stopped = pretraining.run_until("stopped", lambda: len(read_metrics(metrics)) >= 1, signal.SIGTERM, *arguments)
-    output, _ = stopped.communicate(timeout=60)
+    output, _ = patience.communicate(stopped, 60)
     assert stopped.returncode == 128 + signal.SIGTERM, output
     assert "stopped after a checkpoint; the same command goes on from there" in output
     (checkpoint,) = (pretraining.stage("stopped") / "checkpoints").glob("step-*")
@@ -163,7 +164,7 @@ def change_layouts(pretraining: "Pretraining", steps: int, first: int, second: i
     pretraining.run("whole", *arguments, *alone)
     pretraining.run("moved", *arguments, *zero, f"stages.0.steps={first}")
     cut = (*grid, "parallel.zero_stage=1", "launch.processes=4", f"stages.0.steps={second}")
-    output = pretraining.run("moved", *arguments, *cut, timeout=240)
+    output = pretraining.run("moved", *arguments, *cut, limit=240)
     assert "going on with pipeline-1 on 4 processes, 2 pipeline stages, 8 samples a step" in output
     pretraining.run("moved", *arguments, *alone)
     whole, moved = (read_metrics(pretraining.stage(name) / "metrics.jsonl") for name in ("whole", "moved"))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import patience
 import pytest
 
 from engine.telemetry.metrics import read_metrics
@@ -83,7 +84,7 @@ def test_a_stage_goes_back_and_leaves_the_data_out(
 
     decided = pretraining.stage("killed") / "rollbacks.json"
     killed = pretraining.run_until("killed", decided.exists, signal.SIGKILL, *arguments)
-    killed.communicate(timeout=60)
+    patience.communicate(killed, 60)
     assert not (decided.parent / "complete.json").exists(), "killed too late to test anything"
     output = pretraining.run("killed", *arguments)
     assert "going on after step 4" in output

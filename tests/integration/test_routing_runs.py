@@ -39,7 +39,7 @@ stages:
 
 def test_sharded_processes_look_at_the_same_routing(pretraining: "Pretraining") -> None:
     pretraining.write_plan(ROUTED)
-    output = pretraining.run("run", timeout=200)
+    output = pretraining.run("run", limit=200)
     stage = pretraining.stage("run", "01-contrastive")
     results = json.loads((stage / "evaluation.json").read_text())["results"]
     found = {score["metric"]: score["value"] for score in results[0]["scores"]}

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import patience
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -86,11 +87,11 @@ def test_a_sweep_that_is_stopped_saves_what_runs_and_begins_nothing_more(tmp_pat
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         metrics = runs / "seed-0" / "stages" / "01-contrast" / "metrics.jsonl"
-        deadline = time.monotonic() + 60
-        while not metrics.is_file() and running.poll() is None and time.monotonic() < deadline:
+        limit = patience.Limit(60)
+        while not metrics.is_file() and running.poll() is None and not limit.passed():
             time.sleep(0.1)
         running.terminate()
-        assert running.wait(timeout=60) == 143
+        assert patience.wait(running, 60) == 143
         assert "seed-0: stopped" in running.stdout.read()
     assert list(RunFolder(runs / "seed-0").stage(0, "contrast").checkpoints.glob("step-*"))
     assert not (runs / "seed-1").exists()

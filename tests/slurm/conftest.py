@@ -3,13 +3,14 @@
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import patience
 import pytest
 import torch
 from metric_lines import comparable_lines
@@ -72,13 +73,13 @@ class Cluster:
     def omnivl(self, *arguments: str, code: int = 0) -> str:
         """Runs a command of ours on the machine of the controller."""
         environment = {**self.lab.environment, "PYTHONPATH": str(ROOT), "COLUMNS": "250", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
+        done = patience.run(
             [sys.executable, "-m", "launcher.cli", *arguments],
             env=environment,
             cwd=self.folder,
             capture_output=True,
             text=True,
-            timeout=120,
+            limit=120,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -114,18 +115,29 @@ class Cluster:
 
     def kill_rank(self, run: Path, rank: int) -> None:
         """Kills a process that trains: those of all nodes are processes of this machine."""
-        sign = read_sign(RunFolder(run).heartbeats, rank)
-        assert sign is not None
         self.tell(f"killed rank {rank}")
-        os.kill(sign.process, signal.SIGKILL)
+        os.kill(_process(run, rank), signal.SIGKILL)
+
+    @contextmanager
+    def held(self, run: Path) -> Iterator[None]:
+        """Stops both ranks of a run, so that a fast one isn't over before the test has done what it wants."""
+        processes = [_process(run, rank) for rank in range(2)]
+        for process in processes:
+            os.kill(process, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for process in processes:
+                with suppress(ProcessLookupError):  # Slurm has woken it, to end it
+                    os.kill(process, signal.SIGCONT)
 
     def ended(self, job: str) -> bool:
         """Whether a job is over for good."""
         return self.lab.job(job)["JobState"] in _ENDED
 
-    def finish(self, job: str, run: Path, state: str = "COMPLETED", timeout: float = 200) -> str:
+    def finish(self, job: str, run: Path, state: str = "COMPLETED", limit: float = 200) -> str:
         """Waits for the end of a job and returns its log."""
-        self.lab.wait_for(lambda: self.ended(job), timeout, f"the end of job {job}")
+        self.lab.wait_for(lambda: self.ended(job), limit, f"the end of job {job}")
         log = self.log(job, run)
         assert self.lab.job(job)["JobState"] == state, f"{self.lab.job(job)}\n{log}"
         return log
@@ -137,10 +149,10 @@ class Cluster:
         main = run / "slurm" / f"{job}.log"
         return (main.read_text() if main.is_file() else "") + "\n=== ranks\n" + "\n".join(texts)
 
-    def wait_for_step(self, job: str, run: Path, step: int, stage: str = "01-spatial", timeout: float = 120) -> None:
+    def wait_for_step(self, job: str, run: Path, step: int, stage: str = "01-spatial", limit: float = 120) -> None:
         """Waits until a job has taken so many steps."""
         metrics = run / "stages" / stage / "metrics.jsonl"
-        self.lab.wait_for(lambda: _last_step(metrics) >= step or self.ended(job), timeout, f"step {step} in {metrics}")
+        self.lab.wait_for(lambda: _last_step(metrics) >= step or self.ended(job), limit, f"step {step} in {metrics}")
         assert not self.ended(job), self.log(job, run)
 
 
@@ -149,6 +161,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("jobs of Slurm: what the tests did, what the jobs said")
         for line in _STORY:
             terminalreporter.write_line(line)
+
+
+def _process(run: Path, rank: int) -> int:
+    sign = read_sign(RunFolder(run).heartbeats, rank)
+    assert sign is not None
+    return sign.process
 
 
 def _last_step(metrics: Path) -> int:

@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import patience
+
 NODES = ("n1", "n2")
 
 _CONFIGURATION = """
@@ -104,7 +106,7 @@ class Lab:
 
     def run(self, *command: str) -> str:
         """Runs one of Slurm's commands and returns what it prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
+        done = patience.run(command, env=self.environment, capture_output=True, text=True, limit=60)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout
 
@@ -113,13 +115,13 @@ class Lab:
         fields = self.run("scontrol", "-o", "show", "job", job).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 
-    def wait_for(self, condition: Callable[[], bool], timeout: float, what: str) -> None:
+    def wait_for(self, condition: Callable[[], bool], limit: float, what: str) -> None:
         """Waits, and fails with the daemons' logs."""
-        deadline = time.monotonic() + timeout
+        running = patience.Limit(limit)
         while not condition():
-            if time.monotonic() > deadline:
+            if running.passed():
                 logs = "\n".join(path.read_text()[-1500:] for path in sorted(self.folder.glob("slurm*.log")))
-                raise AssertionError(f"{what}: not within {timeout} s\n{logs}")
+                raise AssertionError(f"{what}: not within {limit} s\n{logs}")
             time.sleep(0.1)
 
     def close(self) -> None:
@@ -175,14 +177,14 @@ class Lab:
 
     def _processes(self, node: int) -> Sequence[int]:
         command = ["ip", "netns", "pids", f"{self._tag}-n{node}"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+        done = patience.run(command, capture_output=True, text=True, limit=30)
         return [int(process) for process in done.stdout.split()]
 
     def _sh(self, command: str, check: bool = True) -> None:
         # Not through pipes: a daemon would keep them open.
         with (self.folder / "commands.log").open("ab") as log:
-            done = subprocess.run(
-                command, shell=True, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60
+            done = patience.run(
+                command, shell=True, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, limit=60
             )
         assert done.returncode == 0 or not check, f"{command}: {(self.folder / 'commands.log').read_text()[-2000:]}"
 

@@ -18,7 +18,8 @@ def test_preempted_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> 
     plan = ("stages.spatial.steps=30", "loader.num_workers=1")  # TERM gets to data workers, too
     (first,) = cluster.submit(preempted, *TWO_NODES, "--partition", "low", *plan)
     cluster.wait_for_step(first, preempted, 2)
-    (other,) = cluster.submit(whole, *TWO_NODES, "--partition", "main", "--sbatch", "exclusive", *plan)
+    with cluster.held(preempted):
+        (other,) = cluster.submit(whole, *TWO_NODES, "--partition", "main", "--sbatch", "exclusive", *plan)
     cluster.finish(other, whole)
     log = cluster.finish(first, preempted)
     assert "another job takes the nodes: back into the queue at step" in log

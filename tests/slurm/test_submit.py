@@ -22,15 +22,16 @@ def test_stopped_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> No
     whole.parent.mkdir()
     (cluster.folder / "plan.yaml").rename(whole.parent / "pl an.yaml")
     cluster.plan = whole.parent / "pl an.yaml"
-    layout = ("--nodes", "2", "--processes-per-node", "1", "loader.num_workers=1")
+    layout = ("--nodes", "2", "--processes-per-node", "1", "loader.num_workers=1", "stages.spatial.steps=30")
     (first,) = cluster.submit(whole, *layout, profile="checked")
     (second,) = cluster.submit(stopped, *layout)
     cluster.wait_for_step(second, stopped, 2)
-    rows = {row["run"]: row for row in json.loads(cluster.omnivl("jobs", str(whole), str(stopped), "--json"))}
-    row = rows[str(stopped)]
-    assert (row["job"], row["state"], row["stage"], row["steps"]) == (second, "RUNNING", "spatial", 12)
-    assert row["step"] >= 2 and row["samples_per_second"] > 0 and row["end"] is not None
-    cluster.cancel(second, "--signal=USR1", "--batch")
+    with cluster.held(stopped):
+        rows = {row["run"]: row for row in json.loads(cluster.omnivl("jobs", str(whole), str(stopped), "--json"))}
+        row = rows[str(stopped)]
+        assert (row["job"], row["state"], row["stage"], row["steps"]) == (second, "RUNNING", "spatial", 30)
+        assert row["step"] >= 2 and row["samples_per_second"] > 0 and row["end"] is not None
+        cluster.cancel(second, "--signal=USR1", "--batch")
     log = cluster.finish(second, stopped)
     assert "asked to save (USR1), and goes on from its checkpoint: back into the queue at step" in log
     assert "start 1 on n1, n2, at step" in log

@@ -22,6 +22,6 @@ def test_two_nodes_on_slurm(cluster: "Cluster") -> None:
     assert job in cluster.omnivl(*shlex.split(look[0])[1:])
     (row,) = json.loads(cluster.omnivl(*shlex.split(look[1])[1:]))
     assert (row["job"], row["run"]) == (job, str(run))
-    log = cluster.finish(job, run, timeout=300)
+    log = cluster.finish(job, run, limit=300)
     assert "4 ranks" in log and "the run is complete" in log
     assert (run / "report.html").is_file()

@@ -30,6 +30,7 @@ class Entry:
         meta: Further fields for the sample's JSON.
         pictures: Further pictures or clips by name: ``left`` becomes ``KEY.left.jpg``.
         masks: Further files by name that are never scaled.
+        seconds: From when to when ``path`` is cut, in seconds after its first frame; None takes all of it.
         boxes: Boxes in pixels by name, with their form, of the media file or else of the first of ``pictures``.
     """
 
@@ -43,6 +44,7 @@ class Entry:
     meta: Mapping[str, object] = field(default_factory=dict)
     pictures: Mapping[str, Path] = field(default_factory=dict)
     masks: Mapping[str, Path] = field(default_factory=dict)
+    seconds: tuple[float, float] | None = None
     boxes: Mapping[str, tuple[BoxForm, object]] = field(default_factory=dict)
 
     def fields(self) -> dict[str, object]:

@@ -1,6 +1,11 @@
-"""A folder of pictures or clips: the class is the sub-folder's name, captions are ``.txt`` files of the same name."""
+"""A folder of pictures or clips: the class is the sub-folder's name, captions are ``.txt`` files of the same name.
+
+The folders that img2dataset and video2dataset write as ``files`` are read as well: a ``.json`` beside a picture has its
+further fields, and its captions where there is no ``.txt``; their tables and statistics are passed over.
+"""
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +14,15 @@ from typing import Literal
 from omnivl.data.convert.entry import Entry
 from omnivl.data.formats import MEDIA_EXTENSIONS
 from omnivl.data.plain_files import text_lines
-from omnivl.data.sources.base import Rejection
+from omnivl.data.record import Record, parse_record
+from omnivl.data.sources.base import BadSampleError, Rejection
+from omnivl.errors import DataError
 
 FolderText = Literal["label", "caption", "both"]
+
+_STATISTICS = re.compile(r"([0-9]+)_stats\.json")
+_NOTES = re.compile(r"[0-9]+(_stats\.json|\.parquet)")
+_ENTRY_FIELDS = ("label", "split", "file")  # of a JSON: the folders say them
 
 
 @dataclass(frozen=True)
@@ -46,16 +57,35 @@ class FolderReader:
         )
 
     def entries(self) -> Iterator[Entry | Rejection]:
-        """Files in the order of their names, folder by folder."""
+        """Files in the order of their names, folder by folder.
+
+        Raises:
+            DataError: The sub-folders are no classes but what a downloader made.
+        """
+        downloaded = self._is_downloaded()
+        if downloaded and self.text != "caption":
+            raise DataError(
+                f"{self.root} was written by a downloader (img2dataset, video2dataset): its sub-folders are numbers, "
+                "not classes; give --text caption"
+            )
         for folder in _folders(self.root):
             files = _files(folder)
             stems = {path.stem for path in files if _extension(path) in MEDIA_EXTENSIONS}
             for path in files:
+                if _extension(path) == "json" and path.stem in stems:
+                    continue  # read with its picture
+                if downloaded and folder == self.root and _NOTES.fullmatch(path.name):
+                    continue
                 if _extension(path) == "txt" and self.text != "label":
                     if path.stem not in stems:
                         yield Rejection("missing_media", str(path), "no picture or clip of this name lies beside it")
                 else:
                     yield self._entry(path)
+
+    def _is_downloaded(self) -> bool:
+        """Whether a file with statistics lies beside a sub-folder of the same number."""
+        found = (_STATISTICS.fullmatch(path.name) for path in _files(self.root))
+        return any((self.root / match.group(1)).is_dir() for match in found if match is not None)
 
     def _entry(self, path: Path) -> Entry | Rejection:
         relative = path.relative_to(self.root)
@@ -69,6 +99,10 @@ class FolderReader:
         label = folders[0] if folders and self.text != "caption" else None
         if label is None and self.text != "caption":
             return Rejection("missing_label", where, "lies in no class's folder; move it to ROOT/CLASS/")
+        try:
+            record = _record(path.with_suffix(".json"))
+        except BadSampleError as error:
+            return error.rejection
         captions: tuple[str, ...] = ()
         sidecar = path.with_suffix(".txt")
         if self.text != "label":
@@ -81,9 +115,26 @@ class FolderReader:
                 return Rejection("invalid_utf8", str(sidecar), f"byte at offset {error.start}; save the file as UTF-8")
             except OSError as error:
                 return Rejection("unreadable_path", str(sidecar), error.strerror or str(error))
+            captions = captions or tuple(text for texts in record.captions.values() for text in texts)
             if not captions and self.text == "caption":
                 return Rejection("missing_caption", where, f"write a caption into {sidecar.name}, one per line")
-        return Entry(path, name, where, captions, label, split=split)
+        meta = {field: value for field, value in record.meta.items() if field not in _ENTRY_FIELDS}
+        return Entry(path, name, where, captions, label, record.identity, split, meta)
+
+
+def _record(file: Path) -> Record:
+    """What the JSON beside a picture says; nothing where there is none.
+
+    Raises:
+        BadSampleError: It cannot be read, or is no object.
+    """
+    try:
+        data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except FileNotFoundError:
+        return parse_record({}, str(file))
+    except OSError as error:
+        raise BadSampleError("unreadable_path", str(file), error.strerror or str(error)) from error
+    return parse_record({"json": data}, str(file))
 
 
 def _extension(path: Path) -> str:

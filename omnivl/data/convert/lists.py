@@ -65,7 +65,8 @@ def count_rows(file: Path) -> int:
         case ".json":
             return sum(1 for _ in _json_list(file))
         case ".parquet":
-            return int(_opened_parquet(file).metadata.num_rows)
+            with _opened_parquet(file) as table:  # the rows are read later, from a file opened anew
+                return int(table.metadata.num_rows)
         case _:
             with file.open("rb") as lines:
                 return sum(1 for _ in lines)

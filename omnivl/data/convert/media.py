@@ -1,29 +1,26 @@
 """Checks the bytes of a picture or clip before they are written into a shard, and scales them down on request."""
 
-import io
 from typing import Literal
 
-import av
-import cv2
-import numpy as np
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
-
-from omnivl.data.formats import (
-    CLIP_EXTENSIONS,
-    MEDIA_EXTENSIONS,
-    is_animated,
-    is_complete,
-    picture_format,
-    picture_size,
-)
-from omnivl.data.sources.base import BadSampleError
-from omnivl.data.video import open_container
+from omnivl.data.animated import count_frames, painted_frames
+from omnivl.data.container import open_container, video_size, video_stream
+from omnivl.data.convert.scale import scale_picture, smaller
+from omnivl.data.convert.transcode import transcode
+from omnivl.data.decode import check_picture, decode_still
+from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, picture_format, picture_size
+from omnivl.data.limits import PATIENCE, DecodeLimits, check_work
+from omnivl.data.sources.base import BadSampleError, Sample, naming
+from omnivl.data.transparency import frame_on_white
+from omnivl.data.video import clip_frames
 
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
 
-_JPEG_QUALITY = 95
-_H264_CRF = "18"  # visually lossless
+WRITTEN_EXTENSION = "mp4"
+LIMITS = DecodeLimits()
+"""Of clips, and of pictures that are copied: those of a plan that names none."""
+LIMITS_OF_SCALING = DecodeLimits(max_pixels=178_956_970)
+"""Of pictures that are scaled down before training sees them: Pillow's own bound, half a gibibyte of colours."""
 
 
 def check_extension(extension: str, where: str) -> None:
@@ -38,58 +35,58 @@ def check_extension(extension: str, where: str) -> None:
         raise BadSampleError("unknown_extension", where, f"{shown}; known: {known}")
 
 
-def examine(data: bytes, extension: str, where: str, verify: Verify) -> MediaKind:
+def examine(data: bytes, extension: str, where: str, verify: Verify, scaled: bool = False) -> MediaKind:
     """Checks the bytes and returns what they are.
 
     Args:
         data: The file.
         extension: Its lower-case extension without dot.
         where: For messages.
-        verify: ``header`` looks at headers and (for PNG and WebP) at the end; ``full`` decodes everything.
+        verify: ``header`` looks at headers and (for PNG and WebP) at the end; ``full`` decodes everything as training
+            does, and refuses what training refuses.
+        scaled: Whether it is scaled down afterwards, so that a picture may be larger than training takes.
 
     Raises:
-        BadSampleError: ``broken_image`` or ``broken_video``.
+        BadSampleError: ``broken_image``, ``broken_video``, ``too_many_pixels`` or ``too_many_frames``.
     """
-    try:
-        if picture_format(data) is not None:
-            if picture_size(data) is None or not is_complete(data):
-                raise BadSampleError(
-                    "broken_image", where, f"a cut or damaged {picture_format(data)} of {len(data)} bytes"
-                )
-            if verify == "full":
-                _decode_picture(data)
-            return "video" if extension in CLIP_EXTENSIONS or is_animated(data) else "image"
-        if extension not in CLIP_EXTENSIONS:
-            raise BadSampleError("broken_image", where, f"{len(data)} bytes that are no picture, named .{extension}")
-        _open_video(data, decode=verify == "full")
-    except av.FFmpegError as error:  # first, since some of these are also an OSError or a ValueError
-        raise BadSampleError("broken_video", where, f"does not decode: {error}") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise BadSampleError("broken_image", where, f"does not decode: {error}") from error
-    except LookupError as error:
-        raise BadSampleError("broken_video", where, str(error.args[0])) from error
-    return "video"
+    moves = is_clip(extension, data)
+    limits = LIMITS_OF_SCALING if scaled and not moves else LIMITS
+    if verify == "full":
+        _decode(Sample("", where, data, extension), moves, limits, PATIENCE if scaled else 1)
+    elif picture_format(data) is not None:
+        if picture_size(data) is None or not is_complete(data):
+            raise BadSampleError("broken_image", where, f"a cut or damaged {picture_format(data)} of {len(data)} bytes")
+    elif not moves:
+        raise BadSampleError("broken_image", where, f"{len(data)} bytes that are no picture, named .{extension}")
+    else:
+        with naming("broken_video", where):
+            _stored_size(data, where)
+    return "video" if moves else "image"
 
 
-def _decode_picture(data: bytes) -> None:
-    with Image.open(io.BytesIO(data)) as picture:
-        for frame in ImageSequence.Iterator(picture):
-            frame.load()
-
-
-def _open_video(data: bytes, decode: bool) -> None:
-    with open_container(data) as container:
-        if not container.streams.video:
-            raise LookupError("the file has no video stream")
-        if decode and not sum(1 for _ in container.decode(video=0)):
-            raise LookupError("the video stream has no frame")
+def _decode(sample: Sample, moves: bool, limits: DecodeLimits, patience: int) -> None:
+    """Decodes all that training could ask for, one frame after the other."""
+    assert sample.media is not None, "it was read"
+    if not moves:
+        decode_still(sample, limits)
+    elif picture_format(sample.media) is None:
+        with naming("broken_video", sample.where):  # colours that are damaged decode, and cannot be converted
+            for shown in clip_frames(sample.media, sample.where, limits):
+                frame_on_white(shown)
+    else:
+        size = check_picture(sample.media, limits, sample.where)
+        with naming("broken_image", sample.where):
+            total = count_frames(sample.media, limits, sample.where)
+            check_work(total, size, sample.where, moving="picture", patience=patience)
+            for frame in painted_frames(sample.media, total, limits, sample.where):
+                frame.load()
 
 
 def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[bytes, str]:
     """Scales so that the shorter side has ``shorter_side`` pixels; smaller files are kept byte for byte.
 
-    Pictures become JPEG (PNG where they have transparency, animated WebP where they move), clips H.264 in MP4 without
-    sound.
+    Pictures become JPEG (PNG where they have transparency or 16 bits, animated WebP where they move), clips H.264 in
+    MP4 without sound. The loader makes the same of the result as of the original, but for the size.
 
     Returns:
         The bytes and their extension.
@@ -97,73 +94,46 @@ def shrink(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[
     Raises:
         BadSampleError: It does not decode.
     """
-    try:
-        if picture_format(data) is not None:
-            return _shrink_picture(data, extension, shorter_side)
-        return _shrink_video(data, extension, shorter_side)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        # FFmpegError is an OSError or a ValueError too, depending on its code
-        cause: Literal["broken_image", "broken_video"] = "broken_image" if picture_format(data) else "broken_video"
-        raise BadSampleError(cause, where, f"cannot be scaled: {error}") from error
-
-
-def _smaller(width: int, height: int, shorter_side: int) -> tuple[int, int] | None:
-    """The new size, or None if the picture is small enough."""
-    shorter = min(width, height)
-    if shorter <= shorter_side:
-        return None
-    return max(1, round(width * shorter_side / shorter)), max(1, round(height * shorter_side / shorter))
-
-
-def _shrink_picture(data: bytes, extension: str, shorter_side: int) -> tuple[bytes, str]:
-    with Image.open(io.BytesIO(data)) as picture:
-        size = _smaller(*picture.size, shorter_side)
+    if picture_format(data) is None:
+        return _shrink_clip(data, extension, shorter_side, where)
+    with naming("broken_image", where):
+        moves = is_clip(extension, data)
+        limits = LIMITS if moves else LIMITS_OF_SCALING
+        stored = check_picture(data, limits, where)
+        size = smaller(*stored, shorter_side)
         if size is None:
             return data, extension
-        out = io.BytesIO()
-        if (picture_format(data) == "gif" or is_animated(data)) and getattr(picture, "n_frames", 1) > 1:
-            durations: list[int] = []
-            frames: list[Image.Image] = []
-            for frame in ImageSequence.Iterator(picture):
-                durations.append(int(frame.info.get("duration", 40)))
-                frames.append(frame.convert("RGBA").resize(size, Image.Resampling.LANCZOS))
-            frames[0].save(out, "WEBP", save_all=True, append_images=frames[1:], duration=durations, quality=90, loop=0)
-            return out.getvalue(), "webp"
-        upright = ImageOps.exif_transpose(picture)
-        if upright.size != picture.size:
-            size = size[::-1]
-        if upright.has_transparency_data:
-            upright.convert("RGBA").resize(size, Image.Resampling.LANCZOS).save(out, "PNG")
-            return out.getvalue(), "png"
-        if upright.mode.startswith("I"):  # 16 bits of grey
-            grey = np.asarray(upright).clip(0, 65535).astype(np.uint16)
-            scaled = cv2.resize(grey, size, interpolation=cv2.INTER_AREA)
-            return cv2.imencode(".png", scaled)[1].tobytes(), "png"
-        upright.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(out, "JPEG", quality=_JPEG_QUALITY)
-        return out.getvalue(), "jpg"
+        if moves:
+            total = count_frames(data, limits, where)
+            check_work(total, stored, where, moving="picture", patience=PATIENCE)
+        return scale_picture(data, extension, size, limits, where)
 
 
-def _shrink_video(data: bytes, extension: str, shorter_side: int) -> tuple[bytes, str]:
+def _shrink_clip(data: bytes, extension: str, shorter_side: int, where: str) -> tuple[bytes, str]:
+    with naming("broken_video", where):
+        size = smaller(*_stored_size(data, where), shorter_side)
+        if size is None:
+            return data, extension
+        return transcode(data, where, LIMITS, size=size), WRITTEN_EXTENSION
+
+
+def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, where: str) -> bytes:
+    """Some seconds of a longer clip, as H.264 in MP4 without sound, scaled as by ``shrink`` where asked.
+
+    Args:
+        data: The whole clip.
+        seconds: From when to when, counted from its first frame.
+        shorter_side: Pixels of the shorter side, if it is scaled.
+        where: For messages.
+
+    Raises:
+        BadSampleError: It does not decode, or ends before the first of the seconds.
+    """
+    with naming("broken_video", where):
+        size = None if shorter_side is None else smaller(*_stored_size(data, where), shorter_side)
+        return transcode(data, where, LIMITS, size=size, seconds=seconds)
+
+
+def _stored_size(data: bytes, where: str) -> tuple[int, int]:
     with open_container(data) as container:
-        source = container.streams.video[0]
-        size = _smaller(source.codec_context.width, source.codec_context.height, shorter_side)
-        if size is None:
-            return data, extension
-        out = io.BytesIO()
-        with av.open(out, "w", format="mp4") as target:
-            stream = target.add_stream("libx264", rate=source.average_rate or 25)
-            stream.width, stream.height = (side + side % 2 for side in size)  # 4:2:0 has no odd sides
-            stream.pix_fmt = "yuv420p"
-            stream.options = {
-                "crf": _H264_CRF,
-                "preset": "fast",
-                "threads": "1",
-            }  # one thread: the same bytes each time
-            for number, frame in enumerate(container.decode(source)):
-                if number == 0:
-                    stream.set_display_rotation(frame.rotation)
-                scaled = frame.reformat(width=stream.width, height=stream.height, format="yuv420p")
-                scaled.pict_type = av.video.frame.PictureType.NONE
-                target.mux(stream.encode(scaled))
-            target.mux(stream.encode(None))
-    return out.getvalue(), "mp4"
+        return video_size(video_stream(container, where), LIMITS, where)

@@ -9,7 +9,15 @@ from pathlib import Path
 
 from omnivl.data.convert.boxes import as_fractions
 from omnivl.data.convert.entry import Entry, Reader, sample_key, short_hash
-from omnivl.data.convert.media import MediaKind, Verify, check_extension, examine, shrink
+from omnivl.data.convert.media import (
+    WRITTEN_EXTENSION,
+    MediaKind,
+    Verify,
+    check_extension,
+    cut,
+    examine,
+    shrink,
+)
 from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
 from omnivl.data.formats import picture_size
 from omnivl.data.orientation import upright_size
@@ -121,8 +129,11 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
         raise BadSampleError("duplicate_key", entry.where, detail)
     side = options.shorter_side
     named = {"": entry.path, **entry.pictures} if entry.path is not None else entry.pictures
-    pictures = [_read_file(name, path, entry.where, options.verify, side) for name, path in named.items()]
-    masks = [_read_file(name, path, entry.where, options.verify, None) for name, path in entry.masks.items()]
+    pictures = [
+        _read_file(name, path, entry.where, options.verify, side, None if name else entry.seconds)
+        for name, path in named.items()
+    ]
+    masks = [_read_file(name, path, entry.where, options.verify, None, None) for name, path in entry.masks.items()]
     fields = entry.fields()
     for name, (form, value) in entry.boxes.items():
         size = pictures[0].size if pictures else None
@@ -149,8 +160,10 @@ class _File:
     size: tuple[int, int] | None
 
 
-def _read_file(name: str, path: Path, where: str, verify: Verify, shorter_side: int | None) -> _File:
-    """Reads, examines and where asked scales a file of a sample.
+def _read_file(
+    name: str, path: Path, where: str, verify: Verify, shorter_side: int | None, seconds: tuple[float, float] | None
+) -> _File:
+    """Reads, examines and where asked cuts and scales a file of a sample.
 
     Raises:
         BadSampleError: It cannot be read or is no picture or clip.
@@ -166,7 +179,9 @@ def _read_file(name: str, path: Path, where: str, verify: Verify, shorter_side: 
     except ValueError as error:  # a null byte in the name
         raise BadSampleError("unreadable_path", where, f"{str(path)!r}: {error}") from error
     with naming("unusable", where):
-        kind, size = examine(data, extension, where, verify), picture_size(data)
+        if seconds is not None:
+            data, extension = cut(data, seconds, shorter_side, where), WRITTEN_EXTENSION
+        kind, size = examine(data, extension, where, verify, scaled=shorter_side is not None), picture_size(data)
         size = None if size is None else upright_size(size, data)
         if shorter_side is not None:
             data, extension = shrink(data, extension, shorter_side, where)

@@ -1,5 +1,6 @@
 """VQA v2: a file of questions about COCO's images, and one of what ten people answered to each."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from omnivl.data.convert.lists import load_json
 from omnivl.data.sources.base import Rejection
 from omnivl.errors import DataError
 
+_NUMBER = re.compile(r"\{image_id(?::0([0-9]{1,2})d?)?\}")
 _TYPES = ("question_type", "answer_type", "multiple_choice_answer")
 
 
@@ -26,7 +28,8 @@ class VqaReader:
         images: Folder of the pictures.
         annotations: ``v2_mscoco_*_annotations.json`` with ``annotations`` (``question_id``, ``answers`` ...); None for
             the tests, whose answers nobody has.
-        picture: File name of a picture, with ``{image_id}``; None for COCO's, by the ``data_subtype`` of the questions.
+        picture: File name of a picture, with ``{image_id}``, or ``{image_id:012d}`` for one of 12 digits; None
+            for COCO's, by the ``data_subtype`` of the questions.
         split: Split of all samples; None for none.
     """
 
@@ -82,7 +85,7 @@ class VqaReader:
                 return Rejection("missing_field", where, f"question_id {numbers['question_id']} has no answers")
             meta |= {"answers": answers, **{name: found[name] for name in _TYPES if isinstance(found.get(name), str)}}
         return Entry(
-            path=self.images / pattern.format(image_id=numbers["image_id"]),
+            path=self.images / _NUMBER.sub(lambda place: str(numbers["image_id"]).zfill(int(place[1] or 0)), pattern),
             name=str(numbers["question_id"]),
             where=where,
             captions=(question.strip(),),
@@ -103,8 +106,13 @@ class VqaReader:
             DataError: It is not given, and the questions do not say of which part of COCO they are.
         """
         if self.picture is not None:
-            if "{image_id" not in self.picture:
+            if _NUMBER.search(self.picture) is None:
                 raise DataError(f"picture is {self.picture!r}; allowed: a file name with '{{image_id}}'; put it in")
+            if re.search(r"[{}]", rest := _NUMBER.sub("", self.picture)):
+                raise DataError(
+                    f"picture is {self.picture!r}; allowed: '{{image_id}}', or '{{image_id:012d}}' for 12 digits, and "
+                    f"no other braces, but {rest!r} is left; take them out"
+                )
             return self.picture
         read = load_json(self.questions)
         part = read.get("data_subtype") if isinstance(read, dict) else None
@@ -113,6 +121,8 @@ class VqaReader:
                 f"{self.questions}: no data_subtype, such as 'train2014', by which COCO's pictures are named; give the "
                 "name of a picture, e.g. '{image_id}.jpg'"
             )
+        if re.fullmatch(r"[A-Za-z0-9_-]+", part) is None:
+            raise DataError(f"{self.questions}: data_subtype is {part!r}; allowed: a name such as 'train2014'; mend it")
         return f"COCO_{part.replace('test-dev', 'test')}_{{image_id:012d}}.jpg"
 
 

@@ -3,13 +3,17 @@
 Shapes: T frames of a clip, H x W pixels.
 """
 
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+
+from omnivl.errors import DataError
 
 Cause = Literal[
     "truncated_tar",
@@ -34,6 +38,11 @@ Cause = Literal[
     "unusable",
 ]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
+MISTAKES = (NameError, AttributeError, TypeError, AssertionError, NotImplementedError, ImportError)
+"""What code raises that is wrong. Bad data may raise the same inside a library, but not in a line of this package."""
+
+_PACKAGE = Path(__file__).parents[2]
+_MAX_TRACEBACK = 4000  # characters
 # Causes of a whole shard.
 SHARD_CAUSES: frozenset[Cause] = frozenset({"truncated_tar", "wrong_archive", "empty_shard", "unreadable_path"})
 
@@ -46,22 +55,28 @@ class Rejection:
         cause: Why, from a fixed list, so that causes can be counted.
         where: ``SHARD:KEY``, or the shard alone where no sample can be named.
         detail: What exactly was found.
+        traceback: Where it was raised, if nobody foresaw it; the end of it, if it is long.
     """
 
     cause: Cause
     where: str
     detail: str
+    traceback: str = field(default="", compare=False)
 
 
 class BadSampleError(Exception):
     """A sample cannot be used. The loader counts it by cause, logs it and replaces it by another one."""
 
-    def __init__(self, cause: Cause, where: str, detail: str) -> None:
-        super().__init__(cause, where, detail)  # all three, so that it survives pickling from a worker
-        self.rejection = Rejection(cause, where, detail)
+    def __init__(self, cause: Cause, where: str, detail: str, traceback: str = "") -> None:
+        super().__init__(cause, where, detail, traceback)  # all of them, so that it survives pickling from a worker
+        self.rejection = Rejection(cause, where, detail, traceback)
 
     def __str__(self) -> str:
         return f"{self.rejection.where}: {self.rejection.cause}: {self.rejection.detail}"
+
+
+class NothingLeftError(DataError):
+    """A source can be read, and none of its samples is what an entry asks for: the kind or the filter is wrong."""
 
 
 @contextmanager
@@ -69,20 +84,34 @@ def naming(cause: Cause, where: str) -> Iterator[None]:
     """Turns whatever a decoder, an augmentation or a tokenizer raises into a bad sample that has a name.
 
     Decoders fail in ways that their documentation does not list (``IndexError``, ``AttributeError``, ``struct.error``).
+    Our own mistakes must not pass for bad data, however: an error of a type that wrong code raises (``MISTAKES``), from
+    a line of this package itself, goes on, with the sample's name as a note. So do errors that are a user's to mend.
 
     Args:
         cause: Of what is not a ``BadSampleError`` already.
         where: ``SHARD:KEY`` of the sample.
 
     Raises:
-        BadSampleError: Anything was raised.
+        BadSampleError: Anything else was raised.
     """
     try:
         yield
-    except BadSampleError:
+    except (BadSampleError, DataError):
         raise
     except Exception as error:
-        raise BadSampleError(cause, where, f"{type(error).__name__}: {error}") from error
+        if isinstance(error, MISTAKES) and _is_own(error):
+            note = f"while {where} was read"
+            if note not in getattr(error, "__notes__", ()):
+                error.add_note(note)
+            raise
+        trace = "".join(traceback.format_exception(error))[-_MAX_TRACEBACK:]
+        raise BadSampleError(cause, where, f"{type(error).__name__}: {error}", trace) from error
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether the line that raised an error is in this package; functions written in C have no lines."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return bool(frames) and Path(frames[-1].f_code.co_filename).is_relative_to(_PACKAGE)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ import bz2
 import lzma
 import os
 import re
+import select
 import signal
 import subprocess
 import tempfile
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +41,10 @@ _CURL = (
 
 class StreamError(ArchiveError):
     """A stream ends early, or what it gives cannot be used."""
+
+
+class SilentStreamError(StreamError):
+    """A stream sends nothing and does not end."""
 
 
 def scheme_of(source: str) -> str | None:
@@ -97,14 +103,20 @@ def command_of(address: str) -> str | list[str]:
 
 
 @contextmanager
-def opened_stream(address: str) -> Iterator[Readable]:
+def opened_stream(address: str, timeout: float, seconds: float | None = None) -> Iterator[Readable]:
     """The bytes of a stream, unpacked where it is a gzip, bzip2 or xz stream.
 
     Leaving the block before the end stops the program.
 
+    Args:
+        address: See ``command_of``.
+        timeout: Seconds that reading waits for the next bytes.
+        seconds: After which the program is stopped, and its output with it; None waits as long as it sends something.
+
     Raises:
         StreamError: The program is missing or fails, or the stream grows out of proportion when it is unpacked. Also
             from reading.
+        SilentStreamError: Nothing came for that long. Also from reading.
     """
     command = command_of(address)
     with tempfile.TemporaryFile() as messages:
@@ -115,15 +127,22 @@ def opened_stream(address: str) -> Iterator[Readable]:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=messages,
+                bufsize=0,
                 start_new_session=True,
             )
         except OSError as error:
             raise StreamError(f"{command[0]} cannot be started: {error.strerror}; install it") from error
         assert process.stdout is not None
-        program = _Program(process, process.stdout, messages)
+        program = _Program(process, process.stdout, messages, timeout)
+        timer = None if seconds is None else threading.Timer(seconds, program.kill)
         try:
+            if timer is not None:
+                timer.daemon = True
+                timer.start()
             yield _unpacked(program)
         finally:
+            if timer is not None:
+                timer.cancel()
             program.stop()
 
 
@@ -134,9 +153,16 @@ class _Program:
     process: "subprocess.Popen[bytes]"
     output: IO[bytes]
     messages: IO[bytes]
+    timeout: float
+
+    def __post_init__(self) -> None:
+        self._poll = select.poll()  # select itself knows no descriptors above 1023
+        self._poll.register(self.output, select.POLLIN)
 
     def read(self, size: int, /) -> bytes:
-        data = self.output.read(size)
+        if not self._poll.poll(1000 * self.timeout):
+            raise SilentStreamError(f"nothing came for {self.timeout:g} s{self._said()}", "unreadable_path")
+        data = os.read(self.output.fileno(), size)
         if not data and size:
             self._check_end()
         return data
@@ -147,16 +173,24 @@ class _Program:
         except subprocess.TimeoutExpired as error:
             raise StreamError(f"the program does not end within {_END_SECONDS} s of its output") from error
         if status != 0:
-            self.messages.seek(0)
-            said = self.messages.read(_CHUNK).decode("utf-8", "backslashreplace").strip().rpartition("\n")[2]
-            raise StreamError(f"the program ended with status {status}{f': {said}' if said else ''}")
+            raise StreamError(f"the program ended with status {status}{self._said()}")
+
+    def _said(self) -> str:
+        """The last line that the program has said, after a colon; nothing where it said nothing."""
+        said = os.pread(self.messages.fileno(), _CHUNK, 0).decode("utf-8", "backslashreplace")
+        last = said.strip().rpartition("\n")[2]
+        return f": {last}" if last else ""
 
     def stop(self) -> None:
         """Ends the program; what it writes after this goes nowhere."""
         self.output.close()
+        self.kill()
+        self.process.wait()
+
+    def kill(self) -> None:
+        """Ends the program where it still runs, so that its output ends."""
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGKILL)  # a shell's children too; it leads a session of its own
-        self.process.wait()
 
 
 class _Decompressor(Protocol):
@@ -247,7 +281,9 @@ class _Peeked:
 
 
 def _unpacked(source: Readable) -> Readable:
-    first = source.read(_PEEK)
+    first = b""
+    while len(first) < _PEEK and (data := source.read(_PEEK - len(first))):
+        first += data
     if first.startswith(b"\x1f\x8b"):
         return _Unpacked(source, _Gzip, first)
     if first.startswith(b"BZh"):

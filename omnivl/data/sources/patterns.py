@@ -2,19 +2,14 @@
 
 import glob
 import os
-import re
-from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from omnivl.data.formats import MEDIA_EXTENSIONS
+from omnivl.data.sources.braces import MAX_SHARDS, expand_braces, too_many_shards
 from omnivl.data.sources.opening import check_address, scheme_of
 from omnivl.errors import DataError
 
-MAX_SHARDS = 1_000_000
-
-_BRACES = re.compile(r"\{([^{}]+)\}")
-_RANGE = re.compile(r"([0-9]{1,18})\.\.([0-9]{1,18})(?:\.\.(-?[0-9]{1,9}))?")
 _LOOKED_AT = 10_000  # entries of a folder without shards, to say what it holds
 
 
@@ -35,7 +30,7 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
         if Path(text).is_dir():
             inside = sorted(str(path) for path in Path(text).rglob("*.tar"))
             paths += inside if inside or text == pattern else [text]  # empty, one of several: an unreadable shard
-        elif glob.has_magic(text) and not _exists(text):
+        elif _has_wildcard(text):
             paths += sorted(islice(glob.iglob(text), MAX_SHARDS + 1))  # noqa: PTH207  # Path.glob: no absolute patterns
         else:
             paths.append(text)
@@ -45,8 +40,23 @@ def expand_pattern(pattern: str) -> tuple[str, ...]:
             f"brace pattern such as data/{{000..127}}.tar; the working folder is {Path.cwd()}{_why_nothing(pattern)}"
         )
     if len(paths) > MAX_SHARDS:
-        raise DataError(_too_many(pattern))
+        raise DataError(too_many_shards(pattern))
     return tuple(paths)
+
+
+def is_glob(pattern: str) -> bool:
+    """Whether a pattern reads whatever files match it. What exists by its very name is no glob, also with brackets.
+
+    Raises:
+        DataError: It names more than ``MAX_SHARDS`` files.
+    """
+    if not glob.has_magic(pattern) or _exists(pattern):
+        return False
+    return any(_has_wildcard(text) for text in expand_braces(pattern))
+
+
+def _has_wildcard(path: str) -> bool:
+    return glob.has_magic(path) and not _exists(path)
 
 
 def _exists(path: str) -> bool:
@@ -70,42 +80,3 @@ def _why_nothing(pattern: str) -> str:
     if "[" in pattern:
         return ". In a glob [ab] stands for one letter, a or b; write [[] for a bracket"
     return ""
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Expands ``{000..127}``, ``{0..20..5}`` and ``{a,b}`` as a shell does; anything else stays as it is.
-
-    Raises:
-        DataError: There are more than ``MAX_SHARDS``.
-    """
-    found = list(islice(_expanded(pattern), MAX_SHARDS + 1))
-    if len(found) > MAX_SHARDS:
-        raise DataError(_too_many(pattern))
-    return found
-
-
-def _too_many(pattern: str) -> str:
-    return f"data source {pattern!r}: more than {MAX_SHARDS:,} shards; name fewer, or make larger ones"
-
-
-def _expanded(pattern: str) -> Iterator[str]:
-    """One by one, so that a huge range takes no memory."""
-    for match in _BRACES.finditer(pattern):
-        choices = _choices(match.group(1))
-        if choices is not None:
-            head, tail = pattern[: match.start()], pattern[match.end() :]
-            for choice in choices:
-                yield from _expanded(f"{head}{choice}{tail}")
-            return
-    yield pattern
-
-
-def _choices(body: str) -> Iterator[str] | None:
-    """What braces stand for; None where they are part of the name."""
-    match = _RANGE.fullmatch(body)
-    if match is None:
-        return iter(body.split(",")) if "," in body else None
-    first, last = int(match.group(1)), int(match.group(2))
-    step = max(1, abs(int(match.group(3) or 1)))
-    numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return (str(number).zfill(len(match.group(1))) for number in numbers)

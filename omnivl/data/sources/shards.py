@@ -1,6 +1,5 @@
 """Tar shards on a file system, read by offset."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,17 +12,19 @@ from numpy.typing import NDArray
 
 from omnivl.data.batch import has_text, has_visual, is_label, is_video
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.filters import rows_that_match
 from omnivl.data.formats import TEXT_EXTENSIONS, file_named
 from omnivl.data.index import LANGUAGES, ShardIndex
 from omnivl.data.index_file import load_index
 from omnivl.data.record import Record, parse_record
-from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, NothingLeftError, Rejection, Sample
 from omnivl.errors import DataError
 
 _SHOWN_NAMES = 12
 
 
-def _index_path(shard: str, folder: str | None) -> Path:
+def index_path(shard: str, folder: str | None) -> Path:
+    """The file of a shard's index: beside the shard where ``folder`` is None."""
     if folder is None:
         return Path(f"{shard}.index.safetensors")
     digest = blake2b(os.fsencode(os.path.abspath(shard)), digest_size=8).hexdigest()  # noqa: PTH100  # no link followed
@@ -45,6 +46,7 @@ class ShardSource:
         *,
         index_folder: str | None = None,
         keep_index: bool = True,
+        indexes: Sequence[ShardIndex] | None = None,
     ) -> None:
         """Indexes the shards.
 
@@ -53,21 +55,23 @@ class ShardSource:
             shards: Paths of tar files.
             index_folder: Folder for indexes; None for beside each shard.
             keep_index: Whether indexes are kept at all.
+            indexes: The shards' indexes where they are known, maybe of their first samples only.
 
         Raises:
             DataError: No sample is left; the message says what the shards hold.
         """
         self._config = config
         self._shards = tuple(shards)
-        with ThreadPoolExecutor(8) as pool:
-            indexes = list(
-                pool.map(
-                    lambda shard: load_index(
-                        Path(shard), shard, _index_path(shard, index_folder) if keep_index else None
-                    ),
-                    self._shards,
+        if indexes is None:
+            with ThreadPoolExecutor(8) as pool:
+                indexes = list(
+                    pool.map(
+                        lambda shard: load_index(
+                            Path(shard), shard, index_path(shard, index_folder) if keep_index else None
+                        ),
+                        self._shards,
+                    )
                 )
-            )
         self._rejections = [rejection for index in indexes for rejection in index.rejections]
         chosen = [self._choose(index, shard) for index, shard in zip(indexes, self._shards, strict=True)]
         self._indexes = indexes
@@ -78,7 +82,7 @@ class ShardSource:
         self._open: dict[int, int] = {}
         self._owner = os.getpid()
         if len(self._row) == 0:
-            raise DataError(self._nothing_left())
+            raise self._nothing_left()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -153,13 +157,13 @@ class ShardSource:
         config = self._config
         keep = np.ones(len(index), dtype=np.bool_)
         for name, allowed in config.where.items():
-            keep &= _matches(index, name, allowed, shard)
+            keep &= rows_that_match(index.fields, len(index), name, allowed, shard)
         keep &= self._shows(index, keep, shard)
         if config.text is not None or not has_text(config.kind):
             return np.flatnonzero(keep)  # a text in another field is checked when the sample is read
         has_label = np.array([label != "" for label in index.labels], dtype=np.bool_)
-        has_caption = _matches(index, LANGUAGES, (config.language, ""), shard)
-        any_caption = _matches(index, LANGUAGES, None, shard)
+        has_caption = rows_that_match(index.fields, len(index), LANGUAGES, (config.language, ""), shard)
+        any_caption = rows_that_match(index.fields, len(index), LANGUAGES, None, shard)
         cause: Cause = "missing_label" if is_label(config.kind) else "missing_caption"
         for row in np.flatnonzero(keep & ~has_label & ~any_caption):
             detail = "the sample has neither a caption nor a label"
@@ -183,11 +187,11 @@ class ShardSource:
         shows: NDArray[np.bool_] = has_media & (index.is_clip == is_video(config.kind))
         return shows
 
-    def _nothing_left(self) -> str:
+    def _nothing_left(self) -> DataError:
         config = self._config
         unread = [entry for entry in self._rejections if entry.cause in SHARD_CAUSES]
         if len(unread) == len(self._shards):
-            return (
+            return DataError(
                 f"data source {config.source!r}: none of its {len(self._shards)} shards can be read; the first: "
                 f"{unread[0].where}: {unread[0].detail}"
             )
@@ -199,9 +203,10 @@ class ShardSource:
         fields = sorted({name for index in self._indexes for name in index.fields.columns if not name.startswith("@")})
         more = f" and {len(fields) - _SHOWN_NAMES} more" if len(fields) > _SHOWN_NAMES else ""
         wanted = ", ".join(f"{name} in {list(values)}" for name, values in config.where.items()) or "no filter"
+        wanted += f"; pictures: {', '.join(config.pictures)}" if config.pictures else ""
         first = next(iter(unread or self._rejections), None)
         example = "" if first is None else f" (the first: {first.where}: {first.detail})"
-        return (
+        return NothingLeftError(
             f"data source {config.source!r}: no sample of kind {config.kind} is left (where: {wanted}); its "
             f"{len(self._shards)} shards hold {total - clips} stills and {clips} clips{further}, metadata fields "
             f"{fields[:_SHOWN_NAMES]}{more}, rejected {dict(causes)}{example}; change the kind, 'where' or the path"
@@ -249,21 +254,6 @@ def to_sample(
     )
 
 
-def value_matches(value: object, allowed: tuple[str, ...] | None) -> bool:
-    """Whether a metadata value is among ``allowed``; of a list, whether one of its entries is. None allows anything."""
-    if isinstance(value, list):
-        return any(value_matches(entry, allowed) for entry in value)
-    return allowed is None or (value if isinstance(value, str) else json.dumps(value)) in allowed
-
-
-def _matches(index: ShardIndex, name: str, allowed: tuple[str, ...] | None, shard: str) -> NDArray[np.bool_]:
-    if len(index) and name not in index.fields and name.startswith("@") is False:
-        return np.zeros(len(index), dtype=np.bool_)
-    values, codes = index.fields.get(name, ((), np.full(len(index), -1, dtype=np.int32)))
-    table = np.array([value_matches(json.loads(value), allowed) for value in values] + [False], dtype=np.bool_)
-    return table[codes]  # code -1 reads the appended False
-
-
 def _read_span(descriptor: int, offset: int, size: int, where: str) -> bytes:
     try:
         data = os.pread(descriptor, size, offset)
@@ -272,8 +262,3 @@ def _read_span(descriptor: int, offset: int, size: int, where: str) -> bytes:
     if len(data) != size:
         raise BadSampleError("truncated_tar", where, f"{len(data)} of {size} bytes are there: the shard has changed")
     return data
-
-
-def matches(meta: Mapping[str, object], where: Mapping[str, tuple[str, ...]]) -> bool:
-    """Whether a sample's metadata passes a filter. For sources that have no index."""
-    return all(name in meta and value_matches(meta[name], allowed) for name, allowed in where.items())

@@ -8,25 +8,28 @@ An archive is read by the reader that also makes indexes (``omnivl.data.archive`
 and refuses the same ones. Nothing is unpickled.
 """
 
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 
 from omnivl.data.archive import MAX_MEMBER_BYTES, ArchiveError, Member, TarReader, matters
 from omnivl.data.batch import has_text, is_label, is_video
-from omnivl.data.config import DataEntryConfig
-from omnivl.data.formats import CLIP_EXTENSIONS, file_named, is_animated
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.filters import matches
+from omnivl.data.formats import file_named, is_clip
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.order import Order
 from omnivl.data.record import parse_record
-from omnivl.data.sources.base import BadSampleError, Cause, Rejection, Sample
-from omnivl.data.sources.opening import check_address, opened_stream
-from omnivl.data.sources.patterns import expand_braces
-from omnivl.data.sources.shards import lacking, matches, takes_media, to_sample, wanted_members
+from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Cause, Rejection, Sample
+from omnivl.data.sources.braces import expand_braces
+from omnivl.data.sources.opening import SilentStreamError, check_address, opened_stream
+from omnivl.data.sources.shards import lacking, takes_media, to_sample, wanted_members
 from omnivl.errors import DataError
 from omnivl.randomness import generator
 
 _MAX_FRUITLESS_SHARDS = 64
+_MAX_SILENT_SHARDS = 2  # in a row; each has cost the whole time limit
 
 
 def expand_stream(source: str) -> tuple[str, ...]:
@@ -54,6 +57,7 @@ class StreamReader:
         reader: int,
         readers: int,
         first_shard: int,
+        timeout: float = LoaderConfig.stream_timeout_seconds,
     ) -> None:
         """Describes a reader; opens nothing.
 
@@ -65,8 +69,10 @@ class StreamReader:
             reader: This reader's number.
             readers: Readers in all replicas and workers.
             first_shard: Place in the endless order of shards to begin at, equal for all readers.
+            timeout: Seconds that a shard may send nothing.
         """
         self._config, self._key, self._seed, self._buffer_size = config, key, seed, max(1, buffer)
+        self._timeout, self._silent = timeout, 0
         self._shards = expand_stream(config.source)
         self._order = Order(len(self._shards), seed, key, "shards")
         self._place, self._step = first_shard + reader, readers
@@ -84,7 +90,7 @@ class StreamReader:
         """The next sample, taken at random from the buffer, which is refilled.
 
         Raises:
-            DataError: Shard after shard holds no sample of this kind.
+            DataError: Shard after shard holds no sample of this kind, or sends nothing.
         """
         while len(self._buffer) < self._buffer_size:
             sample = next(self._samples)
@@ -110,15 +116,42 @@ class StreamReader:
                 )
             self._place += self._step
 
-    def _read_shard(self, shard: str) -> Iterator[Sample]:
+    def first(self, seconds: float) -> Sample | None:
+        """The first sample of the pattern's first shard; None where it has none, see ``rejections``.
+
+        Args:
+            seconds: After which the shard is given up.
+        """
+        return next(self._read_shard(self._shards[0], seconds), None)
+
+    def _read_shard(self, shard: str, seconds: float | None = None) -> Iterator[Sample]:
         try:
-            with opened_stream(shard) as stream:
+            with opened_stream(shard, self._timeout, seconds) as stream:
                 for group in group_members(_with_bytes(TarReader(stream))):
                     sample = self._to_sample(group, shard)
                     if sample is not None:
                         yield sample
+            self._silent = 0
+        except SilentStreamError as error:
+            self._give_up(shard, error)
         except ArchiveError as error:
+            self._silent = 0
             self.rejections.append(Rejection(error.cause, shard, error.detail))
+
+    def _give_up(self, shard: str, error: SilentStreamError) -> None:
+        """Records a shard that sends nothing.
+
+        Raises:
+            DataError: The one before did not either.
+        """
+        self.rejections.append(Rejection(error.cause, shard, error.detail))
+        self._silent += 1
+        if self._silent >= _MAX_SILENT_SHARDS:
+            raise DataError(
+                f"data source {self._config.source!r}: {self._silent} shards in a row sent nothing any more; the last "
+                f"one: {shard}: {error.detail}; see whether what sends it still runs and can be reached, or raise "
+                "loader.stream_timeout_seconds"
+            ) from error
 
     def _to_sample(self, group: Group[bytes], shard: str) -> Sample | None:
         """A sample if the entry asks for it; records bad ones."""
@@ -128,9 +161,9 @@ class StreamReader:
         try:
             if group.problem is not None:
                 raise BadSampleError(group.problem[0], where, group.problem[1])
+            record = parse_record(group.text, where)
             if takes_media(config) and media is None:
                 raise lacking_media(extension, group.text, where)
-            record = parse_record(group.text, where)
             pictures = [name for name in config.pictures if file_named(name, group.members) is not None]
             named = (name for one in wanted_members(config) if (name := file_named(one, group.members)) is not None)
             if pictures and len(pictures) < config.needed_pictures:
@@ -162,13 +195,41 @@ class StreamReader:
         if not takes_media(self._config):
             return bool(pictures) or not self._config.pictures
         assert sample.media is not None, "looked at before"
-        is_clip = sample.extension in CLIP_EXTENSIONS or is_animated(sample.media)
-        return is_clip == is_video(self._config.kind)
+        return is_clip(sample.extension, sample.media) == is_video(self._config.kind)
 
     def _says(self, sample: Sample) -> bool:
         """Whether a sample has the caption or the label that the entry asks for, and passes its filter."""
         has = sample.label is not None if is_label(self._config.kind) else bool(sample.captions)
         return (has or not self._reads_captions) and matches(sample.meta, self._config.where)
+
+
+def first_sample(config: DataEntryConfig, seconds: float) -> Sample | None:
+    """Opens the first shard of a stream and reads to the first sample that an entry asks for.
+
+    Args:
+        config: The entry.
+        seconds: After which the shard is given up.
+
+    Returns:
+        The sample; None where none was found in time, or none there while there are other shards.
+
+    Raises:
+        DataError: The shard cannot be opened or read, or is the only one and has no such sample.
+    """
+    begun = time.monotonic()
+    reader = StreamReader(config, key=config.key, seed=0, buffer=1, reader=0, readers=1, first_shard=0)
+    sample = reader.first(seconds)
+    if sample is not None or time.monotonic() - begun >= seconds:
+        return sample
+    shards = expand_stream(config.source)
+    broken = [one for one in reader.rejections if one.cause in SHARD_CAUSES]
+    if broken or len(shards) == 1:
+        last = (broken or reader.rejections)[-1].detail if reader.rejections else "no sample passes the filter"
+        raise DataError(
+            f"data source {config.source!r}: its first shard, {shards[0]}, gives no sample of kind {config.kind}: "
+            f"{last}; mend the address, the kind or 'where'"
+        )
+    return None
 
 
 def _with_bytes(archive: TarReader) -> Iterator[tuple[Member, bytes]]:
@@ -182,8 +243,11 @@ def _with_bytes(archive: TarReader) -> Iterator[tuple[Member, bytes]]:
         key = member.key
         if held > MAX_MEMBER_BYTES and member.refused is None:
             member = replace(member, refused=f"the sample has {held} bytes so far; allowed: {MAX_MEMBER_BYTES}")
-        needed = member.refused is None and matters(member.extension)
-        yield member, archive.read(member) if needed else b""
+        if member.refused is None and matters(member.extension):
+            yield member, archive.read(member)
+        else:
+            archive.skip(member)  # so that a cut is found before the sample in front of it is given, as in a list
+            yield member, b""
 
 
 def announce(config: DataEntryConfig) -> None:

@@ -9,10 +9,10 @@ import torch
 
 from moe.ranges import Range
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.pictures import Reads
+from omnivl.inference.pictures import Media, Reads
 from omnivl.tasks.needs import Lack, Need, Provided
 from omnivl.tasks.results import ResultFile, Score, TaskResult
-from omnivl.tasks.task import Task
+from omnivl.tasks.task import Samples, Task
 
 PAGE, TABLE = "routing.html", "routing.parquet"
 
@@ -57,9 +57,21 @@ class RoutingTask(Task):
         return found or replace(self, media="video", both_media=False).lacks(stage) if self.both_media else found
 
     @property
+    def samples(self) -> tuple[Samples, ...]:
+        """See ``Task``: pictures, clips or both."""
+        (own,) = super().samples
+        other: Media = "image" if self.media == "video" else "video"
+        return (own, replace(own, media=other)) if self.both_media else (own,)
+
+    @property
     def needs(self) -> tuple[Need, ...]:
         """Routers."""
         return (Routers(),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return tuple(metric.format("*") for metric in _FIGURES)
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Scores are means over the layers in which a modality has tokens.

@@ -27,6 +27,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import patience
 from golden.runs import ROOT, command_line, fingerprint, read_record, start, write_record
 
 HERE = Path(__file__).parent
@@ -122,12 +123,12 @@ def _stop(plan: str, place: Path) -> None:
     """Runs until the second stage has taken some steps, and stops as a cluster would."""
     metrics = place / "stopped" / "stages" / "02-joint" / "metrics.jsonl"
     process = start(["pretrain", plan, "--run-folder", "stopped"], place)
-    deadline = time.monotonic() + 100
+    limit = patience.Limit(100)
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < STOP_AFTER:
-        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be stopped"
+        assert process.poll() is None and not limit.passed(), "it ended before it could be stopped"
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = patience.communicate(process, 60)
     assert process.returncode == 128 + signal.SIGTERM, output[-4000:]
     assert not (metrics.parent / "complete.json").exists(), "stopped too late"
 

@@ -5,6 +5,7 @@ import sys
 import threading
 from pathlib import Path
 
+import patience
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ def test_jobs_run_side_by_side_on_cores_of_their_own():
     with Lanes(CPU) as lanes:
         if lanes.count < 2:
             pytest.skip("needs two cores")
-        both = threading.Barrier(2, timeout=20)  # is passed only when two jobs run at once
+        both = threading.Barrier(2, timeout=patience.seconds(20))  # is passed only when two jobs run at once
 
         def job(cores):
             both.wait()

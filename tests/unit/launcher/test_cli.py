@@ -7,10 +7,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import typer
+from mutated_commands import findings
 from typer.testing import CliRunner
 
 from engine.watch.failure import DEBUG
@@ -110,3 +111,57 @@ def test_the_version(installed: str | None, monkeypatch: pytest.MonkeyPatch) -> 
     expected = f"of the folder {Path(cli.__file__).parents[1]}, which is not installed"
     told = CliRunner().invoke(cli.app, ["--version"])
     assert (told.exit_code, told.output) == (0, f"omnivl {installed or expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("check plan.yaml --world-size 99999999999", "--world-size: got 99999999999; allowed at most 1,000,000; "),
+        ("estimate plan.yaml --days inf", "--days: got inf; allowed at most 36,500; change the number"),
+        ("estimate plan.yaml --clip-kb 1e30", "--clip-kb: got 1e+30; allowed at most 1,000,000,000; "),
+        ("estimate plan.yaml --micro-batches 100000", "--micro-batches: got 100000; allowed at most 1,000; "),
+        ("submit plan.yaml --nodes 20000000", "--nodes: got 20000000; allowed at most 1,000,000; "),
+        ("sweep run s.yaml --parallel 5000", "--parallel: got 5000; allowed at most 1,024; change the number"),
+        (
+            "data inspect emoji --samples 9000000000000",
+            "--samples: got 9000000000000; allowed at most 1,000,000,000,000; ",
+        ),
+        ("pretrain plan.yaml --run-folder=", "--run-folder: got ''; allowed a path; name one ('.' is the folder you "),
+        ("pretrain plan.yaml --run-folder ' '", "--run-folder: got ' '; allowed a path; "),
+        ("report ''", "run_folder: got ''; allowed a path; "),
+        (f"report {'a' * 5000}", "run_folder: got 'aaa"),
+        ("pretrain plan.yaml --run-folder x\x1b[31m", "got 'x\\x1b[31m'; allowed a text without control characters; "),
+        ("export a b --max-shard-size 0GB", "--max-shard-size: got '0GB'; allowed a whole number above 0 with KB, MB "),
+        (f"report {'a' * 300}", "File name too long; name another path, or mend what keeps this one from being used"),
+    ],
+)
+def test_values_that_no_option_takes(
+    line: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["omnivl", *shlex.split(line)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and told in said and "\x1b" not in said, said
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_number_of_the_command_line_has_a_smallest_one(name: str) -> None:
+    """The largest one comes from the limits of all files."""
+    for parameter in COMMANDS[name].params:
+        descriptor = getattr(parameter, "type_descriptor", None)
+        kinds = () if descriptor is None else (descriptor.annotation, *get_args(descriptor.annotation))
+        if int in kinds or float in kinds:
+            assert parameter.min is not None, f"{name} {parameter.opts}"
+
+
+@pytest.mark.parametrize(("seed", "count"), [(0, 150)])
+def test_mutated_command_lines_work_or_are_refused_by_name(seed: int, count: int, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert list(findings(range(count), tmp_path / "here", seed)) == []
+
+
+@pytest.mark.parametrize(("seed", "number"), [(0, 17), (0, 75), (0, 376)])
+def test_command_lines_that_once_went_wrong(seed: int, number: int, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    assert list(findings(range(number, number + 1), tmp_path / "here", seed)) == []

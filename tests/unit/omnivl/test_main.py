@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 from omnivl.__main__ import shadows
@@ -15,7 +16,7 @@ ROOT = Path(__file__).parents[3]
 def command(folder: Path, *path: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (*path, ROOT)))}
     run = [sys.executable, "-P", "-c", "from omnivl.__main__ import main; main()", "--help"]
-    return subprocess.run(run, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return patience.run(run, cwd=folder, env=environment, capture_output=True, text=True, limit=120)
 
 
 def test_nothing_is_in_the_way(tmp_path: Path) -> None:

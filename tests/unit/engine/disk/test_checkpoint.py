@@ -3,11 +3,11 @@ import json
 import os
 import random
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import patience
 import pytest
 import torch
 
@@ -190,8 +190,8 @@ def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(t
         writer.poll()
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003.tmp"]
     go_on.set()
-    deadline = time.monotonic() + 60
-    while not checkpoint_steps(tmp_path) and time.monotonic() < deadline:
+    limit = patience.Limit(60)
+    while not checkpoint_steps(tmp_path) and not limit.passed():
         writer.poll()
     assert (tmp_path / "step-000003/host/value.txt").read_text() == "7"
     assert find_fault(tmp_path / "step-000003") is None

@@ -119,3 +119,10 @@ def test_completion_and_clearing(tmp_path: Path) -> None:
     assert not run.plan.exists()
     run.clear()
     assert not one.path.exists()
+
+
+def test_a_run_of_an_earlier_version_may_go_on_where_streams_have_a_time_limit(tmp_path: Path) -> None:
+    earlier, now = (
+        {**PLAN, "loader": fields} for fields in ({"seed": 1}, {"seed": 1, "stream_timeout_seconds": 300.0})
+    )
+    check_same_plan(RunFolder(tmp_path), earlier, now)

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import torch
 import torch.nn.functional as F
@@ -187,14 +187,13 @@ def test_an_export_loads_and_runs_in_pipelines_without_this_package(tmp_path: Pa
     texts, found = ["a red heart", "a dog", "a [SEP] mark"], tmp_path / "found.pt"
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-P", "-c", ELSEWHERE, tmp_path / "out", tmp_path / "picture.png", json.dumps(texts)]
-    done = subprocess.run(
+    done = patience.run(
         [*map(str, command), form, str(found)],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
-        check=False,
+        limit=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     logits, shares, features = torch.load(found, weights_only=True)

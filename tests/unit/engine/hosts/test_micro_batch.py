@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import replica_mean
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import load_readers
@@ -218,3 +220,22 @@ def test_micro_batches_without_any_term_give_zero_and_no_infinity() -> None:
     chain = make_chain(TOWERS, objectives)
     got = step(chain, objectives, [make_batch(objectives, "image_text", rows) for rows in ([0, 1], [2, 3])])
     assert all(not tensor.any() for tensor in got.values())
+
+
+def test_a_micro_batch_is_made_into_a_state_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its small tensors are those that its weights were counted from; only the frames wait for their turn."""
+    model, objectives, kind = CASES["mlm, lm"]
+    chain = make_chain(model, objectives)
+    batches = [make_batch(objectives, kind, rows) for rows in ([0, 1], [2, 3])]
+    layout, made, make = partial(plan_layout, objectives), [], State.from_batch
+
+    def counted(*arguments: Any) -> State:
+        made.append(make(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(State, "from_batch", counted)
+    states = list(first_states(batches, layout, torch.device("cpu"), chain.objectives, LocalGather()))
+    assert len(made) == len(states) == 2
+    for whole, state in zip(made, states, strict=True):
+        assert [name for name in state if not name.startswith("term_weight/")] == list(whole)
+        assert all(state[name].equal(tensor) for name, tensor in whole.items())

@@ -53,10 +53,6 @@ STAGE_CASES = {
         "p:7: stages.0.optimizer.muon: got options, with kind 'adamw'; allowed options with kind 'muon'; "
         "set optimizer.kind: muon, or remove them",
     ),
-    "warmup_fits": (
-        {"optimizer": "{warmup_steps: 4}"},
-        "p:7: stages.0.optimizer.warmup_steps: got 4; allowed 0 to 3, the stage's steps; shorten the warm-up",
-    ),
     "there_is_data": (
         {"data": "[]"},
         "p:7: stages.0.data: got no entry; allowed one entry or more; add one, e.g. {source: emoji, kind: image_text}",
@@ -76,6 +72,18 @@ STAGE_CASES = {
     "prompts_have_room_for_the_label: none": (
         {"data": "[{source: emoji, kind: image_label, prompts: []}]"},
         "p:7: stages.0.data.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
+    ),
+    "prompts_have_room_for_the_label: other braces": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['a {colour} {label}']}]"},
+        "p:7: stages.0.data.0.prompts: got 'a {colour} {label}', which has '{colour}' in it; allowed no braces but {label}; leave it out",
+    ),
+    "prompts_have_room_for_the_label: of tasks": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['{name}: {label}']}]"},
+        "p:7: stages.0.data.0.prompts: got '{name}: {label}', which has '{name}' in it; allowed no braces but {label}; leave it out",
+    ),
+    "prompts_have_room_for_the_label: one brace": (
+        {"data": "[{source: emoji, kind: image_label, prompts: ['{label}}']}]"},
+        "p:7: stages.0.data.0.prompts: got '{label}}', which has '}' in it; allowed no braces but {label}; leave it out",
     ),
     "ranges_of_views_rise": (
         {"data": "[{source: emoji, kind: image_text, augment: {crop_scale: [0.5, 1.5]}}]"},
@@ -297,6 +305,10 @@ STAGE_CASES = {
         {"evaluate": "{tasks: [{kind: zero_shot, prompts: [a cat]}]}"},
         "p:7: stages.0.evaluate.tasks.0.prompts: got 'a cat'; allowed texts with '{label}' in them; put {label} where the class goes",
     ),
+    "titles_are_plain: other braces": (
+        {"evaluate": "{tasks: [{kind: zero_shot, prompts: ['{name}: {label!r}{label}']}]}"},
+        "p:7: stages.0.evaluate.tasks.0.prompts: got '{name}: {label!r}{label}', which has '{label!r}' in it; allowed no braces but {label} and {name}; leave it out",
+    ),
     "titles_are_plain: no prompt": (
         {"evaluate": "{tasks: [{kind: zero_shot, prompts: []}]}"},
         "p:7: stages.0.evaluate.tasks.0.prompts: got no prompt; allowed texts with '{label}' in them; put {label} where the class goes",
@@ -492,3 +504,24 @@ def test_what_cannot_be_built_is_told_once() -> None:
         ),
     ):
         assert problems({**stage, "model": model}) == [told]
+
+
+@pytest.mark.parametrize(
+    ("task", "right", "wrong", "allowed"),
+    [
+        ("retrieval", "image->text R@10", "image->text R@2", "'retrieval/image->text R@1', "),
+        ("retrieval", "text->image R@1", "text->video R@1", "'retrieval/image->text R@1', "),
+        ("{kind: retrieval, media: image}", "text->image R@5", "image->text, re-ranked R@5", "'retrieval/image"),
+        ("zero_shot", "accuracy, 12 classes", "accuracy", "'zero_shot/accuracy, * classes'"),
+    ],
+)
+def test_the_best_checkpoint_is_told_by_a_figure_that_the_task_makes(
+    task: str, right: str, wrong: str, allowed: str
+) -> None:
+    stage, name = {"evaluate": f"{{tasks: [{task}]}}"}, allowed[1:].partition("/")[0]
+    assert problems(stage, checkpoint=f"{{keep_best: '{name}/{right}'}}") == []
+    (told,) = problems(stage, checkpoint=f"{{keep_best: '{name}/{wrong}'}}")
+    start = (
+        f"p:6: checkpoint.keep_best: got '{name}/{wrong}', which is no figure that task '{name}' of stages.0 makes; "
+    )
+    assert told.startswith(start + f"allowed {allowed}")

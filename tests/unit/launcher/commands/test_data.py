@@ -1,6 +1,9 @@
 """The commands of ``omnivl data``, run in this process."""
 
+import io
 import json
+import os
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -131,3 +134,49 @@ def test_build_emoji_passes_its_options_on(tmp_path, monkeypatch):
         "shards": 0,
     }
     assert "noto 4" in run("build", "emoji", "--out", tmp_path)
+
+
+def test_what_is_no_shard_ends_with_an_error(pictures, tmp_path):
+    """The counts of the others are printed before."""
+    run("convert", "folder", pictures, "--out", tmp_path / "out")
+    (tmp_path / "out" / "notes.tar").write_text("no archive " * 100)
+    result = runner.invoke(app, ["inspect", str(tmp_path / "out"), "--json"])
+    assert isinstance(result.exception, DataError)
+    assert str(result.exception).startswith(
+        f"{tmp_path}/out: 1 of 2 files are no shards; the first: {tmp_path}/out/notes.tar: no end mark at offset 0, "
+    )
+    assert json.loads(result.stdout)["samples"] == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x1f\x8b\x08" + bytes(600), bytes(10240)])
+def test_a_single_file_that_is_no_shard(tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    result = runner.invoke(app, ["inspect", str(tmp_path / "x.tar")])
+    assert isinstance(result.exception, DataError)
+
+
+def test_a_cut_shard_is_still_inspected(pictures, tmp_path):
+    run("convert", "folder", pictures, "--out", tmp_path / "out")
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    shard.write_bytes(shard.read_bytes()[:5000])
+    counts = json.loads(run("inspect", shard, "--json"))
+    assert counts["samples"] > 0
+    assert counts["rejected"] == {"truncated_tar": 1}
+    assert counts["no_shards"] == []
+
+
+@pytest.mark.parametrize("name", [b"\xff\xfe [1].tar", b"{a,b}\xe9.tar", b"x\x1b[31m.tar"], ids=repr)
+def test_inspect_takes_and_shows_shards_of_any_name(name, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    with tarfile.open(path, "w") as archive:
+        for member, data in (("a.png", b"no picture"), ("a.txt", b"said"), ("b.json", b"{")):
+            header = tarfile.TarInfo(member)
+            header.size = len(data)
+            archive.addfile(header, io.BytesIO(data))
+    page = tmp_path / "page.html"
+    counts = json.loads(run("inspect", path, "--html", page, "--json"))
+    assert counts["samples"] == 1
+    assert counts["rejected"] == {"wrong_json": 1, "broken_image": 1}
+    assert {Path(one["where"].rpartition(":")[0]) for one in counts["rejections"]} == {path}
+    assert "\x1b" not in run("inspect", path)
+    assert b"\x1b" not in page.read_bytes()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import patience
 import pytest
 
 from engine.errors import PlanError
@@ -40,7 +41,7 @@ compare: model.ffn.noise
 
 def omnivl(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "launcher.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=folder)
+    return patience.run(command, capture_output=True, text=True, limit=120, cwd=folder)
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import patience
 import pytest
 
 from engine.watch.failure import FAILURE_FILE, read_told
@@ -55,10 +55,7 @@ def started(process: "subprocess.Popen[str]") -> Sequence[int]:
 
 
 def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 20
-    while not path.exists():
-        assert time.monotonic() < deadline, f"no {path}"
-        time.sleep(0.02)
+    patience.wait_for(path.exists, 20, f"no {path}")
 
 
 def test_exit_code_is_the_ranks(folder: Path) -> None:
@@ -81,7 +78,7 @@ def test_killed_rank_is_told_of_and_ends_its_supervisor_alike(folder: Path) -> N
     process = start(folder, "-m", "launcher.start.supervisor", "rank", "wait")
     _, rank = started(process)
     os.kill(rank, signal.SIGKILL)
-    _, said = process.communicate(timeout=20)
+    _, said = patience.communicate(process, 20)
     assert process.returncode == -signal.SIGKILL
     told = read_told(folder / "failure")
     assert told is not None and (told.rank, told.code) == (3, 128 + signal.SIGKILL)

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from omnivl.data.archive import BLOCK, ArchiveError, FileBytes, Member, TarReader
+from omnivl.data.groups import group_members
 from omnivl.data.index import ShardIndex, build_index
+from omnivl.data.sources.stream import _with_bytes
 
 GNU_TAR = shutil.which("tar")
 
@@ -54,6 +56,18 @@ def listed(data: bytes) -> list[tuple[str, bytes]]:
 
 def refusals(data: bytes) -> dict[str, str]:
     return {one.key: one.refused for one in TarReader(io.BytesIO(data)) if one.refused is not None}
+
+
+def streamed_samples(data: bytes) -> list[str]:
+    """Keys of the good samples of a stream."""
+    keys: list[str] = []
+    members = _with_bytes(TarReader(io.BytesIO(data)))
+    try:
+        for group in group_members(members):
+            keys += [group.key] if group.problem is None else []
+    except ArchiveError:
+        return keys
+    return keys
 
 
 @pytest.fixture
@@ -142,6 +156,8 @@ def test_an_endless_stream_of_zeros_ends():
         (b"6", "a FIFO, which has no bytes; leave it out"),
         (b"M", "the rest of a file that begins in another archive; join the volumes"),
         (b"Z", "of the unknown type b'Z'; write the archive anew"),
+        (b"{", "of the unknown type b'{'; write the archive anew"),
+        (b"}", "of the unknown type b'}'; write the archive anew"),
     ],
 )
 def test_members_without_bytes_of_their_own_are_refused_by_name(indexed, kind, found):
@@ -254,6 +270,27 @@ def test_other_archives_are_called_by_their_name(indexed, data, found):
     (entry,) = indexed(data).rejections
     assert entry.cause == "wrong_archive"
     assert entry.detail.startswith(found)
+
+
+@pytest.mark.parametrize("size", [2000, 1 << 33])
+def test_a_sample_of_which_a_member_is_cut_is_no_sample(indexed, size):
+    """In lists and streams, also where the size in the header is nonsense."""
+    whole = archive([("a.png", b"P"), ("a.json", b"{}"), ("b.png", b"P"), ("b.json", b"{}")])[: 8 * BLOCK]
+    data = whole + header(b"b.txt", b"\x80" + size.to_bytes(11, "big")) + b"text"
+    assert indexed(data).keys == ("a",)
+    assert streamed_samples(data) == ["a"]
+
+
+@pytest.mark.parametrize("kind", [b"0", b"S", b"Z", b"M"])
+@pytest.mark.parametrize("name", [b"c.png", b"c.exe", b"b.exe"])
+@pytest.mark.parametrize("size", [2000, 1 << 33])
+def test_lists_and_streams_agree_on_the_samples_before_a_cut(indexed, kind, name, size):
+    """Also where the member that is cut would be refused, or is not read."""
+    for first in ([("a.txt", b"one"), ("b.txt", b"two")], [("a.txt", b"one"), ("b.png", b"P"), ("b.txt", b"two")]):
+        whole = archive(first)[: 2 * BLOCK * len(first)]
+        data = whole + header(name, b"\x80" + size.to_bytes(11, "big"), kind) + b"bytes"
+        expected = ["a", "b"] if len(first) == 3 and name.startswith(b"c") else ["a"]
+        assert list(indexed(data).keys) == streamed_samples(data) == expected
 
 
 def test_all_pictures_before_all_texts(indexed, png):

@@ -1,18 +1,22 @@
 """Fields of samples: types, what is wrong with them, their places in views, and the tensors of a batch."""
 
+import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import AugmentConfig, DataEntryConfig
-from omnivl.data.decode import DecodeLimits
+from omnivl.data.decode import decode_still
 from omnivl.data.example import Example, ExampleReader
 from omnivl.data.field_tensors import collate_fields
 from omnivl.data.fields import Field, FieldReader
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Sample
@@ -136,6 +140,43 @@ def test_a_broken_mask_is_a_bad_sample():
         with pytest.raises(BadSampleError, match=r"mask.png: no picture that can be decoded"):
             reader.read(sample({"mask.png": data}))
     assert reader.read(sample())["inside"] is None
+
+
+def test_a_mask_has_the_limits_of_a_picture():
+    reader = FieldReader(entry({"inside": "mask.png"}), {}, DecodeLimits(max_pixels=100))
+    with pytest.raises(BadSampleError, match=r"mask.png: too_many_pixels: 11 x 10 pixels; allowed: 100 in all"):
+        reader.read(sample({"mask.png": png(np.zeros((10, 11), np.uint8))}))
+    huge = bytearray(png(np.zeros((4, 4), np.uint8)))
+    huge[33:37] = b"\x7f\xff\xff\xff"  # a chunk of 2 GiB
+    with pytest.raises(BadSampleError, match=r"mask.png: no picture that can be decoded"):
+        reader.read(sample({"mask.png": bytes(huge)}))
+
+
+def test_the_least_value_of_a_deep_mask_is_inside():
+    reader = FieldReader(entry({"inside": "mask.png"}), {})
+    for values in (np.array([[0, 1]], np.uint16), np.array([[[0, 0, 0], [1, 0, 0]]], np.uint8)):
+        assert reader.read(sample({"mask.png": png(values)}))["inside"].tolist() == [[[False, True]]]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("tagged", [False, True])
+def test_a_mask_is_turned_with_its_picture(orientation, tagged):
+    """The mask of the white part of a photograph that lies on its side, in the layout of the sensor."""
+    stored = np.zeros((10, 20), np.uint8)
+    stored[:5, :10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    files = {}
+    for name, options in (("picture", {"exif": exif.tobytes()}), ("mask", {"exif": exif.tobytes()} if tagged else {})):
+        file = io.BytesIO()
+        Image.fromarray(stored).save(file, "PNG", **options)
+        files[name] = file.getvalue()
+    one = replace(sample({"mask.png": files["mask"]}), media=files["picture"], extension="png")
+    found = FieldReader(entry({"inside": "mask.png"}), {}).read(one)["inside"][0]
+    assert np.array_equal(found, decode_still(one, DecodeLimits())[0, :, :, 0] > 127)
+    if orientation >= 5:  # somebody has turned the mask already
+        turned = replace(one, members={"mask.png": png(found.astype(np.uint8))})
+        assert np.array_equal(FieldReader(entry({"inside": "mask.png"}), {}).read(turned)["inside"][0], found)
 
 
 def test_tensors_of_a_batch():

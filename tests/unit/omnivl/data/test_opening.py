@@ -5,21 +5,31 @@ import gzip
 import io
 import lzma
 import os
+import shutil
+import socket
 import sys
 import time
 import tracemalloc
 from pathlib import Path
 
+import patience
 import pytest
 
-from omnivl.data.sources.opening import StreamError, check_address, command_of, is_stream, opened_stream
+from omnivl.data.sources.opening import (
+    SilentStreamError,
+    StreamError,
+    check_address,
+    command_of,
+    is_stream,
+    opened_stream,
+)
 from omnivl.errors import DataError
 
 CURL = ("curl", "--globoff", "--url")
 
 
-def content(address: str, step: int = 10_000) -> bytes:
-    with opened_stream(address) as stream:
+def content(address: str, step: int = 10_000, silent: float = 60) -> bytes:
+    with opened_stream(address, silent) as stream:
         return b"".join(iter(lambda: stream.read(step), b""))
 
 
@@ -103,7 +113,7 @@ def test_a_stream_that_grows_out_of_proportion_ends(tmp_path):
     packed = (tmp_path / "x.gz").stat().st_size
     given: list[int] = []
     tracemalloc.start()
-    with opened_stream(f"pipe:cat {tmp_path}/x.gz") as stream:
+    with opened_stream(f"pipe:cat {tmp_path}/x.gz", 60) as stream:
         parts = (given.append(len(data)) for data in iter(lambda: stream.read(1 << 20), b""))
         with pytest.raises(StreamError, match="more than 64 times"):
             list(parts)
@@ -133,14 +143,14 @@ def test_zip_and_zstd_streams_are_called_by_their_name(tmp_path):
 
 
 def test_leaving_early_ends_the_program_and_its_children(tmp_path):
-    with opened_stream(f"pipe:yes & echo $! > {tmp_path}/child; wait") as stream:
+    with opened_stream(f"pipe:yes & echo $! > {tmp_path}/child; wait", 60) as stream:
         assert stream.read(4) == b"y\ny\n"
     child = Path("/proc") / (tmp_path / "child").read_text().strip()
-    for _ in range(100):
-        if not child.exists() or (child / "stat").read_text().split()[2] == "Z":
-            return
-        time.sleep(0.05)
-    pytest.fail("the shell's child still runs")
+
+    def is_gone() -> bool:
+        return not child.exists() or (child / "stat").read_text().split()[2] == "Z"
+
+    patience.wait_for(is_gone, 5, "the end of the shell's child")
 
 
 def test_a_shell_reads_nothing_of_the_terminal():
@@ -149,7 +159,42 @@ def test_a_shell_reads_nothing_of_the_terminal():
 
 def test_read_gives_at_most_what_is_asked_for(tmp_path):
     (tmp_path / "x.gz").write_bytes(gzip.compress(bytes(range(256)) * 10))
-    with opened_stream(f"pipe:cat {tmp_path}/x.gz") as stream:
+    with opened_stream(f"pipe:cat {tmp_path}/x.gz", 60) as stream:
         parts = list(iter(lambda: stream.read(7), b""))
     assert max(map(len, parts)) <= 7
     assert io.BytesIO(b"".join(parts)).read() == bytes(range(256)) * 10
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("sleep 60", "^nothing came for 0.3 s$"),
+        ("printf abc; sleep 60", "^nothing came for 0.3 s$"),
+        ("head -c 100000 /dev/zero; sleep 60", "^nothing came for 0.3 s$"),
+        ("printf '\\037\\213\\010'; sleep 60", "^nothing came for 0.3 s$"),
+        ("echo 503, will try again >&2; sleep 60", "^nothing came for 0.3 s: 503, will try again$"),
+        ("mkfifo FIFO; cat FIFO", "^nothing came for 0.3 s$"),
+        ("(sleep 60 &) ; exit 0", "^nothing came for 0.3 s$"),
+    ],
+)
+def test_a_program_that_sends_nothing_is_ended(command, told, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    began = time.monotonic()
+    with pytest.raises(SilentStreamError, match=told):
+        content(f"pipe:{command}", silent=0.3)
+    assert time.monotonic() - began < 20
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
+def test_a_server_that_accepts_and_is_silent():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(SilentStreamError, match=r"^nothing came for 0\.5 s"):
+            content(f"http://127.0.0.1:{port}/x.tar", silent=0.5)
+
+
+def test_time_between_reads_is_not_silence():
+    with opened_stream("pipe:printf abc; sleep 0.2; printf def", 5) as stream:
+        first = stream.read(3)
+        time.sleep(0.5)
+        assert first + b"".join(iter(lambda: stream.read(100), b"")) == b"abcdef"

@@ -1,10 +1,14 @@
 import json
+import os
 
 import pytest
 
+from omnivl.data.config import DataEntryConfig
 from omnivl.data.quarantine import Quarantine
+from omnivl.data.sources import open_source
 from omnivl.data.sources.base import Rejection
 from omnivl.errors import DataError
+from omnivl.shown import printable
 
 
 def bad(number: int, cause: str = "broken_image") -> Rejection:
@@ -69,3 +73,21 @@ def test_sources_are_judged_by_shards_and_samples_apart(tmp_path):
         quarantine.record_source("b", 1000, 20, [bad(number, "empty_shard") for number in range(3)])
     with pytest.raises(DataError, match=r"^data source 'c': 12 of 100 samples are bad \(12\.0%\)"):
         quarantine.record_source("c", 88, 20, [bad(number) for number in range(12)])
+
+
+NAMES = (b"\xff\xfe.tar", b"\xe9t\xe9.tar", "d\u2028e.tar".encode(), b"new\nline.tar", "\u00e9t\u00e9.tar".encode())
+
+
+@pytest.mark.parametrize("name", NAMES, ids=repr)
+def test_names_that_are_no_utf8_are_logged_so_that_the_file_can_be_found(name, write_tar, png, tmp_path):
+    path = os.fsencode(tmp_path) + b"/" + name
+    write_tar([("a.png", png), ("a.json", b"{"), ("b.png", png), ("b.txt", b"b")]).rename(os.fsdecode(path))
+    source = open_source(DataEntryConfig(os.fsdecode(path), "image_text"), seed=0)
+    log = tmp_path / "log.jsonl"
+    quarantine = make(log, fraction=1.0)
+    quarantine.record_source("s", len(source), 1, source.rejections)
+    (line,) = log.read_bytes().decode("utf-8").split("\n")[:-1]
+    shard, _, key = json.loads(line)["where"].rpartition(":")
+    assert (os.fsencode(shard), key) == (path, "a")
+    assert os.path.exists(shard)  # noqa: PTH110  # the name as it is
+    assert printable(line).encode("utf-8")

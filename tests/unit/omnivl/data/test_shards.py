@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 
 from omnivl.data.config import DataEntryConfig
+from omnivl.data.filters import value_matches
+from omnivl.data.inspect import inspect_source
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError
-from omnivl.data.sources.patterns import expand_pattern
-from omnivl.data.sources.shards import ShardSource, value_matches
+from omnivl.data.sources.patterns import expand_pattern, is_glob
+from omnivl.data.sources.shards import ShardSource
 from omnivl.errors import DataError
 
 
@@ -23,6 +25,75 @@ def test_globs_and_folders_are_sorted(tmp_path):
     both = (str(tmp_path / "a.tar"), str(tmp_path / "b.tar"))
     assert expand_pattern(str(tmp_path)) == both
     assert expand_pattern(str(tmp_path / "*.tar")) == both
+
+
+BRACKETS = (
+    "a[1].tar",
+    "b[!x].tar",
+    "[abc].tar",
+    "what?.tar",
+    "star*.tar",
+    "{c,d}.tar",
+    "{0..3}.tar",
+    "[.tar",
+    "e]{.tar",
+)
+
+
+@pytest.mark.parametrize("name", BRACKETS)
+def test_a_file_is_taken_by_its_very_name(write_tar, pairs, tmp_path, name):
+    path = str(write_tar(pairs(2), name))
+    for other in ("a1.tar", "bz.tar", "a.tar", "whatx.tar", "starx.tar", "c.tar", "0.tar"):
+        write_tar(pairs(1), other)
+    assert expand_pattern(path) == (path,)
+    assert not is_glob(path)
+    source = open_source(DataEntryConfig(path, "image_text"), seed=0)
+    assert [source.read(row).where for row in range(2)] == [f"{path}:0000", f"{path}:0001"]
+    assert Path(f"{path}.index.safetensors").is_file()
+    assert keys(open_source(DataEntryConfig(path, "image_text"), seed=0)) == ["0000", "0001"], "by its index"
+    assert inspect_source(path).samples == 2
+
+
+@pytest.mark.parametrize("name", ["run[3]", "set {a,b}", "what?", "*", "[!a]", "{1..2}"])
+def test_a_folder_is_taken_by_its_very_name(write_tar, pairs, tmp_path, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    for shard in ("x.tar", "y[1].tar"):
+        write_tar(pairs(1), f"{name}/{shard}")
+    write_tar(pairs(1), "other.tar")
+    both = (f"{folder}/x.tar", f"{folder}/y[1].tar")
+    for pattern in (str(folder), f"{folder}/"):
+        assert expand_pattern(pattern) == both
+        assert not is_glob(pattern)
+    cache = tmp_path / "cache [2]"
+    source = open_source(DataEntryConfig(str(folder), "image_text"), seed=0, index_cache=str(cache))
+    assert [source.read(row).where for row in range(2)] == [f"{shard}:0000" for shard in both]
+    assert len(list(cache.iterdir())) == 2
+    assert inspect_source(str(folder)).samples == 2
+
+
+def test_names_with_brackets_among_patterns(write_tar, pairs, tmp_path):
+    for name in ("a[1].tar", "b[1].tar", "b1.tar", "c.tar"):
+        write_tar(pairs(1), name)
+    place = str(tmp_path)
+
+    def names(pattern: str) -> list[str]:
+        return [Path(path).name for path in expand_pattern(f"{place}/{pattern}")]
+
+    assert names("{a,b}[1].tar") == ["a[1].tar", "b[1].tar"]
+    assert names("{a[1],c}.tar") == ["a[1].tar", "c.tar"]
+    assert names("b[[]1].tar") == ["b[1].tar"]
+    assert names("b*.tar") == ["b1.tar", "b[1].tar"]
+    (tmp_path / "b[1].tar").unlink()
+    assert names("b[1].tar") == ["b1.tar"], "only what exists is no glob"
+    assert names("{a,b}[1].tar") == ["a[1].tar", "b1.tar"]
+
+
+def test_a_link_with_brackets_that_leads_nowhere_is_named(tmp_path):
+    link = tmp_path / "a[1].tar"
+    link.symlink_to(tmp_path / "gone")
+    with pytest.raises(DataError, match=r"a\[1\]\.tar: No such file or directory"):
+        open_source(DataEntryConfig(str(link), "image_text"), seed=0)
 
 
 def test_nothing_matches(tmp_path):

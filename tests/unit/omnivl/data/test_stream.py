@@ -1,11 +1,15 @@
 import gzip
 import json
+import os
 
 import pytest
 
-from omnivl.data.config import DataEntryConfig
+from omnivl.data.config import DataEntryConfig, LoaderConfig
+from omnivl.data.loader import Loader
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.stream import StreamReader, expand_stream
+from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError
 
 
@@ -171,3 +175,54 @@ def test_a_program_that_fails_at_the_end_makes_its_shard_bad(write_tar, pairs, t
     stream = reader(f"pipe:cat {tmp_path}/x.tar; echo connection reset >&2; exit 1")
     assert captions(stream, 3)[:2] == ["thing 0", "thing 1"]
     assert stream.rejections[0].detail == "the program ended with status 1: connection reset"
+
+
+def test_a_text_that_is_wrong_is_named_also_where_the_picture_is_missing(write_tar, png, tmp_path):
+    path = write_tar([("a.json", b"{"), ("b.png", png), ("b.txt", b"b")], "x.tar")
+    stream = reader(f"pipe:cat {path}")
+    assert captions(stream, 2) == ["b", "b"]
+    listed = open_source(DataEntryConfig(str(path), "image_text"), seed=0).rejections
+    assert {(one.cause, one.detail) for one in stream.rejections} == {(one.cause, one.detail) for one in listed}
+    assert [one.cause for one in listed] == ["wrong_json"]
+
+
+def silent_reader(source: str, silent: float = 0.3) -> StreamReader:
+    config = DataEntryConfig(source, "image_text")
+    return StreamReader(config, key="k", seed=0, buffer=1, reader=0, readers=1, first_shard=0, **{"timeout": silent})
+
+
+def test_a_stream_that_sends_nothing_ends_the_run_in_bounded_time():
+    source = "pipe:sleep 60; : {0..999}"
+    with pytest.raises(DataError) as error:
+        silent_reader(source).next()
+    text = str(error.value)
+    assert text.startswith(f"data source {source!r}: 2 shards in a row sent nothing any more; the last one: pipe:sleep")
+    assert text.endswith(
+        "nothing came for 0.3 s; see whether what sends it still runs and can be reached, or raise "
+        "loader.stream_timeout_seconds"
+    )
+
+
+def test_one_silent_shard_among_others_is_bad_and_passed_over(write_tar, pairs, tmp_path):
+    for shard in range(3):
+        write_tar(pairs(2), f"{shard}.tar")
+    (tmp_path / "1.tar").unlink()
+    os.mkfifo(tmp_path / "1.tar")
+    stream = silent_reader(f"pipe:cat {tmp_path}/{{0..2}}.tar", silent=2)
+    assert captions(stream, 8) == ["thing 0", "thing 1"] * 4
+    assert {(entry.cause, entry.where.rpartition("/")[2]) for entry in stream.rejections} == {
+        ("unreadable_path", "1.tar")
+    }
+
+
+def test_the_loader_passes_the_time_limit_on():
+    with pytest.warns(UserWarning, match="is a stream"):
+        loader = Loader(
+            [DataEntryConfig("pipe:sleep 60", "image_text")],
+            loader_config=LoaderConfig(stream_timeout_seconds=0.2),
+            sizes=InputSizes(32, 32, 2, 16, 1, 8),
+            tokenizer=load_tokenizer("emoji"),
+            micro_batch_size=2,
+        )
+    with loader, pytest.raises(DataError, match="2 shards in a row sent nothing"):
+        next(iter(loader))

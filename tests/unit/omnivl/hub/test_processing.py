@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoProcessor, AutoTokenizer
 
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import DecodeLimits, decode_clip, evaluation_frames
+from omnivl.data.decode import decode_clip, evaluation_frames
+from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import Sample
 from omnivl.data.tokenizer import WordPieceTokenizer, load_tokenizer
@@ -126,3 +127,22 @@ def test_what_cannot_be_read_is_said(processor, tmp_path):
     file.write_bytes(file.read_bytes()[:40])
     with pytest.raises(DataError, match="the png file ends early"):
         processor(images=str(file))
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6, 7, 8])
+def test_pil_images_are_turned_upright_like_their_files(name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros((IMAGE, 2 * IMAGE, 3), dtype=np.uint8)
+    pixels[: IMAGE // 2, :IMAGE] = 255
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, name, exif=exif.tobytes(), **({"quality": 100} if name == "JPEG" else {}))
+    opened = Image.open(io.BytesIO(file.getvalue()))
+    processor = OmniVLImageProcessor(IMAGE, VIDEO, FRAMES)
+    given = processor(opened)["pixel_values"].int()
+    wanted = processor(file.getvalue())["pixel_values"].int()
+    assert (given - wanted).abs().float().mean() < 2
+    clip = processor(videos=[opened, opened])["pixel_values_videos"].int()
+    whole = processor(videos=[np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))] * 2)["pixel_values_videos"]
+    assert torch.equal(clip, whole.int())

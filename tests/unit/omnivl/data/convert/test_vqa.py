@@ -64,6 +64,19 @@ def test_questions_alone_need_no_answers(files):
     assert VqaReader(questions, images).count() == 6
 
 
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{image_id:012d}.png", ["000000000007.png", "000000000009.png"]),
+        ("{image_id:03}/{image_id}.png", ["007/7.png", "009/9.png"]),
+    ],
+)
+def test_names_of_pictures(files, pattern, names):
+    questions, images, _ = files
+    found = [one for one in VqaReader(questions, images, picture=pattern).entries() if not isinstance(one, Rejection)]
+    assert [str(one.path.relative_to(images)) for one in found] == [names[0], names[0], names[1]]
+
+
 def test_pictures_of_both_tests_have_one_name(tmp_path):
     file = tmp_path / "questions.json"
     file.write_text(json.dumps({"data_subtype": "test-dev2015", "questions": ASKED[:1]}))
@@ -77,6 +90,24 @@ def test_pictures_of_both_tests_have_one_name(tmp_path):
         ({"annotations": []}, "{image_id}.jpg", "no list 'questions' at the top; allowed: a file of VQA v2"),
         ({"questions": []}, None, "no data_subtype, such as 'train2014', by which COCO's pictures are named"),
         ({"questions": []}, "a.jpg", "picture is 'a.jpg'; allowed: a file name with '{image_id}'; put it in"),
+        ({"questions": []}, "{image_id:999999999d}.jpg", "allowed: a file name with '{image_id}'; put it in"),
+        ({"questions": []}, "{image_id.__class__}", "allowed: a file name with '{image_id}'; put it in"),
+        ({"questions": []}, "{image_id!r}", "allowed: a file name with '{image_id}'; put it in"),
+        ({"questions": []}, "{image_id", "allowed: a file name with '{image_id}'; put it in"),
+        (
+            {"questions": []},
+            "{image_id}{x}",
+            "picture is '{image_id}{x}'; allowed: '{image_id}', or '{image_id:012d}' for 12 digits, and no other "
+            "braces, but '{x}' is left; take them out",
+        ),
+        ({"questions": []}, "{image_id}{", "no other braces, but '{' is left"),
+        ({"questions": []}, "{{image_id}}", "no other braces, but '{}' is left"),
+        ({"questions": []}, "{image_id}{0}{}", "no other braces, but '{0}{}' is left"),
+        (
+            {"questions": [], "data_subtype": "train{x}"},
+            None,
+            "data_subtype is 'train{x}'; allowed: a name such as 'train2014'; mend it",
+        ),
     ],
 )
 def test_files_of_another_form_are_refused(tmp_path, content, picture, message):

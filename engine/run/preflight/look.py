@@ -1,0 +1,43 @@
+"""The look at a plan: tokenizer, then of each stage its weights, its data and its evaluation's data."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from engine.plan.plan import Plan
+from engine.run.preflight.data import DataLook
+from engine.run.preflight.findings import Look
+from engine.run.preflight.weights import WeightsLook
+from omnivl.data.tokenizer import load_tokenizer
+
+
+def look_at(
+    plan: Plan,
+    *,
+    stages: Collection[int] | None = None,
+    world_size: int = 1,
+    open_streams: bool = False,
+    folder: Path | None = None,
+) -> Look:
+    """Looks at everything that a plan names and that can be seen from here. Reads, and writes nothing.
+
+    Its time is bounded however large the data is: see ``omnivl.data.sources.glance``.
+
+    Args:
+        plan: Without mistakes.
+        stages: Which stages; None for all.
+        world_size: Number of processes.
+        open_streams: Whether commands are run and addresses fetched.
+        folder: Where the plan's file is, for advice; None if it is unknown.
+    """
+    look = Look()
+    tokenizer = None
+    with look.at(("tokenizer",)):
+        tokenizer = load_tokenizer(plan.tokenizer)
+    weights = WeightsLook(plan, look, tokenizer)
+    data = DataLook(plan, look, world_size=world_size, open_streams=open_streams, folder=folder)
+    for index in range(len(plan.stages)):
+        if stages is None or index in stages:
+            weights.start(index)
+            data.train(index)
+            data.evaluate(index)
+    return look
