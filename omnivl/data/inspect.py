@@ -21,7 +21,7 @@ from omnivl.data.inspect_media import MediaFacts, has_media, media_facts
 from omnivl.data.record import parse_record
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Rejection, Sample
-from omnivl.data.sources.emoji import embedded_shards
+from omnivl.data.sources.emoji import EMBEDDED, embedded_shards
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
 
@@ -117,7 +117,7 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
     """Counts a source.
 
     Args:
-        source: Path, folder, glob or brace pattern of tar shards; ``emoji``; ``motion``; ``questions``.
+        source: Path, folder, glob or brace pattern of tar shards; ``emoji``, ``emoji_hands``, ``motion``, ``questions``.
         samples: Number of samples to show.
         scan: Number of samples whose media header is read.
 
@@ -130,7 +130,7 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
         raise DataError(f"{source}: a stream cannot be inspected; copy some of its shards to a disk and name them")
     if source in _GENERATED:
         return _inspect_generated(source, samples, scan)
-    shards = embedded_shards() if source == "emoji" else expand_pattern(source)
+    shards = embedded_shards(source) if source in EMBEDDED else expand_pattern(source)
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise DataError(f"{source}: {missing[0]} is no file ({len(missing)} of {len(shards)} shards are missing)")

@@ -14,7 +14,7 @@ import av
 import PIL
 from PIL import features
 
-from omnivl.data.emoji import join
+from omnivl.data.emoji import join, unpack
 from omnivl.data.emoji.captions import captions_of
 from omnivl.data.emoji.clips import encode_clip, read_animation
 from omnivl.data.emoji.corpus import vocabulary_texts
@@ -36,7 +36,6 @@ from omnivl.data.emoji.packages import (
 from omnivl.data.emoji.render import draw, encode_drawing
 from omnivl.data.emoji.shards import ShardSample, WrittenShard, write_shard
 from omnivl.data.emoji.split import split_families
-from omnivl.data.emoji.unpack import MANIFEST
 from omnivl.data.emoji.vocabulary import train_vocabulary
 
 VOCABULARY_SIZE = 4096
@@ -148,8 +147,8 @@ def build_emoji(
         return list(_drawn(concept, further, texts, recipe.size))
 
     out.mkdir(parents=True, exist_ok=True)
-    written, counts = _write_shards(out, "emoji", concepts, samples_of, recipe, progress)
-    more, more_counts = _write_shards(out, "hands", concepts, further_samples_of, recipe, progress)
+    written, counts = _write_shards(out, unpack.CORE, concepts, samples_of, recipe, progress)
+    more, more_counts = _write_shards(out, unpack.HANDS, concepts, further_samples_of, recipe, progress)
     written += more
     counts += more_counts
     vocabulary = train_vocabulary(vocabulary_texts(core), VOCABULARY_SIZE)
@@ -320,4 +319,4 @@ def _write_manifest(report: BuildReport, recipe: Recipe) -> None:
         "shards": [asdict(shard) for shard in report.shards],
     }
     text = json.dumps(manifest, indent=2, ensure_ascii=False)
-    (report.out / MANIFEST).write_text(f"{text}\n", encoding="utf-8")
+    (report.out / unpack.MANIFEST).write_text(f"{text}\n", encoding="utf-8")

@@ -18,6 +18,8 @@ from omnivl.errors import DataError
 EMBEDDED = Path(__file__).parent.parent / "embedded" / "emoji"
 VOCABULARY = EMBEDDED / "vocab.txt"
 MANIFEST = "manifest.json"
+CORE, HANDS = "emoji", "hands"
+"""Parts of the set, by the beginnings of their shards' names."""
 
 
 def read_manifest(folder: Path = EMBEDDED) -> dict[str, Any]:
@@ -34,18 +36,21 @@ def read_manifest(folder: Path = EMBEDDED) -> dict[str, Any]:
 
 
 @cache
-def embedded_shards() -> tuple[Path, ...]:
-    """Plain tar shards of the embedded set; unpacked into the cache folder on first use.
+def embedded_shards(part: str = CORE) -> tuple[Path, ...]:
+    """Plain tar shards of a part of the embedded set; unpacked into the cache folder on first use.
 
     Safe with several processes at the same time: each shard is renamed to its final name when it is complete.
+
+    Args:
+        part: ``CORE``, every concept in three styles and the clips, or ``HANDS``, the drawings of further hands.
 
     Raises:
         DataError: The package has no embedded set, or its shards are damaged.
     """
-    manifest = read_manifest()
-    digest = hashlib.sha256("".join(shard["tar_sha256"] for shard in manifest["shards"]).encode()).hexdigest()
+    shards = [shard for shard in read_manifest()["shards"] if shard["name"].startswith(f"{part}-")]
+    digest = hashlib.sha256("".join(shard["tar_sha256"] for shard in shards).encode()).hexdigest()
     folder = cache_folder() / f"emoji-{digest[:16]}"
-    return tuple(_unpack(shard, folder) for shard in manifest["shards"])
+    return tuple(_unpack(shard, folder) for shard in shards)
 
 
 def _unpack(shard: dict[str, Any], folder: Path) -> Path:

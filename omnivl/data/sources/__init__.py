@@ -24,7 +24,7 @@ def open_source(
         DataError: There is no such source, it has no sample of this kind, or it is a stream.
     """
     # Imported here, since the modules of sources import ``base`` of this package, which has to be complete by then.
-    if config.source == "emoji":
+    if config.source in ("emoji", "emoji_hands"):
         from omnivl.data.sources.emoji import open_emoji
 
         return open_emoji(config)

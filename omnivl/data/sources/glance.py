@@ -23,7 +23,7 @@ from omnivl.data.sources.shards import ShardSource, index_path
 from omnivl.data.sources.stream import expand_stream, first_sample
 from omnivl.errors import DataError
 
-GENERATED = ("emoji", "motion", "questions")
+GENERATED = ("emoji", "emoji_hands", "motion", "questions")
 """Sources that are part of the package; they are opened as a run opens them."""
 
 MOST_NAMES = 10_000

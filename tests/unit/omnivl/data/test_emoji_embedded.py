@@ -17,6 +17,7 @@ from omnivl.data.emoji.build import build_emoji, encoder_versions
 from omnivl.data.emoji.packages import HANDS, PACKAGES, STYLES, archive_name
 from omnivl.data.emoji.render import on_white
 from omnivl.data.emoji.shards import ShardSample, read_shard
+from omnivl.data.sources import open_source
 from omnivl.data.sources.emoji import open_emoji
 from omnivl.data.sources.motion_poses import MOTION_CLASSES
 from omnivl.data.tokenizer import load_tokenizer
@@ -150,10 +151,13 @@ def test_missing_set_says_how_to_get_it(tmp_path: Path) -> None:
 def test_plans_filter_by_style_and_split() -> None:
     seen = open_emoji(DataEntryConfig(source="emoji", kind="image_text", where={"style": ("fluent", "noto")}))
     assert len(seen) == 2 * 1599
-    unseen = open_emoji(DataEntryConfig(source="emoji", kind="image_label", where={"split": ("test",)}))
-    train = open_emoji(DataEntryConfig(source="emoji", kind="image_label", where={"split": ("train", "val")}))
-    assert len(unseen) + len(train) == 3 * 1599 + sum(HAND_COUNTS.values())
-    assert set(unseen.classes) <= set(train.classes)
+    for source, count in (("emoji", 3 * 1599), ("emoji_hands", 3 * 1599 + sum(HAND_COUNTS.values()))):
+        unseen = open_emoji(DataEntryConfig(source=source, kind="image_label", where={"split": ("test",)}))
+        train = open_emoji(DataEntryConfig(source=source, kind="image_label", where={"split": ("train", "val")}))
+        assert len(unseen) + len(train) == count
+        assert set(unseen.classes) <= set(train.classes)
+    hand = open_source(DataEntryConfig(source="emoji_hands", kind="image_text", where={"style": ("fxemoji",)}), seed=0)
+    assert len(hand) == HAND_COUNTS["fxemoji"]
 
 
 @pytest.mark.integration
