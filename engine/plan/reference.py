@@ -73,13 +73,14 @@ what is there (`engine/run/amendment.py`):
 | `steps`, more, `schedule: constant` | free | free | refused |
 | `steps`, more, `linear` or `cosine` | `--amend` | `--amend` | refused |
 | `steps`, fewer | `--amend` | `--amend`, above what is saved | refused |
-| `optimizer` but `betas` | `--amend` | `--amend`, from the next step on | refused |
+| `optimizer` but `betas` and `kind` | `--amend` | `--amend`, from the next step on | refused |
 | `weight` and `weight_warmup_steps` of an objective | `--amend` | `--amend`, from the next step on | refused |
 | `weight` (above 0), `augment`, `frames`, `caption`, `prompts`, `language` of a data entry | `--amend` \
 | `--amend`, from the next step on | refused |
 | `parallel.precision` | `--amend` | `--amend` | refused |
 | other fields of `loader` | `--amend` | `--amend` | `--amend` |
 | `optimizer.betas`: the moments are corrected for what they were averaged with | `--amend` | refused | refused |
+| `optimizer.kind`: Muon has one moment of a matrix, AdamW two | `--amend` | refused | refused |
 | other fields of `data`: the position in the data would be lost | `--amend` | refused | refused |
 | `model`, other fields of `objectives`, `freeze`, `weights`, `init_from`, `name` of a stage: \
 weights and moments would not fit \

@@ -29,7 +29,7 @@ from engine.processes.files import read_json
 _IN_STAGE = re.compile(r"stages\.(\d+)(?:\.(.+))?")
 
 _OF_RUNNING_STAGES = re.compile(
-    r"optimizer\.(?!betas).*"
+    r"optimizer\.(?!betas|kind).*"
     r"|objectives\.\d+\.(weight|weight_warmup_steps)"
     r"|data\.\d+\.(weight|(augment|frames|prompts)\..*|caption|language)"
     r"|parallel\.precision"

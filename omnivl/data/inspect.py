@@ -117,7 +117,8 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
     """Counts a source.
 
     Args:
-        source: Path, folder, glob or brace pattern of tar shards; ``emoji``, ``emoji_hands``, ``motion``, ``questions``.
+        source: Path, folder, glob or brace pattern of tar shards; ``emoji``, ``emoji_hands``, ``motion`` or
+            ``questions``.
         samples: Number of samples to show.
         scan: Number of samples whose media header is read.
 

@@ -90,6 +90,7 @@ FIXED = {
     "tokenizer=vocab.txt": "it holds for the whole run",
     "model.num_frames=2": "fixed when stage one began",
     "stages.one.optimizer.betas=[0.9, 0.95]": "fixed when stage one began",
+    "stages.one.optimizer.kind=muon": "fixed when stage one began",
     "stages.one.freeze=[embed]": "fixed when stage one began",
     "stages.one.data.0.where={split: [train]}": "fixed when stage one began",
     "stages.one.data.0.source=questions": "fixed when stage one began",
@@ -136,7 +137,7 @@ def test_anything_may_change_in_a_stage_that_has_not_begun(tmp_path: Path) -> No
     changed = (
         *("stages.two.steps=3", "stages.two.objectives=[mlm, lm]", "stages.two.init_from=null"),
         *("stages.two.data.0.where={split: [train]}", "stages.two.model={num_frames: 2}", "stages.two.freeze=[embed]"),
-        *("stages.two.optimizer.betas=[0.9, 0.95]", "stages.two.name=third"),
+        *("stages.two.optimizer.betas=[0.9, 0.95]", "stages.two.optimizer.kind=muon", "stages.two.name=third"),
     )
     found = fields(run, *changed)
     assert len(found) >= len(changed)
