@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from engine.estimate.events import Activity, simulate
+from engine.estimate.matrices import COPIED_BYTES, MOVED_BYTES, matrices_of, muon_operations, worked_on
 from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
 from engine.estimate.traffic import Cluster, Group, Transfer, all_gather, all_reduce, all_to_all, reduce_scatter, send
@@ -22,7 +23,7 @@ Collective = Callable[[float, Group], Transfer]
 COMPUTE, OPTIMIZER, OFFLOAD = "forward and backward", "optimizer", "offload"
 REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gather"
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
-TIED = "copies of layers"
+TIED, MATRICES = "copies of layers", "exchange of matrices"
 
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE = 28, 12, 12, 12, 16
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
@@ -259,6 +260,7 @@ class StepBuilder:
         twins = sum(size.twins for size in (*sizes, *self.copies[stage]))
         local = sum(self._held(size) for size in sizes)
         moved = (trained / self.replicas) if self.zero else local
+        after = self._step_matrices(stage, after)
         copies = _COPIES[self.zero].stepped_share * moved
         if self.stage.parallel.host == "plain" and self.replicas > 1:
             copies = _AVERAGE * local
@@ -272,6 +274,31 @@ class StepBuilder:
         if self.zero in (1, 2):
             after = (self._over_replicas(stage, sizes, all_gather, after, GATHER),)
         return after
+
+    def _step_matrices(self, stage: int, after: tuple[int, ...]) -> tuple[int, ...]:
+        """Muon: runs of the momentum to the owners of matrices, products there, runs of the step back."""
+        matrices = [one for size in self.sizes[stage] for one in size.matrices]
+        if not matrices:
+            return after
+        owning = self.replicas if self.zero else 1
+        if owning > 1:
+            dense, banks = (
+                4.0 * sum(one.held(self.experts) for one in matrices_of(matrices, in_bank=in_bank))
+                for in_bank in (False, True)
+            )
+            copies = self.replicas // self.experts
+            there = all_to_all(dense / owning, self.data)
+            there += self._over_copies(lambda size, group: all_to_all(size / copies, group), banks)
+            after = (self._transfer(stage, there * 2.0, after, MATRICES),)
+        counts = worked_on(matrices, owning=owning, expert_parallel=self.experts)
+        work = muon_operations(self.stage.optimizer.muon, counts, on_gpu=self.hardware.device == "gpu")
+        runs = sum(one.elements / owning if self.zero else one.held(self.experts) for one in matrices)
+        seconds = self.hardware.seconds(work) + self.hardware.copy_seconds(COPIED_BYTES * runs)
+        # AdamW's bytes are counted for all elements.
+        seconds += self.hardware.move_seconds((MOVED_BYTES - _ADAM) * runs)
+        if self.stage.parallel.offload != "none":  # the products stay on the device
+            seconds += 8 * runs / (self.hardware.host_gigabytes_per_second * 1e9)
+        return (self._add(stage, "compute", seconds, after, OPTIMIZER),)
 
     def _held(self, size: LayerSize) -> float:
         """Trained elements of a layer for which a process has gradients; of experts those of its part."""

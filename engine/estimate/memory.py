@@ -21,7 +21,7 @@ class Memory:
     Attributes:
         weights: Parameters that are no twins, and the copies of them that the optimizer updates.
         gradients: When the backward pass ends.
-        moments: AdamW's.
+        moments: The optimizer's: two of what AdamW moves, one of what Muon moves.
         twins: Momentum twins.
         activations: The most that forward and backward pass need beside parameters and gradients.
         buffers: For communication: buckets, layers that are gathered, the flat copy of gradients.
@@ -79,7 +79,11 @@ def process_memory(
     shard = trained / replicas
     sharded = (zero or 0) > 0
     weights = 4 * (shard + resting / replicas) if zero == 3 else 4 * (local + copied + resting + shard * sharded)
-    moments = 8 * (shard if sharded else local)
+    matrices = [one for size in sizes for one in size.matrices]
+    moved = sum(one.elements / replicas if sharded else one.held(expert_parallel) for one in matrices)
+    moments = 8 * (shard if sharded else local) - 4 * moved
+    # Whole matrices and runs of them on their way; where nothing is sharded, of one parameter after the other.
+    stepping = 4 * (7 * moved if sharded else 6 * max((one.held(expert_parallel) for one in matrices), default=0.0))
     gradients = 4 * (shard if (zero or 0) >= 2 else local + copied)
     lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
     held = 1 if division is None else min(len(division.cuts) - number, stage.batch.gradient_accumulation_steps)
@@ -88,12 +92,12 @@ def process_memory(
     queue = float(sum(size.queue for size in (*sizes, *copies)))
     once = stage.batch.gradient_accumulation_steps == 1 and (zero or 0) < 2
     backward = (first if once else alone + gradients) + passing
-    optimizer = gradients + moving
+    optimizer = gradients + moving + stepping
     host, offload = 0.0, stage.parallel.offloading
     if offload.optimizer:
         host = moments + 4 * shard + gradients
         weights, moments = weights - (4 * shard if zero != 3 else 0.0), 0.0
-        backward, optimizer, gradients = alone + passing, passing, 0.0
+        backward, optimizer, gradients = alone + passing, max(passing, stepping), 0.0
     if offload.parameters:
         host, weights = host + weights, 0.0
     return Memory(

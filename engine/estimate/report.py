@@ -220,7 +220,12 @@ def estimate_stage(
         expert_parallel=experts,
         data_bytes_per_second=per_sample * samples / max(step.seconds, *loading.values()),
         checkpoint_bytes=sum(
-            12 * size.trained + 4 * (size.frozen + size.twins) - 2 * size.halved + size.queue for size in sizes
+            12 * size.trained
+            - 4 * sum(one.elements for one in size.matrices)
+            + 4 * (size.frozen + size.twins)
+            - 2 * size.halved
+            + size.queue
+            for size in sizes
         ),
         loading=loading,
     )

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from engine.estimate.layers import accelerator_kernels, activation_bytes, apart, blank_states, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
+from engine.estimate.matrices import Matrices, layer_matrices
 from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
 from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.step.optimizer import muon_parameters
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain, ChainLayer
@@ -40,6 +42,7 @@ class LayerSize:
         active: Those of ``trained`` that one token uses.
         queue: Bytes of buffers: the momentum queue, selection biases.
         halved: Those of ``frozen`` that are kept in two bytes.
+        matrices: Those of ``trained`` that Muon moves.
     """
 
     trained: int
@@ -50,6 +53,7 @@ class LayerSize:
     active: int
     queue: int
     halved: int = 0
+    matrices: tuple[Matrices, ...] = ()
 
     @property
     def elements(self) -> int:
@@ -157,11 +161,12 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     kept = activation_bytes(chain, states)
     found = [list(_passes(chain, state, gather, kept)) for state in states]
     weights = [sort.share for sort in stage.batch_sorts()]
+    moved = muon_parameters(chain) if stage.optimizer.kind == "muon" else frozenset[int]()
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
-        layers={name: _size(layer) for name, layer in chain.named_children()},
+        layers={name: _size(layer, moved) for name, layer in chain.named_children()},
         batch=stage.batch.micro_batch_size_per_gpu,
         zero=ZeroSizes.of(chain.layers),
         peaks=tuple(live_peak(chain, state) for state in states),
@@ -224,7 +229,7 @@ def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
             handle.remove()
 
 
-def _size(layer: nn.Module) -> LayerSize:
+def _size(layer: nn.Module, moved: frozenset[int]) -> LayerSize:
     shares = served_shares(layer)
     named = list(layer.named_parameters())
     twins = {id(one) for name, one in named if name.startswith("momentum_")}
@@ -239,6 +244,7 @@ def _size(layer: nn.Module) -> LayerSize:
         active=round(sum(one.numel() * shares.get(id(one), 1.0) for one in trained)),
         queue=sum(one.nbytes for one in layer.buffers()),
         halved=sum(one.numel() for one in resting if one.element_size() == 2),
+        matrices=layer_matrices(layer, moved.intersection(map(id, trained))),
     )
 
 

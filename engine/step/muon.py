@@ -8,6 +8,7 @@ step costs two all-to-alls of the share of each replica, and each matrix is work
 Shapes: P replicas, N elements of a flat tensor that a host moves as one, M matrices in it.
 """
 
+import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ _TOGETHER = 1 << 22
 @dataclass(frozen=True)
 class MuonConfig:
     """Muon for the matrices of blocks. Everything else is moved by AdamW.
+
+    Muon moves the weights of two or more dimensions in the blocks of stacks: attention, dense layers and experts.
+    Queries, keys and values that lie in one weight, and the experts of a bank, are made orthogonal each for itself.
+    AdamW moves what stands outside of stacks (embeddings, projections, heads), routers, gates of attributes, tokens and
+    tables that are not decayed, biases and norms. A checkpoint has one moment (``exp_avg``) of what Muon moves.
 
     Source: K. Jordan et al., Muon: an optimizer for hidden layers in neural networks (2024); for ``scale: rms`` and
     weight decay J. Liu et al., Muon is scalable for LLM training (arXiv 2502.16982), equation 4.
@@ -60,6 +66,11 @@ class MuonConfig:
         if self.scale == "rms":
             return 0.2 * math.sqrt(max(rows, columns))
         return math.sqrt(max(1.0, rows / columns))
+
+    def dtype(self, *, on_gpu: bool) -> torch.dtype:
+        """The type of the products."""
+        wide = self.precision == "fp32" or (self.precision == "auto" and not on_gpu)
+        return torch.float32 if wide else torch.bfloat16
 
 
 def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
@@ -99,10 +110,6 @@ class _Matrix:
     @property
     def numel(self) -> int:
         return self.rows * self.columns
-
-    @property
-    def cost(self) -> int:
-        return min(self.rows, self.columns) * self.numel
 
 
 @dataclass(frozen=True)
@@ -144,9 +151,7 @@ class MatrixSteps:
             device: Where matrices are multiplied.
         """
         self._config, self._group, self._device = config, group, device
-        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        if config.precision == "auto" and device.type != "cpu":
-            self._dtype = torch.bfloat16
+        self._dtype = config.dtype(on_gpu=device.type != "cpu")
         places, me = _exchanged(placed, group, device)
         self._matrices: list[_Matrix] = []
         held: list[list[Placed]] = [[] for _ in places]  # [P][M]
@@ -155,9 +160,9 @@ class MatrixSteps:
                 self._matrices.append(matrix)
                 for replica, own in enumerate(places):
                     held[replica].append(_overlap(own[index], begin, begin + matrix.numel))
-        owners = _owners(self._matrices, len(places))
-        self._owned = [index for index, owner in enumerate(owners) if owner == me]
-        mine = [(owner, run) for owner, run in zip(owners, held[me], strict=True) if run.count > 0]
+        owned = owners([product_cost(one.rows, one.columns) for one in self._matrices], len(places))
+        self._owned = [index for index, owner in enumerate(owned) if owner == me]
+        mine = [(owner, run) for owner, run in zip(owned, held[me], strict=True) if run.count > 0]
         self._sent = sorted(mine, key=lambda pair: pair[0])
         self._sent_counts = _totals(self._sent, len(places))
         theirs = [(replica, index, own[index]) for replica, own in enumerate(held) for index in self._owned]
@@ -191,9 +196,9 @@ class MatrixSteps:
             by_shape.setdefault((matrix.rows, matrix.columns), []).append(index)
         made: dict[int, Tensor] = {}
         for (rows, columns), indices in by_shape.items():
-            together = max(1, _TOGETHER // (rows * columns))
-            for begin in range(0, len(indices), together):
-                chosen = indices[begin : begin + together]
+            most = together(rows, columns)
+            for begin in range(0, len(indices), most):
+                chosen = indices[begin : begin + most]
                 stack = torch.stack([whole[index].view(rows, columns) for index in chosen]).to(self._dtype)
                 steps = orthogonalised(stack, self._config.iterations).float()
                 made |= {i: (one * self._matrices[i].factor).flatten() for i, one in zip(chosen, steps, strict=True)}
@@ -208,6 +213,32 @@ def matrices_in(module: nn.Module) -> dict[int, Stacked]:
         if isinstance(part, HasStacked)
         for parameter, stacked in part.stacked()
     }
+
+
+def shapes_in(shape: Sequence[int], stacked: Stacked) -> tuple[int, int, int]:
+    """Rows and columns of the matrices in a parameter ``[..., count * n, m]``, and how many they are."""
+    *leading, rows, columns = shape
+    return rows // stacked.count, columns, math.prod(leading) * stacked.count
+
+
+def together(rows: int, columns: int) -> int:
+    """How many matrices of a shape are multiplied in one batch."""
+    return max(1, _TOGETHER // (rows * columns))
+
+
+def product_cost(rows: int, columns: int) -> int:
+    """What the products of a matrix cost, relative to those of others."""
+    return min(rows, columns) * rows * columns
+
+
+def owners(costs: Sequence[int], replicas: int) -> list[int]:
+    """The owner of each matrix: the most expensive ones first, each to whoever has least to do."""
+    work, found = [(0, replica) for replica in range(replicas)], [0] * len(costs)
+    for index in sorted(range(len(costs)), key=lambda index: (-costs[index], index)):
+        done, owner = heapq.heappop(work)
+        found[index] = owner
+        heapq.heappush(work, (done + costs[index], owner))
+    return found
 
 
 @torch.no_grad()
@@ -242,11 +273,10 @@ def _matrices_of(shape: Sequence[int], stacked: Stacked, config: MuonConfig) -> 
     """The matrices of a parameter ``[..., n, m]``, each with its begin in it."""
     if len(shape) < 2 or stacked.count == 0:  # a filler of a pipeline stage
         return []
-    *leading, rows, columns = shape
-    rows //= stacked.count
+    rows, columns, count = shapes_in(shape, stacked)
     outputs, inputs = (columns, rows) if stacked.transposed else (rows, columns)
     matrix = _Matrix(rows, columns, config.factor(outputs, inputs))
-    return [(matrix, index * matrix.numel) for index in range(math.prod(leading) * stacked.count)]
+    return [(matrix, index * matrix.numel) for index in range(count)]
 
 
 def _exchanged(
@@ -267,16 +297,6 @@ def _overlap(placed: Placed, begin: int, end: int) -> Placed:
     """The part of a run that lies in elements ``begin`` to ``end`` of its parameter, which are a matrix."""
     first, last = max(begin, placed.start), min(end, placed.start + placed.count)
     return Placed(placed.offset + first - placed.start, first - begin, max(0, last - first))
-
-
-def _owners(matrices: Sequence[_Matrix], replicas: int) -> list[int]:
-    """The owner of each matrix: the most expensive ones first, each to whoever has least to do."""
-    work, owners = [0] * replicas, [0] * len(matrices)
-    for index in sorted(range(len(matrices)), key=lambda index: (-matrices[index].cost, index)):
-        owner = min(range(replicas), key=lambda replica: (work[replica], replica))
-        owners[index] = owner
-        work[owner] += matrices[index].cost
-    return owners
 
 
 def _totals(runs: Sequence[tuple[int, Placed]], replicas: int) -> list[int]:

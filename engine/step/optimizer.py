@@ -122,7 +122,7 @@ def parameter_groups(
     """
     depth_scales = layer_scales(chain, config.layer_decay)
     undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
-    matrices = _matrices(chain, undecayed) if config.kind == "muon" else frozenset()
+    matrices = muon_parameters(chain) if config.kind == "muon" else frozenset()
     members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
@@ -229,13 +229,13 @@ def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> Non
     assert set(grouped) == trainable, "a trainable parameter is in no optimizer group"
 
 
-def _matrices(chain: Chain, undecayed: Collection[int]) -> frozenset[int]:
-    """Ids of the parameters that hold matrices of blocks; those of ``undecayed`` hold tables."""
+def muon_parameters(chain: Chain) -> frozenset[int]:
+    """Ids of the parameters that hold matrices of blocks. What a layer does not decay holds tables."""
     found = set()
     for layer in chain.layers:
         if layer.level is None or layer.level < 0:
             continue
-        stacked = matrices_in(layer)
+        stacked, undecayed = matrices_in(layer), {id(parameter) for parameter in layer.undecayed()}
         for parameter in layer.parameters():
             known = stacked.get(id(parameter))
             is_table = id(parameter) in undecayed or (known is not None and known.count == 0)

@@ -1,0 +1,127 @@
+"""What Muon's matrices cost a process, against hand calculations and against what a step does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import real_chain as real
+import torch
+
+from engine.estimate.activities import MATRICES, OPTIMIZER
+from engine.estimate.hardware import HardwareConfig
+from engine.estimate.matrices import COPIED_BYTES, MOVED_BYTES, Matrices, layer_matrices, muon_operations, worked_on
+from engine.estimate.memory import process_memory
+from engine.estimate.operations import OperationCounter
+from engine.estimate.step import estimate_step
+from engine.estimate.traffic import Cluster
+from engine.estimate.work import LayerSize, ModelWork
+from engine.hosts.stores import WholeStore
+from engine.plan.parallel import BatchConfig, ParallelConfig
+from engine.plan.plan import StagePlan
+from engine.step.muon import MatrixSteps, MuonConfig, Placed, move_matrices
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, muon_parameters, parameter_groups
+from omnivl.chain.gather import LocalGather
+
+Work = Callable[..., ModelWork]
+FLOPS = 5 * (2 * 8 * 8 * 24 + 2 * 8 * 8 * 8 + 2 * 8 * 8 * 24)
+"""Of a matrix of 24 x 8 or 8 x 24: x x', its square, and that times x, five times."""
+
+
+def _stage(**parallel: Any) -> StagePlan:
+    batch = BatchConfig(micro_batch_size_per_gpu=1, gradient_accumulation_steps=1)
+    optimizer = OptimizerConfig(kind="muon")
+    return StagePlan("one", 1, (), (), parallel=ParallelConfig(**parallel), batch=batch, optimizer=optimizer)
+
+
+def _with_matrices(work: ModelWork, *matrices: Matrices) -> ModelWork:
+    return replace(work, layers={name: replace(size, matrices=matrices) for name, size in work.layers.items()})
+
+
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)], ids=str)
+def test_an_iteration_has_three_products_with_the_smaller_side(shape: tuple[int, int]) -> None:
+    work = muon_operations(MuonConfig(), {shape: 3}, on_gpu=False)
+    assert sum(one.flops * times for one, times in work.items()) == 3 * FLOPS
+    assert {one.precision for one in work if one.flops} == {"fp32"}
+    on_gpu = muon_operations(MuonConfig(), {shape: 1}, on_gpu=True)
+    assert {one.precision for one in on_gpu if one.flops} == {"bf16"}
+
+
+def test_large_matrices_are_multiplied_in_several_batches() -> None:
+    one, five = (muon_operations(MuonConfig(), {(2048, 1024): count}, on_gpu=True) for count in (1, 5))
+    flops = [sum(each.flops * times for each, times in work.items()) for work in (one, five)]
+    assert flops[1] == 5 * flops[0]
+    assert sum(five.values()) == 3 * sum(one.values())  # two, two and one
+
+
+def test_owners_share_the_matrices() -> None:
+    matrices = [Matrices(8, 8, 6), Matrices(16, 8, 8, in_bank=True)]
+    assert worked_on(matrices, owning=1, expert_parallel=1) == {(8, 8): 6, (16, 8): 8}
+    assert worked_on(matrices, owning=4, expert_parallel=1) == {(8, 8): 2, (16, 8): 2}
+    # A process has two of the eight experts' matrices, and nobody else has them.
+    assert worked_on(matrices, owning=4, expert_parallel=4) == {(8, 8): 2, (16, 8): 2}
+    assert worked_on(matrices, owning=4, expert_parallel=2) == {(8, 8): 2, (16, 8): 2}
+
+
+def test_bytes_beside_the_products_are_those_of_a_step() -> None:
+    config = MuonConfig(precision="fp32")
+    weight = torch.nn.Parameter(torch.randn(96, 64))
+    weight.grad = torch.randn(96, 64)
+    steps = MatrixSteps([weight], [Placed(0, 0, weight.numel())], {}, config, group=None, device=torch.device("cpu"))
+    group = {"params": [weight], "lr": 0.1, "weight_decay": 0.1, "muon": config}
+    state: dict[torch.Tensor, dict[str, torch.Tensor]] = {weight: {}}
+    move_matrices(group, state, {id(weight): steps})  # makes the moment
+    with OperationCounter() as counter:
+        move_matrices(group, state, {id(weight): steps})
+    counted = sum(one.bytes * times for one, times in counter.found.items())
+    products = sum(one.bytes * times for one, times in muon_operations(config, {(96, 64): 1}, on_gpu=False).items())
+    assert (counted - products) / weight.numel() == pytest.approx(MOVED_BYTES + COPIED_BYTES, rel=0.1)
+
+
+def test_a_matrix_has_one_moment(even_work: Work) -> None:
+    work = _with_matrices(even_work(10), Matrices(500, 1000, 1), Matrices(100, 500, 4, in_bank=True))
+    for zero, parts in ((1, 8), (3, 8)):
+        memory = process_memory(_stage(host="zero", zero_stage=zero), work, replicas=8, expert_parallel=1)
+        assert memory.moments == pytest.approx((8 * 10_000_000 - 4 * 7_000_000) / parts)
+    plain = process_memory(_stage(host="plain"), work, replicas=8, expert_parallel=1)
+    assert plain.moments == 8 * 10_000_000 - 4 * 7_000_000
+
+
+def test_replicas_exchange_runs_twice_and_multiply(machine: HardwareConfig, even_work: Work) -> None:
+    work = _with_matrices(even_work(4), Matrices(8, 24, 5000))
+    elements = 4 * 5000 * 8 * 24
+    stage = _stage(host="zero", zero_stage=2)
+    step = estimate_step(stage, work, Cluster(machine, 1, 4))
+    assert step.traffic[MATRICES].within == pytest.approx(2 * 3 / 4 * 4 * elements / 4)
+    slow = replace(machine, peak_tflops=replace(machine.peak_tflops, bf16=1e-3))
+    as_adamw = replace(stage, optimizer=OptimizerConfig())
+    times = [estimate_step(one, even_work(4), Cluster(slow, 1, 4)).exposed[OPTIMIZER] for one in (stage, as_adamw)]
+    assert times[0] == times[1], "without matrices it costs what AdamW costs"
+    alone, shared = (
+        estimate_step(_stage(host="zero", zero_stage=zero), work, Cluster(slow, 1, 4)).exposed[OPTIMIZER]
+        for zero in (0, 2)
+    )
+    assert alone > 4 * FLOPS * 5000 / 1e9 > 3 * shared
+    assert MATRICES not in estimate_step(_stage(host="plain"), work, Cluster(machine, 1, 4)).traffic
+
+
+@pytest.mark.parametrize("ffn", real.FILLINGS)
+def test_moments_are_as_many_bytes_as_a_step_leaves(ffn: str, even_work: Work) -> None:
+    chain = real.build_real_chain(LocalGather(), ffn=ffn)
+    config = OptimizerConfig(kind="muon")
+    groups = parameter_groups(chain, config)
+    optimizer = ChainOptimizer([group.options for group in groups], config)
+    WholeStore(optimizer, groups, chain, torch.device("cpu"))  # tells the optimizer where matrices lie
+    trained = [one for group in groups for one in group.parameters]
+    for one in trained:
+        one.grad = torch.randn_like(one)
+    optimizer.step()
+    held = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values() if tensor.dim())
+    moved = muon_parameters(chain).intersection(map(id, trained))
+    sizes = LayerSize(
+        **{"trained": sum(one.numel() for one in trained), "frozen": 0, "twins": 0, "experts": 0},
+        **{"resting_experts": 0, "active": 0, "queue": 0},
+        matrices=tuple(one for layer in chain.layers for one in layer_matrices(layer, moved)),
+    )
+    work = replace(even_work(1), layers={"visual_00": sizes})
+    assert process_memory(_stage(host="plain"), work, replicas=1, expert_parallel=1).moments == held
