@@ -89,7 +89,8 @@ class HuggingFaceTokenizer(CachedEncoder):
             _check_files(Path(name_or_path))
             tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each format raises other errors; all mean that there is no such tokenizer
-            reason = " ".join(str(error).split())
+            absent = f"there is no folder of that name in {Path.cwd()}, nor a cached tokenizer"
+            reason = " ".join(str(error).split()) if Path(name_or_path).exists() else absent
             raise DataError(
                 f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
                 f"with a Hugging Face tokenizer"

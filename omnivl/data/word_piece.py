@@ -73,7 +73,10 @@ class WordPieceTokenizer(CachedEncoder):
         try:
             words = text_lines(read_plain_text(path, encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, DataError) as error:
-            raise DataError(f"tokenizer {path}: cannot be read as a vocabulary: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise DataError(
+                f"tokenizer {path}: cannot be read as a vocabulary: {reason}; name a text file with one word per line"
+            ) from error
         return cls(words, str(path))
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -58,7 +58,7 @@ class DataLook:
             if found is None or found.source is None:
                 continue
             with self._look.at((*path, "source")):
-                self._judge(entry, found, found.source)
+                self._judge((*path, "source"), entry, found, found.source)
             with self._look.at(path):
                 self._try_samples(stage, key, entry, found.source, seed)
             self._compare_sizes(path, stage, found, found.source)
@@ -143,8 +143,8 @@ class DataLook:
             return ""
         return f". There is {beside}: paths are taken from the working folder, not from the plan's" if there else ""
 
-    def _judge(self, entry: DataEntryConfig, found: Glance, source: Source) -> None:
-        """Refuses a source of which too much is bad, as the loader would.
+    def _judge(self, path: Path, entry: DataEntryConfig, found: Glance, source: Source) -> None:
+        """Refuses a source of which too much is bad, as the loader would, and notes what a run will leave out.
 
         Raises:
             DataError: Too many shards or samples are bad.
@@ -155,6 +155,10 @@ class DataLook:
         if not found.whole:  # of the shards that were not looked at, all may be good
             rejections = [one for one in rejections if one.cause in SHARD_CAUSES]
         limits.record_source(entry.source, len(source), found.shards, rejections)
+        if rejections:
+            first, count = rejections[0], len(rejections)
+            text = f"{count:,} bad sample{'s are' if count > 1 else ' is'} left out; the first: {first.where}: "
+            self._look.notes.append(Finding(path, f"data source {entry.source!r}: {text}{first.detail}"))
 
     def _try_samples(self, stage: StagePlan, key: str, entry: DataEntryConfig, source: Source, seed: int) -> None:
         """Makes an example, as training does, of a few samples until one is good.

@@ -122,6 +122,7 @@ def build_emoji(
     Raises:
         DataError: A package is missing, damaged or cannot be fetched.
     """
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of work for a folder that cannot be
     archives = fetch_packages(packages, cache, progress)
     recipe = FULL_RECIPE if full else EMBEDDED_RECIPE
     drawings = {style: join.read_drawings(archives, style) for style in STYLES}
@@ -137,7 +138,6 @@ def build_emoji(
     def samples_of(concept: Concept) -> list[ShardSample]:
         return list(_samples(concept, drawings, clips, texts, recipe.size))
 
-    out.mkdir(parents=True, exist_ok=True)
     written, counts = _write_shards(out, concepts, samples_of, recipe, progress)
     vocabulary = train_vocabulary(vocabulary_texts(core), VOCABULARY_SIZE)
     (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")

@@ -183,7 +183,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
             {"model": "model: {preset: tiny}\ntokenizer: nowhere/vocab.txt"},
             [
                 "p.yaml:3: tokenizer: got 'nowhere/vocab.txt', which cannot be loaded (tokenizer nowhere/vocab.txt: "
-                "cannot be read as a vocabulary: [Errno 2] No such file or directory: 'nowhere/vocab.txt'); "
+                "cannot be read as a vocabulary: No such file or directory; name a text file with one word per line); "
                 "allowed 'emoji', a vocab.txt or the folder of a Hugging Face tokenizer; "
                 "name one that is there, or set model.vocab_size"
             ],

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,6 +228,26 @@ def test_the_folder_of_the_run(here: Path, tmp_path: Path) -> None:
     content["stages"][2]["init_from"] = "second"
     code, told = submit(write_plan(tmp_path, content), "--stage", "third", "--run-folder", str(tmp_path / "new"))
     assert code == 2 and "stages.2.init_from: got 'second', which is not complete" in told
+
+
+def test_samples_that_a_run_leaves_out_are_noted(here: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "linked.tar"
+    shutil.copy(here / "captions.tar", shard)
+    with tarfile.open(shard, "a") as archive:
+        for number in range(2):
+            link = tarfile.TarInfo(f"9{number}.png")
+            link.type, link.linkname = tarfile.LNKTYPE, "000.png"
+            archive.addfile(link)
+    content = plan_of(here)
+    content["stages"][1]["data"] = [{"source": str(shard), "kind": "image_text", "weight": 1}]
+    content["loader"] = {"max_bad_fraction": 0.5}
+    code, output = omnivl("check", write_plan(tmp_path, content), "--json")
+    (note,) = [one for one in json.loads(output)["notes"] if "left out" in one]
+    assert code == 0 and ": stages.1.data.0.source: " in note
+    assert note.endswith(
+        f"2 bad samples are left out; the first: {shard}:90: .png is a hard link to '000.png', whose bytes stand "
+        "elsewhere; write the archive with tar --hard-dereference"
+    )
 
 
 def test_streams_are_opened_by_pretraining_alone(here: Path, tmp_path: Path) -> None:
