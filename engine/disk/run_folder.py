@@ -60,6 +60,14 @@ class RunFolderError(UserError):
     """A run folder is in use or holds another run."""
 
 
+def not_writable(folder: Path, reason: str) -> RunFolderError:
+    """The error for a run's folder in which nothing can be written."""
+    return RunFolderError(
+        f"--run-folder: got {folder}, in which nothing can be written ({reason}); allowed a folder of yours, there or "
+        "not; choose another one"
+    )
+
+
 @dataclass(frozen=True)
 class StageFolder:
     """One stage's part of a run folder."""
@@ -217,13 +225,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             descriptor = _open_lock(self.path / LOCK)
         except OSError as error:
-            reason = (
-                "which is a file" if isinstance(error, FileExistsError) else f"({error.filename}: {error.strerror})"
-            )
-            raise RunFolderError(
-                f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
-                "there or not; choose another one"
-            ) from error
+            reason = "a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+            raise not_writable(self.path, f"{error.filename}: {reason}") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -100,7 +100,10 @@ def load_sweep(path: Path) -> Sweep:
     try:
         text = read_small(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError([f"{path}: got a file that cannot be read ({error}); allowed is a sweep in YAML"]) from error
+        reason = getattr(error, "strerror", None) or error
+        raise PlanError(
+            [f"{path}: got a file that cannot be read ({reason}); allowed a YAML file; name a sweep"]
+        ) from error
     return parse_sweep(text, path)
 
 

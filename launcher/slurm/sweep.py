@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.plan.plan import Plan
 from engine.sweep.config import Point, Sweep
-from launcher.slurm.queue import job_rows, queue
+from launcher.slurm.queue import job_rows, queue, submitted
 from launcher.slurm.submission import Request, Submission, submission_folder, write_job
 from launcher.start.local import local_processes
 
@@ -48,4 +48,4 @@ def waiting_or_running(folder: Path) -> set[Path]:
     if not (folder / "slurm" / "jobs.jsonl").is_file():
         return set()
     now = datetime.datetime.now().astimezone()
-    return {Path(row.run) for row in job_rows(folder, queue(), now) if row.alive}
+    return {Path(row.run) for row in job_rows(submitted(folder), queue(), now) if row.alive}

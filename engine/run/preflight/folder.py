@@ -2,7 +2,7 @@
 
 import os
 
-from engine.disk.run_folder import RunFolder, RunFolderError
+from engine.disk.run_folder import RunFolder, not_writable
 from engine.plan.epochs import with_steps
 from engine.plan.plan import Plan
 from engine.plan.precision import with_precision
@@ -43,7 +43,4 @@ def _check_writable(run: RunFolder) -> None:
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
     reason = "its permissions" if there.is_dir() else "a file"
-    raise RunFolderError(
-        f"--run-folder: got {run.path}, in which nothing can be written ({there}: {reason}); allowed a folder of "
-        "yours, there or not; choose another one"
-    )
+    raise not_writable(run.path, f"{there}: {reason}")

@@ -283,6 +283,11 @@ def test_mistakes_in_overrides_say_so(override: str, message: str) -> None:
     assert message in problems(plan_text(), override)
 
 
+def test_a_section_that_an_override_makes_is_told_to_be_the_overrides() -> None:
+    told = problems(plan_text(), "optimizer.lr=1")
+    assert [one.partition(": got")[0] for one in told] == ["override 'optimizer.lr=1': optimizer"]
+
+
 def test_an_override_mends_the_file() -> None:
     assert parse_plan(plan_text(steps="    steps: x"), overrides=["stages.one.steps=5"]).stages[0].steps == 5
 
