@@ -192,7 +192,7 @@ def _problems(document: Document) -> Iterator[Problem]:
         "plan": (_is_text, "the path of a plan, from this file", "name the base plan"),
         "overrides": (lambda value: isinstance(value, dict), "a mapping of fields of the plan", "write one"),
         "axes": (
-            _are_axes,
+            lambda value: isinstance(value, dict) and bool(value),
             "a mapping of at least one axis to a list of values, or to named overrides",
             "write an axis",
         ),
@@ -208,7 +208,13 @@ def _problems(document: Document) -> Iterator[Problem]:
             value = tree.get(field)
             if not is_right(value):
                 yield Problem((field,), show_value(value), allowed, change)
-    if axes is None or not _are_axes(axes):
+    if not isinstance(axes, dict):
+        return
+    wrong = [name for name, axis in axes.items() if not _is_axis(axis)]
+    for name in wrong:
+        allowed = "a list of values, or a mapping of names to overrides, at least one"
+        yield Problem(("axes", name), show_value(axes[name]), allowed, "write them")
+    if wrong:
         return
     if (runs := math.prod(len(axis) for axis in axes.values())) > _MOST_RUNS:
         yield Problem(("axes",), f"{runs:,} combinations", f"at most {_MOST_RUNS:,}", "leave values out")
@@ -251,10 +257,6 @@ def _is_file_name(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_COUNT
-
-
-def _are_axes(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(_is_axis(axis) for axis in value.values())
 
 
 def _is_axis(axis: Any) -> bool:

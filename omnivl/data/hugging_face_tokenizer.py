@@ -91,6 +91,8 @@ class HuggingFaceTokenizer(CachedEncoder):
         except Exception as error:  # each format raises other errors; all mean that there is no such tokenizer
             absent = f"there is no folder of that name in {Path.cwd()}, nor a cached tokenizer"
             reason = " ".join(str(error).split()) if Path(name_or_path).exists() else absent
+            if "trust_remote_code" in reason:  # an advice that leads nowhere
+                reason = "its class is code that lies in the folder, and such code is not run"
             raise DataError(
                 f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
                 f"with a Hugging Face tokenizer"
