@@ -68,7 +68,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
             progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
-            if options.stage not in (None, stage.name):
+            if options.start.stage not in (None, stage.name):
                 continue
             if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage), bool):
                 progress.message(f"stage {stage.name}: complete")

@@ -9,6 +9,8 @@ from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
 from engine.plan.plan import Plan
 from engine.run.earlier import Start
+from engine.run.preflight.findings import under_heading
+from engine.telemetry.console import say
 from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
 from launcher.slurm import options
@@ -72,8 +74,8 @@ def submit(
     stages = _stages(run, stage, chain)
     if not offline:
         look = look_from_here(run, plan, nodes * processes, run_folder=folder, start=Start(fresh, stage, amend))
-        for line in told(look, plan, overrides or ()):
-            typer.echo(line, err=True)
+        for line in under_heading(told(look, plan, overrides or ())):
+            say(line, err=True)
     written = submission_folder(folder)
     submissions = [
         write_job(

@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from engine.plan.consent import require_consent
-from engine.sweep.config import Sweep, load_sweep
+from engine.plan.plan import Plan
+from engine.run.preflight.findings import under_heading
+from engine.sweep.config import Point, Sweep, load_sweep
 from engine.sweep.page import write_sweep_markdown, write_sweep_page
 from engine.sweep.results import collect, is_complete
 from engine.telemetry.console import say
 from launcher.commands.consent import ALLOW_VARIABLE, AllowCommands
+from launcher.commands.look import Offline, told_of_runs
 from launcher.slurm import options
-from launcher.slurm.submission import hand_in
-from launcher.slurm.sweep import waiting_or_running, write_arrays
+from launcher.slurm.submission import Request, hand_in
+from launcher.slurm.sweep import shape_of, waiting_or_running, write_arrays
 from launcher.start.local_sweep import run_sweep_here
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -50,10 +53,11 @@ def run(
     cluster: options.Cluster = None,
     launcher: options.Launcher = None,
     allow_commands: AllowCommands = False,
+    offline: Offline = False,
 ) -> None:
     """Starts the runs that are not done, resumes interrupted ones. Exit status 1 if a run failed. Ctrl-C saves first.
 
-    Options from --nodes on are those of omnivl submit, for --on slurm.
+    Options from --nodes on are those of omnivl submit, for --on slurm, which first looks at what the runs read.
 
     Examples:
       omnivl sweep run configs/sweeps/emoji_sizes.yaml
@@ -87,9 +91,18 @@ def run(
     left = [point for point in left if runs / point.name not in busy]
     before = f", {len(busy)} submitted before" if busy else ""
     say(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
+    if left and not offline:
+        for line in under_heading(told_of_runs(sweep, [_planned(sweep, one, request) for one in left], runs)):
+            say(line, err=True)
     if left:
         arrays = write_arrays(sweep, left, runs, request, at_once)
         hand_in(arrays, runs, chained=False, dry_run=dry_run)
+
+
+def _planned(sweep: Sweep, point: Point, request: Request) -> tuple[Point, Plan, int]:
+    """A run with its plan and its number of processes."""
+    nodes, processes = shape_of(point, request)
+    return point, sweep.plan_for(point, nodes * processes), nodes * processes
 
 
 @app.command()

@@ -23,6 +23,7 @@ from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
 from engine.processes.process_group import finish, join_process_group, launched_processes
 from engine.processes.rendezvous import RendezvousError
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions
 from engine.run.train import train
 from engine.watch.failure import DEBUG, Failure, describe_error
@@ -85,9 +86,7 @@ def run_worker(arguments: Sequence[str]) -> int:
     folder = chosen_folder(options.plan, plan.name, options.run_folder)
     run = RunOptions(
         folder,
-        fresh=options.fresh,
-        stage=options.stage,
-        amend=options.amend,
+        Start(options.fresh, options.stage, options.amend),
         offline=options.offline,
         plan_file=plan_file(options.plan),
         overrides=tuple(options.overrides),

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from engine.disk.run_folder import RunFolder
 from engine.errors import PlanError
 from engine.plan.parse import load_plan
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions, look_ahead
 from engine.run.preflight import data as data_look
 from engine.run.preflight import look_at
@@ -57,9 +58,10 @@ def submit(plan: Path, *options: str) -> tuple[int, str]:
     return omnivl("submit", plan, "--gpus-per-node", "1", "--dry-run", *options)
 
 
-def pretrain(plan: Path, run: Path, **options: Any) -> None:
-    """As far as the first process of a run looks, before it builds the first stage."""
-    look_ahead(RunFolder(run), load_plan(plan, (), 1), RunOptions(run, plan_file=plan, **options))
+def pretrain(plan: Path, run: Path, *, offline: bool = False, **start: Any) -> list[str]:
+    """As far as the first process of a run looks, before it builds the first stage; returns what it says."""
+    options = RunOptions(run, Start(**start), offline=offline, plan_file=plan)
+    return look_ahead(RunFolder(run), load_plan(plan, (), 1), options)
 
 
 def line_of(plan: Path, stage: str) -> range:
@@ -241,13 +243,19 @@ def test_samples_that_a_run_leaves_out_are_noted(here: Path, tmp_path: Path) -> 
     content = plan_of(here)
     content["stages"][1]["data"] = [{"source": str(shard), "kind": "image_text", "weight": 1}]
     content["loader"] = {"max_bad_fraction": 0.5}
-    code, output = omnivl("check", write_plan(tmp_path, content), "--json")
+    plan = write_plan(tmp_path, content)
+    code, output = omnivl("check", plan, "--json")
     (note,) = [one for one in json.loads(output)["notes"] if "left out" in one]
     assert code == 0 and ": stages.1.data.0.source: " in note
     assert note.endswith(
         f"2 bad samples are left out; the first: {shard}:90: .png is a hard link to '000.png', whose bytes stand "
         "elsewhere; write the archive with tar --hard-dereference"
     )
+    heading = "Not looked at, or perhaps not meant:"
+    assert pretrain(plan, tmp_path / "run") == [heading, *json.loads(output)["notes"]]
+    assert pretrain(plan, tmp_path / "run", offline=True) == []
+    assert heading in omnivl("check", plan)[1]
+    assert f"{heading}\n{plan}" in submit(plan, "--run-folder", str(tmp_path / "submitted"))[1]
 
 
 def test_streams_are_opened_by_pretraining_alone(here: Path, tmp_path: Path) -> None:
