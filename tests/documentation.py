@@ -1,11 +1,18 @@
-"""Extracts the commands of the documents, and makes plans short enough to run them."""
+"""Extracts the commands of the documents and of the help, makes plans short enough to run them, and runs them."""
 
+import os
 import re
 import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import patience
 import yaml
+
+from launcher.cli import COMMANDS, LazyGroup
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -22,6 +29,39 @@ def commands(document: Path) -> list[str]:
     """The lines of a document's blocks of bash, without comments."""
     lines = [line.partition(" #")[0].strip() for text in blocks(document, "bash") for line in text.splitlines()]
     return [line for line in lines if line]
+
+
+def _examples() -> Iterator[str]:
+    group: Any = LazyGroup(name="omnivl")
+    commands = [group.get_command(None, name) for name in COMMANDS]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        _, found, lines = (command.help or "").partition("Examples:\n")
+        yield from (line.strip() for line in lines.splitlines() if found and line.strip())
+
+
+def help_examples() -> list[str]:
+    """The lines below ``Examples:`` in the help of every command and subcommand."""
+    return sorted(set(_examples()))
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command that is typed in a folder prints. It has to end well."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    scripts = Path(sys.executable).parent
+    done = patience.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        env={**environment, "PATH": f"{scripts}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        limit=400,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
+    return done.stdout
 
 
 def copy_configs(folder: Path) -> None:

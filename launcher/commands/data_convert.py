@@ -105,7 +105,7 @@ def folder(
 
     Examples:
       omnivl data convert folder pictures --out shards
-      omnivl data convert folder clips --out shards --shorter-side 256 --split train=0.9 --split val=0.1
+      omnivl data convert folder clips --out shards --shorter-side 256 --split val=0.1
     """
     return FolderReader(root, text, split_folders)
 
