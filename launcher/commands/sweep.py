@@ -16,7 +16,7 @@ from engine.sweep.results import collect, is_complete
 from engine.telemetry.console import say
 from launcher.commands.consent import ALLOW_VARIABLE, AllowCommands
 from launcher.commands.look import Offline, told_of_runs
-from launcher.slurm import options
+from launcher.commands.resources import Resources, takes_resources
 from launcher.slurm.submission import Request, hand_in
 from launcher.slurm.sweep import shape_of, waiting_or_running, write_arrays
 from launcher.start.local_sweep import run_sweep_here
@@ -35,6 +35,7 @@ class Where(StrEnum):
 
 
 @app.command()
+@takes_resources
 def run(
     file: _File,
     on: Annotated[Where, typer.Option(help="This machine, or a job array of Slurm.")] = Where.local,
@@ -44,14 +45,7 @@ def run(
         typer.Option(min=1, help="Runs at the same time; the sweep's own number by default.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, or submitted.")] = False,
-    nodes: options.Nodes = 1,
-    gpus_per_node: options.GpusPerNode = None,
-    processes_per_node: options.ProcessesPerNode = None,
-    partition: options.Partition = None,
-    time_limit: options.TimeLimit = None,
-    sbatch: options.Sbatch = None,
-    cluster: options.Cluster = None,
-    launcher: options.Launcher = None,
+    resources: Resources = Resources(),  # noqa: B008 - frozen
     allow_commands: AllowCommands = False,
     offline: Offline = False,
 ) -> None:
@@ -76,17 +70,7 @@ def run(
         if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run):
             raise typer.Exit(code)
         return
-    request = options.request(
-        nodes,
-        gpus_per_node,
-        processes_per_node,
-        partition,
-        time_limit,
-        sbatch,
-        cluster,
-        launcher,
-        allow_commands=allow_commands,
-    )
+    request = resources.request(allow_commands=allow_commands)
     busy = set() if dry_run else waiting_or_running(runs)
     left = [point for point in left if runs / point.name not in busy]
     before = f", {len(busy)} submitted before" if busy else ""
