@@ -16,9 +16,9 @@ def require_writable(out: Path, said: str = "--out") -> None:
     Raises:
         UserError: It is a folder, or nothing can be written beside it.
     """
-    if out.is_dir():
-        raise UserError(f"{said}: got {out}, which is a folder; allowed the name of a file; name one in it")
     try:
+        if out.is_dir():
+            raise UserError(f"{said}: got {out}, which is a folder; allowed the name of a file; name one in it")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name[:40]}."):
             pass

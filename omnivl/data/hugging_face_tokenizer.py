@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face folders, checked for what ``omnivl.data.tokenizer.Tokenizer`` says."""
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,8 +90,9 @@ class HuggingFaceTokenizer(CachedEncoder):
             _check_files(Path(name_or_path))
             tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each format raises other errors; all mean that there is no such tokenizer
-            absent = f"there is no folder of that name in {Path.cwd()}, nor a cached tokenizer"
-            reason = " ".join(str(error).split()) if Path(name_or_path).exists() else absent
+            reason = " ".join(str(error).split())
+            if not os.path.exists(name_or_path):  # noqa: PTH110 - Path.exists raises for a name that is too long
+                reason = f"there is no folder of that name in {Path.cwd()}, nor a cached tokenizer"
             if "trust_remote_code" in reason:  # an advice that leads nowhere
                 reason = "its class is code that lies in the folder, and such code is not run"
             raise DataError(

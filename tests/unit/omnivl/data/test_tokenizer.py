@@ -103,6 +103,8 @@ def test_why_a_tokenizer_cannot_be_loaded(tmp_path, monkeypatch):
         f"tokenizer 'data/words' cannot be loaded: there is no folder of that name in {tmp_path}, nor a cached "
         "tokenizer; allowed: 'emoji', a vocab.txt, or a folder with a Hugging Face tokenizer"
     )
+    with pytest.raises(DataError, match="there is no folder of that name"):
+        load_tokenizer("é" * 200)  # too long for a name
     described = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
     (tmp_path / "own.py").write_text("raise SystemExit('run')")
