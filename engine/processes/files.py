@@ -9,6 +9,7 @@ from typing import TypedDict, TypeVar
 
 from engine.errors import RunFileError
 from omnivl.data.plain_files import open_plain
+from omnivl.errors import reason_of
 
 Container = TypeVar("Container", dict, list)  # type: ignore[type-arg]
 
@@ -91,7 +92,7 @@ def read_json(path: Path, kind: type[Container], remedy: str) -> Container:
     try:
         content = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFileError(f"{path}: got a file that cannot be read ({error}); {remedy}") from error
+        raise RunFileError(f"{path}: got a file that cannot be read ({reason_of(error)}); {remedy}") from error
     if not isinstance(content, kind):
         wanted = "a mapping" if kind is dict else "a list"
         raise RunFileError(f"{path}: got {type(content).__name__}; allowed is {wanted}, as a run writes it; {remedy}")

@@ -14,6 +14,7 @@ from engine.plan.plan import Plan, StagePlan
 from engine.plan.yaml import read_yaml
 from engine.processes.files import read_whole
 from engine.run.amendment import Change, consequences, take_over
+from omnivl.errors import reason_of
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,6 @@ def _plan_text(path: Path) -> str:
         return read_whole(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RunFileError(
-            f"{path}: got a file that cannot be read ({error}); remove it, if the plan is still the one that the run "
-            "began with: the same command writes it anew"
+            f"{path}: got a file that cannot be read ({reason_of(error)}); remove it, if the plan is still the one "
+            "that the run began with: the same command writes it anew"
         ) from error

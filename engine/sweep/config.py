@@ -32,7 +32,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
 from engine.plan.yaml import Document, Problem, read_yaml, show_value
 from omnivl.data.plain_files import read_small
-from omnivl.errors import did_you_mean
+from omnivl.errors import did_you_mean, reason_of
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"
@@ -100,9 +100,8 @@ def load_sweep(path: Path) -> Sweep:
     try:
         text = read_small(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
         raise PlanError(
-            [f"{path}: got a file that cannot be read ({reason}); allowed a YAML file; name a sweep"]
+            [f"{path}: got a file that cannot be read ({reason_of(error)}); allowed a YAML file; name a sweep"]
         ) from error
     return parse_sweep(text, path)
 

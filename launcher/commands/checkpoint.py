@@ -15,7 +15,7 @@ from engine.errors import CheckpointError
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from launcher.commands.outputs import require_writable
 from omnivl.data.inspect_page import readable_bytes
-from omnivl.errors import UserError
+from omnivl.errors import UserError, reason_of
 
 app = typer.Typer(help="Inspect, verify, convert and average checkpoints.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -109,7 +109,9 @@ def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
         beside.rename(out)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{out}: could not be written ({error}); choose another place with --out") from error
+        raise CheckpointError(
+            f"{out}: could not be written ({reason_of(error)}); choose another place with --out"
+        ) from error
 
 
 def _show(saved: Saved) -> None:

@@ -5,7 +5,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnivl.errors import DataError
+from omnivl.errors import DataError, reason_of
 
 _SHOWN = 5
 
@@ -15,7 +15,7 @@ def why_unreadable(path: str) -> str | None:
     try:
         status = os.stat(path)  # noqa: PTH116 - a million of them
     except (OSError, ValueError) as error:
-        return _why_absent(path, getattr(error, "strerror", None) or str(error))
+        return _why_absent(path, reason_of(error))
     if not stat.S_ISREG(status.st_mode):
         return "a folder" if stat.S_ISDIR(status.st_mode) else "no regular file"
     if status.st_size == 0:

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from engine.disk.run_folder import RunFolder, RunFolderError
 from launcher.cli import app
 from launcher.slurm.queue import submitted
-from omnivl.errors import UserError
+from omnivl.errors import UserError, reason_of
 
 PLAN = Path(__file__).parents[4] / "configs" / "plans" / "clip_tiny.yaml"
 
@@ -63,6 +63,27 @@ def test_a_file_is_no_run_to_report_on(tmp_path: Path) -> None:
         f"{file}: got a folder without plan.yaml; allowed the folder of a run, such as runs/quickstart; name one that "
         "omnivl pretrain has written"
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (
+            ["sweep", "run", "FOLDER/none.yaml"],
+            "none.yaml: got a file that cannot be read (No such file or directory); ",
+        ),
+        (["check", str(PLAN), "tokenizer=FOLDER/none.txt"], "as a vocabulary: No such file or directory; name a text "),
+    ],
+)
+def test_a_file_that_is_not_there_is_told_in_words(words: list[str], reason: str, tmp_path: Path) -> None:
+    said = told(*[word.replace("FOLDER", str(tmp_path)) for word in words])
+    assert reason in said and "Errno" not in said
+
+
+def test_the_reason_of_an_error() -> None:
+    assert reason_of(FileNotFoundError(2, "No such file or directory", "x")) == "No such file or directory"
+    assert reason_of(OSError("of a library")) == "of a library"
+    assert reason_of(ValueError("no number")) == "no number"
 
 
 def test_jobs_of_what_was_never_submitted_are_refused_before_slurm_is_asked(

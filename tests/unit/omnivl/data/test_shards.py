@@ -118,6 +118,16 @@ def test_a_shard_that_is_not_there_is_named_with_what_its_author_may_not_know(wr
     ]
 
 
+def test_no_shard_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as error:
+        open_source(DataEntryConfig("gone.tar", "image"), seed=0)
+    assert str(error.value) == (
+        "data source 'gone.tar': none of its 1 shards can be read; the first: gone.tar: No such file or directory; the "
+        f"working folder is {tmp_path}; mend them, or name others"
+    )
+
+
 def test_nothing_matches(tmp_path):
     pattern = str(tmp_path / "*.tar")
     with pytest.raises(DataError) as error:
