@@ -67,7 +67,7 @@ def run(
     left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel
     if on is Where.local:
-        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run):
+        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run, offline=offline):
             raise typer.Exit(code)
         return
     request = resources.request(allow_commands=allow_commands)

@@ -55,3 +55,10 @@ def test_problems_of_some_runs_are_told_with_their_names(sweep: Path) -> None:
     assert re.match(said, problem), problem
     assert "good-777.tar (No such file or directory)" in problem
     assert not (sweep.parent / "runs").exists(), "no job is written"
+
+
+def test_runs_on_this_machine_begin_without_a_look_if_asked(sweep: Path) -> None:
+    words = ["sweep", "run", str(sweep), "--dry-run"]
+    for more in ([], ["--offline"]):
+        lines = CliRunner().invoke(app, [*words, *more]).stdout.splitlines()
+        assert len(lines) == 4 and all(line.split()[-1] == "--offline" for line in lines) == bool(more)
