@@ -1,8 +1,8 @@
 """The start of a run in its folder: what an earlier start left is compared, what all stages read is looked at."""
 
+import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from engine.plan.precision import faster_precision, with_precision
 from engine.plan.warnings import warnings_of
 from engine.plan.yaml import show_path
 from engine.processes import ranks
+from engine.processes.files import remove_folder
 from engine.run.amendment import record
 from engine.run.earlier import Earlier, Start, is_done
 from engine.run.preflight import look_at
@@ -110,7 +111,8 @@ def _enter_folder(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOpti
     if options.stage is not None and options.stage not in names:
         raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
     changes, messages = earlier.goes_on(plan, options.start)
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        remove_folder(run.heartbeats)
     if options.fresh:
         run.clear(0 if options.stage is None else names.index(options.stage))
     write_whole(run.plan, plan.to_yaml())
