@@ -49,7 +49,7 @@ class ModalityFeedForward(nn.Module):
         self._config, self._block = config, slot.block
         names = experts_of(config, slot)
         self.experts = nn.ModuleDict(
-            {name: DenseFeedForward(hidden_size, inner_size, slot.activation) for name in names}
+            {name: DenseFeedForward(hidden_size, inner_size, slot.activation, slot.inner_norm_eps) for name in names}
         )
 
     def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:

@@ -99,6 +99,9 @@ left have less than a tenth of `optimizer.lr` on average, which is so where a fe
 end: `optimizer.schedule=constant` with the `optimizer.lr` that is wanted trains on evenly. What was changed, and after
 which step, is in the run's `amendments.json`. `--fresh --stage NAME` deletes that stage and those after it; the stages
 before it have to be what they were.
+
+Host, layout and precision may change at the same start: under ZeRO-3 and in a pipeline an amended run equals the plain
+one to rounding (`tests/distributed/test_amend.py`).
 """
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)

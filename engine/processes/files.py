@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict, TypeVar
@@ -51,6 +52,18 @@ def write_synced(path: Path, contents: Iterable[bytes | memoryview]) -> FileReco
                     left = left[file.write(left) :]
         os.fsync(file.fileno())
     return {"bytes": size, "sha256": digest.hexdigest()}
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it; of a link to a folder, the link alone.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
 
 
 def sync_folder(folder: Path) -> None:

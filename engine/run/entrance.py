@@ -1,8 +1,8 @@
 """The start of a run in its folder: what an earlier start left is compared, what all stages read is looked at."""
 
+import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +19,9 @@ from engine.plan.precision import faster_precision, with_precision
 from engine.plan.warnings import warnings_of
 from engine.plan.yaml import show_path
 from engine.processes import ranks
+from engine.processes.files import remove_folder
 from engine.run.amendment import record
-from engine.run.earlier import Start, earlier_precision, goes_on, is_done, kept_steps
+from engine.run.earlier import Earlier, Start, is_done
 from engine.run.preflight import look_at
 from engine.run.preflight.findings import lines, under_heading
 from engine.telemetry.environment import describe_environment
@@ -61,13 +62,14 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
         UserError: The folder holds another run, or something that a stage reads is not there or does not fit. Nothing
             is deleted or written then.
     """
-    plan, chosen = _choose_precision(plan, run, options, device)
-    kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start), dict[str, int])
+    earlier = Earlier(run)  # rank 0 alone reads it
+    plan, chosen = _choose_precision(plan, earlier, options, device)
+    kept = ranks.on_first(functools.partial(earlier.kept_steps, plan, options.start), dict[str, int])
     notes = [] if chosen is None else [f"parallel.precision: auto takes {chosen}, which this machine multiplies faster"]
     notes += [*warnings_of(plan), *_epoch_notes(plan, kept)]
     plan = with_steps(plan, kept)
     notes += ranks.on_first(lambda: look_ahead(run, plan, options), list[str])
-    notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options), list[str])
+    notes += ranks.on_first(functools.partial(_enter_folder, run, earlier, plan, options), list[str])
     return plan, notes
 
 
@@ -98,7 +100,7 @@ def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
     return under_heading(lines(seen.notes, locate))
 
 
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
+def _enter_folder(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOptions) -> list[str]:
     """Checks that the folder holds this run or none, and writes plan and environment into it.
 
     Returns:
@@ -107,8 +109,9 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
     names = [stage.name for stage in plan.stages]
     if options.start.stage is not None and options.start.stage not in names:
         raise PlanError([f"--stage: got {options.start.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    changes, messages = goes_on(run, plan, options.start)
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
+    changes, messages = earlier.goes_on(plan, options.start)
+    with contextlib.suppress(OSError):
+        remove_folder(run.heartbeats)
     if options.start.fresh:
         run.clear(0 if options.start.stage is None else names.index(options.start.stage))
     write_whole(run.plan, plan.to_yaml())
@@ -118,17 +121,17 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
 
 
 def _choose_precision(
-    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
+    plan: Plan, earlier: Earlier, options: RunOptions, device: torch.device
 ) -> tuple[Plan, Precision | None]:
     """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
     kind = tuple[Precision, dict[str, Precision]] | None
-    earlier = ranks.on_first(lambda: None if options.start.fresh else earlier_precision(run), kind)
-    if earlier is None:
+    known = ranks.on_first(functools.partial(earlier.precision, options.start), kind)
+    if known is None:
         faster = faster_precision(device)
         return with_precision(plan, faster), faster
-    return with_precision(plan, *earlier), None
+    return with_precision(plan, *known), None
 
 
 def _epoch_notes(plan: Plan, kept: Mapping[str, int]) -> list[str]:

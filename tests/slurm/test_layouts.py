@@ -16,7 +16,13 @@ PIPELINE = ("parallel.host=pipeline", "parallel.zero_stage=1", "parallel.pipelin
 
 
 @pytest.mark.parametrize("launcher", ["srun", pytest.param("deepspeed", marks=pytest.mark.full)])
-@pytest.mark.parametrize("layout", [("parallel.zero_stage=3",), PIPELINE], ids=["zero3", "pipeline"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(("parallel.zero_stage=3",), id="zero3"),
+        pytest.param(PIPELINE, id="pipeline", marks=pytest.mark.full),
+    ],
+)
 def test_two_nodes_equal_one_machine(cluster: "Cluster", launcher: str, layout: tuple[str, ...]) -> None:
     here, there = cluster.folder / "here", cluster.folder / "there"
     steps = ("stages.spatial.steps=4",)
