@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
+
+from engine.estimate.allocations import tensors_in
 
 _META = torch.device("meta")
 
@@ -119,7 +120,7 @@ def _form_of_result(args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> _F
     form = _Form([None if one is None else (one.shape, one.stride(), one.dtype) for one in tensors], single)
     again = form.made()
     memory, other = _memory(tensors), _memory((again,) if single else again)
-    given = {one._cdata for one in _memory(tree_leaves((args, kwargs)))}
+    given = {one._cdata for one in _memory(list(tensors_in((args, *kwargs.values()))))}
     apart = len({one._cdata for one in memory} - given) == len(memory)
     alike = [one.nbytes() for one in memory] == [one.nbytes() for one in other]
     return form if apart and alike else None
