@@ -1,20 +1,22 @@
-"""Results that are remembered are those that torch works out, and few have to be worked out."""
+"""Counts with a memory, of results and of passes of equal layers, are those without, and take few calls."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from engine.estimate import layers
+from engine.estimate import layers, work
 from engine.estimate.results import MetaResults
 from engine.estimate.vocabulary import tokenizer_or_size
-from engine.estimate.work import ModelWork, model_work
+from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
+from omnivl.chain.state import State
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 META = torch.device("meta")
-SLOW = {"emoji", "fillings", "quickstart", "regimes", "router_losses", "tutorial"}
+SLOW = {"emoji", "fillings", "quickstart", "regimes", "router_losses", "tutorial", "blip2_tiny", "vqa_tiny"}
 NAMES = sorted(path.stem for path in PLANS.glob("*.yaml") if path.stem.endswith("_tiny") or path.stem in SLOW)
 
 
@@ -37,11 +39,14 @@ def test_counts_are_the_same_to_the_byte(name: str, monkeypatch: pytest.MonkeyPa
         batch = replace(stage.batch, micro_batch_size_per_gpu=2)
         mode = ("none", "block", "attention")[number % 3]
         small = replace(stage, batch=batch, model=stage.model.recomputing(mode))  # type: ignore[arg-type]
-        counted: list[ModelWork] = []
-        for results in (NothingRemembered(), known, known):
-            monkeypatch.setattr(layers, "_RESULTS", results)
-            counted.append(model_work(small, tokenizer, 3, META))
-        assert counted[1] == counted[0] and counted[2] == counted[0]
+        with monkeypatch.context() as patched:
+            patched.setattr(layers, "_RESULTS", NothingRemembered())
+            patched.setattr(work, "layer_form", lambda layer: object())  # equal to no other, in either pass
+            patched.setattr(work, "state_form", lambda state: object())
+            plainly = model_work(small, tokenizer, 3, META)
+        monkeypatch.setattr(layers, "_RESULTS", known)
+        for _ in range(2):
+            assert model_work(small, tokenizer, 3, META) == plainly
 
 
 def test_more_blocks_need_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +62,32 @@ def test_more_blocks_need_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None
         model_work(replace(stage, model=stage.model.recomputing("block")), tokenizer, 1, META)
         assert len(results) < 1.05 * asked[-1]
     assert asked[0] == asked[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "depth", "more"),
+    [
+        ("beit3_tiny", "model.vision_layers", ["model.drop_path=0.1"]),
+        ("emoji", "model.vision_layers", ["model.drop_path=0.1"]),
+        ("vilt_tiny", "model.blocks.layers", []),
+    ],
+)
+def test_equal_blocks_are_run_once(name: str, depth: str, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three times as many blocks, each with a drop path of its own, are no more runs."""
+    ran: list[int] = []
+    real = work.made_by_layer
+
+    def counted(given: State, after: State) -> list[Tensor]:
+        ran[-1] += 1
+        return real(given, after)
+
+    monkeypatch.setattr(work, "made_by_layer", counted)
+    for count in (8, 24):
+        plan = load_plan(PLANS / f"{name}.yaml", [f"{depth}={count}", *more], 2)
+        ran.append(0)
+        found = model_work(plan.stages[0], tokenizer_or_size(plan), 1, META)
+        assert len(found.passes) >= count
+    assert 0 < ran[0] == ran[1]
 
 
 def test_what_is_not_a_function_of_the_form_is_called() -> None:
