@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moe.attribute import AttributeLinear
 from moe.config import AttributeConfig, MoMEConfig
-from moe.modality import expert_of, experts_of
+from moe.modality import expert_of, experts_of, has_fusion
 from moe.slot import Slot
 from omnivl.parts.attributes import Attributes, attributes_of
 
@@ -101,18 +101,18 @@ class ByPerceptron(nn.Module):
 
     def __init__(self, build: Callable[[], nn.Module], config: MoMEConfig, slot: Slot) -> None:
         super().__init__()
-        self._config, self._block = config, slot.block
+        self._config, self._fuses = config, has_fusion(config, slot.block)
         self.perceptrons = nn.ModuleDict({name: build() for name in experts_of(config, slot)})
 
     def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
         """Parameters that no token uses where all are of the kinds in ``reached``, (modality, fused) each."""
-        met = {expert_of(self._config, self._block, *kind) for kind in reached}
+        met = {expert_of(self._config, self._fuses, *kind) for kind in reached}
         for name in self.perceptrons.keys() - met:
             yield from self.perceptrons[name].parameters()
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """Maps ``x [R, S, ...]``, whose positions are those of ``stream``."""
-        names = [expert_of(self._config, self._block, part.modality, stream.fused) for part in stream.parts]
+        names = [expert_of(self._config, self._fuses, part.modality, stream.fused) for part in stream.parts]
         if len(set(names)) == 1:
             out: Tensor = self.perceptrons[names[0]](x)
             return out

@@ -75,7 +75,8 @@ def test_stages_behind_a_failed_one_do_not_start(cluster: "Cluster") -> None:
     )
     cluster.write_plan(f"{head}stages:\n{missing}{second}")
     run = cluster.folder / "run"
-    first, then = cluster.submit(run, "parallel.host=plain", "launch.processes=1", "--chain")
+    # Without the look, which would refuse the missing shards.
+    first, then = cluster.submit(run, "parallel.host=plain", "launch.processes=1", "--chain", "--offline")
     log = cluster.finish(first, run, "FAILED")
     assert "nowhere/nothing.tar" in log and "the run failed with exit code 2" in log
     cluster.finish(then, run, "CANCELLED")
