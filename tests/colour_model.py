@@ -10,11 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from launcher.serve.model import NOBODY, RoutedLayer, RoutedWord
+from omnivl.api import Routing
+from omnivl.api.routing import LayerRouting
 from omnivl.errors import UserError
+from omnivl.tasks.routing.maps import NOBODY
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 170, 60), "blue": (40, 80, 220), "white": (255, 255, 255)}
 _GRID = 4
@@ -33,13 +34,13 @@ class ColourModel:
         self.calls = self.at_once = self._running = 0
         self._count = threading.Lock()
 
-    def encode_image(self, images: Sequence[Image.Image], batch_size: int = 32) -> Tensor:
+    def encode_image(self, images: Sequence[np.ndarray], batch_size: int = 32) -> Tensor:
         with self._counted():
-            return _unit([_shares(np.asarray(image)) for image in images])
+            return _unit([_shares(image) for image in images])
 
-    def encode_video(self, clips: Sequence[Sequence[Image.Image]]) -> Tensor:
+    def encode_video(self, clips: Sequence[np.ndarray], batch_size: int = 32) -> Tensor:
         with self._counted():
-            return _unit([np.mean([_shares(np.asarray(frame)) for frame in clip], axis=0) for clip in clips])
+            return _unit([np.mean([_shares(frame) for frame in clip], axis=0) for clip in clips])
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         if not self.embeds:
@@ -49,31 +50,29 @@ class ColourModel:
             return _unit([np.array(one) if any(one) else np.full(len(COLOURS), 0.5) for one in named])
 
     def classify(
-        self, pictures: Sequence[Image.Image | Sequence[Image.Image]], labels: Sequence[str]
+        self, pictures: Sequence[np.ndarray], labels: Sequence[str], *, media: str = "image"
     ) -> list[list[tuple[str, float]]]:
-        cosines = torch.stack([self._any(one) for one in pictures]) @ self.encode_text(labels).T
-        shares = torch.softmax(20 * cosines, dim=1).tolist()
+        shares = torch.softmax(20 * self._any(pictures, media) @ self.encode_text(labels).T, dim=1).tolist()
         return [sorted(zip(labels, row, strict=True), key=lambda pair: -pair[1]) for row in shares]
 
-    def caption(self, pictures: Sequence[Image.Image | Sequence[Image.Image]]) -> list[str]:
+    def caption(self, pictures: Sequence[np.ndarray], *, media: str = "image") -> list[str]:
         if not self.writes:
             raise UserError(
                 "caption: got a stage that writes no texts; allowed is one that trains 'lm'; choose another"
             )
-        return [f"a {list(COLOURS)[int(self._any(one).argmax())]} picture" for one in pictures]
+        return [f"a {list(COLOURS)[place]} picture" for place in self._any(pictures, media).argmax(dim=1).tolist()]
 
-    def routing(
-        self, picture: Image.Image | Sequence[Image.Image] | None = None, text: str | None = None
-    ) -> list[RoutedLayer]:
-        if text is not None:
-            words = tuple(RoutedWord(word, _named(word)) for word in text.split())
-            return [RoutedLayer("text_00", len(COLOURS), words=words)]
-        frames = [picture] if isinstance(picture, Image.Image) else list(picture or ())
-        grids = tuple(_grid(np.asarray(frame)) for frame in frames)
-        return [RoutedLayer(f"visual_0{number}", len(COLOURS), patches=grids) for number in range(2)]
+    def routing(self, picture: np.ndarray | None = None, text: str | None = None, *, media: str = "image") -> Routing:
+        if picture is None:
+            words = tuple((text or "").split())
+            layers = (LayerRouting("text_00", len(COLOURS), None, tuple(map(_named, words))),)
+            return Routing(layers, words, None, None)
+        frames = [picture] if media == "image" else list(picture)
+        grids = torch.tensor(np.array([_grid(frame) for frame in frames]))
+        return Routing(tuple(LayerRouting(f"visual_0{n}", len(COLOURS), grids, ()) for n in range(2)), (), None, None)
 
-    def _any(self, one: Image.Image | Sequence[Image.Image]) -> Tensor:
-        return (self.encode_image([one]) if isinstance(one, Image.Image) else self.encode_video([one]))[0]
+    def _any(self, pictures: Sequence[np.ndarray], media: str) -> Tensor:
+        return self.encode_image(pictures) if media == "image" else self.encode_video(pictures)
 
     def _counted(self) -> "_Counted":
         return _Counted(self)
@@ -115,10 +114,10 @@ def _named(word: str) -> int:
     return list(COLOURS).index(word.lower()) if word.lower() in COLOURS else NOBODY
 
 
-def _grid(pixels: np.ndarray) -> tuple[tuple[int, ...], ...]:
+def _grid(pixels: np.ndarray) -> np.ndarray:
     side = min(pixels.shape[:2])
     top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
     square = pixels[top : top + side, left : left + side]
     rows = [np.array_split(row, _GRID, axis=1) for row in np.array_split(square, _GRID, axis=0)]
     means = np.array([[patch.reshape(-1, 3).mean(0) for patch in row] for row in rows])
-    return tuple(tuple(map(int, row)) for row in _nearest_colour(means))
+    return _nearest_colour(means)

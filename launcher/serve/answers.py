@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 from launcher.serve.gallery import Gallery
 from launcher.serve.index import Index
 from launcher.serve.media import MOST_FRAMES, Shown, animation, read_upload, thumbnail, view_of
-from launcher.serve.model import NOBODY, Model, RoutedLayer
+from launcher.serve.model import Model
+from omnivl.api import Routing
 from omnivl.data.sources.base import BadSampleError, Sample
 from omnivl.errors import UserError
 from omnivl.shown import printable
-from omnivl.tasks.routing.maps import expert_colour
+from omnivl.tasks.routing.maps import NOBODY, expert_colour
 
 Answer = dict[str, Any]
 Made = TypeVar("Made")
@@ -134,22 +135,24 @@ class Answers:
         encode = self._model.encode_image if shown.media == "image" else self._model.encode_video
 
         def search() -> list[Answer]:
-            return self._search(self._call(lambda: encode([given]))[0])  # type: ignore[list-item]  # of its media
+            return self._search(self._call(lambda: encode([given]))[0])
 
         def likeliest() -> list[Answer]:
             if not chosen:
                 raise UserError("labels: got none, and the data has none; write some, separated by commas")
-            found = self._call(lambda: self._model.classify([given], chosen))[0]
+            found = self._call(lambda: self._model.classify([given], chosen, media=shown.media))[0]
             return [{"label": printable(label), "share": share} for label, share in found[:_SHOWN_LABELS]]
 
         return {
             "media": shown.media,
             "frames": len(shown.frames),
             "views": _views(shown),
-            "caption": self._part(lambda: printable(self._call(lambda: self._model.caption([given]))[0])),
+            "caption": self._part(
+                lambda: printable(self._call(lambda: self._model.caption([given], media=shown.media))[0])
+            ),
             "labels": self._part(likeliest),
             "results": self._part(search),
-            "routing": self._part(lambda: self._routing(picture=given)),
+            "routing": self._part(lambda: self._routing(picture=given, media=shown.media)),
         }
 
     def _part(self, make: Callable[[], Made]) -> Made | Answer:
@@ -177,7 +180,8 @@ class Answers:
         return rows
 
     def _routing(self, **asked: Any) -> list[Answer]:
-        return [_layer(layer) for layer in self._call(lambda: self._model.routing(**asked))]
+        found = self._call(lambda: self._model.routing(**asked))
+        return _layers(found)
 
     def _number(self, number: object) -> int:
         if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(self._gallery):
@@ -236,16 +240,24 @@ def _views(shown: Shown) -> list[str]:
     return [view_of(shown.frames[(2 * i + 1) * len(shown.frames) // (2 * count)], _VIEW) for i in range(count)]
 
 
-def _layer(layer: RoutedLayer) -> Answer:
-    """A layer with the share of its patches or words that each expert took."""
-    experts = [expert for time in layer.patches for row in time for expert in row]
-    experts += [word.expert for word in layer.words]
-    counts: Mapping[int, int] = Counter(experts)
-    return {
-        "layer": layer.layer,
-        "num_experts": layer.num_experts,
-        "patches": layer.patches,
-        "words": [{"word": printable(word.word), "expert": word.expert} for word in layer.words],
-        "shares": [counts.get(expert, 0) / max(1, len(experts)) for expert in range(layer.num_experts)],
-        "nobody": counts.get(NOBODY, 0) / max(1, len(experts)),
-    }
+def _layers(routing: Routing) -> list[Answer]:
+    """The layers that tokens passed, each with the share of its patches or words that each expert took."""
+    layers = []
+    for one in routing.layers:
+        patches: list[list[list[int]]] = [] if one.patches is None else one.patches.tolist()
+        words = list(zip(map(printable, routing.words), one.words, strict=False))
+        experts = [expert for time in patches for row in time for expert in row] + [expert for _, expert in words]
+        if not experts:
+            continue
+        counts: Mapping[int, int] = Counter(experts)
+        layers.append(
+            {
+                "layer": one.layer,
+                "num_experts": one.num_experts,
+                "patches": patches,
+                "words": [{"word": word, "expert": expert} for word, expert in words],
+                "shares": [counts.get(expert, 0) / len(experts) for expert in range(one.num_experts)],
+                "nobody": counts.get(NOBODY, 0) / len(experts),
+            }
+        )
+    return layers

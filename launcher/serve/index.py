@@ -29,7 +29,7 @@ from omnivl.errors import DataError
 INDEX_VERSION = 1
 Progress = Callable[[str], None]
 
-_CHUNK, _TELL_SECONDS, _ASKED = 256, 5.0, 400
+_CHUNK, _BATCH, _TELL_SECONDS, _ASKED = 256, 64, 5.0, 400
 _LARGEST_ROW = 1 << 16  # bytes of an index for each sample, at most
 
 
@@ -47,24 +47,32 @@ class Index:
 
     Attributes:
         nearest: Over the embeddings.
-        numbers: int64 ``[N]``, the number in the gallery of each embedding.
+        numbers: int64, the number in the gallery of each embedding.
         left_out: How many samples of the gallery could not be read.
+        per_sample: Embeddings of each sample.
     """
 
     nearest: Nearest
     numbers: Numbers
     left_out: int
+    per_sample: int = 1
 
     def search(self, query: torch.Tensor, top: int) -> list[Found]:
         """The nearest of the gallery, the nearest first.
 
         Args:
-            query: Unit-length embedding, ``[D]``.
+            query: Unit-length embedding, ``[D]``, or several of one picture, ``[M, D]``: the largest cosine counts.
             top: How many.
         """
-        scores, rows = self.nearest.search(query[None].float().cpu().numpy(), top)
-        pairs = zip(scores[0].tolist(), rows[0].tolist(), strict=True)
-        return [Found(int(self.numbers[row]), score) for score, row in pairs if row >= 0]
+        queries = query.reshape(-1, query.shape[-1]).float().cpu().numpy()
+        scores, rows = self.nearest.search(queries, top * self.per_sample)
+        best: dict[int, float] = {}
+        for score, row in zip(scores.ravel().tolist(), rows.ravel().tolist(), strict=True):
+            if row >= 0:
+                number = int(self.numbers[row])
+                best[number] = max(score, best.get(number, -1.0))
+        ordered = sorted(best.items(), key=lambda pair: (-pair[1], pair[0]))
+        return [Found(number, score) for number, score in ordered[:top]]
 
 
 def open_index(model: Model, gallery: Gallery, weights: str, say: Progress, many: int = MANY) -> Index:
@@ -95,7 +103,8 @@ def open_index(model: Model, gallery: Gallery, weights: str, say: Progress, many
         stored["faiss"] = build_faiss(stored["embeddings"], _likely_queries(model, gallery, stored))
         _keep(files, stored, say)
     nearest = load_faiss(stored["faiss"]) if wants_faiss else Exact(stored["embeddings"])
-    return Index(nearest, stored["numbers"], len(gallery) - len(stored["numbers"]))
+    samples = len(np.unique(stored["numbers"]))
+    return Index(nearest, stored["numbers"], len(gallery) - samples, len(stored["numbers"]) // samples)
 
 
 def weights_hash(path: Path) -> str:
@@ -124,12 +133,11 @@ def _embed(model: Model, gallery: Gallery, say: Progress) -> tuple[Embeddings, N
         for media in ("image", "video"):
             own = [(number, shown) for number, shown in chunk if shown.media == media]
             if own:
-                pictures = [shown.picture for _, shown in own]
-                found = (
-                    model.encode_image(pictures) if media == "image" else model.encode_video([s.clip for _, s in own])
-                )
-                parts.append(found.float().cpu().numpy())
-                numbers += [number for number, _ in own]
+                encode = model.encode_image if media == "image" else model.encode_video
+                found = encode([shown.given for _, shown in own], batch_size=_BATCH).float().cpu().numpy()
+                parts.append(found.reshape(-1, found.shape[-1]))
+                several = len(parts[-1]) // len(own)
+                numbers += [number for number, _ in own for _ in range(several)]
         if numbers and time.monotonic() - told > _TELL_SECONDS:
             told = time.monotonic()
             pace = len(numbers) / (told - begun)

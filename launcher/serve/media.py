@@ -9,21 +9,17 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from launcher.serve.model import Clip, Picture
 from omnivl.data.augment import evaluation_view
 from omnivl.data.config import FrameSamplingConfig
-from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.decode import Pixels, decode_clip, decode_still
 from omnivl.data.formats import is_clip, picture_format
 from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.sources.base import BadSampleError, Cause, Sample
 from omnivl.errors import UserError
 from omnivl.inference.pictures import Media
-
-Pixels = NDArray[np.uint8]
 
 LIMITS = DecodeLimits(max_frames=9_000)
 """Of uploads: a page waits for them. 9,000 frames are five minutes at 30 a second."""
@@ -57,19 +53,9 @@ class Shown:
     frames: Pixels
 
     @property
-    def given(self) -> Picture | Clip:
-        """As a model takes it."""
-        return self.picture if self.media == "image" else self.clip
-
-    @property
-    def picture(self) -> Picture:
-        """The picture, or the middle frame of a clip."""
-        return Image.fromarray(self.frames[len(self.frames) // 2])
-
-    @property
-    def clip(self) -> Clip:
-        """All frames."""
-        return [Image.fromarray(frame) for frame in self.frames]
+    def given(self) -> Pixels:
+        """As a model takes it: ``[H, W, 3]`` of a picture, ``[T, H, W, 3]`` of a clip."""
+        return self.frames[0] if self.media == "image" else self.frames
 
 
 def decoded(sample: Sample, media: Media, limits: DecodeLimits = LIMITS) -> Shown:

@@ -123,7 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _get(self) -> None:
         path = urlsplit(self.path).path
         if path in self.server.pages:
-            self._send(HTTPStatus.OK, *reversed(self.server.pages[path]))
+            body, kind = self.server.pages[path]
+            self._send(HTTPStatus.OK, kind, body)
         elif path == "/api/about":
             self._json(self.server.answers.about())
         elif path.startswith("/api/thumbnail/"):
@@ -159,19 +160,23 @@ class _Handler(BaseHTTPRequestHandler):
         return asked
 
     def _body(self, kind: str, largest: int) -> bytes:
-        length = body_length(self.headers, kind, largest)
+        length = body_length(self._named_headers(), kind, largest)
         body = self.rfile.read(length)
         if len(body) != length:
             raise RefusedError(HTTPStatus.BAD_REQUEST, "body: got less than its Content-Length; send it again")
         self._is_read = True
         return body
 
+    def _named_headers(self) -> dict[str, str]:
+        """The headers by their names in the usual spelling, the first of each name."""
+        return {name.title(): value for name, value in reversed(self.headers.items())}
+
     def _guarded(self, answer: Callable[[], None]) -> None:
         """Answers, whatever happens; after a request whose body was not read the connection is closed."""
         self._is_read = self.command != "POST"
         try:
             check_host(self.headers.get("Host"), self.server.bound)
-            check_origin(self.headers)
+            check_origin(self._named_headers())
             answer()
         except RefusedError as error:
             self._json({"error": str(error)}, error.status)
