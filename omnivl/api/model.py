@@ -6,9 +6,8 @@ Shapes: N pictures, clips or texts, M embeddings of a picture (architectures tha
 size.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,21 +15,12 @@ import torch
 from markupsafe import Markup
 from torch import Tensor
 
+from omnivl.api.given import check_words, is_embedding, picture_sets
 from omnivl.api.routing import Routing, read_routing
 from omnivl.data.templates import unknown_places
-from omnivl.errors import DataError, UserError
+from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
-from omnivl.inference.given import (
-    Clip,
-    Picture,
-    clip_view,
-    each_clip,
-    each_picture,
-    empty_text,
-    given_sample,
-    given_texts,
-    picture_view,
-)
+from omnivl.inference.given import Clip, Picture, each_picture, given_texts
 from omnivl.inference.pictures import Media, PictureSet
 from omnivl.parts.project import Project
 from omnivl.parts.similarity import similarity
@@ -39,9 +29,6 @@ from omnivl.tasks.needs import Embeddings, Head, Need, Provided, Shown
 from omnivl.tasks.routing.task import Routers
 from omnivl.tasks.routing.tokens import joined, routed_tokens, routed_words
 from omnivl.tasks.zero_shot import class_cosines, class_embeddings
-
-LEAST_SIDE = 8
-"""Pixels of the shorter side of a picture. Smaller ones are tracking pixels and mistakes."""
 
 Query = Tensor | Picture
 """What is searched for: a text (``str``), an embedding ``[P]``, or a picture (no ``str``: a ``Path`` names a file)."""
@@ -172,7 +159,7 @@ class Model:
                 )
         encoder = self._encoder(batch_size)
         with torch.no_grad():
-            self._check_words("labels", labels)
+            check_words(encoder.tokenizer, "labels", labels)
             classes = class_embeddings(encoder, labels, prompts)
             cosines = [
                 class_cosines(encoder.pictures(some), classes)
@@ -224,7 +211,7 @@ class Model:
         self._require("search", Embeddings())
         if top < 1:
             raise UserError(f"top: got {top}; allowed is 1 or more; change it")
-        asked = self._embeddings("query", query if _is_embedding(query) else [query], batch_size)
+        asked = self._embeddings("query", query if is_embedding(query) else [query], batch_size)
         found = self._embeddings("among", among, batch_size)
         if len(asked) != 1 or asked.shape[-1] != found.shape[-1]:
             raise UserError(
@@ -257,7 +244,7 @@ class Model:
                 tables.append(routed_tokens(self.encoder, shown[0], texts=False))
             if text is not None:
                 (said,) = given_texts([text], "text")
-                self._check_words("text", [said])
+                check_words(self.encoder.tokenizer, "text", [said])
                 tables.append(routed_words(self.encoder, [said]))
         return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view)
 
@@ -323,40 +310,19 @@ class Model:
     def _texts(self, name: str, given: Any, batch_size: int) -> Tensor:
         texts = given_texts(given, name)
         encoder = self._encoder(batch_size)
-        self._check_words(name, texts)
+        check_words(encoder.tokenizer, name, texts)
         with torch.no_grad():
             return encoder.texts(texts)
 
-    def _check_words(self, name: str, texts: Sequence[str]) -> None:
-        """Refuses texts of which the tokenizer leaves nothing."""
-        tokenizer = self.encoder.tokenizer
-        for place in (tokenizer.encode(texts, 3)[:, 1] == tokenizer.special.sep).nonzero()[0].tolist():
-            raise empty_text(f"{name}[{place}]", texts[place])
-
     def _sets(self, method: str, given: Any, media: Media, batch_size: int) -> Iterator[PictureSet]:
-        """What was given as sets of at most a batch, each read when its turn comes."""
         if media not in ("image", "video"):
             raise UserError(f"media: got {media!r}; allowed are 'image', 'video'; change it")
         self._require(method, Shown(media))
-        sizes, name = self.encoder.model.inputs, "clips" if media == "video" else "pictures"
-        read: Callable[[Any, str], Tensor] = (
-            (lambda one, where: clip_view(one, sizes.side(True), sizes.num_frames, where, LEAST_SIDE))
-            if media == "video"
-            else (lambda one, where: picture_view(one, sizes.side(False), where, LEAST_SIDE))
-        )
-        numbered = enumerate(each_clip(given) if media == "video" else each_picture(given))
-        count = 0
-        while batch := [*islice(numbered, batch_size)]:
-            wheres = [f"{name}[{place}]" for place, _ in batch]
-            samples = [given_sample(read(one, where), where) for (_, one), where in zip(batch, wheres, strict=True)]
-            yield PictureSet.of(samples, media, sizes)
-            count += len(batch)
-        if not count:
-            raise DataError(f"{method}: got no {name}; allowed is at least one; give one")
+        return picture_sets(method, given, media, self.encoder.model.inputs, batch_size)
 
     def _embeddings(self, name: str, given: Any, batch_size: int) -> Tensor:
         """Embeddings of what a search was given, as they are or made now."""
-        if _is_embedding(given):
+        if is_embedding(given):
             found: Tensor = given.detach().float().cpu()
             return found[None] if found.dim() == 1 else found
         if isinstance(given, str):
@@ -365,7 +331,3 @@ class Model:
         if things and all(isinstance(one, str) for one in things):
             return self._texts(name, things, batch_size)
         return self._encoded("search", things, "image", batch_size)
-
-
-def _is_embedding(given: Any) -> bool:
-    return isinstance(given, Tensor) and given.is_floating_point() and given.dim() <= 3

@@ -130,16 +130,15 @@ def clip_view(clip: Any, size: int, num_frames: int, where: str = "clip", least:
     return _pixels_view(np.stack(frames), size, where)
 
 
-def given_sample(view: Tensor, where: str, text: str | None = None) -> Sample:
+def given_sample(view: Tensor, where: str) -> Sample:
     """A view ``[T, 3, S, S]`` as a sample of a ``PictureSet`` of the same sizes, which shows it as it is.
 
     Args:
         view: From ``picture_view`` or ``clip_view``.
         where: What it is called in messages.
-        text: Its caption.
     """
     frames: Pixels = view.permute(0, 2, 3, 1).contiguous().numpy()
-    return Sample(where, where, frames=frames, captions=() if text is None else (text,))
+    return Sample(where, where, frames=frames)
 
 
 def given_texts(given: Any, name: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from documentation import blocks
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner
@@ -310,6 +311,16 @@ def test_what_is_no_complete_run_gets_a_sentence(run, tmp_path):
     assert said(omnivl.load, run, device="cuda:77").startswith("device: got 'cuda:77'; allowed on this machine are ")
     (tmp_path / "text.txt").write_text("no weights")
     assert "text.txt" in said(omnivl.load, tmp_path / "text.txt")
+
+
+def test_the_lines_of_the_documentation_run(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run)
+    Image.effect_noise((32, 40), 90).convert("RGB").save(tmp_path / "picture.png")
+    monkeypatch.chdir(tmp_path)
+    (lines,) = blocks(ROOT / "docs" / "python.md", "python")
+    exec(lines, {})
+    assert "<Routing of " in capsys.readouterr().out
 
 
 def test_mistakes_in_a_plan_are_said_before_a_process_is_started(tmp_path):
