@@ -27,7 +27,7 @@ from omnivl.parts.similarity import similarity
 from omnivl.tasks.captions import write_captions
 from omnivl.tasks.needs import Embeddings, Head, Need, Provided, Shown
 from omnivl.tasks.routing.task import Routers
-from omnivl.tasks.routing.tokens import joined, routed_tokens, routed_words
+from omnivl.tasks.routing.tokens import joined, routed_tokens, routed_words, words_of
 from omnivl.tasks.zero_shot import class_cosines, class_embeddings
 
 Query = Tensor | Picture
@@ -236,7 +236,7 @@ class Model:
         self._require("routing", Routers())
         if picture is None and text is None:
             raise UserError("routing: got neither picture nor text; allowed is one of them, or both; give one")
-        tables, view = [], None
+        tables, view, spoken = [], None, list[str]()
         with torch.no_grad():
             if picture is not None:
                 shown = [*self._sets("routing", [picture], media, 1)]
@@ -246,7 +246,8 @@ class Model:
                 (said,) = given_texts([text], "text")
                 check_words(self.encoder.tokenizer, "text", [said])
                 tables.append(routed_words(self.encoder, [said]))
-        return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view)
+                spoken = words_of(self.encoder, said)
+        return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view, spoken)
 
     def __repr__(self) -> str:
         origin = self.origin

@@ -4,6 +4,7 @@ Shapes: T frames of a clip that have patches of their own (1 for a picture), R r
 S side of the picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -94,17 +95,16 @@ class Routing:
         return painted_picture([frames[place * every] for place in range(len(one.patches))], [*one.patches.numpy()])
 
 
-def read_routing(encoder: Encoder, tokens: Any, view: Tensor | None) -> Routing:
+def read_routing(encoder: Encoder, tokens: Any, view: Tensor | None, spoken: Sequence[str]) -> Routing:
     """The choices of a table of routed tokens of one picture and one text.
 
     Args:
         encoder: The trained stage.
         tokens: From ``routed_tokens`` or ``routed_words``, joined where there are both.
-        view: What the picture's tokens are of, uint8 ``[frames, 3, S, S]``.
+        view: What the picture's tokens are of, uint8 ``[frames, 3, S, S]``; None without one.
+        spoken: The words of the text, those that no expert took among them.
     """
     first = tokens[tokens["choice"] == 0]
-    spoken = tokens[tokens["word"].notna()].drop_duplicates("position").sort_values("position")
-    positions = spoken["position"].tolist()
     layers, model, order = [], encoder.model, [*encoder.chain.named_layers]
     counts = experts_by_layer(model, tokens)
     for layer in sorted(counts, key=lambda name: (order.index(name.partition("/")[0]), name)):
@@ -120,6 +120,6 @@ def read_routing(encoder: Encoder, tokens: Any, view: Tensor | None) -> Routing:
             ]
             grid = torch.stack([torch.from_numpy(one) for one in grids])
         takers = dict(zip(words["position"].tolist(), words["expert"].tolist(), strict=True))
-        took = tuple(int(takers.get(position, NOBODY)) for position in positions) if len(words) else ()
+        took = tuple(int(takers.get(position, NOBODY)) for position in range(len(spoken))) if len(words) else ()
         layers.append(LayerRouting(layer, counts[layer], grid, took))
-    return Routing(tuple(layers), tuple(map(str, spoken["word"])), view, tokens)
+    return Routing(tuple(layers), tuple(spoken), view, tokens)

@@ -15,6 +15,8 @@ from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
 from omnivl.architectures.clip import up_to_end
 from omnivl.chain.names import stack_of
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
@@ -180,19 +182,35 @@ def _words(
 ) -> Places:
     """Words, whether the block left padding out (towers on a CPU) or not."""
     ids, special = token_ids.cpu(), encoder.tokenizer.special
-    mask = up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
+    mask = _said(ids, special)
     flat, kept = np.arange(ids.numel()), mask.flatten().numpy()
     if len(heard.expert_TK) != ids.numel():
         padding = Padding(mask)
         flat, kept = padding.index.numpy(), padding.valid.numpy()
     length = ids.shape[1]
     sample, position = np.array(told)[flat // length], flat % length
-    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
-    words = [names.get(number) or encoder.tokenizer.decode([number]) for number in ids.flatten()[flat].tolist()]
+    words = _named(encoder.tokenizer, ids.flatten()[flat])
     nowhere = np.full(len(flat), CLASS_TOKEN)
     spots = {"position": position, "frame": nowhere, "row": nowhere, "column": nowhere}
     known = _known(np.array(labels, dtype=object)[flat // length], sample, "text")
     return Places(_number(2, sample, position), {**known, **spots, "word": np.array(words, dtype=object)}, kept)
+
+
+def words_of(encoder: Encoder, text: str) -> list[str]:
+    """A text as its tokenizer cuts it, with the marks of start and end: the words by their ``position``."""
+    ids = encoder.token_ids([text]).cpu()
+    return _named(encoder.tokenizer, ids[_said(ids, encoder.tokenizer.special)])
+
+
+def _said(ids: Tensor, special: SpecialTokens) -> Tensor:
+    """Which positions are not padding, bool as ``ids``."""
+    return up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
+
+
+def _named(tokenizer: Tokenizer, ids: Tensor) -> list[str]:
+    special = tokenizer.special
+    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
+    return [names.get(number) or tokenizer.decode([number]) for number in ids.tolist()]
 
 
 def _known(label: np.ndarray, sample: np.ndarray, modality: str) -> dict[str, np.ndarray]:
