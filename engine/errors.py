@@ -41,3 +41,7 @@ def unwritable(path: Path | str, error: OSError) -> RunFileError:
         f"{path}: could not be written ({error.strerror or error}); {remedy}, and give the same command again: a run "
         "goes on from its newest whole checkpoint"
     )
+
+
+class RunError(UserError):
+    """A run that a program started has ended before its last step."""

@@ -204,6 +204,7 @@ def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
         if message is not None:
             progress.message(message)
     progress.message(f"report: {write_report(run.path)}")
+    progress.message(f"try it: omnivl serve {run.path}")
 
 
 def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:
