@@ -87,7 +87,7 @@ class Unified(OneWidth):
             name = f"unified_{index:02d}"
             yield name, UnifiedLayer(index, own, self.variant, patches, self.text_length, twins)
         yield "unified_norm", UnifiedNorm(own, self.multiway, twins)
-        yield "contrast", Project(self.heads, kit.objectives, self.momentum, joins_inputs=True)
+        yield "contrast", Project(self.heads, kit.objectives, self.momentum, joins_inputs=True, pools=self.pools)
         yield "join", JoinRows(kit.objectives, kit.gather, joins_inputs=True, concatenates=True)
         yield "losses", Losses(self.heads, kit.objectives, kit.gather, fillings=self.fillings, momentum=self.momentum)
 
