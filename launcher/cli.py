@@ -154,7 +154,7 @@ def _tell_version(wanted: bool) -> None:
 def version_here() -> str:
     """The version of the installed package; of a folder that was never installed, where it is."""
     try:
-        return importlib.metadata.version("omnivl")
+        return importlib.metadata.version("omnivl-engine")
     except importlib.metadata.PackageNotFoundError:
         return f"of the folder {Path(__file__).parents[1]}, which is not installed"
 
