@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -48,12 +49,10 @@ def help_examples() -> list[str]:
 
 def shell(command: str, folder: Path) -> str:
     """What a command that is typed in a folder prints. It has to end well."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    scripts = Path(sys.executable).parent
     done = patience.run(
         ["bash", "-ec", command],
         cwd=folder,
-        env={**environment, "PATH": f"{scripts}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
+        env=_environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -62,6 +61,41 @@ def shell(command: str, folder: Path) -> str:
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
     return done.stdout
+
+
+def shell_until(command: str, folder: Path, said: str) -> str:
+    """What a command prints that goes on until Ctrl-C, which it gets after the first line that begins with ``said``."""
+    process = subprocess.Popen(
+        ["bash", "-ec", f"exec {command}"],
+        cwd=folder,
+        env={**_environment(), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith(said):
+                break
+        process.send_signal(signal.SIGINT)
+        rest, _ = patience.communicate(process, 20)
+        assert process.returncode == 0 and printed[-1].startswith(said), "".join(printed) + rest
+        return "".join(printed) + rest
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return {**environment, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
 def copy_configs(folder: Path) -> None:

@@ -58,8 +58,8 @@ def serve(
     with PageServer(host, port, answers, PlainConsole(stderr=True).print) as server:
         if not is_loopback(host):
             say(f"--host {host}: whoever reaches this address can use the page; there is no password")
-        say(f"try it: {server.url} (Ctrl-C ends)")
         try:
+            say(f"try it: {server.url} (Ctrl-C ends)")
             server.serve_forever()
         except KeyboardInterrupt:
             say("ended")

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from documentation import copy_configs, help_examples, shell
+from documentation import copy_configs, help_examples, shell, shell_until
 from example_inputs import own_configs, write_inputs, write_plan_of_eight, write_separated_list
 from typer.testing import CliRunner
 
@@ -26,7 +26,7 @@ CANNOT_RUN = {
 
 LONG = (
     *("omnivl pretrain ", "torchrun ", "omnivl evaluate ", "omnivl export ", "omnivl embed ", "omnivl routing "),
-    *("omnivl checkpoint ", "omnivl report ", "omnivl measure ", "omnivl profile "),
+    *("omnivl checkpoint ", "omnivl report ", "omnivl measure ", "omnivl profile ", "omnivl serve "),
     "omnivl estimate ",
 )
 """Beginnings of those that take long, or read what a run has trained."""
@@ -96,8 +96,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("line", SLOW)
-def test_an_example_runs_on_what_was_trained(line: str, trained: Path, tmp_path: Path) -> None:
+def test_an_example_runs_on_what_was_trained(line: str, trained: Path, inputs: Path, tmp_path: Path) -> None:
     shutil.copytree(trained, tmp_path, symlinks=True, dirs_exist_ok=True)
+    if line.startswith("omnivl serve "):
+        shutil.copytree(inputs / "pictures", tmp_path / "pictures")
+        shell("omnivl data convert folder pictures --out shards", tmp_path)
+        assert "ended" in shell_until(line, tmp_path, "try it: ")
+        return
     if line.startswith("torchrun"):
         write_plan_of_eight(tmp_path)
     if line.endswith("--amend"):  # a run of which the last stage is still to come
