@@ -40,8 +40,8 @@ class OneWidth(Architecture):
             leaves out. Steps with a masked visual pass leave out none.
         drop_path: Stochastic depth rate of the last visual block, rising linearly from 0.
         dropout: Dropout of words, and in text and decoder blocks.
-        visual_pooling: What of a picture or clip is projected for contrast: ``first``, the class token, or ``mean``, the
-            mean of the patches.
+        visual_pooling: What of a picture or clip is projected for contrast: ``first``, the class token, or ``mean``,
+            the mean of the patches.
         text_pooling: What of a text is projected: ``first``, the class token, or ``mean``, the mean of its tokens.
         layer_scale_init: Initial LayerScale of the blocks that see patches; None for none.
         momentum: Momentum twins; None builds none.
