@@ -16,7 +16,11 @@ setup(
     license_files=["LICENSE", "THIRD_PARTY.md"],
     python_requires=">=3.11",
     packages=find_packages(include=[f"{name}{below}" for name in PACKAGES for below in ("", ".*")]),
-    package_data={"omnivl": ["data/embedded/*/*", "**/*.j2"], "engine": ["**/*.j2"]},
+    package_data={
+        "omnivl": ["data/embedded/*/*", "**/*.j2"],
+        "engine": ["**/*.j2"],
+        "launcher": ["serve/page/*"],
+    },
     # Lower bounds only: a cluster brings its own torch. requirements.txt pins what was tested together.
     install_requires=[
         "annotated-types>=0.6",
@@ -47,6 +51,7 @@ setup(
     ],
     extras_require={
         "data": ["resvg-py>=0.1.6"],
+        "demo": ["faiss-cpu>=1.9"],
         "gpu": ["megablocks[gg]>=0.7"],
         "pictures": ["kaleido>=1"],
         "mpi": ["mpi4py>=4", "openmpi>=5"],

@@ -1,10 +1,14 @@
 """Errors of plans and checkpoints that a user can correct."""
 
+import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 from omnivl.errors import UserError
 from omnivl.shown import printable
+
+_IN_ITS_PLACE = frozenset({errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR})
+"""Errors of the operating system where a link, a folder, a pipe or a device lies in a file's place."""
 
 
 class PlanError(UserError):
@@ -30,7 +34,14 @@ class RunFileError(UserError):
 
 def unwritable(path: Path | str, error: OSError) -> RunFileError:
     """The error for a file that could not be written."""
+    remedy = "make room or mend the disk"
+    if error.errno in _IN_ITS_PLACE:
+        path, remedy = error.filename or path, "remove it"
     return RunFileError(
-        f"{path}: could not be written ({error.strerror or error}); make room or mend the disk, and give the same "
-        "command again: a run goes on from its newest whole checkpoint"
+        f"{path}: could not be written ({error.strerror or error}); {remedy}, and give the same command again: a run "
+        "goes on from its newest whole checkpoint"
     )
+
+
+class RunError(UserError):
+    """A run that a program started has ended before its last step."""

@@ -55,6 +55,7 @@ COMMANDS: Mapping[str, Command] = {
     "evaluate": Command("evaluate", "command", "Scores a trained stage, with chance and a pixel baseline."),
     "embed": Command("embed", "embed", "Writes embeddings of a data source's pictures and captions."),
     "export": Command("export", "export", "Exports a trained stage as a Hugging Face folder."),
+    "serve": Command("serve", "serve", "Opens a page to try a run on: sentences, drawings, pictures, clips."),
     "routing": Command("routing", "routing", "Shows which expert took which patch and which word."),
     "checkpoint": Command("checkpoint", "app", "Inspects, verifies, converts and averages checkpoints."),
     "sweep": Command("sweep", "app", "Runs scaling experiments from one file, and makes their page."),
@@ -153,7 +154,7 @@ def _tell_version(wanted: bool) -> None:
 def version_here() -> str:
     """The version of the installed package; of a folder that was never installed, where it is."""
     try:
-        return importlib.metadata.version("omnivl")
+        return importlib.metadata.version("omnivl-engine")
     except importlib.metadata.PackageNotFoundError:
         return f"of the folder {Path(__file__).parents[1]}, which is not installed"
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.config import Activation
-from moe.linear import Linear
+from moe.linear import LayerNorm, Linear
 from moe.slot import FeedForwardOutput
 from moe.tokens import Tokens
 
@@ -28,14 +28,21 @@ _ACTIVATIONS: Mapping[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class DenseFeedForward(nn.Module):
-    """``fc2(activate(fc1(x)))``, the same for every token."""
+    """``fc2(activate(fc1(x)))``, the same for every token; with ``norm_eps`` normalised before ``fc2``.
 
-    def __init__(self, hidden_size: int, inner_size: int, activation: Activation = "gelu") -> None:
+    Source: Wang et al., Magneto, arXiv 2210.06423, section 2.1 (sub-LayerNorm).
+    """
+
+    def __init__(
+        self, hidden_size: int, inner_size: int, activation: Activation = "gelu", norm_eps: float | None = None
+    ) -> None:
         super().__init__()
         self.activate = _ACTIVATIONS[activation]
         self.fc1 = Linear(hidden_size, inner_size)
+        self.norm = None if norm_eps is None else LayerNorm(inner_size, norm_eps)
         self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
         """Maps ``x [..., D]`` to the same shape; ``tokens`` is ignored."""
-        return FeedForwardOutput(self.fc2(self.activate(self.fc1(x))))
+        inner = self.activate(self.fc1(x))
+        return FeedForwardOutput(self.fc2(inner if self.norm is None else self.norm(inner)))

@@ -27,7 +27,7 @@ def build_feed_forward(config: FeedForwardConfig, hidden_size: int, inner_size: 
         return AttributeFeedForward(config, hidden_size, inner_size)
     if is_routed(config, slot.block, slot.depth):
         return SparseFeedForward(cast("LIMoEConfig | MoMELIMoEConfig", config), hidden_size, inner_size, slot.known)
-    return DenseFeedForward(hidden_size, inner_size, slot.activation)
+    return DenseFeedForward(hidden_size, inner_size, slot.activation, slot.inner_norm_eps)
 
 
 def is_routed(config: FeedForwardConfig, block: int, depth: int | None = None) -> bool:

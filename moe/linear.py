@@ -1,4 +1,4 @@
-"""A linear map whose weights, in fp32 or frozen ones in bf16, are cast to the activations' dtype on use.
+"""A linear map whose weights, in fp32 or frozen ones in bf16, are cast to the activations' dtype on use; layer norms.
 
 Shapes: I inputs, O outputs; leading dimensions are free.
 
@@ -129,3 +129,25 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes, for ``print(module)``."""
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension with fp32 parameters, output in the input's dtype."""
+
+    def __init__(self, size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises ``[..., D]``; the result has the input's dtype.
+
+        On the CPU bf16 goes through fp32: torch's bf16 kernel adds up the parameters' gradients in bf16, which was off
+        by a quarter of their size over 2,368 positions, and was not faster (1.16 ms against 1.07 ms, D = 384).
+        """
+        if x.dtype != self.weight.dtype and x.device.type == "cpu":
+            return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(
+                x.dtype
+            )
+        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)

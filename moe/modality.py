@@ -16,16 +16,22 @@ from moe.tokens import Tokens
 FUSION = "fusion"
 
 
-def expert_of(config: MoMEConfig, block: int, modality: str, fused: bool) -> str:
-    """The name of the perceptron that tokens go to in block ``block`` of a stack."""
-    if fused and config.fusion_from is not None and block >= config.fusion_from:
+def has_fusion(config: MoMEConfig, block: int) -> bool:
+    """Whether fused sequences have a perceptron of their own in block ``block`` of a stack."""
+    return config.fusion_from is not None and block >= config.fusion_from
+
+
+def expert_of(config: MoMEConfig, fuses: bool, modality: str, fused: bool) -> str:
+    """The name of the perceptron that tokens go to in a block; ``fuses``: see ``has_fusion``."""
+    if fused and fuses:
         return FUSION
     return next((name for name, group in config.shared.items() if modality in group), modality)
 
 
 def experts_of(config: MoMEConfig, slot: Slot) -> list[str]:
     """The names of the perceptrons that tokens of a slot can reach."""
-    reached = [expert_of(config, slot.block, modality, fused) for modality in slot.modalities for fused in slot.fused]
+    fuses = has_fusion(config, slot.block)
+    reached = [expert_of(config, fuses, modality, fused) for modality in slot.modalities for fused in slot.fused]
     return list(dict.fromkeys(reached))
 
 
@@ -46,15 +52,17 @@ class ModalityFeedForward(nn.Module):
             slot: Position of the layer in the model.
         """
         super().__init__()
-        self._config, self._block = config, slot.block
+        self._config = config
+        # Equal in all blocks that treat tokens alike, which the block's index is not.
+        self._fuses = has_fusion(config, slot.block)
         names = experts_of(config, slot)
         self.experts = nn.ModuleDict(
-            {name: DenseFeedForward(hidden_size, inner_size, slot.activation) for name in names}
+            {name: DenseFeedForward(hidden_size, inner_size, slot.activation, slot.inner_norm_eps) for name in names}
         )
 
     def idle(self, reached: Collection[tuple[str, bool]]) -> Iterator[nn.Parameter]:
         """Parameters that no token uses where all tokens are of the kinds in ``reached``, (modality, fused) each."""
-        met = {expert_of(self._config, self._block, modality, fused) for modality, fused in reached}
+        met = {expert_of(self._config, self._fuses, modality, fused) for modality, fused in reached}
         for name in self.experts.keys() - met:
             yield from self.experts[name].parameters()
 
@@ -62,7 +70,7 @@ class ModalityFeedForward(nn.Module):
         """Maps ``x [..., D]`` to the same shape, segment by segment."""
         runs: list[tuple[str, int]] = []
         for segment in tokens.segments:
-            name = expert_of(self._config, self._block, segment.modality, segment.fused)
+            name = expert_of(self._config, self._fuses, segment.modality, segment.fused)
             length = segment.length + (runs.pop()[1] if runs and runs[-1][0] == name else 0)
             runs.append((name, length))
         if len(runs) == 1:

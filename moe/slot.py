@@ -50,6 +50,8 @@ class Slot:
             join several.
         depth: Number of blocks in its stack; needed where the configuration names blocks.
         activation: Of dense perceptrons, those by modality included; experts have ``gelu``.
+        inner_norm_eps: Of dense perceptrons, those by modality included: added to the variance in a norm before the
+            second map; None: they have no such norm.
     """
 
     block: int
@@ -58,3 +60,4 @@ class Slot:
     fused: Sequence[bool] = (False,)
     depth: int | None = None
     activation: Activation = "gelu"
+    inner_norm_eps: float | None = None

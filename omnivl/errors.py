@@ -51,3 +51,8 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str) -> str:
     """Advice on an unknown word: ``did you mean 'X'?`` for the most similar known one, else ``otherwise``."""
     found = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {found[0]!r}?" if found else otherwise
+
+
+def reason_of(error: BaseException) -> str:
+    """What an error says: of the operating system's its words alone, since whoever prints it names the file."""
+    return getattr(error, "strerror", None) or str(error)

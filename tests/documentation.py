@@ -1,11 +1,19 @@
-"""Extracts the commands of the documents, and makes plans short enough to run them."""
+"""Extracts the commands of the documents and of the help, makes plans short enough to run them, and runs them."""
 
+import os
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import patience
 import yaml
+
+from launcher.cli import COMMANDS, LazyGroup
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = ROOT / "docs" / "tutorials"
@@ -22,6 +30,72 @@ def commands(document: Path) -> list[str]:
     """The lines of a document's blocks of bash, without comments."""
     lines = [line.partition(" #")[0].strip() for text in blocks(document, "bash") for line in text.splitlines()]
     return [line for line in lines if line]
+
+
+def _examples() -> Iterator[str]:
+    group: Any = LazyGroup(name="omnivl")
+    commands = [group.get_command(None, name) for name in COMMANDS]
+    while commands:
+        command = commands.pop()
+        commands += getattr(command, "commands", {}).values()
+        _, found, lines = (command.help or "").partition("Examples:\n")
+        yield from (line.strip() for line in lines.splitlines() if found and line.strip())
+
+
+def help_examples() -> list[str]:
+    """The lines below ``Examples:`` in the help of every command and subcommand."""
+    return sorted(set(_examples()))
+
+
+def shell(command: str, folder: Path) -> str:
+    """What a command that is typed in a folder prints. It has to end well."""
+    done = patience.run(
+        ["bash", "-ec", command],
+        cwd=folder,
+        env=_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        limit=400,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+def shell_until(command: str, folder: Path, said: str) -> str:
+    """What a command prints that goes on until Ctrl-C, which it gets after the first line that begins with ``said``."""
+    process = subprocess.Popen(
+        ["bash", "-ec", f"exec {command}"],
+        cwd=folder,
+        env={**_environment(), "PYTHONUNBUFFERED": "1"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout is not None
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if line.startswith(said):
+                break
+        process.send_signal(signal.SIGINT)
+        rest, _ = patience.communicate(process, 20)
+        assert process.returncode == 0 and printed[-1].startswith(said), "".join(printed) + rest
+        return "".join(printed) + rest
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def _environment() -> dict[str, str]:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    path = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return {**environment, "PATH": path, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"}
 
 
 def copy_configs(folder: Path) -> None:

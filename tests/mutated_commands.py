@@ -137,7 +137,7 @@ def run_line(line: Sequence[str]) -> tuple[int, str]:
     """
     errors = io.StringIO()
     with (
-        mock.patch("launcher.commands.pretrain.run_local", return_value=0),
+        mock.patch("launcher.start.here.run_local", return_value=0),
         mock.patch("launcher.commands.pretrain.run_over_hosts", return_value=0),
         mock.patch("launcher.commands.evaluate.run_local", return_value=0),
         mock.patch("launcher.commands.sweep.run_sweep_here", return_value=0),

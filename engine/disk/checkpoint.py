@@ -26,7 +26,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.hosts.base import Host
 from engine.processes import ranks
-from engine.processes.files import FileRecord, read_whole, sha256
+from engine.processes.files import FileRecord, read_whole, remove_folder, sha256
 from engine.processes.seeds import restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
@@ -263,4 +263,4 @@ def remove_leftovers(folder: Path) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
             if _LEFTOVER.fullmatch(path.name):
-                shutil.rmtree(path)
+                remove_folder(path)

@@ -16,14 +16,12 @@ complete.json           the stage is complete; whether its evaluation is still d
 report.html
 """
 
-import errno
 import fcntl
 import json
 import os
 import re
 import shutil
 import socket
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.errors import RunFileError, unwritable
-from engine.processes.files import read_json
+from engine.processes.files import read_json, remove_folder
+from omnivl.data.plain_files import not_through_links
 from omnivl.errors import UserError
 
 LOCK = "run.lock"
@@ -58,6 +57,14 @@ _STEPS = re.compile(r"stages\.\d+\.steps")
 
 class RunFolderError(UserError):
     """A run folder is in use or holds another run."""
+
+
+def not_writable(folder: Path, reason: str) -> RunFolderError:
+    """The error for a run's folder in which nothing can be written."""
+    return RunFolderError(
+        f"--run-folder: got {folder}, in which nothing can be written ({reason}); allowed a folder of yours, there or "
+        "not; choose another one"
+    )
 
 
 @dataclass(frozen=True)
@@ -201,7 +208,7 @@ class RunFolder:
         for folder in sorted((self.path / "stages").glob("*-*")):
             number = folder.name.split("-")[0]
             if number.isdigit() and int(number) > first_stage:
-                shutil.rmtree(folder)
+                remove_folder(folder)
         shutil.rmtree(self.hangs, ignore_errors=True)
         for file in (self.plan, self.environment, self.amendments, self.report):
             file.unlink(missing_ok=True)
@@ -215,15 +222,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            descriptor = _open_lock(self.path / LOCK)
+            descriptor = not_through_links(str(self.path / LOCK), os.O_RDWR | os.O_CREAT)
         except OSError as error:
-            reason = (
-                "which is a file" if isinstance(error, FileExistsError) else f"({error.filename}: {error.strerror})"
-            )
-            raise RunFolderError(
-                f"--run-folder: got {self.path}, in which nothing can be written {reason}; allowed a folder of yours, "
-                "there or not; choose another one"
-            ) from error
+            reason = "a file" if isinstance(error, FileExistsError) else error.strerror or str(error)
+            raise not_writable(self.path, f"{error.filename}: {reason}") from error
         try:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -306,22 +308,13 @@ def write_whole(path: Path, text: str) -> None:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        with beside.open("w", encoding="utf-8") as file:
+        with open(beside, "w", encoding="utf-8", opener=not_through_links) as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         beside.rename(path)
     except OSError as error:
         raise unwritable(path, error) from error
-
-
-def _open_lock(path: Path) -> int:
-    """A descriptor of the lock's file. A link is not followed: what is written into the lock stays in the folder."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "no regular file", str(path))
-    return descriptor
 
 
 def _may_become_longer(folder: RunFolder, plan: Mapping[str, Any], path: str, before: Any, now: Any) -> bool:

@@ -23,7 +23,7 @@ from torch import Tensor
 from engine.errors import CheckpointError
 from engine.processes.files import read_whole
 from omnivl.chain.names import current_name
-from omnivl.data.plain_files import open_plain
+from omnivl.data.plain_files import not_through_links, open_plain
 
 _NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
@@ -75,7 +75,7 @@ class WeightsWriter:
         text += b" " * (-len(text) % 8)
         self._data = 8 + len(text)
         self._path = path
-        self._file = path.open("wb")
+        self._file = open(path, "wb", opener=not_through_links)  # noqa: SIM115 - finish closes it
         self._file.write(len(text).to_bytes(8, "little") + text)
 
     def write(self, name: str, tensor: Tensor) -> None:

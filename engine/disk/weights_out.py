@@ -9,6 +9,7 @@ from engine.errors import CheckpointError
 from engine.hosts import Host
 from engine.processes import ranks
 from engine.processes.files import sync_folder
+from omnivl.errors import reason_of
 
 
 def write_weights(host: Host, path: Path, source: Path | None) -> None:
@@ -56,4 +57,6 @@ def _clearly(action: Callable[[], None], path: Path) -> None:
     try:
         action()
     except OSError as error:
-        raise CheckpointError(f"{path}: could not be written ({error}); make room, and start again") from error
+        raise CheckpointError(
+            f"{path}: could not be written ({reason_of(error)}); make room, and start again"
+        ) from error

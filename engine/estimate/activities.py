@@ -8,8 +8,9 @@ two resources, ``compute`` and ``link``; communication that does not overlap occ
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from engine.estimate.events import Activity, simulate
+from engine.estimate.events import Activity, Network
 from engine.estimate.matrices import COPIED_BYTES, MOVED_BYTES, matrices_of, muon_operations, worked_on
 from engine.estimate.memory import stay_gathered
 from engine.estimate.operations import Operations
@@ -89,17 +90,19 @@ class StepActivities:
         self.activities.append(Activity(resource, seconds, tuple(after), cause))
         return len(self.activities) - 1
 
+    @cached_property
+    def network(self) -> Network:
+        """The activities with their dependencies, once all are added."""
+        return Network(self.activities)
+
     def seconds(self, stretch: Mapping[str, float] | None = None, without: str | None = None) -> float:
         """Of the whole step.
 
         Args:
-            stretch: See ``simulate``.
+            stretch: See ``Network.timeline``.
             without: A cause whose activities are to take no time.
         """
-        activities = (
-            self.activities if without is None else [_unless(activity, without) for activity in self.activities]
-        )
-        whole = simulate(activities, stretch).seconds
+        whole = self.network.timeline(stretch, without).seconds
         if self.shorter is None:
             return whole
         more = whole - self.shorter.seconds(stretch, without)
@@ -109,10 +112,6 @@ class StepActivities:
 def zero_stage(stage: StagePlan) -> int:
     """What ZeRO shards; nothing under the plain host."""
     return 0 if stage.parallel.host == "plain" else stage.parallel.zero_stage
-
-
-def _unless(activity: Activity, cause: str) -> Activity:
-    return replace(activity, seconds=0.0) if activity.cause == cause else activity
 
 
 class StepBuilder:

@@ -1,12 +1,12 @@
 """Memory of tensors, followed from its allocation until the last tensor that uses it is freed."""
 
 import weakref
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -28,11 +28,11 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Runs the operation and follows the tensors that it makes."""
-        given = {storage_number(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        given = {storage_number(one) for one in tensors_in((args, *(kwargs or {}).values()))}
         out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
-            if isinstance(leaf, Tensor) and storage_number(leaf) not in given:
-                self._follow(leaf.untyped_storage())
+        for one in tensors_in((out,)):
+            if storage_number(one) not in given:
+                self._follow(one.untyped_storage())
         self.most = max(self.most, self.live)
         self.most_with_other = max(self.most_with_other, self.live + self.other)
         return out
@@ -56,3 +56,12 @@ class Allocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def storage_number(tensor: Tensor) -> int:
     """A number that identifies a tensor's memory as long as it is allocated."""
     return int(tensor.untyped_storage()._cdata)
+
+
+def tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among an operation's arguments or results, those in lists and tuples too."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from tensors_in(value)

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.estimate.allocations import Allocations, storage_number
+from engine.estimate.results import MetaResults
 from engine.estimate.vocabulary import tokenizer_or_words
 from engine.hosts.micro_batch import first_state
 from engine.plan.plan import StagePlan
@@ -153,6 +154,10 @@ def _fused_attention(
     return made
 
 
+_RESULTS = MetaResults()
+"""A pure function with a memory: of all layers, chains and micro-batches that a process looks at."""
+
+
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Chooses shapes that depend on values: the usual share of a mask of words is true, half of a mask of patches.
 
@@ -160,8 +165,9 @@ class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         if not args or getattr(args[0], "device", None) != torch.device("meta"):
-            return func(*args, **(kwargs or {}))
+            return _RESULTS.call(func, args, kwargs)
         if func is torch.ops.aten.nonzero.default:
             return torch.stack(_places(args[0], MLM.probability), 1)
         if func is torch.ops.aten.index.Tensor:
@@ -172,7 +178,7 @@ class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ends = args[2] if len(args) > 2 else kwargs["offs"]
             groups = (len(ends),) if bank.dim() == 2 else ()  # of two tensors of rows a product for each group
             return rows.new_empty((*groups, len(rows), bank.shape[-1]))
-        return func(*args, **(kwargs or {}))
+        return _RESULTS.call(func, args, kwargs)
 
 
 def _is_mask(index: Tensor | None) -> bool:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
+
+from engine.estimate.allocations import tensors_in
 
 Kind = Literal["product", "attention", "other"]
 
@@ -72,8 +73,8 @@ class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _operation(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Operation:
-    given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-    made = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+    given = list(tensors_in((args, *kwargs.values())))
+    made = list(tensors_in((out,)))
     written = sum(map(_nbytes, made))
     read = written if name in _ROWS_ONLY else sum({id(one): _nbytes(one) for one in given}.values())
     floats = [one for one in (*given, *made) if one.is_floating_point()]

@@ -41,6 +41,18 @@ class Found:
     too_large: int
     smallest: StageEstimate | None
 
+    def work_of(self, stage: StagePlan, cluster: Cluster) -> ModelWork | None:
+        """The count of a stage on the cluster of the search, where a layout that fits has an equal one; else None."""
+        processes, size = cluster.processes, stage.batch.micro_batch_size_per_gpu
+        if stage.parallel.replicas(processes) != processes:  # a search joins rows over all processes
+            return None
+        equal = (
+            one.work
+            for one in self.ranked
+            if one.stage.batch.micro_batch_size_per_gpu == size and one.stage.model == stage.model
+        )
+        return next(equal, None)
+
 
 def search_layouts(
     stage: StagePlan,

@@ -16,7 +16,7 @@ from engine.estimate.activities import (
     StepBuilder,
     zero_stage,
 )
-from engine.estimate.events import Activity, Timeline, simulate
+from engine.estimate.events import Activity, Timeline
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.traffic import Cluster, Transfer
 from engine.estimate.work import ModelWork
@@ -88,7 +88,7 @@ def estimate_step(
         if wanted > 2:
             built.shorter = StepBuilder(stage, work, cluster, expert_parallel, whole).whole(1)
     seconds = built.seconds()
-    timeline = simulate(built.activities)
+    timeline = built.network.timeline()
     cuts = [range(len(work.passes))] if division is None else division.cuts
     parts = _busiest_parts(work, cluster.hardware, cuts, wanted)
     bubble = 0.0 if division is None else _bubble(timeline, built.activities, len(cuts))

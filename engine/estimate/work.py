@@ -5,13 +5,14 @@ accelerator, or on the CPU by its own. Traffic is counted in the calls that the 
 replicas, rows that routers send to experts, the state that passes from one layer to the next.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from engine.estimate.forms import layer_form, state_form
 from engine.estimate.layers import accelerator_kernels, activation_bytes, apart, blank_states, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.matrices import Matrices, layer_matrices
@@ -176,8 +177,18 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
 
 
 def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[Pass]:
-    """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter."""
+    """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter.
+
+    On ``meta`` a pass of the same form as an earlier one is not run again. On the CPU a layer may depend on values.
+    """
+    known: dict[Hashable, tuple[Pass, State]] = {}
+    forms = {id(layer): layer_form(layer) for layer in chain.layers}
     for layer, one_pass in zip(chain.program, chain.passes, strict=True):
+        form = forms[id(layer)], state_form(state)
+        if form in known:
+            found, state = known[form]
+            yield replace(found, layer=one_pass[0], activations=kept[one_pass])
+            continue
         gather.joined = gather.gradient = gather.calls = 0
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
@@ -197,7 +208,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
         layer.discard_step()
         state = apart(after)
         carried = [one for one in state.values() if one.requires_grad]
-        yield Pass(
+        found = Pass(
             layer=one_pass[0],
             forward=forward.found,
             backward=backward.found,
@@ -210,6 +221,9 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             crossing_gradient=sum(4 * one.numel() for one in carried),
             activations=kept[one_pass],
         )
+        if all(one.is_meta for one in state.values()):
+            known[form] = found, state
+        yield found
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from engine.plan.schema import kinds
 from engine.plan.yaml import Document, read_yaml
 from engine.processes import ranks
 from omnivl.data.plain_files import read_small
-from omnivl.errors import UserError, did_you_mean
+from omnivl.errors import UserError, did_you_mean, reason_of
 from omnivl.inference.encoder import Encoder
 from omnivl.tasks import TaskConfig
 from omnivl.tasks.results import TaskResult
@@ -190,4 +190,6 @@ def _read(config: Path) -> Document:
     try:
         return read_yaml(read_small(config).decode("utf-8"), str(config))
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: got {config}, which cannot be read ({error}); name a YAML file") from error
+        raise UserError(
+            f"--config: got {config}, which cannot be read ({reason_of(error)}); name a YAML file"
+        ) from error

@@ -26,7 +26,7 @@ from engine.report.table import format_share
 from engine.telemetry.environment import package_versions
 from omnivl.architectures.foreign import Foreign
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.errors import UserError
+from omnivl.errors import UserError, reason_of
 from omnivl.hub import OmniVLConfig, OmniVLImageProcessor, OmniVLModel, OmniVLProcessor
 from omnivl.hub.modeling import MATCHING, WRITING
 from omnivl.shown import markdown_text, printable
@@ -93,7 +93,7 @@ def export(
             out.rmdir()
         beside.rename(out)
     except OSError as error:
-        raise CheckpointError(f"{out}: could not be written ({error}); choose another place") from error
+        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}); choose another place") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)  # not there any more once it has its name
     return Exported(out, parameters, tuple(left_out))
@@ -109,7 +109,7 @@ def _folder_beside(out: Path) -> Path:
     try:
         beside.mkdir(parents=True)
     except OSError as error:
-        raise CheckpointError(f"{out}: could not be written ({error}); choose another place") from error
+        raise CheckpointError(f"{out}: could not be written ({reason_of(error)}); choose another place") from error
     return beside
 
 

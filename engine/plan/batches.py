@@ -1,5 +1,6 @@
 """Micro-batches and accumulation that a plan leaves open, worked out from its global batch and the processes."""
 
+import math
 from typing import Any, TypeGuard
 
 from engine.plan.limits import limit_of
@@ -30,6 +31,13 @@ def work_out_batches(tree: dict[str, Any], world_size: int | None) -> None:
 def batch_in_words(micro: int, accumulation: int, replicas: int) -> str:
     """``8,192 = 32 x 4 accumulated x 64``: the samples of a step, of a micro-batch, micro-batches, replicas."""
     return f"{micro * accumulation * replicas:,} = {micro} x {accumulation} accumulated x {replicas}"
+
+
+def divisors_around(number: int, place: int) -> list[int]:
+    """The nearest divisors of a number below and above a place that is none; one where there is no other."""
+    small = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    divisors = sorted({*small, *(number // one for one in small)})
+    return [*[one for one in divisors if one < place][-1:], *[one for one in divisors if one > place][:1]]
 
 
 def _worked_out(batch: dict[str, Any], replicas: int) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def field_here(name: str, section: Sequence[str], known: Sequence[str]) -> str |
         known: The keys that are allowed there.
 
     Returns:
-        The field as it is written there, or from the stage's or the plan's top; None if no field is called so.
+        The field as it is written there, or from the stage's or the plan's top; None if no field is called so, or only
+        at another level than that of a name without a section.
     """
     for target in _FIELDS_OF.get(name.lower(), ()):
         parts = target.split(".")
@@ -80,6 +81,8 @@ def field_here(name: str, section: Sequence[str], known: Sequence[str]) -> str |
         if inside and parts[: len(inside)] == list(inside) and len(parts) > len(inside):
             return ".".join(parts[len(inside) :])
         if parts != [*inside, name]:
+            if not section and parts[0] not in known:
+                return f"{target} in a stage: stages.0.{target}"
             return target if not inside or parts[0] in known else f"{target} of the stage"
     return None
 

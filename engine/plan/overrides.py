@@ -37,6 +37,8 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
         for stale in [known for known in document.places if known[: len(path)] == path]:
             del document.places[stale]
         document.places.update({(*path, *below): where for below, where in value.places.items()})
+        for depth in range(1, len(path)):  # of sections that it made
+            document.places.setdefault(path[:depth], place)
         problems += [Problem((*path, *bad.path), bad.got, bad.allowed, bad.change) for bad in value.problems]
         if problem is not None:
             problems.append(problem)

@@ -78,8 +78,27 @@ def _unknown_key(path: Path, cls: type, tree: Any) -> Problem:
     assert holder is not None, f"no section at {parent}"
     known = list(field_types(holder))
     here = field_here(str(key), [part for part in parent if isinstance(part, str)], known)
+    here = here if here is not None else _elsewhere(str(key), len(parent), cls)
     change = f"write {here}" if here is not None else did_you_mean(str(key), known, "remove it")
     return Problem(path, "an unknown key", ", ".join(known), change)
+
+
+def _elsewhere(key: str, depth: int, cls: type) -> str | None:
+    """What to write instead of a field of a stage at the plan's top, of the plan in a stage, or of a kind anywhere.
+
+    Args:
+        key: The key that is not known where it stands.
+        depth: How deep that is: 0 for the top, 2 for a stage.
+        cls: The plan's dataclass.
+    """
+    top = field_types(cls)
+    stage = annotation_at(top.get("stages"), [{}], (0,))
+    own = field_types(stage) if isinstance(stage, type) else {}
+    if key in kinds(annotation_at(own.get("objectives"), [{}], (0,))):
+        return f"objectives: [{key}] in the stage"
+    if depth == 0 and key in own:
+        return f"it in a stage: stages.0.{key}"
+    return f"it at the plan's top, beside 'stages': {key}" if depth and key in top else None
 
 
 def _refused(path: Path, message: str, value: Any) -> Problem:

@@ -27,18 +27,19 @@ _INTRODUCTION = """# The plan
 A run is one YAML file. Every section below is a mapping; a field without a default has to be given. `omnivl check
 PLAN.yaml` prints what a plan would do, or everything that is wrong in it, and needs no GPU.
 
-- **What is looked at.** `omnivl check`, `omnivl submit`, and `omnivl pretrain` before its first step look at what every
-  stage names outside of the plan: tokenizers are loaded; starting weights are compared with the model by name and
-  shape, an earlier stage's weights likewise; of every data entry and every evaluation the source has to be there with
-  all its shards, hold what kind and filter ask for, and give at least one sample that can be used. All that is wrong
-  is told at once, with its line. `submit` and `check --run-folder` also look whether the run can go on in its folder.
-  Paths are taken from the working folder.
+- **What is looked at.** `omnivl check`, `omnivl submit`, `omnivl sweep run --on slurm` for its runs together, and
+  `omnivl pretrain` before its first step look at what every stage names outside of the plan: tokenizers are loaded;
+  starting weights are compared with the model by name and shape, an earlier stage's weights likewise; of every data
+  entry and every evaluation the source has to be there with all its shards, hold what kind and filter ask for, and give
+  at least one sample that can be used. All that is wrong is told at once, with its line. `submit`, sweeps and
+  `check --run-folder` also look whether the run can go on in its folder. Paths are taken from the working folder.
 - **What is not.** The look is bounded: the presence of 10,000 shards; 256 shards that have an index; of others the
   first 2,000 samples of 8 shards; 10 seconds a source and 60 in all, behind which only presence is looked at. What was
-  left out is said, and a filter that leaves nothing of a part is no mistake yet. Weights are not compared by value, and
-  evaluation's pictures not decoded. Streams (`pipe:`, `http://`, `s3://` ...) are opened by `pretrain` alone, and there
-  to their first sample. `--offline` leaves the look out, on a machine that does not see the data; a stated `vocab_size`
-  then stands for the tokenizer. Lists of answers, model files and pipeline profiles decide sizes, and are read always.
+  left out is said, and how many bad samples a run will leave out; a filter that leaves nothing of a part is no mistake
+  yet. Weights are not compared by value, and evaluation's pictures not decoded. Streams (`pipe:`, `http://`, `s3://`
+  ...) are opened by `pretrain` alone, and there to their first sample. `--offline` leaves the look out, on a machine
+  that does not see the data; a stated `vocab_size` then stands for the tokenizer. Lists of answers, model files and
+  pipeline profiles decide sizes, and are read always.
 - **Overrides.** `omnivl check PLAN.yaml stages.joint.optimizer.lr=2e-4` sets a field from the command line. A member of
   a list is named by its index, its `name` or its `kind`.
 - **Shared sections.** `model`, `parallel` and `batch` are given once for all stages; a stage gives only the fields that
@@ -99,6 +100,9 @@ left have less than a tenth of `optimizer.lr` on average, which is so where a fe
 end: `optimizer.schedule=constant` with the `optimizer.lr` that is wanted trains on evenly. What was changed, and after
 which step, is in the run's `amendments.json`. `--fresh --stage NAME` deletes that stage and those after it; the stages
 before it have to be what they were.
+
+Host, layout and precision may change at the same start: under ZeRO-3 and in a pipeline an amended run equals the plain
+one to rounding (`tests/distributed/test_amend.py`).
 """
 
 _ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+from engine.plan.batches import divisors_around
 from engine.plan.evaluation import possible_kinds, provided_by
 from engine.plan.parallel import LaunchConfig
 from engine.plan.plan import StagePlan
@@ -217,6 +218,10 @@ def batches_add_up(draft: Draft) -> Iterator[Problem]:
         if world_size is not None and wanted != stage.samples_per_step(world_size):
             what = "replicas of a pipeline stage" if stage.parallel.host == "pipeline" else "processes"
             replicas = stage.parallel.replicas(world_size)
+            if wanted % replicas:
+                change = f"take {' or '.join(map(str, divisors_around(wanted, replicas)))} {what}, or another batch"
+                yield Problem(path, f"{wanted} for {replicas} {what}", f"a multiple of {replicas}", change)
+                continue
             allowed = f"{local * replicas} = {sizes} x {replicas} {what}"
             yield Problem(path, str(wanted), allowed, "change one of the three, or leave global_batch_size out")
         elif world_size is None and wanted % local:

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
 from engine.errors import RunFileError
 from omnivl.data.plain_files import open_plain
+from omnivl.errors import reason_of
 
 Container = TypeVar("Container", dict, list)  # type: ignore[type-arg]
 
@@ -52,6 +54,18 @@ def write_synced(path: Path, contents: Iterable[bytes | memoryview]) -> FileReco
     return {"bytes": size, "sha256": digest.hexdigest()}
 
 
+def remove_folder(folder: Path) -> None:
+    """Removes a folder with all that is in it; of a link to a folder, the link alone.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    if folder.is_symlink():
+        folder.unlink()
+    elif folder.exists():
+        shutil.rmtree(folder)
+
+
 def sync_folder(folder: Path) -> None:
     """Waits until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -91,7 +105,7 @@ def read_json(path: Path, kind: type[Container], remedy: str) -> Container:
     try:
         content = json.loads(read_whole(path))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunFileError(f"{path}: got a file that cannot be read ({error}); {remedy}") from error
+        raise RunFileError(f"{path}: got a file that cannot be read ({reason_of(error)}); {remedy}") from error
     if not isinstance(content, kind):
         wanted = "a mapping" if kind is dict else "a list"
         raise RunFileError(f"{path}: got {type(content).__name__}; allowed is {wanted}, as a run writes it; {remedy}")

@@ -11,23 +11,38 @@ import torch.distributed as dist
 
 from engine.processes.belonging import SECRET
 from engine.processes.rendezvous import meet, read_meeting, use_loopback
+from engine.processes.variables import number_in
+from omnivl.errors import UserError
 
 
 def launched_processes() -> int:
     """Number of processes of the run, from ``WORLD_SIZE``; 1 where no launcher set it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return number_in(os.environ, "WORLD_SIZE", least=1, absent=1)
 
 
 def local_processes() -> int:
     """Processes of the run on this machine, from ``LOCAL_WORLD_SIZE``; all of them where no launcher set it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", launched_processes()))
+    return number_in(os.environ, "LOCAL_WORLD_SIZE", least=1, absent=launched_processes())
 
 
-def choose_device() -> torch.device:
-    """The GPU of this process, by ``LOCAL_RANK``, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+def choose_device(name: str | None = None) -> torch.device:
+    """The device of that name; by default the GPU of this process, by ``LOCAL_RANK``, or the CPU where there is none.
+
+    Args:
+        name: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UserError: This machine has no such device.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name is not None:
+        allowed = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{index}" for index in range(gpus))]
+        if name not in allowed:
+            raise UserError(
+                f"device: got {name!r}; allowed on this machine are {', '.join(map(repr, allowed))}; name one of them"
+            )
+        return torch.device(name)
+    return torch.device("cuda", number_in(os.environ, "LOCAL_RANK", absent=0) % gpus) if gpus else torch.device("cpu")
 
 
 def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False) -> torch.device:
@@ -41,6 +56,7 @@ def join_process_group(timeout_seconds: float = 1800.0, *, always: bool = False)
         The device of this process.
 
     Raises:
+        LaunchError: The launcher's variables are wrong.
         RendezvousError: The processes did not come together within that time, or a stranger was among them.
     """
     device = choose_device()

@@ -105,7 +105,8 @@ def first_problem(key: str, problem: str | None, patience_seconds: float) -> str
         patience_seconds: How long to wait for the others.
 
     Raises:
-        TimeoutError: Some other process did not come here: it waits in a collective, or has ended.
+        TimeoutError: Some other process did not come here within ``patience_seconds``: it waits in a collective.
+        ConnectionError: The process that holds the store has ended.
     """
     if world_size() == 1:
         return problem
@@ -115,8 +116,10 @@ def first_problem(key: str, problem: str | None, patience_seconds: float) -> str
         store.set(keys[rank()], problem or "")
         store.wait(keys, datetime.timedelta(seconds=patience_seconds))
         return next((text for one in keys if (text := store.get(one).decode(errors="replace"))), None)
-    except RuntimeError as error:  # all of the store's, also of its connection
+    except dist.DistStoreError as error:
         raise TimeoutError(f"{key}: not every process has come through: {error}") from error
+    except RuntimeError as error:
+        raise ConnectionError(f"{key}: the process that holds the rendezvous store has ended: {error}") from error
 
 
 def largest_over_ranks(value: int, device: torch.device) -> int:

@@ -29,7 +29,7 @@ import psutil
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore  # those of torch.distributed, with their types
 
 from engine.processes.belonging import LOOPBACK, SECRET
-from omnivl.errors import UserError
+from engine.processes.variables import LaunchError, number_in
 
 _BACKLOG = 2048
 _LOOK_SECONDS = 0.2
@@ -37,7 +37,7 @@ _LAST_SECONDS = 4.0
 """Of the time to meet, what is kept for saying what went wrong: to the others, through the store, and to the user."""
 
 
-class RendezvousError(UserError):
+class RendezvousError(LaunchError):
     """The processes of a run did not come together."""
 
 
@@ -75,11 +75,11 @@ def read_meeting(environment: Mapping[str, str]) -> Meeting:
     """The meeting that a launcher's variables describe.
 
     Raises:
-        RendezvousError: A variable is missing, or is not a number in its range.
+        LaunchError: A variable is missing, or is not a number in its range.
     """
-    processes = _number(environment, "WORLD_SIZE", 1, 1 << 24)
-    rank = _number(environment, "RANK", 0, processes - 1)
-    port = _number(environment, "MASTER_PORT", 1, (1 << 16) - 1)
+    processes = number_in(environment, "WORLD_SIZE", least=1, most=1 << 24)
+    rank = number_in(environment, "RANK", most=processes - 1)
+    port = number_in(environment, "MASTER_PORT", least=1, most=(1 << 16) - 1)
     if not (address := environment.get("MASTER_ADDR", "")):
         raise RendezvousError("MASTER_ADDR: got nothing; allowed is the name of rank 0's machine; set it")
     served = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -145,15 +145,6 @@ def use_loopback() -> None:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
             os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
             return
-
-
-def _number(environment: Mapping[str, str], name: str, least: int, most: int) -> int:
-    text = environment.get(name, "nothing")
-    if not text.isascii() or not text.isdigit() or not least <= int(text[:20]) <= most:
-        raise RendezvousError(
-            f"{name}: got {text}; allowed are numbers from {least} to {most}; mend it where the launcher sets it"
-        )
-    return int(text)
 
 
 def _open(meeting: Meeting, timeout_seconds: float) -> Store:

@@ -79,11 +79,12 @@ class Assessment:
         problem = None if error is None or isinstance(error, ReplicaError) else describe_error(error)
         try:
             problem = ranks.first_problem(key, problem, _PATIENCE_SECONDS)
-        except TimeoutError as timeout:
+        except (TimeoutError, ConnectionError) as lost:
             if error is None:
                 raise
-            write_failed(self._folder.unevaluated, step, f"process {ranks.rank()}: {problem}")
-            raise error from timeout
+            if isinstance(lost, TimeoutError):  # else another process has ended, and this one's error came from that
+                write_failed(self._folder.unevaluated, step, f"process {ranks.rank()}: {problem}")
+            raise error from lost
         if problem is None:
             return figure
         ranks.on_first(lambda: write_failed(self._folder.unevaluated, step, problem))

@@ -1,10 +1,10 @@
 """The start of a run in its folder: what an earlier start left is compared, what all stages read is looked at."""
 
+import contextlib
 import functools
 import json
-import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -19,9 +19,11 @@ from engine.plan.precision import faster_precision, with_precision
 from engine.plan.warnings import warnings_of
 from engine.plan.yaml import show_path
 from engine.processes import ranks
+from engine.processes.files import remove_folder
 from engine.run.amendment import record
-from engine.run.earlier import Start, earlier_precision, goes_on, is_done, kept_steps
+from engine.run.earlier import Earlier, Start, is_done
 from engine.run.preflight import look_at
+from engine.run.preflight.findings import lines, under_heading
 from engine.telemetry.environment import describe_environment
 
 
@@ -31,26 +33,17 @@ class RunOptions:
 
     Attributes:
         folder: The run's folder.
-        fresh: Delete what an earlier start left there.
-        stage: Run this stage only; None runs all.
+        start: How the run is started there.
         offline: Do not look at the data and the weights of all stages before the first one begins.
         plan_file: Where the plan was read from, for messages.
         overrides: What it was read with.
-        amend: Take over what the plan changes in a run that has begun, where that may change.
     """
 
     folder: Path
-    fresh: bool = False
-    stage: str | None = None
+    start: Start = field(default_factory=Start)
     offline: bool = False
     plan_file: Path | None = None
     overrides: tuple[str, ...] = ()
-    amend: bool = False
-
-    @property
-    def start(self) -> Start:
-        """How the run is started in its folder."""
-        return Start(self.fresh, self.stage, self.amend)
 
 
 def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device) -> tuple[Plan, list[str]]:
@@ -69,49 +62,58 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
         UserError: The folder holds another run, or something that a stage reads is not there or does not fit. Nothing
             is deleted or written then.
     """
-    plan, chosen = _choose_precision(plan, run, options, device)
-    kept = ranks.on_first(functools.partial(kept_steps, run, plan, options.start), dict[str, int])
+    earlier = Earlier(run)  # rank 0 alone reads it
+    plan, chosen = _choose_precision(plan, earlier, options, device)
+    kept = ranks.on_first(functools.partial(earlier.kept_steps, plan, options.start), dict[str, int])
     notes = [] if chosen is None else [f"parallel.precision: auto takes {chosen}, which this machine multiplies faster"]
     notes += [*warnings_of(plan), *_epoch_notes(plan, kept)]
     plan = with_steps(plan, kept)
-    ranks.on_first(lambda: look_ahead(run, plan, options))
-    notes += ranks.on_first(functools.partial(_enter_folder, run, plan, options), list[str])
+    notes += ranks.on_first(lambda: look_ahead(run, plan, options), list[str])
+    notes += ranks.on_first(functools.partial(_enter_folder, run, earlier, plan, options), list[str])
     return plan, notes
 
 
-def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> None:
+def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
     """Looks at what the stages that are still to run read, all of them.
+
+    Returns:
+        What to say about it, as ``omnivl check`` says it.
 
     Raises:
         PlanError: Names all that is wrong.
     """
     if options.offline:
-        return
+        return []
     due = [
         index
         for index, stage in enumerate(plan.stages)
-        if options.stage in (None, stage.name) and (options.fresh or not is_done(run.stage(index, stage.name), stage))
+        if options.start.stage in (None, stage.name)
+        and (options.start.fresh or not is_done(run.stage(index, stage.name), stage))
     ]
-    if due:
-        file = options.plan_file
-        folder = None if file is None else file.parent
-        seen = look_at(plan, stages=due, world_size=ranks.world_size(), open_streams=True, folder=folder)
-        seen.refuse(show_path if file is None else places_of(file, options.overrides))
+    if not due:
+        return []
+    file = options.plan_file
+    folder = None if file is None else file.parent
+    seen = look_at(plan, stages=due, world_size=ranks.world_size(), open_streams=True, folder=folder)
+    locate = show_path if file is None else places_of(file, options.overrides)
+    seen.refuse(locate)
+    return under_heading(lines(seen.notes, locate))
 
 
-def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
+def _enter_folder(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOptions) -> list[str]:
     """Checks that the folder holds this run or none, and writes plan and environment into it.
 
     Returns:
         What to say about stages that go on otherwise than they began.
     """
     names = [stage.name for stage in plan.stages]
-    if options.stage is not None and options.stage not in names:
-        raise PlanError([f"--stage: got {options.stage!r}; allowed are {', '.join(names)}; name one of them"])
-    changes, messages = goes_on(run, plan, options.start)
-    shutil.rmtree(run.heartbeats, ignore_errors=True)
-    if options.fresh:
-        run.clear(0 if options.stage is None else names.index(options.stage))
+    if options.start.stage is not None and options.start.stage not in names:
+        raise PlanError([f"--stage: got {options.start.stage!r}; allowed are {', '.join(names)}; name one of them"])
+    changes, messages = earlier.goes_on(plan, options.start)
+    with contextlib.suppress(OSError):
+        remove_folder(run.heartbeats)
+    if options.start.fresh:
+        run.clear(0 if options.start.stage is None else names.index(options.start.stage))
     write_whole(run.plan, plan.to_yaml())
     record(run, changes, plan)
     write_whole(run.environment, json.dumps(describe_environment(ranks.world_size()), indent=1))
@@ -119,17 +121,17 @@ def _enter_folder(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
 
 
 def _choose_precision(
-    plan: Plan, run: RunFolder, options: RunOptions, device: torch.device
+    plan: Plan, earlier: Earlier, options: RunOptions, device: torch.device
 ) -> tuple[Plan, Precision | None]:
     """The plan with every ``auto`` replaced, and the type that replaced it; stages that have begun keep theirs."""
     if all(stage.parallel.precision != "auto" for stage in plan.stages):
         return plan, None
     kind = tuple[Precision, dict[str, Precision]] | None
-    earlier = ranks.on_first(lambda: None if options.fresh else earlier_precision(run), kind)
-    if earlier is None:
+    known = ranks.on_first(functools.partial(earlier.precision, options.start), kind)
+    if known is None:
         faster = faster_precision(device)
         return with_precision(plan, faster), faster
-    return with_precision(plan, *earlier), None
+    return with_precision(plan, *known), None
 
 
 def _epoch_notes(plan: Plan, kept: Mapping[str, int]) -> list[str]:

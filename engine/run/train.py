@@ -68,7 +68,7 @@ def train(plan: Plan, options: RunOptions, device: torch.device) -> int:
             progress.message(note)
         start = _Start(plan, run, load_tokenizer(plan.tokenizer), device, progress, stop, heartbeat)
         for index, stage in enumerate(plan.stages):
-            if options.stage not in (None, stage.name):
+            if options.start.stage not in (None, stage.name):
                 continue
             if ranks.on_first(functools.partial(is_done, run.stage(index, stage.name), stage), bool):
                 progress.message(f"stage {stage.name}: complete")
@@ -204,6 +204,7 @@ def _show_result(run: RunFolder, plan: Plan, progress: Progress) -> None:
         if message is not None:
             progress.message(message)
     progress.message(f"report: {write_report(run.path)}")
+    progress.message(f"try it: omnivl serve {run.path}")
 
 
 def _peak(run: RunFolder, device: torch.device, dtype: torch.dtype) -> Peak:

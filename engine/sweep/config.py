@@ -32,7 +32,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import Plan
 from engine.plan.yaml import Document, Problem, read_yaml, show_value
 from omnivl.data.plain_files import read_small
-from omnivl.errors import did_you_mean
+from omnivl.errors import did_you_mean, reason_of
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9.+-]+")
 _NODES = "nodes"
@@ -100,7 +100,9 @@ def load_sweep(path: Path) -> Sweep:
     try:
         text = read_small(path).decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError([f"{path}: got a file that cannot be read ({error}); allowed is a sweep in YAML"]) from error
+        raise PlanError(
+            [f"{path}: got a file that cannot be read ({reason_of(error)}); allowed a YAML file; name a sweep"]
+        ) from error
     return parse_sweep(text, path)
 
 
@@ -189,7 +191,7 @@ def _problems(document: Document) -> Iterator[Problem]:
         "plan": (_is_text, "the path of a plan, from this file", "name the base plan"),
         "overrides": (lambda value: isinstance(value, dict), "a mapping of fields of the plan", "write one"),
         "axes": (
-            _are_axes,
+            lambda value: isinstance(value, dict) and bool(value),
             "a mapping of at least one axis to a list of values, or to named overrides",
             "write an axis",
         ),
@@ -205,7 +207,13 @@ def _problems(document: Document) -> Iterator[Problem]:
             value = tree.get(field)
             if not is_right(value):
                 yield Problem((field,), show_value(value), allowed, change)
-    if axes is None or not _are_axes(axes):
+    if not isinstance(axes, dict):
+        return
+    wrong = [name for name, axis in axes.items() if not _is_axis(axis)]
+    for name in wrong:
+        allowed = "a list of values, or a mapping of names to overrides, at least one"
+        yield Problem(("axes", name), show_value(axes[name]), allowed, "write them")
+    if wrong:
         return
     if (runs := math.prod(len(axis) for axis in axes.values())) > _MOST_RUNS:
         yield Problem(("axes",), f"{runs:,} combinations", f"at most {_MOST_RUNS:,}", "leave values out")
@@ -248,10 +256,6 @@ def _is_file_name(value: Any) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _LARGEST_COUNT
-
-
-def _are_axes(value: Any) -> bool:
-    return isinstance(value, dict) and bool(value) and all(_is_axis(axis) for axis in value.values())
 
 
 def _is_axis(axis: Any) -> bool:

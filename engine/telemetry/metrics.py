@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 from engine.errors import RunFileError, unwritable
 from engine.processes.files import read_whole
 from engine.telemetry.panels import NOT_DRAWN, figure_name, is_leading_score, panel_of
+from omnivl.data.plain_files import not_through_links
 from omnivl.shown import markdown_text
 
 if TYPE_CHECKING:  # torch takes a second to import, and commands that only read metrics do without
@@ -54,7 +55,7 @@ class MetricsLog:
         self._path = file
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._file = file.open("a+b")
+            self._file = open(file, "a+b", opener=not_through_links)  # noqa: SIM115 - close closes it
             self._file.truncate(_end_of_lines(self._file, keep_bytes))
             self._file.seek(0, os.SEEK_END)
         except OSError as error:

@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, NamedTuple
 
+from omnivl.data.plain_files import not_through_links
+
 Activity = Literal["starting", "first step", "loading data", "step", "evaluating", "saving", "finishing"]
 
 _LONG: frozenset[Activity] = frozenset({"starting", "first step", "evaluating", "saving", "finishing"})
@@ -156,7 +158,7 @@ def sign_file(folder: Path, rank: int) -> Path:
 def write_sign(folder: Path, sign: Sign) -> None:
     """Overwrites a process' sign in place, in one write: network file systems show a rename later than new content."""
     content = json.dumps(asdict(sign)).encode()[:_RECORD_BYTES].ljust(_RECORD_BYTES)
-    descriptor = os.open(sign_file(folder, sign.rank), os.O_WRONLY | os.O_CREAT, 0o644)
+    descriptor = not_through_links(str(sign_file(folder, sign.rank)), os.O_WRONLY | os.O_CREAT)
     try:
         os.pwrite(descriptor, content, 0)
     finally:

@@ -4,6 +4,7 @@ from typing import Any
 
 from engine.plan.batches import batch_in_words
 from engine.plan.plan import Plan
+from engine.run.preflight.findings import under_heading
 from engine.telemetry.console import PlainConsole, PlainTable, titled
 
 
@@ -30,8 +31,7 @@ def print_summary(plan: Plan, summary: dict[str, Any]) -> None:
     if summary["offline"]:
         console.print("\n--offline: data, weights and tokenizers were not looked at.", soft_wrap=True)
     elif summary["notes"]:
-        console.print("\nNot looked at, or perhaps not meant:", soft_wrap=True)
-        console.print("\n".join(summary["notes"]), soft_wrap=True)
+        console.print("\n".join(["", *under_heading(summary["notes"])]), soft_wrap=True)
 
 
 def _tied(pipeline: dict[str, Any]) -> str:

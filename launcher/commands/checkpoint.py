@@ -13,8 +13,9 @@ from torch import Tensor
 from engine.disk.saved import Saved, average_weights, describe, find_checkpoint, find_faults, saved_weights
 from engine.errors import CheckpointError
 from engine.telemetry.console import PlainConsole, PlainTable, say
+from launcher.commands.outputs import require_writable
 from omnivl.data.inspect_page import readable_bytes
-from omnivl.errors import UserError
+from omnivl.errors import UserError, reason_of
 
 app = typer.Typer(help="Inspect, verify, convert and average checkpoints.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -69,6 +70,7 @@ def convert_command(
     Examples:
       omnivl checkpoint convert runs/quickstart --out weights.safetensors --dtype bf16
     """
+    _require_place(out)
     source = find_checkpoint(target)
     _write(dict(saved_weights(source)), out, dtype)
     say(f"{source} -> {out}")
@@ -87,23 +89,29 @@ def average_command(
     """
     if len(targets) < 2:
         raise UserError("checkpoint average: got one checkpoint; allowed are two or more; name another one")
+    _require_place(out)
     sources = [target if target.is_file() else find_checkpoint(target) for target in targets]
     _write(average_weights(sources), out, dtype)
     say(f"{', '.join(map(str, sources))} -> {out}")
 
 
-def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
+def _require_place(out: Path) -> None:
     if out.suffix != ".safetensors":
         raise UserError(f"--out: got {out}; allowed a name that ends in .safetensors; add the ending")
+    require_writable(out)
+
+
+def _write(weights: dict[str, Tensor], out: Path, dtype: Dtype) -> None:
     cast = {name: one.to(_DTYPES[dtype]) if one.is_floating_point() else one for name, one in weights.items()}
     beside = out.with_name(out.name + ".tmp")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: tensor.contiguous() for name, tensor in cast.items()}, beside)
         beside.rename(out)
     except (OSError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
-        raise CheckpointError(f"{out}: could not be written ({error}); choose another place with --out") from error
+        raise CheckpointError(
+            f"{out}: could not be written ({reason_of(error)}); choose another place with --out"
+        ) from error
 
 
 def _show(saved: Saved) -> None:

@@ -10,6 +10,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from engine.telemetry.console import PlainConsole, PlainTable, titled
+from launcher.commands.signature import set_options
 from omnivl.data.convert import (
     CocoReader,
     ConvertOptions,
@@ -85,11 +86,8 @@ def _command(make_reader: Callable[..., Reader]) -> Callable[..., Reader]:
         reader = make_reader(**{name: given.pop(name) for name in own})
         _convert(reader, **given)
 
-    # Typer reads a command's options from its signature; required ones stand first in the help.
-    options = [option.replace(kind=inspect.Parameter.KEYWORD_ONLY) for option in (*own.values(), *shared.values())]
-    options.sort(key=lambda option: option.default is not option.empty)
-    vars(run)["__signature__"] = inspect.Signature(options)
-    run.__annotations__ = {option.name: option.annotation for option in options}
+    options = (*own.values(), *shared.values())
+    set_options(run, sorted(options, key=lambda option: option.default is not option.empty))  # required ones first
     run.__doc__ = make_reader.__doc__
     app.command(make_reader.__name__)(run)
     return make_reader
@@ -105,7 +103,7 @@ def folder(
 
     Examples:
       omnivl data convert folder pictures --out shards
-      omnivl data convert folder clips --out shards --shorter-side 256 --split train=0.9 --split val=0.1
+      omnivl data convert folder clips --out shards --shorter-side 256 --split val=0.1
     """
     return FolderReader(root, text, split_folders)
 

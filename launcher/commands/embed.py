@@ -12,6 +12,7 @@ from engine.finished.trained import find_trained, load_encoder
 from engine.plan.yaml import read_yaml
 from engine.processes.process_group import choose_device
 from engine.telemetry.console import say
+from launcher.commands.outputs import require_writable
 from omnivl.errors import UserError
 from omnivl.inference.pictures import Media, PictureSet
 
@@ -41,6 +42,7 @@ def embed(
         better = out.with_suffix(".npz") if out.name else out / "embeddings.npz"
         raise UserError(f"--out: got {out}; allowed is a name that ends in .npz; change it to {better}")
     chosen = parse_where(where)
+    require_writable(out)
     trained = find_trained(target, stage, plan)
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
@@ -55,7 +57,6 @@ def embed(
         }
         if owned:
             arrays["texts"] = encoder.texts([text for _, text in owned]).numpy()
-    out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out, allow_pickle=False, **arrays)
     width = arrays["pictures"].shape[-1]
     if as_json:

@@ -105,7 +105,12 @@ def estimate(
                     progress=lambda what: status.update(plain_text(what)),
                 )
         figures = estimate_stage(
-            one, tokenizer, cluster, sample_bytes=sizes, decoded_images_per_second=images_per_second
+            one,
+            tokenizer,
+            cluster,
+            work=None if found is None else found.work_of(one, cluster),
+            sample_bytes=sizes,
+            decoded_images_per_second=images_per_second,
         )
         estimated.append(figures)
         training = training_of([figures], index_cache=cache, price=price_per_gpu_hour, samples=samples)

@@ -20,6 +20,7 @@ from engine.processes.process_group import join_process_group
 from engine.report import score_table
 from engine.telemetry.console import PlainConsole, plain_text
 from launcher.commands.consent import AllowCommands
+from launcher.commands.outputs import require_writable
 from launcher.start.discovery import join_launch
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
@@ -76,6 +77,8 @@ def command(
       omnivl evaluate runs/quickstart --processes 2 --json
       omnivl evaluate runs/quickstart --stage spatial --out scores.json
     """
+    if out is not None:
+        require_writable(out)
     request = Request(
         target=str(target),
         stage=stage,

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from engine.telemetry.console import PlainConsole, PlainTable
-from launcher.slurm.queue import job_rows, queue
+from launcher.slurm.queue import job_rows, queue, submitted
 
 _PLACES = ("*/slurm/jobs.jsonl", "sweeps/*/slurm/jobs.jsonl")
 
@@ -27,8 +27,9 @@ def jobs(
       omnivl jobs runs/quickstart --json
     """
     found = runs or sorted(path.parent.parent for kind in _PLACES for path in Path("runs").glob(kind))
-    known = queue()
-    rows = [row for run in found for row in job_rows(run, known, datetime.datetime.now().astimezone())]
+    records = [submitted(run) for run in found]
+    known = queue() if records else {}
+    rows = [row for one in records for row in job_rows(one, known, datetime.datetime.now().astimezone())]
     if as_json:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

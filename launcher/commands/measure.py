@@ -13,6 +13,7 @@ from engine.estimate.measure import hardware_yaml, measure_hardware
 from engine.processes import ranks
 from engine.processes.process_group import join_process_group, launched_processes, local_processes
 from engine.telemetry.console import say
+from launcher.commands.outputs import require_writable
 from launcher.start.local import local_processes as default_processes
 from launcher.start.local import run_local
 from launcher.start.worker import end_process
@@ -30,6 +31,7 @@ def measure(
       omnivl measure mine.yaml
       omnivl measure mine.yaml --processes 1
     """
+    require_writable(out, "FILE")
     count = default_processes(processes or "auto", torch.cuda.device_count())
     code = run_local("launcher.commands.measure", [str(out.resolve())], count)
     if code:

@@ -1,11 +1,9 @@
 """``omnivl pretrain``: runs a plan, on this machine or as one process of another launcher."""
 
 import functools
-import os
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 
 from engine.plan.consent import require_consent
@@ -13,8 +11,8 @@ from engine.plan.parse import load_plan, plan_file
 from launcher.commands.consent import AllowCommands
 from launcher.start import worker
 from launcher.start.discovery import join_launch
+from launcher.start.here import run_here
 from launcher.start.hosts import read_hostfile, run_over_hosts
-from launcher.start.local import local_processes, run_local
 
 
 def pretrain(
@@ -69,11 +67,6 @@ def pretrain(
     if hostfile is not None:
         load_plan(plan, overrides or (), sum(read_hostfile(hostfile).values()))
         run_over_hosts(hostfile, arguments)
-    gpus = torch.cuda.device_count()
-    if gpus == 0:
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    processes = local_processes(read.launch.processes, gpus)
-    load_plan(plan, overrides or (), processes)  # reports all mistakes at once, before processes are started
-    code = run_local("launcher.start.worker", arguments, processes)
+    code = run_here(read, plan, overrides or (), arguments)
     if code:
         raise typer.Exit(code)

@@ -16,6 +16,7 @@ from engine.plan.precision import compute_dtype
 from engine.processes.process_group import choose_device
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from engine.telemetry.environment import describe_environment
+from launcher.commands.outputs import require_writable
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.tokenizer import Tokenizer
@@ -37,6 +38,8 @@ def profile(
       omnivl profile configs/plans/quickstart.yaml
       omnivl profile configs/plans/quickstart.yaml --out layers.json
     """
+    if out is not None:
+        require_writable(out)
     read = load_plan(plan, overrides or ())
     tokenizer, device = tokenizer_or_size(read), choose_device()
     measured = {stage.name: _measure(stage, tokenizer, device, repeats) for stage in read.stages}

@@ -20,7 +20,7 @@ def report(
     """
     try:
         page = write_report(run_folder)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(
             f"{run_folder}: got a folder without {Path(error.filename).name}; allowed the folder of a run, such as "
             "runs/quickstart; name one that omnivl pretrain has written"

@@ -14,6 +14,7 @@ from engine.finished.trained import Trained, find_trained, load_encoder
 from engine.processes.process_group import choose_device
 from engine.telemetry.console import PlainConsole, PlainTable, say
 from launcher.commands.embed import parse_media, parse_where
+from launcher.commands.outputs import require_writable
 from moe.analysis import stability, usage
 from omnivl.architectures import Architecture
 from omnivl.data.sources.base import BadSampleError
@@ -55,6 +56,7 @@ def routing(
     chosen = parse_where(where)
     trained = find_trained(target, stage, plan)
     folder = out or _folder(trained, target)
+    require_writable(folder / "routing.html")
     with torch.no_grad():
         encoder = load_encoder(trained, choose_device(), batch_size)
         open_set = partial(
@@ -64,7 +66,6 @@ def routing(
         tables = [routed_tokens(encoder, pictures) for pictures in sets]
     tokens = tables[0] if len(tables) == 1 else joined(tables)
     num_experts = experts_by_layer(encoder.model, tokens)
-    folder.mkdir(parents=True, exist_ok=True)
     write_table(tokens, folder / "routing.parquet")
     title = f"Routing of {trained.plan.name}, stage {trained.stage.name}"
     forced = forced_by(encoder.model, tokens)

@@ -9,28 +9,24 @@ from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
 from engine.plan.plan import Plan
 from engine.run.earlier import Start
+from engine.run.preflight.findings import under_heading
+from engine.telemetry.console import say
 from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
-from launcher.slurm import options
+from launcher.commands.resources import Resources, takes_resources
 from launcher.slurm.submission import hand_in, submission_folder, write_job
 from launcher.start.local import local_processes
 from launcher.start.worker import chosen_folder
 from omnivl.errors import UserError
 
 
+@takes_resources
 def submit(
     plan: Annotated[Path, typer.Argument(help="The plan, a YAML file, or a run's folder.", show_default=False)],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="path=value, e.g. stages.joint.optimizer.lr=2e-4", show_default=False)
     ] = None,
-    nodes: options.Nodes = 1,
-    gpus_per_node: options.GpusPerNode = None,
-    processes_per_node: options.ProcessesPerNode = None,
-    partition: options.Partition = None,
-    time_limit: options.TimeLimit = None,
-    sbatch: options.Sbatch = None,
-    cluster: options.Cluster = None,
-    launcher: options.Launcher = None,
+    resources: Resources = Resources(),  # noqa: B008 - frozen
     run_folder: Annotated[
         Path | None, typer.Option(help="Where the run is written; runs/NAME of the plan by default.")
     ] = None,
@@ -54,26 +50,16 @@ def submit(
       omnivl submit configs/plans/quickstart.yaml --cluster configs/clusters/example.yaml --dry-run
       omnivl submit configs/plans/quickstart.yaml --chain --sbatch account=vision --json
     """
-    request = options.request(
-        nodes,
-        gpus_per_node,
-        processes_per_node,
-        partition,
-        time_limit,
-        sbatch,
-        cluster,
-        launcher,
-        allow_commands=allow_commands,
-    )
+    request = resources.request(allow_commands=allow_commands)
     processes = request.processes or local_processes(load_plan(plan, overrides or ()).launch.processes, request.gpus)
-    run = load_plan(plan, overrides or (), nodes * processes)
+    run = load_plan(plan, overrides or (), request.nodes * processes)
     require_consent(run, [plan_file(plan)], overrides or (), allowed=allow_commands)
     folder = chosen_folder(plan, run.name, run_folder).resolve()
     stages = _stages(run, stage, chain)
     if not offline:
-        look = look_from_here(run, plan, nodes * processes, run_folder=folder, start=Start(fresh, stage, amend))
-        for line in told(look, plan, overrides or ()):
-            typer.echo(line, err=True)
+        look = look_from_here(run, plan, request.nodes * processes, run_folder=folder, start=Start(fresh, stage, amend))
+        for line in under_heading(told(look, plan, overrides or ())):
+            say(line, err=True)
     written = submission_folder(folder)
     submissions = [
         write_job(
@@ -82,7 +68,7 @@ def submit(
             folder,
             written,
             request,
-            request.spec(nodes, processes, stage=name, fresh=fresh and index == 0, amend=amend),
+            request.spec(request.nodes, processes, stage=name, fresh=fresh and index == 0, amend=amend),
         )
         for index, name in enumerate(stages)
     ]

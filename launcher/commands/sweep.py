@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from engine.plan.consent import require_consent
-from engine.sweep.config import Sweep, load_sweep
+from engine.plan.plan import Plan
+from engine.run.preflight.findings import under_heading
+from engine.sweep.config import Point, Sweep, load_sweep
 from engine.sweep.page import write_sweep_markdown, write_sweep_page
 from engine.sweep.results import collect, is_complete
 from engine.telemetry.console import say
 from launcher.commands.consent import ALLOW_VARIABLE, AllowCommands
-from launcher.slurm import options
-from launcher.slurm.submission import hand_in
-from launcher.slurm.sweep import waiting_or_running, write_arrays
+from launcher.commands.look import Offline, told_of_runs
+from launcher.commands.resources import Resources, takes_resources
+from launcher.slurm.submission import Request, hand_in
+from launcher.slurm.sweep import shape_of, waiting_or_running, write_arrays
 from launcher.start.local_sweep import run_sweep_here
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -32,6 +35,7 @@ class Where(StrEnum):
 
 
 @app.command()
+@takes_resources
 def run(
     file: _File,
     on: Annotated[Where, typer.Option(help="This machine, or a job array of Slurm.")] = Where.local,
@@ -41,19 +45,13 @@ def run(
         typer.Option(min=1, help="Runs at the same time; the sweep's own number by default.", show_default=False),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be run, or submitted.")] = False,
-    nodes: options.Nodes = 1,
-    gpus_per_node: options.GpusPerNode = None,
-    processes_per_node: options.ProcessesPerNode = None,
-    partition: options.Partition = None,
-    time_limit: options.TimeLimit = None,
-    sbatch: options.Sbatch = None,
-    cluster: options.Cluster = None,
-    launcher: options.Launcher = None,
+    resources: Resources = Resources(),  # noqa: B008 - frozen
     allow_commands: AllowCommands = False,
+    offline: Offline = False,
 ) -> None:
     """Starts the runs that are not done, resumes interrupted ones. Exit status 1 if a run failed. Ctrl-C saves first.
 
-    Options from --nodes on are those of omnivl submit, for --on slurm.
+    Options from --nodes on are those of omnivl submit, for --on slurm, which first looks at what the runs read.
 
     Examples:
       omnivl sweep run configs/sweeps/emoji_sizes.yaml
@@ -69,27 +67,26 @@ def run(
     left = [point for point in sweep.points if not is_complete(runs / point.name, point.plan.stages)]
     at_once = parallel or sweep.parallel
     if on is Where.local:
-        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run):
+        if code := run_sweep_here(sweep, left, runs, at_once, dry_run=dry_run, offline=offline):
             raise typer.Exit(code)
         return
-    request = options.request(
-        nodes,
-        gpus_per_node,
-        processes_per_node,
-        partition,
-        time_limit,
-        sbatch,
-        cluster,
-        launcher,
-        allow_commands=allow_commands,
-    )
+    request = resources.request(allow_commands=allow_commands)
     busy = set() if dry_run else waiting_or_running(runs)
     left = [point for point in left if runs / point.name not in busy]
     before = f", {len(busy)} submitted before" if busy else ""
     say(f"# {sweep.name}: {len(left)} of {len(sweep.points)} runs to submit{before}")
+    if left and not offline:
+        for line in under_heading(told_of_runs(sweep, [_planned(sweep, one, request) for one in left], runs)):
+            say(line, err=True)
     if left:
         arrays = write_arrays(sweep, left, runs, request, at_once)
         hand_in(arrays, runs, chained=False, dry_run=dry_run)
+
+
+def _planned(sweep: Sweep, point: Point, request: Request) -> tuple[Point, Plan, int]:
+    """A run with its plan and its number of processes."""
+    nodes, processes = shape_of(point, request)
+    return point, sweep.plan_for(point, nodes * processes), nodes * processes
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.processes.variables import number_in
 from launcher.start.discovery import free_port
 from launcher.start.nodes import expand_nodes, rendezvous_port
 
@@ -32,12 +33,16 @@ class Allocation:
 
 
 def read_allocation(environment: Mapping[str, str]) -> Allocation:
-    """Reads the variables of a batch job. Called on its first node."""
-    job = int(environment["SLURM_JOB_ID"])
+    """Reads the variables of a batch job. Called on its first node.
+
+    Raises:
+        LaunchError: One of them is no number.
+    """
+    job = number_in(environment, "SLURM_JOB_ID")
     return Allocation(
         job,
-        int(environment.get("SLURM_RESTART_COUNT", "0")),
+        number_in(environment, "SLURM_RESTART_COUNT", absent=0),
         tuple(expand_nodes(environment["SLURM_JOB_NODELIST"])),
-        int(environment.get("SLURM_ARRAY_TASK_ID", "0")),
+        number_in(environment, "SLURM_ARRAY_TASK_ID", absent=0),
         free_port(rendezvous_port(job)),
     )

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from engine.processes.process_group import finish, join_process_group, launched_processes
-from engine.processes.rendezvous import RendezvousError
+from engine.processes.variables import LaunchError
 from launcher.slurm.profile import NodeCheckConfig
 from launcher.slurm.spec import JobSpec, read_spec
 from launcher.slurm.verdicts import NodeReport, write_report
@@ -33,7 +33,7 @@ def main() -> None:
         finish(1)
     try:
         write_report(reports, NodeReport(name, (), time.time(), together=_sum_over_nodes(check)))
-    except (RuntimeError, RendezvousError) as error:
+    except (RuntimeError, LaunchError) as error:
         write_report(reports, NodeReport(name, (), time.time(), error=str(error).splitlines()[0]))
         finish(1)
     finish(0)
@@ -94,7 +94,7 @@ def _sum_over_nodes(check: NodeCheckConfig) -> float:
     """Sums over all nodes in the same way as training; returns the time at which all were done.
 
     Raises:
-        RendezvousError: A node did not come.
+        LaunchError: A node did not come.
         RuntimeError: A node did not take part, or the sum is wrong.
     """
     join_launch(by_hand=False)

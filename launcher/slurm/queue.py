@@ -3,8 +3,10 @@
 import datetime
 import json
 import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launcher.slurm.progress import StageProgress, estimated_end, read_progress
 from omnivl.errors import UserError
@@ -70,27 +72,52 @@ def queue() -> dict[str, tuple[str, str]]:
             "squeue: got no such command; go to a machine from which jobs of Slurm are submitted"
         ) from error
     if done.returncode != 0:
-        raise UserError(f"squeue: {done.stderr.strip()}")
+        raise UserError(
+            f"squeue gives no list; mend what it says, or go to a machine of the cluster:\n{done.stderr.strip()}"
+        )
     rows = [line.split("|", 2) for line in done.stdout.splitlines()]
     return {job: (state, why) for job, state, why in rows}
 
 
-def job_rows(run: Path, known: dict[str, tuple[str, str]], now: datetime.datetime) -> list[JobRow]:
-    """The jobs of one run folder, in the order in which they were submitted.
+def submitted(run: Path) -> list[Mapping[str, Any]]:
+    """What was submitted for a run or a sweep, in its order: ``job``, ``stage`` and ``folders`` of each job.
 
     Args:
         run: The folder that ``omnivl submit`` named.
-        known: What ``queue`` returned.
-        now: The present time.
 
     Raises:
-        UserError: No job of the run was ever submitted.
+        UserError: No job of the run was ever submitted, or its list is damaged.
     """
     file = run / "slurm" / "jobs.jsonl"
     if not file.is_file():
-        raise UserError(f"{run}: got a folder without slurm/jobs.jsonl; name one that omnivl submit has printed")
+        raise UserError(
+            f"{run}: got a folder without slurm/jobs.jsonl; allowed one for which jobs were submitted; name one that "
+            "omnivl submit has printed"
+        )
+    records: list[Mapping[str, Any]] = []
+    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not {"job", "stage", "folders"} <= record.keys():
+            raise UserError(f"{file}:{number}: got a line that is no record of a job; remove the line")
+        records.append(record)
+    return records
+
+
+def job_rows(
+    records: Sequence[Mapping[str, Any]], known: Mapping[str, tuple[str, str]], now: datetime.datetime
+) -> list[JobRow]:
+    """The jobs of one run folder, in the order in which they were submitted.
+
+    Args:
+        records: What ``submitted`` returned.
+        known: What ``queue`` returned.
+        now: The present time.
+    """
     rows = []
-    for record in map(json.loads, file.read_text().splitlines()):
+    for record in records:
         folders = [Path(folder) for folder in record["folders"]]
         array = f"{record['job']}_0" in known or len(folders) > 1
         for index, folder in enumerate(folders):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from engine.watch.failure import HUNG
+from omnivl.data.plain_files import not_through_links
 
 _STOPPED = {
     128 + signal.SIGUSR1: "asked to save (USR1)",
@@ -44,7 +45,7 @@ class Restarts:
     def note(self, restart: int, steps: int) -> None:
         """Records that the job starts."""
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        with self._file.open("a") as file:
+        with open(self._file, "a", opener=not_through_links) as file:
             file.write(json.dumps(Start(self._job, restart, steps, time.time()).__dict__) + "\n")
 
     def refusal(self, steps: int) -> str | None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.disk.run_folder import write_whole
 from engine.processes.belonging import SECRET, new_secret
 from engine.telemetry.console import say
 from engine.watch.failure import FAILURE_FILE
@@ -47,7 +48,7 @@ def training_step(spec: JobSpec, allocation: Allocation, logs: Path) -> list[str
         start = srun(spec.nodes, spec.processes_per_node, f"--output={logs}/rank-%t.log")
         return [*start, sys.executable, "-m", "launcher.start.worker", *arguments]
     hosts = logs / "hostfile"
-    hosts.write_text("".join(f"{node} slots={spec.processes_per_node}\n" for node in allocation.nodes))
+    write_whole(hosts, "".join(f"{node} slots={spec.processes_per_node}\n" for node in allocation.nodes))
     return [
         *srun(spec.nodes, 1, f"--output={logs}/node-%n.log"),
         *(sys.executable, "-m", "launcher.slurm.deepspeed_node", str(hosts), str(logs), *arguments),

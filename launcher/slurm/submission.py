@@ -10,11 +10,13 @@ from typing import Any
 
 import typer
 
+from engine.disk.run_folder import write_whole
 from engine.plan.plan import Plan
 from engine.telemetry.console import say
 from launcher.slurm.profile import ClusterProfile
 from launcher.slurm.script import OptionValue, job_name, job_script, log_pattern
 from launcher.slurm.spec import JobRun, JobSpec
+from omnivl.data.plain_files import not_through_links
 from omnivl.errors import UserError
 
 
@@ -117,11 +119,11 @@ def write_job(
     tasks = []
     for plan, place in runs:
         said = written / plan_file.format(place.name)
-        said.write_text(plan.to_yaml(), encoding="utf-8")
+        write_whole(said, plan.to_yaml())
         tasks.append(JobRun(str(said), str(place)))
     JobSpec(**{**vars(spec), "tasks": tuple(tasks)}).write(written / f"{file}.json")
     script = written / f"{file}.sh"
-    script.write_text(text, encoding="utf-8")
+    write_whole(script, text)
     return Submission(script, spec.stage, tuple(place for _, place in runs), log)
 
 
@@ -144,7 +146,7 @@ def hand_in(
         before = None if dry_run else _sbatch(submission.script, after)
         told.append(submission.as_json(before))
         if not dry_run:
-            with (folder / "slurm" / "jobs.jsonl").open("a") as file:
+            with open(folder / "slurm" / "jobs.jsonl", "a", opener=not_through_links) as file:
                 file.write(json.dumps(told[-1] | {"time": time.time()}) + "\n")
         if as_json:
             continue

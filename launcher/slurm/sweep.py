@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engine.plan.plan import Plan
 from engine.sweep.config import Point, Sweep
-from launcher.slurm.queue import job_rows, queue
+from launcher.slurm.queue import job_rows, queue, submitted
 from launcher.slurm.submission import Request, Submission, submission_folder, write_job
 from launcher.start.local import local_processes
 
@@ -28,8 +28,7 @@ def write_arrays(
     """
     shapes: dict[tuple[int, int], list[tuple[Plan, Path]]] = {}
     for point in points:
-        nodes = point.nodes or request.nodes
-        processes = request.processes or local_processes(point.plan.launch.processes, request.gpus)
+        nodes, processes = shape_of(point, request)
         plan = sweep.plan_for(point, nodes * processes)
         shapes.setdefault((nodes, processes), []).append((plan, folder / point.name))
     written = submission_folder(folder)
@@ -37,6 +36,12 @@ def write_arrays(
         write_job(sweep.name, runs, folder, written, request, request.spec(*shape), parallel=parallel)
         for shape, runs in shapes.items()
     ]
+
+
+def shape_of(point: Point, request: Request) -> tuple[int, int]:
+    """The nodes of a run, and its ranks on each."""
+    processes = request.processes or local_processes(point.plan.launch.processes, request.gpus)
+    return point.nodes or request.nodes, processes
 
 
 def waiting_or_running(folder: Path) -> set[Path]:
@@ -48,4 +53,4 @@ def waiting_or_running(folder: Path) -> set[Path]:
     if not (folder / "slurm" / "jobs.jsonl").is_file():
         return set()
     now = datetime.datetime.now().astimezone()
-    return {Path(row.run) for row in job_rows(folder, queue(), now) if row.alive}
+    return {Path(row.run) for row in job_rows(submitted(folder), queue(), now) if row.alive}

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import psutil
 
 from engine.processes.belonging import LOOPBACK, SECRET, new_secret
+from engine.processes.variables import number_in
 from launcher.start.nodes import expand_nodes, rendezvous_port, tasks_on_node
 from launcher.start.supervisor import follow_launcher, supervise
 from omnivl.errors import UserError
@@ -40,7 +41,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
         itself. Under ``mpirun`` the process goes on as a child of itself, see ``launcher.start.supervisor``.
 
     Raises:
-        UserError: Started by ``mpirun`` in an installation without mpi4py.
+        UserError: Started by ``mpirun`` in an installation without mpi4py, or by ``srun`` with wrong variables.
     """
     environment = os.environ
     if "RANK" in environment:
@@ -53,7 +54,7 @@ def join_launch(*, by_hand: bool = True) -> bool:
     if environment.get("OMPI_COMM_WORLD_SIZE") or ("SLURM_STEP_NUM_TASKS" not in environment and _mpi_size()):
         environment.update(_from_mpi())
         supervise()
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "0")) > int(by_hand):
+    elif number_in(environment, "SLURM_STEP_NUM_TASKS", absent=0) > int(by_hand):
         found = from_slurm(environment)
         _choose_interface(environment)
         for name, value in found.items():
@@ -65,16 +66,20 @@ def from_slurm(environment: Mapping[str, str]) -> dict[str, str]:
     """The variables of torchrun for a process that ``srun`` has started.
 
     Processes meet on the step's first node, at a port that follows from the job's number.
+
+    Raises:
+        LaunchError: One of Slurm's is no number.
     """
     nodes = expand_nodes(environment["SLURM_STEP_NODELIST"])
-    node = int(environment.get("SLURM_NODEID", "0"))
+    node = number_in(environment, "SLURM_NODEID", absent=0)
+    job, step = (number_in(environment, name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID"))
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
         "LOCAL_RANK": environment["SLURM_LOCALID"],
         "LOCAL_WORLD_SIZE": str(tasks_on_node(environment["SLURM_STEP_TASKS_PER_NODE"], node)),
         "MASTER_ADDR": nodes[0],
-        "MASTER_PORT": str(rendezvous_port(int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"]))),
+        "MASTER_PORT": str(rendezvous_port(job, step)),
     }
 
 

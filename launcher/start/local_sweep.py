@@ -22,7 +22,9 @@ _SAID_LINES = 12
 _FORWARDED = (signal.SIGINT, signal.SIGTERM)
 
 
-def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel: int, *, dry_run: bool) -> int:
+def run_sweep_here(
+    sweep: Sweep, points: Sequence[Point], folder: Path, parallel: int, *, dry_run: bool, offline: bool = False
+) -> int:
     """Runs them. A stop signal is passed on, so that active runs save a checkpoint, and no further run is started.
 
     Args:
@@ -31,6 +33,7 @@ def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel
         folder: Of its runs.
         parallel: Runs at the same time.
         dry_run: Print the commands instead.
+        offline: Let runs begin without a look at their data and weights.
 
     Returns:
         0; 1 where a run failed; 128 + n where signal n ended the sweep.
@@ -46,12 +49,12 @@ def run_sweep_here(sweep: Sweep, points: Sequence[Point], folder: Path, parallel
         )
     if dry_run:
         for point in points:
-            say(shlex.join(_command(sweep, point, folder / point.name)))
+            say(shlex.join(_command(sweep, point, folder / point.name, offline)))
         return 0
     shares = share_machine(max(1, min(parallel, len(points))))
     _check_shares(sweep, points, shares)
     say(f"{sweep.name}: {len(points)} of {len(sweep.points)} runs to do, in {folder}")
-    return _Runs(sweep, folder, shares).run(points)
+    return _Runs(sweep, folder, shares, offline).run(points)
 
 
 def _check_shares(sweep: Sweep, points: Sequence[Point], shares: Sequence[Share]) -> None:
@@ -64,16 +67,17 @@ def _check_shares(sweep: Sweep, points: Sequence[Point], shares: Sequence[Share]
             )
 
 
-def _command(sweep: Sweep, point: Point, folder: Path) -> list[str]:
+def _command(sweep: Sweep, point: Point, folder: Path, offline: bool) -> list[str]:
     start = [sys.executable, "-m", "launcher.cli", "pretrain", str(sweep.base)]
-    return [*start, *point.overrides, "--run-folder", str(folder)]
+    return [*start, *point.overrides, "--run-folder", str(folder), *(["--offline"] if offline else [])]
 
 
 class _Runs:
     """Those under way."""
 
-    def __init__(self, sweep: Sweep, folder: Path, shares: Sequence[Share]) -> None:
+    def __init__(self, sweep: Sweep, folder: Path, shares: Sequence[Share], offline: bool) -> None:
         self._sweep = sweep
+        self._offline = offline
         self._folder = folder
         self._count = len(shares)
         self._free: SimpleQueue[Share] = SimpleQueue()
@@ -119,7 +123,10 @@ class _Runs:
                 folder.mkdir(parents=True, exist_ok=True)
                 clear_failure(folder)
                 process = subprocess.Popen(
-                    _command(self._sweep, point, folder), stdout=said, stderr=subprocess.STDOUT, env=environment
+                    _command(self._sweep, point, folder, self._offline),
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
                 )
                 self._running.add(process)
                 if self._received:  # a signal that came after the check above

@@ -22,7 +22,8 @@ from engine.hosts import needs_process_group
 from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
 from engine.processes.process_group import finish, join_process_group, launched_processes
-from engine.processes.rendezvous import RendezvousError
+from engine.processes.variables import LaunchError
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions
 from engine.run.train import train
 from engine.watch.failure import DEBUG, Failure, describe_error
@@ -51,7 +52,7 @@ def end_process(action: Callable[[], int]) -> NoReturn:
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*` is deprecated", FutureWarning)
     try:
         code = action()
-    except RendezvousError as error:  # of the cluster rather than of the user
+    except LaunchError as error:  # of the cluster rather than of the user
         Failure(1, describe_error(error)).tell()
         finish(1)
     except UserError as error:
@@ -85,9 +86,7 @@ def run_worker(arguments: Sequence[str]) -> int:
     folder = chosen_folder(options.plan, plan.name, options.run_folder)
     run = RunOptions(
         folder,
-        fresh=options.fresh,
-        stage=options.stage,
-        amend=options.amend,
+        Start(options.fresh, options.stage, options.amend),
         offline=options.offline,
         plan_file=plan_file(options.plan),
         overrides=tuple(options.overrides),

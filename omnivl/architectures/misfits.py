@@ -100,14 +100,17 @@ def _modality_misfits(ffn: FeedForwardConfig) -> Iterator[Misfit]:
 
 
 def _place_misfits(ffn: FeedForwardConfig, depths: Mapping[str, int]) -> Iterator[Misfit]:
-    """Blocks that are named as places of experts but not every stack has."""
+    """Blocks that are named as places of experts but not every stack that has blocks has."""
     blocks = ffn.blocks if isinstance(ffn, SparseConfig | AttributeConfig) else None
-    shortest = min(depths, key=lambda name: depths[name])
-    depth = depths[shortest]
-    for block in blocks or ():
+    built = {name: depth for name, depth in depths.items() if depth > 0}
+    if blocks is None or not built:
+        return
+    shortest = min(built, key=lambda name: built[name])
+    depth = built[shortest]
+    for block in blocks:
         if not -depth <= block < depth:
             allowed = f"{-depth} to {depth - 1}, the blocks of {depth} {shortest}"
             yield Misfit(("ffn", "blocks"), str(block), allowed, "name another block or build more")
-    if blocks is not None and len({block % depth for block in blocks}) < len(blocks):
+    if len({block % depth for block in blocks}) < len(blocks):
         got = f"{list(blocks)} with {depth} {shortest}"
         yield Misfit(("ffn", "blocks"), got, "each block once", "take out those that are named from both ends")

@@ -46,7 +46,7 @@ class OmniVL(OneWidth):
 
     Attributes:
         vision_layers: Blocks of the visual encoder.
-        text_layers: Blocks of the text encoder.
+        text_layers: Blocks of the text encoder. With none, and the mean as ``text_pooling``, a text is a bag of words.
         alignment_layers: Blocks of the alignment decoder, on top of the text encoder's output.
         generation_layers: Blocks of the generation decoder, on word embeddings, causal.
         text_norm: Where text and decoder blocks normalise: ``post``, as BERT does and its weights need; ``pre`` learns
@@ -56,7 +56,7 @@ class OmniVL(OneWidth):
 
     kind: Literal["omnivl"] = "omnivl"
     vision_layers: Annotated[int, Range(1)] = 12
-    text_layers: Annotated[int, Range(1)] = 12
+    text_layers: Annotated[int, Range(0)] = 12
     alignment_layers: Annotated[int, Range(0)] = 12
     generation_layers: Annotated[int, Range(0)] = 12
     text_norm: Literal["post", "pre"] = "post"
@@ -104,11 +104,13 @@ class OmniVL(OneWidth):
         visual, text = stacks["visual"], stacks["text"]
         yield "embed", Embed(patches, visual, self.words, text, kit.tokens.pad, kit.compute_dtype, momentum=twins)
         for index in range(visual.layers):
-            yield f"visual_{index:02d}", VisualBlock(index, visual, patches, twins)
+            one_read = self.visual_pooling == "first"
+            yield f"visual_{index:02d}", VisualBlock(index, visual, patches, twins, may_shorten=one_read)
         yield "visual_norm", VisualNorm(visual, twins)
         for index in range(text.layers):
-            yield f"text_{index:02d}", TextBlock(index, text, length, twins)
-        yield "contrast", Project(self.heads, kit.objectives, self.momentum)
+            one_read = self.text_pooling == "first"
+            yield f"text_{index:02d}", TextBlock(index, text, length, twins, may_shorten=one_read)
+        yield "contrast", Project(self.heads, kit.objectives, self.momentum, pools=self.pools)
         yield "join", JoinRows(kit.objectives, kit.gather)
         for index in range(self.alignment_layers):
             fused_twins = kit.momentum_of("fused")

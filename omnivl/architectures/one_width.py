@@ -12,6 +12,7 @@ from omnivl.architectures.misfits import divisions, filling_misfits
 from omnivl.chain.sizes import HeadSizes
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
+from omnivl.parts.project import Pool, Pooling, pools_of
 from omnivl.parts.sizes import MomentumConfig, Patches, Recompute, Transformer, Words
 
 
@@ -39,6 +40,9 @@ class OneWidth(Architecture):
             leaves out. Steps with a masked visual pass leave out none.
         drop_path: Stochastic depth rate of the last visual block, rising linearly from 0.
         dropout: Dropout of words, and in text and decoder blocks.
+        visual_pooling: What of a picture or clip is projected for contrast: ``first``, the class token, or ``mean``,
+            the mean of the patches.
+        text_pooling: What of a text is projected: ``first``, the class token, or ``mean``, the mean of its tokens.
         layer_scale_init: Initial LayerScale of the blocks that see patches; None for none.
         momentum: Momentum twins; None builds none.
         ffn: The filling of the feed-forward slots.
@@ -62,6 +66,8 @@ class OneWidth(Architecture):
     patch_dropout: Annotated[float, Range(0, below=1)] = 0.0
     drop_path: Annotated[float, Range(0, 1)] = 0.0
     dropout: Annotated[float, Range(0, 1)] = 0.0
+    visual_pooling: Pooling = "first"
+    text_pooling: Pooling = "first"
     layer_scale_init: float | None = None
     momentum: MomentumConfig | None = field(default_factory=MomentumConfig)
     ffn: FeedForwardConfig = field(default_factory=DenseConfig)
@@ -107,6 +113,11 @@ class OneWidth(Architecture):
             temporal_gain=self.temporal_gain,
             patch_dropout=self.patch_dropout,
         )
+
+    @property
+    def pools(self) -> dict[str, Pool]:
+        """How the projection layer pools its streams."""
+        return pools_of(visual=self.visual_pooling, text=self.text_pooling)
 
     def stack_of(self, layers: int) -> Transformer:
         """A stack of ``layers`` blocks; options that differ between stacks keep their defaults."""

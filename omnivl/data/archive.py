@@ -51,6 +51,10 @@ _SIGNATURES = {
     b"Rar!": ("rar", "unpack it and pack its files with tar --sort=name"),
     b"PAR1": ("parquet", "convert it with omnivl data convert table"),
 }
+_NO_TAR = (
+    "this is no tar archive: it does not begin with a header; fetch it again if it was one, or make shards of "
+    "pictures and lists with omnivl data convert"
+)
 
 
 class ArchiveError(Exception):
@@ -220,9 +224,11 @@ class TarReader:
         """The member that a header begins; None where it is about another one, or no file."""
         start = self._offset - len(block)
         if len(block) < BLOCK or not _has_checksum(block):
-            found = f"no end mark at offset {start}, but {len(block)} bytes that are no header"
-            foreign = foreign_archive(block) if first else None
-            raise ArchiveError(foreign or found, "truncated_tar" if foreign is None else "wrong_archive")
+            if first:
+                foreign = foreign_archive(block)
+                whole = foreign is not None or len(block) == BLOCK
+                raise ArchiveError(foreign or _NO_TAR, "wrong_archive" if whole else "truncated_tar")
+            raise ArchiveError(f"no end mark at offset {start}, but {len(block)} bytes that are no header")
         kind = block[156:157]
         size = _number(block[124:136], start)
         if kind in (b"L", b"K", b"x", b"X", b"g"):

@@ -1,6 +1,7 @@
 """Tokenizers of Hugging Face folders, checked for what ``omnivl.data.tokenizer.Tokenizer`` says."""
 
 import copy
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,10 @@ class HuggingFaceTokenizer(CachedEncoder):
             tokenizer: Any = AutoTokenizer.from_pretrained(name_or_path, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # each format raises other errors; all mean that there is no such tokenizer
             reason = " ".join(str(error).split())
+            if not os.path.exists(name_or_path):  # noqa: PTH110 - Path.exists raises for a name that is too long
+                reason = f"there is no folder of that name in {Path.cwd()}, nor a cached tokenizer"
+            if "trust_remote_code" in reason:  # an advice that leads nowhere
+                reason = "its class is code that lies in the folder, and such code is not run"
             raise DataError(
                 f"tokenizer {name_or_path!r} cannot be loaded: {reason}; allowed: 'emoji', a vocab.txt, or a folder "
                 f"with a Hugging Face tokenizer"

@@ -129,7 +129,9 @@ def build_index(path: Path, name: str, enough: Callable[[int], bool] | None = No
     except OSError as error:
         rejections.append(Rejection("unreadable_path", name, error.strerror or str(error)))
     if whole and not columns.keys and not rejections:
-        rejections.append(Rejection("empty_shard", name, "the archive has no samples"))
+        rejections.append(
+            Rejection("empty_shard", name, "the archive has no samples; leave it out of the source, or write it again")
+        )
     return columns.to_index(tuple(rejections))
 
 

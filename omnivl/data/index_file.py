@@ -1,29 +1,20 @@
 """The file of a shard's index: plain arrays in a ``.safetensors`` file, beside the shard or in another folder.
 
 It is built anew when the shard's size or times of change, or ``INDEX_VERSION``, differ, and when the file was not made
-by this user: it carries a hash of all that it holds, keyed by a secret of the user's. An index that came with a data
-set could name other bytes and leave samples out. (Not as ``.npz``: NumPy reads an array's header with
-``ast.literal_eval``, and several threads at that at once end in a SystemError on Python 3.11.)
+by this user (``omnivl.data.signed_file``).
 """
 
-import hmac
 import json
-import os
-import stat
-import tempfile
 from collections.abc import Callable, Mapping
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
 
-from omnivl.data.cache_folder import index_secret
 from omnivl.data.index import ShardIndex, absent_index, build_index
 from omnivl.data.metadata import FieldColumn, FieldColumns
+from omnivl.data.signed_file import read_signed, write_signed
 from omnivl.data.sources.base import Rejection
 
 INDEX_VERSION = 5
@@ -93,16 +84,12 @@ def _stamp(path: Path) -> NDArray[np.int64]:
     return np.array([INDEX_VERSION, status.st_size, status.st_mtime_ns, status.st_ctime_ns], dtype=np.int64)
 
 
-def _signature(arrays: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
-    """The keyed hash of all arrays with their names, types and shapes."""
-    return np.frombuffer(blake2b(save(arrays), key=index_secret(), digest_size=32).digest(), dtype=np.uint8)
-
-
 def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
+    stored = read_signed(cache, max(_SMALLEST_LIMIT, _LARGEST_RATIO * int(stamp[1])))
+    if stored is None:
+        return None
     try:
-        stored = load(_read_bounded(cache, max(_SMALLEST_LIMIT, _LARGEST_RATIO * int(stamp[1]))))
-        signature = bytes(stored.pop("signature"))
-        if not np.array_equal(stored["stamp"], stamp) or not hmac.compare_digest(signature, bytes(_signature(stored))):
+        if not np.array_equal(stored["stamp"], stamp):
             return None
         text = json.loads(bytes(stored["json"]))
         return ShardIndex(
@@ -117,22 +104,8 @@ def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
             members=stored["members"],
             rejections=tuple(Rejection(*entry) for entry in text["rejections"]),
         )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
-        return None  # absent, damaged or foreign: it is built again
-
-
-def _read_bounded(cache: Path, most: int) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        ValueError: It is no regular file, or larger than the index of this shard can be.
-        OSError: It cannot be read.
-    """
-    with os.fdopen(os.open(cache, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-            raise ValueError(f"{cache} is no index")
-        return file.read(most)
+    except (ValueError, KeyError, TypeError):
+        return None  # of another version: it is built again
 
 
 def _read_fields(
@@ -175,14 +148,4 @@ def _write_cache(cache: Path, stamp: NDArray[np.int64], index: ShardIndex) -> No
         "field_codes": _joined([one.codes for one in columns.values()], np.int32),
         "field_numbers": _joined([one.numbers for one in columns.values()], np.float64),
     }
-    arrays["signature"] = _signature(arrays)
-    temporary: str | None = None
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{cache.name}.", dir=cache.parent)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(save(arrays))
-        os.replace(temporary, cache)  # noqa: PTH105  # atomic: another process sees the old or the new one
-    except OSError:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
+    write_signed(cache, arrays)

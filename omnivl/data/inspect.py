@@ -23,6 +23,7 @@ from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Rejection, Sample
 from omnivl.data.sources.emoji import EMBEDDED, embedded_shards
 from omnivl.data.sources.patterns import expand_pattern
+from omnivl.data.sources.presence import unreadable_shards, why_unreadable
 from omnivl.errors import DataError
 
 _GENERATED: Mapping[str, DataKind] = {"motion": "video_text", "questions": "image_text"}
@@ -132,9 +133,9 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
     if source in _GENERATED:
         return _inspect_generated(source, samples, scan)
     shards = embedded_shards(source) if source in EMBEDDED else expand_pattern(source)
-    missing = [shard for shard in shards if not Path(shard).is_file()]
+    missing = [(shard, why_unreadable(shard) or "") for shard in shards if not Path(shard).is_file()]
     if missing:
-        raise DataError(f"{source}: {missing[0]} is no file ({len(missing)} of {len(shards)} shards are missing)")
+        raise unreadable_shards(source, missing, len(shards))
     return _inspect_shards(source, shards, samples, scan)
 
 

@@ -1,4 +1,4 @@
-"""Reads files that are small by nature: plans, vocabularies, lists of answers, settings.
+"""Opens plain files alone: to read what is small by nature, as plans and vocabularies are, and to write into a run.
 
 Only what is a plain file is read, and never more than a stated size.
 
@@ -46,6 +46,27 @@ def open_plain(path: Path) -> BufferedReader:
         os.close(handle)
         raise OSError(errno.EINVAL, "no regular file", str(path))
     return os.fdopen(handle, "rb")
+
+
+def not_through_links(path: str, flags: int) -> int:
+    """The ``opener`` of files that are written into a folder to which others may write too.
+
+    A symbolic link that somebody has put in a file's place is not followed: what is written stays in the folder. Links
+    among the folders above are followed; they are how a run lies on another disk.
+
+    Raises:
+        OSError: It is a link or no regular file, which ``strerror`` says, or it cannot be opened.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.ELOOP, "a symbolic link, through which nothing is written", path) from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "no regular file", path)
+    return handle
 
 
 def check_plain_file(path: Path, most: int = MAX_TEXT_FILE) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from omnivl.data.plain_files import not_through_links
 from omnivl.data.sources.base import CAUSES, SHARD_CAUSES, Rejection
 from omnivl.errors import DataError
 
@@ -88,8 +89,18 @@ class Quarantine:
                 json.dumps({name: value for name, value in vars(entry).items() if value}, ensure_ascii=False)
                 for entry in fresh
             ]
-            with self._log.open("a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write("\n".join(lines) + "\n")
+            self._append("\n".join(lines) + "\n")
+
+    def _append(self, text: str) -> None:
+        assert self._log is not None
+        try:
+            with open(self._log, "a", encoding="utf-8", errors="backslashreplace", opener=not_through_links) as file:
+                file.write(text)
+        except OSError as error:
+            raise DataError(
+                f"{self._log}: the names of bad samples could not be written ({error.strerror or error}); make "
+                "room, or remove what lies there"
+            ) from error
 
     def _message(self, what: str, bad: int, total: int, unit: str, found: list[Rejection]) -> str:
         causes = ", ".join(f"{cause} {count}" for cause, count in self.counts.items())

@@ -11,7 +11,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 from omnivl.data.cached_encoder import DECODE_TOKEN, MAX_CACHED, CachedEncoder
 from omnivl.data.plain_files import read_plain_text, text_lines
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.errors import DataError
+from omnivl.errors import DataError, reason_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,7 +73,10 @@ class WordPieceTokenizer(CachedEncoder):
         try:
             words = text_lines(read_plain_text(path, encoding="utf-8-sig"))
         except (OSError, UnicodeDecodeError, DataError) as error:
-            raise DataError(f"tokenizer {path}: cannot be read as a vocabulary: {error}") from error
+            raise DataError(
+                f"tokenizer {path}: cannot be read as a vocabulary: {reason_of(error)}; name a text file with one word "
+                "per line"
+            ) from error
         return cls(words, str(path))
 
     def decode(self, ids: Sequence[int]) -> str:

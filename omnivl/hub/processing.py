@@ -3,35 +3,15 @@
 Shapes: B samples, T frames, S side of a view.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
-from omnivl.data.augment import evaluation_view
-from omnivl.data.config import FrameSamplingConfig, LoaderConfig
-from omnivl.data.decode import Pixels, evaluation_frames
-from omnivl.data.formats import picture_format
-from omnivl.data.frames import sample_frames
 from omnivl.data.hugging_face_tokenizer import HuggingFaceTokenizer
-from omnivl.data.orientation import tagged_orientation, upright
-from omnivl.data.sources.base import BadSampleError, Sample
-from omnivl.data.transparency import on_white
-from omnivl.errors import DataError
-
-Picture = Image.Image | Pixels | Tensor | bytes | str | Path
-"""A picture: decoded, in RGB, where PIL's is turned upright by its EXIF; or the content or the path of its file.
-
-Tensors are uint8 ``[3, H, W]``, arrays uint8 ``[H, W, 3]``."""
-
-Clip = Sequence[Image.Image | Pixels | Tensor] | Pixels | Tensor | bytes | str | Path
-"""A clip: a sequence of frames; one array ``[T, H, W, 3]`` or tensor ``[T, 3, H, W]``; or its file."""
+from omnivl.inference.given import Clip, Picture, clip_view, each_clip, each_picture, picture_view
 
 
 class OmniVLImageProcessor(BaseImageProcessor):
@@ -81,23 +61,12 @@ class OmniVLImageProcessor(BaseImageProcessor):
         """
         data: dict[str, Tensor] = {}
         if images is not None:
-            data["pixel_values"] = torch.stack([self._picture(one) for one in _several(images)])
+            views = [picture_view(one, self.image_size)[0] for one in each_picture(images)]
+            data["pixel_values"] = torch.stack(views)
         if videos is not None:
-            clips = [videos] if _is_frame(_several(videos)[0]) else _several(videos)
-            data["pixel_values_videos"] = torch.stack([self._clip(one) for one in clips])
+            views = [clip_view(one, self.video_size, self.num_frames) for one in each_clip(videos)]
+            data["pixel_values_videos"] = torch.stack(views)
         return BatchFeature(data)
-
-    def _picture(self, picture: Any) -> Tensor:
-        if isinstance(picture, bytes | str | Path):
-            return _decoded(picture, self.image_size, 1)[0]
-        return _view(_pixels(picture)[None], self.image_size)[0]
-
-    def _clip(self, clip: Any) -> Tensor:
-        if isinstance(clip, bytes | str | Path):
-            return _decoded(clip, self.video_size, self.num_frames)
-        frames = [_pixels(frame) for frame in clip]
-        chosen = sample_frames(len(frames), self.num_frames, FrameSamplingConfig(), None)
-        return _view(np.stack([frames[number] for number in chosen]), self.video_size)
 
 
 class OmniVLProcessor(ProcessorMixin):
@@ -156,54 +125,3 @@ class OmniVLProcessor(ProcessorMixin):
     def decode(self, ids: Any, **kwargs: Any) -> str:
         """The text of ids ``[L]`` up to the end token, without special tokens."""
         return self._encoder.decode([int(number) for number in ids])
-
-
-def _several(given: Any) -> list[Any]:
-    return list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _is_frame(value: Any) -> bool:
-    """Whether an element of a list is a frame, not a whole clip."""
-    return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
-
-
-def _decoded(file: bytes | str | Path, size: int, num_frames: int) -> Tensor:
-    """The evaluation view of an encoded picture or clip, ``[num_frames, 3, size, size]``."""
-    where = "bytes" if isinstance(file, bytes) else str(file)
-    try:
-        media = file if isinstance(file, bytes) else Path(file).read_bytes()
-        extension = "mp4" if isinstance(file, bytes) else Path(file).suffix.lower().lstrip(".")
-        if isinstance(file, bytes) and (found := picture_format(file)) is not None:
-            extension = found
-        return evaluation_frames(Sample(where, where, media, extension), size, num_frames, LoaderConfig())
-    except (OSError, BadSampleError) as error:
-        raise DataError(f"{where}: cannot be decoded ({error}); give a picture or clip of a known format") from error
-
-
-def _pixels(picture: Any) -> Pixels:
-    """``[H, W, 3]`` of a decoded picture.
-
-    Raises:
-        DataError: It is of another type or shape.
-    """
-    if isinstance(picture, Image.Image):
-        if picture.has_transparency_data:
-            stored: Pixels = on_white(np.asarray(picture.convert("RGBA")))
-        else:
-            stored = np.asarray(picture.convert("RGB"))
-        turned: Pixels = upright(stored[None], tagged_orientation(picture))[0]
-        return turned
-    given: Any = picture.permute(1, 2, 0).numpy() if isinstance(picture, Tensor) and picture.dim() == 3 else picture
-    if not isinstance(given, np.ndarray) or given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3:
-        shaped = isinstance(picture, np.ndarray | Tensor)
-        what = f"{given.dtype} {list(picture.shape)}" if shaped else type(picture).__name__
-        raise DataError(
-            f"picture: got {what}; allowed are PIL images, uint8 arrays [H, W, 3], uint8 tensors [3, H, W], files and "
-            "their bytes; convert it"
-        )
-    return np.ascontiguousarray(given)
-
-
-def _view(pixels: Pixels, size: int) -> Tensor:
-    """The evaluation view ``[T, 3, size, size]`` of ``[T, H, W, 3]``."""
-    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).pixels.transpose(0, 3, 1, 2)))

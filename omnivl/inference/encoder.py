@@ -126,15 +126,20 @@ class Encoder:
         Raises:
             UserError: The chain has no such objective, or it writes no texts.
         """
-        own = TextReader(self.tokenizer, self.model.inputs.text_length)
-        written = {key: one.writing(own, self.readers) for key, one in self.chain.objectives.items()}
-        if (found := written.get(objective)) is None:
-            able = ", ".join(repr(key) for key, one in written.items() if one is not None)
+        written = self.writings
+        if objective not in written:
             raise UserError(
                 f"captions: got the objective {objective!r}; allowed are those of the stage that write "
-                f"({able or 'none'}); name one of them, or use a stage that trains it"
+                f"({', '.join(map(repr, written)) or 'none'}); name one of them, or use a stage that trains it"
             )
-        return found
+        return written[objective]
+
+    @property
+    def writings(self) -> dict[str, Writing]:
+        """How the objectives that generate texts do so, by their keys."""
+        own = TextReader(self.tokenizer, self.model.inputs.text_length)
+        written = {key: one.writing(own, self.readers) for key, one in self.chain.objectives.items()}
+        return {key: one for key, one in written.items() if one is not None}
 
     def rank(
         self,

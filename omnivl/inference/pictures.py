@@ -6,7 +6,7 @@ sample is an error.
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
-from omnivl.data.sources.base import BadSampleError, Sample, Source
+from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.errors import DataError
 
 Media = Literal["image", "video"]
@@ -47,6 +47,23 @@ def evaluation_entry(source: str, media: Media, where: Mapping[str, tuple[str, .
     """What an evaluation reads of a source, as a data entry; arguments as those of ``PictureSet``."""
     kind = _KINDS[media, "caption" if source in _OF_CAPTIONS_ONLY else reads]
     return DataEntryConfig(source=source, kind=kind, where=where)
+
+
+class _Listed:
+    """Samples in memory as a ``Source``."""
+
+    classes: tuple[str, ...] = ()
+    rejections: Sequence[Rejection] = ()
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def read(self, index: int) -> Sample:
+        """See ``Source``."""
+        return self._samples[index]
 
 
 class PictureSet:
@@ -98,6 +115,17 @@ class PictureSet:
                 self.samples.append(opened.read(i * len(opened) // count))
         except BadSampleError as error:
             raise _bad(error) from error
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample], media: Media, sizes: InputSizes) -> Self:
+        """A set of samples that a program has, all of them.
+
+        Args:
+            samples: With pictures or clips.
+            media: ``image`` or ``video``.
+            sizes: Of the model's inputs.
+        """
+        return cls("", media, {}, sizes, len(samples), "media", _Listed(samples))
 
     def __len__(self) -> int:
         return len(self.samples)

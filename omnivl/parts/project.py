@@ -6,7 +6,7 @@ size.
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,30 @@ def last_token(stream: Tensor, state: State) -> Tensor:
     mask = state["text_mask"][state.layout.text[CLEAN]]
     place = mask.long().cumsum(1).argmax(1)
     return stream.gather(1, place[:, None, None].expand(-1, 1, stream.shape[-1]))[:, 0]
+
+
+def mean_patch(stream: Tensor, state: State) -> Tensor:
+    """The mean of all positions behind the first, the patches.
+
+    Source: Beyer et al., Better plain ViT baselines for ImageNet-1k, arXiv 2205.01580, section 2.
+    """
+    return stream[:, 1:].mean(1)
+
+
+def mean_word(stream: Tensor, state: State) -> Tensor:
+    """The mean of all positions of a text that are no padding, special tokens included."""
+    mask = state["text_mask"][state.layout.text[CLEAN]][..., None].to(stream.dtype)
+    return (stream * mask).sum(1) / mask.sum(1)
+
+
+Pooling = Literal["first", "mean"]
+
+_MEANS: Mapping[str, Pool] = {"visual": mean_patch, "text": mean_word}
+
+
+def pools_of(**poolings: Pooling) -> dict[str, Pool]:
+    """The pools of streams by what a plan says, for ``Project``."""
+    return {stream: _MEANS[stream] for stream, pooling in poolings.items() if pooling == "mean"}
 
 
 class Project(ChainLayer):

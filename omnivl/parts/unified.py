@@ -10,19 +10,19 @@ to all patches of all frames.
 
 Sources: Bao et al., VLMo, arXiv 2111.02358, section 3.1 and 3.2; Wang et al., BEiT-3, arXiv 2208.10442, section 2.1
     (Multiway: attention projections and norms by modality); Mustafa et al., LIMoE, arXiv 2206.02770, section 2.
-Differs: VLMo and BEiT-3 know no clips; see ``omnivl.architectures.unified.Unified`` for their norms.
+Differs: VLMo and BEiT-3 know no clips.
 """
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.attribute import AttributeLinear
-from moe.config import AttributeConfig
+from moe.config import AttributeConfig, MoMEConfig
 from moe.feed_forward import build_feed_forward, has_attention_experts, is_routed
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
@@ -31,7 +31,6 @@ from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
-from omnivl.parts.attributes import Attributes, attributes_of
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
@@ -39,97 +38,26 @@ from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
+from omnivl.parts.streams import ByAttributes, ByModality, ByPerceptron, Part, Stream
 from omnivl.parts.vit import VISUAL_MODALITIES, layer_scale
 
 UNIFIED_EPS = 1e-6
-VISION, LANGUAGE = "vision", "language"
 
 
 @dataclass(frozen=True)
-class Part:
-    """A run of positions of one modality in every row of a stream.
+class Variant:
+    """What differs between the blocks of VLMo, BEiT-3, LIMoE and ViLT besides the filling of their slots.
 
     Attributes:
-        modality: One of ``MODALITIES``.
-        length: Number of positions.
+        multiway: Whether attention projections and norms are by modality, as in BEiT-3.
+        sub_norm: Whether blocks also normalise before the output projection of attention and before the second map of
+            dense perceptrons, as in BEiT-3.
+        norm_by_perceptron: Whether each perceptron by modality has a norm before it of its own, as in VLMo.
     """
 
-    modality: str
-    length: int
-
-    @property
-    def side(self) -> str:
-        """Which of the weights by modality its tokens use; clips use those of images."""
-        return LANGUAGE if self.modality == "text" else VISION
-
-
-@dataclass(frozen=True)
-class Stream:
-    """Rows with the same parts.
-
-    Attributes:
-        x: ``[R, S, D]``.
-        parts: Runs of positions; their lengths add up to S.
-        mask: bool ``[R, S]``, true where there is a token; None where all are.
-    """
-
-    x: Tensor
-    parts: tuple[Part, ...]
-    mask: Tensor | None = None
-
-    @property
-    def fused(self) -> bool:
-        """Whether its rows join modalities."""
-        return len(self.parts) > 1
-
-    @property
-    def attributes(self) -> list[Attributes]:
-        """The attributes of each part's tokens."""
-        return [attributes_of(part.modality, fused=self.fused) for part in self.parts]
-
-    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``[R, S, ...]`` part by part."""
-        return torch.split(x, [part.length for part in self.parts], dim=1)
-
-
-class ByModality(nn.Module):
-    """One module for all positions, or one for each side of a stream."""
-
-    def __init__(self, build: Callable[[], nn.Module], multiway: bool) -> None:
-        super().__init__()
-        self.multiway = multiway
-        if multiway:
-            self.sides = nn.ModuleDict({side: build() for side in (VISION, LANGUAGE)})
-        else:
-            self.shared = build()
-
-    def idle(self, modalities: Collection[str]) -> Iterator[nn.Parameter]:
-        """Parameters that no token of ``modalities`` uses."""
-        if self.multiway:
-            met = {Part(modality, 0).side for modality in modalities}
-            for side in self.sides.keys() - met:
-                yield from self.sides[side].parameters()
-
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        """Maps ``x [R, S, ...]``, whose positions are those of ``stream``."""
-        if not self.multiway:
-            out: Tensor = self.shared(x)
-            return out
-        made = [self.sides[part.side](piece) for part, piece in zip(stream.parts, stream.cut(x), strict=True)]
-        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
-
-
-class ByAttributes(ByModality):
-    """A linear map with experts that are chosen by the attributes of each part."""
-
-    def __init__(self, config: AttributeConfig, inputs: int, outputs: int) -> None:
-        super().__init__(lambda: AttributeLinear(config, inputs, outputs), multiway=False)
-
-    def forward(self, x: Tensor, stream: Stream) -> Tensor:
-        """Maps ``x [R, S, I]``, whose positions are those of ``stream``, to ``[R, S, O]``."""
-        made = self.shared(stream.cut(x), stream.attributes)
-        out: Tensor = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-        return out
+    multiway: bool = False
+    sub_norm: bool = False
+    norm_by_perceptron: bool = False
 
 
 def projection(sizes: Transformer, multiway: bool, index: int, outputs: int) -> ByModality:
@@ -143,23 +71,54 @@ def projection(sizes: Transformer, multiway: bool, index: int, outputs: int) -> 
 class UnifiedBlock(nn.Module):
     """One transformer block for any number of streams, without the chain around it."""
 
-    def __init__(self, sizes: Transformer, multiway: bool, index: int) -> None:
+    def __init__(self, sizes: Transformer, index: int, variant: Variant = Variant()) -> None:
         super().__init__()
-        size = sizes.hidden_size
+        size, multiway = sizes.hidden_size, variant.multiway
         self.num_heads, self.recomputes = sizes.num_heads, sizes.recompute
         self.dropout = sizes.dropout
         self.drop_path_rate = drop_path_rates(sizes.drop_path, sizes.layers)[index]
         self.reads_padding = is_routed(sizes.ffn, index, sizes.layers)
-        self.norm1 = ByModality(lambda: LayerNorm(size, sizes.norm_eps), multiway)
+        slot = Slot(index, MODALITIES, MODALITIES, (False, True), sizes.layers)
+
+        def norm() -> nn.Module:
+            return LayerNorm(size, sizes.norm_eps)
+
+        self.norm1 = ByModality(norm, multiway)
         self.qkv = projection(sizes, multiway, index, 3 * size)
+        self.out_norm = ByModality(norm, multiway) if variant.sub_norm else None
         self.out = projection(sizes, multiway, index, size)
         self.scale1 = layer_scale(sizes)
-        self.norm2 = ByModality(lambda: LayerNorm(size, sizes.norm_eps), multiway)
-        slot = Slot(index, MODALITIES, MODALITIES, (False, True), sizes.layers)
+        self.norm2: ByModality | ByPerceptron = ByModality(norm, multiway)
+        if variant.norm_by_perceptron and isinstance(sizes.ffn, MoMEConfig):
+            self.norm2 = ByPerceptron(norm, sizes.ffn, slot)
+        if variant.sub_norm:
+            slot = replace(slot, inner_norm_eps=sizes.norm_eps)
         self.ffn = build_feed_forward(sizes.ffn, size, sizes.inner_size, slot)
         self.hidden_size = size
         self.slot_flops = slot_flops(sizes.ffn, size, sizes.inner_size, index, sizes.layers)
         self.scale2 = layer_scale(sizes)
+        if variant.sub_norm:
+            self._raise_starting_values(sizes.layers)
+
+    @torch.no_grad()
+    def _raise_starting_values(self, layers: int) -> None:
+        """Multiplies maps that do not choose what attention looks at by ``sqrt(log(2 * layers))``.
+
+        Source: Wang et al., Magneto, arXiv 2210.06423, section 2.2: values, output projections and perceptrons.
+        """
+        gain = math.sqrt(math.log(2 * layers))
+        for module in self.qkv.modules():
+            if isinstance(module, Linear):
+                module.weight[2 * self.hidden_size :].mul_(gain)
+        for module in [*self.out.modules(), *self.ffn.modules()]:
+            if isinstance(module, Linear):
+                module.weight.mul_(gain)
+
+    @property
+    def by_position(self) -> tuple[ByModality | ByPerceptron, ...]:
+        """Modules that have other weights for some positions."""
+        every = (self.norm1, self.qkv, self.out_norm, self.out, self.norm2)
+        return tuple(module for module in every if module is not None)
 
     def flops(self, tokens: float, positions: int) -> float:
         """Operations on one row of ``positions`` positions, ``tokens`` of which are not padding, forward.
@@ -189,6 +148,8 @@ class UnifiedBlock(nn.Module):
     def _attend(self, stream: Stream) -> Tensor:
         qkv = self.qkv(self.norm1(stream.x, stream), stream)
         made = recomputed(self.recomputes == "attention", self_attention, qkv, self.num_heads, stream.mask)
+        if self.out_norm is not None:
+            made = self.out_norm(made, stream)
         return self._leave(stream, self.scale1(self.out(made, stream)))
 
     def _leave(self, stream: Stream, branch: Tensor) -> Tensor:
@@ -254,7 +215,7 @@ class UnifiedLayer(TwicePassed, StackBlock):
         self,
         index: int,
         sizes: Transformer,
-        multiway: bool,
+        variant: Variant,
         patches: Patches,
         length: int,
         momentum: MomentumConfig | None = None,
@@ -264,12 +225,12 @@ class UnifiedLayer(TwicePassed, StackBlock):
         Args:
             index: Which block.
             sizes: Of the transformer.
-            multiway: Whether attention projections and norms are by modality.
+            variant: Of the block.
             patches: Sizes of pictures and patches.
             length: L.
             momentum: Of its twin; None builds none.
         """
-        super().__init__(index, sizes, lambda own: UnifiedBlock(own, multiway, index), momentum)
+        super().__init__(index, sizes, lambda own: UnifiedBlock(own, index, variant), momentum)
         self.patches, self.length = patches, length
 
     def flops(self, layout: StepLayout, tokens: float | None, number: int = 0) -> float:
@@ -290,8 +251,8 @@ class UnifiedLayer(TwicePassed, StackBlock):
         """Parameters of modalities that no step has."""
         block, reached = self.block, {token for layout in layouts for token in reached_tokens(layout)}
         assert isinstance(block, UnifiedBlock)
-        for module in (block.norm1, block.qkv, block.out, block.norm2):
-            yield from module.idle({modality for modality, _ in reached})
+        for module in block.by_position:
+            yield from module.idle(reached)
         yield from self.idle_experts(reached)
 
     def forward(self, state: State) -> State:
@@ -323,7 +284,7 @@ class UnifiedNorm(TwicePassed):
         """Parameters of a side that is never read. Texts of joined rows are always read, visuals by some losses."""
         assert isinstance(self.block, ByModality)
         read = {
-            modality
+            (modality, fused)
             for layout in layouts
             for modality, fused in reached_tokens(layout)
             if not fused or modality == "text" or layout.fused_visual

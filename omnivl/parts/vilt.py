@@ -162,7 +162,7 @@ class FusedLayer(StackBlock):
             length: L.
             patches: Sizes of images and patches.
         """
-        super().__init__(index, sizes, lambda own: UnifiedBlock(own, multiway=False, index=index))
+        super().__init__(index, sizes, lambda own: UnifiedBlock(own, index))
         self.length, self.patches = length, patches
 
     def acts(self, layout: StepLayout) -> bool:

@@ -5,6 +5,7 @@ Only formats that cannot run code are read: safetensors, and torch files with ``
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 """What torch's parallel and compiled modules put before every name."""
 
 _MOST_WRAPPERS = 4
+
+_FOREIGN_OBJECT = re.compile(r"Unsupported global: GLOBAL (\S+)")
 
 
 def read_weights(path: Path, *, shapes_only: bool = False) -> dict[str, Tensor]:
@@ -82,10 +85,22 @@ def _content(file: Path, shapes_only: bool) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="meta" if shapes_only else "cpu", weights_only=True)
     except Exception as error:  # each format raises other errors; all mean that the file is no weight file
-        reason = " ".join(str(error).split())[:300]
         raise ModelError(
-            f"{file}: not readable as weights ({reason}); fetch it again, or save its mapping of tensors by itself"
+            f"{file}: not readable as weights ({_reason(file, error)}); fetch it again, or save its mapping of tensors "
+            "by itself"
         ) from error
+
+
+def _reason(file: Path, error: Exception) -> str:
+    """Why a file cannot be read. Of torch's own words, which advise to run what lies in it, only the fact is kept."""
+    said = " ".join(str(error).split())[:300]
+    if (found := _FOREIGN_OBJECT.search(str(error))) is not None:
+        return f"it holds a {found.group(1)}, an object of Python's rather than a tensor, which is not loaded"
+    if file.suffix == ".safetensors":
+        return said
+    return (
+        "it is empty" if file.stat().st_size == 0 else f"no file of torch.save: {type(error).__name__} {said}".strip()
+    )
 
 
 def _shapes(file: Path) -> dict[str, Tensor]:

@@ -108,6 +108,7 @@ def write_files(results: Sequence[TaskResult], folder: Path, prefix: str = "") -
         number = "" if seen[file.name] == 1 else f"-{seen[file.name]}"
         path = folder / f"{prefix}{name.stem}{number}{name.suffix}"
         beside = path.with_name(path.name + ".tmp")
+        beside.unlink(missing_ok=True)  # whoever left it, and wherever it leads
         file.write(beside)
         beside.rename(path)
         written.append(path)

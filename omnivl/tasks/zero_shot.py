@@ -1,5 +1,6 @@
 """Zero-shot classification by prompts; on generated motion clips this is motion recognition."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -81,26 +82,47 @@ class ZeroShotTask(Task):
         if not any("{name}" in prompt for prompt in self.prompts):
             own = [""] * len(own)
         names = sorted(set(own))
-        texts = [
-            filled(prompt, {"label": label, "name": name})
-            for name in names
-            for label in classes
-            for prompt in self.prompts
-        ]
-        embeddings = encoder.texts(texts).view(len(names), len(classes), len(self.prompts), -1)
-        by_name = F.normalize(embeddings.mean(dim=2), dim=-1)
+        by_name = class_embeddings(encoder, classes, self.prompts, names)
         places = {name: place for place, name in enumerate(names)}
         rows = torch.tensor([places[name] for name in own])
         found = encoder.pictures(pictures)
-        several = found if found.dim() == 3 else found[:, None]
-        values = by_name.shape[1] * max(by_name.shape[2], several.shape[1])
-        size = max(1, LARGEST_BLOCK // values)
+        several = found.shape[1] if found.dim() == 3 else 1
+        size = max(1, LARGEST_BLOCK // (by_name.shape[1] * max(by_name.shape[2], several)))
         return torch.cat(
             [
-                torch.einsum("smp,scp->scm", few, by_name[row]).amax(-1).argmax(dim=1)
-                for few, row in zip(torch.split(several, size), torch.split(rows, size), strict=True)
+                class_cosines(few, by_name[row]).argmax(dim=1)
+                for few, row in zip(torch.split(found, size), torch.split(rows, size), strict=True)
             ]
         )
+
+
+def class_embeddings(
+    encoder: Encoder, classes: Sequence[str], prompts: Sequence[str], names: Sequence[str] = ("",)
+) -> Tensor:
+    """The L2-normalised mean of the prompts' embeddings for each class, fp32 ``[names, classes, P]``.
+
+    Args:
+        encoder: The trained stage.
+        classes: What stands for ``{label}``.
+        prompts: Templates.
+        names: What stands for ``{name}``.
+    """
+    texts = [
+        filled(prompt, {"label": label, "name": name}) for name in names for label in classes for prompt in prompts
+    ]
+    embeddings = encoder.texts(texts).view(len(names), len(classes), len(prompts), -1)
+    return F.normalize(embeddings.mean(dim=2), dim=-1)
+
+
+def class_cosines(pictures: Tensor, classes: Tensor) -> Tensor:
+    """Cosines of pictures with their classes, fp32 ``[N, C]``.
+
+    Args:
+        pictures: ``[N, P]``, or ``[N, M, P]``, of which the largest counts.
+        classes: Of each picture, or ``[1, C, P]`` for all: ``[N, C, P]``.
+    """
+    several = pictures if pictures.dim() == 3 else pictures[:, None]
+    return torch.einsum("smp,scp->scm", several, classes.expand(len(several), -1, -1)).amax(-1)
 
 
 def _labels(pictures: PictureSet) -> list[str]:

@@ -11,6 +11,7 @@ from unpickling import UnpickledError, refuse_unpickling
 
 from engine.plan.parse import parse_plan
 from engine.processes import ranks
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions
 from engine.run.train import train
 from omnivl.errors import UserError
@@ -52,7 +53,7 @@ def run_without_pickle(folder: str, plan: str) -> dict[str, Any]:
     refuse_unpickling()
     read = parse_plan(plan, world_size=2)
     for stage in ("spatial", None):
-        assert train(read, RunOptions(Path(folder), stage=stage), torch.device("cpu")) == 0
+        assert train(read, RunOptions(Path(folder), Start(stage=stage)), torch.device("cpu")) == 0
     return {"done": True}
 
 

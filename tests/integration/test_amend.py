@@ -54,6 +54,7 @@ def test_a_complete_cosine_goes_on_as_the_longer_plan_has_it(pretraining: "Pretr
     assert "stage spatial: complete" in pretraining.run("run")
 
 
+@pytest.mark.full
 def test_an_amended_run_equals_one_that_was_so_from_the_beginning(pretraining: "Pretraining") -> None:
     """What acts on later steps only leaves no other trace: to the bit, and without a change nothing is amended."""
     ended = (*SHORT, f"{STAGE}.optimizer.schedule=constant")
@@ -84,6 +85,7 @@ def test_every_other_change_of_a_running_stage_is_taken(pretraining: "Pretrainin
     assert min(lines[-1]["lr"].values()) < lines[-1]["lr"]["decay"], "layers have factors now"
 
 
+@pytest.mark.full
 def test_a_resumed_run_keeps_the_steps_of_its_epochs(pretraining: "Pretraining") -> None:
     """A hundredth of an epoch on 4 samples a step; with 2 it goes on with as many steps."""
     text = (

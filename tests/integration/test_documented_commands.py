@@ -9,37 +9,17 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
-import patience
 import pytest
 import typer
-from documentation import ROOT, TUTORIALS, blocks, commands, copy_configs
+from documentation import ROOT, TUTORIALS, blocks, commands, copy_configs, shell
 from PIL import Image
 
 from launcher.cli import COMMANDS, app
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
-
-
-def shell(command: str, folder: Path) -> str:
-    """What a command that is typed in a folder prints. It has to end well."""
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    scripts = Path(sys.executable).parent
-    done = patience.run(
-        ["bash", "-ec", command],
-        cwd=folder,
-        env={**environment, "PATH": f"{scripts}:{environment['PATH']}", "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "200"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        limit=400,
-    )
-    assert done.returncode == 0, f"{command}\n{done.stdout[-4000:]}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,13 @@ def test_three_stages_from_plan_to_report(pretraining: "Pretraining") -> None:
     assert "stage spatial: batch 8 = 4 x 1 accumulated x 2" in output
     run = pretraining.folder / "run"
     stages = [pretraining.stage("run", name) for name in ("01-spatial", "02-temporal", "03-joint")]
-    for text in ("stage 1/3 spatial  step 4/4", "weights from temporal", "image->text R@5", "report: "):
+    for text in (
+        "stage 1/3 spatial  step 4/4",
+        "weights from temporal",
+        "image->text R@5",
+        "report: ",
+        "try it: omnivl serve ",
+    ):
         assert text in output
     assert output.count("stage 1/3 spatial  step 4/4") == 1, "one process prints"
     assert "Traceback" not in output

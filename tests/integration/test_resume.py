@@ -24,7 +24,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [pytest.param("plain", marks=pytest.mark.full), "zero3"])
 def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout: str) -> None:
     arguments = (*LAYOUTS[layout], "logging.every=1")
     pretraining.run("whole", *arguments)
@@ -98,6 +98,7 @@ def test_stopped_run_equals_uninterrupted_run(pretraining: "Pretraining") -> Non
     )
 
 
+@pytest.mark.full
 def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     arguments = ("stages.spatial.steps=7",)
     pretraining.run("run", *arguments)
@@ -117,6 +118,7 @@ def test_torn_checkpoint_is_passed_over(pretraining: "Pretraining") -> None:
     assert not pretraining.differences(before, pretraining.final_state(stage))
 
 
+@pytest.mark.full
 def test_a_run_goes_on_with_another_layout(pretraining: "Pretraining") -> None:
     """Two processes with experts cut over them, then one without DeepSpeed, then two again."""
     arguments = (

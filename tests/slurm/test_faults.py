@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.timeout(500)]
 TWO_NODES = ("--nodes", "2", "--processes-per-node", "1")
 
 
+@pytest.mark.full
 def test_preempted_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> None:
     whole, preempted = cluster.folder / "whole", cluster.folder / "preempted"
     plan = ("stages.spatial.steps=30", "loader.num_workers=1")  # TERM gets to data workers, too
@@ -28,6 +29,7 @@ def test_preempted_run_goes_on_and_equals_one_left_alone(cluster: "Cluster") -> 
     assert_equal_runs(whole, preempted)
 
 
+@pytest.mark.full
 def test_run_goes_on_after_a_node_has_died(cluster: "Cluster") -> None:
     whole, killed = cluster.folder / "whole", cluster.folder / "killed"
     steps = ("stages.spatial.steps=30", "checkpoint.every=4")

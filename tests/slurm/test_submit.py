@@ -74,7 +74,7 @@ def test_sweep_is_a_job_array_that_is_resumed(cluster: "Cluster") -> None:
     file, runs = cluster.folder / "s.yaml", cluster.folder / "runs"
     file.write_text(SWEEP)
     command = ("sweep", "run", str(file), "--on", "slurm", "--folder", str(runs), "--time", "10:00")
-    arguments = (*command, "--cluster", str(cluster.folder / "cluster.yaml"))
+    arguments = (*command, "--cluster", str(cluster.folder / "cluster.yaml"), "--offline")  # one run is to fail
     told = cluster.omnivl(*arguments, "--sbatch", "hold")
     assert "seeds: 3 of 3 runs to submit" in told
     job = told.split("job ")[1].split(":")[0]

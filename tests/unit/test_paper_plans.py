@@ -84,7 +84,10 @@ def test_the_second_stage_of_vlmo_trains_words_their_perceptrons_and_the_head() 
         freeze_idle(chain, stage.layouts())
         trained = {parameter for parameter, one in chain.named_parameters() if one.requires_grad}
         assert "embed.block.text.words" in trained
-        assert {"unified_00.block.ffn.experts.text.fc1.weight", "unified_00.block.norm2.shared.weight"} <= trained
+        assert {
+            "unified_00.block.ffn.experts.text.fc1.weight",
+            "unified_00.block.norm2.perceptrons.text.weight",
+        } <= trained
         assert "losses.vocabulary.decoder.weight" in trained
         assert not any(
             part in one for one in trained for part in ("visual", "qkv", "out.", "norm1", "vision", "fusion")

@@ -1,6 +1,6 @@
 """Looks at the sources of training and evaluation.
 
-The only place that opens sources of a plan that is not being trained is ``_glance``.
+The only place that opens sources of a plan that is not being trained is ``Glances``.
 """
 
 import time
@@ -30,23 +30,72 @@ MOST_SECONDS_IN_ALL = 60.0
 """Seconds after which only the presence of further sources is looked at."""
 
 
-class DataLook:
-    """Looks at the sources of a plan's stages, at each way of reading one once."""
+class Glances:
+    """Opens sources for a look, each way of reading one once. One for all plans that are looked at together."""
 
-    def __init__(self, plan: Plan, look: Look, *, world_size: int, open_streams: bool, folder: FilePath | None) -> None:
+    def __init__(self) -> None:
+        """Opens nothing yet; the time for all of it begins."""
+        self._end = time.monotonic() + MOST_SECONDS_IN_ALL
+        self._seen: list[tuple[tuple[object, ...], Glance | DataError]] = []
+
+    def at(
+        self, entry: DataEntryConfig, stage: StagePlan, seed: int, index_cache: str | None, *, open_streams: bool
+    ) -> Glance:
+        """Opens a source for a look, or remembers how it looked before.
+
+        Raises:
+            DataError: See ``omnivl.data.sources.glance.glance``.
+        """
+        sizes = stage.model.inputs
+        how = (
+            *(entry.source, entry.kind, dict(entry.where), entry.text is None, entry.language, index_cache),
+            *(entry.pictures, entry.least_pictures, sizes.num_frames, sizes.video_size, open_streams),
+        )
+        known = next((found for seen, found in self._seen if seen == how), None)
+        if known is None:
+            try:
+                known = glance(
+                    entry,
+                    seed=seed,
+                    index_cache=index_cache,
+                    num_frames=sizes.num_frames,
+                    size=sizes.video_size,
+                    open_streams=open_streams,
+                    seconds=self._end - time.monotonic(),
+                )
+            except DataError as error:
+                known = error
+            self._seen.append((how, known))
+        if isinstance(known, DataError):
+            raise known
+        return known
+
+
+class DataLook:
+    """Looks at the sources of a plan's stages."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        look: Look,
+        glances: Glances,
+        *,
+        world_size: int,
+        open_streams: bool,
+        folder: FilePath | None,
+    ) -> None:
         """Opens nothing yet.
 
         Args:
             plan: Without mistakes.
             look: Takes the findings.
+            glances: Opens the sources.
             world_size: Number of processes.
             open_streams: Whether commands are run and addresses fetched.
             folder: Where the plan's file is, for advice; None if it is unknown.
         """
         self._plan, self._look, self._world_size = plan, look, world_size
-        self._open_streams, self._folder = open_streams, folder
-        self._end = time.monotonic() + MOST_SECONDS_IN_ALL
-        self._seen: list[tuple[tuple[object, ...], Glance | DataError]] = []
+        self._open_streams, self._folder, self._glances = open_streams, folder, glances
 
     def train(self, index: int) -> None:
         """Looks at the data entries of a stage."""
@@ -58,7 +107,7 @@ class DataLook:
             if found is None or found.source is None:
                 continue
             with self._look.at((*path, "source")):
-                self._judge(entry, found, found.source)
+                self._judge((*path, "source"), entry, found, found.source)
             with self._look.at(path):
                 self._try_samples(stage, key, entry, found.source, seed)
             self._compare_sizes(path, stage, found, found.source)
@@ -91,7 +140,8 @@ class DataLook:
     def _found(self, path: Path, entry: DataEntryConfig, stage: StagePlan, seed: int) -> Glance | None:
         """What a glance shows; None where there is nothing, which is a problem then."""
         try:
-            found = self._glance(entry, stage, seed)
+            cache = self._plan.loader.index_cache
+            found = self._glances.at(entry, stage, seed, cache, open_streams=self._open_streams)
         except NothingLeftError as error:
             field = "where" if entry.where else "pictures" if entry.pictures else "source"
             self._look.problems.append(Finding((*path, field), str(error)))
@@ -106,35 +156,9 @@ class DataLook:
             self._look.notes.append(Finding((*path, "source"), text))
         return found
 
-    def _glance(self, entry: DataEntryConfig, stage: StagePlan, seed: int) -> Glance:
-        """Opens a source for a look, or remembers how it looked before."""
-        sizes = stage.model.inputs
-        how = (
-            *(entry.source, entry.kind, dict(entry.where), entry.text is None, entry.language),
-            *(entry.pictures, entry.least_pictures, sizes.num_frames, sizes.video_size),
-        )
-        known = next((found for seen, found in self._seen if seen == how), None)
-        if known is None:
-            try:
-                known = glance(
-                    entry,
-                    seed=seed,
-                    index_cache=self._plan.loader.index_cache,
-                    num_frames=sizes.num_frames,
-                    size=sizes.video_size,
-                    open_streams=self._open_streams,
-                    seconds=self._end - time.monotonic(),
-                )
-            except DataError as error:
-                known = error
-            self._seen.append((how, known))
-        if isinstance(known, DataError):
-            raise known
-        return known
-
     def _beside(self, source: str) -> str:
         """Advice where a source that is not there stands beside the plan."""
-        if self._folder is None or is_stream(source) or FilePath(source).is_absolute():
+        if self._folder is None or not source.strip() or is_stream(source) or FilePath(source).is_absolute():
             return ""
         beside = self._folder / source
         try:
@@ -143,8 +167,8 @@ class DataLook:
             return ""
         return f". There is {beside}: paths are taken from the working folder, not from the plan's" if there else ""
 
-    def _judge(self, entry: DataEntryConfig, found: Glance, source: Source) -> None:
-        """Refuses a source of which too much is bad, as the loader would.
+    def _judge(self, path: Path, entry: DataEntryConfig, found: Glance, source: Source) -> None:
+        """Refuses a source of which too much is bad, as the loader would, and notes what a run will leave out.
 
         Raises:
             DataError: Too many shards or samples are bad.
@@ -155,6 +179,10 @@ class DataLook:
         if not found.whole:  # of the shards that were not looked at, all may be good
             rejections = [one for one in rejections if one.cause in SHARD_CAUSES]
         limits.record_source(entry.source, len(source), found.shards, rejections)
+        if rejections:
+            first, count = rejections[0], len(rejections)
+            text = f"{count:,} bad sample{'s are' if count > 1 else ' is'} left out; the first: {first.where}: "
+            self._look.notes.append(Finding(path, f"data source {entry.source!r}: {text}{first.detail}"))
 
     def _try_samples(self, stage: StagePlan, key: str, entry: DataEntryConfig, source: Source, seed: int) -> None:
         """Makes an example, as training does, of a few samples until one is good.

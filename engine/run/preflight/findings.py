@@ -1,6 +1,6 @@
 """What a look at a plan's inputs has found."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -61,3 +61,8 @@ class Look:
 def lines(findings: list[Finding], locate: Locate) -> list[str]:
     """A line for each finding, each once."""
     return list(dict.fromkeys(one.text if one.path is None else f"{locate(one.path)}: {one.text}" for one in findings))
+
+
+def under_heading(notes: Sequence[str]) -> list[str]:
+    """Lines of notes as they are printed; none where there are no notes."""
+    return ["Not looked at, or perhaps not meant:", *notes] if notes else []

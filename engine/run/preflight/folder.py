@@ -2,11 +2,11 @@
 
 import os
 
-from engine.disk.run_folder import RunFolder, RunFolderError
+from engine.disk.run_folder import RunFolder, not_writable
 from engine.plan.epochs import with_steps
 from engine.plan.plan import Plan
 from engine.plan.precision import with_precision
-from engine.run.earlier import Start, earlier_precision, goes_on, kept_steps
+from engine.run.earlier import Earlier, Start
 from engine.run.preflight.findings import Finding, Look
 
 
@@ -21,8 +21,9 @@ def look_at_folder(plan: Plan, run: RunFolder, look: Look, start: Start) -> None
     """
     with look.at(None):
         _check_writable(run)
-        known = with_precision(plan, *earlier) if (earlier := earlier_precision(run)) is not None else plan
-        _, notes = goes_on(run, with_steps(known, kept_steps(run, plan, start)), start)
+        earlier = Earlier(run)
+        known = plan if (precision := earlier.precision(start)) is None else with_precision(plan, *precision)
+        _, notes = earlier.goes_on(with_steps(known, earlier.kept_steps(plan, start)), start)
         look.notes += [Finding((), text) for text in notes]
     for index, one in enumerate(plan.stages):
         if one.name != start.stage or one.init_from is None:
@@ -43,7 +44,4 @@ def _check_writable(run: RunFolder) -> None:
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return
     reason = "its permissions" if there.is_dir() else "a file"
-    raise RunFolderError(
-        f"--run-folder: got {run.path}, in which nothing can be written ({there}: {reason}); allowed a folder of "
-        "yours, there or not; choose another one"
-    )
+    raise not_writable(run.path, f"{there}: {reason}")

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from engine.plan.plan import Plan
-from engine.run.preflight.data import DataLook
+from engine.run.preflight.data import DataLook, Glances
 from engine.run.preflight.findings import Look
 from engine.run.preflight.weights import WeightsLook
 from omnivl.data.tokenizer import load_tokenizer
@@ -17,6 +17,7 @@ def look_at(
     world_size: int = 1,
     open_streams: bool = False,
     folder: Path | None = None,
+    glances: Glances | None = None,
 ) -> Look:
     """Looks at everything that a plan names and that can be seen from here. Reads, and writes nothing.
 
@@ -28,13 +29,14 @@ def look_at(
         world_size: Number of processes.
         open_streams: Whether commands are run and addresses fetched.
         folder: Where the plan's file is, for advice; None if it is unknown.
+        glances: What opens the sources, if several plans are looked at together.
     """
     look = Look()
     tokenizer = None
     with look.at(("tokenizer",)):
         tokenizer = load_tokenizer(plan.tokenizer)
     weights = WeightsLook(plan, look, tokenizer)
-    data = DataLook(plan, look, world_size=world_size, open_streams=open_streams, folder=folder)
+    data = DataLook(plan, look, glances or Glances(), world_size=world_size, open_streams=open_streams, folder=folder)
     for index in range(len(plan.stages)):
         if stages is None or index in stages:
             weights.start(index)

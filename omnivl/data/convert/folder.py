@@ -60,8 +60,10 @@ class FolderReader:
         """Files in the order of their names, folder by folder.
 
         Raises:
-            DataError: The sub-folders are no classes but what a downloader made.
+            DataError: It is no folder, or the sub-folders are no classes but what a downloader made.
         """
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is no folder; give the folder that holds the pictures or clips")
         downloaded = self._is_downloaded()
         if downloaded and self.text != "caption":
             raise DataError(
@@ -98,7 +100,10 @@ class FolderReader:
             split = folders.pop(0)
         label = folders[0] if folders and self.text != "caption" else None
         if label is None and self.text != "caption":
-            return Rejection("missing_label", where, "lies in no class's folder; move it to ROOT/CLASS/")
+            change = "move it to ROOT/CLASS/"
+            if path.with_suffix(".txt").exists():
+                change += ", or take the .txt beside each picture as its caption (--text caption)"
+            return Rejection("missing_label", where, f"lies in no class's folder; {change}")
         try:
             record = _record(path.with_suffix(".json"))
         except BadSampleError as error:

@@ -18,6 +18,7 @@ LIST_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 Row = tuple[str, Mapping[str, object]]
 """``FILE:LINE`` or ``FILE[NUMBER]``, and the values by column."""
 
+_SEPARATORS = (";", "\t", "|", ",")
 _LARGEST_VALUE = 1 << 24  # characters
 _BATCH_ROWS = 1024
 _FIRST_BYTES = 1 << 16
@@ -115,6 +116,12 @@ def read_csv(
             raise DataError(f"{file}:1: {error}; write a header line with the names of the columns") from error
         if header is None:
             raise DataError(f"{file}: the file is empty; write a header line with the names of the columns")
+        if any("\udc80" <= letter <= "\udcff" for name in header for letter in name):
+            raise DataError(f"{file}:1: the header line is not UTF-8; save the file as UTF-8")
+        other = next((one for one in _SEPARATORS if len(header) == 1 and one in header[0]), None)
+        if other is not None and header[0] not in columns:
+            named = "tab" if other == "\t" else repr(other)
+            raise DataError(f"{file}:1: one column, {header[0]!r}; if {named} parts columns, say --separator {named}")
         check_columns(file, header, columns)
         while True:
             before = reader.reader.line_num  # of DictReader itself it is out of date after an error

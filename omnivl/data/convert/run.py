@@ -19,7 +19,7 @@ from omnivl.data.convert.media import (
     shrink,
 )
 from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
-from omnivl.data.formats import picture_size
+from omnivl.data.formats import MEDIA_EXTENSIONS, picture_size
 from omnivl.data.orientation import upright_size
 from omnivl.data.sources.base import BadSampleError, Rejection, naming
 from omnivl.errors import DataError
@@ -256,7 +256,7 @@ def _nothing_written(reader: Reader, first: list[Rejection], manifest: Manifest)
     """Says why no entry became a sample, with the first few."""
     sources = ", ".join(str(source) for source in reader.inputs)
     if not manifest.rejected:
-        return f"{sources}: no picture or clip found"
+        return f"{sources}: no picture or clip found; known extensions: {', '.join(sorted(MEDIA_EXTENSIONS))}"
     causes = ", ".join(f"{count} {cause}" for cause, count in sorted(manifest.rejected.items()))
     shown = "\n".join(f"  {entry.where}: {entry.cause}: {entry.detail}" for entry in first)
     return f"{sources}: no usable sample ({causes}); first ones:\n{shown}"

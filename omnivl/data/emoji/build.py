@@ -123,6 +123,7 @@ def build_emoji(
     Raises:
         DataError: A package is missing, damaged or cannot be fetched.
     """
+    out.mkdir(parents=True, exist_ok=True)  # before minutes of work for a folder that cannot be
     archives = fetch_packages(packages, cache, progress)
     recipe = FULL_RECIPE if full else EMBEDDED_RECIPE
     drawings: dict[str, dict[str, bytes]] = {style: join.read_drawings(archives, style) for style in STYLES}
@@ -146,7 +147,6 @@ def build_emoji(
     def further_samples_of(concept: Concept) -> list[ShardSample]:
         return list(_drawn(concept, further, texts, recipe.size))
 
-    out.mkdir(parents=True, exist_ok=True)
     written, counts = _write_shards(out, unpack.CORE, concepts, samples_of, recipe, progress)
     more, more_counts = _write_shards(out, unpack.HANDS, concepts, further_samples_of, recipe, progress)
     written += more

@@ -4,8 +4,6 @@ A source is opened to be read; that indexes all of it, which takes long where it
 indexes that there are, and of other shards reads the beginning of a few. Nothing is written.
 """
 
-import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +17,7 @@ from omnivl.data.sources import open_source
 from omnivl.data.sources.base import SHARD_CAUSES, Source
 from omnivl.data.sources.opening import is_stream
 from omnivl.data.sources.patterns import expand_pattern
+from omnivl.data.sources.presence import unreadable_shards, why_unreadable
 from omnivl.data.sources.shards import ShardSource, index_path
 from omnivl.data.sources.stream import expand_stream, first_sample
 from omnivl.errors import DataError
@@ -36,8 +35,6 @@ MOST_SAMPLES = 2_000
 """Samples of the beginning of a shard."""
 MOST_SECONDS = 10.0
 """Seconds after which no further shard, and no further sample of one, is looked at."""
-
-_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -145,28 +142,10 @@ def _check_presence(config: DataEntryConfig, paths: tuple[str, ...]) -> None:
     """
     chosen = [paths[place] for place in _spread(len(paths), MOST_NAMES)]
     with ThreadPoolExecutor(8) as pool:
-        reasons = pool.map(_why_unreadable, chosen)
+        reasons = pool.map(why_unreadable, chosen)
         wrong = [(path, reason) for path, reason in zip(chosen, reasons, strict=True) if reason is not None]
-    if not wrong:
-        return
-    shown = ", ".join(f"{path} ({reason})" for path, reason in wrong[:_SHOWN])
-    more = f" and {len(wrong) - _SHOWN:,} more" if len(wrong) > _SHOWN else ""
-    raise DataError(
-        f"data source {config.source!r}: {len(wrong):,} of {len(chosen):,} shards cannot be read: {shown}{more}; "
-        f"allowed are tar files that are there; the working folder is {Path.cwd()}; fetch them, or change the path"
-    )
-
-
-def _why_unreadable(path: str) -> str | None:
-    try:
-        status = os.stat(path)  # noqa: PTH116 - a million of them
-    except (OSError, ValueError) as error:
-        return getattr(error, "strerror", None) or str(error)
-    if not stat.S_ISREG(status.st_mode):
-        return "no file"
-    if status.st_size == 0:
-        return "empty"
-    return None if os.access(path, os.R_OK) else "Permission denied"
+    if wrong:
+        raise unreadable_shards(config.source, wrong, len(chosen))
 
 
 def _spread(count: int, most: int) -> Iterator[int]:

@@ -193,7 +193,7 @@ class ShardSource:
         if len(unread) == len(self._shards):
             return DataError(
                 f"data source {config.source!r}: none of its {len(self._shards)} shards can be read; the first: "
-                f"{unread[0].where}: {unread[0].detail}"
+                f"{unread[0].where}: {unread[0].detail}; the working folder is {Path.cwd()}; mend them, or name others"
             )
         clips = sum(int(index.is_clip.sum()) for index in self._indexes)
         total = sum(int((index.media[:, 1] >= 0).sum()) for index in self._indexes)

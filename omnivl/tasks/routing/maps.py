@@ -142,6 +142,11 @@ def paint(picture: Pixels, grid: NDArray[np.int64]) -> Pixels:
     return mixed.round().astype(np.uint8)
 
 
+def painted_picture(frames: Sequence[Pixels], grids: Sequence[NDArray[np.int64]]) -> str:
+    """Frames side by side in the colours of their patches' experts, as a data URI; see ``paint``."""
+    return _picture([paint(frame, grid) for frame, grid in zip(frames, grids, strict=True)])
+
+
 def taken_by_experts(tokens: Any, layer: str, shots: Shots, patch_size: int) -> Iterator[Taken]:
     """What each expert of a layer takes with the highest weight, the busiest expert first."""
     own = tokens[tokens["layer"] == layer]

@@ -15,6 +15,8 @@ from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
 from omnivl.architectures.clip import up_to_end
 from omnivl.chain.names import stack_of
+from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import PictureSet
@@ -58,19 +60,45 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
     Raises:
         UserError: The model has no router.
     """
-    layers = {name: layer.block for name, layer in encoder.chain.named_children() if isinstance(layer, BlockLayer)}
     parts: list[Any] = []
     for first in range(0, len(pictures), encoder.batch_size):
         indices = range(first, min(len(pictures), first + encoder.batch_size))
-        frames = pictures.frames(indices).to(encoder.device)
-        with listening(_modules(layers)) as heard:
-            encoder.chain.encode_visual(frames)
-        parts += _rows(heard, _patches(encoder, pictures, indices, frames))
+        parts += _of_patches(encoder, pictures, indices)
         if texts and (told := [index for index in indices if pictures.samples[index].captions]):
-            token_ids = encoder.token_ids([pictures.samples[index].captions[0] for index in told])
-            with listening(_modules(layers)) as heard:
-                encoder.chain.encode_text(token_ids)
-            parts += [row for one in heard for row in _rows([one], _words(encoder, pictures, told, token_ids, one))]
+            spoken = [pictures.samples[index].captions[0] for index in told]
+            parts += _of_words(encoder, spoken, told, [pictures.samples[index].label for index in told])
+    return _table(encoder, parts)
+
+
+def routed_words(encoder: Encoder, texts: Sequence[str]) -> Any:
+    """The same table of texts alone; ``sample`` is the place of a text.
+
+    Raises:
+        UserError: The model has no router.
+    """
+    parts: list[Any] = []
+    for first in range(0, len(texts), encoder.batch_size):
+        told = range(first, min(len(texts), first + encoder.batch_size))
+        parts += _of_words(encoder, [texts[index] for index in told], told, [None] * len(told))
+    return _table(encoder, parts)
+
+
+def _of_patches(encoder: Encoder, pictures: PictureSet, indices: range) -> list[Any]:
+    frames = pictures.frames(indices).to(encoder.device)
+    with listening(_modules(encoder)) as heard:
+        encoder.chain.encode_visual(frames)
+    return _rows(heard, _patches(encoder, pictures, indices, frames))
+
+
+def _of_words(encoder: Encoder, texts: Sequence[str], told: Sequence[int], labels: Sequence[str | None]) -> list[Any]:
+    """Of texts, the samples that they belong to, and the labels of these."""
+    token_ids = encoder.token_ids(texts)
+    with listening(_modules(encoder)) as heard:
+        encoder.chain.encode_text(token_ids)
+    return [row for one in heard for row in _rows([one], _words(encoder, told, labels, token_ids, one))]
+
+
+def _table(encoder: Encoder, parts: Sequence[Any]) -> Any:
     if not parts:
         raise UserError(
             f"model: got {encoder.model.kinds_of_filling} layers, which choose no experts by the token; allowed "
@@ -100,8 +128,10 @@ def experts_by_layer(model: Architecture, tokens: Any) -> dict[str, int]:
     return {layer: model.sparse[stack_of(layer.partition("/")[0])].num_experts for layer in layers}
 
 
-def _modules(layers: Mapping[str, Any]) -> dict[str, nn.Module]:
-    return {name: module for name, module in layers.items() if isinstance(module, nn.Module)}
+def _modules(encoder: Encoder) -> dict[str, nn.Module]:
+    """The blocks of the chain, by the names of their layers."""
+    blocks = {name: layer.block for name, layer in encoder.chain.named_children() if isinstance(layer, BlockLayer)}
+    return {name: block for name, block in blocks.items() if isinstance(block, nn.Module)}
 
 
 def _rows(heard: Sequence[Heard], places: Places) -> list[Any]:
@@ -143,31 +173,48 @@ def _patches(encoder: Encoder, pictures: PictureSet, indices: range, frames: Ten
     tiled = {name: np.tile(values, len(indices)) for name, values in spots.items()}
     words = np.full(len(sample), None, dtype=object)
     modality = 0 if pictures.media == "image" else 1
-    known = _known(pictures, sample, pictures.media)
+    known = _known(np.array([one.label for one in pictures.samples], dtype=object)[sample], sample, pictures.media)
     return Places(_number(modality, sample, tiled["position"]), {**known, **tiled, "word": words})
 
 
-def _words(encoder: Encoder, pictures: PictureSet, indices: Sequence[int], token_ids: Tensor, heard: Heard) -> Places:
+def _words(
+    encoder: Encoder, told: Sequence[int], labels: Sequence[str | None], token_ids: Tensor, heard: Heard
+) -> Places:
     """Words, whether the block left padding out (towers on a CPU) or not."""
     ids, special = token_ids.cpu(), encoder.tokenizer.special
-    mask = up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
+    mask = _said(ids, special)
     flat, kept = np.arange(ids.numel()), mask.flatten().numpy()
     if len(heard.expert_TK) != ids.numel():
         padding = Padding(mask)
         flat, kept = padding.index.numpy(), padding.valid.numpy()
     length = ids.shape[1]
-    sample, position = np.array(indices)[flat // length], flat % length
-    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
-    words = [names.get(number) or encoder.tokenizer.decode([number]) for number in ids.flatten()[flat].tolist()]
+    sample, position = np.array(told)[flat // length], flat % length
+    words = _named(encoder.tokenizer, ids.flatten()[flat])
     nowhere = np.full(len(flat), CLASS_TOKEN)
     spots = {"position": position, "frame": nowhere, "row": nowhere, "column": nowhere}
-    known = _known(pictures, sample, "text")
+    known = _known(np.array(labels, dtype=object)[flat // length], sample, "text")
     return Places(_number(2, sample, position), {**known, **spots, "word": np.array(words, dtype=object)}, kept)
 
 
-def _known(pictures: PictureSet, sample: np.ndarray, modality: str) -> dict[str, np.ndarray]:
-    labels = np.array([one.label for one in pictures.samples], dtype=object)
-    return {"modality": np.full(len(sample), modality, dtype=object), "sample": sample, "label": labels[sample]}
+def words_of(encoder: Encoder, text: str) -> list[str]:
+    """A text as its tokenizer cuts it, with the marks of start and end: the words by their ``position``."""
+    ids = encoder.token_ids([text]).cpu()
+    return _named(encoder.tokenizer, ids[_said(ids, encoder.tokenizer.special)])
+
+
+def _said(ids: Tensor, special: SpecialTokens) -> Tensor:
+    """Which positions are not padding, bool as ``ids``."""
+    return up_to_end(ids, special) if special.pad == special.sep else ids != special.pad
+
+
+def _named(tokenizer: Tokenizer, ids: Tensor) -> list[str]:
+    special = tokenizer.special
+    names = {special.pad: "[PAD]", special.cls: "[CLS]", special.sep: "[SEP]"}
+    return [names.get(number) or tokenizer.decode([number]) for number in ids.tolist()]
+
+
+def _known(label: np.ndarray, sample: np.ndarray, modality: str) -> dict[str, np.ndarray]:
+    return {"modality": np.full(len(sample), modality, dtype=object), "sample": sample, "label": label}
 
 
 def _number(modality: int, sample: np.ndarray, position: np.ndarray) -> np.ndarray:

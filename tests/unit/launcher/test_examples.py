@@ -1,31 +1,17 @@
 """Every example of every ``--help``: it parses, and the bundled plans that it names are right with its overrides."""
 
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from documentation import ROOT, help_examples
 
 from engine.plan.parse import load_plan
-from launcher.cli import COMMANDS, LazyGroup, app
+from launcher.cli import COMMANDS, app
 
-ROOT = Path(__file__).parents[3]
-
-
-def examples() -> Iterator[str]:
-    """The lines below ``Examples:`` in the help of every command and subcommand."""
-    group: Any = LazyGroup(name="omnivl")
-    commands = [group.get_command(None, name) for name in COMMANDS]
-    while commands:
-        command = commands.pop()
-        commands += getattr(command, "commands", {}).values()
-        _, found, lines = (command.help or "").partition("Examples:\n")
-        yield from (line.strip() for line in lines.splitlines() if found and line.strip())
-
-
-EXAMPLES = sorted(set(examples()))
+EXAMPLES = help_examples()
 
 
 def test_every_command_has_examples() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.estimate.activities import one_forward_one_backward
-from engine.estimate.events import Activity, simulate
+from engine.estimate.events import Activity, Network, simulate
 
 
 def test_resources_do_one_thing_at_a_time_and_wait_for_each_other() -> None:
@@ -17,6 +17,18 @@ def test_resources_do_one_thing_at_a_time_and_wait_for_each_other() -> None:
     assert timeline.begins == [0.0, 2.0, 2.0, 7.0] and timeline.ends == [2.0, 3.0, 7.0, 8.0]
     assert timeline.seconds == 8.0 and timeline.busy == {"device": 4.0, "link": 5.0}
     assert simulate(activities, {"device": 2.0}).ends == [4.0, 6.0, 9.0, 11.0]
+
+
+def test_a_network_is_simulated_with_several_durations() -> None:
+    activities = [
+        Activity("device", 2.0, (), "a"),
+        Activity("link", 5.0, (0,), "c"),
+        Activity("device", 1.0, (1,), "d"),
+    ]
+    network = Network(activities)
+    assert network.timeline(without="c").ends == [2.0, 2.0, 3.0]
+    assert network.timeline({"link": 2.0}).ends == [2.0, 12.0, 13.0]
+    assert network.timeline() == simulate(activities)
 
 
 def test_what_was_ready_first_begins_first() -> None:

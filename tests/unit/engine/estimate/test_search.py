@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from engine.estimate.activities import TIED
 from engine.estimate.hardware import HardwareConfig, load_hardware
 from engine.estimate.search import layouts, search_layouts
 from engine.estimate.traffic import Cluster
+from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
 from omnivl.data.tokenizer import load_tokenizer
 
@@ -53,6 +56,10 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     }
     assert plain["block"].memory.activations < plain["none"].memory.activations
     assert plain["block"].step.seconds > plain["none"].step.seconds
+    assert found.work_of(stage, Cluster(h100, 1, 4)) == model_work(stage, tokenizer, 4, torch.device("meta"))
+    larger = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=8))
+    piped = replace(stage, parallel=replace(stage.parallel, host="pipeline", pipeline_stages=2))
+    assert found.work_of(larger, Cluster(h100, 1, 4)) is None and found.work_of(piped, Cluster(h100, 1, 4)) is None
     tiny = replace(h100, memory_gib=1e-3)
     nothing = search_layouts(stage, tokenizer, Cluster(tiny, 1, 4), micro_batches=1)
     assert nothing.ranked == () and nothing.smallest is not None and not nothing.smallest.fits

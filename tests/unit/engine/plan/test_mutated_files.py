@@ -9,7 +9,7 @@ from engine.errors import PlanError
 from engine.plan.parse import load_plan, parse_plan
 from omnivl.errors import UserError, printable
 
-SEED, COUNT = 2, 2_000
+SEED, COUNT, FULL_COUNT = 2, 700, 2_000
 PLAN = """name: run
 model: {preset: tiny, vocab_size: 100}
 parallel: {host: zero, precision: fp32}
@@ -25,8 +25,9 @@ def test_what_once_went_wrong(seed: int, number: int) -> None:
     assert list(findings(range(number, number + 1), seed)) == []
 
 
-def test_mutated_files_are_read_or_refused_by_name() -> None:
-    found = [(SEED, finding.number, finding.case, finding.said) for finding in findings(range(COUNT), SEED)]
+@pytest.mark.parametrize("numbers", [range(COUNT), pytest.param(range(COUNT, FULL_COUNT), marks=pytest.mark.full)])
+def test_mutated_files_are_read_or_refused_by_name(numbers: range) -> None:
+    found = [(SEED, finding.number, finding.case, finding.said) for finding in findings(numbers, SEED)]
     assert found == []
 
 

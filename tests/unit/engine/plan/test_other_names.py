@@ -39,6 +39,13 @@ def told(*, top: str = "", more: str = "", data: str = "", objective: str = "kin
         ({"data": ", path: x"}, "data.0.path: .*; write source$"),
         ({"objective": "kind: contrastive"}, "objectives.0.kind: got 'contrastive'; .*; write univlc$"),
         ({"objective": "kind: captioning"}, "objectives.0.kind: got 'captioning'; .*; write lm$"),
+        ({"top": "learning_rate: 1e-3"}, "learning_rate: .*; write optimizer.lr in a stage: stages.0.optimizer.lr$"),
+        ({"top": "optimizer: {lr: 1e-3}"}, "optimizer: .*; write it in a stage: stages.0.optimizer$"),
+        ({"top": "epochs: 3"}, "epochs: got an unknown key; .*; write it in a stage: stages.0.epochs$"),
+        ({"top": "num_epochs: 3"}, "num_epochs: .*; write epochs in a stage: stages.0.epochs$"),
+        ({"top": "itc: 1"}, r"itc: got an unknown key; .*; write objectives: \[itc\] in the stage$"),
+        ({"more": ", univlc: 1"}, r"stages.0.univlc: .*; write objectives: \[univlc\] in the stage$"),
+        ({"more": ", seed: 1"}, "stages.0.seed: .*; write it at the plan's top, beside 'stages': seed$"),
         ({"more": ", learning_rat: 1e-3"}, "learning_rat: got an unknown key; .*; remove it$"),
     ],
 )

@@ -183,7 +183,7 @@ def test_a_right_plan_is_typed_and_complete() -> None:
             {"model": "model: {preset: tiny}\ntokenizer: nowhere/vocab.txt"},
             [
                 "p.yaml:3: tokenizer: got 'nowhere/vocab.txt', which cannot be loaded (tokenizer nowhere/vocab.txt: "
-                "cannot be read as a vocabulary: [Errno 2] No such file or directory: 'nowhere/vocab.txt'); "
+                "cannot be read as a vocabulary: No such file or directory; name a text file with one word per line); "
                 "allowed 'emoji', a vocab.txt or the folder of a Hugging Face tokenizer; "
                 "name one that is there, or set model.vocab_size"
             ],
@@ -281,6 +281,11 @@ def test_overrides_go_through_the_same_parser() -> None:
 )
 def test_mistakes_in_overrides_say_so(override: str, message: str) -> None:
     assert message in problems(plan_text(), override)
+
+
+def test_a_section_that_an_override_makes_is_told_to_be_the_overrides() -> None:
+    told = problems(plan_text(), "optimizer.lr=1")
+    assert [one.partition(": got")[0] for one in told] == ["override 'optimizer.lr=1': optimizer"]
 
 
 def test_an_override_mends_the_file() -> None:

@@ -15,6 +15,7 @@ import torch.distributed as dist
 
 from engine.processes.belonging import LOOPBACK, SECRET, new_secret
 from engine.processes.rendezvous import Meeting, RendezvousError, meet, read_meeting
+from engine.processes.variables import LaunchError
 
 LAUNCHED = {
     **{"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node-a", "MASTER_PORT": "23456"},
@@ -211,10 +212,10 @@ def test_variables_of_the_launcher() -> None:
     ],
 )
 def test_wrong_variables_are_named(wrong: Mapping[str, str], said: str) -> None:
-    with pytest.raises(RendezvousError, match=said.replace("²", ".")):
+    with pytest.raises(LaunchError, match=said.replace("²", ".")):
         read_meeting({**LAUNCHED, **wrong})
 
 
 def test_a_variable_that_is_missing_is_named() -> None:
-    with pytest.raises(RendezvousError, match="MASTER_PORT: got nothing"):
+    with pytest.raises(LaunchError, match="MASTER_PORT: got nothing"):
         read_meeting({name: value for name, value in LAUNCHED.items() if name != "MASTER_PORT"})

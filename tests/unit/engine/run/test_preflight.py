@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from engine.disk.run_folder import RunFolder
 from engine.errors import PlanError
 from engine.plan.parse import load_plan
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions, look_ahead
 from engine.run.preflight import data as data_look
 from engine.run.preflight import look_at
@@ -56,9 +58,10 @@ def submit(plan: Path, *options: str) -> tuple[int, str]:
     return omnivl("submit", plan, "--gpus-per-node", "1", "--dry-run", *options)
 
 
-def pretrain(plan: Path, run: Path, **options: Any) -> None:
-    """As far as the first process of a run looks, before it builds the first stage."""
-    look_ahead(RunFolder(run), load_plan(plan, (), 1), RunOptions(run, plan_file=plan, **options))
+def pretrain(plan: Path, run: Path, *, offline: bool = False, **start: Any) -> list[str]:
+    """As far as the first process of a run looks, before it builds the first stage; returns what it says."""
+    options = RunOptions(run, Start(**start), offline=offline, plan_file=plan)
+    return look_ahead(RunFolder(run), load_plan(plan, (), 1), options)
 
 
 def line_of(plan: Path, stage: str) -> range:
@@ -227,6 +230,32 @@ def test_the_folder_of_the_run(here: Path, tmp_path: Path) -> None:
     content["stages"][2]["init_from"] = "second"
     code, told = submit(write_plan(tmp_path, content), "--stage", "third", "--run-folder", str(tmp_path / "new"))
     assert code == 2 and "stages.2.init_from: got 'second', which is not complete" in told
+
+
+def test_samples_that_a_run_leaves_out_are_noted(here: Path, tmp_path: Path) -> None:
+    shard = tmp_path / "linked.tar"
+    shutil.copy(here / "captions.tar", shard)
+    with tarfile.open(shard, "a") as archive:
+        for number in range(2):
+            link = tarfile.TarInfo(f"9{number}.png")
+            link.type, link.linkname = tarfile.LNKTYPE, "000.png"
+            archive.addfile(link)
+    content = plan_of(here)
+    content["stages"][1]["data"] = [{"source": str(shard), "kind": "image_text", "weight": 1}]
+    content["loader"] = {"max_bad_fraction": 0.5}
+    plan = write_plan(tmp_path, content)
+    code, output = omnivl("check", plan, "--json")
+    (note,) = [one for one in json.loads(output)["notes"] if "left out" in one]
+    assert code == 0 and ": stages.1.data.0.source: " in note
+    assert note.endswith(
+        f"2 bad samples are left out; the first: {shard}:90: .png is a hard link to '000.png', whose bytes stand "
+        "elsewhere; write the archive with tar --hard-dereference"
+    )
+    heading = "Not looked at, or perhaps not meant:"
+    assert pretrain(plan, tmp_path / "run") == [heading, *json.loads(output)["notes"]]
+    assert pretrain(plan, tmp_path / "run", offline=True) == []
+    assert heading in omnivl("check", plan)[1]
+    assert f"{heading}\n{plan}" in submit(plan, "--run-folder", str(tmp_path / "submitted"))[1]
 
 
 def test_streams_are_opened_by_pretraining_alone(here: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ def test_values_that_are_no_file_names(tmp_path: Path) -> None:
     [
         ("[]", "allowed a mapping with name, plan"),
         ("name: s\nplan: PLAN\naxes: {}", "3: axes: got an empty mapping; allowed a mapping of at least one axis"),
+        ("name: s\nplan: PLAN\naxes: {seed: [1], b: []}", "3: axes.b: got an empty list; allowed a list of values, or"),
+        ("name: s\nplan: PLAN\naxes: {seed: {a: 1}}", "3: axes.seed: got a mapping; allowed a list of values, or"),
         (
             "name: s\nplan: PLAN\naxis: {seed: [1]}\naxes: {seed: [1]}",
             "3: axis: got an unknown field; allowed name, plan",

@@ -143,7 +143,7 @@ def test_what_is_no_shard_ends_with_an_error(pictures, tmp_path):
     result = runner.invoke(app, ["inspect", str(tmp_path / "out"), "--json"])
     assert isinstance(result.exception, DataError)
     assert str(result.exception).startswith(
-        f"{tmp_path}/out: 1 of 2 files are no shards; the first: {tmp_path}/out/notes.tar: no end mark at offset 0, "
+        f"{tmp_path}/out: 1 of 2 files are no shards; the first: {tmp_path}/out/notes.tar: this is no tar archive: "
     )
     assert json.loads(result.stdout)["samples"] == 6
 

@@ -13,7 +13,7 @@ from launcher.cli import app
 from launcher.slurm.allocation import Allocation
 from launcher.slurm.deepspeed_node import command
 from launcher.slurm.progress import read_progress, saved_steps, seconds_left
-from launcher.slurm.queue import job_rows
+from launcher.slurm.queue import job_rows, submitted
 from launcher.slurm.spec import read_spec
 from launcher.slurm.steps import training_step, worker_arguments
 
@@ -200,7 +200,7 @@ def test_jobs_show_where_a_run_is(tmp_path: Path) -> None:
     assert saved_steps(run) == 110, "100 of a complete stage and 10 of a checkpoint that is whole"
     assert seconds_left(read_progress(run)) == 70.0
     now = datetime.datetime(2026, 1, 1, 12, tzinfo=datetime.UTC)
-    first, second = job_rows(run, {"4": ("RUNNING", "n[1-2]")}, now)
+    first, second = job_rows(submitted(run), {"4": ("RUNNING", "n[1-2]")}, now)
     assert (first.stage, first.step, first.steps, first.samples_per_second) == ("temporal", 15, 50, 8.0)
     assert (first.state, first.why, first.end) == ("RUNNING", "n[1-2]", "2026-01-01T12:01:10+00:00")
     assert (second.state, second.step, second.end) == ("COMPLETED", 100, None)

@@ -77,6 +77,7 @@ def test_experts_stand_in_blocks_that_are_there(kind):
         "model.ffn.blocks: got 6; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
         "model.ffn.blocks: got -7; allowed -6 to 5, the blocks of 6 text_layers; name another block or build more",
     ]
+    check(OmniVL(text_layers=0, generation_layers=0, ffn=kind(blocks=(3, -1))))  # a stack without blocks has no places
     with pytest.raises(ModelError) as caught:
         check(Unified(ffn=kind(blocks=(11, 2, -1))))
     assert str(caught.value) == (

@@ -32,7 +32,7 @@ from omnivl.objectives import ITM, LM, MDM, MLM, MRM, VLM, Objective, PrepareCon
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
 from omnivl.parts.sizes import MomentumConfig, Transformer, Words
-from omnivl.parts.unified import Part, Stream
+from omnivl.parts.streams import Part, Stream
 from omnivl.pretrained.load import load_pretrained
 
 NEAR = {"rtol": 2e-5, "atol": 2e-5}

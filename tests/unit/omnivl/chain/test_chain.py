@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_chain import CONFIG, EVERYTHING, TOKENS, make_batch
 
 from moe.config import LIMoEConfig
@@ -52,6 +53,42 @@ def test_padding_changes_no_embedding():
     token_ids = torch.tensor([[1, 7, 8, 2], [1, 9, 2, 0]])
     longer = torch.cat([token_ids, torch.zeros(2, 5, dtype=torch.int64)], dim=1)
     torch.testing.assert_close(chain.encode_text(longer), chain.encode_text(token_ids))
+
+
+@pytest.mark.parametrize("architecture", ["omnivl", "unified"])
+@pytest.mark.parametrize("text_layers", [0, 2])
+def test_the_mean_of_patches_and_of_words_is_projected(architecture, text_layers):
+    """No block computes its first position alone, and padding is left out of the mean."""
+    torch.manual_seed(0)
+    pooled = {"visual_pooling": "mean", "text_pooling": "mean"}
+    towers = replace(CONFIG, text_layers=text_layers, **pooled)
+    config = towers if architecture == "omnivl" else replace(Unified.like(CONFIG), **pooled)
+    chain = build_chain(config, (), TOKENS).eval()
+    seen = {}
+    chain.contrast.register_forward_pre_hook(lambda layer, args: seen.update(args[0]))
+    frames = torch.randint(256, (2, config.num_frames, 3, config.video_size, config.video_size), dtype=torch.uint8)
+    found = chain.encode_visual(frames)
+    assert seen["visual"].shape[1] > 2
+    torch.testing.assert_close(found, wanted_of(chain.contrast.visual_projection, seen["visual"][:, 1:]))
+    token_ids = torch.tensor([[1, 7, 8, 2], [1, 9, 2, 0]])
+    found = chain.encode_text(token_ids)
+    for row, length in enumerate((4, 3)):
+        wanted = wanted_of(chain.contrast.text_projection, seen["text"][row : row + 1, :length])
+        torch.testing.assert_close(found[row : row + 1], wanted)
+
+
+def wanted_of(projection, positions):
+    return F.normalize(projection(positions.mean(1)), dim=-1)
+
+
+def test_a_bag_of_words_learns():
+    torch.manual_seed(0)
+    config = replace(CONFIG, text_layers=0, visual_pooling="mean", text_pooling="mean")
+    chain = build_chain(config, EVERYTHING, TOKENS)
+    for kind in PAIRED:
+        run(chain, make_batch(kind))["loss"].backward()
+    without = [name for name, p in chain.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
 
 
 def test_recomputation_gives_the_same_step():

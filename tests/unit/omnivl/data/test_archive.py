@@ -385,3 +385,14 @@ def test_damaged_archives_end_in_no_other_error_and_give_no_other_bytes(tmp_path
                     assert member == other
             except ArchiveError:
                 continue
+
+
+def test_what_is_no_archive_is_said_to_be_none(tmp_path):
+    path = tmp_path / "words.tar"
+    path.write_text("no archive " * 100)
+    (rejection,) = build_index(path, str(path)).rejections
+    assert rejection.cause == "wrong_archive"
+    assert rejection.detail.startswith(
+        "this is no tar archive: it does not begin with a header; fetch it again if it was one, or make shards of "
+        "pictures and lists with omnivl data convert"
+    )

@@ -138,7 +138,7 @@ def test_a_truncated_tar_keeps_what_is_whole(write_tar, pairs, cut):
 def test_a_file_that_is_no_tar(tmp_path):
     path = tmp_path / "x.tar"
     path.write_bytes(b"no tar at all" * 100)
-    assert causes(path) == ["truncated_tar"]
+    assert causes(path) == ["wrong_archive"]
 
 
 def test_the_cache_is_used_and_follows_the_shard(write_tar, pairs, tmp_path):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from omnivl.data.inspect import inspect_source
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError
 from omnivl.data.sources.patterns import expand_pattern, is_glob
+from omnivl.data.sources.presence import why_unreadable
 from omnivl.data.sources.shards import ShardSource
 from omnivl.errors import DataError
 
@@ -94,6 +96,36 @@ def test_a_link_with_brackets_that_leads_nowhere_is_named(tmp_path):
     link.symlink_to(tmp_path / "gone")
     with pytest.raises(DataError, match=r"a\[1\]\.tar: No such file or directory"):
         open_source(DataEntryConfig(str(link), "image_text"), seed=0)
+
+
+def test_a_shard_that_is_not_there_is_named_with_what_its_author_may_not_know(write_tar, pairs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tar(pairs(1), "there.tar")
+    (tmp_path / "link.tar").symlink_to("/nowhere/x.tar")
+    (tmp_path / "folder.tar").mkdir()
+    os.mkfifo("pipe.tar")
+    (tmp_path / "empty.tar").write_bytes(b"")
+    absent = "No such file or directory"
+    assert [why_unreadable(name) for name in ("there.tar", "gone.tar", "there", "$D/x.tar", "link.tar")] == [
+        None,
+        absent,
+        f"{absent}, but there is there.tar",
+        f"{absent}, and a variable that is not set stays as it is written",
+        "a link to /nowhere/x.tar, where nothing is",
+    ]
+    assert [why_unreadable(name) for name in ("folder.tar", "pipe.tar", "empty.tar", "a\0b")] == [
+        *("a folder", "no regular file", "empty", "embedded null byte")
+    ]
+
+
+def test_no_shard_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as error:
+        open_source(DataEntryConfig("gone.tar", "image"), seed=0)
+    assert str(error.value) == (
+        "data source 'gone.tar': none of its 1 shards can be read; the first: gone.tar: No such file or directory; the "
+        f"working folder is {tmp_path}; mend them, or name others"
+    )
 
 
 def test_nothing_matches(tmp_path):

@@ -91,8 +91,25 @@ def test_wrong_vocabularies(tmp_path):
     with pytest.raises(DataError) as error:
         load_tokenizer(str(path))
     assert str(error.value) == f"tokenizer {path}: the word 'a' stands twice; each word needs its own line"
-    with pytest.raises(DataError, match=r"absent.txt: cannot be read as a vocabulary: .*No such file"):
+    with pytest.raises(DataError, match=r"absent.txt: cannot be read as a vocabulary: No such file or directory; name"):
         load_tokenizer(str(tmp_path / "absent.txt"))
+
+
+def test_why_a_tokenizer_cannot_be_loaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as error:
+        load_tokenizer("data/words")
+    assert str(error.value) == (
+        f"tokenizer 'data/words' cannot be loaded: there is no folder of that name in {tmp_path}, nor a cached "
+        "tokenizer; allowed: 'emoji', a vocab.txt, or a folder with a Hugging Face tokenizer"
+    )
+    with pytest.raises(DataError, match="there is no folder of that name"):
+        load_tokenizer("é" * 200)  # too long for a name
+    described = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    (tmp_path / "own.py").write_text("raise SystemExit('run')")
+    with pytest.raises(DataError, match=r"cannot be loaded: its class is code that lies in the folder, and such code"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_hugging_face_folders(tmp_path):

@@ -16,7 +16,7 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError, UserError
 from omnivl.objectives import MDM, MLM, MRM, VLM, PrepareContext, UniVLC
 from omnivl.objectives.masked_visual import pixel_targets
-from omnivl.parts.unified import Part, Stream
+from omnivl.parts.streams import Part, Stream
 
 SPECIAL = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = Unified(

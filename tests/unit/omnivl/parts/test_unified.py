@@ -19,7 +19,8 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MLM, MRM, VLM, UniVLC
 from omnivl.parts.attributes import attributes_of
 from omnivl.parts.embed import Embed
-from omnivl.parts.unified import ByAttributes, ByModality, Part, Stream, UnifiedBlock, UnifiedLayer, UnifiedNorm
+from omnivl.parts.streams import ByAttributes, ByModality, Part, Stream
+from omnivl.parts.unified import UnifiedBlock, UnifiedLayer, UnifiedNorm
 from omnivl.parts.vit import DividedBlock
 
 PAIRED = DATA_KINDS[:4]  # something to see, with a text
@@ -28,7 +29,7 @@ UNIFIED = Unified.like(CONFIG)
 
 
 def block_of(config: Unified, index: int = 0) -> UnifiedBlock:
-    return UnifiedBlock(config.stacks["unified"], config.multiway, index)
+    return UnifiedBlock(config.stacks["unified"], index, config.variant)
 
 
 OBJECTIVES = tuple(objective for objective in EVERYTHING if not isinstance(objective, LM))
@@ -72,7 +73,7 @@ def test_an_image_alone_goes_the_way_of_the_visual_encoder():
 
 def test_dropout_takes_from_branches_in_training_alone():
     torch.manual_seed(0)
-    block = UnifiedBlock(replace(UNIFIED.stacks["unified"], dropout=1.0), False, 0)
+    block = UnifiedBlock(replace(UNIFIED.stacks["unified"], dropout=1.0), 0)
     stream = Stream(torch.randn(2, 5, CONFIG.hidden_size), (Part("image", 5),))
     assert torch.equal(block(stream)[0][0], stream.x)
     assert not torch.allclose(block.eval()(stream)[0][0], stream.x)

@@ -78,12 +78,23 @@ def test_a_number_with_a_place_of_its_own_stays(tmp_path):
         (torch.ones(3), "got a Tensor; allowed are tensors by their names; save the model's state_dict by itself"),
         ([WEIGHTS], "got a list; allowed are tensors by their names"),
         (3, "got a int; allowed are tensors by their names"),
-        (torch.nn.Linear(2, 2), "not readable as weights"),
+        (
+            torch.nn.Linear(2, 2),
+            r"not readable as weights \(it holds a torch.nn.modules.linear.Linear, an object of Python's rather than a "
+            r"tensor, which is not loaded\); fetch it again, or save its mapping of tensors by itself$",
+        ),
     ],
 )
 def test_files_that_do_not_say_what_the_weights_are(tmp_path, content, message):
     torch.save(content, tmp_path / "file.pth")
     with pytest.raises(ModelError, match=f"file.pth.*: {message}"):
+        read_weights(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "it is empty"), (b"\xff" * 300, "no file of torch.save: .*")])
+def test_files_that_are_none_of_torch(tmp_path, content, message):
+    (tmp_path / "file.pth").write_bytes(content)
+    with pytest.raises(ModelError, match=rf"file.pth: not readable as weights \({message}\); fetch it again"):
         read_weights(tmp_path / "file.pth")
 
 

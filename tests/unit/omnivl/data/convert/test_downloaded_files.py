@@ -57,3 +57,19 @@ def test_a_json_that_belongs_to_no_picture_is_named(tmp_path, make_image):
     manifest = convert(FolderReader(tmp_path / "in"), tmp_path / "out", ConvertOptions())
     assert causes == []
     assert dict(manifest.rejected) == {"unknown_extension": 1}
+
+
+def test_captions_beside_pictures_that_lie_in_no_class(tmp_path, make_image):
+    make_image(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("a word")
+    (first, *_) = FolderReader(tmp_path).entries()
+    assert first.detail == (
+        "lies in no class's folder; move it to ROOT/CLASS/, or take the .txt beside each picture as its caption "
+        "(--text caption)"
+    )
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "shard.tar").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"shard\.tar is no folder; give the folder that holds the pictures or clips"):
+        list(FolderReader(tmp_path / "shard.tar").entries())

@@ -97,12 +97,20 @@ def test_separator(tmp_path):
     table = tmp_path / "list.csv"
     table.write_text("file;caption\na.jpg;one, two\n")
     assert rows_and_bad(table, ("file",), separator=";")[0][":2"]["caption"] == "one, two"
-    with pytest.raises(DataError, match=r"list\.csv:1: no column 'file'"):
+    with pytest.raises(DataError) as error:
         rows_and_bad(table, ("file",))
+    assert str(error.value) == f"{table}:1: one column, 'file;caption'; if ';' parts columns, say --separator ';'"
     other = tmp_path / "list.json"
     other.write_text("[]")
     with pytest.raises(DataError, match=r"only \.csv and \.tsv lists have separators"):
         rows_and_bad(other, separator=";")
+
+
+def test_a_header_that_is_not_utf8_is_said_to_be_so(tmp_path):
+    (table := tmp_path / "list.csv").write_text("file,caption\na.jpg,one\n", encoding="utf-16")
+    with pytest.raises(DataError) as error:
+        rows_and_bad(table, ("file",))
+    assert str(error.value) == f"{table}:1: the header line is not UTF-8; save the file as UTF-8"
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv"])

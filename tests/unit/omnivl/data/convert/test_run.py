@@ -16,6 +16,7 @@ from omnivl.data.convert import ConvertOptions, FolderReader, TableReader, conve
 from omnivl.data.convert.entry import sample_key
 from omnivl.data.convert.media import shrink
 from omnivl.data.convert.run import draw_split
+from omnivl.data.formats import MEDIA_EXTENSIONS
 from omnivl.errors import DataError
 
 
@@ -183,7 +184,9 @@ def test_nothing_usable_says_why(tmp_path):
     (tmp_path / "in" / "x").mkdir(parents=True)
     with pytest.raises(DataError) as empty:
         convert(FolderReader(tmp_path / "in"), tmp_path / "out", ConvertOptions())
-    assert str(empty.value) == f"{tmp_path / 'in'}: no picture or clip found"
+    assert str(empty.value) == (
+        f"{tmp_path / 'in'}: no picture or clip found; known extensions: {', '.join(sorted(MEDIA_EXTENSIONS))}"
+    )
     (tmp_path / "in" / "x" / "a.doc").write_text("x")
     with pytest.raises(DataError) as bad:
         convert(FolderReader(tmp_path / "in"), tmp_path / "out", ConvertOptions())
