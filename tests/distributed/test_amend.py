@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from engine.plan.parse import parse_plan
 from engine.processes import ranks
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions
 from engine.run.train import train
 from engine.telemetry.metrics import read_metrics
@@ -62,7 +63,7 @@ def run_starts(starts: Sequence[Start]) -> list[int]:
     return [
         train(
             parse_plan(PLAN, overrides=overrides, world_size=ranks.world_size()),
-            RunOptions(Path(folder), amend=amend, offline=True),
+            RunOptions(Path(folder), Start(amend=amend), offline=True),
             torch.device("cpu"),
         )
         for folder, overrides, amend in starts
