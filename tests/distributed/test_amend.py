@@ -54,11 +54,11 @@ OTHERWISE = (
     *("stages.one.optimizer.gradient_clipping=0.3", "stages.one.objectives.mlm.weight=0.5"),
 )
 
-Start = tuple[str, Sequence[str], bool]
+Turn = tuple[str, Sequence[str], bool]
 """Folder, overrides, whether they change the run."""
 
 
-def run_starts(starts: Sequence[Start]) -> list[int]:
+def run_starts(starts: Sequence[Turn]) -> list[int]:
     """Worker: one start after the other."""
     return [
         train(
@@ -70,7 +70,7 @@ def run_starts(starts: Sequence[Start]) -> list[int]:
     ]
 
 
-def amended(folder: Path, before: str, now: str, changed: Sequence[str]) -> list[Start]:
+def amended(folder: Path, before: str, now: str, changed: Sequence[str]) -> list[Turn]:
     """A run that ends under one layout, and goes on changed under another."""
     return [(str(folder), LAYOUTS[before], False), (str(folder), (*LAYOUTS[now], *changed), True)]
 
