@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from engine.plan.parse import parse_plan
 from engine.processes import ranks
+from engine.run.earlier import Start
 from engine.run.entrance import RunOptions
 from engine.run.train import train
 from engine.telemetry.metrics import read_metrics
@@ -53,23 +54,23 @@ OTHERWISE = (
     *("stages.one.optimizer.gradient_clipping=0.3", "stages.one.objectives.mlm.weight=0.5"),
 )
 
-Start = tuple[str, Sequence[str], bool]
+Turn = tuple[str, Sequence[str], bool]
 """Folder, overrides, whether they change the run."""
 
 
-def run_starts(starts: Sequence[Start]) -> list[int]:
+def run_starts(starts: Sequence[Turn]) -> list[int]:
     """Worker: one start after the other."""
     return [
         train(
             parse_plan(PLAN, overrides=overrides, world_size=ranks.world_size()),
-            RunOptions(Path(folder), amend=amend, offline=True),
+            RunOptions(Path(folder), Start(amend=amend), offline=True),
             torch.device("cpu"),
         )
         for folder, overrides, amend in starts
     ]
 
 
-def amended(folder: Path, before: str, now: str, changed: Sequence[str]) -> list[Start]:
+def amended(folder: Path, before: str, now: str, changed: Sequence[str]) -> list[Turn]:
     """A run that ends under one layout, and goes on changed under another."""
     return [(str(folder), LAYOUTS[before], False), (str(folder), (*LAYOUTS[now], *changed), True)]
 
