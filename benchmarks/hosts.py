@@ -22,7 +22,7 @@ from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
 from engine.step.freeze import freeze_idle
-from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
 from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
@@ -122,7 +122,9 @@ def _step(host: Host, batch: Batch) -> None:
 def _bare_loop(chain: Chain, batch: Batch, device: torch.device) -> Callable[[], float]:
     """A training loop without a host."""
     chain.to(device)
-    optimizer = adamw(parameter_groups(chain, OPTIMIZER), OPTIMIZER, fused=True)
+    groups = parameter_groups(chain, OPTIMIZER)
+    optimizer = ChainOptimizer([group.options for group in groups], OPTIMIZER)
+    set_learning_rates(optimizer, groups, OPTIMIZER.lr)
     trained = [parameter for parameter in chain.parameters() if parameter.requires_grad]
     layout = plan_layout(OBJECTIVES, batch.kind, batch.size, batch.num_frames)
 

@@ -26,9 +26,9 @@ class AttributeGated(nn.Module):
     def __init__(self, config: AttributeConfig) -> None:
         super().__init__()
         self.top_k, self.noise = config.top_k, config.noise / config.num_experts
-        self.embed = Linear(config.num_attributes, config.attribute_size)
+        self.embed = Linear(config.num_attributes, config.attribute_size, matrices=0)
         self.norm = nn.LayerNorm(config.attribute_size)
-        self.gate = Linear(config.attribute_size, config.num_experts, bias=False)
+        self.gate = Linear(config.attribute_size, config.num_experts, bias=False, matrices=0)
 
     def choose(self, attributes: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The experts int64 ``[A, K]`` of each set of attributes, best first, and their weights fp32 ``[A, K]``."""

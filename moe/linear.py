@@ -10,11 +10,14 @@ between the two passes.
 """
 
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moe.stacked import Stacked
 
 
 @functools.cache
@@ -90,8 +93,22 @@ class Linear(nn.Module):
     nothing to their input, and the contrastive embeddings of all samples become equal within 30 steps (docs/log.md).
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, *, zero: bool = False) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, *, zero: bool = False, matrices: int = 1
+    ) -> None:
+        """Builds the map.
+
+        Args:
+            in_features: I.
+            out_features: O.
+            bias: Whether there is one.
+            zero: Whether weights start from zero.
+            matrices: Maps of equal size that lie one above the other in the weight, such as 3 of queries, keys and
+                values; 0 where its rows are vectors of their own, such as those of a router's experts. Optimizers that
+                work on whole matrices read it.
+        """
         super().__init__()
+        self._stacked = Stacked(matrices)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
@@ -100,6 +117,10 @@ class Linear(nn.Module):
         else:
             deviation = in_features**-0.5
             nn.init.trunc_normal_(self.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+    def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
+        """How matrices lie in the weight."""
+        yield self.weight, self._stacked
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[..., I]`` to ``[..., O]`` in ``x.dtype``."""

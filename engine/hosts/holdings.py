@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
 from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
-from engine.hosts.stores import MOMENTS, WEIGHT, Run, Store
+from engine.hosts.stores import WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
 from engine.processes.collectives import broadcast_from_first
 from engine.step.whole import whole_shape
@@ -66,7 +66,7 @@ class Holdings:
         alike: dict[int, list[Piece]] = {}
         for _, tensors in self._layers(self._own_layers):
             for name, tensor in tensors.items():
-                for field in _fields(tensor, moments=moments):
+                for field in self._fields(tensor, moments=moments):
                     piece = self._piece(name, tensor, field)
                     parts = 1 if (exchange := self._exchange(tensor)) is None else exchange.parts
                     (sharded if self._is_sharded(tensor, field) else alike.setdefault(parts, [])).append(piece)
@@ -92,7 +92,7 @@ class Holdings:
                 self._store.begin(saved.steps)
             for _, tensors in self._layers(self._own_layers):
                 for name, tensor in tensors.items():
-                    for field in _fields(tensor, moments=moments):
+                    for field in self._fields(tensor, moments=moments):
                         piece = self._piece(name, tensor, field)
                         piece.held.copy_(saved.read(piece.key, piece.start, piece.held.numel()))
         except CheckpointError as error:
@@ -165,7 +165,7 @@ class Holdings:
             f"{field}/{name}": self._shape(tensor)
             for _, tensors in self._layers(names)
             for name, tensor in tensors.items()
-            for field in _fields(tensor, moments=moments)
+            for field in self._fields(tensor, moments=moments)
         }
 
     def _exchange(self, tensor: Tensor) -> ExpertExchange | None:
@@ -198,6 +198,11 @@ class Holdings:
             dist.all_reduce(whole, group=self._store.group(cast("nn.Parameter", tensor), WEIGHT))
         exchange = self._exchange(tensor)
         return whole.view(here) if exchange is None else exchange.join(whole.view(here))
+
+    def _fields(self, tensor: Tensor, *, moments: bool) -> tuple[str, ...]:
+        """The fields of a tensor in a file: the tensor itself, and its moments if it is trained."""
+        trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
+        return (WEIGHT, *(self._store.moments(cast("nn.Parameter", tensor)) if moments and trained else ()))
 
     def wait(self) -> None:
         """Waits for every replica."""
@@ -262,9 +267,3 @@ class HoldingHost:
 def _layer_of(key: str) -> str:
     """``embed`` for ``weight/embed.kinds``."""
     return key.partition("/")[2].partition(".")[0]
-
-
-def _fields(tensor: Tensor, *, moments: bool) -> tuple[str, ...]:
-    """The fields of a tensor in a file: the tensor itself, and its moments if it is trained."""
-    trained = isinstance(tensor, nn.Parameter) and tensor.requires_grad
-    return (WEIGHT, *(MOMENTS if moments and trained else ()))

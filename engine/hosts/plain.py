@@ -11,7 +11,7 @@ from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore
 from engine.processes.collectives import broadcast_from_first, make_gather
-from engine.step.optimizer import OptimizerConfig, adamw, parameter_groups, set_learning_rates
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars, scalars
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
@@ -54,10 +54,11 @@ class PlainHost(HoldingHost):
         self._total_steps = total_steps
         self._accumulation = gradient_accumulation_steps
         self._groups = parameter_groups(chain, optimizer, pretrained)
-        self._optimizer = adamw(self._groups, optimizer, fused=True)
+        self._optimizer = ChainOptimizer([group.options for group in self._groups], optimizer)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
         self._averager = _GradientAverager(self._trained, self.gather, group) if self.gather.replicas > 1 else None
-        self._holdings = Holdings(chain, WholeStore(self._optimizer), self.gather, group)
+        store = WholeStore(self._optimizer, self._groups, chain, self.device)
+        self._holdings = Holdings(chain, store, self.gather, group)
         if self.gather.replicas > 1:
             for tensor in chain.state_dict().values():
                 broadcast_from_first(tensor, group)

@@ -5,16 +5,18 @@ A ``Store`` hides how ZeRO shards a parameter. ``engine.hosts.holdings`` handles
 Shapes: n elements of a parameter, of which a replica may hold a run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's running means of the gradient and of its square, by the names that torch gives them."""
+from engine.step.muon import MatrixSteps, MuonConfig, Placed, matrices_in
+from engine.step.optimizer import MOMENTS, MUON_MOMENTS, ChainOptimizer, ParameterGroup
+from omnivl.chain.chain import Chain
+
 WEIGHT = "weight"
 
 
@@ -35,10 +37,13 @@ class Store(Protocol):
     """A host's parts of its parameters, and of their moments if ``steps`` is not 0."""
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
-        """This replica's run of the parameter (``WEIGHT``) or of one of its ``MOMENTS``, fp32."""
+        """This replica's run of the parameter (``WEIGHT``) or of one of its moments, fp32."""
 
     def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
         """The replicas over which it is sharded; None if each of them holds the whole."""
+
+    def moments(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """The names of its moments."""
 
     def steps(self) -> int:
         """Steps that the optimizer took; 0 where it has no moments yet."""
@@ -53,9 +58,26 @@ class Store(Protocol):
 class WholeStore:
     """Every replica holds everything: the plain host, and ZeRO 0."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        """Works on the optimizer's own state."""
+    def __init__(
+        self, optimizer: ChainOptimizer, groups: Sequence[ParameterGroup], chain: Chain, device: torch.device
+    ) -> None:
+        """Works on the optimizer's own state, and tells it where matrices lie.
+
+        Args:
+            optimizer: Over the groups.
+            groups: From ``parameter_groups``.
+            chain: Whose parameters they are.
+            device: Where it is.
+        """
         self._optimizer = optimizer
+        stacked = matrices_in(chain)
+        for group in groups:
+            for parameter in group.parameters if group.muon is not None else ():
+                own = [Placed(0, 0, parameter.numel())]
+                options = cast("MuonConfig", group.muon)
+                optimizer.matrix_steps[id(parameter)] = MatrixSteps(
+                    [parameter], own, stacked, options, group=None, device=device
+                )
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
         """The parameter, or the optimizer's tensor."""
@@ -65,6 +87,10 @@ class WholeStore:
     def group(self, parameter: nn.Parameter, field: str) -> dist.ProcessGroup | None:
         """Nothing is sharded."""
         return None
+
+    def moments(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """As the optimizer has them."""
+        return self._optimizer.moment_names(parameter)
 
     def steps(self) -> int:
         """As the optimizer counts."""
@@ -81,15 +107,30 @@ class WholeStore:
 class ZeroStore:
     """ZeRO 1 to 3: moments are sharded over the replicas of a parameter, under ZeRO-3 the parameter too."""
 
-    def __init__(self, engine: Any, stage: int) -> None:
-        """Works on DeepSpeed's own tensors.
+    def __init__(
+        self, engine: Any, stage: int, groups: Sequence[ParameterGroup], chain: Chain, device: torch.device
+    ) -> None:
+        """Works on DeepSpeed's own tensors, and tells the optimizer where matrices lie. Called by every replica.
 
         Args:
-            engine: A ``DeepSpeedEngine``.
+            engine: A ``DeepSpeedEngine`` around a ``ChainOptimizer``.
             stage: ZeRO stage, 1, 2 or 3.
+            groups: From ``parameter_groups``.
+            chain: Whose parameters they are.
+            device: Where it is.
         """
         self._zero, self._stage = engine.optimizer, stage
-        self._adamw: torch.optim.Optimizer = engine.optimizer.optimizer
+        self._optimizer: ChainOptimizer = engine.optimizer.optimizer
+        options = {id(one): group.muon for group in groups if group.muon for one in group.parameters}
+        self._matrices = frozenset(options)
+        stacked = matrices_in(chain)
+        for flat, parameters in zip(self._flats(), self._members(), strict=True):
+            if (moved := options.get(id(parameters[0]))) is not None:
+                own = [self._place(one)[1] for one in parameters]
+                shared = self.group(parameters[0], MOMENTS[0])
+                self._optimizer.matrix_steps[id(flat)] = MatrixSteps(
+                    parameters, own, stacked, moved, group=shared, device=device
+                )
 
     def run(self, parameter: nn.Parameter, field: str) -> Run:
         """A view of the parameter or its partition, or of a flat tensor of the optimizer's."""
@@ -104,13 +145,17 @@ class ZeroStore:
         group: dist.ProcessGroup = getattr(parameter, "ds_process_group", None) or parameter._dp_group
         return group
 
+    def moments(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """As the optimizer has those of the flat tensor in which the parameter lies."""
+        return MUON_MOMENTS if id(parameter) in self._matrices else MOMENTS
+
     def steps(self) -> int:
         """The optimizer's count; it is the same for all flat tensors."""
-        return _steps_of(self._adamw)
+        return _steps_of(self._optimizer)
 
     def begin(self, steps: int) -> None:
         """Makes state for every flat tensor."""
-        _begin(self._adamw, self._flats(), steps)
+        _begin(self._optimizer, self._flats(), steps)
 
     def finish(self) -> None:
         """Copies the parameters into the optimizer's own copy of them."""
@@ -127,7 +172,18 @@ class ZeroStore:
         start = held.numel() * dist.get_rank(self.group(parameter, WEIGHT))
         return Run(held[: max(0, min(held.numel(), parameter.ds_numel - start))], start)
 
+    def _members(self) -> list[list[nn.Parameter]]:
+        """The parameters in each flat tensor, in the same order on every replica."""
+        found: list[list[nn.Parameter]] = getattr(self._zero, "fp16_groups" if self._stage == 3 else "bit16_groups")
+        return found
+
     def _moment(self, parameter: Any, name: str) -> Run:
+        group, placed = self._place(parameter)
+        state: Tensor = self._optimizer.state[self._flats()[group]][name]
+        return Run(state[placed.offset : placed.offset + placed.count], placed.start)
+
+    def _place(self, parameter: Any) -> tuple[int, Placed]:
+        """In which flat tensor this replica's part of a parameter lies, and where."""
         if self._stage == 3:
             group, offset, _ = self._zero.grad_position[self._zero.get_param_id(parameter)]
             partition = self._partition(parameter)
@@ -137,19 +193,18 @@ class ZeroStore:
             group, offset, start, count = mapping.param_group_index, here.start, there.start, there.numel
         else:  # this replica has nothing of it
             group, offset, start, count = 0, 0, 0, 0
-        state: Tensor = self._adamw.state[self._flats()[group]][name]
-        return Run(state[offset : offset + count], start)
+        return group, Placed(offset, start, count)
 
 
 def _steps_of(optimizer: torch.optim.Optimizer) -> int:
     return next((int(state["step"]) for state in optimizer.state.values() if "step" in state), 0)
 
 
-def _begin(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor], steps: int) -> None:
+def _begin(optimizer: ChainOptimizer, tensors: Iterable[Tensor], steps: int) -> None:
     for tensor in tensors:
         state = optimizer.state[tensor]
         # A fused AdamW counts on the device of its parameter.
         state["step"] = torch.tensor(float(steps), dtype=torch.float32, device=tensor.device)
-        for name in MOMENTS:
+        for name in optimizer.moment_names(tensor):
             if name not in state:
                 state[name] = torch.zeros_like(tensor, memory_format=torch.preserve_format)

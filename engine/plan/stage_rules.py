@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import SAMPLE_RULES, StageRule
 from engine.plan.yaml import Path, Problem
+from engine.step.muon import MuonConfig
 from omnivl.architectures.base import Architecture, missing_streams, streams_needed
 from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
@@ -16,6 +17,15 @@ from omnivl.data.config import entry_keys
 from omnivl.data.templates import unknown_places
 from omnivl.errors import ModelError, did_you_mean
 from omnivl.parts.decoder import looking_ahead
+
+
+def muon_is_asked_for(stage: StagePlan) -> Iterator[Problem]:
+    """Options of Muon stand beside ``kind: muon`` only: nothing would read them."""
+    if stage.optimizer.kind != "muon" and stage.optimizer.muon != MuonConfig():
+        got = f"options, with kind {stage.optimizer.kind!r}"
+        yield Problem(
+            ("optimizer", "muon"), got, "options with kind 'muon'", "set optimizer.kind: muon, or remove them"
+        )
 
 
 def there_is_data(stage: StagePlan) -> Iterator[Problem]:
@@ -304,6 +314,7 @@ def experts_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
 
 
 STAGE_RULES: tuple[StageRule, ...] = (
+    muon_is_asked_for,
     there_is_data,
     entries_differ,
     prompts_have_room_for_the_label,

@@ -55,7 +55,7 @@ class ProcessGroupExchange:
 
     def trade_counts(self, counts_PE: Tensor) -> Tensor:  # noqa: N803
         """Row p goes to part p."""
-        return _trade(counts_PE, None, None, self._group)
+        return trade_rows(counts_PE, None, None, self._group)
 
     def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:  # noqa: N803
         """``sent[p]`` rows go to part p; their gradients come back."""
@@ -109,14 +109,22 @@ class _Trade(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _trade(rows, sent, received, group)
+        return trade_rows(rows, sent, received, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _trade(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+        return trade_rows(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def _trade(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup) -> Tensor:
+def trade_rows(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup) -> Tensor:
+    """An all-to-all of rows, without a gradient.
+
+    Args:
+        tensor: Rows in the order of the replicas to which they go.
+        sent: How many go to each replica; None: equally many to each.
+        received: How many come from each, in whose order they are returned; None as ``sent``.
+        group: The replicas.
+    """
     source = tensor.detach().contiguous()
     arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
     dist.all_to_all_single(arrived, source, received, sent, group=group)

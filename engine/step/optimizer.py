@@ -1,32 +1,39 @@
-"""AdamW over the chain: its configuration and the groups of its parameters.
+"""The optimizer of a chain: its configuration, the groups of its parameters, and their steps.
 
 Each trainable parameter is in exactly one group. The parameters of a group share a weight decay and a learning-rate
 scale; the scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are split over
-processes have separate groups.
+processes have separate groups, and so have matrices that Muon moves.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from engine.step.muon import MatrixSteps, MuonConfig, matrices_in, move_matrices
 from engine.step.schedule import Schedule, learning_rate_factor
 from engine.step.whole import whole_shape
 from moe.ranges import Range
 from omnivl.chain.chain import Chain
 from omnivl.errors import UserError
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's running means of the gradient and of its square, by the names that torch gives them."""
+MUON_MOMENTS = MOMENTS[:1]
+
 _Decay = Annotated[float, Range(0, below=1)]
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, its learning-rate schedule and gradient clipping.
+    """AdamW, or Muon beside it, the learning-rate schedule and gradient clipping.
 
     Attributes:
+        kind: ``adamw`` for everything; ``muon`` for the matrices of blocks, and AdamW for everything else: embeddings,
+            heads, routers, biases, norms.
         lr: Peak learning rate of new parameters in the topmost layers.
         betas: Decay of the running mean of the gradient and of its square.
         eps: Added to the denominator of the update.
@@ -39,8 +46,10 @@ class OptimizerConfig:
         layer_decay: Learning-rate factor from each block of a stack to the one below it; 1 for none. The embedding
             layer lies below the lowest block of the deepest stack. Layers outside stacks have a factor of 1.
         pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
+        muon: Muon's own options, with ``kind: muon``.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Range(above=0)] = 1e-4
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     eps: Annotated[float, Range(above=0)] = 1e-8
@@ -51,6 +60,7 @@ class OptimizerConfig:
     gradient_clipping: Annotated[float, Range(0)] = 1.0
     layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0
     pretrained_lr_scale: Annotated[float, Range(above=0)] = 1.0
+    muon: MuonConfig = field(default_factory=MuonConfig)
 
     def learning_rate(self, step: int, total_steps: int) -> float:
         """The rate of a group with scale 1 in optimizer step ``step`` (from 0) of ``total_steps``."""
@@ -68,12 +78,14 @@ class ParameterGroup:
     """Parameters that share a weight decay and a learning-rate scale.
 
     Attributes:
-        name: ``decay`` or ``no_decay``, with ``_xSCALE`` behind it where the scale is not 1.
+        name: ``matrices`` of Muon, ``decay`` or ``no_decay``, with ``_xSCALE`` behind it where layer-wise decay and
+            pretrained parts give a scale that is not 1.
         weight_decay: Decoupled weight decay.
-        lr_scale: Factor on the scheduled learning rate.
+        lr_scale: Factor on the scheduled learning rate of AdamW.
         names: Parameter names within the chain, in the order of ``parameters``.
         parameters: The parameters themselves.
         apart: Whether other processes hold other parameters of the same names: experts that are split over processes.
+        muon: Options of Muon, which moves the parameters; None: AdamW does.
     """
 
     name: str
@@ -82,6 +94,13 @@ class ParameterGroup:
     names: tuple[str, ...]
     parameters: tuple[nn.Parameter, ...]
     apart: bool = False
+    muon: MuonConfig | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The entry of an optimizer's ``param_groups`` but for the learning rate."""
+        moved = {} if self.muon is None else {"muon": self.muon}
+        return {"params": list(self.parameters), "weight_decay": self.weight_decay, **moved}
 
 
 def parameter_groups(
@@ -103,25 +122,28 @@ def parameter_groups(
     """
     depth_scales = layer_scales(chain, config.layer_decay)
     undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
-    members: dict[tuple[bool, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
+    matrices = _matrices(chain, undecayed) if config.kind == "muon" else frozenset()
+    members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = len(whole_shape(parameter)) > 1 and id(parameter) not in undecayed
+        sort = "matrices" if id(parameter) in matrices else "decay" if decayed else "no_decay"
         scale = depth_scales[name.split(".", 1)[0]]
         if name in pretrained:
             scale *= config.pretrained_lr_scale
-        members[decayed, scale, name in apart].append((name, parameter))
+        members[sort, scale, name in apart].append((name, parameter))
     groups = [
         ParameterGroup(
-            name=("decay" if decayed else "no_decay") + ("" if scale == 1.0 else f"_x{scale:g}"),
-            weight_decay=config.weight_decay if decayed else 0.0,
-            lr_scale=scale,
+            name=sort + ("" if scale == 1.0 else f"_x{scale:g}"),
+            weight_decay={"decay": config.weight_decay, "matrices": config.muon.weight_decay}.get(sort, 0.0),
+            lr_scale=scale * (config.muon.lr / config.lr if sort == "matrices" else 1.0),
             names=tuple(name for name, _ in entries),
             parameters=tuple(parameter for _, parameter in entries),
             apart=split,
+            muon=config.muon if sort == "matrices" else None,
         )
-        for (decayed, scale, split), entries in members.items()
+        for (sort, scale, split), entries in members.items()
     ]
     _assert_partition(chain, groups)
     if not groups:
@@ -146,19 +168,47 @@ def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:
     }
 
 
-def adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
-    """Builds torch's AdamW over the groups; ``set_learning_rates`` must be called before each step.
+class ChainOptimizer(torch.optim.AdamW):
+    """AdamW, which leaves groups with ``muon`` to Muon; its step does nothing while ``skip_step`` is set.
 
-    Args:
-        groups: From ``parameter_groups``.
-        config: Betas and eps.
-        fused: One kernel per group, which is the fastest on CPU and GPU. Needs plain parameters.
+    DeepSpeed itself skips a step whose gradient norm is not finite, but does not look at the loss.
+
+    Attributes:
+        skip_step: Whether ``step`` leaves everything as it is, whoever calls it.
+        matrix_steps: By the ids of tensors that Muon moves, where matrices lie in them. The host sets it, which knows
+            what it shards.
     """
-    entries = [
-        {"params": list(group.parameters), "lr": config.lr * group.lr_scale, "weight_decay": group.weight_decay}
-        for group in groups
-    ]
-    return torch.optim.AdamW(entries, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+    def __init__(self, entries: Sequence[dict[str, Any]], config: OptimizerConfig) -> None:
+        """Rates are 0 until ``set_learning_rates`` sets them, which must be called before each step.
+
+        Args:
+            entries: ``ParameterGroup.options`` of each group, and what the host adds.
+            config: Betas and eps.
+        """
+        # One kernel per group is the fastest on CPU and GPU.
+        super().__init__(list(entries), lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+        self.skip_step = False
+        self.matrix_steps: dict[int, MatrixSteps] = {}
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Moves the weights, unless ``skip_step`` is set."""
+        if self.skip_step:
+            return None
+        groups = self.param_groups
+        for group in groups:
+            if "muon" in group:
+                move_matrices(group, self.state, self.matrix_steps)
+        self.param_groups = [group for group in groups if "muon" not in group]
+        try:
+            loss: float | None = super().step(closure)
+            return loss
+        finally:
+            self.param_groups = groups
+
+    def moment_names(self, tensor: Tensor) -> tuple[str, ...]:
+        """The names under which the optimizer's state has the moments of one of its tensors."""
+        return MUON_MOMENTS if id(tensor) in self.matrix_steps else MOMENTS
 
 
 def set_learning_rates(
@@ -177,3 +227,18 @@ def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> Non
     trainable = {id(parameter) for parameter in chain.parameters() if parameter.requires_grad}
     assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
     assert set(grouped) == trainable, "a trainable parameter is in no optimizer group"
+
+
+def _matrices(chain: Chain, undecayed: Collection[int]) -> frozenset[int]:
+    """Ids of the parameters that hold matrices of blocks; those of ``undecayed`` hold tables."""
+    found = set()
+    for layer in chain.layers:
+        if layer.level is None or layer.level < 0:
+            continue
+        stacked = matrices_in(layer)
+        for parameter in layer.parameters():
+            known = stacked.get(id(parameter))
+            is_table = id(parameter) in undecayed or (known is not None and known.count == 0)
+            if len(whole_shape(parameter)) > 1 and not is_table:
+                found.add(id(parameter))
+    return frozenset(found)

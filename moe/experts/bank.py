@@ -16,6 +16,7 @@ from moe.dispatch.by_token import Routing, arrange, combine, dispatch
 from moe.experts.exchange import ExpertExchange
 from moe.experts.gradient_memory import GradientMemory
 from moe.experts.products import Implementation, expert_feed_forward
+from moe.stacked import Stacked
 
 
 class ExpertBank(nn.Module):
@@ -58,6 +59,10 @@ class ExpertBank(nn.Module):
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The biases, which weight decay leaves out."""
         yield from (self.fc1_bias, self.fc2_bias)
+
+    def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
+        """The second matrix of each expert is stored transposed."""
+        yield self.fc2_weight, Stacked(transposed=True)
 
     @torch.no_grad()
     def cut(self, exchange: ExpertExchange) -> None:

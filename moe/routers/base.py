@@ -76,7 +76,7 @@ class LinearRouter(Router):
             allowed: See ``Allowed``.
         """
         super().__init__(allowed)
-        self.gate = Linear(hidden_size, num_experts, bias=False)
+        self.gate = Linear(hidden_size, num_experts, bias=False, matrices=0)
 
     def logits(self, x_TD: Tensor, modality_T: Tensor) -> Tensor:
         """fp32 ``[T, E]``, ``-inf`` where a token may not go."""

@@ -5,6 +5,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
+from moe.stacked import Stacked
+
 
 @runtime_checkable
 class HasUndecayed(Protocol):
@@ -12,6 +14,14 @@ class HasUndecayed(Protocol):
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """These parameters, of the module itself."""
+
+
+@runtime_checkable
+class HasStacked(Protocol):
+    """A module with parameters that hold other matrices than their shape says."""
+
+    def stacked(self) -> Iterator[tuple[nn.Parameter, Stacked]]:
+        """These parameters, of the module itself, each with how matrices lie in it."""
 
 
 @runtime_checkable

@@ -187,7 +187,7 @@ class SelfAttention(nn.Module):
         """Builds the projections; with ``recompute`` the backward pass recomputes everything between them."""
         super().__init__()
         self.num_heads, self.recompute = num_heads, recompute
-        self.qkv = Linear(hidden_size, 3 * hidden_size)
+        self.qkv = Linear(hidden_size, 3 * hidden_size, matrices=3)
         self.out = Linear(hidden_size, hidden_size)
 
     def forward(
@@ -270,7 +270,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.num_heads, self.recompute = num_heads, recompute
         self.q = Linear(hidden_size, hidden_size)
-        self.kv = Linear(hidden_size if memory_size is None else memory_size, 2 * hidden_size)
+        self.kv = Linear(hidden_size if memory_size is None else memory_size, 2 * hidden_size, matrices=2)
         self.out = Linear(hidden_size, hidden_size)
 
     def flops(self, tokens: float, positions: int, seen: int) -> float:

@@ -10,6 +10,7 @@ A model is named by its parts: ``real-limoe-spatial-bf16`` is the real chain wit
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import ParallelConfig
 from engine.processes.collectives import make_gather
 from engine.step.freeze import freeze_idle
+from engine.step.muon import MuonConfig
 from engine.step.optimizer import OptimizerConfig
 from omnivl.architectures.build import Settle
 from omnivl.chain.chain import Chain
@@ -61,6 +63,7 @@ CONFIG = OptimizerConfig(
     **{"lr": 3e-3, "eps": 1e-3, "weight_decay": 0.1, "gradient_clipping": 0.5},
     **{"schedule": "linear", "warmup_steps": 2, "layer_decay": 0.7},
 )
+MUON = replace(CONFIG, kind="muon", muon=MuonConfig(lr=3e-3, weight_decay=0.1))
 TOLERANCES: dict[str, dict[str, float]] = {
     "synthetic": {"loss": 1e-5, "part": 1e-5, "drawn": 1e-5, "norm": 1e-5, "weight": 1e-6, "queue": 1e-6},
     # Small differences of large numbers in its gradients: at equal weights the norms of one and four processes agree to
@@ -86,6 +89,7 @@ class Model:
         self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), PAIRED)
         kind = "synthetic" if self.parts[0] == "synthetic" else "real"
         self.tolerances = TOLERANCES["bf16" if "bf16" in self.parts else kind]
+        self.optimizer = MUON if "muon" in self.parts else CONFIG
         self.objectives = real.UNIFIED_OBJECTIVES if self.unified else real.OBJECTIVES
         self.plan_layout = synthetic.plan_layout
         if self.real:
@@ -145,20 +149,20 @@ def make_host(name: str, model: Model, seed: int = 0) -> Host:
     )
     gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
     chain = model.build(gather, _settler(layout) if "built" in parts else None, seed)
+    common: dict[str, Any] = {"total_steps": STEPS, "gradient_accumulation_steps": ACCUMULATION}
     if name == "plain":
-        return PlainHost(chain, CONFIG, model.plan_layout, total_steps=STEPS, gradient_accumulation_steps=ACCUMULATION)
+        return PlainHost(chain, model.optimizer, model.plan_layout, **common)
     sizes: dict[str, Any] = {
-        "total_steps": STEPS,
+        **common,
         "micro_batch_size": JOINED // (torch.distributed.get_world_size() // stages),
-        "gradient_accumulation_steps": ACCUMULATION,
         "expert_parallel_size": parts.get("ep", 1),
     }
     if stages == 1:
         sizes |= {"zero_stage": parts["zero"], "offload": layout.offloading}
-        return ZeroHost(chain, CONFIG, model.plan_layout, **sizes)
+        return ZeroHost(chain, model.optimizer, model.plan_layout, **sizes)
     cuts = cut(list(model.costs(chain).values()), stages)
     division = divide_chain(chain, cuts, model.layouts())
-    return PipelineHost(chain, CONFIG, model.plan_layout, division=division, zero_stage=parts["zero"], **sizes)
+    return PipelineHost(chain, model.optimizer, model.plan_layout, division=division, zero_stage=parts["zero"], **sizes)
 
 
 def _settler(layout: ParallelConfig) -> Settle:
@@ -280,6 +284,9 @@ def _case(model: str, processes: int, hosts: list[str], fast: bool) -> Any:
         ("synthetic", 4, ["pipe2-zero1", "zero1", "pipe4-zero0", "zero3"]),  # one after the other in the same processes
         ("real", 2, ["zero3-built", "zero3-built-offload_all", "zero3-offload_all-files", "zero2-offload-files"]),
         *matrix(),
+        ("synthetic-muon", 2, [*LAYOUTS[2], "zero2-offload"]),
+        ("real-limoe-joint-muon", 2, ["zero1", "zero3-built", "zero3-offload_all-files", *CUT_EXPERTS[2][-2:]]),
+        ("real-limoe-joint-muon", 4, ["zero2", "zero3", "pipe2-zero1", "pipe4-zero0", *CUT_EXPERTS[4][-2:]]),
         ("real-recompute", 2, ["zero3"]),
         ("real-attribute", 2, ["plain", "zero3"]),
         ("real-mome_limoe", 2, ["plain", "zero2", "zero3", "zero3-ep2"]),

@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +24,38 @@ from engine.hosts.plain import PlainHost
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import make_gather
+from engine.step.muon import MuonConfig
 from engine.step.optimizer import OptimizerConfig
 
 HOSTS = ["plain", "zero0", "zero1", "zero2", "zero3"]
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]
-EVERY = [*HOSTS, "zero2-offload", "zero3-offload", "zero3-files", *PIPELINES]
+MUON_HOSTS = ["plain-muon", "zero1-muon", "zero2-offload-muon", "zero3-muon", "zero3-files-muon", "pipe2-zero1-muon"]
+EVERY = [*HOSTS, "zero2-offload", "zero3-offload", "zero3-files", *PIPELINES, *MUON_HOSTS]
 CONFIG = OptimizerConfig(lr=1e-2, weight_decay=0.1, gradient_clipping=0.5, schedule="cosine", layer_decay=0.7)
+MUON = replace(CONFIG, kind="muon", muon=MuonConfig(lr=1e-2, weight_decay=0.1))
 JOINED = 8
 
 pytestmark = pytest.mark.distributed
 
 
 def make_host(name: str, seed: int = 0) -> Host:
+    config = MUON if name.endswith("-muon") else CONFIG
+    name = name.removesuffix("-muon")
     pipeline = name in PIPELINES
     gather = make_gather(place_in_pipeline(2).data_group if pipeline else None)
     chain = synthetic.build_synthetic_chain(gather, seed=seed)
     common: dict[str, Any] = {"total_steps": 8, "gradient_accumulation_steps": 2}
     if name == "plain":
-        return PlainHost(chain, CONFIG, synthetic.plan_layout, **common)
+        return PlainHost(chain, config, synthetic.plan_layout, **common)
     common |= {"micro_batch_size": JOINED // gather.replicas}
     if pipeline:
         division = divide_chain(chain, cut([1.0] * len(chain.passes), 2))
-        return PipelineHost(chain, CONFIG, synthetic.plan_layout, division=division, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
+        return PipelineHost(chain, config, synthetic.plan_layout, division=division, zero_stage=int(name[-1]), **common)  # type: ignore[arg-type]
     parts = name.split("-")
     files = Path("states") if "files" in parts else None
     offload = Offloading(optimizer="offload" in parts or "files" in parts, parameters="files" in parts, folder=files)
     common |= {"zero_stage": int(name[len("zero")]), "offload": offload}
-    return ZeroHost(chain, CONFIG, synthetic.plan_layout, **common)
+    return ZeroHost(chain, config, synthetic.plan_layout, **common)
 
 
 def train(host: Host, steps: range) -> list[Any]:
@@ -95,6 +101,38 @@ def test_fresh_processes_resume_bit_for_bit(run_distributed: Any, tmp_path: Path
     start = synthetic.build_synthetic_chain().state_dict()
     for key in ("visual_00.momentum_block.inner.weight", "contrast.queue", "contrast.filled", "contrast.cursor"):
         assert not torch.equal(whole["zero3"]["weights"][key], start[key]), key
+
+
+def go_on_elsewhere(folder: str) -> dict[str, Any]:
+    """Worker: what each host with Muon saved goes on in every other one."""
+    first = make_host(MUON_HOSTS[0])
+    train(first, range(3))
+    report = {}
+    for source in MUON_HOSTS:
+        saving = make_host(source)
+        train(saving, range(3))
+        saving.save(Path(folder) / source)
+        for name in MUON_HOSTS:
+            host = make_host(name, seed=1)
+            host.load(Path(folder) / source)
+            train(host, range(3, 6))
+            report[f"{source} to {name}"] = host.full_weights()
+    train(first, range(3, 6))
+    adamw = make_host("plain")
+    return {
+        "went on": report,
+        "whole": first.full_weights(),
+        "refused": _loading_refusal(adamw, f"{folder}/zero3-muon"),
+    }
+
+
+def test_momentum_of_muon_goes_from_layout_to_layout(run_distributed: Any, tmp_path: Path) -> None:
+    ranks = run_distributed(go_on_elsewhere, processes=2, folder=str(tmp_path))
+    assert len(ranks[0]["went on"]) == len(MUON_HOSTS) ** 2
+    for run, weights in ranks[0]["went on"].items():
+        for key, tensor in ranks[0]["whole"].items():
+            torch.testing.assert_close(weights[key], tensor, rtol=1e-4, atol=1e-5, msg=f"{run} {key}")
+    assert "exp_avg_sq/visual_00.block.inner.weight" in ranks[0]["refused"]  # AdamW's, which Muon does not have
 
 
 def poison_steps() -> dict[str, Any]:
@@ -341,7 +379,7 @@ def test_a_checkpoint_is_of_the_step_at_which_it_was_taken(run_distributed: Any,
         saved = shards.SavedTensors(tmp_path / name / "behind/step-000002/host")
         least, most = sorted(rank[f"{name} bytes"] for rank in ranks)
         assert least + most == sum(saved.whole(key).nbytes for key in saved.shapes), f"{name}: every element once"
-        assert most < 1.05 * least or name in PIPELINES, f"{name}: stages differ in size, shares do not"
+        assert most < 1.05 * least or name.startswith("pipe"), f"{name}: stages differ in size, shares do not"
 
 
 def state_after(step: int) -> TrainerState:

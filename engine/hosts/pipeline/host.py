@@ -27,8 +27,8 @@ from engine.hosts.pipeline.division import Division
 from engine.hosts.pipeline.packing import pack
 from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.pipeline.stage import PipelineStage, StagePass
-from engine.hosts.stores import WholeStore, ZeroStore
-from engine.hosts.zero.engine import import_deepspeed, skipping_adamw, zero_config
+from engine.hosts.stores import Store, WholeStore, ZeroStore
+from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_config
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
@@ -96,9 +96,13 @@ class PipelineHost(HoldingHost):
         self._copies = Copies(chain, self.division, self.place.stage, self.place.pipe_group)
         self._groups = [self._restricted(group) for group in self._all_groups]
         self._norm = 0.0
-        self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
+        self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
-        store = ZeroStore(self._engine, 1) if zero_stage == 1 else WholeStore(self._optimizer)
+        named = [*self._all_groups, *self._groups]  # those of other stages too, and this stage's fillers
+        if zero_stage == 1:
+            store: Store = ZeroStore(self._engine, 1, named, chain, self.device)
+        else:
+            store = WholeStore(self._optimizer, named, chain, self.device)
         self._holdings = Holdings(
             chain, store, make_gather(), own=self._own, writers=self.gather, borrow=self._borrowed
         )

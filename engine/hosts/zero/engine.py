@@ -4,7 +4,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
-from engine.step.optimizer import OptimizerConfig, ParameterGroup
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, ParameterGroup
 from engine.step.report import scalars
 from omnivl.chain.chain import Chain
 from omnivl.chain.state import State
@@ -33,35 +33,16 @@ class LossModule(nn.Module):
         return last["loss"], scalars(last)
 
 
-class SkippingAdamW(torch.optim.AdamW):
-    """AdamW whose step does nothing while ``skip_step`` is set, whoever calls it.
-
-    DeepSpeed itself skips a step whose gradient norm is not finite, but does not look at the loss.
-    """
-
-    skip_step = False
-
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Moves the weights, unless ``skip_step`` is set."""
-        return None if self.skip_step else super().step(closure)
-
-
-def skipping_adamw(groups: Sequence[ParameterGroup], config: OptimizerConfig, experts: str) -> SkippingAdamW:
-    """AdamW over the groups. Rates are 0 until the first step sets them.
+def marked_optimizer(groups: Sequence[ParameterGroup], config: OptimizerConfig, experts: str) -> ChainOptimizer:
+    """The optimizer over the groups, of which DeepSpeed has to know those of split experts.
 
     Args:
         groups: From ``parameter_groups``.
-        config: Betas and eps.
+        config: The optimizer.
         experts: DeepSpeed's name of the process groups over which groups that are ``apart`` are replicated.
     """
-    entries = [
-        {
-            **{"params": list(group.parameters), "weight_decay": group.weight_decay},
-            **({"moe": True, "name": experts} if group.apart else {}),
-        }
-        for group in groups
-    ]
-    return SkippingAdamW(entries, lr=0.0, betas=config.betas, eps=config.eps, fused=True)
+    marks = {"moe": True, "name": experts}
+    return ChainOptimizer([group.options | (marks if group.apart else {}) for group in groups], config)
 
 
 def zero_config(
@@ -132,7 +113,7 @@ def import_deepspeed(device: torch.device) -> None:
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
 
 
-def start_engine(module: LossModule, optimizer: SkippingAdamW, config: dict[str, Any]) -> Any:
+def start_engine(module: LossModule, optimizer: ChainOptimizer, config: dict[str, Any]) -> Any:
     """Hands the chain to DeepSpeed, which ``import_deepspeed`` has made ready.
 
     Args:

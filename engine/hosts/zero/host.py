@@ -11,11 +11,11 @@ from torch import nn
 from engine.errors import PlanError
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_states
-from engine.hosts.stores import WholeStore, ZeroStore
+from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import (
     LossModule,
     import_deepspeed,
-    skipping_adamw,
+    marked_optimizer,
     start_engine,
     zero_config,
 )
@@ -103,16 +103,19 @@ class ZeroHost(HoldingHost):
             offload=offload,
             communication_dtype=communication_dtype,
         )
-        self._optimizer = skipping_adamw(self._groups, optimizer, self._experts.group_name)
+        self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 takes it from the parameters' attributes
         self._engine = start_engine(LossModule(chain, sign), self._optimizer, config)
+        if zero_stage > 0:
+            store: Store = ZeroStore(self._engine, zero_stage, self._groups, chain, self.device)
+        else:
+            store = WholeStore(self._optimizer, self._groups, chain, self.device)
         if offload.folder is not None:
             move_to_files(self._engine, zero_stage, offload.folder, parameters=offload.parameters)
         if zero_stage == 3:
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)
-        store = ZeroStore(self._engine, zero_stage) if zero_stage > 0 else WholeStore(self._optimizer)
         self._holdings = Holdings(chain, store, self.gather)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from engine.errors import PlanError
-from engine.hosts.stores import MOMENTS
 
 
 class MappedFiles:
@@ -79,7 +78,7 @@ def move_to_files(engine: Any, stage: int, folder: Path, *, parameters: bool) ->
         state = zero.optimizer.state[master]
         assert not state, "the optimizer has stepped"
         state["step"] = torch.zeros((), dtype=torch.float32)
-        state.update({name: files.zeros_like(master) for name in MOMENTS})
+        state.update({name: files.zeros_like(master) for name in zero.optimizer.moment_names(master)})
     if not parameters:
         return
     for index, group in enumerate(zero.fp16_groups):

@@ -18,6 +18,7 @@ from omnivl.data.emoji import join
 from omnivl.data.emoji.captions import captions_of
 from omnivl.data.emoji.clips import encode_clip, read_animation
 from omnivl.data.emoji.corpus import vocabulary_texts
+from omnivl.data.emoji.icons import read_icons
 from omnivl.data.emoji.join import Concept
 from omnivl.data.emoji.notice import NOTICE
 from omnivl.data.emoji.packages import (
@@ -25,6 +26,7 @@ from omnivl.data.emoji.packages import (
     ANIMATIONS,
     DRAWINGS,
     EMOJIBASE,
+    HANDS,
     PACKAGES,
     STYLES,
     Progress,
@@ -124,7 +126,7 @@ def build_emoji(
     """
     archives = fetch_packages(packages, cache, progress)
     recipe = FULL_RECIPE if full else EMBEDDED_RECIPE
-    drawings = {style: join.read_drawings(archives, style) for style in STYLES}
+    drawings: dict[str, dict[str, bytes]] = {style: join.read_drawings(archives, style) for style in STYLES}
     core = join.core_concepts(join.read_concepts(archives[EMOJIBASE]), drawings)
     concepts = _listed(archives[EMOJIBASE], drawings) if recipe.everything else core
     splits = split_families(core)
@@ -132,13 +134,24 @@ def build_emoji(
     if limit is not None:
         concepts = concepts[:: max(1, len(concepts) // limit)][:limit]
     clips = _encode_clips(archives, concepts, recipe, progress)
-    texts = _Texts(archives[EMOJIBASE], splits, recipe)
+    hands = {style: read_icons(archives[package]) for style, package in HANDS.items()}
+    licenses = {style: DRAWINGS[style].license for style in STYLES} | {
+        style: icons.license for style, icons in hands.items()
+    }
+    further = {style: icons.drawings(concepts) for style, icons in hands.items()}
+    texts = _Texts(archives[EMOJIBASE], splits, licenses, recipe)
 
     def samples_of(concept: Concept) -> list[ShardSample]:
-        return list(_samples(concept, drawings, clips, texts, recipe.size))
+        return [*_drawn(concept, drawings, texts, recipe.size), *_moving(concept, clips, texts)]
+
+    def further_samples_of(concept: Concept) -> list[ShardSample]:
+        return list(_drawn(concept, further, texts, recipe.size))
 
     out.mkdir(parents=True, exist_ok=True)
-    written, counts = _write_shards(out, concepts, samples_of, recipe, progress)
+    written, counts = _write_shards(out, "emoji", concepts, samples_of, recipe, progress)
+    more, more_counts = _write_shards(out, "hands", concepts, further_samples_of, recipe, progress)
+    written += more
+    counts += more_counts
     vocabulary = train_vocabulary(vocabulary_texts(core), VOCABULARY_SIZE)
     (out / "vocab.txt").write_text("".join(f"{token}\n" for token in vocabulary), encoding="utf-8")
     (out / "NOTICE").write_text(NOTICE, encoding="utf-8")
@@ -146,7 +159,7 @@ def build_emoji(
         out=out,
         shards=tuple(written),
         concepts=len(concepts),
-        drawings={style: counts[f"drawing:{style}"] for style in STYLES},
+        drawings={style: counts[f"drawing:{style}"] for style in (*STYLES, *HANDS)},
         clips=counts[f"clip:{CLIP_STYLE}"],
         splits={name.removeprefix("split:"): counts[name] for name in sorted(counts) if name.startswith("split:")},
         vocabulary=len(vocabulary),
@@ -157,6 +170,7 @@ def build_emoji(
 
 def _write_shards(
     out: Path,
+    name: str,
     concepts: Sequence[Concept],
     samples_of: Callable[[Concept], list[ShardSample]],
     recipe: Recipe,
@@ -170,12 +184,12 @@ def _write_shards(
         part = concepts[first : first + recipe.concepts_per_shard]
         samples: list[ShardSample] = []
         for number, made in enumerate(side_by_side(samples_of, part)):
-            progress("drawings", first + number, len(concepts))
+            progress(f"drawings of {name}", first + number, len(concepts))
             samples += made
         counts.update(f"split:{sample.fields['split']}" for sample in samples)
         counts.update(f"{sample.fields['medium']}:{sample.fields['style']}" for sample in samples)
-        written.append(write_shard(out / f"emoji-{len(written):05d}{suffix}", samples))
-    progress("drawings", len(concepts), len(concepts))
+        written.append(write_shard(out / f"{name}-{len(written):05d}{suffix}", samples))
+    progress(f"drawings of {name}", len(concepts), len(concepts))
     return written, counts
 
 
@@ -188,8 +202,8 @@ def _listed(emojibase: Path, drawings: Mapping[str, Mapping[str, bytes]]) -> lis
 class _Texts:
     """The JSON fields of each concept."""
 
-    def __init__(self, emojibase: Path, splits: Mapping[str, str], recipe: Recipe) -> None:
-        self._splits = splits
+    def __init__(self, emojibase: Path, splits: Mapping[str, str], licenses: Mapping[str, str], recipe: Recipe) -> None:
+        self._splits, self._licenses = splits, licenses
         self._names = (
             {language: join.read_names(emojibase, language) for language in join.languages(emojibase)}
             if recipe.all_languages
@@ -216,22 +230,21 @@ class _Texts:
             "split": self._splits[concept.family],
             "family": concept.family,
             "hexcode": concept.hexcode,
-            "license": DRAWINGS[style].license,
+            "license": self._licenses[style],
         }
 
 
-def _samples(
-    concept: Concept,
-    drawings: Mapping[str, Mapping[str, bytes]],
-    clips: Mapping[str, bytes],
-    texts: _Texts,
-    size: int,
+def _drawn(
+    concept: Concept, drawings: Mapping[str, Mapping[str, bytes]], texts: _Texts, size: int
 ) -> Iterator[ShardSample]:
-    for style in STYLES:
-        data = drawings[style].get(concept.hexcode)
+    for style, by_hexcode in drawings.items():
+        data = by_hexcode.get(concept.hexcode)
         if data is not None:
             media = encode_drawing(draw(data, size), style)
             yield ShardSample(f"{concept.hexcode}_{style}", "webp", media, texts.fields(concept, style, "drawing"))
+
+
+def _moving(concept: Concept, clips: Mapping[str, bytes], texts: _Texts) -> Iterator[ShardSample]:
     if concept.hexcode in clips:
         fields = texts.fields(concept, CLIP_STYLE, "clip")
         yield ShardSample(f"{concept.hexcode}_clip", "mp4", clips[concept.hexcode], fields)

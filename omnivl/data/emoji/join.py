@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnivl.data.emoji.packages import DRAWINGS, EMOJIBASE, archive_name
+from omnivl.data.emoji.packages import DRAWINGS
 from omnivl.errors import DataError
 
 FLAG_GROUP = "flags"
@@ -184,5 +184,5 @@ def read_json(archive_path: Path, member: str) -> Any:
         except KeyError:
             file = None
         if file is None:
-            raise DataError(f"{archive_path}: no {member}; is it {archive_name(EMOJIBASE)}?")
+            raise DataError(f"{archive_path}: no {member}; fetch the archive again with 'omnivl data build emoji'")
         return json.load(file)

@@ -29,6 +29,16 @@ Style "noto": Noto Emoji. Copyright Google LLC. Apache License 2.0, http://www.a
 Style "twemoji": Twemoji. Copyright 2014-2021 Twitter, Inc and other contributors, 2022-present Jason Sofonia and
   Justine De Caires. Graphics: CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/. Rasterised and scaled.
   From npm @discordapp/twemoji 16.0.1, code under the MIT licence.
+Style "noto_v1": Noto Emoji, first design. Copyright Google LLC. Apache License 2.0. Rasterised and scaled.
+  From npm @iconify-json/noto-v1 1.2.5.
+Style "emojione_v2": Emoji One 2, now EmojiTwo. Copyright Emoji One and the EmojiTwo contributors. CC-BY-4.0,
+  https://creativecommons.org/licenses/by/4.0/. Rasterised and scaled. From npm @iconify-json/emojione 1.2.3.
+Style "fluent_flat": Microsoft Fluent Emoji, flat design. Copyright (c) Microsoft Corporation. MIT licence. Rasterised
+  and scaled. From npm @iconify-json/fluent-emoji-flat 1.2.6.
+Style "fxemoji": Firefox OS Emoji. Copyright Mozilla Foundation. Apache License 2.0. Rasterised and scaled.
+  From npm @iconify-json/fxemoji 1.2.2.
+Style "streamline": Streamline Emojis. Copyright Streamline. CC-BY-4.0, https://creativecommons.org/licenses/by/4.0/.
+  Rasterised and scaled. From npm @iconify-json/streamline-emojis 1.2.4.
 Names, tags, groups and subgroups: npm emojibase-data 17.0.0. Copyright (c) 2017-2019 Miles Johnson. MIT licence.
 
 MIT licence

@@ -69,6 +69,19 @@ PACKAGES: dict[str, Package] = {
         ),
         Package("@discordapp/twemoji", "16.0.1", "2278fd609501e20dc646a546c1d7bbcab86a4c38010ded12b45e61f9687b9d0a"),
         Package("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"),
+        Package("@iconify-json/noto-v1", "1.2.5", "2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37"),
+        Package("@iconify-json/emojione", "1.2.3", "26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e"),
+        Package(
+            "@iconify-json/fluent-emoji-flat",
+            "1.2.6",
+            "7d064769dee690815f823bc5bcc511d957198caf9f5edd8dd9c1aa48a6aeb175",
+        ),
+        Package("@iconify-json/fxemoji", "1.2.2", "f3e72b3c59d05e1db03b7e308d55c0d05bd7ba3f625a90da1b79313c12858eef"),
+        Package(
+            "@iconify-json/streamline-emojis",
+            "1.2.4",
+            "5dac87c876b322500989828c5823143e0100d78881627a2e4081a4b897cbfdbc",
+        ),
     )
 }
 DRAWINGS: dict[str, Drawings] = {
@@ -77,6 +90,14 @@ DRAWINGS: dict[str, Drawings] = {
     "twemoji": Drawings("@discordapp/twemoji", "package/dist/svg/", ".svg", "CC-BY-4.0"),
 }
 STYLES: tuple[str, ...] = tuple(DRAWINGS)
+HANDS: dict[str, str] = {
+    "noto_v1": "@iconify-json/noto-v1",
+    "emojione_v2": "@iconify-json/emojione",
+    "fluent_flat": "@iconify-json/fluent-emoji-flat",
+    "fxemoji": "@iconify-json/fxemoji",
+    "streamline": "@iconify-json/streamline-emojis",
+}
+"""Further styles, each the package of an icon set that draws some of the concepts."""
 ANIMATIONS: tuple[str, ...] = tuple(f"@lobehub/fluent-emoji-anim-{part}" for part in range(1, 5))
 ANIMATION_FOLDER = "package/assets/"
 

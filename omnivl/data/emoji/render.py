@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from omnivl.data.emoji.packages import HANDS
+
 WHITE = (255, 255, 255, 255)
 QUALITY = 75
 ALPHA_QUALITY = 40
-_LOSSLESS_STYLES = frozenset({"twemoji"})
+_LOSSLESS_STYLES = frozenset({"twemoji", *HANDS})
 _METHOD = 4  # 6 is a percent smaller and, for lossless alpha, fifty times slower
 
 

@@ -48,6 +48,11 @@ def test_routing_needs_no_contrastive_training() -> None:
 TITLES = "letters, digits, spaces and . , : ; + - _ > ( ), a letter or digit first, at most 100"
 
 STAGE_CASES = {
+    "muon_is_asked_for": (
+        {"optimizer": "{muon: {lr: 0.1}}"},
+        "p:7: stages.0.optimizer.muon: got options, with kind 'adamw'; allowed options with kind 'muon'; "
+        "set optimizer.kind: muon, or remove them",
+    ),
     "there_is_data": (
         {"data": "[]"},
         "p:7: stages.0.data: got no entry; allowed one entry or more; add one, e.g. {source: emoji, kind: image_text}",

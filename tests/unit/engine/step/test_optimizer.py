@@ -7,7 +7,7 @@ import real_chain as real
 import synthetic_chain as synthetic
 import torch
 
-from engine.step.optimizer import OptimizerConfig, adamw, layer_scales, parameter_groups, set_learning_rates
+from engine.step.optimizer import ChainOptimizer, OptimizerConfig, layer_scales, parameter_groups, set_learning_rates
 from moe.config import AttributeConfig
 from moe.experts.bank import ExpertBank
 from omnivl.architectures import OmniVL, Unified, VisionConfig
@@ -133,7 +133,7 @@ def test_rates_are_set_per_group() -> None:
     chain = synthetic.build_synthetic_chain()
     config = OptimizerConfig(lr=1e-3, layer_decay=0.5, schedule="linear")
     groups = parameter_groups(chain, config)
-    optimizer = adamw(groups, config, fused=True)
+    optimizer = ChainOptimizer([group.options for group in groups], config)
     rates = set_learning_rates(optimizer, groups, config.learning_rate(5, 10))
     assert rates["decay"] == pytest.approx(5e-4)
     assert [entry["lr"] for entry in optimizer.param_groups] == [rates[group.name] for group in groups]
@@ -144,7 +144,9 @@ def test_decay_is_decoupled() -> None:
     parameter = torch.nn.Linear(2, 2)
     before = parameter.weight.detach().clone()
     config = OptimizerConfig(lr=0.1, weight_decay=0.5)
-    optimizer = adamw(parameter_groups(chain_of(parameter), config), config, fused=True)
+    groups = parameter_groups(chain_of(parameter), config)
+    optimizer = ChainOptimizer([group.options for group in groups], config)
+    set_learning_rates(optimizer, groups, config.lr)
     for tensor in parameter.parameters():
         tensor.grad = torch.zeros_like(tensor)
     optimizer.step()

@@ -14,7 +14,7 @@ from PIL import Image
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.emoji import unpack
 from omnivl.data.emoji.build import build_emoji, encoder_versions
-from omnivl.data.emoji.packages import PACKAGES, STYLES, archive_name
+from omnivl.data.emoji.packages import HANDS, PACKAGES, STYLES, archive_name
 from omnivl.data.emoji.render import on_white
 from omnivl.data.emoji.shards import ShardSample, read_shard
 from omnivl.data.sources.emoji import open_emoji
@@ -23,7 +23,8 @@ from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import DataError
 from omnivl.tasks.pixel_baseline import pixel_features
 
-LARGEST_BYTES = 11 * 10**6
+LARGEST_BYTES = 17 * 10**6
+HAND_COUNTS = {"noto_v1": 1190, "emojione_v2": 1054, "fluent_flat": 1562, "fxemoji": 230, "streamline": 356}
 PACKAGE_FOLDER = "OMNIVL_EMOJI_PACKAGES"
 
 
@@ -49,7 +50,8 @@ def test_files_are_those_of_the_manifest_and_small() -> None:
 def test_counts(samples: list[ShardSample]) -> None:
     drawings = Counter(sample.fields["style"] for sample in samples if sample.fields["medium"] == "drawing")
     clips = [sample for sample in samples if sample.fields["medium"] == "clip"]
-    assert drawings == dict.fromkeys(STYLES, 1599)
+    assert drawings == dict.fromkeys(STYLES, 1599) | HAND_COUNTS
+    assert set(HAND_COUNTS) == set(HANDS)
     assert len(clips) == 728
     assert {sample.extension for sample in clips} == {"mp4"}
     names = {sample.fields["identity"]: sample.fields["name"] for sample in samples}
@@ -150,7 +152,7 @@ def test_plans_filter_by_style_and_split() -> None:
     assert len(seen) == 2 * 1599
     unseen = open_emoji(DataEntryConfig(source="emoji", kind="image_label", where={"split": ("test",)}))
     train = open_emoji(DataEntryConfig(source="emoji", kind="image_label", where={"split": ("train", "val")}))
-    assert len(unseen) + len(train) == 3 * 1599
+    assert len(unseen) + len(train) == 3 * 1599 + sum(HAND_COUNTS.values())
     assert set(unseen.classes) <= set(train.classes)
 
 

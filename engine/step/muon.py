@@ -1,0 +1,296 @@
+"""Muon: steps of momentum, made orthogonal, for the matrices of blocks.
+
+The step of a matrix is the nearest matrix with orthonormal rows or columns to its momentum: every direction moves
+equally far, also those whose gradients are small. It needs whole matrices. Where a host shards them, replicas exchange:
+each matrix has one owner, to which all send their runs of the momentum, and which sends back their runs of the step. A
+step costs two all-to-alls of the share of each replica, and each matrix is worked on once.
+
+Shapes: P replicas, N elements of a flat tensor that a host moves as one, M matrices in it.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from engine.processes.collectives import all_gather_rows, trade_rows
+from engine.step.whole import whole_shape
+from moe.ranges import Range
+from moe.stacked import Stacked
+from omnivl.chain.modules import HasStacked
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+_TOGETHER = 1 << 22
+"""Elements of matrices of one shape that are multiplied in one batch."""
+
+
+@dataclass(frozen=True)
+class MuonConfig:
+    """Muon for the matrices of blocks. Everything else is moved by AdamW.
+
+    Source: K. Jordan et al., Muon: an optimizer for hidden layers in neural networks (2024); for ``scale: rms`` and
+    weight decay J. Liu et al., Muon is scalable for LLM training (arXiv 2502.16982), equation 4.
+
+    Attributes:
+        lr: Peak learning rate of these matrices. It follows the schedule of the others.
+        momentum: Decay of the running mean of the gradient.
+        nesterov: Whether the step looks ahead by one step of momentum.
+        iterations: Newton-Schulz iterations.
+        weight_decay: Decoupled weight decay of these matrices.
+        scale: Factor on the step of a matrix of n rows (outputs) and m columns (inputs). ``shape``:
+            sqrt(max(1, n / m)). ``rms``: 0.2 sqrt(max(n, m)), so that elements move as far as AdamW's do; ``lr`` is
+            then of the size of AdamW's.
+        precision: Type of the products. ``auto``: bf16 on an accelerator, fp32 on a CPU.
+    """
+
+    lr: Annotated[float, Range(above=0, high=100)] = 0.02
+    momentum: Annotated[float, Range(0, below=1)] = 0.95
+    nesterov: bool = True
+    iterations: Annotated[int, Range(1, 100)] = 5
+    weight_decay: Annotated[float, Range(0)] = 0.0
+    scale: Literal["shape", "rms"] = "shape"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def factor(self, rows: int, columns: int) -> float:
+        """The factor on the step of a matrix."""
+        if self.scale == "rms":
+            return 0.2 * math.sqrt(max(rows, columns))
+        return math.sqrt(max(1.0, rows / columns))
+
+
+def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
+    """Brings the singular values of matrices ``[..., n, m]`` near 1; same shape and type.
+
+    Five iterations take singular values from 1e-3 of the Frobenius norm on to between 0.7 and 1.2.
+
+    Source: K. Jordan et al. (2024): quintic Newton-Schulz iteration, coefficients 3.4445, -4.7750, 2.0315.
+    """
+    a, b, c = _COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    shape = x.shape
+    x = x.reshape(-1, *shape[-2:])
+    for _ in range(iterations):
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    made = x.view(shape)
+    return made.mT if tall else made
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One matrix of a flat tensor.
+
+    Attributes:
+        rows: n, as it is stored.
+        columns: m.
+        factor: Of its step.
+    """
+
+    rows: int
+    columns: int
+    factor: float
+
+    @property
+    def numel(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def cost(self) -> int:
+        return min(self.rows, self.columns) * self.numel
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Where a replica holds its run of a parameter, or of a matrix.
+
+    Attributes:
+        offset: Of the run in the flat tensor.
+        start: Of the run in the parameter or matrix.
+        count: Its elements; 0 where it holds nothing.
+    """
+
+    offset: int
+    start: int
+    count: int
+
+
+class MatrixSteps:
+    """Steps of the matrices that lie in one flat tensor, of which this replica holds runs."""
+
+    def __init__(
+        self,
+        parameters: Sequence[nn.Parameter],
+        placed: Sequence[Placed],
+        stacked: Mapping[int, Stacked],
+        config: MuonConfig,
+        *,
+        group: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        """Learns what the others hold, and divides the matrices among the replicas. Called by every replica.
+
+        Args:
+            parameters: Those in the flat tensor, in an order that is the same on every replica.
+            placed: Where this replica has each of them.
+            stacked: By the ids of parameters, how matrices lie in them; see ``matrices_in``.
+            config: Iterations, scale, precision.
+            group: The replicas that hold the rest; None where this replica holds everything.
+            device: Where matrices are multiplied.
+        """
+        self._config, self._group, self._device = config, group, device
+        self._dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+        if config.precision == "auto" and device.type != "cpu":
+            self._dtype = torch.bfloat16
+        places, me = _exchanged(placed, group, device)
+        self._matrices: list[_Matrix] = []
+        held: list[list[Placed]] = [[] for _ in places]  # [P][M]
+        for index, parameter in enumerate(parameters):
+            for matrix, begin in _matrices_of(whole_shape(parameter), stacked.get(id(parameter), Stacked()), config):
+                self._matrices.append(matrix)
+                for replica, own in enumerate(places):
+                    held[replica].append(_overlap(own[index], begin, begin + matrix.numel))
+        owners = _owners(self._matrices, len(places))
+        self._owned = [index for index, owner in enumerate(owners) if owner == me]
+        mine = [(owner, run) for owner, run in zip(owners, held[me], strict=True) if run.count > 0]
+        self._sent = sorted(mine, key=lambda pair: pair[0])
+        self._sent_counts = _totals(self._sent, len(places))
+        theirs = [(replica, index, own[index]) for replica, own in enumerate(held) for index in self._owned]
+        self._received = [one for one in theirs if one[2].count > 0]
+        self._received_counts = _totals([(replica, run) for replica, _, run in self._received], len(places))
+
+    def step(self, momentum: Tensor) -> Tensor:
+        """The step ``[N]`` of this replica's runs, fp32, from its runs of the momentum; 0 where no matrix is."""
+        flat = momentum.to(self._device)
+        whole = {index: flat.new_empty(self._matrices[index].numel) for index in self._owned}
+        outgoing = _joined([flat[run.offset : run.offset + run.count] for _, run in self._sent], flat)
+        arrived = self._traded(outgoing, self._sent_counts, self._received_counts)
+        for (_, index, run), values in zip(self._received, _cut(arrived, self._received), strict=True):
+            whole[index][run.start : run.start + run.count] = values
+        made = self._orthogonal(whole)
+        outgoing = _joined([made[index][run.start : run.start + run.count] for _, index, run in self._received], flat)
+        returned = self._traded(outgoing, self._received_counts, self._sent_counts)
+        step = torch.zeros_like(flat)
+        for (_, run), values in zip(self._sent, _cut(returned, self._sent), strict=True):
+            step[run.offset : run.offset + run.count] = values
+        return step.to(momentum.device)
+
+    def _traded(self, rows: Tensor, sent: list[int], received: list[int]) -> Tensor:
+        return rows if self._group is None else trade_rows(rows, sent, received, self._group)
+
+    def _orthogonal(self, whole: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The scaled step of each owned matrix, flat; those of one shape are multiplied together."""
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for index in whole:
+            matrix = self._matrices[index]
+            by_shape.setdefault((matrix.rows, matrix.columns), []).append(index)
+        made: dict[int, Tensor] = {}
+        for (rows, columns), indices in by_shape.items():
+            together = max(1, _TOGETHER // (rows * columns))
+            for begin in range(0, len(indices), together):
+                chosen = indices[begin : begin + together]
+                stack = torch.stack([whole[index].view(rows, columns) for index in chosen]).to(self._dtype)
+                steps = orthogonalised(stack, self._config.iterations).float()
+                made |= {i: (one * self._matrices[i].factor).flatten() for i, one in zip(chosen, steps, strict=True)}
+        return made
+
+
+def matrices_in(module: nn.Module) -> dict[int, Stacked]:
+    """By the ids of its parameters, how matrices lie in those of a module whose shape does not say it."""
+    return {
+        id(parameter): stacked
+        for part in module.modules()
+        if isinstance(part, HasStacked)
+        for parameter, stacked in part.stacked()
+    }
+
+
+@torch.no_grad()
+def move_matrices(
+    group: Mapping[str, Any], state: Mapping[Tensor, dict[str, Tensor]], steps: Mapping[int, Any]
+) -> None:
+    """One step of a group of an optimizer whose tensors hold matrices.
+
+    Args:
+        group: ``params``, ``lr``, ``weight_decay`` and ``muon``, a ``MuonConfig``.
+        state: The optimizer's; ``exp_avg`` has the momentum.
+        steps: By the ids of the tensors, their ``MatrixSteps``.
+    """
+    config = cast("MuonConfig", group["muon"])
+    for tensor in group["params"]:
+        if tensor.grad is None:
+            continue
+        own = state[tensor]
+        if "exp_avg" not in own:
+            own["step"] = torch.zeros((), dtype=torch.float32, device=tensor.device)
+            own["exp_avg"] = torch.zeros_like(tensor, memory_format=torch.preserve_format)
+        own["step"] += 1
+        gradient, momentum = tensor.grad, own["exp_avg"]
+        momentum.lerp_(gradient, 1 - config.momentum)
+        ahead = gradient.lerp(momentum, config.momentum) if config.nesterov else momentum
+        step = steps[id(tensor)].step(ahead.reshape(-1))
+        tensor.mul_(1 - group["lr"] * group["weight_decay"])
+        tensor.add_(step.view(tensor.shape), alpha=-group["lr"])
+
+
+def _matrices_of(shape: Sequence[int], stacked: Stacked, config: MuonConfig) -> Iterable[tuple[_Matrix, int]]:
+    """The matrices of a parameter ``[..., n, m]``, each with its begin in it."""
+    if len(shape) < 2 or stacked.count == 0:  # a filler of a pipeline stage
+        return []
+    *leading, rows, columns = shape
+    rows //= stacked.count
+    outputs, inputs = (columns, rows) if stacked.transposed else (rows, columns)
+    matrix = _Matrix(rows, columns, config.factor(outputs, inputs))
+    return [(matrix, index * matrix.numel) for index in range(math.prod(leading) * stacked.count)]
+
+
+def _exchanged(
+    placed: Sequence[Placed], group: dist.ProcessGroup | None, device: torch.device
+) -> tuple[list[list[Placed]], int]:
+    """Where every replica has each parameter, and this replica's number."""
+    if group is None:
+        return [list(placed)], 0
+    numbers = [[one.offset, one.start, one.count] for one in placed]
+    own = torch.tensor(numbers, dtype=torch.int64, device=device).view(-1, 3)
+    everyone = own.new_empty((dist.get_world_size(group) * len(placed), 3))
+    all_gather_rows(everyone, own, group=group)
+    replicas = everyone.view(-1, len(placed), 3).tolist()
+    return [[Placed(*place) for place in replica] for replica in replicas], dist.get_rank(group)
+
+
+def _overlap(placed: Placed, begin: int, end: int) -> Placed:
+    """The part of a run that lies in elements ``begin`` to ``end`` of its parameter, which are a matrix."""
+    first, last = max(begin, placed.start), min(end, placed.start + placed.count)
+    return Placed(placed.offset + first - placed.start, first - begin, max(0, last - first))
+
+
+def _owners(matrices: Sequence[_Matrix], replicas: int) -> list[int]:
+    """The owner of each matrix: the most expensive ones first, each to whoever has least to do."""
+    work, owners = [0] * replicas, [0] * len(matrices)
+    for index in sorted(range(len(matrices)), key=lambda index: (-matrices[index].cost, index)):
+        owner = min(range(replicas), key=lambda replica: (work[replica], replica))
+        owners[index] = owner
+        work[owner] += matrices[index].cost
+    return owners
+
+
+def _totals(runs: Sequence[tuple[int, Placed]], replicas: int) -> list[int]:
+    """Elements by replica, from runs that each go to, or come from, one."""
+    totals = [0] * replicas
+    for replica, run in runs:
+        totals[replica] += run.count
+    return totals
+
+
+def _cut(values: Tensor, runs: Sequence[tuple[Any, ...]]) -> tuple[Tensor, ...]:
+    """The elements of each run, which stand last in its tuple."""
+    return torch.split(values, [run[-1].count for run in runs])
+
+
+def _joined(runs: Sequence[Tensor], like: Tensor) -> Tensor:
+    return torch.cat(list(runs)) if runs else like.new_empty(0)
