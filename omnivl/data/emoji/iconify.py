@@ -172,9 +172,8 @@ def _icon(tree: Mapping[str, Any], chain: list[Mapping[str, Any]]) -> Icon:
         value = merged[side]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if not number or (side in ("width", "height") and value <= 0):
-            raise _DamagedError(
-                f"{side} is {value!r}; allowed: a number{' above 0' if side in ('width', 'height') else ''}"
-            )
+            allowed = "a number above 0" if side in ("width", "height") else "a number"
+            raise _DamagedError(f"{side} is {value!r}; allowed: {allowed}")
     return Icon(
         body=body,
         **{side: merged[side] for side in _DEFAULTS},

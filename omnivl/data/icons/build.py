@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,8 @@ def build_icons(
             could be drawn.
     """
     start = time.process_time()
+    if find_spec("resvg_py") is None:
+        raise DataError("resvg-py is not installed, which draws the icons; install the extra 'data'")
     archive = find_package(package, cache)
     recipe = _recipe(archive, options)
     if _take_folder(out, recipe):
@@ -132,13 +135,15 @@ def build_icons(
 
 def _recipe(archive: Path, options: IconOptions) -> dict[str, Any]:
     """All that the bytes depend on."""
-    chosen = {
+    return {
+        "format": FORMAT,
+        "package": file_digest(archive),
         "groups": sorted(options.groups),
         "sets": sorted(options.sets),
         "size": options.size,
         "seed": options.seed,
+        "encoders": encoder_versions(),
     }
-    return {"format": FORMAT, "package": file_digest(archive), **chosen, "encoders": encoder_versions()}
 
 
 def _take_folder(out: Path, recipe: Mapping[str, Any]) -> bool:
@@ -161,8 +166,8 @@ def _take_folder(out: Path, recipe: Mapping[str, Any]) -> bool:
         differing = sorted(name for name in recipe.keys() | found.keys() if recipe.get(name) != found.get(name))
         if differing:
             raise DataError(
-                f"the output folder {out} holds icons that were built with other {', '.join(differing)}; choose another "
-                f"folder, or empty it yourself"
+                f"the output folder {out} holds icons that were built with other {', '.join(differing)}; choose "
+                f"another folder, or empty it yourself"
             )
         return complete
     out.mkdir(parents=True, exist_ok=True)

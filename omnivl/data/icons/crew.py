@@ -7,7 +7,7 @@ begun again by a new worker without that icon.
 import multiprocessing
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -19,6 +19,9 @@ LONGEST_SECONDS = 60.0
 """Of one icon; the slowest of the package takes less than one."""
 
 _LOOK_SECONDS = 0.5
+
+Work = Callable[[ShardJob, Mapping[int, Refusal], Callable[[int], None]], Part]
+"""As ``run_job``."""
 
 
 @dataclass
@@ -37,15 +40,22 @@ class _Worker:
 class Crew:
     """Makes shards with several processes, in any order."""
 
-    def __init__(self, jobs: Iterator[ShardJob], processes: int, longest_seconds: float = LONGEST_SECONDS) -> None:
+    def __init__(
+        self,
+        jobs: Iterator[ShardJob],
+        processes: int,
+        longest_seconds: float = LONGEST_SECONDS,
+        work: Work = run_job,
+    ) -> None:
         """Describes the work.
 
         Args:
             jobs: Taken one at a time, when a process is free: they hold the texts of the drawings.
             processes: 1 or more.
             longest_seconds: Of one icon.
+            work: What a process does with a job; can be pickled.
         """
-        self._jobs, self._processes, self._longest = jobs, processes, longest_seconds
+        self._jobs, self._processes, self._longest, self._make = jobs, processes, longest_seconds, work
         self._context = multiprocessing.get_context("spawn")
         self._workers: list[_Worker] = []
 
@@ -70,7 +80,7 @@ class Crew:
     def _start(self, job: ShardJob, given_up: dict[int, Refusal] | None = None) -> None:
         here, there = self._context.Pipe()
         place = self._context.Value("q", NO_ICON, lock=False)
-        process = self._context.Process(target=_work, args=(there, place), daemon=True)
+        process = self._context.Process(target=_work, args=(there, place, self._make), daemon=True)
         process.start()
         there.close()
         worker = _Worker(process, here, place, job, given_up or {}, seen_at=time.monotonic())
@@ -130,7 +140,7 @@ class Crew:
         self._start(worker.job, {**worker.given_up, place: refusal})
 
 
-def _work(connection: Connection, place: Any) -> None:
+def _work(connection: Connection, place: Any, make: Work) -> None:
     """The loop of a worker: jobs in, parts out, until it is told None or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which ends its workers
 
@@ -146,7 +156,7 @@ def _work(connection: Connection, place: Any) -> None:
             return
         job, given_up = message
         try:
-            answer: Part | BaseException = run_job(job, given_up, mark)
+            answer: Part | BaseException = make(job, given_up, mark)
         except Exception as error:
             answer = error
         connection.send(answer)

@@ -25,7 +25,10 @@ LEAST_CONTRAST = 3.0
 _WHITE, _DARK = (255, 255, 255), (32, 36, 44)
 _FAINT = 40  # mean distance from white, of 255, below which a coloured drawing gets a dark ground
 _VISIBLE = 24  # of 255: the most distant pixel of a drawing that can be seen at all
-_OUTSIDE = re.compile(r"""(?:href|src)\s*=\s*["']\s*[^#"'\s]|url\(\s*["']?\s*[^#"'\s)]|@import""", re.IGNORECASE)
+_QUOTE = r"""(?:["']|&quot;|&apos;)?"""
+_OUTSIDE = re.compile(
+    rf"""(?:href|src)\s*=\s*["'](?!\s*["'#])|url\(\s*(?!{_QUOTE}\s*#)|@import""", re.IGNORECASE
+)  # a reference to something else than a part of the drawing
 
 Colour = tuple[int, int, int]
 
@@ -51,6 +54,11 @@ class Drawn:
     webp: bytes
     colour: str | None
     ground: str
+
+    def fields(self) -> dict[str, object]:
+        """The part of a sample's JSON that says how it was drawn."""
+        seeded = {} if self.colour is None else {"colour": self.colour}
+        return {"colours": "seeded" if seeded else "own", **seeded, "ground": self.ground}
 
 
 def draw_icon(icon: Icon, size: int, *key: int | str) -> Drawn:
@@ -86,9 +94,14 @@ def seeded_colours(*key: int | str) -> tuple[Colour, Colour]:
     """A colour and a ground that differ enough, a function of the key."""
     numbers = random.Random(stable_hash("icons", "colours", *key))
     while True:
-        colour, ground = (tuple(int(256 * numbers.random()) for _ in range(3)) for _ in range(2))
+        colour, ground = _drawn_from(numbers), _drawn_from(numbers)
         if contrast(colour, ground) >= LEAST_CONTRAST:
             return colour, ground
+
+
+def _drawn_from(numbers: random.Random) -> Colour:
+    red, green, blue = (int(256 * numbers.random()) for _ in range(3))
+    return red, green, blue
 
 
 def contrast(one: Colour, other: Colour) -> float:

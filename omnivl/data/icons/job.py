@@ -34,7 +34,7 @@ class IconTask:
     fields: Mapping[str, object]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ShardJob:
     """One shard.
 
@@ -117,8 +117,7 @@ def run_job(job: ShardJob, given_up: Mapping[int, Refusal], mark: Callable[[int]
         except UndrawableError as error:
             refusals.append(Refusal(f"{job.prefix}:{task.name}", error.cause, error.detail[:500]))
             continue
-        colours = {"monochrome": drawn.colour is not None, "colour": drawn.colour, "ground": drawn.ground}
-        fields = {**task.fields, **{name: value for name, value in colours.items() if value is not None}}
+        fields = {**task.fields, **drawn.fields()}
         samples.append(ShardSample(sample_key(f"{job.prefix}_{task.name}"), "webp", drawn.webp, fields))
     mark(NO_ICON)
     counts = Counter(f"{name}:{sample.fields[name]}" for sample in samples for name in COUNTED)

@@ -17,48 +17,12 @@ HELD_OUT_NAMES = {"test": 0.05, "val": 0.05}
 
 _SKIN_TONE = re.compile(r"-(?:medium-)?(?:light|medium|dark)-skin-tone\b")
 _DRAWN_AS = frozenset({"outline", "outlined", "fill", "filled", "solid", "duotone", "twotone", "linear"})
-_STYLE_WORDS = _DRAWN_AS | set(
-    [
-        "alt",
-        "background",
-        "baseline",
-        "black",
-        "bold",
-        "broken",
-        "circle",
-        "color",
-        "colored",
-        "colour",
-        "dark",
-        "default",
-        "duo",
-        "flat",
-        "inverse",
-        "large",
-        "light",
-        "line",
-        "logo",
-        "medium",
-        "micro",
-        "mini",
-        "pixel",
-        "regular",
-        "remix",
-        "reverse",
-        "round",
-        "rounded",
-        "sharp",
-        "small",
-        "square",
-        "thick",
-        "thin",
-        "tone",
-        "two",
-        "variant",
-        "white",
-        "wordmark",
-    ]
-)
+_STYLE_WORDS = _DRAWN_AS | {
+    "alt", "background", "baseline", "black", "bold", "broken", "circle", "color", "colored",
+    "colour", "dark", "default", "duo", "flat", "inverse", "large", "light", "line", "logo",
+    "medium", "micro", "mini", "pixel", "regular", "remix", "reverse", "round", "rounded", "sharp",
+    "small", "square", "thick", "thin", "tone", "two", "variant", "white", "wordmark",
+}  # fmt: skip
 _RANGE = 2**63
 
 

@@ -70,6 +70,8 @@ def iterate_sets(archive: Path, wanted: Collection[str]) -> Iterator[tuple[str, 
         DataError: The archive ends early.
     """
     missing = set(wanted)
+    if not missing:
+        return
     try:
         with tarfile.open(archive, "r|gz") as members:  # one pass: it has half a gigabyte
             for member in members:
@@ -79,6 +81,8 @@ def iterate_sets(archive: Path, wanted: Collection[str]) -> Iterator[tuple[str, 
                 missing.remove(prefix)
                 file = members.extractfile(member) if member.size <= _LARGEST_SET else None
                 yield prefix, f"its file has {member.size} bytes" if file is None else _parsed(file.read())
+                if not missing:
+                    return
     except (OSError, EOFError, tarfile.TarError) as error:
         raise DataError(f"{archive}: {error}; fetch it again with 'npm pack {ICONS.name}'") from error
     yield from ((prefix, f"no {_FOLDER}{prefix}{_SUFFIX}") for prefix in sorted(missing))

@@ -1,6 +1,6 @@
 """Animated icons as they look when their animations have ended.
 
-A renderer of still pictures shows an animated drawing as it begins, and many begin empty and are drawn stroke by stroke.
+A renderer of still pictures shows an animated drawing as it begins, and many begin empty.
 
 Source: SVG Animations Level 2: ``animate`` and ``set`` with ``fill="freeze"`` keep their last value.
 """
