@@ -1,72 +1,24 @@
-"""``omnivl data``: build the embedded set, inspect shards, convert other formats into shards."""
+"""``omnivl data``: build data sets, inspect shards, convert other formats into shards."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from engine.telemetry.console import PlainConsole, PlainTable, titled
+from launcher.commands.data_build import app as build_app
 from launcher.commands.data_convert import app as convert_app
 from omnivl.data.inspect import Inspection, inspect_source
 from omnivl.data.inspect_page import bars_of, charts, readable_bytes, render_page
 from omnivl.errors import DataError
-from omnivl.shown import printable, printable_json
+from omnivl.shown import printable_json
 
 app = typer.Typer(help="Build, inspect and convert data.", no_args_is_help=True, rich_markup_mode=None)
-build_app = typer.Typer(help="Build data sets from their originals.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(build_app, name="build")
 app.add_typer(convert_app, name="convert")
 
 _CHART_ROWS = 6
-
-
-@build_app.command("emoji")
-def build_emoji_command(
-    out: Annotated[Path, typer.Option(help="Folder for the shards, the vocabulary and the manifest.")],
-    packages: Annotated[Path | None, typer.Option(help="Folder with the npm archives; else they are fetched.")] = None,
-    full: Annotated[bool, typer.Option("--full", help="All drawings at 256 px, all clips, 28 languages.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
-) -> None:
-    """Build the emoji set from its npm packages, byte for byte the same each time.
-
-    Examples:
-      omnivl data build emoji --out emoji --full
-    """
-    from omnivl.data.emoji.build import build_emoji  # here: it needs the extra 'data', the other commands do not
-
-    console = PlainConsole(stderr=True)
-    with Progress(
-        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), console=console
-    ) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def update(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(printable(what))
-            bars.update(tasks[what], completed=done, total=total)
-
-        report = build_emoji(out, packages=packages, full=full, progress=update)
-    counts: dict[str, object] = {
-        "concepts": report.concepts,
-        "clips": report.clips,
-        "drawings": dict(report.drawings),
-        "splits": dict(report.splits),
-        "vocabulary": report.vocabulary,
-        "shards": len(report.shards),
-    }
-    if as_json:
-        typer.echo(json.dumps(counts, indent=1))
-        return
-    table = PlainTable("what", "count", title=str(out))
-    for name, value in counts.items():
-        shown = (
-            ", ".join(f"{key} {count:,}" for key, count in value.items()) if isinstance(value, dict) else f"{value:,}"
-        )
-        table.add_row(name, shown)
-    PlainConsole().print(table)
 
 
 @app.command("inspect")

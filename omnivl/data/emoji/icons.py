@@ -1,19 +1,13 @@
-"""Icon sets as Iconify packages them: SVG bodies by name, with one licence for the set.
-
-Source: the format IconifyJSON: ``icons``, ``aliases`` with a ``parent`` and turns, sizes of the set or of an icon.
-"""
+"""Icon sets that draw emoji, each an npm package of its own: drawings of concepts, with one licence for the set."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from omnivl.data.emoji.iconify import read_contents, svg_of
 from omnivl.data.emoji.join import Concept, normalise, read_json
 from omnivl.errors import DataError
-
-_SIDE = 16
-"""Width and height where neither the set nor the icon has one."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +17,7 @@ class IconSet:
     Attributes:
         title: Its name in words.
         license: SPDX identifier.
-        icons: Drawings by name; aliases that only rename one are among them.
+        icons: Drawings by name, also by further names; those that turn or mirror another one are left out.
         characters: Names by hexcode, for sets that say which emoji they draw.
     """
 
@@ -60,22 +54,8 @@ def read_icons(archive: Path) -> IconSet:
     license_id = info.get("license", {}).get("spdx")
     if not license_id:
         raise DataError(f"{archive}: package/info.json states no licence; a set without one is not used")
-    icons = {name: svg_of(icon, tree) for name, icon in tree["icons"].items()}
-    for name, alias in tree.get("aliases", {}).items():
-        if set(alias) <= {"parent", "hidden"} and alias["parent"] in icons:
-            icons.setdefault(name, icons[alias["parent"]])
+    contents = read_contents(tree)
+    icons = {name: svg_of(icon) for name, icon in contents.icons.items() if icon.upright}
+    icons |= {name: icons[owner] for name, owner in contents.aliases.items() if owner in icons}
     known = {normalise(code): name for code, name in characters.items()}
     return IconSet(str(info["name"]), str(license_id), icons, known)
-
-
-def svg_of(icon: Mapping[str, Any], of_set: Mapping[str, Any]) -> bytes:
-    """A whole SVG from an icon's body.
-
-    Args:
-        icon: ``body``, and what differs from the set: ``left``, ``top``, ``width``, ``height``.
-        of_set: Sizes of the set.
-    """
-    size = {side: icon.get(side, of_set.get(side, _SIDE)) for side in ("width", "height")}
-    corner = {side: icon.get(side, of_set.get(side, 0)) for side in ("left", "top")}
-    box = f"{corner['left']} {corner['top']} {size['width']} {size['height']}"
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">{icon["body"]}</svg>'.encode()

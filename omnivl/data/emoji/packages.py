@@ -27,6 +27,11 @@ class Package:
     version: str
     sha256: str
 
+    @property
+    def archive(self) -> str:
+        """File name that ``npm pack`` gives: ``@a/b`` 1.0.0 becomes ``a-b-1.0.0.tgz``."""
+        return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
+
 
 @dataclass(frozen=True)
 class Drawings:
@@ -103,8 +108,8 @@ ANIMATION_FOLDER = "package/assets/"
 
 
 def archive_name(name: str) -> str:
-    """File name that ``npm pack`` gives a package: ``@a/b`` 1.0.0 becomes ``a-b-1.0.0.tgz``."""
-    return f"{name.removeprefix('@').replace('/', '-')}-{PACKAGES[name].version}.tgz"
+    """File name of one of ``PACKAGES``."""
+    return PACKAGES[name].archive
 
 
 def fetch_packages(packages: Path | None, cache: Path, progress: Progress) -> dict[str, Path]:
@@ -119,25 +124,40 @@ def fetch_packages(packages: Path | None, cache: Path, progress: Progress) -> di
         DataError: An archive is missing or differs from the pinned one, or npm is missing or fails.
     """
     paths = {}
-    for number, name in enumerate(PACKAGES):
+    for number, (name, package) in enumerate(PACKAGES.items()):
         progress("packages", number, len(PACKAGES))
-        path = (cache if packages is None else packages) / archive_name(name)
-        if not path.is_file():
-            if packages is not None:
-                raise DataError(
-                    f"{packages}: no {path.name}; fetch it there with 'npm pack {name}@{PACKAGES[name].version}', or "
-                    f"leave the folder out to have it downloaded"
-                )
-            _download(name, cache)
-        digest = file_digest(path)
-        if digest != PACKAGES[name].sha256:
-            raise DataError(
-                f"{path}: sha256 is {digest}, expected {PACKAGES[name].sha256}; delete the file and fetch it again "
-                f"with 'npm pack {name}@{PACKAGES[name].version}'"
-            )
-        paths[name] = path
+        paths[name] = fetch_package(package, packages, cache)
     progress("packages", len(PACKAGES), len(PACKAGES))
     return paths
+
+
+def fetch_package(package: Package, folder: Path | None, cache: Path) -> Path:
+    """Path of a package's archive, verified.
+
+    Args:
+        package: Which one.
+        folder: Has it already; None downloads what is missing with ``npm pack`` into ``cache``.
+        cache: Folder for downloads.
+
+    Raises:
+        DataError: As ``fetch_packages``.
+    """
+    path = (cache if folder is None else folder) / package.archive
+    wanted = f"{package.name}@{package.version}"
+    if not path.is_file():
+        if folder is not None:
+            raise DataError(
+                f"{folder}: no {path.name}; fetch it there with 'npm pack {wanted}', or leave the folder out to have "
+                f"it downloaded"
+            )
+        _download(package, cache)
+    digest = file_digest(path)
+    if digest != package.sha256:
+        raise DataError(
+            f"{path}: sha256 is {digest}, expected {package.sha256}; delete the file and fetch it again with "
+            f"'npm pack {wanted}'"
+        )
+    return path
 
 
 def file_digest(path: Path) -> str:
@@ -146,14 +166,15 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(name: str, cache: Path) -> None:
+def _download(package: Package, cache: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(
-            f"npm is not installed, so {name} cannot be downloaded; install Node.js, or name a folder with the archives"
+            f"npm is not installed, so {package.name} cannot be downloaded; install Node.js, or name a folder with the "
+            f"archives"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    command = [npm, "pack", f"{name}@{PACKAGES[name].version}", "--silent", "--pack-destination", str(cache)]
+    command = [npm, "pack", f"{package.name}@{package.version}", "--silent", "--pack-destination", str(cache)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise DataError(f"'{' '.join(command[1:])}' failed with status {result.returncode}: {result.stderr.strip()}")

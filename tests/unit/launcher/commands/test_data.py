@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from icon_package import write_package
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -180,3 +181,18 @@ def test_inspect_takes_and_shows_shards_of_any_name(name, tmp_path):
     assert {Path(one["where"].rpartition(":")[0]) for one in counts["rejections"]} == {path}
     assert "\x1b" not in run("inspect", path)
     assert b"\x1b" not in page.read_bytes()
+
+
+def test_build_icons_from_an_archive(tmp_path):
+    archive = write_package(tmp_path / "icons.tgz")
+    words = ("build", "icons", "--out", tmp_path / "o", "--packages", archive, "--processes", "1")
+    report = json.loads(run(*words, "--licences", "share-alike", "--json"))
+    assert report["icons"] == 9
+    assert report["counts"]["license"]["CC-BY-SA-4.0"] == 1
+    assert report["left_out"]["openmoji"] == "kept for checks from outside"
+    shown = run(*words, "--licences", "share-alike")
+    assert "seen 6, unseen 3" in shown
+    assert "blank 1, damaged 2, outside_reference 1, undrawable 1" in " ".join(shown.split())
+    with pytest.raises(DataError) as caught:
+        run(*words, "--licences", "any")
+    assert str(caught.value) == "--licences any: allowed: free, share-alike, non-free, unclear"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from omnivl.data.emoji.icons import read_icons, slug, svg_of
+from omnivl.data.emoji.icons import read_icons, slug
 from omnivl.data.emoji.join import Concept
 from omnivl.errors import DataError
 
@@ -51,11 +51,6 @@ def test_an_alias_that_turns_its_parent_is_left_out(tmp_path: Path) -> None:
 def test_names_as_icon_sets_write_them() -> None:
     assert slug("A button (blood type)") == "a-button-blood-type"
     assert slug("UP! button") == "up-button"
-
-
-def test_sizes_of_the_set_and_of_an_icon() -> None:
-    assert b'viewBox="0 0 16 16"' in svg_of({"body": ""}, {})
-    assert b'viewBox="1 0 20 30"' in svg_of({"body": "", "left": 1, "height": 30}, {"width": 20, "height": 99})
 
 
 def test_a_set_without_a_licence_is_refused(tmp_path: Path) -> None:
