@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from moe.ranges import Range
 from omnivl.data.config import DataEntryConfig
@@ -106,7 +106,8 @@ class Task(ABC):
 
     def without_baseline(self) -> Self:
         """The same without its baseline, whose scores do not depend on what is trained."""
-        return self if getattr(self, "baseline", None) is None else replace(self, **{"baseline": None})
+        none: dict[str, Any] = {"baseline": None}
+        return self if getattr(self, "baseline", None) is None else replace(self, **none)
 
     def examine(self, pictures: PictureSet) -> None:
         """Looks whether samples have what the task reads, before it runs.
