@@ -162,7 +162,7 @@ def _overrides(stages: Sequence[str], choice: Choice) -> Iterator[str]:
     for stage in stages:
         yield f"stages.{stage}.steps={choice.steps}"
         yield f"stages.{stage}.optimizer.warmup_steps=1"
-        yield f"stages.{stage}.evaluate.tasks=[]"
+        yield from (f"stages.{stage}.evaluate.tasks=[]", f"stages.{stage}.evaluate.curve.tasks=[]")
     yield from choice.overrides
 
 

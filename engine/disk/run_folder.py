@@ -10,7 +10,9 @@ hangs/TIME/             stack traces of all processes where the run hung
 stages/NN-NAME/
 metrics.jsonl  tensorboard/  checkpoints/  rollbacks.json  quarantine.jsonl
 evaluation.json  handover.json  routing.html
+curve.jsonl             scores by time, one line each (engine.telemetry.curve)
 unevaluated.json        steps at which an evaluation failed, and why
+curve_failed.json       the same of the curve, which then ends
 weights.safetensors     whole weights at the end of the stage
 complete.json           the stage is complete; whether its evaluation is still due; the hash of its weights
 report.html
@@ -102,6 +104,16 @@ class StageFolder:
     def unevaluated(self) -> Path:
         """Failed evaluations: the step of each, and why it failed."""
         return self.path / "unevaluated.json"
+
+    @property
+    def curve(self) -> Path:
+        """Scores by time, one JSON line each."""
+        return self.path / "curve.jsonl"
+
+    @property
+    def curve_failed(self) -> Path:
+        """Why the curve has ended early: a step and what failed there."""
+        return self.path / "curve_failed.json"
 
     @property
     def handover(self) -> Path:

@@ -51,7 +51,9 @@ def expand_shorthands(tree: Mapping[str, Any]) -> None:
     for stage in stages if isinstance(stages, list) else []:
         if not isinstance(stage, dict):
             continue
-        for holder, key in ((stage, "objectives"), (stage.get("evaluate"), "tasks")):
+        evaluate = stage.get("evaluate")
+        curve = evaluate.get("curve") if isinstance(evaluate, dict) else None
+        for holder, key in ((stage, "objectives"), (evaluate, "tasks"), (curve, "tasks")):
             if isinstance(holder, dict) and isinstance(holder.get(key), list):
                 holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
             _expand_filters(holder.get(key) if isinstance(holder, dict) else None)

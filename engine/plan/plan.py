@@ -51,16 +51,42 @@ class WeightsConfig:
 
 
 @dataclass(frozen=True)
+class CurvePlan:
+    """Cheap scores by time, so that one sees a stage learn: before its first step, during it, and after its last step.
+
+    The console, TensorBoard and the report show them. They change nothing that is trained, choose no checkpoint, and
+    stand in ``curve.jsonl``, as the steps at which they are taken depend on the machine.
+
+    Attributes:
+        every_seconds: Seconds of training between two of them.
+        largest_share: Share of the time of training that they may take: after one that took longer than this share of
+            the interval, the next one comes later, and the run says when.
+        tasks: What is evaluated: a retrieval with few samples and without ``rerank`` is cheap.
+    """
+
+    every_seconds: Annotated[float, Range(above=0)] = 60.0
+    largest_share: Annotated[float, Range(above=0, high=1)] = 0.05
+    tasks: tuple[TaskConfig, ...] = ()
+
+
+@dataclass(frozen=True)
 class EvaluationPlan:
     """What is evaluated during a stage and after it.
 
     Attributes:
         every: Optimizer steps between evaluations; 0 evaluates only after the last step.
         tasks: What is evaluated. A bare kind (``retrieval``) stands for that task with its defaults.
+        curve: What is evaluated by time.
     """
 
     every: Annotated[int, Range(0)] = 0
     tasks: tuple[TaskConfig, ...] = ()
+    curve: CurvePlan = field(default_factory=CurvePlan)
+
+    @property
+    def lists(self) -> tuple[tuple[tuple[str, ...], tuple[TaskConfig, ...]], ...]:
+        """The lists of tasks, with their places in the section."""
+        return (("tasks",), self.tasks), (("curve", "tasks"), self.curve.tasks)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,8 @@ def titles_are_plain(draft: Draft) -> Iterator[Problem]:
         for place, entry in enumerate(stage.data):
             if entry.name is not None and TITLE.fullmatch(entry.name) is None:
                 yield Problem(("stages", index, "data", place, "name"), repr(entry.name), _TITLES, "change the name")
-        yield from tasks_are_told_apart(stage.evaluate.tasks, ("stages", index, "evaluate", "tasks"))
+        for at, tasks in stage.evaluate.lists:
+            yield from tasks_are_told_apart(tasks, ("stages", index, "evaluate", *at))
 
 
 def tasks_are_told_apart(tasks: Sequence[TaskConfig], path: Path) -> Iterator[Problem]:
@@ -184,8 +185,9 @@ def tasks_can_be_done(draft: Draft) -> Iterator[Problem]:
     """Stages have what the tasks that they are evaluated by need."""
     for index, stage in draft.stages.items():
         provided = provided_by(stage, draft.ancestors(index))
-        for place, task in enumerate(stage.evaluate.tasks):
-            path: Path = ("stages", index, "evaluate", "tasks", place)
+        listed = [(at, i, task) for at, tasks in stage.evaluate.lists for i, task in enumerate(tasks)]
+        for at, place, task in listed:
+            path: Path = ("stages", index, "evaluate", *at, place)
             for lack in task.lacks(provided):
                 if lack.option is None:
                     got = f"{task.kind!r} for a stage that {lack.what}"

@@ -12,7 +12,7 @@ from omnivl.shown import chart_text
 
 Record = dict[str, float]
 
-_PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
+PALETTE = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#4b5563")
 
 
 def training_records(path: Path) -> list[Record]:
@@ -67,7 +67,7 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 def panel_figure(records: Sequence[Record], panel: Panel, names: Sequence[str]) -> go.Figure:
     """One line per figure of a panel, smoothed, over faint raw values."""
-    figure = _empty_figure(panel.title, panel.from_zero)
+    figure = empty_figure(panel.title, panel.from_zero)
     for index, name in enumerate(names):
         _add_line(figure, records, name, figure_name(name), index, smoothed=True)
     return figure
@@ -75,7 +75,7 @@ def panel_figure(records: Sequence[Record], panel: Panel, names: Sequence[str]) 
 
 def scores_figure(records: Sequence[Record], names: Sequence[str]) -> go.Figure:
     """Scores of each evaluation during a stage."""
-    figure = _empty_figure("Scores while training", True)
+    figure = empty_figure("Scores while training", True)
     for index, name in enumerate(names):
         _add_line(figure, records, name, name, index, smoothed=False)
     return figure
@@ -91,7 +91,8 @@ def _flat(record: Mapping[str, Any]) -> Record:
     return flat
 
 
-def _empty_figure(title: str, from_zero: bool) -> go.Figure:
+def empty_figure(title: str, from_zero: bool) -> go.Figure:
+    """A chart over steps without lines; ``from_zero`` is whether its axis starts at zero."""
     figure = go.Figure()
     figure.update_layout(
         title={"text": chart_text(title), "font": {"size": 14}, "x": 0, "xref": "paper", "y": 0.98},
@@ -112,7 +113,7 @@ def _add_line(
 ) -> None:
     points = [(record["step"], record[name]) for record in records if name in record]
     steps, values = [step for step, _ in points], [value for _, value in points]
-    color, window = _PALETTE[index % len(_PALETTE)], max(1, len(values) // 40) if smoothed else 1
+    color, window = PALETTE[index % len(PALETTE)], max(1, len(values) // 40) if smoothed else 1
     mode = "lines" if len(values) > 1 and smoothed else "lines+markers"
     if window > 1:
         raw = {"color": color, "width": 1}

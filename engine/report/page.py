@@ -17,10 +17,12 @@ from engine.disk.run_folder import RunFolder, StageFolder, write_whole
 from engine.plan.yaml import read_yaml
 from engine.processes.files import read_json, read_whole
 from engine.report.curves import changes, evaluation_records, panel_figure, scores_figure, split_flat, training_records
+from engine.report.learning import StageCurve, learning_figure, learning_text
 from engine.report.run_files import REMEDY, RunFiles, read_evaluation, read_handover
 from engine.report.stage_files import count_parts, flat_facts, quarantine_counts, task_pages
 from engine.report.summary import PlannedStage, leading_scores, planned_stages, run_state, stage_line
 from engine.report.table import format_share
+from engine.telemetry.curve import read_curve
 from engine.watch.failure import read_failure
 from omnivl.pages import page_template
 
@@ -47,6 +49,7 @@ def write_report(run_folder: Path) -> Path:
     planned = {run.stage(index, one.name).path.name: one for index, one in enumerate(planned_stages(tree))}
     planned |= {name: PlannedStage(name.partition("-")[2] or name, None) for name in stages if name not in planned}
     lines = {name: stage_line(i, one, stages.get(name)) for i, (name, one) in enumerate(planned.items(), 1)}
+    curves = _curves(run, files, planned, stages)
     failure = files.read(run_folder / "failure.json", lambda path: read_failure(path.parent), None)
     page = page_template(Path(__file__).parent / "templates", "report.html.j2").render(
         name=(tree.get("name") if isinstance(tree, dict) else None) or run_folder.resolve().name,
@@ -57,6 +60,8 @@ def write_report(run_folder: Path) -> Path:
         share=format_share,
         headline=flat_facts({key: environment[key] for key in _HEADLINE if environment.get(key)}),
         evaluations=evaluations,
+        curve=_html(learning_figure(curves), 380) if curves else "",
+        curve_text=learning_text(curves),
         stages=[{**stage, "line": lines[name]} for name, stage in stages.items()],
         plan=plan,
         environment=flat_facts(environment),
@@ -79,6 +84,18 @@ def _evaluations(run_folder: Path, folders: list[Path], files: RunFiles) -> list
         if read := files.read(file, read_evaluation, {}):
             title = f"stage {read['stage']}, evaluated again ({file.name})"
             found.append({**read, "title": title, "pages": pages[f"{file.stem}-"]})
+    return found
+
+
+def _curves(
+    run: RunFolder, files: RunFiles, planned: Mapping[str, PlannedStage], stages: Mapping[str, Any]
+) -> list[StageCurve]:
+    """The curves of the stages that have one, each behind the steps of all earlier stages."""
+    found, before = [], 0
+    for folder, one in planned.items():
+        if points := files.read(StageFolder(run.path / "stages" / folder).curve, read_curve, []):
+            found.append(StageCurve(one.name, before, points))
+        before += one.steps or stages.get(folder, {}).get("steps", 0)
     return found
 
 

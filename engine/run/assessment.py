@@ -2,31 +2,15 @@
 
 from collections.abc import Mapping
 
-from engine.disk.evaluation import read_failed, write_evaluation, write_failed
+from engine.disk.evaluation import read_failed, write_evaluation
 from engine.disk.run_folder import StageFolder
 from engine.hosts.base import Host
 from engine.plan.plan import StagePlan
 from engine.processes import ranks
-from engine.processes.collectives import make_gather
+from engine.run.examination import UnevaluatedError, attempt, examine
 from engine.telemetry.metrics import MetricsLog
-from engine.watch.failure import describe_error
-from omnivl.chain.gather import ReplicaError
-from omnivl.data.tokenizer import Tokenizer, load_readers
+from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
-from omnivl.inference.encoder import Encoder
-from omnivl.tasks.results import TaskResult
-from omnivl.tasks.run import run_tasks
-
-_PATIENCE_SECONDS = 60.0
-"""How long a process whose evaluation failed waits for the others, before it ends the run."""
-
-
-class UnevaluatedError(Exception):
-    """An evaluation within a stage failed. Raised on every process.
-
-    The stage is then built anew and resumes: a chain whose forward pass was interrupted may hold gathered weights that
-    no longer change.
-    """
 
 
 class Assessment:
@@ -70,27 +54,12 @@ class Assessment:
         Raises:
             UnevaluatedError: It failed, before the stage's last step.
         """
-        figure, error = None, None
         try:
-            figure = self._evaluate(step, metrics, best)
-        except Exception as caught:  # whatever it is, the steps are not lost
-            error = caught
-        # another process has the cause of a ReplicaError
-        problem = None if error is None or isinstance(error, ReplicaError) else describe_error(error)
-        try:
-            problem = ranks.first_problem(key, problem, _PATIENCE_SECONDS)
-        except (TimeoutError, ConnectionError) as lost:
-            if error is None:
+            return attempt(lambda: self._evaluate(step, metrics, best), key, step, self._folder.unevaluated)
+        except UnevaluatedError:
+            if step < self._stage.steps:
                 raise
-            if isinstance(lost, TimeoutError):  # else another process has ended, and this one's error came from that
-                write_failed(self._folder.unevaluated, step, f"process {ranks.rank()}: {problem}")
-            raise error from lost
-        if problem is None:
-            return figure
-        ranks.on_first(lambda: write_failed(self._folder.unevaluated, step, problem))
-        if step < self._stage.steps:
-            raise UnevaluatedError(f"step {step}: the evaluation failed: {problem}") from error
-        return None
+            return None
 
     def better(self, figures: Mapping[str, float], best: float | None) -> float | None:
         """The figure that decides which checkpoint is the best, if it is above ``best``; None where none decides."""
@@ -100,21 +69,13 @@ class Assessment:
         return figure if best is None or figure > best else None
 
     def _evaluate(self, step: int, metrics: MetricsLog | None, best: float | None) -> float | None:
-        results = self._results()
+        results = examine(self._host, self._stage, self._tokenizer, self._stage.evaluate.tasks)
         figures = {f"{score.task}/{score.metric}": score.value for result in results for score in result.scores}
         better = self.better(figures, best)
         if metrics is not None:
             write_evaluation(self._folder.evaluation, {"step": step}, results)
             metrics.write(step, "evaluation", scores=figures)
         return better
-
-    def _results(self) -> list[TaskResult]:
-        """Runs the tasks on the present chain, each process its share; equal on all of them."""
-        readers = load_readers(self._stage.model.text_inputs, self._tokenizer)
-        with self._host.whole_chain() as chain:
-            model, device = self._stage.model, self._host.device
-            encoder = Encoder(chain, model, self._tokenizer, make_gather(), device, readers=readers)
-            return run_tasks(self._stage.evaluate.tasks, encoder)
 
 
 def best_figure(figures: Mapping[str, float], name: str) -> float:

@@ -28,6 +28,7 @@ from engine.hosts import Host, expert_parallel_size
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
 from engine.run.assessment import Assessment
+from engine.run.curve import Curve
 from engine.step.guard import Guard, Trouble, culprits
 from engine.step.loss_window import LossWindow
 from engine.step.report import StepResult
@@ -97,6 +98,7 @@ class StageLoop:
         self._guard, self._window = Guard(plan.guard), LossWindow()
         self._rollbacks: tuple[Rollback, ...] = ()
         self._assessment = Assessment(host, self._stage, tokenizer, folder, plan.checkpoint.keep_best)
+        self._curve = Curve(host, self._stage, tokenizer, folder, progress)
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
             folder.checkpoints,
@@ -138,12 +140,15 @@ class StageLoop:
                 for rollback in pending:
                     facts = {"first_bad": rollback.first_bad, "step": rollback.step}
                     log.write(begin, "rollback", reason=rollback.reason, rollback=facts)
+            stack.callback(self._curve.close)
+            self._curve.begin(begin)
             loader = stack.enter_context(self._open_loader(loader_state))
             batches = _started(loader) if self._host.takes_batches else loader.places()
-            self._throughput.restart()
             if begin == stage.steps:
                 complete()
             self._catch_up()
+            self._draw_curve()
+            self._throughput.restart()
             while self._state.step < stage.steps:
                 loader_state = self._take_step(loader, batches, first=self._state.step == begin)
                 signal = self._stop.agreed(self._host.device)
@@ -179,6 +184,7 @@ class StageLoop:
             self._metrics.show_samples(step, micro_batches[0])
         if step % self._plan.logging.every == 0 or step == self._stage.steps:
             self._write_line(result)
+        self._curve.train(time.perf_counter() - before)
         return taken[-1][1]
 
     def _begin(self, activity: Activity) -> None:
@@ -230,6 +236,8 @@ class StageLoop:
         saving = time.perf_counter() - before
         if last:
             complete()
+        if last or not stopping:
+            self._draw_curve()
         if due and (last or not stopping):  # who stops a run waits for a step, not for an evaluation
             best = self._evaluate()
             began = time.perf_counter()
@@ -249,6 +257,12 @@ class StageLoop:
             self._state = replace(state, evaluation_due=False)
         elif self._evaluate() and not self._guard.in_trouble:
             self._checkpoints.prune(self._state.best_step)
+
+    def _draw_curve(self) -> None:
+        """Evaluates by time, where it is time."""
+        if self._curve.is_due(self._state.step):
+            self._begin("evaluating")
+            self._curve.evaluate(self._state.step, self._metrics, f"curve-{self._heartbeat.doing.number}")
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""

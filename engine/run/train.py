@@ -27,9 +27,9 @@ from engine.processes.collectives import make_gather
 from engine.processes.files import read_json
 from engine.processes.seeds import seed_everything
 from engine.report import health_table, last_health, score_table, training_records, write_report
-from engine.run.assessment import UnevaluatedError
 from engine.run.earlier import is_done
 from engine.run.entrance import RunOptions, enter
+from engine.run.examination import UnevaluatedError
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
 from engine.step.freeze import freeze, freeze_idle, store_frozen

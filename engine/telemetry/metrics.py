@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # torch takes a second to import, and commands that only read
     from omnivl.data.batch import Batch
 
 
+_SCORED = {"evaluation": "Scores", "curve": "Curve"}
+"""Events with scores, and the group of TensorBoard's cards that shows them."""
+
 _SAMPLES, _FRAMES = 8, 4
 """Samples of a batch, and frames of each, that TensorBoard shows."""
 
@@ -86,6 +89,26 @@ class MetricsLog:
             if self._writer is not None:
                 for tag, value in _cards(event, groups).items():
                     self._writer.add_scalar(tag, value, self._steps_before + step)
+        except OSError as error:
+            raise unwritable(self._path, error) from error
+
+    def draw(self, step: int, event: str, **groups: Mapping[str, float]) -> None:
+        """Shows the leading figures of a record that stands in another file in TensorBoard.
+
+        Args:
+            step: Optimizer steps taken.
+            event: ``curve``.
+            groups: As those of ``write``.
+
+        Raises:
+            RunFileError: The disk is full or gone.
+        """
+        if self._writer is None:
+            return
+        try:
+            for tag, value in _cards(event, groups).items():
+                self._writer.add_scalar(tag, value, self._steps_before + step)
+            self._writer.flush()
         except OSError as error:
             raise unwritable(self._path, error) from error
 
@@ -176,6 +199,21 @@ def record_behind(file: Path, offset: int) -> tuple[dict[str, Any], int] | None:
     return (record, offset + len(line)) if isinstance(record, dict) else None
 
 
+def bytes_up_to(file: Path, step: int) -> int:
+    """Length of the records up to the last one that is of this step or an earlier one.
+
+    Args:
+        file: Records in the order of their steps; may be missing.
+        step: Optimizer steps taken.
+
+    Raises:
+        RunFileError: A whole line is no record.
+    """
+    kept = sum(record["step"] <= step for record in read_metrics(file))
+    lines = read_whole(file).splitlines(keepends=True)[:kept] if kept else []
+    return sum(map(len, lines))
+
+
 def _end_of_lines(file: BinaryIO, most: int) -> int:
     """The end of the last whole line within so many bytes: a file that was cut ends in the middle of one."""
     file.seek(0)
@@ -214,9 +252,9 @@ def _cards(event: str, groups: Mapping[str, Any]) -> dict[str, float]:
             for name, number in items
             if isinstance(number, (int, float))
         }
-    if event == "evaluation":
+    if event in _SCORED:
         scores = {name.removeprefix("scores/"): value for name, value in flat.items()}
-        return {f"Scores/{name}": value for name, value in scores.items() if is_leading_score(name)}
+        return {f"{_SCORED[event]}/{name}": value for name, value in scores.items() if is_leading_score(name)}
     if event != "train":
         return {}
     cards: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """The console output of a run: a live panel on a terminal, plain lines elsewhere, nothing on other replicas."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Protocol, Self
 
@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from engine.telemetry.console import PlainConsole, PlainTable, plain_text
+from engine.telemetry.curve import CurvePoint, curve_text
 from engine.telemetry.pace import Clock, SmoothedLosses, duration
 from omnivl.shown import printable
 
@@ -54,6 +55,14 @@ class Progress(Protocol):
             learning_rates: Of the step, by group of parameters.
         """
 
+    def curve(self, points: Sequence[CurvePoint], share: float | None) -> None:
+        """The stage's curve has a new point, or is taken over from an earlier start.
+
+        Args:
+            points: At least one, the newest last.
+            share: Of the time of training that the curve has taken; None before the first step.
+        """
+
     def message(self, text: str) -> None:
         """Prints a message on a separate line."""
 
@@ -88,11 +97,12 @@ class _Console:
         self.speed = 0.0
         self.rates: list[float] = []
         self.begun = False
+        self.learned = ""
 
     def begin_stage(self, index: int, name: str, steps: int, done: int) -> None:
         assert (self.stages[index], self.steps[index]) == (name, steps)
         self.stage, self.step, self.begun = index, done, True
-        self.speed, self.rates = 0.0, []
+        self.speed, self.rates, self.learned = 0.0, [], ""
         self.losses = SmoothedLosses()
         self.clock.begin(index, done)
 
@@ -106,6 +116,11 @@ class _Console:
         """Takes the figures in."""
         self.step, self.speed, self.rates = step, samples_per_second, sorted(set(learning_rates.values()))
         self.losses.add(losses)
+
+    def curve(self, points: Sequence[CurvePoint], share: float | None) -> None:
+        """Takes the newest point in."""
+        bars = self.console.encoding.startswith("utf")
+        self.learned = printable(curve_text(points, share, bars=bars))
 
     def show(self, renderable: object) -> None:
         """Prints a table or the like; above the panel, where there is one."""
@@ -151,6 +166,11 @@ class PlainProgress(_NothingToClose, _Console):
                 + f"{self.speed:.1f} samples/s  {self.time_text()}"
             )
 
+    def curve(self, points: Sequence[CurvePoint], share: float | None) -> None:
+        """Prints the newest point."""
+        super().curve(points, share)
+        self.message(f"{self.heading()}  step {points[-1].step}/{self.steps[self.stage]}  {self.learned}")
+
     def message(self, text: str) -> None:
         """Prints a line."""
         self.console.print(plain_text(text, keep="\n"), soft_wrap=True)
@@ -192,6 +212,8 @@ class LiveProgress(_Console):
         grid.add_row(Text(self.heading(), style="bold"), bar, f"step {self.step}/{total}")
         grid.add_row(Text("losses", style="dim"), self.losses_text() or "-", f"{self.speed:.1f} samples/s")
         grid.add_row(Text("time", style="dim"), self.time_text(), self.rates_text())
+        if self.learned:
+            grid.add_row(Text("curve", style="dim"), self.learned)
         return grid
 
 
@@ -208,6 +230,9 @@ class SilentProgress(_NothingToClose):
         samples_per_second: float,
         learning_rates: Mapping[str, float] = NO_RATES,
     ) -> None:
+        """Shows nothing."""
+
+    def curve(self, points: Sequence[CurvePoint], share: float | None) -> None:
         """Shows nothing."""
 
     def message(self, text: str) -> None:

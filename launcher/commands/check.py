@@ -144,6 +144,8 @@ def _stage_summary(stage: StagePlan, loader: LoaderConfig, tokenizer: Tokenizer,
         "memory": _memory(stage, tokenizer.special, world_size),
         "lr": stage.optimizer.lr,
         "tasks": [task.name for task in stage.evaluate.tasks],
+        "curve": [task.name for task in stage.evaluate.curve.tasks],
+        "curve_seconds": stage.evaluate.curve.every_seconds,
     }
 
 

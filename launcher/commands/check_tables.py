@@ -93,6 +93,8 @@ def _rows(stage: dict[str, Any]) -> list[tuple[str, str]]:
         share, transient = memory["share"] / 1e9, memory["transient"] / 1e9
         rows.append(("memory", f"{share:.2f} GB a process and up to {transient:.2f} GB for a while, activations aside"))
     rows += [("warning", warning) for warning in stage["warnings"]]
+    if stage["curve"]:
+        rows.append(("curve", f"{', '.join(stage['curve'])} every {stage['curve_seconds']:g} s of training"))
     return [*rows, ("evaluates", ", ".join(stage["tasks"]))] if stage["tasks"] else rows
 
 

@@ -2,8 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Self
 
 from moe.ranges import Range
 from omnivl.data.config import DataEntryConfig
@@ -103,6 +103,11 @@ class Task(ABC):
         if baseline is None:
             return (own,)
         return own, Samples(("baseline", "source"), baseline.source, baseline.media, baseline.where, self.reads)
+
+    def without_baseline(self) -> Self:
+        """The same without its baseline, whose scores do not depend on what is trained."""
+        none: dict[str, Any] = {"baseline": None}
+        return self if getattr(self, "baseline", None) is None else replace(self, **none)
 
     def examine(self, pictures: PictureSet) -> None:
         """Looks whether samples have what the task reads, before it runs.

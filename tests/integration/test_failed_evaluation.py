@@ -148,3 +148,18 @@ def test_a_failed_evaluation_within_a_stage_costs_no_step_either(pretraining: "P
     assert (stage / "weights.safetensors").read_bytes() == (intact / "weights.safetensors").read_bytes()
     lines = [line for line in comparable_lines(intact / "metrics.jsonl") if line["event"] == "train"]
     assert comparable_lines(stage / "metrics.jsonl") == lines
+
+
+def test_a_curve_that_fails_costs_no_step_and_is_not_tried_again(pretraining: "Pretraining", shard: Path) -> None:
+    """A picture is cut in the middle: the look at the plan does not decode it, the evaluation before step 1 does."""
+    write_shard(shard, 7)
+    curve = f"stages.first.evaluate={{curve: {{tasks: [{{kind: retrieval, source: {shard}, max_samples: 8}}]}}}}"
+    output = pretraining.run("run", "parallel.host=plain", "launch.processes=1", curve)
+    stage = pretraining.stage("run", "01-first")
+    assert "stage first: no curve any more, as its evaluation failed at step 0: " in output
+    assert f"remove {stage / 'curve_failed.json'} to have it again" in output
+    assert "7" in json.loads((stage / "curve_failed.json").read_text())["0"]
+    assert marker_of(stage) == {"steps": 4}
+    assert [line["step"] for line in read_metrics(stage / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert read_metrics(stage / "curve.jsonl") == []
+    assert not (stage / "unevaluated.json").exists()

@@ -115,8 +115,9 @@ class DataLook:
     def evaluate(self, index: int) -> None:
         """Looks at what the evaluation tasks of a stage read."""
         stage = self._plan.stages[index]
-        for place, task in enumerate(stage.evaluate.tasks):
-            self._evaluate(("stages", index, "evaluate", "tasks", place), stage, task)
+        for at, tasks in stage.evaluate.lists:
+            for place, task in enumerate(tasks):
+                self._evaluate(("stages", index, "evaluate", *at, place), stage, task)
 
     def _evaluate(self, path: Path, stage: StagePlan, task: Task) -> None:
         for samples in task.samples:

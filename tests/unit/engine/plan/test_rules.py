@@ -321,6 +321,10 @@ STAGE_CASES = {
         {"init_from": "one"},
         "p:7: stages.0.init_from: got 'one', this stage itself; allowed nothing, there is no earlier stage; remove init_from",
     ),
+    "tasks_can_be_done: of the curve": (
+        {"evaluate": "{curve: {tasks: [retrieval, caption]}}"},
+        "p:7: stages.0.evaluate.curve.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot'; add the objective 'lm', or remove the task",
+    ),
     "tasks_can_be_done": (
         {"evaluate": "{tasks: [retrieval, caption]}"},
         "p:7: stages.0.evaluate.tasks.1.kind: got 'caption' for a stage that does not train 'lm'; allowed 'retrieval', 'zero_shot'; add the objective 'lm', or remove the task",

@@ -339,6 +339,8 @@ def test_of_many_shards_a_few_are_read_and_indexes_are_used(
     assert (look.problems, look.notes) == ([], []), "all of them have an index now"
     look = look_at(load_plan(plan, ["stages.first.evaluate.tasks.0.where={split: [nowhere]}"]))
     assert [one.path for one in look.problems] == [("stages", 0, "evaluate", "tasks", 0, "where")]
+    look = look_at(load_plan(plan, ["stages.first.evaluate.curve={tasks: [{kind: retrieval, source: nowhere.tar}]}"]))
+    assert [one.path for one in look.problems] == [("stages", 0, "evaluate", "curve", "tasks", 0, "source")]
 
 
 def test_of_a_long_shard_the_beginning_is_read(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.telemetry.metrics import MetricsLog, read_metrics
+from engine.telemetry.metrics import MetricsLog, bytes_up_to, read_metrics
 from omnivl.data.batch import Batch
 
 
@@ -110,3 +110,27 @@ def test_tensorboard_shows_samples_as_the_model_sees_them(tmp_path: Path) -> Non
     assert pixels[:4].max() == pixels[4:, :10].max() == 0
     (texts,) = events.Tensors("Samples/texts/text_summary")
     assert texts.tensor_proto.string_val == [b"1. a \\*cat\\*\n2. \\<b>\\\\x1b\\[31m"]
+
+
+def test_a_curve_is_drawn_at_the_steps_of_the_run_and_stands_in_no_line(tmp_path: Path) -> None:
+    scores = [{"a/R@1": 0.25, "a/R@5": 0.5}, {"a/R@1": 0.75, "a/R@5": 1.0}]
+    with (
+        MetricsLog(tmp_path / "m.jsonl", tmp_path / "tb", steps_before=100) as log,
+        MetricsLog(tmp_path / "n.jsonl", None) as bare,
+    ):
+        for step, one in zip((0, 40), scores, strict=True):
+            log.draw(step, "curve", scores=one)
+            bare.draw(step, "curve", scores=one)
+    assert scalars(tmp_path / "tb") == {"Curve/a/R@1": [(100, 0.25), (140, 0.75)]}
+    assert (tmp_path / "m.jsonl").read_bytes() == b""
+
+
+def test_the_length_of_the_lines_up_to_a_step(tmp_path: Path) -> None:
+    file = tmp_path / "c.jsonl"
+    assert bytes_up_to(file, 5) == 0
+    ends = [0]
+    with MetricsLog(file, None) as log:
+        for step in (0, 4, 9):
+            log.write(step, "curve", scores={"a/R@1": 0.5})
+            ends.append(log.size)
+    assert [bytes_up_to(file, step) for step in (0, 3, 4, 8, 9, 99)] == [ends[i] for i in (1, 1, 2, 2, 3, 3)]

@@ -6,6 +6,7 @@ import re
 import pytest
 from rich.console import Console
 
+from engine.telemetry.curve import CurvePoint
 from engine.telemetry.pace import SmoothedLosses, duration
 from engine.telemetry.progress import LiveProgress, SilentProgress, make_progress
 
@@ -130,3 +131,40 @@ def test_smoothing_has_no_bias_at_the_start() -> None:
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (None, 7.4, 200, 3725)] == ["?", "7 s", "3 min 20 s", "1 h 02 min"]
+
+
+def points() -> list[CurvePoint]:
+    name = "unseen/image->text R@1"
+    return [
+        CurvePoint(step=step, seconds=60.0, cost=1.0, scores={name: score}, chance={name: 0.01}, queries={name: 141})
+        for step, score in ((0, 0.01), (2, 0.05))
+    ]
+
+
+def test_the_newest_point_of_the_curve_is_a_line_or_a_row_of_the_panel() -> None:
+    plain, live = console(terminal=False), console(terminal=True)
+    for one in (plain, live):
+        with make_progress({"one": 4, "two": 4}, every=9, visible=True, console=one) as progress:
+            progress.begin_stage(0, "one", 4, 0)
+            progress.update(1, {"mlm": 2.0}, 10.0)
+            progress.curve(points()[:1], None)
+            progress.curve(points(), 0.0166)
+            progress.begin_stage(1, "two", 4, 0)
+    said = "unseen/image->text R@1 0.050, 5.0 x chance (141 queries)  ▂█  1.7 % of the time"
+    assert output(plain).splitlines()[1:3] == [
+        "stage 1/2 one  step 0/4  unseen/image->text R@1 0.010, 1.0 x chance (141 queries)",
+        f"stage 1/2 one  step 2/4  {said}",
+    ]
+    left = screen(output(live))
+    assert sum(said in line for line in left) == 1, "it stays with its stage, and the next one begins without"
+    assert next(line for line in left if said in line).split()[0] == "curve"
+
+
+def test_a_console_of_ascii_gets_no_bars() -> None:
+    ascii_only = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), width=200, color_system=None)
+    with make_progress({"one": 4}, every=9, visible=True, console=ascii_only) as progress:
+        progress.begin_stage(0, "one", 4, 0)
+        progress.curve(points(), 0.0166)
+    ascii_only.file.flush()
+    written = ascii_only.file.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    assert "5.0 x chance (141 queries)  1.7 % of the time" in written

@@ -58,6 +58,10 @@ def test_a_right_plan_is_summed_up(plan_path: Path) -> None:
     assert stage["samples"] == 5 * 4 * 2 * 3
     assert stage["host"] == "zero-1"
     assert stage["tasks"] == ["retrieval"]
+    assert stage["curve"] == []
+    override = "stages.0.evaluate.curve={every_seconds: 30, tasks: [zero_shot]}"
+    (stage,) = summarize(load_plan(plan_path, [override]))["stages"]
+    assert (stage["curve"], stage["curve_seconds"]) == (["zero_shot"], 30.0)
 
 
 def test_parameters_are_those_of_the_built_chain(plan_path: Path) -> None:
