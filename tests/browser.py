@@ -156,7 +156,7 @@ class Browser:
         asked = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with direct.open(asked, timeout=_ANSWERED_SECONDS) as reply:
+            with direct.open(asked, timeout=patience.seconds(_ANSWERED_SECONDS)) as reply:
                 return json.load(reply)["value"]
         except urllib.error.HTTPError as error:
             raise AssertionError(json.load(error)["value"]["message"]) from error

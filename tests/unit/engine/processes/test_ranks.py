@@ -1,6 +1,5 @@
 """What processes learn of each other without collectives."""
 
-import datetime
 import multiprocessing
 import os
 import time
@@ -27,7 +26,7 @@ def store_for(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -
     here, there = context.Pipe()
     process = context.Process(target=_hold_store, args=(there, request.param))
     process.start()
-    store = dist.TCPStore("127.0.0.1", here.recv(), 2, is_master=False, timeout=datetime.timedelta(seconds=30))
+    store = dist.TCPStore("127.0.0.1", here.recv(), 2, is_master=False)
     monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(ranks, "world_size", lambda: 2)
     monkeypatch.setattr(ranks, "rank", lambda: 1)

@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageServer]:
 def ask(
     server: PageServer, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=patience.seconds(30))
     try:
         connection.request(method, path, body, dict(headers or {}))
         reply = connection.getresponse()
@@ -185,7 +185,7 @@ def test_bad_files_and_labels_get_a_sentence(server: PageServer) -> None:
 
 def test_what_is_too_large_is_refused_unread(server: PageServer) -> None:
     for path, largest, kind in (("/api/picture", LARGEST_UPLOAD, PNG), ("/api/text", LARGEST_JSON, JSON)):
-        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", server.server_address[1], timeout=patience.seconds(30))
         connection.putrequest("POST", path)
         for name, value in {**kind, "Content-Length": str(largest + 1)}.items():
             connection.putheader(name, value)
@@ -198,7 +198,7 @@ def test_what_is_too_large_is_refused_unread(server: PageServer) -> None:
 
 def test_broken_requests_do_not_end_it(server: PageServer) -> None:
     for raw in (b"\0\xff\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", b"POST /api/text HTTP/1.1\r\nContent-Length: 9\r\n", b""):
-        with socket.create_connection(server.server_address[:2], timeout=10) as raw_socket:
+        with socket.create_connection(server.server_address[:2], timeout=patience.seconds(10)) as raw_socket:
             raw_socket.sendall(raw)
     assert ask(server, "GET", "/")[0] == 200
     assert server.failures == []
@@ -265,7 +265,7 @@ def test_a_port_in_use_and_a_foreign_address_are_refused(server: PageServer) -> 
 def test_too_many_connections_are_told_to_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 1)
     with served(tmp_path, ColourModel()) as server:
-        with socket.create_connection(server.server_address[:2], timeout=10) as first:
+        with socket.create_connection(server.server_address[:2], timeout=patience.seconds(10)) as first:
             first.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert first.recv(12) == b"HTTP/1.1 200"
             assert ask(server, "GET", "/")[0] == 503
