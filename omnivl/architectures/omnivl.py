@@ -102,14 +102,13 @@ class OmniVL(OneWidth):
         """Encoders, projections, decoders, heads."""
         stacks, patches, length, twins = self.stacks, self.patches, self.text_length, kit.momentum
         visual, text = stacks["visual"], stacks["text"]
+        first = {stream: stream not in self.pools for stream in ("visual", "text")}
         yield "embed", Embed(patches, visual, self.words, text, kit.tokens.pad, kit.compute_dtype, momentum=twins)
         for index in range(visual.layers):
-            one_read = self.visual_pooling == "first"
-            yield f"visual_{index:02d}", VisualBlock(index, visual, patches, twins, may_shorten=one_read)
+            yield f"visual_{index:02d}", VisualBlock(index, visual, patches, twins, may_shorten=first["visual"])
         yield "visual_norm", VisualNorm(visual, twins)
         for index in range(text.layers):
-            one_read = self.text_pooling == "first"
-            yield f"text_{index:02d}", TextBlock(index, text, length, twins, may_shorten=one_read)
+            yield f"text_{index:02d}", TextBlock(index, text, length, twins, may_shorten=first["text"])
         yield "contrast", Project(self.heads, kit.objectives, self.momentum, pools=self.pools)
         yield "join", JoinRows(kit.objectives, kit.gather)
         for index in range(self.alignment_layers):

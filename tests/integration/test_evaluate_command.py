@@ -10,11 +10,11 @@ import numpy as np
 import patience
 import pytest
 import torch
+from complete_run import write_complete_run
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from engine.disk.run_folder import RunFolder
 from engine.errors import CheckpointError, PlanError
 from engine.finished.evaluate import choose_tasks
 from engine.finished.trained import find_trained
@@ -66,25 +66,7 @@ stages:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of which two stages are complete."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    path.mkdir()
-    plan = parse_plan(PLAN)
-    run = RunFolder(path)
-    run.plan.write_text(plan.to_yaml())
-    run.environment.write_text("{}")
-    for index, stage in enumerate(plan.stages[:2]):
-        torch.manual_seed(index)
-        chain = build_chain(stage.model, stage.objectives, load_tokenizer(plan.tokenizer).special)
-        with torch.no_grad():
-            for parameter in chain.parameters():
-                # Spread the outputs out: near ties would hang on the order of additions.
-                if parameter.dim() > 1:
-                    parameter.mul_(5)
-        at = run.stage(index, stage.name)
-        at.path.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, at.weights)
-        at.mark_complete(stage.steps)
-    return path
+    return write_complete_run(tmp_path_factory.mktemp("runs") / "tiny", PLAN, stages=2, spread=5)
 
 
 def run(*arguments: str) -> str:

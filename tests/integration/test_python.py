@@ -10,20 +10,16 @@ import numpy as np
 import patience
 import pytest
 import torch
+from complete_run import write_complete_run
 from documentation import blocks
 from PIL import Image
-from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import omnivl
-from engine.disk.run_folder import RunFolder
 from engine.errors import PlanError
-from engine.plan.parse import parse_plan
 from launcher.cli import app
-from omnivl.architectures.build import build_chain
 from omnivl.data.decode import decode_clip
 from omnivl.data.limits import DecodeLimits
-from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.pictures import PictureSet
 
@@ -65,24 +61,7 @@ stages:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run of which three stages are complete, with weights whose outputs lie apart."""
-    path = tmp_path_factory.mktemp("runs") / "tiny"
-    path.mkdir()
-    plan = parse_plan(PLAN)
-    folder = RunFolder(path)
-    folder.plan.write_text(plan.to_yaml())
-    folder.environment.write_text("{}")
-    for index, stage in enumerate(plan.stages[:3]):
-        torch.manual_seed(index)
-        chain = build_chain(stage.model, stage.objectives, load_tokenizer(plan.tokenizer).special)
-        with torch.no_grad():
-            for parameter in chain.parameters():
-                if parameter.dim() > 1:
-                    parameter.mul_(5)
-        at = folder.stage(index, stage.name)
-        at.path.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, at.weights)
-        at.mark_complete(stage.steps)
-    return path
+    return write_complete_run(tmp_path_factory.mktemp("runs") / "tiny", PLAN, stages=3, spread=5)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,8 @@ from pathlib import Path
 
 import patience
 import pytest
-import torch
 from colour_gallery import colours_shard, picture, png
-from safetensors.torch import save_file
-
-from engine.disk.run_folder import RunFolder
-from engine.plan.parse import parse_plan
-from omnivl.architectures.build import build_chain
-from omnivl.data.tokenizer import load_tokenizer
+from complete_run import write_complete_run
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.integration
@@ -36,23 +30,8 @@ stages:
 """
 
 
-def run_folder(path: Path) -> Path:
-    """A complete run with fresh weights."""
-    path.mkdir()
-    plan = parse_plan(PLAN)
-    run, stage = RunFolder(path), plan.stages[0]
-    run.plan.write_text(plan.to_yaml())
-    torch.manual_seed(0)
-    chain = build_chain(stage.model, stage.objectives, load_tokenizer(plan.tokenizer).special)
-    folder = run.stage(0, stage.name)
-    folder.path.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in chain.state_dict().items()}, folder.weights)
-    folder.mark_complete(stage.steps)
-    return path
-
-
 def test_a_run_is_served_until_ctrl_c(tmp_path: Path) -> None:
-    run, shard = run_folder(tmp_path / "tiny"), colours_shard(tmp_path)
+    run, shard = write_complete_run(tmp_path / "tiny", PLAN, stages=1), colours_shard(tmp_path)
     command = [sys.executable, "-m", "launcher.cli", "serve", str(run), "--data", str(shard), "--port", "0"]
     process = subprocess.Popen(
         command,
