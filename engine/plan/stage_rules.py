@@ -158,7 +158,7 @@ def data_has_objectives(stage: StagePlan) -> Iterator[Problem]:
 def draws_are_trained(stage: StagePlan) -> Iterator[Problem]:
     """Embeddings by which an objective draws samples are trained by another objective."""
     demands = [list(_asked(stage, objective).values()) for objective in stage.objectives]
-    trained = frozenset[str]().union(*(found.reads for several in demands for found in several))
+    trained = frozenset[str]().union(*(found.trained for several in demands for found in several))
     for index, objective in enumerate(stage.objectives):
         untrained = sorted(frozenset[str]().union(*(found.draws_from for found in demands[index])) - trained)
         if untrained:

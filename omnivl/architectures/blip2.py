@@ -20,6 +20,7 @@ from omnivl.architectures.base import Architecture, Kit, Layers, widths_of
 from omnivl.architectures.blip2_names import from_transformers, unmet_options
 from omnivl.architectures.foreign import CLIP_PIXELS, read_json, read_pixels
 from omnivl.architectures.misfits import divisions, language_misfits, stack_misfits
+from omnivl.chain.demands import CLEAN
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.sizes import InputSizes
@@ -203,6 +204,6 @@ class BLIP2(Architecture):
             yield Misfit(("momentum",), "momentum twins", "null in 'blip2', which has none", "set it to null")
 
 
-def _queries(stream: Tensor, state: State) -> Tensor:
+def _queries(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The final queries, ``[B, Q, D]``, in place of the visual tower's features."""
     return state["queries"]

@@ -25,6 +25,12 @@ VOCABULARY = "vocabulary"
 TWIN = "momentum_"
 """Prefix of the name of a stream or field that a momentum twin computes."""
 
+
+def embedding_of(segment: str) -> str:
+    """The field with the contrastive embeddings of a text segment that is not the clean one, fp32 ``[R, P]``."""
+    return f"{segment}/embedding"
+
+
 _STREAMS = frozenset({"visual", "text", "fused", "generation"})
 
 
@@ -70,7 +76,8 @@ class Demands:
             leaves ``logits/{segment}``. Clean rows need not be named if a join or a field in ``reads`` implies them.
         joins: Fused and generated rows by name.
         reads: Fields that ``loss`` reads besides the rows above: ``visual`` and ``text`` (the clean rows, all
-            positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``fused_visual`` (the visual
+            positions), ``visual_embedding``, ``text_embedding``, ``logit_scale``, ``{segment}/embedding`` (of a text
+            segment of its own; see ``embedding_of``), ``fused_visual`` (the visual
             positions of its own joins' rows), ``pooled`` (its own joins' rows, each as a whole; without
             ``fused_visual`` beside it, nothing else of these rows), ``queries`` (of the clean visual rows),
             ``vocabulary`` (the head that all objectives on words share); with the prefix ``momentum_``, the same field
@@ -88,6 +95,12 @@ class Demands:
     def fields(self) -> frozenset[str]:
         """All fields that are read, with or without a gradient."""
         return self.reads | self.draws_from
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The fields whose layers a loss trains: ``reads``, and ``text_embedding`` where it reads those of own texts."""
+        own = {embedding_of(segment) for segment in self.rows.get("text", {})}
+        return self.reads if self.reads.isdisjoint(own) else self.reads | {"text_embedding"}
 
     @property
     def joined(self) -> frozenset[str]:

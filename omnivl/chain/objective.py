@@ -53,7 +53,8 @@ class PrepareContext:
         grid: Patches per side of a frame of this kind, (rows, columns).
         step: Optimizer step, for schedules of targets.
         tubelet_size: Frames per temporal position of a clip of this kind; masks are per tubelet. 1 for images.
-        readers: What stacks that read texts in their own way read them with, by stack.
+        readers: What stacks read texts with, by stack: ``text`` with the plan's tokenizer, and those that have one of
+            their own.
     """
 
     seed: int
@@ -211,6 +212,11 @@ class Objective(ABC):
     def reads(self, field: str) -> bool:
         """Whether ``loss`` reads a field of the state, on any kind of batch."""
         return any(field in demands.reads for demands in self.demands_of_kinds.values())
+
+    @property
+    def trained(self) -> frozenset[str]:
+        """The fields whose layers the loss trains, on any kind of batch; see ``Demands.trained``."""
+        return frozenset[str]().union(*(demands.trained for demands in self.demands_of_kinds.values()))
 
     @property
     def temperature_options(self) -> Temperature | None:

@@ -17,7 +17,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from omnivl.chain.demands import EMBEDDINGS, TWIN, Join
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, Join, embedding_of
 from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
@@ -122,6 +122,11 @@ class StepLayout:
     def embeds(self) -> bool:
         """Whether clean rows are projected into the common space."""
         return self.mode == "encode" or not self.fields.isdisjoint(EMBEDDINGS)
+
+    @property
+    def embedded_texts(self) -> tuple[str, ...]:
+        """Segments of the text stream besides the clean one that are projected into the common space."""
+        return tuple(name for name in self.text if name != CLEAN and embedding_of(name) in self.reads)
 
     @property
     def joined(self) -> frozenset[str]:

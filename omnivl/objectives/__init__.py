@@ -10,6 +10,7 @@ from pydantic import Field
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
+from omnivl.objectives.classify import Classify
 from omnivl.objectives.itc import ITC
 from omnivl.objectives.itm import ITM
 from omnivl.objectives.lm import LM
@@ -24,7 +25,8 @@ from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | VQA | Answer, Field(discriminator="kind")
+    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | VQA | Answer | Classify,
+    Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
 
@@ -40,6 +42,7 @@ __all__ = [
     "VLM",
     "VQA",
     "Answer",
+    "Classify",
     "Demands",
     "Join",
     "NegativeWeights",

@@ -1,13 +1,10 @@
-"""Shared by objectives on answers: fields of samples, lists of answers, and scores of answers."""
+"""Shared by objectives on answers: fields of samples, and scores of answers."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Literal
 
 from omnivl.data.batch import Batch
 from omnivl.data.fields import Field
-from omnivl.data.plain_files import MAX_TEXT_FILE, read_small, text_lines
-from omnivl.errors import UserError
 
 ANSWERS, WEIGHTS = "answers", "weights"
 MOST_ANSWERS = 10
@@ -59,33 +56,3 @@ def soft_score(share: float, kind: SoftScores) -> float:
     if kind == "metric":
         return min(people / 3, 1.0)
     return _OFFICIAL[people] if people < len(_OFFICIAL) else 1.0
-
-
-def read_answers(answers: str | tuple[str, ...], where: str) -> tuple[str, ...]:
-    """A list of answers.
-
-    Args:
-        answers: The list, or the path of a text file with an answer on each line.
-        where: Location of the list, for messages.
-
-    Raises:
-        UserError: There is no such file, or an answer occurs twice or is empty.
-    """
-    if isinstance(answers, str):
-        allowed = "allowed is a text file with an answer on each line, or the list itself; change it"
-        try:
-            text = read_small(Path(answers), MAX_TEXT_FILE).decode("utf-8-sig")
-        except FileNotFoundError as error:
-            what = f"there is no such file (working folder {Path.cwd()})"
-            raise UserError(f"{where}: answers is {answers!r}, and {what}; {allowed}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            what = f"it cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8 text'})"
-            raise UserError(f"{where}: answers is {answers!r}, and {what}; {allowed}") from error
-        answers = tuple(text_lines(text))
-    seen: set[str] = set()
-    for place, answer in enumerate(answers):
-        if answer in seen or not answer.strip():
-            what = f"{answer!r} a second time" if answer in seen else "an empty text"
-            raise UserError(f"{where}: answers.{place} is {what}; allowed is each answer once; remove it")
-        seen.add(answer)
-    return tuple(answers)

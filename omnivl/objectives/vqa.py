@@ -20,7 +20,8 @@ from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
-from omnivl.objectives.answers import SoftScores, answer_fields, answer_shares, read_answers, soft_score
+from omnivl.objectives.answers import SoftScores, answer_fields, answer_shares, soft_score
+from omnivl.objectives.text_lists import read_list
 from omnivl.parts.linear import LayerNorm, Linear
 
 
@@ -54,7 +55,7 @@ class VQA(Objective):
             UserError: An option is out of its range, or the list cannot be read.
         """
         super().__post_init__()
-        object.__setattr__(self, "answers", read_answers(self.answers, f"objective {self.key}"))
+        object.__setattr__(self, "answers", read_list(self.answers, f"objective {self.key}", "answers"))
 
     @property
     def choices(self) -> tuple[str, ...]:

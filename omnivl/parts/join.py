@@ -89,6 +89,8 @@ class JoinRows(ChainLayer):
             for name in segments:
                 if not (stream in layout.fields if name == CLEAN else name not in layout.joined):
                     continue
+                if stream == "text" and name in layout.embedded_texts:
+                    continue
                 found[f"{stream}/{name}"] = state[stream][segments[name].start - first : segments[name].stop - first]
         for stream, segments in layout.twins.items():
             if TWIN + stream in layout.reads and CLEAN in segments and len(segments) > 1:

@@ -19,6 +19,7 @@ from moe.feed_forward import build_feed_forward
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.demands import CLEAN
 from omnivl.chain.state import State
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
@@ -125,7 +126,7 @@ class ImageBlock(VisualModule):
         return x + drop_path(branch, self.drop_path_rate, self.training)
 
 
-def frame_tokens(stream: Tensor, state: State) -> Tensor:
+def frame_tokens(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The class tokens of all frames ``[B, T, D]`` of ``stream [B, S, D]``, whose embeddings ``Project`` averages.
 
     For images the only class token, ``[B, D]``.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnivl.chain.chain import ChainLayer
-from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN
+from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, embedding_of
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, temperature_of
 from omnivl.chain.sizes import HeadSizes
@@ -25,30 +25,31 @@ from omnivl.parts.sizes import MomentumConfig
 
 
 class Pool(Protocol):
-    """Chooses the positions of a stream's clean rows that are projected."""
+    """Chooses the positions of a segment's rows that are projected."""
 
-    def __call__(self, stream: Tensor, state: State) -> Tensor:
-        """The pooled position, ``[B, D]``, or several that each get an embedding, ``[B, M, D]``.
+    def __call__(self, stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
+        """The pooled position, ``[R, D]``, or several that each get an embedding, ``[R, M, D]``.
 
         Args:
-            stream: The clean rows ``[B, positions, D]``, of the encoder or of its momentum twin.
+            stream: Rows of one segment ``[R, positions, D]``, of the encoder or of its momentum twin.
             state: The state after the encoders.
+            segment: Which one.
         """
 
 
-def first(stream: Tensor, state: State) -> Tensor:
+def first(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The first position: a class token, ``[CLS]``."""
     return stream[:, 0]
 
 
-def last_token(stream: Tensor, state: State) -> Tensor:
+def last_token(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The last position of a text that is not padding: the end token, for causal encoders."""
-    mask = state["text_mask"][state.layout.text[CLEAN]]
+    mask = state["text_mask"][state.layout.text[segment]]
     place = mask.long().cumsum(1).argmax(1)
     return stream.gather(1, place[:, None, None].expand(-1, 1, stream.shape[-1]))[:, 0]
 
 
-def mean_patch(stream: Tensor, state: State) -> Tensor:
+def mean_patch(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The mean of all positions behind the first, the patches.
 
     Source: Beyer et al., Better plain ViT baselines for ImageNet-1k, arXiv 2205.01580, section 2.
@@ -56,9 +57,9 @@ def mean_patch(stream: Tensor, state: State) -> Tensor:
     return stream[:, 1:].mean(1)
 
 
-def mean_word(stream: Tensor, state: State) -> Tensor:
+def mean_word(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
     """The mean of all positions of a text that are no padding, special tokens included."""
-    mask = state["text_mask"][state.layout.text[CLEAN]][..., None].to(stream.dtype)
+    mask = state["text_mask"][state.layout.text[segment]][..., None].to(stream.dtype)
     return (stream * mask).sum(1) / mask.sum(1)
 
 
@@ -76,8 +77,8 @@ class Project(ChainLayer):
     """Projects one position, or several, of the clean rows, L2-normalised in fp32.
 
     Adds ``visual_embedding`` and ``text_embedding`` if there are clean rows, those of the twins
-    (``momentum_visual_embedding``, ``momentum_text_embedding``), and ``logit_scale``, as the layout requires. This
-    layer is never recomputed.
+    (``momentum_visual_embedding``, ``momentum_text_embedding``), ``{segment}/embedding`` of other texts, and
+    ``logit_scale``, as the layout requires. This layer is never recomputed.
     """
 
     stack = "contrast"
@@ -133,7 +134,7 @@ class Project(ChainLayer):
         read = frozenset[str]().union(*(layout.reads for layout in layouts))
         if "visual_embedding" not in read:
             yield from self.visual_projection.parameters()
-        if "text_embedding" not in read:
+        if "text_embedding" not in read and not any(layout.embedded_texts for layout in layouts):
             yield from self.text_projection.parameters()
         if "logit_scale" not in read:
             yield self.logit_scale
@@ -149,8 +150,11 @@ class Project(ChainLayer):
         if layout.embeds:
             for stream, projection in (("visual", self.visual_projection), ("text", self.text_projection)):
                 if stream in state and CLEAN in layout.segments(stream):
-                    rows = self._clean(state, stream)
+                    rows = self._rows(state, stream, CLEAN)
                     found[f"{stream}_embedding"] = self._embedding(projection, stream, rows, state)
+        for segment in layout.embedded_texts:
+            pooled = self.pools.get("text", first)(self._rows(state, "text", segment), state, segment)
+            found[embedding_of(segment)] = embed(self.text_projection, pooled)
         with torch.no_grad():
             for stream, twin in (("visual", self.momentum_visual_projection), ("text", self.momentum_text_projection)):
                 if f"{TWIN}{stream}_embedding" in layout.fields:
@@ -164,9 +168,9 @@ class Project(ChainLayer):
     def _embedding(self, projection: nn.Module, stream: str, rows: Tensor, state: State) -> Tensor:
         return embed(projection, self.pools.get(stream, first)(rows, state), stream in self.several)
 
-    def _clean(self, state: State, stream: str) -> Tensor:
-        """The clean rows of an encoded stream."""
-        rows = state.layout.segments(stream)[CLEAN]
+    def _rows(self, state: State, stream: str, segment: str) -> Tensor:
+        """The rows of a segment of an encoded stream."""
+        rows = state.layout.segments(stream)[segment]
         first = encoded_rows(state.layout, stream).start if self.joins_inputs else 0
         return state[stream][rows.start - first : rows.stop - first]
 

@@ -86,7 +86,7 @@ class Embeddings(Need):
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
         for objective in (*stage.objectives, *stage.earlier):
-            if all(objective.reads(field) for field in EMBEDDINGS):
+            if objective.trained.issuperset(EMBEDDINGS):
                 return None
         return Lack("has no trained embeddings", "add a contrastive objective such as 'univlc'")
 

@@ -11,7 +11,8 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import caption_search
 from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.objectives.answer import Answer
-from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS, read_answers
+from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
+from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Head, Lack, Need, Provided
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
@@ -79,7 +80,7 @@ class VQATask(Task):
             UserError: It cannot be read.
         """
         super().__post_init__()
-        object.__setattr__(self, "answers", read_answers(self.answers, f"task {self.name}"))
+        object.__setattr__(self, "answers", read_list(self.answers, f"task {self.name}", "answers"))
 
     @property
     def needs(self) -> tuple[Need, ...]:

@@ -173,9 +173,7 @@ def test_the_list_may_lie_in_a_file(tmp_path):
     file.write_text("yes\nno\nyes\n", encoding="utf-8")
     with pytest.raises(UserError) as caught:
         VQA(answers=str(file))
-    assert str(caught.value) == (
-        "objective vqa: answers.2 is 'yes' a second time; allowed is each answer once; remove it"
-    )
+    assert str(caught.value) == ("objective vqa: answers.2 is 'yes' a second time; allowed is each once; remove it")
     with pytest.raises(UserError, match=r"objective own: answers is 'nowhere\.txt', and there is no such file"):
         VQA(answers="nowhere.txt", name="own")
 
