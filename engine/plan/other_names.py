@@ -45,6 +45,7 @@ _FIELDS: Mapping[str, Sequence[str]] = {
 
 _KINDS: Mapping[str, Sequence[str]] = {
     "univlc": ("clip", "contrastive", "infonce", "info_nce", "unicl"),
+    "classify": ("ce", "class_names", "classification", "cross_entropy"),
     "lm": ("caption", "captioning", "causal_lm", "clm", "generation"),
     "vlm": ("match", "matching", "vtm"),
     "mlm": ("masked_language_modeling", "masked_lm"),

@@ -11,6 +11,7 @@ NOT_DRAWN = ("step", "skipped")
 """Numbers of a line of metrics that are no figures: their place, and a count that the report says in words."""
 
 _OBJECTIVES: Mapping[str, str] = {
+    "classify": "classification",
     "clip": "CLIP",
     "itc": "ITC",
     "itm": "ITM",

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from real_chain import LetterTokenizer
 
 from engine.processes.collectives import ProcessGroupGather
 from omnivl.architectures import OmniVL
@@ -16,6 +17,7 @@ from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_video
 from omnivl.data.special_tokens import SpecialTokens
+from omnivl.data.tokenizer import TextReader
 from omnivl.objectives import (
     LM,
     MCM,
@@ -23,6 +25,7 @@ from omnivl.objectives import (
     MLM,
     MRM,
     VLM,
+    Classify,
     NegativeWeights,
     Objective,
     PrepareContext,
@@ -31,11 +34,11 @@ from omnivl.objectives import (
 from omnivl.parts.sizes import MomentumConfig
 
 TOTAL = 8
-TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=24, num_reserved=5)
+TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=40, num_reserved=5)
 CONFIG = OmniVL(
     **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "projection_size": 8},
     **{"alignment_layers": 1, "generation_layers": 1, "image_size": 8, "video_size": 8, "patch_size": 4},
-    **{"num_frames": 4, "text_length": 9, "vocab_size": 24, "momentum": MomentumConfig(decay=0.5)},
+    **{"num_frames": 4, "text_length": 9, "vocab_size": 40, "momentum": MomentumConfig(decay=0.5)},
 )
 CASES: dict[str, tuple[Objective, ...]] = {
     "mlm": (MLM(),),
@@ -48,6 +51,7 @@ CASES: dict[str, tuple[Objective, ...]] = {
     "univlc_queue": (UniVLC(queue_size=13, negative_weights=NegativeWeights(video=0.5, label=2.0)),),
     "univlc_soft": (UniVLC(queue_size=5, batch_keys="momentum", soft_target_alpha=0.4),),
     "vlm": (VLM(negatives="global"),),
+    "classify": (Classify(names=("ox", "cat", "hen", "bee")),),
     "all": (
         *(MLM(), MRM(targets="momentum"), MFM(), MCM(), UniVLC(queue_size=13)),
         *(VLM(negatives="global", include_labels=True), LM()),
@@ -67,8 +71,14 @@ def make_batch(kind: DataKind, step: int, rows: slice, objectives: tuple[Objecti
         token_ids[row, 2 + row % 7] = TOKENS.sep
     identity = torch.tensor([0, 1, 2, 0, 3, 4, 5, 4])
     position = torch.arange(TOTAL) + TOTAL * step
-    batch = Batch(kind, frames[rows], token_ids[rows], identity[rows], torch.full((TOTAL,), -1)[rows], position[rows])
-    context = PrepareContext(seed=0, source="test", tokens=TOKENS, grid=CONFIG.inputs.grid(is_video(kind)), step=step)
+    shown = ("ox", "wolf", "owl", "cat", "bee", "bee", "hen", "ox")  # replicas have a different number in the list
+    batch = Batch(
+        **{"kind": kind, "frames": frames[rows], "token_ids": token_ids[rows], "identity": identity[rows]},
+        **{"label": torch.full((TOTAL,), -1)[rows], "position": position[rows], "fields": {"name": shown[rows]}},
+    )
+    readers = {"text": TextReader(LetterTokenizer(), CONFIG.text_length)}
+    grid = CONFIG.inputs.grid(is_video(kind))
+    context = PrepareContext(seed=0, source="test", tokens=TOKENS, grid=grid, step=step, readers=readers)
     prepared = {}
     for objective in objectives:
         if objective.demands(kind, batch.size) is not None:

@@ -11,7 +11,7 @@ from omnivl.data.sources.motion_poses import MOTION_CLASSES
 @cache
 def _emoji(field: str) -> tuple[str, ...]:
     """The values of a field of the embedded drawings, each once, in the order of the samples."""
-    drawings = open_emoji(DataEntryConfig(source="emoji", kind="image_text", where={"style": ["fluent"]}))
+    drawings = open_emoji(DataEntryConfig(source="emoji", kind="image_text", where={"style": ("fluent",)}))
     return tuple(dict.fromkeys(str(drawings.read(index).meta[field]) for index in range(len(drawings))))
 
 
