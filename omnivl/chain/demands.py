@@ -98,7 +98,7 @@ class Demands:
 
     @property
     def trained(self) -> frozenset[str]:
-        """The fields whose layers a loss trains: ``reads``, and ``text_embedding`` where it reads those of own texts."""
+        """The fields whose layers a loss trains: ``reads``, and ``text_embedding`` by those of own texts."""
         own = {embedding_of(segment) for segment in self.rows.get("text", {})}
         return self.reads if self.reads.isdisjoint(own) else self.reads | {"text_embedding"}
 
