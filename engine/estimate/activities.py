@@ -290,7 +290,7 @@ class StepBuilder:
             there += self._over_copies(lambda size, group: all_to_all(size / copies, group), banks)
             after = (self._transfer(stage, there * 2.0, after, MATRICES),)
         counts = worked_on(matrices, owning=owning, expert_parallel=self.experts)
-        work = muon_operations(self.stage.optimizer.muon, counts, on_gpu=self.hardware.device == "gpu")
+        work = muon_operations(self.stage.optimizer.muon.settled(self.stage.parallel.precision), counts)
         runs = sum(one.elements / owning if self.zero else one.held(self.experts) for one in matrices)
         seconds = self.hardware.seconds(work) + self.hardware.copy_seconds(COPIED_BYTES * runs)
         # AdamW's bytes are counted for all elements.

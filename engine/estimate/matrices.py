@@ -86,16 +86,15 @@ def matrices_of(matrices: Iterable[Matrices], *, in_bank: bool) -> list[Matrices
     return [one for one in matrices if one.in_bank is in_bank]
 
 
-def muon_operations(config: MuonConfig, counts: Mapping[tuple[int, int], int], *, on_gpu: bool) -> Operations:
+def muon_operations(config: MuonConfig, counts: Mapping[tuple[int, int], int]) -> Operations:
     """Operations that make matrices orthogonal: of each iteration three products with the smaller side.
 
     Args:
-        config: Iterations and precision.
+        config: Iterations and precision; see ``MuonConfig.settled``.
         counts: Matrices by shape.
-        on_gpu: Whether ``precision: auto`` is an accelerator's.
     """
     total: Counter[Operation] = Counter()
-    dtype = config.dtype(on_gpu=on_gpu)
+    dtype = config.dtype
     for (rows, columns), count in counts.items():
         most = together(rows, columns)
         for batch, times in ((min(count, most), count // min(count, most)), (count % most if count > most else 0, 1)):

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypedDict
 
@@ -107,6 +108,7 @@ def create_host(
         PlanError: There is no such host.
     """
     layout = partial(plan_layout, objectives)
+    optimizer = replace(optimizer, muon=optimizer.muon.settled(parallel.precision))
     common: _Common = {
         "total_steps": total_steps,
         "gradient_accumulation_steps": gradient_accumulation_steps,

@@ -11,8 +11,8 @@ Shapes: P replicas, N elements of a flat tensor that a host moves as one, M matr
 import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, cast
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 import torch.distributed as dist
@@ -50,7 +50,7 @@ class MuonConfig:
         scale: Factor on the step of a matrix of n rows (outputs) and m columns (inputs). ``shape``:
             sqrt(max(1, n / m)). ``rms``: 0.2 sqrt(max(n, m)), so that elements move as far as AdamW's do; ``lr`` is
             then of the size of AdamW's.
-        precision: Type of the products. ``auto``: bf16 on an accelerator, fp32 on a CPU.
+        precision: Type of the products. ``auto``: that of the model's own products, ``parallel.precision``.
     """
 
     lr: Annotated[float, Range(above=0, high=100)] = 0.02
@@ -67,10 +67,14 @@ class MuonConfig:
             return 0.2 * math.sqrt(max(rows, columns))
         return math.sqrt(max(1.0, rows / columns))
 
-    def dtype(self, *, on_gpu: bool) -> torch.dtype:
-        """The type of the products."""
-        wide = self.precision == "fp32" or (self.precision == "auto" and not on_gpu)
-        return torch.float32 if wide else torch.bfloat16
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the products; fp32 where an ``auto`` has not been settled."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def settled(self, precision: Literal["auto", "fp32", "bf16"]) -> Self:
+        """The same with a type in place of ``auto``."""
+        return replace(self, precision=precision) if self.precision == "auto" else self
 
 
 def orthogonalised(matrices: Tensor, iterations: int) -> Tensor:
@@ -151,7 +155,7 @@ class MatrixSteps:
             device: Where matrices are multiplied.
         """
         self._config, self._group, self._device = config, group, device
-        self._dtype = config.dtype(on_gpu=device.type != "cpu")
+        self._dtype = config.dtype
         places, me = _exchanged(placed, group, device)
         self._matrices: list[_Matrix] = []
         held: list[list[Placed]] = [[] for _ in places]  # [P][M]

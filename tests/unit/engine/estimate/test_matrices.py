@@ -40,15 +40,17 @@ def _with_matrices(work: ModelWork, *matrices: Matrices) -> ModelWork:
 
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24)], ids=str)
 def test_an_iteration_has_three_products_with_the_smaller_side(shape: tuple[int, int]) -> None:
-    work = muon_operations(MuonConfig(), {shape: 3}, on_gpu=False)
+    work = muon_operations(MuonConfig(), {shape: 3})
     assert sum(one.flops * times for one, times in work.items()) == 3 * FLOPS
     assert {one.precision for one in work if one.flops} == {"fp32"}
-    on_gpu = muon_operations(MuonConfig(), {shape: 1}, on_gpu=True)
-    assert {one.precision for one in on_gpu if one.flops} == {"bf16"}
+    bf16 = muon_operations(MuonConfig().settled("bf16"), {shape: 1})
+    assert {one.precision for one in bf16 if one.flops} == {"bf16"}
+    kept = muon_operations(MuonConfig(precision="fp32").settled("bf16"), {shape: 1})
+    assert {one.precision for one in kept if one.flops} == {"fp32"}
 
 
 def test_large_matrices_are_multiplied_in_several_batches() -> None:
-    one, five = (muon_operations(MuonConfig(), {(2048, 1024): count}, on_gpu=True) for count in (1, 5))
+    one, five = (muon_operations(MuonConfig(), {(2048, 1024): count}) for count in (1, 5))
     flops = [sum(each.flops * times for each, times in work.items()) for work in (one, five)]
     assert flops[1] == 5 * flops[0]
     assert sum(five.values()) == 3 * sum(one.values())  # two, two and one
@@ -74,7 +76,7 @@ def test_bytes_beside_the_products_are_those_of_a_step() -> None:
     with OperationCounter() as counter:
         move_matrices(group, state, {id(weight): steps})
     counted = sum(one.bytes * times for one, times in counter.found.items())
-    products = sum(one.bytes * times for one, times in muon_operations(config, {(96, 64): 1}, on_gpu=False).items())
+    products = sum(one.bytes * times for one, times in muon_operations(config, {(96, 64): 1}).items())
     assert (counted - products) / weight.numel() == pytest.approx(MOVED_BYTES + COPIED_BYTES, rel=0.1)
 
 
