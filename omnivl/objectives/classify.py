@@ -33,8 +33,8 @@ from omnivl.objectives.text_lists import read_list
 from omnivl.parts.heads import IGNORED
 from omnivl.parts.similarity import similarity
 
-NAME = "name"
-"""Field of a sample with the name of what it shows."""
+_NAME = "name"
+"""The place of a name in a prompt."""
 _CACHED = 8
 """Lists of token ids that a process keeps."""
 
@@ -43,11 +43,12 @@ _CACHED = 8
 class Classify(Objective):
     """Which of a list of names does the picture or clip show?
 
-    A sample's field ``name`` holds its name. Samples whose name is not in the list are left out and not counted.
+    A field of the sample holds its name. Samples whose name is not in the list are left out and not counted.
 
     Attributes:
         names: The list, the path of a text file with a name on each line, or one of the embedded lists: ``emoji``
             (names of the drawings), ``emoji_labels`` (their classes), ``motions``.
+        field: Field of a sample that holds its name.
         prompt: What the text encoder reads for a name; ``{name}`` is its place.
         label_smoothing: Share of the target's probability that is spread over all names.
         temperature: Initial temperature; it is learnt within ``temperature_bounds``, and shared by all objectives that
@@ -61,6 +62,7 @@ class Classify(Objective):
 
     kind: Literal["classify"] = "classify"
     names: str | tuple[str, ...] = ()
+    field: str = "name"
     prompt: str = "{name}"
     label_smoothing: float = 0.0
     temperature: float = 0.07
@@ -78,7 +80,7 @@ class Classify(Objective):
         self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
         self.require(low <= self.temperature <= high, "temperature", f"within temperature_bounds, {low} to {high}")
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
-        fits = "{name}" in self.prompt and not unknown_places(self.prompt, (NAME,))
+        fits = "{name}" in self.prompt and not unknown_places(self.prompt, (_NAME,))
         self.require(fits, "prompt", "a text with {name} in it, and nothing else in braces")
         if self.names not in EMBEDDED_LISTS:
             object.__setattr__(self, "names", read_list(self.names, f"objective {self.key}", "names"))
@@ -105,7 +107,7 @@ class Classify(Objective):
     @property
     def sample_fields(self) -> Mapping[str, Field]:
         """The name."""
-        return {NAME: Field("text")}
+        return {self.field: Field("text")}
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
         """A list with fewer than two names."""
@@ -123,7 +125,7 @@ class Classify(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Makes ``{key}/names/token_ids``, int64 ``[N, L]``, and ``{key}/targets``, int64 ``[B]``."""
         places = _places(self.choices)
-        named = [places.get(str(name), IGNORED) for name in batch.fields[NAME]]
+        named = [places.get(str(name), IGNORED) for name in batch.fields[self.field]]
         ids = _token_ids(self.choices, self.prompt, context.readers["text"])
         return {f"{self.texts}/token_ids": ids, f"{self.key}/targets": torch.tensor(named, dtype=torch.int64)}
 
@@ -157,4 +159,4 @@ def _places(names: tuple[str, ...]) -> Mapping[str, int]:
 @lru_cache(_CACHED)
 def _token_ids(names: tuple[str, ...], prompt: str, reader: TextReader) -> Tensor:
     """int64 ``[N, L]``. Kept, since it is the same in every step."""
-    return torch.from_numpy(reader.encode([filled(prompt, {NAME: name}) for name in names]))
+    return torch.from_numpy(reader.encode([filled(prompt, {_NAME: name}) for name in names]))

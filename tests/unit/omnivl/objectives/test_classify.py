@@ -133,6 +133,24 @@ def test_prepare_finds_the_names_and_fills_the_prompt() -> None:
     assert batch.prepared["classify/names/token_ids"].tolist() == wanted.tolist()
 
 
+def test_two_lists_are_read_from_two_fields() -> None:
+    """Names and classes of the same pictures, in one step."""
+    classes = Classify(name="classes", names=("beast", "insect"), field="class", prompt="a {name}")
+    named = batch_of(CONFIG, (OWN,), ("cat", "fly", "ox", "cat"))
+    batch = replace(named, fields={**named.fields, "class": ("beast", "insect", "beast", "beast")})
+    context = PrepareContext(
+        **{"seed": 0, "source": "test", "tokens": TOKENS, "grid": CONFIG.inputs.grid(False), "step": 0},
+        readers={"text": TextReader(LetterTokenizer(), CONFIG.text_length)},
+    )
+    prepared = {**batch.prepared, **classes.prepare(batch, context)}
+    assert prepared["classes/targets"].tolist() == [0, 1, 0, 0]
+    assert OWN.sample_fields.keys() | classes.sample_fields.keys() == {"name", "class"}
+    out, _ = step(CONFIG, (OWN, classes), replace(batch, prepared=prepared))
+    alone, _ = step(CONFIG, (OWN,), named)
+    torch.testing.assert_close(out["loss/classify"], alone["loss/classify"])
+    assert out["loss/classes"] < 2 * math.log(2)
+
+
 @pytest.mark.parametrize(("name", "count", "one"), [("emoji", 1599, "grinning face"), ("motions", 12, "moves left")])
 def test_embedded_lists(name: str, count: int, one: str) -> None:
     found = Classify(names=name).choices
