@@ -34,14 +34,23 @@ def freeze(chain: nn.Module, patterns: Sequence[str], where: str) -> list[str]:
     frozen: list[str] = []
     parameters = dict(chain.named_parameters())
     for index, pattern in enumerate(patterns):
-        matching = [name for name in parameters if _names(pattern, name)]
-        if not matching:
-            raise UserError(_nothing_message(f"{where}.{index}", pattern, list(parameters)))
-        for name in matching:
+        for name in named_by(pattern, list(parameters), f"{where}.{index}"):
             if parameters[name].requires_grad:
                 parameters[name].requires_grad_(False)
                 frozen.append(name)
     return frozen
+
+
+def named_by(pattern: str, parameters: Sequence[str], where: str) -> list[str]:
+    """The parameters that a pattern names, see ``freeze``.
+
+    Raises:
+        UserError: There is none.
+    """
+    found = [name for name in parameters if _names(pattern, name)]
+    if not found:
+        raise UserError(_nothing_message(where, pattern, parameters))
+    return found
 
 
 def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
@@ -108,7 +117,7 @@ def _names(pattern: str, parameter: str) -> bool:
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 
 
-def _nothing_message(where: str, pattern: str, parameters: list[str]) -> str:
+def _nothing_message(where: str, pattern: str, parameters: Sequence[str]) -> str:
     layers = list(dict.fromkeys(name.split(".")[0] for name in parameters))
     change = did_you_mean(pattern, [*layers, *parameters], "name a layer or a part of one")
     return f"{where}: got {pattern!r}, which names no parameter; layers are {', '.join(layers)}; {change}"

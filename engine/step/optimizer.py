@@ -1,8 +1,8 @@
 """The optimizer of a chain: its configuration, the groups of its parameters, and their steps.
 
 Each trainable parameter is in exactly one group. The parameters of a group share a weight decay and a learning-rate
-scale; the scale is the product of the layer-wise decay and the scale of pretrained parts. Experts that are split over
-processes have separate groups, and so have matrices that Muon moves.
+scale; the scale is the product of the layer-wise decay and the scales of pretrained and of named parts. Experts that
+are split over processes have separate groups, and so have matrices that Muon moves.
 """
 
 from collections import Counter, defaultdict
@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from engine.step.freeze import named_by
 from engine.step.muon import MatrixSteps, MuonConfig, matrices_in, move_matrices
 from engine.step.schedule import Schedule, learning_rate_factor
 from engine.step.whole import whole_shape
@@ -46,6 +47,8 @@ class OptimizerConfig:
         layer_decay: Learning-rate factor from each block of a stack to the one below it; 1 for none. The embedding
             layer lies below the lowest block of the deepest stack. Layers outside stacks have a factor of 1.
         pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
+        lr_scales: Learning-rate factors of parts, by patterns over the beginnings of parameter names as in ``freeze``,
+            e.g. ``{visual_*: 0.1, losses: 5}``. Of several patterns that name a parameter the first counts.
         muon: Muon's own options, with ``kind: muon``.
     """
 
@@ -60,6 +63,7 @@ class OptimizerConfig:
     gradient_clipping: Annotated[float, Range(0)] = 1.0
     layer_decay: Annotated[float, Range(above=0, high=1)] = 1.0
     pretrained_lr_scale: Annotated[float, Range(above=0)] = 1.0
+    lr_scales: Mapping[str, Annotated[float, Range(above=0)]] = field(default_factory=dict)
     muon: MuonConfig = field(default_factory=MuonConfig)
 
     def learning_rate(self, step: int, total_steps: int) -> float:
@@ -118,9 +122,10 @@ def parameter_groups(
         Groups in order of first appearance, the same on every replica.
 
     Raises:
-        UserError: Nothing is trainable.
+        UserError: Nothing is trainable, or a pattern of ``lr_scales`` names nothing.
     """
     depth_scales = layer_scales(chain, config.layer_decay)
+    part_scales = scales_of_parts(config.lr_scales, [name for name, _ in chain.named_parameters()])
     undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
     matrices = muon_parameters(chain) if config.kind == "muon" else frozenset()
     members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
@@ -129,7 +134,7 @@ def parameter_groups(
             continue
         decayed = len(whole_shape(parameter)) > 1 and id(parameter) not in undecayed
         sort = "matrices" if id(parameter) in matrices else "decay" if decayed else "no_decay"
-        scale = depth_scales[name.split(".", 1)[0]]
+        scale = depth_scales[name.split(".", 1)[0]] * part_scales.get(name, 1.0)
         if name in pretrained:
             scale *= config.pretrained_lr_scale
         members[sort, scale, name in apart].append((name, parameter))
@@ -149,6 +154,19 @@ def parameter_groups(
     if not groups:
         raise UserError("optimizer: no parameter is trainable; got a stage that freezes every part: thaw one of them")
     return groups
+
+
+def scales_of_parts(lr_scales: Mapping[str, float], parameters: Sequence[str]) -> dict[str, float]:
+    """The factor of each parameter that a pattern of ``lr_scales`` names.
+
+    Raises:
+        UserError: A pattern names nothing.
+    """
+    found: dict[str, float] = {}
+    for pattern, scale in lr_scales.items():
+        for name in named_by(pattern, parameters, "optimizer.lr_scales"):
+            found.setdefault(name, scale)
+    return found
 
 
 def layer_scales(chain: Chain, layer_decay: float) -> dict[str, float]:

@@ -32,6 +32,7 @@ _NAMES: Mapping[str, str] = {
     "loss": "weighted total",
     "gradient_norm": "gradient norm before clipping",
     "lr/decay": "weights with decay",
+    "lr/matrices": "matrices of blocks, by Muon",
     "lr/no_decay": "weights without decay",
     "speed/samples_per_second": "samples per second, all replicas",
     "speed/tokens_per_second": "tokens per second, all replicas",
@@ -93,7 +94,7 @@ PANELS: tuple[Panel, ...] = (
 
 
 _LEADING_SCORES = re.compile(r".*(R@1|accuracy.*|keyword F1)")
-_SCALED_RATE = re.compile(r"(lr/(?:no_)?decay)_x(.+)")
+_SCALED_RATE = re.compile(r"(lr/(?:(?:no_)?decay|matrices))_x(.+)")
 _ROUTER_MEAN = re.compile(r"metrics/router/(?:experts_used|entropy|confidence|dropped)_(.+)")
 _ROUTER_LAYER = re.compile(r"metrics/router/(.+)/[^/]+")
 _RECALL = re.compile(r" r(\d+)$")

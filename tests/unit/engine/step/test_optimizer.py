@@ -129,6 +129,19 @@ def test_pretrained_parts_have_their_own_rate() -> None:
     assert scale["losses.head.weight"] == 1.0
 
 
+def test_parts_have_their_own_rates() -> None:
+    """The first pattern that names a parameter counts, beside layer decay."""
+    chain = synthetic.build_synthetic_chain()
+    config = OptimizerConfig(lr=1.0, layer_decay=0.5, lr_scales={"visual_01.block.inner": 4.0, "visual_*": 0.1})
+    scale = {name: group.lr_scale for group in parameter_groups(chain, config) for name in group.names}
+    assert scale["visual_01.block.inner.weight"] == pytest.approx(2.0)  # 0.5 * 4
+    assert scale["visual_01.block.outer.weight"] == pytest.approx(0.05)  # 0.5 * 0.1
+    assert scale["visual_00.block.inner.weight"] == pytest.approx(0.025)  # 0.25 * 0.1
+    assert scale["losses.head.weight"] == 1.0
+    with pytest.raises(UserError, match=r"optimizer.lr_scales: got 'visul_\*', which names no parameter"):
+        parameter_groups(chain, OptimizerConfig(lr_scales={"visul_*": 0.1}))
+
+
 def test_rates_are_set_per_group() -> None:
     chain = synthetic.build_synthetic_chain()
     config = OptimizerConfig(lr=1e-3, layer_decay=0.5, schedule="linear")
