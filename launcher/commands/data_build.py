@@ -66,7 +66,7 @@ def build_icons_command(
     processes: Annotated[int | None, typer.Option(min=1, help="Number of processes; else one per core.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the counts as JSON.")] = False,
 ) -> None:
-    """Build shards of 230 sets of icons with their names from one npm package, the same bytes each time.
+    """Build shards of icons and their names, of 207 free sets in one npm package, the same bytes each time.
 
     Examples:
       omnivl data build icons --out data/icons

@@ -20,6 +20,9 @@ pytestmark = pytest.mark.integration
 
 CANNOT_RUN = {
     "omnivl data build emoji --out emoji --full": "fetches npm packages from the network",
+    "omnivl data build icons --out data/icons": "fetches an npm package of 104 MB from the network",
+    "omnivl data build icons --out data/emoji-hands --set noto --set twemoji": "likewise",
+    "omnivl data build icons --out data/all-icons --licences share-alike --licences non-free": "likewise",
     "omnivl sweep report configs/sweeps/emoji_sizes.yaml --markdown --out docs/sweeps": "needs kaleido and Chrome",
 }
 """Examples that cannot run on a machine without more than the package, and why."""

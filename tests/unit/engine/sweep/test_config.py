@@ -98,4 +98,4 @@ def test_mistakes_are_told_with_their_line(tmp_path: Path, text: str, said: str)
 
 def test_the_sweeps_of_the_project_can_be_read() -> None:
     points = {file.stem: len(load_sweep(file).points) for file in (ROOT / "configs" / "sweeps").glob("*.yaml")}
-    assert points == {"emoji_sizes": 16, "scaling": 9}
+    assert points == {"emoji_sizes": 16, "icon_counts": 6, "scaling": 9}
