@@ -29,6 +29,7 @@ class StageLine:
         name: The stage's name.
         state: ``complete``, ``step 20 of 100``, ``not begun``.
         time: That its steps took, in words; "" before the first line of metrics.
+        cpu_time: CPU time that they took in all processes, likewise; "" where the metrics do not have it.
         loss: The weighted total of the first and the last line; "" where there is none.
         speed: Samples a second in the last line.
         troubles: What a reader has to know, such as skipped steps.
@@ -38,6 +39,7 @@ class StageLine:
     name: str
     state: str
     time: str
+    cpu_time: str
     loss: str
     speed: str
     troubles: tuple[str, ...]
@@ -62,7 +64,7 @@ def stage_line(number: int, planned: PlannedStage, stage: Mapping[str, Any] | No
         stage: What the page shows of it; None where it was not begun.
     """
     if stage is None:
-        return StageLine(number, planned.name, "not begun", "", "", "", ())
+        return StageLine(number, planned.name, "not begun", "", "", "", "", ())
     records: Sequence[Record] = stage["records"]
     of = "" if planned.steps is None else f" of {planned.steps:,}"
     state = "complete" if stage["complete"] else f"step {stage['steps']:,}{of}"
@@ -73,17 +75,18 @@ def stage_line(number: int, planned: PlannedStage, stage: Mapping[str, Any] | No
         planned.name,
         state,
         duration(stage_seconds(records)) if records else "",
+        duration(cpu) if (cpu := stage_seconds(records, "cpu_seconds_per_step")) else "",
         f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "",
         f"{speeds[-1]:.1f}" if speeds else "",
         tuple(_troubles(stage)),
     )
 
 
-def stage_seconds(records: Sequence[Record]) -> float:
+def stage_seconds(records: Sequence[Record], per_step: str = "seconds_per_step") -> float:
     """Seconds that the steps of a stage took, from its lines of metrics; each has the mean since the one before."""
     seconds, before = 0.0, 0.0
     for record in records:
-        seconds += (record["step"] - before) * record.get("speed/seconds_per_step", 0.0)
+        seconds += (record["step"] - before) * record.get(f"speed/{per_step}", 0.0)
         before = record["step"]
     return seconds
 

@@ -53,6 +53,7 @@ class Throughput:
     def restart(self) -> None:
         """Begins a new window, after a line of metrics."""
         self._began = self._last = time.perf_counter()
+        self._cpu_began = self._cpu_last = time.process_time()
         self._steps = self._samples = self._tokens = 0
         self._operations = self._waited = self._saving = 0.0
 
@@ -74,10 +75,10 @@ class Throughput:
         self._steps += 1
         now = time.perf_counter()
         self._recent.append((now - self._last, samples))
-        self._last = now
+        self._last, self._cpu_last = now, time.process_time()
 
     def pause(self, seconds: float, *, saving: float = 0.0) -> None:
-        """Excludes time that was spent on something else, such as an evaluation or a checkpoint.
+        """Excludes time that was spent on something else since the last step, such as an evaluation or a checkpoint.
 
         Args:
             seconds: All of it.
@@ -85,6 +86,8 @@ class Throughput:
         """
         self._began += seconds
         self._last += seconds
+        now = time.process_time()
+        self._cpu_began, self._cpu_last = self._cpu_began + now - self._cpu_last, now
         self._saving += saving
 
     def samples_per_second(self) -> float:
@@ -95,6 +98,8 @@ class Throughput:
     def figures(self, device: torch.device) -> dict[str, float]:
         """Rates over the window and memory of this process.
 
+        CPU seconds are those of this process times the number of processes, without data workers.
+
         Args:
             device: The GPU whose memory is asked for too.
         """
@@ -103,6 +108,7 @@ class Throughput:
             "samples_per_second": self._samples / seconds,
             "tokens_per_second": self._tokens / seconds,
             "seconds_per_step": seconds / max(1, self._steps),
+            "cpu_seconds_per_step": (time.process_time() - self._cpu_began) * self._processes / max(1, self._steps),
             "tflops": self._operations / seconds / 1e12,
             "mfu": self._operations / seconds / (self._peak.flops * self._processes),
             "data_wait": self._waited / seconds,

@@ -12,7 +12,7 @@ from engine.report import write_report
 def test_the_summary_comes_first_and_leads_to_everything(run: Path) -> None:
     stages = [{"name": "spatial", "steps": 5}, {"name": "joint", "steps": 7}]
     (run / "plan.yaml").write_text(json.dumps({"name": "demo", "stages": stages}))
-    speed = {"samples_per_second": 100.0, "seconds_per_step": 30.0}
+    speed = {"samples_per_second": 100.0, "seconds_per_step": 30.0, "cpu_seconds_per_step": 55.0}
     lines = [train_line(1, loss=4.0, speed=speed), train_line(4, loss=2.5, speed=speed, skipped=1)]
     stage = run / "stages" / "01-spatial"
     stage.joinpath("metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -24,8 +24,17 @@ def test_the_summary_comes_first_and_leads_to_everything(run: Path) -> None:
     rows = re.findall(r"<tr>(.*?)</tr>", summary)
     cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows[1:]]
     assert cells == [
-        ["1", "spatial", "step 4 of 5", "2 min 00 s", "4.000 to 2.500", "100.0", "1 skipped step, 2 bad samples"],
-        ["2", "joint", "not begun", "", "", "", ""],
+        [
+            "1",
+            "spatial",
+            "step 4 of 5",
+            "2 min 00 s",
+            "3 min 40 s",
+            "4.000 to 2.500",
+            "100.0",
+            "1 skipped step, 2 bad samples",
+        ],
+        ["2", "joint", "not begun", "", "", "", "", ""],
     ]
     assert "Not complete: 0 of 2 stages done." in summary
     assert "unseen style, image-&gt;text R@1 <b>0.432</b> (chance 0.0006); captions, BLEU-4 <b>0.136</b>." in summary

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 
 import torch
@@ -77,3 +78,27 @@ def test_waiting_counts_and_pauses_do_not() -> None:
     after = throughput.figures(torch.device("cpu"))
     assert abs(after["data_wait"] - 1.0) < 0.05
     assert after["save_seconds"] == 1.5
+
+
+def test_cpu_seconds_are_counted_apart_from_pauses() -> None:
+    throughput = Throughput(
+        bare_chain((UniVLC(),)), MODEL, (UniVLC(),), pad=0, replicas=2, processes=2, peak=Peak(1e9, "measured")
+    )
+
+    def compute(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    compute(0.1)
+    throughput.add([batch(1)], waited=0.0)
+    compute(0.2)  # an evaluation
+    throughput.pause(0.2)
+    compute(0.1)
+    throughput.add([batch(1)], waited=0.0)
+    time.sleep(0.2)
+    figures = throughput.figures(torch.device("cpu"))
+    assert 0.2 <= figures["cpu_seconds_per_step"] < 0.3  # 0.2 s in two steps of each of two processes
+    throughput.restart()
+    throughput.add([batch(1)], waited=0.0)
+    assert throughput.figures(torch.device("cpu"))["cpu_seconds_per_step"] < 0.1
