@@ -39,7 +39,7 @@ class Saved:
         step: Optimizer steps that the stage had taken.
         skipped: Steps among them that were skipped.
         layout: What wrote it.
-        optimizer_steps: Steps that AdamW had taken; 0 where there are no moments.
+        optimizer_steps: Steps that the optimizer had taken; 0 where there are no moments.
         bytes: Size of all files.
         parts: Numbers of elements by stack of the model and by type: ``weights`` (with buffers), ``twins``,
             ``moments``.

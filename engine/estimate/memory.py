@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from engine.estimate.work import LayerSize, ModelWork
 from engine.hosts.pipeline.division import Division
 from engine.plan.plan import StagePlan
+from engine.step.muon import STEP_COPIES
 
 FLATTENED = 500_000_000  # elements that DeepSpeed flattens at once under stage 0
 
@@ -83,7 +84,8 @@ def process_memory(
     moved = sum(one.elements / replicas if sharded else one.held(expert_parallel) for one in matrices)
     moments = 8 * (shard if sharded else local) - 4 * moved
     # Whole matrices and runs of them on their way; where nothing is sharded, of one parameter after the other.
-    stepping = 4 * (7 * moved if sharded else 6 * max((one.held(expert_parallel) for one in matrices), default=0.0))
+    largest = max((one.held(expert_parallel) for one in matrices), default=0.0)
+    stepping = 4 * (STEP_COPIES * moved if sharded else (STEP_COPIES - 1) * largest)
     gradients = 4 * (shard if (zero or 0) >= 2 else local + copied)
     lasting, passing, moving = _buffers(zero, work, sizes, local, shard, replicas)
     held = 1 if division is None else min(len(division.cuts) - number, stage.batch.gradient_accumulation_steps)

@@ -162,7 +162,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     kept = activation_bytes(chain, states)
     found = [list(_passes(chain, state, gather, kept)) for state in states]
     weights = [sort.share for sort in stage.batch_sorts()]
-    moved = muon_parameters(chain) if stage.optimizer.kind == "muon" else frozenset[int]()
+    moved = muon_parameters(chain, stage.optimizer)
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(

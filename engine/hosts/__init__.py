@@ -94,7 +94,7 @@ def create_host(
         parallel: Which host, and how it shards.
         chain: Built with a gather over ``replica_group(parallel)`` and ``parallel.precision``, on the CPU; with ZeRO-3
             by ``layer_sharder(parallel)``, or whole.
-        optimizer: AdamW, schedule, clipping.
+        optimizer: AdamW or Muon, schedule, clipping.
         objectives: The stage's objectives; they decide the layout of each micro-batch.
         total_steps: Optimizer steps of the stage, for the schedule.
         micro_batch_size: Samples of a micro-batch on one replica.

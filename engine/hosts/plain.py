@@ -37,7 +37,7 @@ class PlainHost(HoldingHost):
 
         Args:
             chain: Fresh or loaded, on the CPU.
-            optimizer: AdamW, schedule, clipping.
+            optimizer: AdamW or Muon, schedule, clipping.
             plan_layout: Layout of a micro-batch.
             total_steps: Optimizer steps of the stage, for the schedule.
             gradient_accumulation_steps: Micro-batches per optimizer step.

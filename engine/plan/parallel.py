@@ -22,7 +22,7 @@ class Offloading:
     """What a host offloads from the memory of the device that computes.
 
     Attributes:
-        optimizer: Gradients, AdamW's moments and the weights that it updates.
+        optimizer: Gradients, the optimizer's moments and the weights that it updates.
         parameters: Every process' share of the parameters too; they are copied to the device layer by layer.
         folder: Folder of the files that hold them; None keeps them in the host's memory.
     """
@@ -44,7 +44,7 @@ class ParallelConfig:
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
             ``auto`` takes bf16 unless the machine multiplies fp32 faster, as a CPU without instructions for bf16 does;
             a resumed run keeps what it began with.
-        offload: What is offloaded from the accelerator's memory. ``optimizer``: AdamW's moments and gradients, with
+        offload: What is offloaded from the accelerator's memory. ``optimizer``: its moments and gradients, with
             ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
         offload_device: Where it is offloaded to: the host's memory (``cpu``), or memory-mapped files (``nvme``), which
             the kernel writes out and reads back when memory is scarce.

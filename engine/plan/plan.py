@@ -152,7 +152,7 @@ class StagePlan:
             after ``where``, a share w of the mixture and b samples in a step, ``epochs * n / (b * w)`` steps, rounded
             up. Streams have no known number of samples. A run keeps the steps, so that it goes on with as many when
             data or batch have changed.
-        optimizer: AdamW, learning rate and clipping.
+        optimizer: AdamW or Muon, learning rate and clipping.
         init_from: Earlier stage whose weights this one starts from; null starts from random weights.
         weights: Weights of other origin to start from. Of them ``language`` alone may stand beside ``init_from``.
         freeze: Parts that are not trained: patterns over the beginnings of parameter names, e.g. ``[embed, text_*]``.

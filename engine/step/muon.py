@@ -28,6 +28,10 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _TOGETHER = 1 << 22
 """Elements of matrices of one shape that are multiplied in one batch."""
 
+STEP_COPIES = 7
+"""Copies of a flat tensor, fp32, that its step holds at most, beside those of the matrices that are multiplied at the
+moment; one fewer where a replica holds everything. A test counts them."""
+
 
 @dataclass(frozen=True)
 class MuonConfig:

@@ -127,7 +127,7 @@ def parameter_groups(
     depth_scales = layer_scales(chain, config.layer_decay)
     part_scales = scales_of_parts(config.lr_scales, [name for name, _ in chain.named_parameters()])
     undecayed = {id(parameter) for layer in chain.layers for parameter in layer.undecayed()}
-    matrices = muon_parameters(chain) if config.kind == "muon" else frozenset()
+    matrices = muon_parameters(chain, config)
     members: dict[tuple[str, float, bool], list[tuple[str, nn.Parameter]]] = defaultdict(list)
     for name, parameter in chain.named_parameters():
         if not parameter.requires_grad:
@@ -247,10 +247,13 @@ def _assert_partition(chain: nn.Module, groups: Sequence[ParameterGroup]) -> Non
     assert set(grouped) == trainable, "a trainable parameter is in no optimizer group"
 
 
-def muon_parameters(chain: Chain) -> frozenset[int]:
-    """Ids of the parameters that hold matrices of blocks. What a layer does not decay holds tables."""
+def muon_parameters(chain: Chain, config: OptimizerConfig) -> frozenset[int]:
+    """Ids of the parameters that Muon moves where they are trained: those that hold matrices of blocks.
+
+    What a layer does not decay holds tables, not matrices.
+    """
     found = set()
-    for layer in chain.layers:
+    for layer in chain.layers if config.kind == "muon" else ():
         if layer.level is None or layer.level < 0:
             continue
         stacked, undecayed = matrices_in(layer), {id(parameter) for parameter in layer.undecayed()}

@@ -24,6 +24,7 @@ from engine.plan.rewrite import earlier_fields
 from engine.plan.warnings import stage_warnings
 from engine.run.preflight import Look
 from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.step.optimizer import muon_parameters
 from launcher.commands.check_tables import print_summary
 from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
@@ -202,8 +203,12 @@ def _memory(stage: StagePlan, tokens: SpecialTokens, processes: int) -> dict[str
     freeze(chain, stage.freeze, f"stages.{stage.name}.freeze")
     freeze_idle(chain, stage.layouts())
     store_frozen(chain, stage.model.stacks)
-    sizes = ZeroSizes.of(chain.layers)
-    return {"share": sizes.share_bytes(chain.layers, processes), "transient": sizes.transient_bytes()}
+    sizes, matrices = ZeroSizes.of(chain.layers), muon_parameters(chain, stage.optimizer)
+    moved = sum(one.numel() for one in chain.parameters() if one.requires_grad and id(one) in matrices)
+    return {
+        "share": sizes.share_bytes(chain.layers, processes, matrices),
+        "transient": sizes.transient_bytes(moved // processes),
+    }
 
 
 def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:

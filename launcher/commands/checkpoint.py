@@ -118,7 +118,7 @@ def _show(saved: Saved) -> None:
     console = PlainConsole()
     console.print(f"{saved.path}, {readable_bytes(saved.bytes)}", soft_wrap=True)
     skipped = f", {saved.skipped} skipped" if saved.skipped else ""
-    console.print(f"step {saved.step}{skipped}, AdamW step {saved.optimizer_steps}; written by {saved.layout}")
+    console.print(f"step {saved.step}{skipped}, optimizer step {saved.optimizer_steps}; written by {saved.layout}")
     table = PlainTable("part", "weights", "twins", "moments", title="Elements")
     for part, counts in saved.parts.items():
         table.add_row(part, *(f"{counts[what]:,}" if counts[what] else "-" for what in ("weights", "twins", "moments")))

@@ -22,11 +22,14 @@ LAYOUTS = {
     "plain": ("parallel.host=plain", "launch.processes=1"),
     "zero3": ("parallel.host=zero", "parallel.zero_stage=3", "launch.processes=2"),
 }
+_LONG = [
+    pytest.param(*case, marks=pytest.mark.full) for case in (("plain", "adamw"), ("plain", "muon"), ("zero3", "muon"))
+]
 
 
-@pytest.mark.parametrize("layout", [pytest.param("plain", marks=pytest.mark.full), "zero3"])
-def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout: str) -> None:
-    arguments = (*LAYOUTS[layout], "logging.every=1")
+@pytest.mark.parametrize(("layout", "optimizer"), [("zero3", "adamw"), *_LONG])
+def test_killed_run_equals_uninterrupted_run(pretraining: "Pretraining", layout: str, optimizer: str) -> None:
+    arguments = (*LAYOUTS[layout], f"stages.spatial.optimizer.kind={optimizer}", "logging.every=1")
     pretraining.run("whole", *arguments)
     seed = int.from_bytes(os.urandom(2), "little")
     kill_after = random.Random(seed).randint(1, 8)  # lines of metrics, so steps

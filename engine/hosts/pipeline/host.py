@@ -63,7 +63,7 @@ class PipelineHost(HoldingHost):
         Args:
             chain: Fresh or loaded, on the CPU, its gather over ``place_in_pipeline(...).data_group``. Process 0's
                 weights and buffers become everyone's.
-            optimizer: AdamW, schedule, clipping.
+            optimizer: AdamW or Muon, schedule, clipping.
             plan_layout: Layout of a micro-batch.
             division: Which passes each stage makes, and which layers it trains.
             total_steps: Optimizer steps of the stage, for the schedule.

@@ -57,7 +57,7 @@ class ZeroHost(HoldingHost):
         Args:
             chain: Fresh or loaded, on the CPU; with ZeRO-3 also one whose layers ``ZeroBuild`` has sharded for the same
                 expert-parallel size and offloading. Replica 0's weights and buffers become everyone's.
-            optimizer: AdamW, schedule, clipping.
+            optimizer: AdamW or Muon, schedule, clipping.
             plan_layout: Layout of a micro-batch.
             total_steps: Optimizer steps of the stage, for the schedule.
             zero_stage: What is sharded: nothing, optimizer states (1), gradients too (2), parameters too (3).

@@ -7,12 +7,13 @@ Source: https://www.deepspeed.ai/docs/config-json, "ZeRO Optimizations for FP16 
     ``deepspeed/runtime/zero/partitioned_param_coordinator.py`` and ``stage3.py``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
+from engine.step.muon import STEP_COPIES
 from engine.step.whole import whole_numel
 
 _LEAST = 2**22
@@ -58,20 +59,32 @@ class ZeroSizes:
         return cls(bucket + bucket % 2, prefetch, live=2 * max(largest, _LEAST) + prefetch, reuse=max(largest, _LEAST))
 
     @staticmethod
-    def share_bytes(layers: Sequence[nn.Module], processes: int) -> int:
+    def share_bytes(layers: Sequence[nn.Module], processes: int, matrices: Collection[int] = ()) -> int:
         """Bytes of a chain that a process holds permanently under stage 3, without offloading: its share.
 
-        16 bytes of each trained parameter (it, its gradient, AdamW's two moments, all fp32), of each other one 4, or 2
-        where it is kept in bf16.
+        16 bytes of each trained parameter (it, its gradient, AdamW's two moments, all fp32), 12 where Muon moves it,
+        which has one moment; of each other one 4, or 2 where it is kept in bf16.
 
         Source: Rajbhandari et al., ZeRO, arXiv 1910.02054, section 3.1, with fp32 parameters, their own masters.
+
+        Args:
+            layers: The chain's; their trained parameters marked as such.
+            processes: Over which they are sharded.
+            matrices: Ids of the parameters that Muon moves where they are trained.
         """
         every = [parameter for layer in layers for parameter in layer.parameters()]
-        return sum((16 if one.requires_grad else one.element_size()) * whole_numel(one) for one in every) // processes
+        trained = {id(one): 12 if id(one) in matrices else 16 for one in every if one.requires_grad}
+        return sum(trained.get(id(one), one.element_size()) * whole_numel(one) for one in every) // processes
 
-    def transient_bytes(self) -> int:
-        """Bytes that a process holds temporarily: whole layers and the bucket of gradients, without activations."""
-        return 4 * (self.live + self.bucket)
+    def transient_bytes(self, matrices: int = 0) -> int:
+        """Bytes that a process holds temporarily, without activations.
+
+        Beside the bucket of gradients these are whole layers in the passes, and copies in a step of Muon.
+
+        Args:
+            matrices: Elements of its share that Muon moves.
+        """
+        return 4 * (self.bucket + max(self.live, STEP_COPIES * min(matrices, self.bucket)))
 
     def as_config(self, stage: int) -> dict[str, Any]:
         """The fields of DeepSpeed's section ``zero_optimization``."""

@@ -66,7 +66,7 @@ def test_a_checkpoint_is_described_without_its_tensors(run: Path) -> None:
     told = RUN.invoke(app, ["inspect", str(run), "--json"])
     assert json.loads(told.output)["parts"] == saved.parts
     shown = RUN.invoke(app, ["inspect", str(run)]).output
-    assert "step 2, AdamW step 2; written by plain on 1 process, 4 samples a step" in shown
+    assert "step 2, optimizer step 2; written by plain on 1 process, 4 samples a step" in shown
 
 
 def test_verify_names_the_file_that_differs(run: Path) -> None:

@@ -119,7 +119,7 @@ def test_moments_are_as_many_bytes_as_a_step_leaves(ffn: str, even_work: Work) -
         one.grad = torch.randn_like(one)
     optimizer.step()
     held = sum(tensor.nbytes for state in optimizer.state.values() for tensor in state.values() if tensor.dim())
-    moved = muon_parameters(chain).intersection(map(id, trained))
+    moved = muon_parameters(chain, config).intersection(map(id, trained))
     sizes = LayerSize(
         **{"trained": sum(one.numel() for one in trained), "frozen": 0, "twins": 0, "experts": 0},
         **{"resting_experts": 0, "active": 0, "queue": 0},

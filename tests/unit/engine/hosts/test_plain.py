@@ -1,6 +1,7 @@
 """The plain host against a bare PyTorch loop over the same chain, and its guard, files and weights."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.hosts.plain import PlainHost
+from engine.step.muon import MuonConfig
 from engine.step.optimizer import OptimizerConfig
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.state import State
 
 CONFIG = OptimizerConfig(lr=1e-2, schedule="constant", weight_decay=0.1, gradient_clipping=0.5)
+MUON = replace(CONFIG, kind="muon", muon=MuonConfig(lr=1e-2, weight_decay=0.1))
+BOTH = pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
 
 
 def make_host(accumulation: int = 2, config: OptimizerConfig = CONFIG, seed: int = 0) -> PlainHost:
@@ -81,9 +85,10 @@ def test_losses_and_metrics_are_averaged_over_the_micro_batches_that_have_them()
     assert set(both.metrics) == {"univlc/accuracy"}
 
 
+@BOTH
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
-def test_a_step_that_is_not_finite_moves_nothing(poison: str) -> None:
-    host = make_host()
+def test_a_step_that_is_not_finite_moves_nothing(poison: str, config: OptimizerConfig) -> None:
+    host = make_host(config=config)
     train(host, range(2))
     before = weights_of(host)
     optimizer_before = {k: v.clone() for k, v in _moments(host).items()}
@@ -104,7 +109,7 @@ def test_a_step_that_is_not_finite_moves_nothing(poison: str) -> None:
 
     # The queue's outbox was dropped too: what follows equals a run that never saw the step.
     after = train(host, range(3, 5))
-    other = make_host()
+    other = make_host(config=config)
     train(other, range(2))
     for got, expected in zip(after, train(other, range(3, 5)), strict=True):
         assert got.loss == expected.loss
@@ -117,13 +122,14 @@ def _moments(host: PlainHost) -> dict[str, torch.Tensor]:
     return {f"{index}/{key}": value for index, entry in state.items() for key, value in entry.items()}
 
 
-def test_resumes_bit_for_bit(tmp_path: Path) -> None:
-    whole = make_host()
+@BOTH
+def test_resumes_bit_for_bit(config: OptimizerConfig, tmp_path: Path) -> None:
+    whole = make_host(config=config)
     train(whole, range(6))
-    first = make_host()
+    first = make_host(config=config)
     train(first, range(3))
     first.save(tmp_path)
-    second = make_host(seed=1)
+    second = make_host(config=config, seed=1)
     second.load(tmp_path)
     train(second, range(3, 6))
     for name, tensor in weights_of(whole).items():

@@ -8,7 +8,17 @@ import real_chain as real
 import torch
 from torch import nn
 
-from engine.step.muon import MatrixSteps, MuonConfig, Placed, matrices_in, orthogonalised
+from engine.estimate.allocations import Allocations
+from engine.step import muon
+from engine.step.muon import (
+    STEP_COPIES,
+    MatrixSteps,
+    MuonConfig,
+    Placed,
+    matrices_in,
+    move_matrices,
+    orthogonalised,
+)
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
 from engine.step.whole import whole_shape
 from moe.experts.bank import ExpertBank
@@ -47,13 +57,13 @@ def test_moves_a_matrix_as_torch_does(shape: tuple[int, int], nesterov: bool, sc
     torch.manual_seed(0)
     linear = Linear(shape[1], shape[0], bias=False)
     theirs = nn.Parameter(linear.weight.detach().clone())
-    muon = MuonConfig(lr=0.03, nesterov=nesterov, weight_decay=0.2, precision="bf16", scale=scale)  # type: ignore[arg-type]
-    config = OptimizerConfig(kind="muon", lr=1e-3, muon=muon)
+    options = MuonConfig(lr=0.03, nesterov=nesterov, weight_decay=0.2, precision="bf16", scale=scale)  # type: ignore[arg-type]
+    config = OptimizerConfig(kind="muon", lr=1e-3, muon=options)
     chain = Chain({"block": Block(linear)})
     groups = parameter_groups(chain, config)
     assert [(group.name, group.names) for group in groups] == [("matrices", ("block.module.weight",))]
     ours = ChainOptimizer([group.options for group in groups], config)
-    ours.matrix_steps[id(linear.weight)] = steps_of(linear.weight, muon)
+    ours.matrix_steps[id(linear.weight)] = steps_of(linear.weight, options)
     adjust = {"shape": "original", "rms": "match_rms_adamw"}[scale]
     reference = torch.optim.Muon(
         [theirs], lr=0.03, weight_decay=0.2, momentum=0.95, nesterov=nesterov, adjust_lr_fn=adjust
@@ -81,6 +91,26 @@ def test_fp32_singular_values_come_near_one() -> None:
 
 def test_a_matrix_without_gradient_stays() -> None:
     assert torch.equal(orthogonalised(torch.zeros(4, 6), 5), torch.zeros(4, 6))
+
+
+def test_copies_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counted with matrices of which one is multiplied at a time; an exchange copies what it sends."""
+    monkeypatch.setattr(muon, "_TOGETHER", 1)
+    weights = [nn.Parameter(torch.randn(16, 16)) for _ in range(200)]
+    flat = torch.cat([one.detach().flatten() for one in weights]).requires_grad_()
+    flat.grad = torch.randn_like(flat)
+    config = MuonConfig(precision="fp32")
+    placed = [Placed(number * 256, 0, 256) for number in range(200)]
+    group = {"params": [flat], "lr": 0.1, "weight_decay": 0.1, "muon": config}
+    for copies, traded in ((STEP_COPIES - 1, None), (STEP_COPIES, lambda _, rows, *counts: rows.clone())):
+        if traded is not None:
+            monkeypatch.setattr(MatrixSteps, "_traded", traded)
+        steps = {id(flat): MatrixSteps(weights, placed, {}, config, group=None, device=flat.device)}
+        state: dict[torch.Tensor, dict[str, torch.Tensor]] = {flat: {}}
+        move_matrices(group, state, steps)  # makes the moment
+        with Allocations() as tracker:
+            move_matrices(group, state, steps)
+        assert tracker.most / flat.nbytes == pytest.approx(copies, rel=0.05)
 
 
 def test_stacked_maps_and_experts_are_orthogonal_each_for_itself() -> None:

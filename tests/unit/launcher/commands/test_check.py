@@ -232,6 +232,15 @@ def test_the_memory_of_zero_3_is_shown(plan_path: Path) -> None:
         sum(p.numel() for p in layer.parameters()) for layer in chain.layers
     )
     assert summarize(load_plan(plan_path, ["parallel.zero_stage=2"], 4), 4)["stages"][0]["memory"] is None
+    muon = [*(f"parallel.{field}" for field in ("host=zero", "zero_stage=3")), "stages.0.optimizer.kind=muon"]
+    shared = summarize(load_plan(plan_path, muon, 4), 4)["stages"][0]["memory"]["share"]
+    blocks = [name for name, one in chain.named_layers.items() if one.level is not None and one.level >= 0]
+    matrices = sum(
+        one.numel()
+        for name, one in chain.named_parameters()
+        if one.requires_grad and one.dim() > 1 and name.split(".")[0] in blocks
+    )
+    assert shared == stage["memory"]["share"] - 4 * matrices // 4, "Muon has one moment of a matrix, AdamW two"
 
 
 def test_a_profile_moves_the_cut(plan_path: Path, tmp_path: Path) -> None:

@@ -39,6 +39,16 @@ def test_bytes_of_a_process() -> None:
     assert ZeroSizes.of(layers).transient_bytes() == 4 * (3 * 13_000_000 + 6_000_002)
 
 
+def test_bytes_of_a_process_with_muon() -> None:
+    layers = [layer(6_000_001, 6_000_000), layer(5_000_000, 8_000_000)]
+    moved = {id(one) for one in (layers[1].trained, layers[0].resting)}  # what is not trained has no moments
+    assert ZeroSizes.share_bytes(layers, 4, moved) == (16 * 6_000_001 + 12 * 5_000_000 + 4 * 14_000_000) // 4
+    sizes = ZeroSizes(bucket=10, prefetch=10, live=30, reuse=10)
+    assert sizes.transient_bytes(4) == 4 * (10 + 30), "whole layers are more than a step holds"
+    assert sizes.transient_bytes(5) == 4 * (10 + 7 * 5)
+    assert sizes.transient_bytes(100) == 4 * (10 + 7 * 10), "a bucket is stepped at a time"
+
+
 def test_what_a_stage_reads_of_it() -> None:
     sizes = ZeroSizes(8, 4, 12, 6)
     assert sizes.as_config(2) == {"reduce_bucket_size": 8, "allgather_bucket_size": 8}
