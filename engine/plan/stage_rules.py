@@ -1,21 +1,19 @@
 """Rules about one stage: objectives against data kinds, the model's sizes, and what the host can do."""
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 
+from engine.plan.chain_rules import CHAIN_RULES
 from engine.plan.plan import StagePlan
 from engine.plan.sample_rules import SAMPLE_RULES, StageRule
 from engine.plan.yaml import Path, Problem
 from engine.step.muon import MuonConfig
-from omnivl.architectures.base import Architecture, missing_streams, streams_needed
-from omnivl.architectures.build import outline
-from omnivl.chain.chain import Chain
+from omnivl.architectures.base import missing_streams, streams_needed
 from omnivl.chain.demands import Demands
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import DATA_KINDS, is_label, is_video, visual_of
 from omnivl.data.config import entry_keys
 from omnivl.data.templates import unknown_places
-from omnivl.errors import ModelError, did_you_mean
+from omnivl.errors import did_you_mean
 from omnivl.parts.decoder import looking_ahead
 
 
@@ -221,45 +219,11 @@ def sizes_fit(stage: StagePlan) -> Iterator[Problem]:
         yield Problem(("model", *misfit.path), misfit.got, misfit.allowed, misfit.change)
 
 
-def frozen_parts_exist(stage: StagePlan) -> Iterator[Problem]:
-    """Every pattern of ``freeze`` begins with the name of a layer."""
-    chain = outline_of(stage.model) if stage.freeze else None
-    if chain is None:
-        return
-    layers = list(chain.named_layers)
-    for index, pattern in enumerate(stage.freeze):
-        if not any(fnmatchcase(layer, pattern.split(".")[0]) for layer in layers):
-            places = (
-                name if layer.level is None or layer.level < 0 else f"{layer.stack}_*"
-                for name, layer in chain.named_layers.items()
-            )
-            stacks = list(dict.fromkeys(places))
-            change = did_you_mean(pattern, [*stacks, *layers], "name a layer or a part of one")
-            allowed = f"beginnings of parameter names: {', '.join(stacks)}"
-            yield Problem(("freeze", index), repr(pattern), allowed, change)
-
-
 def weights_have_one_origin(stage: StagePlan) -> Iterator[Problem]:
     """Weights come from an earlier stage or from elsewhere, but for those of a language model, which may join later."""
     if stage.init_from is not None and stage.weights.folders.keys() - {"language"}:
         got = f"weights of other origin beside init_from {stage.init_from!r}"
         yield Problem(("weights",), got, "one of the two", "move 'weights' to the first stage")
-
-
-def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
-    """A pipeline has at most as many stages as passes, and ZeRO stage 0 or 1."""
-    parallel = stage.parallel
-    if parallel.host != "pipeline":
-        return
-    if parallel.zero_stage > 1:
-        change = "set it to 1, or use host 'zero'"
-        got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
-        yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
-    chain = outline_of(stage.model)
-    passes = 0 if chain is None else len(chain.passes)
-    if chain is not None and parallel.pipeline_stages > passes:
-        got = f"{parallel.pipeline_stages} for a chain of {passes} passes"
-        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {passes}", "take fewer stages")
 
 
 def megablocks_is_bf16(stage: StagePlan) -> Iterator[Problem]:
@@ -333,19 +297,10 @@ STAGE_RULES: tuple[StageRule, ...] = (
     objectives_have_streams,
     captions_do_not_look_ahead,
     sizes_fit,
-    frozen_parts_exist,
+    *CHAIN_RULES,
     weights_have_one_origin,
-    pipeline_can_be_cut,
     megablocks_is_bf16,
     offload_has_a_shard,
     nvme_has_a_folder,
     experts_can_be_cut,
 )
-
-
-def outline_of(model: Architecture) -> Chain | None:
-    """The layers of a model without storage; None if it cannot be built, which ``sizes_fit`` or the build reports."""
-    try:
-        return outline(model)
-    except ModelError:
-        return None

@@ -47,7 +47,7 @@ def named_by(pattern: str, parameters: Sequence[str], where: str) -> list[str]:
     Raises:
         UserError: There is none.
     """
-    found = [name for name in parameters if _names(pattern, name)]
+    found = [name for name in parameters if names_parameter(pattern, name)]
     if not found:
         raise UserError(_nothing_message(where, pattern, parameters))
     return found
@@ -112,7 +112,8 @@ def _store(parameter: Any, dtype: torch.dtype) -> None:
         share.data = share.data.to(dtype).pin_memory() if pinned else share.data.to(dtype)
 
 
-def _names(pattern: str, parameter: str) -> bool:
+def names_parameter(pattern: str, parameter: str) -> bool:
+    """Whether a pattern names a parameter, see ``freeze``."""
     parts = parameter.split(".")
     return any(fnmatchcase(".".join(parts[:length]), pattern) for length in range(1, len(parts) + 1))
 

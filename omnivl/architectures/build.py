@@ -95,12 +95,16 @@ def _check_objectives(architecture: Architecture, objectives: Sequence[Objective
         )
 
 
-def outline(architecture: Architecture) -> Chain:
-    """A chain without storage, heads and twins, to ask for its layers, their order and their properties.
+def outline(architecture: Architecture, objectives: Sequence[Objective] = ()) -> Chain:
+    """A chain without storage, to ask for its layers, their order, their properties and the names of its parameters.
+
+    Args:
+        architecture: Its tokenizer need not be known.
+        objectives: Those whose heads and twins it is to have.
 
     Raises:
         ModelError: See ``build_chain``.
     """
     tokens = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=0, num_reserved=0)
     with torch.device("meta"):
-        return build_chain(architecture, (), tokens)
+        return build_chain(architecture, objectives, tokens)

@@ -23,7 +23,8 @@ same joined batch on one plain process is the reference; twins and queue are amo
 largest over the steps, of losses and gradient norms relative, of weights and queue absolute. The tests allow 1e-5,
 1e-4, 5e-5 and 5e-5; of the synthetic chain 1e-5, 1e-5, 1e-6 and 1e-6; of bf16 against bf16 1e-2, 0.1, 5e-3 and 5e-2.
 fp32 unless bf16 is named. Rows that begin with `plan` are stages of `configs/plans`, at a width of 24, with their own
-objectives. In pipelines of one transformer blocks stand on two stages wherever a step joins rows.
+objectives; `names` is classification by names beside contrast, with a bag of words for a text encoder. In pipelines of
+one transformer blocks stand on two stages wherever a step joins rows.
 
 Written by `tests/distributed/layouts_page.py` from a run of `make test-full`: {passed} of {tests} tests of
 `tests/distributed/test_layouts.py` passed, {layouts} layouts, in {seconds:.0f} s on two CPU cores. `make test` runs
@@ -59,7 +60,7 @@ MODELS = {
 
 def model_of(name: str) -> str:
     """``real-limoe-recompute`` in words."""
-    return ", ".join(MODELS.get(part, part) for part in name.split("-") if part != "real")
+    return ", ".join(MODELS.get(part, part) for part in name.split("-") if part != "real") or "dense, joint"
 
 
 def layout_of(host: str) -> str:

@@ -233,9 +233,21 @@ STAGE_CASES = {
         {"model": "{num_frames: 7, tubelet_size: 2}"},
         "p:7: stages.0.model.num_frames: got 7; allowed a multiple of tubelet_size 2; change either",
     ),
-    "frozen_parts_exist": (
-        {"freeze": "[embed, 'text_*', visual_00.attention, 'visal_*']"},
-        "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, join, alignment_*, generation_*, losses; did you mean 'visual_*'?",
+    "patterns_name_parameters": (
+        {"freeze": "[embed, 'text_*', visual_00.block.attention, 'visal_*']"},
+        "p:7: stages.0.freeze.3: got 'visal_*'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, alignment_*, generation_*; did you mean 'visual_*'?",
+    ),
+    "patterns_name_parameters: a part of a layer": (
+        {"freeze": "[losses.heads, embed.blocks.text]", "objectives": "[{kind: mrm, targets: pixels}]"},
+        "p:7: stages.0.freeze.1: got 'embed.blocks.text'; allowed beginnings of parameter names: embed.block; did you mean 'embed.block.text'?",
+    ),
+    "patterns_name_parameters: a layer without parameters": (
+        {"freeze": "[losses]"},
+        "p:7: stages.0.freeze.0: got 'losses'; allowed beginnings of parameter names: embed, visual_*, visual_norm, text_*, contrast, alignment_*, generation_*; name a layer or a part of one",
+    ),
+    "patterns_name_parameters: rates": (
+        {"optimizer": "{lr_scales: {'visual_*': 0.1, 'text_*.block.atention': 0.1}}"},
+        "p:7: stages.0.optimizer.lr_scales.text_*.block.atention: got 'text_*.block.atention'; allowed beginnings of parameter names: text_*.block.attention, text_*.block.norm1, text_*.block.ffn, text_*.block.norm2, text_*.block.norm_out; did you mean 'text_*.block.attention'?",
     ),
     "pipeline_can_be_cut": (
         {"parallel": "{host: pipeline, zero_stage: 2}"},

@@ -117,6 +117,32 @@ def test_submit_refuses_the_same(number: int, here: Path, tmp_path: Path) -> Non
     assert submit(plan, "--offline")[0] == 0
 
 
+def test_patterns_that_name_nothing_are_told_by_every_command(here: Path, tmp_path: Path) -> None:
+    """Of all stages, with nothing but the plan to look at, and before an estimate is made of any stage."""
+    content = plan_of(here)
+    for stage in content["stages"]:
+        stage |= {"freeze": ["embed.block.text"], "optimizer": {"lr_scales": {"visual_*": 0.1, "losses.vocabulary": 5}}}
+    assert check(write_plan(tmp_path, content)) == (0, [])
+    content["stages"][1]["freeze"].append("visual_00.atention")
+    content["stages"][2]["optimizer"]["lr_scales"]["txt_*"] = 0.1
+    plan = write_plan(tmp_path, content)
+    code, problems = check(plan, "--offline")
+    assert (code, len(problems)) == (2, 2)
+    fields = ("stages.1.freeze.1", "stages.2.optimizer.lr_scales.txt_*")
+    for problem, stage, field in zip(problems, STAGES[1:], fields, strict=True):
+        place, path, told = problem.split(": ", 2)
+        assert place.rpartition(":")[0] == str(plan) and int(place.rpartition(":")[2]) in line_of(plan, stage)
+        assert path == field and "; allowed beginnings of parameter names: " in told
+    assert problems[1].endswith("; did you mean 'text_*'?")
+    assert check(plan) == (2, problems)
+    for command in ("estimate", "submit"):
+        code, told = omnivl(command, plan, "--gpus-per-node", "1")
+        assert code == 2 and all(problem in told for problem in problems)
+    with pytest.raises(PlanError) as refused:
+        pretrain(plan, tmp_path / "run", offline=True)
+    assert list(refused.value.problems) == problems
+
+
 def test_all_problems_of_all_stages_are_told_at_once(here: Path, tmp_path: Path) -> None:
     content = plan_of(here)
     chosen = ("no such weights", "filter by an unknown value", "evaluation's labels")

@@ -1,0 +1,81 @@
+"""Rules that ask the chain of a stage, built without storage: which parameters it has, and where it can be cut."""
+
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+
+from engine.plan.plan import StagePlan
+from engine.plan.sample_rules import StageRule
+from engine.plan.yaml import Path, Problem
+from engine.step.freeze import names_parameter
+from omnivl.architectures.base import Architecture
+from omnivl.architectures.build import outline
+from omnivl.chain.chain import Chain
+from omnivl.chain.objective import Objective
+from omnivl.errors import ModelError, did_you_mean
+
+
+def patterns_name_parameters(stage: StagePlan) -> Iterator[Problem]:
+    """Every pattern of ``freeze`` and of ``optimizer.lr_scales`` names a parameter that the stage has."""
+    patterns: dict[Path, str] = {("freeze", index): pattern for index, pattern in enumerate(stage.freeze)}
+    patterns |= {("optimizer", "lr_scales", pattern): pattern for pattern in stage.optimizer.lr_scales}
+    chain = _outline_of(stage.model, stage.objectives) if patterns else None
+    if chain is None:
+        return
+    parameters = [name for name, _ in chain.named_parameters()]
+    for path, pattern in patterns.items():
+        if not any(names_parameter(pattern, name) for name in parameters):
+            allowed, known = _instead_of(pattern, chain, parameters)
+            change = did_you_mean(pattern, known, "name a layer or a part of one")
+            yield Problem(path, repr(pattern), f"beginnings of parameter names: {', '.join(allowed)}", change)
+
+
+def _instead_of(pattern: str, chain: Chain, parameters: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What could stand in place of a pattern that names nothing.
+
+    Returns:
+        Patterns one part longer than the longest beginning of ``pattern`` that names something; and these with all
+        that lies below them.
+    """
+    parts = pattern.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        head = ".".join(parts[:length])
+        below = [
+            [head, *names[length:]]
+            for names in (name.split(".") for name in parameters)
+            if len(names) > length and fnmatchcase(".".join(names[:length]), head)
+        ]
+        if below:
+            known = [".".join(names[:end]) for names in below for end in range(2, len(names) + 1)]
+            return list(dict.fromkeys(".".join(names[:2]) for names in below)), list(dict.fromkeys(known))
+    layers = {name: layer for name, layer in chain.named_layers.items() if any(True for _ in layer.parameters())}
+    stacks = dict.fromkeys(
+        name if layer.level is None or layer.level < 0 else f"{layer.stack}_*" for name, layer in layers.items()
+    )
+    return list(stacks), [*stacks, *layers]
+
+
+def pipeline_can_be_cut(stage: StagePlan) -> Iterator[Problem]:
+    """A pipeline has at most as many stages as passes, and ZeRO stage 0 or 1."""
+    parallel = stage.parallel
+    if parallel.host != "pipeline":
+        return
+    if parallel.zero_stage > 1:
+        change = "set it to 1, or use host 'zero'"
+        got = f"{parallel.zero_stage} with host 'pipeline', which DeepSpeed refuses"
+        yield Problem(("parallel", "zero_stage"), got, "0 or 1", change)
+    chain = _outline_of(stage.model)
+    passes = 0 if chain is None else len(chain.passes)
+    if chain is not None and parallel.pipeline_stages > passes:
+        got = f"{parallel.pipeline_stages} for a chain of {passes} passes"
+        yield Problem(("parallel", "pipeline_stages"), got, f"2 to {passes}", "take fewer stages")
+
+
+CHAIN_RULES: tuple[StageRule, ...] = (patterns_name_parameters, pipeline_can_be_cut)
+
+
+def _outline_of(model: Architecture, objectives: Sequence[Objective] = ()) -> Chain | None:
+    """The chain of a model; None if it cannot be built, which other rules or the build report."""
+    try:
+        return outline(model, objectives)
+    except ModelError:
+        return None
