@@ -222,7 +222,7 @@ class StageLoop:
 
     def _finish_step(self, loader_state: LoaderState, complete: Callable[[], None], *, stopping: bool) -> None:
         """Saves and evaluates in the steps in which they are due: first what is not to be lost, then what may fail."""
-        before = time.perf_counter()
+        before, cpu_before = time.perf_counter(), time.process_time()
         step, last = self._state.step, self._state.step == self._stage.steps
         due = self._assessment.is_due(step)
         self._state = replace(self._state, evaluation_due=due)
@@ -246,7 +246,8 @@ class StageLoop:
             elif best:
                 self._save(loader_state)
             saving += time.perf_counter() - began
-        self._throughput.pause(time.perf_counter() - before, saving=saving)
+        cpu_seconds = time.process_time() - cpu_before
+        self._throughput.pause(time.perf_counter() - before, saving=saving, cpu_seconds=cpu_seconds)
 
     def _catch_up(self) -> None:
         """Evaluates at the resumed checkpoint where that was still to come."""

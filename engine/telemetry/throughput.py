@@ -53,6 +53,7 @@ class Throughput:
     def restart(self) -> None:
         """Begins a new window, after a line of metrics."""
         self._began = self._last = time.perf_counter()
+        self._cpu_began = time.process_time()
         self._steps = self._samples = self._tokens = 0
         self._operations = self._waited = self._saving = 0.0
 
@@ -76,14 +77,16 @@ class Throughput:
         self._recent.append((now - self._last, samples))
         self._last = now
 
-    def pause(self, seconds: float, *, saving: float = 0.0) -> None:
+    def pause(self, seconds: float, *, saving: float = 0.0, cpu_seconds: float = 0.0) -> None:
         """Excludes time that was spent on something else, such as an evaluation or a checkpoint.
 
         Args:
             seconds: All of it.
             saving: The part of it that checkpoints took.
+            cpu_seconds: CPU time of this process in it.
         """
         self._began += seconds
+        self._cpu_began += cpu_seconds
         self._last += seconds
         self._saving += saving
 
@@ -93,7 +96,9 @@ class Throughput:
         return sum(samples for _, samples in self._recent) / seconds if seconds > 0 else 0.0
 
     def figures(self, device: torch.device) -> dict[str, float]:
-        """Rates over the window and memory of this process.
+        """Rates over the window, and CPU time and memory of this process.
+
+        CPU time is that of all its threads, without worker processes of the loader.
 
         Args:
             device: The GPU whose memory is asked for too.
@@ -103,6 +108,7 @@ class Throughput:
             "samples_per_second": self._samples / seconds,
             "tokens_per_second": self._tokens / seconds,
             "seconds_per_step": seconds / max(1, self._steps),
+            "cpu_seconds_per_step": (time.process_time() - self._cpu_began) / max(1, self._steps),
             "tflops": self._operations / seconds / 1e12,
             "mfu": self._operations / seconds / (self._peak.flops * self._processes),
             "data_wait": self._waited / seconds,

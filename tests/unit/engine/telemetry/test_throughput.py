@@ -77,3 +77,16 @@ def test_waiting_counts_and_pauses_do_not() -> None:
     after = throughput.figures(torch.device("cpu"))
     assert abs(after["data_wait"] - 1.0) < 0.05
     assert after["save_seconds"] == 1.5
+
+
+def test_cpu_time_of_pauses_does_not_count() -> None:
+    throughput = Throughput(
+        bare_chain((UniVLC(),)), MODEL, (UniVLC(),), pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured")
+    )
+    throughput.restart()
+    throughput.pause(-9.0, cpu_seconds=-8.0)  # as if the window had begun 9 s earlier, 8 s of CPU time ago
+    for _ in range(2):
+        throughput.add([batch(1)], waited=0.0)
+    assert abs(throughput.figures(torch.device("cpu"))["cpu_seconds_per_step"] - 4.0) < 0.2
+    throughput.pause(6.0, cpu_seconds=6.0)
+    assert abs(throughput.figures(torch.device("cpu"))["cpu_seconds_per_step"] - 1.0) < 0.2
