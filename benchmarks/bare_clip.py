@@ -1,54 +1,86 @@
-"""A plain two-tower CLIP in bare PyTorch on the embedded drawings: the peer of the learning benchmark.
+"""A plain two-tower CLIP in bare PyTorch on the embedded drawings: the peer of the benchmarks of learning.
 
-It has what a script without an engine would have: two pre-norm transformers, explicit attention products in bf16 (twice
-as fast as ``scaled_dot_product_attention`` on a CPU at these lengths), random affine and colour augmentation on
-tensors, AdamW with a cosine schedule, all drawings decoded once into memory. About 5.3 M parameters at 64 px with
-patches of 8.
+It has what a script without an engine would have: two pre-norm transformers, explicit attention products in bf16 where
+the machine is faster with it (twice as fast as ``scaled_dot_product_attention`` on a CPU at these lengths), contrast
+within the batch, AdamW with a cosine schedule. Pictures and texts come from the engine's loader, so that it sees the
+same drawings in the same views, at the same cost, as the plan whose data it is given.
 
-python -m benchmarks.bare_clip SECONDS SEED        # trains for so long, prints recalls and pairs as one line of JSON
+python -m benchmarks.bare_clip 180 0 --cpu        # trains for so long, prints recalls, pairs and cost as a line of JSON
 """
 
+import argparse
+import dataclasses
 import json
 import math
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.record import ROOT
+from engine.plan.parse import load_plan
+from engine.plan.precision import dtype_of, faster_precision
+from omnivl.chain.flops import FORWARD_AND_BACKWARD
+from omnivl.data.batch import Batch
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
+from omnivl.data.loader import Loader
+from omnivl.data.sizes import InputSizes
 from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import load_tokenizer
-from omnivl.randomness import generator
 from omnivl.tasks.ranking import recalls
 
-SIZE, PATCH, WIDTH, HEADS, VISION_LAYERS, TEXT_LAYERS, TEXT_LENGTH, EMBEDDING = 64, 8, 192, 3, 6, 4, 16, 128
+SIZE, WIDTH, HEADS, VISION_LAYERS, TEXT_LENGTH, EMBEDDING = 64, 192, 3, 6, 16, 128
+PLAN = ROOT / "configs" / "plans" / "records.yaml"
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """One style of all drawings, in memory.
+class Settings:
+    """What may be chosen of the peer.
 
     Attributes:
-        pixels: uint8 ``[N, 3, 64, 64]``.
-        names: The name of each.
-        captions: Name-and-tag texts of each.
+        patch_size: Side of a patch in pixels.
+        pooling: Whether a tower's output is its first position or the mean of all positions.
+        text_layers: Blocks of the text tower.
+        learning_rate: Peak.
+        batch_size: Pairs of a step.
     """
 
-    pixels: Tensor
-    names: list[str]
-    captions: list[tuple[str, ...]]
+    patch_size: int = 16
+    pooling: Literal["first", "mean"] = "mean"
+    text_layers: int = 4
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+
+    def arguments(self) -> list[str]:
+        """The settings as options of the command line."""
+        return [f"--{name.replace('_', '-')}={value}" for name, value in dataclasses.asdict(self).items()]
+
+    def __str__(self) -> str:
+        return (
+            f"patches of {self.patch_size}, pooling {self.pooling}, {self.text_layers} text blocks, "
+            f"rate {self.learning_rate:g}, {self.batch_size} pairs"
+        )
 
 
-def load_drawings(*styles: str) -> Drawings:
-    """Decodes the drawings of some styles."""
-    source = open_source(DataEntryConfig(source="emoji", kind="image_text", where={"style": styles}), seed=0)
-    samples = [source.read(i) for i in range(len(source))]
-    pixels = torch.stack([evaluation_frames(sample, SIZE, 1, LoaderConfig())[0] for sample in samples])
-    return Drawings(pixels, [sample.captions[0] for sample in samples], [sample.captions for sample in samples])
+@dataclass(frozen=True)
+class Training:
+    """What a training has taken.
+
+    Attributes:
+        pairs: Pairs seen.
+        seconds: By the clock that bounds it, without the start.
+        flops: Operations of the towers' matrix products, forward and backward, as ``omnivl.chain.flops`` counts them.
+    """
+
+    pairs: int
+    seconds: float
+    flops: float
 
 
 class Block(nn.Module):
@@ -72,124 +104,163 @@ class Block(nn.Module):
 
 
 class BareCLIP(nn.Module):
-    """Two towers and a temperature. Parameters fp32, towers run under bf16 copies made by ``torch.autocast``."""
+    """Two towers and a temperature. Parameters fp32, towers run under copies that ``torch.autocast`` makes."""
 
-    def __init__(self, vocab_size: int) -> None:
+    def __init__(self, vocab_size: int, settings: Settings, dtype: torch.dtype) -> None:
         super().__init__()
-        self.patches = nn.Linear(3 * PATCH**2, WIDTH)
+        self.patch, self.pooling, self.dtype = settings.patch_size, settings.pooling, dtype
+        self.patches = nn.Linear(3 * self.patch**2, WIDTH)
         self.words = nn.Embedding(vocab_size, WIDTH)
-        self.class_token = nn.Parameter(torch.randn(WIDTH) * 0.02)
-        self.visual_positions = nn.Parameter(torch.randn((SIZE // PATCH) ** 2 + 1, WIDTH) * 0.02)
+        first = settings.pooling == "first"
+        self.class_token = nn.Parameter(torch.randn(WIDTH) * 0.02) if first else None
+        self.visual_positions = nn.Parameter(torch.randn((SIZE // self.patch) ** 2 + first, WIDTH) * 0.02)
         self.text_positions = nn.Parameter(torch.randn(TEXT_LENGTH, WIDTH) * 0.02)
         self.visual = nn.ModuleList(Block() for _ in range(VISION_LAYERS))
-        self.text = nn.ModuleList(Block() for _ in range(TEXT_LAYERS))
+        self.text = nn.ModuleList(Block() for _ in range(settings.text_layers))
         self.visual_norm, self.text_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.visual_projection, self.text_projection = nn.Linear(WIDTH, EMBEDDING), nn.Linear(WIDTH, EMBEDDING)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         nn.init.normal_(self.words.weight, std=0.02)
 
     def encode_visual(self, pixels: Tensor) -> Tensor:
-        """``[B, 3, 64, 64]`` in [0, 1] to ``[B, 128]``, L2-normalised."""
-        side = SIZE // PATCH
-        cut = pixels.view(-1, 3, side, PATCH, side, PATCH).permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), side**2, -1)
-        x = torch.cat([self.class_token.expand(len(pixels), 1, -1), self.patches((cut - 0.5) / 0.5)], dim=1)
-        return self._tower(x + self.visual_positions, self.visual, self.visual_norm, self.visual_projection, None)
+        """uint8 ``[B, 3, 64, 64]`` to ``[B, 128]``, L2-normalised."""
+        side, patch = SIZE // self.patch, self.patch
+        scaled = pixels.float() / 127.5 - 1
+        cut = scaled.view(-1, 3, side, patch, side, patch).permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), side**2, -1)
+        x = self.patches(cut)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(pixels), 1, -1), x], dim=1)
+        x = self._tower(x + self.visual_positions, self.visual, None)
+        pooled = x.mean(1) if self.pooling == "mean" else x[:, 0]
+        return F.normalize(self.visual_projection(self.visual_norm(pooled)), dim=-1)
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """``[B, L]`` to ``[B, 128]``, L2-normalised; padding (id 0) is not attended to."""
         token_ids = token_ids[:, : int((token_ids != 0).sum(1).max())]
-        padding = (token_ids == 0)[:, None, None]
-        bias = torch.zeros(padding.shape, device=token_ids.device).masked_fill(padding, -1e4)
+        there = token_ids != 0
+        bias = torch.zeros(there.shape, device=token_ids.device).masked_fill(~there, -1e4)[:, None, None]
         x = self.words(token_ids) + self.text_positions[: token_ids.shape[1]]
-        return self._tower(x, self.text, self.text_norm, self.text_projection, bias.bfloat16())
+        x = self._tower(x, self.text, bias.to(self.dtype))
+        mean = (x * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        pooled = mean if self.pooling == "mean" else x[:, 0]
+        return F.normalize(self.text_projection(self.text_norm(pooled)), dim=-1)
 
-    def _tower(self, x: Tensor, blocks: nn.ModuleList, norm: nn.Module, out: nn.Module, bias: Tensor | None) -> Tensor:
-        with torch.autocast(x.device.type, torch.bfloat16):
-            x = x.bfloat16()
+    def flops(self, token_ids: Tensor) -> float:
+        """Operations of the towers' products for a batch's pictures and texts, padding left out, both ways."""
+        rows, positions = len(token_ids), len(self.visual_positions)
+        words, length = int((token_ids != 0).sum()), int((token_ids != 0).sum(1).max())
+        products = rows * positions * VISION_LAYERS * _block_products(positions)
+        products += words * len(self.text) * _block_products(length)
+        products += rows * (SIZE**2 * 3 * WIDTH + 2 * WIDTH * EMBEDDING)
+        return 2.0 * FORWARD_AND_BACKWARD * products
+
+    def _tower(self, x: Tensor, blocks: nn.ModuleList, bias: Tensor | None) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            x = x.to(self.dtype)
             for block in blocks:
                 x = block(x, bias)
-        return F.normalize(out(norm(x[:, 0].float())), dim=-1)
+        return x.float()
 
 
-def augment(pixels: Tensor) -> Tensor:
-    """Random affine map and colour change of uint8 ``[B, 3, H, W]``; returns floats in [0, 1]. White fills in."""
-    count = len(pixels)
-    x = pixels.float() / 255
+def _block_products(length: int) -> int:
+    """Multiplications of one position of a block: attention's and the perceptron's maps, scores and their use."""
+    return 12 * WIDTH**2 + 2 * length * WIDTH
 
-    def draw(low: float, high: float, *shape: int) -> Tensor:
-        return torch.empty(count, *shape, device=x.device).uniform_(low, high)
 
-    angle, scale = draw(-0.35, 0.35), 1 / draw(0.7, 1.15)
-    flip = torch.where(draw(0, 1) < 0.5, -1.0, 1.0)
-    maps = torch.stack(
-        [
-            torch.stack([angle.cos() * scale * flip, -angle.sin() * scale, draw(-0.15, 0.15)], dim=1),
-            torch.stack([angle.sin() * scale * flip, angle.cos() * scale, draw(-0.15, 0.15)], dim=1),
-        ],
-        dim=1,
-    )
-    grid = F.affine_grid(maps, list(x.shape), align_corners=False)
-    x = 1 - F.grid_sample(1 - x, grid, align_corners=False)
-    x = x * draw(0.7, 1.3, 1, 1, 1) + draw(-0.15, 0.15, 3, 1, 1)
-    return x.clamp(0, 1)
+def image_texts(plan: Path) -> tuple[DataEntryConfig, ...]:
+    """The pictures with texts that the first stage of a plan trains on."""
+    found = [entry for entry in load_plan(plan).stages[0].data if entry.kind == "image_text"]
+    return tuple(dataclasses.replace(entry, fields=()) for entry in found)
 
 
 def train_bare_clip(
-    seconds: float, seed: int, batch_size: int = 256, learning_rate: float = 1e-3
-) -> tuple[BareCLIP, int]:
-    """Trains on the 3D and Noto drawings for a given time.
+    entries: tuple[DataEntryConfig, ...], seconds: float, seed: int, settings: Settings, *, cpu: bool = False
+) -> tuple[BareCLIP, Training]:
+    """Trains for a given time, which begins when model and data stand ready.
 
-    Returns:
-        The model, and the number of pairs that it saw.
+    Args:
+        entries: Pictures with texts.
+        seconds: How long.
+        seed: Of weights and of the order of samples.
+        settings: What may be chosen.
+        cpu: Whether to count CPU time of this process instead of time by the clock.
     """
     torch.manual_seed(seed)
-    random = generator(seed, "bare_clip")
-    drawings, tokenizer = load_drawings("fluent", "noto"), load_tokenizer("emoji")
-    concepts = {name: i for i, name in enumerate(sorted(set(drawings.names)))}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    identity = torch.tensor([concepts[name] for name in drawings.names], device=device)
-    pixels = drawings.pixels.to(device)
-    model = BareCLIP(tokenizer.special.vocab_size).to(device)
+    tokenizer, clock = load_tokenizer("emoji"), time.process_time if cpu else time.monotonic
+    device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
+    dtype = dtype_of(faster_precision(device))
+    model = BareCLIP(tokenizer.special.vocab_size, settings, dtype).to(device)
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98), fused=True)
-    order: list[int] = []
-    seen, start = 0, time.monotonic()
-    while (done := (time.monotonic() - start) / seconds) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, done / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
-        if len(order) < batch_size:
-            order += torch.randperm(len(drawings.names)).tolist()
-        rows, order = order[:batch_size], order[batch_size:]
-        texts = [drawings.captions[i][int(random.integers(len(drawings.captions[i])))] for i in rows]
-        visual = model.encode_visual(augment(pixels[rows]))
-        text = model.encode_text(torch.from_numpy(tokenizer.encode(texts, TEXT_LENGTH)).to(device))
-        logits = model.logit_scale.exp().clamp(max=100) * visual @ text.T
-        same = (identity[rows][:, None] == identity[rows]).float()
-        targets = same / same.sum(1, keepdim=True)  # two drawings of one concept are no negatives of each other
-        loss = (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
-        optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([loss])
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        seen += batch_size
-    return model, seen
+    optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    loader = Loader(
+        entries,
+        loader_config=LoaderConfig(),
+        sizes=InputSizes(SIZE, SIZE, 1, settings.patch_size, 1, TEXT_LENGTH),
+        tokenizer=tokenizer,
+        micro_batch_size=settings.batch_size,
+        seed=seed,
+    )
+    pairs, flops, start = 0, 0.0, clock()
+    with loader:
+        batches = iter(loader)
+        while (done := (clock() - start) / seconds) < 1:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * min(1.0, done / 0.05) * 0.5 * (1 + math.cos(math.pi * done))
+            batch = next(batches)[0]
+            loss = contrast(model, batch)
+            optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward([loss])
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            assert batch.token_ids is not None
+            pairs, flops = pairs + batch.size, flops + model.flops(batch.token_ids)
+        taken = clock() - start
+    return model, Training(pairs, taken, flops)
+
+
+def contrast(model: BareCLIP, batch: Batch) -> Tensor:
+    """CLIP's loss within a batch. Two drawings of one concept are no negatives of each other."""
+    assert batch.frames is not None and batch.token_ids is not None, "a batch of pictures with texts"
+    device = model.logit_scale.device
+    visual = model.encode_visual(batch.frames[:, 0].to(device))
+    text = model.encode_text(batch.token_ids.to(device))
+    logits = model.logit_scale.exp().clamp(max=100) * visual @ text.T
+    same = (batch.identity[:, None] == batch.identity).float().to(device)
+    targets = same / same.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 @torch.no_grad()
 def unseen_style_recalls(model: BareCLIP) -> dict[int, float]:
     """R@1, R@5 and R@10 of the Twemoji drawings against all names."""
-    drawings, tokenizer = load_drawings("twemoji"), load_tokenizer("emoji")
+    source = open_source(DataEntryConfig(source="emoji", kind="image_text", where={"style": ("twemoji",)}), seed=0)
+    samples = [source.read(i) for i in range(len(source))]
+    pixels = torch.stack([evaluation_frames(sample, SIZE, 1, LoaderConfig())[0] for sample in samples])
     device = model.logit_scale.device
-    visual = torch.cat(
-        [model.encode_visual(part.float() / 255) for part in torch.split(drawings.pixels.to(device), 256)]
-    )
-    names = torch.from_numpy(tokenizer.encode(drawings.names, TEXT_LENGTH)).to(device)
-    text = torch.cat([model.encode_text(part) for part in torch.split(names, 256)])
-    return recalls((visual @ text.T).cpu(), torch.eye(len(names), dtype=torch.bool))
+    ids = torch.from_numpy(load_tokenizer("emoji").encode([sample.captions[0] for sample in samples], TEXT_LENGTH))
+    visual = torch.cat([model.encode_visual(part.to(device)) for part in torch.split(pixels, 256)])
+    text = torch.cat([model.encode_text(part.to(device)) for part in torch.split(ids, 256)])
+    return recalls((visual @ text.T).cpu(), torch.eye(len(ids), dtype=torch.bool))
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bare_clip", description=__doc__)
+    parser.add_argument("seconds", type=float, help="how long to train")
+    parser.add_argument("seed", type=int)
+    parser.add_argument("--cpu", action="store_true", help="count seconds of the CPU, and compute on it")
+    parser.add_argument("--plan", type=Path, default=PLAN, help="whose first stage's pictures with texts it sees")
+    for field in dataclasses.fields(Settings):
+        option = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(option, type=type(field.default), default=field.default, help="default %(default)s")
+    given = parser.parse_args()
+    settings = Settings(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Settings)})
+    model, training = train_bare_clip(image_texts(given.plan), given.seconds, given.seed, settings, cpu=given.cpu)
+    found = {"recalls": unseen_style_recalls(model), **dataclasses.asdict(training)}
+    sys.stdout.write(json.dumps(found) + "\n")
 
 
 if __name__ == "__main__":
-    trained, pairs_seen = train_bare_clip(float(sys.argv[1]), int(sys.argv[2]))
-    sys.stdout.write(json.dumps({"recalls": unseen_style_recalls(trained), "pairs": pairs_seen}) + "\n")
+    main()

@@ -35,7 +35,8 @@ def run_ours(seed: int, minutes: float, cores: Cores) -> PlanRun:
 
 def run_peer(seed: int, ours: Future[PlanRun], cores: Cores) -> tuple[dict[int, float], int]:
     """The bare CLIP, for as long as the plan's run took; returns its recalls by place, and the pairs that it saw."""
-    command = [sys.executable, "-m", "benchmarks.bare_clip", f"{ours.result().seconds:.1f}", str(seed)]
+    seconds = f"{ours.result().seconds:.1f}"
+    command = [sys.executable, "-m", "benchmarks.bare_clip", seconds, str(seed), f"--plan={PLAN}"]
     peer = json.loads(run_on(cores, command).output.splitlines()[-1])
     return {int(place): recall for place, recall in peer["recalls"].items()}, peer["pairs"]
 

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
@@ -24,6 +24,7 @@ import torch
 from benchmarks.record import ROOT
 from engine.plan.parse import load_plan
 from engine.telemetry.environment import usable_cores
+from engine.telemetry.metrics import read_metrics
 from omnivl.tasks.results import Score
 
 Cores = frozenset[int]
@@ -39,12 +40,37 @@ class PlanRun:
         seconds: From the start of the command to its end.
         cpu_seconds: CPU time; on a lane of one core the time that it takes without other load.
         metrics: The last training metrics of every stage, by their names in ``metrics.jsonl``.
+        windows: What the steps of every stage took, line by line of its metrics.
     """
 
     scores: Mapping[str, Mapping[str, Score]]
     seconds: float
     cpu_seconds: float
     metrics: Mapping[str, Mapping[str, float]]
+    windows: Mapping[str, Sequence["Spent"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What steps took, without start, checkpoints and evaluations.
+
+    Attributes:
+        steps: Their number.
+        cpu_seconds: CPU time of the training process.
+        samples: Samples seen.
+        flops: Operations of the steps, as ``omnivl.chain.flops`` counts them.
+    """
+
+    steps: int
+    cpu_seconds: float
+    samples: float
+    flops: float
+
+    @classmethod
+    def over(cls, parts: Sequence[Self]) -> Self:
+        """The sum of at least one."""
+        steps, cpu_seconds, samples, flops = (sum(values) for values in zip(*map(astuple, parts), strict=True))
+        return cls(steps, cpu_seconds, samples, flops)
 
 
 @dataclass(frozen=True)
@@ -142,13 +168,35 @@ def run_plan(plan: Path, overrides: Sequence[str], cores: Cores, stages: Sequenc
         written = sorted((run / "stages").glob("*/evaluation.json"))
         scores = {path.parent.name.partition("-")[2]: _scores(json.loads(path.read_text("utf-8"))) for path in written}
         logs = sorted((run / "stages").glob("*/metrics.jsonl"))
-        metrics = {path.parent.name.partition("-")[2]: _last_metrics(path) for path in logs}
-    return PlanRun(scores, sum(one.seconds for one in done), sum(one.cpu_seconds for one in done), metrics)
+        lines = {path.parent.name.partition("-")[2]: _train_lines(path) for path in logs}
+    return PlanRun(
+        scores,
+        sum(one.seconds for one in done),
+        sum(one.cpu_seconds for one in done),
+        {stage: found[-1]["metrics"] for stage, found in lines.items()},
+        {stage: windows_of(found) for stage, found in lines.items()},
+    )
 
 
-def _last_metrics(log: Path) -> Mapping[str, float]:
-    events = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    found: Mapping[str, float] = [event["metrics"] for event in events if event["event"] == "train"][-1]
+def _train_lines(log: Path) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(log) if record["event"] == "train"]
+
+
+def windows_of(lines: Sequence[Mapping[str, Any]]) -> list[Spent]:
+    """What the steps between two lines of metrics took: their rates times the steps."""
+    found, before = [], 0
+    for line in lines:
+        steps, speed = line["step"] - before, line["speed"]
+        seconds = steps * speed["seconds_per_step"]
+        found.append(
+            Spent(
+                steps,
+                steps * speed["cpu_seconds_per_step"],
+                seconds * speed["samples_per_second"],
+                seconds * speed["tflops"] * 1e12,
+            )
+        )
+        before = line["step"]
     return found
 
 

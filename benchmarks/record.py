@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Ratio
-from engine.telemetry.environment import describe_environment, usable_cores
+from engine.telemetry.environment import describe_environment, git_commit, usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -36,12 +36,14 @@ class Options:
         threads: Threads of torch on the CPU.
         quick: Whether to make a small run only, to show that everything works.
         out: Folder of the result files.
+        own: What the benchmark's own options say.
     """
 
     device: torch.device
     threads: int
     quick: bool
     out: Path
+    own: argparse.Namespace = field(default_factory=argparse.Namespace)
 
 
 @dataclass(frozen=True)
@@ -94,13 +96,29 @@ def read_options(parsed: argparse.Namespace) -> Options:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     out = parsed.out or (QUICK_RESULTS if parsed.quick else RESULTS)
-    return Options(torch.device(name), parsed.threads, parsed.quick, out)
+    return Options(torch.device(name), parsed.threads, parsed.quick, out, parsed)
 
 
-def main_of(benchmark: str, description: str | None, run: Callable[[Options], Report]) -> None:
-    """The command line of one benchmark: ``python -m benchmarks.NAME``."""
+def main_of(
+    benchmark: str,
+    description: str | None,
+    run: Callable[[Options], Report],
+    add_own: Callable[[argparse.ArgumentParser], None] = lambda _: None,
+) -> Path:
+    """The command line of one benchmark: ``python -m benchmarks.NAME``.
+
+    Args:
+        benchmark: Its name.
+        description: For ``--help``.
+        run: Makes the report.
+        add_own: Adds options of its own.
+
+    Returns:
+        Path of the JSON file.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{benchmark}", description=description)
     add_options(parser)
+    add_own(parser)
     options = read_options(parser.parse_args())
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -108,6 +126,7 @@ def main_of(benchmark: str, description: str | None, run: Callable[[Options], Re
     report = run(options)
     paths = write(report, options, sys.argv[1:], load_before)
     sys.stdout.write(ratio_lines(report) + f"\nwritten to {paths[0]} and {paths[1].name}\n")
+    return paths[1]
 
 
 def write(report: Report, options: Options, arguments: Sequence[str], load_before: float) -> tuple[Path, Path]:
@@ -139,11 +158,16 @@ def write(report: Report, options: Options, arguments: Sequence[str], load_befor
         "ratios": ratios,
         "tables": tables,
     }
-    stem = options.out / f"{report.benchmark}-{options.device.type}"
-    page, values = stem.with_suffix(".md"), stem.with_suffix(".json")
-    _replace(values, json.dumps(found, indent=1) + "\n")
-    _replace(page, markdown(report, around))
+    values = values_path(report.benchmark, options)
+    page = values.with_suffix(".md")
+    replace_file(values, json.dumps(found, indent=1) + "\n")
+    replace_file(page, markdown(report, around))
     return page, values
+
+
+def values_path(benchmark: str, options: Options) -> Path:
+    """The JSON file of a benchmark's results."""
+    return options.out / f"{benchmark}-{options.device.type}.json"
 
 
 def markdown(report: Report, around: Mapping[str, Any]) -> str:
@@ -152,11 +176,11 @@ def markdown(report: Report, around: Mapping[str, Any]) -> str:
     if around["quick"]:
         parts.append("**A quick run: it shows that the benchmark works; its figures are rough.**")
     rows = [[r.name, str(r.value), r.target, {None: "", True: "yes", False: "**no**"}[r.met]] for r in report.ratios]
-    parts.append(_markdown_table(["ratio", "median (range over the rounds)", "target", "met"], rows))
-    parts += [f"## {table.title}\n\n{_markdown_table(table.columns, table.rows)}" for table in report.tables]
-    parts.append("## Measured on\n\n" + _markdown_table(["", ""], [[k, _cell(v)] for k, v in around.items()]))
+    parts.append(markdown_table(["ratio", "median (range over the rounds)", "target", "met"], rows))
+    parts += [f"## {table.title}\n\n{markdown_table(table.columns, table.rows)}" for table in report.tables]
+    parts.append("## Measured on\n\n" + markdown_table(["", ""], [[k, _cell(v)] for k, v in around.items()]))
     if report.settings:
-        parts.append("## Settings\n\n" + _markdown_table(["", ""], [[k, _cell(v)] for k, v in report.settings.items()]))
+        parts.append("## Settings\n\n" + markdown_table(["", ""], [[k, _cell(v)] for k, v in report.settings.items()]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -173,7 +197,6 @@ def ratio_lines(report: Report) -> str:
 def _environment(device: torch.device) -> dict[str, Any]:
     """Date, hardware and versions: nothing that names the machine or its folders."""
     known = describe_environment(world_size=1)
-    git = known["git"]
     return {
         "date": known["started"],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else known["cpu"],
@@ -181,20 +204,30 @@ def _environment(device: torch.device) -> dict[str, Any]:
         "memory_gib": known["memory_gib"],
         "cuda": known["cuda"],
         **{name: known[name] for name in _VERSIONS},
-        "commit": None if git is None else git["commit"] + (" with changes" if git["changed"] else ""),
+        "commit": _commit(known["git"]),
     }
+
+
+def _commit(git: Mapping[str, Any] | None, digits: int | None = None) -> str | None:
+    return None if git is None else git["commit"][:digits] + (" with changes" if git["changed"] else "")
+
+
+def short_commit() -> str:
+    """The commit that is run, for a cell of a table."""
+    return _commit(git_commit(ROOT), 10) or "-"
 
 
 def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Writes a file beside and renames it: a reader sees the old one or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
