@@ -17,9 +17,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -96,6 +96,12 @@ class TrainerState:
     guard: Mapping[str, Any] = field(default_factory=dict)
     rollbacks: int = 0
     evaluation_due: bool = False
+
+    def evaluated(self, figure: float | None) -> Self:
+        """The state after an evaluation; ``figure`` is the best so far, or None."""
+        if figure is None:
+            return replace(self, evaluation_due=False)
+        return replace(self, evaluation_due=False, best=figure, best_step=self.step)
 
 
 def step_folder(folder: Path, step: int) -> Path:

@@ -1,38 +1,24 @@
 """The loop of one stage: take micro-batches, step the host, log, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn
 
-from engine.disk.checkpoint import (
-    SavedLayout,
-    TrainerState,
-    load_checkpoint,
-    newest_complete,
-    remove_leftovers,
-)
+from engine.disk.checkpoint import SavedLayout, TrainerState
 from engine.disk.checkpoint_writer import CheckpointWriter
-from engine.disk.rollback import (
-    Rollback,
-    RolledBackError,
-    position_in_data,
-    read_rollbacks,
-    remove_void,
-    write_rollbacks,
-)
+from engine.disk.rollback import Rollback
 from engine.disk.run_folder import StageFolder
 from engine.hosts import Host, expert_parallel_size
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
 from engine.run.assessment import Assessment
 from engine.run.curve import Curve
-from engine.step.guard import Guard, Trouble, culprits
+from engine.run.resumption import go_back, resume
+from engine.step.guard import Guard, culprits
 from engine.step.loss_window import LossWindow
 from engine.step.report import StepResult
-from engine.telemetry.metrics import MetricsLog, record_behind
+from engine.telemetry.metrics import MetricsLog
 from engine.telemetry.progress import Progress
 from engine.telemetry.throughput import Throughput
 from engine.watch.heartbeat import Activity, Heartbeat
@@ -42,12 +28,7 @@ from omnivl.data.batch import Batch
 from omnivl.data.config import entry_keys
 from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.tokenizer import TextReader, Tokenizer, load_readers
-from omnivl.errors import UserError
 from omnivl.randomness import stable_hash
-
-
-class DivergedError(UserError):
-    """Losses or gradients were not finite, or losses too high, in too many steps in a row."""
 
 
 class StageLoop:
@@ -176,7 +157,8 @@ class StageLoop:
             what, count = culprits(result), self._guard.skipped
             self._progress.message(f"step {step}: {what} not finite, step skipped ({count} so far)")
         if trouble is not None:
-            self._go_back(trouble, taken[-1][1])
+            self._checkpoints.finish()
+            go_back(self._stage, self._folder, self._plan.guard, self._rollbacks, trouble, step, taken[-1][1])
         self._window.add(result)
         speed = self._throughput.samples_per_second()
         self._progress.update(step, result.losses, speed, result.learning_rates)
@@ -189,23 +171,6 @@ class StageLoop:
 
     def _begin(self, activity: Activity) -> None:
         self._heartbeat.begin(activity, self._stage.name, self._state.step)
-
-    def _go_back(self, trouble: Trouble, loader_state: LoaderState) -> NoReturn:
-        """Records a rollback and raises ``RolledBackError``, or ``DivergedError`` if the plan allows no more."""
-        self._checkpoints.finish()
-        rollbacks, guard = self._rollbacks, self._plan.guard
-        if len(rollbacks) >= guard.rollbacks:
-            good = "The weights are those of the last good step. " if trouble.skipped else ""
-            after = f", after as many rollbacks as guard.rollbacks allows ({guard.rollbacks})" if rollbacks else ""
-            raise DivergedError(
-                f"stage {self._stage.name}, step {self._state.step}: {trouble.what}{after}. {good}Lower "
-                f"stages.{self._stage.name}.optimizer.lr (now {self._stage.optimizer.lr:g}), lengthen its warm-up, set "
-                "gradient_clipping, use precision fp32, or allow more guard.rollbacks, and give --amend to the command."
-            )
-        places = ranks.gather(loader_state.to_json(), Mapping[str, Any]) if guard.skip_data else []
-        rollback = Rollback(trouble.first_bad, self._state.step, trouble.what, tuple(places))
-        ranks.on_first(lambda: write_rollbacks(self._folder.rollbacks, (*rollbacks, rollback)))
-        raise RolledBackError(rollback, len(rollbacks) + 1, guard.rollbacks)
 
     def _write_line(self, result: StepResult) -> None:
         means = self._window.take()
@@ -271,7 +236,7 @@ class StageLoop:
         self._progress.message(f"step {state.step}: evaluating")
         key = f"evaluation-{self._heartbeat.doing.number}"
         figure = self._assessment.run(state.step, self._metrics, state.best, key)
-        self._state = _evaluated(state, figure)
+        self._state = state.evaluated(figure)
         return figure is not None
 
     def _save(self, loader_state: LoaderState) -> None:
@@ -294,37 +259,11 @@ class StageLoop:
         Returns:
             The position in the data, and the rollbacks that have returned to this checkpoint.
         """
-
-        def choose() -> tuple[Path | None, tuple[Rollback, ...]]:
-            remove_leftovers(self._folder.checkpoints)
-            rollbacks = read_rollbacks(self._folder.rollbacks)
-            remove_void(self._folder.checkpoints, rollbacks)
-            return newest_complete(self._folder.checkpoints, self._progress.message), rollbacks
-
-        checkpoint, self._rollbacks = ranks.on_first(choose, tuple[Path | None, tuple[Rollback, ...]])
-        position: Mapping[str, Any] | None = None
-        if checkpoint is not None:
-            layout = self._state.layout
-            state, position = load_checkpoint(checkpoint, self._host, layout, self._progress.message)
-            self._state = self._with_figures(replace(state, layout=layout))
-            self._guard = Guard(self._plan.guard, state.skipped, state.skipped_in_a_row, state.guard)
-            self._window = LossWindow(state.window)
-        pending = self._rollbacks[self._state.rollbacks :]
-        position = position_in_data(pending, ranks.rank(), ranks.world_size()) or position
-        return None if position is None else LoaderState.from_json(position), pending
-
-    def _with_figures(self, state: TrainerState) -> TrainerState:
-        """Takes over the evaluation that was still to come at a checkpoint, where it stands in the metrics by now."""
-        if not state.evaluation_due:
-            return state
-        found = ranks.on_first(
-            lambda: record_behind(self._folder.metrics, state.metrics_bytes), tuple[dict[str, Any], int] | None
-        )
-        if found is None or (found[0]["event"], found[0]["step"]) != ("evaluation", state.step):
-            return state
-        record, end = found
-        figure = self._assessment.better(record["scores"], state.best)
-        return replace(_evaluated(state, figure), metrics_bytes=end)
+        found = resume(self._folder, self._host, self._state.layout, self._assessment, self._progress.message)
+        self._state, self._rollbacks = found.state, found.rollbacks
+        self._guard = Guard(self._plan.guard, found.state.skipped, found.state.skipped_in_a_row, found.state.guard)
+        self._window = LossWindow(found.state.window)
+        return found.position, found.pending
 
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives
@@ -348,13 +287,6 @@ class StageLoop:
             state=state,
             quarantine_log=self._folder.quarantine,
         )
-
-
-def _evaluated(state: TrainerState, figure: float | None) -> TrainerState:
-    """The state after an evaluation; ``figure`` is the best so far, or None."""
-    if figure is None:
-        return replace(state, evaluation_due=False)
-    return replace(state, evaluation_due=False, best=figure, best_step=state.step)
 
 
 def _started(loader: Loader) -> Iterator[tuple[Batch | None, LoaderState]]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from documentation import copy_configs, help_examples, shell, shell_until
 from example_inputs import own_configs, write_inputs, write_plan_of_eight, write_separated_list
+from typer import Typer
 from typer.testing import CliRunner
 
 from launcher.cli import app
@@ -59,6 +60,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.timeout(60)
 @pytest.mark.parametrize("line", QUICK)
 def test_an_example_runs(line: str, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(inputs, tmp_path, symlinks=True, dirs_exist_ok=True)
@@ -72,10 +74,27 @@ def test_an_example_runs(line: str, inputs: Path, tmp_path: Path, monkeypatch: p
     assert omnivl(line).strip()
 
 
+def test_an_example_that_waits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the limit of a test passes while a command runs, as in one that fetches what is not there."""
+    waiting = Typer()
+    waiting.command()(lambda: pytest.fail("Timeout (>60.0s) from pytest-timeout."))
+    monkeypatch.setitem(globals(), "app", waiting)
+    with pytest.raises(pytest.fail.Exception) as error:
+        omnivl("omnivl")
+    assert str(error.value) == (
+        "omnivl: Timeout (>60.0s) from pytest-timeout; what waits for more than the package belongs in "
+        "CANNOT_RUN, what trains in LONG"
+    )
+
+
 def omnivl(line: str) -> str:
     """What a line prints, with patterns expanded as a shell would."""
     words = [word for text in shlex.split(line)[1:] for word in (sorted(glob.glob(text)) or [text])]  # noqa: PTH207
-    result = CliRunner().invoke(app, words)
+    try:
+        result = CliRunner().invoke(app, words)
+    except pytest.fail.Exception as late:  # of the test's limit
+        why = str(late).rstrip(".")
+        pytest.fail(f"{line}: {why}; what waits for more than the package belongs in CANNOT_RUN, what trains in LONG")
     if not isinstance(result.exception, SystemExit | None):
         raise result.exception
     assert result.exit_code == (1 if line in FINDS_SOMETHING else 0), result.output
