@@ -15,6 +15,7 @@ from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
 from omnivl.data.batch import Batch, is_video
+from omnivl.parts.embed import ids_name
 
 _RECENT_STEPS = 30
 
@@ -69,7 +70,8 @@ class Throughput:
             words = 0 if batch.token_ids is None else int((batch.token_ids != self._pad).sum())
             layout = self._layout(batch.kind, batch.size, batch.num_frames, batch.entry)
             self._tokens += self._replicas * (self._count_patches(batch) + words)
-            self._operations += self._replicas * chain_flops(self._chain, layout, text_tokens=words)
+            listed = sum(int((batch.prepared[ids_name(name)] != self._pad).sum()) for name in layout.embedded_texts)
+            self._operations += self._replicas * chain_flops(self._chain, layout, words, listed)
         self._samples += samples
         self._waited += waited
         self._steps += 1

@@ -17,7 +17,7 @@ FORWARD_AND_BACKWARD = 3
 """The backward pass of a product takes two products of the same size."""
 
 
-def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None) -> float:
+def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None, listed_tokens: int = 0) -> float:
     """Operations of one step's forward and backward pass, the momentum twins' forward pass included.
 
     Args:
@@ -25,8 +25,14 @@ def chain_flops(chain: Chain, layout: StepLayout, text_tokens: int | None = None
         layout: The step.
         text_tokens: Tokens of the batch's texts, with start and end tokens but without padding; None: the text length
             for each. Texts that are drawn as negatives count with the mean length.
+        listed_tokens: Tokens of ``StepLayout.embedded_texts``, counted likewise, where ``text_tokens`` is given. All
+            texts then count with the mean length of those that encoders read.
     """
     tokens = None if text_tokens is None else text_tokens / layout.batch_size
+    if tokens is not None and layout.embedded_texts:
+        listed = num_rows({name: layout.text[name] for name in layout.embedded_texts})
+        every = num_rows(layout.text)
+        tokens = ((every - listed) * tokens + listed_tokens) / every
     layers = chain.named_layers
     return sum((layers[name].flops(layout, tokens, number) for name, number in chain.passes), start=0.0)
 

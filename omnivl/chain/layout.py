@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 
-from omnivl.chain.demands import CLEAN, TWIN, Demands, Join
+from omnivl.chain.demands import CLEAN, TWIN, Demands, Join, embedding_of
 from omnivl.chain.objective import Objective
 from omnivl.chain.state import Mode, StepLayout
 from omnivl.data.batch import DataKind
@@ -132,9 +132,14 @@ def _reads_clean(demands: Demands, stream: str) -> bool:
 
 
 def _reads_all_positions(demands: Demands) -> bool:
-    """Whether more than the first position of some encoder's rows is read."""
+    """Whether more than the first position of some encoder's rows is read. Of texts that are embedded none is."""
     fields = {field.removeprefix("momentum_") for field in demands.reads}
-    return bool(demands.joins or any(demands.rows.values()) or fields & {"visual", "text", "fused_visual", "queries"})
+    own = any(
+        stream != "text" or embedding_of(segment) not in demands.reads
+        for stream, segments in demands.rows.items()
+        for segment in segments
+    )
+    return bool(demands.joins or own or fields & {"visual", "text", "fused_visual", "queries"})
 
 
 def _reads_words(demands: Demands) -> bool:

@@ -56,6 +56,24 @@ def test_operations_are_those_that_mfu_counts() -> None:
     assert sum(one.activations for one in again.passes) < 0.5 * sum(one.activations for one in work.passes)
 
 
+def test_every_name_of_a_list_is_read_in_each_micro_batch() -> None:
+    """As many texts as the list has, whatever the micro-batch: 1,599 of the drawings, and five."""
+    data = "stages.spatial.data=[{source: emoji, kind: image_text, fields: [name]}]"
+    read = []
+    for names, size in (("[a, b, c, d, e]", 4), ("[a, b, c, d, e]", 8), ("emoji", 4)):
+        objectives = f"stages.spatial.objectives=[{{kind: classify, names: {names}}}]"
+        batch = f"stages.spatial.batch.micro_batch_size_per_gpu={size}"
+        stage, tokenizer = _stage("emoji.yaml", "spatial", data, objectives, batch)
+        work = model_work(stage, tokenizer, 1, META)
+        assert _flops(work) == pytest.approx(work.useful_flops * work.batch, rel=0.02)
+        (text,) = (one for one in work.passes if one.layer == "text_00")
+        read.append((sum(count * one.flops for one, count in text.forward.items()), text.activations))
+    assert read[1] == read[0]
+    (flops, kept), (all_flops, all_kept) = read[0], read[2]
+    assert all_flops / flops == pytest.approx(1599 / 5, rel=0.02)
+    assert all_kept > 10 * kept  # with the block's weights, which are cast once, whatever the rows
+
+
 def test_what_lives_when_the_forward_pass_ends_is_what_layers_keep() -> None:
     for recompute in ("none", "attention", "ffn", "block"):
         stage, tokenizer = _stage("emoji.yaml", "joint", f"model.recompute={recompute}")

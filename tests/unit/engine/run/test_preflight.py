@@ -123,7 +123,7 @@ def test_patterns_that_name_nothing_are_told_by_every_command(here: Path, tmp_pa
     for stage in content["stages"]:
         stage |= {"freeze": ["embed.block.text"], "optimizer": {"lr_scales": {"visual_*": 0.1, "losses.vocabulary": 5}}}
     assert check(write_plan(tmp_path, content)) == (0, [])
-    content["stages"][1]["freeze"].append("visual_00.atention")
+    content["stages"][1]["freeze"].append("visual_00.attentions")
     content["stages"][2]["optimizer"]["lr_scales"]["txt_*"] = 0.1
     plan = write_plan(tmp_path, content)
     code, problems = check(plan, "--offline")

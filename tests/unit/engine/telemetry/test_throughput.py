@@ -1,5 +1,6 @@
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -12,7 +13,7 @@ from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import Objective, UniVLC
+from omnivl.objectives import Classify, Objective, UniVLC
 
 MODEL = OmniVL(
     hidden_size=8,
@@ -59,6 +60,20 @@ def test_figures_are_counts_over_time() -> None:
     assert abs(figures["tflops"] * 1e12 * seconds / flops - 1) < 1e-9
     assert abs(figures["mfu"] * seconds * 3e9 / flops - 1) < 1e-9  # three replicas have three peaks
     assert figures["memory_gib"] > 0.01
+
+
+def test_names_of_a_list_count_with_their_own_words() -> None:
+    """Of three names 3, 3 and 4 positions are read, also beside pictures without a text."""
+    objectives = (Classify(names=("a", "b", "c")),)
+    chain, pairs = bare_chain(objectives), batch(1)
+    names = torch.tensor([[1, 5, 2, 0], [1, 6, 2, 0], [1, 7, 8, 2]])
+    pictures = replace(pairs, kind="image", token_ids=None, prepared={"classify/names/token_ids": names})
+    throughput = Throughput(chain, MODEL, objectives, pad=0, replicas=1, processes=1, peak=Peak(1e9, "measured"))
+    throughput.add([pictures], waited=0.0)
+    figures = throughput.figures(torch.device("cpu"))
+    flops = chain_flops(chain, plan_layout(objectives, "image", 2, 1), text_tokens=0, listed_tokens=10)
+    assert flops > chain_flops(chain, plan_layout(objectives, "image", 2, 1), text_tokens=0)
+    assert abs(figures["tflops"] * 1e12 * figures["seconds_per_step"] / flops - 1) < 1e-9
 
 
 def test_waiting_counts_and_pauses_do_not() -> None:

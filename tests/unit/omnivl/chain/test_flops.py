@@ -13,7 +13,7 @@ from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import StepLayout
 from omnivl.data.special_tokens import SpecialTokens
-from omnivl.objectives import LM, MDM, MLM, MRM, VLM, UniVLC
+from omnivl.objectives import LM, MDM, MLM, MRM, VLM, Classify, UniVLC
 from omnivl.parts import attention
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=100, num_reserved=5)
@@ -125,6 +125,38 @@ def test_padding_and_dropped_patches_count_as_torch_counts(monkeypatch, kind, ob
     assert counter.get_total_flops() == pytest.approx(counted, rel=1e-3)
     whole = step_flops(replace(config, patch_dropout=0.0), layout, objectives)
     assert counted < chain_flops(chain, layout) < whole
+
+
+@pytest.mark.parametrize("kind", ["image_text", "video"])
+@pytest.mark.parametrize("unified", [False, True])
+def test_names_of_a_list_count_as_torch_counts(monkeypatch, unified, kind):
+    """Three names beside two pairs, or alone; in blocks that leave padding out without theirs."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from omnivl.chain.state import State
+
+    config = replace(OmniVL.presets["tiny"], vocab_size=100, projection_size=1)
+    config = Unified.like(config) if unified else config
+    objectives = (Classify(names=("ox", "cat", "bee")), *((UniVLC(),) if kind == "image_text" else ()))
+    monkeypatch.setattr(attention, "prefers_products", lambda x: True)
+    chain, own = build_chain(config, objectives, TOKENS), torch.arange(2)
+    layout = plan_layout(objectives, kind, 2, 8 if kind == "video" else 1)
+    names = torch.full((3, 16), 7)
+    if not unified:
+        names[0, 4:] = names[1, 5:] = names[2, 6:] = TOKENS.pad
+    read = int((names != TOKENS.pad).sum())
+    batch = {
+        **{"frames": torch.zeros(2, layout.num_frames, 3, 64, 64, dtype=torch.uint8), "classify/targets": own},
+        **{"token_ids": torch.ones(2, 16, dtype=torch.int64), "identity": own, "label": own, "position": own},
+        "classify/names/token_ids": names,
+    }
+    if kind == "video":
+        del batch["token_ids"]
+    with FlopCounterMode(display=False) as counter:
+        chain(State(batch, layout))["loss"].backward()
+    pairs = 2 * 16 if kind == "image_text" else 0
+    assert counter.get_total_flops() == pytest.approx(chain_flops(chain, layout, pairs, read), rel=1e-3)
+    assert chain_flops(chain, layout, pairs, 3 * 16) == pytest.approx(chain_flops(chain, layout))
 
 
 def test_masked_passes_and_inference_keep_all_patches():

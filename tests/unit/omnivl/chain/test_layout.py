@@ -55,6 +55,9 @@ def test_embeddings_alone_read_the_first_position_only():
     assert layout.class_only
     assert layout.visual == layout.text == {"clean": slice(0, 4)}
     assert not plan_layout([Asking("all", Demands(reads=frozenset({"visual"})))], "image_label", 4, 1).class_only
+    named = Demands(rows={"text": {"names": 9}}, reads=frozenset({"visual_embedding", "names/embedding"}))
+    assert plan_layout([Asking("names", named)], "image_label", 4, 1).class_only
+    assert not plan_layout([Asking("mlm", Demands(rows={"text": {"mlm": 4}}))], "image_label", 4, 1).class_only
 
 
 def test_a_masked_pass_alone_needs_no_clean_rows():
