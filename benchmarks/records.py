@@ -5,9 +5,9 @@ by a measurement of its speed just before. Then the bare CLIP trains for as many
 the same views, from the same loader. Its settings are chosen from a few by recall on the unseen style itself, which
 favours it. What counts is the time of training: the start and the evaluation do not, and decoding the drawings does.
 
-python -m benchmarks records                         # all rows, three seeds: about five CPU hours
+python -m benchmarks records                         # all rows, three seeds: about six CPU hours
 python -m benchmarks.records --minutes 1 3           # these rows only; the others stay as they are
-python -m benchmarks.records --tune                  # choose the bare CLIP's settings anew
+python -m benchmarks.records --tune 30 --minutes 30  # choose the bare CLIP's settings anew, at 30 CPU minutes
 """
 
 import argparse
@@ -132,13 +132,15 @@ def run_peer(seed: int, seconds: float, settings: Settings, cores: Cores) -> Run
 def run(options: Options) -> Report:
     """Chooses the bare CLIP's settings where the result file has none of today's, and makes the rows asked for."""
     tables, ratios = earlier_results(values_path("records", options))
-    budgets, seeds = (tuple(options.own.minutes), SEEDS) if not options.quick else ((QUICK_MINUTES,), SEEDS[:1])
-    candidates, tuned = (CANDIDATES, TUNING_MINUTES) if not options.quick else (CANDIDATES[:2], QUICK_MINUTES)
+    own, commit = options.own, short_commit()
+    budgets, seeds = (own.minutes, own.seeds) if not options.quick else ((QUICK_MINUTES,), SEEDS[:1])
+    candidates = CANDIDATES[:2] if options.quick else CANDIDATES
+    tuned = own.tune or (QUICK_MINUTES if options.quick else TUNING_MINUTES)
     probe_steps = QUICK_PROBE_STEPS if options.quick else PROBE_STEPS
     with Lanes(options.device, wanted=usable_cores()) as lanes:
-        if options.own.tune or [row[0] for row in tables[TUNING]] != [str(one) for one in candidates]:
+        if own.tune or [row[0] for row in tables[TUNING]] != [str(one) for one in candidates]:
             tried = [lanes.submit(partial(run_peer, TUNING_SEED, 60 * tuned, one)) for one in candidates]
-            tables[TUNING] = tuning_rows(tuned, candidates, [one.result() for one in tried])
+            tables[TUNING] = tuning_rows(tuned, candidates, [one.result() for one in tried], commit)
         settings = next(one for one, row in zip(candidates, tables[TUNING], strict=True) if row[-1])
 
         def follow(seed: int, ours: Future[Run], cores: Cores) -> Run:
@@ -151,7 +153,8 @@ def run(options: Options) -> Report:
             made = {seed: ours[minutes, seed].result() for seed in seeds}
             rivals = {seed: peers[minutes, seed].result() for seed in seeds}
             ratios[minutes] = ratio_of(minutes, made, rivals)
-            tables[RECORDS] = replaced(tables[RECORDS], [record_row(ratios[minutes], minutes, made, rivals)])
+            row = record_row(ratios[minutes], minutes, made, rivals, commit)
+            tables[RECORDS] = replaced(tables[RECORDS], [row])
             tables[RUNS] = replaced(tables[RUNS], run_rows(minutes, made, rivals))
     settled = {"plan": str(PLAN.relative_to(ROOT)), "cores_of_each": lanes.cores_of_each, "at_a_time": lanes.count}
     return Report(
@@ -178,13 +181,13 @@ def replaced(rows: Sequence[list[str]], new: Sequence[list[str]]) -> list[list[s
     return sorted([*(row for row in rows if row[0] not in minutes), *new], key=lambda row: float(row[0]))
 
 
-def tuning_rows(minutes: float, tried: Sequence[Settings], runs: Sequence[Run]) -> list[list[str]]:
+def tuning_rows(minutes: float, tried: Sequence[Settings], runs: Sequence[Run], commit: str) -> list[list[str]]:
     """A row for each of the settings; the one with the highest recall at 10 is marked as taken."""
     best = max(range(len(runs)), key=lambda place: (runs[place].recalls[10], runs[place].recalls[1]))
     return [
         [
             *(str(settings), short(run.recalls[1]), short(run.recalls[10]), f"{minutes:g}"),
-            *(f"{run.spent.samples:,.0f}", short_commit(), "taken" if place == best else ""),
+            *(f"{run.spent.samples:,.0f}", commit, "taken" if place == best else ""),
         ]
         for place, (settings, run) in enumerate(zip(tried, runs, strict=True))
     ]
@@ -197,7 +200,9 @@ def ratio_of(minutes: float, ours: Mapping[int, Run], peers: Mapping[int, Run]) 
     return Ratio(f"R@1 after {minutes:g} CPU minutes, OmniVL / bare CLIP", value, at_least=TARGETS.get(minutes))
 
 
-def record_row(ratio: Ratio, minutes: float, ours: Mapping[int, Run], peers: Mapping[int, Run]) -> list[str]:
+def record_row(
+    ratio: Ratio, minutes: float, ours: Mapping[int, Run], peers: Mapping[int, Run], commit: str
+) -> list[str]:
     """The row of a budget: medians and ranges over the seeds."""
     recalls = [str(Spread.of([run.recalls[k] for run in runs.values()])) for runs in (ours, peers) for k in PLACES]
     first = next(iter(ours.values()))
@@ -209,7 +214,7 @@ def record_row(ratio: Ratio, minutes: float, ours: Mapping[int, Run], peers: Map
         str(Spread.of([run.spent.cpu_seconds for run in ours.values()])),
         *(f"{count:,.0f}" for count in pairs),
         *(short(count) for count in flops),
-        *(", ".join(map(str, ours)), short_commit()),
+        *(", ".join(map(str, ours)), commit),
     ]
 
 
@@ -255,7 +260,14 @@ _NOTES: Mapping[str, str] = {
 def add_own(parser: argparse.ArgumentParser) -> None:
     """The options of this benchmark."""
     parser.add_argument("--minutes", type=float, nargs="+", default=BUDGETS, help="rows to make (default: %(default)s)")
-    parser.add_argument("--tune", action="store_true", help="choose the bare CLIP's settings anew")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of these rows (default: %(default)s)")
+    parser.add_argument(
+        "--tune",
+        type=float,
+        metavar="MINUTES",
+        help="choose the bare CLIP's settings anew, by trainings of so many CPU minutes "
+        f"(by default only where the result file has no choice, {TUNING_MINUTES:g})",
+    )
 
 
 def main() -> None:

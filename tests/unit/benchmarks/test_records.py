@@ -72,7 +72,7 @@ class Machine:
 def make(monkeypatch: pytest.MonkeyPatch, machine: Machine, out: Path, *minutes: float) -> dict[str, list[list[str]]]:
     monkeypatch.setattr(records, "run_plan", machine.run_plan)
     monkeypatch.setattr(records, "run_on", machine.run_on)
-    options = Options(CPU, 1, quick=False, out=out, own=Namespace(minutes=minutes, tune=False))
+    options = Options(CPU, 1, quick=False, out=out, own=Namespace(minutes=minutes, seeds=[0, 1, 2], tune=None))
     report = run(options)
     write(report, options, [], 0.0)
     assert [table.title for table in report.tables] == list(COLUMNS)
