@@ -48,7 +48,7 @@ class OptimizerConfig:
             layer lies below the lowest block of the deepest stack. Layers outside stacks have a factor of 1.
         pretrained_lr_scale: Learning-rate factor of parameters that were loaded from a checkpoint of other origin.
         lr_scales: Learning-rate factors of parts, by patterns over the beginnings of parameter names as in ``freeze``,
-            e.g. ``{visual_*: 0.1, losses: 5}``. Of several patterns that name a parameter the first counts.
+            e.g. ``{visual_*: 0.1, contrast: 2}``. Of several patterns that name a parameter the first counts.
         muon: Muon's own options, with ``kind: muon``.
     """
 
