@@ -13,6 +13,7 @@ from typing import Any
 import patience
 import yaml
 
+from engine.plan.yaml import read_yaml
 from launcher.cli import COMMANDS, LazyGroup
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +103,8 @@ def copy_configs(folder: Path) -> None:
     """Copies ``configs`` into a folder, with a few steps in each stage and few samples in each evaluation."""
     shutil.copytree(ROOT / "configs", folder / "configs")
     for file in [*(folder / "configs" / "plans").glob("*.yaml"), *(folder / "configs" / "sweeps").glob("*.yaml")]:
-        file.write_text(yaml.safe_dump(_shortened(yaml.safe_load(file.read_text())), sort_keys=False))
+        tree = read_yaml(file.read_text()).tree  # YAML 1.1 reads the key ``on`` as true
+        file.write_text(yaml.safe_dump(_shortened(tree), sort_keys=False))
 
 
 _SHORT = {"steps": 4, "micro_batch_size_per_gpu": 8, "warmup_steps": 2, "every": 2, "stages.contrast.steps": [2, 3]}
