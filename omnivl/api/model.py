@@ -226,7 +226,9 @@ class Model:
         ]
 
     def routing(self, picture: Any = None, text: str | None = None, *, media: Media = "image") -> Routing:
-        """Which expert each patch of a picture and each word of a text goes to, in each layer with experts.
+        """Which expert each patch of a picture and each word of a text goes to, in each encoder's layers with experts.
+
+        Where the text encoder has none, a picture's patches are given and the text has no part in the answer.
 
         Args:
             picture: A picture, or a clip; None for a text alone.
@@ -245,8 +247,14 @@ class Model:
             if text is not None:
                 (said,) = given_texts([text], "text")
                 check_words(self.encoder.tokenizer, "text", [said])
-                tables.append(routed_words(self.encoder, [said]))
-                spoken = words_of(self.encoder, said)
+                if (heard := routed_words(self.encoder, [said])) is not None:
+                    tables.append(heard)
+                    spoken = words_of(self.encoder, said)
+                elif picture is None:
+                    raise UserError(
+                        "routing: got a text alone, but this model's text encoder has no layers with experts, so that "
+                        "no expert takes a word; allowed is a picture or a clip; give one, with the text or without it"
+                    )
         return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view, spoken)
 
     def __repr__(self) -> str:

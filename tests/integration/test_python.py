@@ -201,6 +201,24 @@ def test_routing_says_the_expert_of_each_patch_and_word(run, model, tmp_path):
     )
 
 
+def test_words_have_no_expert_where_texts_are_bags_of_words(tmp_path):
+    """Decoders and the visual encoder have experts; no layer encodes a text."""
+    plan = PLAN.replace("  ffn:", "  text_layers: 0\n  text_pooling: mean\n  ffn:")
+    bag = omnivl.load(write_complete_run(tmp_path / "bag", plan, stages=3, spread=5), device="cpu")
+    (sample, *_) = samples(bag)
+    found = bag.routing(sample.media, sample.captions[0])
+    assert [one.layer for one in found.layers] == ["visual_00", "visual_01"]
+    assert found.words == () and all(one.words == () for one in found.layers)
+    assert found["visual_01"].patches.equal(bag.routing(sample.media)["visual_01"].patches)
+    assert "<img" in found._repr_html_()
+    with pytest.raises(UserError) as refused:
+        bag.routing(text=sample.captions[0])
+    assert str(refused.value) == (
+        "routing: got a text alone, but this model's text encoder has no layers with experts, so that no expert takes "
+        "a word; allowed is a picture or a clip; give one, with the text or without it"
+    )
+
+
 def test_a_text_of_html_stays_a_text(model):
     assert "<script" not in model.routing(text="<script>alert(1)</script>")._repr_html_()
 

@@ -73,14 +73,14 @@ def routed_tokens(encoder: Encoder, pictures: PictureSet, texts: bool = True) ->
 def routed_words(encoder: Encoder, texts: Sequence[str]) -> Any:
     """The same table of texts alone; ``sample`` is the place of a text.
 
-    Raises:
-        UserError: The model has no router.
+    Returns:
+        The table; None where no layer with a router encodes texts, as in a bag of words (``text_layers: 0``).
     """
     parts: list[Any] = []
     for first in range(0, len(texts), encoder.batch_size):
         told = range(first, min(len(texts), first + encoder.batch_size))
         parts += _of_words(encoder, [texts[index] for index in told], told, [None] * len(told))
-    return _table(encoder, parts)
+    return _table(encoder, parts) if parts else None
 
 
 def _of_patches(encoder: Encoder, pictures: PictureSet, indices: range) -> list[Any]:
