@@ -4,7 +4,8 @@
 by a measurement of its speed just before. Then the bare CLIP trains for as many CPU seconds, on the same drawings in
 the same views, from the same loader. The settings of both were chosen by recall on the unseen style itself: no weight
 is trained on it, but it is no style that nobody has looked at. Rows compare recipes: the bare CLIP has AdamW, contrast
-within a batch and a text tower, ours Muon, all names in every step and no text blocks. What counts is the time of training: the start and the evaluation do not, and decoding the drawings does.
+within a batch and a text tower, ours Muon, all names in every step and no text blocks. What counts is the time of
+training: the start and the evaluation do not, and decoding the drawings does.
 
 python -m benchmarks records                         # all rows, three seeds: about six CPU hours
 python -m benchmarks.records --minutes 1 3           # these rows only; the others stay as they are
