@@ -25,7 +25,7 @@ pytestmark = pytest.mark.distributed
 CONFIG = CLIP(
     vision=Transformer(hidden_size=16, num_heads=2, layers=2, norm_eps=1e-5),
     text=Transformer(hidden_size=12, num_heads=3, layers=2, norm_eps=1e-5),
-    **{"image_size": 8, "num_frames": 4, "patch_size": 4, "text_length": 9, "vocab_size": 24, "projection_size": 8},
+    **{"image_size": 8, "num_frames": 4, "patch_size": 4, "text_length": 9, "vocab_size": 40, "projection_size": 8},
     momentum=MomentumConfig(decay=0.5),
 )
 CASES: dict[str, tuple[Objective, ...]] = {
@@ -69,6 +69,8 @@ def test_two_replicas_equal_the_joined_batch(run_distributed: Any) -> None:
 
 class Model:
     """What ``test_layouts`` asks of a model."""
+
+    optimizer = layouts.CONFIG
 
     def __init__(self, case: str) -> None:
         self.objectives = CASES[case]

@@ -81,6 +81,8 @@ pytestmark = pytest.mark.distributed
 class Model:
     """What the parts of a model's name ask for."""
 
+    optimizer: OptimizerConfig = CONFIG
+
     def __init__(self, name: str) -> None:
         self.parts = name.split("-")
         self.real = self.parts[0] == "real"
@@ -89,7 +91,8 @@ class Model:
         self.kinds = next((KINDS[part] for part in self.parts if part in KINDS), PAIRED)
         kind = "synthetic" if self.parts[0] == "synthetic" else "real"
         self.tolerances = TOLERANCES["bf16" if "bf16" in self.parts else kind]
-        self.optimizer = MUON if "muon" in self.parts else CONFIG
+        if "muon" in self.parts:
+            self.optimizer = MUON
         self.objectives = real.UNIFIED_OBJECTIVES if self.unified else real.OBJECTIVES
         self.plan_layout = synthetic.plan_layout
         if self.real:
