@@ -10,9 +10,9 @@ Shapes: B samples of this replica, N names, L token positions, P projection size
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,8 @@ from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareConte
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.data.fields import Field
+from omnivl.data.lists import EMBEDDED_LISTS, embedded_list
 from omnivl.data.sizes import InputSizes
-from omnivl.data.sources.lists import EMBEDDED_LISTS, embedded_list
 from omnivl.data.templates import filled, unknown_places
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import Misfit
@@ -87,11 +87,7 @@ class Classify(Objective):
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The names.
-
-        Raises:
-            DataError: The package was installed without the drawings whose names these are.
-        """
+        """The names."""
         return embedded_list(self.names) if isinstance(self.names, str) else self.names
 
     @property
@@ -103,6 +99,10 @@ class Classify(Objective):
     def temperature_options(self) -> Temperature:
         """The temperature's options."""
         return Temperature(self.temperature, self.temperature_bounds, self.learn_temperature)
+
+    def after_training(self) -> Self:
+        """The same with the names themselves, which an exported model has no file for."""
+        return replace(self.apart(), names=self.choices)
 
     @property
     def sample_fields(self) -> Mapping[str, Field]:

@@ -162,6 +162,10 @@ def test_two_lists_are_read_from_two_fields() -> None:
         torch.testing.assert_close(out[f"loss/{one.key}"], alone[f"loss/{one.key}"])
 
 
+def test_an_exported_model_has_the_names_themselves() -> None:
+    assert Classify(names="motions", weight=0.5).after_training() == Classify(names=Classify(names="motions").choices)
+
+
 @pytest.mark.parametrize(("name", "count", "one"), [("emoji", 1599, "grinning face"), ("motions", 12, "moves left")])
 def test_embedded_lists(name: str, count: int, one: str) -> None:
     found = Classify(names=name).choices
