@@ -59,7 +59,7 @@ def test_a_run_is_served_until_ctrl_c(tmp_path: Path) -> None:
         assert sum(answer["routing"][0]["shares"]) == pytest.approx(1)
         assert "which does not train 'lm'" in answer["caption"]["why"]
         os.kill(process.pid, signal.SIGINT)
-        rest, _ = patience.communicate(process, 20)
+        rest, _ = patience.communicate(process, 60)
         assert (process.returncode, rest) == (0, "ended\n")
         assert list(tmp_path.glob("serve-*.safetensors")) != []
     finally:
