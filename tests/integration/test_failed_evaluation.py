@@ -79,7 +79,9 @@ def write_plan(pretraining: "Pretraining", shard: Path, *, every: int) -> None:
 
 # The first and the last sample belong to different processes: only one of them fails, the other must not wait for it.
 @pytest.mark.distributed
-@pytest.mark.parametrize(("broken", "host"), [(0, "plain"), (7, "plain"), (7, "zero")])
+@pytest.mark.parametrize(
+    ("broken", "host"), [(0, "plain"), pytest.param(7, "plain", marks=pytest.mark.full), (7, "zero")]
+)
 def test_a_failed_last_evaluation_leaves_the_stage_complete(
     pretraining: "Pretraining", shard: Path, broken: int, host: str
 ) -> None:
