@@ -30,15 +30,14 @@ from omnivl.data.batch import Batch, has_text, has_visual, is_video
 from omnivl.data.collate import Collator
 from omnivl.data.example import Example
 from omnivl.data.fields import FieldReader, blank_value
-from omnivl.data.tokenizer import TextReader, Tokenizer, load_readers
+from omnivl.data.tokenizer import Tokenizer, batch_readers
 from omnivl.objectives import MLM
 
 
 def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
     """A micro-batch of blank samples of each kind that the stage takes."""
     sizes = stage.model.inputs
-    own = TextReader(tokenizer, sizes.text_length)
-    readers = {"text": own, **load_readers(stage.model.text_inputs, tokenizer, tokenizer_or_words)}
+    readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length, tokenizer_or_words)
     collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, 0, readers))
     text = "a" + " a" * sizes.text_length  # as long as the model reads
     batches = []

@@ -27,7 +27,7 @@ from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.data.batch import Batch
 from omnivl.data.config import entry_keys
 from omnivl.data.loader import Loader, LoaderState
-from omnivl.data.tokenizer import TextReader, Tokenizer, load_readers
+from omnivl.data.tokenizer import Tokenizer, batch_readers
 from omnivl.randomness import stable_hash
 
 
@@ -268,8 +268,7 @@ class StageLoop:
     def _open_loader(self, state: LoaderState | None) -> Loader:
         entries, objectives = self._stage.data, self._stage.objectives
         sizes, seed = self._stage.model.inputs, stable_hash(self._plan.seed, "data", self._index)
-        own = TextReader(self._tokenizer, sizes.text_length)
-        readers = {"text": own, **load_readers(self._stage.model.text_inputs, self._tokenizer)}
+        readers = batch_readers(self._stage.model.text_inputs, self._tokenizer, sizes.text_length)
         keyed = zip(entry_keys(entries), entries, strict=True)
         asked = {key: asked_fields(objectives, entry.kind, key) for key, entry in keyed}
         return Loader(

@@ -191,6 +191,11 @@ class Objective(ABC):
         self.require(self.weight >= 0.0, "weight", "at least 0")
         self.require(self.weight_warmup_steps >= 0, "weight_warmup_steps", "at least 0")
         self.require(self.name is None or self.name.isidentifier(), "name", "letters, digits and '_', no digit first")
+        if (temperature := self.temperature_options) is not None:
+            low, high = temperature.bounds
+            self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
+            fits = low <= temperature.initial <= high
+            self.require(fits, "temperature", f"within temperature_bounds, {low} to {high}")
 
     @property
     def key(self) -> str:

@@ -125,6 +125,23 @@ class TextReader:
             length *= 2
 
 
+def batch_readers(
+    inputs: Mapping[str, TextInput], own: Tokenizer, length: int, load: Callable[[str, int], Tokenizer] | None = None
+) -> dict[str, TextReader]:
+    """What the objectives of a stage read texts with: ``load_readers``, and as ``text`` the plan's tokenizer.
+
+    Args:
+        inputs: As for ``load_readers``, as are ``own`` and ``load``.
+        own: The plan's tokenizer.
+        length: Token positions of the model's texts.
+        load: Of a name and the number of words.
+
+    Raises:
+        DataError: See ``load_readers``.
+    """
+    return {"text": TextReader(own, length), **load_readers(inputs, own, load)}
+
+
 def load_readers(
     inputs: Mapping[str, TextInput], own: Tokenizer, load: Callable[[str, int], Tokenizer] | None = None
 ) -> dict[str, TextReader]:

@@ -76,9 +76,6 @@ class Classify(Objective):
             UserError: An option is out of its range, or the list cannot be read.
         """
         super().__post_init__()
-        low, high = self.temperature_bounds
-        self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
-        self.require(low <= self.temperature <= high, "temperature", f"within temperature_bounds, {low} to {high}")
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
         fits = "{name}" in self.prompt and not unknown_places(self.prompt, (_NAME,))
         self.require(fits, "prompt", "a text with {name} in it, and nothing else in braces")

@@ -84,10 +84,6 @@ class ITC(Objective):
         self.require(0.0 <= self.label_smoothing < 1.0, "label_smoothing", "at least 0 and below 1")
         smooths = self.loss_type == "softmax" or self.label_smoothing == 0.0
         self.require(smooths, "label_smoothing", f"0 where loss_type is {self.loss_type!r}")
-        options = self.temperature_options
-        low, high = options.bounds
-        self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
-        self.require(low <= options.initial <= high, "temperature", f"within temperature_bounds, {low} to {high}")
 
     @property
     def temperature_options(self) -> Temperature:

@@ -93,9 +93,6 @@ class UniVLC(Objective):
             UserError: An option is out of its range.
         """
         super().__post_init__()
-        low, high = self.temperature_bounds
-        self.require(0.0 < low < high, "temperature_bounds", "two rising numbers above 0")
-        self.require(low <= self.temperature <= high, "temperature", f"within temperature_bounds, {low} to {high}")
         self.require(self.queue_size >= 0, "queue_size", "at least 0")
         self.require(0.0 <= self.soft_target_alpha < 1.0, "soft_target_alpha", "at least 0 and below 1")
         teaches = self.soft_target_alpha == 0.0 or self.batch_keys == "momentum"
