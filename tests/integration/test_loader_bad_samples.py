@@ -264,6 +264,7 @@ def test_a_text_that_the_tokenizer_cannot_read_is_a_bad_sample(load, tmp_path, m
         num_workers=workers,
         start_method="fork",
         max_bad_fraction=1.0,
+        shuffle_buffer=1,  # in its own order a stream gives the odd sample in every ninth place
     )
     with loader:
         batches = [batch for batch, _ in islice(loader, 6)]
