@@ -26,8 +26,9 @@ BENCHMARKS: Mapping[str, str] = {
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
     "records": "recall on an unseen style for 1 to 30 CPU minutes, beside a bare CLIP at equal CPU time",
     "fillings": "dense, by modality, sparse and both in the feed-forward slot, several seeds",
+    "sparse": "experts in the last and in every second block against dense layers, all names in every step",
     "router_losses": "sparse experts with none, some and all of their auxiliary losses, several seeds",
-    "regimes": "decoupled training against images only, videos only and both from the start, several seeds",
+    "regimes": "decoupled training against joint from scratch, one-directional and single kinds, several seeds",
 }
 """Modules of this folder with a ``main_of``, in the order in which they run. A new benchmark is a file and a row."""
 

@@ -32,6 +32,7 @@ class Comparison:
         leader: The contender whose score is divided by those of the others; None for no ratios.
         metrics: Training metrics of the last stage's last steps that are tabled too.
         seeds: Seeds.
+        equal: What the plan gives all contenders equally much of: steps, or CPU time.
         equal_time: Whether to run all but the slowest contender again, for as many steps as the slowest one's time
             allows.
     """
@@ -44,6 +45,7 @@ class Comparison:
     leader: str | None = None
     metrics: Sequence[str] = ()
     seeds: Sequence[int] = (0, 1, 2)
+    equal: str = "steps"
     equal_time: bool = False
 
 
@@ -98,8 +100,9 @@ def _values(comparison: Comparison, runs: Mapping[str, Sequence[PlanRun]], name:
     return [run.scores[last][score].value for run in runs[name]]
 
 
-def _scores(comparison: Comparison, runs: Mapping[str, Sequence[PlanRun]], title: str = "At equal steps") -> Table:
+def _scores(comparison: Comparison, runs: Mapping[str, Sequence[PlanRun]], title: str = "") -> Table:
     """Median and range over the seeds."""
+    title = title or f"At equal {comparison.equal}"
     rows = []
     first = next(iter(runs))
     for score in comparison.scores:

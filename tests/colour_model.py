@@ -69,7 +69,11 @@ class ColourModel:
             return Routing(layers, words, None, None)
         frames = [picture] if media == "image" else list(picture)
         grids = torch.tensor(np.array([_grid(frame) for frame in frames]))
-        return Routing(tuple(LayerRouting(f"visual_0{n}", len(COLOURS), grids, ()) for n in range(2)), (), None, None)
+        layers = [LayerRouting(f"visual_0{n}", len(COLOURS), grids, ()) for n in range(2)]
+        words = tuple((text or "").split())
+        if words:
+            layers.append(LayerRouting("generation_00", len(COLOURS), None, tuple(map(_named, words))))
+        return Routing(tuple(layers), words, None, None)
 
     def _any(self, pictures: Sequence[np.ndarray], media: str) -> Tensor:
         return self.encode_image(pictures) if media == "image" else self.encode_video(pictures)

@@ -7,6 +7,8 @@ from engine.plan.evaluation import provided_in
 from engine.processes.process_group import choose_device
 from omnivl.api import Model
 from omnivl.api.model import Origin
+from omnivl.data.batch import is_label, is_video
+from omnivl.inference.pictures import Media
 
 
 def load(
@@ -29,4 +31,9 @@ def load(
     trained = find_trained(Path(run).expanduser(), stage, None if plan is None else Path(plan).expanduser())
     encoder = load_encoder(trained, choose_device(device))
     stages = {one.name: provided_in(trained.plan, one) for one in trained.plan.stages}
-    return Model(encoder, Origin(trained.plan.name, trained.stage.name, trained.weights, trained.step), stages)
+    origin = Origin(trained.plan.name, trained.stage.name, trained.weights, trained.step)
+    labelled = [one for one in trained.stage.data if is_label(one.kind)]
+    prompts: dict[Media, tuple[str, ...]] = {
+        "video" if is_video(one.kind) else "image": one.prompts for one in reversed(labelled)
+    }
+    return Model(encoder, origin, stages, prompts)

@@ -143,16 +143,18 @@ class Answers:
             found = self._call(lambda: self._model.classify([given], chosen, media=shown.media))[0]
             return [{"label": printable(label), "share": share} for label, share in found[:_SHOWN_LABELS]]
 
+        written = self._part(
+            lambda: printable(self._call(lambda: self._model.caption([given], media=shown.media))[0])
+        )
+        read = written if isinstance(written, str) and written.strip() else None
         return {
             "media": shown.media,
             "frames": len(shown.frames),
             "views": _views(shown),
-            "caption": self._part(
-                lambda: printable(self._call(lambda: self._model.caption([given], media=shown.media))[0])
-            ),
+            "caption": written,
             "labels": self._part(likeliest),
             "results": self._part(search),
-            "routing": self._part(lambda: self._routing(picture=given, media=shown.media)),
+            "routing": self._part(lambda: self._routing(picture=given, text=read, media=shown.media)),
         }
 
     def _part(self, make: Callable[[], Made]) -> Made | Answer:

@@ -27,7 +27,7 @@ from omnivl.parts.similarity import similarity
 from omnivl.tasks.captions import write_captions
 from omnivl.tasks.needs import Embeddings, Head, Need, Provided, Shown
 from omnivl.tasks.routing.task import Routers
-from omnivl.tasks.routing.tokens import joined, routed_tokens, routed_words, words_of
+from omnivl.tasks.routing.tokens import joined, routed_beside, routed_tokens, routed_words, words_of
 from omnivl.tasks.zero_shot import class_cosines, class_embeddings
 
 Query = Tensor | Picture
@@ -82,15 +82,22 @@ class Model:
         device: Where it computes.
     """
 
-    def __init__(self, encoder: Encoder, origin: Origin, stages: Mapping[str, Provided]) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        origin: Origin,
+        stages: Mapping[str, Provided],
+        prompts: Mapping[Media, tuple[str, ...]] | None = None,
+    ) -> None:
         """Takes a chain that is loaded.
 
         Args:
             encoder: The chain in evaluation mode, with what its inputs need.
             origin: Where it comes from.
             stages: What each stage of the plan provides, ``origin.stage`` among them.
+            prompts: Templates with ``{label}`` of the stage's data of pictures and of clips with labels.
         """
-        self.encoder, self.origin, self._stages = encoder, origin, stages
+        self.encoder, self.origin, self._stages, self._prompts = encoder, origin, stages, prompts or {}
         self.device = encoder.device
 
     def encode_image(self, images: Picture | Iterable[Picture], batch_size: int = 32) -> Tensor:
@@ -127,7 +134,7 @@ class Model:
         self,
         pictures: Any,
         labels: Sequence[str],
-        prompts: Sequence[str] = ("{label}",),
+        prompts: Sequence[str] | None = None,
         *,
         media: Media = "image",
         batch_size: int = 32,
@@ -137,7 +144,9 @@ class Model:
         Args:
             pictures: One picture or several, or clips.
             labels: Distinct names of classes.
-            prompts: Templates with ``{label}``; their embeddings are averaged, as by the task ``zero_shot``.
+            prompts: Templates with ``{label}``; their embeddings are averaged, as by the task ``zero_shot``. None takes
+                the one in which an objective of the stage has read these labels, else those of its data with labels,
+                else the label alone.
             media: ``image``, or ``video`` for clips.
             batch_size: Pictures per forward pass.
 
@@ -148,7 +157,8 @@ class Model:
         Source: Radford et al., CLIP, arXiv 2103.00020, section 3.1.
         """
         self._require("classify", Embeddings())
-        labels, prompts = given_texts(labels, "labels"), given_texts(prompts, "prompts")
+        labels = given_texts(labels, "labels")
+        prompts = self._trained_prompts(labels, media) if prompts is None else given_texts(prompts, "prompts")
         if twice := sorted({label for label in labels if labels.count(label) > 1}):
             raise UserError(f"labels: got {twice[0]!r} more than once; allowed are distinct labels; leave one out")
         for place, prompt in enumerate(prompts):
@@ -226,9 +236,9 @@ class Model:
         ]
 
     def routing(self, picture: Any = None, text: str | None = None, *, media: Media = "image") -> Routing:
-        """Which expert each patch of a picture and each word of a text goes to, in each encoder's layers with experts.
+        """Which expert each patch of a picture and each word of a text goes to, in each layer with experts.
 
-        Where the text encoder has none, a picture's patches are given and the text has no part in the answer.
+        With both, the layers that read the text beside the picture (decoders) are among them.
 
         Args:
             picture: A picture, or a clip; None for a text alone.
@@ -249,12 +259,16 @@ class Model:
                 check_words(self.encoder.tokenizer, "text", [said])
                 if (heard := routed_words(self.encoder, [said])) is not None:
                     tables.append(heard)
-                    spoken = words_of(self.encoder, said)
                 elif picture is None:
                     raise UserError(
                         "routing: got a text alone, but this model's text encoder has no layers with experts, so that "
                         "no expert takes a word; allowed is a picture or a clip; give one, with the text or without it"
                     )
+                if picture is not None:
+                    known = {layer.partition("/")[0] for table in tables for layer in table["layer"].cat.categories}
+                    beside = routed_beside(self.encoder, shown[0], [said], known)
+                    tables += [] if beside is None else [beside]
+                spoken = words_of(self.encoder, said) if len(tables) > (picture is not None) else []
         return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view, spoken)
 
     def __repr__(self) -> str:
@@ -304,6 +318,11 @@ class Model:
         allowed = f"stages {', '.join(map(repr, able))} of the plan" if able else "no stages of this plan"
         remedy = f"load one: omnivl.load(run, stage={able[-1]!r})" if able else f"train a stage for it ({lack.remedy})"
         raise UserError(f"{method}: got stage {stage!r}, which {lack.what}; allowed are {allowed}; {remedy}")
+
+    def _trained_prompts(self, labels: Sequence[str], media: Media) -> Sequence[str]:
+        read = (one.prompt_of(labels) for one in self.encoder.chain.objectives.values())
+        known = next((prompt for prompt in read if prompt is not None), None)
+        return self._prompts.get(media, ("{label}",)) if known is None else (known,)
 
     def _encoder(self, batch_size: int) -> Encoder:
         if batch_size < 1:

@@ -40,9 +40,9 @@ class Routing:
     """The choices of all routers for one picture and one text. A notebook shows it in colours.
 
     Attributes:
-        layers: The encoders' layers with experts, in the order of the forward pass.
-        words: The words as the tokenizer cuts them, with its marks of start and end; none where the text encoder has
-            no layers with experts.
+        layers: The layers with experts, in the order of the forward pass.
+        words: The words as the tokenizer cuts them, with its marks of start and end; none where no layer with experts
+            has read the text.
         view: The picture or clip as the model saw it, uint8 ``[frames, 3, S, S]``; None for a text alone.
         table: All choices with their weights, a ``pandas.DataFrame``; its columns are described in ``moe.analysis``.
     """

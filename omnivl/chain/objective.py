@@ -321,6 +321,10 @@ class Objective(ABC):
         """The predictions of the objective's head for the rows of ``asks``."""
         raise NotImplementedError(f"objective {self.key} predicts nothing")
 
+    def prompt_of(self, labels: Sequence[str]) -> str | None:
+        """The text, with ``{label}`` in it, in which the objective reads labels; None where it does not know them all."""
+        return None
+
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing | None:
         """How a text is written with ``predict``; None where that predicts no words.
 

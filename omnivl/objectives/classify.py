@@ -9,7 +9,7 @@ The projections and the temperature belong to the layer that makes the embedding
 Shapes: B samples of this replica, N names, L token positions, P projection size.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, Self
@@ -105,6 +105,10 @@ class Classify(Objective):
     def sample_fields(self) -> Mapping[str, Field]:
         """The name."""
         return {self.field: Field("text")}
+
+    def prompt_of(self, labels: Sequence[str]) -> str | None:
+        """The prompt, if all labels are in the list."""
+        return self.prompt.replace("{name}", "{label}") if _places(self.choices).keys() >= set(labels) else None
 
     def misfits(self, inputs: InputSizes, batch_size: int) -> Iterator[Misfit]:
         """A list with fewer than two names."""

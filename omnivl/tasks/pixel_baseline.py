@@ -16,6 +16,8 @@ from omnivl.inference.encoder import Encoder
 from omnivl.inference.pictures import Media, PictureSet, Reads
 
 DEFAULT_SIZE = 16
+MOST_REFERENCES = 16_384
+"""Default of ``BaselineReference.max_samples``."""
 _CHUNK = 256  # clips at a time, to bound the memory of the float copy
 
 
@@ -27,13 +29,14 @@ class BaselineReference:
         source: Data source of the reference pictures.
         media: ``image`` or ``video``.
         where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
-        max_samples: Upper bound on the number of samples; a larger source is thinned evenly.
+        max_samples: Upper bound on the number of samples; a larger source is thinned evenly, which makes the baseline
+            weaker.
     """
 
     source: str = "emoji"
     media: Media = "image"
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    max_samples: Annotated[int, Range(1)] = 4096
+    max_samples: Annotated[int, Range(1)] = MOST_REFERENCES
 
     def pictures(self, encoder: Encoder, reads: Reads) -> PictureSet:
         """The reference pictures, which have what the task's own have."""

@@ -25,6 +25,7 @@ class Samples:
         media: ``image`` or ``video``.
         where: Filter by metadata.
         reads: What they must have.
+        max_samples: Upper bound on their number.
     """
 
     path: tuple[str, ...]
@@ -32,6 +33,7 @@ class Samples:
     media: Media
     where: Where
     reads: Reads
+    max_samples: int
 
     @property
     def entry(self) -> DataEntryConfig:
@@ -98,11 +100,12 @@ class Task(ABC):
     @property
     def samples(self) -> tuple[Samples, ...]:
         """The samples that the task reads: its own, and those of its baseline where it has one."""
-        own = Samples(("source",), self.source, self.media, self.where, self.reads)
+        own = Samples(("source",), self.source, self.media, self.where, self.reads, self.max_samples)
         baseline = getattr(self, "baseline", None)
         if baseline is None:
             return (own,)
-        return own, Samples(("baseline", "source"), baseline.source, baseline.media, baseline.where, self.reads)
+        path, limit = ("baseline", "source"), baseline.max_samples
+        return own, Samples(path, baseline.source, baseline.media, baseline.where, self.reads, limit)
 
     def without_baseline(self) -> Self:
         """The same without its baseline, whose scores do not depend on what is trained."""

@@ -175,7 +175,7 @@ def test_a_search_finds_what_is_nearest(model):
 def test_routing_says_the_expert_of_each_patch_and_word(run, model, tmp_path):
     (sample, *_) = samples(model)
     found = model.routing(sample.media, sample.captions[0])
-    assert [one.layer for one in found.layers] == ["visual_00", "visual_01", "text_00"]
+    assert [one.layer for one in found.layers] == ["visual_00", "visual_01", "text_00", "generation_00"]
     patch = model.encoder.model.inputs.patch_size
     assert found["visual_00"].patches.shape == (1, 32 // patch, 32 // patch)
     assert found["visual_00"].words == () and found["text_00"].patches is None
@@ -197,7 +197,7 @@ def test_routing_says_the_expert_of_each_patch_and_word(run, model, tmp_path):
     assert clip["visual_00"].patches.shape[0] == model.encoder.model.inputs.time_positions(4)
     assert clip["visual_00"].patches.min() >= 0
     assert repr(found) == f"<Routing of {(32 // patch) ** 2} patches and {len(found.words)} words in " + (
-        "visual_00, visual_01, text_00>"
+        "visual_00, visual_01, text_00, generation_00>"
     )
 
 
@@ -206,10 +206,12 @@ def test_words_have_no_expert_where_texts_are_bags_of_words(tmp_path):
     plan = PLAN.replace("  ffn:", "  text_layers: 0\n  text_pooling: mean\n  ffn:")
     bag = omnivl.load(write_complete_run(tmp_path / "bag", plan, stages=3, spread=5), device="cpu")
     (sample, *_) = samples(bag)
-    found = bag.routing(sample.media, sample.captions[0])
+    found = bag.routing(sample.media)
     assert [one.layer for one in found.layers] == ["visual_00", "visual_01"]
     assert found.words == () and all(one.words == () for one in found.layers)
-    assert found["visual_01"].patches.equal(bag.routing(sample.media)["visual_01"].patches)
+    beside = bag.routing(sample.media, sample.captions[0])
+    assert [one.layer for one in beside.layers] == ["visual_00", "visual_01", "generation_00"], "the decoder reads words"
+    assert beside["visual_01"].patches.equal(found["visual_01"].patches)
     assert "<img" in found._repr_html_()
     with pytest.raises(UserError) as refused:
         bag.routing(text=sample.captions[0])
@@ -217,6 +219,41 @@ def test_words_have_no_expert_where_texts_are_bags_of_words(tmp_path):
         "routing: got a text alone, but this model's text encoder has no layers with experts, so that no expert takes "
         "a word; allowed is a picture or a clip; give one, with the text or without it"
     )
+
+
+def test_a_decoder_routes_words_as_it_does_when_it_writes_them(model):
+    (sample, *_) = samples(model)
+    heard = []
+    router = model.encoder.chain.generation_00.block.ffn.router
+    hook = router.register_forward_hook(lambda module, inputs, routed: heard.append(routed.choices().expert_TK[:, 0]))
+    (written,) = model.caption(sample.media)
+    hook.remove()
+    found = model.routing(sample.media, written)
+    written_one_by_one = torch.cat(heard).tolist()  # the start and each token but the last, which is not read again
+    took = list(found["generation_00"].words)
+    assert len(took) == len(found.words) > 4 and len(set(took)) > 1
+    assert took[: len(took) - 1] == written_one_by_one[: len(took) - 1]
+
+
+def test_labels_are_read_in_the_prompt_that_the_stage_knows(tmp_path):
+    listed = "{kind: classify, names: [bugs, fruit, plant], field: label, prompt: 'a picture of {name}'}"
+    entry = "{source: emoji, kind: image_label, name: own, prompts: ['it shows {label}'], fields: [label]}"
+    before, after = PLAN.split("  - name: joint")
+    data = "[{source: emoji, kind: image_text, fields: [label]}, " + entry + "]"
+    after = after.replace("[{source: emoji, kind: image_text}]", data, 1).replace("[univlc, lm]", f"[univlc, {listed}]")
+    run = write_complete_run(tmp_path / "listed", f"{before}  - name: joint{after}", stages=3, spread=5)
+    one = omnivl.load(run, device="cpu")
+    media = [sample.media for sample in samples(one)]
+
+    def shares(labels, prompts=None, **options):
+        return one.classify(media, labels, prompts, **options)
+
+    assert shares(["bugs", "fruit"]) == shares(["bugs", "fruit"], ["a picture of {label}"])
+    assert shares(["bugs", "cats"]) == shares(["bugs", "cats"], ["it shows {label}"]), "a list does not know 'cats'"
+    assert shares(["bugs", "fruit"]) != shares(["bugs", "fruit"], ["{label}"])
+    clips = [sample.media for sample in samples(one, "video")][:1]
+    bare = one.classify(clips, ["bugs", "cats"], ["{label}"], media="video")
+    assert one.classify(clips, ["bugs", "cats"], media="video") == bare, "no data with labels of clips"
 
 
 def test_a_text_of_html_stays_a_text(model):

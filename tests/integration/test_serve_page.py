@@ -62,7 +62,7 @@ def test_an_upload_gets_caption_labels_and_coloured_patches(page: Browser, tmp_p
     page.until(lambda: page.texts("#caption") == ["a red picture"], "there was no caption")
     assert page.texts("#shares .bar span:first-child")[0] == "red"
     assert first_result(page).startswith("red")
-    assert page.texts("#layers button") == ["visual_00", "visual_01"]
+    assert page.texts("#layers button") == ["visual_00", "visual_01", "generation_00"]
     page.until(lambda: page.run("return document.querySelectorAll('#maps canvas').length") == 1, "no patches")
     told = page.run("return document.querySelector('#maps canvas').getAttribute('aria-label')")
     assert told == "Expert of each patch, row by row: " + "; ".join(["0 0 3 3"] * 4)
@@ -75,6 +75,9 @@ def test_an_upload_gets_caption_labels_and_coloured_patches(page: Browser, tmp_p
     page.until(
         lambda: page.run("return document.querySelector('#legend li:nth-child(4) button').ariaPressed") == "true", ""
     )
+    page.click("#layers button:last-child")
+    page.until(lambda: page.texts("#words .word"), "the words of the caption had no experts")
+    assert [text.split() for text in page.texts("#words .word")] == [["a", "none"], ["red", "0"], ["picture", "none"]]
 
 
 def test_a_clip_shows_the_experts_of_its_frames(page: Browser, tmp_path: Path) -> None:

@@ -21,6 +21,8 @@ from omnivl.errors import DataError
 from omnivl.inference.pictures import EVALUATION_SEED, PictureSet
 from omnivl.randomness import stable_hash
 from omnivl.tasks import Task
+from omnivl.tasks.pixel_baseline import MOST_REFERENCES
+from omnivl.tasks.task import Samples
 
 MOST_TRIED = 8
 """Samples of an entry of which one has to be usable, evenly spread; the same number of an evaluation's is read."""
@@ -137,6 +139,16 @@ class DataLook:
                 pictures = PictureSet(*shown, MOST_TRIED, samples.reads, opened=found.source)
                 if samples.path == ("source",):
                     task.examine(pictures)
+            self._note_thinned((*at, "max_samples"), samples, len(found.source))
+
+    def _note_thinned(self, path: Path, samples: Samples, count: int) -> None:
+        """Notes a baseline that gets fewer pictures than there are without the plan asking for it."""
+        if samples.path != ("source",) and samples.max_samples == MOST_REFERENCES < count:
+            text = (
+                f"{count:,} samples, of which the baseline compares with {MOST_REFERENCES:,}: it is weaker than with "
+                "all of them; raise max_samples, or lower it if that is meant"
+            )
+            self._look.notes.append(Finding(path, text))
 
     def _found(self, path: Path, entry: DataEntryConfig, stage: StagePlan, seed: int) -> Glance | None:
         """What a glance shows; None where there is nothing, which is a problem then."""

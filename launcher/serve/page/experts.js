@@ -15,7 +15,8 @@ export function showExperts(answer, palette) {
   at("experts").hidden = false;
   at("routing-trouble").hidden = !why;
   at("routing-trouble").textContent = why ?? "";
-  if (!routing.some((one) => one.layer === chosen)) chosen = routing.at(-1)?.layer ?? "";
+  const last = routing.findLast((one) => one.patches.length) ?? routing.at(-1);
+  if (!routing.some((one) => one.layer === chosen)) chosen = last?.layer ?? "";
   alone = null;
   at("layers").replaceChildren(...(routing.length > 1 ? routing.map(layerButton) : []));
   draw();

@@ -3,23 +3,28 @@
 Shapes: B samples, S visual positions (class token first, then frame by frame, row by row), L text positions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor, nn
 
 from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
 from omnivl.architectures.clip import up_to_end
+from omnivl.chain.chain import visual_layout
+from omnivl.chain.demands import CLEAN, Join
 from omnivl.chain.names import stack_of
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.generate import ChainDecoder
 from omnivl.inference.pictures import PictureSet
+from omnivl.inference.predict import predict
 from omnivl.parts.block import BlockLayer
 from omnivl.parts.padding import Padding
 
@@ -81,6 +86,48 @@ def routed_words(encoder: Encoder, texts: Sequence[str]) -> Any:
         told = range(first, min(len(texts), first + encoder.batch_size))
         parts += _of_words(encoder, [texts[index] for index in told], told, [None] * len(told))
     return _table(encoder, parts) if parts else None
+
+
+def routed_beside(encoder: Encoder, pictures: PictureSet, texts: Sequence[str], known: Collection[str]) -> Any:
+    """The same table of the words of texts in layers that read them beside the pictures: those of the decoders.
+
+    Each objective of the stage that predicts from a picture and a text reads the texts as it does in training. Layers
+    whose tokens are more than the words, as where patches and words are one sequence, are left out.
+
+    Args:
+        encoder: A chain with routers, on one process.
+        pictures: N pictures or clips.
+        texts: N texts.
+        known: Layers to leave out, those of the encoders.
+
+    Returns:
+        The table; None where no such layer has a router.
+    """
+    modules = {name: block for name, block in _modules(encoder).items() if name not in known}
+    indices = range(len(pictures))
+    frames, token_ids = pictures.frames(indices).to(encoder.device), encoder.token_ids(texts)
+    mask = _said(token_ids.cpu(), encoder.tokenizer.special)
+    sizes = (token_ids.numel(), len(Padding(mask).index))
+    parts: list[Any] = []
+    for objective in encoder.chain.objectives:
+        with listening(modules) as heard:
+            _read_beside(encoder, objective, frames, token_ids)
+        own = [one for one in heard if len(one.expert_TK) in sizes]
+        parts += [row for one in own for row in _rows([one], _words(encoder, indices, [None] * len(texts), token_ids, one))]
+        modules = {name: block for name, block in modules.items() if name not in {one.layer for one in own}}
+    return _table(encoder, parts) if parts else None
+
+
+def _read_beside(encoder: Encoder, objective: str, frames: Tensor, token_ids: Tensor) -> None:
+    """Calls the layers that an objective predicts with from pictures and a text of each; none if it reads other things."""
+    chain, special = encoder.chain, encoder.tokenizer.special
+    asks = chain.objectives[objective].asks(visual_layout(frames).kind, len(frames))
+    joins = [] if asks is None else [*asks.joins.values()]
+    if joins == [Join()]:
+        predict(chain, objective, frames, token_ids)
+    elif objective in encoder.writings and [one.sees for one in joins] == [CLEAN]:
+        begun = torch.where(token_ids == special.cls, special.decode, token_ids)
+        ChainDecoder(chain, objective, chain.features(frames), num_beams=1, cached=False)(begun, None)
 
 
 def _of_patches(encoder: Encoder, pictures: PictureSet, indices: range) -> list[Any]:

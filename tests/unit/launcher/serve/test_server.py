@@ -93,7 +93,7 @@ def test_an_uploaded_picture_gets_all_answers(server: PageServer) -> None:
     assert answer["labels"][0]["label"] == "blue" and answer["labels"][0]["share"] > 0.9
     assert sum(one["share"] for one in answer["labels"]) == pytest.approx(1)
     assert answer["results"][0]["label"] == "blue"
-    assert [layer["layer"] for layer in answer["routing"]] == ["visual_00", "visual_01"]
+    assert [layer["layer"] for layer in answer["routing"]] == ["visual_00", "visual_01", "generation_00"]
     assert answer["routing"][0]["patches"] == [[[2, 2, 3, 3]] * 4]
     assert answer["routing"][0]["shares"] == [0, 0, 0.5, 0.5]
     (view,) = answer["views"]
