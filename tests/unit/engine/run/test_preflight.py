@@ -400,6 +400,30 @@ def test_few_samples_for_a_batch_are_noted(here: Path, tmp_path: Path) -> None:
     assert note.text.startswith("24 samples for micro-batches of 32 over all replicas")
 
 
+def test_a_baseline_that_is_thinned_without_being_asked_is_noted(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data_look, "MOST_REFERENCES", 20)
+    content = plan_of(here)
+    source = content["stages"][1]["data"][0]["source"]
+    tasks = [
+        {
+            "kind": "retrieval",
+            "name": f"of {most}",
+            "source": source,
+            "baseline": {"source": source, "max_samples": most},
+        }
+        for most in (20, 19)
+    ]
+    content["stages"][1]["evaluate"] = {"tasks": tasks}
+    look = look_at(load_plan(write_plan(tmp_path, content)))
+    (note,) = look.notes
+    assert note.path == ("stages", 1, "evaluate", "tasks", 0, "baseline", "max_samples")
+    assert note.text.startswith(
+        "24 samples, of which the baseline compares with 20: it is weaker than with all of them"
+    )
+
+
 def test_values_of_weights_are_not_read(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"embeddings.cls_token": torch.zeros(1, 1, 24)}, tmp_path / "w.safetensors")
     monkeypatch.setattr("omnivl.pretrained.files.load_file", lambda _: pytest.fail("the tensors were read"))

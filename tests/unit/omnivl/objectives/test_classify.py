@@ -198,3 +198,9 @@ def test_options_that_are_refused(options: dict[str, object], said: str) -> None
 def test_a_list_of_one_name_is_a_misfit() -> None:
     assert [misfit.path for misfit in Classify(names=("ox",)).misfits(CONFIG.inputs, 4)] == [("names",)]
     assert isinstance(CONFIG, OmniVL) and not list(OWN.misfits(CONFIG.inputs, 4))
+
+
+def test_labels_of_the_list_have_its_prompt_and_others_have_none() -> None:
+    assert OWN.prompt_of(["cat", "ox"]) == "a {label}"
+    assert OWN.prompt_of(["cat", "horse"]) is None
+    assert UniVLC().prompt_of(["cat"]) is None
