@@ -143,9 +143,7 @@ class Answers:
             found = self._call(lambda: self._model.classify([given], chosen, media=shown.media))[0]
             return [{"label": printable(label), "share": share} for label, share in found[:_SHOWN_LABELS]]
 
-        written = self._part(
-            lambda: printable(self._call(lambda: self._model.caption([given], media=shown.media))[0])
-        )
+        written = self._part(lambda: printable(self._call(lambda: self._model.caption([given], media=shown.media))[0]))
         read = written if isinstance(written, str) and written.strip() else None
         return {
             "media": shown.media,

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from omnivl.api.given import check_words, is_embedding, picture_sets
-from omnivl.api.routing import Routing, read_routing
+from omnivl.api.routing import Routing, routing_of
 from omnivl.data.templates import unknown_places
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
@@ -27,7 +27,6 @@ from omnivl.parts.similarity import similarity
 from omnivl.tasks.captions import write_captions
 from omnivl.tasks.needs import Embeddings, Head, Need, Provided, Shown
 from omnivl.tasks.routing.task import Routers
-from omnivl.tasks.routing.tokens import joined, routed_beside, routed_tokens, routed_words, words_of
 from omnivl.tasks.zero_shot import class_cosines, class_embeddings
 
 Query = Tensor | Picture
@@ -248,28 +247,12 @@ class Model:
         self._require("routing", Routers())
         if picture is None and text is None:
             raise UserError("routing: got neither picture nor text; allowed is one of them, or both; give one")
-        tables, view, spoken = [], None, list[str]()
+        said = None if text is None else given_texts([text], "text")[0]
         with torch.no_grad():
-            if picture is not None:
-                shown = [*self._sets("routing", [picture], media, 1)]
-                view = shown[0].frames([0])[0]
-                tables.append(routed_tokens(self.encoder, shown[0], texts=False))
-            if text is not None:
-                (said,) = given_texts([text], "text")
+            shown = None if picture is None else next(self._sets("routing", [picture], media, 1))
+            if said is not None:
                 check_words(self.encoder.tokenizer, "text", [said])
-                if (heard := routed_words(self.encoder, [said])) is not None:
-                    tables.append(heard)
-                elif picture is None:
-                    raise UserError(
-                        "routing: got a text alone, but this model's text encoder has no layers with experts, so that "
-                        "no expert takes a word; allowed is a picture or a clip; give one, with the text or without it"
-                    )
-                if picture is not None:
-                    known = {layer.partition("/")[0] for table in tables for layer in table["layer"].cat.categories}
-                    beside = routed_beside(self.encoder, shown[0], [said], known)
-                    tables += [] if beside is None else [beside]
-                spoken = words_of(self.encoder, said) if len(tables) > (picture is not None) else []
-        return read_routing(self.encoder, tables[0] if len(tables) == 1 else joined(tables), view, spoken)
+            return routing_of(self.encoder, shown, said)
 
     def __repr__(self) -> str:
         origin = self.origin

@@ -12,10 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
 from omnivl.pages import page_template
 from omnivl.tasks.routing.maps import NOBODY, expert_colour, expert_grid, painted_picture
-from omnivl.tasks.routing.tokens import experts_by_layer
+from omnivl.tasks.routing.tokens import (
+    experts_by_layer,
+    joined,
+    routed_beside,
+    routed_tokens,
+    routed_words,
+    words_of,
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +105,39 @@ class Routing:
         return painted_picture([frames[place * every] for place in range(len(one.patches))], [*one.patches.numpy()])
 
 
-def read_routing(encoder: Encoder, tokens: Any, view: Tensor | None, spoken: Sequence[str]) -> Routing:
+def routing_of(encoder: Encoder, shown: PictureSet | None, said: str | None) -> Routing:
+    """The choices of a stage's routers.
+
+    Args:
+        encoder: The trained stage.
+        shown: One picture or clip; None for a text alone.
+        said: A text; None for a picture alone.
+
+    Raises:
+        UserError: There is a text alone, and no layer with experts encodes texts.
+    """
+    tables: list[Any] = []
+    if shown is not None:
+        tables.append(routed_tokens(encoder, shown, texts=False))
+    pictures = len(tables)
+    if said is not None:
+        if (heard := routed_words(encoder, [said])) is not None:
+            tables.append(heard)
+        elif shown is None:
+            raise UserError(
+                "routing: got a text alone, but this model's text encoder has no layers with experts, so that no "
+                "expert takes a word; allowed is a picture or a clip; give one, with the text or without it"
+            )
+        if shown is not None:
+            known = {layer.partition("/")[0] for table in tables for layer in table["layer"].cat.categories}
+            beside = routed_beside(encoder, shown, [said], known)
+            tables += [] if beside is None else [beside]
+    spoken = words_of(encoder, said) if said is not None and len(tables) > pictures else []
+    view = None if shown is None else shown.frames([0])[0]
+    return _read(encoder, tables[0] if len(tables) == 1 else joined(tables), view, spoken)
+
+
+def _read(encoder: Encoder, tokens: Any, view: Tensor | None, spoken: Sequence[str]) -> Routing:
     """The choices of a table of routed tokens of one picture and one text.
 
     Args:

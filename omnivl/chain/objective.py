@@ -322,7 +322,7 @@ class Objective(ABC):
         raise NotImplementedError(f"objective {self.key} predicts nothing")
 
     def prompt_of(self, labels: Sequence[str]) -> str | None:
-        """The text, with ``{label}`` in it, in which the objective reads labels; None where it does not know them all."""
+        """The text with ``{label}`` in which the objective reads labels; None where it does not know them all."""
         return None
 
     def writing(self, own: TextReader, readers: Mapping[str, TextReader]) -> Writing | None:

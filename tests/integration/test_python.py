@@ -211,7 +211,9 @@ def test_words_have_no_expert_where_texts_are_bags_of_words(tmp_path):
     assert [one.layer for one in found.layers] == ["visual_00", "visual_01"]
     assert found.words == () and all(one.words == () for one in found.layers)
     beside = bag.routing(sample.media, sample.captions[0])
-    assert [one.layer for one in beside.layers] == ["visual_00", "visual_01", "generation_00"], "the decoder reads words"
+    assert [one.layer for one in beside.layers] == ["visual_00", "visual_01", "generation_00"], (
+        "the decoder reads words"
+    )
     assert beside["visual_01"].patches.equal(found["visual_01"].patches)
     assert "<img" in found._repr_html_()
     with pytest.raises(UserError) as refused:

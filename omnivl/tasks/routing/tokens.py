@@ -113,13 +113,14 @@ def routed_beside(encoder: Encoder, pictures: PictureSet, texts: Sequence[str], 
         with listening(modules) as heard:
             _read_beside(encoder, objective, frames, token_ids)
         own = [one for one in heard if len(one.expert_TK) in sizes]
-        parts += [row for one in own for row in _rows([one], _words(encoder, indices, [None] * len(texts), token_ids, one))]
+        for one in own:
+            parts += _rows([one], _words(encoder, indices, [None] * len(texts), token_ids, one))
         modules = {name: block for name, block in modules.items() if name not in {one.layer for one in own}}
     return _table(encoder, parts) if parts else None
 
 
 def _read_beside(encoder: Encoder, objective: str, frames: Tensor, token_ids: Tensor) -> None:
-    """Calls the layers that an objective predicts with from pictures and a text of each; none if it reads other things."""
+    """Calls the layers that an objective predicts with from pictures with a text of each; none if it reads more."""
     chain, special = encoder.chain, encoder.tokenizer.special
     asks = chain.objectives[objective].asks(visual_layout(frames).kind, len(frames))
     joins = [] if asks is None else [*asks.joins.values()]
