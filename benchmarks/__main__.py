@@ -28,7 +28,7 @@ BENCHMARKS: Mapping[str, str] = {
     "fillings": "dense, by modality, sparse and both in the feed-forward slot, several seeds",
     "sparse": "experts in the last and in every second block against dense layers, all names in every step",
     "router_losses": "sparse experts with none, some and all of their auxiliary losses, several seeds",
-    "regimes": "decoupled training against joint from scratch, one-directional and single kinds, several seeds",
+    "regimes": "decoupled training against joint from scratch and one-directional, at equal CPU time, several seeds",
 }
 """Modules of this folder with a ``main_of``, in the order in which they run. A new benchmark is a file and a row."""
 
