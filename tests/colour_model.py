@@ -29,8 +29,8 @@ class ColourModel:
         at_once: The most calls that ran at the same time.
     """
 
-    def __init__(self, *, writes: bool = True, embeds: bool = True) -> None:
-        self.writes, self.embeds = writes, embeds
+    def __init__(self, *, writes: bool = True, embeds: bool = True, routes_words: bool = True) -> None:
+        self.writes, self.embeds, self.routes_words = writes, embeds, routes_words
         self.calls = self.at_once = self._running = 0
         self._count = threading.Lock()
 
@@ -63,6 +63,8 @@ class ColourModel:
         return [f"a {list(COLOURS)[place]} picture" for place in self._any(pictures, media).argmax(dim=1).tolist()]
 
     def routing(self, picture: np.ndarray | None = None, text: str | None = None, *, media: str = "image") -> Routing:
+        if picture is None and not self.routes_words:
+            raise UserError("routing: got a text alone, and no layer with experts reads texts; give a picture")
         if picture is None:
             words = tuple((text or "").split())
             layers = (LayerRouting("text_00", len(COLOURS), None, tuple(map(_named, words))),)

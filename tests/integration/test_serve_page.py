@@ -75,9 +75,25 @@ def test_an_upload_gets_caption_labels_and_coloured_patches(page: Browser, tmp_p
     page.until(
         lambda: page.run("return document.querySelector('#legend li:nth-child(4) button').ariaPressed") == "true", ""
     )
+    words = [["a", "none"], ["red", "0"], ["picture", "none"]]
+    assert [text.split() for text in page.texts("#words .word")] == words, "of the caption, beside the patches"
+    assert page.texts("#words")[0].startswith("generation_00:")
     page.click("#layers button:last-child")
-    page.until(lambda: page.texts("#words .word"), "the words of the caption had no experts")
-    assert [text.split() for text in page.texts("#words .word")] == [["a", "none"], ["red", "0"], ["picture", "none"]]
+    page.until(lambda: page.run("return document.querySelectorAll('#maps canvas').length") == 0, "no words alone")
+    assert [text.split() for text in page.texts("#words .word")] == words
+
+
+def test_a_sentence_whose_words_have_no_experts_shows_pictures_alone(window: Browser, tmp_path: Path) -> None:
+    with served(tmp_path, ColourModel(routes_words=False)) as other:
+        window.open(other.url)
+        window.until(lambda: window.texts("#examples button"), "the page never heard of the run")
+        window.press("#sentence", "green{ENTER}")
+        window.until(lambda: first_result(window).startswith("green"), "no answer")
+        assert window.run("return document.getElementById('experts').hidden")
+        file = tmp_path / "blue.png"
+        file.write_bytes(png(picture("blue")))
+        window.press("#file", str(file))
+        window.until(lambda: window.texts("#layers button"), "the picture's experts were not shown")
 
 
 def test_a_clip_shows_the_experts_of_its_frames(page: Browser, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ export function showExperts(answer, palette) {
   views = answer.views ?? [];
   const why = answer.routing.why;
   routing = why ? [] : answer.routing;
-  at("experts").hidden = false;
+  at("experts").hidden = Boolean(why) && !views.length; // a sentence alone may have no experts: nothing is missing then
   at("routing-trouble").hidden = !why;
   at("routing-trouble").textContent = why ?? "";
   const last = routing.findLast((one) => one.patches.length) ?? routing.at(-1);
@@ -42,7 +42,8 @@ async function draw() {
   if (mine !== drawn) return;
   at("maps").classList.toggle("several", maps.length > 1);
   at("maps").replaceChildren(...maps);
-  at("words").replaceChildren(...(layer?.words ?? []).map(word));
+  const reader = layer?.words.length ? layer : routing.findLast((one) => one.words.length);
+  at("words").replaceChildren(...(reader && reader !== layer ? [`${reader.layer}: `] : []), ...(reader?.words ?? []).map(word));
   at("legend").replaceChildren(...(layer ? legend(layer) : []));
 }
 
