@@ -51,13 +51,21 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-dev.l
 quickstart: install
 	$(BIN)/omnivl pretrain configs/plans/quickstart.yaml
 
+# Unit tests, side by side on all cores, then those that start processes of their own, one after the other: two reports.
+define run_tests
+	@status=0; \
+	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile $(1) tests/unit || status=$$?; \
+	$(BIN)/python -m pytest -q $(1) --ignore=tests/unit tests || status=$$?; \
+	exit $$status
+endef
+
 # Tests that need a GPU or a Slurm of their own skip themselves where there is none, and say so.
 test: install-dev
-	$(BIN)/python -m pytest -q --durations=25 tests
+	$(call run_tests,--durations=25)
 
 # With those that take long: every layout of every kind of stage, every fault.
 test-full: install-dev
-	$(BIN)/python -m pytest -q --full tests
+	$(call run_tests,--full)
 
 lint: install-dev
 	$(BIN)/ruff check .

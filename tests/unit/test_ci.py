@@ -36,6 +36,8 @@ def test_no_run_of_the_tests_stops_at_the_first_failure() -> None:
     text = "\n".join((ROOT / name).read_text() for name in ("Makefile", ".ci/run", "pyproject.toml"))
     lines = [line for line in text.splitlines() if "-m pytest" in line or line.startswith("addopts")]
     assert len(lines) >= 3
+    runs = [line for line in lines if "-m pytest" in line]
+    assert len(runs) == 2 and all(line.split(" tests")[-1].endswith("|| status=$$?; \\") for line in runs), "both run"
     for line in lines:
         assert not {"-x", "--exitfirst"} & set(line.replace('"', " ").split())
         assert "--maxfail" not in line
