@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import save_file
+from tar_files import write_tar
 
 ROOT = Path(__file__).parents[1]
 STAGES = ("first", "second", "third")
@@ -29,13 +29,10 @@ def picture(number: int, form: str = "PNG") -> bytes:
     return content.getvalue()
 
 
-def write_tar(path: Path, samples: list[dict[str, bytes]]) -> None:
-    with tarfile.open(path, "w") as shard:
-        for number, sample in enumerate(samples):
-            for extension, content in sample.items():
-                member = tarfile.TarInfo(f"{number:03d}.{extension}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
+def write_samples(path: Path, samples: list[dict[str, bytes]]) -> None:
+    """Writes a tar file of samples, each given by the contents of its files by extension."""
+    named = enumerate(samples)
+    write_tar(path, {f"{number:03d}.{extension}": data for number, one in named for extension, data in one.items()})
 
 
 def described(**fields: Any) -> bytes:
@@ -49,13 +46,13 @@ def write_files(folder: Path) -> None:
         for n in range(8)
     ]
     for number in (0, 1, 2, 4):
-        write_tar(folder / f"good-{number:03d}.tar", good)
-    write_tar(folder / "clips.tar", [{"gif": picture(n, "GIF"), "txt": b"a clip"} for n in range(4)])
-    write_tar(folder / "captions.tar", [{"png": picture(n), "txt": b"a colour"} for n in range(4)])
-    write_tar(folder / "french.tar", [{"png": picture(1), "json": described(captions={"fr": "une couleur"})}])
-    write_tar(folder / "labels.tar", [{"png": picture(n), "cls": b"hue"} for n in range(4)])
-    write_tar(folder / "silent.tar", [*good, *({"png": picture(n)} for n in range(8))])
-    write_tar(folder / "garbled.tar", [{"png": picture(n)[:60], "txt": b"a colour"} for n in range(12)])
+        write_samples(folder / f"good-{number:03d}.tar", good)
+    write_samples(folder / "clips.tar", [{"gif": picture(n, "GIF"), "txt": b"a clip"} for n in range(4)])
+    write_samples(folder / "captions.tar", [{"png": picture(n), "txt": b"a colour"} for n in range(4)])
+    write_samples(folder / "french.tar", [{"png": picture(1), "json": described(captions={"fr": "une couleur"})}])
+    write_samples(folder / "labels.tar", [{"png": picture(n), "cls": b"hue"} for n in range(4)])
+    write_samples(folder / "silent.tar", [*good, *({"png": picture(n)} for n in range(8))])
+    write_samples(folder / "garbled.tar", [{"png": picture(n)[:60], "txt": b"a colour"} for n in range(12)])
     (folder / "empty.tar").write_bytes(b"")
     (folder / "text.tar").write_text("no archive\n" * 200)
     (folder / "packed.tar").write_bytes(gzip.compress((folder / "captions.tar").read_bytes()))

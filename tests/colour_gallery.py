@@ -2,14 +2,14 @@
 
 import io
 import json
-import tarfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from colour_model import COLOURS, ColourModel
 from PIL import Image, ImageDraw
+from tar_files import write_tar
 
 from launcher.serve.answers import About, Answers
 from launcher.serve.gallery import open_gallery
@@ -41,15 +41,6 @@ def gif(colours: Sequence[str], size: tuple[int, int] = (48, 48)) -> bytes:
     return file.getvalue()
 
 
-def write_shard(path: Path, members: Mapping[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
 def colours_shard(folder: Path, count: int = 4) -> Path:
     """Pictures of each colour, and a red and a blue clip, with captions and labels."""
     members = {}
@@ -61,7 +52,7 @@ def colours_shard(folder: Path, count: int = 4) -> Path:
     for name in ("red", "blue"):
         members[f"clip-{name}.gif"] = gif([name, "white", name])
         members[f"clip-{name}.json"] = json.dumps({"caption": f"{name} clip", "label": name}).encode()
-    return write_shard(folder / "colours.tar", members)
+    return write_tar(folder / "colours.tar", members)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
 """A package of icon sets in miniature."""
 
-import io
 import json
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tar_files import write_tar
 
 HOUSE = '<path fill="currentColor" d="M2 8l6-6l6 6v6H2z"/>'
 BALL = '<circle cx="8" cy="8" r="6" fill="#c03040"/>'
@@ -49,9 +49,4 @@ def write_package(path: Path, sets: Mapping[str, tuple[Any, Any]] = SETS) -> Pat
     files = {"collections.json": json.dumps({prefix: info for prefix, (info, _) in sets.items()})}
     for prefix, (_, tree) in sets.items():
         files[f"json/{prefix}.json"] = tree if isinstance(tree, str) else json.dumps({"prefix": prefix, **tree})
-    with tarfile.open(path, "w:gz") as archive:
-        for name, text in files.items():
-            member = tarfile.TarInfo(f"package/{name}")
-            member.size = len(text.encode())
-            archive.addfile(member, io.BytesIO(text.encode()))
-    return path
+    return write_tar(path, {f"package/{name}": text.encode() for name, text in files.items()}, "w:gz")

@@ -4,7 +4,6 @@ import io
 import json
 import os
 import sys
-import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pytest
 from metric_lines import comparable_lines
 from PIL import Image
 from safetensors.torch import load_file
+from tar_files import write_tar
 
 from engine.telemetry.metrics import read_metrics
 
@@ -52,18 +52,16 @@ def marker_of(stage: Path) -> dict[str, Any]:
 
 def write_shard(path: Path, broken: int | None) -> None:
     """Eight pictures with texts; one of them may be cut in the middle, behind its header."""
-    with tarfile.open(path, "w") as shard:
-        for number in range(8):
-            picture = io.BytesIO()
-            colour = (30 * number, 255 - 30 * number, 90)
-            Image.new("RGB", (64, 64), colour).save(picture, "PNG")
-            content = picture.getvalue()
-            if number == broken:
-                content = content[: len(content) // 2]
-            for name, data in ((f"{number}.png", content), (f"{number}.txt", f"colour {number}".encode())):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                shard.addfile(member, io.BytesIO(data))
+    members = {}
+    for number in range(8):
+        picture = io.BytesIO()
+        colour = (30 * number, 255 - 30 * number, 90)
+        Image.new("RGB", (64, 64), colour).save(picture, "PNG")
+        content = picture.getvalue()
+        if number == broken:
+            content = content[: len(content) // 2]
+        members |= {f"{number}.png": content, f"{number}.txt": f"colour {number}".encode()}
+    write_tar(path, members)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tar_files import write_tar
 
 from omnivl.architectures import OmniVL
 from omnivl.chain.preparation import Preparation
@@ -57,11 +57,7 @@ def shards(tmp_path_factory) -> str:
         record = {"caption": f"clip w{number}"}
         members += [(f"v{number:03d}.mp4", clip(10 * number)), (f"v{number:03d}.json", json.dumps(record).encode())]
     for half, part in enumerate((members[:40], members[40:])):
-        with tarfile.open(folder / f"{half}.tar", "w") as archive:
-            for name, data in part:
-                header = tarfile.TarInfo(name)
-                header.size = len(data)
-                archive.addfile(header, io.BytesIO(data))
+        write_tar(folder / f"{half}.tar", part)
     return str(folder / "{0..1}.tar")
 
 

@@ -4,14 +4,14 @@ import io
 import json
 import pickle
 import sys
-import tarfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tar_files import write_tar
 
 from omnivl.architectures import OmniVL
 from omnivl.data.config import DataEntryConfig, LoaderConfig
@@ -27,15 +27,6 @@ PNG = cv2.imencode(".png", np.full((8, 8, 3), 90, dtype=np.uint8))[1].tobytes()
 JPEG = cv2.imencode(".jpg", np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))[1].tobytes()
 BOMB = PNG[:16] + (50_000).to_bytes(4, "big") * 2 + PNG[24:]
 JSON = json.dumps({"caption": "thing"}).encode()
-
-
-def tar(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members:
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return path
 
 
 def good(count: int) -> list[tuple[str, bytes]]:
@@ -80,7 +71,7 @@ def logged(tmp_path: Path) -> list[dict[str, str]]:
 )
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_sample_is_counted_logged_and_replaced(load, tmp_path, extension, media, text, cause, workers):
-    path = tar(tmp_path / "s.tar", [*good(11), (f"x.{extension}", media), ("x.json", text)])
+    path = write_tar(tmp_path / "s.tar", [*good(11), (f"x.{extension}", media), ("x.json", text)])
     with load(str(path), num_workers=workers, start_method="fork") as loader:
         batches = [batch for batch, _ in islice(loader, 3)]
     assert [batch.size for batch in batches] == [4, 4, 4], "another sample stands in its place"
@@ -94,7 +85,7 @@ def test_a_bad_sample_is_counted_logged_and_replaced(load, tmp_path, extension, 
 def test_broken_videos(load, tmp_path):
     clips = [(f"v{n}.mp4", b"broken") if n else ("v0.gif", gif()) for n in range(2)]
     members = [pair for name, data in clips for pair in ((name, data), (name.split(".")[0] + ".json", JSON))]
-    with load(str(tar(tmp_path / "s.tar", members)), kind="video_text", max_bad_fraction=0.9) as loader:
+    with load(str(write_tar(tmp_path / "s.tar", members)), kind="video_text", max_bad_fraction=0.9) as loader:
         batch, _ = next(iter(loader))
     assert batch.frames.shape == (4, 2, 3, 8, 8)
     assert set(loader.quarantine.counts) == {"broken_video"}
@@ -110,13 +101,13 @@ def gif() -> bytes:
 
 
 def test_bad_shards_are_skipped_within_the_share(load, tmp_path):
-    tar(tmp_path / "0.tar", good(8))
-    whole = tar(tmp_path / "1.tar", good(4)).read_bytes()
+    write_tar(tmp_path / "0.tar", good(8))
+    whole = write_tar(tmp_path / "1.tar", good(4)).read_bytes()
     (tmp_path / "1.tar").write_bytes(whole[: 2048 * 2 + 700])
     (tmp_path / "2.tar").touch()
     (tmp_path / "3.tar").mkdir()
     for number in range(5, 8):
-        tar(tmp_path / f"{number}.tar", good(2))
+        write_tar(tmp_path / f"{number}.tar", good(2))
     loader = load(str(tmp_path / "{0..7}.tar"))
     assert loader.quarantine.counts == {"truncated_tar": 1, "empty_shard": 1, "unreadable_path": 2}
     assert sum(len(source) for source in loader.sources) == 8 + 2 + 6
@@ -124,7 +115,7 @@ def test_bad_shards_are_skipped_within_the_share(load, tmp_path):
 
 
 def test_too_many_bad_shards_stop_the_run(load, tmp_path):
-    tar(tmp_path / "0.tar", good(8))
+    write_tar(tmp_path / "0.tar", good(8))
     source = str(tmp_path / "{0..1}.tar")
     with pytest.raises(DataError) as error:
         load(source, max_bad_fraction=0.25)
@@ -137,7 +128,7 @@ def test_too_many_bad_shards_stop_the_run(load, tmp_path):
 
 def test_too_many_bad_records_stop_the_run_when_it_opens(load, tmp_path):
     bad = [pair for n in range(5) for pair in ((f"x{n}.png", PNG), (f"x{n}.json", b"{}"))]
-    source = str(tar(tmp_path / "s.tar", [*good(15), *bad]))
+    source = str(write_tar(tmp_path / "s.tar", [*good(15), *bad]))
     with pytest.raises(DataError) as error:
         load(source, max_bad_fraction=0.1)
     assert str(error.value) == (
@@ -150,7 +141,7 @@ def test_too_many_bad_records_stop_the_run_when_it_opens(load, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_broken_pictures_stop_the_run_while_it_reads(load, tmp_path, workers):
     bad = [pair for n in range(10) for pair in ((f"x{n}.png", b"broken"), (f"x{n}.json", JSON))]
-    source = str(tar(tmp_path / "s.tar", [*good(10), *bad]))
+    source = str(write_tar(tmp_path / "s.tar", [*good(10), *bad]))
     with (
         load(source, max_bad_fraction=0.2, num_workers=workers, start_method="fork") as loader,
         pytest.raises(
@@ -169,7 +160,7 @@ def test_too_many_broken_pictures_stop_the_run_while_it_reads(load, tmp_path, wo
 
 def test_few_samples_are_not_judged(load, tmp_path):
     members = [*good(1), ("x.png", b"broken"), ("x.json", JSON)]
-    with load(str(tar(tmp_path / "s.tar", members)), max_bad_fraction=0.0, min_samples_to_judge=1000) as loader:
+    with load(str(write_tar(tmp_path / "s.tar", members)), max_bad_fraction=0.0, min_samples_to_judge=1000) as loader:
         list(islice(loader, 5))
     assert loader.quarantine.counts["broken_image"] >= 4
     assert len(logged(tmp_path)) == 1, "a sample is named once, however often it comes"
@@ -177,7 +168,7 @@ def test_few_samples_are_not_judged(load, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_source_of_nothing_but_broken_pictures_ends_at_once(load, tmp_path, workers):
-    source = str(tar(tmp_path / "s.tar", [("x.png", b"broken"), ("x.json", JSON)]))
+    source = str(write_tar(tmp_path / "s.tar", [("x.png", b"broken"), ("x.json", JSON)]))
     with load(source, num_workers=workers, start_method="fork") as loader, pytest.raises(DataError) as error:
         next(iter(loader))
     assert str(error.value) == (
@@ -188,7 +179,7 @@ def test_a_source_of_nothing_but_broken_pictures_ends_at_once(load, tmp_path, wo
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unforeseen_error_names_its_sample(load, tmp_path, monkeypatch, workers):
-    source = str(tar(tmp_path / "s.tar", good(1)))
+    source = str(write_tar(tmp_path / "s.tar", good(1)))
     loader = load(source, num_workers=workers, start_method="fork")
     monkeypatch.setattr("omnivl.data.example.decode_still", lambda *_: 1 / 0)
     with loader, pytest.raises(DataError) as error:
@@ -198,7 +189,7 @@ def test_an_unforeseen_error_names_its_sample(load, tmp_path, monkeypatch, worke
 
 def test_substitutes_do_not_depend_on_the_run(load, tmp_path):
     bad = [pair for n in range(6) for pair in ((f"x{n}.png", b"broken"), (f"x{n}.json", JSON))]
-    source = str(tar(tmp_path / "s.tar", [*good(12), *bad]))
+    source = str(write_tar(tmp_path / "s.tar", [*good(12), *bad]))
     runs = []
     for workers in (0, 1):
         with load(source, num_workers=workers, start_method="fork", max_bad_fraction=1.0) as loader:
@@ -233,7 +224,7 @@ def test_a_malicious_shard_is_not_executed(tmp_path, load, workers, stream):
     members += [("q.png", PNG), ("q.json", b'{"caption": "__import__(\'os\')", "__reduce__": "x"}')]
     members += [("r.png", PNG), ("r.json", payload), ("s.png", PNG), ("s.txt", code), ("s.cls", payload)]
     members += [("../../escape.png", PNG), ("../../escape.json", JSON)]
-    path = tar(tmp_path / "s.tar", members)
+    path = write_tar(tmp_path / "s.tar", members)
     source = f"pipe:cat {path}" if stream else str(path)
     options = {"num_workers": workers, "start_method": "fork", "max_bad_fraction": 1.0, "shuffle_buffer": 8}
     with load(source, **options) as loader:
@@ -258,7 +249,7 @@ def test_a_text_that_the_tokenizer_cannot_read_is_a_bad_sample(load, tmp_path, m
     picky = _Picky(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "thing"])
     monkeypatch.setattr(sys.modules[__name__], "TOKENIZER", picky)
     members = [*good(8), ("odd.png", PNG), ("odd.json", b'{"caption": "odd"}')]
-    source = str(tar(tmp_path / "s.tar", members))
+    source = str(write_tar(tmp_path / "s.tar", members))
     loader = load(
         f"pipe:cat {source}" if stream else source,
         num_workers=workers,
@@ -280,7 +271,7 @@ def test_a_text_that_the_tokenizer_cannot_read_is_a_bad_sample(load, tmp_path, m
 
 def test_an_unused_caption_with_half_a_surrogate_pair_does_not_matter(load, tmp_path):
     half = b'{"captions": ["thing", "thing \\ud83d"]}'
-    source = str(tar(tmp_path / "s.tar", [("x.png", PNG), ("x.json", half)]))
+    source = str(write_tar(tmp_path / "s.tar", [("x.png", PNG), ("x.json", half)]))
     with load(source) as loader:
         batch, _ = next(iter(loader))
     assert batch.captions == ("thing",) * 4

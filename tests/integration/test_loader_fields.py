@@ -1,8 +1,6 @@
 """Kinds beside pairs, named texts and pictures, and fields, from shards through data workers to batches."""
 
-import io
 import json
-import tarfile
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tar_files import write_tar
 from torch import Tensor
 
 from omnivl.chain.state import State, StepLayout
@@ -44,12 +43,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def write(path: Path, members: Mapping[str, bytes]) -> str:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            header = tarfile.TarInfo(name)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
-    return str(path)
+    return str(write_tar(path, members))
 
 
 @pytest.fixture

@@ -1,14 +1,13 @@
 """The loader over the embedded set, generated clips and streams."""
 
-import io
 import json
-import tarfile
 from itertools import islice
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from tar_files import write_tar
 
 from omnivl.architectures import OmniVL
 from omnivl.data.batch import DATA_KINDS
@@ -77,13 +76,11 @@ def stream(tmp_path) -> str:
     """``pipe:`` over eight shards of six samples."""
     png = cv2.imencode(".png", np.full((8, 8, 3), 90, dtype=np.uint8))[1].tobytes()
     for shard in range(8):
-        with tarfile.open(tmp_path / f"{shard}.tar", "w") as archive:
-            for number in range(6):
-                text = json.dumps({"caption": f"{shard} {number}", "label": "x"}).encode()
-                for name, data in ((f"{number}.png", png), (f"{number}.json", text)):
-                    header = tarfile.TarInfo(name)
-                    header.size = len(data)
-                    archive.addfile(header, io.BytesIO(data))
+        members = {}
+        for number in range(6):
+            text = json.dumps({"caption": f"{shard} {number}", "label": "x"}).encode()
+            members |= {f"{number}.png": png, f"{number}.json": text}
+        write_tar(tmp_path / f"{shard}.tar", members)
     return f"pipe:cat {tmp_path}/{{0..7}}.tar"
 
 

@@ -4,12 +4,12 @@ import io
 import json
 import random
 import sys
-import tarfile
 import unicodedata
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tar_files import write_tar
 
 from engine.telemetry.console import PlainConsole, PlainTable
 from launcher import cli
@@ -80,15 +80,12 @@ def test_inspect_and_convert_show_names_of_the_data_as_texts(
     Image.new("RGB", (8, 8)).save(picture, "PNG")
     key = EVIL.replace("/", "").replace(".", "")
     shard = tmp_path / "x.tar"
-    with tarfile.open(shard, "w") as archive:
-        for number in range(2):
-            meta = {"caption": EVIL, "label": EVIL, "split": EVIL, "language": EVIL, EVIL: EVIL}
-            members = {f"{key}{number}.png": picture.getvalue(), f"{key}{number}.json": json.dumps(meta).encode()}
-            members |= {f"bad{key}{number}.png": b"no picture", f"bad{key}{number}.json": b"{" + EVIL.encode()}
-            for name, content in members.items():
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+    meta = {"caption": EVIL, "label": EVIL, "split": EVIL, "language": EVIL, EVIL: EVIL}
+    members = {}
+    for number in range(2):
+        members |= {f"{key}{number}.png": picture.getvalue(), f"{key}{number}.json": json.dumps(meta).encode()}
+        members |= {f"bad{key}{number}.png": b"no picture", f"bad{key}{number}.json": b"{" + EVIL.encode()}
+    write_tar(shard, members)
     text = said(capfd, monkeypatch, "data", "inspect", str(shard), "--html", str(tmp_path / "sheet.html"))
     assert r"[/nope] [bold]x[/] \x1b[2J\x1b]0;title\x07 \x9b31m \u202eback\r\x08 :smile:" in text
     assert_harmless((tmp_path / "sheet.html").read_text())

@@ -2,11 +2,11 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from tar_files import write_tar
 
 from engine.errors import PlanError
 from engine.plan.parse import parse_plan
@@ -25,16 +25,10 @@ def picture() -> bytes:
 def shards(folder: Path, split: str, count: int) -> None:
     """Pictures with texts of one split, in two shards."""
     for shard in range(2):
-        with tarfile.open(folder / f"{split}-{shard}.tar", "w") as archive:
-            for index in range(shard, count, 2):
-                for name, content in (
-                    ("png", picture()),
-                    ("txt", b"a text"),
-                    ("json", json.dumps({"split": split}).encode()),
-                ):
-                    info = tarfile.TarInfo(f"{split}{index:04d}.{name}")
-                    info.size = len(content)
-                    archive.addfile(info, io.BytesIO(content))
+        sample = {"png": picture(), "txt": b"a text", "json": json.dumps({"split": split}).encode()}
+        names = [f"{split}{index:04d}" for index in range(shard, count, 2)]
+        members = {f"{name}.{extension}": content for name in names for extension, content in sample.items()}
+        write_tar(folder / f"{split}-{shard}.tar", members)
 
 
 def plan(folder: Path, length: str, data: str = ONE, *, processes: int | None = None, more: str = "") -> Plan:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from broken_inputs import BROKEN, ROOT, STAGES, plan_of, write_files, write_plan, write_tar
+from broken_inputs import BROKEN, ROOT, STAGES, plan_of, write_files, write_plan, write_samples
 from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 from typer.testing import CliRunner
@@ -331,7 +331,7 @@ def parts_of(folder: Path, count: int) -> list[Path]:
     for number, shard in enumerate(shards):
         split = "test" if number == count - 2 else "train"
         sample = {"png": b"\x89PNG", "json": json.dumps({"caption": "a", "split": split}).encode()}
-        write_tar(shard, [sample] * 1)
+        write_samples(shard, [sample] * 1)
     return shards
 
 

@@ -1,14 +1,13 @@
 """The commands of ``omnivl data``, run in this process."""
 
-import io
 import json
 import os
-import tarfile
 from pathlib import Path
 
 import pytest
 from icon_package import write_package
 from PIL import Image
+from tar_files import write_tar
 from typer.testing import CliRunner
 
 from launcher.commands.data import app
@@ -169,11 +168,7 @@ def test_a_cut_shard_is_still_inspected(pictures, tmp_path):
 @pytest.mark.parametrize("name", [b"\xff\xfe [1].tar", b"{a,b}\xe9.tar", b"x\x1b[31m.tar"], ids=repr)
 def test_inspect_takes_and_shows_shards_of_any_name(name, tmp_path):
     path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
-    with tarfile.open(path, "w") as archive:
-        for member, data in (("a.png", b"no picture"), ("a.txt", b"said"), ("b.json", b"{")):
-            header = tarfile.TarInfo(member)
-            header.size = len(data)
-            archive.addfile(header, io.BytesIO(data))
+    write_tar(path, {"a.png": b"no picture", "a.txt": b"said", "b.json": b"{"})
     page = tmp_path / "page.html"
     counts = json.loads(run("inspect", path, "--html", page, "--json"))
     assert counts["samples"] == 1

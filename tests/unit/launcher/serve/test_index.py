@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_gallery import NAMES, colours_shard, picture, png, write_shard
+from colour_gallery import NAMES, colours_shard, picture, png
 from colour_model import ColourModel
+from tar_files import write_tar
 
 from launcher.serve import index as index_module
 from launcher.serve.gallery import UNSEEN, Gallery, open_gallery
@@ -77,10 +78,10 @@ def test_a_folder_that_cannot_be_written_does_not_matter(tmp_path: Path, monkeyp
 
 def test_bad_samples_are_left_out_and_counted(tmp_path: Path) -> None:
     members = {"a.png": png(picture("red")), "b.png": b"\x89PNG\r\n\x1a\nno picture", "c.png": png(picture("blue"))}
-    gallery = opened(write_shard(tmp_path / "some.tar", members))
+    gallery = opened(write_tar(tmp_path / "some.tar", members))
     found, _ = build(gallery)
     assert (found.left_out, found.numbers.tolist()) == (1, [0, 2])
-    bad = opened(write_shard(tmp_path / "bad.tar", {"b.png": b"\x89PNG\r\n\x1a\nno picture"}))
+    bad = opened(write_tar(tmp_path / "bad.tar", {"b.png": b"\x89PNG\r\n\x1a\nno picture"}))
     with pytest.raises(DataError, match="none of its 1 pictures and clips can be read"):
         build(bad)
 
@@ -100,7 +101,7 @@ def test_the_default_is_what_no_plan_trains_on() -> None:
 
 def test_a_source_with_neither_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no sample of kind image is left"):
-        opened(write_shard(tmp_path / "texts.tar", {"a.txt": b"a text"}))
+        opened(write_tar(tmp_path / "texts.tar", {"a.txt": b"a text"}))
     with pytest.raises(UserError, match="nothing"):
         opened(tmp_path / "nothing.tar")
 

@@ -1,16 +1,14 @@
 """Small shards for the tests of the data side."""
 
-import io
 import json
-import tarfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-
-Members = Iterable[tuple[str, bytes]]
+import tar_files
+from tar_files import Members
 
 
 @pytest.fixture
@@ -18,13 +16,7 @@ def write_tar(tmp_path: Path) -> Callable[..., Path]:
     """Writes members, in order, into a tar file."""
 
     def write(members: Members, name: str = "shard.tar") -> Path:
-        path = tmp_path / name
-        with tarfile.open(path, "w") as archive:
-            for member, data in members:
-                header = tarfile.TarInfo(member)
-                header.size = len(data)
-                archive.addfile(header, io.BytesIO(data))
-        return path
+        return tar_files.write_tar(tmp_path / name, members)
 
     return write
 

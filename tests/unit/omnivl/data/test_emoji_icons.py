@@ -1,12 +1,11 @@
 """Icon sets: names and code points of concepts, sizes, aliases, licences."""
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tar_files import write_tar
 
 from omnivl.data.emoji.icons import read_icons, slug
 from omnivl.data.emoji.join import Concept
@@ -21,14 +20,8 @@ ICONS = {
 
 def archive(folder: Path, **changes: Any) -> Path:
     files = {"icons": ICONS, "info": {"name": "Set", "license": {"spdx": "MIT"}}, "chars": {"1F9E2": "cap"}} | changes
-    path = folder / "set.tgz"
-    with tarfile.open(path, "w:gz") as out:
-        for name, tree in files.items():
-            data = json.dumps(tree).encode()
-            member = tarfile.TarInfo(f"package/{name}.json")
-            member.size = len(data)
-            out.addfile(member, io.BytesIO(data))
-    return path
+    members = {f"package/{name}.json": json.dumps(tree).encode() for name, tree in files.items()}
+    return write_tar(folder / "set.tgz", members, "w:gz")
 
 
 def concept(hexcode: str, name: str) -> Concept:

@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from tar_files import write_tar
 
 from omnivl.data import inspect as inspect_module
 from omnivl.data.inspect import inspect_source, spread
@@ -43,14 +43,6 @@ def clip(frames: int) -> bytes:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))
     return out.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
 
 
 @pytest.fixture
