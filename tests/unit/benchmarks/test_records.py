@@ -85,7 +85,7 @@ def test_a_row_has_both_at_the_same_cpu_time_and_replaces_its_earlier_self(tmp_p
     machine = Machine(gain=1.0)
     first = make(monkeypatch, machine, tmp_path, 10, 1)
     assert sorted(machine.plans)[:4] == [(0, 30), (0, 30), (0, 116), (0, 1196)]  # 60 s less 2, at half a second
-    tuned = [(600.0, one.learning_rate) for one in records.CANDIDATES]
+    tuned = [(180.0, one.learning_rate) for one in records.CANDIDATES]
     assert sorted(machine.peers) == sorted([*tuned, *[(60.0, 6e-4)] * 3, *[(600.0, 6e-4)] * 3])
     assert [row[-1] for row in first[TUNING]].count("taken") == 1
     assert [row[0] for row in first[RECORDS]] == ["1", "10"]
