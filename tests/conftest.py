@@ -10,6 +10,9 @@ from typing import Any
 # Before torch or DeepSpeed are imported anywhere, in this process or in one that a test starts.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# The width of whoever looks on, which pytest-xdist hands to its workers, is none of the tests'.
+os.environ.pop("COLUMNS", None)
+os.environ.pop("LINES", None)
 # Processes that tests start elsewhere find this tree. An empty entry would be the folder that they start in.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
