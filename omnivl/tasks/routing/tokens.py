@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from moe.routers.base import Router
 from moe.routers.recorder import Heard, listening
 from omnivl.architectures import Architecture
 from omnivl.architectures.clip import up_to_end
@@ -103,7 +104,10 @@ def routed_beside(encoder: Encoder, pictures: PictureSet, texts: Sequence[str], 
     Returns:
         The table; None where no such layer has a router.
     """
-    modules = {name: block for name, block in _modules(encoder).items() if name not in known}
+    blocks = {name: block for name, block in _modules(encoder).items() if name not in known}
+    modules = {name: block for name, block in blocks.items() if any(isinstance(one, Router) for one in block.modules())}
+    if not modules:
+        return None
     indices = range(len(pictures))
     frames, token_ids = pictures.frames(indices).to(encoder.device), encoder.token_ids(texts)
     mask = _said(token_ids.cpu(), encoder.tokenizer.special)
@@ -126,7 +130,9 @@ def _read_beside(encoder: Encoder, objective: str, frames: Tensor, token_ids: Te
     joins = [] if asks is None else [*asks.joins.values()]
     if joins == [Join()]:
         predict(chain, objective, frames, token_ids)
-    elif objective in encoder.writings and [one.sees for one in joins] == [CLEAN]:
+        return
+    writing = encoder.writings.get(objective)
+    if writing is not None and writing.tokenizer is encoder.tokenizer and [one.sees for one in joins] == [CLEAN]:
         begun = torch.where(token_ids == special.cls, special.decode, token_ids)
         ChainDecoder(chain, objective, chain.features(frames), num_beams=1, cached=False)(begun, None)
 
