@@ -69,7 +69,7 @@ def test_another_word_is_told() -> None:
         parse_plan(PLAN, "p", ["batch.micro_batch_size_per_gpu=many"])
 
 
-PLANS = sorted(Path("configs/plans").glob("*.yaml"))
+PLANS = sorted((Path(__file__).parents[4] / "configs" / "plans").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=lambda plan: plan.stem)
