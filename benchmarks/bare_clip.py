@@ -35,7 +35,7 @@ from omnivl.data.sources import open_source
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.tasks.ranking import recalls
 
-SIZE, WIDTH, HEADS, VISION_LAYERS, TEXT_LENGTH, EMBEDDING = 64, 192, 3, 6, 16, 128
+SIZE, WIDTH, HEADS, TEXT_LENGTH, EMBEDDING = 64, 192, 3, 16, 128
 PLAN = ROOT / "configs" / "plans" / "records.yaml"
 
 
@@ -46,13 +46,15 @@ class Settings:
     Attributes:
         patch_size: Side of a patch in pixels.
         pooling: Whether a tower's output is its first position or the mean of all positions.
-        text_layers: Blocks of the text tower.
+        vision_layers: Blocks of the vision tower.
+        text_layers: Blocks of the text tower; none makes it a bag of words.
         learning_rate: Peak.
         batch_size: Pairs of a step.
     """
 
     patch_size: int = 16
     pooling: Literal["first", "mean"] = "mean"
+    vision_layers: int = 6
     text_layers: int = 4
     learning_rate: float = 1e-3
     batch_size: int = 256
@@ -63,8 +65,8 @@ class Settings:
 
     def __str__(self) -> str:
         return (
-            f"patches of {self.patch_size}, pooling {self.pooling}, {self.text_layers} text blocks, "
-            f"rate {self.learning_rate:g}, {self.batch_size} pairs"
+            f"patches of {self.patch_size}, pooling {self.pooling}, {self.vision_layers} and {self.text_layers} "
+            f"blocks, rate {self.learning_rate:g}, {self.batch_size} pairs"
         )
 
 
@@ -115,7 +117,7 @@ class BareCLIP(nn.Module):
         self.class_token = nn.Parameter(torch.randn(WIDTH) * 0.02) if first else None
         self.visual_positions = nn.Parameter(torch.randn((SIZE // self.patch) ** 2 + first, WIDTH) * 0.02)
         self.text_positions = nn.Parameter(torch.randn(TEXT_LENGTH, WIDTH) * 0.02)
-        self.visual = nn.ModuleList(Block() for _ in range(VISION_LAYERS))
+        self.visual = nn.ModuleList(Block() for _ in range(settings.vision_layers))
         self.text = nn.ModuleList(Block() for _ in range(settings.text_layers))
         self.visual_norm, self.text_norm = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.visual_projection, self.text_projection = nn.Linear(WIDTH, EMBEDDING), nn.Linear(WIDTH, EMBEDDING)
@@ -149,7 +151,7 @@ class BareCLIP(nn.Module):
         """Operations of the towers' products for a batch's pictures and texts, padding left out, both ways."""
         rows, positions = len(token_ids), len(self.visual_positions)
         words, length = int((token_ids != 0).sum()), int((token_ids != 0).sum(1).max())
-        products = rows * positions * VISION_LAYERS * _block_products(positions)
+        products = rows * positions * len(self.visual) * _block_products(positions)
         products += words * len(self.text) * _block_products(length)
         products += rows * (SIZE**2 * 3 * WIDTH + 2 * WIDTH * EMBEDDING)
         return 2.0 * FORWARD_AND_BACKWARD * products
