@@ -14,7 +14,7 @@ COMPARISON = Comparison(
     plan=ROOT / "configs" / "plans" / "sparse.yaml",
     contenders={"every second": ("every_second",), "last": ("last",), "dense": ("dense",)},
     scores=("images image->text R@1", "images image->text R@10", "images text->image R@10"),
-    metrics=("router/experts_used_image", "names/accuracy"),
+    metrics=("router/experts_used_image", "classify/accuracy"),
     equal_time=True,
 )
 
