@@ -65,8 +65,8 @@ class Settings:
 
     def __str__(self) -> str:
         return (
-            f"patches of {self.patch_size}, pooling {self.pooling}, {self.vision_layers} and {self.text_layers} "
-            f"blocks, rate {self.learning_rate:g}, {self.batch_size} pairs"
+            f"patches of {self.patch_size}, pooling {self.pooling}, {self.vision_layers} visual and "
+            f"{self.text_layers} text blocks, rate {self.learning_rate:g}, {self.batch_size} pairs"
         )
 
 
