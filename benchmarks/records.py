@@ -49,12 +49,13 @@ TARGETS: Mapping[float, float] = {10.0: 1.5, 30.0: 1.5}
 SEEDS = (0, 1, 2)
 TUNING_MINUTES, TUNING_SEED = 3.0, 0
 CANDIDATES = (
-    Settings(learning_rate=6e-4),
     Settings(learning_rate=6e-4, text_layers=1),
     Settings(learning_rate=6e-4, text_layers=1, vision_layers=3),
     Settings(learning_rate=1.2e-3, text_layers=1, vision_layers=3),
     Settings(learning_rate=6e-4, text_layers=0, vision_layers=3),
     Settings(learning_rate=1.2e-3, text_layers=0, vision_layers=3),
+    Settings(learning_rate=2.4e-3, text_layers=0, vision_layers=3),
+    Settings(learning_rate=1.2e-3, text_layers=0, vision_layers=2),
 )
 """Settings of which the bare CLIP gets the best: fewer blocks, of either tower, and the rate of the smaller ones."""
 PROBE_STEPS = 15
