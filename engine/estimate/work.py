@@ -5,7 +5,7 @@ accelerator, or on the CPU by its own. Traffic is counted in the calls that the 
 replicas, rows that routers send to experts, the state that passes from one layer to the next.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
@@ -136,6 +136,17 @@ class BlankGather:
         """A copy."""
         self.calls += 1
         return tensor.detach().clone()
+
+    def share_of_total(self, tensor: Tensor) -> Tensor:
+        """The first rows."""
+        self.gradient += tensor.nbytes
+        return tensor[: len(tensor) // self.replicas].clone()
+
+    def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Copies; every hop but the last counts as a part of a gather."""
+        self.calls += 1
+        self.joined += sum(tensor.nbytes for tensor in tensors)
+        return lambda: [tensor.clone() for tensor in tensors]
 
 
 def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: torch.device) -> ModelWork:

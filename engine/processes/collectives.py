@@ -3,7 +3,7 @@
 Shapes: B rows of one replica, R replicas.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -42,6 +42,29 @@ class ProcessGroupGather:
         summed = tensor.detach().clone()
         dist.all_reduce(summed, group=self._group)
         return summed
+
+    def share_of_total(self, tensor: Tensor) -> Tensor:
+        """This replica's rows of the sum of ``[R * B, ...]`` over the replicas."""
+        source = tensor.detach().contiguous()
+        share = source.new_empty((len(source) // self.replicas, *source.shape[1:]))
+        reduce_scatter_rows(share, source, group=self._group)
+        return share
+
+    def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Tensors go to the next replica, in a ring; the returned function waits for those of the one before."""
+        sent = [tensor.detach().contiguous() for tensor in tensors]
+        arrived = [torch.empty_like(tensor) for tensor in sent]
+        after, before = (self.replica + 1) % self.replicas, (self.replica - 1) % self.replicas
+        sends = [dist.P2POp(dist.isend, one, group=self._group, group_peer=after) for one in sent]
+        receives = [dist.P2POp(dist.irecv, one, group=self._group, group_peer=before) for one in arrived]
+        works = dist.batch_isend_irecv([*sends, *receives])
+
+        def wait() -> list[Tensor]:
+            for work in works:
+                work.wait()
+            return arrived
+
+        return wait
 
 
 class ProcessGroupExchange:

@@ -3,7 +3,7 @@
 The engine passes such an object to the chain. A single process uses ``LocalGather``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -35,6 +35,17 @@ class Gather(Protocol):
     def total(self, tensor: Tensor) -> Tensor:
         """Sums a gradient-free tensor over the replicas."""
 
+    def share_of_total(self, tensor: Tensor) -> Tensor:
+        """This replica's rows ``[B, ...]`` of the sum over the replicas of gradient-free ``[replicas * B, ...]``."""
+
+    def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Sends gradient-free tensors to the next replica, the last one's to the first.
+
+        Returns:
+            A function that waits for those of the replica before, of equal shapes. The sent tensors must not be changed
+            before it has returned.
+        """
+
 
 class LocalGather:
     """One replica: joining is the identity."""
@@ -49,6 +60,14 @@ class LocalGather:
     def total(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+    def share_of_total(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """The tensors themselves."""
+        return lambda: list(tensors)
 
 
 def together(gather: Gather, device: torch.device, action: Callable[[], Tensor]) -> Tensor:

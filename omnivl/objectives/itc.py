@@ -22,7 +22,8 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_pair
 from omnivl.objectives.key_queue import Pairs
-from omnivl.objectives.recall import recalls_at_1
+from omnivl.objectives.recall import recalls, recalls_at_1
+from omnivl.objectives.tiles import SpreadKeys, sigmoid_contrast, softmax_contrast
 from omnivl.parts.similarity import similarity
 
 
@@ -107,20 +108,25 @@ class ITC(Objective):
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """The loss over the joined batch."""
         own = Embedded(state["visual_embedding"], state["text_embedding"])
-        joined = Embedded(gather.join(own.visual), gather.join(own.text))
-        scale, first = state["logit_scale"], gather.replica * len(own.visual)
-        identity = state["identity"]
-        queries, keys = Pairs(own.visual, own.text, identity), Pairs(joined.visual, joined.text, gather.join(identity))
-        metrics = {"temperature": (1.0 / scale).detach(), **recalls_at_1(queries, keys)}
+        identity, scale = state["identity"], state["logit_scale"]
+        visual, text = SpreadKeys.both(own.visual, own.text, identity, gather)
+        metrics = {"temperature": (1.0 / scale).detach()}
+        if self.loss_type == "softmax":
+            sides = (own.visual, text), (own.text, visual)
+            from_visual, from_text = (
+                softmax_contrast(query, identity, keys, scale, pairs_only=True, label_smoothing=self.label_smoothing)
+                for query, keys in sides
+            )
+            metrics |= recalls(from_visual.nearest_is_positive, from_text.nearest_is_positive)
+            return ObjectiveLoss((from_visual.loss.mean() + from_text.loss.mean()) / 2.0, metrics)
+        metrics |= recalls_at_1(Pairs(own.visual, own.text, identity), visual, text)
         if self.loss_type == "sigmoid":
             assert isinstance(heads.own, BiasHead)
             bias = heads.own.bias[0]
             metrics["bias"] = bias.detach()
-            return ObjectiveLoss(sigmoid_loss(own, joined, scale, bias, first), metrics)
-        if self.loss_type == "soft":
-            factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
-            return ObjectiveLoss(soft_target_loss(own, joined, scale, factor, gather), metrics)
-        return ObjectiveLoss(softmax_loss(own, joined, scale, first, self.label_smoothing), metrics)
+            return ObjectiveLoss(sigmoid_contrast(own.visual, text, scale, bias).mean(), metrics)
+        factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
+        return ObjectiveLoss(soft_target_loss(own, scale, factor, gather), metrics)
 
 
 class BiasHead(Head):
@@ -132,23 +138,7 @@ class BiasHead(Head):
         self.bias = nn.Parameter(torch.tensor([initial]))
 
 
-def softmax_loss(own: Embedded, joined: Embedded, scale: Tensor, first: int, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy of both directions, halved, a scalar.
-
-    Args:
-        own: This replica's embeddings, ``[B, P]``.
-        joined: Those of all replicas, ``[J, P]``.
-        scale: 1 / temperature.
-        first: Index of this replica's first sample among the joined ones.
-        label_smoothing: See ``ITC``.
-    """
-    labels = torch.arange(first, first + len(own.visual), device=own.visual.device)
-    to_text = F.cross_entropy(scale * similarity(own.visual, joined.text), labels, label_smoothing=label_smoothing)
-    to_visual = F.cross_entropy(scale * similarity(own.text, joined.visual), labels, label_smoothing=label_smoothing)
-    return (to_text + to_visual) / 2.0
-
-
-def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:
+def soft_target_loss(own: Embedded, scale: Tensor, factor: Tensor, gather: Gather) -> Tensor:
     """Mean cross-entropy of both directions, halved, with targets by similarity within the modalities; a scalar.
 
     With texts T and pictures I of the joined batch, logits are ``scale T I'`` and targets
@@ -160,31 +150,14 @@ def soft_target_loss(own: Embedded, joined: Embedded, scale: Tensor, factor: Ten
 
     Args:
         own: This replica's embeddings, ``[B, P]``.
-        joined: Those of all replicas, ``[J, P]``.
         scale: 1 / temperature.
         factor: Factor of the targets' similarities.
-        gather: Joins the normalisers.
+        gather: Joins embeddings and normalisers.
     """
+    joined = Embedded(gather.join(own.visual), gather.join(own.text))
     alike = (similarity(own.visual, joined.visual) + similarity(own.text, joined.text)) * (factor / 2.0)
     normalisers = alike.logsumexp(-1)
     targets, transposed = (alike - normalisers[:, None]).exp(), (alike - gather.join(normalisers)).exp()
     to_visual = F.cross_entropy(scale * similarity(own.text, joined.visual), targets)
     to_text = F.cross_entropy(scale * similarity(own.visual, joined.text), transposed)
     return (to_visual + to_text) / 2.0
-
-
-def sigmoid_loss(own: Embedded, joined: Embedded, scale: Tensor, bias: Tensor, first: int) -> Tensor:
-    """``- (1 / B) sum_ij log sigmoid(z_ij (scale x_i . y_j + bias))``, z 1 for pairs and -1 elsewhere; a scalar.
-
-    As -log sigmoid(l) = softplus(l) - l and -log sigmoid(-l) = softplus(l), the sum is that of softplus over all logits
-    minus the logits of the pairs.
-
-    Args:
-        own: This replica's embeddings, ``[B, P]``; the pictures are x.
-        joined: Those of all replicas, ``[J, P]``; the texts are y.
-        scale: 1 / temperature.
-        bias: Bias of the logits, scalar.
-        first: Index of this replica's first sample among the joined ones.
-    """
-    logits = scale * similarity(own.visual, joined.text) + bias
-    return (F.softplus(logits).sum() - logits.diagonal(first).sum()) / len(logits)

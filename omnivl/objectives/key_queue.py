@@ -45,11 +45,6 @@ class Keys:
     domain: Tensor
     valid: Tensor
 
-    def followed_by(self, other: "Keys") -> "Keys":
-        """These keys, then ``other``; a copy of both."""
-        names = ("visual", "text", "identity", "domain", "valid")
-        return Keys(**{name: torch.cat([getattr(self, name), getattr(other, name)]) for name in names})
-
 
 class KeyQueue(nn.Module):
     """A ring of fp32 keys with identity, domain and valid bit per entry; buffers only, saved with the model."""

@@ -19,10 +19,8 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_pair, is_video
 from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
-from omnivl.objectives.recall import recalls_at_1
-from omnivl.parts.similarity import similarity
-
-Reduction = Literal["mean", "sum"]
+from omnivl.objectives.recall import recalls
+from omnivl.objectives.tiles import Contrasted, OldKeys, Reduction, SpreadKeys, Teacher, softmax_contrast
 
 
 @dataclass(frozen=True)
@@ -139,54 +137,77 @@ class UniVLC(Objective):
         momentum = None
         if self.uses_momentum:
             momentum = Pairs(state["momentum_visual_embedding"], state["momentum_text_embedding"], state["identity"])
-        online = self.batch_keys == "online"
-        source = queries if online or momentum is None else momentum
-        keys = joined_keys(source, state.layout.kind, gather)
-        num_batch_keys = len(keys.identity)
+        source = queries if self.batch_keys == "online" or momentum is None else momentum
+        batch = SpreadKeys.both(source.visual, source.text, source.identity, gather)
+        queue = None
         if self.queue_size > 0:
             assert isinstance(heads.own, UniVLCHead)
             assert momentum is not None
             if heads.own.training and torch.is_grad_enabled():
-                heads.own.outbox.append(joined_keys(momentum, state.layout.kind, gather) if online else keys)
-            keys = keys.followed_by(heads.own.queue.keys())
-        soft = None
+                pushed = batch
+                if source is not momentum:
+                    pushed = SpreadKeys.both(momentum.visual, momentum.text, momentum.identity, gather)
+                heads.own.outbox.append(pushed_keys(*pushed, state.layout.kind))
+            queue = heads.own.queue.keys()
+        teachers = None
         if self.soft_target_alpha > 0.0:
             assert momentum is not None
-            soft = SoftTargets(momentum.visual, momentum.text, state[f"{self.key}/alpha"])
+            alpha = state[f"{self.key}/alpha"]
+            teachers = Teacher(momentum.visual, alpha), Teacher(momentum.text, alpha)
         scale = state["logit_scale"]
-        metrics = contrast_metrics(queries, keys, num_batch_keys, 1.0 / scale)
-        return ObjectiveLoss(self.contrast(queries, keys, scale, soft), metrics)
+        from_visual, from_text = self.contrast(queries, batch, state.layout.kind, scale, queue, teachers)
+        metrics = {
+            "temperature": (1.0 / scale).detach(),
+            **recalls(from_visual.nearest_is_positive, from_text.nearest_is_positive),
+            "positives": from_visual.positives.mean(),
+        }
+        if queue is not None:
+            metrics["queue_valid"] = queue.valid.float().mean()
+        return ObjectiveLoss((from_visual.loss.mean() + from_text.loss.mean()) / 2.0, metrics)
 
-    def contrast(self, queries: Pairs, keys: Keys, scale: Tensor, soft: "SoftTargets | None" = None) -> Tensor:
-        """The loss, a scalar: mean over queries of both directions, halved.
+    def contrast(
+        self,
+        queries: Pairs,
+        batch: tuple[SpreadKeys, SpreadKeys],
+        kind: DataKind,
+        scale: Tensor,
+        queue: Keys | None = None,
+        teachers: tuple[Teacher, Teacher] | None = None,
+    ) -> tuple[Contrasted, Contrasted]:
+        """Pictures and clips against all texts, and texts against all pictures and clips.
 
         Args:
             queries: Online embeddings of this replica.
-            keys: Keys of the joined batch and of the queue.
+            batch: Visual and textual keys.
+            kind: Of the batch, on every replica.
             scale: 1 / temperature, scalar.
-            soft: Momentum queries and the share of soft targets.
+            queue: Older keys.
+            teachers: Visual and textual queries of the momentum model, for soft targets.
         """
-        positive = positives(queries.identity, keys)
-        log_weights = self._log_weights(keys)
-        losses = []
-        for query, key, soft_query in (
-            (queries.visual, keys.text, None if soft is None else soft.visual),
-            (queries.text, keys.visual, None if soft is None else soft.text),
-        ):
-            logits = scale * similarity(query, key)
-            if soft is None or soft_query is None:
-                targets = hard_targets(positive, self.positive_reduction)
-            else:
-                teacher = scale.detach() * similarity(soft_query, key.detach())
-                targets = soft_targets(teacher, positive, keys.valid, soft.alpha, self.positive_reduction)
-            losses.append(contrastive_loss(logits, positive, keys.valid, targets, log_weights).mean())
-        return (losses[0] + losses[1]) / 2.0
+        weights = None if self.negative_weights is None else torch.tensor(self.negative_weights.table()).log()
+        log_weight = None if weights is None else float(weights[DATA_KINDS.index(kind)])
 
-    def _log_weights(self, keys: Keys) -> Tensor | None:
-        """Log of every key's weight as a negative, ``[K]``."""
-        if self.negative_weights is None:
-            return None
-        return torch.tensor(self.negative_weights.table(), device=keys.domain.device).log()[keys.domain]
+        def against(query: Tensor, keys: SpreadKeys, older: Tensor | None, teacher: Teacher | None) -> Contrasted:
+            old = None
+            if queue is not None and older is not None:
+                by_domain = None if weights is None else weights.to(older.device)[queue.domain]
+                old = OldKeys(older, queue.identity, queue.valid, by_domain)
+            return softmax_contrast(
+                query,
+                queries.identity,
+                keys,
+                scale,
+                reduction=self.positive_reduction,
+                log_weight=log_weight,
+                old=old,
+                teacher=teacher,
+            )
+
+        (visual, text), (seeing, reading) = batch, teachers or (None, None)
+        return (
+            against(queries.visual, text, None if queue is None else queue.text, seeing),
+            against(queries.text, visual, None if queue is None else queue.visual, reading),
+        )
 
 
 class UniVLCHead(Head):
@@ -208,94 +229,8 @@ class UniVLCHead(Head):
         self.outbox.clear()
 
 
-def joined_keys(pairs: Pairs, kind: DataKind, gather: Gather) -> Keys:
-    """The keys of all replicas' samples. Every replica's batch has the same kind."""
-    identity = gather.join(pairs.identity)
-    domain = torch.full_like(identity, DATA_KINDS.index(kind))
-    valid = torch.ones_like(identity, dtype=torch.bool)
-    return Keys(gather.join(pairs.visual), gather.join(pairs.text), identity, domain, valid)
-
-
-@dataclass(frozen=True)
-class SoftTargets:
-    """Momentum embeddings of the queries, fp32 ``[B, P]``, and the scalar share of the soft part of the target."""
-
-    visual: Tensor
-    text: Tensor
-    alpha: Tensor
-
-
-def positives(identity: Tensor, keys: Keys) -> Tensor:
-    """Bool ``[B, K]``: the key is valid and has the query's identity."""
-    return (identity[:, None] == keys.identity) & keys.valid
-
-
-def hard_targets(positive: Tensor, reduction: Reduction) -> Tensor:
-    """Weight of each key's term, fp32 ``[B, K]``: 1 for positives (``sum``), or 1 / their number (``mean``).
-
-    A query without a positive gets zeros.
-    """
-    weights = positive.float()
-    return weights / weights.sum(-1, keepdim=True).clamp(min=1.0) if reduction == "mean" else weights
-
-
-def soft_targets(teacher: Tensor, positive: Tensor, valid: Tensor, alpha: Tensor, reduction: Reduction) -> Tensor:
-    """``alpha * softmax(teacher) + (1 - alpha) * hard targets``, fp32 ``[B, K]``, no gradient.
-
-    Args:
-        teacher: The momentum model's similarities over temperature ``[B, K]``.
-        positive: Bool ``[B, K]``.
-        valid: Bool ``[K]``.
-        alpha: Scalar.
-        reduction: As for ``hard_targets``.
-
-    Source: ALBEF, arXiv 2107.07651, eq. 6.
-    """
-    soft = teacher.detach().float().masked_fill(~valid, float("-inf")).softmax(-1)
-    return alpha * soft + (1.0 - alpha) * hard_targets(positive, reduction)
-
-
-def contrastive_loss(
-    logits: Tensor, positive: Tensor, valid: Tensor, targets: Tensor, log_weights: Tensor | None = None
-) -> Tensor:
-    """``- sum_k targets_k log(exp(logit_k) / sum_m w_m exp(logit_m))`` for each query.
-
-    Args:
-        logits: Similarities over temperature ``[B, K]``.
-        positive: Bool ``[B, K]``.
-        valid: Bool ``[K]``; other keys do not exist.
-        targets: ``[B, K]``, 0 where not valid.
-        log_weights: log w ``[K]`` of each key as a negative; a positive's w is 1. None: all 1.
-
-    Returns:
-        fp32 ``[B]``.
-    """
-    logits = logits.float()
-    shifted = logits if log_weights is None else torch.where(positive, logits, logits + log_weights)
-    normaliser = shifted.masked_fill(~valid, float("-inf")).logsumexp(-1)
-    return targets.sum(-1) * normaliser - (targets * logits).sum(-1)
-
-
-@torch.no_grad()
-def contrast_metrics(queries: Pairs, keys: Keys, num_batch_keys: int, temperature: Tensor) -> dict[str, Tensor]:
-    """Metrics of one step.
-
-    Args:
-        queries: Online embeddings of this replica.
-        keys: Keys of the joined batch, then of the queue.
-        num_batch_keys: J.
-        temperature: Scalar.
-
-    Returns:
-        ``temperature``; ``recalls_at_1`` among the keys of the joined batch; ``positives``: mean number of positives;
-        ``queue_valid``: share of the queue that is filled, if there is a queue.
-    """
-    batch = Pairs(keys.visual[:num_batch_keys], keys.text[:num_batch_keys], keys.identity[:num_batch_keys])
-    metrics = {
-        "temperature": temperature.detach(),
-        **recalls_at_1(queries, batch),
-        "positives": positives(queries.identity, keys).sum(-1).float().mean(),
-    }
-    if len(keys.valid) > num_batch_keys:
-        metrics["queue_valid"] = keys.valid[num_batch_keys:].float().mean()
-    return metrics
+def pushed_keys(visual: SpreadKeys, text: SpreadKeys, kind: DataKind) -> Keys:
+    """The keys of all replicas' samples for the queue. Every replica's batch has the same kind."""
+    seen, read = visual.joined(), text.joined()
+    domain = torch.full_like(seen.identity, DATA_KINDS.index(kind))
+    return Keys(seen.keys, read.keys, seen.identity, domain, torch.ones_like(domain, dtype=torch.bool))

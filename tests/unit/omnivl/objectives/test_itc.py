@@ -14,7 +14,8 @@ from omnivl.chain.gather import LocalGather
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.objectives import ITC
-from omnivl.objectives.itc import Embedded, sigmoid_loss, soft_target_loss, softmax_loss
+from omnivl.objectives.itc import Embedded, soft_target_loss
+from omnivl.objectives.tiles import SpreadKeys, sigmoid_contrast, softmax_contrast
 
 TYPES = ("softmax", "soft", "sigmoid")
 
@@ -23,6 +24,23 @@ def embedded(size: int = 5) -> Embedded:
     random = torch.Generator().manual_seed(0)
     visual, text = (F.normalize(torch.randn(size, 4, generator=random), dim=-1) for _ in range(2))
     return Embedded(visual.requires_grad_(), text.requires_grad_())
+
+
+def keys_of(own: Embedded) -> tuple[SpreadKeys, SpreadKeys]:
+    """Visual and textual keys, all of one identity: the losses of pairs do not look at it."""
+    return SpreadKeys.both(own.visual, own.text, torch.zeros(len(own.text), dtype=torch.int64), LocalGather())
+
+
+def softmax_loss(own: Embedded, scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    visual, text = keys_of(own)
+    same = torch.zeros(len(own.text), dtype=torch.int64)
+    options = {"pairs_only": True, "label_smoothing": label_smoothing}
+    sides = [softmax_contrast(*side, scale, **options) for side in ((own.visual, same, text), (own.text, same, visual))]
+    return (sides[0].loss.mean() + sides[1].loss.mean()) / 2
+
+
+def sigmoid_loss(own: Embedded, scale: Tensor, bias: Tensor) -> Tensor:
+    return sigmoid_contrast(own.visual, keys_of(own)[1], scale, bias).mean()
 
 
 def compare(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
@@ -36,7 +54,7 @@ def compare(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:
 def test_softmax_is_transformers_loss() -> None:
     own, scale = embedded(), torch.tensor(3.0, requires_grad=True)
     wanted = image_text_contrastive_loss(scale * own.text @ own.visual.t())
-    compare(softmax_loss(own, own, scale, 0), wanted, [own.visual, own.text, scale])
+    compare(softmax_loss(own, scale), wanted, [own.visual, own.text, scale])
 
 
 def test_sigmoid_is_the_formula() -> None:
@@ -46,7 +64,7 @@ def test_sigmoid_is_the_formula() -> None:
     logits = own.text @ own.visual.t() * scale + bias
     signs = 2 * torch.eye(5) - 1
     wanted = -F.logsigmoid(signs * logits).sum(-1).mean()
-    compare(sigmoid_loss(own, own, scale, bias, 0), wanted, [own.visual, own.text, scale, bias])
+    compare(sigmoid_loss(own, scale, bias), wanted, [own.visual, own.text, scale, bias])
 
 
 def test_sigmoid_is_transformers_loss() -> None:
@@ -66,7 +84,7 @@ def test_sigmoid_is_transformers_loss() -> None:
     own = Embedded(out.image_embeds, out.text_embeds)
     objective = ITC(loss_type="sigmoid")
     scale = torch.tensor(1.0 / objective.temperature_options.initial)
-    got = sigmoid_loss(own, own, scale, torch.tensor(objective.initial_bias), 0)
+    got = sigmoid_loss(own, scale, torch.tensor(objective.initial_bias))
     torch.testing.assert_close(got, out.loss)
 
 
@@ -74,7 +92,7 @@ def test_sigmoid_by_hand() -> None:
     # One pair at cosine 1 and another at 1, across 0: logits 2 - 1 = 1 for pairs and -1 elsewhere. Four terms of
     # log(1 + e^-1) = 0.313262, over two pictures.
     own = Embedded(torch.eye(2), torch.eye(2))
-    loss = sigmoid_loss(own, own, torch.tensor(2.0), torch.tensor(-1.0), 0)
+    loss = sigmoid_loss(own, torch.tensor(2.0), torch.tensor(-1.0))
     assert loss.item() == pytest.approx(2 * 0.313262, rel=1e-5)
 
 
@@ -90,7 +108,7 @@ def test_soft_targets_are_the_formula(by: str) -> None:
         (own.visual @ own.visual.t() + own.text @ own.text.t()) / 2 * (t if by == "temperature" else 1 / t)
     ).softmax(-1)
     wanted = (cross_entropy(logits, targets) + cross_entropy(logits.t(), targets.t())) / 2
-    got = soft_target_loss(own, own, 1.0 / t, t * 1.0 if by == "temperature" else 1.0 / t, LocalGather())
+    got = soft_target_loss(own, 1.0 / t, t * 1.0 if by == "temperature" else 1.0 / t, LocalGather())
     compare(got, wanted, [own.visual, own.text, t])
     assert (targets.sum(0) - 1).abs().max() > 1e-3  # transposed rows do not add up to 1: the sums above matter
 
@@ -107,7 +125,7 @@ def test_of_several_embeddings_the_most_alike_is_contrasted_with_smoothed_labels
     labels = torch.arange(5)
     wanted = sum(F.cross_entropy(logits, labels, label_smoothing=0.1) for logits in (to_text, to_visual)) / 2
     own = Embedded(visual, text)
-    compare(softmax_loss(own, own, 1.0 / t, 0, label_smoothing=0.1), wanted, [visual, text, t])
+    compare(softmax_loss(own, 1.0 / t, label_smoothing=0.1), wanted, [visual, text, t])
 
 
 @pytest.mark.parametrize("loss_type", TYPES)

@@ -47,15 +47,6 @@ def test_any_split_of_the_stream_gives_the_same_queue(size: int) -> None:
         assert torch.equal(value, split.state_dict()[name]), name
 
 
-def test_keys_behind_a_batch_do_not_change_with_a_later_push() -> None:
-    queue = KeyQueue(2, 2)
-    queue.push(keys(1, 2))
-    joined = keys(7).followed_by(queue.keys())
-    queue.push(keys(3, 4))
-    assert joined.identity.tolist() == [7, 1, 2]
-    assert joined.visual[:, 0].tolist() == [7, 1, 2]
-
-
 def test_everything_is_in_the_checkpoint() -> None:
     queue, other = KeyQueue(4, 2), KeyQueue(4, 2)
     queue.push(keys(1, 2, 3))

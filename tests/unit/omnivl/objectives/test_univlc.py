@@ -13,102 +13,38 @@ from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS
 from omnivl.objectives import NegativeWeights, UniVLC
 from omnivl.objectives.key_queue import Keys, Pairs
-from omnivl.objectives.univlc import (
-    SoftTargets,
-    UniVLCHead,
-    contrast_metrics,
-    contrastive_loss,
-    hard_targets,
-    positives,
-    soft_targets,
-)
+from omnivl.objectives.tiles import SpreadKeys, Teacher
+from omnivl.objectives.univlc import UniVLCHead
 from omnivl.parts.project import Project
 
 LN2, LN3 = math.log(2), math.log(3)
-ALL = torch.ones(3, dtype=torch.bool)
 
 
 def keys_of(visual: Tensor, text: Tensor, identity: list[int], domain: list[int], valid: list[bool]) -> Keys:
     return Keys(visual, text, torch.tensor(identity), torch.tensor(domain), torch.tensor(valid))
 
 
-def one_query(positive: list[bool], reduction: str = "mean", **options: Tensor) -> tuple[float, list[float]]:
-    """Loss and gradient of one query whose three logits are ln 2, 0, 0."""
-    logits = torch.tensor([[LN2, 0.0, 0.0]], requires_grad=True)
-    mask = torch.tensor([positive])
-    valid = options.pop("valid", ALL)
-    loss = contrastive_loss(logits, mask, valid, hard_targets(mask, reduction), **options)
-    loss.sum().backward()
-    assert logits.grad is not None
-    return loss.item(), logits.grad[0].tolist()
-
-
-def test_one_positive_by_hand() -> None:
-    # ln(2 + 1 + 1) - ln 2 = ln 2. Gradient: softmax (1/2, 1/4, 1/4) minus the target (1, 0, 0).
-    loss, gradient = one_query([True, False, False])
-    assert loss == pytest.approx(LN2)
-    assert gradient == pytest.approx([-0.5, 0.25, 0.25])
-
-
-def test_two_positives_by_hand() -> None:
-    # Terms ln 4 - ln 2 = ln 2 and ln 4 - 0 = 2 ln 2. Mean 1.5 ln 2, sum 3 ln 2.
-    # Gradients: (1/2, 1/4, 1/4) - (1/2, 1/2, 0), and 2 (1/2, 1/4, 1/4) - (1, 1, 0).
-    loss, gradient = one_query([True, True, False])
-    assert loss == pytest.approx(1.5 * LN2)
-    assert gradient == pytest.approx([0.0, -0.25, 0.25])
-    loss, gradient = one_query([True, True, False], "sum")
-    assert loss == pytest.approx(3 * LN2)
-    assert gradient == pytest.approx([0.0, -0.5, 0.5])
-
-
-def test_weighted_negatives_by_hand() -> None:
-    # The third key counts three times, the first two as positives once: ln(2 + 1 + 3) = ln 6.
-    # Mean of ln 6 - ln 2 and ln 6. Gradient: (2, 1, 3) / 6 - (1/2, 1/2, 0).
-    weights = torch.tensor([5.0, 7.0, 3.0]).log()
-    loss, gradient = one_query([True, True, False], log_weights=weights)
-    assert loss == pytest.approx(math.log(6) - LN2 / 2)
-    assert gradient == pytest.approx([1 / 3 - 1 / 2, 1 / 6 - 1 / 2, 1 / 2])
-
-
-def test_negatives_of_weight_zero_and_invalid_keys_are_left_out() -> None:
-    # ln(2 + 1) - ln 2 either way; no gradient at the key that is left out.
-    expected = LN3 - LN2
-    loss, gradient = one_query([True, False, False], log_weights=torch.tensor([1.0, 1.0, 0.0]).log())
-    assert loss == pytest.approx(expected)
-    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
-    loss, gradient = one_query([True, False, False], valid=torch.tensor([True, True, False]))
-    assert loss == pytest.approx(expected)
-    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
-
-
-def test_a_query_without_positive_contributes_nothing() -> None:
-    loss, gradient = one_query([False, False, False])
-    assert loss == 0.0
-    assert gradient == [0.0, 0.0, 0.0]
-
-
-def test_positives_need_equal_identity_and_a_valid_key() -> None:
-    keys = keys_of(torch.zeros(4, 1), torch.zeros(4, 1), [5, 6, 5, 5], [0] * 4, [True, True, True, False])
-    assert positives(torch.tensor([5, 6]), keys).tolist() == [[True, False, True, False], [False, True, False, False]]
-
-
-def test_soft_targets_by_hand() -> None:
-    # Teacher softmax over the two valid keys: (3/4, 1/4). alpha 0.4: 0.4 (3/4, 1/4, 0) + 0.6 (1, 0, 0).
-    teacher = torch.tensor([[LN3, 0.0, 9.0]])
-    valid, positive = torch.tensor([True, True, False]), torch.tensor([[True, False, False]])
-    targets = soft_targets(teacher, positive, valid, torch.tensor(0.4), "mean")
-    torch.testing.assert_close(targets, torch.tensor([[0.9, 0.1, 0.0]]))
+def contrast(
+    objective: UniVLC,
+    queries: Pairs,
+    scale: Tensor,
+    queue: Keys | None = None,
+    teachers: tuple[Teacher, Teacher] | None = None,
+) -> Tensor:
+    """The loss with the queries as the keys of the batch, pairs of an image and a caption."""
+    batch = SpreadKeys.both(queries.visual, queries.text, queries.identity, LocalGather())
+    sides = objective.contrast(queries, batch, "image_text", scale, queue, teachers)
+    return (sides[0].loss.mean() + sides[1].loss.mean()) / 2
 
 
 def test_soft_targets_reach_the_loss_by_hand() -> None:
-    # One query v = (1, 0), keys w = (1, 0), (0, 1), scale ln 3: logits (ln 3, 0), normaliser ln 4.
+    # Queries and keys (1, 0) and (0, 1), scale ln 3: the logits of a query are ln 3 and 0, its normaliser is ln 4.
     # The teacher sees the same: targets 0.5 (3/4, 1/4) + 0.5 (1, 0) = (7/8, 1/8).
     # Visual to text: ln 4 - 7/8 ln 3; text to visual is the same by symmetry.
     e = torch.eye(2)
-    keys = keys_of(e, e, [1, 2], [0, 0], [True, True])
-    queries = Pairs(e[:1], e[:1], torch.tensor([1]))
-    soft = SoftTargets(e[:1], e[:1], torch.tensor(0.5))
-    loss = UniVLC(batch_keys="momentum", soft_target_alpha=0.5).contrast(queries, keys, torch.tensor(LN3), soft)
+    teacher = Teacher(e, torch.tensor(0.5))
+    objective = UniVLC(batch_keys="momentum", soft_target_alpha=0.5)
+    loss = contrast(objective, Pairs(e, e, torch.tensor([1, 2])), torch.tensor(LN3), None, (teacher, teacher))
     assert loss.item() == pytest.approx(math.log(4) - 7 / 8 * LN3)
 
 
@@ -118,12 +54,7 @@ def test_loss_of_a_batch_by_hand() -> None:
     # t -> v: both texts have logits (ln 2, 0), normaliser ln 3: ln 3 - ln 2 and ln 3. Mean ln 3 - ln 2 / 2.
     # Loss: (ln 2 / 2 + ln 3) / 2.
     e = torch.eye(2)
-    visual, text = e, e[[0, 0]]
-    loss = UniVLC().contrast(
-        Pairs(visual, text, torch.tensor([1, 2])),
-        keys_of(visual, text, [1, 2], [0, 0], [True, True]),
-        torch.tensor(LN2),
-    )
+    loss = contrast(UniVLC(), Pairs(e, e[[0, 0]], torch.tensor([1, 2])), torch.tensor(LN2))
     assert loss.item() == pytest.approx((LN2 / 2 + LN3) / 2)
 
 
@@ -135,9 +66,8 @@ def test_gradient_follows_the_formula() -> None:
     queue = keys_of(old_visual, old_text, [1, 9, 8], [2, 3, 1], [True, True, False])
     scale = torch.tensor(3.0, requires_grad=True)
     identity = [1, 2, 1, 3]
-    batch = keys_of(visual, text, identity, [0] * 4, [True] * 4)
     options = UniVLC(negative_weights=NegativeWeights(video=2.0, label=0.5))
-    loss = options.contrast(Pairs(visual, text, torch.tensor(identity)), batch.followed_by(queue), scale)
+    loss = contrast(options, Pairs(visual, text, torch.tensor(identity)), scale, queue)
 
     weight = {0: 1.0, 1: 2.0, 2: 0.5, 3: 1.0}  # image_text, video_text, image_label, video_label
     ids, domains = [1, 2, 1, 3, 1, 9], [0, 0, 0, 0, 2, 3]  # the invalid entry is not there
@@ -165,22 +95,18 @@ def test_negative_weights_multiply_by_domain() -> None:
     }
 
 
-def test_older_keys_of_the_same_identity_are_positives() -> None:
-    """Two queue entries of the query's identity: three positives, each a third of the target."""
-    e = torch.eye(3)
-    keys = keys_of(e, e, [4, 4, 4], [0] * 3, [True] * 3)
-    assert hard_targets(positives(torch.tensor([4]), keys), "mean").tolist() == [pytest.approx([1 / 3] * 3)]
-
-
 def test_metrics_by_hand() -> None:
     # Visual e1, e2; texts e1, e1; identities 1, 2. Visual 0 finds text 0 (right), visual 1 ties at 0 and takes the
     # first (wrong); text 0 finds visual 0 (right), text 1 finds visual 0 (wrong).
     e = torch.eye(2)
-    batch = keys_of(e, e[[0, 0]], [1, 2], [0, 0], [True, True])
-    queue = keys_of(e, e, [1, 1], [0, 0], [True, False])
-    metrics = contrast_metrics(
-        Pairs(batch.visual, batch.text, batch.identity), batch.followed_by(queue), 2, torch.tensor(0.07)
-    )
+    layout = encoded([UniVLC()]).layout
+    leaves = {"visual_embedding": e, "text_embedding": e[[0, 0]], "identity": torch.tensor([1, 2])}
+    momentum = {f"momentum_{name}_embedding": leaves[f"{name}_embedding"] for name in ("visual", "text")}
+    state = State({**leaves, **momentum, "logit_scale": torch.tensor(1 / 0.07)}, layout)
+    objective = UniVLC(queue_size=2)
+    head = UniVLCHead(2, 2).eval()
+    head.queue.push(keys_of(e, e, [1, 1], [0, 0], [True, False]))
+    metrics = objective.loss(state, Heads(head), LocalGather()).metrics
     assert {name: round(value.item(), 4) for name, value in metrics.items()} == {
         "temperature": 0.07,
         "visual_to_text_r1": 0.5,
@@ -188,7 +114,7 @@ def test_metrics_by_hand() -> None:
         "positives": 1.5,  # (2 + 1) / 2: the valid queue entry is one more for identity 1
         "queue_valid": 0.5,
     }
-    assert "queue_valid" not in contrast_metrics(Pairs(e, e, batch.identity), batch, 2, torch.tensor(0.07))
+    assert "queue_valid" not in UniVLC().loss(state, Heads(None), LocalGather()).metrics
 
 
 def test_share_of_soft_targets_is_ramped(make_batch, context) -> None:

@@ -1,0 +1,239 @@
+"""Contrast by tiles: by hand, and against the formulas on the whole matrix, values and gradients."""
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from dense_contrast import Dense, sigmoid_loss
+from torch import Tensor
+
+from omnivl.chain.gather import LocalGather
+from omnivl.objectives import tiles
+from omnivl.objectives.tiles import (
+    Contrasted,
+    OldKeys,
+    SpreadKeys,
+    Teacher,
+    nearest_is_positive,
+    sigmoid_contrast,
+    softmax_contrast,
+)
+
+LN2, LN3 = math.log(2), math.log(3)
+
+
+@pytest.fixture(params=[None, 48], ids=["one tile", "many tiles"], autouse=True)
+def _tile_size(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test by one tile and by tiles that divide neither queries nor keys."""
+    if request.param is not None:
+        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", request.param)
+        monkeypatch.setattr(tiles, "_TILE_ROWS", 8)
+
+
+def spread(keys: Tensor, identity: Tensor) -> SpreadKeys:
+    return SpreadKeys(keys, identity, LocalGather())
+
+
+def one_query(positive: list[bool], **options: Any) -> tuple[float, list[float]]:
+    """Loss of one query whose three logits are ln 2, 0, 0, and its gradient by the logits.
+
+    The three keys are old ones, beside a key of the batch that does not count. Only the first component of a key meets
+    the query, so that its gradient is that of the logit, times the scale ln 2.
+    """
+    query, old = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    identity = torch.tensor([7 if same else 8 + place for place, same in enumerate(positive)])
+    valid = options.pop("valid", torch.ones(3, dtype=torch.bool))
+    weights = options.pop("log_weights", torch.zeros(3))
+    scale = torch.tensor(LN2)
+    shift = torch.zeros(1, 2, requires_grad=True)
+    gradients = []
+    loss = 0.0
+    for place in range(3):  # by each key in turn as the one with a gradient, which is that of the batch
+        others = [k for k in range(3) if k != place]
+        rest = OldKeys(old[others], identity[others], valid[others], weights[others])
+        if not valid[place]:
+            gradients.append(0.0)
+            continue
+        made = softmax_contrast(
+            query,
+            torch.tensor([7]),
+            spread(old[place : place + 1] + shift, identity[place : place + 1]),
+            scale,
+            old=rest,
+            log_weight=weights[place].item(),
+            **options,
+        )
+        (gradient,) = torch.autograd.grad(made.loss.sum(), shift)
+        gradients.append(gradient[0, 0].item() / LN2)
+        loss = made.loss.item()
+    return loss, gradients
+
+
+def test_one_positive_by_hand() -> None:
+    # ln(2 + 1 + 1) - ln 2 = ln 2. Gradient: softmax (1/2, 1/4, 1/4) minus the target (1, 0, 0).
+    loss, gradient = one_query([True, False, False])
+    assert loss == pytest.approx(LN2)
+    assert gradient == pytest.approx([-0.5, 0.25, 0.25])
+
+
+def test_two_positives_by_hand() -> None:
+    # Terms ln 4 - ln 2 = ln 2 and ln 4 - 0 = 2 ln 2. Mean 1.5 ln 2, sum 3 ln 2.
+    # Gradients: (1/2, 1/4, 1/4) - (1/2, 1/2, 0), and 2 (1/2, 1/4, 1/4) - (1, 1, 0).
+    loss, gradient = one_query([True, True, False])
+    assert loss == pytest.approx(1.5 * LN2)
+    assert gradient == pytest.approx([0.0, -0.25, 0.25], abs=1e-7)
+    loss, gradient = one_query([True, True, False], reduction="sum")
+    assert loss == pytest.approx(3 * LN2)
+    assert gradient == pytest.approx([0.0, -0.5, 0.5], abs=1e-7)
+
+
+def test_weighted_negatives_by_hand() -> None:
+    # The third key counts three times, the first two as positives once: ln(2 + 1 + 3) = ln 6.
+    # Mean of ln 6 - ln 2 and ln 6. Gradient: (2, 1, 3) / 6 - (1/2, 1/2, 0).
+    loss, gradient = one_query([True, True, False], log_weights=torch.tensor([5.0, 7.0, 3.0]).log())
+    assert loss == pytest.approx(math.log(6) - LN2 / 2)
+    assert gradient == pytest.approx([1 / 3 - 1 / 2, 1 / 6 - 1 / 2, 1 / 2])
+
+
+def test_negatives_of_weight_zero_and_invalid_keys_are_left_out() -> None:
+    # ln(2 + 1) - ln 2 either way; no gradient at the key that is left out.
+    loss, gradient = one_query([True, False, False], log_weights=torch.tensor([1.0, 1.0, 0.0]).log())
+    assert loss == pytest.approx(LN3 - LN2)
+    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
+    loss, gradient = one_query([True, False, False], valid=torch.tensor([True, True, False]))
+    assert loss == pytest.approx(LN3 - LN2)
+    assert gradient == pytest.approx([-1 / 3, 1 / 3, 0.0])
+
+
+@pytest.mark.parametrize("log_weights", [torch.zeros(3), torch.full((3,), float("-inf"))], ids=["1", "0"])
+def test_a_query_without_positive_contributes_nothing(log_weights: Tensor) -> None:
+    """Also where its negatives have no weight, so that there is nothing to divide by."""
+    loss, gradient = one_query([False, False, False], log_weights=log_weights)
+    assert loss == 0.0
+    assert gradient == [0.0, 0.0, 0.0]
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape), dim=-1)
+
+
+def compare(
+    *,
+    queries: int = 19,
+    old: int = 0,
+    identities: int = 5,
+    of_query: int = 0,
+    of_key: int = 0,
+    weighted: bool = False,
+    taught: bool = False,
+    pairs_only: bool = False,
+    **options: Any,
+) -> Contrasted:
+    """Values and gradients against ``Dense``. ``of_query`` and ``of_key`` are the embeddings of each, 0 for one."""
+    torch.manual_seed(0)
+
+    def embedded(count: int, several: int) -> Tensor:
+        return unit(count, several, 6) if several else unit(count, 6)
+
+    query, own = embedded(queries, of_query).requires_grad_(), embedded(queries, of_key).requires_grad_()
+    scale, identity = torch.tensor(9.0, requires_grad=True), torch.randint(0, identities, (queries,))
+    log_weight = -0.7 if weighted else None
+    all_identities, valid, weights = identity, torch.ones(queries, dtype=torch.bool), torch.full((queries,), -0.7)
+    keys, older = own, None
+    if old:
+        older = OldKeys(
+            embedded(old, of_key),
+            torch.randint(0, identities, (old,)),
+            torch.rand(old) < 0.6,
+            torch.cat([torch.tensor([float("-inf")]), torch.randn(old - 1)]) if weighted else None,
+        )
+        keys, valid = torch.cat([own, older.keys]), torch.cat([valid, older.valid])
+        all_identities = torch.cat([identity, older.identity])
+        weights = torch.cat([weights, torch.zeros(old) if older.log_weights is None else older.log_weights])
+    teacher = embedded(queries, of_query) if taught else None
+    if pairs_only:
+        positive = torch.eye(queries, dtype=torch.bool)
+    else:
+        positive = (identity[:, None] == all_identities) & valid
+    dense = Dense(
+        **{"query": query, "keys": keys, "scale": scale, "positive": positive, "valid": valid},
+        log_weights=weights if weighted else torch.zeros_like(weights),
+        options=options | ({"teacher": teacher, "alpha": 0.4} if taught else {}),
+    )
+    got = softmax_contrast(
+        **{"query": query, "identity": identity, "batch": spread(own, identity), "scale": scale},
+        old=older,
+        teacher=None if teacher is None else Teacher(teacher, torch.tensor(0.4)),
+        log_weight=log_weight,
+        pairs_only=pairs_only,
+        **options,
+    )
+    wanted, pull = dense.loss(), torch.randn(queries)
+    torch.testing.assert_close(got.loss.double(), wanted, atol=2e-6, rtol=1e-6)
+    made = torch.autograd.grad((got.loss * pull).sum(), (query, own, scale))
+    hoped = torch.autograd.grad((wanted * pull).sum(), (query, own, scale))
+    for one, other, size in zip(made, hoped, (1.0, 1.0, 10.0), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6 * size * other.abs().max().clamp(min=1).item(), rtol=2e-6)
+    assert got.positives.tolist() == positive.sum(-1).tolist()
+    return got
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("old", "weighted", "taught"), list(itertools.product((0, 23), (False, True), (False, True))))
+def test_tiles_are_the_formula(old: int, weighted: bool, taught: bool, reduction: str) -> None:
+    compare(old=old, weighted=weighted, taught=taught, reduction=reduction)
+
+
+@pytest.mark.parametrize(("of_query", "of_key"), [(3, 0), (0, 3), (2, 3)])
+def test_samples_with_several_embeddings(of_query: int, of_key: int) -> None:
+    compare(of_query=of_query, of_key=of_key)
+    compare(of_query=of_query, of_key=of_key, old=7, weighted=True, taught=True)
+
+
+@pytest.mark.parametrize("of_query", [0, 3])
+def test_pairs_only_and_smoothed_labels(of_query: int) -> None:
+    compare(pairs_only=True, of_query=of_query)
+    compare(pairs_only=True, label_smoothing=0.1, of_query=of_query)
+
+
+def test_every_identity_is_its_own_and_all_are_one() -> None:
+    compare(identities=10**9)
+    compare(identities=1, old=5)
+
+
+@pytest.mark.parametrize(("of_query", "of_key"), [(0, 0), (3, 0), (0, 3)])
+def test_sigmoid_tiles_are_the_formula(of_query: int, of_key: int) -> None:
+    torch.manual_seed(0)
+    query, own = (unit(19, several, 6) if several else unit(19, 6) for several in (of_query, of_key))
+    inputs = [query.requires_grad_(), own.requires_grad_()]
+    inputs += [torch.tensor(value, requires_grad=True) for value in (10.0, -10.0)]
+    got = sigmoid_contrast(query, spread(own, torch.arange(19)), *inputs[2:])
+    wanted, pull = sigmoid_loss(*inputs), torch.randn(19)
+    torch.testing.assert_close(got.double(), wanted, atol=2e-6, rtol=1e-6)
+    made = torch.autograd.grad((got * pull).sum(), inputs)
+    for one, other in zip(made, torch.autograd.grad((wanted * pull).sum(), inputs), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=2e-6)
+
+
+def test_the_nearest_key_is_the_first_of_equals() -> None:
+    keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]).repeat(9, 1)
+    identity = torch.arange(27)
+    query, own = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 3])
+    assert nearest_is_positive(query, own, spread(keys, identity)).tolist() == [True, False]
+
+
+def test_the_matrix_is_never_kept() -> None:
+    """What the backward pass needs grows with the queries and keys, not with their product."""
+    kept = []
+    for count in (64, 128):
+        query, own = unit(count, 6).requires_grad_(), unit(count, 6).requires_grad_()
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1], lambda tensor: tensor
+        ):
+            softmax_contrast(query, torch.arange(count), spread(own, torch.arange(count)), torch.tensor(3.0))
+        kept.append(sum(sizes))
+    assert kept[1] < 2.01 * kept[0], kept
