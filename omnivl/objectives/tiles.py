@@ -194,7 +194,7 @@ def nearest_is_positive(query: Tensor, identity: Tensor, batch: SpreadKeys) -> T
     for block in batch.blocks():
         for tile in _tiles(query, block):
             nearest.add(tile, similarity(query[tile.rows], tile.keys), block)
-    return nearest.identity == identity
+    return nearest.has(identity)
 
 
 def sigmoid_contrast(query: Tensor, batch: SpreadKeys, scale: Tensor, bias: Tensor) -> Tensor:
@@ -282,12 +282,15 @@ class _Tile:
 def _tiles(query: Tensor, block: KeyBlock) -> Iterator[_Tile]:
     """The tiles of the queries with a block. A tile fits a CPU's cache, or is large enough for an accelerator."""
     several = (query.shape[1] if query.dim() == 3 else 1) * (block.keys.shape[1] if block.keys.dim() == 3 else 1)
-    elements = _TILE_ELEMENTS.get(query.device.type, _USUAL_TILE_ELEMENTS)
     height = min(len(query), _TILE_ROWS) if query.device.type == "cpu" else len(query)
-    width = max(1, elements // (height * several))
+    width = max(1, _tile_elements(query) // (height * several))
     for left in range(0, len(block.keys), width):
         for top in range(0, len(query), height):
             yield _Tile(block, slice(top, top + height), slice(left, left + width))
+
+
+def _tile_elements(query: Tensor) -> int:
+    return _TILE_ELEMENTS.get(query.device.type, _USUAL_TILE_ELEMENTS)
 
 
 def _add_gradients(of_products: Tensor, query: Tensor, keys: Tensor, of_query: Tensor, of_keys: Tensor | None) -> None:
@@ -309,21 +312,28 @@ class _LogSum:
     """``log sum_k exp(l_k)`` of each query, added up tile by tile; the mean of some values under that softmax too."""
 
     def __init__(self, query: Tensor) -> None:
-        self._largest = query.new_full((len(query),), float("-inf"))
-        self._sum = query.new_zeros(len(query), dtype=torch.float64)
-        self._followed = torch.zeros_like(self._sum)
+        self._query, self._begun = query, False
 
     def add(self, rows: slice, logits: Tensor, values: Tensor | None = None) -> None:
         """Takes the logits of a tile, and overwrites them; ``values`` of the same shape are averaged."""
-        before = self._largest[rows]
         # A row of minus infinities alone stays finite, so that its exponentials are 0.
-        largest = torch.maximum(before, logits.amax(-1)).clamp_(min=torch.finfo(logits.dtype).min)
-        shares = logits.sub_(largest[:, None]).exp_()
-        shrunk = (before - largest).double().exp()
-        self._sum[rows] = self._sum[rows] * shrunk + shares.sum(-1).double()
-        if values is not None:
-            self._followed[rows] = self._followed[rows] * shrunk + (shares * values).sum(-1).double()
-        self._largest[rows] = largest
+        largest = logits.amax(-1).clamp_(min=torch.finfo(logits.dtype).min)
+        if not self._begun and len(logits) == len(self._query):
+            self._largest = largest
+            self._sum, self._followed = _sums(logits, largest, values)
+        else:
+            if not self._begun:
+                self._largest = self._query.new_full((len(self._query),), float("-inf"))
+                self._sum, self._followed = (torch.zeros_like(self._largest, dtype=torch.float64) for _ in range(2))
+            before = self._largest[rows]
+            largest = torch.maximum(largest, before)
+            total, followed = _sums(logits, largest, values)
+            shrunk = (before - largest).double().exp()
+            self._sum[rows] = self._sum[rows] * shrunk + total
+            if values is not None:
+                self._followed[rows] = self._followed[rows] * shrunk + followed
+            self._largest[rows] = largest
+        self._begun = True
 
     def value(self) -> Tensor:
         """fp64 ``[B]``."""
@@ -334,36 +344,48 @@ class _LogSum:
         return self._followed / self._sum
 
 
-class _Nearest:
-    """The nearest key of each query, the first of the joined batch where some are equally near.
+def _sums(logits: Tensor, largest: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
+    """By row the sum of the exponentials of what is below ``largest``, and that of these times values, fp64."""
+    shares = logits.sub_(largest[:, None]).exp_()
+    total = shares.sum(-1).double()
+    return total, total if values is None else shares.mul_(values).sum(-1).double()
 
-    Attributes:
-        identity: Its identity, int64 ``[B]``.
-    """
+
+class _Nearest:
+    """The nearest key of each query, the first of the joined batch where some are equally near."""
 
     def __init__(self, query: Tensor) -> None:
-        rows = len(query)
-        self._logit = query.new_full((rows,), float("-inf"))
-        self._index = query.new_full((rows,), torch.iinfo(torch.int64).max, dtype=torch.int64)
-        self.identity = torch.zeros_like(self._index)
+        self._query, self._begun = query, False
 
     def add(self, tile: _Tile, logits: Tensor, block: KeyBlock) -> None:
         """Takes the logits of a tile."""
         assert block.first is not None
         rows = tile.rows
         largest, column = logits.max(-1)
-        index = column + (block.first + tile.columns.start)
-        nearer = (largest > self._logit[rows]) | ((largest == self._logit[rows]) & (index < self._index[rows]))
-        self._logit[rows] = torch.where(nearer, largest, self._logit[rows])
-        self._index[rows] = torch.where(nearer, index, self._index[rows])
-        found = block.identity[tile.columns][column]
-        self.identity[rows] = torch.where(nearer, found, self.identity[rows])
+        index, found = column + (block.first + tile.columns.start), block.identity[tile.columns][column]
+        if not self._begun and len(logits) == len(self._query):
+            self._logit, self._index, self._identity = largest, index, found
+        else:
+            if not self._begun:
+                self._logit = self._query.new_full((len(self._query),), float("-inf"))
+                self._index, self._identity = (torch.zeros_like(self._logit, dtype=torch.int64) for _ in range(2))
+            logit, before = self._logit[rows], self._index[rows]
+            nearer = (largest > logit) | ((largest == logit) & (index < before))
+            self._logit[rows] = torch.maximum(largest, logit)
+            self._index[rows] = torch.where(nearer, index, before)
+            self._identity[rows] = torch.where(nearer, found, self._identity[rows])
+        self._begun = True
+
+    def has(self, identity: Tensor) -> Tensor:
+        """Whether it has the query's identity, bool ``[B]``."""
+        return self._identity == identity
 
 
-class _Positives:
-    """Sums over the positives of each query within a block, by way of sums over keys of equal identity.
+class _Groups:
+    """Sums over the positives of each query within a block, by way of sums over keys of equal numbers.
 
-    This takes as many operations as there are keys, where a mask takes as many as the matrix has elements.
+    This takes as many operations as there are keys, where a mask takes as many as the matrix has elements, and more
+    of them: it pays where a block has many tiles.
     """
 
     def __init__(self, block: KeyBlock, of_queries: Tensor, of_keys: Tensor) -> None:
@@ -376,23 +398,24 @@ class _Positives:
 
     def key_sums(self) -> Tensor:
         """The sum of each query's positives, ``[B, P]``."""
-        return self._per_query(self._grouped(self._of_key, self._valid(self._block.keys)))
+        return self._per_query(self._summed(self._of_key, self._valid(self._block.keys)))
 
     def counts(self) -> Tensor:
         """Their numbers, fp32 ``[B]``."""
-        return self._per_query(self._grouped(self._of_key, self._valid(torch.ones_like(self._of_key).float())))
+        ones = torch.ones_like(self._of_key, dtype=torch.float32)
+        return self._per_query(self._summed(self._of_key, self._valid(ones)))
 
     def sums_by_key(self, of_query: Tensor) -> Tensor:
         """For each key the sum of ``of_query [B, P]`` over the queries whose positive it is, ``[n, P]``."""
         found = of_query * self._found[:, None]
-        return self._valid(self._grouped(self._of_query, found)[self._of_key])
+        return self._valid(self._summed(self._of_query, found)[self._of_key])
 
     def _valid(self, of_keys: Tensor) -> Tensor:
         if self._block.valid is None:
             return of_keys
         return of_keys * self._block.valid.view(-1, *[1] * (of_keys.dim() - 1))
 
-    def _grouped(self, group: Tensor, values: Tensor) -> Tensor:
+    def _summed(self, group: Tensor, values: Tensor) -> Tensor:
         return values.new_zeros(len(self._of_key), *values.shape[1:]).index_add_(0, group, values)
 
     def _per_query(self, sums: Tensor) -> Tensor:
@@ -429,10 +452,11 @@ class _Problem:
         first = self.batch.first
         return torch.arange(first, first + len(self.identity), device=self.identity.device), block.places
 
-    def groups(self, block: KeyBlock, query: Tensor) -> _Positives | None:
-        """The positives of a block by groups; None where each product has to be looked at."""
+    def groups(self, block: KeyBlock, query: Tensor) -> _Groups | None:
+        """The positives of a block by groups; None where a mask of each tile finds them."""
+        large = len(query) * len(block.keys) > _tile_elements(query)
         plain = block.log_weights is None and query.dim() == block.keys.dim() == 2
-        return _Positives(block, *self.numbers(block)) if plain else None
+        return _Groups(block, *self.numbers(block)) if plain and large else None
 
     def hard_share(self, counts: Tensor) -> Tensor:
         """The target's weight of each positive of the queries, ``[B]``, by the numbers of these."""
@@ -453,7 +477,7 @@ class _SoftmaxContrast(torch.autograd.Function):
         scaled, taught = query * scale, None if teacher is None else teacher.query * scale
         normaliser, teacher_sum, nearest = _LogSum(query), _LogSum(query), _Nearest(query)
         positive = query.new_zeros(len(query), dtype=torch.float64)
-        counts, every = query.new_zeros(len(query)), torch.zeros_like(positive)
+        counts, every = query.new_zeros(len(query)), torch.zeros_like(positive) if problem.smoothing > 0 else None
         for block in chain(problem.batch_blocks(), problem.old_blocks()):
             if (groups := problem.groups(block, query)) is not None:
                 positive += (groups.key_sums() * scaled).sum(-1, dtype=torch.float64)
@@ -468,20 +492,23 @@ class _SoftmaxContrast(torch.autograd.Function):
                     counts[rows] += mask.sum(-1)
                 if taught is not None:
                     teacher_sum.add(rows, tile.allowed(similarity(taught[rows], tile.keys)), logits)
-                if problem.smoothing > 0:
+                if every is not None:
                     every[rows] += logits.sum(-1)
                 normaliser.add(rows, tile.weighted(logits, mask))
         z = normaliser.value()
         hard, targets = problem.hard_share(counts), problem.target_sum(counts)
-        followed = hard * positive + problem.smoothing / problem.batch.count * every
+        followed = hard * positive
+        if every is not None:
+            followed = followed + problem.smoothing / problem.batch.count * every
         if teacher is not None:
             followed = followed + teacher.alpha * teacher_sum.mean()
         # A query without a target may have no key with a weight, hence no finite normaliser.
         loss = torch.where(targets > 0, targets * z - followed, 0.0).float()
-        z, teacher_z = torch.where(targets > 0, z, 0.0).float(), teacher_sum.value().float()
+        z = torch.where(targets > 0, z, 0.0).float()
+        teacher_z = None if teacher is None else teacher_sum.value().float()
         ctx.save_for_backward(query, own, scale, z, teacher_z, hard, targets)
         ctx.problem = problem
-        right = nearest.identity == problem.identity
+        right = nearest.has(problem.identity)
         ctx.mark_non_differentiable(right, counts)
         return loss, right, counts
 
