@@ -7,6 +7,7 @@ and ``[R, K, 2 D]`` for cross-attention. Their gradients are packed in the same 
 concatenated.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,9 +44,9 @@ def self_attention(
     Returns:
         ``[R, S, D]``, heads joined.
     """
-    size = qkv.shape[-1] // 3
     if scores is not None or not prefers_products(qkv):
-        return cross_attention(qkv[..., :size], qkv[..., size:], num_heads, mask, causal, scores)
+        # One cut, whose backward is one concatenation.
+        return _fused(qkv.chunk(3, dim=-1), num_heads, mask, causal, scores)
     bias = attention_bias(mask, qkv.shape[1], qkv.shape[1], causal, qkv)
     out: Tensor = _SelfProducts.apply(qkv, bias, num_heads)  # type: ignore[no-untyped-call]
     return out
@@ -72,14 +73,19 @@ def cross_attention(
     Returns:
         ``[R, Q, D]``, heads joined.
     """
-    assert scores is None or (mask is None and not causal), "added scores and masks have not met yet"
     if scores is None and prefers_products(q):
         bias = attention_bias(mask, q.shape[1], kv.shape[1], causal, q)
         out: Tensor = _CrossProducts.apply(q, kv, bias, num_heads)  # type: ignore[no-untyped-call]
         return out
-    queries, keys, values = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in (q, *kv.chunk(2, dim=-1)))
-    added = allowed_keys(mask, q.shape[1], kv.shape[1], causal, q.device) if scores is None else scores.to(q.dtype)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=added).transpose(1, 2).flatten(2)
+    return _fused((q, *kv.chunk(2, dim=-1)), num_heads, mask, causal, scores)
+
+
+def _fused(qkv: Sequence[Tensor], num_heads: int, mask: Tensor | None, causal: bool, scores: Tensor | None) -> Tensor:
+    """Attention of queries ``[R, Q, D]``, keys and values ``[R, K, D]`` by torch's kernel."""
+    assert scores is None or (mask is None and not causal), "added scores and masks have not met yet"
+    q, k, v = (x.view(*x.shape[:2], num_heads, -1).transpose(1, 2) for x in qkv)
+    added = allowed_keys(mask, q.shape[2], k.shape[2], causal, q.device) if scores is None else scores.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=added).transpose(1, 2).flatten(2)
 
 
 def allowed_keys(
