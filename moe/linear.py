@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.stacked import Stacked
+from moe.working import is_gathered_on_use, working
 
 
 @functools.cache
@@ -39,13 +40,8 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def gather_on_use(parameter: nn.Parameter) -> None:
-    """Marks a parameter whose storage exists only while it is used."""
-    parameter.gathered_on_use = True  # type: ignore[attr-defined]
-
-
 class _CastLinear(torch.autograd.Function):
-    """``x @ weight.T + bias`` with parameters of other precision than the activations."""
+    """``x @ weight.T + bias`` by ``product``, with parameters of any precision."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, keep: bool) -> Tensor:
@@ -75,9 +71,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Where dtypes agree this is ``torch.nn.functional.linear``.
     """
-    if weight.dtype == x.dtype and (bias is None or bias.dtype == x.dtype):
-        return F.linear(x, weight, bias)
-    keep = not getattr(weight, "gathered_on_use", False)
+    keep = not is_gathered_on_use(weight)
+    if keep:
+        weight, bias = working(weight, x.dtype), None if bias is None else working(bias, x.dtype)
+        if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+            return F.linear(x, weight, bias)
     out: Tensor = _CastLinear.apply(x, weight, bias, keep)  # type: ignore[no-untyped-call]
     return out
 
@@ -150,4 +148,5 @@ class LayerNorm(nn.Module):
             return F.layer_norm(x.to(self.weight.dtype), self.weight.shape, self.weight, self.bias, self.eps).to(
                 x.dtype
             )
-        return F.layer_norm(x, self.weight.shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        weight, bias = working(self.weight, x.dtype), working(self.bias, x.dtype)
+        return F.layer_norm(x, self.weight.shape, weight, bias, self.eps)

@@ -18,6 +18,7 @@ from moe.experts.gradient_memory import GradientMemory
 from moe.experts.levels import plan_levels
 from moe.experts.megablocks import Product, megablocks_product
 from moe.linear import linear
+from moe.working import working
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
@@ -88,10 +89,10 @@ def _grouped(
     product: Product,
 ) -> Tensor:
     ends_E, dtype = tokens_E.cumsum(0, dtype=torch.int32), rows_ND.dtype
-    inner_NF = product(rows_ND, w1_EFD.to(dtype), True)
-    inner_NF = _AddBias.apply(inner_NF, b1_EF, ends_E)  # type: ignore[no-untyped-call]
-    out_ND = product(F.gelu(inner_NF), w2_EFD.to(dtype), False)
-    added_ND: Tensor = _AddBias.apply(out_ND, b2_ED, ends_E)  # type: ignore[no-untyped-call]
+    inner_NF = product(rows_ND, working(w1_EFD, dtype), True)
+    inner_NF = _AddBias.apply(inner_NF, working(b1_EF, dtype), ends_E)  # type: ignore[no-untyped-call]
+    out_ND = product(F.gelu(inner_NF), working(w2_EFD, dtype), False)
+    added_ND: Tensor = _AddBias.apply(out_ND, working(b2_ED, dtype), ends_E)  # type: ignore[no-untyped-call]
     return added_ND
 
 

@@ -20,6 +20,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from moe.working import WorkingCopies, made_ready, working_copies
 from omnivl.chain.modules import HasUndecayed, Resizable
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
@@ -38,6 +39,7 @@ class ChainLayer(nn.Module, ABC):
         level: Index of the block in its stack, from 0 at the bottom; -1 below the blocks of all stacks; None for a
             layer that is no block.
         local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
+        copies: Of parameters in the dtype of the activations.
     """
 
     stack: str
@@ -46,6 +48,13 @@ class ChainLayer(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.local_storage: LocalStorage = whole_parameter
+        self.copies = WorkingCopies()
+
+    def __call__(self, state: State) -> State:
+        """Runs ``forward`` with copies of the parameters in the dtype of the activations."""
+        with working_copies(self.copies):
+            made: State = super().__call__(state)
+        return made
 
     @abstractmethod
     def forward(self, state: State) -> State:
@@ -167,8 +176,9 @@ class Chain(nn.Module):
 
     def forward(self, state: State) -> State:
         """The whole forward pass. In training the result holds ``loss``."""
-        for layer in self.program:
-            state = layer(state)
+        with made_ready([layer.copies for layer in self.layers]):
+            for layer in self.program:
+                state = layer(state)
         return state
 
     def fold(self, state: State) -> State:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe.working import working
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD
 from omnivl.chain.state import State, StepLayout
@@ -77,7 +78,7 @@ class PatchEmbedding(nn.Module):
         # One product per frame of the tubelet, then a sum: for equal frames and an even kernel all products round
         # alike, so that their sum is the image's product to the last bit.
         parts = [linear(pixels[:, i :: self.tubelet_size], kernels[i]) for i in range(self.tubelet_size)]
-        return torch.stack(parts).sum(0) + self.bias.to(dtype)
+        return torch.stack(parts).sum(0) + working(self.bias, dtype)
 
 
 def pixel_values(frames: Tensor, patch_size: int, dtype: torch.dtype) -> Tensor:
@@ -190,7 +191,7 @@ class VisualEmbedding(nn.Module):
         patches = self.patches(frames, is_video, dtype)
         stacks = [patches] if clean else []
         for rows, mask in masked:
-            stacks.append(torch.where(mask[..., None], self.mask_token.to(dtype), patches.index_select(0, rows)))
+            stacks.append(torch.where(mask[..., None], working(self.mask_token, dtype), patches.index_select(0, rows)))
         stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
         grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
         where = resize_positions(self.positions[1:], grid)[None, None]

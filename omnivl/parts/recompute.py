@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from moe.working import with_working_copies
+
 Result = TypeVar("Result")
 
 
@@ -21,6 +23,6 @@ def recomputed(wanted: bool, function: Callable[..., Result], *inputs: Any) -> R
         inputs: Anything; gradients go to the tensors among them, not to tensors within other objects.
     """
     if wanted and torch.is_grad_enabled():
-        result: Result = checkpoint(function, *inputs, use_reentrant=False)
+        result: Result = checkpoint(with_working_copies(function), *inputs, use_reentrant=False)
         return result
     return function(*inputs)

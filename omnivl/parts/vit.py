@@ -22,6 +22,7 @@ from moe.feed_forward import build_feed_forward, is_routed
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from moe.working import working
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
@@ -46,7 +47,7 @@ class LayerScale(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Scales ``[..., D]``."""
-        return x * self.weight.to(x.dtype)
+        return x * working(self.weight, x.dtype)
 
 
 def layer_scale(sizes: Transformer) -> nn.Module:

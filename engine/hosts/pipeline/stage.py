@@ -10,6 +10,7 @@ from engine.hosts.micro_batch import PlanLayout
 from engine.hosts.pipeline.packing import pack, unpack
 from engine.hosts.pipeline.place import Place
 from engine.step.report import StepScalars, scalars
+from moe.working import made_ready
 from omnivl.chain.chain import ChainLayer
 
 
@@ -51,6 +52,7 @@ class PipelineStage(nn.Module):
         super().__init__()
         self.layers, self._place, self.sign = nn.ModuleList(layers), place, sign
         self._passes, self._plan_layout = tuple(passes), plan_layout
+        self._layers_passed = list({id(one.layer): one.layer for one in passes if one.made}.values())
         self.fillers = nn.ParameterList()
         self.collected = StepScalars()
 
@@ -59,11 +61,12 @@ class PipelineStage(nn.Module):
         state, token, key = unpack(*packed, self._plan_layout)
         if self._place.stage == 0:
             token = torch.zeros_like(token).requires_grad_()
-        for one in self._passes:
-            if one.made:
-                state = one.layer(state)
-            else:
-                assert not one.layer.acts_on_pass(state.layout, one.number), "a pass was left out that has work to do"
+        with made_ready([layer.copies for layer in self._layers_passed]):
+            for one in self._passes:
+                if one.made:
+                    state = one.layer(state)
+                else:
+                    assert not one.layer.acts_on_pass(state.layout, one.number), "a pass was left out that has work"
         if not self._place.is_last:
             return pack(state, token, key)
         self.collected.add(scalars(state))

@@ -27,7 +27,7 @@ from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars
-from moe.linear import gather_on_use
+from moe.working import gather_on_use
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch

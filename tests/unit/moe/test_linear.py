@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from moe.config import DenseConfig
 from moe.dense import DenseFeedForward
 from moe.feed_forward import build_feed_forward
-from moe.linear import Linear, gather_on_use
+from moe.linear import Linear
 from moe.slot import Slot
+from moe.working import gather_on_use
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -154,10 +154,8 @@ def compare(
         all_identities = torch.cat([identity, older.identity])
         weights = torch.cat([weights, torch.zeros(old) if older.log_weights is None else older.log_weights])
     teacher = embedded(queries, of_query) if taught else None
-    if pairs_only:
-        positive = torch.eye(queries, dtype=torch.bool)
-    else:
-        positive = (identity[:, None] == all_identities) & valid
+    same = (identity[:, None] == all_identities) & valid
+    positive = torch.eye(queries, dtype=torch.bool) if pairs_only else same
     dense = Dense(
         **{"query": query, "keys": keys, "scale": scale, "positive": positive, "valid": valid},
         log_weights=weights if weighted else torch.zeros_like(weights),
