@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe.stacked import Stacked
-from moe.working import is_gathered_on_use, working
+from moe.working import is_gathered_on_use, note_use, working
 
 
 @functools.cache
@@ -72,6 +72,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Where dtypes agree this is ``torch.nn.functional.linear``.
     """
     keep = not is_gathered_on_use(weight)
+    for parameter in (weight, bias):
+        if parameter is not None and parameter.dtype != x.dtype:
+            note_use(parameter, x.dtype)
     if keep:
         weight, bias = working(weight, x.dtype), None if bias is None else working(bias, x.dtype)
         if x.dtype != torch.bfloat16 or x.device.type != "cpu":

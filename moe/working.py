@@ -103,9 +103,26 @@ def working(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter, or a part of one, in ``dtype``, with gradient."""
     if parameter.dtype == dtype:
         return parameter
+    note_use(parameter, dtype)
     if _current.on is None or not isinstance(parameter, nn.Parameter) or is_gathered_on_use(parameter):
         return parameter.to(dtype)
     return _current.on.give(parameter, dtype)
+
+
+def note_use(parameter: Tensor, dtype: torch.dtype) -> None:
+    """Notes that a parameter which is gathered on use is cast to ``dtype``, so that it may as well be gathered so."""
+    if is_gathered_on_use(parameter) and not hasattr(parameter, "used_in"):
+        parameter.used_in = dtype  # type: ignore[attr-defined]
+
+
+def keep_exact(parameter: nn.Parameter) -> None:
+    """Marks a parameter that is also used without a cast."""
+    parameter.used_in = parameter.dtype  # type: ignore[attr-defined]
+
+
+def used_in(parameter: nn.Parameter) -> torch.dtype | None:
+    """The dtype to which every use casts a parameter that is gathered on use; None where that is not known."""
+    return getattr(parameter, "used_in", None)
 
 
 def with_working_copies(function: Callable[..., Result]) -> Callable[..., Result]:

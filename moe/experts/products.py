@@ -18,7 +18,7 @@ from moe.experts.gradient_memory import GradientMemory
 from moe.experts.levels import plan_levels
 from moe.experts.megablocks import Product, megablocks_product
 from moe.linear import linear
-from moe.working import working
+from moe.working import note_use, working
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
@@ -54,6 +54,9 @@ def expert_feed_forward(
     if implementation == "auto":
         implementation = "batched" if rows_ND.device.type == "cpu" else "grouped"
     weights = fc1_weight_EFD, fc1_bias_EF, fc2_weight_EFD, fc2_bias_ED
+    for weight in weights:
+        if weight.dtype != rows_ND.dtype:
+            note_use(weight, rows_ND.dtype)
     if len(fc1_weight_EFD) == 1:
         return perceptron(rows_ND, *(weight[0] for weight in weights))
     if implementation == "loop":

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe.working import working
+from moe.working import keep_exact, working
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD
 from omnivl.chain.state import State, StepLayout
@@ -66,6 +66,7 @@ class PatchEmbedding(nn.Module):
         Raises:
             ModelError: The frames' size is no multiple of the patch size, or their number none of the tubelet size.
         """
+        keep_exact(self.weight)  # clips add to it before they cast
         pixels = pixel_values(frames, self.patch_size, dtype)
         if not is_video:
             return linear(pixels, self.weight, self.bias)

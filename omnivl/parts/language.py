@@ -20,6 +20,7 @@ from torch import Tensor
 
 from moe.ranges import Range
 from moe.slot import FeedForwardOutput
+from moe.working import keep_exact
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
 from omnivl.chain.state import State, StepLayout
@@ -144,6 +145,7 @@ class LanguageTables(WordTables):
                 f"row of {first + mask.shape[1]} positions: the language model has {len(self.positions) - OFFSET}; "
                 "raise model.language.positions or lower model.language.length"
             )
+        keep_exact(self.words)  # looked up and cast after that
         words = F.embedding(token_ids, self.words)
         words = words.to(dtype) if prefix is None else torch.cat([prefix, words.to(prefix.dtype)], dim=1)
         counted = (first + mask.cumsum(1)) * mask

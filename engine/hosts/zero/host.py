@@ -21,7 +21,7 @@ from engine.hosts.zero.engine import (
 )
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.mapped import move_to_files
-from engine.hosts.zero.partitions import forget_gradients, stored_partition
+from engine.hosts.zero.partitions import forget_gradients, gather_as_used, stored_partition
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
@@ -116,6 +116,7 @@ class ZeroHost(HoldingHost):
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)
+        self._of_unknown_use = list(chain.parameters()) if zero_stage == 3 else []
         self._holdings = Holdings(chain, store, self.gather)
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
@@ -137,6 +138,7 @@ class ZeroHost(HoldingHost):
             self.chain.discard_step()
         else:
             self.chain.after_step()
+        self._of_unknown_use = gather_as_used(self._of_unknown_use)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
     def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:

@@ -1,8 +1,11 @@
 """Access to the parts of gradients and parameters that ZeRO keeps between steps."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
+
+from moe.working import used_in
 
 
 def forget_gradients(engine: Any) -> None:
@@ -32,3 +35,20 @@ def stored_partition(parameter: nn.Parameter) -> Tensor:
     """This process' part of a parameter under ZeRO-3."""
     partition: Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
     return partition.data
+
+
+def gather_as_used(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """Has ZeRO-3 gather parameters in the type to which every use casts them, which halves the bytes for bf16.
+
+    What is computed does not change: a cast before the gather gives the same numbers as one after it.
+
+    Args:
+        parameters: Which of them are cast was not known yet.
+
+    Returns:
+        Those of which it is still not known: no step has used them, or not in this way.
+    """
+    for parameter in parameters:
+        if (dtype := used_in(parameter)) not in (None, parameter.dtype):
+            parameter.comm_dtype = dtype  # type: ignore[attr-defined]
+    return [parameter for parameter in parameters if used_in(parameter) is None]
