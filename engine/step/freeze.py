@@ -57,7 +57,7 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
     """Freezes every parameter that no step of a stage gives a gradient.
 
     Otherwise they would be updated with a gradient of zero, hence decayed: a decoder would shrink in the stages before
-    its own. They would also take moments and communication.
+    its own. They would also take moments and communication. Those that no step even reads are marked (``is_unread``).
 
     Args:
         chain: The model.
@@ -72,7 +72,15 @@ def freeze_idle(chain: Chain, layouts: Sequence[StepLayout]) -> dict[str, int]:
             if parameter.requires_grad:
                 parameter.requires_grad_(False)
                 idle[layer.stack] = idle.get(layer.stack, 0) + whole_numel(parameter)
+        for parameter in layer.unread_parameters(layouts):
+            assert not parameter.requires_grad, "what nobody reads gets no gradient"
+            parameter.unread = True  # type: ignore[attr-defined]
     return idle
+
+
+def is_unread(parameter: nn.Parameter) -> bool:
+    """Whether no step of the stage reads the parameter; evaluations may."""
+    return getattr(parameter, "unread", False)
 
 
 def store_frozen(chain: Chain, stacks: Mapping[str, Transformer]) -> dict[str, int]:

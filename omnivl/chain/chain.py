@@ -91,6 +91,11 @@ class ChainLayer(nn.Module, ABC):
         if not any(self.acts(layout) for layout in layouts):
             yield from self.parameters()
 
+    def unread_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """The parameters, a twin's among them, that no pass reads under any of ``layouts``."""
+        if not any(self.acts(layout) for layout in layouts):
+            yield from self.parameters()
+
     def resize(self, name: str, before: Tensor, own: Tensor) -> Tensor | None:
         """Resizes a parameter of this layer: position tables, 3D kernels and the like.
 

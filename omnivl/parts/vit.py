@@ -231,6 +231,14 @@ class VisualBlock(StackBlock):
             yield from self.block.idle_without_clips()
         yield from self.idle_experts({(VISUAL_MODALITIES[one.is_video], False) for one in layouts if self.acts(one)})
 
+    def unread_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
+        """Without clips the temporal branch too."""
+        yield from super().unread_parameters(layouts)
+        if not any(layout.is_video for layout in layouts):
+            for block in (self.block, self.momentum_block):
+                if isinstance(block, VisualModule):
+                    yield from block.idle_without_clips()
+
     def forward(self, state: State) -> State:
         """Advances ``visual`` and, in a step with momentum, ``momentum_visual``."""
         if not self.acts(state.layout):

@@ -1,7 +1,8 @@
 """The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -21,7 +22,13 @@ from engine.hosts.zero.engine import (
 )
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.mapped import move_to_files
-from engine.hosts.zero.partitions import forget_gradients, gather_as_used, stored_partition
+from engine.hosts.zero.partitions import (
+    everything_read,
+    forget_gradients,
+    gather_as_used,
+    skip_unread,
+    stored_partition,
+)
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
@@ -116,8 +123,15 @@ class ZeroHost(HoldingHost):
             chain.set_local_storage(stored_partition)
             for parameter in chain.parameters():
                 gather_on_use(parameter)
+            skip_unread()
         self._of_unknown_use = list(chain.parameters()) if zero_stage == 3 else []
         self._holdings = Holdings(chain, store, self.gather)
+
+    @contextmanager
+    def whole_chain(self) -> Iterator[Chain]:
+        """The chain, whose layers gather all of their parameters when they are called."""
+        with everything_read(self._engine) if self._zero_stage == 3 else nullcontext():
+            yield self.chain
 
     def step(self, batches: Sequence[Batch], step: int) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""

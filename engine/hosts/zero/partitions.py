@@ -1,10 +1,13 @@
 """Access to the parts of gradients and parameters that ZeRO keeps between steps."""
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
+from engine.step.freeze import is_unread
 from moe.working import used_in
 
 
@@ -52,3 +55,43 @@ def gather_as_used(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         if (dtype := used_in(parameter)) not in (None, parameter.dtype):
             parameter.comm_dtype = dtype  # type: ignore[attr-defined]
     return [parameter for parameter in parameters if used_in(parameter) is None]
+
+
+def skip_unread() -> None:
+    """Has ZeRO-3 of this process leave out of its gathers what no step reads. May be called again."""
+    coordinator = importlib.import_module("deepspeed.runtime.zero.partitioned_param_coordinator")
+    usual = coordinator.iter_params
+    if getattr(usual, "skips_unread", False):
+        return
+
+    def read(module: nn.Module, recurse: bool = False) -> Iterable[nn.Parameter]:
+        found: Iterable[nn.Parameter] = usual(module, recurse)
+        return found if _Skipping.off else (one for one in found if not is_unread(one))
+
+    read.skips_unread = True  # type: ignore[attr-defined]
+    vars(coordinator)["iter_params"] = read
+
+
+class _Skipping:
+    """Whether ``everything_read`` is on."""
+
+    off = False
+
+
+@contextmanager
+def everything_read(engine: Any) -> Iterator[None]:
+    """Has ZeRO-3 gather all parameters of what is called, for evaluations. Entered by every replica."""
+
+    def forget_order() -> None:
+        """The recorded order of gathers, which holds for the same parameters only."""
+        coordinator = engine.optimizer.parameter_offload.get_param_coordinator()
+        if coordinator.is_complete_trace():
+            coordinator._invalidate_trace()
+
+    forget_order()
+    _Skipping.off = True
+    try:
+        yield
+    finally:
+        _Skipping.off = False
+        forget_order()
