@@ -23,6 +23,7 @@ BENCHMARKS: Mapping[str, str] = {
     "experts": "sparse feed-forward layers against a dense one and against DeepSpeed's",
     "estimate": "memory and time of a step as estimated against measured, on one to four processes",
     "memory": "what a process holds at most under ZeRO-3, and what recomputation saves and costs",
+    "scale": "what a step costs on 8 and 512 ranks and on an accelerator, counted on a CPU",
     "learning": "the joint plan against a bare CLIP at equal wall time, several seeds",
     "records": "recall on an unseen style for 1 to 30 CPU minutes, beside a bare CLIP at equal CPU time",
     "fillings": "dense, by modality, sparse and both in the feed-forward slot, several seeds",

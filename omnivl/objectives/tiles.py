@@ -324,11 +324,13 @@ class _LogSum:
         else:
             if not self._begun:
                 self._largest = self._query.new_full((len(self._query),), float("-inf"))
-                self._sum, self._followed = (torch.zeros_like(self._largest, dtype=torch.float64) for _ in range(2))
+                self._sum, self._followed = torch.zeros_like(self._largest), torch.zeros_like(self._largest)
+            if self._sum.dtype != torch.float64:  # many tiles would add up many roundings
+                self._sum, self._followed = self._sum.double(), self._followed.double()
             before = self._largest[rows]
             largest = torch.maximum(largest, before)
             total, followed = _sums(logits, largest, values)
-            shrunk = (before - largest).double().exp()
+            shrunk = (before - largest).exp()
             self._sum[rows] = self._sum[rows] * shrunk + total
             if values is not None:
                 self._followed[rows] = self._followed[rows] * shrunk + followed
@@ -336,19 +338,19 @@ class _LogSum:
         self._begun = True
 
     def value(self) -> Tensor:
-        """fp64 ``[B]``."""
-        return self._largest.double() + self._sum.log()
+        """fp32 ``[B]``."""
+        return self._largest + self._sum.log().float()
 
     def mean(self) -> Tensor:
-        """The mean of the values, fp64 ``[B]``."""
-        return self._followed / self._sum
+        """The mean of the values, fp32 ``[B]``."""
+        return (self._followed / self._sum).float()
 
 
 def _sums(logits: Tensor, largest: Tensor, values: Tensor | None) -> tuple[Tensor, Tensor]:
-    """By row the sum of the exponentials of what is below ``largest``, and that of these times values, fp64."""
+    """By row the sum of the exponentials of what is below ``largest``, and that of these times values."""
     shares = logits.sub_(largest[:, None]).exp_()
-    total = shares.sum(-1).double()
-    return total, total if values is None else shares.mul_(values).sum(-1).double()
+    total = shares.sum(-1)
+    return total, total if values is None else shares.mul_(values).sum(-1)
 
 
 class _Nearest:
@@ -476,11 +478,11 @@ class _SoftmaxContrast(torch.autograd.Function):
         teacher = problem.teacher
         scaled, taught = query * scale, None if teacher is None else teacher.query * scale
         normaliser, teacher_sum, nearest = _LogSum(query), _LogSum(query), _Nearest(query)
-        positive = query.new_zeros(len(query), dtype=torch.float64)
-        counts, every = query.new_zeros(len(query)), torch.zeros_like(positive) if problem.smoothing > 0 else None
+        positive, counts = query.new_zeros(len(query)), query.new_zeros(len(query))
+        every = torch.zeros_like(positive) if problem.smoothing > 0 else None
         for block in chain(problem.batch_blocks(), problem.old_blocks()):
             if (groups := problem.groups(block, query)) is not None:
-                positive += (groups.key_sums() * scaled).sum(-1, dtype=torch.float64)
+                positive += (groups.key_sums() * scaled).sum(-1)
                 counts += groups.counts()
             for tile in _tiles(query, block):
                 rows, logits, mask = tile.rows, similarity(scaled[tile.rows], tile.keys), None
@@ -488,7 +490,7 @@ class _SoftmaxContrast(torch.autograd.Function):
                     nearest.add(tile, logits, block)
                 if groups is None:
                     mask = tile.positive(*problem.numbers(block))
-                    positive[rows] += torch.where(mask, logits, 0.0).sum(-1, dtype=torch.float64)
+                    positive[rows] += torch.where(mask, logits, 0.0).sum(-1)
                     counts[rows] += mask.sum(-1)
                 if taught is not None:
                     teacher_sum.add(rows, tile.allowed(similarity(taught[rows], tile.keys)), logits)
@@ -503,9 +505,9 @@ class _SoftmaxContrast(torch.autograd.Function):
         if teacher is not None:
             followed = followed + teacher.alpha * teacher_sum.mean()
         # A query without a target may have no key with a weight, hence no finite normaliser.
-        loss = torch.where(targets > 0, targets * z - followed, 0.0).float()
-        z = torch.where(targets > 0, z, 0.0).float()
-        teacher_z = None if teacher is None else teacher_sum.value().float()
+        loss = torch.where(targets > 0, targets * z - followed, 0.0)
+        z = torch.where(targets > 0, z, 0.0)
+        teacher_z = None if teacher is None else teacher_sum.value()
         ctx.save_for_backward(query, own, scale, z, teacher_z, hard, targets)
         ctx.problem = problem
         right = nearest.has(problem.identity)

@@ -1,0 +1,231 @@
+"""What a step costs on 8 and on 512 ranks, and on an accelerator, counted on a CPU.
+
+Bytes and a host's seconds are those of a chain with as many tensors as ``base`` but narrow, under torch's ``fake``
+process group: collectives return at once, so that what is left is what a host does. Kernels, casts and memory are
+counted while ``base`` runs on the ``meta`` device, with an accelerator's attention. The stage trains UniVLC with a
+queue, VLM and LM on image-text pairs, 64 of each micro-batch.
+
+python -m benchmarks scale
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.measure import Ratio, Spread
+from benchmarks.record import ROOT, Options, Report, Table, main_of
+from engine.estimate.layers import accelerator_kernels, blank_states
+from engine.estimate.operations import OperationCounter
+from engine.estimate.vocabulary import tokenizer_or_size
+from engine.estimate.work import BlankGather
+from engine.plan.parse import parse_plan
+from engine.plan.plan import StagePlan
+from engine.step.freeze import freeze_idle
+from omnivl.architectures.build import build_chain
+from omnivl.chain.chain import Chain
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.state import State
+from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
+
+PLAN = """
+name: scale
+tokenizer: emoji
+model: {preset: base, text_length: 64, vocab_size: 30522}
+parallel: {host: zero, zero_stage: 3, precision: bf16}
+launch: {processes: 1}
+batch: {micro_batch_size_per_gpu: 64}
+stages:
+  - name: spatial
+    steps: 10
+    data: [{source: emoji, kind: image_text}]
+    objectives: [{kind: univlc, queue_size: 65536}, vlm, lm]
+    optimizer: {lr: 1e-4}
+"""
+NARROW = [
+    *("model.hidden_size=48", "model.image_size=32", "model.text_length=8", "model.projection_size=16"),
+    *("model.vocab_size=4096", "batch.micro_batch_size_per_gpu=2"),
+]
+"""As many tensors as ``base``, and products that take next to no time."""
+ALONE = "stages.spatial.objectives=[{kind: univlc, queue_size: 64}]"
+TOGETHER = "stages.spatial.objectives=[{kind: univlc, queue_size: 64}, vlm, lm]"
+FEW, MANY = 8, 512
+CONTRAST = (256, 512)
+"""Queries, as many as keys, of the two problems between which kept memory is compared."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a process says of its steps (``benchmarks.scale_ranks``).
+
+    Attributes:
+        seconds: CPU seconds of each step, the last few.
+        gathered: Bytes of gathered parameters in a step.
+        read: Elements of the parameters that a step reads, momentum twins among them.
+        unread: Elements of the others.
+    """
+
+    seconds: tuple[float, ...]
+    gathered: int
+    read: int
+    unread: int
+
+
+def on_ranks(ranks: int, zero_stage: int, objectives: str, steps: int) -> Found:
+    """Runs steps as one of so many ranks, in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scale_ranks", str(ranks), str(zero_stage), str(steps), objectives]
+    done = subprocess.run(command, cwd=ROOT, env=_environment(ranks), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        sys.exit(f"scale: {' '.join(command[2:])} failed\n{done.stderr[-4000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return Found(**found | {"seconds": tuple(found["seconds"])})
+
+
+def _environment(ranks: int) -> dict[str, str]:
+    local = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(min(ranks, 8))}
+    return os.environ | local | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
+def stage_of(overrides: Sequence[str] = ()) -> tuple[StagePlan, Any]:
+    """The stage and its tokenizer."""
+    plan = parse_plan(PLAN, "benchmarks/scale.py", overrides, 1)
+    return plan.stages[0], tokenizer_or_size(plan)
+
+
+class CastCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts copies into another dtype.
+
+    Attributes:
+        found: By the two dtypes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operation and looks whether it casts."""
+        out, name = func(*args, **(kwargs or {})), func.overloadpacket.__name__
+        before, after = None, None
+        if name == "_to_copy":
+            before, after = args[0].dtype, out.dtype
+        elif name == "copy_":
+            before, after = args[1].dtype, args[0].dtype
+        elif name == "_foreach_copy_":
+            before, after = args[1][0].dtype, args[0][0].dtype
+        if before != after:
+            self.found[f"{before} to {after}".replace("torch.", "")] += 1
+        return out
+
+
+def on_meta() -> tuple[Chain, State]:
+    """``base`` and a micro-batch without memory, as one of eight replicas."""
+    stage, tokenizer = stage_of()
+    device = torch.device("meta")
+    with device:
+        chain = build_chain(
+            stage.model,
+            stage.objectives,
+            tokenizer.special,
+            gather=BlankGather(FEW),
+            compute_dtype=torch.bfloat16,
+        )
+    freeze_idle(chain, stage.layouts())
+    chain.train()
+    return chain, blank_states(stage, tokenizer, device)[0]
+
+
+def kernels_and_casts() -> tuple[int, Counter[str]]:
+    """Of the forward and backward pass of a micro-batch, the second one: the first one learns what is cast."""
+    chain, state = on_meta()
+    kernels, casts = OperationCounter(), CastCounter()
+    with accelerator_kernels():
+        chain(state)
+        chain.discard_step()
+        with casts, kernels:
+            chain(state)["loss"].backward()
+    return sum(kernels.found.values()), casts.found
+
+
+@contextmanager
+def kept_elements() -> Iterator[list[int]]:
+    """Elements of each tensor that autograd keeps within the block."""
+    sizes: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        yield sizes
+
+
+def bytes_by_element_of_the_matrix() -> float:
+    """Bytes that the contrastive loss keeps for its backward pass, by element of the matrix of similarities."""
+    kept = []
+    for count in CONTRAST:
+        query, own = (F.normalize(torch.randn(count, 16), dim=-1).requires_grad_(True) for _ in range(2))
+        numbers = torch.arange(count)
+        with kept_elements() as sizes:
+            softmax_contrast(query, numbers, SpreadKeys(own, numbers, LocalGather()), torch.tensor(10.0))
+        kept.append(4 * sum(sizes))
+    few, many = CONTRAST
+    # a + b N + c N**2 through 0 and the two problems: what grows faster than the queries and keys.
+    return max(0.0, (kept[1] / many - kept[0] / few) / (many - few))
+
+
+def run(options: Options) -> Report:
+    """Counts everything."""
+    steps = 4 if options.quick else 8
+    alone, together = (on_ranks(FEW, 3, objectives, steps) for objectives in (ALONE, TOGETHER))
+    spread = {stage: on_ranks(MANY, stage, TOGETHER, steps) for stage in (1, 3)}
+    sharded = on_ranks(FEW, 1, TOGETHER, steps)
+    kernels, casts = kernels_and_casts()
+    by_element = {"UniVLC alone": alone, "UniVLC, VLM and LM": together}
+    ratios = [
+        *(
+            Ratio(f"bytes gathered / element read, ZeRO-3, {name}", _one(one.gathered / one.read), at_most=4.2)
+            for name, one in by_element.items()
+        ),
+        Ratio(f"host's seconds on {MANY} ranks / on {FEW}, ZeRO-3", _over(spread[3], together), at_most=1.5),
+        Ratio(f"host's seconds of a step on {MANY} ranks, ZeRO-3", Spread.of(spread[3].seconds), at_most=0.5),
+        Ratio(f"host's seconds on {MANY} ranks / on {FEW}, ZeRO-1", _over(spread[1], sharded)),
+        Ratio(f"host's seconds of a step on {MANY} ranks, ZeRO-1", Spread.of(spread[1].seconds)),
+        Ratio("casts of a micro-batch", _one(casts.total()), at_most=100),
+        Ratio("kernels of a micro-batch", _one(kernels), at_most=2500),
+        Ratio("bytes that contrast keeps / element of its matrix", _one(bytes_by_element_of_the_matrix()), at_most=0),
+    ]
+    rows = [[name, f"{one.read:,}", f"{one.unread:,}", f"{one.gathered:,}"] for name, one in by_element.items()]
+    return Report(
+        "scale",
+        " ".join((__doc__ or "").partition("\n\npython")[0].split()),
+        ratios,
+        [
+            Table("Gathers of ZeRO-3", ("objectives", "elements read", "not read", "bytes gathered a step"), rows),
+            Table("Casts", ("from, to", "in a micro-batch"), [[name, str(n)] for name, n in casts.most_common()]),
+        ],
+        {"narrow": " ".join(NARROW), "steps": steps},
+    )
+
+
+def _one(value: float) -> Spread:
+    return Spread.of([value])
+
+
+def _over(many: Found, few: Found) -> Spread:
+    typical = Spread.of(few.seconds).median
+    return Spread.of([seconds / typical for seconds in many.seconds])
+
+
+if __name__ == "__main__":
+    main_of("scale", __doc__, run)
