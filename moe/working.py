@@ -38,6 +38,10 @@ class WorkingCopies:
         self.asked: dict[_Key, nn.Parameter] = {}
         self.ready: dict[_Key, Tensor] = {}
 
+    def cast(self) -> Iterator[nn.Parameter]:
+        """The parameters of which every use that is known casts them."""
+        yield from (one for (_, dtype), one in self.asked.items() if used_in(one) in (None, dtype))
+
     def __deepcopy__(self, memo: object) -> "WorkingCopies":
         """A copied layer has parameters of its own."""
         return WorkingCopies()
@@ -61,11 +65,15 @@ def made_ready(layers: Sequence[WorkingCopies]) -> Iterator[None]:
 
 
 class _Pass:
-    """The copies of one pass of a layer."""
+    """The copies of one pass of a layer.
+
+    Attributes:
+        copies: The layer's.
+    """
 
     def __init__(self, copies: WorkingCopies) -> None:
         """Copies everything that earlier passes asked for, or takes what is ready."""
-        self._asked, self._made = copies.asked, dict[_Key, Tensor]()
+        self.copies, self._asked, self._made = copies, copies.asked, dict[_Key, Tensor]()
         self._with_graph = torch.is_grad_enabled()
         asked = dict(copies.asked)
         for dtype in {dtype for _, dtype in asked}:
@@ -125,17 +133,29 @@ def used_in(parameter: nn.Parameter) -> torch.dtype | None:
     return getattr(parameter, "used_in", None)
 
 
-def with_working_copies(function: Callable[..., Result]) -> Callable[..., Result]:
-    """The function with the copies of this moment, for a backward pass that calls it again."""
+def with_working_copies(function: Callable[..., Result], *, anew: bool = False) -> Callable[..., Result]:
+    """The function with the copies of this pass, for a backward pass that calls it again.
+
+    Args:
+        function: A part of a layer.
+        anew: Copies are made anew then, instead of being kept until then: where nothing else keeps them.
+    """
     held = _current.on
     if held is None:
         return function
+    copies = held.copies
 
     def call(*inputs: Any) -> Result:
         with _as_current(held):
             return function(*inputs)
 
-    return call
+    def call_anew(*inputs: Any) -> Result:
+        if _current.on is not None:
+            return function(*inputs)
+        with working_copies(copies):
+            return function(*inputs)
+
+    return call_anew if anew else call
 
 
 def gather_on_use(parameter: nn.Parameter) -> None:
@@ -165,6 +185,7 @@ class _Copies(torch.autograd.Function):
         ctx: Any, dtype: torch.dtype, ready: Sequence[Tensor] | None, *parameters: nn.Parameter
     ) -> tuple[Tensor, ...]:
         ctx.dtypes = [parameter.dtype for parameter in parameters]
+        ctx.shapes, ctx.device = [parameter.shape for parameter in parameters], parameters[0].device
         ctx.set_materialize_grads(False)
         copies = _copied(parameters, dtype) if ready is None else [one.detach() for one in ready]
         resting = [copy for copy, one in zip(copies, parameters, strict=True) if not one.requires_grad]
@@ -182,6 +203,14 @@ class _Copies(torch.autograd.Function):
             }
             for place, copy in zip(given, _copied(list(given.values()), dtype), strict=True):
                 found[place] = copy
+            # A hook of a parameter runs whether it gets a gradient or not, and DeepSpeed's wants one.
+            missing = {
+                place: shape
+                for place, (own, shape) in enumerate(zip(ctx.dtypes, ctx.shapes, strict=True))
+                if gradients[place] is None and own == dtype and ctx.needs_input_grad[2 + place]
+            }
+            for place, zeros in zip(missing, _zeros(list(missing.values()), dtype, ctx.device), strict=True):
+                found[place] = zeros
         return None, None, *found
 
 
@@ -189,6 +218,13 @@ def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     copies = _memory_for(tensors, dtype)
     copy_together(copies, tensors)
     return copies
+
+
+def _zeros(shapes: Sequence[torch.Size], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Zeros in one piece of memory."""
+    sizes = [shape.numel() for shape in shapes]
+    memory = torch.zeros(sum(sizes), dtype=dtype, device=device)
+    return [part.view(shape) for part, shape in zip(torch.split(memory, sizes), shapes, strict=True)] if shapes else []
 
 
 def _memory_for(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:

@@ -318,8 +318,7 @@ class StepBuilder:
         if self.zero < 3 or self.replicas == 1:
             return ()
         size = self.work.layers[one.layer]
-        dense = 4.0 * (size.elements - size.experts - size.resting_experts)
-        experts = 4.0 * (size.experts + size.resting_experts) / self.experts
+        dense, experts = size.gathered, size.gathered_experts / self.experts
         total = all_gather(dense, self.data) + self._over_copies(all_gather, experts)
         copies = _COPIES[self.zero]
         moved = (copies.gathered + copies.gathered_share / self.replicas) * (dense + experts) / 4.0

@@ -20,7 +20,7 @@ from engine.estimate.operations import Operation, OperationCounter, Operations
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
-from engine.step.freeze import freeze, freeze_idle, store_frozen
+from engine.step.freeze import freeze, freeze_idle, is_unread, store_frozen
 from engine.step.optimizer import muon_parameters
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
@@ -44,6 +44,10 @@ class LayerSize:
         queue: Bytes of buffers: the momentum queue, selection biases.
         halved: Those of ``frozen`` that are kept in two bytes.
         matrices: Those of ``trained`` that Muon moves.
+        unread: Those that no step reads, experts left out.
+        unread_experts: Those in banks of sparse experts that no step reads.
+        cast: Those read ones that every use casts to two bytes, experts left out.
+        cast_experts: Likewise in banks of sparse experts.
     """
 
     trained: int
@@ -55,6 +59,20 @@ class LayerSize:
     queue: int
     halved: int = 0
     matrices: tuple[Matrices, ...] = ()
+    unread: int = 0
+    unread_experts: int = 0
+    cast: int = 0
+    cast_experts: int = 0
+
+    @property
+    def gathered(self) -> float:
+        """Bytes that ZeRO-3 gathers of the layer for each pass, experts left out."""
+        return 4.0 * (self.elements - self.experts - self.resting_experts - self.unread) - 2.0 * self.cast
+
+    @property
+    def gathered_experts(self) -> float:
+        """Bytes that it gathers of banks of sparse experts, of all parts."""
+        return 4.0 * (self.experts + self.resting_experts - self.unread_experts) - 2.0 * self.cast_experts
 
     @property
     def elements(self) -> int:
@@ -178,7 +196,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
-        layers={name: _size(layer, moved) for name, layer in chain.named_children()},
+        layers={name: _size(layer, moved) for name, layer in chain.named_layers.items()},
         batch=stage.batch.micro_batch_size_per_gpu,
         zero=ZeroSizes.of(chain.layers),
         peaks=tuple(live_peak(chain, state) for state in states),
@@ -254,12 +272,14 @@ def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
             handle.remove()
 
 
-def _size(layer: nn.Module, moved: frozenset[int]) -> LayerSize:
+def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
+    """Sizes of a layer that has run: only then is known what it casts."""
     shares = served_shares(layer)
     named = list(layer.named_parameters())
     twins = {id(one) for name, one in named if name.startswith("momentum_")}
     trained = [one for _, one in named if one.requires_grad]
     resting = [one for _, one in named if not one.requires_grad]
+    cast = [one for one in layer.copies.cast() if not is_unread(one) and one.element_size() == 4]
     return LayerSize(
         trained=sum(one.numel() for one in trained),
         frozen=sum(one.numel() for one in resting if id(one) not in twins),
@@ -270,6 +290,10 @@ def _size(layer: nn.Module, moved: frozenset[int]) -> LayerSize:
         queue=sum(one.nbytes for one in layer.buffers()),
         halved=sum(one.numel() for one in resting if one.element_size() == 2),
         matrices=layer_matrices(layer, moved.intersection(map(id, trained))),
+        unread=sum(one.numel() for _, one in named if is_unread(one) and id(one) not in shares),
+        unread_experts=sum(one.numel() for _, one in named if is_unread(one) and id(one) in shares),
+        cast=sum(one.numel() for one in cast if id(one) not in shares),
+        cast_experts=sum(one.numel() for one in cast if id(one) in shares),
     )
 
 

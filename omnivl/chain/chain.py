@@ -38,12 +38,14 @@ class ChainLayer(nn.Module, ABC):
         stack: The stack that it belongs to, by which figures are summed up; its own name if it belongs to none.
         level: Index of the block in its stack, from 0 at the bottom; -1 below the blocks of all stacks; None for a
             layer that is no block.
+        recomputes: Whether the backward pass computes the layer anew; its copies are then not kept until then.
         local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
         copies: Of parameters in the dtype of the activations.
     """
 
     stack: str
     level: int | None = None
+    recomputes: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class Chain(nn.Module):
 
     def forward(self, state: State) -> State:
         """The whole forward pass. In training the result holds ``loss``."""
-        with made_ready([layer.copies for layer in self.layers]):
+        with made_ready([layer.copies for layer in self.layers if not layer.recomputes]):
             for layer in self.program:
                 state = layer(state)
         return state

@@ -43,7 +43,7 @@ class BlockLayer(ChainLayer):
             momentum: Of the twin; None builds none.
         """
         super().__init__()
-        self.name, self.momentum, self._recomputes = name, momentum, False
+        self.name, self.momentum = name, momentum
         self.gather: Gather = LocalGather()
         self.tokens_per_expert: dict[str, Tensor] = {}
         self.block = build(False)
@@ -56,7 +56,7 @@ class BlockLayer(ChainLayer):
 
     def run(self, *inputs: Any) -> Any:
         """Calls the block; the backward pass recomputes its activations if the configuration says so."""
-        return recomputed(self._recomputes, self.block, *inputs)
+        return recomputed(self.recomputes, self.block, *inputs, whole=True)
 
     @torch.no_grad()
     def run_twin(self, *inputs: Any) -> Any:
@@ -148,7 +148,7 @@ class StackBlock(BlockLayer):
         name = f"{self.stack}_{index:02d}"
         super().__init__(name, lambda still: build(own.still() if still else own), momentum=momentum)
         self.level = index
-        self._recomputes = own.recompute == "block"  # other modes are applied inside the block
+        self.recomputes = own.recompute == "block"  # other modes are applied inside the block
 
 
 class EmbeddingLayer(BlockLayer):

@@ -11,7 +11,7 @@ from moe.working import with_working_copies
 Result = TypeVar("Result")
 
 
-def recomputed(wanted: bool, function: Callable[..., Result], *inputs: Any) -> Result:
+def recomputed(wanted: bool, function: Callable[..., Result], *inputs: Any, whole: bool = False) -> Result:
     """Calls a function; if ``wanted`` and a graph is built, only its inputs are kept for the backward pass.
 
     Source: Chen et al., arXiv 1604.06174, section 4.1.
@@ -21,8 +21,9 @@ def recomputed(wanted: bool, function: Callable[..., Result], *inputs: Any) -> R
         function: May draw from torch's generators only; their states are restored, so that router noise and dropout are
             the same in both runs.
         inputs: Anything; gradients go to the tensors among them, not to tensors within other objects.
+        whole: Whether the function is all of a layer, so that nothing else keeps its parameters' copies.
     """
     if wanted and torch.is_grad_enabled():
-        result: Result = checkpoint(with_working_copies(function), *inputs, use_reentrant=False)
+        result: Result = checkpoint(with_working_copies(function, anew=whole), *inputs, use_reentrant=False)
         return result
     return function(*inputs)

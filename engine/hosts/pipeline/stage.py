@@ -61,7 +61,7 @@ class PipelineStage(nn.Module):
         state, token, key = unpack(*packed, self._plan_layout)
         if self._place.stage == 0:
             token = torch.zeros_like(token).requires_grad_()
-        with made_ready([layer.copies for layer in self._layers_passed]):
+        with made_ready([layer.copies for layer in self._layers_passed if not layer.recomputes]):
             for one in self._passes:
                 if one.made:
                     state = one.layer(state)

@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from moe.linear import Linear
 from moe.working import (
@@ -164,3 +166,32 @@ def test_copies_begin_where_products_want_their_matrices(count: int) -> None:
         with working_copies(copies):
             made = [working(one, BF16) for one in parameters]
     assert all((one.data_ptr() - made[0].data_ptr()) % 128 == 0 for one in made)
+
+
+def test_a_layer_that_is_recomputed_makes_its_copies_anew() -> None:
+    """Nothing but the parameters is kept until then, and the gradients are those of one pass."""
+    model, x, copies = Two(), torch.randn(4, 5).to(BF16), WorkingCopies()
+    wanted = passed(model, x, copies)[1]
+    model.zero_grad()
+    with working_copies(copies):
+        out = checkpoint(with_working_copies(model, anew=True), x, use_reentrant=False)
+        kept = weakref.ref(working(model.one.weight, BF16))
+    assert kept() is None
+    out.float().square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)
+
+
+def test_a_parameter_that_a_pass_does_not_use_gets_zeros() -> None:
+    """Its hooks run anyway, and those of hosts read the gradient."""
+    used, unused, copies, seen = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2)), WorkingCopies(), []
+    for parameter in (used, unused):
+        parameter.register_post_accumulate_grad_hook(lambda one: seen.append(one.grad.tolist()))
+    with working_copies(copies):
+        (working(used, BF16).sum() + working(unused, BF16).sum()).backward()
+    seen.clear()
+    used.grad = unused.grad = None
+    with working_copies(copies):
+        working(used, BF16).sum().backward()
+    assert sorted(map(str, seen)) == ["[1.0, 1.0, 1.0]", "[[0.0, 0.0], [0.0, 0.0]]"]

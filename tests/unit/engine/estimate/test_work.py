@@ -52,7 +52,8 @@ def test_operations_are_those_that_mfu_counts() -> None:
     recomputed, _ = _stage("emoji.yaml", "spatial", "model.recompute=block")
     again = model_work(recomputed, tokenizer, 1, META)
     assert again.useful_flops == work.useful_flops
-    assert 1.25 < _flops(again) / _flops(work) < 4 / 3  # a third forward pass of all blocks
+    # A third forward pass of all blocks, but for their last products, which no backward pass needs.
+    assert 1.2 < _flops(again) / _flops(work) < 4 / 3
     assert sum(one.activations for one in again.passes) < 0.5 * sum(one.activations for one in work.passes)
 
 
@@ -82,9 +83,30 @@ def test_what_lives_when_the_forward_pass_ends_is_what_layers_keep() -> None:
         for state in blank_states(stage, tokenizer, META):
             peak = live_peak(chain, state)
             kept = sum(activation_bytes(chain, [state]).values())
-            assert peak.forward == pytest.approx(kept, rel=1e-3)
+            # But for gaps between the cast weights, which are copied together from the second pass on.
+            assert peak.forward == pytest.approx(kept, rel=5e-3)
             gradients = 4 * sum(one.numel() for one in chain.parameters() if one.requires_grad)
             assert peak.forward <= peak.alone <= peak.with_gradients <= peak.alone + gradients
+
+
+def test_what_is_gathered_is_what_steps_read() -> None:
+    """Two bytes of what is cast, four of tables and single vectors, nothing of decoders and temporal branches."""
+    objectives = "stages.spatial.objectives=[{kind: univlc, queue_size: 64}]"
+    sizes = {}
+    for precision in ("fp32", "bf16"):
+        stage, tokenizer = _stage("emoji.yaml", "spatial", objectives, f"parallel.precision={precision}")
+        sizes[precision] = model_work(stage, tokenizer, 2, META).layers
+    for name, size in sizes["bf16"].items():
+        read = size.elements - size.unread
+        assert sizes["fp32"][name].gathered == 4 * read
+        assert 2 * read <= size.gathered <= 4 * read
+        if size.elements:
+            assert (read == 0) == name.startswith(("alignment_", "generation_"))
+    block = sizes["bf16"]["visual_00"]
+    assert 0.1 < block.unread / block.elements < 0.5
+    assert block.gathered == 2 * (block.elements - block.unread)
+    embed = sizes["bf16"]["embed"]
+    assert embed.gathered > 3.5 * (embed.elements - embed.unread)  # words are looked up as they are
 
 
 def test_peak_by_hand() -> None:
