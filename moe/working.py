@@ -42,9 +42,9 @@ class WorkingCopies:
         """The parameters of which every use that is known casts them."""
         yield from (one for (_, dtype), one in self.asked.items() if used_in(one) in (None, dtype))
 
-    def __deepcopy__(self, memo: object) -> "WorkingCopies":
-        """A copied layer has parameters of its own."""
-        return WorkingCopies()
+    def __reduce__(self) -> tuple[type["WorkingCopies"], tuple[()]]:
+        """A copied or pickled layer has parameters of its own."""
+        return WorkingCopies, ()
 
 
 @contextmanager

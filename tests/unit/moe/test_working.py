@@ -1,6 +1,7 @@
 """Copies of parameters that a layer makes together: values and gradients of single casts, by fewer operations."""
 
 import copy
+import pickle
 import threading
 import weakref
 from collections import Counter
@@ -156,6 +157,7 @@ def test_a_copied_layer_begins_anew() -> None:
     passed(model, torch.ones(1, 5, dtype=BF16), copies)
     assert len(copies.asked) == 5
     assert not copy.deepcopy(copies).asked
+    assert not pickle.loads(pickle.dumps(copies)).asked
 
 
 @pytest.mark.parametrize("count", [1, 3])
