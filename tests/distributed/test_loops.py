@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from engine.hosts.zero.loops import reduce_scatter_coalesced, without_loops_over_ranks
+from engine.hosts.zero.loops import gather_without_loops, reduce_scatter_coalesced
 
 pytestmark = pytest.mark.distributed
 
@@ -43,7 +43,6 @@ def gathered() -> list[bool]:
     import deepspeed
 
     prepare()
-    without_loops_over_ranks()
     torch.manual_seed(0)
     whole = [torch.randn(size) for size in SIZES]
     module = torch.nn.ParameterList(torch.nn.Parameter(one.clone()) for one in whole)
@@ -51,9 +50,13 @@ def gathered() -> list[bool]:
     config["zero_optimization"] |= {"stage3_param_persistence_threshold": 0}
     deepspeed.zero.Init(module=module, config_dict_or_path=config, dtype=torch.float32)
     parameters: list[Any] = list(module)
+    gather_without_loops(parameters)
+    parameters[1].comm_dtype = torch.bfloat16
+    whole[1] = whole[1].to(torch.bfloat16).float()
     equal = [parameter.numel() == 0 for parameter in parameters]
     handle = parameters[0].all_gather_coalesced(parameters)
-    assert all(one.of_columns for one in getattr(handle, "handles", [handle]))
+    assert {type(one).__name__ for one in handle.handles} == {"_Gathered"}
+    assert len(handle.handles) == 2  # one for each dtype
     handle.wait()
     return equal + [torch.equal(one, other) for one, other in zip(parameters, whole, strict=True)]
 

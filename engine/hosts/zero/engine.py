@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from engine.hosts.zero.loops import without_loops_over_ranks
+from engine.hosts.zero.loops import reduce_without_loops
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import Offloading
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, ParameterGroup
@@ -109,7 +109,7 @@ def import_deepspeed(device: torch.device) -> None:
         # An optional shared-memory collective; compiling it takes most of a minute. Imported as a module, since the
         # attribute deepspeed.comm.torch may be PyTorch itself.
         vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
-    without_loops_over_ranks()
+    reduce_without_loops()
     # DeepSpeed keeps the grid of an earlier pipeline, and would average gradients over the replicas of its stage only.
     deepspeed.utils.groups.mpu = None
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)

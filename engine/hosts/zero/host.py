@@ -21,6 +21,7 @@ from engine.hosts.zero.engine import (
     zero_config,
 )
 from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.loops import gather_without_loops
 from engine.hosts.zero.mapped import move_to_files
 from engine.hosts.zero.partitions import (
     everything_read,
@@ -124,6 +125,7 @@ class ZeroHost(HoldingHost):
             for parameter in chain.parameters():
                 gather_on_use(parameter)
             skip_unread()
+            gather_without_loops(list(chain.parameters()))
         self._of_unknown_use = list(chain.parameters()) if zero_stage == 3 else []
         self._holdings = Holdings(chain, store, self.gather)
 

@@ -8,21 +8,19 @@ Source: DeepSpeed 0.19, ``runtime/comm/coalesced_collectives.py`` and ``runtime/
 
 import importlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def without_loops_over_ranks() -> None:
-    """Has all ZeRO-3 engines of this process use the functions below. May be called again."""
-    stage3 = importlib.import_module("deepspeed.runtime.zero.stage3")
-    parameters = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
-    vars(stage3)["reduce_scatter_coalesced"] = reduce_scatter_coalesced
-    if not hasattr(parameters.AllGatherCoalescedHandle, "of_columns"):
-        vars(parameters)["AllGatherCoalescedHandle"] = _without_loop(parameters.AllGatherCoalescedHandle)
+def reduce_without_loops() -> None:
+    """Has all ZeRO-3 engines of this process reduce by ``reduce_scatter_coalesced``. May be called again."""
+    vars(importlib.import_module("deepspeed.runtime.zero.stage3"))["reduce_scatter_coalesced"] = (
+        reduce_scatter_coalesced
+    )
 
 
 @torch.no_grad()
@@ -59,32 +57,68 @@ def reduce_scatter_coalesced(tensors: Sequence[Tensor], group: dist.ProcessGroup
     ]
 
 
-def _without_loop(usual: Any) -> Any:
-    """The handle of a gather whose ``wait`` copies each parameter out of its columns of the gathered rows."""
-    from deepspeed.accelerator import get_accelerator
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+def gather_without_loops(parameters: Sequence[nn.Parameter]) -> None:
+    """Has ZeRO-3 gather these parameters, which it has sharded, by ``_Gathered``."""
+    for parameter in parameters:
+        parameter.all_gather_coalesced = _gather_of(parameter.all_gather_coalesced)  # type: ignore[attr-defined]
 
-    class Handle(usual):  # type: ignore[misc]
-        of_columns = True
-        complete: bool
 
-        def wait(self, handle_dependency: bool = True) -> None:
-            if self.complete or self.quantization or not handle_dependency:
-                super().wait(handle_dependency=handle_dependency)
-                return
-            self.allgather_handle.wait()
-            first, start = self.partitions[0], 0
-            for parameter in self.params:
-                width = parameter.ds_tensor.ds_numel
-                if self.use_secondary_tensor:
-                    width *= parameter.ds_secondary_tensor_num_of_groups
-                columns = first.as_strided((self.world_size, width), (len(first), 1), first.storage_offset() + start)
-                whole = columns.reshape(-1)[: parameter.ds_numel].view(parameter.ds_shape)
-                parameter.data = whole.to(parameter.ds_tensor.dtype)
-                parameter.ds_status = ZeroParamStatus.AVAILABLE
-                start += width
-            if not get_accelerator().is_synchronized_device():
-                first.record_stream(get_accelerator().current_stream())
-            self.complete = True
+def _gather_of(usual: Callable[..., Any]) -> Callable[..., Any]:
+    """What stands in for a parameter's ``all_gather_coalesced``."""
+    module = importlib.import_module("deepspeed.runtime.zero.partition_parameters")
 
-    return Handle
+    def gather(params: Iterable[Any], safe_mode: bool = False, quantize: bool = False) -> Any:
+        together = sorted(params, key=lambda one: one.ds_id)
+        special = safe_mode or quantize or any(one.ds_secondary_tensor is not None for one in together)
+        if special or any(dist.get_world_size(one.ds_process_group) == 1 for one in together):
+            return usual(together, safe_mode=safe_mode, quantize=quantize)
+        sorts: dict[tuple[int, str], list[Any]] = {}
+        for one in together:
+            dtype = module.get_allgather_dtype(one, one.ds_tensor)
+            sorts.setdefault((id(one.ds_process_group), str(dtype)), []).append(one)
+        return module.MultipleAllGatherHandles([_Gathered(own, module) for own in sorts.values()])
+
+    return gather
+
+
+class _Gathered:
+    """Parameters of one dtype and one process group on their way. Row r of the buffer is replica r's shares of all."""
+
+    def __init__(self, parameters: Sequence[Any], module: Any) -> None:
+        """Sends this replica's shares."""
+        from deepspeed.accelerator import get_accelerator
+
+        self._parameters, self._status, self._done = parameters, module.ZeroParamStatus, False
+        self._accelerator = get_accelerator()
+        group = parameters[0].ds_process_group
+        widths = [one.ds_tensor.ds_numel for one in parameters]
+        self._rows = torch.empty(
+            (dist.get_world_size(group), sum(widths)),
+            dtype=module.get_allgather_dtype(parameters[0], parameters[0].ds_tensor),
+            device=self._accelerator.current_device_name(),
+        )
+        own = self._rows[dist.get_rank(group)]
+        torch._foreach_copy_(list(torch.split(own, widths)), [one.ds_tensor.data for one in parameters])
+        for one in parameters:
+            if one.ds_status != self._status.NOT_AVAILABLE:
+                raise RuntimeError(one.ds_summary())
+            one.ds_status = self._status.INFLIGHT
+        self._work = module._dist_allgather_fn(own, self._rows.view(-1), group)
+
+    @torch.no_grad()
+    def wait(self, handle_dependency: bool = True) -> None:
+        """Waits for the other replicas' shares, and puts each parameter together from its columns."""
+        if self._done:
+            return
+        self._work.wait()
+        for one, columns in zip(
+            self._parameters,
+            torch.split(self._rows, [one.ds_tensor.ds_numel for one in self._parameters], 1),
+            strict=True,
+        ):
+            whole = columns.reshape(-1)[: one.ds_numel].view(one.ds_shape)
+            one.data = whole.to(one.ds_tensor.dtype)
+            one.ds_status = self._status.AVAILABLE
+        if not self._accelerator.is_synchronized_device():
+            self._rows.record_stream(self._accelerator.current_stream())
+        self._done = True
