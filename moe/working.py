@@ -222,9 +222,11 @@ def _copied(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 def _zeros(shapes: Sequence[torch.Size], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     """Zeros in one piece of memory."""
+    if not shapes:
+        return []
     sizes = [shape.numel() for shape in shapes]
     memory = torch.zeros(sum(sizes), dtype=dtype, device=device)
-    return [part.view(shape) for part, shape in zip(torch.split(memory, sizes), shapes, strict=True)] if shapes else []
+    return [part.view(shape) for part, shape in zip(torch.split(memory, sizes), shapes, strict=True)]
 
 
 def _memory_for(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
