@@ -139,7 +139,8 @@ class BlankGather:
 
     def __init__(self, replicas: int) -> None:
         self.replicas, self.replica = replicas, 0
-        self.joined = self.gradient = 0
+        self.joined: float = 0
+        self.gradient = 0
         self.calls = 0
 
     def join(self, tensor: Tensor) -> Tensor:
@@ -161,9 +162,9 @@ class BlankGather:
         return tensor[: len(tensor) // self.replicas].clone()
 
     def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-        """Copies; every hop but the last counts as a part of a gather."""
+        """Copies; in the forward pass a block takes a hop less than there are replicas, which together are a gather."""
         self.calls += 1
-        self.joined += sum(tensor.nbytes for tensor in tensors)
+        self.joined += sum(tensor.nbytes for tensor in tensors) / (self.replicas - 1)
         return lambda: [tensor.clone() for tensor in tensors]
 
 
@@ -228,7 +229,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
                 after = layer(given)
             made = made_by_layer(given, after)
             gradients = [torch.ones_like(tensor) for tensor in made]
-            joins = gather.joined, gather.gradient, gather.calls
+            joined, joins = gather.joined, gather.calls
             if made:
                 with backward:
                     torch.autograd.backward(made, gradients)
@@ -241,9 +242,9 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             layer=one_pass[0],
             forward=forward.found,
             backward=backward.found,
-            joined=joins[0],
-            joined_gradient=joins[1],
-            joins=joins[2],
+            joined=joined,
+            joined_gradient=gather.gradient,
+            joins=joins,
             routed=sum(size for size, _ in rows),
             routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
             crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),

@@ -109,6 +109,17 @@ def test_what_is_gathered_is_what_steps_read() -> None:
     assert embed.gathered > 3.5 * (embed.elements - embed.unread)  # words are looked up as they are
 
 
+def test_keys_of_other_replicas_and_their_gradients_are_counted() -> None:
+    """By hand: 4 pairs of two embeddings in fp32 and an identity; gradients of the keys of all 3 replicas."""
+    objectives = "stages.spatial.objectives=[{kind: univlc, queue_size: 0, batch_keys: online}]"
+    stage, tokenizer = _stage("emoji.yaml", "spatial", objectives)
+    work = model_work(stage, tokenizer, 3, META)
+    (losses,) = (one for one in work.passes if one.layer == "losses")
+    embeddings = 2 * 4 * stage.model.projection_size * 4
+    assert losses.joined == embeddings + 4 * 8
+    assert losses.joined_gradient == 3 * embeddings
+
+
 def test_peak_by_hand() -> None:
     """The peak of a device that follows its allocations itself would be the same; here on the CPU's own kernels."""
     stage, tokenizer = _stage("emoji.yaml", "spatial", "parallel.precision=fp32")
