@@ -73,7 +73,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     keep = not is_gathered_on_use(weight)
     for parameter in (weight, bias):
-        if parameter is not None and parameter.dtype != x.dtype:
+        if parameter is not None:
             note_use(parameter, x.dtype)
     if keep:
         weight, bias = working(weight, x.dtype), None if bias is None else working(bias, x.dtype)

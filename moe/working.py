@@ -119,7 +119,7 @@ def working(parameter: Tensor, dtype: torch.dtype) -> Tensor:
 
 def note_use(parameter: Tensor, dtype: torch.dtype) -> None:
     """Notes that a parameter which is gathered on use is cast to ``dtype``, so that it may as well be gathered so."""
-    if is_gathered_on_use(parameter) and not hasattr(parameter, "used_in"):
+    if parameter.dtype != dtype and is_gathered_on_use(parameter) and used_in(parameter) is None:
         parameter.used_in = dtype  # type: ignore[attr-defined]
 
 
@@ -128,7 +128,7 @@ def keep_exact(parameter: nn.Parameter) -> None:
     parameter.used_in = parameter.dtype  # type: ignore[attr-defined]
 
 
-def used_in(parameter: nn.Parameter) -> torch.dtype | None:
+def used_in(parameter: Tensor) -> torch.dtype | None:
     """The dtype to which every use casts a parameter that is gathered on use; None where that is not known."""
     return getattr(parameter, "used_in", None)
 

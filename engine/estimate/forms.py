@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from moe.sparse import SparseFeedForward
-from moe.working import WorkingCopies
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.state import State
 
@@ -41,11 +40,11 @@ def _module_form(module: nn.Module) -> Hashable:
     place = _PLACE if isinstance(module, ChainLayer) else frozenset[str]()
     attributes = {name: one for name, one in vars(module).items() if name not in _OF_EVERY_MODULE | place}
     tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    copies = attributes.pop("copies", None)
-    names = {id(one): name for name, one in module.named_parameters()} if isinstance(copies, WorkingCopies) else {}
+    if isinstance(module, ChainLayer):
+        names = {id(one): name for name, one in module.named_parameters()}
+        attributes["copies"] = tuple((names.get(number), dtype) for number, dtype in module.copies.asked)
     return (
         type(module),
-        tuple((names.get(number), dtype) for number, dtype in copies.asked) if names and copies is not None else (),
         tuple((name, _tensor_form(tensor)) for name, tensor in tensors),
         tuple((name, one > 0 if name in _RATES else _form(one)) for name, one in attributes.items()),
         tuple((name, _module_form(child)) for name, child in module.named_children()),

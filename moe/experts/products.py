@@ -55,8 +55,7 @@ def expert_feed_forward(
         implementation = "batched" if rows_ND.device.type == "cpu" else "grouped"
     weights = fc1_weight_EFD, fc1_bias_EF, fc2_weight_EFD, fc2_bias_ED
     for weight in weights:
-        if weight.dtype != rows_ND.dtype:
-            note_use(weight, rows_ND.dtype)
+        note_use(weight, rows_ND.dtype)
     if len(fc1_weight_EFD) == 1:
         return perceptron(rows_ND, *(weight[0] for weight in weights))
     if implementation == "loop":

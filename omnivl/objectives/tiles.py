@@ -471,7 +471,7 @@ class _Problem:
 
 
 class _SoftmaxContrast(torch.autograd.Function):
-    """``softmax_contrast``. Saves the queries, the own keys and four figures of each query."""
+    """``softmax_contrast``. Saves the queries and four figures of each query."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, own: Tensor, scale: Tensor, problem: _Problem) -> tuple[Tensor, ...]:
@@ -508,7 +508,7 @@ class _SoftmaxContrast(torch.autograd.Function):
         loss = torch.where(targets > 0, targets * z - followed, 0.0)
         z = torch.where(targets > 0, z, 0.0)
         teacher_z = None if teacher is None else teacher_sum.value()
-        ctx.save_for_backward(query, own, scale, z, teacher_z, hard, targets)
+        ctx.save_for_backward(query, scale, z, teacher_z, hard, targets)
         ctx.problem = problem
         right = nearest.has(problem.identity)
         ctx.mark_non_differentiable(right, counts)
@@ -516,7 +516,7 @@ class _SoftmaxContrast(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor, None]:
-        query, _, scale, z, teacher_z, hard, targets = ctx.saved_tensors
+        query, scale, z, teacher_z, hard, targets = ctx.saved_tensors
         problem, teacher = ctx.problem, ctx.problem.teacher
         scaled, taught = query * scale, None if teacher is None else teacher.query * scale
         # By query: the factors of its softmax, of its positives and of its teacher's softmax in the logits' gradient.
@@ -524,8 +524,7 @@ class _SoftmaxContrast(torch.autograd.Function):
         of_teacher = None if teacher is None else gradients[0] * teacher.alpha
         of_query = torch.zeros_like(query)  # without the factor scale, as those of keys
 
-        def of_block(block: KeyBlock, *, wanted: bool) -> Tensor | None:
-            of_keys = torch.zeros_like(block.keys) if wanted else None
+        def add(block: KeyBlock, of_keys: Tensor | None) -> None:
             groups = problem.groups(block, query)
             for tile in _tiles(query, block):
                 rows, logits, mask = tile.rows, similarity(scaled[tile.rows], tile.keys), None
@@ -546,17 +545,21 @@ class _SoftmaxContrast(torch.autograd.Function):
                 of_query.sub_(groups.key_sums() * of_positive[:, None])
                 if of_keys is not None:
                     of_keys -= groups.sums_by_key(query * of_positive[:, None])
-            return of_keys
+
+        def of_batch() -> Iterator[Tensor]:
+            for block in problem.batch_blocks():
+                of_keys = torch.zeros_like(block.keys)
+                add(block, of_keys)
+                yield of_keys
 
         of_own: Tensor | None = None
         if ctx.needs_input_grad[1]:
-            found = (of_block(block, wanted=True) for block in problem.batch_blocks())
-            of_own = problem.batch.sum_gradients(one for one in found if one is not None) * scale
+            of_own = problem.batch.sum_gradients(of_batch()) * scale
         else:
             for block in problem.batch_blocks():
-                of_block(block, wanted=False)
+                add(block, None)
         for block in problem.old_blocks():
-            of_block(block, wanted=False)
+            add(block, None)
         return of_query * scale, of_own, (of_query * query).sum(), None
 
 
