@@ -60,6 +60,9 @@ class Tokens:
 
     def modality_ids(self, modalities: Sequence[str], device: torch.device) -> Tensor:
         """int64 ``[T]``: the index of each token's modality in ``modalities``."""
-        ids = torch.tensor([modalities.index(segment.modality) for segment in self.segments])
-        lengths = torch.tensor([segment.length for segment in self.segments])
-        return ids.repeat_interleave(lengths).to(device, non_blocking=True)
+        return torch.cat(
+            [
+                torch.full((segment.length,), modalities.index(segment.modality), device=device)
+                for segment in self.segments
+            ]
+        )

@@ -26,9 +26,10 @@ REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gathe
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
 TIED, MATRICES = "copies of layers", "exchange of matrices"
 
-_ADAM, _NORM, _TWIN, _ADD, _AVERAGE = 28, 12, 12, 12, 16
+_ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 12
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
-twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division."""
+twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division; by
+a gradient's cast to bf16 and back."""
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,10 @@ class StepBuilder:
         held = sum(self._held(size) for size in sizes)
         copies = _COPIES[self.zero]
         moved = (copies.reduced + copies.reduced_share / self.replicas) * held
-        return self._over_replicas(stage, sizes, collective, after, REDUCE, waits=waits, moved=moved)
+        width = 4.0
+        if self.stage.parallel.communication_dtype == "bf16":
+            width, moved = 2.0, moved + _CAST * held
+        return self._over_replicas(stage, sizes, collective, after, REDUCE, width=width, waits=waits, moved=moved)
 
     def _over_replicas(
         self,
@@ -339,20 +343,21 @@ class StepBuilder:
         after: tuple[int, ...],
         cause: str,
         *,
+        width: float = 4.0,
         waits: bool = True,
         moved: float = 0.0,
     ) -> int:
-        """A collective of four bytes per trained parameter: dense ones over all replicas, experts over their copies."""
+        """A collective of ``width`` bytes per trained parameter: dense ones over all replicas, experts over copies."""
         experts = sum(size.experts for size in sizes)
         dense = sum(size.trained for size in sizes) - experts
-        total = collective(4.0 * dense, self.data)
+        total = collective(width * dense, self.data)
         buckets = max(1, -(-dense // self.work.zero.bucket)) if self.zero else 1
         total = replace(
             total,
             within_messages=total.within_messages * buckets,
             between_messages=total.between_messages * buckets,
         )
-        total += self._over_copies(collective, 4.0 * experts / self.experts)
+        total += self._over_copies(collective, width * experts / self.experts)
         return self._transfer(stage, total, after, cause, waits, moved)
 
     def _over_copies(self, collective: Collective, size: float) -> Transfer:

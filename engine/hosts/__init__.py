@@ -18,7 +18,7 @@ from engine.hosts.pipeline.division import Division
 from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero.experts import expert_banks
-from engine.plan.parallel import ParallelConfig
+from engine.plan.parallel import CommunicationDtype, ParallelConfig
 from engine.processes.process_group import local_processes
 from engine.processes.ranks import world_size
 from engine.step.optimizer import OptimizerConfig
@@ -114,6 +114,7 @@ def create_host(
         "gradient_accumulation_steps": gradient_accumulation_steps,
         "device": device,
         "pretrained": pretrained,
+        "communication_dtype": parallel.communication_dtype,
     }
     if parallel.host == "plain":
         return PlainHost(chain, optimizer, layout, group=group, **common)
@@ -145,6 +146,7 @@ class _Common(TypedDict):
     gradient_accumulation_steps: int
     device: torch.device | None
     pretrained: Collection[str]
+    communication_dtype: CommunicationDtype
 
 
 class _Sharded(_Common):

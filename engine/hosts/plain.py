@@ -10,9 +10,12 @@ from torch import nn
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore
+from engine.plan.parallel import CommunicationDtype
+from engine.plan.precision import dtype_of
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars, scalars
+from moe.working import copy_together
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
@@ -32,6 +35,7 @@ class PlainHost(HoldingHost):
         device: torch.device | None = None,
         group: dist.ProcessGroup | None = None,
         pretrained: Collection[str] = (),
+        communication_dtype: CommunicationDtype = "fp32",
     ) -> None:
         """Moves the chain to its device, makes replicas equal, builds the optimizer.
 
@@ -44,6 +48,7 @@ class PlainHost(HoldingHost):
             device: Where the chain runs; the CPU where it is not given.
             group: Replicas; None is the default process group, or this process alone where there is none.
             pretrained: Names of parameters that came from a checkpoint of other origin.
+            communication_dtype: Type in which gradients are sent between replicas.
         """
         self.device = device or torch.device("cpu")
         self.chain = chain.to(self.device)
@@ -56,7 +61,9 @@ class PlainHost(HoldingHost):
         self._groups = parameter_groups(chain, optimizer, pretrained)
         self._optimizer = ChainOptimizer([group.options for group in self._groups], optimizer)
         self._trained = [parameter for entry in self._groups for parameter in entry.parameters]
-        self._averager = _GradientAverager(self._trained, self.gather, group) if self.gather.replicas > 1 else None
+        self._averager: _GradientAverager | None = None
+        if self.gather.replicas > 1:
+            self._averager = _GradientAverager(self._trained, self.gather, group, dtype_of(communication_dtype))
         store = WholeStore(self._optimizer, self._groups, chain, self.device)
         self._holdings = Holdings(chain, store, self.gather, group)
         if self.gather.replicas > 1:
@@ -104,25 +111,31 @@ class PlainHost(HoldingHost):
 class _GradientAverager:
     """One flat buffer for all gradients, so that replicas average them in one collective."""
 
-    def __init__(self, parameters: Sequence[nn.Parameter], gather: Gather, group: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self, parameters: Sequence[nn.Parameter], gather: Gather, group: dist.ProcessGroup | None, sent: torch.dtype
+    ) -> None:
         self._parameters = parameters
         self._replicas = gather.replicas
         self._group = group
         self._flat = torch.zeros(
             sum(parameter.numel() for parameter in parameters), dtype=torch.float32, device=parameters[0].device
         )
+        self._sent = self._flat if sent == self._flat.dtype else torch.empty_like(self._flat, dtype=sent)
         pieces = torch.split(self._flat, [parameter.numel() for parameter in parameters])
         self._views = [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]
 
     @torch.no_grad()
     def average_(self) -> None:
         """Replaces every parameter's gradient by its average over replicas; a missing one counts as zero."""
-        for view, parameter in zip(self._views, self._parameters, strict=True):
-            if parameter.grad is None:
-                view.zero_()
-            else:
-                view.copy_(parameter.grad)
-        dist.all_reduce(self._flat, group=self._group)
+        found = [(view, one.grad) for view, one in zip(self._views, self._parameters, strict=True)]
+        copy_together([view for view, own in found if own is not None], [own for _, own in found if own is not None])
+        if missing := [view for view, own in found if own is None]:
+            torch._foreach_zero_(missing)
+        if self._sent is not self._flat:
+            self._sent.copy_(self._flat)
+        dist.all_reduce(self._sent, group=self._group)
+        if self._sent is not self._flat:
+            self._flat.copy_(self._sent)
         self._flat /= self._replicas
         for view, parameter in zip(self._views, self._parameters, strict=True):
             parameter.grad = view

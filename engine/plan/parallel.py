@@ -14,6 +14,7 @@ MOST_AUTOMATIC = 32
 HostName = Literal["plain", "zero", "pipeline"]
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["auto", "fp32", "bf16"]
+CommunicationDtype = Literal["fp32", "bf16"]
 Offload = Literal["none", "optimizer", "parameters"]
 
 
@@ -44,6 +45,8 @@ class ParallelConfig:
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
             ``auto`` takes bf16 unless the machine multiplies fp32 faster, as a CPU without instructions for bf16 does;
             a resumed run keeps what it began with.
+        communication_dtype: Data type in which replicas send each other gradients to average them. ``bf16`` halves those
+            bytes; each gradient, and with most backends each partial sum, is rounded to 8 bits of mantissa.
         offload: What is offloaded from the accelerator's memory. ``optimizer``: its moments and gradients, with
             ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
         offload_device: Where it is offloaded to: the host's memory (``cpu``), or memory-mapped files (``nvme``), which
@@ -62,6 +65,7 @@ class ParallelConfig:
     host: HostName = "zero"
     zero_stage: ZeroStage = 1
     precision: Precision = "bf16"
+    communication_dtype: CommunicationDtype = "fp32"
     offload: Offload = "none"
     offload_device: Literal["cpu", "nvme"] = "cpu"
     nvme_folder: str | None = None

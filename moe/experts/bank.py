@@ -88,9 +88,9 @@ class ExpertBank(nn.Module):
             return self._serve(rows_ND, tokens_per_expert_E)
         there_PE = tokens_per_expert_E.view(self.exchange.parts, -1)
         here_PE = self.exchange.trade_counts(there_PE)
-        sent, received = there_PE.sum(1).tolist(), here_PE.sum(1).tolist()
+        sent, received = torch.stack([there_PE.sum(1), here_PE.sum(1)]).tolist()  # the host waits once
         arrived_ND = self.exchange.trade_rows(rows_ND[: sum(sent)], sent, received)
-        by_expert = _by_expert(here_PE)
+        by_expert = _by_expert(here_PE, sum(received))
         made_ND = self._serve(dispatch(arrived_ND, by_expert), by_expert.tokens_per_expert_E)
         back_ND = self.exchange.trade_rows(combine(made_ND, None, by_expert), received, sent)
         return F.pad(back_ND, (0, 0, 0, len(rows_ND) - len(back_ND)))
@@ -106,9 +106,9 @@ class ExpertBank(nn.Module):
         return f"{self.num_experts} experts, {self.hidden_size} x {self.inner_size}"
 
 
-def _by_expert(counts_PE: Tensor) -> Routing:
-    """From rows ordered by part, and by expert within each part, to rows ordered by expert."""
+def _by_expert(counts_PE: Tensor, rows: int) -> Routing:
+    """From ``rows`` rows ordered by part, and by expert within each part, to rows ordered by expert."""
     parts, experts = counts_PE.shape
     run_N = torch.arange(experts, device=counts_PE.device).repeat(parts)
-    expert_N = run_N.repeat_interleave(counts_PE.flatten())
+    expert_N = run_N.repeat_interleave(counts_PE.flatten(), output_size=rows)
     return arrange(expert_N[:, None], experts)

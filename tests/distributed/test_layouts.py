@@ -138,7 +138,8 @@ def make_host(name: str, model: Model, seed: int = 0) -> Host:
     """``plain``, ``zeroS`` or ``pipeN-zeroS``, with words behind it.
 
     ``epP`` cuts experts over P processes, ``built`` cuts each layer as soon as it is made, ``offload`` and
-    ``offload_all`` keep optimizer states and parameters in the host's memory, ``files`` in mapped files.
+    ``offload_all`` keep optimizer states and parameters in the host's memory, ``files`` in mapped files; with ``low``
+    gradients are sent in bf16.
     """
     parts = dict(_split(part) for part in name.split("-"))
     stages = parts.get("pipe", 1)
@@ -152,8 +153,12 @@ def make_host(name: str, model: Model, seed: int = 0) -> Host:
     )
     gather = make_gather(place_in_pipeline(stages).data_group if stages > 1 else None)
     chain = model.build(gather, _settler(layout) if "built" in parts else None, seed)
-    common: dict[str, Any] = {"total_steps": STEPS, "gradient_accumulation_steps": ACCUMULATION}
-    if name == "plain":
+    common: dict[str, Any] = {
+        "total_steps": STEPS,
+        "gradient_accumulation_steps": ACCUMULATION,
+        "communication_dtype": "bf16" if "low" in parts else "fp32",
+    }
+    if "plain" in parts:
         return PlainHost(chain, model.optimizer, model.plan_layout, **common)
     sizes: dict[str, Any] = {
         **common,

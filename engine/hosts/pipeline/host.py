@@ -31,7 +31,7 @@ from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_config
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.sizes import ZeroSizes
-from engine.plan.parallel import Offloading
+from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
 from engine.step.report import StepAverages, StepResult, StepScalars
@@ -57,6 +57,7 @@ class PipelineHost(HoldingHost):
         device: torch.device | None = None,
         pretrained: Collection[str] = (),
         expert_parallel_size: int = 1,
+        communication_dtype: CommunicationDtype = "fp32",
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
@@ -73,6 +74,7 @@ class PipelineHost(HoldingHost):
             device: Where the chain runs; the CPU where it is not given.
             pretrained: Names of parameters that came from a checkpoint of other origin.
             expert_parallel_size: Replicas of a stage over which every bank of sparse experts is cut; 1 for none.
+            communication_dtype: Type in which gradients are sent between the replicas of a stage.
 
         Raises:
             PlanError: Processes or experts cannot be divided so.
@@ -83,6 +85,7 @@ class PipelineHost(HoldingHost):
         self.gather: Gather = make_gather(self.place.data_group)
         self._config, self._plan_layout, self._total_steps = optimizer, plan_layout, total_steps
         self._accumulation, self._zero_stage = gradient_accumulation_steps, zero_stage
+        self._communication_dtype = communication_dtype
         import_deepspeed(self.device)
         self.division = division
         self._own, self._held = self.division.owned(self.place.stage), self.division.held(self.place.stage)
@@ -140,7 +143,8 @@ class PipelineHost(HoldingHost):
                 gradient_accumulation_steps=self._accumulation,
                 sizes=ZeroSizes.of(self._layers or self.chain.layers),
                 offload=Offloading(),
-                communication_dtype="fp32",
+                communication_dtype=self._communication_dtype,
+                replicas=self.gather.replicas,
             )
             config.pop("managed_gradient_accumulation")
             engine, *_ = deepspeed.initialize(model=module, optimizer=self._optimizer, config=config)

@@ -6,14 +6,14 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from engine.hosts.zero.loops import reduce_without_loops
 from engine.hosts.zero.sizes import ZeroSizes
-from engine.plan.parallel import Offloading
+from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, ParameterGroup
 from engine.step.report import scalars
 from omnivl.chain.chain import Chain
@@ -54,7 +54,8 @@ def zero_config(
     gradient_accumulation_steps: int,
     sizes: ZeroSizes,
     offload: Offloading,
-    communication_dtype: Literal["fp32", "bf16"],
+    communication_dtype: CommunicationDtype,
+    replicas: int,
 ) -> dict[str, Any]:
     """DeepSpeed's configuration. Fields that change results are given also where they equal its defaults.
 
@@ -75,7 +76,8 @@ def zero_config(
         "managed_gradient_accumulation": not offload.optimizer,
         # Stage 0 reports no norm: the host takes the norm and clips there.
         "gradient_clipping": gradient_clipping if stage > 0 else 0.0,
-        "communication_data_type": communication_dtype,
+        # DeepSpeed would round the gradients of a single replica as well, which sends nothing.
+        "communication_data_type": communication_dtype if replicas > 1 else "fp32",
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

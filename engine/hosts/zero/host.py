@@ -31,7 +31,7 @@ from engine.hosts.zero.partitions import (
     stored_partition,
 )
 from engine.hosts.zero.sizes import ZeroSizes
-from engine.plan.parallel import Offloading
+from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
 from engine.step.report import StepResult, StepScalars
@@ -58,7 +58,7 @@ class ZeroHost(HoldingHost):
         pretrained: Collection[str] = (),
         offload: Offloading = Offloading(),  # noqa: B008 - frozen
         expert_parallel_size: int = 1,
-        communication_dtype: Literal["fp32", "bf16"] = "fp32",
+        communication_dtype: CommunicationDtype = "fp32",
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
@@ -110,6 +110,7 @@ class ZeroHost(HoldingHost):
             sizes=ZeroSizes.of(chain.layers),
             offload=offload,
             communication_dtype=communication_dtype,
+            replicas=self.gather.replicas,
         )
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         sign = self._experts.sign() if zero_stage < 3 else None  # ZeRO-3 takes it from the parameters' attributes
