@@ -71,6 +71,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Where dtypes agree this is ``torch.nn.functional.linear``.
     """
+    if torch.compiler.is_compiling():  # the compiler fuses casts and chooses kernels itself
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
     keep = not is_gathered_on_use(weight)
     for parameter in (weight, bias):
         if parameter is not None:

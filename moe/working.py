@@ -111,6 +111,8 @@ def working(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     """A parameter, or a part of one, in ``dtype``, with gradient."""
     if parameter.dtype == dtype:
         return parameter
+    if torch.compiler.is_compiling():
+        return parameter.to(dtype)
     note_use(parameter, dtype)
     if _current.on is None or not isinstance(parameter, nn.Parameter) or is_gathered_on_use(parameter):
         return parameter.to(dtype)

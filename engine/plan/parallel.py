@@ -45,13 +45,15 @@ class ParallelConfig:
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.
             ``auto`` takes bf16 unless the machine multiplies fp32 faster, as a CPU without instructions for bf16 does;
             a resumed run keeps what it began with.
-        communication_dtype: Data type in which replicas send each other gradients to average them. ``bf16`` halves those
-            bytes; each gradient, and with most backends each partial sum, is rounded to 8 bits of mantissa.
+        communication_dtype: Data type in which replicas send each other gradients to average them. ``bf16`` halves
+            those bytes; each gradient, and with most backends each partial sum, is rounded to 8 bits of mantissa.
         offload: What is offloaded from the accelerator's memory. ``optimizer``: its moments and gradients, with
             ZeRO 1 to 3; ``parameters``: those and the parameters, with ZeRO 3. Only read by ``zero``.
         offload_device: Where it is offloaded to: the host's memory (``cpu``), or memory-mapped files (``nvme``), which
             the kernel writes out and reads back when memory is scarce.
         nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
+        compile: Whether ``torch.compile`` compiles the blocks, each when it first sees a new kind of batch, after a
+            first step without it. That takes minutes; results differ by rounding.
         expert_parallel_size: Processes over which every bank of sparse experts is split; they exchange tokens. A
             divisor of the number of experts and of the number of processes (in a pipeline: of one stage); ``auto``
             takes as many processes of one machine as possible. Not read by ``plain``.
@@ -69,6 +71,7 @@ class ParallelConfig:
     offload: Offload = "none"
     offload_device: Literal["cpu", "nvme"] = "cpu"
     nvme_folder: str | None = None
+    compile: bool = False
     expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = 1
     pipeline_stages: Annotated[int, Range(2)] = 2
     pipeline_profile: str | None = None

@@ -15,6 +15,7 @@ from engine.processes import ranks
 from engine.run.assessment import Assessment
 from engine.run.curve import Curve
 from engine.run.resumption import go_back, resume
+from engine.step.compiled import compile_blocks
 from engine.step.guard import Guard, culprits
 from engine.step.loss_window import LossWindow
 from engine.step.report import StepResult
@@ -149,6 +150,8 @@ class StageLoop:
         micro_batches = [batch for batch, _ in taken if batch is not None]
         self._begin("first step" if first else "step")
         result = self._host.step(micro_batches, self._state.step)
+        if first and self._stage.parallel.compile:
+            compile_blocks(self._host.chain)  # after the step in which a host learns how parameters are used
         step = self._state.step + 1
         self._state = replace(self._state, step=step)
         self._throughput.add(micro_batches, waited)

@@ -18,7 +18,7 @@ from moe.experts.gradient_memory import GradientMemory
 from moe.experts.levels import plan_levels
 from moe.experts.megablocks import Product, megablocks_product
 from moe.linear import linear
-from moe.working import note_use, working
+from moe.working import is_gathered_on_use, note_use, working
 
 Implementation = Literal["auto", "loop", "grouped", "batched", "megablocks"]
 
@@ -61,11 +61,10 @@ def expert_feed_forward(
     if implementation == "loop":
         return _loop(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "grouped":
-        return _grouped(rows_ND, tokens_per_expert_E, *weights, _torch_product(tokens_per_expert_E))
+        return _grouped(rows_ND, tokens_per_expert_E, *weights)
     if implementation == "megablocks":
-        return _grouped(rows_ND, tokens_per_expert_E, *weights, megablocks_product(tokens_per_expert_E))
-    memory = GradientMemory() if memory is None else memory
-    out_ND: Tensor = _Batched.apply(rows_ND, tokens_per_expert_E, *weights, memory)  # type: ignore[no-untyped-call]
+        return _by_autograd(rows_ND, tokens_per_expert_E, *weights, megablocks_product(tokens_per_expert_E))
+    out_ND: Tensor = _batched(rows_ND, tokens_per_expert_E, *weights, GradientMemory() if memory is None else memory)
     return out_ND
 
 
@@ -81,7 +80,7 @@ def _loop(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_E
     return torch.cat([*made, torch.zeros_like(parts[-1])])
 
 
-def _grouped(
+def _by_autograd(
     rows_ND: Tensor,
     tokens_E: Tensor,
     w1_EFD: Tensor,
@@ -90,6 +89,7 @@ def _grouped(
     b2_ED: Tensor,
     product: Product,
 ) -> Tensor:
+    """By a product that has its own gradient."""
     ends_E, dtype = tokens_E.cumsum(0, dtype=torch.int32), rows_ND.dtype
     inner_NF = product(rows_ND, working(w1_EFD, dtype), True)
     inner_NF = _AddBias.apply(inner_NF, working(b1_EF, dtype), ends_E)  # type: ignore[no-untyped-call]
@@ -98,31 +98,92 @@ def _grouped(
     return added_ND
 
 
-def _torch_product(tokens_E: Tensor) -> Product:
-    ends_E = tokens_E.cumsum(0, dtype=torch.int32)
-
-    def product(rows_NI: Tensor, weight: Tensor, transposed: bool) -> Tensor:
-        return F.grouped_mm(rows_NI, weight.transpose(1, 2) if transposed else weight, offs=ends_E)
-
-    return product
-
-
 class _AddBias(torch.autograd.Function):
-    """Adds each expert's bias to its rows. Gradients are summed by a product: in order, in fp32, own rows only."""
+    """Adds each expert's bias to its rows."""
 
     @staticmethod
     def forward(ctx: Any, x_NC: Tensor, bias_EC: Tensor, ends_E: Tensor) -> Tensor:
-        expert_N = torch.searchsorted(ends_E, torch.arange(len(x_NC), device=x_NC.device), right=True)
         ctx.save_for_backward(ends_E)
         ctx.bias_dtype = bias_EC.dtype
-        return x_NC + bias_EC.to(x_NC.dtype)[expert_N.clamp_max(len(bias_EC) - 1)]
+        return x_NC + _of_rows(bias_EC.to(x_NC.dtype), _experts(x_NC, ends_E))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad_NC,) = grads
-        (ends_E,) = ctx.saved_tensors
-        ones = grad_NC.new_ones(_ROWS_OF_ONES, -(-len(grad_NC) // _ALIGNMENT) * _ALIGNMENT)[:, : len(grad_NC)]
-        return grad_NC, F.grouped_mm(ones, grad_NC, offs=ends_E)[:, 0].to(ctx.bias_dtype), None
+        return grad_NC, _sums(grad_NC, *ctx.saved_tensors).to(ctx.bias_dtype), None
+
+
+def _experts(rows_NC: Tensor, ends_E: Tensor) -> Tensor:
+    """int64 ``[N]``: the expert of each row, the last one for rows of none."""
+    places_N = torch.arange(len(rows_NC), device=rows_NC.device)
+    return torch.searchsorted(ends_E, places_N, right=True).clamp_max(len(ends_E) - 1)
+
+
+def _of_rows(values_EC: Tensor, expert_N: Tensor) -> Tensor:
+    return values_EC.index_select(0, expert_N)
+
+
+def _sums(rows_NC: Tensor, ends_E: Tensor) -> Tensor:
+    """The sum of each expert's rows, by a product: in order, in fp32, own rows only."""
+    ones = rows_NC.new_ones(_ROWS_OF_ONES, -(-len(rows_NC) // _ALIGNMENT) * _ALIGNMENT)[:, : len(rows_NC)]
+    return F.grouped_mm(ones, rows_NC, offs=ends_E)[:, 0]
+
+
+def _grouped(rows_ND: Tensor, tokens_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor) -> Tensor:
+    ends_E, weights = tokens_E.cumsum(0, dtype=torch.int32), (w1_EFD, b1_EF, w2_EFD, b2_ED)
+    # Weights that a host gathers on use are cast again in the backward pass: a kept cast would stay in memory.
+    cast = [one if is_gathered_on_use(one) else working(one, rows_ND.dtype) for one in weights]
+    out_ND: Tensor = _Grouped.apply(rows_ND, ends_E, *cast)  # type: ignore[no-untyped-call]
+    return out_ND
+
+
+class _Grouped(torch.autograd.Function):
+    """Grouped products, of which only what enters GELU is kept: its result is computed again in the backward pass.
+
+    A routed layer keeps the rows, in the experts' order, and what the experts return, beside what a dense layer keeps.
+    Without the results of GELU it keeps less than a dense layer.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_ND: Tensor, ends_E: Tensor, w1_EFD: Tensor, b1_EF: Tensor, w2_EFD: Tensor, b2_ED: Tensor
+    ) -> Tensor:
+        dtype, expert_N = rows_ND.dtype, _experts(rows_ND, ends_E)
+        inner_NF = F.grouped_mm(rows_ND, w1_EFD.to(dtype).transpose(1, 2), offs=ends_E)
+        inner_NF += _of_rows(b1_EF.to(dtype), expert_N)
+        out_ND = F.grouped_mm(F.gelu(inner_NF), w2_EFD.to(dtype), offs=ends_E)
+        out_ND += _of_rows(b2_ED.to(dtype), expert_N)
+        ctx.save_for_backward(rows_ND, inner_NF, ends_E, w1_EFD, w2_EFD)
+        ctx.dtypes = [one.dtype for one in (w1_EFD, b1_EF, w2_EFD, b2_ED)]
+        return out_ND
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_ND,) = grads
+        rows_ND, inner_NF, ends_E, w1_EFD, w2_EFD = ctx.saved_tensors
+        dtype, (first, first_bias, second, second_bias) = grad_ND.dtype, ctx.dtypes
+        wants_rows, _, wants_first, wants_first_bias, wants_second, wants_second_bias = ctx.needs_input_grad
+        made: list[Tensor | None] = [None] * 6
+        if wants_second_bias:
+            made[5] = _sums(grad_ND, ends_E).to(second_bias)
+        if wants_second:
+            made[4] = F.grouped_mm(F.gelu(inner_NF).t(), grad_ND, offs=ends_E).to(second)
+        grad_inner_NF = F.grouped_mm(grad_ND, w2_EFD.to(dtype).transpose(1, 2), offs=ends_E)
+        grad_inner_NF = torch.ops.aten.gelu_backward(grad_inner_NF, inner_NF)
+        if wants_first_bias:
+            made[3] = _sums(grad_inner_NF, ends_E).to(first_bias)
+        if wants_first:
+            made[2] = F.grouped_mm(grad_inner_NF.t(), rows_ND, offs=ends_E).to(first)
+        if wants_rows:
+            made[0] = F.grouped_mm(grad_inner_NF, w1_EFD.to(dtype), offs=ends_E)
+        return tuple(made)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _batched(*inputs: Any) -> Tensor:
+    """``_Batched``, whose shapes depend on the routing, so that a compiler would follow each of them."""
+    out_ND: Tensor = _Batched.apply(*inputs)  # type: ignore[no-untyped-call]
+    return out_ND
 
 
 class _Batched(torch.autograd.Function):

@@ -58,6 +58,12 @@ class BlockLayer(ChainLayer):
         """Calls the block; the backward pass recomputes its activations if the configuration says so."""
         return recomputed(self.recomputes, self.block, *inputs, whole=True)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Has ``torch.compile``, with these options, compile the module and its twin when they are called first."""
+        for block in (self.block, self.momentum_block):
+            if block is not None:
+                block.compile(**options)
+
     @torch.no_grad()
     def run_twin(self, *inputs: Any) -> Any:
         """Calls the momentum twin without building a graph."""

@@ -39,9 +39,10 @@ class Padding:
     def worth_dropping(cls, mask: Tensor | None) -> "Padding | None":
         """The padding of ``mask``; None if leaving it out saves no time.
 
-        The number of real positions has to be read back from the device, which stalls an accelerator: CPU only.
+        The number of real positions has to be read back from the device, which stalls an accelerator and breaks a
+        compiled graph: only on CPUs, not compiled.
         """
-        if mask is None or mask.device.type != "cpu":
+        if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         padding = cls(mask)
         return padding if len(padding.index) < mask.numel() else None

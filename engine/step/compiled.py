@@ -1,0 +1,24 @@
+"""Compiled blocks (``parallel.compile``)."""
+
+from typing import Any
+
+import torch
+
+from omnivl.chain.chain import Chain
+from omnivl.parts.block import BlockLayer
+
+_FORMS = 64
+"""Forms of one block (kinds of batches, with and without gradients) beyond which ``torch.compile`` gives up on it."""
+
+
+def compile_blocks(chain: Chain, **options: Any) -> None:
+    """Has ``torch.compile`` compile every block of a chain. States and layouts stay outside: they are Python objects.
+
+    Args:
+        chain: Of the host that trains it.
+        options: Of ``torch.compile``.
+    """
+    torch._dynamo.config.recompile_limit = _FORMS
+    for layer in chain.layers:
+        if isinstance(layer, BlockLayer):
+            layer.compile_blocks(**options)
