@@ -2,8 +2,8 @@
 
 Bytes and a host's seconds are those of a chain with as many tensors as ``base`` but narrow, under torch's ``fake``
 process group: collectives return at once, so that what is left is what a host does. Kernels, casts and memory are
-counted while ``base`` runs on the ``meta`` device, with an accelerator's attention. The stage trains UniVLC with a
-queue, VLM and LM on image-text pairs, 64 of each micro-batch.
+counted while ``base`` runs on the ``meta`` device, with an accelerator's attention and grouped products. The stage
+trains UniVLC with a queue, VLM and LM on image-text pairs, 64 of each micro-batch. Writes ``docs/scale.md``.
 
 python -m benchmarks scale
 """
@@ -13,9 +13,10 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,20 +24,28 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.measure import Ratio, Spread
-from benchmarks.record import ROOT, Options, Report, Table, main_of
-from engine.estimate.layers import accelerator_kernels, blank_states
+from benchmarks.measure import Ratio, Spread, short
+from benchmarks.record import RESULTS, ROOT, Options, Report, Table, main_of, markdown_table, replace_file
+from engine.estimate.layers import accelerator_kernels, blank_batches, blank_states
 from engine.estimate.operations import OperationCounter
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.estimate.work import BlankGather
+from engine.hosts.micro_batch import first_states
 from engine.plan.parse import parse_plan
 from engine.plan.plan import StagePlan
+from engine.step.compiled import compile_blocks
 from engine.step.freeze import freeze_idle
+from moe.config import DenseConfig, FeedForwardConfig, LIMoEConfig
+from moe.feed_forward import build_feed_forward
+from moe.slot import Slot
+from moe.tokens import Tokens
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
+from omnivl.parts.sizes import MODALITIES
 
 PLAN = """
 name: scale
@@ -60,6 +69,27 @@ NARROW = [
 ALONE = "stages.spatial.objectives=[{kind: univlc, queue_size: 64}]"
 TOGETHER = "stages.spatial.objectives=[{kind: univlc, queue_size: 64}, vlm, lm]"
 FEW, MANY = 8, 512
+GRAPHS = [
+    *(*NARROW, "model.vision_layers=2", "model.text_layers=1", "model.alignment_layers=1"),
+    *("model.generation_layers=1", "parallel.zero_stage=1"),
+]
+"""A block of each kind."""
+ROUTED = "model.ffn={kind: limoe, num_experts: 32, implementation: grouped}"
+TOKENS, WIDTH = 64 * 197, 768
+"""Of a micro-batch of images, and of ``base``."""
+PAGE = ROOT / "docs" / "scale.md"
+BEFORE = {
+    "bytes gathered / element read, ZeRO-3, UniVLC alone": "20",
+    "bytes gathered / element read, ZeRO-3, UniVLC, VLM and LM": "6",
+    f"host's seconds on {MANY} ranks / on {FEW}, ZeRO-3": "6",
+    f"host's seconds of a step on {MANY} ranks, ZeRO-3": "7.2",
+    f"host's seconds of a step on {MANY} ranks, ZeRO-1": "0.25",
+    "casts of a micro-batch": "1,873",
+    "kernels of a micro-batch": "4,617",
+    "graph breaks in blocks": "8 in each routed one",
+    "kept for the backward pass, 32 experts / dense": "1.41",
+    "bytes that contrast keeps / element of its matrix": "24",
+}
 CONTRAST = (256, 512)
 """Queries, as many as keys, of the two problems between which kept memory is compared."""
 
@@ -184,6 +214,50 @@ def bytes_by_element_of_the_matrix() -> float:
     return max(0.0, (kept[1] / many - kept[0] / few) / (many - few))
 
 
+def kept_by(ffn: FeedForwardConfig) -> int:
+    """Bytes that the second of two feed-forward layers keeps for its backward pass, without copies of weights."""
+    found = dict[int, int]()
+    with torch.device("meta"):
+        slot = Slot(1, ("image",), MODALITIES, depth=2)
+        layer = build_feed_forward(ffn, WIDTH, 4 * WIDTH, slot)
+        x = torch.empty(TOKENS, WIDTH, dtype=torch.bfloat16, requires_grad=True)
+    weights = {one.numel() for one in layer.parameters() if one.dim() > 1}
+    kept: list[Tensor] = []  # alive, so that no storage takes the number of another
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        if tensor.numel() not in weights:
+            found[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with accelerator_kernels(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        layer(x, Tokens.of("image", x))
+    return sum(found.values())
+
+
+def graph_breaks() -> int:
+    """Graphs into which ``torch.compile`` cuts the blocks, dense ones and routed ones, beyond one for each."""
+    torch._dynamo.utils.counters.clear()
+    for changes in ((), (ROUTED,)):
+        stage, tokenizer = stage_of([*GRAPHS, *changes])
+        chain = build_chain(
+            stage.model, stage.objectives, tokenizer.special, gather=LocalGather(), compute_dtype=torch.bfloat16
+        )
+        freeze_idle(chain, stage.layouts())
+        chain.train()
+        states = first_states(
+            blank_batches(stage, tokenizer),
+            partial(plan_layout, stage.objectives),
+            torch.device("cpu"),
+            chain.objectives,
+            LocalGather(),
+        )
+        compile_blocks(chain, backend="aot_eager")
+        for state in states:
+            chain(state)["loss"].backward()
+    return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
 def run(options: Options) -> Report:
     """Counts everything."""
     steps = 4 if options.quick else 8
@@ -191,6 +265,7 @@ def run(options: Options) -> Report:
     spread = {stage: on_ranks(MANY, stage, TOGETHER, steps) for stage in (1, 3)}
     sharded = on_ranks(FEW, 1, TOGETHER, steps)
     kernels, casts = kernels_and_casts()
+    experts = LIMoEConfig(num_experts=32, implementation="grouped")
     by_element = {"UniVLC alone": alone, "UniVLC, VLM and LM": together}
     ratios = [
         *(
@@ -203,6 +278,12 @@ def run(options: Options) -> Report:
         Ratio(f"host's seconds of a step on {MANY} ranks, ZeRO-1", Spread.of(spread[1].seconds)),
         Ratio("casts of a micro-batch", _one(casts.total()), at_most=100),
         Ratio("kernels of a micro-batch", _one(kernels), at_most=2500),
+        Ratio("graph breaks in blocks", _one(graph_breaks()), at_most=0),
+        Ratio(
+            "kept for the backward pass, 32 experts / dense",
+            _one(kept_by(experts) / kept_by(DenseConfig())),
+            at_most=1.05,
+        ),
         Ratio("bytes that contrast keeps / element of its matrix", _one(bytes_by_element_of_the_matrix()), at_most=0),
     ]
     rows = [[name, f"{one.read:,}", f"{one.unread:,}", f"{one.gathered:,}"] for name, one in by_element.items()]
@@ -227,5 +308,37 @@ def _over(many: Found, few: Found) -> Spread:
     return Spread.of([seconds / typical for seconds in many.seconds])
 
 
+def page_of(found: Mapping[str, Any]) -> str:
+    """``docs/scale.md`` from the content of the result file."""
+    rows = [
+        [
+            *(one["name"], BEFORE.get(one["name"], ""), short(one["value"]["median"])),
+            *(one["target"], {True: "yes", False: "**no**", None: ""}[one["met"]]),
+        ]
+        for one in found["ratios"]
+    ]
+    parts = [
+        "# Scale",
+        "Written by `python -m benchmarks scale` from its "
+        f"[result](../benchmarks/results/{found['benchmark']}-cpu.json); do not edit.",
+        found["what"].replace("``", "`"),
+        "No GPU has run this: what a step takes on one is not known from these figures. They say what a GPU would have "
+        "to wait for. Before: at commit 1ffdc5d, as an audit counted it.",
+        markdown_table(("figure", "before", "now", "wanted", "met"), rows),
+    ]
+    for table in found["tables"]:
+        parts += [f"## {table['title']}", markdown_table(table["columns"], table["rows"])]
+    machine = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "deepspeed"))
+    parts.append(f"Measured on {found['date'][:10]}, {found['cpu']}, {machine}, commit {found['commit'][:10]}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Runs, and writes the page: ``docs/scale.md`` of a full run, else beside the result file."""
+    values = main_of("scale", __doc__, run)
+    page = PAGE if values.parent == RESULTS else values.with_name(PAGE.name)
+    replace_file(page, page_of(json.loads(values.read_text("utf-8"))))
+
+
 if __name__ == "__main__":
-    main_of("scale", __doc__, run)
+    main()
