@@ -46,7 +46,7 @@ _FREE_FIELDS = tuple(
         r"loader\.(max_bad_fraction|min_samples_to_judge)",
         r"stages\.\d+\.evaluate(\..*)?",
         r"(stages\.\d+\.)?parallel\.(host|zero_stage|offload|offload_device|nvme_folder)",
-        r"(stages\.\d+\.)?parallel\.(compile|expert_parallel_size|pipeline_(stages|profile))",
+        r"(stages\.\d+\.)?parallel\.(compile|deterministic|expert_parallel_size|pipeline_(stages|profile))",
         r"(stages\.\d+\.)?batch\.(micro_batch_size_per_gpu|gradient_accumulation_steps|global_batch_size)",
     )
 )

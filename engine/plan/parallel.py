@@ -54,6 +54,9 @@ class ParallelConfig:
         nvme_folder: Folder of those files, on a fast disk of each machine. They are deleted when the run ends.
         compile: Whether ``torch.compile`` compiles the blocks, each when it first sees a new kind of batch, after a
             first step without it. That takes minutes; results differ by rounding.
+        deterministic: Whether operations take kernels that give the same bits in every run on the same machines. CPUs
+            have no others for what is used here. On GPUs attention's backward pass and sums by index are slower then,
+            by how much is not known here; torch warns of operations that have none.
         expert_parallel_size: Processes over which every bank of sparse experts is split; they exchange tokens. A
             divisor of the number of experts and of the number of processes (in a pipeline: of one stage); ``auto``
             takes as many processes of one machine as possible. Not read by ``plain``.
@@ -72,6 +75,7 @@ class ParallelConfig:
     offload_device: Literal["cpu", "nvme"] = "cpu"
     nvme_folder: str | None = None
     compile: bool = False
+    deterministic: bool = False
     expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = 1
     pipeline_stages: Annotated[int, Range(2)] = 2
     pipeline_profile: str | None = None

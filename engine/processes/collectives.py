@@ -50,6 +50,24 @@ class ProcessGroupGather:
         reduce_scatter_rows(share, source, group=self._group)
         return share
 
+    def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """Rows of the joined tensors, each from the replica that holds it; gradients go back there.
+
+        The host waits once, for how many rows each replica sends.
+        """
+        own, replicas = len(tensors[0]), torch.arange(self.replicas, device=rows.device)
+        owner = rows // own
+        order = owner.argsort(stable=True)
+        wanted_by = (owner == replicas[:, None]).sum(1)
+        asked_of = trade_rows(wanted_by, None, None, self._group)
+        wanted, asked = torch.stack([wanted_by, asked_of]).tolist()
+        places = trade_rows((rows % own)[order], wanted, asked, self._group)
+        back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        return [
+            _Fetch.apply(tensor, places, order, back, wanted, asked, self._group)  # type: ignore[no-untyped-call]
+            for tensor in tensors
+        ]
+
     def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Tensors go to the next replica, in a ring; the returned function waits for those of the one before."""
         sent = [tensor.detach().contiguous() for tensor in tensors]
@@ -126,6 +144,35 @@ class _Join(torch.autograd.Function):
         return summed[start : start + ctx.rows].to(gradient.dtype), None
 
 
+class _Fetch(torch.autograd.Function):
+    """Sends the rows that other replicas asked for, by ``places``, and puts those that arrive into their order."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        tensor: Tensor,
+        places: Tensor,
+        order: Tensor,
+        back: Tensor,
+        wanted: list[int],
+        asked: list[int],
+        group: dist.ProcessGroup | None,
+    ) -> Tensor:
+        ctx.save_for_backward(places, order)
+        ctx.rows, ctx.wanted, ctx.asked, ctx.group = len(tensor), wanted, asked, group
+        return trade_rows(tensor.index_select(0, places), asked, wanted, group).index_select(0, back)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None, None, None]:
+        (gradient,), (places, order) = gradients, ctx.saved_tensors
+        arrived = trade_rows(gradient.index_select(0, order), ctx.wanted, ctx.asked, ctx.group)
+        # Summed in fp32, as in ``_Join``.
+        exact = torch.promote_types(arrived.dtype, torch.float32)
+        summed = arrived.new_zeros((ctx.rows, *arrived.shape[1:]), dtype=exact)
+        summed.index_add_(0, places, arrived.to(exact))
+        return summed.to(gradient.dtype), None, None, None, None, None, None
+
+
 class _Trade(torch.autograd.Function):
     """All-to-all whose backward is the all-to-all the other way."""
 
@@ -139,8 +186,10 @@ class _Trade(torch.autograd.Function):
         return trade_rows(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
 
 
-def trade_rows(tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup) -> Tensor:
-    """An all-to-all of rows, without a gradient.
+def trade_rows(
+    tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup | None
+) -> Tensor:
+    """An all-to-all of rows, without a gradient. Booleans are sent as bytes, which every backend supports.
 
     Args:
         tensor: Rows in the order of the replicas to which they go.
@@ -149,6 +198,8 @@ def trade_rows(tensor: Tensor, sent: list[int] | None, received: list[int] | Non
         group: The replicas.
     """
     source = tensor.detach().contiguous()
+    if source.dtype == torch.bool:
+        return trade_rows(source.view(torch.uint8), sent, received, group).view(torch.bool)
     arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
     dist.all_to_all_single(arrived, source, received, sent, group=group)
     return arrived

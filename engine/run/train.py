@@ -32,6 +32,7 @@ from engine.run.entrance import RunOptions, enter
 from engine.run.examination import UnevaluatedError
 from engine.run.stage import StageLoop
 from engine.run.stage_start import source_weights, start_chain
+from engine.step.determinism import deterministic_operations
 from engine.step.freeze import freeze, freeze_idle, store_frozen
 from engine.telemetry.peak import Peak, peak_of
 from engine.telemetry.progress import Progress, make_progress
@@ -155,7 +156,8 @@ def _go_on(start: _Start, index: int) -> int:
         _complete_stage, start.heartbeat, host, folder, stage, source_weights(plan, stage, run)
     )
     loop = StageLoop(plan, index, folder, host, tokenizer, throughput, progress, start.stop, start.heartbeat)
-    signal = loop.run(complete)
+    with deterministic_operations(stage.parallel.deterministic):
+        signal = loop.run(complete)
     if signal == 0:
         start.heartbeat.begin("finishing", stage.name, stage.steps)
         ranks.on_first(lambda: folder.mark_complete(stage.steps))

@@ -38,6 +38,17 @@ class Gather(Protocol):
     def share_of_total(self, tensor: Tensor) -> Tensor:
         """This replica's rows ``[B, ...]`` of the sum over the replicas of gradient-free ``[replicas * B, ...]``."""
 
+    def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """Some rows of what ``join`` would give, without the others: each comes from the replica that holds it.
+
+        Args:
+            tensors: ``[B, ...]``, equal shapes on every replica. Gradients are added up where the rows came from.
+            rows: int64 ``[n]``, places in the joined tensors, as many as wanted, on each replica others.
+
+        Returns:
+            ``[n, ...]`` of each tensor.
+        """
+
     def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """Sends gradient-free tensors to the next replica, the last one's to the first.
 
@@ -64,6 +75,10 @@ class LocalGather:
     def share_of_total(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
+
+    def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+        """The rows."""
+        return [tensor.index_select(0, rows) for tensor in tensors]
 
     def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
         """The tensors themselves."""

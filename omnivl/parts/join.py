@@ -1,9 +1,10 @@
 """The layer that makes rows of a text and the visual features that it looks at. It knows no objective by name.
 
-Shapes: B samples of this replica, J = replicas * B joined samples, S visual positions, L text positions, D hidden size,
+Shapes: B samples of this replica, S visual positions, L text positions, D hidden size,
 R fused rows.
 
-No visual feature is copied, however many texts look at it: each fused row names its row of ``memory``.
+No visual feature of this replica is copied, however many texts look at it: each fused row names its row of ``memory``.
+Of other replicas' samples only those that were drawn are fetched: joined, they would not fit at 512 replicas.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,8 +31,8 @@ class JoinRows(ChainLayer):
     the objectives' ``draw`` reads. Drops the streams and adds
 
     - ``{stream}/{segment}`` of every segment that is not joined, and of clean rows that a loss reads;
-    - ``memory``, whose rows 0 .. B - 1 are this replica's samples (other replicas' follow where an objective draws
-      across them, then segments of other names that a text looks at);
+    - ``memory``, whose rows 0 .. B - 1 are this replica's samples (then those that an objective has drawn from other
+      replicas, and segments of other names that a text looks at);
     - ``generation_memory``, if generated row i does not look at row i of ``memory`` for every i;
     - ``fused``, ``fused_mask``, ``fused_memory``; if rows are concatenated, ``fused [R, L + S, D]`` holds the text,
       then the visual features;
@@ -119,11 +120,10 @@ class JoinRows(ChainLayer):
         return self._concatenated(found) if self.concatenates else found
 
     def _memory(self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
-        """The visual features that joins look at: clean rows first, including those of replicas that are drawn from."""
+        """The visual features that joins look at, clean rows first."""
         memory = _Memory(sides.visual)
         if any(join.seen == (CLEAN,) for join in joins.values()):
-            across = any(one.across for one in drawn.values())
-            memory.add((CLEAN,), self._candidates(sides.visual[CLEAN], across))
+            memory.add((CLEAN,), sides.visual[CLEAN])
         return memory
 
     def _rows(
@@ -136,11 +136,15 @@ class JoinRows(ChainLayer):
             looked_at = memory.rows_of(join.seen, len(text))
             if join.drawn is not None:
                 assert name.split("/")[0] in drawn, f"nobody draws for the join {name}"
-                choice = drawn[name.split("/")[0]]
-                if join.drawn == "sees":
+                choice, rows_of_all = drawn[name.split("/")[0]], None
+                if choice.across and self.gather.replicas > 1:
+                    rows_of_all = in_replica_order(choice.rows[name], len(text), self.gather)
+                if join.drawn == "text":
+                    text, mask = self._taken((text, mask), choice.rows[name], rows_of_all)
+                elif rows_of_all is None:
                     looked_at = choice.rows[name]
                 else:
-                    text, mask = (self._candidates(side, choice.across)[choice.rows[name]] for side in (text, mask))
+                    looked_at = memory.added(self.gather.fetch([sides.visual[CLEAN]], rows_of_all)[0])
             rows.append((text, mask, looked_at))
         return rows
 
@@ -196,8 +200,11 @@ class JoinRows(ChainLayer):
         drawing = [name.split("/")[0] for name in layout.fused if layout.joins[name].drawn is not None]
         return {key: self.objectives[key].draw(state, self.gather) for key in dict.fromkeys(drawing)}
 
-    def _candidates(self, side: Tensor, across: bool) -> Tensor:
-        return own_first(side, self.gather) if across else side
+    def _taken(self, sides: Sequence[Tensor], rows: Tensor, rows_of_all: Tensor | None) -> list[Tensor]:
+        """Rows of this replica's samples, or of all replicas'."""
+        if rows_of_all is None:
+            return [side[rows] for side in sides]
+        return self.gather.fetch(sides, rows_of_all)
 
     def _concatenated(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """The fused rows with the visual features appended."""
@@ -209,9 +216,9 @@ class JoinRows(ChainLayer):
         }
 
 
-def own_first(tensor: Tensor, gather: Gather) -> Tensor:
-    """Joins ``[B, ...]`` over the replicas and rotates the rows so that this replica's come first, ``[J, ...]``."""
-    return gather.join(tensor).roll(-gather.replica * len(tensor), dims=0)
+def in_replica_order(rows: Tensor, count: int, gather: Gather) -> Tensor:
+    """Places among the joined samples, ``count`` of each replica, of rows that count from this replica's on."""
+    return (rows + gather.replica * count) % (gather.replicas * count)
 
 
 @dataclass(frozen=True)
@@ -233,6 +240,12 @@ class _Memory:
     def add(self, seen: tuple[str, ...], features: Tensor) -> None:
         self._start[seen] = sum(map(len, self.features))
         self.features.append(features)
+
+    def added(self, features: Tensor) -> Tensor:
+        """int64 ``[n]``: the rows of features ``[n, S, D]`` that no segment holds, which are appended."""
+        start = sum(map(len, self.features))
+        self.features.append(features)
+        return torch.arange(start, start + len(features), device=features.device)
 
     def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
         """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""

@@ -37,6 +37,39 @@ def _bf16_gradient(gather: Any) -> torch.Tensor:
     return x.grad
 
 
+PLACES = [[8, 0, 3, 3, 5], [1, 2], [4, 4, 4, 4, 0, 7, 2, 6]]
+"""Of nine joined rows, three on each replica: the second asks for rows of the first alone, which many want."""
+
+
+def fetch_rows() -> dict[str, Any]:
+    """Worker: some of the joined rows, fetched and picked from all, in two precisions."""
+    gather, found = make_gather(), dict[str, Any]()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.manual_seed(gather.replica)
+        own = torch.randn(3, 2, 4).to(dtype)
+        mask, rows = own[:, 0] > 0, torch.tensor(PLACES[gather.replica])
+        weights = torch.randn(len(rows), 2, 4).to(dtype)
+        made = []
+        for fetched in (True, False):
+            x = own.clone().requires_grad_()
+            some, masks = gather.fetch([x, mask], rows) if fetched else (gather.join(x)[rows], gather.join(mask)[rows])
+            (some * weights).sum().backward()
+            made.append({"some": some.detach(), "masks": masks, "gradient": x.grad})
+        found[str(dtype)] = made
+    return found
+
+
+def test_fetched_rows_are_those_of_the_joined_tensor_forward_and_gradient(run_distributed: Any) -> None:
+    for found in run_distributed(fetch_rows, processes=3):
+        for dtype, (fetched, picked) in found.items():
+            assert torch.equal(fetched["some"], picked["some"])
+            assert fetched["masks"].dtype == torch.bool
+            assert torch.equal(fetched["masks"], picked["masks"])
+            # The joined gradient is rounded where a replica picked a row several times, the fetched one is not.
+            close = {"rtol": 1e-6, "atol": 1e-6} if "64" in dtype else {"rtol": 2e-2, "atol": 4e-2}
+            torch.testing.assert_close(fetched["gradient"], picked["gradient"], **close)
+
+
 def test_joins_in_replica_order_and_sums_gradients_before_slicing(run_distributed: Any) -> None:
     first, second = run_distributed(join_everything, processes=2)
     rows = [[1.0, 2.0], [3.0, 4.0], [2.0, 2.0], [3.0, 5.0]]
