@@ -7,6 +7,7 @@ and ``[R, K, 2 D]`` for cross-attention. Their gradients are packed in the same 
 concatenated.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,10 +95,24 @@ def allowed_keys(
     """Which keys each query may attend to, bool ``[R or 1, 1, Q or 1, K]``; None if all may attend to all."""
     allowed = None if mask is None else mask[:, None, None, :]
     if causal and num_queries > 1:
-        ones = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=device)
-        earlier = ones.tril(num_keys - num_queries)
+        earlier = _earlier_keys(num_queries, num_keys, device)
         allowed = earlier if allowed is None else allowed & earlier
     return allowed
+
+
+def _earlier_keys(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    """``allowed_keys`` of causal attention, bool ``[1, 1, Q, K]``, made once for all blocks and steps."""
+    made = _lower_triangle if torch.compiler.is_compiling() else _kept_triangle
+    return made(num_queries, num_keys, device)
+
+
+def _lower_triangle(num_queries: int, num_keys: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # else a later training step could not keep it for its backward pass
+        ones = torch.ones(1, 1, num_queries, num_keys, dtype=torch.bool, device=device)
+        return ones.tril(num_keys - num_queries)
+
+
+_kept_triangle = functools.lru_cache(maxsize=64)(_lower_triangle)
 
 
 def attention_bias(mask: Tensor | None, num_queries: int, num_keys: int, causal: bool, like: Tensor) -> Tensor | None:
