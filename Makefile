@@ -51,11 +51,12 @@ $(VENV)/installed-dev: $(VENV)/installed requirements-dev.txt requirements-dev.l
 quickstart: install
 	$(BIN)/omnivl pretrain configs/plans/quickstart.yaml
 
-# Unit tests, side by side on all cores, then those that start processes of their own, one after the other: two reports.
+# Unit tests, side by side on all cores, then those that start processes of their own, two at a time: two reports.
+PYTEST := $(BIN)/python -m pytest -q --dist=loadfile --numprocesses=logical
 define run_tests
 	@status=0; \
-	$(BIN)/python -m pytest -q --numprocesses=logical --maxprocesses=8 --dist=loadfile $(1) tests/unit || status=$$?; \
-	$(BIN)/python -m pytest -q $(1) --ignore=tests/unit tests || status=$$?; \
+	$(PYTEST) --maxprocesses=8 $(1) tests/unit || status=$$?; \
+	$(PYTEST) --maxprocesses=2 $(1) --ignore=tests/unit tests || status=$$?; \
 	exit $$status
 endef
 

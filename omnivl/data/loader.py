@@ -9,6 +9,7 @@ and prefetched batches, and a joined batch equals the concatenation of the repli
 import gc
 import multiprocessing
 import multiprocessing.util
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from omnivl.data.sources.stream import announce
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.data.work import BatchMaker, BatchRequest, Failure, Result, follow_parent
 from omnivl.errors import DataError
+
+_LONGEST_SOCKET = 107
+"""Bytes of the path of a Unix socket."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +247,7 @@ class Loader:
     def _in_workers(self) -> Iterator[Result | Failure]:
         context = multiprocessing.get_context(self._config.start_method)
         # Made before the workers, which then have their sockets in it too: whoever removes it removes theirs.
-        multiprocessing.util.get_temp_dir()
+        _refuse_long(multiprocessing.util.get_temp_dir())
         gc.collect()  # a forked worker that frees what libav's threads belong to waits for them for ever
         if self._config.start_method == "forkserver":
             modules = [BatchMaker.__module__, *([] if self._prepare is None else [self._prepare.__module__])]
@@ -260,6 +264,20 @@ class Loader:
             generator=torch.Generator(),  # the global one must not move when workers start
         )
         yield from loader
+
+
+def _refuse_long(folder: str) -> None:
+    """Refuses a temporary folder in which no socket can be made.
+
+    Raises:
+        DataError: Its path is too long.
+    """
+    length, most = len(os.fsencode(folder)), _LONGEST_SOCKET - len("/listener-12345678")
+    if length > most:
+        raise DataError(
+            f"TMPDIR: got a path of {length} bytes for the sockets of data workers ({folder}), allowed are {most}; set "
+            "TMPDIR to a shorter one, or loader.num_workers to 0"
+        )
 
 
 class _Stream:

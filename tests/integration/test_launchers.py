@@ -67,13 +67,7 @@ def launch(runs: "Pretraining", launcher: Sequence[str], name: str, *arguments: 
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-        preexec_fn=_listens_to_interrupts,
     )
-
-
-def _listens_to_interrupts() -> None:
-    """A shell has what it starts in the background ignore Ctrl-C, and all that these start in turn."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize(

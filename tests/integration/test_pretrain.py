@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,9 +241,19 @@ def test_nothing_is_left_in_the_temporary_folder(
     pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of two ranks with a data worker each, whose sockets lie there."""
-    temporary = tmp_path / "temporary"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # torch's cache, which is to stay
+    with tempfile.TemporaryDirectory() as temporary:
+        monkeypatch.setenv("TMPDIR", temporary)
+        pretraining.run("left", "launch.processes=2", "loader.num_workers=1", "stages.spatial.steps=2")
+        assert list(Path(temporary).iterdir()) == []
+
+
+def test_a_temporary_folder_that_is_too_long_for_sockets_is_named(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary = tmp_path / ("long" * 30)
     temporary.mkdir()
     monkeypatch.setenv("TMPDIR", str(temporary))
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # torch's cache, which is to stay
-    pretraining.run("left", "launch.processes=2", "loader.num_workers=1", "stages.spatial.steps=2")
-    assert sorted(temporary.iterdir()) == []
+    told = pretraining.run("long", "loader.num_workers=1", "stages.spatial.steps=2", code=2)
+    assert "TMPDIR: got a path of " in told and "set TMPDIR to a shorter one, or loader.num_workers to 0" in told
+    assert "Traceback" not in told
