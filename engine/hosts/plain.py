@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_states
@@ -80,8 +80,8 @@ class PlainHost(HoldingHost):
             collected.add(scalars(state))
             loss = state["loss"]
             (loss / self._accumulation if self._accumulation > 1 else loss).backward()
-        norm = self._finish_gradients()
-        averages = collected.average(self.gather)
+        averages = collected.average(self.gather, self._finish_gradients())
+        norm = averages.gradient_norm
         # Both figures are sums over replicas, in which one NaN or infinity makes the sum not finite: all replicas
         # decide equally.
         skipped = not (math.isfinite(averages.loss) and math.isfinite(norm))
@@ -93,7 +93,7 @@ class PlainHost(HoldingHost):
         self._optimizer.zero_grad(set_to_none=True)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
-    def _finish_gradients(self) -> float:
+    def _finish_gradients(self) -> Tensor:
         """Averages gradients over replicas and clips them; returns the norm before clipping."""
         if self._averager is not None:
             self._averager.average_()
@@ -102,10 +102,10 @@ class PlainHost(HoldingHost):
                 # A missing gradient counts as zero, as in ZeRO's flat buffers: moments and weights still decay.
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self._trained if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients, foreach=True)
+        norm: Tensor = nn.utils.get_total_norm(gradients, foreach=True)
         if self._config.gradient_clipping > 0:
             nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
-        return norm.item()
+        return norm
 
 
 class _GradientAverager:

@@ -1,5 +1,6 @@
 """Scalars of one optimizer step: collected per micro-batch, averaged over micro-batches and replicas."""
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,15 +55,22 @@ class StepScalars:
         """The sum of one scalar over the micro-batches of this process."""
         return torch.stack(self._values[name]).sum()
 
-    def average(self, gather: Gather) -> "StepAverages":
+    def average(self, gather: Gather, norm: Tensor | None = None) -> "StepAverages":
         """Averages over the micro-batches that had the scalar, then over replicas. Called by every replica.
 
         The names depend on the kinds of the micro-batches only, hence are the same on every replica.
+
+        Args:
+            gather: The replicas.
+            norm: The gradient's, equal on every replica: read back with the averages, so that the host waits once.
         """
         names = sorted(self._values)
         local = torch.stack([torch.stack(self._values[name]).mean() for name in names])
         averages = gather.total(local) / gather.replicas
-        return StepAverages(dict(zip(names, averages.tolist(), strict=True)))
+        if norm is None:
+            return StepAverages(dict(zip(names, averages.tolist(), strict=True)))
+        *read, gradient_norm = torch.cat([averages, norm.reshape(1).to(averages)]).tolist()
+        return StepAverages(dict(zip(names, read, strict=True)), gradient_norm)
 
 
 class StepAverages:
@@ -70,10 +78,11 @@ class StepAverages:
 
     Attributes:
         by_name: All of them.
+        gradient_norm: What was read back with them; nan where nothing was.
     """
 
-    def __init__(self, by_name: Mapping[str, float]) -> None:
-        self.by_name = dict(by_name)
+    def __init__(self, by_name: Mapping[str, float], gradient_norm: float = math.nan) -> None:
+        self.by_name, self.gradient_norm = dict(by_name), gradient_norm
 
     @property
     def loss(self) -> float:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from engine.errors import PlanError
 from engine.hosts.holdings import HoldingHost, Holdings
@@ -149,8 +149,8 @@ class ZeroHost(HoldingHost):
             self._engine.backward(loss)  # divides by the accumulation steps
             if index < len(batches) - 1 and self._engine.managed_gradient_accumulation():
                 self._engine.step()  # counts the micro-batch
-        averages = collected.average(self.gather)
-        norm, skipped = self._finish_step(math.isfinite(averages.loss))
+        averages = collected.average(self.gather, self._clip() if self._zero_stage == 0 else None)
+        norm, skipped = self._finish_step(math.isfinite(averages.loss), averages.gradient_norm)
         if skipped:
             self.chain.discard_step()
         else:
@@ -158,10 +158,14 @@ class ZeroHost(HoldingHost):
         self._of_unknown_use = gather_as_used(self._of_unknown_use)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
 
-    def _finish_step(self, loss_is_finite: bool) -> tuple[float, bool]:
-        """Clips, updates the weights if all is finite; returns the norm before clipping and whether it skipped."""
+    def _finish_step(self, loss_is_finite: bool, norm: float) -> tuple[float, bool]:
+        """Updates the weights if all is finite; returns the norm before clipping and whether it skipped.
+
+        Args:
+            loss_is_finite: On all replicas.
+            norm: Of ``_clip``, under ZeRO 0; otherwise DeepSpeed takes it.
+        """
         if self._zero_stage == 0:
-            norm = self._clip()
             skipped = not (loss_is_finite and math.isfinite(norm))
             self._optimizer.skip_step = skipped
             self._engine.step()
@@ -171,7 +175,7 @@ class ZeroHost(HoldingHost):
         skipped = not loss_is_finite or bool(self._engine.optimizer.overflow)
         return float(self._engine.get_global_grad_norm()), skipped
 
-    def _clip(self) -> float:
+    def _clip(self) -> Tensor:
         """ZeRO 0: clips the gradients, which are whole on every replica except for those of experts that are split."""
         dense, split = (
             [p.grad for group in self._groups if group.apart == apart for p in group.parameters if p.grad is not None]
@@ -184,4 +188,4 @@ class ZeroHost(HoldingHost):
             norm = (norm.square() + square).sqrt()
         if self._config.gradient_clipping > 0:
             nn.utils.clip_grads_with_norm_(self._trained, self._config.gradient_clipping, norm, foreach=True)
-        return norm.item()
+        return norm
