@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -64,13 +65,17 @@ class StepScalars:
             gather: The replicas.
             norm: The gradient's, equal on every replica: read back with the averages, so that the host waits once.
         """
-        names = sorted(self._values)
-        local = torch.stack([torch.stack(self._values[name]).mean() for name in names])
+        names = sorted(self._values, key=lambda name: (len(self._values[name]), name))
+        # One mean for all names that as many micro-batches had, instead of one for each.
+        together = [list(own) for _, own in groupby(names, lambda name: len(self._values[name]))]
+        values = [torch.stack([one for name in own for one in self._values[name]]) for own in together]
+        means = [one.view(len(own), -1).mean(1) for one, own in zip(values, together, strict=True)]
+        local = means[0] if len(means) == 1 else torch.cat(means)
         averages = gather.total(local) / gather.replicas
         if norm is None:
-            return StepAverages(dict(zip(names, averages.tolist(), strict=True)))
+            return StepAverages(dict(sorted(zip(names, averages.tolist(), strict=True))))
         *read, gradient_norm = torch.cat([averages, norm.reshape(1).to(averages)]).tolist()
-        return StepAverages(dict(zip(names, read, strict=True)), gradient_norm)
+        return StepAverages(dict(sorted(zip(names, read, strict=True))), gradient_norm)
 
 
 class StepAverages:

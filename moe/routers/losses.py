@@ -9,7 +9,7 @@ Sources:
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -59,10 +59,10 @@ class RouterLossConfig:
     def of(
         self, sums: RouterSums, modalities: Sequence[str], allowed: Sequence[Sequence[bool]] | None = None
     ) -> dict[str, Tensor]:
-        """The losses of one layer whose weight is not 0, unweighted, fp32 scalars by name.
+        """The losses whose weight is not 0, unweighted, fp32 by name: scalars, or ``[L]`` of L layers.
 
         Args:
-            sums: Of one layer, over all replicas.
+            sums: Of one layer or several, over all replicas.
             modalities: Names, in the order of the sums.
             allowed: Experts of each modality, ``[M][E]``, if they differ. Spreads and balance are then computed within
                 each modality and averaged over its tokens; else over all tokens together.
@@ -75,23 +75,29 @@ class RouterLossConfig:
         if self.balance > 0:
             losses["balance"] = _balance(sums, allowed)
         if self.z > 0:
-            losses["z"] = sums.z_M.sum() / sums.tokens_M.sum().clamp_min(1.0)
-        return losses | dict(self._entropies(sums, modalities, allowed))
+            losses["z"] = sums.z_M.sum(-1) / sums.tokens_M.sum(-1).clamp_min(1.0)
+        return losses | self._entropies(sums, modalities, allowed)
 
     def _entropies(
         self, sums: RouterSums, modalities: Sequence[str], allowed: Sequence[Sequence[bool]] | None
-    ) -> Iterator[tuple[str, Tensor]]:
+    ) -> dict[str, Tensor]:
         """The losses of each modality, by name."""
-        experts = sums.probs_ME.shape[1]
+        experts, count_M = sums.probs_ME.shape[-1], sums.tokens_M.clamp_min(1.0)
+        found = {
+            f"local_entropy_{name}": of_one
+            for name, of_one in zip(modalities, (sums.entropy_M / count_M).unbind(-1), strict=True)
+            if self.local_entropy.get(name, 0.0) > 0
+        }
+        if not any(self.global_entropy.values()):
+            return found
+        reached_M = entropy(sums.probs_ME / count_M[..., None])
         for place, name in enumerate(modalities):
-            count, present = sums.tokens_M[place].clamp_min(1.0), sums.tokens_M[place] > 0
-            if self.local_entropy.get(name, 0.0) > 0:
-                yield f"local_entropy_{name}", sums.entropy_M[place] / count
             if self.global_entropy.get(name, 0.0) > 0:
                 available = experts if allowed is None else sum(allowed[place])
                 wanted = math.log(self.min_experts.get(name, available))
-                lacking = (wanted - entropy(sums.probs_ME[place] / count)).clamp_min(0.0)
-                yield f"global_entropy_{name}", lacking.where(present, 0.0)
+                lacking = (wanted - reached_M[..., place]).clamp_min(0.0)
+                found[f"global_entropy_{name}"] = lacking.where(sums.tokens_M[..., place] > 0, 0.0)
+        return found
 
 
 def squared_variation(sums_E: Tensor) -> Tensor:
@@ -104,31 +110,66 @@ def entropy(probs_E: Tensor) -> Tensor:
     return -(probs_E * (probs_E + TINY).log()).sum(-1)
 
 
-def _groups(sums: RouterSums, allowed: Sequence[Sequence[bool]] | None) -> list[tuple[Tensor, list[int], Tensor]]:
-    """(modalities, experts, share of the tokens) of each set of tokens that may go to the same experts."""
-    modalities, experts = sums.probs_ME.shape
-    device, total = sums.tokens_M.device, sums.tokens_M.sum().clamp_min(1.0)
+@dataclass(frozen=True)
+class _Group:
+    """Tokens that may go to the same experts.
+
+    Attributes:
+        place: Their modality; None: all together.
+        experts: Runs of the experts to which they may go.
+        share: Their share of the tokens ``[...]``; None: all.
+    """
+
+    place: int | None
+    experts: Sequence[slice]
+    share: Tensor | None
+
+    @property
+    def size(self) -> int:
+        """How many experts."""
+        return sum(run.stop - run.start for run in self.experts)
+
+    def of(self, values_ME: Tensor) -> Tensor:
+        """Sums of the tokens by expert, ``[..., size]``."""
+        own_E = values_ME.sum(-2) if self.place is None else values_ME[..., self.place, :]
+        parts = [own_E[..., run] for run in self.experts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+    def tokens(self, tokens_M: Tensor) -> Tensor:
+        """How many tokens, at least 1, ``[...]``."""
+        return (tokens_M.sum(-1) if self.place is None else tokens_M[..., self.place]).clamp_min(1.0)
+
+    def weighed(self, value: Tensor) -> Tensor:
+        """A loss by the share of the tokens."""
+        return value if self.share is None else self.share * value
+
+
+def _groups(sums: RouterSums, allowed: Sequence[Sequence[bool]] | None) -> list[_Group]:
     if allowed is None:
-        return [(torch.arange(modalities, device=device), list(range(experts)), torch.ones((), device=device))]
-    return [
-        (torch.tensor([place], device=device), [e for e, may in enumerate(row) if may], sums.tokens_M[place] / total)
-        for place, row in enumerate(allowed)
-    ]
+        return [_Group(None, [slice(0, sums.probs_ME.shape[-1])], None)]
+    total = sums.tokens_M.sum(-1).clamp_min(1.0)
+    return [_Group(place, _runs(row), sums.tokens_M[..., place] / total) for place, row in enumerate(allowed)]
+
+
+def _runs(chosen: Sequence[bool]) -> list[slice]:
+    """The places where a row is true, as runs: indexing by them copies nothing to a device."""
+    edges = [place for place in range(len(chosen) + 1) if (*chosen, False)[place] != (False, *chosen)[place]]
+    return [slice(start, stop) for start, stop in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def _spread(sums: RouterSums, values_ME: Tensor, allowed: Sequence[Sequence[bool]] | None) -> Tensor:
-    parts = [
-        share * squared_variation(values_ME[places].sum(0)[experts])
-        for places, experts, share in _groups(sums, allowed)
-    ]
-    return torch.stack(parts).sum()
+    return _added([group.weighed(squared_variation(group.of(values_ME))) for group in _groups(sums, allowed)])
 
 
 def _balance(sums: RouterSums, allowed: Sequence[Sequence[bool]] | None) -> Tensor:
     parts = []
-    for places, experts, share in _groups(sums, allowed):
-        chosen_E, probs_E = sums.chosen_ME[places].sum(0)[experts], sums.probs_ME[places].sum(0)[experts]
-        fraction_E = chosen_E / chosen_E.sum().clamp_min(1.0)
-        mean_E = probs_E / sums.tokens_M[places].sum().clamp_min(1.0)
-        parts.append(share * len(experts) * (fraction_E * mean_E).sum())
-    return torch.stack(parts).sum()
+    for group in _groups(sums, allowed):
+        chosen_E = group.of(sums.chosen_ME)
+        fraction_E = chosen_E / chosen_E.sum(-1, keepdim=True).clamp_min(1.0)
+        mean_E = group.of(sums.probs_ME) / group.tokens(sums.tokens_M)[..., None]
+        parts.append(group.weighed(group.size * (fraction_E * mean_E).sum(-1)))
+    return _added(parts)
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).sum(0)

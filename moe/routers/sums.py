@@ -3,7 +3,8 @@
 Sums are added up over replicas before losses are computed from them: the spread of a sum is not the sum of spreads. The
 sums of all layers are sent as one vector.
 
-Shapes: T tokens, E experts, M modalities. A modality without a token counts for nothing.
+Shapes: T tokens, E experts, M modalities. A modality without a token counts for nothing. Sums of several layers have
+the layers as a leading dimension, so that losses and figures of all of them are computed at once.
 """
 
 from dataclasses import dataclass, fields
@@ -74,11 +75,12 @@ class RouterSums:
 
     @classmethod
     def unpack(cls, vector: Tensor, num_modalities: int) -> "RouterSums":
-        """The inverse of ``pack``; E follows from the length."""
+        """The inverse of ``pack``, for vectors ``[..., 6 M + 3 M E]``; E follows from the length."""
         names = [one.name for one in fields(cls)]
         wide = [name for name in names if name.endswith("_ME")]
         narrow = len(names) - len(wide)
-        experts = (len(vector) // num_modalities - narrow) // len(wide)
+        experts = (vector.shape[-1] // num_modalities - narrow) // len(wide)
         sizes = [num_modalities * (experts if name in wide else 1) for name in names]
-        parts = dict(zip(names, torch.split(vector, sizes), strict=True))
-        return cls(**{n: p.view(num_modalities, -1) if n in wide else p for n, p in parts.items()})
+        parts = dict(zip(names, torch.split(vector, sizes, dim=-1), strict=True))
+        table = (*vector.shape[:-1], num_modalities, experts)
+        return cls(**{n: p.view(table) if n in wide else p for n, p in parts.items()})

@@ -3,7 +3,7 @@
 Shapes: B samples, R rows.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -155,13 +155,17 @@ class Losses(ChainLayer):
         if not vectors:
             return {}, {}
         joined = self.gather.join(torch.cat(list(vectors.values()))[None]).sum(0)
-        parts = torch.split(joined, [len(vector) for vector in vectors.values()])
-        layers = {name: RouterSums.unpack(part, len(MODALITIES)) for name, part in zip(vectors, parts, strict=True)}
-        present = present_modalities(state.layout)
-        health = mean_health([routing_health(sums, MODALITIES) for sums in layers.values()], present)
-        for layer, sums in layers.items():
-            health |= {f"{layer}/{figure}": value for figure, value in layer_health(sums).items()}
-        return self.routing.of(layers), {f"metric/router/{name}": value for name, value in health.items()}
+        parts = dict(zip(vectors, torch.split(joined, [len(one) for one in vectors.values()]), strict=True))
+        losses, alike = dict[str, Tensor](), list[RouterSums]()
+        by_layer: dict[str, Tensor] = {}
+        for place, layers in self.routing.alike(vectors).items():
+            sums = RouterSums.unpack(torch.stack([parts[name] for name in layers]), len(MODALITIES))
+            alike.append(sums)
+            losses |= self.routing.of(place, sums)
+            for figure, values in layer_health(sums).items():
+                by_layer |= {f"{name}/{figure}": value for name, value in zip(layers, values.unbind(), strict=True)}
+        health = mean_health([routing_health(sums, MODALITIES) for sums in alike], present_modalities(state.layout))
+        return losses, {f"metric/router/{name}": value for name, value in (health | by_layer).items()}
 
     def _weight(self, state: State, name: str) -> Tensor | float:
         """The weight of a loss: a router's from the model, an objective's from the state."""
@@ -191,15 +195,20 @@ class RouterLosses:
             for name, weight in ffn.router.losses.weights().items()
         }
 
-    def of(self, layers: Mapping[str, RouterSums]) -> dict[str, Tensor]:
-        """The losses, fp32 scalars.
+    def alike(self, layers: Iterable[str]) -> dict[str, list[str]]:
+        """Routed layers whose stacks have the same filling, by the beginning of their losses' names."""
+        found: dict[str, list[str]] = {}
+        for layer in layers:
+            found.setdefault(self._place[stack_of(layer.partition("/")[0])], []).append(layer)
+        return found
+
+    def of(self, place: str, sums: RouterSums) -> dict[str, Tensor]:
+        """The losses of layers with the same filling, fp32 scalars.
 
         Args:
-            layers: The sums of the routers of each layer.
+            place: From ``alike``.
+            sums: Of these layers, ``[L, ...]``.
         """
-        found: dict[str, list[Tensor]] = {}
-        for layer, sums in layers.items():
-            stack = stack_of(layer.partition("/")[0])
-            for name, loss in self._sparse[stack].router.losses.of(sums, MODALITIES, self._allowed[stack]).items():
-                found.setdefault(f"{self._place[stack]}{name}", []).append(loss)
-        return {name: torch.stack(losses).mean() for name, losses in found.items()}
+        stack = next(stack for stack, own in self._place.items() if own == place)
+        losses = self._sparse[stack].router.losses.of(sums, MODALITIES, self._allowed[stack])
+        return {f"{place}{name}": loss.mean() for name, loss in losses.items()}
