@@ -14,11 +14,16 @@ _FORMS = 64
 def compile_blocks(chain: Chain, **options: Any) -> None:
     """Has ``torch.compile`` compile every block of a chain. States and layouts stay outside: they are Python objects.
 
+    What is drawn at random, as dropout and routers' noise, is drawn as without compiling.
+
     Args:
         chain: Of the host that trains it.
         options: Of ``torch.compile``.
     """
+    from torch._inductor import config as inductor  # takes half a second, and few runs compile
+
     torch._dynamo.config.recompile_limit = _FORMS
+    inductor.fallback_random = True
     for layer in chain.layers:
         if isinstance(layer, BlockLayer):
             layer.compile_blocks(**options)
