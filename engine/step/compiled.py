@@ -20,7 +20,7 @@ def compile_blocks(chain: Chain, **options: Any) -> None:
         chain: Of the host that trains it.
         options: Of ``torch.compile``.
     """
-    from torch._inductor import config as inductor  # takes half a second, and few runs compile
+    from torch._inductor import config as inductor  # the compiler, which few runs import
 
     torch._dynamo.config.recompile_limit = _FORMS
     inductor.fallback_random = True
