@@ -52,11 +52,11 @@ quickstart: install
 	$(BIN)/omnivl pretrain configs/plans/quickstart.yaml
 
 # Unit tests, side by side on all cores, then those that start processes of their own, two at a time: two reports.
-PYTEST := $(BIN)/python -m pytest -q --dist=loadfile --numprocesses=logical
+SIDE_BY_SIDE := --dist=loadfile --numprocesses=logical
 define run_tests
 	@status=0; \
-	$(PYTEST) --maxprocesses=8 $(1) tests/unit || status=$$?; \
-	$(PYTEST) --maxprocesses=2 $(1) --ignore=tests/unit tests || status=$$?; \
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) --maxprocesses=8 $(1) tests/unit || status=$$?; \
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) --maxprocesses=2 $(1) --ignore=tests/unit tests || status=$$?; \
 	exit $$status
 endef
 
