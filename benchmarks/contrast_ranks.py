@@ -6,7 +6,6 @@ FILE is where the processes meet; ``alone``: the others do not exist, and what t
 import json
 import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -14,14 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from benchmarks.measure import clear_peak, peak_bytes, status_bytes
 from engine.processes.collectives import make_gather
 from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
-
-
-def memory(field: str) -> int:
-    """Bytes of ``VmRSS`` (now) or ``VmHWM`` (the most) of this process."""
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def contrasted(visual: Tensor, text: Tensor, numbers: Tensor) -> float:
@@ -51,8 +45,8 @@ def main() -> None:
     contrasted(few[0], few[1], numbers[:64])  # what torch allocates once
     for one in (visual, text):
         one.requires_grad_().grad = torch.zeros_like(one)
-    before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = status_bytes("VmRSS")
+    clear_peak()
     seconds, cpu, right = [], [], 0.0
     for _ in range(times):
         dist.barrier()
@@ -60,7 +54,7 @@ def main() -> None:
         right = contrasted(visual, text, numbers)
         seconds.append(time.perf_counter() - began)
         cpu.append(time.process_time() - began_cpu)
-    found = {"seconds": seconds, "cpu_seconds": cpu, "bytes": memory("VmHWM") - before, "nearest_is_pair": right}
+    found = {"seconds": seconds, "cpu_seconds": cpu, "bytes": peak_bytes() - before, "nearest_is_pair": right}
     sys.stdout.write("\n" + json.dumps(found) + "\n")
 
 

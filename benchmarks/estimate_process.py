@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.measure import clear_peak, peak_bytes
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.layers import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
@@ -79,17 +80,6 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
         ranks.barrier()
         taken.append(time.perf_counter() - began)
     return taken[2:], peak_bytes() - base
-
-
-def clear_peak() -> None:
-    """Resets the kernel's peak memory of this process."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes() -> int:
-    """The peak memory of this process since the reset, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def main(case: Path, result: Path) -> None:

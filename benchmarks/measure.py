@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
@@ -146,3 +147,19 @@ def quartiles(values: Sequence[float]) -> str:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def clear_peak() -> None:
+    """Resets the kernel's peak memory of this process."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_bytes() -> int:
+    """The peak memory of this process since the reset, in bytes."""
+    return status_bytes("VmHWM")
+
+
+def status_bytes(field: str) -> int:
+    """A figure of this process in bytes, from ``/proc/self/status``."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.measure import clear_peak, peak_bytes, status_bytes
 from engine.disk.weights_out import write_weights
 from engine.hosts import create_host, layer_sharder
 from engine.plan.parallel import ParallelConfig
@@ -106,7 +107,7 @@ def probe(
     _run(layout, small, by_layer, 1, Path(folder), {}, 0)
     gc.collect()
     dist.barrier()
-    chain, losses = _run(layout, config, by_layer, steps, Path(folder), peaks, _status("VmRSS"))
+    chain, losses = _run(layout, config, by_layer, steps, Path(folder), peaks, status_bytes("VmRSS"))
     return {"peaks": peaks, "sizes": asdict(Sizes.of(chain)), "losses": losses}
 
 
@@ -212,16 +213,10 @@ def _batch(config: OmniVL, step: int) -> Batch:
 def _peak(peaks: dict[str, int], phase: str, base: int) -> Iterator[None]:
     """Records the peak resident memory of this process within the block, minus ``base``."""
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    clear_peak()
     yield
-    peaks[phase] = _status("VmHWM") - base
+    peaks[phase] = peak_bytes() - base
     dist.barrier()
-
-
-def _status(field: str) -> int:
-    """A figure of this process in bytes, from ``/proc/self/status``."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 if __name__ == "__main__":

@@ -233,3 +233,15 @@ def replace_file(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}.partial")
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
+
+
+def write_page(values: Path, page: Path, page_of: Callable[[Mapping[str, Any]], str]) -> None:
+    """Writes a page from a result: ``page`` of a full run, else beside the result file.
+
+    Args:
+        values: From ``main_of``.
+        page: Where it stands in the documentation.
+        page_of: Its text from the content of the file.
+    """
+    place = page if values.parent == RESULTS else values.with_name(page.name)
+    replace_file(place, page_of(json.loads(values.read_text("utf-8"))))

@@ -28,16 +28,15 @@ from benchmarks.bare_clip import PLAN, Settings, Training
 from benchmarks.measure import Ratio, Spread, over, short
 from benchmarks.plan_runs import Cores, Lanes, Spent, run_on, run_plan, scaled_steps
 from benchmarks.record import (
-    RESULTS,
     ROOT,
     Options,
     Report,
     Table,
     main_of,
     markdown_table,
-    replace_file,
     short_commit,
     values_path,
+    write_page,
 )
 from engine.plan.parse import load_plan
 from engine.telemetry.environment import usable_cores
@@ -274,9 +273,7 @@ def add_own(parser: argparse.ArgumentParser) -> None:
 def main() -> None:
     """Runs, and writes the page: ``docs/records.md`` of a full run, else beside the result file."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CPU time is what is equal
-    values = main_of("records", __doc__, run, add_own)
-    page = PAGE if values.parent == RESULTS else values.with_name(PAGE.name)
-    replace_file(page, page_of(json.loads(values.read_text("utf-8"))))
+    write_page(main_of("records", __doc__, run, add_own), PAGE, page_of)
 
 
 if __name__ == "__main__":

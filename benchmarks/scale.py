@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,12 +24,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.measure import Ratio, Spread, short
-from benchmarks.record import RESULTS, ROOT, Options, Report, Table, main_of, markdown_table, replace_file
-from engine.estimate.layers import accelerator_kernels, blank_batches, blank_states
+from benchmarks.record import ROOT, Options, Report, Table, main_of, markdown_table, write_page
+from engine.estimate.layers import accelerator_kernels, blank_states
 from engine.estimate.operations import OperationCounter
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.estimate.work import BlankGather
-from engine.hosts.micro_batch import first_states
 from engine.plan.parse import parse_plan
 from engine.plan.plan import StagePlan
 from engine.step.compiled import compile_blocks
@@ -42,7 +40,6 @@ from moe.tokens import Tokens
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
-from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
 from omnivl.parts.sizes import MODALITIES
@@ -245,15 +242,8 @@ def graph_breaks() -> int:
         )
         freeze_idle(chain, stage.layouts())
         chain.train()
-        states = first_states(
-            blank_batches(stage, tokenizer),
-            partial(plan_layout, stage.objectives),
-            torch.device("cpu"),
-            chain.objectives,
-            LocalGather(),
-        )
         compile_blocks(chain, backend="aot_eager")
-        for state in states:
+        for state in blank_states(stage, tokenizer, torch.device("cpu")):
             chain(state)["loss"].backward()
     return sum(torch._dynamo.utils.counters["graph_break"].values())
 
@@ -335,9 +325,7 @@ def page_of(found: Mapping[str, Any]) -> str:
 
 def main() -> None:
     """Runs, and writes the page: ``docs/scale.md`` of a full run, else beside the result file."""
-    values = main_of("scale", __doc__, run)
-    page = PAGE if values.parent == RESULTS else values.with_name(PAGE.name)
-    replace_file(page, page_of(json.loads(values.read_text("utf-8"))))
+    write_page(main_of("scale", __doc__, run), PAGE, page_of)
 
 
 if __name__ == "__main__":

@@ -238,14 +238,18 @@ class _Memory:
         self._start: dict[tuple[str, ...], int] = {}
 
     def add(self, seen: tuple[str, ...], features: Tensor) -> None:
-        self._start[seen] = sum(map(len, self.features))
-        self.features.append(features)
+        self._start[seen] = self._append(features)
 
     def added(self, features: Tensor) -> Tensor:
         """int64 ``[n]``: the rows of features ``[n, S, D]`` that no segment holds, which are appended."""
+        start = self._append(features)
+        return torch.arange(start, start + len(features), device=features.device)
+
+    def _append(self, features: Tensor) -> int:
+        """The row at which they begin."""
         start = sum(map(len, self.features))
         self.features.append(features)
-        return torch.arange(start, start + len(features), device=features.device)
+        return start
 
     def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
         """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""

@@ -1,14 +1,12 @@
 """Blocks that are compiled: each as one graph, with the results of the same blocks as they are."""
 
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from engine.estimate.layers import blank_batches
+from engine.estimate.layers import blank_states
 from engine.estimate.vocabulary import tokenizer_or_size
-from engine.hosts.micro_batch import first_states
 from engine.plan.parse import load_plan
 from engine.step.compiled import compile_blocks
 from engine.step.freeze import freeze_idle
@@ -16,7 +14,6 @@ from moe.experts.bank import ExpertBank
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
-from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.parts.padding import Padding
 
@@ -48,14 +45,7 @@ def started(name: str, dtype: torch.dtype = torch.bfloat16) -> tuple[Chain, Stat
     chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=LocalGather(), compute_dtype=dtype)
     freeze_idle(chain, stage.layouts())
     chain.train()
-    states = first_states(
-        blank_batches(stage, tokenizer),
-        partial(plan_layout, stage.objectives),
-        torch.device("cpu"),
-        chain.objectives,
-        LocalGather(),
-    )
-    return chain, next(states)
+    return chain, blank_states(stage, tokenizer, torch.device("cpu"))[0]
 
 
 def passed(chain: Chain, state: State) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

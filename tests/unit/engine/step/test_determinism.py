@@ -27,6 +27,6 @@ def test_settings_hold_within_the_block_and_come_back_after_it(monkeypatch: pyte
 
 
 def test_an_operation_without_a_deterministic_kernel_is_named() -> None:
-    """``put_`` with accumulation over equal places has none anywhere."""
+    """``put_`` without accumulation over equal places has none anywhere."""
     with deterministic_operations(True), pytest.warns(UserWarning, match="put_"):
         torch.zeros(4).put_(torch.tensor([0, 0]), torch.ones(2), accumulate=False)
