@@ -22,8 +22,8 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import Misfit
 from omnivl.objectives.answers import ANSWERS, answer_fields, answer_shares
 from omnivl.objectives.lm import shift
-from omnivl.parts.heads import IGNORED, VocabularyHead
-from omnivl.parts.padding import chosen_positions
+from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Answer(Objective):
                 chosen[row, place], weights[row, place] = token_ids[row, first], share
         inputs, targets = shift(chosen.flatten(0, 1), context.tokens)
         key = self.key
-        return {f"{key}/token_ids": inputs, f"{key}/targets": targets, f"{key}/weights": weights.flatten()}
+        return {f"{key}/token_ids": inputs, **prepared_targets(key, targets), f"{key}/weights": weights.flatten()}
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Weighted cross-entropy, summed over answers and their tokens, over the number of questions.
@@ -109,7 +109,8 @@ class Answer(Objective):
         Metric ``accuracy`` is the mean weight of a question's answers whose tokens are all the likeliest ones.
         """
         targets, weights = state[f"{self.key}/targets"], state[f"{self.key}/weights"]
-        chosen, each, right = _at_targets(state.rows("generation", self.key), targets, heads)
+        chosen = chosen_of(state, self.key)
+        each, right = _at_targets(state.rows("generation", self.key), targets, chosen, heads)
         places = weights[:, None].expand_as(targets).flatten()[chosen]
         batch_size = state.layout.batch_size
         with torch.no_grad():
@@ -130,7 +131,8 @@ class Answer(Objective):
             logits: Tensor = heads.vocabulary(hidden[:, -1])
             return logits
         targets = state[f"{self.key}/targets"]
-        chosen, each, _ = _at_targets(hidden, targets, heads)
+        chosen = chosen_of(state, self.key)
+        each, _ = _at_targets(hidden, targets, chosen, heads)
         return -torch.zeros(targets.numel(), device=each.device).index_copy(0, chosen, each).view_as(targets).sum(1)
 
 
@@ -148,15 +150,15 @@ def cut_texts(token_ids: Tensor, length: int, tokens: SpecialTokens) -> Tensor:
     return kept
 
 
-def _at_targets(hidden: Tensor, targets: Tensor, heads: Heads) -> tuple[Tensor, Tensor, Tensor]:
-    """Indices ``[n]`` of positions with a target and a few without; cross-entropy; whether the target is the likeliest.
+def _at_targets(hidden: Tensor, targets: Tensor, chosen: Tensor, heads: Heads) -> tuple[Tensor, Tensor]:
+    """Cross-entropy at the ``chosen`` positions, and whether the target is the likeliest.
 
     Args:
         hidden: ``[R, L, D]``.
         targets: int64 ``[R, L]``, ``IGNORED`` where there is none; the cross-entropy is 0 there.
+        chosen: int64 ``[n]``, positions counted over all rows.
         heads: Heads with the vocabulary head.
     """
     assert isinstance(heads.vocabulary, VocabularyHead), "the vocabulary head comes from the Losses layer"
-    chosen = chosen_positions(targets != IGNORED)
     logits, wanted = heads.vocabulary(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
-    return chosen, F.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED), logits.argmax(-1) == wanted
+    return F.cross_entropy(logits, wanted, reduction="none", ignore_index=IGNORED), logits.argmax(-1) == wanted

@@ -30,7 +30,7 @@ from omnivl.data.templates import filled, unknown_places
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import Misfit
 from omnivl.objectives.text_lists import read_list
-from omnivl.parts.heads import IGNORED
+from omnivl.parts.padding import IGNORED
 from omnivl.parts.similarity import similarity
 
 _NAME = "name"

@@ -18,7 +18,7 @@ from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
 from omnivl.objectives.vocabulary import num_targets, token_loss
-from omnivl.parts.heads import IGNORED
+from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class LM(Objective):
         """Makes ``{key}/token_ids`` and ``{key}/targets``, int64 ``[B, L]``."""
         assert batch.token_ids is not None, "acts on kinds with a text"
         token_ids, targets = shift(batch.token_ids, context.tokens)
-        return {f"{self.key}/token_ids": token_ids, f"{self.key}/targets": targets}
+        return {f"{self.key}/token_ids": token_ids, **prepared_targets(self.key, targets)}
 
     def terms(self, state: State, gather: Gather) -> dict[str, Tensor]:
         """The tokens to predict."""
@@ -68,8 +68,10 @@ class LM(Objective):
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over all tokens, [SEP] included."""
         hidden, targets = state.rows("generation", self.key), state[f"{self.key}/targets"]
-        weight = state.term_weight(self.key)
-        return token_loss(hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight)
+        weight, chosen = state.term_weight(self.key), chosen_of(state, self.key)
+        return token_loss(
+            hidden, targets, heads.vocabulary, gather, self.label_smoothing, term_weight=weight, chosen=chosen
+        )
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Logits of the token after the last position of each row, fp32 ``[R, V]``."""

@@ -27,6 +27,7 @@ from omnivl.objectives.masked_visual import (
 from omnivl.objectives.masking import block_mask
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.vocabulary import num_targets, token_loss
+from omnivl.parts.padding import chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ class MDM(Objective):
     ) -> dict[str, Tensor]:
         words = MLM(probability=probability, mask_share=self.mask_share, random_share=self.random_share)
         token_ids, targets = words.hide_all(f"{segment}/token_ids", batch, context)
-        return {f"{segment}/token_ids": token_ids, f"{segment}/targets": targets}
+        return {f"{segment}/token_ids": token_ids, **prepared_targets(segment, targets)}
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets; words have the vocabulary head."""
@@ -175,7 +176,8 @@ class MDM(Objective):
     def _words(self, state: State, segment: str, stream: str, heads: Heads, gather: Gather) -> ObjectiveLoss:
         weight = state.term_weight(f"{segment}/words")
         hidden, targets = state.rows(stream, segment), state[f"{segment}/targets"]
-        return token_loss(hidden, targets, heads.vocabulary, gather, term_weight=weight)
+        chosen = chosen_of(state, segment)
+        return token_loss(hidden, targets, heads.vocabulary, gather, term_weight=weight, chosen=chosen)
 
     def _patches(self, state: State, segment: str, stream: str, heads: Heads, gather: Gather) -> Tensor:
         assert isinstance(heads.own, PatchHead)

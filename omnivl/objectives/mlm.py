@@ -19,7 +19,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
-from omnivl.parts.heads import IGNORED
+from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 Ids = NDArray[np.int64]
 Uniforms = NDArray[np.float64]
@@ -93,7 +93,7 @@ class MLM(Objective):
         With soft targets, ``{key}/alpha`` is their share in this step, fp32 scalar.
         """
         corrupted, targets = self.hide_all(self.key, batch, context)
-        prepared = {f"{self.key}/token_ids": corrupted, f"{self.key}/targets": targets}
+        prepared = {f"{self.key}/token_ids": corrupted, **prepared_targets(self.key, targets)}
         if self.soft_target_alpha > 0.0:
             alpha = self.soft_target_alpha * ramp(context.step, self.soft_target_warmup_steps)
             prepared[f"{self.key}/alpha"] = torch.tensor(alpha, dtype=torch.float32)
@@ -147,7 +147,12 @@ class MLM(Objective):
             taught = state.rows(TWIN + "fused", self.key)
             teacher = Teacher(taught, heads.momentum_vocabulary, state[f"{self.key}/alpha"])
         targets, weight = state[f"{self.key}/targets"], state.term_weight(self.key)
-        return token_loss(hidden, targets, heads.vocabulary, gather, teacher=teacher, term_weight=weight)
+        return token_loss(
+            *(hidden, targets, heads.vocabulary, gather),
+            teacher=teacher,
+            term_weight=weight,
+            chosen=chosen_of(state, self.key),
+        )
 
 
 def _draws(length: int) -> int:

@@ -19,8 +19,7 @@ from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import UserError
 from omnivl.objectives.vocabulary import num_targets, words_loss
-from omnivl.parts.heads import IGNORED
-from omnivl.parts.padding import chosen_positions
+from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 STREAM = "language"
 
@@ -74,7 +73,7 @@ class PrefixLM(Objective):
         targets[(places >= ends[:, None]) | (places < given - 1)] = IGNORED
         return {
             f"{self.key}/token_ids": torch.from_numpy(ids),
-            f"{self.key}/targets": torch.from_numpy(targets),
+            **prepared_targets(self.key, torch.from_numpy(targets)),
             f"{self.key}/mask": torch.from_numpy(places <= ends[:, None]),
         }
 
@@ -85,7 +84,7 @@ class PrefixLM(Objective):
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
         """Mean cross-entropy over the tokens of captions and their ends."""
         targets = state[f"{self.key}/targets"]
-        wanted = targets.flatten()[chosen_positions(targets != IGNORED)]
+        wanted = targets.flatten()[chosen_of(state, self.key)]
         return words_loss(state[f"logits/{self.key}"], wanted, gather, term_weight=state.term_weight(self.key))
 
     def predict(self, state: State, heads: Heads) -> Tensor:

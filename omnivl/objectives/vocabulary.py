@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import ObjectiveLoss, replica_mean
-from omnivl.parts.heads import IGNORED, VocabularyHead
-from omnivl.parts.padding import chosen_positions
+from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.padding import IGNORED, chosen_positions
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ def token_loss(
     label_smoothing: float = 0.0,
     teacher: Teacher | None = None,
     term_weight: Tensor | None = None,
+    chosen: Tensor | None = None,
 ) -> ObjectiveLoss:
     """Cross-entropy at the positions that have a target; only these and a few more go through the vocabulary head.
 
@@ -50,6 +51,7 @@ def token_loss(
         teacher: The loss is ``(1 - alpha)`` times that of the targets plus ``alpha`` times the cross-entropy with the
             teacher's softmax at the same positions. None: no teacher.
         term_weight: See ``replica_mean``.
+        chosen: int64 ``[n]``, the positions to compute, counted over all rows; from ``targets`` where it is not given.
 
     Returns:
         The mean over all targets of the joined batch; metrics ``accuracy`` and, with a teacher, ``distillation``, its
@@ -58,7 +60,7 @@ def token_loss(
     Source: for the teacher, Li et al., ALBEF, arXiv 2107.07651, eq. 7.
     """
     assert isinstance(head, VocabularyHead), "the vocabulary head comes from the Losses layer"
-    chosen = chosen_positions(targets != IGNORED)
+    chosen = chosen_positions(targets != IGNORED) if chosen is None else chosen
     logits, wanted = head(hidden.flatten(0, 1)[chosen]), targets.flatten()[chosen]
     if teacher is None:
         return words_loss(logits, wanted, gather, label_smoothing, term_weight=term_weight)

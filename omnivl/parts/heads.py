@@ -8,9 +8,6 @@ from torch import Tensor, nn
 
 from omnivl.parts.linear import LayerNorm, Linear
 
-IGNORED = -100
-"""Target of a position without a loss."""
-
 
 class VocabularyHead(nn.Module):
     """Dense, GELU, LayerNorm, and a score for every token of the vocabulary.

@@ -29,9 +29,8 @@ from omnivl.errors import ModelError
 from omnivl.parts.bert import BertBlock
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.embed import WordTables
-from omnivl.parts.heads import IGNORED
 from omnivl.parts.linear import Linear, linear
-from omnivl.parts.padding import chosen_positions
+from omnivl.parts.padding import chosen_of
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import Transformer
 
@@ -158,7 +157,7 @@ class LanguageEmbed(BlockLayer):
 
     The first pass reads ``{segment}/token_ids`` and ``{segment}/mask`` (all true if missing) of each segment, and
     ``prefix``: row i of a segment follows row i of the prefix, in decoding row ``cache/rows[i]``. The second pass adds
-    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_positions`` of ``{segment}/targets`` in training, else ``[R, V]``
+    ``logits/{segment}`` fp32: ``[n, V]`` at ``chosen_of`` its targets in training, else ``[R, V]``
     of the last position.
 
     Attributes:
@@ -217,7 +216,7 @@ class LanguageEmbed(BlockLayer):
             if layout.mode == "train":
                 targets = state[f"{name}/targets"]
                 behind = hidden[:, hidden.shape[1] - targets.shape[1] :].flatten(0, 1)
-                hidden = behind[chosen_positions(targets != IGNORED)]
+                hidden = behind[chosen_of(state, name)]
             else:
                 hidden = hidden[:, -1]
             made[f"logits/{name}"] = linear(hidden, self.block.words).float()

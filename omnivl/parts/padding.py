@@ -9,10 +9,14 @@ The number of real positions changes from batch to batch, and CPU kernels are co
 60 steps they took 1.1 GB. Therefore n is rounded up to one of few numbers by keeping some padded positions.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+IGNORED = -100
+"""Target of a position without a loss."""
 
 
 def chosen_positions(mask: Tensor) -> Tensor:
@@ -25,6 +29,20 @@ def chosen_positions(mask: Tensor) -> Tensor:
     chosen = places.nonzero()[:, 0]
     lacking = -len(chosen) % multiple
     return torch.cat([chosen, (~places).nonzero()[:lacking, 0]]) if lacking else chosen
+
+
+def prepared_targets(segment: str, targets: Tensor) -> dict[str, Tensor]:
+    """Targets of words, int64 ``[R, L]``, as ``{segment}/targets``, and ``{segment}/chosen`` for ``chosen_of``.
+
+    To be called in a data worker: how many positions have a target is then known without waiting for a device.
+    """
+    return {f"{segment}/targets": targets, f"{segment}/chosen": chosen_positions(targets != IGNORED)}
+
+
+def chosen_of(state: Mapping[str, Tensor], segment: str) -> Tensor:
+    """``chosen_positions`` of a segment's targets, int64 ``[n]``; found here where nobody has prepared them."""
+    chosen = state.get(f"{segment}/chosen")
+    return chosen_positions(state[f"{segment}/targets"] != IGNORED) if chosen is None else chosen
 
 
 class Padding:

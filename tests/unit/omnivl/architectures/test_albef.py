@@ -26,6 +26,7 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import ITM, LM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
+from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 
@@ -442,8 +443,8 @@ def test_operations_are_what_torch_counts(monkeypatch, objectives):
     batch = replace(batch, token_ids=batch.token_ids.masked_fill(batch.token_ids == TOKENS.pad, 9))
     targets = torch.full((4, 7), -100)
     targets[:, 1] = 5  # one of seven positions of each text, which are chosen in whole quarters of the rows
-    given = {"mlm/targets": targets, "mlm/token_ids": batch.token_ids, "lm/token_ids": batch.token_ids}
-    given["lm/targets"] = batch.token_ids
+    given = {"mlm/token_ids": batch.token_ids, "lm/token_ids": batch.token_ids}
+    given |= prepared_targets("mlm", targets) | prepared_targets("lm", batch.token_ids)
     layout = plan_layout(objectives, "image_text", 4, 1)
     with FlopCounterMode(display=False) as counter:
         chain(State.from_batch(batch, layout).merged(given))["loss"].backward()

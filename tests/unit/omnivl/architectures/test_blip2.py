@@ -29,6 +29,7 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MDM, MLM, MRM, VLM
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
+from omnivl.parts.padding import prepared_targets
 from omnivl.parts.similarity import similarity
 from omnivl.parts.sizes import MomentumConfig, Words
 from omnivl.pretrained.load import load_pretrained
@@ -267,7 +268,9 @@ def test_operations_are_what_torch_counts(monkeypatch, case, frames):
     state = step(objectives, frames, batch)
     targets = torch.full((4, 7), -100)
     targets[:, 1] = 5  # one of seven positions of each text, which are chosen in whole quarters of the rows
-    state = state.merged({name: targets for name in ("mlm/targets", "lm/targets") if name in state})
+    for key in ("mlm", "lm"):
+        if f"{key}/targets" in state:
+            state = state.merged(prepared_targets(key, targets))
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()
     monkeypatch.setattr(MLM, "restored_words", property(lambda self: {self.key: 1 / 7}))

@@ -19,8 +19,8 @@ from omnivl.data.tokenizer import load_readers
 from omnivl.errors import ModelError
 from omnivl.inference.generate import generate, writing_search
 from omnivl.objectives import PrefixLM, PrepareContext
-from omnivl.parts.heads import IGNORED
 from omnivl.parts.language import LanguageModel
+from omnivl.parts.padding import IGNORED
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 

@@ -31,6 +31,7 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import ITM, LM, MDM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
+from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import MomentumConfig, Transformer, Words
 from omnivl.parts.streams import Part, Stream
 from omnivl.pretrained.load import load_pretrained
@@ -294,7 +295,7 @@ def test_operations_are_what_torch_counts(monkeypatch, objectives):
     batch = replace(batch, token_ids=batch.token_ids.masked_fill(batch.token_ids == TOKENS.pad, 9))
     targets = torch.full((4, 7), -100)
     targets[:, 1] = 5  # one of seven positions of each text, which are chosen in whole quarters of the rows
-    state = State.from_batch(batch, layout).merged({"mlm/targets": targets})
+    state = State.from_batch(batch, layout).merged(prepared_targets("mlm", targets))
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()
     monkeypatch.setattr(MLM, "restored_words", property(lambda self: {self.key: 1 / 7}))

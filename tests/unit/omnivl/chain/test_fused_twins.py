@@ -18,6 +18,7 @@ from omnivl.errors import ModelError
 from omnivl.objectives import MLM, MRM, VLM, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
+from omnivl.parts.padding import prepared_targets
 
 TAUGHT = MLM(soft_target_alpha=0.4)
 
@@ -141,7 +142,9 @@ def test_operations_are_what_torch_counts(monkeypatch, objectives, kind):
     batch = replace(batch, token_ids=batch.token_ids.masked_fill(batch.token_ids == TOKENS.pad, 9))
     targets = torch.full((4, 8), -100)
     targets[:, 1] = 5  # one of eight positions of each text, which are chosen in whole quarters of the rows
-    given = {} if "mlm/targets" not in batch.prepared else {"mlm/targets": targets, "mlm/token_ids": batch.token_ids}
+    given = {}
+    if "mlm/targets" in batch.prepared:
+        given = {"mlm/token_ids": batch.token_ids, **prepared_targets("mlm", targets)}
     state = State.from_batch(batch, plan_layout(objectives, kind, 4, batch.num_frames)).merged(given)
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()

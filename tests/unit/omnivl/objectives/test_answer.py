@@ -23,6 +23,7 @@ from omnivl.objectives import ITM, LM, MLM, Answer, Objective, PrepareContext
 from omnivl.objectives.answer import cut_texts
 from omnivl.parts import attention
 from omnivl.parts.join import JoinRows
+from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import Recompute, Transformer
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)
@@ -269,7 +270,7 @@ def test_operations_are_what_torch_counts(monkeypatch):
     state = state_of()
     full = {"token_ids": QUESTIONS.masked_fill(QUESTIONS == 0, 9)}
     full["answer/token_ids"] = state["answer/token_ids"].masked_fill(state["answer/token_ids"] == 0, 9)
-    full["answer/targets"] = torch.full_like(state["answer/targets"], 9)
+    full |= prepared_targets("answer", torch.full_like(state["answer/targets"], 9))
     state = State({**state, **full}, state.layout)
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()

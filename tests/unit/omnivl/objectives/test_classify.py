@@ -25,7 +25,7 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import UserError
 from omnivl.objectives import MLM, Classify, Objective, UniVLC
-from omnivl.parts.heads import IGNORED
+from omnivl.parts.padding import IGNORED
 
 NAMES = ("ox", "cat", "hen", "bee", "fly")
 OWN = Classify(names=NAMES, prompt="a {name}")

@@ -19,7 +19,8 @@ from omnivl.objectives import LM, MLM, PrepareContext
 from omnivl.objectives.lm import shift
 from omnivl.objectives.mlm import Ids, ordinary_ids
 from omnivl.objectives.vocabulary import Teacher, token_loss
-from omnivl.parts.heads import IGNORED, VocabularyHead
+from omnivl.parts.heads import VocabularyHead
+from omnivl.parts.padding import IGNORED
 from omnivl.randomness import generator
 
 

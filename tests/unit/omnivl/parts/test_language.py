@@ -21,9 +21,9 @@ from omnivl.errors import ModelError, UserError
 from omnivl.inference.generate import SearchOptions, beam_search, generate, writing_search
 from omnivl.objectives import PrefixLM, PrepareContext
 from omnivl.parts import attention
-from omnivl.parts.heads import IGNORED
 from omnivl.parts.language import LanguageModel, language_layers, language_order
 from omnivl.parts.opt_names import language_from_opt, refuse_options_of_opt
+from omnivl.parts.padding import IGNORED, prepared_targets
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 
@@ -249,7 +249,8 @@ def test_operations_are_those_that_torch_counts(monkeypatch):
     monkeypatch.setattr(attention, "prefers_products", lambda x: True)
     chain, state = chain_of(), state_of()
     full = torch.full((4, 8), 7)
-    state = state.merged({f"{KEY}/token_ids": full, f"{KEY}/targets": full, f"{KEY}/mask": torch.ones(4, 8).bool()})
+    given = {f"{KEY}/token_ids": full, f"{KEY}/mask": torch.ones(4, 8).bool()}
+    state = state.merged(given | prepared_targets(KEY, full))
     with FlopCounterMode(display=False) as counter:
         chain(state)["loss"].backward()
     embed = 4 * QUERIES * 2 * 48 * 12 * (FORWARD_AND_BACKWARD - 1)  # the test's own layer, which counts nothing
