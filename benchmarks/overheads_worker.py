@@ -122,7 +122,7 @@ class _Window:
     def __init__(self, host: Host, step: Callable[[], object], steps: int, folder: Path, way: str) -> None:
         self._host, self._step, self._steps, self._folder = host, step, steps, folder / way.split()[-1]
         self._saves = way != WAYS[0]
-        self._writer = CheckpointWriter(self._folder, host.device, asynchronous=way == WAYS[2], keep_last=1)
+        self._writer = CheckpointWriter(self._folder, asynchronous=way == WAYS[2], keep_last=1)
         self.pauses: list[float] = []
 
     def run(self) -> float:
@@ -143,7 +143,7 @@ class _Window:
                     layout = SavedLayout("plain", None, ranks.world_size(), 1, 1)
                     self._writer.save(self._host, TrainerState(step=1, layout=layout), {})
                 else:
-                    self._writer.poll()
+                    self._writer.poll(self._writer.is_writing)
                 if number == self._steps - 1:
                     self._writer.finish()
                 pauses.append(time.perf_counter() - start)

@@ -58,17 +58,15 @@ class _Save:
 class CheckpointWriter:
     """Writes the checkpoints of a stage. Every method is called by every process."""
 
-    def __init__(self, folder: Path, device: torch.device, *, asynchronous: bool, keep_last: int) -> None:
+    def __init__(self, folder: Path, *, asynchronous: bool, keep_last: int) -> None:
         """Creates a writer; nothing is written yet.
 
         Args:
             folder: The stage's ``checkpoints`` folder, on a file system that all processes share.
-            device: Where the process group's backend expects its tensors.
             asynchronous: Continue training while the files are written; this takes memory for a copy of the shard.
             keep_last: Number of newest checkpoints that stay, beside the best.
         """
-        self._folder, self._device = folder, device
-        self._asynchronous, self._keep_last = asynchronous, keep_last
+        self._folder, self._asynchronous, self._keep_last = folder, asynchronous, keep_last
         self._memory = KeptMemory()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="omnivl-checkpoint")
         self._save: _Save | None = None
@@ -110,13 +108,21 @@ class CheckpointWriter:
         if not self._asynchronous:
             self.finish()
 
-    def poll(self) -> None:
+    @property
+    def is_writing(self) -> bool:
+        """Whether this process still writes its part of the current checkpoint."""
+        return self._save is not None and not self._save.work.done()
+
+    def poll(self, writing: bool) -> None:
         """Seals the current checkpoint once every process has written its part. To be called every step.
+
+        Args:
+            writing: Whether ``is_writing`` on any process.
 
         Raises:
             CheckpointError: It could not be written, on whichever process; raised on all.
         """
-        if self._save is not None and not ranks.largest_over_ranks(int(not self._save.work.done()), self._device):
+        if self._save is not None and not writing:
             self._go_on(self._save)
 
     def finish(self) -> None:

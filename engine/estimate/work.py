@@ -17,6 +17,7 @@ from engine.estimate.layers import accelerator_kernels, activation_bytes, apart,
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.matrices import Matrices, layer_matrices
 from engine.estimate.operations import Operation, OperationCounter, Operations
+from engine.hosts.pipeline.reads import Notes, ReadState, Wanted, notes_of, unread
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
@@ -93,7 +94,7 @@ class Pass:
         joins: Number of collectives of the forward pass, and sums of scalars among them.
         routed: Bytes of the rows that are sent to experts and back.
         routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
-        crossing: Bytes of the state after the layer, as a pipeline sends it.
+        crossing: Bytes of that part of the state after the layer that later passes read, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
         activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
     """
@@ -200,7 +201,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     chain.train()
     states = blank_states(stage, tokenizer, device)
     kept = activation_bytes(chain, states)
-    found = [list(_passes(chain, state, gather, kept)) for state in states]
+    found = [_crossing(list(_passes(chain, state, gather, kept))) for state in states]
     weights = [sort.share for sort in stage.batch_sorts()]
     moved = muon_parameters(chain, stage.optimizer)
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
@@ -216,27 +217,56 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     )
 
 
-def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[Pass]:
+@dataclass(frozen=True)
+class _Passed:
+    """A pass, and what a cut behind it would send.
+
+    Attributes:
+        found: The pass, as if nothing crossed.
+        notes: What it read and made.
+        after: Bytes of each tensor of the state behind it, and whether it has a gradient.
+    """
+
+    found: Pass
+    notes: Notes
+    after: Mapping[str, tuple[int, bool]]
+
+
+def _crossing(passed: Sequence[_Passed]) -> list[Pass]:
+    """The passes with the bytes that cross behind each: of what later passes read."""
+    found: list[Pass] = []
+    wanted = Wanted()
+    for one in reversed(passed):
+        sizes = [size for name, size in one.after.items() if name in wanted]
+        gradient = sum(size for size, carried in sizes if carried)
+        found.append(replace(one.found, crossing=sum(size for size, _ in sizes), crossing_gradient=gradient))
+        wanted = one.notes.wanted(wanted)
+    return found[::-1]
+
+
+def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[_Passed]:
     """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter.
 
     On ``meta`` a pass of the same form as an earlier one is not run again. On the CPU a layer may depend on values.
     """
-    known: dict[Hashable, tuple[Pass, State]] = {}
+    known: dict[Hashable, tuple[_Passed, State]] = {}
     forms = {id(layer): layer_form(layer) for layer in chain.layers}
     for layer, one_pass in zip(chain.program, chain.passes, strict=True):
         form = forms[id(layer)], state_form(state)
         if form in known:
             found, state = known[form]
-            yield replace(found, layer=one_pass[0], activations=kept[one_pass])
+            yield replace(found, found=replace(found.found, layer=one_pass[0], activations=kept[one_pass]))
             continue
         gather.joined = gather.gradient = gather.calls = 0
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
             stack.enter_context(accelerator_kernels())
             rows = stack.enter_context(_watched_banks(layer))
-            given = apart(state)
+            watched = ReadState.of(apart(state))
             with forward:
-                after = layer(given)
+                after = layer(watched)
+            notes = notes_of(watched, after)
+            given, after = unread(watched), unread(after)
             made = made_by_layer(given, after)
             gradients = [torch.ones_like(tensor) for tensor in made]
             joined, joins = gather.joined, gather.calls
@@ -247,8 +277,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             parameter.grad = None
         layer.discard_step()
         state = apart(after)
-        carried = [one for one in state.values() if one.requires_grad]
-        found = Pass(
+        made_here = Pass(
             layer=one_pass[0],
             forward=forward.found,
             backward=backward.found,
@@ -257,10 +286,11 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             joins=joins,
             routed=sum(size for size, _ in rows),
             routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
-            crossing=sum(4 * one.numel() if one.requires_grad else one.nbytes for one in state.values()),
-            crossing_gradient=sum(4 * one.numel() for one in carried),
+            crossing=0.0,
+            crossing_gradient=0.0,
             activations=kept[one_pass],
         )
+        found = _Passed(made_here, notes, {name: (one.nbytes, one.requires_grad) for name, one in state.items()})
         if all(one.is_meta for one in state.values()):
             known[form] = found, state
         yield found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.hosts.shards import Shard
-from engine.step.report import StepResult
+from engine.step.report import StepResult, Votes, no_votes
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.data.batch import Batch
@@ -56,12 +56,13 @@ class Host(Protocol):
     def device(self) -> torch.device:
         """Where the chain lives."""
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+    def step(self, batches: Sequence[Batch], step: int, votes: Votes = no_votes) -> StepResult:
         """Forward and backward over ``gradient_accumulation_steps`` micro-batches, one optimizer step, ``after_step``.
 
         Args:
             batches: This replica's micro-batches; kinds are equal on every replica.
             step: Index of the optimizer step, from 0; sets learning rates.
+            votes: Asked once, when the scalars are averaged, and counted with them.
         """
 
     def shard(self) -> Shard:

@@ -14,7 +14,7 @@ from engine.plan.parallel import CommunicationDtype
 from engine.plan.precision import dtype_of
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import ChainOptimizer, OptimizerConfig, parameter_groups, set_learning_rates
-from engine.step.report import StepResult, StepScalars, scalars
+from engine.step.report import StepResult, StepScalars, Votes, no_votes, scalars
 from moe.working import copy_together
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
@@ -70,7 +70,7 @@ class PlainHost(HoldingHost):
             for tensor in chain.state_dict().values():
                 broadcast_from_first(tensor, group)
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+    def step(self, batches: Sequence[Batch], step: int, votes: Votes = no_votes) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
         assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
@@ -80,7 +80,7 @@ class PlainHost(HoldingHost):
             collected.add(scalars(state))
             loss = state["loss"]
             (loss / self._accumulation if self._accumulation > 1 else loss).backward()
-        averages = collected.average(self.gather, self._finish_gradients())
+        averages = collected.average(self.gather, self._finish_gradients(), votes())
         norm = averages.gradient_norm
         # Both figures are sums over replicas, in which one NaN or infinity makes the sum not finite: all replicas
         # decide equally.
@@ -91,7 +91,7 @@ class PlainHost(HoldingHost):
             self._optimizer.step()
             self.chain.after_step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
+        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped, averages.votes)
 
     def _finish_gradients(self) -> Tensor:
         """Averages gradients over replicas and clips them; returns the norm before clipping."""

@@ -7,7 +7,6 @@ import datetime
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-import torch
 import torch.distributed as dist
 
 from engine.processes import messages
@@ -120,17 +119,3 @@ def first_problem(key: str, problem: str | None, patience_seconds: float) -> str
         raise TimeoutError(f"{key}: not every process has come through: {error}") from error
     except RuntimeError as error:
         raise ConnectionError(f"{key}: the process that holds the rendezvous store has ended: {error}") from error
-
-
-def largest_over_ranks(value: int, device: torch.device) -> int:
-    """Returns the largest ``value`` of any process, so that all make the same decision. Called by every process.
-
-    Args:
-        value: This process' value.
-        device: Where the process group's backend expects its tensors.
-    """
-    if world_size() == 1:
-        return value
-    box = torch.tensor(value, dtype=torch.int64, device=device)
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
-    return int(box.item())

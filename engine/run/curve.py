@@ -1,7 +1,7 @@
 """The curve of a stage: cheap scores by time, so that one sees it learn. They change nothing that is trained."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from engine.disk.evaluation import read_failed
 from engine.disk.run_folder import StageFolder
@@ -16,6 +16,8 @@ from engine.telemetry.progress import Progress
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.tasks import TaskConfig
 from omnivl.tasks.results import Score
+
+_DUE = "the curve is due"
 
 
 class Pace:
@@ -113,9 +115,13 @@ class Curve:
         """A step took so long."""
         self._pace.train(seconds)
 
-    def is_due(self, step: int) -> bool:
-        """Whether a point belongs after this many steps; the same on every process."""
-        return self._open and bool(ranks.largest_over_ranks(int(self._is_due_here(step)), self._host.device))
+    def votes(self, step: int) -> dict[str, bool]:
+        """Whether a point belongs after this many steps: process 0 says so."""
+        return {_DUE: self._open and self._is_due_here(step)} if self._plan.tasks else {}
+
+    def is_due(self, votes: Collection[str]) -> bool:
+        """Whether a point belongs after the step in which any process gave these of ``votes``."""
+        return _DUE in votes
 
     def evaluate(self, step: int, metrics: MetricsLog | None, key: str) -> None:
         """Adds a point.

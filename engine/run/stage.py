@@ -1,7 +1,7 @@
 """The loop of one stage: take micro-batches, step the host, log, evaluate, save."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -30,6 +30,8 @@ from omnivl.data.config import entry_keys
 from omnivl.data.loader import Loader, LoaderState
 from omnivl.data.tokenizer import Tokenizer, batch_readers
 from omnivl.randomness import stable_hash
+
+_WRITING = "a checkpoint is being written"
 
 
 class StageLoop:
@@ -83,10 +85,7 @@ class StageLoop:
         self._curve = Curve(host, self._stage, tokenizer, folder, progress)
         self._metrics: MetricsLog | None = None
         self._checkpoints = CheckpointWriter(
-            folder.checkpoints,
-            host.device,
-            asynchronous=plan.checkpoint.asynchronous,
-            keep_last=plan.checkpoint.keep_last,
+            folder.checkpoints, asynchronous=plan.checkpoint.asynchronous, keep_last=plan.checkpoint.keep_last
         )
 
     def run(self, complete: Callable[[], None]) -> int:
@@ -129,27 +128,28 @@ class StageLoop:
             if begin == stage.steps:
                 complete()
             self._catch_up()
-            self._draw_curve()
+            if ranks.from_first(any(self._curve.votes(begin).values()), bool):
+                self._draw_curve()
             self._throughput.restart()
             while self._state.step < stage.steps:
-                loader_state = self._take_step(loader, batches, first=self._state.step == begin)
-                signal = self._stop.agreed(self._host.device)
-                self._finish_step(loader_state, complete, stopping=signal != 0)
+                loader_state, votes = self._take_step(loader, batches, first=self._state.step == begin)
+                signal = self._stop.agreed(votes)
+                self._finish_step(loader_state, complete, votes, stopping=signal != 0)
                 if signal and self._state.step < stage.steps:
                     return signal
         return 0
 
     def _take_step(
         self, loader: Loader, batches: Iterator[tuple[Batch | None, LoaderState]], *, first: bool
-    ) -> LoaderState:
-        """One optimizer step: data, host, guard, display. Returns the position in the data after it."""
+    ) -> tuple[LoaderState, Collection[str]]:
+        """One optimizer step: data, host, guard, display. Returns the position in the data after it, and the votes."""
         before = time.perf_counter()
         self._begin("loading data")
         taken = [next(batches) for _ in range(self._stage.batch.gradient_accumulation_steps)]
         waited = time.perf_counter() - before
         micro_batches = [batch for batch, _ in taken if batch is not None]
         self._begin("first step" if first else "step")
-        result = self._host.step(micro_batches, self._state.step)
+        result = self._host.step(micro_batches, self._state.step, self._votes)
         if first and self._stage.parallel.compile:
             compile_blocks(self._host.chain)  # after the step in which a host learns how parameters are used
         step = self._state.step + 1
@@ -170,7 +170,12 @@ class StageLoop:
         if step % self._plan.logging.every == 0 or step == self._stage.steps:
             self._write_line(result)
         self._curve.train(time.perf_counter() - before)
-        return taken[-1][1]
+        return taken[-1][1], result.votes
+
+    def _votes(self) -> dict[str, bool]:
+        """What the processes have to agree on at the end of a step: they count it with the step's scalars."""
+        own = {_WRITING: self._checkpoints.is_writing, **self._curve.votes(self._state.step + 1)}
+        return own | self._stop.votes()
 
     def _begin(self, activity: Activity) -> None:
         self._heartbeat.begin(activity, self._stage.name, self._state.step)
@@ -188,7 +193,9 @@ class StageLoop:
             )
         self._throughput.restart()
 
-    def _finish_step(self, loader_state: LoaderState, complete: Callable[[], None], *, stopping: bool) -> None:
+    def _finish_step(
+        self, loader_state: LoaderState, complete: Callable[[], None], votes: Collection[str], *, stopping: bool
+    ) -> None:
         """Saves and evaluates in the steps in which they are due: first what is not to be lost, then what may fail."""
         before = time.perf_counter()
         step, last = self._state.step, self._state.step == self._stage.steps
@@ -198,13 +205,13 @@ class StageLoop:
         if saves:
             self._save(loader_state)
         else:
-            self._checkpoints.poll()
+            self._checkpoints.poll(_WRITING in votes)
         if saves and (last or stopping or due):
             self._checkpoints.finish()
         saving = time.perf_counter() - before
         if last:
             complete()
-        if last or not stopping:
+        if self._curve.is_due(votes) and (last or not stopping):
             self._draw_curve()
         if due and (last or not stopping):  # who stops a run waits for a step, not for an evaluation
             best = self._evaluate()
@@ -227,10 +234,9 @@ class StageLoop:
             self._checkpoints.prune(self._state.best_step)
 
     def _draw_curve(self) -> None:
-        """Evaluates by time, where it is time."""
-        if self._curve.is_due(self._state.step):
-            self._begin("evaluating")
-            self._curve.evaluate(self._state.step, self._metrics, f"curve-{self._heartbeat.doing.number}")
+        """Evaluates by time, as it is time."""
+        self._begin("evaluating")
+        self._curve.evaluate(self._state.step, self._metrics, f"curve-{self._heartbeat.doing.number}")
 
     def _evaluate(self) -> bool:
         """Returns whether this is the best state so far."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -12,7 +12,15 @@ from torch import Tensor
 from omnivl.chain.gather import Gather
 from omnivl.chain.state import State
 
-_REPORTED = ("loss/", "metric/")
+_REPORTED = ("loss", "metric")
+
+Votes = Callable[[], Mapping[str, bool]]
+"""What a process says at the end of a step, by the same names on every process, e.g. that it was asked to stop."""
+
+
+def no_votes() -> Mapping[str, bool]:
+    """Nothing is asked."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -26,6 +34,7 @@ class StepResult:
         gradient_norm: Global norm before clipping.
         learning_rates: By parameter group.
         skipped: True if a loss or gradient was not finite, so that weights, momentum and queue were not updated.
+        votes: Of what was asked, that to which any process said yes.
     """
 
     loss: float
@@ -34,11 +43,12 @@ class StepResult:
     gradient_norm: float
     learning_rates: Mapping[str, float]
     skipped: bool
+    votes: frozenset[str] = frozenset()
 
 
 def scalars(state: State) -> dict[str, Tensor]:
     """The detached scalars at the end of the chain: ``loss``, ``loss/...`` and ``metric/...``."""
-    return {name: tensor.detach() for name, tensor in state.items() if name == "loss" or name.startswith(_REPORTED)}
+    return {name: tensor.detach() for name, tensor in state.under(_REPORTED).items()}
 
 
 class StepScalars:
@@ -52,11 +62,17 @@ class StepScalars:
         for name, tensor in named.items():
             self._values[name].append(tensor.detach().float().reshape(()))
 
-    def local(self, name: str) -> Tensor:
-        """The sum of one scalar over the micro-batches of this process."""
-        return torch.stack(self._values[name]).sum()
+    def means(self) -> tuple[list[str], Tensor]:
+        """Names, and the fp32 mean of each over those of this process' micro-batches that had it."""
+        names = sorted(self._values, key=lambda name: (len(self._values[name]), name))
+        # One mean for all names that as many micro-batches had, instead of one for each.
+        together = [list(own) for _, own in groupby(names, lambda name: len(self._values[name]))]
+        values = [torch.stack([one for name in own for one in self._values[name]]) for own in together]
+        return names, torch.cat([one.view(len(own), -1).mean(1) for one, own in zip(values, together, strict=True)])
 
-    def average(self, gather: Gather, norm: Tensor | None = None) -> "StepAverages":
+    def average(
+        self, gather: Gather, norm: Tensor | None = None, votes: Mapping[str, bool] | None = None
+    ) -> "StepAverages":
         """Averages over the micro-batches that had the scalar, then over replicas. Called by every replica.
 
         The names depend on the kinds of the micro-batches only, hence are the same on every replica.
@@ -64,18 +80,22 @@ class StepScalars:
         Args:
             gather: The replicas.
             norm: The gradient's, equal on every replica: read back with the averages, so that the host waits once.
+            votes: This replica's, which are counted in the same sum.
         """
-        names = sorted(self._values, key=lambda name: (len(self._values[name]), name))
-        # One mean for all names that as many micro-batches had, instead of one for each.
-        together = [list(own) for _, own in groupby(names, lambda name: len(self._values[name]))]
-        values = [torch.stack([one for name in own for one in self._values[name]]) for own in together]
-        means = [one.view(len(own), -1).mean(1) for one, own in zip(values, together, strict=True)]
-        local = means[0] if len(means) == 1 else torch.cat(means)
-        averages = gather.total(local) / gather.replicas
-        if norm is None:
-            return StepAverages(dict(sorted(zip(names, averages.tolist(), strict=True))))
-        *read, gradient_norm = torch.cat([averages, norm.reshape(1).to(averages)]).tolist()
-        return StepAverages(dict(sorted(zip(names, read, strict=True))), gradient_norm)
+        (names, means), asked = self.means(), votes or {}
+        said = torch.tensor([float(one) for one in asked.values()], device=means.device)
+        averages = gather.total(torch.cat([means, said])) / gather.replicas
+        read = torch.cat([averages, norm.reshape(1).to(averages)]).tolist() if norm is not None else averages.tolist()
+        return StepAverages(
+            dict(sorted(zip(names, read, strict=False))),
+            read[-1] if norm is not None else math.nan,
+            counted(asked, read[len(names) :]),
+        )
+
+
+def counted(names: Iterable[str], yes: Iterable[float]) -> frozenset[str]:
+    """The votes to which some process, or a share of them, said yes."""
+    return frozenset(name for name, number in zip(names, yes, strict=False) if number > 0.0)
 
 
 class StepAverages:
@@ -84,10 +104,13 @@ class StepAverages:
     Attributes:
         by_name: All of them.
         gradient_norm: What was read back with them; nan where nothing was.
+        votes: To which any process said yes.
     """
 
-    def __init__(self, by_name: Mapping[str, float], gradient_norm: float = math.nan) -> None:
-        self.by_name, self.gradient_norm = dict(by_name), gradient_norm
+    def __init__(
+        self, by_name: Mapping[str, float], gradient_norm: float = math.nan, votes: frozenset[str] = frozenset()
+    ) -> None:
+        self.by_name, self.gradient_norm, self.votes = dict(by_name), gradient_norm, votes
 
     @property
     def loss(self) -> float:

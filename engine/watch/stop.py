@@ -4,14 +4,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
-
-import torch
-
-from engine.processes import ranks
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 LAUNCHED = "OMNIVL_LAUNCHED"
@@ -34,12 +30,25 @@ class StopRequest:
         if launched:
             threading.Thread(target=_follow_launcher, name="omnivl-launcher", daemon=True).start()
 
-    def agreed(self, device: torch.device) -> int:
-        """The signal number that stops the run, 0 for none; equal on every process. Called by every process."""
-        return ranks.largest_over_ranks(self._signal, device)
+    def votes(self) -> dict[str, bool]:
+        """Whether this process got each of the signals."""
+        return {_vote(number): self._signal == number for number in STOP_SIGNALS}
+
+    @staticmethod
+    def agreed(votes: Collection[str]) -> int:
+        """The signal that stops the run, 0 for none.
+
+        Args:
+            votes: Those of ``votes`` that any process gave, equal on every process.
+        """
+        return max((int(number) for number in STOP_SIGNALS if _vote(number) in votes), default=0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._signal = self._signal or number
+
+
+def _vote(number: int) -> str:
+    return f"signal {int(number)}"
 
 
 @contextmanager

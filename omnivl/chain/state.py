@@ -10,7 +10,7 @@ sends its items. Everything that is not a tensor is in the ``StepLayout``: a pur
 batch's data entry, kind and size, so that every pipeline stage can compute it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Self
 
@@ -184,6 +184,10 @@ class State(dict[str, Tensor]):
     def named(self, prefix: str) -> dict[str, Tensor]:
         """The tensors under ``prefix/``, with the prefix cut off."""
         return {name[len(prefix) + 1 :]: tensor for name, tensor in self.items() if name.startswith(f"{prefix}/")}
+
+    def under(self, roots: Collection[str]) -> dict[str, Tensor]:
+        """The tensors whose names, up to the first slash, are among ``roots``."""
+        return {name: tensor for name, tensor in self.items() if name.split("/")[0] in roots}
 
     def term_weight(self, name: str) -> Tensor | None:
         """What one of an objective's ``terms`` weighs in its loss, fp32 scalar; None where no host has counted them."""

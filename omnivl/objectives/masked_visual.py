@@ -25,6 +25,7 @@ from omnivl.errors import Misfit, UserError
 from omnivl.objectives.masking import Mask
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
+from omnivl.parts.padding import selected
 
 PIXEL_EPS = 1e-6
 
@@ -109,16 +110,13 @@ class MaskedVisual(Objective):
         return Demands(rows={"visual": {self.key: count}}, reads=visual_target_fields(self.targets))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Draws ``{key}/rows`` int64 ``[M]`` and ``{key}/mask`` bool ``[M, T, N]``."""
+        """Draws ``{key}/rows`` int64 ``[M]``, ``/mask`` bool ``[M, T, N]`` and ``/masked``; see ``prepared_mask``."""
         times = max(1, batch.num_frames // context.tubelet_size)
         rows = self.rows(batch.size)
         positions = batch.position[self.offset :: self.every].tolist()
         streams = context.streams(self.key)
         masks = [self.mask(streams.at(position), times, context.grid) for position in positions]
-        return {
-            f"{self.key}/rows": torch.tensor(list(rows), dtype=torch.int64),
-            f"{self.key}/mask": torch.from_numpy(np.stack(masks)),
-        }
+        return prepared_mask(self.key, torch.tensor(list(rows), dtype=torch.int64), torch.from_numpy(np.stack(masks)))
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
         """The map from features of masked patches to their targets."""
@@ -137,6 +135,22 @@ class MaskedVisual(Objective):
         count = mask.sum()
         loss = replica_mean(distances.sum(), count, gather, state.term_weight(self.key))
         return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
+
+
+def prepared_mask(segment: str, rows: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """What a masked visual pass needs, as ``{segment}/...``: its rows, their masks, and where they are masked.
+
+    To be called in a data worker: how many patches are masked is then known without waiting for a device.
+
+    Args:
+        segment: Name of the pass.
+        rows: int64 ``[M]``, the samples of the batch.
+        mask: Bool ``[M, ...]``.
+
+    Returns:
+        ``rows`` and ``mask``, and ``masked``, int64 ``[K]``: the masked patches, counted over all rows.
+    """
+    return {f"{segment}/rows": rows, f"{segment}/mask": mask, f"{segment}/masked": mask.flatten().nonzero()[:, 0]}
 
 
 def visual_target_fields(targets: VisualTargets) -> frozenset[str]:
@@ -176,7 +190,7 @@ def patch_distances(
     """Distances between the predictions of a masked visual pass and their targets.
 
     Args:
-        state: Has ``{segment}/rows`` and ``/mask``, and ``frames`` or ``momentum_visual``.
+        state: Has ``{segment}/rows`` and ``/masked``, and ``frames`` or ``momentum_visual``.
         segment: Name of the pass.
         features: The pass's output for the segment's rows, ``[M, S, D]``.
         head: Maps features to targets.
@@ -186,13 +200,13 @@ def patch_distances(
     Returns:
         fp32 ``[K]``, a mean over the values of each masked patch.
     """
-    rows, mask = state[f"{segment}/rows"], state[f"{segment}/mask"]
-    predicted = head(features[:, 1:][mask.flatten(1)]).float()
+    rows, chosen = state[f"{segment}/rows"], state[f"{segment}/masked"]
+    predicted = head(selected(features[:, 1:], chosen)).float()
     if targets == "pixels":
-        wanted = pixel_targets(state["frames"][rows], mask, head.patch_size, head.tubelet_size)
+        wanted = pixel_targets(state["frames"][rows], chosen, head.patch_size, head.tubelet_size)
         per_patch: Tensor = (predicted - wanted).square().mean(-1)
         return per_patch
-    return feature_distance(predicted, feature_targets(state["momentum_visual"][rows], mask), feature_loss)
+    return feature_distance(predicted, feature_targets(state["momentum_visual"][rows], chosen), feature_loss)
 
 
 def patchify(frames: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
@@ -212,12 +226,12 @@ def patchify(frames: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
     return tubelets.transpose(2, 3).flatten(3)
 
 
-def pixel_targets(frames: Tensor, mask: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
+def pixel_targets(frames: Tensor, chosen: Tensor, patch_size: int, tubelet_size: int = 1) -> Tensor:
     """Values of masked patches, each patch shifted and scaled to mean 0 and variance 1 over all its values.
 
     Args:
         frames: uint8 ``[M, F, 3, H, W]``.
-        mask: Bool ``[M, T, N]``.
+        chosen: int64 ``[K]``, masked patches, counted over all rows.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per patch.
 
@@ -227,11 +241,11 @@ def pixel_targets(frames: Tensor, mask: Tensor, patch_size: int, tubelet_size: i
     Source: He et al., MAE, arXiv 2111.06377, section 4.1 ("normalized pixels"); unbiased variance and eps 1e-6 as in
         its code.
     """
-    values = patchify(frames, patch_size, tubelet_size)[mask].float() / 255.0
+    values = patchify(frames, patch_size, tubelet_size).flatten(0, 2)[chosen].float() / 255.0
     return (values - values.mean(-1, keepdim=True)) / (values.var(-1, keepdim=True) + PIXEL_EPS).sqrt()
 
 
-def feature_targets(momentum_visual: Tensor, mask: Tensor) -> Tensor:
+def feature_targets(momentum_visual: Tensor, chosen: Tensor) -> Tensor:
     """The momentum encoder's features of masked patches, computed from the whole sample.
 
     They are normalised without learnt scale, as in data2vec (Baevski et al., arXiv 2202.03555, section 3.3): otherwise
@@ -239,12 +253,12 @@ def feature_targets(momentum_visual: Tensor, mask: Tensor) -> Tensor:
 
     Args:
         momentum_visual: ``[M, S, D]``.
-        mask: Bool ``[M, T, N]``.
+        chosen: int64 ``[K]``, masked patches, counted over all rows.
 
     Returns:
         fp32 ``[K, D]``, no gradient.
     """
-    features = momentum_visual.detach()[:, 1:][mask.flatten(1)].float()
+    features = selected(momentum_visual.detach()[:, 1:], chosen).float()
     return F.layer_norm(features, features.shape[-1:])
 
 

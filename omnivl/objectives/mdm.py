@@ -22,6 +22,7 @@ from omnivl.objectives.masked_visual import (
     VisualTargets,
     patch_distances,
     patch_head,
+    prepared_mask,
     visual_target_fields,
 )
 from omnivl.objectives.masking import block_mask
@@ -118,8 +119,8 @@ class MDM(Objective):
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         """Draws the masks of each part.
 
-        ``{key}/image`` and ``{key}/pair`` get ``/rows`` int64 ``[B]`` and ``/mask`` bool ``[B, 1, N]``, ``{key}/text``
-        and ``{key}/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
+        ``{key}/image`` and ``{key}/pair`` get ``/rows`` int64 ``[B]``, ``/mask`` bool ``[B, 1, N]`` and ``/masked``;
+        ``{key}/text`` and ``{key}/pair`` get ``/token_ids`` and ``/targets`` int64 ``[B, L]``.
         """
         image, text, pair = self.parts
         if batch.kind == "text":
@@ -134,7 +135,7 @@ class MDM(Objective):
     def _hide_patches(self, segment: str, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         streams, options = context.streams(f"{segment}/mask"), (context.grid, self.image_probability, self.min_block)
         masks = [block_mask(streams.at(position), *options).reshape(1, -1) for position in batch.position.tolist()]
-        return {f"{segment}/rows": torch.arange(batch.size), f"{segment}/mask": torch.from_numpy(np.stack(masks))}
+        return prepared_mask(segment, torch.arange(batch.size), torch.from_numpy(np.stack(masks)))
 
     def _hide_tokens(
         self, segment: str, probability: float, batch: Batch, context: PrepareContext

@@ -126,9 +126,8 @@ class Losses(ChainLayer):
             # Copies: a metric may be a parameter, which the optimizer changes before metrics are read.
             metrics |= {f"metric/{key}/{metric}": value.detach().clone() for metric, value in made.metrics.items()}
         total = torch.stack([loss * self._weight(state, name) for name, loss in losses.items()]).sum()
-        ended = {name: tensor for name, tensor in state.items() if name.split("/")[0] in _SCALARS}
         raw = {f"loss/{name}": loss for name, loss in losses.items()}
-        return State({**ended, **metrics, **raw, "loss": total}, state.layout)
+        return State({**state.under(_SCALARS), **metrics, **raw, "loss": total}, state.layout)
 
     def after_step(self) -> None:
         """Updates the vocabulary head's twin, and calls ``after_step`` of the heads."""

@@ -45,6 +45,12 @@ def chosen_of(state: Mapping[str, Tensor], segment: str) -> Tensor:
     return chosen_positions(state[f"{segment}/targets"] != IGNORED) if chosen is None else chosen
 
 
+def selected(x: Tensor, index: Tensor) -> Tensor:
+    """Some positions of ``[R, L, D]``, counted over all rows, each at most once: ``[n, D]``."""
+    out: Tensor = _Drop.apply(x, index)  # type: ignore[no-untyped-call]
+    return out
+
+
 class Padding:
     """Which positions of ``[R, L]`` hold a token; some of the others are kept as well (``chosen_positions``)."""
 
@@ -72,8 +78,7 @@ class Padding:
 
     def drop(self, x: Tensor) -> Tensor:
         """``[R, L, D]`` to the positions that are kept, ``[n, D]``."""
-        out: Tensor = _Drop.apply(x, self.index)  # type: ignore[no-untyped-call]
-        return out
+        return selected(x, self.index)
 
     def restore(self, x: Tensor) -> Tensor:
         """``[n, D]`` back to ``[R, L, D]``, zero where nothing was kept."""

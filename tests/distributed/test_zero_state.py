@@ -23,6 +23,7 @@ from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import Offloading
+from engine.processes import ranks
 from engine.processes.collectives import make_gather
 from engine.step.muon import MuonConfig
 from engine.step.optimizer import OptimizerConfig
@@ -298,7 +299,7 @@ def save_on_disks_of_which_one_is_full(folder: str) -> dict[str, Any]:
         for asynchronous in (False, True):
             host, run = make_host(name), f"{name} {asynchronous}"
             place = Path(folder) / run
-            writer = CheckpointWriter(place, host.device, asynchronous=asynchronous, keep_last=2)
+            writer = CheckpointWriter(place, asynchronous=asynchronous, keep_last=2)
             train(host, range(1))
             writer.save(host, state_after(1), {})
             writer.finish()
@@ -342,7 +343,7 @@ def save_behind_training(folder: str) -> dict[str, Any]:
         train(host, range(2))
         report[f"{name} bytes"] = sum(piece.held.nbytes for piece in host.shard().pieces)
         at_once, behind = (
-            CheckpointWriter(Path(folder) / name / how, host.device, asynchronous=how == "behind", keep_last=2)
+            CheckpointWriter(Path(folder) / name / how, asynchronous=how == "behind", keep_last=2)
             for how in ("at once", "behind")
         )
         at_once.save(host, state_after(2), {"micro_step": 4})
@@ -351,7 +352,7 @@ def save_behind_training(folder: str) -> dict[str, Any]:
         torch.rand(1)
         for step in (2, 3):
             train(host, range(step, step + 1))
-            behind.poll()
+            behind.poll(any(ranks.gather(behind.is_writing, bool)))
         report[f"{name} while"] = checkpoint_steps(Path(folder) / name / "behind")
         released.set()
         behind.save(host, state_after(4), {"micro_step": 8})  # waits for the one before

@@ -8,7 +8,7 @@ copy, and one of them trains it (``engine.hosts.pipeline.division``).
 
 import contextlib
 import io
-import json
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,27 +16,30 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.hosts.base import WeightsReport
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_states
 from engine.hosts.pipeline.copies import Copies
+from engine.hosts.pipeline.crossing import Crossing
 from engine.hosts.pipeline.division import Division
-from engine.hosts.pipeline.packing import pack
+from engine.hosts.pipeline.packing import key_of
 from engine.hosts.pipeline.place import place_in_pipeline
+from engine.hosts.pipeline.scalars import ScalarNames, StepSums
 from engine.hosts.pipeline.stage import PipelineStage, StagePass
 from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import import_deepspeed, marked_optimizer, zero_config
 from engine.hosts.zero.experts import ExpertParallel
+from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
-from engine.step.report import StepAverages, StepResult, StepScalars
+from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_votes
 from omnivl.chain.chain import Chain, ChainLayer
 from omnivl.chain.gather import Gather
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 
 
@@ -95,12 +98,20 @@ class PipelineHost(HoldingHost):
         self._experts.cut(chain)
         self._all_groups = parameter_groups(chain, optimizer, pretrained, apart=self._experts.parameters(chain))
         self._layers = [_layer(chain, name) for name in self._held]
-        self._stage = PipelineStage(self._passes(), self._own_layers(), self.place, plan_layout, self._experts.sign())
+        self._crossing = Crossing(self.place, self.device)
+        self._stage = PipelineStage(
+            *(self._passes(), self._own_layers(), self.place, self._crossing, plan_layout, self._experts.sign())
+        )
         self._copies = Copies(chain, self.division, self.place.stage, self.place.pipe_group)
         self._groups = [self._restricted(group) for group in self._all_groups]
-        self._norm = 0.0
+        self._votes: Votes = no_votes
+        self._micro_batches: Iterator[tuple[State, LayoutKey]] = iter(())
+        self._sums: StepSums | None = None
+        self._averages, self._names = StepAverages({}), ScalarNames(self.place)
         self._optimizer = marked_optimizer(self._groups, optimizer, self._experts.group_name)
         self._engine = self._start(micro_batch_size)
+        if zero_stage == 1:
+            read_norm_by(self._engine.optimizer, zero_stage, self._read_norm)
         named = [*self._all_groups, *self._groups]  # those of other stages too, and this stage's fillers
         if zero_stage == 1:
             store: Store = ZeroStore(self._engine, 1, named, chain, self.device)
@@ -157,29 +168,38 @@ class PipelineHost(HoldingHost):
         def gathered(engine: Any) -> None:
             self._copies.gather_gradients()
 
-        # DeepSpeed's tied layers are modules of a list; here there is one module for each stage.
-        ours = {schedule.ReduceTiedGrads: gathered, schedule.OptimizerStep: guarded}
+        # DeepSpeed's tied layers are modules of a list; here there is one module for each stage. Its transfers wait for
+        # the device to learn the sizes.
+        ours = {
+            schedule.ReduceTiedGrads: gathered,
+            schedule.OptimizerStep: guarded,
+            schedule.LoadMicroBatch: self._load,
+            schedule.SendActivation: self._send_state,
+            schedule.RecvActivation: self._receive_state,
+            schedule.SendGrad: self._send_gradient,
+            schedule.RecvGrad: self._receive_gradient,
+        }
         engine._INSTRUCTION_MAP = {**engine._INSTRUCTION_MAP, **ours}
         return engine
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+    def step(self, batches: Sequence[Batch], step: int, votes: Votes = no_votes) -> StepResult:
         """Passes the micro-batches through the stages, one optimizer step, ``after_step``."""
         whole = len(batches) == self._accumulation
         assert whole or not self.takes_batches, "a step takes gradient_accumulation_steps micro-batches"
         rate = self._config.learning_rate(step, self._total_steps)
         set_learning_rates(self._optimizer, self._groups, rate)
         self._stage.collected = StepScalars()
-        self._engine.train_batch(self._packed(batches))
-        averages = self._from_last(self._stage.collected.average(self.gather) if self.place.is_last else None)
-        skipped = self._optimizer.skip_step
-        if self._zero_stage == 1:
-            self._norm = float(self._engine.get_global_grad_norm())
-            skipped |= bool(self._engine.optimizer.overflow)
+        self._votes = votes
+        self._micro_batches = self._first_states(batches)
+        self._engine.train_batch()
+        averages, skipped = self._averages, self._optimizer.skip_step
         self._copies.spread_weights()
         for layer in self._layers:
             layer.discard_step() if skipped else layer.after_step()
         rates = {group.name: rate * group.lr_scale for group in self._all_groups}
-        return StepResult(averages.loss, averages.losses, averages.metrics, self._norm, rates, skipped)
+        return StepResult(
+            averages.loss, averages.losses, averages.metrics, averages.gradient_norm, rates, skipped, averages.votes
+        )
 
     @property
     def takes_batches(self) -> bool:
@@ -220,45 +240,64 @@ class PipelineHost(HoldingHost):
         self._copies.spread_all()
         return report
 
-    def _packed(self, batches: Sequence[Batch]) -> Iterator[tuple[Any, Tensor]]:
-        """The input of DeepSpeed: packed first states, on the first stage, and labels that are not used."""
-        none = torch.zeros(1, device=self.device)
-        if not self.takes_batches:
-            yield from [((none, none), none)] * self._accumulation
-            return
+    def _first_states(self, batches: Sequence[Batch]) -> Iterator[tuple[State, LayoutKey]]:
         states = first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather)
         for batch, state in zip(batches, states, strict=True):
-            yield pack(state, none, LayoutKey.of(batch)), none
+            yield state, LayoutKey.of(batch)
+
+    def _load(self, engine: Any, buffer_id: int) -> None:
+        """The next micro-batch, on the first stage."""
+        if self.takes_batches:
+            self._stage.first.append(next(self._micro_batches))
+            engine.pipe_buffers["inputs"][buffer_id] = (torch.empty(0, device=self.device),)
+
+    def _send_state(self, engine: Any, buffer_id: int) -> None:
+        self._crossing.send_state(engine.pipe_buffers["outputs"][buffer_id])
+
+    def _receive_state(self, engine: Any, buffer_id: int) -> None:
+        engine.pipe_buffers["inputs"][buffer_id] = self._crossing.receive_state()
+
+    def _send_gradient(self, engine: Any, buffer_id: int) -> None:
+        packed = engine.pipe_buffers["inputs"][buffer_id]
+        key = key_of(packed)
+        self._crossing.send_gradient(packed[1].grad, key, self._stage.notes[key])
+        engine.pipe_buffers["inputs"][buffer_id] = None
+
+    def _receive_gradient(self, engine: Any, buffer_id: int) -> None:
+        packed = engine.pipe_buffers["outputs"][buffer_id]
+        engine.grad_layer = [self._crossing.receive_gradient(packed[1], key_of(packed))]
 
     def _before_step(self) -> None:
-        """Tells every process whether all losses are finite; with stage 0 also clips by the norm over all stages."""
-        losses = self._stage.collected.local("loss") if self.place.is_last else torch.zeros((), device=self.device)
-        sums = torch.stack([losses, torch.zeros_like(losses)])
-        gradients: dict[bool, list[Tensor]] = {False: [], True: []}
-        for group in self._groups:
-            gradients[group.apart] += [one.grad for one in group.parameters if one.grad is not None]
+        """Sums up over all processes what the step reports; with stage 0 also clips by the norm over all stages."""
+        own = StepSums(self._stage.collected, self._votes(), self.place, self.device)
+        square = torch.zeros((), device=self.device)
         if self._zero_stage == 0:
+            gradients: dict[bool, list[Tensor]] = {False: [], True: []}
+            for group in self._groups:
+                gradients[group.apart] += [one.grad for one in group.parameters if one.grad is not None]
             # The replicas of a stage hold equal gradients, and so do the copies of experts: each contributes its share.
             for apart, holders in ((False, self.place.replicas), (True, self._experts.copies)):
-                sums[1] += nn.utils.get_total_norm(gradients[apart], foreach=True).to(self.device).square() / holders
-        dist.all_reduce(sums)  # one NaN or infinity survives, so that all decide equally
-        self._norm = float(sums[1].sqrt())
-        self._optimizer.skip_step = not bool(sums.isfinite().all())
-        if self._zero_stage == 0 and self._config.gradient_clipping > 0:
+                square += nn.utils.get_total_norm(gradients[apart], foreach=True).to(self.device).square() / holders
+        self._sums = own
+        norm = own.add_up(square).sqrt()
+        if self._zero_stage == 1:
+            return  # DeepSpeed takes the norm and calls ``_read_norm``
+        self._read_norm(norm)
+        if self._config.gradient_clipping > 0:
             parameters = [one for group in self._groups for one in group.parameters]
-            nn.utils.clip_grads_with_norm_(parameters, self._config.gradient_clipping, sums[1].sqrt(), foreach=True)
+            nn.utils.clip_grads_with_norm_(parameters, self._config.gradient_clipping, norm, foreach=True)
 
-    def _from_last(self, averages: StepAverages | None) -> StepAverages:
-        """Sends values of the last stage of this replica to all of its stages. JSON keeps floats exactly."""
-        text = b"" if averages is None else json.dumps(averages.by_name).encode()
-        length = torch.tensor([len(text)], device=self.device)
-        broadcast_from(length, self.place.stages - 1, self.place.pipe_group)
-        content = torch.zeros(int(length), dtype=torch.uint8)
-        if averages is not None:
-            content = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        content = content.to(self.device)
-        broadcast_from(content, self.place.stages - 1, self.place.pipe_group)
-        return StepAverages(json.loads(content.cpu().numpy().tobytes()))
+    def _read_norm(self, norm: Tensor) -> float:
+        """Reads back all that the step reports; the weights are left as they are where anything is not finite.
+
+        Args:
+            norm: Of the gradients, before clipping; DeepSpeed gives -1 where one was not finite.
+        """
+        assert self._sums is not None, "called within a step"
+        self._averages = self._sums.read(norm, self._names)
+        found = self._averages
+        self._optimizer.skip_step = not (math.isfinite(found.loss) and math.isfinite(found.gradient_norm))
+        return found.gradient_norm
 
     def _restricted(self, group: ParameterGroup) -> ParameterGroup:
         """The part of a group that this stage trains, or a new filler if it trains none."""

@@ -1,20 +1,16 @@
-"""A state as two flat tensors: the form in which one pipeline stage sends it to the next.
+"""A state as three flat tensors: the form in which one pipeline stage sends it to the next.
 
-``flat``: fp32, one element that is always there, then all tensors with a gradient. ``raw``: bytes, a header, then all
-other tensors. Every boundary has one float tensor and then one integer tensor, since DeepSpeed sends floats first,
-needs a gradient for each, runs one backward pass for each, and reuses receive buffers by position and size whatever the
-type.
-
-bf16 is sent as fp32: this is exact, and takes twice the bytes.
-
-The header is JSON: name, type and shape of each tensor, and the properties of the batch that determine its layout. No
-received data is unpickled.
+``header``: bytes on the host, which say what the others hold; JSON, nothing of it is unpickled. ``words``: one bf16
+tensor of all tensors with a gradient, behind one number that is always there: bf16 as it is, fp32 as the two halves of
+its bits, so that every value and every gradient arrives exactly. ``raw``: bytes of all other tensors. DeepSpeed wants
+one tensor with a gradient, since it runs a backward pass for each.
 """
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +18,6 @@ from engine.hosts.micro_batch import LayoutKey, PlanLayout
 from omnivl.chain.state import State
 
 _ALIGNMENT = 8
-_USUAL = 8192
 _FLOATS = (torch.float32, torch.bfloat16)
 _TYPES = {
     str(one).removeprefix("torch."): one
@@ -33,6 +28,9 @@ _TYPES = {
 }
 """Types by their names in a header."""
 
+Packed = tuple[Tensor, Tensor, Tensor]
+"""Header, words, raw."""
+
 
 @dataclass(frozen=True)
 class _Entry:
@@ -42,71 +40,113 @@ class _Entry:
         name: Its name in the state.
         dtype: Its type.
         shape: Its shape.
-        flat: Whether it has a gradient and is in ``flat``, in order; else it is in ``raw``.
+        carried: Whether it has a gradient and is in ``words``, in order; else it is in ``raw``.
     """
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    flat: bool
+    carried: bool
+
+    @property
+    def numel(self) -> int:
+        """Its elements."""
+        return torch.Size(self.shape).numel()
 
 
-def pack(state: State, token: Tensor, key: LayoutKey) -> tuple[Tensor, Tensor]:
+def pack(state: State, token: Tensor, key: LayoutKey, wanted: Collection[str] | None = None) -> Packed:
     """Packs a state of a training step.
 
     Args:
         state: Any; names, types and shapes may change from step to step.
-        token: fp32 ``[1]`` with a gradient: the first element of ``flat``, so that it always has one.
+        token: fp32 ``[1]`` with a gradient: the first number of ``words``, so that it always has one.
         key: The properties of the batch that determine the state's layout.
+        wanted: Names to pack; all where it is not given.
     """
     entries: list[tuple[str, str, tuple[int, ...], bool]] = []
-    floats, chunks = [token], [torch.empty(0, dtype=torch.uint8, device=token.device)]
+    carried, chunks = [token], [torch.empty(0, dtype=torch.uint8, device=token.device)]
     for name, tensor in state.items():
+        if wanted is not None and name not in wanted:
+            continue
         carries = tensor.requires_grad and tensor.dtype in _FLOATS
         entries.append((name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), carries))
         if carries:
-            floats.append(tensor.flatten().float())
+            carried.append(tensor)
         else:
             chunks.append(_bytes_of(tensor))
-    text = json.dumps([key, entries], separators=(",", ":")).encode()
-    header = np.zeros(_rounded(_ALIGNMENT + len(text)), dtype=np.uint8)
-    header[:_ALIGNMENT] = np.array([len(text)], dtype=np.int64).view(np.uint8)
-    header[_ALIGNMENT : _ALIGNMENT + len(text)] = np.frombuffer(text, dtype=np.uint8)
-    return torch.cat(floats), torch.cat([torch.from_numpy(header).to(token.device), *chunks])
+    text = bytearray(json.dumps([key, entries], separators=(",", ":")).encode())
+    words: Tensor = _Joined.apply(*carried)  # type: ignore[no-untyped-call]
+    return torch.frombuffer(text, dtype=torch.uint8), words, torch.cat(chunks)
 
 
-def unpack(flat: Tensor, raw: Tensor, plan_layout: PlanLayout) -> tuple[State, Tensor, LayoutKey]:
-    """The inverse of ``pack``; gradients lead back to ``flat``.
+def unpack(packed: Packed, plan_layout: PlanLayout) -> tuple[State, Tensor, LayoutKey]:
+    """The inverse of ``pack``; gradients lead back to ``words``.
 
     Args:
-        flat: Of ``pack``.
-        raw: Of ``pack``.
+        packed: Of ``pack``.
         plan_layout: Computes the layout from the key; the same on every stage.
     """
-    key, entries, start = _header(raw)
-    carried = [entry for entry in entries if entry.flat]
-    token, *pieces = torch.split(flat, [1, *(_numel(entry) for entry in carried)])
-    floats = {entry.name: piece.view(entry.shape).to(entry.dtype) for entry, piece in zip(carried, pieces, strict=True)}
-    tensors: dict[str, Tensor] = {}
-    for entry in entries:
-        if entry.flat:
-            tensors[entry.name] = floats[entry.name]
+    header, words, raw = packed
+    key, listed = json.loads(header.numpy().tobytes())
+    entries = [_Entry(name, _TYPES[dtype], tuple(shape), carried) for name, dtype, shape, carried in listed]
+    carried = [one for one in entries if one.carried]
+    forms = [((1,), torch.float32), *((one.shape, one.dtype) for one in carried)]
+    token, *pieces = _Parted.apply(words, forms)  # type: ignore[no-untyped-call]
+    found = {one.name: piece for one, piece in zip(carried, pieces, strict=True)}
+    tensors, start = dict[str, Tensor](), 0
+    for one in entries:
+        if one.carried:
+            tensors[one.name] = found[one.name]
             continue
-        size = _numel(entry) * entry.dtype.itemsize
-        tensors[entry.name] = raw[start : start + size].view(entry.dtype).view(entry.shape)
+        size = one.numel * one.dtype.itemsize
+        tensors[one.name] = raw[start : start + size].view(one.dtype).view(one.shape)
         start += _rounded(size)
-    return State(tensors, plan_layout(*key)), token, key
+    typed = LayoutKey(*key)
+    return State(tensors, plan_layout(*typed)), token, typed
 
 
-def _header(raw: Tensor) -> tuple[LayoutKey, list[_Entry], int]:
-    """The key, the position of each tensor, and where the first one in ``raw`` begins."""
-    head = raw[:_USUAL].cpu().numpy()  # one copy from the device, of the usual length of a header
-    end = _ALIGNMENT + int(head[:_ALIGNMENT].view(np.int64)[0])
-    if end > len(head):
-        head = raw[:end].cpu().numpy()
-    key, entries = json.loads(head[_ALIGNMENT:end].tobytes())
-    found = [_Entry(name, _TYPES[dtype], tuple(shape), flat) for name, dtype, shape, flat in entries]
-    return LayoutKey(*key), found, _rounded(end)
+def key_of(packed: Packed) -> LayoutKey:
+    """The key that was packed with a state."""
+    return LayoutKey(*json.loads(packed[0].numpy().tobytes())[0])
+
+
+class _Joined(torch.autograd.Function):
+    """Tensors end to end as words of 16 bits; gradients come back in the same way."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:
+        ctx.forms = [(one.shape, one.dtype) for one in tensors]
+        return torch.cat([_words_of(one) for one in tensors])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_parts(grads[0], ctx.forms))
+
+
+class _Parted(torch.autograd.Function):
+    """The reverse of ``_Joined``."""
+
+    @staticmethod
+    def forward(ctx: Any, words: Tensor, forms: Sequence[tuple[Sequence[int], torch.dtype]]) -> tuple[Tensor, ...]:
+        return tuple(_parts(words, forms))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return torch.cat([_words_of(one) for one in grads]), None
+
+
+def _words_of(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().contiguous().flatten()
+    if flat.stride(0) != 1:  # a single number may have any stride
+        flat = torch.empty_like(flat, memory_format=torch.contiguous_format).copy_(flat)
+    return flat.view(torch.bfloat16)
+
+
+def _parts(words: Tensor, forms: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+    """Copies of the tensors of which ``words`` consists."""
+    sizes = [torch.Size(shape).numel() * dtype.itemsize // words.itemsize for shape, dtype in forms]
+    pieces = torch.split(words.detach(), sizes)
+    return [piece.clone().view(dtype).view(shape) for piece, (shape, dtype) in zip(pieces, forms, strict=True)]
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:
@@ -117,7 +157,3 @@ def _bytes_of(tensor: Tensor) -> Tensor:
 
 def _rounded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _numel(entry: _Entry) -> int:
-    return torch.Size(entry.shape).numel()

@@ -18,6 +18,7 @@ class Place:
         replica: This process' replica of the stage.
         data_group: The replicas of this stage.
         pipe_group: The stages of this replica, first to last.
+        host_group: The same, for tensors of the hosts.
     """
 
     stages: int
@@ -26,6 +27,7 @@ class Place:
     replica: int
     data_group: dist.ProcessGroup
     pipe_group: dist.ProcessGroup
+    host_group: dist.ProcessGroup
 
     @property
     def is_last(self) -> bool:
@@ -53,7 +55,9 @@ def place_in_pipeline(stages: int) -> Place:
             )
         replicas = world // stages
         data = [dist.new_group(list(range(s * replicas, (s + 1) * replicas))) for s in range(stages)]
-        pipe = [dist.new_group([s * replicas + r for s in range(stages)]) for r in range(replicas)]
+        lines = [[s * replicas + r for s in range(stages)] for r in range(replicas)]
+        pipe = [dist.new_group(line) for line in lines]
+        hosts = [dist.new_group(line, backend="gloo") for line in lines]
         stage, replica = divmod(rank, replicas)
-        _PLACES[stages] = Place(stages, replicas, stage, replica, data[stage], pipe[replica])
+        _PLACES[stages] = Place(stages, replicas, stage, replica, data[stage], pipe[replica], hosts[replica])
     return _PLACES[stages]

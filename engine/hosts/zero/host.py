@@ -1,7 +1,7 @@
 """The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal
 
@@ -23,6 +23,7 @@ from engine.hosts.zero.engine import (
 from engine.hosts.zero.experts import ExpertParallel
 from engine.hosts.zero.loops import gather_without_loops
 from engine.hosts.zero.mapped import move_to_files
+from engine.hosts.zero.norm import read_norm_by
 from engine.hosts.zero.partitions import (
     everything_read,
     forget_gradients,
@@ -34,7 +35,7 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
-from engine.step.report import StepResult, StepScalars
+from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_votes
 from moe.working import gather_on_use
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
@@ -119,6 +120,10 @@ class ZeroHost(HoldingHost):
             store: Store = ZeroStore(self._engine, zero_stage, self._groups, chain, self.device)
         else:
             store = WholeStore(self._optimizer, self._groups, chain, self.device)
+        self._average: Callable[[Tensor], StepAverages] | None = None
+        self._averages, self._norm = StepAverages({}), math.nan
+        if zero_stage > 0:
+            read_norm_by(self._engine.optimizer, zero_stage, self._read_norm)
         if offload.folder is not None:
             move_to_files(self._engine, zero_stage, offload.folder, parameters=offload.parameters)
         if zero_stage == 3:
@@ -136,7 +141,7 @@ class ZeroHost(HoldingHost):
         with everything_read(self._engine) if self._zero_stage == 3 else nullcontext():
             yield self.chain
 
-    def step(self, batches: Sequence[Batch], step: int) -> StepResult:
+    def step(self, batches: Sequence[Batch], step: int, votes: Votes = no_votes) -> StepResult:
         """Forward and backward over the micro-batches, one optimizer step, ``after_step``."""
         assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
@@ -149,31 +154,29 @@ class ZeroHost(HoldingHost):
             self._engine.backward(loss)  # divides by the accumulation steps
             if index < len(batches) - 1 and self._engine.managed_gradient_accumulation():
                 self._engine.step()  # counts the micro-batch
-        averages = collected.average(self.gather, self._clip() if self._zero_stage == 0 else None)
-        norm, skipped = self._finish_step(math.isfinite(averages.loss), averages.gradient_norm)
+        self._average = lambda norm: collected.average(self.gather, norm, votes())
+        if self._zero_stage == 0:
+            self._read_norm(self._clip())
+        self._engine.step()  # calls ``_read_norm``, where DeepSpeed takes the norm
+        averages, norm, skipped = self._averages, self._norm, self._optimizer.skip_step
         if skipped:
             self.chain.discard_step()
         else:
             self.chain.after_step()
         self._of_unknown_use = gather_as_used(self._of_unknown_use)
-        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped)
+        return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped, averages.votes)
 
-    def _finish_step(self, loss_is_finite: bool, norm: float) -> tuple[float, bool]:
-        """Updates the weights if all is finite; returns the norm before clipping and whether it skipped.
+    def _read_norm(self, norm: Tensor) -> float:
+        """Reads back all that the step reports; the weights are left as they are where anything is not finite.
 
         Args:
-            loss_is_finite: On all replicas.
-            norm: Of ``_clip``, under ZeRO 0; otherwise DeepSpeed takes it.
+            norm: Of the gradients, before clipping; DeepSpeed gives -1 where one was not finite.
         """
-        if self._zero_stage == 0:
-            skipped = not (loss_is_finite and math.isfinite(norm))
-            self._optimizer.skip_step = skipped
-            self._engine.step()
-            return norm, skipped
-        self._optimizer.skip_step = not loss_is_finite
-        self._engine.step()
-        skipped = not loss_is_finite or bool(self._engine.optimizer.overflow)
-        return float(self._engine.get_global_grad_norm()), skipped
+        assert self._average is not None, "called within a step"
+        self._averages = self._average(norm)
+        self._norm = math.inf if self._averages.gradient_norm < 0.0 else self._averages.gradient_norm
+        self._optimizer.skip_step = not (math.isfinite(self._averages.loss) and math.isfinite(self._norm))
+        return self._norm
 
     def _clip(self) -> Tensor:
         """ZeRO 0: clips the gradients, which are whole on every replica except for those of experts that are split."""

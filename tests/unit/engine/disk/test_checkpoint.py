@@ -65,7 +65,7 @@ def save(folder: Path, step: int = 3, value: int = 7) -> Path:
 
 
 def write(folder: Path, host: "FileHost", state: TrainerState, loader_state: dict[str, Any]) -> Path:
-    writer = CheckpointWriter(folder, torch.device("cpu"), asynchronous=False, keep_last=9)
+    writer = CheckpointWriter(folder, asynchronous=False, keep_last=9)
     writer.save(host, state, loader_state)  # type: ignore[arg-type]
     return step_folder(folder, state.step)
 
@@ -167,7 +167,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole_and_says_so(tmp_path: Path
 
 
 def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(tmp_path: Path) -> None:
-    writer = CheckpointWriter(tmp_path, torch.device("cpu"), asynchronous=True, keep_last=1)
+    writer = CheckpointWriter(tmp_path, asynchronous=True, keep_last=1)
     writing, go_on = threading.Event(), threading.Event()
 
     class SlowHost(FileHost):
@@ -187,12 +187,12 @@ def test_a_save_behind_training_is_sealed_by_a_poll_and_waited_for_by_the_next(t
     assert writing.wait(60)
     host.value = 8
     for _ in range(3):
-        writer.poll()
+        writer.poll(writer.is_writing)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000003.tmp"]
     go_on.set()
     limit = patience.Limit(60)
     while not checkpoint_steps(tmp_path) and not limit.passed():
-        writer.poll()
+        writer.poll(writer.is_writing)
     assert (tmp_path / "step-000003/host/value.txt").read_text() == "7"
     assert find_fault(tmp_path / "step-000003") is None
     go_on.clear()

@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
     """A run's folder with two checkpoints of one stage, after one and after two steps."""
     host = PlainHost(synthetic.build_synthetic_chain(), OptimizerConfig(lr=1e-2), synthetic.plan_layout, total_steps=4)
     folder = tmp_path / "run" / "stages" / "01-one" / "checkpoints"
-    writer = CheckpointWriter(folder, host.device, asynchronous=False, keep_last=2)
+    writer = CheckpointWriter(folder, asynchronous=False, keep_last=2)
     for step in (1, 2):
         host.step(synthetic.step_batches(step, 1, 4, host.gather), step)
         state = TrainerState(step=step, layout=LAYOUT)

@@ -10,7 +10,14 @@ from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import UserError
 from omnivl.objectives import MCM, MFM, MRM
-from omnivl.objectives.masked_visual import PatchHead, feature_distance, feature_targets, patchify, pixel_targets
+from omnivl.objectives.masked_visual import (
+    PatchHead,
+    feature_distance,
+    feature_targets,
+    patchify,
+    pixel_targets,
+    prepared_mask,
+)
 
 SIZES = HeadSizes({"visual": 4}, text_length=4, vocab_size=5, projection_size=4, patch_size=2, tubelet_size=2)
 
@@ -42,20 +49,20 @@ def test_pixel_targets_have_mean_0_and_variance_1() -> None:
     # A patch of one pixel with colours 0, 51, 102, in parts of 255: 0, 0.2, 0.4. Mean 0.2, unbiased variance
     # (0.04 + 0 + 0.04) / 2 = 0.04, deviation 0.2 (eps 1e-6 is below the tolerance): -1, 0, 1.
     frames = torch.tensor([0, 51, 102], dtype=torch.uint8).reshape(1, 1, 3, 1, 1)
-    targets = pixel_targets(frames, torch.ones(1, 1, 1, dtype=torch.bool), 1)
+    targets = pixel_targets(frames, torch.tensor([0]), 1)
     torch.testing.assert_close(targets, torch.tensor([[-1.0, 0.0, 1.0]]), atol=1e-4, rtol=0)
 
 
 def test_flat_patches_have_zero_targets() -> None:
     frames = torch.full((1, 1, 3, 2, 2), 200, dtype=torch.uint8)
-    targets = pixel_targets(frames, torch.ones(1, 1, 1, dtype=torch.bool), 2)
+    targets = pixel_targets(frames, torch.tensor([0]), 2)
     assert targets.abs().max() < 1e-3
 
 
 def test_feature_targets_are_normalised_features_of_masked_patches() -> None:
     # Position 0 is the class token. Patch 1 of row 0 is masked: features 1, 3 -> mean 2, deviation 1 -> -1, 1.
     features = torch.tensor([[[9.0, 9.0], [5.0, 7.0], [1.0, 3.0]]], requires_grad=True)
-    targets = feature_targets(features, torch.tensor([[[False, True]]]))
+    targets = feature_targets(features, torch.tensor([1]))
     torch.testing.assert_close(targets, torch.tensor([[-1.0, 1.0]]), atol=1e-4, rtol=0)
     assert not targets.requires_grad
 
@@ -76,8 +83,7 @@ def image_state(features: Tensor) -> State:
     frames[1, 0, :, 0, 1] = torch.tensor([0, 51, 102])
     tensors = {
         "frames": frames,
-        "mrm/rows": torch.tensor([1]),
-        "mrm/mask": torch.tensor([[[False, True]]]),
+        **prepared_mask("mrm", torch.tensor([1]), torch.tensor([[[False, True]]])),
         "visual/mrm": features,
     }
     return State(tensors, StepLayout("image_text", 2, 1))
@@ -120,8 +126,7 @@ def test_clip_loss_takes_tubelets() -> None:
     frames[0, 2:, :, 0, 0] = torch.tensor([0, 51, 102], dtype=torch.uint8)
     tensors = {
         "frames": frames,
-        "mfm/rows": torch.tensor([0]),
-        "mfm/mask": torch.tensor([[[False], [True]]]),
+        **prepared_mask("mfm", torch.tensor([0]), torch.tensor([[[False], [True]]])),
         "visual/mfm": torch.zeros(1, 3, 6),
     }
     heads = Heads(identity_head(6, tubelet_size=2))

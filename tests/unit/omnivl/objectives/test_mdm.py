@@ -114,7 +114,7 @@ def test_the_loss_is_what_the_three_parts_give_by_hand(beside) -> None:
     def patch_loss(features, segment):
         mask = state[f"{segment}/mask"]
         predicted = chain.losses.heads["mdm"].output(features[:, 1:][mask[:, 0]])
-        return F.mse_loss(predicted, pixel_targets(state["frames"], mask, 4))
+        return F.mse_loss(predicted, pixel_targets(state["frames"], mask.flatten().nonzero()[:, 0], 4))
 
     def word_loss(features, segment):
         logits = chain.losses.vocabulary(features)

@@ -10,7 +10,7 @@ from torch import Tensor
 from engine.hosts.micro_batch import LayoutKey
 from engine.hosts.pipeline.cut import cut, layer_costs
 from engine.hosts.pipeline.division import divide, divide_chain, idle_passes
-from engine.hosts.pipeline.packing import pack, unpack
+from engine.hosts.pipeline.packing import key_of, pack, unpack
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.state import State
 
@@ -34,9 +34,11 @@ def test_a_state_comes_out_as_it_went_in() -> None:
         metric__mlm__accuracy=torch.tensor(0.25),
     )
     token = torch.zeros(1, requires_grad=True)
-    flat, raw = pack(state, token, KEY)
-    assert (flat.dtype, flat.shape, raw.dtype) == (torch.float32, (1 + 24 + 6 + 1,), torch.uint8)
-    out, _, key = unpack(flat, raw, real.plan_layout)
+    packed = pack(state, token, KEY)
+    _, words, raw = packed
+    assert (words.dtype, words.shape, raw.dtype) == (torch.bfloat16, (2 * 1 + 2 * 24 + 6 + 2 * 1,), torch.uint8)
+    out, _, key = unpack(packed, real.plan_layout)
+    assert key_of(packed) == KEY
     assert key == KEY
     assert list(out) == list(state)
     assert out.layout == state.layout
@@ -49,12 +51,12 @@ def test_a_state_comes_out_as_it_went_in() -> None:
 def test_gradients_go_back_through_both_ends() -> None:
     visual, text = torch.randn(2, 3, requires_grad=True), torch.randn(4, requires_grad=True)
     token = torch.zeros(1, requires_grad=True)
-    flat, raw = pack(state_of(visual=visual * 2, text=text * 3), token, KEY)
-    received = flat.detach().requires_grad_()
-    out, arrived, _ = unpack(received, raw, real.plan_layout)
+    header, words, raw = pack(state_of(visual=visual * 2, text=text * 3), token, KEY)
+    received = words.detach().requires_grad_()
+    out, arrived, _ = unpack((header, received, raw), real.plan_layout)
     (out["visual"].square().sum() + 0.0 * arrived.sum()).backward()  # nobody reads the text
     assert received.grad is not None
-    flat.backward(received.grad)
+    words.backward(received.grad)
     assert visual.grad is not None
     torch.testing.assert_close(visual.grad, 2 * 2 * (2 * visual.detach()))
     assert text.grad is not None
