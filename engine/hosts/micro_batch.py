@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective, weigh_terms
 from omnivl.chain.state import State, StepLayout
@@ -47,7 +48,7 @@ def first_states(
     batches: Sequence[Batch],
     plan_layout: PlanLayout,
     device: torch.device,
-    objectives: Mapping[str, Objective],
+    chain: Chain,
     gather: Gather,
 ) -> Iterator[State]:
     """The states at the head of the chain for the micro-batches of a step, made one by one as they are asked for.
@@ -62,18 +63,28 @@ def first_states(
         batches: This replica's micro-batches; entries, kinds and sizes are equal on every replica.
         plan_layout: Layout of a micro-batch.
         device: Where the chain runs.
-        objectives: The chain's, by key.
+        chain: Its objectives count terms, its layers say which positions they compute.
         gather: The replicas that see different samples.
     """
     whole = [State.from_batch(batch, plan_layout(*LayoutKey.of(batch))) for batch in batches]
+    whole = [state.merged(_kept_positions(chain, state)) for state in whole]
     # All but the frames is small, so that it is moved once and waits on the device for its turn.
     small = deque(_moved(state.updated(drop=("frames",)), device) for state in whole)
-    for state, own in zip(whole, _term_weights(small, objectives, gather), strict=True):
+    for state, own in zip(whole, _term_weights(small, chain.objectives, gather), strict=True):
         there = small.popleft()
         tensors = {
             name: there[name] if name in there else one.to(device, non_blocking=True) for name, one in state.items()
         }
         yield State(tensors, state.layout).merged(own)
+
+
+def _kept_positions(chain: Chain, state: State) -> dict[str, Tensor]:
+    return {
+        name: kept
+        for layer in chain.layers
+        if layer.drops_padding
+        for name, kept in layer.kept_positions(state).items()
+    }
 
 
 @torch.no_grad()

@@ -75,7 +75,7 @@ class PlainHost(HoldingHost):
         assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
         collected = StepScalars()
-        for first in first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather):
+        for first in first_states(batches, self._plan_layout, self.device, self.chain, self.gather):
             state = self.chain(first)
             collected.add(scalars(state))
             loss = state["loss"]

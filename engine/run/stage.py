@@ -280,6 +280,7 @@ class StageLoop:
         readers = batch_readers(self._stage.model.text_inputs, self._tokenizer, sizes.text_length)
         keyed = zip(entry_keys(entries), entries, strict=True)
         asked = {key: asked_fields(objectives, entry.kind, key) for key, entry in keyed}
+        compiled = self._stage.parallel.compile  # for shapes that change, blocks would be compiled anew
         return Loader(
             entries,
             loader_config=self._plan.loader,
@@ -294,6 +295,7 @@ class StageLoop:
             replicas=self._host.gather.replicas,
             state=state,
             quarantine_log=self._folder.quarantine,
+            trims=not compiled and not any(objective.needs_whole_texts for objective in objectives),
         )
 
 

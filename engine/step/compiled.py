@@ -25,5 +25,6 @@ def compile_blocks(chain: Chain, **options: Any) -> None:
     torch._dynamo.config.recompile_limit = _FORMS
     inductor.fallback_random = True
     for layer in chain.layers:
+        layer.drops_padding = False  # for every number of positions blocks would be compiled anew
         if isinstance(layer, BlockLayer):
             layer.compile_blocks(**options)

@@ -14,8 +14,8 @@ from omnivl.chain.chain import Chain
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Objective
+from omnivl.chain.positions import ids_name
 from omnivl.data.batch import Batch, is_video
-from omnivl.parts.embed import ids_name
 
 _RECENT_STEPS = 30
 

@@ -41,6 +41,7 @@ class ChainLayer(nn.Module, ABC):
         recomputes: Whether the backward pass computes the layer anew; its copies are then not kept until then.
         local_storage: Returns this process' part of a parameter. A host that shards parameters replaces it.
         copies: Of parameters in the dtype of the activations.
+        drops_padding: Whether ``kept_positions`` are computed, whose number changes from batch to batch.
     """
 
     stack: str
@@ -51,6 +52,15 @@ class ChainLayer(nn.Module, ABC):
         super().__init__()
         self.local_storage: LocalStorage = whole_parameter
         self.copies = WorkingCopies()
+        self.drops_padding = True
+
+    def kept_positions(self, state: State) -> dict[str, Tensor]:
+        """The positions of texts that later layers compute, where that is known before the step, by ``kept_name``.
+
+        Args:
+            state: At the head of the chain, on the host.
+        """
+        return {}
 
     def __call__(self, state: State) -> State:
         """Runs ``forward`` with copies of the parameters in the dtype of the activations."""

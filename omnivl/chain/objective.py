@@ -198,6 +198,14 @@ class Objective(ABC):
             self.require(fits, "temperature", f"within temperature_bounds, {low} to {high}")
 
     @property
+    def needs_whole_texts(self) -> bool:
+        """Whether the texts of a micro-batch must have as many positions as any: they are joined with others.
+
+        Otherwise they are as long as the longest of the micro-batch.
+        """
+        return False
+
+    @property
     def key(self) -> str:
         """Name in states, logs, heads and random keys."""
         kind: str = self.kind  # type: ignore[attr-defined]  # every member declares it as a Literal of its own

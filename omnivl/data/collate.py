@@ -20,6 +20,9 @@ from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import Tokenizer
 
+STRIDE = 16
+"""Texts of a batch that are trimmed have a multiple of so many positions, so that there are few shapes."""
+
 
 class Prepare(Protocol):
     """Interface of a callable that makes further tensors from a batch, in training the objectives' draws. Picklable."""
@@ -35,17 +38,20 @@ class Prepare(Protocol):
 
 
 class Collator:
-    """Makes batches of one text length."""
+    """Makes batches whose texts have one length."""
 
-    def __init__(self, sizes: InputSizes, tokenizer: Tokenizer, prepare: Prepare | None = None) -> None:
+    def __init__(
+        self, sizes: InputSizes, tokenizer: Tokenizer, prepare: Prepare | None = None, *, trims: bool = False
+    ) -> None:
         """Describes a collator.
 
         Args:
             sizes: Only the length of texts is used.
             tokenizer: Texts to ids.
             prepare: Draws ``Batch.prepared``; None for nothing.
+            trims: Whether texts end where the longest of a batch does, rounded up to ``STRIDE`` positions.
         """
-        self._sizes, self._tokenizer, self._prepare = sizes, tokenizer, prepare
+        self._sizes, self._tokenizer, self._prepare, self._trims = sizes, tokenizer, prepare, trims
 
     def collate(
         self,
@@ -73,6 +79,11 @@ class Collator:
         """A batch without ``prepared``, e.g. for evaluation; see ``collate``."""
         texts = tuple(example.text for example in examples if example.text is not None)
         token_ids = self._tokenizer.encode(texts, self._sizes.text_length) if has_text(kind) else None
+        if self._trims and token_ids is not None:
+            special = self._tokenizer.special
+            longest = 1 + int((token_ids != special.pad).any(0).nonzero()[0].max(initial=0))
+            longest += special.pad == special.sep  # the end of the longest text, where padding repeats it
+            token_ids = token_ids[:, : STRIDE * math.ceil(longest / STRIDE)]
         kept = [example.fields for example in examples]
         batch = Batch(
             kind=kind,

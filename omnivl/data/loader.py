@@ -104,6 +104,7 @@ class Loader:
         replicas: int = 1,
         state: LoaderState | None = None,
         quarantine_log: Path | None = None,
+        trims: bool = False,
     ) -> None:
         """Opens and checks the sources; starts no worker yet.
 
@@ -121,6 +122,7 @@ class Loader:
             replicas: Number of data-parallel replicas.
             state: Where to resume; None for the beginning.
             quarantine_log: JSON-lines file for bad samples. Replicas may share it.
+            trims: See ``Collator``.
 
         Raises:
             DataError: A source is missing, empty or too bad, or the weights are no weights.
@@ -142,7 +144,7 @@ class Loader:
             self.entries,
             self.keys,
             self.sources,
-            Collator(sizes, tokenizer, prepare),
+            Collator(sizes, tokenizer, prepare, trims=trims),
             sizes=sizes,
             asked=asked or {},
             config=loader_config,

@@ -14,6 +14,7 @@ from torch import Tensor
 from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext
+from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.fields import Field
@@ -23,7 +24,6 @@ from omnivl.errors import Misfit
 from omnivl.objectives.answers import ANSWERS, answer_fields, answer_shares
 from omnivl.objectives.lm import shift
 from omnivl.parts.heads import VocabularyHead
-from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,11 @@ class Answer(Objective):
         if self.length > inputs.text_length:
             allowed = f"at most {inputs.text_length}, the model's text length"
             yield Misfit(("length",), str(self.length), allowed, "change either")
+
+    @property
+    def needs_whole_texts(self) -> bool:
+        """The answers are texts of their own."""
+        return True
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One fused row per sample, and one generated row for each of its answers."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from omnivl.chain.demands import Demands, embedding_of
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Temperature, replica_mean
+from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.data.fields import Field
@@ -30,7 +31,6 @@ from omnivl.data.templates import filled, unknown_places
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import Misfit
 from omnivl.objectives.text_lists import read_list
-from omnivl.parts.padding import IGNORED
 from omnivl.parts.similarity import similarity
 
 _NAME = "name"
@@ -115,6 +115,11 @@ class Classify(Objective):
         if len(self.choices) < 2:
             got = f"{len(self.choices)} names"
             yield Misfit(("names",), got, "two or more", "give a list, or the path of a file that holds it")
+
+    @property
+    def needs_whole_texts(self) -> bool:
+        """The names are texts of their own."""
+        return True
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """The embedding of the picture or clip, and one text row for each name."""

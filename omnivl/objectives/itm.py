@@ -62,6 +62,11 @@ class ITM(Objective):
         self.require(0.0 < self.replaced < 1.0, "replaced", "above 0 and below 1")
         self.require(self.alignment_weight >= 0.0, "alignment_weight", "at least 0")
 
+    @property
+    def needs_whole_texts(self) -> bool:
+        """Those of other replicas are joined with these."""
+        return self.negatives == "global"
+
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One fused row per sample."""
         if not is_pair(kind) or (is_label(kind) and not self.include_labels):

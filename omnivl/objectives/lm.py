@@ -13,12 +13,12 @@ from torch import Tensor
 from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Writing
+from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
 from omnivl.objectives.vocabulary import num_targets, token_loss
-from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)

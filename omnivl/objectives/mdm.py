@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
+from omnivl.chain.positions import chosen_of, prepared_targets
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
@@ -28,7 +29,6 @@ from omnivl.objectives.masked_visual import (
 from omnivl.objectives.masking import block_mask
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.vocabulary import num_targets, token_loss
-from omnivl.parts.padding import chosen_of, prepared_targets
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,11 @@ from torch import Tensor
 from omnivl.chain.demands import TWIN, VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, ramp
+from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, is_pair
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.objectives.vocabulary import Teacher, num_targets, token_loss
-from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 Ids = NDArray[np.int64]
 Uniforms = NDArray[np.float64]

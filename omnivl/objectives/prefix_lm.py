@@ -14,12 +14,12 @@ from torch import Tensor
 from omnivl.chain.demands import Demands
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, Writing
+from omnivl.chain.positions import IGNORED, chosen_of, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import UserError
 from omnivl.objectives.vocabulary import num_targets, words_loss
-from omnivl.parts.padding import IGNORED, chosen_of, prepared_targets
 
 STREAM = "language"
 

@@ -66,6 +66,11 @@ class VLM(Objective):
         super().__post_init__()
         self.require(self.epsilon >= 0.0, "epsilon", "at least 0")
 
+    @property
+    def needs_whole_texts(self) -> bool:
+        """Those of other replicas are joined with these."""
+        return self.negatives == "global"
+
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """Three fused rows per sample, and the embeddings to draw negatives by."""
         if not is_pair(kind) or (is_label(kind) and not self.include_labels):

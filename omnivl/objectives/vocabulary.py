@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import ObjectiveLoss, replica_mean
+from omnivl.chain.positions import IGNORED, chosen_positions
 from omnivl.parts.heads import VocabularyHead
-from omnivl.parts.padding import IGNORED, chosen_positions
 
 
 @dataclass(frozen=True)

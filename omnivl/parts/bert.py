@@ -13,7 +13,9 @@ from moe.feed_forward import build_feed_forward, is_routed
 from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
+from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
 from omnivl.parts.attributes import attributes_of
@@ -92,15 +94,18 @@ class BertBlock(ResidualBlock):
             return self.attention.first_flops(positions) + self.slot_flops
         return self.attention.flops(tokens, positions) + tokens * self.slot_flops
 
-    def forward(self, x: Tensor, mask: Tensor, first_only: bool = False) -> FeedForwardOutput:
+    def forward(
+        self, x: Tensor, mask: Tensor, first_only: bool = False, kept: Tensor | None = None
+    ) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``.
 
         Args:
             x: The text stream.
             mask: bool ``[R, L]``, true where there is a token.
             first_only: Whether only the first position is wanted: the result is ``[R, 1, D]``.
+            kept: int64 ``[n]``, the positions to compute where they are known.
         """
-        padding = None if first_only else Padding.worth_dropping(mask)
+        padding = None if first_only else Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
         read = self.enter(self.norm1, x)
         attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, self.causal, padding)
@@ -160,9 +165,10 @@ class TextBlock(StackBlock):
             return state
         mask = state["text_mask"]
         first_only = self.may_shorten and state.layout.class_only
-        out: FeedForwardOutput = self.run(state["text"], mask, first_only)
+        out: FeedForwardOutput = self.run(state["text"], mask, first_only, state.get(kept_name("text")))
         state = self.with_routing(state.updated(text=out.y), out.router_sums)
         if "text" in state.layout.twins:
-            twin = self.run_twin(state["momentum_text"], state.of_twins("text_mask", "text"), first_only)
+            own_mask, kept = state.of_twins("text_mask", "text"), state.get(kept_name(f"{TWIN}text"))
+            twin = self.run_twin(state["momentum_text"], own_mask, first_only, kept)
             state = state.updated(momentum_text=twin.y)
         return state

@@ -19,6 +19,7 @@ from moe.config import SparseConfig
 from moe.feed_forward import build_feed_forward, is_routed
 from moe.slot import FeedForwardOutput, Slot
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows, written
+from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import CrossAttention, SelfAttention
 from omnivl.parts.bert import TEXT_MODALITY, ResidualBlock
@@ -78,6 +79,7 @@ class GroundedBlock(ResidualBlock):
         memory: Tensor,
         rows: Tensor | None,
         memory_mask: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> FeedForwardOutput:
         """Advances ``x [R, L, D]``.
 
@@ -87,8 +89,9 @@ class GroundedBlock(ResidualBlock):
             memory: What the texts look at, ``[R_memory, S, D]``.
             rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
             memory_mask: bool ``[R_memory, S]``, which of its positions may be looked at; None for all.
+            kept: int64 ``[n]``, the positions to compute where they are known.
         """
-        padding = Padding.worth_dropping(mask)
+        padding = Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
         attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
         x = self.leave(self.norm1, x, attended)
@@ -247,7 +250,8 @@ class GenerationBlock(GroundedLayer):
         (memory, mask), rows = seen_by_written(state), state.get("generation_memory")
         if rows is None and not state.layout.written_from:
             memory = memory[: state.layout.batch_size]  # rows of other replicas or segments may follow
-        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask)
+        kept = state.get(kept_name("generation"))
+        out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask, kept)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)
 
     def _decode(self, state: State) -> State:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from moe.working import keep_exact, working
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD
+from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
@@ -309,6 +310,10 @@ class Embed(EmbeddingLayer):
         super().__init__(build, dtype, momentum)
         self.sizes, self.pad, self.joins_inputs = sizes, pad, joins_inputs
 
+    def kept_positions(self, state: State) -> dict[str, Tensor]:
+        """See ``ChainLayer``. Texts that are joined here go through no stream of their own."""
+        return {} if self.joins_inputs else kept_positions(state, lambda token_ids: token_ids != self.pad)
+
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
         layout = state.layout
@@ -392,8 +397,3 @@ def _is_read_apart(layout: StepLayout, stream: str, segment: str) -> bool:
     if segment != CLEAN:
         return segment not in layout.joined
     return layout.embeds or stream in layout.fields
-
-
-def ids_name(segment: str) -> str:
-    """The field of the state that holds the words of a text segment."""
-    return "token_ids" if segment == CLEAN else f"{segment}/token_ids"

@@ -23,6 +23,7 @@ from moe.slot import FeedForwardOutput
 from moe.working import keep_exact
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, written
+from omnivl.chain.positions import chosen_of
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import TextInput
 from omnivl.errors import ModelError
@@ -30,7 +31,6 @@ from omnivl.parts.bert import BertBlock
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.embed import WordTables
 from omnivl.parts.linear import Linear, linear
-from omnivl.parts.padding import chosen_of
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import Transformer
 

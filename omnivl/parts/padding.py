@@ -4,45 +4,14 @@ Shapes: R rows, L positions, n positions that are kept, D channels.
 
 Captions are much shorter than the longest one. All operations but attention act on each position separately, so a block
 computes the n kept positions and puts them back into rows only for attention.
-
-The number of real positions changes from batch to batch, and CPU kernels are compiled for every shape and cached: after
-60 steps they took 1.1 GB. Therefore n is rounded up to one of few numbers by keeping some padded positions.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""Target of a position without a loss."""
-
-
-def chosen_positions(mask: Tensor) -> Tensor:
-    """Indices where ``mask``, bool ``[R, L]``, is true, counted over all rows; then some where it is false, to fill up.
-
-    Returns:
-        int64 ``[n]``, distinct; n is a multiple of R / 4 (rounded down, at least 1), or R * L.
-    """
-    places, multiple = mask.flatten(), max(1, mask.shape[0] // 4)
-    chosen = places.nonzero()[:, 0]
-    lacking = -len(chosen) % multiple
-    return torch.cat([chosen, (~places).nonzero()[:lacking, 0]]) if lacking else chosen
-
-
-def prepared_targets(segment: str, targets: Tensor) -> dict[str, Tensor]:
-    """Targets of words, int64 ``[R, L]``, as ``{segment}/targets``, and ``{segment}/chosen`` for ``chosen_of``.
-
-    To be called in a data worker: how many positions have a target is then known without waiting for a device.
-    """
-    return {f"{segment}/targets": targets, f"{segment}/chosen": chosen_positions(targets != IGNORED)}
-
-
-def chosen_of(state: Mapping[str, Tensor], segment: str) -> Tensor:
-    """``chosen_positions`` of a segment's targets, int64 ``[n]``; found here where nobody has prepared them."""
-    chosen = state.get(f"{segment}/chosen")
-    return chosen_positions(state[f"{segment}/targets"] != IGNORED) if chosen is None else chosen
+from omnivl.chain.positions import chosen_positions
 
 
 def selected(x: Tensor, index: Tensor) -> Tensor:
@@ -54,18 +23,25 @@ def selected(x: Tensor, index: Tensor) -> Tensor:
 class Padding:
     """Which positions of ``[R, L]`` hold a token; some of the others are kept as well (``chosen_positions``)."""
 
-    def __init__(self, mask: Tensor) -> None:
-        """Finds the positions to keep by ``mask``, bool ``[R, L]``, true where there is a token."""
+    def __init__(self, mask: Tensor, kept: Tensor | None = None) -> None:
+        """Finds the positions to keep.
+
+        Args:
+            mask: Bool ``[R, L]``, true where there is a token.
+            kept: int64 ``[n]``, the positions where they are known (``kept_positions``).
+        """
         self.rows, self.length = mask.shape
-        self.index, self._mask = chosen_positions(mask), mask
+        self.index, self._mask = chosen_positions(mask) if kept is None else kept, mask
 
     @classmethod
-    def worth_dropping(cls, mask: Tensor | None) -> "Padding | None":
+    def worth_dropping(cls, mask: Tensor | None, kept: Tensor | None = None) -> "Padding | None":
         """The padding of ``mask``; None if leaving it out saves no time.
 
-        The number of real positions has to be read back from the device, which stalls an accelerator and breaks a
-        compiled graph: only on CPUs, not compiled.
+        Where the positions are not known, their number has to be read back from the device, which stalls an accelerator
+        and breaks a compiled graph: then on CPUs only, not compiled.
         """
+        if mask is not None and kept is not None:
+            return cls(mask, kept)
         if mask is None or mask.device.type != "cpu" or torch.compiler.is_compiling():
             return None
         padding = cls(mask)

@@ -14,10 +14,11 @@ from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective
+from omnivl.chain.positions import ids_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
-from omnivl.parts.embed import TextEmbedding, encoded_rows, ids_name
+from omnivl.parts.embed import TextEmbedding, encoded_rows
 from omnivl.parts.join import JoinRows, Sides
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.block import EmbeddingLayer
-from omnivl.parts.embed import TextEmbedding, ids_name
+from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
@@ -83,6 +84,10 @@ class EmbedTowers(EmbeddingLayer):
             yield from self.block.visual.parameters()
         if not any(layout.text or layout.generation for layout in layouts):
             yield from self.block.text.parameters()
+
+    def kept_positions(self, state: State) -> dict[str, Tensor]:
+        """See ``ChainLayer``."""
+        return kept_positions(state, self.reads)
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from omnivl.chain.demands import CLEAN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
+from omnivl.chain.positions import ids_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.bert import TEXT_EPS
 from omnivl.parts.block import BlockLayer, EmbeddingLayer, StackBlock
-from omnivl.parts.embed import TextEmbedding, ids_name
+from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.plain_vit import ImageEmbedding

@@ -241,7 +241,7 @@ class PipelineHost(HoldingHost):
         return report
 
     def _first_states(self, batches: Sequence[Batch]) -> Iterator[tuple[State, LayoutKey]]:
-        states = first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather)
+        states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
         for batch, state in zip(batches, states, strict=True):
             yield state, LayoutKey.of(batch)
 

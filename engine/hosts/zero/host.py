@@ -147,7 +147,7 @@ class ZeroHost(HoldingHost):
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
         forget_gradients(self._engine)
         collected = StepScalars()
-        states = first_states(batches, self._plan_layout, self.device, self.chain.objectives, self.gather)
+        states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
         for index, state in enumerate(states):
             loss, named = self._engine(state)
             collected.add(named)

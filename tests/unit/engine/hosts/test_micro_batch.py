@@ -134,7 +134,7 @@ def step(chain: Chain, objectives: tuple[Objective, ...], batches: list[Batch]) 
     chain.zero_grad()
     found: dict[str, Tensor] = {}
     layout = partial(plan_layout, objectives)
-    for state in first_states(batches, layout, torch.device("cpu"), chain.objectives, LocalGather()):
+    for state in first_states(batches, layout, torch.device("cpu"), chain, LocalGather()):
         out = chain(state)
         (out["loss"] / len(batches)).backward()
         for name, loss in out.named("loss").items():
@@ -179,7 +179,7 @@ def test_what_is_counted_beforehand_is_what_the_losses_count(case: str, monkeypa
     model, objectives, kind = CASES[case]
     chain, batch = make_chain(model, objectives), make_batch(objectives, kind, [0, 1, 2, 3])
     layout = partial(plan_layout, objectives)
-    (state,) = first_states([batch], layout, torch.device("cpu"), chain.objectives, LocalGather())
+    (state,) = first_states([batch], layout, torch.device("cpu"), chain, LocalGather())
     counted = {name: 1 / weight.item() for name, weight in state.named("term_weight").items()}
     seen: list[float] = []
 
@@ -234,7 +234,7 @@ def test_a_micro_batch_is_made_into_a_state_once(monkeypatch: pytest.MonkeyPatch
         return made[-1]
 
     monkeypatch.setattr(State, "from_batch", counted)
-    states = list(first_states(batches, layout, torch.device("cpu"), chain.objectives, LocalGather()))
+    states = list(first_states(batches, layout, torch.device("cpu"), chain, LocalGather()))
     assert len(made) == len(states) == 2
     for whole, state in zip(made, states, strict=True):
         assert [name for name in state if not name.startswith("term_weight/")] == list(whole)

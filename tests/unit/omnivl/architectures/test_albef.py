@@ -17,6 +17,7 @@ from omnivl.architectures.foreign import CLIP_PIXELS
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.errors import ModelError
@@ -26,7 +27,6 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import ITM, LM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
-from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 

@@ -22,6 +22,7 @@ from omnivl.chain.chain import text_layout
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.inference.generate import caption_search, generate
@@ -29,7 +30,6 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import LM, MDM, MLM, MRM, VLM
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
-from omnivl.parts.padding import prepared_targets
 from omnivl.parts.similarity import similarity
 from omnivl.parts.sizes import MomentumConfig, Words
 from omnivl.pretrained.load import load_pretrained

@@ -13,6 +13,7 @@ from engine.step.freeze import freeze, freeze_idle, store_frozen
 from omnivl.architectures.base import missing_streams
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.tokenizer import load_readers
@@ -20,7 +21,6 @@ from omnivl.errors import ModelError
 from omnivl.inference.generate import generate, writing_search
 from omnivl.objectives import PrefixLM, PrepareContext
 from omnivl.parts.language import LanguageModel
-from omnivl.parts.padding import IGNORED
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 

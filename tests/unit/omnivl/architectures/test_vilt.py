@@ -24,6 +24,7 @@ from omnivl.architectures.vilt import TELLING
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.errors import ModelError
@@ -31,7 +32,6 @@ from omnivl.inference.predict import predict
 from omnivl.objectives import ITM, LM, MDM, MLM, MRM, VLM, Objective, PrepareContext, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
-from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import MomentumConfig, Transformer, Words
 from omnivl.parts.streams import Part, Stream
 from omnivl.pretrained.load import load_pretrained

@@ -13,12 +13,12 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.demands import Demands
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.errors import ModelError
 from omnivl.objectives import MLM, MRM, VLM, UniVLC
 from omnivl.parts import attention
 from omnivl.parts.losses import Losses
-from omnivl.parts.padding import prepared_targets
 
 TAUGHT = MLM(soft_target_alpha=0.4)
 

@@ -11,6 +11,7 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.layout import lay_out, plan_layout
+from omnivl.chain.positions import prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
@@ -23,7 +24,6 @@ from omnivl.objectives import ITM, LM, MLM, Answer, Objective, PrepareContext
 from omnivl.objectives.answer import cut_texts
 from omnivl.parts import attention
 from omnivl.parts.join import JoinRows
-from omnivl.parts.padding import prepared_targets
 from omnivl.parts.sizes import Recompute, Transformer
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=20, num_reserved=5)

@@ -19,13 +19,13 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
 from omnivl.chain.objective import Heads, PrepareContext
+from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.data.tokenizer import TextReader
 from omnivl.errors import UserError
 from omnivl.objectives import MLM, Classify, Objective, UniVLC
-from omnivl.parts.padding import IGNORED
 
 NAMES = ("ox", "cat", "hen", "bee", "fly")
 OWN = Classify(names=NAMES, prompt="a {name}")

@@ -9,12 +9,12 @@ from small_language import TOKENS, LetterTokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from omnivl.chain.positions import IGNORED
 from omnivl.chain.preparation import Preparation
 from omnivl.data.batch import DATA_KINDS, Batch
 from omnivl.data.sizes import InputSizes
 from omnivl.data.tokenizer import TextInput, TextReader, load_readers
 from omnivl.objectives import PrefixLM
-from omnivl.parts.padding import IGNORED
 
 SIZES = InputSizes(image_size=8, video_size=8, num_frames=2, patch_size=4, tubelet_size=1, text_length=6)
 

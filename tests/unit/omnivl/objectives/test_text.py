@@ -11,6 +11,7 @@ import torch
 
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.objective import Heads
+from omnivl.chain.positions import IGNORED
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import Batch
 from omnivl.data.special_tokens import SpecialTokens
@@ -20,7 +21,6 @@ from omnivl.objectives.lm import shift
 from omnivl.objectives.mlm import Ids, ordinary_ids
 from omnivl.objectives.vocabulary import Teacher, token_loss
 from omnivl.parts.heads import VocabularyHead
-from omnivl.parts.padding import IGNORED
 from omnivl.randomness import generator
 
 

@@ -14,6 +14,7 @@ from omnivl.architectures.build import build_chain
 from omnivl.architectures.misfits import language_misfits
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, chain_flops
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.positions import IGNORED, prepared_targets
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 from omnivl.data.tokenizer import load_readers
@@ -23,7 +24,6 @@ from omnivl.objectives import PrefixLM, PrepareContext
 from omnivl.parts import attention
 from omnivl.parts.language import LanguageModel, language_layers, language_order
 from omnivl.parts.opt_names import language_from_opt, refuse_options_of_opt
-from omnivl.parts.padding import IGNORED, prepared_targets
 from omnivl.parts.sizes import Transformer
 from omnivl.pretrained.load import load_pretrained
 

@@ -3,9 +3,10 @@
 import torch
 
 from omnivl.architectures import OmniVL
+from omnivl.chain.positions import chosen_positions
 from omnivl.parts.bert import BertBlock
 from omnivl.parts.decoder import GroundedBlock
-from omnivl.parts.padding import Padding, chosen_positions
+from omnivl.parts.padding import Padding
 
 CONFIG = OmniVL(hidden_size=8, num_heads=2).stacks["text"]
 MASK = torch.tensor([[True, True, True], [True, False, False]])
