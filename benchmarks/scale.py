@@ -16,19 +16,22 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import Ratio, Spread, short
 from benchmarks.record import ROOT, Options, Report, Table, main_of, markdown_table, write_page
-from engine.estimate.layers import accelerator_kernels, blank_states
+from engine.estimate.layers import accelerator_kernels, blank_batches, blank_states
 from engine.estimate.operations import OperationCounter
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.estimate.work import BlankGather
+from engine.hosts.micro_batch import first_states
 from engine.plan.parse import parse_plan
 from engine.plan.plan import StagePlan
 from engine.step.compiled import compile_blocks
@@ -40,6 +43,7 @@ from moe.tokens import Tokens
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
+from omnivl.chain.layout import plan_layout
 from omnivl.chain.state import State
 from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
 from omnivl.parts.sizes import MODALITIES
@@ -72,6 +76,8 @@ GRAPHS = [
 ]
 """A block of each kind."""
 ROUTED = "model.ffn={kind: limoe, num_experts: 32, implementation: grouped}"
+CAPTIONS, LONGEST = range(2, 43), 128
+"""Words of captions, which make 4 to 44 tokens, 24 in the mean, and positions that the model has."""
 TOKENS, WIDTH = 64 * 197, 768
 """Of a micro-batch of images, and of ``base``."""
 PAGE = ROOT / "docs" / "scale.md"
@@ -81,6 +87,9 @@ BEFORE = {
     f"host's seconds on {MANY} ranks / on {FEW}, ZeRO-3": "6",
     f"host's seconds of a step on {MANY} ranks, ZeRO-3": "7.2",
     f"host's seconds of a step on {MANY} ranks, ZeRO-1": "0.25",
+    "waits of the host for its device in a step, ZeRO-1": "7 to 8",
+    "waits of the host for its device in a step, ZeRO-3": "7 to 8",
+    f"operations, captions of 24 tokens on average / all of {LONGEST}": "1",
     "casts of a micro-batch": "1,873",
     "kernels of a micro-batch": "4,617",
     "graph breaks in blocks": "8 in each routed one",
@@ -100,12 +109,14 @@ class Found:
         gathered: Bytes of gathered parameters in a step.
         read: Elements of the parameters that a step reads, momentum twins among them.
         unread: Elements of the others.
+        waits: How often the host waits for its device in a step, by place.
     """
 
     seconds: tuple[float, ...]
     gathered: int
     read: int
     unread: int
+    waits: Mapping[str, int]
 
 
 def on_ranks(ranks: int, zero_stage: int, objectives: str, steps: int) -> Found:
@@ -182,6 +193,27 @@ def kernels_and_casts() -> tuple[int, Counter[str]]:
         with casts, kernels:
             chain(state)["loss"].backward()
     return sum(kernels.found.values()), casts.found
+
+
+def operations(padded: bool) -> float:
+    """Of a sample with one of ``CAPTIONS`` in ``LONGEST`` positions, forward and backward.
+
+    Args:
+        padded: Whether padding is computed.
+    """
+    stage, tokenizer = stage_of([f"model.text_length={LONGEST}", "stages.spatial.objectives=[univlc, vlm, mlm, lm]"])
+    device = torch.device("meta")
+    with device:
+        chain = build_chain(
+            stage.model, stage.objectives, tokenizer.special, gather=LocalGather(), compute_dtype=torch.bfloat16
+        )
+    freeze_idle(chain, stage.layouts())
+    (batch,) = blank_batches(stage, tokenizer, () if padded else CAPTIONS)
+    (state,) = first_states([batch], partial(plan_layout, stage.objectives), device, chain, LocalGather())
+    chain.train()
+    with accelerator_kernels(), FlopCounterMode(display=False) as counter:
+        chain(state)["loss"].backward()
+    return float(counter.get_total_flops()) / batch.size
 
 
 @contextmanager
@@ -266,6 +298,12 @@ def run(options: Options) -> Report:
         Ratio(f"host's seconds of a step on {MANY} ranks, ZeRO-3", Spread.of(spread[3].seconds), at_most=0.5),
         Ratio(f"host's seconds on {MANY} ranks / on {FEW}, ZeRO-1", _over(spread[1], sharded)),
         Ratio(f"host's seconds of a step on {MANY} ranks, ZeRO-1", Spread.of(spread[1].seconds)),
+        Ratio("waits of the host for its device in a step, ZeRO-1", _one(sum(spread[1].waits.values())), at_most=1),
+        Ratio("waits of the host for its device in a step, ZeRO-3", _one(sum(spread[3].waits.values())), at_most=1),
+        Ratio(
+            f"operations, captions of 24 tokens on average / all of {LONGEST}",
+            _one(operations(padded=False) / operations(padded=True)),
+        ),
         Ratio("casts of a micro-batch", _one(casts.total()), at_most=100),
         Ratio("kernels of a micro-batch", _one(kernels), at_most=2500),
         Ratio("graph breaks in blocks", _one(graph_breaks()), at_most=0),

@@ -13,6 +13,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scale import NARROW, stage_of
+from benchmarks.waits import WaitCounter
 from engine.estimate.layers import blank_batches
 from engine.hosts import create_host, layer_sharder
 from engine.hosts.zero import sizes
@@ -67,16 +68,17 @@ def main() -> None:
     )
     freeze_idle(chain, stage.layouts())
     chain.train()
+    batches = blank_batches(stage, tokenizer)
     host = create_host(
         parallel,
         chain,
         stage.optimizer,
         stage.objectives,
         total_steps=stage.steps,
+        gradient_accumulation_steps=len(batches),
         micro_batch_size=stage.batch.micro_batch_size_per_gpu,
         device=device,
     )
-    batches = blank_batches(stage, tokenizer)
     seconds = []
     for step in range(steps):
         began = time.process_time()
@@ -84,9 +86,12 @@ def main() -> None:
         seconds.append(time.process_time() - began)
     with GatherCounter() as counted:
         host.step(batches, steps)
+    with WaitCounter() as waits:
+        host.step(batches, steps + 1)
     read = sum(whole_numel(one) for one in chain.parameters() if not is_unread(one))
     unread = sum(whole_numel(one) for one in chain.parameters() if is_unread(one))
     found = {"seconds": seconds[-COUNTED:], "gathered": counted.bytes, "read": read, "unread": unread}
+    found |= {"waits": waits.found}
     sys.stdout.write("\n" + json.dumps(found) + "\n")
     sys.stdout.flush()
     os._exit(0)

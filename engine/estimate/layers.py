@@ -34,21 +34,28 @@ from omnivl.data.tokenizer import Tokenizer, batch_readers
 from omnivl.objectives import MLM
 
 
-def blank_batches(stage: StagePlan, tokenizer: Tokenizer) -> list[Batch]:
-    """A micro-batch of blank samples of each kind that the stage takes."""
+def blank_batches(stage: StagePlan, tokenizer: Tokenizer, words: Sequence[int] = ()) -> list[Batch]:
+    """A micro-batch of blank samples of each kind that the stage takes.
+
+    Args:
+        stage: The stage.
+        tokenizer: Of its plan.
+        words: Of each text, in turn; without any all texts are as long as the model reads.
+    """
     sizes = stage.model.inputs
     readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length, tokenizer_or_words)
-    collator = Collator(sizes, tokenizer, Preparation(stage.objectives, tokenizer.special, sizes, 0, readers))
-    text = "a" + " a" * sizes.text_length  # as long as the model reads
+    prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
+    collator = Collator(sizes, tokenizer, prepare, trims=bool(words))
+    texts = [" ".join("a" * number) for number in words or (sizes.text_length,)]
     batches = []
     for sort in stage.batch_sorts():
         kind, side = sort.entry.kind, sizes.side(is_video(sort.entry.kind))
         frames = np.zeros((sort.layout.num_frames, side, side, 3), dtype=np.uint8) if has_visual(kind) else None
-        said = text if has_text(kind) else None
         types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
         fields = {name: blank_value(field, side) for name, field in types.items()}
         rows = range(sort.layout.batch_size)
-        examples = [Example(frames, said, row, 0, row, "blank", {}, fields) for row in rows]
+        said = [texts[row % len(texts)] if has_text(kind) else None for row in rows]
+        examples = [Example(frames, said[row], row, 0, row, "blank", {}, fields) for row in rows]
         batches.append(collator.collate(examples, kind, sort.key, 0, types))
     return batches
 

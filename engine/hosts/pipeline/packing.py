@@ -87,7 +87,7 @@ def unpack(packed: Packed, plan_layout: PlanLayout) -> tuple[State, Tensor, Layo
         plan_layout: Computes the layout from the key; the same on every stage.
     """
     header, words, raw = packed
-    key, listed = json.loads(header.numpy().tobytes())
+    key, listed = _said(header)
     entries = [_Entry(name, _TYPES[dtype], tuple(shape), carried) for name, dtype, shape, carried in listed]
     carried = [one for one in entries if one.carried]
     forms = [((1,), torch.float32), *((one.shape, one.dtype) for one in carried)]
@@ -107,7 +107,11 @@ def unpack(packed: Packed, plan_layout: PlanLayout) -> tuple[State, Tensor, Layo
 
 def key_of(packed: Packed) -> LayoutKey:
     """The key that was packed with a state."""
-    return LayoutKey(*json.loads(packed[0].numpy().tobytes())[0])
+    return LayoutKey(*_said(packed[0])[0])
+
+
+def _said(header: Tensor) -> Any:
+    return json.loads(header.numpy().tobytes())
 
 
 class _Joined(torch.autograd.Function):

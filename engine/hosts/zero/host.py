@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from engine.errors import PlanError
 from engine.hosts.holdings import HoldingHost, Holdings
-from engine.hosts.micro_batch import PlanLayout, first_states
+from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_states
 from engine.hosts.stores import Store, WholeStore, ZeroStore
 from engine.hosts.zero.engine import (
     LossModule,
@@ -32,6 +32,7 @@ from engine.hosts.zero.partitions import (
     stored_partition,
 )
 from engine.hosts.zero.sizes import ZeroSizes
+from engine.hosts.zero.traces import Traces
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, parameter_groups, set_learning_rates
@@ -132,6 +133,7 @@ class ZeroHost(HoldingHost):
                 gather_on_use(parameter)
             skip_unread()
             gather_without_loops(list(chain.parameters()))
+        self._traces = Traces(self._engine) if zero_stage == 3 else None
         self._of_unknown_use = list(chain.parameters()) if zero_stage == 3 else []
         self._holdings = Holdings(chain, store, self.gather)
 
@@ -148,7 +150,9 @@ class ZeroHost(HoldingHost):
         forget_gradients(self._engine)
         collected = StepScalars()
         states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
-        for index, state in enumerate(states):
+        for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
+            if self._traces is not None:
+                self._traces.expect(LayoutKey.of(batch))
             loss, named = self._engine(state)
             collected.add(named)
             self._engine.backward(loss)  # divides by the accumulation steps
