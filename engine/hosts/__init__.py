@@ -87,6 +87,7 @@ def create_host(
     group: dist.ProcessGroup | None = None,
     pretrained: Collection[str] = (),
     division: Division | None = None,
+    contrasts_step: bool = False,
 ) -> Host:
     """Builds the host that a plan asks for.
 
@@ -103,6 +104,7 @@ def create_host(
         group: Replicas of the plain host; None is the default process group. The zero host always takes the default.
         pretrained: Names of parameters that came from a checkpoint of other origin.
         division: Passes and layers of each pipeline stage (``engine.hosts.pipeline.cut``).
+        contrasts_step: Whether objectives that compare embeddings compare those of all micro-batches of a step.
 
     Raises:
         PlanError: There is no such host.
@@ -115,6 +117,7 @@ def create_host(
         "device": device,
         "pretrained": pretrained,
         "communication_dtype": parallel.communication_dtype,
+        "contrasts_step": contrasts_step,
     }
     if parallel.host == "plain":
         return PlainHost(chain, optimizer, layout, group=group, **common)
@@ -147,6 +150,7 @@ class _Common(TypedDict):
     device: torch.device | None
     pretrained: Collection[str]
     communication_dtype: CommunicationDtype
+    contrasts_step: bool
 
 
 class _Sharded(_Common):

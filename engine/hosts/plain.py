@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Collection, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from engine.hosts.contrast import StepContrast
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import PlanLayout, first_states
 from engine.hosts.stores import WholeStore
@@ -36,6 +38,7 @@ class PlainHost(HoldingHost):
         group: dist.ProcessGroup | None = None,
         pretrained: Collection[str] = (),
         communication_dtype: CommunicationDtype = "fp32",
+        contrasts_step: bool = False,
     ) -> None:
         """Moves the chain to its device, makes replicas equal, builds the optimizer.
 
@@ -49,6 +52,7 @@ class PlainHost(HoldingHost):
             group: Replicas; None is the default process group, or this process alone where there is none.
             pretrained: Names of parameters that came from a checkpoint of other origin.
             communication_dtype: Type in which gradients are sent between replicas.
+            contrasts_step: Whether all micro-batches of a step are contrasted (``engine.hosts.contrast``).
         """
         self.device = device or torch.device("cpu")
         self.chain = chain.to(self.device)
@@ -64,6 +68,7 @@ class PlainHost(HoldingHost):
         self._averager: _GradientAverager | None = None
         if self.gather.replicas > 1:
             self._averager = _GradientAverager(self._trained, self.gather, group, dtype_of(communication_dtype))
+        self._contrast = StepContrast(chain) if contrasts_step else None
         store = WholeStore(self._optimizer, self._groups, chain, self.device)
         self._holdings = Holdings(chain, store, self.gather, group)
         if self.gather.replicas > 1:
@@ -75,7 +80,10 @@ class PlainHost(HoldingHost):
         assert len(batches) == self._accumulation, "a step takes gradient_accumulation_steps micro-batches"
         rates = set_learning_rates(self._optimizer, self._groups, self._config.learning_rate(step, self._total_steps))
         collected = StepScalars()
-        for first in first_states(batches, self._plan_layout, self.device, self.chain, self.gather):
+        states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
+        if self._contrast is not None:
+            states = self._contrast.twice(states, partial(self.chain, embeds=True), self.chain.discard_step)
+        for first in states:
             state = self.chain(first)
             collected.add(scalars(state))
             loss = state["loss"]

@@ -192,7 +192,19 @@ class StagePlan:
         None without accumulation; see ``Objective.compares_samples``.
         """
         accumulates = self.batch.gradient_accumulation_steps > 1
-        return [one.key for one in self.objectives if accumulates and one.compares_samples]
+        return [
+            one.key
+            for one in self.objectives
+            if accumulates
+            and one.compares_samples
+            and not (one.compares_embeddings and self.batch.contrast == "global")
+        ]
+
+    @property
+    def contrasts_step(self) -> bool:
+        """Whether objectives that compare embeddings compare those of all micro-batches of a step."""
+        accumulates = self.batch.contrast == "global" and self.batch.gradient_accumulation_steps > 1
+        return accumulates and any(one.compares_embeddings for one in self.objectives)
 
     def layouts(self) -> list[StepLayout]:
         """The different step layouts of the stage."""

@@ -140,6 +140,7 @@ def _go_on(start: _Start, index: int) -> int:
         device=device,
         pretrained=pretrained,
         division=divide_stage(chain, stage),
+        contrasts_step=stage.contrasts_step,
     )
     chain.train()
     seed_everything(plan.seed, "stage", index, "replica", gather.replica)

@@ -27,6 +27,9 @@ from omnivl.chain.objective import Objective
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind
 
+EMBEDDING_STACK = "contrast"
+"""Stack of the layer that makes contrastive embeddings."""
+
 
 class ChainLayer(nn.Module, ABC):
     """One layer of the chain: the unit that a pipeline assigns to stages and that ZeRO-3 gathers (a "leaf module").
@@ -191,11 +194,18 @@ class Chain(nn.Module):
         """The program by names: the layer, and how often it was passed before."""
         return [(name, self._order[:place].count(name)) for place, name in enumerate(self._order)]
 
-    def forward(self, state: State) -> State:
-        """The whole forward pass. In training the result holds ``loss``."""
+    def forward(self, state: State, *, embeds: bool = False) -> State:
+        """The forward pass. In training the result holds ``loss``.
+
+        Args:
+            state: At the head of the chain.
+            embeds: Whether to end behind the layer that makes contrastive embeddings.
+        """
         with made_ready([layer.copies for layer in self.layers if not layer.recomputes]):
             for layer in self.program:
                 state = layer(state)
+                if embeds and layer.stack == EMBEDDING_STACK:
+                    break
         return state
 
     def fold(self, state: State) -> State:

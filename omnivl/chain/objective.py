@@ -118,6 +118,41 @@ class Temperature:
     learnt: bool = True
 
 
+def cached_name(key: str, value: str) -> str:
+    """The field of a state that stands in place of an objective's loss, where that was computed before.
+
+    Args:
+        key: Of the objective.
+        value: ``loss``, ``metric/{name}``, ``of/{field}`` (the gradient at a field of the state) or ``head/{name}``
+            (that of a parameter of the head).
+    """
+    return f"cached/{key}/{value}"
+
+
+def cached_loss(state: "State", key: str, head: nn.Module | None) -> "ObjectiveLoss | None":
+    """A loss with the value and the gradients that were computed before; None where there is none.
+
+    Args:
+        state: With ``cached_name``.
+        key: Of the objective.
+        head: Its head.
+    """
+    cached = state.named(f"cached/{key}")
+    if not cached:
+        return None
+    parameters = {} if head is None else dict(head.named_parameters())
+    products = []
+    for name, value in cached.items():
+        root, _, rest = name.partition("/")
+        if root == "of":
+            products.append((state[rest] * value).sum())
+        elif root == "head":
+            products.append((parameters[rest] * value).sum())
+    total = torch.stack(products).sum()
+    metrics = {name.partition("/")[2]: value for name, value in cached.items() if name.startswith("metric/")}
+    return ObjectiveLoss(cached["loss"] + (total - total.detach()), metrics)
+
+
 class Head(nn.Module):
     """Parameters and buffers of one objective. ``after_step`` updates them after a step; ``loss`` never does."""
 
@@ -181,6 +216,8 @@ class Objective(ABC):
 
     compares_samples: ClassVar[bool] = False
     """Whether a sample's loss depends on other samples of its micro-batch, so that accumulated ones give it no more."""
+    compares_embeddings: ClassVar[bool] = False
+    """Whether the loss needs nothing of a sample but its embeddings and identity: it can be one of a whole step."""
 
     def __post_init__(self) -> None:
         """Checks the options.

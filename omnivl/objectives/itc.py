@@ -74,6 +74,7 @@ class ITC(Objective):
     label_smoothing: float = 0.0
 
     compares_samples: ClassVar[bool] = True
+    compares_embeddings: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

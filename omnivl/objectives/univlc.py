@@ -83,6 +83,7 @@ class UniVLC(Objective):
     soft_target_warmup_steps: int = 0
 
     compares_samples: ClassVar[bool] = True
+    compares_embeddings: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the options.

@@ -18,7 +18,7 @@ from omnivl.chain.gather import Gather, LocalGather
 from omnivl.chain.layout import present_modalities
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.names import stack_of
-from omnivl.chain.objective import Head, Heads, Objective
+from omnivl.chain.objective import Head, Heads, Objective, cached_loss
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.heads import VocabularyHead
@@ -120,7 +120,10 @@ class Losses(ChainLayer):
         assert state.layout.objectives, f"no objective acts on {state.layout.kind}"
         losses, metrics = self._router(state)
         for key in state.layout.objectives:
-            made = self.objectives[key].loss(state, self.heads_of(key), self.gather)
+            heads = self.heads_of(key)
+            made = cached_loss(state, key, heads.own)
+            if made is None:
+                made = self.objectives[key].loss(state, heads, self.gather)
             assert made.loss.dtype == torch.float32, f"{key} computes its loss in {made.loss.dtype}"
             losses[key] = made.loss
             # Copies: a metric may be a parameter, which the optimizer changes before metrics are read.

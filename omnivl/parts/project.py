@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnivl.chain.chain import ChainLayer
+from omnivl.chain.chain import EMBEDDING_STACK, ChainLayer
 from omnivl.chain.demands import CLEAN, EMBEDDINGS, TWIN, embedding_of
 from omnivl.chain.momentum import ema_update_, frozen_twin
 from omnivl.chain.objective import Objective, temperature_of
@@ -81,7 +81,7 @@ class Project(ChainLayer):
     ``logit_scale``, as the layout requires. This layer is never recomputed.
     """
 
-    stack = "contrast"
+    stack = EMBEDDING_STACK
 
     def __init__(
         self,

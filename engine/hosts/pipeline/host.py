@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.hosts.base import WeightsReport
+from engine.hosts.contrast import Draws, StepContrast
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_states
 from engine.hosts.pipeline.copies import Copies
@@ -36,8 +37,8 @@ from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.parallel import CommunicationDtype, Offloading
 from engine.processes.collectives import broadcast_from, broadcast_from_first, make_gather
 from engine.step.optimizer import OptimizerConfig, ParameterGroup, parameter_groups, set_learning_rates
-from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_votes
-from omnivl.chain.chain import Chain, ChainLayer
+from engine.step.report import StepAverages, StepResult, Votes, no_votes
+from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.gather import Gather
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch
@@ -61,6 +62,7 @@ class PipelineHost(HoldingHost):
         pretrained: Collection[str] = (),
         expert_parallel_size: int = 1,
         communication_dtype: CommunicationDtype = "fp32",
+        contrasts_step: bool = False,
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
@@ -78,6 +80,7 @@ class PipelineHost(HoldingHost):
             pretrained: Names of parameters that came from a checkpoint of other origin.
             expert_parallel_size: Replicas of a stage over which every bank of sparse experts is cut; 1 for none.
             communication_dtype: Type in which gradients are sent between the replicas of a stage.
+            contrasts_step: Whether all micro-batches of a step are contrasted (``engine.hosts.contrast``).
 
         Raises:
             PlanError: Processes or experts cannot be divided so.
@@ -100,8 +103,10 @@ class PipelineHost(HoldingHost):
         self._layers = [_layer(chain, name) for name in self._held]
         self._crossing = Crossing(self.place, self.device)
         self._stage = PipelineStage(
-            *(self._passes(), self._own_layers(), self.place, self._crossing, plan_layout, self._experts.sign())
+            *(self._passes(), self._own_layers(), self.place, self._crossing, plan_layout, self._experts.sign()),
+            embeds_further=self.division.cuts[self.place.stage][-1] < self._last_embedding,
         )
+        self._contrast = StepContrast(chain) if contrasts_step else None
         self._copies = Copies(chain, self.division, self.place.stage, self.place.pipe_group)
         self._groups = [self._restricted(group) for group in self._all_groups]
         self._votes: Votes = no_votes
@@ -131,9 +136,15 @@ class PipelineHost(HoldingHost):
         """Passes of this stage, used and unused ones."""
         made = self.division.passes[self.place.stage]
         return [
-            StagePass(_layer(self.chain, one[0]), one[1], one in made)
-            for one in (self.chain.passes[place] for place in self.division.cuts[self.place.stage])
+            StagePass(_layer(self.chain, one[0]), one[1], one in made, place <= self._last_embedding)
+            for place, one in ((place, self.chain.passes[place]) for place in self.division.cuts[self.place.stage])
         ]
+
+    @property
+    def _last_embedding(self) -> int:
+        """The pass, by its index in the chain, that makes contrastive embeddings; the last one where none does."""
+        stacks = [layer.stack for layer in self.chain.program]
+        return stacks.index(EMBEDDING_STACK) if EMBEDDING_STACK in stacks else len(stacks) - 1
 
     def _start(self, micro_batch_size: int) -> Any:
         import deepspeed
@@ -188,9 +199,11 @@ class PipelineHost(HoldingHost):
         assert whole or not self.takes_batches, "a step takes gradient_accumulation_steps micro-batches"
         rate = self._config.learning_rate(step, self._total_steps)
         set_learning_rates(self._optimizer, self._groups, rate)
-        self._stage.collected = StepScalars()
+        self._stage.begin()
         self._votes = votes
         self._micro_batches = self._first_states(batches)
+        if self._contrast is not None:
+            self._contrast_step(self._contrast)
         self._engine.train_batch()
         averages, skipped = self._averages, self._optimizer.skip_step
         self._copies.spread_weights()
@@ -244,6 +257,22 @@ class PipelineHost(HoldingHost):
         states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
         for batch, state in zip(batches, states, strict=True):
             yield state, LayoutKey.of(batch)
+
+    def _contrast_step(self, contrast: StepContrast) -> None:
+        """Embeds all micro-batches, and leaves with the last stage what stands in place of the losses over them."""
+        first = list(self._micro_batches)
+        self._micro_batches, self._stage.draws = iter(first), Draws(self._accumulation)
+        embedded = []
+        for place in range(self._accumulation):
+            with torch.no_grad(), self._stage.draws.of(place):
+                given = first[place] if self.takes_batches else self._crossing.receive_state()
+                state = self._stage.embed(given, contrast)
+                if state is not None:
+                    embedded.append(contrast.embedded(state))
+        for layer in self._layers:
+            layer.discard_step()
+        if self.place.is_last:
+            self._stage.cached.extend(contrast.cached(embedded))
 
     def _load(self, engine: Any, buffer_id: int) -> None:
         """The next micro-batch, on the first stage."""

@@ -28,8 +28,11 @@ class LossModule(nn.Module):
         super().__init__()
         self.chain, self.sign = chain, sign
 
-    def forward(self, state: State) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of one micro-batch, and its detached scalars."""
+    def forward(self, state: State, *, embeds: bool = False) -> tuple[Tensor, dict[str, Tensor]] | State:
+        """The loss of one micro-batch, and its detached scalars; the state with the embeddings if that ``embeds``."""
+        if embeds:
+            embedded: State = self.chain(state, embeds=True)
+            return embedded
         last = self.chain(state)
         return last["loss"], scalars(last)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
 
 import torch
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from engine.errors import PlanError
+from engine.hosts.contrast import StepContrast
 from engine.hosts.holdings import HoldingHost, Holdings
 from engine.hosts.micro_batch import LayoutKey, PlanLayout, first_states
 from engine.hosts.stores import Store, WholeStore, ZeroStore
@@ -40,6 +41,7 @@ from engine.step.report import StepAverages, StepResult, StepScalars, Votes, no_
 from moe.working import gather_on_use
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
+from omnivl.chain.state import State
 from omnivl.data.batch import Batch
 
 
@@ -61,6 +63,7 @@ class ZeroHost(HoldingHost):
         offload: Offloading = Offloading(),  # noqa: B008 - frozen
         expert_parallel_size: int = 1,
         communication_dtype: CommunicationDtype = "fp32",
+        contrasts_step: bool = False,
     ) -> None:
         """Starts DeepSpeed over the default process group, which has to exist.
 
@@ -78,6 +81,7 @@ class ZeroHost(HoldingHost):
             offload: What is offloaded: nothing with ZeRO 0, parameters with ZeRO-3 only.
             expert_parallel_size: Processes over which every bank of sparse experts is split; 1 for none.
             communication_dtype: Type in which gradients are sent between replicas.
+            contrasts_step: Whether all micro-batches of a step are contrasted (``engine.hosts.contrast``).
 
         Raises:
             PlanError: Something is offloaded that is not sharded, or to a folder that cannot be used; processes or
@@ -133,6 +137,7 @@ class ZeroHost(HoldingHost):
                 gather_on_use(parameter)
             skip_unread()
             gather_without_loops(list(chain.parameters()))
+        self._contrast = StepContrast(chain, self._reading) if contrasts_step else None
         self._traces = Traces(self._engine) if zero_stage == 3 else None
         self._of_unknown_use = list(chain.parameters()) if zero_stage == 3 else []
         self._holdings = Holdings(chain, store, self.gather)
@@ -150,9 +155,11 @@ class ZeroHost(HoldingHost):
         forget_gradients(self._engine)
         collected = StepScalars()
         states = first_states(batches, self._plan_layout, self.device, self.chain, self.gather)
-        for index, (batch, state) in enumerate(zip(batches, states, strict=True)):
+        if self._contrast is not None:
+            states = self._contrast.twice(states, self._embed, self.chain.discard_step)
+        for index, state in enumerate(states):
             if self._traces is not None:
-                self._traces.expect(LayoutKey.of(batch))
+                self._traces.expect(LayoutKey.of(batches[index]))
             loss, named = self._engine(state)
             collected.add(named)
             self._engine.backward(loss)  # divides by the accumulation steps
@@ -169,6 +176,22 @@ class ZeroHost(HoldingHost):
             self.chain.after_step()
         self._of_unknown_use = gather_as_used(self._of_unknown_use)
         return StepResult(averages.loss, averages.losses, averages.metrics, norm, rates, skipped, averages.votes)
+
+    def _embed(self, state: State) -> State:
+        """Runs the chain up to the embeddings."""
+        if self._traces is not None:
+            self._traces.expect(("embeddings", state.layout.kind, state.layout.objectives, state.layout.num_frames))
+        made: State = self._engine(state, embeds=True)
+        return made
+
+    def _reading(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[object]:
+        """Within the context, parameters that ZeRO-3 shards have their values."""
+        if self._zero_stage < 3 or not parameters:
+            return nullcontext()
+        import deepspeed
+
+        gathered: AbstractContextManager[object] = deepspeed.zero.GatheredParameters(list(parameters))
+        return gathered
 
     def _read_norm(self, norm: Tensor) -> float:
         """Reads back all that the step reports; the weights are left as they are where anything is not finite.
