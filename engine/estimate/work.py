@@ -25,7 +25,7 @@ from engine.step.freeze import freeze, freeze_idle, is_unread, store_frozen
 from engine.step.optimizer import muon_parameters
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
-from omnivl.chain.chain import Chain, ChainLayer
+from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.flops import chain_flops
 from omnivl.chain.state import State
 from omnivl.data.tokenizer import Tokenizer
@@ -205,6 +205,11 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     weights = [sort.share for sort in stage.batch_sorts()]
     moved = muon_parameters(chain, stage.optimizer)
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
+    if stage.contrasts_step:
+        stacks = [layer.stack for layer in chain.program]
+        mean = [
+            _embedding_twice(one) if place <= stacks.index(EMBEDDING_STACK) else one for place, one in enumerate(mean)
+        ]
     flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
@@ -336,6 +341,11 @@ def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
         cast=sum(one.numel() for one in cast if id(one) not in shares),
         cast_experts=sum(one.numel() for one in cast if id(one) in shares),
     )
+
+
+def _embedding_twice(one: Pass) -> Pass:
+    """A pass whose forward pass is made once more, to contrast the whole step. What it gathers is not counted twice."""
+    return replace(one, forward={operation: 2 * count for operation, count in one.forward.items()})
 
 
 def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:

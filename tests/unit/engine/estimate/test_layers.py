@@ -48,7 +48,7 @@ def test_each_pass_of_a_layer_keeps_its_own() -> None:
 @pytest.mark.parametrize("ffn", ["dense", "limoe"])
 def test_activations_without_memory_are_those_of_a_device(ffn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The accelerator's kernels, wherever this runs: a CPU leaves padding out and multiplies experts in a batch.
-    monkeypatch.setattr("omnivl.parts.padding.Padding.worth_dropping", lambda mask: None)
+    monkeypatch.setattr("omnivl.parts.padding.Padding.worth_dropping", lambda mask, kept=None: None)
     if ffn == "dense":
         plan = load_plan(PLANS / "emoji.yaml", SMALL, 1)
     else:

@@ -64,7 +64,7 @@ def passed(chain: Chain, state: State) -> tuple[torch.Tensor, dict[str, torch.Te
 )
 def test_a_block_is_one_graph_and_computes_the_same(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on an accelerator, and in a compiled block.
-    monkeypatch.setattr(Padding, "worth_dropping", classmethod(lambda cls, mask: None))
+    monkeypatch.setattr(Padding, "worth_dropping", classmethod(lambda cls, mask, kept=None: None))
     chain, state = started(name)
     loss, gradients = passed(chain, state)
     torch._dynamo.reset()

@@ -153,6 +153,8 @@ def test_it_says_which_losses_get_no_negatives_by_accumulation(plan_path: Path) 
     both = "stages.one.objectives=[lm, {kind: univlc, name: contrast}, vlm]"
     (stage,) = summarize(load_plan(plan_path, [both]))["stages"]
     assert stage["compared_within_a_micro_batch"] == ["contrast", "vlm"]
+    (stage,) = summarize(load_plan(plan_path, [both, "batch.contrast=global"]))["stages"]
+    assert stage["compared_within_a_micro_batch"] == ["vlm"], "its negatives are drawn within a micro-batch"
     (stage,) = summarize(load_plan(plan_path, [both, "batch.gradient_accumulation_steps=1"]))["stages"]
     assert stage["compared_within_a_micro_batch"] == []
 

@@ -53,7 +53,7 @@ def compare(monkeypatch, block, *inputs, mask=MASK):
     found = []
     for drop in (True, False):
         if not drop:
-            monkeypatch.setattr(Padding, "worth_dropping", classmethod(lambda cls, mask: None))
+            monkeypatch.setattr(Padding, "worth_dropping", classmethod(lambda cls, mask, kept=None: None))
         block.zero_grad()
         x = inputs[0].clone().requires_grad_()
         out = block(x, mask, *inputs[1:]).y[mask]
