@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from engine.hosts.sending import sent
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Objective, weigh_terms
@@ -41,7 +42,7 @@ def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device) -> 
 
 
 def _moved(state: State, device: torch.device) -> State:
-    return State({name: tensor.to(device, non_blocking=True) for name, tensor in state.items()}, state.layout)
+    return State(dict(zip(state, sent(list(state.values()), device), strict=True)), state.layout)
 
 
 def first_states(
@@ -72,10 +73,9 @@ def first_states(
     small = deque(_moved(state.updated(drop=("frames",)), device) for state in whole)
     for state, own in zip(whole, _term_weights(small, chain.objectives, gather), strict=True):
         there = small.popleft()
-        tensors = {
-            name: there[name] if name in there else one.to(device, non_blocking=True) for name, one in state.items()
-        }
-        yield State(tensors, state.layout).merged(own)
+        large = {name: one for name, one in state.items() if name not in there}
+        moved = dict(zip(large, sent(list(large.values()), device), strict=True))
+        yield State({name: {**there, **moved}[name] for name in state}, state.layout).merged(own)
 
 
 def _kept_positions(chain: Chain, state: State) -> dict[str, Tensor]:
