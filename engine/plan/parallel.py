@@ -76,7 +76,7 @@ class ParallelConfig:
     nvme_folder: str | None = None
     compile: bool = False
     deterministic: bool = False
-    expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = 1
+    expert_parallel_size: Annotated[int, Range(1)] | Literal["auto"] = "auto"
     pipeline_stages: Annotated[int, Range(2)] = 2
     pipeline_profile: str | None = None
 

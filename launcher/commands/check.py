@@ -242,9 +242,6 @@ def _host(stage: StagePlan) -> str:
     if parallel.host == "pipeline":
         return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"
     offloaded = "" if parallel.offload == "none" else f", {parallel.offload} offloaded to {parallel.offload_device}"
-    size = parallel.expert_parallel_size
-    return (
-        name
-        + offloaded
-        + ("" if size == 1 else f", experts split over {size} processes".replace("auto", "a machine's"))
-    )
+    size = parallel.expert_parallel_size if stage.model.sparse and parallel.host != "plain" else 1
+    split = "" if size == 1 else f", experts split over {size} processes".replace("auto", "a machine's")
+    return f"{name}{offloaded}{split}"
