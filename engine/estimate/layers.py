@@ -45,7 +45,8 @@ def blank_batches(stage: StagePlan, tokenizer: Tokenizer, words: Sequence[int] =
     sizes = stage.model.inputs
     readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length, tokenizer_or_words)
     prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
-    collator = Collator(sizes, tokenizer, prepare, trims=bool(words))
+    whole = any(objective.needs_whole_texts for objective in stage.objectives)
+    collator = Collator(sizes, tokenizer, prepare, trims=bool(words) and not whole)
     texts = [" ".join("a" * number) for number in words or (sizes.text_length,)]
     batches = []
     for sort in stage.batch_sorts():
@@ -60,10 +61,26 @@ def blank_batches(stage: StagePlan, tokenizer: Tokenizer, words: Sequence[int] =
     return batches
 
 
-def blank_states(stage: StagePlan, tokenizer: Tokenizer, device: torch.device) -> list[State]:
-    """The head of the chain for each of ``blank_batches``."""
+def blank_states(
+    stage: StagePlan,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    *,
+    chain: Chain | None = None,
+    words: Sequence[int] = (),
+) -> list[State]:
+    """The head of the chain for each of ``blank_batches``.
+
+    Args:
+        stage: The stage.
+        tokenizer: Of its plan.
+        device: Where the states are to be.
+        chain: Says which positions of the texts it computes; without one it computes all.
+        words: See ``blank_batches``.
+    """
     plan = partial(plan_layout, stage.objectives)
-    return [first_state(batch, plan, device) for batch in blank_batches(stage, tokenizer)]
+    batches = blank_batches(stage, tokenizer, words)
+    return [first_state(batch, plan, device, chain=chain if words else None) for batch in batches]
 
 
 def activation_bytes(chain: Chain, states: Iterable[State]) -> dict[tuple[str, int], int]:

@@ -156,6 +156,7 @@ def estimate_stage(
     chain: Chain | None = None,
     sample_bytes: SampleBytes = SampleBytes(),
     decoded_images_per_second: float | None = None,
+    words: int | None = None,
 ) -> StageEstimate:
     """Estimates a stage.
 
@@ -167,6 +168,7 @@ def estimate_stage(
         chain: That of an equal model and micro-batch, from ``outlined``.
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: Images that a node decodes; the hardware's where it is not given.
+        words: Of a caption; captions are as long as the model reads where it is not given.
 
     Raises:
         PlanError: The processes cannot be laid out so.
@@ -192,7 +194,7 @@ def estimate_stage(
             ]
         )
     if work is None:
-        work = model_work(stage, tokenizer, replicas, device_of(cluster))
+        work = model_work(stage, tokenizer, replicas, device_of(cluster), words)
     division = divide_stage(chain, stage)
     step = estimate_step(stage, work, cluster, expert_parallel=experts, division=division)
     memories = tuple(

@@ -49,7 +49,9 @@ class Found:
         equal = (
             one.work
             for one in self.ranked
-            if one.stage.batch.micro_batch_size_per_gpu == size and one.stage.model == stage.model
+            if one.stage.batch.micro_batch_size_per_gpu == size
+            and one.stage.model == stage.model
+            and one.stage.contrasts_step == stage.contrasts_step
         )
         return next(equal, None)
 
@@ -62,6 +64,7 @@ def search_layouts(
     micro_batches: int = 3,
     sample_bytes: SampleBytes | None = None,
     decoded_images_per_second: float | None = None,
+    words: int | None = None,
     progress: Callable[[str], object] = lambda layout: None,
 ) -> Found:
     """Estimates all layouts that the hosts allow.
@@ -73,11 +76,12 @@ def search_layouts(
         micro_batches: Number of micro-batch sizes to try: the plan's, and powers of two around it.
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: See ``estimate_stage``.
+        words: Likewise.
         progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
-    works: dict[tuple[int, Recompute], ModelWork] = {}
-    chains: dict[tuple[int, Recompute], Chain] = {}
+    works: dict[tuple[int, Recompute, bool], ModelWork] = {}
+    chains: dict[tuple[int, Recompute, bool], Chain] = {}
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
@@ -89,17 +93,18 @@ def search_layouts(
         batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
         model = stage.model.recomputing(mode)
         candidate = replace(stage, parallel=parallel, batch=batch, model=model)
-        if (size, mode) not in works:
+        counted = size, mode, candidate.contrasts_step
+        if counted not in works:
             progress(f"a micro-batch of {size}, recomputed: {mode}")
-            works[size, mode] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster))
-            chains[size, mode] = outlined(candidate, tokenizer)
+            works[counted] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster), words)
+            chains[counted] = outlined(candidate, tokenizer)
         try:
             found = estimate_stage(
                 candidate,
                 tokenizer,
                 cluster,
-                work=works[size, mode],
-                chain=chains[size, mode],
+                work=works[counted],
+                chain=chains[counted],
                 sample_bytes=sample_bytes or SampleBytes(),
                 decoded_images_per_second=decoded_images_per_second,
             )

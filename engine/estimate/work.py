@@ -26,8 +26,8 @@ from engine.step.optimizer import muon_parameters
 from moe.sparse import SparseFeedForward, served_shares
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
-from omnivl.chain.flops import chain_flops
-from omnivl.chain.state import State
+from omnivl.chain.flops import chain_flops, num_rows
+from omnivl.chain.state import State, StepLayout
 from omnivl.data.tokenizer import Tokenizer
 
 
@@ -179,7 +179,9 @@ class BlankGather:
         return lambda: [tensor.clone() for tensor in tensors]
 
 
-def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: torch.device) -> ModelWork:
+def model_work(
+    stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: torch.device, words: int | None = None
+) -> ModelWork:
     """Counts a stage's model under the stage's micro-batch.
 
     Args:
@@ -187,6 +189,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         tokenizer: The plan's.
         replicas: Processes that take samples of their own.
         device: ``meta`` for an accelerator's kernels, the CPU for a CPU's.
+        words: Of a caption; None: captions are as long as the model reads.
 
     Raises:
         UserError: The configuration does not fit together.
@@ -199,7 +202,7 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
     freeze_idle(chain, stage.layouts())
     store_frozen(chain, stage.model.stacks)
     chain.train()
-    states = blank_states(stage, tokenizer, device)
+    states = blank_states(stage, tokenizer, device, chain=chain, words=() if words is None else (words,))
     kept = activation_bytes(chain, states)
     found = [_crossing(list(_passes(chain, state, gather, kept))) for state in states]
     weights = [sort.share for sort in stage.batch_sorts()]
@@ -210,7 +213,9 @@ def model_work(stage: StagePlan, tokenizer: Tokenizer, replicas: int, device: to
         mean = [
             _embedding_twice(one) if place <= stacks.index(EMBEDDING_STACK) else one for place, one in enumerate(mean)
         ]
-    flops = (chain_flops(chain, state.layout) / state.layout.batch_size for state in states)
+    length = stage.model.inputs.text_length
+    tokens = None if words is None else min(words + 2, length)  # the start and the end
+    flops = (_useful(chain, state.layout, tokens) / state.layout.batch_size for state in states)
     return ModelWork(
         passes=tuple(mean),
         layers={name: _size(layer, moved) for name, layer in chain.named_layers.items()},
@@ -341,6 +346,14 @@ def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
         cast=sum(one.numel() for one in cast if id(one) not in shares),
         cast_experts=sum(one.numel() for one in cast if id(one) in shares),
     )
+
+
+def _useful(chain: Chain, layout: StepLayout, tokens: int | None) -> float:
+    """Operations of a step whose texts all have this number of tokens, or as many as the model reads."""
+    if tokens is None:
+        return chain_flops(chain, layout)
+    listed = num_rows({name: layout.text[name] for name in layout.embedded_texts})
+    return chain_flops(chain, layout, tokens * layout.batch_size, tokens * listed)
 
 
 def _embedding_twice(one: Pass) -> Pass:

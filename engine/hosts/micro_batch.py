@@ -36,9 +36,17 @@ class LayoutKey(NamedTuple):
         return cls(batch.kind, batch.size, batch.num_frames, batch.entry)
 
 
-def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device) -> State:
-    """The state at the head of the chain for one micro-batch, its tensors on ``device``."""
-    return _moved(State.from_batch(batch, plan_layout(*LayoutKey.of(batch))), device)
+def first_state(batch: Batch, plan_layout: PlanLayout, device: torch.device, *, chain: Chain | None = None) -> State:
+    """The state at the head of the chain for one micro-batch, its tensors on ``device``.
+
+    Args:
+        batch: The micro-batch.
+        plan_layout: Layout of a micro-batch.
+        device: Where the chain runs.
+        chain: Says which positions of the texts it computes; without one it computes all.
+    """
+    state = State.from_batch(batch, plan_layout(*LayoutKey.of(batch)))
+    return _moved(state if chain is None else state.merged(_kept_positions(chain, state)), device)
 
 
 def _moved(state: State, device: torch.device) -> State:

@@ -66,6 +66,9 @@ def estimate(
     samples: Annotated[
         int | None, typer.Option(min=1, help="Of each stage's first data entry, for epochs; counted where it is here.")
     ] = None,
+    words: Annotated[
+        int | None, typer.Option(min=1, help="Of a caption; as many as the model reads where it is not given.")
+    ] = None,
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Of a GPU (process); prints the cost.")
     ] = None,
@@ -77,6 +80,7 @@ def estimate(
       omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --hardware h100 --price-per-gpu-hour 3
       omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --search
       omnivl estimate configs/plans/beit3_giant.yaml --nodes 16 --failures --days 7
+      omnivl estimate configs/plans/clip_b16.yaml --nodes 8 --words 22
     """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
@@ -102,6 +106,7 @@ def estimate(
                     micro_batches=micro_batches,
                     sample_bytes=sizes,
                     decoded_images_per_second=images_per_second,
+                    words=words,
                     progress=lambda what: status.update(plain_text(what)),
                 )
         figures = estimate_stage(
@@ -111,6 +116,7 @@ def estimate(
             work=None if found is None else found.work_of(one, cluster),
             sample_bytes=sizes,
             decoded_images_per_second=images_per_second,
+            words=words,
         )
         estimated.append(figures)
         training = training_of([figures], index_cache=cache, price=price_per_gpu_hour, samples=samples)
