@@ -298,7 +298,7 @@ class PipelineHost(HoldingHost):
 
     def _before_step(self) -> None:
         """Sums up over all processes what the step reports; with stage 0 also clips by the norm over all stages."""
-        own = StepSums(self._stage.collected, self._votes(), self.place, self.device)
+        self._sums = StepSums(self._stage.collected, self._votes(), self.place, self.device)
         square = torch.zeros((), device=self.device)
         if self._zero_stage == 0:
             gradients: dict[bool, list[Tensor]] = {False: [], True: []}
@@ -307,8 +307,7 @@ class PipelineHost(HoldingHost):
             # The replicas of a stage hold equal gradients, and so do the copies of experts: each contributes its share.
             for apart, holders in ((False, self.place.replicas), (True, self._experts.copies)):
                 square += nn.utils.get_total_norm(gradients[apart], foreach=True).to(self.device).square() / holders
-        self._sums = own
-        norm = own.add_up(square).sqrt()
+        norm = self._sums.add_up(square).sqrt()
         if self._zero_stage == 1:
             return  # DeepSpeed takes the norm and calls ``_read_norm``
         self._read_norm(norm)
@@ -323,8 +322,7 @@ class PipelineHost(HoldingHost):
             norm: Of the gradients, before clipping; DeepSpeed gives -1 where one was not finite.
         """
         assert self._sums is not None, "called within a step"
-        self._averages = self._sums.read(norm, self._names)
-        found = self._averages
+        self._averages = found = self._sums.read(norm, self._names)
         self._optimizer.skip_step = not (math.isfinite(found.loss) and math.isfinite(found.gradient_norm))
         return found.gradient_norm
 

@@ -141,8 +141,8 @@ def spoil() -> None:
         prepare(loop, *arguments, **named)
         step = loop._host.step
 
-        def spoilt_step(batches: Any, number: int) -> Any:
-            result, spoilt = step(batches, number), any(taken)
+        def spoilt_step(batches: Any, number: int, *further: Any) -> Any:
+            result, spoilt = step(batches, number, *further), any(taken)
             taken.clear()
             if not spoilt:
                 return result
