@@ -35,7 +35,10 @@ class Traces:
         self._reset()
         if self._next == self._current:
             return
-        self._orders[self._current] = {name: getattr(self._coordinator, name) for name in _KEPT}
+        if self._coordinator.is_complete_trace():
+            self._orders[self._current] = {name: getattr(self._coordinator, name) for name in _KEPT}
+        else:  # an evaluation, which uses other layers, has made DeepSpeed forget it
+            self._orders.pop(self._current, None)
         self._coordinator._clear_trace_structures()
         for name, value in self._orders.get(self._next, {_KEPT[0]: self._fresh}).items():
             setattr(self._coordinator, name, value)
