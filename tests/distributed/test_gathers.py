@@ -51,7 +51,7 @@ def trained(name: str, as_used: bool, evaluates: bool = False) -> dict[str, Any]
     chain.train()
     accumulation = len(stage.data)
     host = create_host(
-        ParallelConfig(host="zero", zero_stage=3, precision="bf16"),
+        ParallelConfig(host="zero", zero_stage=3, precision="bf16", expert_parallel_size=1),
         chain,
         OptimizerConfig(lr=1e-2),
         stage.objectives,
