@@ -51,11 +51,11 @@ class WaitCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return None if mask is None or kept is None else Padding(mask, kept)
 
         norm._on_host, Padding.worth_dropping = on_host, known  # type: ignore[method-assign]
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         norm._on_host, Padding.worth_dropping = self._norm, self._padding  # type: ignore[method-assign]
         for name, usual in self._usual.items():
             setattr(Tensor, name, usual)
