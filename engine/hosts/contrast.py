@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from omnivl.chain.chain import Chain
-from omnivl.chain.demands import TWIN
+from omnivl.chain.demands import TWIN, Demands
 from omnivl.chain.objective import Objective, cached_name
 from omnivl.chain.state import State
 from omnivl.parts.losses import Losses
@@ -66,10 +66,8 @@ class StepContrast:
 
     def fields(self, state: State) -> frozenset[str]:
         """Names of what the losses read of a state."""
-        wanted = {"identity"} if self._acting(state) else set[str]()
-        for one in self._acting(state):
-            wanted |= _read_by(one, state) | {name for name in dict.keys(state) if name.startswith(f"{one.key}/")}
-        return frozenset(wanted)
+        acting = [one for one in self.objectives if one.key in state.layout.objectives]
+        return frozenset[str]().union(*(_read_by(one, state) for one in acting))
 
     def embedded(self, state: State) -> State:
         """What has to be kept of a state behind the projections."""
@@ -107,7 +105,7 @@ class StepContrast:
         heads, first = self._losses.heads_of(objective.key), states[0]
         sizes = [state.layout.batch_size for state in states]
         joined = _joined(objective, states)
-        trained = sorted(name for name in _trained_by(objective, first) if name in joined)
+        trained = sorted(_trained_by(objective, first) & joined.keys())
         leaves = {name: joined[name].detach().requires_grad_() for name in trained}
         own = [] if heads.own is None else [one for one in heads.own.named_parameters() if one[1].requires_grad]
         with self._reading([one for _, one in own]), torch.enable_grad():
@@ -133,18 +131,21 @@ class StepContrast:
                 found[0][cached_name(objective.key, f"head/{name}")] = gradient * len(states)
         return found
 
-    def _acting(self, state: State) -> list[Objective]:
-        return [one for one in self.objectives if one.key in state.layout.objectives]
+
+def _demands(objective: Objective, state: State) -> Demands:
+    demands = objective.demands(state.layout.kind, state.layout.batch_size)
+    assert demands is not None, "it acts on the kind"
+    return demands
 
 
 def _read_by(objective: Objective, state: State) -> frozenset[str]:
-    demands = objective.demands(state.layout.kind, state.layout.batch_size)
-    assert demands is not None, "it acts on the kind"
-    return demands.reads
+    """Names of what a loss reads: its fields, the samples' identity, and what was prepared for it."""
+    prepared = {name for name in dict.keys(state) if name.startswith(f"{objective.key}/")}
+    return _demands(objective, state).reads | {"identity"} | prepared
 
 
 def _trained_by(objective: Objective, state: State) -> frozenset[str]:
-    return frozenset(name for name in _read_by(objective, state) if not name.startswith(TWIN))
+    return frozenset(name for name in _demands(objective, state).reads if not name.startswith(TWIN))
 
 
 def _is_by_sample(tensor: Tensor, state: State) -> bool:
@@ -154,10 +155,9 @@ def _is_by_sample(tensor: Tensor, state: State) -> bool:
 def _joined(objective: Objective, states: Sequence[State]) -> State:
     """One state of the samples of all; what is not by sample is equal in all of them."""
     first = states[0]
-    names = _read_by(objective, first) | {"identity"} | {name for name in first if name.startswith(f"{objective.key}/")}
     tensors = {
         name: torch.cat([state[name] for state in states]) if _is_by_sample(first[name], first) else first[name]
-        for name in names
+        for name in _read_by(objective, first)
         if name in first
     }
     whole = sum(state.layout.batch_size for state in states)
@@ -174,12 +174,6 @@ class Draws:
     @contextmanager
     def of(self, place: int) -> Iterator[None]:
         """Within the context, torch's generators give the numbers of a micro-batch; after it they go on as before."""
-        cpu = torch.get_rng_state()
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-        torch.manual_seed(self._seeds[place])
-        try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            torch.manual_seed(self._seeds[place])
             yield
-        finally:
-            torch.set_rng_state(cpu)
-            if cuda is not None:
-                torch.cuda.set_rng_state(cuda)

@@ -82,8 +82,8 @@ def first_states(
     for state, own in zip(whole, _term_weights(small, chain.objectives, gather), strict=True):
         there = small.popleft()
         large = {name: one for name, one in state.items() if name not in there}
-        moved = dict(zip(large, sent(list(large.values()), device), strict=True))
-        yield State({name: {**there, **moved}[name] for name in state}, state.layout).merged(own)
+        moved = {**there, **dict(zip(large, sent(list(large.values()), device), strict=True))}
+        yield State({name: moved[name] for name in state}, state.layout).merged(own)
 
 
 def _kept_positions(chain: Chain, state: State) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """The plain host: the chain in bare PyTorch, gradients averaged over replicas by one all-reduce."""
 
-import math
 from collections.abc import Collection, Sequence
 from functools import partial
 
@@ -89,10 +88,7 @@ class PlainHost(HoldingHost):
             loss = state["loss"]
             (loss / self._accumulation if self._accumulation > 1 else loss).backward()
         averages = collected.average(self.gather, self._finish_gradients(), votes())
-        norm = averages.gradient_norm
-        # Both figures are sums over replicas, in which one NaN or infinity makes the sum not finite: all replicas
-        # decide equally.
-        skipped = not (math.isfinite(averages.loss) and math.isfinite(norm))
+        norm, skipped = averages.gradient_norm, not averages.are_finite
         if skipped:
             self.chain.discard_step()
         else:

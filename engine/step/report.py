@@ -103,14 +103,21 @@ class StepAverages:
 
     Attributes:
         by_name: All of them.
-        gradient_norm: What was read back with them; nan where nothing was.
+        gradient_norm: What was read back with them, infinite where that was negative, as DeepSpeed says of gradients
+            that are not finite; nan where nothing was read back.
         votes: To which any process said yes.
     """
 
     def __init__(
         self, by_name: Mapping[str, float], gradient_norm: float = math.nan, votes: frozenset[str] = frozenset()
     ) -> None:
-        self.by_name, self.gradient_norm, self.votes = dict(by_name), gradient_norm, votes
+        self.by_name, self.votes = dict(by_name), votes
+        self.gradient_norm = math.inf if gradient_norm < 0.0 else gradient_norm
+
+    @property
+    def are_finite(self) -> bool:
+        """Whether the weights may be updated. Sums over replicas: one NaN or infinity makes all of them decide so."""
+        return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
     @property
     def loss(self) -> float:

@@ -8,7 +8,6 @@ copy, and one of them trains it (``engine.hosts.pipeline.division``).
 
 import contextlib
 import io
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -322,9 +321,9 @@ class PipelineHost(HoldingHost):
             norm: Of the gradients, before clipping; DeepSpeed gives -1 where one was not finite.
         """
         assert self._sums is not None, "called within a step"
-        self._averages = found = self._sums.read(norm, self._names)
-        self._optimizer.skip_step = not (math.isfinite(found.loss) and math.isfinite(found.gradient_norm))
-        return found.gradient_norm
+        self._averages = self._sums.read(norm, self._names)
+        self._optimizer.skip_step = not self._averages.are_finite
+        return self._averages.gradient_norm
 
     def _restricted(self, group: ParameterGroup) -> ParameterGroup:
         """The part of a group that this stage trains, or a new filler if it trains none."""

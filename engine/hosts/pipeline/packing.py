@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from engine.hosts.micro_batch import LayoutKey, PlanLayout
+from engine.hosts.sending import Form, apart, room_of, together
 from omnivl.chain.state import State
 
-_ALIGNMENT = 8
 _FLOATS = (torch.float32, torch.bfloat16)
 _TYPES = {
     str(one).removeprefix("torch."): one
@@ -48,11 +48,6 @@ class _Entry:
     shape: tuple[int, ...]
     carried: bool
 
-    @property
-    def numel(self) -> int:
-        """Its elements."""
-        return torch.Size(self.shape).numel()
-
 
 def pack(state: State, token: Tensor, key: LayoutKey, wanted: Collection[str] | None = None) -> Packed:
     """Packs a state of a training step.
@@ -64,7 +59,7 @@ def pack(state: State, token: Tensor, key: LayoutKey, wanted: Collection[str] | 
         wanted: Names to pack; all where it is not given.
     """
     entries: list[tuple[str, str, tuple[int, ...], bool]] = []
-    carried, chunks = [token], [torch.empty(0, dtype=torch.uint8, device=token.device)]
+    carried, others = [token], list[Tensor]()
     for name, tensor in state.items():
         if wanted is not None and name not in wanted:
             continue
@@ -73,10 +68,11 @@ def pack(state: State, token: Tensor, key: LayoutKey, wanted: Collection[str] | 
         if carries:
             carried.append(tensor)
         else:
-            chunks.append(_bytes_of(tensor))
+            others.append(tensor)
     text = bytearray(json.dumps([key, entries], separators=(",", ":")).encode())
     words: Tensor = _Joined.apply(*carried)  # type: ignore[no-untyped-call]
-    return torch.frombuffer(text, dtype=torch.uint8), words, torch.cat(chunks)
+    raw = together(others, torch.zeros(room_of(others), dtype=torch.uint8, device=token.device))
+    return torch.frombuffer(text, dtype=torch.uint8), words, raw
 
 
 def unpack(packed: Packed, plan_layout: PlanLayout) -> tuple[State, Tensor, LayoutKey]:
@@ -89,18 +85,12 @@ def unpack(packed: Packed, plan_layout: PlanLayout) -> tuple[State, Tensor, Layo
     header, words, raw = packed
     key, listed = _said(header)
     entries = [_Entry(name, _TYPES[dtype], tuple(shape), carried) for name, dtype, shape, carried in listed]
-    carried = [one for one in entries if one.carried]
-    forms = [((1,), torch.float32), *((one.shape, one.dtype) for one in carried)]
-    token, *pieces = _Parted.apply(words, forms)  # type: ignore[no-untyped-call]
-    found = {one.name: piece for one, piece in zip(carried, pieces, strict=True)}
-    tensors, start = dict[str, Tensor](), 0
+    forms: dict[bool, list[Form]] = {True: [((1,), torch.float32)], False: []}
     for one in entries:
-        if one.carried:
-            tensors[one.name] = found[one.name]
-            continue
-        size = one.numel * one.dtype.itemsize
-        tensors[one.name] = raw[start : start + size].view(one.dtype).view(one.shape)
-        start += _rounded(size)
+        forms[one.carried].append((one.shape, one.dtype))
+    token, *pieces = _Parted.apply(words, forms[True])  # type: ignore[no-untyped-call]
+    sources = {True: iter(pieces), False: iter(apart(raw, forms[False]))}
+    tensors = {one.name: next(sources[one.carried]) for one in entries}
     typed = LayoutKey(*key)
     return State(tensors, plan_layout(*typed)), token, typed
 
@@ -131,7 +121,7 @@ class _Parted(torch.autograd.Function):
     """The reverse of ``_Joined``."""
 
     @staticmethod
-    def forward(ctx: Any, words: Tensor, forms: Sequence[tuple[Sequence[int], torch.dtype]]) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, words: Tensor, forms: Sequence[Form]) -> tuple[Tensor, ...]:
         return tuple(_parts(words, forms))
 
     @staticmethod
@@ -146,18 +136,8 @@ def _words_of(tensor: Tensor) -> Tensor:
     return flat.view(torch.bfloat16)
 
 
-def _parts(words: Tensor, forms: Sequence[tuple[Sequence[int], torch.dtype]]) -> list[Tensor]:
+def _parts(words: Tensor, forms: Sequence[Form]) -> list[Tensor]:
     """Copies of the tensors of which ``words`` consists."""
     sizes = [torch.Size(shape).numel() * dtype.itemsize // words.itemsize for shape, dtype in forms]
     pieces = torch.split(words.detach(), sizes)
     return [piece.clone().view(dtype).view(shape) for piece, (shape, dtype) in zip(pieces, forms, strict=True)]
-
-
-def _bytes_of(tensor: Tensor) -> Tensor:
-    content = tensor.detach().contiguous().flatten().view(torch.uint8)
-    missing = _rounded(len(content)) - len(content)
-    return torch.cat([content, content.new_zeros(missing)]) if missing else content
-
-
-def _rounded(size: int) -> int:
-    return -(-size // _ALIGNMENT) * _ALIGNMENT

@@ -6,7 +6,6 @@ for their names beside them, and the names themselves when a process does not kn
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -100,7 +99,7 @@ class StepSums:
         """Waits for the sum and the norm of the gradients.
 
         Args:
-            norm: Equal on every process; negative where a gradient was not finite, which is given back as infinite.
+            norm: Equal on every process; negative where a gradient was not finite.
             names: Of scalars that earlier steps had.
         """
         self._sum[_VALUES:] /= self._place.replicas
@@ -108,7 +107,7 @@ class StepSums:
         known = names.of(int(read[_NUMBER]), self._names)
         return StepAverages(
             dict(sorted(zip(known, read[_VALUES:], strict=False))),
-            math.inf if gradient_norm < 0.0 else gradient_norm,
+            gradient_norm,
             counted(self._votes, read[_VALUES + MOST_SCALARS :]),
         )
 

@@ -1,6 +1,5 @@
 """The zero host: DeepSpeed shards optimizer, gradients and parameters (ZeRO 0-3) around the unchanged chain."""
 
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal
@@ -126,7 +125,7 @@ class ZeroHost(HoldingHost):
         else:
             store = WholeStore(self._optimizer, self._groups, chain, self.device)
         self._average: Callable[[Tensor], StepAverages] | None = None
-        self._averages, self._norm = StepAverages({}), math.nan
+        self._averages = StepAverages({})
         if zero_stage > 0:
             read_norm_by(self._engine.optimizer, zero_stage, self._read_norm)
         if offload.folder is not None:
@@ -169,7 +168,7 @@ class ZeroHost(HoldingHost):
         if self._zero_stage == 0:
             self._read_norm(self._clip())
         self._engine.step()  # calls ``_read_norm``, where DeepSpeed takes the norm
-        averages, norm, skipped = self._averages, self._norm, self._optimizer.skip_step
+        averages, norm, skipped = self._averages, self._averages.gradient_norm, self._optimizer.skip_step
         if skipped:
             self.chain.discard_step()
         else:
@@ -201,9 +200,8 @@ class ZeroHost(HoldingHost):
         """
         assert self._average is not None, "called within a step"
         self._averages = self._average(norm)
-        self._norm = math.inf if self._averages.gradient_norm < 0.0 else self._averages.gradient_norm
-        self._optimizer.skip_step = not (math.isfinite(self._averages.loss) and math.isfinite(self._norm))
-        return self._norm
+        self._optimizer.skip_step = not self._averages.are_finite
+        return self._averages.gradient_norm
 
     def _clip(self) -> Tensor:
         """ZeRO 0: clips the gradients, which are whole on every replica except for those of experts that are split."""

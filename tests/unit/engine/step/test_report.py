@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from engine.step.report import StepScalars
+from engine.step.report import StepAverages, StepScalars
 from omnivl.chain.gather import LocalGather
 
 
@@ -48,3 +48,14 @@ def test_a_vote_is_a_vote_where_a_loss_is_not_finite(norm: torch.Tensor | None) 
     averages = scalars.average(TwoReplicas(), norm, {"stop": True, "draw": False})
     assert math.isnan(averages.loss)
     assert averages.votes == {"stop"}
+
+
+@pytest.mark.parametrize(("loss", "norm", "finite"), [(1.0, 2.0, True), (math.nan, 2.0, False), (1.0, math.inf, False)])
+def test_weights_are_updated_where_all_is_finite(loss: float, norm: float, finite: bool) -> None:
+    assert StepAverages({"loss": loss}, norm).are_finite == finite
+
+
+def test_a_negative_norm_says_that_a_gradient_is_not_finite() -> None:
+    averages = StepAverages({"loss": 1.0}, -1.0)
+    assert averages.gradient_norm == math.inf
+    assert not averages.are_finite
