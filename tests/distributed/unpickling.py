@@ -22,8 +22,12 @@ def refuse_unpickling() -> None:
         if event == "pickle.find_class":
             raise UnpickledError(f"{args} was unpickled")
 
-    pickle.loads, pickle.load, pickle.Unpickler = refuse, refuse, refuse  # type: ignore[assignment, misc]
+    class Refusing(pickle.Unpickler):  # a class, as libraries that are imported later derive theirs from it
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            refuse()
+
+    pickle.loads, pickle.load, pickle.Unpickler = refuse, refuse, Refusing  # type: ignore[assignment, misc]
     multiprocessing.reduction.ForkingPickler.loads = refuse  # type: ignore[assignment]
-    assert c10d._unpickler is not refuse, "torch keeps names of its own"
-    c10d._unpickler = refuse  # type: ignore[assignment, misc]
+    assert c10d._unpickler is not Refusing, "torch keeps names of its own"
+    c10d._unpickler = Refusing  # type: ignore[assignment, misc]
     sys.addaudithook(no_class)
