@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
@@ -70,6 +71,8 @@ class Throughput:
             words = 0 if batch.token_ids is None else int((batch.token_ids != self._pad).sum())
             layout = self._layout(batch.kind, batch.size, batch.num_frames, batch.entry)
             self._tokens += self._replicas * (self._count_patches(batch) + words)
+            if batch.grids is not None:
+                layout = replace(layout, patches=float(batch.grids.prod(1).double().mean()))
             listed = sum(int((batch.prepared[ids_name(name)] != self._pad).sum()) for name in layout.embedded_texts)
             self._operations += self._replicas * chain_flops(self._chain, layout, words, listed)
         self._samples += samples
@@ -122,6 +125,8 @@ class Throughput:
         return figures
 
     def _count_patches(self, batch: Batch) -> int:
-        rows, columns = self._model.inputs.grid(is_video(batch.kind))
         times = self._model.inputs.time_positions(batch.num_frames) if is_video(batch.kind) else batch.num_frames
+        if batch.grids is not None:
+            return times * int(batch.grids.prod(1).sum())
+        rows, columns = self._model.inputs.grid(is_video(batch.kind))
         return batch.size * times * rows * columns

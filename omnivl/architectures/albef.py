@@ -73,6 +73,7 @@ class ALBEF(Architecture):
         *("visual", "text", "embedding", "fused", "momentum_fused", "generation", "fused_generation"),
     )
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
+    packs: ClassVar[bool] = True
     starts_from: ClassVar[Mapping[str, str]] = {"generation": "alignment"}
 
     @property
@@ -83,7 +84,8 @@ class ALBEF(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        return Patches.of_images(self.image_size, self.patch_size)
+        native = self.sizes == "native"
+        return Patches.of_images(self.image_size, self.patch_size, native=native)
 
     @property
     def words(self) -> Words:
@@ -150,6 +152,7 @@ class ALBEF(Architecture):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
+        yield from super().misfits()
         stacks = {name: getattr(self, name) for name in _STACKS}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, stack in stacks.items():

@@ -93,7 +93,8 @@ class BLIP2(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of the visual tower."""
-        return Patches.of_images(self.image_size, self.patch_size, self.num_frames)
+        native = self.sizes == "native"
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, native=native)
 
     @property
     def heads(self) -> HeadSizes:
@@ -181,6 +182,7 @@ class BLIP2(Architecture):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
+        yield from super().misfits()
         stacks = {"vision": self.vision, "qformer": self.qformer}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for (name, stack), norm in zip(stacks.items(), ("pre", "post"), strict=True):

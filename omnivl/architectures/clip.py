@@ -65,6 +65,7 @@ class CLIP(Architecture):
     projection_size: Annotated[int, Range(1)] = 512
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding")
+    packs: ClassVar[bool] = True
 
     @property
     def inputs(self) -> InputSizes:
@@ -86,7 +87,8 @@ class CLIP(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of the visual stream."""
-        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, norm_embeddings=True)
+        native = self.sizes == "native"
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, norm_embeddings=True, native=native)
 
     @property
     def words(self) -> Words:
@@ -155,6 +157,7 @@ class CLIP(Architecture):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
+        yield from super().misfits()
         towers = {"vision": self.vision, "text": self.text}
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         for name, tower in towers.items():

@@ -112,6 +112,7 @@ class OneWidth(Architecture):
             tubelet_size=self.tubelet_size,
             temporal_gain=self.temporal_gain,
             patch_dropout=self.patch_dropout,
+            native=self.sizes == "native",
         )
 
     @property
@@ -152,6 +153,9 @@ class OneWidth(Architecture):
             }
         )
         yield from filling_misfits(self.stack_of(0), self.depths)
+        yield from super().misfits()
+        if self.sizes == "native" and self.patch_dropout > 0:
+            yield Misfit(("patch_dropout",), str(self.patch_dropout), "0 where sizes is 'native'", "set it to 0")
 
 
 _WIDTHS = ("hidden_size", "num_heads", "mlp_ratio", "patch_size", "tubelet_size", "vocab_size", "projection_size")

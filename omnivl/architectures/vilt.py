@@ -45,6 +45,7 @@ class ViLT(Architecture):
     patch_size: Annotated[int, Range(1)] = 32
 
     streams: ClassVar[tuple[str, ...]] = ("fused", "fused_visual")
+    packs: ClassVar[bool] = True
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
 
@@ -56,7 +57,8 @@ class ViLT(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        return Patches.of_images(self.image_size, self.patch_size)
+        native = self.sizes == "native"
+        return Patches.of_images(self.image_size, self.patch_size, native=native)
 
     @property
     def heads(self) -> HeadSizes:
@@ -98,6 +100,7 @@ class ViLT(Architecture):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
+        yield from super().misfits()
         blocks = self.blocks
         yield from divisions({"image_size": (self.image_size, "patch_size", self.patch_size)})
         yield from stack_misfits("blocks", blocks)

@@ -69,6 +69,7 @@ def lay_out(
         twins=_twins(active.values(), stacks, kind),
         objectives=tuple(active),
         class_only=not any(_reads_all_positions(demands) for demands in active.values()),
+        patches=None,
     )
 
 

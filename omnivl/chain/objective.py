@@ -65,6 +65,16 @@ class PrepareContext:
     tubelet_size: int = 1
     readers: Mapping[str, TextReader] = field(default_factory=dict)
 
+    def grids(self, batch: Batch) -> list[tuple[int, int]]:
+        """Rows and columns of the patches of each sample's frames."""
+        if batch.grids is None:
+            return [self.grid] * batch.size
+        return [(rows, columns) for rows, columns in batch.grids.tolist()]
+
+    def places(self, batch: Batch) -> int:
+        """N: the patches of a frame, of the largest one where pictures keep their sizes."""
+        return self.grid[0] * self.grid[1] if batch.grids is None else batch.places
+
     def uniforms(self, purpose: str, batch: Batch, count: int) -> NDArray[np.float64]:
         """``count`` numbers in [0, 1) for every sample of a batch, ``[B, count]``."""
         return uniforms(batch.position.tolist(), count, self.seed, self.source, purpose)

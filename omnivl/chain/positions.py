@@ -18,13 +18,17 @@ IGNORED = -100
 """Target of a position without a loss."""
 
 
-def chosen_positions(mask: Tensor) -> Tensor:
+def chosen_positions(mask: Tensor, multiple: int | None = None) -> Tensor:
     """Indices where ``mask``, bool ``[R, L]``, is true, counted over all rows; then some where it is false, to fill up.
 
+    Args:
+        mask: The positions that are wanted.
+        multiple: Of which n is one; None: R / 4 (rounded down, at least 1).
+
     Returns:
-        int64 ``[n]``, distinct; n is a multiple of R / 4 (rounded down, at least 1), or R * L.
+        int64 ``[n]``, distinct; n is a multiple, or R * L.
     """
-    places, multiple = mask.flatten(), max(1, mask.shape[0] // 4)
+    places, multiple = mask.flatten(), max(1, mask.shape[0] // 4) if multiple is None else multiple
     chosen = places.nonzero()[:, 0]
     lacking = -len(chosen) % multiple
     return torch.cat([chosen, (~places).nonzero()[:lacking, 0]]) if lacking else chosen

@@ -22,6 +22,7 @@ from omnivl.data.batch import Batch, DataKind, is_video
 
 CORE_FIELDS: Mapping[str, str] = {
     "frames": "uint8 [B, T, 3, H, W], from the batch; absent where the kind shows nothing",
+    "grids": "int64 [B, 2], from the batch: rows and columns of patches; absent where all pictures have one size",
     "token_ids": "int64 [B, L], from the batch; absent where the kind has no text",
     "identity": "int64 [B], from the batch",
     "label": "int64 [B], from the batch",
@@ -29,6 +30,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "visual": "float [R_visual, S, D]; rows by layout.visual",
     "text": "float [R_text, L, D]; rows by layout.text",
     "text_mask": "bool [R_text, L], true where there is a token",
+    "visual_mask": "bool [R_visual, S], true where there is a patch or class token; absent where everywhere",
     "visual_input": "float [R_visual, S, D]; what entered the encoder, kept where inputs are joined",
     "text_input": "float [R_text, L, D]; likewise",
     "queries": "float [B, Q, D], what learnt queries gather from the clean visual rows, where an architecture has them",
@@ -36,6 +38,7 @@ CORE_FIELDS: Mapping[str, str] = {
     "momentum_text": "float [R, L, D], likewise",
     "momentum_fused": "float [R, L, D], likewise; all its rows at the end",
     "momentum_memory": "float [R_memory, S, D], visual features of the momentum twin that momentum_fused looks at",
+    "momentum_memory_mask": "bool [R_memory, S], as memory_mask",
     "momentum_fused_memory": "int64 [R], the row of momentum_memory that each row of momentum_fused looks at",
     "visual_embedding": "float [B, P], projected and L2-normalised, fp32; [B, M, P] where a sample has several",
     "text_embedding": "float [B, P], projected and L2-normalised, fp32",
@@ -86,6 +89,7 @@ class StepLayout:
         draws_from: Fields that are read to draw samples; see ``Demands.draws_from``.
         twins: Segments of ``state["momentum_{stream}"]`` by stream: those that the stream's momentum twin computes.
         objectives: Keys of the objectives that are active in the step.
+        patches: Patches of a frame on average, where operations on pictures of their own sizes are counted.
         class_only: Whether layers after the encoders read only the first position. The last blocks of the encoders may
             then leave out the others: ``visual`` and ``text`` have one position from there on.
     """
@@ -107,6 +111,7 @@ class StepLayout:
     twins: Mapping[str, Mapping[str, slice]] = field(default_factory=dict)
     objectives: tuple[str, ...] = ()
     class_only: bool = False
+    patches: float | None = None
 
     @property
     def is_video(self) -> bool:
@@ -160,7 +165,8 @@ class State(dict[str, Tensor]):
     @classmethod
     def from_batch(cls, batch: Batch, layout: StepLayout) -> Self:
         """The state at the head of the chain."""
-        core = {name: getattr(batch, name) for name in ("frames", "token_ids", "identity", "label", "position")}
+        names = ("frames", "grids", "token_ids", "identity", "label", "position")
+        core = {name: getattr(batch, name) for name in names}
         present = {name: tensor for name, tensor in core.items() if tensor is not None}
         fields = {f"field/{name}": value for name, value in batch.fields.items() if isinstance(value, Tensor)}
         return cls({**present, **fields, **batch.prepared}, layout)

@@ -1,7 +1,7 @@
 """Training and evaluation views of a picture or clip.
 
-Shapes: T frames, H x W pixels of the input, S side of the view. Pixels are uint8, RGB. All frames of a clip get the
-same draw. Random numbers come from the sample's own generator, so that a view is a pure function of the sample's
+Shapes: T frames, H x W pixels of the input, h x w pixels of the view. Pixels are uint8, RGB. All frames of a clip get
+the same draw. Random numbers come from the sample's own generator, so that a view is a pure function of the sample's
 position.
 """
 
@@ -30,7 +30,7 @@ class View:
     """A view of a picture or clip.
 
     Attributes:
-        pixels: ``[T, S, S, 3]``.
+        pixels: ``[T, h, w, 3]``.
         place: Maps points of the picture to points of the view.
     """
 
@@ -38,26 +38,31 @@ class View:
     place: Placement
 
 
+Size = int | tuple[int, int]
+"""Of a view: the side of a square that shows a part of the picture, or the (width, height) of one that shows all."""
+
+
 def training_view(
-    pixels: Pixels, size: int, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
+    pixels: Pixels, size: Size, config: AugmentConfig, random: np.random.Generator, *, flip_allowed: bool
 ) -> View:
     """Random crop, rotation and zoom, flip, colours and RandAugment-style operations.
 
     Args:
         pixels: ``[T, H, W, 3]``.
-        size: S.
+        size: Of the view. Where it is no square, ratios of crops are relative to its own.
         config: Kinds and ranges of the changes.
         random: The sample's generator.
         flip_allowed: Whether the text stays true in a mirror.
     """
     uniforms = random.random(13)  # one call, so that the number of draws does not depend on the configuration
-    box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4])
+    across, down = _sides(size)
+    box = crop_box(pixels.shape[2], pixels.shape[1], config, uniforms[:4], across / down)
     if config.rotate == 0 and config.zoom == (1, 1):
         left, top, width, height = box
-        view = resize(pixels[:, top : top + height, left : left + width], size, size)
+        view = resize(pixels[:, top : top + height, left : left + width], across, down)
         place = crop_placement(left, top, width, height, (pixels.shape[2], pixels.shape[1]))
     else:
-        view, place = _turned(pixels, size, box, config, uniforms[11:13])
+        view, place = _turned(pixels, (across, down), box, config, uniforms[11:13])
     if flip_allowed and uniforms[4] < config.flip:
         view, place = _mirrored(view), place.then(mirror)
     gray = uniforms[5] < config.grayscale
@@ -73,17 +78,23 @@ def training_view(
     return View(view, place)
 
 
-def evaluation_view(pixels: Pixels, size: int) -> View:
-    """The shorter side resized to ``size``, then the middle."""
+def evaluation_view(pixels: Pixels, size: Size) -> View:
+    """The whole picture, or of one that is to be a square the middle, resized."""
     height, width = pixels.shape[1:3]
+    if not isinstance(size, int):
+        return View(resize(pixels, *size), crop_placement(0, 0, width, height, (width, height)))
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     view = resize(pixels[:, top : top + side, left : left + side], size, size)
     return View(view, crop_placement(left, top, side, side, (width, height)))
 
 
+def _sides(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def crop_box(
-    width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64]
+    width: int, height: int, config: AugmentConfig, uniforms: NDArray[np.float64], ratio_of_view: float = 1.0
 ) -> tuple[int, int, int, int]:
     """A random box (left, top, width, height) of the configured area and ratio.
 
@@ -96,11 +107,12 @@ def crop_box(
         height: H.
         config: Ranges of area and ratio.
         uniforms: Four numbers in [0, 1): area, ratio, horizontal and vertical place.
+        ratio_of_view: Width over height of the view, by which the ratios are multiplied.
 
     Source: ``RandomResizedCrop`` of torchvision, whose distribution this is.
     """
     low, high = config.crop_scale
-    least, most = config.crop_ratio
+    least, most = (ratio_of_view * ratio for ratio in config.crop_ratio)
     again: np.random.Generator | None = None
     draw = uniforms[:2]
     for _ in range(_CROP_DRAWS):
@@ -119,13 +131,17 @@ def crop_box(
 
 
 def _turned(
-    pixels: Pixels, size: int, box: tuple[int, int, int, int], config: AugmentConfig, uniforms: NDArray[np.float64]
+    pixels: Pixels,
+    size: tuple[int, int],
+    box: tuple[int, int, int, int],
+    config: AugmentConfig,
+    uniforms: NDArray[np.float64],
 ) -> tuple[Pixels, Placement]:
     """A crop turned and zoomed about its middle, by one map between picture and view.
 
     Args:
         pixels: ``[T, H, W, 3]``.
-        size: S.
+        size: (width, height) of the view.
         box: Left, top, width, height of the crop.
         config: Ranges of rotation and zoom, and the fill beyond the border.
         uniforms: Two numbers in [0, 1): rotation, zoom.
@@ -133,15 +149,18 @@ def _turned(
     left, top, width, height = box
     angle = math.radians(config.rotate) * (2 * uniforms[0] - 1)
     zoom = config.zoom[0] * (config.zoom[1] / config.zoom[0]) ** uniforms[1]
-    cosine, sine, middle = math.cos(angle) / zoom, math.sin(angle) / zoom, (size - 1) / 2
-    to_picture = np.array([[cosine, -sine], [sine, cosine]]) * np.array([[width], [height]]) / size
-    shift = np.array([left + (width - 1) / 2, top + (height - 1) / 2]) - to_picture @ (middle, middle)
-    result = np.empty((len(pixels), size, size, 3), dtype=np.uint8)
+    cosine, sine = math.cos(angle) / zoom, math.sin(angle) / zoom
+    across, down = size
+    # The angle is one of the view's pixels, which are no squares of the picture where the crop has another ratio.
+    to_picture = np.array([[cosine, -sine], [sine, cosine]]) * np.array([[width / across], [height / down]])
+    middle = np.array([(across - 1) / 2, (down - 1) / 2])
+    shift = np.array([left + (width - 1) / 2, top + (height - 1) / 2]) - to_picture @ middle
+    result = np.empty((len(pixels), down, across, 3), dtype=np.uint8)
     for frame, target in zip(pixels, result, strict=True):
         cv2.warpAffine(
             frame,
             np.column_stack([to_picture, shift]),
-            (size, size),
+            size,
             dst=target,
             flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
             borderMode=cv2.BORDER_REPLICATE if config.fill == "edge" else cv2.BORDER_CONSTANT,
@@ -150,7 +169,7 @@ def _turned(
     picture = pixels.shape[2], pixels.shape[1]
 
     def to_view() -> Matrix:
-        return np.linalg.inv(pixel_map(to_picture, shift, (size, size), picture)).astype(np.float64)
+        return np.linalg.inv(pixel_map(to_picture, shift, size, picture)).astype(np.float64)
 
     return result, Placement((to_view,))
 

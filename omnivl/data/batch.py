@@ -1,6 +1,6 @@
 """The input of the chain: a batch of samples of one kind.
 
-Shapes: B samples, T frames (1 for images), P pictures of a set, H x W pixels, L text positions.
+Shapes: B samples, T frames (1 for images), P pictures of a set, H x W pixels, N patches of a frame, L text positions.
 """
 
 from collections.abc import Mapping
@@ -61,7 +61,10 @@ def is_label(kind: DataKind) -> bool:
 
 @dataclass(frozen=True)
 class Batch:
-    """A collated micro-batch. All samples have the same kind, size and number of frames or pictures.
+    """A collated micro-batch. All samples have the same kind and number of frames or pictures.
+
+    Where pictures keep their sizes, the patches of each stand side by side in its own order, row by row, so that a
+    frame is one patch high and N patches wide, as many as the largest one has; others end in black patches.
 
     Attributes:
         kind: One of the data kinds.
@@ -77,6 +80,8 @@ class Batch:
         entry: Key of the data entry that the samples come from.
         fields: The samples' fields by name (see ``omnivl.data.fields``): tensors whose first dimension is B, which go
             on to the chain, and tuples of B Python values, which only ``prepare`` sees.
+        grids: int64 ``[B, 2]``, rows and columns of the patches of each sample's frames where pictures keep their
+            sizes; else None.
     """
 
     kind: DataKind
@@ -89,6 +94,7 @@ class Batch:
     captions: tuple[str, ...] = ()
     entry: str = ""
     fields: Mapping[str, Tensor | tuple[object, ...]] = field(default_factory=dict)
+    grids: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -105,6 +111,12 @@ class Batch:
         """Number of frames, T; 1 for images, P for sets, 0 where nothing is shown."""
         return 0 if self.frames is None else self.frames.shape[1]
 
+    @property
+    def places(self) -> int:
+        """N, the patches of the largest frame where pictures keep their sizes."""
+        assert self.frames is not None and self.grids is not None
+        return self.frames.shape[-1] // self.frames.shape[-2]
+
     def check(self) -> None:
         """Asserts the invariants that the chain relies on."""
         assert (self.frames is not None) == has_visual(self.kind), f"frames of a batch of {self.kind}"
@@ -115,6 +127,8 @@ class Batch:
             assert self.visual != "image" or self.num_frames == 1, "an image is a clip of one frame"
         if self.token_ids is not None:
             assert self.token_ids.dtype == torch.int64 and self.token_ids.shape[0] == self.size
+        if self.grids is not None:
+            assert self.frames is not None and self.grids.shape == (self.size, 2)
         for tensor in (self.identity, self.label, self.position):
             assert tensor.dtype == torch.int64 and tensor.shape == (self.size,)
         for name, values in self.fields.items():

@@ -1,6 +1,6 @@
 """Makes a batch of examples, with everything that the objectives draw in advance.
 
-Shapes: B samples, T frames, S side of the picture, L text positions.
+Shapes: B samples, T frames, h x w pixels, N patches of a frame, L text positions.
 """
 
 import math
@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Protocol
 
 import cv2
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from omnivl.data.augment import Pixels
 from omnivl.data.batch import Batch, DataKind, has_text, has_visual, is_video
 from omnivl.data.example import Example
 from omnivl.data.field_tensors import collate_fields
@@ -22,6 +24,9 @@ from omnivl.data.tokenizer import Tokenizer
 
 STRIDE = 16
 """Texts of a batch that are trimmed have a multiple of so many positions, so that there are few shapes."""
+
+PATCH_STRIDE = 8
+"""As ``STRIDE``, for patches of a frame."""
 
 
 class Prepare(Protocol):
@@ -38,7 +43,7 @@ class Prepare(Protocol):
 
 
 class Collator:
-    """Makes batches whose texts have one length."""
+    """Makes batches whose texts have one length, and whose frames have one size or one number of patches."""
 
     def __init__(
         self, sizes: InputSizes, tokenizer: Tokenizer, prepare: Prepare | None = None, *, trims: bool = False
@@ -46,10 +51,11 @@ class Collator:
         """Describes a collator.
 
         Args:
-            sizes: Only the length of texts is used.
+            sizes: The length of texts, and whether pictures keep their sizes.
             tokenizer: Texts to ids.
             prepare: Draws ``Batch.prepared``; None for nothing.
-            trims: Whether texts end where the longest of a batch does, rounded up to ``STRIDE`` positions.
+            trims: Whether texts end where the longest of a batch does, rounded up to ``STRIDE`` positions, and frames
+                of their own size where the largest does.
         """
         self._sizes, self._tokenizer, self._prepare, self._trims = sizes, tokenizer, prepare, trims
 
@@ -85,9 +91,11 @@ class Collator:
             longest += special.pad == special.sep  # the end of the longest text, where padding repeats it
             token_ids = token_ids[:, : STRIDE * math.ceil(longest / STRIDE)]
         kept = [example.fields for example in examples]
+        pictures = [example.pictures for example in examples if example.pictures is not None]
+        frames, grids = self._frames(pictures, is_video(kind)) if has_visual(kind) else (None, None)
         batch = Batch(
             kind=kind,
-            frames=_frames(examples) if has_visual(kind) else None,
+            frames=frames,
             token_ids=None if token_ids is None else torch.from_numpy(token_ids),
             identity=torch.tensor([example.identity for example in examples], dtype=torch.int64),
             label=torch.tensor([example.label for example in examples], dtype=torch.int64),
@@ -95,19 +103,48 @@ class Collator:
             captions=texts,
             entry=entry,
             fields=collate_fields(fields or {}, kept, self._tokenizer, self._sizes.side(is_video(kind))),
+            grids=grids,
         )
         batch.check()
         return batch
 
+    def _frames(self, pictures: Sequence[Pixels], clips: bool) -> tuple[Tensor, Tensor | None]:
+        """The pixels of a batch, and the rows and columns of their patches where they keep their sizes."""
+        if not self._sizes.native:
+            return _frames(pictures), None
+        rows, columns = self._sizes.grid(clips)
+        most, patch = rows * columns, self._sizes.patch_size
+        grids = np.array([[one.shape[1] // patch, one.shape[2] // patch] for one in pictures], dtype=np.int64)
+        if self._trims:
+            most = PATCH_STRIDE * math.ceil(int(grids.prod(axis=1).max()) / PATCH_STRIDE)
+        return _in_strips(pictures, most, patch), torch.from_numpy(grids)
 
-def _frames(examples: Sequence[Example]) -> Tensor:
-    """The pixels of a batch, uint8 ``[B, T, 3, S, S]``."""
-    pictures = [example.pictures for example in examples if example.pictures is not None]
+
+def _frames(pictures: Sequence[Pixels]) -> Tensor:
+    """The pixels of pictures of one size, uint8 ``[B, T, 3, h, w]``."""
     first = pictures[0]
-    frames = _empty_frames((len(examples), len(first), 3, *first.shape[1:3]))
+    frames = _empty_frames((len(pictures), len(first), 3, *first.shape[1:3]))
     for row, own in zip(frames.numpy(), pictures, strict=True):
         for picture, planes in zip(own, row, strict=True):
             cv2.split(picture, list(planes))  # writes the planes in place, twice as fast as a transposed copy
+    return frames
+
+
+def _in_strips(pictures: Sequence[Pixels], most: int, patch: int) -> Tensor:
+    """The patches of pictures of different sizes side by side, row by row, uint8 ``[B, T, 3, patch, most * patch]``.
+
+    Args:
+        pictures: ``[T, h, w, 3]`` each; h and w are multiples of ``patch``.
+        most: N.
+        patch: Side of a patch in pixels.
+    """
+    frames = _empty_frames((len(pictures), len(pictures[0]), 3, patch, most * patch))
+    for row, own in zip(frames.numpy(), pictures, strict=True):
+        down, across = own.shape[1] // patch, own.shape[2] // patch
+        length = down * across * patch
+        cut = own.reshape(len(own), down, patch, across, patch, 3).transpose(0, 5, 2, 1, 3, 4)
+        row[..., :length] = cut.reshape(len(own), 3, patch, length)
+        row[..., length:] = 0
     return frames
 
 

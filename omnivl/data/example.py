@@ -1,6 +1,6 @@
 """Makes the example at a position of an entry's order: reads, decodes and augments it, and adds text and fields.
 
-Shapes: T frames, P pictures of a set, S side of the picture.
+Shapes: T frames, P pictures of a set, h x w pixels of the view: of one side, or of the picture's own size.
 """
 
 import math
@@ -10,15 +10,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.augment import View, evaluation_view, training_view
+from omnivl.data.augment import Size, View, evaluation_view, training_view
 from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import decode_clip, decode_still
 from omnivl.data.fields import Field, FieldReader, texts_in
-from omnivl.data.formats import file_named
+from omnivl.data.formats import file_named, picture_size
 from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
+from omnivl.data.orientation import upright_size
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source, naming
@@ -35,7 +36,7 @@ class Example:
     """One finished sample.
 
     Attributes:
-        pictures: uint8 ``[T, S, S, 3]``, of a set ``[P, S, S, 3]``; RGB. None where the kind shows nothing.
+        pictures: uint8 ``[T, h, w, 3]``, of a set ``[P, h, w, 3]``; RGB. None where the kind shows nothing.
         text: Caption, prompt or the field that the entry names as the text; None if the kind has none.
         identity: UniVLC's y.
         label: Class index within the source, or -1.
@@ -137,7 +138,8 @@ class ExampleReader:
         self.config, self.key = config, key
         self._source = source
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
-        self._size, self._num_frames = sizes.side(is_video(config.kind)), sizes.num_frames
+        self._sizes, self._is_video = sizes, is_video(config.kind)
+        self._side, self._num_frames = sizes.side(self._is_video), sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
         self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
@@ -221,21 +223,42 @@ class ExampleReader:
             position=position,
             where=sample.where,
             meta=sample.meta,
-            fields=self._fields.place(found, [view.place for view in views], self._size),
+            fields=self._fields.place(found, [view.place for view in views], self._side),
         )
 
     def _views_of(self, sample: Sample, position: int, flip: bool) -> Iterator[View]:
-        """A view of each picture; those that a set lacks are black. All draws come from one generator, in order."""
+        """A view of each picture; those that a set lacks are black. All draws come from one generator, in order.
+
+        Pictures of a set have one size, that of the first which is there.
+        """
         random = self._views.at(position) if self._training else None
-        for shown in self._shown(sample):
+        every = list(self._shown(sample))
+        size = next((self._size_of(shown) for shown in every if shown is not None), self._side)
+        for shown in every:
             if shown is None:
-                yield View(np.zeros((1, self._size, self._size, 3), dtype=np.uint8), Placement())
+                width, height = (size, size) if isinstance(size, int) else size
+                yield View(np.zeros((1, height, width, 3), dtype=np.uint8), Placement())
                 continue
-            pixels = self._pixels(shown, position)
+            pixels = self._pixels(shown, position, size)
+            own = size or self._native_size(pixels.shape[2], pixels.shape[1])
             if random is None:
-                yield evaluation_view(pixels, self._size)
+                yield evaluation_view(pixels, own)
             else:
-                yield training_view(pixels, self._size, self.config.augment, random, flip_allowed=flip)
+                yield training_view(pixels, own, self.config.augment, random, flip_allowed=flip)
+
+    def _size_of(self, sample: Sample) -> Size:
+        """Of the view of a sample; 0 where it is found when the sample is decoded: of clips, and of broken pictures."""
+        if not self._sizes.native:
+            return self._side
+        if sample.frames is not None:
+            return self._native_size(sample.frames.shape[2], sample.frames.shape[1])
+        stored = None if self._is_video or sample.media is None else picture_size(sample.media)
+        return 0 if stored is None or sample.media is None else self._native_size(*upright_size(stored, sample.media))
+
+    def _native_size(self, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the view of a picture of a size."""
+        rows, columns = self._sizes.grids(self._is_video, np.array([[width, height]], dtype=np.int64))[0].tolist()
+        return columns * self._sizes.patch_size, rows * self._sizes.patch_size
 
     def _shown(self, sample: Sample) -> Iterator[Sample | None]:
         """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
@@ -249,8 +272,8 @@ class ExampleReader:
                 where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
                 yield replace(sample, where=where, media=sample.members[name], extension=extension)
 
-    def _pixels(self, sample: Sample, position: int) -> NDArray[np.uint8]:
-        """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``."""
+    def _pixels(self, sample: Sample, position: int, size: Size) -> NDArray[np.uint8]:
+        """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``, for a view of a size."""
 
         def choose(total: int) -> list[int]:
             random = self._frames.at(position) if self._training else None
@@ -258,9 +281,9 @@ class ExampleReader:
 
         cache = self._cache if sample.frames is None else None
         kept = None if cache is None else cache.get(sample.where)
-        if not is_video(self.config.kind):
+        if not self._is_video:
             if kept is None:
-                kept = decode_still(sample, self._limits, self._needed_side())
+                kept = decode_still(sample, self._limits, self._needed_side(size))
                 if cache is not None:
                     cache.put(sample.where, kept, self._length)
             return kept
@@ -285,7 +308,8 @@ class ExampleReader:
             return -1
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
 
-    def _needed_side(self) -> int:
-        """Shorter side of a JPEG at which the smallest crop is not enlarged."""
+    def _needed_side(self, size: Size) -> int:
+        """Shorter side of a JPEG at which the smallest crop is not enlarged; of a square, of whichever ratio it is."""
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
-        return round(self._size / math.sqrt(max(smallest, 0.01)))
+        side = size if isinstance(size, int) else min(size)
+        return round(side / math.sqrt(max(smallest, 0.01)))

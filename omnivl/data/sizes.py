@@ -1,7 +1,13 @@
-"""The sizes of a model that loading data needs: those of pictures, clips and texts."""
+"""The sizes of a model that loading data needs: those of pictures, clips and texts.
 
-from dataclasses import dataclass, fields
+Shapes: K pictures.
+"""
+
+from dataclasses import dataclass, field, fields
 from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -14,6 +20,8 @@ class PictureSizes:
         num_frames: Frames of a clip.
         patch_size: Side of a patch in pixels.
         tubelet_size: Frames per 3D patch of a clip.
+        native: Whether a picture or clip keeps its own size and ratio; ``image_size`` and ``video_size`` then say how
+            many patches it has at most: as many as a square of that side.
     """
 
     image_size: int
@@ -21,6 +29,7 @@ class PictureSizes:
     num_frames: int
     patch_size: int
     tubelet_size: int
+    native: bool = field(default=False, kw_only=True)
 
     def side(self, is_video: bool) -> int:
         """Side of an image, or of a frame of a clip, in pixels."""
@@ -34,6 +43,33 @@ class PictureSizes:
         """Patches per side of an image, or of a frame of a clip, (rows, columns)."""
         side = self.side(is_video) // self.patch_size
         return side, side
+
+    def grids(self, is_video: bool, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Patches of a frame of pictures or clips that keep their sizes, int64 ``[K, 2]``: rows, columns.
+
+        A picture is reduced until its patches are few enough, and never enlarged beyond the next whole patch.
+
+        Args:
+            is_video: Whether they are clips.
+            pictures: Widths and heights in pixels, int64 ``[K, 2]``; 0 where they are not known: such a picture may
+                have the most.
+
+        Source: sizes of their own as in Dehghani et al., NaViT, arXiv 2307.06304; a bound on their patches that keeps
+            the ratio as in SigLIP 2's NaFlex, arXiv 2502.14786, section 2.4.
+        Differs: NaFlex enlarges small pictures until they have as many patches as allowed.
+        """
+        rows, columns = self.grid(is_video)
+        most = rows * columns
+        exact = pictures[:, ::-1] / self.patch_size
+        area = np.maximum(exact.prod(axis=1, keepdims=True), 1e-9)
+        exact = exact * np.minimum(1.0, np.sqrt(most / area))
+        grids: NDArray[np.int64] = np.maximum(1, np.rint(exact).astype(np.int64))
+        while (over := np.flatnonzero(grids.prod(axis=1) > most)).size:
+            # The side that was rounded up more, as long as it has a patch to give.
+            enlarged = np.where(grids[over] > 1, grids[over] / np.maximum(exact[over], 1e-9), 0.0)
+            grids[over, enlarged.argmax(axis=1)] -= 1
+        grids[(pictures <= 0).any(axis=1)] = rows, columns
+        return grids
 
 
 @dataclass(frozen=True)

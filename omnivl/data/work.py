@@ -76,6 +76,7 @@ class Result:
             identity=tensors["core", "identity"],
             label=tensors["core", "label"],
             position=tensors["core", "position"],
+            grids=tensors.get(("core", "grids")),
             prepared={name: tensor for (part, name), tensor in tensors.items() if part == "prepared"},
             fields={name: tensors.get(("fields", name), value) for name, value in self.batch.fields.items()},
         )
@@ -88,7 +89,7 @@ class Failure:
     message: str
 
 
-_CORE = ("token_ids", "identity", "label", "position")
+_CORE = ("token_ids", "identity", "label", "position", "grids")
 _EMPTY = torch.empty(0)
 _MAX_BAD_OF_STREAM = 1000
 

@@ -128,7 +128,10 @@ class ITM(Objective):
         is_word = has_token[:, 1:].clone()
         is_word[:, :-1] &= has_token[:, 2:]
         is_word[:, -1] = False
-        return transport_distance(words, patches, is_word, torch.ones_like(patches[..., 0], dtype=torch.bool))
+        is_patch = torch.ones_like(patches[..., 0], dtype=torch.bool)
+        if "memory_mask" in state:
+            is_patch = state["memory_mask"][state["fused_memory"][rows]][:, 1:]
+        return transport_distance(words, patches, is_word, is_patch)
 
     def predict(self, state: State, heads: Heads) -> Tensor:
         """Log odds of "match" for each fused row, fp32 ``[R]``."""

@@ -22,7 +22,7 @@ from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, visual_of
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit, UserError
-from omnivl.objectives.masking import Mask
+from omnivl.objectives.masking import Mask, in_places
 from omnivl.parts.embed import unfold
 from omnivl.parts.linear import Linear
 from omnivl.parts.padding import selected
@@ -73,7 +73,7 @@ class MaskedVisual(Objective):
 
     @abstractmethod
     def mask(self, random: np.random.Generator, times: int, grid: tuple[int, int]) -> Mask:
-        """The mask of one sample, bool ``[T, N]``."""
+        """The mask of one sample, bool ``[T, N]``, N the patches of its own grid."""
 
     def require_times(self, times: int) -> None:
         """Refuses clips in which no frame would be left unmasked.
@@ -113,9 +113,9 @@ class MaskedVisual(Objective):
         """Draws ``{key}/rows`` int64 ``[M]``, ``/mask`` bool ``[M, T, N]`` and ``/masked``; see ``prepared_mask``."""
         times = max(1, batch.num_frames // context.tubelet_size)
         rows = self.rows(batch.size)
-        positions = batch.position[self.offset :: self.every].tolist()
-        streams = context.streams(self.key)
-        masks = [self.mask(streams.at(position), times, context.grid) for position in positions]
+        streams, grids, places = context.streams(self.key), context.grids(batch), context.places(batch)
+        positions = batch.position.tolist()
+        masks = [in_places(self.mask(streams.at(positions[i]), times, grids[i]), places) for i in rows]
         return prepared_mask(self.key, torch.tensor(list(rows), dtype=torch.int64), torch.from_numpy(np.stack(masks)))
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
@@ -134,7 +134,14 @@ class MaskedVisual(Objective):
         distances = patch_distances(state, self.key, features, heads.own, self.targets, self.feature_loss)
         count = mask.sum()
         loss = replica_mean(distances.sum(), count, gather, state.term_weight(self.key))
-        return ObjectiveLoss(loss, {"masked_fraction": count.float() / mask.numel()})
+        return ObjectiveLoss(loss, {"masked_fraction": count.float() / self._num_patches(state)})
+
+    def _num_patches(self, state: State) -> Tensor | int:
+        """Patches of the masked rows, padding left out."""
+        mask = state[f"{self.key}/mask"]
+        if "grids" not in state:
+            return mask.numel()
+        return mask.shape[1] * state["grids"][state[f"{self.key}/rows"]].prod(1).sum()
 
 
 def prepared_mask(segment: str, rows: Tensor, mask: Tensor) -> dict[str, Tensor]:

@@ -131,6 +131,11 @@ def over_patches(mask: Mask, grid: tuple[int, int]) -> Mask:
     return np.repeat(mask[:, None], grid[0] * grid[1], axis=1)
 
 
+def in_places(mask: Mask, places: int) -> Mask:
+    """A mask of the patches that a picture has, bool ``[T, n]``, as one of ``places`` positions; the last are false."""
+    return np.pad(mask, ((0, 0), (0, places - mask.shape[1])))
+
+
 def bounded_count(probability: float, size: int) -> int:
     """``round(probability * size)``, at least 1 and at most ``size - 1`` (1 where ``size`` is 1)."""
     return max(1, min(size - 1, round(probability * size)))

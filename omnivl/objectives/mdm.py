@@ -26,7 +26,7 @@ from omnivl.objectives.masked_visual import (
     prepared_mask,
     visual_target_fields,
 )
-from omnivl.objectives.masking import block_mask
+from omnivl.objectives.masking import block_mask, in_places
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.vocabulary import num_targets, token_loss
 
@@ -133,8 +133,11 @@ class MDM(Objective):
         return prepared | self._hide_tokens(pair, self.pair_text_probability, batch, context)
 
     def _hide_patches(self, segment: str, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        streams, options = context.streams(f"{segment}/mask"), (context.grid, self.image_probability, self.min_block)
-        masks = [block_mask(streams.at(position), *options).reshape(1, -1) for position in batch.position.tolist()]
+        streams, options = context.streams(f"{segment}/mask"), (self.image_probability, self.min_block)
+        masks = [
+            in_places(block_mask(streams.at(position), grid, *options).reshape(1, -1), context.places(batch))
+            for position, grid in zip(batch.position.tolist(), context.grids(batch), strict=True)
+        ]
         return prepared_mask(segment, torch.arange(batch.size), torch.from_numpy(np.stack(masks)))
 
     def _hide_tokens(

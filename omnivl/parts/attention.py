@@ -236,12 +236,12 @@ class SelfAttention(nn.Module):
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
         return out
 
-    def flops(self, tokens: float, positions: int) -> float:
+    def flops(self, tokens: float, positions: float) -> float:
         """Operations on one row, forward: projections of ``tokens`` positions, attention over all ``positions``."""
         size = self.qkv.in_features
         return tokens * 8 * size**2 + 4 * positions**2 * size
 
-    def first_flops(self, positions: int) -> float:
+    def first_flops(self, positions: float) -> float:
         """Operations of ``first`` on one row of ``positions`` positions, forward."""
         size = self.qkv.in_features
         return (1 + positions) * 4 * size**2 + 4 * positions * size
@@ -296,7 +296,7 @@ class CrossAttention(nn.Module):
         self.kv = Linear(hidden_size if memory_size is None else memory_size, 2 * hidden_size, matrices=2)
         self.out = Linear(hidden_size, hidden_size)
 
-    def flops(self, tokens: float, positions: int, seen: int) -> float:
+    def flops(self, tokens: float, positions: float, seen: float) -> float:
         """Operations on one row, forward, without ``project``.
 
         Args:
@@ -307,7 +307,7 @@ class CrossAttention(nn.Module):
         size = self.q.in_features
         return tokens * 4 * size**2 + 4 * positions * seen * size
 
-    def project_flops(self, seen: int) -> float:
+    def project_flops(self, seen: float) -> float:
         """Operations of ``project`` on one row of the memory, forward."""
         return seen * 2.0 * self.kv.in_features * self.kv.out_features
 

@@ -85,7 +85,7 @@ class BertBlock(ResidualBlock):
         self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
         self.norm2 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
 
-    def flops(self, tokens: float, positions: int, first_only: bool) -> float:
+    def flops(self, tokens: float, positions: float, first_only: bool) -> float:
         """Operations on one text of ``tokens`` tokens in a row of ``positions``, forward.
 
         If only the first position is wanted, it attends to all others, padding included.

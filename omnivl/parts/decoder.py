@@ -61,7 +61,7 @@ class GroundedBlock(ResidualBlock):
         self.ffn = build_feed_forward(sizes.ffn, sizes.hidden_size, sizes.inner_size, slot)
         self.norm3 = LayerNorm(sizes.hidden_size, sizes.norm_eps)
 
-    def flops(self, tokens: float, positions: int, seen: int) -> float:
+    def flops(self, tokens: float, positions: float, seen: float) -> float:
         """Operations on one text, forward, without the projection of the visual features.
 
         Args:
@@ -160,7 +160,7 @@ class GroundedLayer(StackBlock):
         super().__init__(index, sizes, lambda own: GroundedBlock(own, self.causal, index, memory_size), momentum)
         self.length, self.patches = length, patches
 
-    def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: int) -> float:
+    def grounded_flops(self, layout: StepLayout, rows: int, tokens: float, seen: float) -> float:
         """Operations on ``rows`` texts of ``tokens`` tokens each that look at ``seen`` positions, forward.
 
         Keys and values are projected once per sample, however many texts look at it.
@@ -194,10 +194,11 @@ class AlignmentBlock(GroundedLayer):
         """
         if not self.acts(state.layout):
             return state
-        out: FeedForwardOutput = self.run(state["fused"], state["fused_mask"], state["memory"], state["fused_memory"])
+        seen = state["memory"], state["fused_memory"], state.get("memory_mask")
+        out: FeedForwardOutput = self.run(state["fused"], state["fused_mask"], *seen)
         state = self.with_routing(state.updated(fused=out.y), out.router_sums)
         if "fused" in state.layout.twins:
-            seen = state["momentum_memory"], state["momentum_fused_memory"]
+            seen = state["momentum_memory"], state["momentum_fused_memory"], state.get("momentum_memory_mask")
             twin = self.run_twin(state["momentum_fused"], state.of_twins("fused_mask", "fused"), *seen)
             state = state.updated(momentum_fused=twin.y)
         return state
@@ -248,8 +249,9 @@ class GenerationBlock(GroundedLayer):
         if "cache/rows" in state:
             return self._decode(state)
         (memory, mask), rows = seen_by_written(state), state.get("generation_memory")
-        if rows is None and not state.layout.written_from:
-            memory = memory[: state.layout.batch_size]  # rows of other replicas or segments may follow
+        if rows is None and not state.layout.written_from:  # rows of other replicas or segments may follow
+            memory = memory[: state.layout.batch_size]
+            mask = None if mask is None else mask[: state.layout.batch_size]
         kept = state.get(kept_name("generation"))
         out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask, kept)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)

@@ -27,6 +27,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.linear import LayerNorm, linear
 from omnivl.parts.patches import num_kept, num_patches
+from omnivl.parts.ragged import kept_patches, resampled, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
@@ -49,7 +50,7 @@ class PatchEmbedding(nn.Module):
         self.video_delta = nn.Parameter(torch.zeros(sizes.tubelet_size, hidden_size, values))
         nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)
 
-    def flops(self, num_frames: int, num_patches: int) -> float:
+    def flops(self, num_frames: int, num_patches: float) -> float:
         """Operations on one image or clip with ``num_patches`` patches of a frame, forward."""
         return num_frames * num_patches * 2.0 * 3 * self.patch_size**2 * self.hidden_size
 
@@ -176,7 +177,13 @@ class VisualEmbedding(nn.Module):
         return resize_times(before, own.shape[0]) if name == "times" else None
 
     def forward(
-        self, frames: Tensor, is_video: bool, masked: tuple[tuple[Tensor, Tensor], ...], clean: bool, dtype: torch.dtype
+        self,
+        frames: Tensor,
+        is_video: bool,
+        masked: tuple[tuple[Tensor, Tensor], ...],
+        clean: bool,
+        dtype: torch.dtype,
+        grids: Tensor | None = None,
     ) -> Tensor:
         """Embeds frames and their masked versions.
 
@@ -186,6 +193,7 @@ class VisualEmbedding(nn.Module):
             masked: Pairs of rows int64 ``[M]`` and mask bool ``[M, T', N]``; one per masked pass.
             clean: Whether to embed the unmasked frames too; their rows come first.
             dtype: Of the result.
+            grids: int64 ``[B, 2]``, where patches of pictures of their own sizes stand side by side; see ``Batch``.
 
         Returns:
             ``[R_visual, S, D]``.
@@ -195,8 +203,14 @@ class VisualEmbedding(nn.Module):
         for rows, mask in masked:
             stacks.append(torch.where(mask[..., None], working(self.mask_token, dtype), patches.index_select(0, rows)))
         stack = torch.cat(stacks) if len(stacks) > 1 else stacks[0]
-        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
-        where = resize_positions(self.positions[1:], grid)[None, None]
+        if grids is None:
+            grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
+            where = resize_positions(self.positions[1:], grid)[None, None]
+        else:
+            where = resampled(self.positions[1:], grids, patches.shape[2])[:, None]
+            if masked:
+                own = [where] if clean else []
+                where = torch.cat([*own, *(where.index_select(0, rows) for rows, _ in masked)])
         if is_video:
             where = where + resize_times(self.times, patches.shape[1])[None, :, None]
         stack = stack + where.to(dtype)
@@ -311,8 +325,11 @@ class Embed(EmbeddingLayer):
         self.sizes, self.pad, self.joins_inputs = sizes, pad, joins_inputs
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
-        """See ``ChainLayer``. Texts that are joined here go through no stream of their own."""
-        return {} if self.joins_inputs else kept_positions(state, lambda token_ids: token_ids != self.pad)
+        """See ``ChainLayer``. Rows that are joined here go through no stream of their own."""
+        if self.joins_inputs:
+            return {}
+        kept = kept_positions(state, lambda token_ids: token_ids != self.pad)
+        return kept | kept_patches(state, self._times(state.layout), "tokens first")
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
@@ -320,7 +337,8 @@ class Embed(EmbeddingLayer):
         online, twin = self.block, self.momentum_block
         assert isinstance(online, Embeddings)
         if layout.visual:
-            state = state.updated(visual=self._visual(online, state, layout.visual))
+            seen = visual_mask(state, self._times(layout), "tokens first")
+            state = state.merged({"visual": self._visual(online, state, layout.visual), **seen})
         if layout.text:
             token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
             state = state.updated(text=online.text(token_ids, self.dtype), text_mask=token_ids != self.pad)
@@ -356,8 +374,12 @@ class Embed(EmbeddingLayer):
         """The rows of some segments, the clean ones first."""
         masked = tuple((state[f"{name}/rows"], state[f"{name}/mask"]) for name in segments if name != CLEAN)
         is_video, clean = state.layout.is_video, CLEAN in segments
-        stream: Tensor = embeddings.visual(state["frames"], is_video, masked, clean, self.dtype)
+        frames, grids = state["frames"], state.get("grids")
+        stream: Tensor = embeddings.visual(frames, is_video, masked, clean, self.dtype, grids)
         return stream
+
+    def _times(self, layout: StepLayout) -> int:
+        return self.sizes.time_positions(layout.num_frames)
 
     def idle_parameters(self, layouts: Sequence[StepLayout]) -> Iterator[nn.Parameter]:
         """The parameters of clips, of masks or of a modality that no step has."""

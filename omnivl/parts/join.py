@@ -7,7 +7,7 @@ No visual feature of this replica is copied, however many texts look at it: each
 Of other replicas' samples only those that were drawn are fetched: joined, they would not fit at 512 replicas.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,7 @@ from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
 from omnivl.parts.embed import encoded_rows
 
-_STREAMS = ("visual", "text", "text_mask", "visual_input", "text_input")
+_STREAMS = ("visual", "text", "text_mask", "visual_mask", "visual_input", "text_input")
 
 
 class JoinRows(ChainLayer):
@@ -37,6 +37,7 @@ class JoinRows(ChainLayer):
     - ``fused``, ``fused_mask``, ``fused_memory``; if rows are concatenated, ``fused [R, L + S, D]`` holds the text,
       then the visual features;
     - ``momentum_fused``, ``momentum_fused_memory`` and ``momentum_memory``, if a loss reads the first;
+    - ``memory_mask`` and ``momentum_memory_mask``, if visual rows have padding;
     - fields that the objectives' ``draw`` returns.
 
     In a step that predicts, ``join/rows`` int64 ``[R]`` may name the row of ``memory`` of each text; by default text i
@@ -111,7 +112,7 @@ class JoinRows(ChainLayer):
             found |= self._momentum(state, drawn)
         found |= self._written(layout, memory, sides)
         if memory.features:
-            found["memory"] = memory.stacked()
+            found |= memory.stacked("memory")
         if not rows:
             return found
         found["fused"] = torch.cat([text for text, _, _ in rows])
@@ -121,9 +122,9 @@ class JoinRows(ChainLayer):
 
     def _memory(self, sides: "Sides", joins: Mapping[str, Join], drawn: Mapping[str, Drawn]) -> "_Memory":
         """The visual features that joins look at, clean rows first."""
-        memory = _Memory(sides.visual)
+        memory = _Memory(sides)
         if any(join.seen == (CLEAN,) for join in joins.values()):
-            memory.add((CLEAN,), sides.visual[CLEAN])
+            memory.rows_of((CLEAN,), 0)
         return memory
 
     def _rows(
@@ -144,7 +145,7 @@ class JoinRows(ChainLayer):
                 elif rows_of_all is None:
                     looked_at = choice.rows[name]
                 else:
-                    looked_at = memory.added(self.gather.fetch([sides.visual[CLEAN]], rows_of_all)[0])
+                    looked_at = memory.added(*self.gather.fetch(sides.seen(CLEAN), rows_of_all))
             rows.append((text, mask, looked_at))
         return rows
 
@@ -158,13 +159,18 @@ class JoinRows(ChainLayer):
             {name: state[f"{TWIN}{stream}"][rows] for name, rows in layout.twins[stream].items()}
             for stream in ("visual", "text")
         )
-        sides = Sides(visual, text, {name: state["text_mask"][layout.text[name]] for name in text})
+        sides = Sides(
+            visual,
+            text,
+            {name: state["text_mask"][layout.text[name]] for name in text},
+            _visual_masks(state, layout, visual),
+        )
         memory = self._memory(sides, joins, drawn)
         rows = self._rows(sides, joins, drawn, memory)
         return {
             "momentum_fused": torch.cat([text for text, _, _ in rows]),
             "momentum_fused_memory": torch.cat([looked_at for _, _, looked_at in rows]),
-            "momentum_memory": memory.stacked(),
+            **memory.stacked("momentum_memory"),
         }
 
     def _written(self, layout: StepLayout, memory: "_Memory", sides: "Sides") -> dict[str, Tensor]:
@@ -191,7 +197,8 @@ class JoinRows(ChainLayer):
         visual = {name: state[f"visual{suffix}"][rows] for name, rows in layout.visual.items()}
         texts = {name: rows for name, rows in layout.text.items() if name in layout.joined}
         text = {name: state[f"text{suffix}"][rows] for name, rows in texts.items()}
-        return Sides(visual, text, {name: state["text_mask"][rows] for name, rows in texts.items()})
+        masks = {name: state["text_mask"][rows] for name, rows in texts.items()}
+        return Sides(visual, text, masks, _visual_masks(state, layout, visual))
 
     @torch.no_grad()
     def _draw(self, state: State) -> Mapping[str, Drawn]:
@@ -209,10 +216,13 @@ class JoinRows(ChainLayer):
     def _concatenated(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
         """The fused rows with the visual features appended."""
         seen = found["memory"].index_select(0, found["fused_memory"])
-        everywhere = found["fused_mask"].new_ones(seen.shape[:2])
+        if "memory_mask" in found:
+            is_seen = found["memory_mask"].index_select(0, found["fused_memory"])
+        else:
+            is_seen = found["fused_mask"].new_ones(seen.shape[:2])
         return found | {
             "fused": torch.cat([found["fused"], seen], dim=1),
-            "fused_mask": torch.cat([found["fused_mask"], everywhere], dim=1),
+            "fused_mask": torch.cat([found["fused_mask"], is_seen], dim=1),
         }
 
 
@@ -223,44 +233,59 @@ def in_replica_order(rows: Tensor, count: int, gather: Gather) -> Tensor:
 
 @dataclass(frozen=True)
 class Sides:
-    """Rows to join by segment: visual ``[M, S, D]``, text ``[M, L, D]`` and the texts' masks ``[M, L]``."""
+    """Rows to join by segment.
+
+    Attributes:
+        visual: ``[M, S, D]``.
+        text: ``[M, L, D]``.
+        mask: Of the texts, bool ``[M, L]``.
+        visual_mask: Of the visual rows, bool ``[M, S]``; empty where they have no padding.
+    """
 
     visual: Mapping[str, Tensor]
     text: Mapping[str, Tensor]
     mask: Mapping[str, Tensor]
+    visual_mask: Mapping[str, Tensor]
+
+    def seen(self, *names: str) -> list[Tensor]:
+        """The visual rows of segments, position by position end to end, and their mask where there is one."""
+        return [
+            torch.cat([rows[name] for name in names], dim=1) if len(names) > 1 else rows[names[0]]
+            for rows in (self.visual, self.visual_mask)
+            if rows
+        ]
+
+
+def _visual_masks(state: State, layout: StepLayout, names: Collection[str]) -> dict[str, Tensor]:
+    if "visual_mask" not in state:
+        return {}
+    return {name: state["visual_mask"][layout.visual[name]] for name in names}
 
 
 class _Memory:
-    """The visual features that texts look at, concatenated in the order of ``add``."""
+    """The visual features that texts look at, one below the other in the order in which they are asked for."""
 
-    def __init__(self, segments: Mapping[str, Tensor]) -> None:
-        self.segments, self.features = segments, list[Tensor]()
+    def __init__(self, sides: Sides) -> None:
+        self.sides, self.features, self.masks = sides, list[Tensor](), list[Tensor]()
         self._start: dict[tuple[str, ...], int] = {}
 
-    def add(self, seen: tuple[str, ...], features: Tensor) -> None:
-        self._start[seen] = self._append(features)
-
-    def added(self, features: Tensor) -> Tensor:
-        """int64 ``[n]``: the rows of features ``[n, S, D]`` that no segment holds, which are appended."""
-        start = self._append(features)
-        return torch.arange(start, start + len(features), device=features.device)
-
-    def _append(self, features: Tensor) -> int:
-        """The row at which they begin."""
+    def added(self, features: Tensor, *mask: Tensor) -> Tensor:
+        """int64 ``[n]``: the rows of features ``[n, S, D]``, which are appended, maybe with their mask."""
         start = sum(map(len, self.features))
         self.features.append(features)
-        return start
+        self.masks.extend(mask)
+        return torch.arange(start, start + len(features), device=features.device)
 
     def rows_of(self, seen: tuple[str, ...], count: int) -> Tensor:
         """int64 ``[count]``: the rows of memory that hold the first samples of the segments, concatenated."""
         if seen not in self._start:
-            parts = [self.segments[name] for name in seen]
-            self.add(seen, parts[0] if len(parts) == 1 else torch.cat(parts, dim=1))
+            self._start[seen] = sum(map(len, self.features))
+            self.added(*self.sides.seen(*seen))
         start = self._start[seen]
         return torch.arange(start, start + count, device=self.features[0].device)
 
-    def stacked(self) -> Tensor:
-        """All of it, ``[R_memory, S, D]``.
+    def stacked(self, name: str) -> dict[str, Tensor]:
+        """All of it, ``[R_memory, S, D]``, by a name, and its mask, bool ``[R_memory, S]``, as ``{name}_mask``.
 
         Raises:
             ModelError: The rows have different lengths.
@@ -271,4 +296,5 @@ class _Memory:
                 f"texts of one step look at {' and '.join(map(str, sorted(lengths)))} visual positions; allowed is one "
                 "number; put the objectives into stages or data entries of their own"
             )
-        return self.features[0] if len(self.features) == 1 else torch.cat(self.features)
+        parts = {name: self.features} | ({f"{name}_mask": self.masks} if self.masks else {})
+        return {key: part[0] if len(part) == 1 else torch.cat(part) for key, part in parts.items()}

@@ -10,20 +10,22 @@ def num_kept(places: int, rate: float) -> int:
     return max(1, round(places * (1.0 - rate)))
 
 
-def num_patches(sizes: Patches, layout: StepLayout) -> int:
-    """Patches of a frame."""
+def num_patches(sizes: Patches, layout: StepLayout) -> float:
+    """Patches of a frame; where pictures keep their sizes the most that it can have, or the average if it is given."""
+    if layout.patches is not None:
+        return layout.patches
     rows, columns = sizes.grid(layout.is_video)
     return rows * columns
 
 
-def kept_patches(sizes: Patches, layout: StepLayout) -> int:
+def kept_patches(sizes: Patches, layout: StepLayout) -> float:
     """Patches of a frame that the visual blocks see. Only training steps without a masked pass drop any."""
     patches = num_patches(sizes, layout)
-    if layout.mode != "train" or layout.visual.keys() - {CLEAN}:
+    if layout.mode != "train" or sizes.patch_dropout == 0 or layout.visual.keys() - {CLEAN}:
         return patches
-    return num_kept(patches, sizes.patch_dropout)
+    return num_kept(round(patches), sizes.patch_dropout)
 
 
-def visual_positions(sizes: Patches, layout: StepLayout) -> int:
+def visual_positions(sizes: Patches, layout: StepLayout) -> float:
     """Positions of a row of the visual stream: the class token and the patches that are kept."""
     return 1 + sizes.time_positions(layout.num_frames) * kept_patches(sizes, layout)

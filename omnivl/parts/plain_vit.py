@@ -10,6 +10,8 @@ Source: Dosovitskiy et al., ViT, arXiv 2010.11929, section 3.1.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -26,13 +28,18 @@ from omnivl.parts.attributes import attributes_of
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import pixel_values, resize_positions
 from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.padding import Padding
+from omnivl.parts.ragged import Ragged, resampled
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, Patches, Transformer
-from omnivl.parts.vit import VISUAL_MODALITIES, VisualModule, layer_scale
+from omnivl.parts.vit import VISUAL_MODALITIES, VisualModule, layer_scale, valid_tokens
 
 
 class ImageEmbedding(nn.Module):
     """Patches, a class token for each frame, and positions."""
+
+    interpolation: ClassVar[Literal["bicubic", "bilinear"]] = "bicubic"
+    """Of positions, for frames whose grid is not the table's."""
 
     def __init__(self, sizes: Patches, visual: Transformer, *, bias: bool = True) -> None:
         """Builds the embedding.
@@ -65,21 +72,30 @@ class ImageEmbedding(nn.Module):
 
     def resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
         """Spatial positions ``[side * side, D]`` of another grid, ``[rows * columns, D]``."""
-        return resize_positions(table, grid)
+        return resize_positions(table, grid) if self.interpolation == "bicubic" else resize_bilinear(table, grid)
 
-    def flops(self, num_frames: int, num_patches: int) -> float:
+    def flops(self, num_frames: int, num_patches: float) -> float:
         """Operations on one image or clip with ``num_patches`` patches of a frame, forward."""
         return 2.0 * num_frames * num_patches * self.patches.in_features * self.patches.out_features
 
-    def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, frames: Tensor, dtype: torch.dtype, grids: Tensor | None = None) -> Tensor:
         """Embeds uint8 ``frames [B, T, 3, H, W]`` to ``[B, S, D]`` of ``dtype``.
+
+        Args:
+            frames: The pixels.
+            dtype: Of the result.
+            grids: int64 ``[B, 2]``, where patches of pictures of their own sizes stand side by side; see ``Batch``.
 
         Raises:
             ModelError: The frames' size is no multiple of the patch size.
         """
         patches = self.patches(pixel_values(frames, self.patch_size, dtype))
-        grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
-        body = patches + self.resized(self.positions[1:], grid).to(dtype)
+        if grids is None:
+            grid = frames.shape[-2] // self.patch_size, frames.shape[-1] // self.patch_size
+            where = self.resized(self.positions[1:], grid)
+        else:
+            where = resampled(self.positions[1:], grids, patches.shape[2], self.interpolation)[:, None]
+        body = patches + where.to(dtype)
         head = (self.class_token + self.positions[0]).to(dtype).expand(*body.shape[:2], 1, -1)
         embedded: Tensor = self.norm(torch.cat([head, body], dim=2).flatten(1, 2))
         return embedded
@@ -101,29 +117,47 @@ class ImageBlock(VisualModule):
         self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
         self.scale2 = layer_scale(sizes)
 
-    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+    def flops(self, times: int, patches: float, is_video: bool, first_only: bool) -> float:
         """See ``VisualModule``."""
         positions = 1 + patches
         if first_only:
             return times * (self.attention.first_flops(positions) + self.slot_flops)
         return times * (self.attention.flops(positions, positions) + positions * self.slot_flops)
 
-    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+    def forward(
+        self, x: Tensor, times: int, is_video: bool, first_only: bool = False, ragged: Ragged | None = None
+    ) -> FeedForwardOutput:
         """Advances ``x [R, S, D]``; if only class tokens are wanted the result is ``[R, T, D]``."""
         rows, _, size = x.shape
         frames = x.reshape(rows * times, -1, size)
+        if ragged is not None:  # a frame is a row here
+            ragged = replace(ragged, mask=ragged.mask.view(rows * times, -1))
+        mask = None if ragged is None else ragged.mask
+        padding = None if ragged is None or first_only else ragged.padding()
+        frames = frames if padding is None else padding.drop(frames)
         read = self.norm1(frames)
-        attended = self.attention.first(read) if first_only else self.attention(read)
-        frames = self._add(frames[:, :1] if first_only else frames, self.scale1(attended))
+        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, padding=padding)
+        frames = self._add(frames[:, :1] if first_only else frames, self.scale1(attended), padding)
         modality = VISUAL_MODALITIES[is_video]
-        tokens = Tokens.of(modality, frames, attributes=attributes_of(modality))
+        valid = valid_tokens(ragged, padding, first_only)
+        tokens = Tokens.of(modality, frames, valid, attributes=attributes_of(modality))
         out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.norm2(frames), tokens)
-        y = self._add(frames, self.scale2(out.y)).reshape(rows, -1, size)
+        frames = self._add(frames, self.scale2(out.y), padding)
+        y = (frames if padding is None else padding.restore(frames)).reshape(rows, -1, size)
         return FeedForwardOutput(y, out.router_sums)
 
-    def _add(self, x: Tensor, branch: Tensor) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, padding: Padding | None) -> Tensor:
         branch = F.dropout(branch, self.dropout, self.training)
-        return x + drop_path(branch, self.drop_path_rate, self.training)
+        return x + drop_path(branch, self.drop_path_rate, self.training, padding)
+
+
+def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Spatial positions ``[side * side, D]`` of another grid, ``[rows * columns, D]``; corners stay where they are."""
+    side = round(table.shape[0] ** 0.5)
+    if grid == (side, side):
+        return table
+    image = table.t().reshape(1, -1, side, side)
+    return F.interpolate(image, size=grid, mode="bilinear", align_corners=True).flatten(2)[0].t()
 
 
 def frame_tokens(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:

@@ -54,7 +54,10 @@ def mean_patch(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:
 
     Source: Beyer et al., Better plain ViT baselines for ImageNet-1k, arXiv 2205.01580, section 2.
     """
-    return stream[:, 1:].mean(1)
+    if "visual_mask" not in state:
+        return stream[:, 1:].mean(1)
+    mask = state["visual_mask"][state.layout.visual[segment], 1:, None].to(stream.dtype)
+    return (stream[:, 1:] * mask).sum(1) / mask.sum(1)
 
 
 def mean_word(stream: Tensor, state: State, segment: str = CLEAN) -> Tensor:

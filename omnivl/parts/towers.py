@@ -16,6 +16,7 @@ from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.ragged import kept_patches, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
@@ -87,7 +88,7 @@ class EmbedTowers(EmbeddingLayer):
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
         """See ``ChainLayer``."""
-        return kept_positions(state, self.reads)
+        return kept_positions(state, self.reads) | kept_patches(state, state.layout.num_frames, "frame by frame")
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""
@@ -95,7 +96,8 @@ class EmbedTowers(EmbeddingLayer):
         assert isinstance(online, Towers)
         made: dict[str, Tensor] = {}
         if layout.visual:
-            made["visual"] = online.visual(state["frames"], self.dtype)
+            made["visual"] = online.visual(state["frames"], self.dtype, state.get("grids"))
+            made |= visual_mask(state, layout.num_frames, "frame by frame")
         if layout.text:
             token_ids = words_of(state, layout.text)
             made |= {"text": online.text(token_ids, self.dtype), "text_mask": self.reads(token_ids)}
@@ -110,7 +112,7 @@ class EmbedTowers(EmbeddingLayer):
             assert isinstance(twin, Towers), "the layout asks for momentum twins, none was built"
             with torch.no_grad():
                 if "visual" in layout.twins:
-                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype)
+                    made[TWIN + "visual"] = twin.visual(state["frames"], self.dtype, state.get("grids"))
                 if "text" in layout.twins:
                     made[TWIN + "text"] = twin.text(words_of(state, layout.twins["text"]), self.dtype)
         return state.merged(made)

@@ -120,7 +120,7 @@ class UnifiedBlock(nn.Module):
         every = (self.norm1, self.qkv, self.out_norm, self.out, self.norm2)
         return tuple(module for module in every if module is not None)
 
-    def flops(self, tokens: float, positions: int) -> float:
+    def flops(self, tokens: float, positions: float) -> float:
         """Operations on one row of ``positions`` positions, ``tokens`` of which are not padding, forward.
 
         Padded positions are computed, but counted inside attention only.
@@ -331,9 +331,17 @@ def separate_stream(state: State, name: str, prefix: str = "") -> Stream:
     """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's."""
     x = state[prefix + name]
     if name == "visual":
-        return Stream(x, (_visual_part(x.shape[1], state.layout),))
+        return Stream(x, (_visual_part(x.shape[1], state.layout),), _visual_mask(state, prefix))
     mask = state.of_twins("text_mask", "text") if prefix else state["text_mask"][encoded_rows(state.layout, "text")]
     return Stream(x, (Part("text", x.shape[1]),), mask)
+
+
+def _visual_mask(state: State, prefix: str) -> Tensor | None:
+    if "visual_mask" not in state:
+        return None
+    if prefix:
+        return state.of_twins("visual_mask", "visual")
+    return state["visual_mask"][encoded_rows(state.layout, "visual")]
 
 
 def joined_stream(state: State) -> Stream:

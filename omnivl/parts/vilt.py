@@ -8,6 +8,7 @@ Differs: images of a step have one size, so that no patch is padding and none is
 """
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.linear import LayerNorm, Linear
 from omnivl.parts.patches import num_patches, visual_positions
 from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.ragged import visual_mask
 from omnivl.parts.sizes import Patches, Transformer, Words
 from omnivl.parts.unified import UnifiedBlock, joined_stream
 
@@ -51,16 +53,14 @@ class TypedTextEmbedding(TextEmbedding):
 class OneImageEmbedding(ImageEmbedding):
     """Patches, class token and positions of samples with one image each."""
 
+    interpolation: ClassVar[Literal["bicubic", "bilinear"]] = "bilinear"
+
     def __init__(self, patches: Patches, blocks: Transformer) -> None:
         super().__init__(patches, blocks)
         self.dropout = blocks.dropout
 
-    def resized(self, table: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Bilinear."""
-        return resize_bilinear(table, grid)
-
-    def forward(self, frames: Tensor, dtype: torch.dtype) -> Tensor:
-        """Embeds uint8 ``frames [B, 1, 3, H, W]`` to ``[B, 1 + N, D]`` of ``dtype``.
+    def forward(self, frames: Tensor, dtype: torch.dtype, grids: Tensor | None = None) -> Tensor:
+        """Embeds uint8 ``frames [B, 1, 3, H, W]`` to ``[B, 1 + N, D]`` of ``dtype``; see ``ImageEmbedding``.
 
         Raises:
             ModelError: There are several frames or pictures in a sample, or their size is no multiple of a patch's.
@@ -70,16 +70,7 @@ class OneImageEmbedding(ImageEmbedding):
                 f"architecture 'vilt': got samples of {frames.shape[1]} frames or pictures; allowed is one image; "
                 "change the kind of the data entry to 'image_text', or model.kind"
             )
-        return F.dropout(super().forward(frames, dtype), self.dropout, self.training)
-
-
-def resize_bilinear(table: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Spatial positions ``[side * side, D]`` of another grid, ``[rows * columns, D]``; corners stay where they are."""
-    side = round(table.shape[0] ** 0.5)
-    if grid == (side, side):
-        return table
-    image = table.t().reshape(1, -1, side, side)
-    return F.interpolate(image, size=grid, mode="bilinear", align_corners=True).flatten(2)[0].t()
+        return F.dropout(super().forward(frames, dtype, grids), self.dropout, self.training)
 
 
 class PairEmbeddings(nn.Module):
@@ -143,10 +134,11 @@ class EmbedPair(EmbeddingLayer):
             )
         token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
         kinds = online.modalities.to(self.dtype)
-        visual = online.visual(state["frames"], self.dtype) + kinds[IMAGE]
+        visual = online.visual(state["frames"], self.dtype, state.get("grids")) + kinds[IMAGE]
         text = online.text(token_ids, self.dtype) + kinds[TEXT]
         mask = token_ids != self.pad
-        return state.updated(visual_input=visual, text_input=text, text_mask=mask)
+        seen = visual_mask(state, 1, "tokens first")
+        return state.merged({"visual_input": visual, "text_input": text, "text_mask": mask, **seen})
 
 
 class FusedLayer(StackBlock):

@@ -23,6 +23,7 @@ from moe.sizes import slot_flops
 from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Tokens
 from moe.working import working
+from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import SelfAttention
@@ -30,7 +31,9 @@ from omnivl.parts.attributes import attributes_of
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.linear import LayerNorm, Linear
+from omnivl.parts.padding import Padding
 from omnivl.parts.patches import kept_patches, num_patches
+from omnivl.parts.ragged import Ragged
 from omnivl.parts.recompute import recomputed
 from omnivl.parts.relative import RelativePositions
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
@@ -68,17 +71,33 @@ class TemporalAttention(nn.Module):
         with torch.no_grad():
             self.temporal_fc.weight.mul_(gain)
 
-    def flops(self, times: int, patches: int) -> float:
+    def flops(self, times: int, patches: float) -> float:
         """Operations on one clip of ``times`` temporal positions and ``patches`` patches of a frame, forward."""
         projection = 2 * self.temporal_fc.in_features * self.temporal_fc.out_features
         return patches * (self.attention.flops(times, times) + times * projection)
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``."""
-        rows, _, num_patches, _ = patches.shape
+    def forward(self, patches: Tensor, places: Padding | None = None) -> Tensor:
+        """The temporal branch ``[R, T, N, D]`` of ``patches [R, T, N, D]``.
+
+        Args:
+            patches: Frame by frame.
+            places: Which places of a frame are left out, of ``[R, N]``; there the branch is zero.
+        """
+        rows, times, num_patches, size = patches.shape
+        if places is not None:
+            over_time = places.drop(patches.transpose(1, 2).flatten(2)).view(-1, times, size)
+            made: Tensor = self.temporal_fc(self.attention(self.norm(over_time)))
+            return places.restore(made.flatten(1)).view(rows, num_patches, times, size).transpose(1, 2)
         x = self.norm(patches).transpose(1, 2).flatten(0, 1)
         out: Tensor = self.temporal_fc(self.attention(x))
         return out.reshape(rows, num_patches, *x.shape[1:]).transpose(1, 2)
+
+
+def valid_tokens(ragged: Ragged | None, padding: Padding | None, first_only: bool) -> Tensor | None:
+    """Which tokens of a block are no padding; None: all, as class tokens are."""
+    if ragged is None or first_only:
+        return None
+    return ragged.mask if padding is None else padding.valid
 
 
 class VisualModule(nn.Module, ABC):
@@ -90,11 +109,13 @@ class VisualModule(nn.Module, ABC):
         super().__init__()
 
     @abstractmethod
-    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+    def flops(self, times: int, patches: float, is_video: bool, first_only: bool) -> float:
         """Operations on one image or clip with ``patches`` patches of a frame, forward; the rest as in ``forward``."""
 
     @abstractmethod
-    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+    def forward(
+        self, x: Tensor, times: int, is_video: bool, first_only: bool = False, ragged: Ragged | None = None
+    ) -> FeedForwardOutput:
         """Advances ``x [R, S, D]``, with the positions of the embedding before the blocks.
 
         Args:
@@ -102,6 +123,7 @@ class VisualModule(nn.Module, ABC):
             times: T.
             is_video: Whether rows are clips.
             first_only: Whether only class tokens are wanted.
+            ragged: Which positions hold something; None: all.
         """
 
     def idle_without_clips(self) -> Iterator[nn.Parameter]:
@@ -128,7 +150,7 @@ class DividedBlock(VisualModule):
         self.slot_flops = slot_flops(sizes.ffn, sizes.hidden_size, sizes.inner_size, index, sizes.layers)
         self.scale2 = layer_scale(sizes)
 
-    def flops(self, times: int, patches: int, is_video: bool, first_only: bool) -> float:
+    def flops(self, times: int, patches: float, is_video: bool, first_only: bool) -> float:
         """Operations on one image or clip with ``patches`` patches of a frame, forward; the rest as in ``forward``."""
         frame = (
             self.attention.first_flops(1 + patches) if first_only else self.attention.flops(1 + patches, 1 + patches)
@@ -136,7 +158,9 @@ class DividedBlock(VisualModule):
         temporal = self.temporal.flops(times, patches) if is_video else 0.0
         return temporal + times * frame + (1 if first_only else 1 + times * patches) * self.slot_flops
 
-    def forward(self, x: Tensor, times: int, is_video: bool, first_only: bool = False) -> FeedForwardOutput:
+    def forward(
+        self, x: Tensor, times: int, is_video: bool, first_only: bool = False, ragged: Ragged | None = None
+    ) -> FeedForwardOutput:
         """Advances ``x [R, 1 + T * N, D]``.
 
         Args:
@@ -144,36 +168,51 @@ class DividedBlock(VisualModule):
             times: T.
             is_video: Whether to apply temporal attention.
             first_only: Whether only the class token is wanted: the result is ``[R, 1, D]``.
+            ragged: Which positions hold something; None: all.
         """
         if is_video:
             cls, patches = x[:, :1], x[:, 1:].reshape(x.shape[0], times, -1, x.shape[-1])
-            patches = patches + drop_path(self.temporal(patches), self.drop_path_rate, self.training)
+            places = None if ragged is None else Padding.worth_dropping(ragged.places(times), ragged.kept_places)
+            patches = patches + drop_path(self.temporal(patches, places), self.drop_path_rate, self.training)
             x = torch.cat([cls, patches.flatten(1, 2)], dim=1)
-        space = self._space(x, times, first_only)
-        x = x[:, :1] if first_only else x
-        x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training)
+        padding = None if ragged is None or first_only else ragged.padding()
+        if ragged is None or times > 1 or padding is None:
+            space = self._space(x, times, first_only, ragged)
+            x = x[:, :1] if first_only else x
+            if padding is not None:
+                x, space = padding.drop(x), padding.drop(space)
+        else:
+            x = padding.drop(x)
+            space = self.attention(self.norm1(x), ragged.mask, padding=padding)
+        x = x + drop_path(self.scale1(space), self.drop_path_rate, self.training, padding)
         modality = VISUAL_MODALITIES[is_video]
-        tokens = Tokens.of(modality, x, attributes=attributes_of(modality))
+        valid = valid_tokens(ragged, padding, first_only)
+        tokens = Tokens.of(modality, x, valid, attributes=attributes_of(modality))
         out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.norm2(x), tokens)
-        y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training)
-        return FeedForwardOutput(y, out.router_sums)
+        y = x + drop_path(self.scale2(out.y), self.drop_path_rate, self.training, padding)
+        return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
 
     def idle_without_clips(self) -> Iterator[nn.Parameter]:
         """The temporal branch."""
         yield from self.temporal.parameters()
 
-    def _space(self, x: Tensor, times: int, first_only: bool) -> Tensor:
+    def _space(self, x: Tensor, times: int, first_only: bool, ragged: Ragged | None) -> Tensor:
         """Spatial attention within each frame, ``[R, S, D]``, or ``[R, 1, D]`` of the class token."""
         x = self.norm1(x)
         scores = None if self.relative is None else self.relative((x.shape[1] - 1) // times)
         attend = self.attention.first if first_only else self.attention
         if times == 1:
-            out: Tensor = attend(x, scores=scores)
+            out: Tensor = attend(x, None if ragged is None else ragged.mask, scores=scores)
             return out
         rows, _, size = x.shape
         cls = x[:, None, :1].expand(rows, times, 1, size)
-        frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2)
-        frames = attend(frames.flatten(0, 1), scores=scores).reshape(rows, times, -1, size)
+        frames = torch.cat([cls, x[:, 1:].reshape(rows, times, -1, size)], dim=2).flatten(0, 1)
+        mask, padding = (None, None) if ragged is None else ragged.frames(times)
+        if padding is None or first_only:
+            frames = attend(frames, mask, scores=scores)
+        else:
+            frames = padding.restore(self.attention(padding.drop(frames), mask, padding=padding))
+        frames = frames.reshape(rows, times, -1, size)
         # The mean, as first term plus mean difference from it, is exact if all terms are equal, for any number of them.
         first = frames[:, :1, 0]
         cls = first + (frames[:, :, 0] - first).mean(1, keepdim=True)
@@ -245,10 +284,11 @@ class VisualBlock(StackBlock):
             return state
         times = self.patches.time_positions(state.layout.num_frames)
         inputs = times, state.layout.is_video, self.may_shorten and state.layout.class_only
-        out: FeedForwardOutput = self.run(state["visual"], *inputs)
+        out: FeedForwardOutput = self.run(state["visual"], *inputs, Ragged.of(state))
         state = self.with_routing(state.updated(visual=out.y), out.router_sums)
         if "visual" in state.layout.twins:
-            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs).y)
+            ragged = Ragged.of(state, f"{TWIN}visual")
+            state = state.updated(momentum_visual=self.run_twin(state["momentum_visual"], *inputs, ragged).y)
         return state
 
 
