@@ -43,7 +43,7 @@ def arrange(
     num_experts: int,
     *,
     valid_T: Tensor | None = None,
-    capacity: int | None = None,
+    capacity: int | Tensor | None = None,
     priority_T: Tensor | None = None,
 ) -> Routing:
     """Sorts choices by expert; within an expert by the token's place, or where there is a capacity by precedence.
@@ -52,8 +52,8 @@ def arrange(
         expert_TK: int64, the experts that each token chose, first choice first.
         num_experts: E.
         valid_T: bool; the others are padding and are not served. None: all are valid.
-        capacity: Most tokens that an expert serves; None for any number. All first choices come before all second
-            ones, and among equals the tokens of higher priority.
+        capacity: Most tokens that an expert serves, int64 if a tensor; None for any number. All first choices come
+            before all second ones, and among equals the tokens of higher priority.
         priority_T: Tokens of higher priority are served first under a capacity; None: the earlier tokens.
 
     Source: Riquelme et al., V-MoE, arXiv 2106.05974, section 2.1 (capacity) and algorithms 1 and 2 (precedence).
@@ -109,6 +109,12 @@ def expert_capacity(tokens: int, num_experts: int, top_k: int, factor: float) ->
             stacklevel=2,
         )
     return rounded
+
+
+def capacity_of(valid_T: Tensor, num_experts: int, top_k: int, factor: float) -> Tensor:
+    """``expert_capacity`` of the tokens that are no padding, int64 scalar: the same however much padding there is."""
+    exact = (valid_T.sum().double() * top_k * factor / num_experts).ceil()
+    return ((exact / CAPACITY_MULTIPLE).ceil() * CAPACITY_MULTIPLE).long()
 
 
 def dispatch(x_TD: Tensor, routing: Routing) -> Tensor:

@@ -118,7 +118,7 @@ class ByToken(Routed):
         gate_TK: Tensor,
         *,
         valid_T: Tensor | None = None,
-        capacity: int | None = None,
+        capacity: int | Tensor | None = None,
         priority_T: Tensor | None = None,
         load_TE: Tensor | None = None,
     ) -> Self:

@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import torch
 from torch import Tensor
 
-from moe.dispatch.by_token import expert_capacity
+from moe.dispatch.by_token import capacity_of, expert_capacity
 from moe.ranges import Range
 from moe.routers.base import Allowed, LinearRouter, RouterConfig, require
 from moe.routers.losses import RouterLossConfig, Weight
@@ -150,15 +150,19 @@ class TokenChoiceRouter(LinearRouter):
             expert_TK,
             gate_TK,
             valid_T=valid_T,
-            capacity=self._capacity(len(x_TD)),
+            capacity=self._capacity(len(x_TD), valid_T),
             priority_T=surest_T if self.config.priority else None,
             load_TE=expected_load(logits_TE, noisy_TE, expert_TK, noise) if noise > 0 else None,
         )
 
-    def _capacity(self, tokens: int) -> int | None:
+    def _capacity(self, tokens: int, valid_T: Tensor | None) -> int | Tensor | None:
         """Most tokens of an expert; None for any number."""
         factor = self.config.capacity_factor
-        return None if factor is None else expert_capacity(tokens, self.num_experts, self.config.top_k, factor)
+        if factor is None:
+            return None
+        if valid_T is not None:
+            return capacity_of(valid_T, self.num_experts, self.config.top_k, factor)
+        return expert_capacity(tokens, self.num_experts, self.config.top_k, factor)
 
     @torch.no_grad()
     def after_step(self, tokens_per_expert_E: Tensor) -> None:

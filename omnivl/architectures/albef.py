@@ -79,7 +79,7 @@ class ALBEF(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """Sizes that the data side needs."""
-        return InputSizes.of(self.patches, self.text_length)
+        return InputSizes.of(self.patches, self.text_length, self.vision.hidden_size)
 
     @property
     def patches(self) -> Patches:

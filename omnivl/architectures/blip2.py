@@ -77,6 +77,7 @@ class BLIP2(Architecture):
     language: LanguageModel | None = None
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "queries", "text", "embedding", "fused", "generation", "language")
+    packs: ClassVar[bool] = True
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
     readers: ClassVar[tuple[tuple[str, ...], ...]] = (("language",),)
 
@@ -88,7 +89,7 @@ class BLIP2(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """Sizes that the data side needs."""
-        return InputSizes.of(self.patches, self.words.length)
+        return InputSizes.of(self.patches, self.words.length, self.vision.hidden_size)
 
     @property
     def patches(self) -> Patches:

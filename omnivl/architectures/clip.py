@@ -70,7 +70,7 @@ class CLIP(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """Sizes that the data side needs."""
-        return InputSizes.of(self.patches, self.text_length)
+        return InputSizes.of(self.patches, self.text_length, self.vision.hidden_size)
 
     @property
     def heads(self) -> HeadSizes:

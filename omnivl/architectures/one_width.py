@@ -77,7 +77,7 @@ class OneWidth(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """Sizes that the data side needs."""
-        return InputSizes.of(self.patches, self.text_length)
+        return InputSizes.of(self.patches, self.text_length, self.hidden_size)
 
     @property
     def heads(self) -> HeadSizes:

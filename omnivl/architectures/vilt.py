@@ -52,7 +52,7 @@ class ViLT(Architecture):
     @property
     def inputs(self) -> InputSizes:
         """Sizes that the data side needs."""
-        return InputSizes.of(self.patches, self.words.length)
+        return InputSizes.of(self.patches, self.words.length, self.blocks.hidden_size)
 
     @property
     def patches(self) -> Patches:

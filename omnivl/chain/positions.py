@@ -58,7 +58,9 @@ def kept_name(stream: str) -> str:
     return f"kept/{stream}"
 
 
-def kept_positions(state: State, reads: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def kept_positions(
+    state: State, reads: Callable[[Tensor], Tensor], texts: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The positions of texts that hold a token, and some others, for each stream of which that is known in advance.
 
     Texts that are joined with what is drawn in the step are not: their rows are known to the device alone.
@@ -66,13 +68,14 @@ def kept_positions(state: State, reads: Callable[[Tensor], Tensor]) -> dict[str,
     Args:
         state: At the head of the chain, on the host.
         reads: Maps token ids ``[R, L]`` to bool ``[R, L]``: where a text has tokens.
+        texts: The segments that are encoded; None: all.
 
     Returns:
         ``chosen_positions`` by ``kept_name``, of the streams in which something is left out.
     """
     layout = state.layout
     streams: dict[str, Sequence[str]] = {
-        "text": tuple(layout.text),
+        "text": tuple(layout.text) if texts is None else texts,
         "generation": tuple(layout.joins[name].text for name in layout.generation),
         f"{TWIN}text": tuple(layout.twins.get("text", ())),
     }

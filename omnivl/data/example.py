@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.augment import Size, View, evaluation_view, training_view
+from omnivl.data.balance import visual_work
 from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import decode_clip, decode_still
@@ -22,7 +23,7 @@ from omnivl.data.order import Order
 from omnivl.data.orientation import upright_size
 from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes
-from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source, naming
+from omnivl.data.sources.base import BadSampleError, Measured, Rejection, Sample, Source, naming
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
 from omnivl.randomness import Streams, stable_hash
@@ -157,6 +158,13 @@ class ExampleReader:
         """The source's sample at a position."""
         assert self._order is not None, "a stream has no positions"
         return self._order(position)[1] if self._training else position % self._length
+
+    def visual_work(self, positions: Sequence[int]) -> NDArray[np.float64]:
+        """What encoding the samples at some positions takes, ``[K]``; see ``omnivl.data.balance``."""
+        indices, source = np.array([self.index(position) for position in positions], dtype=np.int64), self._source
+        unknown = np.zeros((len(indices), 2), dtype=np.int64)
+        pictures = source.picture_sizes(indices) if isinstance(source, Measured) else unknown
+        return visual_work(self._sizes, self._is_video, pictures)
 
     def describe(self, position: int) -> str:
         """Names the sample at a position for messages; does not raise if it cannot be read."""

@@ -1,4 +1,4 @@
-"""The index of a tar shard: offset and metadata of each sample.
+"""The index of a tar shard: offset, size and metadata of each sample.
 
 With the offsets of all samples, a shard can be read in any order, so that the order of training is a pure function
 without a shuffle buffer. The index is built by reading tar headers and the small text members (JSON, txt, cls);
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omnivl.data.archive import ArchiveError, FileBytes, TarReader
-from omnivl.data.formats import TEXT_EXTENSIONS, file_named, is_clip, may_move
+from omnivl.data.formats import TEXT_EXTENSIONS, file_named, is_clip, may_move, picture_format, picture_size
 from omnivl.data.groups import Group, group_members, lacking_media
 from omnivl.data.metadata import FieldColumns, FieldEncoder
+from omnivl.data.orientation import upright_size
 from omnivl.data.record import Record, parse_record
 from omnivl.data.sources.base import BadSampleError, Rejection
 
@@ -30,6 +31,9 @@ _HEADER_BYTES = 64
 Span = tuple[int, int]
 
 _ABSENT: Span = (0, -1)
+_UNKNOWN = (0, 0)
+_SIZE_BYTES = (1024, 65_536, 1_048_576)
+"""Of a picture that are read to find its size: in most files the first are enough."""
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -50,6 +54,8 @@ class ShardIndex:
         text: int64 ``[N, 3, 2]``: offset and size of the JSON, txt and cls members; size -1 where there is none.
         extension: Extension of each sample's media; for a sample without media its first unsupported extension, if any.
         is_clip: bool ``[N]``.
+        sizes: int32 ``[N, 2]``: width and height in pixels, upright; 0 where they are not known. A picture's are those
+            of its header, a clip's what the sample's JSON says under ``width`` and ``height``.
         labels: Class name of each sample, "" for none.
         fields: Metadata fields that can be filtered by. ``@languages`` lists the languages of a sample's captions.
         member_names: Different names of further pictures and clips: ``left.png`` for ``KEY.left.png``.
@@ -62,6 +68,7 @@ class ShardIndex:
     text: NDArray[np.int64]
     extension: tuple[str, ...]
     is_clip: NDArray[np.bool_]
+    sizes: NDArray[np.int32]
     labels: tuple[str, ...]
     fields: FieldColumns
     member_names: tuple[str, ...]
@@ -98,6 +105,7 @@ class ShardIndex:
             text=self.text[keep],
             extension=tuple(self.extension[row] for row in rows),
             is_clip=self.is_clip[keep],
+            sizes=self.sizes[keep],
             labels=tuple(self.labels[row] for row in rows),
             fields=self.fields.only(keep),
             members=members,
@@ -181,11 +189,11 @@ def _fill(
     return True
 
 
-def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, bool]:
+def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, bool, tuple[int, int]]:
     """Reads a group's text members and the first bytes of its media.
 
     Returns:
-        The texts, and whether the media is a clip.
+        The texts, whether the media is a clip, and its width and height, 0 where they are not known.
 
     Raises:
         BadSampleError: The group is no usable sample of any kind.
@@ -195,8 +203,31 @@ def _examine(descriptor: int, group: Group[Span], where: str) -> tuple[Record, b
     texts = {kind: os.pread(descriptor, span[1], span[0]) for kind, span in group.text.items()}
     record = parse_record(texts, where)
     if group.media is None:
-        return record, False
-    return record, _moves(descriptor, *group.media)
+        return record, False, _UNKNOWN
+    span, extension = group.media
+    moves = _moves(descriptor, span, extension)
+    return record, moves, _size_in_header(descriptor, span) or _size_in_text(record)
+
+
+def _size_in_header(descriptor: int, span: Span) -> tuple[int, int] | None:
+    """Width and height of a picture as it is shown, of which no more is read than its header; None for a video."""
+    offset, size = span
+    for length in _SIZE_BYTES:
+        head = os.pread(descriptor, min(size, length), offset)
+        if picture_format(head) is None:
+            return None
+        found = picture_size(head)
+        # An orientation stands before the pixels, maybe behind what has been read.
+        if found is not None and (length >= min(size, _SIZE_BYTES[-1]) or b"Exif" not in head):
+            return upright_size(found, head)
+    return None
+
+
+def _size_in_text(record: Record) -> tuple[int, int]:
+    match record.meta.get("width"), record.meta.get("height"):
+        case int(width), int(height) if 0 < width < 2**31 and 0 < height < 2**31:
+            return width, height
+    return _UNKNOWN
 
 
 def _moves(descriptor: int, span: Span, extension: str) -> bool:
@@ -221,13 +252,14 @@ class _Columns:
         self._text: list[list[Span]] = []
         self._extension: list[str] = []
         self._is_clip: list[bool] = []
+        self._sizes: list[tuple[int, int]] = []
         self._labels: list[str] = []
         self._fields = FieldEncoder()
         self._numbers: dict[str, int] = {}
         self._members: list[tuple[int, int, int, int]] = []
         self._dropped: set[str] = set()
 
-    def add(self, group: Group[Span], record: Record, is_clip: bool) -> None:
+    def add(self, group: Group[Span], record: Record, is_clip: bool, size: tuple[int, int]) -> None:
         """Appends a sample."""
         row = len(self.keys)
         span, extension = group.media or (_ABSENT, group.unknown)
@@ -236,6 +268,7 @@ class _Columns:
         self._extension.append(sys.intern(extension))
         self._text.append([group.text.get(kind, _ABSENT) for kind in TEXT_EXTENSIONS])
         self._is_clip.append(is_clip)
+        self._sizes.append(size)
         self._labels.append(sys.intern(record.label or ""))
         self._fields.add(row, {**record.meta, LANGUAGES: sorted(record.captions)})
         for name, place in group.members.items():
@@ -253,6 +286,7 @@ class _Columns:
             text=np.array(self._text, dtype=np.int64).reshape(-1, len(TEXT_EXTENSIONS), 2),
             extension=tuple(self._extension),
             is_clip=np.array(self._is_clip, dtype=np.bool_),
+            sizes=np.array(self._sizes, dtype=np.int32).reshape(-1, 2),
             labels=tuple(self._labels),
             fields=self._fields.columns(len(self.keys)),
             member_names=tuple(self._numbers),

@@ -17,9 +17,9 @@ from omnivl.data.metadata import FieldColumn, FieldColumns
 from omnivl.data.signed_file import read_signed, write_signed
 from omnivl.data.sources.base import Rejection
 
-INDEX_VERSION = 5
+INDEX_VERSION = 6
 
-_ARRAYS = ("media", "text", "is_clip", "members")
+_ARRAYS = ("media", "text", "is_clip", "sizes", "members")
 _SMALLEST_LIMIT = 1 << 20  # bytes of an index file that are read whatever the shard's size
 _LARGEST_RATIO = 4  # of the index file's size to the shard's
 
@@ -98,6 +98,7 @@ def _read_cache(cache: Path, stamp: NDArray[np.int64]) -> ShardIndex | None:
             text=stored["text"],
             extension=tuple(text["extension"]),
             is_clip=stored["is_clip"],
+            sizes=stored["sizes"],
             labels=tuple(text["labels"]),
             fields=_read_fields(text["fields"], stored, len(text["keys"])),
             member_names=tuple(text["member_names"]),

@@ -78,13 +78,14 @@ class InputSizes(PictureSizes):
 
     Attributes:
         text_length: Token positions per text, special tokens included.
+        visual_width: Hidden size of the visual stream, by which the work that a picture takes is estimated.
     """
 
     text_length: int
+    visual_width: int = field(default=768, kw_only=True)
 
     @classmethod
-    def of(cls, pictures: PictureSizes, text_length: int) -> Self:
+    def of(cls, pictures: PictureSizes, text_length: int, visual_width: int = 768) -> Self:
         """The sizes of pictures with that of texts beside them."""
-        return cls(
-            text_length=text_length, **{size.name: getattr(pictures, size.name) for size in fields(PictureSizes)}
-        )
+        own = {size.name: getattr(pictures, size.name) for size in fields(PictureSizes)}
+        return cls(text_length=text_length, visual_width=visual_width, **own)

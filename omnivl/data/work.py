@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from omnivl.data.batch import Batch
+from omnivl.data.balance import shares
+from omnivl.data.batch import Batch, has_visual
 from omnivl.data.collate import Collator
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.example import Example, ExampleReader, PixelCache
@@ -203,7 +204,7 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
         reader = self._reader(request.entry)
         examples: list[Example] = []
         rejections: list[Rejection] = []
-        for position in range(request.first, request.first + request.count):
+        for position in self._positions(request, reader):
             try:
                 example, bad = reader.example(position, refused)
             except DataError:
@@ -213,6 +214,20 @@ class BatchMaker(torch.utils.data.Dataset[Result | Failure]):
             examples.append(example)
             rejections += bad
         return examples, rejections
+
+    def _positions(self, request: BatchRequest, reader: ExampleReader) -> Sequence[int]:
+        """The positions of a micro-batch: its own part of the global batch's, or a part that takes as long as others'.
+
+        Only the latter needs the positions of all replicas; each finds the same.
+        """
+        own = range(request.first, request.first + request.count)
+        unequal = self._sizes.native and has_visual(self._entries[request.entry].kind)
+        if not unequal or self._replicas == 1:
+            return own
+        first = request.first - self._replica * request.count
+        every = range(first, first + self._replicas * request.count)
+        chosen: list[int] = shares(reader.visual_work(every), self._replicas)[self._replica].tolist()
+        return [every[place] for place in chosen]
 
     def _from_stream(
         self, request: BatchRequest, kept: Sequence[Example]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from moe.working import keep_exact, working
 from omnivl.chain.demands import CLEAN
-from omnivl.chain.flops import FORWARD_AND_BACKWARD
+from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows
 from omnivl.chain.positions import ids_name, kept_positions
 from omnivl.chain.state import State, StepLayout
 from omnivl.errors import ModelError
@@ -325,11 +325,17 @@ class Embed(EmbeddingLayer):
         self.sizes, self.pad, self.joins_inputs = sizes, pad, joins_inputs
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
-        """See ``ChainLayer``. Rows that are joined here go through no stream of their own."""
-        if self.joins_inputs:
-            return {}
-        kept = kept_positions(state, lambda token_ids: token_ids != self.pad)
-        return kept | kept_patches(state, self._times(state.layout), "tokens first")
+        """See ``ChainLayer``. Rows that are only joined go through no stream of their own."""
+        layout = state.layout
+        texts, pictures = (self._encoded(layout, stream) for stream in ("text", "visual"))
+        kept = kept_positions(state, lambda token_ids: token_ids != self.pad, texts)
+        return kept | kept_patches(state, self._times(layout), "tokens first", pictures)
+
+    def _encoded(self, layout: StepLayout, stream: str) -> list[str]:
+        """The segments of a stream whose rows go through the encoder."""
+        segments = layout.segments(stream)
+        rows = encoded_rows(layout, stream) if self.joins_inputs else slice(0, num_rows(segments))
+        return [name for name, own in segments.items() if rows.start <= own.start and own.stop <= rows.stop]
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""

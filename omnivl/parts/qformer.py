@@ -58,6 +58,7 @@ class Rows:
         fused_mask: bool ``[R, Q + L]``.
         fused_memory: int64 ``[R]``, the row of ``memory`` that each fused row looks at.
         memory: Visual features ``[R_memory, S, D_visual]``; ``queries`` look at row b each.
+        memory_mask: bool ``[R_memory, S]``, which of them are no padding; None: all.
     """
 
     queries: Tensor | None = None
@@ -68,6 +69,20 @@ class Rows:
     fused_mask: Tensor | None = None
     fused_memory: Tensor | None = None
     memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What queries look at.
+
+    Attributes:
+        kv: Keys and values of visual features, ``[R_memory, S, 2 D]``.
+        mask: bool ``[R_memory, S]``, which of them are no padding; None: all.
+    """
+
+    kv: Tensor
+    mask: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ class QueryingBlock(ResidualBlock):
         seen = None
         if self.cross is not None and looking:
             assert rows.memory is not None, "queries look at visual features"
-            seen = self.cross.project(rows.memory)
+            seen = Seen(self.cross.project(rows.memory), rows.memory_mask)
         queries, kv = (None, None) if rows.queries is None else self.gather(rows.queries, seen, wanted.queries)
         text, generation, fused = rows.text, rows.generation, rows.fused
         if text is not None:
@@ -146,12 +161,12 @@ class QueryingBlock(ResidualBlock):
             fused = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return replace(rows, queries=queries, text=text, generation=generation, fused=fused)
 
-    def gather(self, queries: Tensor, seen: Tensor | None, wanted: bool) -> tuple[Tensor | None, Tensor]:
+    def gather(self, queries: Tensor, seen: Seen | None, wanted: bool) -> tuple[Tensor | None, Tensor]:
         """Advances ``queries [B, Q, D]`` alone.
 
         Args:
             queries: See above.
-            seen: Projected visual features.
+            seen: Visual features.
             wanted: Whether the result is wanted; else it is None.
 
         Returns:
@@ -180,11 +195,11 @@ class QueryingBlock(ResidualBlock):
         attended, known = self.attention.extend(words, before)
         return self._words(self.leave(self.norm1, words, attended)), known[:, kv.shape[1] :]
 
-    def _queries(self, x: Tensor, seen: Tensor | None, rows: Tensor | None) -> Tensor:
+    def _queries(self, x: Tensor, seen: Seen | None, rows: Tensor | None) -> Tensor:
         if self.cross is not None:
             assert self.norm2 is not None
             assert seen is not None, "queries look at visual features"
-            x = self.leave(self.norm2, x, self.cross(x, seen, rows))
+            x = self.leave(self.norm2, x, self.cross(x, seen.kv, rows, mask=seen.mask))
         return self._fed(self.ffn_query, self.norm3_query, x, QUERY_MODALITY)
 
     def _words(self, x: Tensor) -> Tensor:
@@ -297,7 +312,8 @@ class QFormerLayer(StackBlock):
         layout = state.layout
         if "fused" in state:
             names = ("fused", "fused_mask", "fused_memory", "memory")
-            made = self.run(Rows(**{name: state[name] for name in names}), self.wanted(layout))
+            joined = Rows(**{name: state[name] for name in names}, memory_mask=state.get("memory_mask"))
+            made = self.run(joined, self.wanted(layout))
             return state.updated(fused=made.fused)
         groups = {name: state[UNDERWAY + name] for name in GROUPS if UNDERWAY + name in state}
         if not groups:
@@ -307,7 +323,10 @@ class QFormerLayer(StackBlock):
         if "text" in groups:
             groups["text_mask"] = state["text_mask"][encoded_rows(layout, "text")]
         if "queries" in groups:
-            groups["memory"] = state["visual"] if "visual" in state else state["memory"]
+            from_tower = "visual" in state
+            groups["memory"] = state["visual" if from_tower else "memory"]
+            if (name := "visual_mask" if from_tower else "memory_mask") in state:
+                groups["memory_mask"] = state[name]
         made = self.run(Rows(**groups), self.wanted(layout))
         return self._moved_on(state, {name: getattr(made, name) for name in GROUPS})
 
@@ -325,7 +344,9 @@ class QFormerLayer(StackBlock):
             kv = state[cross_name]
         else:
             assert queries is not None, "queries start in the first call"
-            seen = None if block.cross is None else block.cross.project(state["memory"])
+            seen = None
+            if block.cross is not None:
+                seen = Seen(block.cross.project(state["memory"]), state.get("memory_mask"))
             queries, kv = block.gather(queries, seen, self.wanted(state.layout).queries)
         words, past = block.write(groups["generation"], kv.index_select(0, state["cache/rows"]), state.get(past_name))
         kept = state.merged({past_name: past, cross_name: kv})

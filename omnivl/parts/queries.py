@@ -22,6 +22,7 @@ from omnivl.parts.embed import TextEmbedding, encoded_rows
 from omnivl.parts.join import JoinRows, Sides
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
+from omnivl.parts.ragged import kept_patches, visual_mask
 from omnivl.parts.sizes import Patches, Transformer, Words
 
 INPUT = "queries/input"
@@ -131,12 +132,17 @@ class EmbedQuerying(EmbeddingLayer):
         if not queries and not words:
             yield from block.text.norm.parameters()
 
+    def kept_positions(self, state: State) -> dict[str, Tensor]:
+        """See ``ChainLayer``. Texts are computed whole."""
+        return kept_patches(state, state.layout.num_frames, "frame by frame")
+
     def forward(self, state: State) -> State:
         """See the class."""
         layout, block, made = state.layout, self.block, dict[str, Tensor]()
         assert isinstance(block, QueryingEmbeddings)
         if layout.visual:
-            made["visual"] = block.visual(state["frames"], self.dtype)
+            made["visual"] = block.visual(state["frames"], self.dtype, state.get("grids"))
+            made |= visual_mask(state, layout.num_frames, "frame by frame")
         if layout.text:
             token_ids = torch.cat([state[ids_name(name)] for name in layout.text])
             text, apart = block.text(token_ids, self.dtype), encoded_rows(layout, "text")
@@ -207,7 +213,7 @@ class JoinQueries(JoinRows):
             return state
         joined = super().forward(state)
         if not state.layout.fused:  # generated texts saw queries; nothing else reads the visual features
-            return joined.updated(drop=("memory", "generation_memory"))
+            return joined.updated(drop=("memory", "memory_mask", "generation_memory"))
         texts, mask = joined["fused"], joined["fused_mask"]
         queries = _started(joined[INPUT], len(texts), self.dropout, self.training)
         fused = torch.cat([queries, texts], dim=1)

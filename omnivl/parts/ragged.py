@@ -102,25 +102,26 @@ def rows_of_segments(state: State, segments: Sequence[str]) -> Tensor:
     return torch.cat([every if name == CLEAN else state[f"{name}/rows"] for name in segments])
 
 
-def kept_patches(state: State, times: int, order: Order) -> dict[str, Tensor]:
+def kept_patches(state: State, times: int, order: Order, segments: Sequence[str] | None = None) -> dict[str, Tensor]:
     """The positions of visual rows and of their twins' that hold something, by ``kept_name``; see ``Ragged``.
 
     Args:
         state: At the head of the chain, on the host.
         times: T.
         order: Of the positions.
+        segments: Those that are encoded; None: all.
     """
     if "grids" not in state:
         return {}
     found = {}
     streams: Mapping[str, Sequence[str]] = {
-        "visual": tuple(state.layout.visual),
+        "visual": tuple(state.layout.visual) if segments is None else segments,
         f"{TWIN}visual": tuple(state.layout.twins.get("visual", ())),
     }
-    for stream, segments in streams.items():
-        if not segments:
+    for stream, names in streams.items():
+        if not names:
             continue
-        patches = patches_of(state["grids"], num_places(state))[rows_of_segments(state, segments)]
+        patches = patches_of(state["grids"], num_places(state))[rows_of_segments(state, names)]
         masks = {"": row_mask(patches, times, order)}
         if times > 1 and order == "tokens first":
             masks |= {_FRAMES: row_mask(patches, 1, order).repeat_interleave(times, 0), _PLACES: patches}

@@ -1,10 +1,10 @@
 """Streams whose rows join modalities, and modules that have other weights for some of their positions.
 
-Shapes: R rows, S positions of a row, D hidden size, I inputs, O outputs.
+Shapes: R rows, S positions of a row, n positions that are kept, D hidden size, I inputs, O outputs.
 """
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from moe.attribute import AttributeLinear
 from moe.config import AttributeConfig, MoMEConfig
 from moe.modality import expert_of, experts_of, has_fusion
 from moe.slot import Slot
+from omnivl.chain.positions import chosen_positions
 from omnivl.parts.attributes import Attributes, attributes_of
+from omnivl.parts.padding import Padding
 
 VISION, LANGUAGE = "vision", "language"
 
@@ -41,14 +43,20 @@ class Stream:
     """Rows with the same parts.
 
     Attributes:
-        x: ``[R, S, D]``.
+        x: ``[R, S, D]``, or with ``padding`` the kept positions ``[n, D]``, part by part.
         parts: Runs of positions; their lengths add up to S.
         mask: bool ``[R, S]``, true where there is a token; None where all are.
+        kept: int64 ``[n]``, of a single part: the positions to compute where they are known.
+        padding: Which positions are left out of ``x``.
+        counts: How many positions of each part are kept.
     """
 
     x: Tensor
     parts: tuple[Part, ...]
     mask: Tensor | None = None
+    kept: Tensor | None = None
+    padding: Padding | None = None
+    counts: tuple[int, ...] = ()
 
     @property
     def fused(self) -> bool:
@@ -60,9 +68,44 @@ class Stream:
         """The attributes of each part's tokens."""
         return [attributes_of(part.modality, fused=self.fused) for part in self.parts]
 
+    @property
+    def valid(self) -> Tensor | None:
+        """Which positions of ``x`` hold a token; None where all do."""
+        return self.mask if self.padding is None else self.padding.valid
+
     def cut(self, x: Tensor) -> tuple[Tensor, ...]:
-        """``[R, S, ...]`` part by part."""
+        """``[R, S, ...]``, or ``[n, ...]`` of kept positions, part by part."""
+        if self.padding is not None:
+            return torch.split(x, list(self.counts))
         return torch.split(x, [part.length for part in self.parts], dim=1)
+
+    def put_together(self, pieces: Sequence[Tensor]) -> Tensor:
+        """The reverse of ``cut``."""
+        if len(pieces) == 1:
+            return pieces[0]
+        return torch.cat(list(pieces), dim=1 if self.padding is None else 0)
+
+    def without_padding(self) -> "Stream":
+        """The kept positions alone, where that saves time; see ``Padding.worth_dropping``."""
+        if self.mask is None:
+            return self
+        if not self.fused:
+            padding = Padding.worth_dropping(self.mask, self.kept)
+            counts: tuple[int, ...] = () if padding is None else (len(padding.index),)
+        else:
+            padding, counts = self._padding_of_parts(self.mask)
+        return self if padding is None else replace(self, x=padding.drop(self.x), padding=padding, counts=counts)
+
+    def _padding_of_parts(self, mask: Tensor) -> tuple[Padding | None, tuple[int, ...]]:
+        """The padding of rows with several parts, whose kept positions are known to their device alone."""
+        if Padding.worth_dropping(mask) is None:
+            return None, ()
+        kept, first, positions = list[Tensor](), 0, mask.shape[1]
+        for part in self.parts:
+            chosen = chosen_positions(mask[:, first : first + part.length])
+            kept.append(chosen // part.length * positions + first + chosen % part.length)
+            first += part.length
+        return Padding(mask, torch.cat(kept)), tuple(map(len, kept))
 
 
 class ByModality(nn.Module):
@@ -89,7 +132,7 @@ class ByModality(nn.Module):
             out: Tensor = self.shared(x)
             return out
         made = [self.sides[part.side](piece) for part, piece in zip(stream.parts, stream.cut(x), strict=True)]
-        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+        return stream.put_together(made)
 
 
 class ByPerceptron(nn.Module):
@@ -117,7 +160,7 @@ class ByPerceptron(nn.Module):
             out: Tensor = self.perceptrons[names[0]](x)
             return out
         made = [self.perceptrons[name](piece) for name, piece in zip(names, stream.cut(x), strict=True)]
-        return torch.cat(made, dim=1)
+        return stream.put_together(made)
 
 
 class ByAttributes(ByModality):
@@ -128,6 +171,4 @@ class ByAttributes(ByModality):
 
     def forward(self, x: Tensor, stream: Stream) -> Tensor:
         """Maps ``x [R, S, I]``, whose positions are those of ``stream``, to ``[R, S, O]``."""
-        made = self.shared(stream.cut(x), stream.attributes)
-        out: Tensor = made[0] if len(made) == 1 else torch.cat(made, dim=1)
-        return out
+        return stream.put_together(self.shared(stream.cut(x), stream.attributes))

@@ -29,6 +29,7 @@ from moe.slot import FeedForwardOutput, Slot
 from moe.tokens import Segment, Tokens
 from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
+from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
 from omnivl.parts.attention import self_attention
 from omnivl.parts.block import BlockLayer, StackBlock
@@ -123,7 +124,7 @@ class UnifiedBlock(nn.Module):
     def flops(self, tokens: float, positions: float) -> float:
         """Operations on one row of ``positions`` positions, ``tokens`` of which are not padding, forward.
 
-        Padded positions are computed, but counted inside attention only.
+        Padded positions count inside attention only.
         """
         return tokens * 8 * self.hidden_size**2 + 4 * positions**2 * self.hidden_size + tokens * self.slot_flops
 
@@ -133,6 +134,7 @@ class UnifiedBlock(nn.Module):
         Returns:
             ``[R, S, D]`` of each, and the sums of the block's router, if it has one.
         """
+        streams = tuple(stream.without_padding() for stream in streams)
         attended = [replace(stream, x=self._attend(stream)) for stream in streams]
         tokens = [
             piece.reshape(-1, piece.shape[-1])
@@ -147,7 +149,9 @@ class UnifiedBlock(nn.Module):
 
     def _attend(self, stream: Stream) -> Tensor:
         qkv = self.qkv(self.norm1(stream.x, stream), stream)
-        made = recomputed(self.recomputes == "attention", self_attention, qkv, self.num_heads, stream.mask)
+        rows = qkv if stream.padding is None else stream.padding.restore(qkv)
+        made = recomputed(self.recomputes == "attention", self_attention, rows, self.num_heads, stream.mask)
+        made = made if stream.padding is None else stream.padding.drop(made)
         if self.out_norm is not None:
             made = self.out_norm(made, stream)
         return self._leave(stream, self.scale1(self.out(made, stream)))
@@ -155,25 +159,25 @@ class UnifiedBlock(nn.Module):
     def _leave(self, stream: Stream, branch: Tensor) -> Tensor:
         """The stream with a branch's output added."""
         branch = F.dropout(branch, self.dropout, self.training)
-        return stream.x + drop_path(branch, self.drop_path_rate, self.training)
+        return stream.x + drop_path(branch, self.drop_path_rate, self.training, stream.padding)
 
     def _tokens(self, streams: Sequence[Stream]) -> Tokens:
         """The tokens for the feed-forward slot: part by part, row by row within a part."""
         segments = tuple(
-            Segment(part.modality, stream.x.shape[0] * part.length, stream.fused, attributes)
+            Segment(part.modality, piece.shape[:-1].numel(), stream.fused, attributes)
             for stream in streams
-            for part, attributes in zip(stream.parts, stream.attributes, strict=True)
+            for part, piece, attributes in zip(stream.parts, stream.cut(stream.x), stream.attributes, strict=True)
         )
         if not self.reads_padding or all(stream.mask is None for stream in streams):
             return Tokens(segments)
-        masks = [stream.mask if stream.mask is not None else _everywhere(stream.x) for stream in streams]
+        masks = [_everywhere(stream.x) if (valid := stream.valid) is None else valid for stream in streams]
         pieces = [piece for stream, mask in zip(streams, masks, strict=True) for piece in stream.cut(mask)]
         return Tokens(segments, torch.cat([piece.reshape(-1) for piece in pieces]))
 
     def _add(self, stream: Stream, pieces: Iterator[Tensor]) -> Tensor:
-        rows, size = stream.x.shape[0], stream.x.shape[-1]
-        made = [next(pieces).view(rows, part.length, size) for part in stream.parts]
-        return self._leave(stream, self.scale2(made[0] if len(made) == 1 else torch.cat(made, dim=1)))
+        made = [next(pieces).view_as(piece) for piece in stream.cut(stream.x)]
+        x = self._leave(stream, self.scale2(stream.put_together(made)))
+        return x if stream.padding is None else stream.padding.restore(x)
 
 
 def _everywhere(x: Tensor) -> Tensor:
@@ -331,9 +335,10 @@ def separate_stream(state: State, name: str, prefix: str = "") -> Stream:
     """The stream ``visual`` or ``text`` of a state; with a prefix, its momentum twin's."""
     x = state[prefix + name]
     if name == "visual":
-        return Stream(x, (_visual_part(x.shape[1], state.layout),), _visual_mask(state, prefix))
+        kept = state.get(kept_name(f"{prefix}visual"))
+        return Stream(x, (_visual_part(x.shape[1], state.layout),), _visual_mask(state, prefix), kept)
     mask = state.of_twins("text_mask", "text") if prefix else state["text_mask"][encoded_rows(state.layout, "text")]
-    return Stream(x, (Part("text", x.shape[1]),), mask)
+    return Stream(x, (Part("text", x.shape[1]),), mask, state.get(kept_name(f"{prefix}text")))
 
 
 def _visual_mask(state: State, prefix: str) -> Tensor | None:

@@ -4,7 +4,7 @@ Shapes: B samples, H x W pixels, C = 3 * patch * patch values of a patch, N patc
 S = L + 1 + N positions of a row, R fused rows, D hidden size.
 
 Source: Kim et al., ViLT, arXiv 2102.03334, section 3; numbers as in its released code (pre-norm blocks of ViT, GELU).
-Differs: images of a step have one size, so that no patch is padding and none is left out at random.
+Differs: images of a step have one size unless ``sizes`` is ``native``, and no patch is left out at random.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.hosts.micro_batch import PlanLayout
 from engine.plan.parse import load_plan
@@ -71,8 +72,12 @@ UNIFIED: dict[str, tuple[str, list[str], list[str]]] = {
     "limoe_tiny-contrastive": ("contrastive", [PAIRS, CLIPS, LABELS], []),
 }
 """Of one transformer, by name: the stage of the plan, its data and, where they are not the plan's, its objectives."""
+# Every objective on pictures, clips and texts, of pictures and clips of their own sizes.
+OF_OWN_SIZES = [*OF_PAIRS, "{kind: mrm, every: 2}", "{kind: mfm, every: 2}"]
 STAGES = {
     **UNIFIED,
+    "quickstart-own": ("spatial", [PAIRS, CLIPS, LABELS], [*OF_OWN_SIZES, "{kind: lm}"]),
+    "vlmo_tiny-own": ("pairs", [PAIRS, CLIPS], OF_OWN_SIZES),
     "quickstart-names": ("spatial", [entry[:-1] + ", fields: [name]}" for entry in (PAIRS, CLIPS, LABELS)], NAMED),
 }
 WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
@@ -85,6 +90,9 @@ class PlanStage:
         stage, data, objectives = STAGES[name]
         plan = name.partition("-")[0]
         changed = [*NARROW, *CHANGED.get(plan, ()), f"stages.{stage}.data=[{', '.join(data)}]"]
+        self._own_sizes = name.endswith("-own")
+        if self._own_sizes:
+            changed.append("model.sizes=native")
         if objectives:
             changed.append(f"stages.{stage}.objectives=[{', '.join(objectives)}]")
         read = load_plan(PLANS / f"{plan}.yaml", changed, 1)
@@ -117,7 +125,7 @@ class PlanStage:
             entry = self.stage.data[index % len(self.stage.data)]
             key = entry.name or ""
             types = FieldReader(entry, asked_fields(self.stage.objectives, entry.kind, key)).types
-            examples = _examples(index, size, entry.kind, types)[share]
+            examples = _examples(index, size, entry.kind, types, self._own_sizes)[share]
             batches.append(self._collator.collate(examples, entry.kind, key, step, types))
         return batches
 
@@ -127,12 +135,17 @@ def plan_stage(name: str) -> PlanStage:
     return PlanStage(name)
 
 
-def _examples(index: int, size: int, kind: DataKind, types: Mapping[str, Field]) -> Sequence[Example]:
+def _examples(index: int, size: int, kind: DataKind, types: Mapping[str, Field], own_sizes: bool) -> Sequence[Example]:
     """The samples of micro-batch ``index`` of the whole run; each of their fields holds a word."""
     random, frames = np.random.default_rng(index), 2 if is_video(kind) else 1
+
+    def pixels() -> NDArray[np.uint8]:
+        sides = 8 * random.integers(1, 5, 2) if own_sizes else (32, 32)
+        return random.integers(0, 256, (frames, *sides, 3), dtype=np.uint8)
+
     return [
         Example(
-            pictures=random.integers(0, 256, (frames, 32, 32, 3), dtype=np.uint8) if has_visual(kind) else None,
+            pictures=pixels() if has_visual(kind) else None,
             text=" ".join(random.choice(WORDS, 2 + row % 4)) if has_text(kind) else None,
             identity=row % 5,
             label=-1,

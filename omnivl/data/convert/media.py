@@ -11,7 +11,7 @@ from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, picture_
 from omnivl.data.limits import PATIENCE, DecodeLimits, check_work
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.transparency import frame_on_white
-from omnivl.data.video import clip_frames
+from omnivl.data.video import clip_frames, decode_video
 
 MediaKind = Literal["image", "video"]
 Verify = Literal["header", "full"]
@@ -132,6 +132,15 @@ def cut(data: bytes, seconds: tuple[float, float], shorter_side: int | None, whe
     with naming("broken_video", where):
         size = None if shorter_side is None else smaller(*_stored_size(data, where), shorter_side)
         return transcode(data, where, LIMITS, size=size, seconds=seconds)
+
+
+def shown_size(data: bytes, where: str) -> tuple[int, int] | None:
+    """(width, height) of a video as it is shown; None where its first frame cannot be decoded."""
+    try:
+        frame = decode_video(data, where, LIMITS, lambda total: [0])[0]
+    except BadSampleError:
+        return None
+    return frame.shape[1], frame.shape[0]
 
 
 def _stored_size(data: bytes, where: str) -> tuple[int, int]:

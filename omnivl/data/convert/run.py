@@ -16,10 +16,11 @@ from omnivl.data.convert.media import (
     check_extension,
     cut,
     examine,
+    shown_size,
     shrink,
 )
 from omnivl.data.convert.shards import FORMAT, MANIFEST, Manifest, ShardSet
-from omnivl.data.formats import MEDIA_EXTENSIONS, picture_size
+from omnivl.data.formats import MEDIA_EXTENSIONS, picture_format, picture_size
 from omnivl.data.orientation import upright_size
 from omnivl.data.sources.base import BadSampleError, Rejection, naming
 from omnivl.errors import DataError
@@ -135,6 +136,10 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
     ]
     masks = [_read_file(name, path, entry.where, options.verify, None, None) for name, path in entry.masks.items()]
     fields = entry.fields()
+    if pictures and "" in named and picture_format(pictures[0].data) is None:
+        # What an index reads in a picture's header it reads of a video here.
+        size = shown_size(pictures[0].data, entry.where)
+        fields |= {} if size is None else {"width": size[0], "height": size[1]}
     for name, (form, value) in entry.boxes.items():
         size = pictures[0].size if pictures else None
         if size is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,6 +142,14 @@ class Sample:
     identity: str | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
     members: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A source that knows sizes without reading samples."""
+
+    def picture_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Width and height, upright, of the samples at ``indices [K]``: int64 ``[K, 2]``, 0 where they are unknown."""
 
 
 class Source(Protocol):

@@ -79,6 +79,7 @@ class ShardSource:
         self._row = np.concatenate(chosen).astype(np.int32)
         used = {indexes[shard].labels[row] for shard, row in zip(self._shard.tolist(), self._row.tolist(), strict=True)}
         self._classes = tuple(sorted(used - {""}))
+        self._sizes = np.concatenate([index.sizes[rows] for index, rows in zip(indexes, chosen, strict=True)])
         self._open: dict[int, int] = {}
         self._owner = os.getpid()
         if len(self._row) == 0:
@@ -98,6 +99,12 @@ class ShardSource:
     def num_shards(self) -> int:
         """Number of tar files."""
         return len(self._shards)
+
+    def picture_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """See ``Measured``. Of further files, which the entry names as its pictures, no size is known."""
+        if self._config.pictures:
+            return np.zeros((len(indices), 2), dtype=np.int64)
+        return self._sizes[indices].astype(np.int64)
 
     def __len__(self) -> int:
         return len(self._row)

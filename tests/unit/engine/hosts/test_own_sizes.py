@@ -40,14 +40,15 @@ STAGES = {
     "vlmo_tiny": ["vision", "pairs"],
     "beit3_tiny": ["masked"],
     "limoe_tiny": ["contrastive"],
+    "blip2_tiny": ["queries", "words"],
     "vqa_tiny": ["pretrain", "open"],
 }
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
 WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
 
 
-def read(name: str, place: str) -> tuple[StagePlan, Tokenizer]:
-    overrides = [f"batch.micro_batch_size_per_gpu={SIZE}", "parallel.precision=fp32", "model.sizes=native"]
+def read(name: str, place: str, *more: str) -> tuple[StagePlan, Tokenizer]:
+    overrides = [f"batch.micro_batch_size_per_gpu={SIZE}", "parallel.precision=fp32", "model.sizes=native", *more]
     plan = load_plan(PLANS / f"{name}.yaml", overrides, 1)
     return next(one for one in plan.stages if one.name == place), load_tokenizer(plan.tokenizer)
 
@@ -62,8 +63,8 @@ def pictures(sizes: InputSizes, frames: int, clips: bool, random: np.random.Gene
     ]
 
 
-def batches(stage: StagePlan, tokenizer: Tokenizer, *, trims: bool, only: int | None = None) -> list[Batch]:
-    """A micro-batch of each kind, with pictures of different sizes; of one of its samples alone if ``only`` is given."""
+def batches(stage: StagePlan, tokenizer: Tokenizer, *, trims: bool) -> list[Batch]:
+    """A micro-batch of each kind, with pictures of different sizes."""
     sizes, random, made = stage.model.inputs, np.random.default_rng(0), []
     readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length)
     prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
@@ -77,8 +78,7 @@ def batches(stage: StagePlan, tokenizer: Tokenizer, *, trims: bool, only: int | 
             text = " ".join(random.choice(WORDS, 1 + row)) if has_text(kind) else None
             fields = {name: blank_value(field, sizes.side(is_video(kind))) for name, field in types.items()}
             examples.append(Example(one, text, row, 0, row, "", {}, fields))
-        chosen = examples if only is None else examples[only : only + 1]
-        made.append(collator.collate(chosen, kind, sort.key, 0, types))
+        made.append(collator.collate(examples, kind, sort.key, 0, types))
     return made
 
 
@@ -131,7 +131,15 @@ def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: f
 
 @pytest.mark.parametrize(("name", "place"), CASES)
 def test_a_packed_batch_is_one_with_padding(name: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    stage, tokenizer = read(name, place)
+    compare_packed(*read(name, place), monkeypatch)
+
+
+def test_experts_serve_as_many_tokens_with_padding_as_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    scarce = [f"model.ffn.router.{option}" for option in ("capacity_factor=0.7", "priority=true")]
+    compare_packed(*read("limoe_tiny", "contrastive", *scarce), monkeypatch)
+
+
+def compare_packed(stage: StagePlan, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = build(stage, tokenizer)
     packed = step(chain, stage, batches(stage, tokenizer, trims=not needs_whole(stage)))
     with monkeypatch.context() as known:
@@ -171,7 +179,13 @@ def alone(batch: Batch, row: int) -> Tensor:
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])
 @pytest.mark.parametrize(
     ("name", "place"),
-    [("emoji", "joint"), ("albef_tiny", "pretrain"), ("clip_tiny", "contrastive"), ("limoe_tiny", "contrastive")],
+    [
+        ("emoji", "joint"),
+        ("albef_tiny", "pretrain"),
+        ("clip_tiny", "contrastive"),
+        ("limoe_tiny", "contrastive"),
+        ("blip2_tiny", "queries"),
+    ],
 )
 def test_embeddings_are_those_of_each_picture_alone(
     name: str, place: str, padded: bool, monkeypatch: pytest.MonkeyPatch

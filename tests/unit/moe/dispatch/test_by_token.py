@@ -3,7 +3,7 @@ import warnings
 import pytest
 import torch
 
-from moe.dispatch.by_token import Routing, arrange, combine, dispatch, expert_capacity
+from moe.dispatch.by_token import Routing, arrange, capacity_of, combine, dispatch, expert_capacity
 from moe.tokens import Segment, Tokens
 
 
@@ -141,6 +141,13 @@ def test_capacity_is_rounded_up_and_says_so() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert expert_capacity(16, 4, 2, 1.0) == 8  # 16 * 2 / 4, a multiple of 4 already
+
+
+@pytest.mark.filterwarnings("ignore:capacity of")
+def test_padding_does_not_count_for_the_capacity():
+    for tokens, experts, top_k, factor in [(10, 2, 1, 1.05), (16, 4, 2, 1.0), (97, 8, 1, 0.7), (1000, 3, 2, 1.25)]:
+        valid = torch.arange(2 * tokens) % 2 == 0
+        assert capacity_of(valid, experts, top_k, factor) == expert_capacity(tokens, experts, top_k, factor)
 
 
 def test_segments_say_the_modality_of_every_token() -> None:

@@ -2,12 +2,16 @@ import json
 import os
 from pathlib import Path
 
+import media_files
 import numpy as np
 import pytest
 
 from omnivl.data.archive import split_name
+from omnivl.data.decode import decode_still
 from omnivl.data.index import build_index
 from omnivl.data.index_file import load_index
+from omnivl.data.limits import DecodeLimits
+from omnivl.data.sources.base import Sample
 
 
 def causes(path: Path) -> list[str]:
@@ -38,6 +42,34 @@ def test_offsets_point_at_the_bytes(write_tar, png):
     assert data[json_span[0] : sum(json_span)] == b'{"caption": "x"}'
     assert txt_span == cls_span == [0, -1]
     assert index.rejections == ()
+
+
+def test_sizes_are_those_of_the_decoded_picture(write_tar, tmp_path):
+    turned = [(f"turned-{value}", "jpg", media_files.oriented("JPEG", value)) for value in (1, 3, 6, 8)]
+    far = turned[2][2]
+    far = far[:2] + b"\xff\xe5" + (60_000).to_bytes(2, "big") + bytes(59_998) + far[2:]  # before EXIF and size
+    given = [*media_files.pictures(), *turned, ("far", "jpg", far)]
+    members = [(f"{number:03d}.{extension}", data) for number, (_, extension, data) in enumerate(given)]
+    path = write_tar(members)
+    index = build_index(path, "s")
+    assert index.rejections == ()
+    for (name, extension, data), size in zip(given, index.sizes.tolist(), strict=True):
+        pixels = decode_still(Sample("k", "w", data, extension), DecodeLimits())
+        assert size == [pixels.shape[2], pixels.shape[1]], name
+    assert index.sizes.tolist() == load_index(path, "s", tmp_path / "kept").sizes.tolist()
+    assert load_index(path, "s", tmp_path / "kept").sizes.tolist() == index.sizes.tolist()  # now from the file
+    keep = np.arange(len(index)) % 2 == 0
+    assert index.only(keep).sizes.tolist() == index.sizes[keep].tolist()
+
+
+def test_the_size_of_a_clip_is_what_its_text_says(write_tar):
+    clip = media_files.clip()
+    texts = [{"width": 66, "height": 48}, {"width": 66}, {"width": "66", "height": 48}, {"width": 0, "height": 5}, {}]
+    texts.append({"width": 2**31, "height": 1})
+    members = []
+    for number, text in enumerate(texts):
+        members += [(f"{number}.mp4", clip), (f"{number}.json", json.dumps({"caption": "a", **text}).encode())]
+    assert build_index(write_tar(members), "s").sizes.tolist() == [[66, 48]] + [[0, 0]] * 5
 
 
 def test_further_files_are_found_by_name(write_tar, png):
