@@ -123,7 +123,7 @@ class MetricsLog:
             return
         at = self._steps_before + step
         if batch.frames is not None:
-            self._writer.add_image("Samples/pictures", _rows_of_frames(batch.frames), at)
+            self._writer.add_image("Samples/pictures", _rows_of_frames(batch.frames[:_SAMPLES], batch.grids), at)
         if batch.captions:
             texts = [f"{number}. {markdown_text(text)}" for number, text in enumerate(batch.captions[:_SAMPLES], 1)]
             self._writer.add_text("Samples/texts", "\n".join(texts), at)
@@ -234,9 +234,20 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _rows_of_frames(frames: "Tensor") -> "Tensor":
-    """One picture of the first samples, a row for each, its frames evenly chosen: uint8 ``[3, rows, columns]``."""
-    shown = frames[:_SAMPLES]
+def _rows_of_frames(shown: "Tensor", grids: "Tensor | None") -> "Tensor":
+    """One picture of some samples, a row for each, its frames evenly chosen: uint8 ``[3, rows, columns]``.
+
+    Pictures of their own sizes stand in the upper left corner of a black one.
+    """
+    if grids is not None:
+        from omnivl.data.collate import from_strip  # see above
+
+        whole = [from_strip(one, (rows, columns)) for one, (rows, columns) in zip(shown, grids.tolist(), strict=False)]
+        height, width = (max(one.shape[side] for one in whole) for side in (-2, -1))
+        canvas = shown.new_zeros(*shown.shape[:3], height, width)
+        for own, one in zip(canvas, whole, strict=True):
+            own[..., : one.shape[-2], : one.shape[-1]] = one
+        shown = canvas
     count = shown.shape[1]
     chosen = [index * count // min(count, _FRAMES) for index in range(min(count, _FRAMES))]
     return shown[:, chosen].permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2).cpu()

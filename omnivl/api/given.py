@@ -37,9 +37,9 @@ def picture_sets(method: str, given: Any, media: Media, sizes: InputSizes, batch
         for place, one in batch:
             where = f"{name}[{place}]"
             if moves:
-                view = clip_view(one, sizes.side(True), sizes.num_frames, where, LEAST_SIDE)
+                view = clip_view(one, sizes.size_of_view(True), sizes.num_frames, where, LEAST_SIDE)
             else:
-                view = picture_view(one, sizes.side(False), where, LEAST_SIDE)
+                view = picture_view(one, sizes.size_of_view(False), where, LEAST_SIDE)
             samples.append(given_sample(view, where))
         yield PictureSet.of(samples, media, sizes)
         count += len(batch)

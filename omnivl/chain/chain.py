@@ -24,6 +24,7 @@ from moe.working import WorkingCopies, made_ready, working_copies
 from omnivl.chain.modules import HasUndecayed, Resizable
 from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
+from omnivl.chain.pictures import Pictures
 from omnivl.chain.state import State, StepLayout
 from omnivl.data.batch import DataKind
 
@@ -237,17 +238,18 @@ class Chain(nn.Module):
                 if name.startswith("momentum_"):
                     ema_update_(twin, layer.get_submodule(name.removeprefix("momentum_")), 0.0, layer.local_storage)
 
-    def encode_visual(self, frames: Tensor) -> Tensor:
+    def encode_visual(self, frames: Tensor | Pictures) -> Tensor:
         """Contrastive embeddings of images or clips.
 
         Args:
-            frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+            frames: uint8 ``[B, T, 3, H, W]``, T = 1 for images; or pictures of their own sizes.
 
         Returns:
             fp32 ``[B, P]``, L2-normalised; ``[B, M, P]`` where the architecture makes several of each.
         """
-        layout = replace(visual_layout(frames), class_only=True)
-        return self.fold(State({"frames": frames}, layout))["visual_embedding"]
+        pictures = Pictures.of(frames)
+        layout = replace(visual_layout(pictures.frames), class_only=True)
+        return self.fold(State(pictures.fields, layout))["visual_embedding"]
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
         """Contrastive embeddings of texts.

@@ -4,10 +4,12 @@ The engine passes such an object to the chain. A single process uses ``LocalGath
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+Result = TypeVar("Result")
 
 
 class ReplicaError(Exception):
@@ -85,7 +87,7 @@ class LocalGather:
         return lambda: list(tensors)
 
 
-def together(gather: Gather, device: torch.device, action: Callable[[], Tensor]) -> Tensor:
+def together(gather: Gather, device: torch.device, action: Callable[[], Result]) -> Result:
     """Runs an action on every replica, which does not communicate, and fails on all of them if it fails on one.
 
     If only one raised, the others would wait for it in the next collective.

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from omnivl.data.config import AugmentConfig
 from omnivl.data.placement import Matrix, Placement, crop_placement, mirror, pixel_map
 from omnivl.data.rand_augment import apply_random_operations
+from omnivl.data.sizes import Size
 
 Pixels = NDArray[np.uint8]
 
@@ -36,10 +37,6 @@ class View:
 
     pixels: Pixels
     place: Placement
-
-
-Size = int | tuple[int, int]
-"""Of a view: the side of a square that shows a part of the picture, or the (width, height) of one that shows all."""
 
 
 def training_view(

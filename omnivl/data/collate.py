@@ -113,11 +113,7 @@ class Collator:
         if not self._sizes.native:
             return _frames(pictures), None
         rows, columns = self._sizes.grid(clips)
-        most, patch = rows * columns, self._sizes.patch_size
-        grids = np.array([[one.shape[1] // patch, one.shape[2] // patch] for one in pictures], dtype=np.int64)
-        if self._trims:
-            most = PATCH_STRIDE * math.ceil(int(grids.prod(axis=1).max()) / PATCH_STRIDE)
-        return _in_strips(pictures, most, patch), torch.from_numpy(grids)
+        return in_strips(pictures, self._sizes.patch_size, None if self._trims else rows * columns)
 
 
 def _frames(pictures: Sequence[Pixels]) -> Tensor:
@@ -130,14 +126,20 @@ def _frames(pictures: Sequence[Pixels]) -> Tensor:
     return frames
 
 
-def _in_strips(pictures: Sequence[Pixels], most: int, patch: int) -> Tensor:
-    """The patches of pictures of different sizes side by side, row by row, uint8 ``[B, T, 3, patch, most * patch]``.
+def in_strips(pictures: Sequence[Pixels], patch: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The patches of pictures of different sizes side by side, row by row.
 
     Args:
         pictures: ``[T, h, w, 3]`` each; h and w are multiples of ``patch``.
-        most: N.
         patch: Side of a patch in pixels.
+        most: N; None: those of the largest, rounded up to ``PATCH_STRIDE``.
+
+    Returns:
+        uint8 ``[B, T, 3, patch, N * patch]``, and the rows and columns of each, int64 ``[B, 2]``.
     """
+    grids = np.array([[one.shape[1] // patch, one.shape[2] // patch] for one in pictures], dtype=np.int64)
+    if most is None:
+        most = PATCH_STRIDE * math.ceil(int(grids.prod(axis=1).max()) / PATCH_STRIDE)
     frames = _empty_frames((len(pictures), len(pictures[0]), 3, patch, most * patch))
     for row, own in zip(frames.numpy(), pictures, strict=True):
         down, across = own.shape[1] // patch, own.shape[2] // patch
@@ -145,7 +147,14 @@ def _in_strips(pictures: Sequence[Pixels], most: int, patch: int) -> Tensor:
         cut = own.reshape(len(own), down, patch, across, patch, 3).transpose(0, 5, 2, 1, 3, 4)
         row[..., :length] = cut.reshape(len(own), 3, patch, length)
         row[..., length:] = 0
-    return frames
+    return frames, torch.from_numpy(grids)
+
+
+def from_strip(frames: Tensor, grid: tuple[int, int]) -> Tensor:
+    """One sample's frames as pictures again, ``[T, 3, h, w]``, from ``[T, 3, patch, N * patch]``; see ``in_strips``."""
+    (rows, columns), (times, _, patch, _) = grid, frames.shape
+    strip = frames[..., : rows * columns * patch].reshape(times, 3, patch, rows, columns, patch)
+    return strip.permute(0, 1, 3, 2, 4, 5).reshape(times, 3, rows * patch, columns * patch)
 
 
 def _empty_frames(shape: tuple[int, ...]) -> Tensor:

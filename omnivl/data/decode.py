@@ -18,8 +18,9 @@ from omnivl.data.formats import MEDIA_EXTENSIONS, is_clip, is_complete, may_move
 from omnivl.data.frames import ChooseFrames, Whole, sample_frames, wanted_frames
 from omnivl.data.jpeg import decode_jpeg
 from omnivl.data.limits import DecodeLimits, check_wanted
-from omnivl.data.orientation import picture_orientation, upright
+from omnivl.data.orientation import picture_orientation, upright, upright_size
 from omnivl.data.png import still_png
+from omnivl.data.sizes import Size, SizeOf
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.transparency import on_white
 from omnivl.data.video import decode_video
@@ -153,29 +154,47 @@ def decode_mask(sample: Sample, name: str, picture: bytes | None, limits: Decode
         return upright(inside[None, :, :, None], turn)[0, :, :, 0]
 
 
-def evaluation_frames(sample: Sample, size: int, num_frames: int, config: LoaderConfig) -> Tensor:
-    """The plain view of a sample: uniform frames, resized and cropped in the middle; nothing random.
+def still_size(sample: Sample, size: SizeOf) -> Size | None:
+    """The size of the view of a picture that has not been decoded; None where its header does not say its own."""
+    if isinstance(size, int):
+        return size
+    if sample.frames is not None:
+        return size(sample.frames.shape[2], sample.frames.shape[1])
+    stored = None if sample.media is None else picture_size(sample.media)
+    return None if stored is None or sample.media is None else size(*upright_size(stored, sample.media))
+
+
+def evaluation_frames(sample: Sample, size: SizeOf, num_frames: int, config: LoaderConfig) -> Tensor:
+    """The plain view of a sample: uniform frames, resized, squares cropped in the middle; nothing random.
 
     Args:
         sample: A still or a clip.
-        size: Side of the view in pixels.
+        size: Of the view in pixels.
         num_frames: Frames wanted; with 1, a clip gives its middle frame.
         config: Bounds of decoding.
 
     Returns:
-        uint8 ``[num_frames, 3, size, size]``.
+        uint8 ``[num_frames, 3, h, w]``.
 
     Raises:
         BadSampleError: See ``decode_still`` and ``decode_clip``.
     """
-    limits = DecodeLimits(config.max_pixels, config.max_frames)
+    limits, own = DecodeLimits(config.max_pixels, config.max_frames), still_size(sample, size)
     if num_frames == 1 and sample.frames is None and not is_clip(sample.extension, sample.media or b""):
-        pixels = decode_still(sample, limits, needed=size)
+        pixels = decode_still(sample, limits, needed=0 if own is None else least_side(own))
     else:
         pixels = decode_clip(
             sample, limits, lambda total: sample_frames(total, num_frames, FrameSamplingConfig(), None)
         )
-    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, size).pixels.transpose(0, 3, 1, 2)))
+    if own is None:
+        assert not isinstance(size, int)
+        own = size(pixels.shape[2], pixels.shape[1])
+    return torch.from_numpy(np.ascontiguousarray(evaluation_view(pixels, own).pixels.transpose(0, 3, 1, 2)))
+
+
+def least_side(size: Size) -> int:
+    """The shorter side of a view, in pixels."""
+    return size if isinstance(size, int) else min(size)
 
 
 def _media(sample: Sample) -> bytes:

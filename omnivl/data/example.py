@@ -10,19 +10,18 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from omnivl.data.augment import Size, View, evaluation_view, training_view
+from omnivl.data.augment import View, evaluation_view, training_view
 from omnivl.data.balance import visual_work
 from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
-from omnivl.data.decode import decode_clip, decode_still
+from omnivl.data.decode import decode_clip, decode_still, least_side, still_size
 from omnivl.data.fields import Field, FieldReader, texts_in
-from omnivl.data.formats import file_named, picture_size
+from omnivl.data.formats import file_named
 from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
-from omnivl.data.orientation import upright_size
 from omnivl.data.placement import Placement
-from omnivl.data.sizes import InputSizes
+from omnivl.data.sizes import InputSizes, Size
 from omnivl.data.sources.base import BadSampleError, Measured, Rejection, Sample, Source, naming
 from omnivl.data.text import choose_text, may_flip, sample_identity
 from omnivl.errors import DataError
@@ -140,7 +139,8 @@ class ExampleReader:
         self._source = source
         self._seed, self._limits, self._cache, self._training = seed, limits, cache, training
         self._sizes, self._is_video = sizes, is_video(config.kind)
-        self._side, self._num_frames = sizes.side(self._is_video), sizes.num_frames
+        self._size, self._side = sizes.size_of_view(self._is_video), sizes.side(self._is_video)
+        self._num_frames = sizes.num_frames
         self._texts, self._frames, self._views = (Streams(seed, key, what) for what in ("text", "frames", "augment"))
         self._fields = FieldReader(config, asked or {}, limits)
         self._length = 0 if source is None else len(source)
@@ -241,32 +241,19 @@ class ExampleReader:
         """
         random = self._views.at(position) if self._training else None
         every = list(self._shown(sample))
-        size = next((self._size_of(shown) for shown in every if shown is not None), self._side)
+        size = next((still_size(shown, self._size) for shown in every if shown is not None), self._side)
         for shown in every:
             if shown is None:
-                width, height = (size, size) if isinstance(size, int) else size
+                width, height = size if isinstance(size, tuple) else (self._side, self._side)
                 yield View(np.zeros((1, height, width, 3), dtype=np.uint8), Placement())
                 continue
             pixels = self._pixels(shown, position, size)
-            own = size or self._native_size(pixels.shape[2], pixels.shape[1])
+            if size is None:
+                size = self._sizes.native_size(self._is_video, pixels.shape[2], pixels.shape[1])
             if random is None:
-                yield evaluation_view(pixels, own)
+                yield evaluation_view(pixels, size)
             else:
-                yield training_view(pixels, own, self.config.augment, random, flip_allowed=flip)
-
-    def _size_of(self, sample: Sample) -> Size:
-        """Of the view of a sample; 0 where it is found when the sample is decoded: of clips, and of broken pictures."""
-        if not self._sizes.native:
-            return self._side
-        if sample.frames is not None:
-            return self._native_size(sample.frames.shape[2], sample.frames.shape[1])
-        stored = None if self._is_video or sample.media is None else picture_size(sample.media)
-        return 0 if stored is None or sample.media is None else self._native_size(*upright_size(stored, sample.media))
-
-    def _native_size(self, width: int, height: int) -> tuple[int, int]:
-        """(width, height) of the view of a picture of a size."""
-        rows, columns = self._sizes.grids(self._is_video, np.array([[width, height]], dtype=np.int64))[0].tolist()
-        return columns * self._sizes.patch_size, rows * self._sizes.patch_size
+                yield training_view(pixels, size, self.config.augment, random, flip_allowed=flip)
 
     def _shown(self, sample: Sample) -> Iterator[Sample | None]:
         """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
@@ -280,7 +267,7 @@ class ExampleReader:
                 where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
                 yield replace(sample, where=where, media=sample.members[name], extension=extension)
 
-    def _pixels(self, sample: Sample, position: int, size: Size) -> NDArray[np.uint8]:
+    def _pixels(self, sample: Sample, position: int, size: Size | None) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``, for a view of a size."""
 
         def choose(total: int) -> list[int]:
@@ -316,8 +303,7 @@ class ExampleReader:
             return -1
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
 
-    def _needed_side(self, size: Size) -> int:
-        """Shorter side of a JPEG at which the smallest crop is not enlarged; of a square, of whichever ratio it is."""
+    def _needed_side(self, size: Size | None) -> int:
+        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where nothing is known of its view."""
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
-        side = size if isinstance(size, int) else min(size)
-        return round(side / math.sqrt(max(smallest, 0.01)))
+        return 0 if size is None else round(least_side(size) / math.sqrt(max(smallest, 0.01)))

@@ -3,11 +3,19 @@
 Shapes: K pictures.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+Size = int | tuple[int, int]
+"""Of a view: the side of a square that shows a part of the picture, or the (width, height) of one that shows all."""
+
+SizeOf = int | Callable[[int, int], tuple[int, int]]
+"""Of the views of a model: the side of all, or a function of the picture's own width and height."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,15 @@ class PictureSizes:
         """Patches per side of an image, or of a frame of a clip, (rows, columns)."""
         side = self.side(is_video) // self.patch_size
         return side, side
+
+    def size_of_view(self, is_video: bool) -> SizeOf:
+        """The size of what a model sees of a picture, or of a frame of a clip."""
+        return partial(self.native_size, is_video) if self.native else self.side(is_video)
+
+    def native_size(self, is_video: bool, width: int, height: int) -> tuple[int, int]:
+        """(width, height) of the view of a picture that keeps its size; see ``grids``."""
+        rows, columns = self.grids(is_video, np.array([[width, height]], dtype=np.int64))[0].tolist()
+        return columns * self.patch_size, rows * self.patch_size
 
     def grids(self, is_video: bool, pictures: NDArray[np.int64]) -> NDArray[np.int64]:
         """Patches of a frame of pictures or clips that keep their sizes, int64 ``[K, 2]``: rows, columns.

@@ -14,6 +14,7 @@ from omnivl.architectures import Architecture
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather, together
 from omnivl.chain.objective import Writing
+from omnivl.chain.pictures import Pictures
 from omnivl.data.tokenizer import TextReader, Tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.generate import generate
@@ -197,8 +198,8 @@ class Encoder:
         parts = [of_share(share) for share in shared_batches(count, batch_size, self.gather)]
         return self.gather.join(torch.cat(parts))[:count].cpu()
 
-    def read(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
-        """Decoded pictures of this replica's share, uint8 ``[len(share), T, 3, size, size]``, on the CPU.
+    def squares(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
+        """Decoded pictures of this replica's share as squares, uint8 ``[len(share), T, 3, S, S]``, on the CPU.
 
         Raises:
             DataError: One cannot be read.
@@ -206,5 +207,6 @@ class Encoder:
         """
         return together(self.gather, self.device, lambda: pictures.frames(share))
 
-    def _frames(self, pictures: PictureSet, share: Sequence[int]) -> Tensor:
-        return self.read(pictures, share).to(self.device)
+    def _frames(self, pictures: PictureSet, share: Sequence[int]) -> Tensor | Pictures:
+        """What the model sees of this replica's share; raises as ``squares`` does."""
+        return together(self.gather, self.device, lambda: pictures.shown(share)).to(self.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Writing
+from omnivl.chain.pictures import Pictures
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.inference.search import Choice, Generated, SearchOptions, beam_search
@@ -109,7 +110,7 @@ def _banned(tokens: SpecialTokens, end: int) -> tuple[int, ...]:
 def generate(
     chain: Chain,
     objective: str,
-    frames: Tensor,
+    frames: Tensor | Pictures,
     options: SearchOptions,
     *,
     token_ids: Tensor | None = None,
@@ -121,7 +122,7 @@ def generate(
     Args:
         chain: A chain with the objective's head.
         objective: Key of an objective that predicts the next token, such as ``lm``.
-        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        frames: uint8 ``[B, T, 3, H, W]``, T = 1 for images; or pictures of their own sizes.
         options: How to search.
         token_ids: int64 ``[B, L]``, a text for each image, such as a question, if the decoder attends to one.
         cached: Whether to keep keys and values between tokens; the result is the same.

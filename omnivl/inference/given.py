@@ -22,6 +22,7 @@ from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DEFAULT_LIMITS
 from omnivl.data.orientation import tagged_orientation, upright
 from omnivl.data.plain_files import check_plain_file
+from omnivl.data.sizes import SizeOf
 from omnivl.data.sources.base import BadSampleError, Sample, naming
 from omnivl.data.transparency import on_white
 from omnivl.errors import DataError
@@ -74,17 +75,17 @@ def each_clip(given: Any) -> Iterator[Any]:
         yield given
 
 
-def picture_view(picture: Any, size: int, where: str = "picture", least: int = 1) -> Tensor:
+def picture_view(picture: Any, size: SizeOf, where: str = "picture", least: int = 1) -> Tensor:
     """The view of a picture.
 
     Args:
         picture: See ``Picture``. A clip's file gives its middle frame.
-        size: S.
+        size: Of the view.
         where: What it is called in messages.
         least: Pixels that its shorter side has at least.
 
     Returns:
-        uint8 ``[1, 3, S, S]``.
+        uint8 ``[1, 3, h, w]``.
 
     Raises:
         DataError: It cannot be read, has another type or shape, or fewer pixels than ``least`` on a side.
@@ -94,18 +95,18 @@ def picture_view(picture: Any, size: int, where: str = "picture", least: int = 1
     return _pixels_view(_pixels(picture, where, least)[None], size, where)
 
 
-def clip_view(clip: Any, size: int, num_frames: int, where: str = "clip", least: int = 1) -> Tensor:
+def clip_view(clip: Any, size: SizeOf, num_frames: int, where: str = "clip", least: int = 1) -> Tensor:
     """The view of a clip: evenly spaced frames, of which a short clip repeats some.
 
     Args:
         clip: See ``Clip``.
-        size: S.
+        size: Of the view.
         num_frames: T.
         where: What it is called in messages.
         least: Pixels that its shorter side has at least.
 
     Returns:
-        uint8 ``[T, 3, S, S]``.
+        uint8 ``[T, 3, h, w]``.
 
     Raises:
         DataError: It cannot be read, has no frames or too many, or one of another type or shape.
@@ -131,7 +132,7 @@ def clip_view(clip: Any, size: int, num_frames: int, where: str = "clip", least:
 
 
 def given_sample(view: Tensor, where: str) -> Sample:
-    """A view ``[T, 3, S, S]`` as a sample of a ``PictureSet`` of the same sizes, which shows it as it is.
+    """A view ``[T, 3, h, w]`` as a sample of a ``PictureSet`` of the same sizes, which shows it as it is.
 
     Args:
         view: From ``picture_view`` or ``clip_view``.
@@ -177,8 +178,8 @@ def _is_frame(value: Any) -> bool:
     return isinstance(value, Image.Image) or (isinstance(value, np.ndarray | Tensor) and value.ndim == 3)
 
 
-def _file_view(file: bytes | str | Path, size: int, num_frames: int, where: str, least: int) -> Tensor:
-    """The view of an encoded picture or clip, ``[num_frames, 3, size, size]``."""
+def _file_view(file: bytes | str | Path, size: SizeOf, num_frames: int, where: str, least: int) -> Tensor:
+    """The view of an encoded picture or clip, ``[num_frames, 3, h, w]``."""
     name = "bytes" if isinstance(file, bytes) else str(file)
     where = name if where in ("picture", "clip") else f"{where}, {name}"
     try:
@@ -247,8 +248,8 @@ def _check_side(side: int, where: str, least: int) -> None:
         )
 
 
-def _pixels_view(pixels: Pixels, size: int, where: str) -> Tensor:
-    """The view ``[T, 3, size, size]`` of ``[T, H, W, 3]``."""
+def _pixels_view(pixels: Pixels, size: SizeOf, where: str) -> Tensor:
+    """The view ``[T, 3, h, w]`` of ``[T, H, W, 3]``."""
     return evaluation_frames(Sample(where, where, frames=pixels), size, len(pixels), LoaderConfig())
 
 

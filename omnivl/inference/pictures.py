@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.gather import Gather
+from omnivl.chain.pictures import Pictures
 from omnivl.data.batch import DataKind
+from omnivl.data.collate import in_strips
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
-from omnivl.data.sizes import InputSizes
+from omnivl.data.sizes import InputSizes, SizeOf
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
 from omnivl.errors import DataError
@@ -107,7 +109,7 @@ class PictureSet:
             )
         count = min(len(opened), max_samples)
         self.media = media
-        self.size = sizes.side(media == "video")
+        self.sizes, self.side = sizes, sizes.side(media == "video")
         self.num_frames = 1 if media == "image" else sizes.num_frames
         self.samples: list[Sample] = []
         try:
@@ -152,14 +154,20 @@ class PictureSet:
         return [tuple(sample.captions) for sample in self.samples]
 
     def frames(self, indices: Sequence[int], size: int | None = None) -> Tensor:
-        """Decoded pictures uint8 ``[len(indices), T, 3, size, size]``."""
+        """Decoded pictures as squares, uint8 ``[len(indices), T, 3, size, size]``; None: of the model's side."""
+        return torch.stack(self._views(indices, size or self.side))
+
+    def shown(self, indices: Sequence[int]) -> Tensor | Pictures:
+        """Decoded pictures as the model sees them: ``frames``, or with their own sizes."""
+        moves = self.media == "video"
+        if not self.sizes.native:
+            return self.frames(indices)
+        views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, self.sizes.size_of_view(moves))]
+        return Pictures(*in_strips(views, self.sizes.patch_size))
+
+    def _views(self, indices: Sequence[int], size: SizeOf) -> list[Tensor]:
         try:
-            return torch.stack(
-                [
-                    evaluation_frames(self.samples[i], size or self.size, self.num_frames, LoaderConfig())
-                    for i in indices
-                ]
-            )
+            return [evaluation_frames(self.samples[i], size, self.num_frames, LoaderConfig()) for i in indices]
         except BadSampleError as error:
             raise _bad(error) from error
 

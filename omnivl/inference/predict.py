@@ -11,20 +11,26 @@ from torch import Tensor
 from omnivl.chain.chain import Chain, visual_layout
 from omnivl.chain.demands import Demands
 from omnivl.chain.layout import lay_out
+from omnivl.chain.pictures import Pictures
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind
 from omnivl.errors import UserError
 
 
 def predict(
-    chain: Chain, objective: str, frames: Tensor, token_ids: Tensor | None = None, rows: Tensor | None = None
+    chain: Chain,
+    objective: str,
+    frames: Tensor | Pictures,
+    token_ids: Tensor | None = None,
+    rows: Tensor | None = None,
 ) -> Tensor:
     """Runs the chain and an objective's ``predict``.
 
     Args:
         chain: A chain with the objective's head.
         objective: Key of the objective.
-        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images. Each is encoded once, however many texts go with it.
+        frames: uint8 ``[B, T, 3, H, W]``, T = 1 for images; or pictures of their own sizes. Each is encoded once,
+            however many texts go with it.
         token_ids: int64 ``[R, L]``, the texts; None if the objective predicts from images alone.
         rows: int64 ``[R]``, the image that goes with each text; None: text i goes with image i.
 
@@ -36,11 +42,12 @@ def predict(
         UserError: The chain has no such objective, or it predicts nothing.
     """
     count = len(frames) if token_ids is None else len(token_ids)
-    layout = visual_layout(frames)
+    pictures = Pictures.of(frames)
+    layout = visual_layout(pictures.frames)
     asks = asked(chain, objective, layout.kind, count)
     # Texts may outnumber images; the images keep a separate layout.
     layout = replace(lay_out({objective: asks}, layout.kind, count, layout.num_frames, "predict"), visual=layout.visual)
-    given = {"frames": frames}
+    given = pictures.fields
     if token_ids is not None:
         rows = torch.arange(count, device=token_ids.device) if rows is None else rows
         given |= {"token_ids": token_ids, "join/rows": rows}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from omnivl.chain.chain import Chain
+from omnivl.chain.pictures import Pictures
 from omnivl.chain.state import State
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.inference.generate import ChainDecoder
@@ -20,7 +21,7 @@ from omnivl.objectives.lm import shift
 def rank_answers(
     chain: Chain,
     objective: str,
-    frames: Tensor,
+    frames: Tensor | Pictures,
     token_ids: Tensor,
     answers: Tensor,
     tokens: SpecialTokens,
@@ -35,7 +36,7 @@ def rank_answers(
     Args:
         chain: A chain with the objective's head.
         objective: Key of an objective that writes answers to questions, such as ``answer``.
-        frames: uint8 ``[B, T, 3, H, W]``; T = 1 for images.
+        frames: uint8 ``[B, T, 3, H, W]``, T = 1 for images; or pictures of their own sizes.
         token_ids: int64 ``[B, L]``, a question for each image.
         answers: int64 ``[A, M]``: [CLS] t1 .. tn [SEP], padded.
         tokens: Special tokens of the tokenizer.

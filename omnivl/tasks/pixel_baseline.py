@@ -71,7 +71,7 @@ def pixels_of(encoder: Encoder, pictures: PictureSet, *, over_time: bool = False
     """
 
     def of_share(share: list[int]) -> Tensor:
-        frames = encoder.read(pictures, share)
+        frames = encoder.squares(pictures, share)
         if over_time:
             frames = frames.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
         return pixel_features(frames).to(encoder.device)

@@ -20,7 +20,7 @@ from omnivl.chain.preparation import Preparation
 from omnivl.chain.state import State
 from omnivl.data.augment import evaluation_view
 from omnivl.data.batch import Batch
-from omnivl.data.collate import PATCH_STRIDE, Collator
+from omnivl.data.collate import PATCH_STRIDE, Collator, from_strip
 from omnivl.data.config import AugmentConfig, DataEntryConfig, LoaderConfig
 from omnivl.data.example import ExampleReader
 from omnivl.data.limits import DecodeLimits
@@ -202,6 +202,8 @@ def test_patches_stand_in_the_order_of_the_picture(make: Make, pictures: list[np
     assert batch.grids is not None
     for row, (rows, columns) in enumerate(batch.grids.tolist()):
         wanted = evaluation_view(pictures[row][None], (columns * PATCH, rows * PATCH)).pixels[0]
+        again = from_strip(batch.frames[row], (rows, columns))[0]
+        assert np.array_equal(again.numpy().transpose(1, 2, 0), wanted)
         for place in range(rows * columns):
             top, left = divmod(place, columns)
             patch = wanted[top * PATCH : (top + 1) * PATCH, left * PATCH : (left + 1) * PATCH]
