@@ -7,7 +7,7 @@ what is recomputed (the plan's, nothing, whole blocks), with rows joined over al
 
 import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from engine.disk.run_folder import differing_fields
@@ -65,6 +65,7 @@ def search_layouts(
     sample_bytes: SampleBytes | None = None,
     decoded_images_per_second: float | None = None,
     words: int | None = None,
+    recomputed: Sequence[Recompute] = _RECOMPUTED,
     progress: Callable[[str], object] = lambda layout: None,
 ) -> Found:
     """Estimates all layouts that the hosts allow.
@@ -77,6 +78,7 @@ def search_layouts(
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: See ``estimate_stage``.
         words: Likewise.
+        recomputed: What else is recomputed besides what the stage says.
         progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
@@ -85,7 +87,7 @@ def search_layouts(
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
-    modes = dict.fromkeys((*stage.model.recomputed, *_RECOMPUTED))
+    modes = dict.fromkeys((*stage.model.recomputed, *recomputed))
     for size, mode, parallel in itertools.product(sizes, modes, layouts(stage, cluster)):
         accumulation, rest = divmod(samples, size * parallel.replicas(cluster.processes))
         if rest or accumulation == 0:
@@ -115,6 +117,58 @@ def search_layouts(
     return Found(tuple(fitting), len(others), min(others, key=lambda one: one.memory.peak, default=None))
 
 
+def choose_layout(
+    stage: StagePlan, tokenizer: Tokenizer, cluster: Cluster, *, micro_batches: int = 3, words: int | None = None
+) -> tuple[StageEstimate, str]:
+    """The layout of a stage whose host is ``auto``: the fastest that fits and compares as many samples as planned.
+
+    Args:
+        stage: What is planned.
+        tokenizer: The plan's.
+        cluster: Where.
+        micro_batches: See ``search_layouts``.
+        words: Likewise.
+
+    Returns:
+        The layout, and why: its figures and those of the best one with another host.
+
+    Raises:
+        PlanError: None fits.
+    """
+    planned = replace(stage, parallel=replace(stage.parallel, host="zero"))
+    found = search_layouts(planned, tokenizer, cluster, micro_batches=micro_batches, words=words, recomputed=())
+    experts, joined = planned.parallel.expert_parallel_size, planned.batch.micro_batch_size_per_gpu * cluster.processes
+    accumulated = replace(planned, batch=replace(planned.batch, gradient_accumulation_steps=2))
+    within = accumulated.compared_within_a_micro_batch
+
+    def allowed(one: StageEstimate) -> bool:
+        parallel, batch = one.stage.parallel, one.stage.batch
+        same = batch.micro_batch_size_per_gpu * parallel.replicas(cluster.processes) == joined
+        return (same or not within) and (experts == "auto" or parallel.expert_parallel_size in (experts, 1))
+
+    ranked = [one for one in found.ranked if allowed(one)]
+    if not ranked:
+        least = found.smallest
+        needs = "" if least is None else f"; the smallest needs {least.memory.peak / 2**30:.1f} GiB"
+        raise PlanError(
+            [
+                f"stages.{stage.name}.parallel: got 'auto'; allowed is a layout that fits {cluster.processes} "
+                f"{cluster.hardware.name} of {cluster.hardware.memory_gib:.0f} GiB, and of {found.too_large} none "
+                f"does{needs}; take more devices, a smaller micro-batch, or model.recompute: block"
+            ]
+        )
+    best = ranked[0]
+    other = next((one for one in ranked if one.stage.parallel.host != best.stage.parallel.host), None)
+    why = f"estimated at {_figures(best)}"
+    why += "" if other is None else f", {layout_name(other)} at {_figures(other)}"
+    why += f"; {found.too_large} others need more memory" if found.too_large else ""
+    return best, why
+
+
+def _figures(one: StageEstimate) -> str:
+    return f"{one.seconds:.3g} s a step and {one.memory.peak / 2**30:.2g} GiB"
+
+
 def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
     """Every layout of the hosts on so many processes, whether or not it fits."""
     base, processes, seen = stage.parallel, cluster.processes, set[tuple[object, ...]]()
@@ -140,6 +194,20 @@ def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
         if key not in seen:
             seen.add(key)
             yield candidate
+
+
+def layout_name(figures: StageEstimate) -> str:
+    """The layout in a few words."""
+    parallel, batch = figures.stage.parallel, figures.stage.batch
+    words = {
+        "plain": "plain",
+        "pipeline": f"pipeline of {parallel.pipeline_stages}, ZeRO-{parallel.zero_stage}",
+    }.get(parallel.host, f"ZeRO-{parallel.zero_stage}")
+    words += f", experts over {figures.expert_parallel}" if figures.expert_parallel > 1 else ""
+    words += f", {parallel.offload} offloaded" if parallel.offload != "none" else ""
+    recomputed = " and ".join(figures.stage.model.recomputed)
+    words += f", {recomputed} recomputed" if recomputed != "none" else ""
+    return f"{words}, {batch.micro_batch_size_per_gpu} x {batch.gradient_accumulation_steps}"
 
 
 def overrides_of(planned: StagePlan, found: StagePlan) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.plan.yaml import Document, Path, Problem, read_yaml, show_value
+from moe.ranges import AUTO
 from omnivl.errors import did_you_mean
 
 _SHOWN = 200
@@ -46,11 +47,16 @@ def apply_overrides(document: Document, overrides: Sequence[str]) -> list[Proble
 
 
 def expand_shorthands(tree: Mapping[str, Any]) -> None:
-    """Turns bare kinds among a tree's objectives and evaluation tasks into ``{kind: ...}``, in place."""
+    """Turns bare kinds among a tree's objectives and evaluation tasks into ``{kind: ...}``, in place.
+
+    Likewise ``parallel: auto``, of the plan or of a stage, into ``{host: auto}``.
+    """
     stages = tree.get("stages")
+    _expand_parallel(tree)
     for stage in stages if isinstance(stages, list) else []:
         if not isinstance(stage, dict):
             continue
+        _expand_parallel(stage)
         evaluate = stage.get("evaluate")
         curve = evaluate.get("curve") if isinstance(evaluate, dict) else None
         for holder, key in ((stage, "objectives"), (evaluate, "tasks"), (curve, "tasks")):
@@ -58,6 +64,11 @@ def expand_shorthands(tree: Mapping[str, Any]) -> None:
                 holder[key] = [{"kind": entry} if isinstance(entry, str) else entry for entry in holder[key]]
             _expand_filters(holder.get(key) if isinstance(holder, dict) else None)
         _expand_filters(stage.get("data"))
+
+
+def _expand_parallel(holder: Any) -> None:
+    if isinstance(holder, dict) and holder.get("parallel") == AUTO:
+        holder["parallel"] = {"host": AUTO}
 
 
 def _expand_filters(entries: Any) -> None:

@@ -11,7 +11,7 @@ from moe.ranges import AUTO, Range
 MOST_AUTOMATIC = 32
 """Samples of the largest micro-batch that is worked out."""
 
-HostName = Literal["plain", "zero", "pipeline"]
+HostName = Literal["plain", "zero", "pipeline", "auto"]
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["auto", "fp32", "bf16"]
 CommunicationDtype = Literal["fp32", "bf16"]
@@ -39,7 +39,11 @@ class ParallelConfig:
 
     Attributes:
         host: ``plain`` is PyTorch alone; ``zero`` is DeepSpeed with ZeRO; ``pipeline`` is DeepSpeed with the
-            chain cut into stages on different processes, each with its replicas.
+            chain cut into stages on different processes, each with its replicas. ``auto``, or ``parallel: auto`` in
+            place of this section, takes the fastest layout that the planner (``omnivl estimate --search``) finds to fit
+            the devices when the run starts: host, ``zero_stage``, what is offloaded, ``expert_parallel_size`` unless it
+            is a number, ``pipeline_stages``, and the size of micro-batches. The samples of a step stay what they are,
+            and so do those that are compared with one another. The run says what it takes and why.
         zero_stage: What ZeRO shards over the replicas: nothing (0), optimizer states (1), gradients as well (2),
             parameters as well (3). Not read by ``plain``; ``pipeline`` takes 0 and 1.
         precision: Data type of activations and matrix products. Parameters and optimizer states are fp32 always.

@@ -21,6 +21,7 @@ from engine.plan.yaml import show_path
 from engine.processes import ranks
 from engine.processes.files import remove_folder
 from engine.run.amendment import record
+from engine.run.automatic import with_layouts
 from engine.run.earlier import Earlier, Start, is_done
 from engine.run.preflight import look_at
 from engine.run.preflight.findings import lines, under_heading
@@ -56,7 +57,7 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
         device: Where this process computes.
 
     Returns:
-        The plan with nothing left open: precision, steps of stages with ``epochs``. And what to say.
+        The plan with nothing left open: precision, layouts, steps of stages with ``epochs``. And what to say.
 
     Raises:
         UserError: The folder holds another run, or something that a stage reads is not there or does not fit. Nothing
@@ -64,9 +65,10 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
     """
     earlier = Earlier(run)  # rank 0 alone reads it
     plan, chosen = _choose_precision(plan, earlier, options, device)
+    plan, taken = with_layouts(plan, None if ranks.rank() or options.start.anew else earlier.plan, device)
     kept = ranks.on_first(functools.partial(earlier.kept_steps, plan, options.start), dict[str, int])
     notes = [] if chosen is None else [f"parallel.precision: auto takes {chosen}, which this machine multiplies faster"]
-    notes += [*warnings_of(plan), *_epoch_notes(plan, kept)]
+    notes += [*taken, *warnings_of(plan), *_epoch_notes(plan, kept)]
     plan = with_steps(plan, kept)
     notes += ranks.on_first(lambda: look_ahead(run, plan, options), list[str])
     notes += ranks.on_first(functools.partial(_enter_folder, run, earlier, plan, options), list[str])

@@ -10,7 +10,7 @@ import typer
 from engine.estimate.failures import Faults
 from engine.estimate.hardware import load_hardware
 from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
-from engine.estimate.search import Found, search_layouts
+from engine.estimate.search import Found, choose_layout, layout_name, search_layouts
 from engine.estimate.traffic import Cluster
 from engine.estimate.training import training_of
 from engine.estimate.vocabulary import tokenizer_or_size
@@ -28,6 +28,7 @@ from launcher.commands.estimate_tables import (
     stage_tables,
     training_table,
 )
+from moe.ranges import AUTO
 from omnivl.errors import UserError
 
 
@@ -109,6 +110,13 @@ def estimate(
                     words=words,
                     progress=lambda what: status.update(plain_text(what)),
                 )
+        if one.parallel.host == AUTO:
+            chosen_layout, why = choose_layout(one, tokenizer, cluster, micro_batches=micro_batches, words=words)
+            if not json_output:
+                console.print(
+                    f"stage {one.name}: parallel: auto takes {layout_name(chosen_layout)}: {why}", soft_wrap=True
+                )
+            one = chosen_layout.stage
         figures = estimate_stage(
             one,
             tokenizer,

@@ -17,7 +17,7 @@ from engine.estimate.failures import (
     young_interval,
 )
 from engine.estimate.report import StageEstimate
-from engine.estimate.search import Found, overrides_of
+from engine.estimate.search import Found, layout_name, overrides_of
 from engine.estimate.training import Training
 from engine.plan.plan import StagePlan
 from engine.telemetry.console import PlainTable
@@ -27,21 +27,6 @@ _GIB = 2**30
 _INTERVALS = (0.25, 0.5, 1.0, 2.0, 4.0)
 _SHOWN = 12
 LOADER = "the loader"
-
-
-def layout_name(figures: StageEstimate) -> str:
-    """The layout in a few words."""
-    parallel, batch = figures.stage.parallel, figures.stage.batch
-    words = {
-        "plain": "plain",
-        "zero": f"ZeRO-{parallel.zero_stage}",
-        "pipeline": f"pipeline of {parallel.pipeline_stages}, ZeRO-{parallel.zero_stage}",
-    }[parallel.host]
-    words += f", experts over {figures.expert_parallel}" if figures.expert_parallel > 1 else ""
-    words += f", {parallel.offload} offloaded" if parallel.offload != "none" else ""
-    recomputed = " and ".join(figures.stage.model.recomputed)
-    words += f", {recomputed} recomputed" if recomputed != "none" else ""
-    return f"{words}, {batch.micro_batch_size_per_gpu} x {batch.gradient_accumulation_steps}"
 
 
 def parameters_by_part(figures: StageEstimate) -> dict[str, int]:

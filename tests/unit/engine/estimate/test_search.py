@@ -3,11 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from engine.errors import PlanError
 from engine.estimate.activities import TIED
 from engine.estimate.hardware import HardwareConfig, load_hardware
-from engine.estimate.search import layouts, search_layouts
+from engine.estimate.search import choose_layout, layouts, search_layouts
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
@@ -63,3 +65,39 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     tiny = replace(h100, memory_gib=1e-3)
     nothing = search_layouts(stage, tokenizer, Cluster(tiny, 1, 4), micro_batches=1)
     assert nothing.ranked == () and nothing.smallest is not None and not nothing.smallest.fits
+
+
+def test_a_layout_is_chosen_by_time_among_those_that_fit() -> None:
+    overrides = ["parallel=auto", "stages.spatial.batch.micro_batch_size_per_gpu=4", *FEW]
+    plan = load_plan(PLANS / "emoji.yaml", overrides, 4)
+    stage, tokenizer, h100 = plan.stage("spatial"), load_tokenizer(plan.tokenizer), load_hardware("h100")
+    assert stage.parallel.host == "auto"
+    found = search_layouts(stage, tokenizer, Cluster(h100, 1, 4), recomputed=())
+    best, why = choose_layout(stage, tokenizer, Cluster(h100, 1, 4))
+    # UniVLC compares the samples of a micro-batch on all replicas: there stay 16 of them.
+    joined = [
+        one
+        for one in found.ranked
+        if one.stage.batch.micro_batch_size_per_gpu * one.stage.parallel.replicas(4) == 16
+        and one.stage.batch.gradient_accumulation_steps == 1
+    ]
+    assert best.seconds == min(one.seconds for one in joined)
+    assert best.stage.samples_per_step(4) == 16
+    assert f"{best.seconds:.3g} s a step" in why
+    # Less memory than the fastest needs.
+    smaller = replace(h100, memory_gib=best.memory.peak / 2**30)  # of which some stays free
+    tight, why = choose_layout(stage, tokenizer, Cluster(smaller, 1, 4))
+    assert tight.fits
+    assert tight.memory.peak < best.memory.peak
+    assert "others need more memory" in why
+    with pytest.raises(PlanError, match=r"stages.spatial.parallel: got 'auto'; allowed is a layout that fits 4 .*GiB"):
+        choose_layout(stage, tokenizer, Cluster(replace(h100, memory_gib=1e-3), 1, 4))
+
+
+def test_objectives_that_compare_nothing_leave_the_micro_batch_open() -> None:
+    overrides = ["parallel=auto", "batch.micro_batch_size_per_gpu=2", "batch.gradient_accumulation_steps=4"]
+    plan = load_plan(PLANS / "beit3_tiny.yaml", overrides, 2)
+    stage, tokenizer = plan.stage("masked"), load_tokenizer(plan.tokenizer)
+    best, _ = choose_layout(stage, tokenizer, Cluster(load_hardware("h100"), 1, 2), micro_batches=4)
+    assert best.stage.samples_per_step(2) == 16
+    assert best.stage.batch.micro_batch_size_per_gpu > 2  # fewer and larger ones take less time
