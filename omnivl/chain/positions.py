@@ -14,8 +14,16 @@ from torch import Tensor
 from omnivl.chain.demands import CLEAN, TWIN
 from omnivl.chain.state import State
 
+SHARES = 64
+"""Into how many parts all positions of a batch are divided where a part is the multiple of those that are chosen."""
+
 IGNORED = -100
 """Target of a position without a loss."""
+
+
+def most_filled(rows: int, length: int) -> int:
+    """The most positions by which ``chosen_positions`` fills up rows, whatever its multiple is."""
+    return min(rows * length, max(1, rows // 4, rows * length // SHARES))
 
 
 def chosen_positions(mask: Tensor, multiple: int | None = None) -> Tensor:

@@ -53,6 +53,40 @@ def self_attention(
     return out
 
 
+def packs(qkv: Tensor, num_heads: int, padding: Padding) -> bool:
+    """Whether kept positions are attended to as they stand, without rows: on GPUs that have the kernel."""
+    if qkv.device.type != "cuda" or qkv.dtype not in (torch.bfloat16, torch.float16) or not padding.in_order:
+        return False
+    if torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
+        return False
+    size = qkv.shape[-1] // (3 * num_heads)
+    return size % 8 == 0 and size <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+
+
+def kept_attention(
+    qkv: Tensor, padding: Padding, num_heads: int, mask: Tensor | None = None, causal: bool = False
+) -> Tensor:
+    """``self_attention`` of the positions that ``padding`` keeps, ``[n, 3 D]`` to ``[n, D]``.
+
+    Args:
+        qkv: Queries, keys and values side by side.
+        padding: Of the rows.
+        num_heads: H.
+        mask: bool ``[R, S]``, that of the padding.
+        causal: See ``self_attention``.
+    """
+    if not packs(qkv, num_heads, padding):
+        return padding.drop(self_attention(padding.restore(qkv), num_heads, mask, causal))
+    from torch.nn.attention.varlen import varlen_attn  # takes a second to import
+
+    q, k, v = qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
+    starts, longest = padding.starts(), max(padding.length, padding.most_filled)
+    window = (-1, 0) if causal else (-1, -1)
+    out = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=window)
+    assert isinstance(out, Tensor), "nothing else was asked for"
+    return out.flatten(1)
+
+
 def cross_attention(
     q: Tensor,
     kv: Tensor,
@@ -231,9 +265,12 @@ class SelfAttention(nn.Module):
             scores: Added to the scores of all rows alike, ``[H, S, S]``.
         """
         qkv = self.qkv(x)
-        rows = qkv if padding is None else padding.restore(qkv)
-        attended = recomputed(self.recompute, self_attention, rows, self.num_heads, mask, causal, scores)
-        out: Tensor = self.out(attended if padding is None else padding.drop(attended))
+        if padding is None:
+            attended = recomputed(self.recompute, self_attention, qkv, self.num_heads, mask, causal, scores)
+        else:
+            assert scores is None, "added scores and masks have not met yet"
+            attended = recomputed(self.recompute, kept_attention, qkv, padding, self.num_heads, mask, causal)
+        out: Tensor = self.out(attended)
         return out
 
     def flops(self, tokens: float, positions: float) -> float:

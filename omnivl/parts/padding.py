@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omnivl.chain.positions import chosen_positions
+from omnivl.chain.positions import chosen_positions, most_filled
 
 
 def selected(x: Tensor, index: Tensor) -> Tensor:
@@ -23,15 +23,17 @@ def selected(x: Tensor, index: Tensor) -> Tensor:
 class Padding:
     """Which positions of ``[R, L]`` hold a token; some of the others are kept as well (``chosen_positions``)."""
 
-    def __init__(self, mask: Tensor, kept: Tensor | None = None) -> None:
+    def __init__(self, mask: Tensor, kept: Tensor | None = None, *, in_order: bool = True) -> None:
         """Finds the positions to keep.
 
         Args:
             mask: Bool ``[R, L]``, true where there is a token.
             kept: int64 ``[n]``, the positions where they are known (``kept_positions``).
+            in_order: Whether the tokens come row by row before all padding, as ``chosen_positions`` returns them.
         """
         self.rows, self.length = mask.shape
         self.index, self._mask = chosen_positions(mask) if kept is None else kept, mask
+        self.in_order, self.most_filled = in_order, most_filled(*mask.shape)
 
     @classmethod
     def worth_dropping(cls, mask: Tensor | None, kept: Tensor | None = None) -> "Padding | None":
@@ -51,6 +53,15 @@ class Padding:
     def valid(self) -> Tensor:
         """Bool ``[n]``: which of the kept positions hold a token."""
         return self._mask.flatten().index_select(0, self.index)
+
+    def starts(self) -> Tensor:
+        """Where the tokens of each row begin among the kept positions, the padding behind them, and the end.
+
+        Returns:
+            int32 ``[R + 2]``; found on the device, without waiting for it.
+        """
+        ends = self._mask.sum(1).cumsum(0)
+        return torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(self.index))]).to(torch.int32)
 
     def drop(self, x: Tensor) -> Tensor:
         """``[R, L, D]`` to the positions that are kept, ``[n, D]``."""

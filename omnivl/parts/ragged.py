@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from omnivl.chain.demands import CLEAN, TWIN
-from omnivl.chain.positions import chosen_positions, kept_name
+from omnivl.chain.positions import SHARES, chosen_positions, kept_name
 from omnivl.chain.state import State
 from omnivl.parts.padding import Padding
 
@@ -24,7 +24,6 @@ Order = Literal["tokens first", "frame by frame"]
 
 _CUBIC = -0.75
 """The parameter of torch's bicubic interpolation."""
-_SHARES = 64
 _FRAMES, _PLACES = "_frames", "_places"
 
 
@@ -126,7 +125,7 @@ def kept_patches(state: State, times: int, order: Order, segments: Sequence[str]
         if times > 1 and order == "tokens first":
             masks |= {_FRAMES: row_mask(patches, 1, order).repeat_interleave(times, 0), _PLACES: patches}
         for which, mask in masks.items():
-            chosen = chosen_positions(mask, max(1, mask.numel() // _SHARES))
+            chosen = chosen_positions(mask, max(1, mask.numel() // SHARES))
             if len(chosen) < mask.numel():
                 found[kept_name(stream + which)] = chosen
     return found

@@ -105,7 +105,7 @@ class Stream:
             chosen = chosen_positions(mask[:, first : first + part.length])
             kept.append(chosen // part.length * positions + first + chosen % part.length)
             first += part.length
-        return Padding(mask, torch.cat(kept)), tuple(map(len, kept))
+        return Padding(mask, torch.cat(kept), in_order=False), tuple(map(len, kept))
 
 
 class ByModality(nn.Module):

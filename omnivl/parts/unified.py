@@ -31,7 +31,7 @@ from omnivl.chain.demands import TWIN
 from omnivl.chain.flops import FORWARD_AND_BACKWARD, num_rows, twin_rows
 from omnivl.chain.positions import kept_name
 from omnivl.chain.state import State, StepLayout
-from omnivl.parts.attention import self_attention
+from omnivl.parts.attention import kept_attention, self_attention
 from omnivl.parts.block import BlockLayer, StackBlock
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import encoded_rows
@@ -149,9 +149,11 @@ class UnifiedBlock(nn.Module):
 
     def _attend(self, stream: Stream) -> Tensor:
         qkv = self.qkv(self.norm1(stream.x, stream), stream)
-        rows = qkv if stream.padding is None else stream.padding.restore(qkv)
-        made = recomputed(self.recomputes == "attention", self_attention, rows, self.num_heads, stream.mask)
-        made = made if stream.padding is None else stream.padding.drop(made)
+        again, heads, mask = self.recomputes == "attention", self.num_heads, stream.mask
+        if stream.padding is None:
+            made = recomputed(again, self_attention, qkv, heads, mask)
+        else:
+            made = recomputed(again, kept_attention, qkv, stream.padding, heads, mask)
         if self.out_norm is not None:
             made = self.out_norm(made, stream)
         return self._leave(stream, self.scale1(self.out(made, stream)))

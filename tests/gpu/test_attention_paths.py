@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from omnivl.parts.attention import cross_attention, self_attention
+from omnivl.chain.positions import chosen_positions
+from omnivl.parts.attention import cross_attention, kept_attention, packs, self_attention
+from omnivl.parts.padding import Padding
 
 HEADS, ROWS, LENGTH, KEYS, SIZE = 2, 3, 37, 65, 32
 
@@ -54,3 +56,29 @@ def test_equals_its_definition(device, dtype, tolerance, crossed, masked, causal
     for got, expected in pairs:
         off = (got.double().cpu() - expected).norm() / expected.norm()
         assert off < tolerance, off
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("multiple", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_kept_positions(device, dtype, multiple, causal):
+    torch.manual_seed(0)
+    mask = torch.arange(LENGTH) < torch.tensor([[LENGTH], [5], [20], [1]])
+    padding = Padding(mask, chosen_positions(mask, multiple))
+    qkv, upstream = (torch.randn(len(padding.index), size).to(dtype) for size in (3 * SIZE, SIZE))
+    upstream = upstream * padding.valid[:, None]
+    reference = qkv.double().requires_grad_()
+    q, kv = padding.restore(reference).split((SIZE, 2 * SIZE), dim=-1)
+    wanted = padding.drop(by_definition(q, kv, mask, causal))
+    (wanted * upstream).sum().backward()
+
+    there = Padding(mask.to(device), padding.index.to(device))
+    own = qkv.to(device).requires_grad_()
+    assert packs(own, HEADS, there) == (device.type == "cuda" and dtype == torch.bfloat16)
+    found = kept_attention(own, there, HEADS, mask.to(device), causal)
+    assert found.isfinite().all()
+    (found * upstream.to(device)).sum().backward()
+    tolerance = 1e-4 if dtype == torch.float32 else 3e-2
+    pairs = [(found[there.valid].cpu(), wanted[padding.valid]), (own.grad.cpu(), reference.grad)]
+    for got, expected in pairs:
+        assert (got.double() - expected).norm() / expected.norm() < tolerance

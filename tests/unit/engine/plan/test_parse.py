@@ -354,7 +354,9 @@ def test_mistakes_in_a_model_file_are_told_at_its_lines(tmp_path: Path) -> None:
     file.write_text("preset: small\nnum_frames: x\nnum_headz: 3\n", encoding="utf-8")
     found = problems(plan_text(model=f"model: {{preset: {file}, vocab_size: 100}}"))
     assert found[0] == f"{file}:2: model.num_frames: got 'x'; allowed an integer; change it to an integer"
-    assert found[1].startswith(f"{file}:3: model.num_headz: got an unknown key; allowed kind, momentum, sizes, hidden_size, ")
+    assert found[1].startswith(
+        f"{file}:3: model.num_headz: got an unknown key; allowed kind, momentum, sizes, hidden_size, "
+    )
     assert found[1].endswith("; did you mean 'num_heads'?")
     assert len(found) == 2
 

@@ -1,12 +1,15 @@
 """Attention by products against torch's fused kernel and against hand-worked numbers."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
+from omnivl.chain.positions import chosen_positions
 from omnivl.parts import attention
-from omnivl.parts.attention import CrossAttention, attention_bias, cross_attention, self_attention
+from omnivl.parts.attention import CrossAttention, attention_bias, cross_attention, kept_attention, self_attention
+from omnivl.parts.padding import Padding
 
 
 def both_ways(monkeypatch, call, *inputs):
@@ -84,3 +87,48 @@ def test_cross_attention_reads_the_named_rows_of_memory():
 def test_the_projection_of_a_memory_of_another_width_counts_both_widths() -> None:
     # Five positions of width 3 to keys and values of width 4: 5 x 3 x 8 products, each with its addition.
     assert CrossAttention(4, 2, memory_size=3).project_flops(5) == 2 * 5 * 3 * 8
+
+
+def by_rows(q, k, v, starts, more_starts, longest, as_long, *, window_size):
+    """What the kernel for rows of different lengths computes, as its documentation says."""
+    assert torch.equal(starts, more_starts)
+    assert starts.dtype == torch.int32
+    assert longest == as_long
+    ends = starts.tolist()
+    assert ends[0] == 0
+    assert ends[-1] == len(q)
+    out = []
+    for first, last in itertools.pairwise(ends):
+        assert last - first <= longest
+        own = [x[first:last].transpose(0, 1) for x in (q, k, v)]
+        assert window_size in ((-1, -1), (-1, 0))
+        made = torch.nn.functional.scaled_dot_product_attention(*own, is_causal=window_size == (-1, 0))
+        out.append(made.transpose(0, 1))
+    return torch.cat(out)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("multiple", [1, None, 16])
+def test_kept_positions_are_attended_to_row_by_row(monkeypatch, causal, multiple):
+    """On a GPU a kernel reads them as they stand; here its documented meaning stands in for it."""
+    torch.manual_seed(0)
+    mask = torch.arange(9) < torch.tensor([9, 2, 3, 1, 5, 4, 2, 3, 6, 1, 1, 2, 3])[:, None]
+    padding = Padding(mask, chosen_positions(mask, multiple))
+    qkv = torch.randn(len(padding.index), 3 * 8, dtype=torch.float64)
+    upstream = torch.randn(len(padding.index), 8, dtype=torch.float64) * padding.valid[:, None]
+    found = []
+    for packed in (False, True):
+        monkeypatch.setattr(attention, "packs", lambda qkv, heads, padding, packed=packed: packed)
+        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_rows)
+        own = qkv.clone().requires_grad_()
+        out = kept_attention(own, padding, 2, mask, causal)
+        assert out.isfinite().all()
+        (out * upstream).sum().backward()
+        found.append((out[padding.valid], own.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_cpu_attends_by_rows():
+    mask = torch.tensor([[True, False], [True, True]])
+    assert not attention.packs(torch.zeros(3, 3 * 16, dtype=torch.bfloat16), 2, Padding(mask))
