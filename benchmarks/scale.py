@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -44,9 +45,14 @@ from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
+from omnivl.chain.positions import SHARES, chosen_positions
 from omnivl.chain.state import State
+from omnivl.data.balance import shares, visual_work
+from omnivl.data.collate import PATCH_STRIDE
 from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
-from omnivl.parts.sizes import MODALITIES
+from omnivl.parts.ragged import row_mask
+from omnivl.parts.sizes import MODALITIES, Patches
+from omnivl.parts.vit import DividedBlock
 
 PLAN = """
 name: scale
@@ -80,6 +86,7 @@ CAPTIONS, LONGEST = range(2, 43), 128
 """Words of captions, which make 4 to 44 tokens, 24 in the mean, and positions that the model has."""
 TOKENS, WIDTH = 64 * 197, 768
 """Of a micro-batch of images, and of ``base``."""
+REPLICAS, OWN_STEPS = 4, 20
 PAGE = ROOT / "docs" / "scale.md"
 BEFORE = {
     "bytes gathered / element read, ZeRO-3, UniVLC alone": "20",
@@ -216,6 +223,34 @@ def operations(padded: bool) -> float:
     return float(counter.get_total_flops()) / batch.size
 
 
+def own_sizes() -> tuple[float, float, float]:
+    """Of steps on pictures whose area and ratio are log-normal, with 16 of them for each of ``REPLICAS`` replicas.
+
+    Returns:
+        The work of the blocks of ``base`` on the heaviest replica over the mean, in the worst step; the same without
+        balancing; and the share of the computed positions that are no padding.
+    """
+    stage, _ = stage_of(["model.sizes=native"])
+    sizes, random = stage.model.inputs, np.random.default_rng(0)
+    block = DividedBlock(stage.model.stacks["visual"], Patches.of_images(224, 16, native=True), 0)
+    worst, unbalanced, real, computed = 1.0, 1.0, 0, 0
+    for _ in range(OWN_STEPS):
+        area, ratio = random.normal(4.6, 0.8, REPLICAS * 16), random.normal(0, 0.25, REPLICAS * 16)
+        pictures = np.exp(np.stack([area - ratio, area + ratio], axis=1)).astype(np.int64) + 1
+        given = shares(visual_work(sizes, False, pictures), REPLICAS)
+        counts = sizes.grids(False, pictures).prod(axis=1)
+        exact = np.array([block.flops(1, count, is_video=False, first_only=False) for count in counts.tolist()])
+        totals, orderly = exact[given].sum(axis=1), exact.reshape(REPLICAS, -1).sum(axis=1)
+        worst = max(worst, totals.max() / totals.mean())
+        unbalanced = max(unbalanced, orderly.max() / orderly.mean())
+        for row in given:
+            places = PATCH_STRIDE * -(-int(counts[row].max()) // PATCH_STRIDE)
+            mask = row_mask(torch.arange(places) < torch.from_numpy(counts[row])[:, None], 1, "tokens first")
+            real += int(mask.sum())
+            computed += len(chosen_positions(mask, max(1, mask.numel() // SHARES)))
+    return worst, unbalanced, real / computed
+
+
 @contextmanager
 def kept_elements() -> Iterator[list[int]]:
     """Elements of each tensor that autograd keeps within the block."""
@@ -287,6 +322,7 @@ def run(options: Options) -> Report:
     spread = {stage: on_ranks(MANY, stage, TOGETHER, steps) for stage in (1, 3)}
     sharded = on_ranks(FEW, 1, TOGETHER, steps)
     kernels, casts = kernels_and_casts()
+    balanced, in_order, real = own_sizes()
     experts = LIMoEConfig(num_experts=32, implementation="grouped")
     by_element = {"UniVLC alone": alone, "UniVLC, VLM and LM": together}
     ratios = [
@@ -304,6 +340,9 @@ def run(options: Options) -> Report:
             f"operations, captions of 24 tokens on average / all of {LONGEST}",
             _one(operations(padded=False) / operations(padded=True)),
         ),
+        Ratio(f"heaviest / mean visual work of {REPLICAS} replicas, own sizes", _one(balanced), at_most=1.05),
+        Ratio("the same with samples in their order", _one(in_order)),
+        Ratio("real positions / computed ones, own sizes", _one(real), at_least=0.95),
         Ratio("casts of a micro-batch", _one(casts.total()), at_most=100),
         Ratio("kernels of a micro-batch", _one(kernels), at_most=2500),
         Ratio("graph breaks in blocks", _one(graph_breaks()), at_most=0),
