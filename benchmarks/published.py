@@ -4,17 +4,24 @@ python -m benchmarks.published            # prints the table of docs/estimate.md
 python -m benchmarks.published --write    # puts it there
 
 No run of these engines is repeated: the estimate is that of this engine's hosts for the same matrices, batch and
-machines. Batches and numbers of machines are recalled.
+machines, with the figures of ``configs/hardware`` as they stand. Batches and machines of open_clip, torchtitan
+and llm-foundry are recalled; those of KempnerForge and NeMo Automodel are read in their reports.
+
+Sources: github.com/KempnerInstitute/KempnerForge, benchmarks/mfu_scaling, report of 2026-04-05;
+    github.com/NVIDIA-NeMo/Automodel, docs/performance-summary.md of 2025-10-02 and examples/benchmark/configs.
 """
 
 import re
+import statistics
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, LlamaConfig, OPTConfig, ViTConfig, ViTModel
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
@@ -61,7 +68,9 @@ class Row:
         return self.estimated / nearest - 1
 
 
-def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int = 1) -> tuple[Pass, LayerSize, float]:
+def counted(
+    name: str, module: nn.Module, run: Callable[[], Tensor], share: int = 1, *, recomputed: bool = False
+) -> tuple[Pass, LayerSize, float]:
     """What a module does forward and backward, its size, and its useful operations.
 
     Args:
@@ -69,6 +78,7 @@ def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int 
         module: On ``meta``.
         run: Its forward pass.
         share: Divisor of the number of parameters: how many of them take four bytes together.
+        recomputed: Whether the backward pass runs the forward pass again.
     """
     forward, backward = OperationCounter(), OperationCounter()
     with accelerator_kernels():
@@ -79,14 +89,32 @@ def counted(name: str, module: nn.Module, run: Callable[[], Tensor], share: int 
             torch.autograd.backward([out], [ones])
     elements = sum(one.numel() for one in module.parameters()) // share
     useful = sum(count * one.flops for one, count in forward.found.items())
-    made = Pass(name, forward.found, backward.found, *(0.0,) * 7, 0)
+    again = Counter(backward.found) + Counter(forward.found) if recomputed else backward.found
+    made = Pass(name, forward.found, again, *(0.0,) * 7, 0)
     return made, LayerSize(elements, 0, 0, 0, 0, elements, 0), 3 * useful
 
 
 def step_of(
-    layers: Sequence[tuple[Pass, LayerSize, float]], cluster: Cluster, batch: int, host: HostName, zero: int
+    layers: Sequence[tuple[Pass, LayerSize, float]],
+    cluster: Cluster,
+    batch: int,
+    host: HostName,
+    zero: int,
+    *,
+    accumulated: int = 1,
+    experts_over: int = 1,
 ) -> tuple[StepEstimate, float]:
-    """A step of one micro-batch of counted layers, and its MFU."""
+    """A step of counted layers, and its MFU.
+
+    Args:
+        layers: With what they do in one micro-batch.
+        cluster: Where.
+        batch: Samples of a micro-batch.
+        host: Of the run.
+        zero: 3 or 1.
+        accumulated: Micro-batches of a step.
+        experts_over: Processes over which experts are split.
+    """
     passes = [one for one, _, _ in layers]
     sizes = {one.layer: size for one, size, _ in layers}
     flops = sum(useful for _, _, useful in layers)
@@ -94,9 +122,10 @@ def step_of(
         tuple(passes), sizes, batch, ZeroSizes(50_000_000, 1, 1, 1), (LivePeak(0, 0, 0),), flops / batch, 1.0
     )
     parallel = ParallelConfig(host=host, zero_stage=3 if zero == 3 else 1)
-    stage = StagePlan("published", 1, (), (), parallel=parallel, batch=BatchConfig(micro_batch_size_per_gpu=batch))
-    step = estimate_step(stage, work, cluster)
-    return step, flops / (step.seconds * cluster.hardware.peak_flops("bf16"))
+    batches = BatchConfig(micro_batch_size_per_gpu=batch, gradient_accumulation_steps=accumulated)
+    stage = StagePlan("published", 1, (), (), parallel=parallel, batch=batches)
+    step = estimate_step(stage, work, cluster, expert_parallel=experts_over)
+    return step, accumulated * flops / (step.seconds * cluster.hardware.peak_flops("bf16"))
 
 
 def clip(name: str, size: str, patch: int, batch: int, nodes: int, published: float) -> Row:
@@ -141,6 +170,112 @@ def llama(nodes: int, published: tuple[float, float]) -> Row:
     )
 
 
+def kempner(name: str, width: int, depth: int, gpus: int, nodes: int, batches: tuple[int, int], mfu: float) -> Row:
+    """A Llama of KempnerForge on H200 in nodes of four, FSDP in bf16, 4,096 tokens a row, all blocks recomputed."""
+    batch, accumulated = batches
+    heads, multiple = width // 128, 256
+    inner = multiple * -(-int(1.3 * int(2 * 4 * width / 3)) // multiple)  # Llama's rule for its inner size
+    fields: dict[str, Any] = {"hidden_size": width, "intermediate_size": inner, "num_attention_heads": heads}
+    fields |= {"num_key_value_heads": 8, "vocab_size": 128256, "attn_implementation": "sdpa"}
+    config = LlamaConfig(**fields)
+    with torch.device("meta"):
+        block = LlamaDecoderLayer(config, 0).to(torch.bfloat16)
+        x = torch.zeros(batch, 4096, width, dtype=torch.bfloat16)
+        head = nn.Linear(width, 128256, bias=False, dtype=torch.bfloat16)
+        angles = torch.zeros(1, 4096, 128, dtype=torch.bfloat16)
+    x.requires_grad_()
+    run = counted("0", block, lambda: block(x, position_embeddings=(angles, angles)), _FP32_OF_BF16, recomputed=True)
+    layers = [*_repeated(run, depth), counted("head", head, lambda: head(x).float(), _FP32_OF_BF16)]
+    cluster = Cluster(load_hardware("h200"), nodes, gpus // nodes)
+    _, found = step_of(layers, cluster, batch, "zero" if gpus > 1 else "plain", 3, accumulated=accumulated)
+    what = f"KempnerForge Llama {name}, {gpus} H200, {batch} x 4,096 tokens a GPU, x {accumulated}"
+    return Row(what, "MFU, %", (mfu, mfu), 100 * found, "compiled there" if gpus < 8 else "not compiled; two nodes")
+
+
+class RoutedBlock(nn.Module):
+    """A decoder block of a language model with routed experts, as one process of expert parallelism computes it.
+
+    As many rows come to its own experts as it sends away: routing is balanced.
+    """
+
+    def __init__(self, width: int, heads: int, kv_heads: int, head_size: int, inner: int, experts: int, own: int):
+        super().__init__()
+        self.heads, self.kv_heads, self.inner = heads, kv_heads, inner
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(2))
+        self.q, self.kv = (nn.Linear(width, count * head_size, bias=False) for count in (heads, 2 * kv_heads))
+        self.out, self.router = nn.Linear(heads * head_size, width, bias=False), nn.Linear(width, experts, bias=False)
+        # One product stands for those of all own experts, which a grouped kernel does in one call.
+        self.up, self.down = nn.Linear(width, 2 * inner, bias=False), nn.Linear(inner, width, bias=False)
+        self.own = own
+
+    def forward(self, x: Tensor, top_k: int) -> Tensor:
+        """``[B, S, D]`` to the same."""
+        rows, length, width = x.shape
+        normed = self.norms[0](x)
+        q = self.q(normed).view(rows, length, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(normed).view(rows, length, 2, self.kv_heads, -1).permute(2, 0, 3, 1, 4)
+        k, v = (one.repeat_interleave(self.heads // self.kv_heads, 1) for one in (k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        tokens = self.norms[1](x).flatten(0, 1)
+        gates = self.router(tokens).float().softmax(-1).to(x.dtype)[:, :top_k]
+        sent = tokens[:, None].expand(-1, top_k, -1).reshape(-1, width)  # a copy, as dispatch makes one
+        gate, up = self.up(sent).chunk(2, dim=-1)
+        back = self.down(F.silu(gate) * up).view(-1, top_k, width)
+        out: Tensor = x + (back * gates[..., None]).sum(1).view_as(x)
+        return out
+
+    @property
+    def further(self) -> int:
+        """Parameters of the own experts but one."""
+        return (self.own - 1) * sum(one.numel() for one in (*self.up.parameters(), *self.down.parameters()))
+
+
+def automodel(
+    name: str,
+    depth: int,
+    sizes: tuple[int, int, int, int, int, int],
+    top_k: int,
+    words: int,
+    machines: tuple[int, int, int],
+    tokens: float,
+    *,
+    recomputed: bool,
+) -> Row:
+    """A language model with experts of NeMo Automodel on H100, FSDP and expert parallelism in bf16, 4,096 tokens a row.
+
+    Args:
+        name: Of the model.
+        depth: Blocks.
+        sizes: Width, heads, heads of keys, head size, inner size of an expert, experts.
+        top_k: Experts of a token.
+        words: Of the vocabulary.
+        machines: GPUs, which are as many as experts are split over, rows of a micro-batch, micro-batches of a step.
+        tokens: Published tokens a second on a GPU.
+        recomputed: Whether blocks are.
+    """
+    (width, *_, experts), (gpus, batch, accumulated) = sizes, machines
+    with torch.device("meta"):
+        block = RoutedBlock(*sizes, experts // gpus).bfloat16()
+        x = torch.zeros(batch, 4096, width, dtype=torch.bfloat16)
+        head = nn.Linear(width, words, bias=False, dtype=torch.bfloat16)
+    x.requires_grad_()
+    made, size, useful = counted("0", block, lambda: block(x, top_k), _FP32_OF_BF16, recomputed=recomputed)
+    banks = gpus * (block.further + sum(one.numel() for one in (*block.up.parameters(), *block.down.parameters())))
+    banks //= _FP32_OF_BF16
+    one_expert = banks // experts
+    size = replace(size, trained=size.trained - one_expert + banks, experts=banks)
+    sent = 2.0 * batch * 4096 * top_k * width
+    made = replace(made, routed=sent * (2 if recomputed else 1), routed_gradient=sent)
+    layers = _repeated((made, size, useful), depth)
+    layers.append(counted("head", head, lambda: head(x).float(), _FP32_OF_BF16))
+    cluster = Cluster(load_hardware("h100"), max(1, gpus // 8), min(8, gpus))
+    step, _ = step_of(layers, cluster, batch, "zero", 3, accumulated=accumulated, experts_over=gpus)
+    note = "balance is forced" + ("; attention counted whole" if recomputed else "; half of its attention is windowed")
+    what = f"NeMo Automodel {name}, {gpus} H100, {batch} x 4,096 tokens a GPU, x {accumulated}"
+    return Row(what, "tokens/s a GPU", (tokens, tokens), accumulated * batch * 4096 / step.seconds, note)
+
+
 def mpt(name: str, width: int, depth: int, heads: int, batch: int, published: float) -> Row:
     """An MPT of llm-foundry, of OPT's layers, which have the same matrices; FSDP in bf16, 2,048 tokens a row."""
     fields: dict[str, Any] = {"hidden_size": width, "ffn_dim": 4 * width, "num_attention_heads": heads}
@@ -177,7 +312,7 @@ def vit() -> Row:
 
 def _repeated(one: tuple[Pass, LayerSize, float], times: int) -> list[tuple[Pass, LayerSize, float]]:
     made, size, useful = one
-    return [(Pass(str(number), made.forward, made.backward, *(0.0,) * 7, 0), size, useful) for number in range(times)]
+    return [(replace(made, layer=str(number)), size, useful) for number in range(times)]
 
 
 def rows() -> list[Row]:
@@ -189,6 +324,13 @@ def rows() -> list[Row]:
         llama(1, (33, 39)),
         mpt("1 B", 2048, 24, 16, 14, 42),
         mpt("7 B", 4096, 32, 32, 6, 46),
+        kempner("7B", 4096, 32, 1, 1, (2, 4), 57.8),
+        kempner("7B", 4096, 32, 2, 1, (2, 4), 51.7),
+        kempner("7B", 4096, 32, 4, 1, (4, 2), 53.8),
+        kempner("13B", 5120, 40, 8, 2, (4, 4), 44.4),
+        automodel("Qwen3-30B-A3B", 48, (2048, 32, 4, 128, 768, 128), 8, 151936, (8, 4, 16), 12040, recomputed=True),
+        automodel("GPT-OSS-20B", 24, (2880, 64, 8, 64, 2880, 32), 4, 201088, (8, 2, 16), 13058, recomputed=False),
+        automodel("GPT-OSS-120B", 36, (2880, 64, 8, 64, 2880, 128), 4, 201088, (64, 2, 4), 7626, recomputed=False),
         vit(),
     ]
 
@@ -200,6 +342,8 @@ def table(found: Sequence[Row]) -> str:
         low, high = row.published
         known = f"{low:,.0f}" if low == high else f"{low:,.0f} to {high:,.0f}"
         lines.append(f"| {row.what} | {row.figure} | {known} | {row.estimated:,.0f} | {row.error:+.0%} | {row.note} |")
+    off = sorted(abs(row.error) for row in found)
+    lines += ["", f"The median error of the {len(off)} is {statistics.median(off):.0%}."]
     return "\n".join(lines)
 
 
