@@ -30,7 +30,7 @@ from transformers.models.opt.modeling_opt import OPTDecoderLayer
 from engine.estimate.hardware import load_hardware
 from engine.estimate.layers import accelerator_kernels
 from engine.estimate.live import LivePeak
-from engine.estimate.operations import OperationCounter
+from engine.estimate.operations import OperationCounter, Operations
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import LayerSize, ModelWork, Pass
@@ -69,7 +69,13 @@ class Row:
 
 
 def counted(
-    name: str, module: nn.Module, run: Callable[[], Tensor], share: int = 1, *, recomputed: bool = False
+    name: str,
+    module: nn.Module,
+    run: Callable[[], Tensor],
+    share: int = 1,
+    *,
+    causal: bool = False,
+    recomputed: bool = False,
 ) -> tuple[Pass, LayerSize, float]:
     """What a module does forward and backward, its size, and its useful operations.
 
@@ -78,6 +84,7 @@ def counted(
         module: On ``meta``.
         run: Its forward pass.
         share: Divisor of the number of parameters: how many of them take four bytes together.
+        causal: Whether its attention is: the kernel leaves out half of what counts as useful.
         recomputed: Whether the backward pass runs the forward pass again.
     """
     forward, backward = OperationCounter(), OperationCounter()
@@ -89,9 +96,18 @@ def counted(
             torch.autograd.backward([out], [ones])
     elements = sum(one.numel() for one in module.parameters()) // share
     useful = sum(count * one.flops for one, count in forward.found.items())
-    again = Counter(backward.found) + Counter(forward.found) if recomputed else backward.found
-    made = Pass(name, forward.found, again, *(0.0,) * 7, 0)
+    done, undone = (_halved(one.found) if causal else one.found for one in (forward, backward))
+    again = Counter(undone) + Counter(done) if recomputed else undone
+    made = Pass(name, done, again, *(0.0,) * 7, 0)
     return made, LayerSize(elements, 0, 0, 0, 0, elements, 0), 3 * useful
+
+
+def _halved(operations: Operations) -> Operations:
+    """With half of the operations of attention."""
+    return {
+        (replace(one, flops=one.flops / 2) if one.kind == "attention" else one): count
+        for one, count in operations.items()
+    }
 
 
 def step_of(
@@ -162,7 +178,7 @@ def llama(nodes: int, published: tuple[float, float]) -> Row:
         head = nn.Linear(4096, 128256, bias=False, dtype=torch.bfloat16)
         angles = torch.zeros(1, 8192, 128, dtype=torch.bfloat16)
     x.requires_grad_()
-    run = counted("0", block, lambda: block(x, position_embeddings=(angles, angles)), _FP32_OF_BF16)
+    run = counted("0", block, lambda: block(x, position_embeddings=(angles, angles)), _FP32_OF_BF16, causal=True)
     layers = [*_repeated(run, 32), counted("head", head, lambda: head(x).float(), _FP32_OF_BF16)]
     _, mfu = step_of(layers, Cluster(load_hardware("h100"), nodes, 8), 1, "zero", 3)
     return Row(
@@ -184,7 +200,9 @@ def kempner(name: str, width: int, depth: int, gpus: int, nodes: int, batches: t
         head = nn.Linear(width, 128256, bias=False, dtype=torch.bfloat16)
         angles = torch.zeros(1, 4096, 128, dtype=torch.bfloat16)
     x.requires_grad_()
-    run = counted("0", block, lambda: block(x, position_embeddings=(angles, angles)), _FP32_OF_BF16, recomputed=True)
+    run = counted(
+        "0", block, lambda: block(x, position_embeddings=(angles, angles)), _FP32_OF_BF16, causal=True, recomputed=True
+    )
     layers = [*_repeated(run, depth), counted("head", head, lambda: head(x).float(), _FP32_OF_BF16)]
     cluster = Cluster(load_hardware("h200"), nodes, gpus // nodes)
     _, found = step_of(layers, cluster, batch, "zero" if gpus > 1 else "plain", 3, accumulated=accumulated)
@@ -260,7 +278,7 @@ def automodel(
         x = torch.zeros(batch, 4096, width, dtype=torch.bfloat16)
         head = nn.Linear(width, words, bias=False, dtype=torch.bfloat16)
     x.requires_grad_()
-    made, size, useful = counted("0", block, lambda: block(x, top_k), _FP32_OF_BF16, recomputed=recomputed)
+    made, size, useful = counted("0", block, lambda: block(x, top_k), _FP32_OF_BF16, causal=True, recomputed=recomputed)
     banks = gpus * (block.further + sum(one.numel() for one in (*block.up.parameters(), *block.down.parameters())))
     banks //= _FP32_OF_BF16
     one_expert = banks // experts
@@ -271,7 +289,7 @@ def automodel(
     layers.append(counted("head", head, lambda: head(x).float(), _FP32_OF_BF16))
     cluster = Cluster(load_hardware("h100"), max(1, gpus // 8), min(8, gpus))
     step, _ = step_of(layers, cluster, batch, "zero", 3, accumulated=accumulated, experts_over=gpus)
-    note = "balance is forced" + ("; attention counted whole" if recomputed else "; half of its attention is windowed")
+    note = "balance is forced" + ("" if recomputed else "; every second layer looks at 128 positions only")
     what = f"NeMo Automodel {name}, {gpus} H100, {batch} x 4,096 tokens a GPU, x {accumulated}"
     return Row(what, "tokens/s a GPU", (tokens, tokens), accumulated * batch * 4096 / step.seconds, note)
 
@@ -292,7 +310,7 @@ def mpt(name: str, width: int, depth: int, heads: int, batch: int, published: fl
         made: Tensor = out[0] if isinstance(out, tuple) else out
         return made
 
-    layers = _repeated(counted("0", block, run, _FP32_OF_BF16), depth)
+    layers = _repeated(counted("0", block, run, _FP32_OF_BF16, causal=True), depth)
     layers += [counted("head", head, lambda: head(x).float(), _FP32_OF_BF16)]
     _, mfu = step_of(layers, Cluster(load_hardware("h100"), 1, 8), batch, "zero", 3)
     what = f"llm-foundry MPT {name}, 8 H100, {batch} x 2,048 tokens a GPU"
