@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from benchmarks.estimate_process import read_stage
 from benchmarks.measure import Ratio, Spread, short
 from benchmarks.record import ROOT, Options, Report, Table, main_of
-from engine.estimate.hardware import load_hardware
-from engine.estimate.report import estimate_stage
+from engine.estimate.hardware import HardwareConfig, load_hardware
+from engine.estimate.report import estimate_stage, outlined
+from engine.estimate.skew import experts_by_layer
 from engine.estimate.traffic import Cluster
 
 PLAN, STAGE = "configs/plans/emoji.yaml", "spatial"
@@ -32,7 +35,7 @@ MODEL: Mapping[str, Any] = {
 }
 SMALL: Mapping[str, int] = {"vision_layers": 1, "text_layers": 1, "alignment_layers": 1, "generation_layers": 1}
 _FREED_AT_ONCE: Mapping[str, str] = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-MEMORY_WITHIN, TIME_WITHIN = 0.10, 0.20
+MEMORY_WITHIN, TIME_WITHIN, SKEW_WITHIN = 0.10, 0.20, 0.05
 
 
 @dataclass(frozen=True)
@@ -44,17 +47,20 @@ class Case:
         processes: How many.
         parallel: Fields of the plan's section; the compute type is the machine's faster one.
         accumulation: Micro-batches of a step.
+        first_half: Share of the tokens that the first half of the experts gets; None without experts.
     """
 
     name: str
     processes: int
     parallel: Mapping[str, Any]
     accumulation: int = 1
+    first_half: float | None = None
 
     def overrides(self, micro_batch: int) -> list[str]:
         """Of the plan."""
         fields = {f"parallel.{name}": value for name, value in {**self.parallel, "precision": "auto"}.items()}
         fields |= {f"model.{name}": value for name, value in MODEL.items()}
+        fields |= {} if self.first_half is None else {"model.ffn": EXPERTS}
         fields |= {
             f"stages.{STAGE}.batch.micro_batch_size_per_gpu": micro_batch,
             f"stages.{STAGE}.batch.gradient_accumulation_steps": self.accumulation,
@@ -62,6 +68,12 @@ class Case:
         return [f"{name}={value}" for name, value in fields.items()]
 
 
+EXPERTS = "{kind: limoe, num_experts: 8, blocks: all, router: {kind: token_choice}}"
+UNEVEN: Sequence[Case] = tuple(
+    Case("ZeRO-1, experts over 2", 2, {"host": "zero", "zero_stage": 1, "expert_parallel_size": 2}, 1, share)
+    for share in (0.5, 0.625, 0.75, 0.9)
+)
+"""Experts on two processes, of which the first gets more and more of the tokens."""
 CASES: Sequence[Case] = (
     Case("plain", 1, {"host": "plain"}),
     Case("plain", 2, {"host": "plain"}),
@@ -83,10 +95,7 @@ def run(options: Options) -> Report:
         overrides = case.overrides(micro_batch)
         found = _measured(case, overrides, options, steps, {})
         peaks = _measured(case, overrides, options, 2, _FREED_AT_ONCE)["peaks"]
-        with tempfile.TemporaryDirectory() as folder:
-            profile = Path(folder) / "measured.yaml"
-            profile.write_text(found["hardware"])
-            hardware = load_hardware(str(profile))
+        hardware = _hardware(found["hardware"])
         stage, tokenizer = read_stage(PLAN, STAGE, overrides, case.processes, hardware)
         cluster = Cluster(hardware, 1, case.processes)
         estimate = estimate_stage(stage, tokenizer, cluster)
@@ -107,9 +116,49 @@ def run(options: Options) -> Report:
         Ratio("memory, estimated / measured", Spread.of(memory), 1 - MEMORY_WITHIN, 1 + MEMORY_WITHIN),
         Ratio("seconds of a step, estimated / measured", Spread.of(seconds), 1 - TIME_WITHIN, 1 + TIME_WITHIN),
     ]
+    uneven, slowdown = _uneven(options, micro_batch, steps)
+    ratios.append(Ratio("slowdown by uneven experts, estimated / measured", slowdown, 1 - SKEW_WITHIN, 1 + SKEW_WITHIN))
     what = " ".join((__doc__ or "").split("\n\n")[2].split())
     settings = {"plan": PLAN, "stage": STAGE, "model": dict(MODEL), "micro_batch": micro_batch, "steps": steps}
-    return Report("estimate", what, ratios, [Table("Fullest process and step", head, rows)], settings)
+    return Report("estimate", what, ratios, [Table("Fullest process and step", head, rows), uneven], settings)
+
+
+def _uneven(options: Options, micro_batch: int, steps: int) -> tuple[Table, Spread]:
+    """Steps with uneven experts over those with even ones, estimated and measured; and the ratios of both."""
+    even: tuple[float, float] | None = None
+    rows, found = [], []
+    for case in UNEVEN[:2] if options.quick else UNEVEN:
+        assert case.first_half is not None
+        overrides = case.overrides(micro_batch)
+        measured = _measured(case, overrides, options, steps, {})
+        hardware = _hardware(measured["hardware"])
+        stage, tokenizer = read_stage(PLAN, STAGE, overrides, case.processes, hardware)
+        half = np.full(4, 0.25)
+        load = np.concatenate([case.first_half * half, (1 - case.first_half) * half])
+        layers = experts_by_layer(outlined(stage, tokenizer))
+        loads = dict.fromkeys(layers, load)
+        estimate = estimate_stage(stage, tokenizer, Cluster(hardware, 1, case.processes), loads=loads).step.seconds
+        even = even or (estimate, measured["seconds"])
+        slower = estimate / even[0], measured["seconds"] / even[1]
+        found.append(slower[0] / slower[1])
+        rows.append(
+            [
+                f"{2 * case.first_half:.2f}",
+                *(short(estimate), short(measured["seconds"])),
+                *(f"{slower[0]:.3f}", f"{slower[1]:.3f}", _error(found[-1])),
+            ]
+        )
+        sys.stdout.write("  ".join(rows[-1]) + "\n")
+        sys.stdout.flush()
+    head = ("heaviest / mean load", "s estimated", "measured", "slowdown estimated", "measured", "error")
+    return Table("Uneven experts on two processes", head, rows), Spread.of(found[1:])
+
+
+def _hardware(text: str) -> HardwareConfig:
+    with tempfile.TemporaryDirectory() as folder:
+        profile = Path(folder) / "measured.yaml"
+        profile.write_text(text)
+        return load_hardware(str(profile))
 
 
 def _error(ratio: float) -> str:
@@ -128,6 +177,7 @@ def _measured(
     wanted = {
         **{"plan": PLAN, "stage": STAGE, "overrides": list(overrides), "small": dict(SMALL)},
         **{"threads": threads, "steps": steps, "seconds": 0.2 if options.quick else 0.6},
+        "first_half": case.first_half,
     }
     with tempfile.TemporaryDirectory() as folder:
         given, result = Path(folder) / "case.json", Path(folder) / "result.json"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.measure import clear_peak, peak_bytes
 from engine.estimate.hardware import HardwareConfig
@@ -29,6 +30,7 @@ from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
 from engine.step.freeze import freeze_idle
 from engine.telemetry.environment import resident_bytes
+from moe.routers.base import LinearRouter
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -82,9 +84,28 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
     return taken[2:], peak_bytes() - base
 
 
+def force_loads(share: float) -> None:
+    """Has every router send this share of the tokens to the first half of its experts, whatever it has learnt."""
+    learnt = LinearRouter.logits
+
+    def forced(self: LinearRouter, x: Tensor, modality: Tensor) -> Tensor:
+        logits = learnt(self, x, modality)
+        tokens, experts = logits.shape
+        place = torch.arange(tokens) * 0.6180339887 % 1.0  # evenly spread, in any run of tokens
+        half = experts // 2
+        first = place < share
+        within = torch.where(first, place / share, (place - share) / max(1.0 - share, 1e-9))
+        expert = (within * half).long().clamp_(max=half - 1) + torch.where(first, 0, half)
+        return logits + 100.0 * torch.nn.functional.one_hot(expert, experts)
+
+    LinearRouter.logits = forced  # type: ignore[method-assign]
+
+
 def main(case: Path, result: Path) -> None:
     """Measures, trains, writes the results."""
     wanted = json.loads(case.read_text())
+    if (share := wanted.get("first_half")) is not None:
+        force_loads(share)
     torch.set_num_threads(wanted["threads"])
     device = join_process_group(always=True)
     processes = ranks.world_size()

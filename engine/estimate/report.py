@@ -8,6 +8,7 @@ import torch
 from engine.errors import PlanError
 from engine.estimate.activities import COMPUTE
 from engine.estimate.memory import Memory, process_memory
+from engine.estimate.skew import Loads, skewed
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
@@ -157,6 +158,7 @@ def estimate_stage(
     sample_bytes: SampleBytes = SampleBytes(),
     decoded_images_per_second: float | None = None,
     words: int | None = None,
+    loads: Loads | None = None,
 ) -> StageEstimate:
     """Estimates a stage.
 
@@ -169,6 +171,7 @@ def estimate_stage(
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: Images that a node decodes; the hardware's where it is not given.
         words: Of a caption; captions are as long as the model reads where it is not given.
+        loads: Of experts, see ``engine.estimate.skew``; None: even ones.
 
     Raises:
         PlanError: The processes cannot be laid out so.
@@ -196,7 +199,8 @@ def estimate_stage(
     if work is None:
         work = model_work(stage, tokenizer, replicas, device_of(cluster), words)
     division = divide_stage(chain, stage)
-    step = estimate_step(stage, work, cluster, expert_parallel=experts, division=division)
+    heavy = work if loads is None else skewed(work, loads, experts)
+    step = estimate_step(stage, heavy, cluster, expert_parallel=experts, division=division)
     memories = tuple(
         process_memory(stage, work, replicas=replicas, expert_parallel=experts, division=division, number=number)
         for number in range(1 if division is None else len(division.cuts))

@@ -5,9 +5,10 @@ accelerator, or on the CPU by its own. Traffic is counted in the calls that the 
 replicas, rows that routers send to experts, the state that passes from one layer to the next.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ class Pass:
         crossing: Bytes of that part of the state after the layer that later passes read, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
         activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
+        experts: Operations of the forward pass within banks of sparse experts.
     """
 
     layer: str
@@ -110,6 +112,7 @@ class Pass:
     crossing: float
     crossing_gradient: float
     activations: int
+    experts: Operations = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -271,7 +274,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
             stack.enter_context(accelerator_kernels())
-            rows = stack.enter_context(_watched_banks(layer))
+            rows, within = stack.enter_context(_watched_banks(layer, forward))
             watched = ReadState.of(apart(state))
             with forward:
                 after = layer(watched)
@@ -299,6 +302,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             crossing=0.0,
             crossing_gradient=0.0,
             activations=kept[one_pass],
+            experts=within,
         )
         found = _Passed(made_here, notes, {name: (one.nbytes, one.requires_grad) for name, one in state.items()})
         if all(one.is_meta for one in state.values()):
@@ -307,17 +311,33 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
 
 
 @contextmanager
-def _watched_banks(layer: ChainLayer) -> Iterator[list[tuple[int, bool]]]:
-    """Collects the input of every bank of sparse experts, call by call: bytes, and whether they get a gradient."""
-    rows: list[tuple[int, bool]] = []
+def _watched_banks(
+    layer: ChainLayer, counter: OperationCounter
+) -> Iterator[tuple[list[tuple[int, bool]], Counter[Operation]]]:
+    """Collects the input of every bank of sparse experts, call by call, and the operations within them.
 
-    def note(module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    The input as bytes, and whether they get a gradient; of the operations those that the counter finds.
+    """
+    rows: list[tuple[int, bool]] = []
+    before: Counter[Operation] = Counter()
+    within: Counter[Operation] = Counter()
+
+    def enter(module: nn.Module, given: tuple[Tensor, ...]) -> None:
         rows.append((given[0].nbytes, given[0].requires_grad))
+        before.clear()
+        before.update(counter.found)
+
+    def leave(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
+        within.update(counter.found - before)
 
     banks = [module.experts for module in layer.modules() if isinstance(module, SparseFeedForward)]
-    handles = [bank.register_forward_pre_hook(note) for bank in banks]
+    handles = [
+        handle
+        for bank in banks
+        for handle in (bank.register_forward_pre_hook(enter), bank.register_forward_hook(leave))
+    ]
     try:
-        yield rows
+        yield rows, within
     finally:
         for handle in handles:
             handle.remove()
@@ -358,7 +378,8 @@ def _useful(chain: Chain, layout: StepLayout, tokens: int | None) -> float:
 
 def _embedding_twice(one: Pass) -> Pass:
     """A pass whose forward pass is made once more, to contrast the whole step. What it gathers is not counted twice."""
-    return replace(one, forward={operation: 2 * count for operation, count in one.forward.items()})
+    forward, experts = ({operation: 2 * count for operation, count in of.items()} for of in (one.forward, one.experts))
+    return replace(one, forward=forward, experts=experts)
 
 
 def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
@@ -375,4 +396,10 @@ def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
     means = {
         name: sum(weight * getattr(one, name) for one, weight in zip(passes, weights, strict=True)) for name in numbers
     }
-    return replace(passes[0], forward=operations("forward"), backward=operations("backward"), **means)
+    return replace(
+        passes[0],
+        forward=operations("forward"),
+        backward=operations("backward"),
+        experts=operations("experts"),
+        **means,
+    )

@@ -9,8 +9,9 @@ import typer
 
 from engine.estimate.failures import Faults
 from engine.estimate.hardware import load_hardware
-from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
+from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage, outlined
 from engine.estimate.search import Found, choose_layout, layout_name, search_layouts
+from engine.estimate.skew import experts_by_layer, read_loads
 from engine.estimate.traffic import Cluster
 from engine.estimate.training import training_of
 from engine.estimate.vocabulary import tokenizer_or_size
@@ -70,6 +71,9 @@ def estimate(
     words: Annotated[
         int | None, typer.Option(min=1, help="Of a caption; as many as the model reads where it is not given.")
     ] = None,
+    routing: Annotated[
+        Path | None, typer.Option(help="routing.parquet of an evaluation: experts' loads; even where it is not given.")
+    ] = None,
     price_per_gpu_hour: Annotated[
         float | None, typer.Option(min=0, help="Of a GPU (process); prints the cost.")
     ] = None,
@@ -82,6 +86,7 @@ def estimate(
       omnivl estimate configs/plans/beit3_large.yaml --nodes 8 --search
       omnivl estimate configs/plans/beit3_giant.yaml --nodes 16 --failures --days 7
       omnivl estimate configs/plans/clip_b16.yaml --nodes 8 --words 22
+      omnivl estimate configs/plans/limoe_b16.yaml --nodes 8 --routing routing.parquet
     """
     machine = load_hardware(hardware)
     cluster = Cluster(machine, nodes, gpus_per_node or machine.processes_per_node)
@@ -125,6 +130,7 @@ def estimate(
             sample_bytes=sizes,
             decoded_images_per_second=images_per_second,
             words=words,
+            loads=None if routing is None else read_loads(routing, experts_by_layer(outlined(one, tokenizer))),
         )
         estimated.append(figures)
         training = training_of([figures], index_cache=cache, price=price_per_gpu_hour, samples=samples)
