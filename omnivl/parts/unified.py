@@ -172,7 +172,7 @@ class UnifiedBlock(nn.Module):
         )
         if not self.reads_padding or all(stream.mask is None for stream in streams):
             return Tokens(segments)
-        masks = [_everywhere(stream.x) if (valid := stream.valid) is None else valid for stream in streams]
+        masks = [_valid(stream) for stream in streams]
         pieces = [piece for stream, mask in zip(streams, masks, strict=True) for piece in stream.cut(mask)]
         return Tokens(segments, torch.cat([piece.reshape(-1) for piece in pieces]))
 
@@ -182,8 +182,10 @@ class UnifiedBlock(nn.Module):
         return x if stream.padding is None else stream.padding.restore(x)
 
 
-def _everywhere(x: Tensor) -> Tensor:
-    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+def _valid(stream: Stream) -> Tensor:
+    """Which positions of a stream hold a token."""
+    valid, x = stream.valid, stream.x
+    return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if valid is None else valid
 
 
 class TwicePassed(BlockLayer):
