@@ -60,12 +60,16 @@ class SparseFeedForward(nn.Module):
         x_TD = x.reshape(-1, x.shape[-1])
         modality_T = tokens.modality_ids(self.modalities, x.device)
         routed: Routed = self.router(x_TD, modality_T, tokens.valid)
-        rows_ND = self.experts(routed.dispatch(x_TD), routed.tokens_per_expert)
+        shared: list[Tensor] = []
+
+        def run_shared() -> None:
+            if self.shared is not None:
+                shared.append(self.shared(x).y)
+
+        rows_ND = self.experts(routed.dispatch(x_TD), routed.tokens_per_expert, run_shared)
         sums = RouterSums.of(routed.said, modality_T, len(self.modalities), tokens.valid)
         y = routed.combine(rows_ND).view(x.shape)
-        if self.shared is not None:
-            y = y + self.shared(x).y
-        return FeedForwardOutput(y, sums.pack())
+        return FeedForwardOutput(y + shared[0] if shared else y, sums.pack())
 
 
 def served_shares(module: nn.Module) -> dict[int, float]:

@@ -98,10 +98,21 @@ class ProcessGroupExchange:
         """Row p goes to part p."""
         return trade_rows(counts_PE, None, None, self._group)
 
-    def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:  # noqa: N803
-        """``sent[p]`` rows go to part p; their gradients come back."""
-        traded: Tensor = _Trade.apply(rows_ND, list(sent), list(received), self._group)  # type: ignore[no-untyped-call]
-        return traded
+    def start_rows(
+        self,
+        rows_ND: Tensor,  # noqa: N803
+        sent: Sequence[int],
+        received: Sequence[int],
+    ) -> Callable[[], Tensor]:
+        """``sent[p]`` rows go to part p; their gradients come back, begun and awaited at the same two places."""
+        trade = _Trade(list(sent), list(received), self._group)
+        begun = _Begin.apply(rows_ND, trade)  # type: ignore[no-untyped-call]
+
+        def wait() -> Tensor:
+            arrived: Tensor = _Await.apply(begun, trade)  # type: ignore[no-untyped-call]
+            return arrived
+
+        return wait
 
     def join(self, tensor: Tensor) -> Tensor:
         """``[E / P, ...]`` of all parts as ``[E, ...]``."""
@@ -173,36 +184,93 @@ class _Fetch(torch.autograd.Function):
         return summed.to(gradient.dtype), None, None, None, None, None, None
 
 
-class _Trade(torch.autograd.Function):
-    """All-to-all whose backward is the all-to-all the other way."""
+class _Trade:
+    """An all-to-all of rows that is begun in one place and awaited in another; its gradient is one the other way.
+
+    Attributes:
+        sent: Rows that go to each part.
+        received: Rows that come from each.
+        group: The parts.
+        on_its_way: Waits for what was begun last, and returns it.
+    """
+
+    def __init__(self, sent: list[int], received: list[int], group: dist.ProcessGroup) -> None:
+        self.sent, self.received, self.group = sent, received, group
+        self.on_its_way: Callable[[], Tensor] | None = None
+
+    def begin(self, rows: Tensor, *, back: bool) -> None:
+        sent, received = (self.received, self.sent) if back else (self.sent, self.received)
+        self.on_its_way = start_rows(rows, sent, received, self.group)
+
+    def arrived(self) -> Tensor:
+        assert self.on_its_way is not None, "nothing was begun"
+        wait, self.on_its_way = self.on_its_way, None
+        return wait()
+
+
+class _Begin(torch.autograd.Function):
+    """Begins the exchange. Its result, an empty tensor, orders ``_Await`` behind it in the backward pass as well.
+
+    What is computed between the two runs while rows travel. In the backward pass too: autograd runs what came later in
+    the forward pass first, so that ``_Await`` begins, what lay between is computed, and ``_Begin`` waits.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return trade_rows(rows, sent, received, group)
+    def forward(ctx: Any, rows: Tensor, trade: _Trade) -> Tensor:
+        ctx.trade = trade
+        trade.begin(rows, back=False)
+        return rows.new_empty(0)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return trade_rows(gradients[0], ctx.received, ctx.sent, ctx.group), None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.trade.arrived(), None
+
+
+class _Await(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, begun: Tensor, trade: _Trade) -> Tensor:
+        ctx.trade = trade
+        return trade.arrived()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        ctx.trade.begin(gradients[0], back=True)
+        return gradients[0].new_empty(0), None
+
+
+def start_rows(
+    tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup | None
+) -> Callable[[], Tensor]:
+    """Begins an all-to-all of rows, without a gradient. Booleans are sent as bytes, which every backend supports.
+
+    Args:
+        tensor: Rows in the order of the replicas to which they go.
+        sent: How many go to each replica; None: equally many to each.
+        received: How many come from each; None as ``sent``.
+        group: The replicas.
+
+    Returns:
+        Waits, and returns the rows that came, in the order of the replicas.
+    """
+    source = tensor.detach().contiguous()
+    if source.dtype == torch.bool:
+        wait_for_bytes = start_rows(source.view(torch.uint8), sent, received, group)
+        return lambda: wait_for_bytes().view(torch.bool)
+    arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
+    work = dist.all_to_all_single(arrived, source, received, sent, group=group, async_op=True)
+
+    def wait() -> Tensor:
+        work.wait()
+        return arrived
+
+    return wait
 
 
 def trade_rows(
     tensor: Tensor, sent: list[int] | None, received: list[int] | None, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """An all-to-all of rows, without a gradient. Booleans are sent as bytes, which every backend supports.
-
-    Args:
-        tensor: Rows in the order of the replicas to which they go.
-        sent: How many go to each replica; None: equally many to each.
-        received: How many come from each, in whose order they are returned; None as ``sent``.
-        group: The replicas.
-    """
-    source = tensor.detach().contiguous()
-    if source.dtype == torch.bool:
-        return trade_rows(source.view(torch.uint8), sent, received, group).view(torch.bool)
-    arrived = source.new_empty((len(source) if received is None else sum(received), *source.shape[1:]))
-    dist.all_to_all_single(arrived, source, received, sent, group=group)
-    return arrived
+    """``start_rows``, awaited."""
+    return start_rows(tensor, sent, received, group)()
 
 
 def _all_gather(tensor: Tensor, group: dist.ProcessGroup | None) -> Tensor:

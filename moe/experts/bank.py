@@ -6,7 +6,7 @@ rows are sent to them and back.
 Shapes: E experts, D hidden size, F inner size, N rows in the experts' order, P parts of the bank.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -77,22 +77,31 @@ class ExpertBank(nn.Module):
         for parameter in self.parameters():
             parameter.data = parameter[self.own].clone()
 
-    def forward(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:
+    def forward(
+        self, rows_ND: Tensor, tokens_per_expert_E: Tensor, meanwhile: Callable[[], None] | None = None
+    ) -> Tensor:
         """Applies each expert to its rows; returns ``[N, D]`` in the dtype of the rows.
 
         Args:
             rows_ND: Rows expert by expert. Rows after those of the last expert belong to none and are not read.
             tokens_per_expert_E: int64, rows of each expert.
+            meanwhile: Called once: while rows travel to their experts, or after these where none travel.
         """
         if self.exchange is None:
-            return self._serve(rows_ND, tokens_per_expert_E)
+            served_ND = self._serve(rows_ND, tokens_per_expert_E)
+            if meanwhile is not None:
+                meanwhile()
+            return served_ND
         there_PE = tokens_per_expert_E.view(self.exchange.parts, -1)
         here_PE = self.exchange.trade_counts(there_PE)
         sent, received = torch.stack([there_PE.sum(1), here_PE.sum(1)]).tolist()  # the host waits once
-        arrived_ND = self.exchange.trade_rows(rows_ND[: sum(sent)], sent, received)
+        arrives = self.exchange.start_rows(rows_ND[: sum(sent)], sent, received)
+        if meanwhile is not None:
+            meanwhile()
         by_expert = _by_expert(here_PE, sum(received))
+        arrived_ND = arrives()
         made_ND = self._serve(dispatch(arrived_ND, by_expert), by_expert.tokens_per_expert_E)
-        back_ND = self.exchange.trade_rows(combine(made_ND, None, by_expert), received, sent)
+        back_ND = self.exchange.start_rows(combine(made_ND, None, by_expert), received, sent)()
         return F.pad(back_ND, (0, 0, 0, len(rows_ND) - len(back_ND)))
 
     def _serve(self, rows_ND: Tensor, tokens_per_expert_E: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 Shapes: P parts, one on each process of an expert-parallel group; E experts in all, E / P of each part.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -23,11 +23,12 @@ class ExpertExchange(Protocol):
     def trade_counts(self, counts_PE: Tensor) -> Tensor:
         """Sends row p, int64 ``[E / P]``, to part p. Returns what all parts sent here, ``[P, E / P]``."""
 
-    def trade_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
-        """Sends the first ``sent[0]`` rows to part 0, the next ``sent[1]`` to part 1 and so on.
+    def start_rows(self, rows_ND: Tensor, sent: Sequence[int], received: Sequence[int]) -> Callable[[], Tensor]:
+        """Begins to send the first ``sent[0]`` rows to part 0, the next ``sent[1]`` to part 1 and so on.
 
         Returns:
-            The received rows, ``received[p]`` of part p, parts in their order. Gradients are sent back in the same way.
+            Waits for the received rows and returns them, ``received[p]`` of part p, parts in their order. It is called
+            once. Gradients are sent back in the same way.
         """
 
     def join(self, tensor: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """Experts that are split over processes: their checkpoints, and the layouts that can resume from them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import real_chain as real
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from engine.errors import PlanError
@@ -17,9 +21,11 @@ from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
 from engine.hosts.shards import SavedTensors
 from engine.hosts.zero.host import ZeroHost
-from engine.processes.collectives import make_gather
+from engine.processes.collectives import ProcessGroupExchange, make_gather
 from engine.step.optimizer import OptimizerConfig
 from moe.experts.bank import ExpertBank
+from moe.sparse import SparseFeedForward
+from moe.tokens import Segment, Tokens
 
 STEPS, SAVED, JOINED = 5, 3, 8
 CONFIG = OptimizerConfig(lr=3e-3, eps=1e-3, weight_decay=0.1, gradient_clipping=0.5, schedule="linear")
@@ -172,3 +178,72 @@ def test_what_cannot_be_cut_is_refused(run_distributed: Any) -> None:
         "parallel.expert_parallel_size: got 2 for a model without sparse experts; allowed is 1; change it, or "
         "model.ffn",
     ]
+
+
+def note_the_order() -> dict[str, Any]:
+    """Worker: what a layer with a shared expert did in both passes, in order, and what came out."""
+    torch.manual_seed(0)
+    whole = SparseFeedForward(real.FILLINGS["limoe"], 16, 32, ("text",))
+    halved = deepcopy(whole)
+    halved.experts.cut(ProcessGroupExchange(dist.group.WORLD))
+    x = torch.randn(2, 6, 16)[[dist.get_rank()]].requires_grad_()
+    out: dict[str, Any] = {}
+    for name, layer in (("whole", whole), ("cut", halved)):
+        events: list[str] = []
+        with noted_exchanges(events), noted_runs(layer.shared, events):
+            y = layer(x, Tokens((Segment("text", 6),))).y
+            events.append("backward")
+            (gradient,) = torch.autograd.grad(y.square().sum(), x)
+        out[name] = {"events": events, "y": y.detach(), "gradient": gradient}
+    return out
+
+
+@contextmanager
+def noted_exchanges(events: list[str]) -> Iterator[None]:
+    """Notes when an exchange of rows begins and when it is waited for."""
+    exchange = dist.all_to_all_single
+
+    class Noted:
+        def __init__(self, work: Any) -> None:
+            self.work = work
+
+        def wait(self) -> None:
+            events.append("awaited")
+            self.work.wait()
+
+    def noted(arrived: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        work = exchange(arrived, *arguments, **options)
+        if not arrived.is_floating_point():  # numbers of rows
+            return work
+        events.append("begun")
+        return Noted(work)
+
+    dist.all_to_all_single = noted
+    try:
+        yield
+    finally:
+        dist.all_to_all_single = exchange
+
+
+@contextmanager
+def noted_runs(module: torch.nn.Module, events: list[str]) -> Iterator[None]:
+    """Notes when a module has run, in the forward and in the backward pass."""
+    hooks = [
+        module.register_forward_hook(lambda *_: events.append("shared")),
+        module.fc2.register_full_backward_hook(lambda *_: events.append("shared")),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def test_shared_experts_run_while_rows_travel(run_distributed: Any) -> None:
+    for rank in run_distributed(note_the_order, processes=2):
+        whole, cut_up = rank["whole"], rank["cut"]
+        torch.testing.assert_close(cut_up["y"], whole["y"], rtol=0, atol=1e-6)
+        torch.testing.assert_close(cut_up["gradient"], whole["gradient"], rtol=0, atol=1e-6)
+        there_and_back = ["begun", "shared", "awaited", "begun", "awaited"]
+        assert whole["events"] == ["shared", "backward", "shared"]
+        assert cut_up["events"] == [*there_and_back, "backward", "begun", "awaited", "begun", "shared", "awaited"]
