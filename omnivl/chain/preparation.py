@@ -29,6 +29,17 @@ def asked_fields(objectives: Sequence[Objective], kind: DataKind, entry: str) ->
     return asked
 
 
+def join_draws(*draws: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All of them in one; an error where two have one name, since the later would silently replace the earlier."""
+    joined: dict[str, Tensor] = {}
+    for draw in draws:
+        double = sorted(joined.keys() & draw.keys())
+        if double:
+            raise ValueError(f"{double[0]} is drawn twice: each draw of an objective needs a name of its own")
+        joined |= draw
+    return joined
+
+
 @dataclass(frozen=True)
 class Preparation:
     """Draws the inputs of all objectives that act on a batch. Picklable, so that data workers can have it.
@@ -64,9 +75,9 @@ class Preparation:
             tubelet_size=self.sizes.tubelet_size if is_video(batch.kind) else 1,
             readers=self.readers,
         )
-        prepared: dict[str, Tensor] = {}
+        draws: list[Mapping[str, Tensor]] = []
         for objective in self.objectives:
             if objective.acts_on(entry) and objective.demands(batch.kind, batch.size) is not None:
-                prepared.update(objective.prepare(batch, context))
-                prepared[f"weight/{objective.key}"] = torch.tensor(objective.weight_at(step), dtype=torch.float32)
-        return prepared
+                weight = torch.tensor(objective.weight_at(step), dtype=torch.float32)
+                draws += [objective.prepare(batch, context), {f"weight/{objective.key}": weight}]
+        return join_draws(*draws)

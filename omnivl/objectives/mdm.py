@@ -14,6 +14,7 @@ from omnivl.chain.demands import VOCABULARY, Demands, Join
 from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.positions import chosen_of, prepared_targets
+from omnivl.chain.preparation import join_draws
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
@@ -125,12 +126,15 @@ class MDM(Objective):
         image, text, pair = self.parts
         if batch.kind == "text":
             return self._hide_tokens(text, self.text_probability, batch, context)
-        prepared = self._hide_patches(image, batch, context)
+        alone = self._hide_patches(image, batch, context)
         if is_label(batch.kind) or not has_text(batch.kind):
-            return prepared
-        prepared |= self._hide_patches(pair, batch, context)
-        prepared |= self._hide_tokens(text, self.text_probability, batch, context)
-        return prepared | self._hide_tokens(pair, self.pair_text_probability, batch, context)
+            return alone
+        return join_draws(
+            alone,
+            self._hide_patches(pair, batch, context),
+            self._hide_tokens(text, self.text_probability, batch, context),
+            self._hide_tokens(pair, self.pair_text_probability, batch, context),
+        )
 
     def _hide_patches(self, segment: str, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
         streams, options = context.streams(f"{segment}/mask"), (self.image_probability, self.min_block)

@@ -10,7 +10,7 @@ import torch
 from omnivl.architectures import OmniVL
 from omnivl.architectures.build import build_chain
 from omnivl.chain.layout import plan_layout
-from omnivl.chain.preparation import Preparation, asked_fields
+from omnivl.chain.preparation import Preparation, asked_fields, join_draws
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, DataKind, has_text, has_visual, is_label, is_video, visual_of
 from omnivl.data.collate import Collator
@@ -102,3 +102,25 @@ def test_fields_are_asked_for_where_an_objective_acts():
     assert asked_fields(objectives, "image_text", "boxes") == {"region": Field("boxes")}
     assert asked_fields(objectives, "image_text", "other") == {}
     assert asked_fields(objectives, "video_text", "boxes") == {}
+
+
+class Twice(MRM):
+    """Draws what another objective draws, under the same name."""
+
+    @property
+    def key(self) -> str:
+        return "again"
+
+    def prepare(self, batch, context):
+        return {name.replace("again/", "mrm/"): drawn for name, drawn in super().prepare(batch, context).items()}
+
+
+def test_two_draws_of_one_name_are_refused():
+    one, other = torch.zeros(1), torch.ones(1)
+    assert join_draws({"a/rows": one}, {"a/mask": other}) == {"a/rows": one, "a/mask": other}
+    pictures = np.zeros((1, 8, 8, 3), dtype=np.uint8)
+    prepare = Preparation((MRM(), Twice()), TOKENS, CONFIG.inputs, seed=0)
+    with pytest.raises(ValueError, match=r"mrm/.* is drawn twice: each draw of an objective needs a name of its own"):
+        Collator(CONFIG.inputs, LengthTokenizer(), prepare).collate(
+            [Example(pictures, None, 0, -1, 0, "s:k", {})], "image", "entry", 0
+        )
