@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from engine.estimate.hardware import HardwareConfig, LinkConfig, RateConfig
 from engine.estimate.operations import OperationCounter
 from engine.plan.yaml import write_yaml
+from engine.processes import ranks
 from engine.processes.collectives import all_gather_rows, reduce_scatter_rows
 from engine.telemetry.environment import describe_environment, memory_bytes
 from engine.telemetry.peak import measured_peak
@@ -27,19 +28,23 @@ _MESSAGES = (1024, 32 * 2**20)  # bytes of a small and a large message
 
 
 def measure_hardware(device: torch.device, *, local_processes: int, seconds: float = 0.5) -> HardwareConfig:
-    """Measures what one process has. Called by all processes of a machine; one alone has no links.
+    """Measures what one process has. Called by all processes of all machines; one alone has no links.
 
     Args:
         device: Where this process computes.
         local_processes: Processes on this machine.
         seconds: How long each figure may take.
+
+    Returns:
+        The profile. Where machines have different numbers of processes, it takes each process for a machine.
     """
+    per_machine = _per_machine(local_processes)
     peaks = {name: _mean(measured_peak(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
     products = {name: _mean(_product_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
     attention = {name: _mean(_attention_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
     bandwidth = _mean(_stream_rate(device, seconds), device)
     between = _mean(_layer_rate(device, seconds), device)
-    link = _link(device, local_processes, seconds)
+    within, across = _links(device, per_machine, seconds)
     memory = memory_bytes()
     is_gpu = device.type == "cuda"
     return HardwareConfig(
@@ -52,9 +57,9 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
         memory_gigabytes_per_second=bandwidth / 1e9,
         memory_share=between / bandwidth,
         operation_seconds=_mean(_start_seconds(device, seconds), device),
-        processes_per_node=local_processes,
-        within_node=link,
-        between_nodes=link,
+        processes_per_node=per_machine,
+        within_node=within,
+        between_nodes=across,
         overlaps=is_gpu,
         host_memory_gib=memory / 2**30,
         host_gigabytes_per_second=_mean(_host_rate(device, seconds) if is_gpu else bandwidth, device) / 1e9,
@@ -152,18 +157,62 @@ def _host_rate(device: torch.device, seconds: float) -> float:
     return source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
 
 
-def _link(device: torch.device, processes: int, seconds: float) -> LinkConfig:
-    """A link, from the times of collectives: the bandwidth follows from the extra time of the large message."""
-    if processes == 1 or not dist.is_initialized():
-        return LinkConfig(1.0, 1.0, 0.0)
+def _per_machine(local_processes: int) -> int:
+    """Processes on each machine, the same on every process: 1 where machines differ."""
+    everywhere = set(ranks.gather(local_processes, int))
+    return local_processes if len(everywhere) == 1 and ranks.world_size() % local_processes == 0 else 1
+
+
+def _links(device: torch.device, per_machine: int, seconds: float) -> tuple[LinkConfig, LinkConfig]:
+    """The links within a machine and between machines; where all processes are of one kind, both are the same.
+
+    Between machines, all processes of a machine send at the same time, each to its like on the others: so each has its
+    share of the port.
+    """
+    processes = ranks.world_size()
+    if processes == 1:
+        alone = LinkConfig(1.0, 1.0, 0.0)
+        return alone, alone
+    if per_machine in (1, processes):
+        link = _link(device, range(processes), seconds)
+        return link, link
+    starts = range(0, processes, per_machine)
+    machines = [range(start, start + per_machine) for start in starts]
+    likes = [range(index, processes, per_machine) for index in range(per_machine)]
+    within, across = (_in_groups(device, groups, seconds) for groups in (machines, likes))
+    return within, across
+
+
+def _in_groups(device: torch.device, groups: Sequence[range], seconds: float) -> LinkConfig:
+    """The link of groups that send at the same time, as a mean over all of them."""
+    made = [(members, dist.new_group(list(members))) for members in groups]
+    members, group = next(one for one in made if ranks.rank() in one[0])
+    link = _link(device, members, seconds, group)
+    dist.destroy_process_group(group)
+    return link
+
+
+def _link(device: torch.device, members: range, seconds: float, group: dist.ProcessGroup | None = None) -> LinkConfig:
+    """A link, from the times of collectives: the bandwidth follows from the extra time of the large message.
+
+    Args:
+        device: Where this process computes.
+        members: Ranks of the group's processes.
+        seconds: How long each figure may take.
+        group: Those processes; None for all.
+    """
+    processes = len(members)
 
     def gather(tensor: Tensor) -> None:
-        all_gather_rows(tensor, tensor.chunk(processes)[dist.get_rank()].clone())
+        all_gather_rows(tensor, tensor.chunk(processes)[members.index(ranks.rank())].clone(), group=group)
 
     def scatter(tensor: Tensor) -> None:
-        reduce_scatter_rows(torch.empty_like(tensor.chunk(processes)[0]), tensor)
+        reduce_scatter_rows(torch.empty_like(tensor.chunk(processes)[0]), tensor, group=group)
 
-    latency, reduced = _collective(lambda tensor: dist.all_reduce(tensor), device, processes, seconds)
+    def reduce(tensor: Tensor) -> None:
+        dist.all_reduce(tensor, group=group)
+
+    latency, reduced = _collective(reduce, device, processes, seconds)
     rates = [_collective(action, device, processes, seconds)[1] for action in (gather, scatter)]
     # A sum is a gather behind a scatter, and sends twice as much.
     shares = [rate / (2 * reduced) for rate in rates]

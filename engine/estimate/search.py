@@ -7,6 +7,7 @@ what is recomputed (the plan's, nothing, whole blocks), with rows joined over al
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -17,6 +18,7 @@ from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
 from engine.plan.parallel import Offload, ParallelConfig
 from engine.plan.plan import SHARED_SECTIONS, StagePlan
+from moe.ranges import AUTO
 from omnivl.architectures.build import outline
 from omnivl.chain.chain import Chain
 from omnivl.data.tokenizer import Tokenizer
@@ -66,6 +68,7 @@ def search_layouts(
     decoded_images_per_second: float | None = None,
     words: int | None = None,
     recomputed: Sequence[Recompute] = _RECOMPUTED,
+    allowed: Callable[[StagePlan], bool] = lambda candidate: True,
     progress: Callable[[str], object] = lambda layout: None,
 ) -> Found:
     """Estimates all layouts that the hosts allow.
@@ -74,11 +77,13 @@ def search_layouts(
         stage: Model, objectives, samples of a step.
         tokenizer: The plan's.
         cluster: Where.
-        micro_batches: Number of micro-batch sizes to try: the plan's, and powers of two around it.
+        micro_batches: Number of micro-batch sizes to try: the plan's, and powers of two around it. A pipeline is also
+            tried with the size at which its fewer replicas hold as many samples together.
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: See ``estimate_stage``.
         words: Likewise.
         recomputed: What else is recomputed besides what the stage says.
+        allowed: Whether a layout is tried.
         progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
@@ -86,15 +91,22 @@ def search_layouts(
     chains: dict[tuple[int, Recompute, bool], Chain] = {}
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
-    sizes = _sizes(stage.batch.micro_batch_size_per_gpu, samples // cluster.processes, micro_batches)
+    planned, tried = stage.batch.micro_batch_size_per_gpu, list(layouts(stage, cluster))
+    sizes = _sizes(planned, samples // cluster.processes, micro_batches)
+    joined = {planned * cluster.processes // parallel.replicas(cluster.processes) for parallel in tried}
     modes = dict.fromkeys((*stage.model.recomputed, *recomputed))
-    for size, mode, parallel in itertools.product(sizes, modes, layouts(stage, cluster)):
-        accumulation, rest = divmod(samples, size * parallel.replicas(cluster.processes))
-        if rest or accumulation == 0:
+    for size, mode, parallel in itertools.product(sorted({*sizes, *joined}), modes, tried):
+        replicas = parallel.replicas(cluster.processes)
+        accumulation, rest = divmod(samples, size * replicas)
+        if rest or accumulation == 0 or (size not in sizes and size * replicas != planned * cluster.processes):
+            continue
+        if size != planned and any(any(one.misfits(stage.model.inputs, size)) for one in stage.objectives):
             continue
         batch = replace(stage.batch, micro_batch_size_per_gpu=size, gradient_accumulation_steps=accumulation)
         model = stage.model.recomputing(mode)
         candidate = replace(stage, parallel=parallel, batch=batch, model=model)
+        if not allowed(candidate):
+            continue
         counted = size, mode, candidate.contrasts_step
         if counted not in works:
             progress(f"a micro-batch of {size}, recomputed: {mode}")
@@ -113,21 +125,28 @@ def search_layouts(
         except PlanError:  # experts cannot be split, or layers cut, like this
             continue
         (fitting if found.fits else others).append(found)
-    fitting.sort(key=lambda one: one.seconds)
+    fitting.sort(key=lambda one: (one.seconds, one.step.seconds))  # a slow loader makes all of them equally slow
     return Found(tuple(fitting), len(others), min(others, key=lambda one: one.memory.peak, default=None))
 
 
 def choose_layout(
-    stage: StagePlan, tokenizer: Tokenizer, cluster: Cluster, *, micro_batches: int = 3, words: int | None = None
+    stage: StagePlan,
+    tokenizer: Tokenizer,
+    cluster: Cluster,
+    *,
+    micro_batches: int = 3,
+    progress: Callable[[str], object] = lambda layout: None,
 ) -> tuple[StageEstimate, str]:
     """The layout of a stage whose host is ``auto``: the fastest that fits and compares as many samples as planned.
+
+    Recomputation stays as the plan says. What the loader takes is left out: it is the same for every layout.
 
     Args:
         stage: What is planned.
         tokenizer: The plan's.
         cluster: Where.
         micro_batches: See ``search_layouts``.
-        words: Likewise.
+        progress: Likewise.
 
     Returns:
         The layout, and why: its figures and those of the best one with another host.
@@ -136,25 +155,33 @@ def choose_layout(
         PlanError: None fits.
     """
     planned = replace(stage, parallel=replace(stage.parallel, host="zero"))
-    found = search_layouts(planned, tokenizer, cluster, micro_batches=micro_batches, words=words, recomputed=())
     experts, joined = planned.parallel.expert_parallel_size, planned.batch.micro_batch_size_per_gpu * cluster.processes
     accumulated = replace(planned, batch=replace(planned.batch, gradient_accumulation_steps=2))
     within = accumulated.compared_within_a_micro_batch
 
-    def allowed(one: StageEstimate) -> bool:
-        parallel, batch = one.stage.parallel, one.stage.batch
-        same = batch.micro_batch_size_per_gpu * parallel.replicas(cluster.processes) == joined
-        return (same or not within) and (experts == "auto" or parallel.expert_parallel_size in (experts, 1))
+    def allowed(one: StagePlan) -> bool:
+        same = one.batch.micro_batch_size_per_gpu * one.parallel.replicas(cluster.processes) == joined
+        return (same or not within) and experts in (AUTO, one.parallel.expert_parallel_size)
 
-    ranked = [one for one in found.ranked if allowed(one)]
+    found = search_layouts(
+        planned,
+        tokenizer,
+        cluster,
+        micro_batches=micro_batches,
+        recomputed=(),
+        allowed=allowed,
+        progress=progress,
+    )
+    ranked = sorted(found.ranked, key=lambda one: one.step.seconds)
     if not ranked:
         least = found.smallest
         needs = "" if least is None else f"; the smallest needs {least.memory.peak / 2**30:.1f} GiB"
         raise PlanError(
             [
                 f"stages.{stage.name}.parallel: got 'auto'; allowed is a layout that fits {cluster.processes} "
-                f"{cluster.hardware.name} of {cluster.hardware.memory_gib:.0f} GiB, and of {found.too_large} none "
-                f"does{needs}; take more devices, a smaller micro-batch, or model.recompute: block"
+                f"{cluster.hardware.name} of {cluster.hardware.memory_gib:.0f} GiB, and of {found.too_large} that "
+                f"leave what is compared as it is none does{needs}; take more devices, a smaller micro-batch, or "
+                "model.recompute: block"
             ]
         )
     best = ranked[0]
@@ -166,14 +193,15 @@ def choose_layout(
 
 
 def _figures(one: StageEstimate) -> str:
-    return f"{one.seconds:.3g} s a step and {one.memory.peak / 2**30:.2g} GiB"
+    return f"{one.step.seconds:.3g} s a step and {one.memory.peak / 2**30:.2g} GiB"
 
 
 def layouts(stage: StagePlan, cluster: Cluster) -> Iterator[ParallelConfig]:
     """Every layout of the hosts on so many processes, whether or not it fits."""
     base, processes, seen = stage.parallel, cluster.processes, set[tuple[object, ...]]()
     most = max((ffn.num_experts for ffn in stage.model.sparse.values()), default=1)
-    experts = [size for size in _powers(processes) if size <= most]
+    given = [size for size in (base.expert_parallel_size,) if isinstance(size, int) and processes % size == 0]
+    experts = [size for size in sorted({*_powers(processes), *given}) if size <= most]
     passes = len(outline(stage.model).passes)
     stages = [size for size in _powers(processes) if 1 < size <= passes]
     piped = replace(base, host="pipeline", zero_stage=1, offload="none", pipeline_profile=None)
@@ -201,8 +229,9 @@ def layout_name(figures: StageEstimate) -> str:
     parallel, batch = figures.stage.parallel, figures.stage.batch
     words = {
         "plain": "plain",
+        "zero": f"ZeRO-{parallel.zero_stage}",
         "pipeline": f"pipeline of {parallel.pipeline_stages}, ZeRO-{parallel.zero_stage}",
-    }.get(parallel.host, f"ZeRO-{parallel.zero_stage}")
+    }[parallel.host]
     words += f", experts over {figures.expert_parallel}" if figures.expert_parallel > 1 else ""
     words += f", {parallel.offload} offloaded" if parallel.offload != "none" else ""
     recomputed = " and ".join(figures.stage.model.recomputed)
@@ -226,6 +255,10 @@ def _powers(limit: int) -> list[int]:
 
 
 def _sizes(planned: int, most: int, count: int) -> list[int]:
-    """The planned micro-batch and the powers of two nearest to it, none above a process' samples of a step."""
-    near = sorted((size for size in _MICRO_BATCHES if size != planned and size <= most), key=lambda s: abs(s - planned))
+    """The planned micro-batch and the powers of two nearest to it by ratio, the larger first among equals.
+
+    None is above a process' samples of a step.
+    """
+    others = (size for size in _MICRO_BATCHES if size != planned and size <= most)
+    near = sorted(others, key=lambda size: (abs(math.log2(size / planned)), -size))
     return sorted([planned, *near[: max(0, count - 1)]])

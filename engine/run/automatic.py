@@ -13,6 +13,8 @@ from engine.estimate.traffic import Cluster
 from engine.plan.plan import Plan, StagePlan
 from engine.processes import ranks
 from engine.processes.process_group import local_processes
+from engine.run.earlier import Earlier, Start
+from engine.telemetry.console import PlainConsole, plain_text
 from moe.ranges import AUTO
 from omnivl.data.tokenizer import load_tokenizer
 
@@ -29,18 +31,13 @@ Choice = dict[str, dict[str, Any]]
 """Values of those fields."""
 
 
-def leaves_open(plan: Plan) -> bool:
-    """Whether the layout of a stage has to be chosen."""
-    return any(stage.parallel.host == AUTO for stage in plan.stages)
-
-
-def with_layouts(plan: Plan, earlier: Plan | None, device: torch.device) -> tuple[Plan, list[str]]:
+def with_layouts(plan: Plan, earlier: Earlier, start: Start, device: torch.device) -> tuple[Plan, list[str]]:
     """The plan with a layout for every stage that leaves it open. Called by every process.
 
     Args:
         plan: Without ``auto`` as a precision.
-        earlier: That of the run's earlier start, on rank 0: a stage keeps its layout where as many processes take the
-            same samples. None: it has none, or nothing stays of it.
+        earlier: The run's earlier start, which rank 0 alone reads. On as many processes, its stages keep their layouts.
+        start: What is deleted of it.
         device: Where this process computes.
 
     Returns:
@@ -48,46 +45,51 @@ def with_layouts(plan: Plan, earlier: Plan | None, device: torch.device) -> tupl
 
     Raises:
         PlanError: No layout of a stage fits.
+        RunFileError: The earlier start's plan cannot be read.
     """
-    if not leaves_open(plan):
+    due = [stage for stage in plan.stages if stage.parallel.host == AUTO]
+    if not due:
         return plan, []
-    local = local_processes()
-    hardware = measure_hardware(device, local_processes=local, seconds=_SECONDS)
-    text = ranks.on_first(
-        lambda: _chosen(plan, earlier, Cluster(hardware, -(-ranks.world_size() // local), local)), str
-    )
-    told: dict[str, tuple[Choice, str]] = json.loads(text)
-    stages = tuple(_with(stage, told[stage.name][0]) if stage.name in told else stage for stage in plan.stages)
-    first = next(stage for stage in stages if stage.name in told)
+    choices: dict[str, Choice] = json.loads(ranks.on_first(lambda: json.dumps(_kept(due, earlier, start)), str))
+    notes = [f"stage {name}: parallel: auto takes what the run began with" for name in choices]
+    due = [stage for stage in due if stage.name not in choices]
+    if due:
+        hardware = measure_hardware(device, local_processes=local_processes(), seconds=_SECONDS)
+        cluster = Cluster(hardware, ranks.world_size() // hardware.processes_per_node, hardware.processes_per_node)
+        found: dict[str, Any] = json.loads(ranks.on_first(lambda: _chosen(due, plan.tokenizer, cluster), str))
+        choices |= {name: choice for name, (choice, _) in found.items()}
+        notes += [f"stage {name}: parallel: auto takes {why}" for name, (_, why) in found.items()]
+    stages = tuple(_with(stage, choices[stage.name]) if stage.name in choices else stage for stage in plan.stages)
+    first = next(stage for stage in stages if stage.name in choices)
     shared = replace(plan.parallel, **_values(first)["parallel"]) if plan.parallel.host == AUTO else plan.parallel
-    notes = [f"stage {name}: parallel: auto takes {why}" for name, (_, why) in told.items()]
     return replace(plan, parallel=shared, stages=stages), notes
 
 
-def _chosen(plan: Plan, earlier: Plan | None, cluster: Cluster) -> str:
+def _kept(stages: Sequence[StagePlan], earlier: Earlier, start: Start) -> dict[str, Choice]:
+    """The layouts that stages have had, where as many processes take the same samples now."""
+    processes = ranks.world_size()
+    if start.anew or earlier.plan is None or earlier.processes != processes:
+        return {}
+    had = {one.name: one for one in earlier.plan.stages if one.parallel.host != AUTO}
+    return {
+        stage.name: _values(had[stage.name])
+        for stage in stages
+        if stage.name in had and had[stage.name].samples_per_step(processes) == stage.samples_per_step(processes)
+    }
+
+
+def _chosen(stages: Sequence[StagePlan], tokenizer: str, cluster: Cluster) -> str:
     """The choices by stage, each with what to say about it, as JSON."""
-    tokenizer, found = load_tokenizer(plan.tokenizer), dict[str, tuple[Choice, str]]()
-    for stage in plan.stages:
-        if stage.parallel.host != AUTO:
-            continue
-        kept = _kept(stage, () if earlier is None else earlier.stages, cluster.processes)
-        if kept is not None:
-            found[stage.name] = _values(kept), "what the run began with"
-            continue
-        best, why = choose_layout(stage, tokenizer, cluster)
+    words, found = load_tokenizer(tokenizer), dict[str, tuple[Choice, str]]()
+    console = PlainConsole()
+    for stage in stages:
+
+        def tell(what: str, name: str = stage.name) -> None:
+            console.print(plain_text(f"stage {name}: parallel: auto: the work of {what} is counted"), soft_wrap=True)
+
+        best, why = choose_layout(stage, words, cluster, progress=tell)
         found[stage.name] = _values(best.stage), f"{layout_name(best)}: {why}"
     return json.dumps(found)
-
-
-def _kept(stage: StagePlan, earlier: Sequence[StagePlan], processes: int) -> StagePlan | None:
-    """The stage with the layout that it has had, if that takes the same samples on so many processes."""
-    before = next((one for one in earlier if one.name == stage.name), None)
-    if before is None or before.parallel.host == AUTO:
-        return None
-    own = _with(stage, _values(before))
-    whole = own.parallel.host != "pipeline" or processes % own.parallel.pipeline_stages == 0
-    same = own.samples_per_step(processes) == stage.samples_per_step(processes)
-    return own if whole and same else None
 
 
 def _values(stage: StagePlan) -> Choice:

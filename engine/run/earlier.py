@@ -12,7 +12,7 @@ from engine.plan.parallel import Precision
 from engine.plan.parse import parse_plan
 from engine.plan.plan import Plan, StagePlan
 from engine.plan.yaml import read_yaml
-from engine.processes.files import read_whole
+from engine.processes.files import read_json, read_whole
 from engine.run.amendment import Change, consequences, take_over
 from omnivl.errors import reason_of
 
@@ -69,6 +69,12 @@ class Earlier:
             return parse_plan(self._text, str(self._run.plan))
         except PlanError:
             return None
+
+    @property
+    def processes(self) -> int | None:
+        """On how many processes it was started last; None where nothing says so."""
+        path = self._run.environment
+        return read_json(path, dict, "remove it").get("processes") if path.is_file() else None
 
     @cached_property
     def _text(self) -> str | None:

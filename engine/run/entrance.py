@@ -65,7 +65,7 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
     """
     earlier = Earlier(run)  # rank 0 alone reads it
     plan, chosen = _choose_precision(plan, earlier, options, device)
-    plan, taken = with_layouts(plan, None if ranks.rank() or options.start.anew else earlier.plan, device)
+    plan, taken = with_layouts(plan, earlier, options.start, device)
     kept = ranks.on_first(functools.partial(earlier.kept_steps, plan, options.start), dict[str, int])
     notes = [] if chosen is None else [f"parallel.precision: auto takes {chosen}, which this machine multiplies faster"]
     notes += [*taken, *warnings_of(plan), *_epoch_notes(plan, kept)]

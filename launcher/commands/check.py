@@ -28,6 +28,7 @@ from engine.step.optimizer import muon_parameters
 from launcher.commands.check_tables import print_summary
 from launcher.commands.consent import AllowCommands
 from launcher.commands.look import Offline, look_from_here, told
+from moe.ranges import AUTO
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import pass_label
 from omnivl.data.config import LoaderConfig
@@ -238,6 +239,8 @@ def count_parameters(stage: StagePlan, tokens: SpecialTokens) -> dict[str, int]:
 
 def _host(stage: StagePlan) -> str:
     parallel = stage.parallel
+    if parallel.host == AUTO:
+        return "auto: chosen when the run starts, and with it the micro-batch"
     name = f"zero-{parallel.zero_stage}" if parallel.host == "zero" else parallel.host
     if parallel.host == "pipeline":
         return f"pipeline of {parallel.pipeline_stages} stages, zero-{parallel.zero_stage}"

@@ -13,7 +13,8 @@ from engine.estimate.search import choose_layout, layouts, search_layouts
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
-from omnivl.data.tokenizer import load_tokenizer
+from engine.plan.plan import StagePlan
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 FEW = ["model.vision_layers=2", "model.text_layers=1", "model.alignment_layers=1", "model.generation_layers=1"]
@@ -46,11 +47,19 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     told: list[str] = []
     h100 = load_hardware("h100")
     found = search_layouts(stage, tokenizer, Cluster(h100, 1, 4), micro_batches=2, progress=told.append)
-    assert told == [f"a micro-batch of {size}, recomputed: {mode}" for size in (2, 4) for mode in ("none", "block")]
+    assert told == [
+        f"a micro-batch of {size}, recomputed: {mode}" for size in (2, 4, 8, 16) for mode in ("none", "block")
+    ]
     assert {one.samples for one in found.ranked} == {16} and found.too_large == 0
     times = [one.step.seconds for one in found.ranked]
     assert times == sorted(times) and len(times) > 8
-    assert {one.stage.batch.micro_batch_size_per_gpu for one in found.ranked} == {2, 4}
+    assert {one.stage.batch.micro_batch_size_per_gpu for one in found.ranked} == {2, 4, 8, 16}
+    # With more than was asked for, the fewer replicas of a pipeline hold 16 samples together, as planned.
+    assert {
+        (one.stage.parallel.pipeline_stages, one.stage.batch.micro_batch_size_per_gpu)
+        for one in found.ranked
+        if one.stage.batch.micro_batch_size_per_gpu > 4
+    } == {(2, 8), (4, 16)}
     plain = {
         one.stage.model.recompute: one
         for one in found.ranked
@@ -59,7 +68,7 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     assert plain["block"].memory.activations < plain["none"].memory.activations
     assert plain["block"].step.seconds > plain["none"].step.seconds
     assert found.work_of(stage, Cluster(h100, 1, 4)) == model_work(stage, tokenizer, 4, torch.device("meta"))
-    larger = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=8))
+    larger = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=32))
     piped = replace(stage, parallel=replace(stage.parallel, host="pipeline", pipeline_stages=2))
     assert found.work_of(larger, Cluster(h100, 1, 4)) is None and found.work_of(piped, Cluster(h100, 1, 4)) is None
     tiny = replace(h100, memory_gib=1e-3)
@@ -81,23 +90,54 @@ def test_a_layout_is_chosen_by_time_among_those_that_fit() -> None:
         if one.stage.batch.micro_batch_size_per_gpu * one.stage.parallel.replicas(4) == 16
         and one.stage.batch.gradient_accumulation_steps == 1
     ]
-    assert best.seconds == min(one.seconds for one in joined)
+    assert {one.stage.parallel.host for one in joined} == {"plain", "zero", "pipeline"}
+    assert best.step.seconds == min(one.step.seconds for one in joined)
     assert best.stage.samples_per_step(4) == 16
-    assert f"{best.seconds:.3g} s a step" in why
-    # Less memory than the fastest needs.
-    smaller = replace(h100, memory_gib=best.memory.peak / 2**30)  # of which some stays free
+    assert f"{best.step.seconds:.3g} s a step" in why
+    # Only the smallest fits: some memory stays free.
+    least = min(joined, key=lambda one: one.memory.peak)
+    smaller = replace(h100, memory_gib=1.1 * least.memory.peak / 2**30)
     tight, why = choose_layout(stage, tokenizer, Cluster(smaller, 1, 4))
     assert tight.fits
-    assert tight.memory.peak < best.memory.peak
+    assert tight.memory.peak == least.memory.peak
     assert "others need more memory" in why
     with pytest.raises(PlanError, match=r"stages.spatial.parallel: got 'auto'; allowed is a layout that fits 4 .*GiB"):
         choose_layout(stage, tokenizer, Cluster(replace(h100, memory_gib=1e-3), 1, 4))
 
 
-def test_objectives_that_compare_nothing_leave_the_micro_batch_open() -> None:
-    overrides = ["parallel=auto", "batch.micro_batch_size_per_gpu=2", "batch.gradient_accumulation_steps=4"]
-    plan = load_plan(PLANS / "beit3_tiny.yaml", overrides, 2)
-    stage, tokenizer = plan.stage("masked"), load_tokenizer(plan.tokenizer)
-    best, _ = choose_layout(stage, tokenizer, Cluster(load_hardware("h100"), 1, 2), micro_batches=4)
-    assert best.stage.samples_per_step(2) == 16
-    assert best.stage.batch.micro_batch_size_per_gpu > 2  # fewer and larger ones take less time
+def masked(size: int, accumulation: int, *more: str) -> tuple[StagePlan, Tokenizer]:
+    batch = [f"batch.micro_batch_size_per_gpu={size}", f"batch.gradient_accumulation_steps={accumulation}"]
+    plan = load_plan(PLANS / "beit3_tiny.yaml", ["parallel=auto", *batch, *more], 2)
+    return plan.stage("masked"), load_tokenizer(plan.tokenizer)
+
+
+@pytest.mark.parametrize(("size", "accumulation"), [(2, 4), (4, 4), (32, 4)])
+def test_objectives_that_compare_nothing_leave_the_micro_batch_open(size: int, accumulation: int) -> None:
+    best, _ = choose_layout(*masked(size, accumulation), Cluster(load_hardware("h100"), 1, 2))
+    assert best.stage.samples_per_step(2) == 2 * size * accumulation
+    assert best.stage.batch.micro_batch_size_per_gpu > size  # fewer and larger ones take less time
+
+
+def test_a_slow_loader_does_not_decide() -> None:
+    h100, planned = load_hardware("h100"), masked(32, 4)
+    slow = replace(h100, storage_gigabytes_per_second=1e-3)
+    (waits, _), (best, _) = (choose_layout(*planned, Cluster(machine, 1, 2)) for machine in (slow, h100))
+    assert waits.loader_waits > 0
+    assert (waits.stage.parallel, waits.stage.batch) == (best.stage.parallel, best.stage.batch)
+
+
+def test_micro_batches_that_an_objective_cannot_take_are_left_out() -> None:
+    every = ["objectives=[{kind: mfm, every: 4}]", "batch.micro_batch_size_per_gpu=4"]
+    more = ["parallel.host=zero", *FEW, *(f"stages.temporal.{one}" for one in every)]
+    plan = load_plan(PLANS / "emoji.yaml", [*more, "stages.temporal.batch.gradient_accumulation_steps=2"], 2)
+    stage, tokenizer = plan.stage("temporal"), load_tokenizer(plan.tokenizer)
+    found = search_layouts(stage, tokenizer, Cluster(load_hardware("h100"), 1, 2), micro_batches=4, recomputed=())
+    assert {one.stage.batch.micro_batch_size_per_gpu for one in found.ranked} == {4, 8}
+
+
+def test_a_number_of_processes_for_experts_is_kept() -> None:
+    sizes = ["batch.micro_batch_size_per_gpu=2", "batch.gradient_accumulation_steps=1", "model.ffn.num_experts=12"]
+    plan = load_plan(PLANS / "limoe_tiny.yaml", ["parallel.host=auto", "parallel.expert_parallel_size=6", *sizes], 6)
+    stage, tokenizer = plan.stages[0], load_tokenizer(plan.tokenizer)
+    best, _ = choose_layout(stage, tokenizer, Cluster(load_hardware("h100"), 1, 6), micro_batches=1)
+    assert (best.stage.parallel.host, best.stage.parallel.expert_parallel_size) == ("zero", 6)

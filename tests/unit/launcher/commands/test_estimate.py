@@ -131,7 +131,9 @@ def test_the_overrides_of_a_search_can_be_pasted(given: tuple[str, ...]) -> None
             CliRunner().invoke(app, [*again, "--gpus-per-node", "4", "--json"], catch_exceptions=False).stdout
         )
         assert told["stages"]["spatial"]["layout"] == layout["layout"]
-        assert told["stages"]["spatial"]["seconds"] == pytest.approx(layout["seconds"])
+        # A search counts rows as joined over all processes; a pipeline joins fewer.
+        close = 1e-3 if stage.parallel.host == "pipeline" else 1e-6
+        assert told["stages"]["spatial"]["seconds"] == pytest.approx(layout["seconds"], rel=close)
     assert len(seen) == len(lines)
 
 
