@@ -93,12 +93,14 @@ class Pass:
         joined: Bytes of this process' rows that the forward pass gathers from all replicas.
         joined_gradient: Bytes of the whole gathered gradient that the backward pass sums over the replicas.
         joins: Number of collectives of the forward pass, and sums of scalars among them.
-        routed: Bytes of the rows that are sent to experts and back.
-        routed_gradient: Bytes of those rows whose gradients go the same way; those of twins have none.
+        routed: Bytes of the rows that the forward pass sends to experts and back.
+        routed_gradient: Bytes that go the same way in the backward pass: gradients of rows, which those of twins have
+            not, and the rows once more where they are recomputed.
         crossing: Bytes of that part of the state after the layer that later passes read, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
         activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
         experts: Operations of the forward pass within banks of sparse experts.
+        experts_backward: Likewise of the backward pass, with what is recomputed in it.
     """
 
     layer: str
@@ -113,6 +115,7 @@ class Pass:
     crossing_gradient: float
     activations: int
     experts: Operations = field(default_factory=dict)
+    experts_backward: Operations = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,7 +277,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
             stack.enter_context(accelerator_kernels())
-            rows, within = stack.enter_context(_watched_banks(layer, forward))
+            banks = stack.enter_context(_watched_banks(layer, forward, backward))
             watched = ReadState.of(apart(state))
             with forward:
                 after = layer(watched)
@@ -283,6 +286,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             made = made_by_layer(given, after)
             gradients = [torch.ones_like(tensor) for tensor in made]
             joined, joins = gather.joined, gather.calls
+            rows = list(banks.rows)
             if made:
                 with backward:
                     torch.autograd.backward(made, gradients)
@@ -298,11 +302,13 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             joined_gradient=gather.gradient,
             joins=joins,
             routed=sum(size for size, _ in rows),
-            routed_gradient=sum(size for size, has_gradient in rows if has_gradient),
+            routed_gradient=sum(size for size, has_gradient in rows if has_gradient)
+            + sum(size for size, _ in banks.rows[len(rows) :]),
             crossing=0.0,
             crossing_gradient=0.0,
             activations=kept[one_pass],
-            experts=within,
+            experts=banks.forward,
+            experts_backward=banks.backward,
         )
         found = _Passed(made_here, notes, {name: (one.nbytes, one.requires_grad) for name, one in state.items()})
         if all(one.is_meta for one in state.values()):
@@ -310,34 +316,75 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
         yield found
 
 
-@contextmanager
-def _watched_banks(
-    layer: ChainLayer, counter: OperationCounter
-) -> Iterator[tuple[list[tuple[int, bool]], Counter[Operation]]]:
-    """Collects the input of every bank of sparse experts, call by call, and the operations within them.
+class _BankWatch:
+    """What banks of sparse experts take and do in one pass of a layer.
 
-    The input as bytes, and whether they get a gradient; of the operations those that the counter finds.
+    Operations of shared experts, which run while rows travel, are not among those of the banks.
+
+    Attributes:
+        rows: Input of each call of a bank as bytes, and whether it gets a gradient; recomputed calls come last.
+        forward: Operations of the forward pass.
+        backward: Operations of the backward pass, with what is recomputed in it.
     """
-    rows: list[tuple[int, bool]] = []
-    before: Counter[Operation] = Counter()
-    within: Counter[Operation] = Counter()
 
-    def enter(module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        rows.append((given[0].nbytes, given[0].requires_grad))
-        before.clear()
-        before.update(counter.found)
+    def __init__(self, *counters: OperationCounter) -> None:
+        """Takes the counters of the forward and of the backward pass; the other one stands still meanwhile."""
+        self.rows: list[tuple[int, bool]] = []
+        self.forward, self.backward = Counter[Operation](), Counter[Operation]()
+        self._counters, self._first = counters, 0
+        self._begun: list[tuple[Counter[Operation], ...]] = []
 
-    def leave(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        within.update(counter.found - before)
+    def begin(self, *_: object) -> None:
+        """Of a part that is called."""
+        self._begun.append(tuple(Counter(one.found) for one in self._counters))
 
-    banks = [module.experts for module in layer.modules() if isinstance(module, SparseFeedForward)]
-    handles = [
-        handle
-        for bank in banks
-        for handle in (bank.register_forward_pre_hook(enter), bank.register_forward_hook(leave))
-    ]
+    def end(self, *_: object) -> None:
+        """Of a part whose operations do not count, nor for the part around it."""
+        before = self._begun.pop()
+        for place, counter in enumerate(self._counters):
+            made = counter.found - before[place]
+            for around in self._begun:
+                around[place].update(made)
+
+    def enter(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Of a bank."""
+        self.rows.append((given[0].nbytes, given[0].requires_grad))
+        self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
+        self.begin()
+
+    def leave(self, module: nn.Module, given: tuple[Tensor, ...], made: Tensor | None) -> None:
+        """Of a bank; without a result where recomputation stops within it, as nothing more is needed."""
+        self._end_counted()
+        waiting, known = [None if made is None else made.grad_fn], set[object]()
+        while waiting:
+            node = waiting.pop()
+            # Leaves are no operations. What is older is not of the bank: its rows, and the copies of its weights.
+            if node is None or node in known or hasattr(node, "variable") or node._sequence_nr() < self._first:
+                continue
+            known.add(node)
+            node.register_prehook(self.begin)
+            node.register_hook(self._end_counted)
+            waiting += [following for following, _ in node.next_functions]
+
+    def _end_counted(self, *_: object) -> None:
+        for total, counter, before in zip((self.forward, self.backward), self._counters, self._begun[-1], strict=True):
+            total.update(counter.found - before)
+        self.end()
+
+
+@contextmanager
+def _watched_banks(layer: ChainLayer, forward: OperationCounter, backward: OperationCounter) -> Iterator[_BankWatch]:
+    """Watches every bank of sparse experts; calls while the second counter counts are those of recomputation."""
+    watch, handles = _BankWatch(forward, backward), []
+    for module in layer.modules():
+        if isinstance(module, SparseFeedForward):
+            handles.append(module.experts.register_forward_pre_hook(watch.enter))
+            handles.append(module.experts.register_forward_hook(watch.leave, always_call=True))
+            if module.shared is not None:
+                handles.append(module.shared.register_forward_pre_hook(watch.begin))
+                handles.append(module.shared.register_forward_hook(watch.end, always_call=True))
     try:
-        yield rows, within
+        yield watch
     finally:
         for handle in handles:
             handle.remove()
@@ -401,5 +448,6 @@ def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
         forward=operations("forward"),
         backward=operations("backward"),
         experts=operations("experts"),
+        experts_backward=operations("experts_backward"),
         **means,
     )

@@ -11,7 +11,7 @@ from engine.estimate.failures import Faults
 from engine.estimate.hardware import load_hardware
 from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage, outlined
 from engine.estimate.search import Found, choose_layout, layout_name, search_layouts
-from engine.estimate.skew import experts_by_layer, read_loads
+from engine.estimate.skew import loads_by_stage
 from engine.estimate.traffic import Cluster
 from engine.estimate.training import training_of
 from engine.estimate.vocabulary import tokenizer_or_size
@@ -96,6 +96,8 @@ def estimate(
     if not chosen:
         known = ", ".join(one.name for one in read.stages)
         raise UserError(f"--stage: got {stage!r}; allowed are {known}; name one of them")
+    outlines = {} if routing is None else {one.name: outlined(one, tokenizer) for one in chosen}
+    loads = {} if routing is None else loads_by_stage(routing, outlines)
     console = PlainConsole()
     told: dict[str, Any] = {}
     estimated: list[StageEstimate] = []
@@ -115,8 +117,9 @@ def estimate(
                     words=words,
                     progress=lambda what: status.update(plain_text(what)),
                 )
+        planned = one
         if one.parallel.host == AUTO:
-            chosen_layout, why = choose_layout(one, tokenizer, cluster, micro_batches=micro_batches, words=words)
+            chosen_layout, why = choose_layout(one, tokenizer, cluster)
             if not json_output:
                 console.print(
                     f"stage {one.name}: parallel: auto takes {layout_name(chosen_layout)}: {why}", soft_wrap=True
@@ -130,13 +133,13 @@ def estimate(
             sample_bytes=sizes,
             decoded_images_per_second=images_per_second,
             words=words,
-            loads=None if routing is None else read_loads(routing, experts_by_layer(outlined(one, tokenizer))),
+            loads=loads.get(one.name),
         )
         estimated.append(figures)
         training = training_of([figures], index_cache=cache, price=price_per_gpu_hour, samples=samples)
         told[one.name] = as_json(figures) | {"training": asdict(training)}
         if found is not None:
-            told[one.name]["search"] = found_json(found, one)
+            told[one.name]["search"] = found_json(found, planned)
         faults = _faults(figures, node_hours, checkpoint_seconds, restart_minutes) if failures else None
         if faults is not None:
             faults = replace(faults, jitter=jitter, slow_share=slow_share, slow_factor=slow_factor)
@@ -148,7 +151,7 @@ def estimate(
             if found is not None:
                 console.print(found_table(found))
                 for number, layout in enumerate(shown(found), 1):
-                    console.print(f"overrides of {number}:", pasted(one, layout, overrides or ()), soft_wrap=True)
+                    console.print(f"overrides of {number}:", pasted(planned, layout, overrides or ()), soft_wrap=True)
             if faults is not None:
                 console.print(failure_table(told[one.name]["failures"]))
     whole = training_of(estimated, index_cache=cache, price=price_per_gpu_hour, samples=samples)
