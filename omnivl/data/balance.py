@@ -30,13 +30,16 @@ def visual_work(sizes: InputSizes, is_video: bool, pictures: NDArray[np.int64]) 
 def shares(work: NDArray[np.float64], replicas: int) -> NDArray[np.int64]:
     """Which samples each replica gets, int64 ``[R, B]``, rising in each row; all get equally many.
 
-    The largest sample that is left goes to the replica that has least, among those with room for one.
+    The largest sample that is left goes to the replica that has least, among those with room for one. Samples of equal
+    work stay in their order.
 
     Source: Graham, Bounds on multiprocessing timing anomalies (SIAM J. Appl. Math. 17, 1969): longest processing time
         first, here with equal numbers.
     """
     each = len(work) // replicas
     assert each * replicas == len(work), "the samples are a multiple of the replicas"
+    if (work == work[0]).all():
+        return np.arange(len(work)).reshape(replicas, each)
     given: list[list[int]] = [[] for _ in range(replicas)]
     lightest = [(0.0, replica) for replica in range(replicas)]
     for sample in np.argsort(-work, kind="stable").tolist():

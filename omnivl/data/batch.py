@@ -59,6 +59,11 @@ def is_label(kind: DataKind) -> bool:
     return kind.endswith("label")
 
 
+def num_places(frames: Tensor) -> int:
+    """N, of frames whose patches stand side by side."""
+    return frames.shape[-1] // frames.shape[-2]
+
+
 @dataclass(frozen=True)
 class Batch:
     """A collated micro-batch. All samples have the same kind and number of frames or pictures.
@@ -115,7 +120,7 @@ class Batch:
     def places(self) -> int:
         """N, the patches of the largest frame where pictures keep their sizes."""
         assert self.frames is not None and self.grids is not None
-        return self.frames.shape[-1] // self.frames.shape[-2]
+        return num_places(self.frames)
 
     def check(self) -> None:
         """Asserts the invariants that the chain relies on."""

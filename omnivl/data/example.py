@@ -16,7 +16,7 @@ from omnivl.data.batch import has_visual, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.decode import decode_clip, decode_still, least_side, still_size
 from omnivl.data.fields import Field, FieldReader, texts_in
-from omnivl.data.formats import file_named
+from omnivl.data.formats import file_named, picture_size
 from omnivl.data.frames import sample_frames
 from omnivl.data.limits import DecodeLimits
 from omnivl.data.order import Order
@@ -241,7 +241,7 @@ class ExampleReader:
         """
         random = self._views.at(position) if self._training else None
         every = list(self._shown(sample))
-        size = next((still_size(shown, self._size) for shown in every if shown is not None), self._side)
+        size = next((self._size_of(shown) for shown in every if shown is not None), self._side)
         for shown in every:
             if shown is None:
                 width, height = size if isinstance(size, tuple) else (self._side, self._side)
@@ -254,6 +254,16 @@ class ExampleReader:
                 yield evaluation_view(pixels, size)
             else:
                 yield training_view(pixels, size, self.config.augment, random, flip_allowed=flip)
+
+    def _size_of(self, shown: Sample) -> Size | None:
+        """The size of a picture's view, see ``still_size``; the picture's own is checked before.
+
+        Raises:
+            BadSampleError: ``too_many_pixels``.
+        """
+        if shown.media is not None and not isinstance(self._size, int):
+            self._limits.check_size(picture_size(shown.media) or (0, 0), shown.where)
+        return still_size(shown, self._size)
 
     def _shown(self, sample: Sample) -> Iterator[Sample | None]:
         """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
@@ -304,6 +314,13 @@ class ExampleReader:
         return label_number(label) if self._classes is None else self._classes.get(label, -1)
 
     def _needed_side(self, size: Size | None) -> int:
-        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where nothing is known of its view."""
+        """Shorter side of a JPEG at which the smallest crop is not enlarged; 0 where nothing is known of its view.
+
+        Pictures of a set may have other ratios than their view: the shorter side of each has to do for the longer one
+        of the view.
+        """
+        if size is None:
+            return 0
         smallest = self.config.augment.crop_scale[0] if self._training else 1.0
-        return 0 if size is None else round(least_side(size) / math.sqrt(max(smallest, 0.01)))
+        side = max(size) if isinstance(size, tuple) and len(self.config.pictures) > 1 else least_side(size)
+        return round(side / math.sqrt(max(smallest, 0.01)))

@@ -34,6 +34,8 @@ _ABSENT: Span = (0, -1)
 _UNKNOWN = (0, 0)
 _SIZE_BYTES = (1024, 65_536, 1_048_576)
 """Of a picture that are read to find its size: in most files the first are enough."""
+_SCAN_BYTES = 16
+"""The longest header of a JPEG's scan, its marker included."""
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a FIFO",
@@ -55,7 +57,8 @@ class ShardIndex:
         extension: Extension of each sample's media; for a sample without media its first unsupported extension, if any.
         is_clip: bool ``[N]``.
         sizes: int32 ``[N, 2]``: width and height in pixels, upright; 0 where they are not known. A picture's are those
-            of its header, a clip's what the sample's JSON says under ``width`` and ``height``.
+            of its header, a clip's what the sample's JSON says under ``width`` and ``height``. A WebP or PNG may say
+            that it is turned behind its first 1,024 bytes, which are not read: its width and height are then exchanged.
         labels: Class name of each sample, "" for none.
         fields: Metadata fields that can be filtered by. ``@languages`` lists the languages of a sample's captions.
         member_names: Different names of further pictures and clips: ``left.png`` for ``KEY.left.png``.
@@ -217,17 +220,33 @@ def _size_in_header(descriptor: int, span: Span) -> tuple[int, int] | None:
         if picture_format(head) is None:
             return None
         found = picture_size(head)
-        # An orientation stands before the pixels, maybe behind what has been read.
-        if found is not None and (length >= min(size, _SIZE_BYTES[-1]) or b"Exif" not in head):
-            return upright_size(found, head)
+        if found is not None and (length >= min(size, _SIZE_BYTES[-1]) or not _turn_is_cut(head)):
+            return _in_range(upright_size(found, head))
     return None
+
+
+def _turn_is_cut(head: bytes) -> bool:
+    """Whether a JPEG may say that it is turned in a header of which too little was read.
+
+    It says so before its size, but Pillow opens no JPEG whose header ends before the first scan. A preview inside the
+    header has a scan, too: the size of the picture itself stands behind it.
+    """
+    if picture_format(head) != "jpeg" or not (b"Exif" in head or b"tiff:Orientation" in head):
+        return False
+    scan = head.rfind(b"\xff\xda", 0, max(0, len(head) - _SCAN_BYTES + 2))
+    return scan < 0 or picture_size(head[:scan]) is None
 
 
 def _size_in_text(record: Record) -> tuple[int, int]:
     match record.meta.get("width"), record.meta.get("height"):
-        case int(width), int(height) if 0 < width < 2**31 and 0 < height < 2**31:
-            return width, height
+        case int(width), int(height):
+            return _in_range((width, height))
     return _UNKNOWN
+
+
+def _in_range(size: tuple[int, int]) -> tuple[int, int]:
+    """A width and height that an index can hold; a picture's header and a sample's JSON may say anything."""
+    return size if all(0 < side < 2**31 for side in size) else _UNKNOWN
 
 
 def _moves(descriptor: int, span: Span, extension: str) -> bool:

@@ -3,7 +3,9 @@
 Micro-step k takes one entry (``mixture``) on every replica. If ``c`` samples of that entry were used before, the global
 batch is the positions ``[c, c + micro_batch_size * replicas)`` of the entry's endless order, and replica r has its r-th
 part. The sample at a position depends only on the seed, so that it is independent of the number of replicas, workers
-and prefetched batches, and a joined batch equals the concatenation of the replicas' batches.
+and prefetched batches, and a joined batch equals the concatenation of the replicas' batches. Where pictures keep their
+sizes, replicas share the same samples by their visual work instead (``balance``): the joined batch then holds the same
+samples in another order.
 """
 
 import gc

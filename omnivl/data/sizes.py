@@ -80,7 +80,8 @@ class PictureSizes:
         exact = pictures[:, ::-1] / self.patch_size
         area = np.maximum(exact.prod(axis=1, keepdims=True), 1e-9)
         exact = exact * np.minimum(1.0, np.sqrt(most / area))
-        grids: NDArray[np.int64] = np.maximum(1, np.rint(exact).astype(np.int64))
+        # A side of more than all patches stands beside a side of one: it is cut here, not patch by patch below.
+        grids: NDArray[np.int64] = np.clip(np.rint(exact), 1, most).astype(np.int64)
         while (over := np.flatnonzero(grids.prod(axis=1) > most)).size:
             # The side that was rounded up more, as long as it has a patch to give.
             enlarged = np.where(grids[over] > 1, grids[over] / np.maximum(exact[over], 1e-9), 0.0)

@@ -1,4 +1,7 @@
-"""The loop that all converters share: entries in, shards and a manifest out, all or nothing."""
+"""The loop that all converters share: entries in, shards and a manifest out, all or nothing.
+
+The ``width`` and ``height`` of a video are written into its sample's JSON, unless the sample has fields of these names.
+"""
 
 import json
 import os
@@ -139,7 +142,7 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
     if pictures and "" in named and picture_format(pictures[0].data) is None:
         # What an index reads in a picture's header it reads of a video here.
         size = shown_size(pictures[0].data, entry.where)
-        fields |= {} if size is None else {"width": size[0], "height": size[1]}
+        fields = ({} if size is None else {"width": size[0], "height": size[1]}) | fields
     for name, (form, value) in entry.boxes.items():
         size = pictures[0].size if pictures else None
         if size is None:

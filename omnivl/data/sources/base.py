@@ -149,7 +149,10 @@ class Measured(Protocol):
     """A source that knows sizes without reading samples."""
 
     def picture_sizes(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Width and height, upright, of the samples at ``indices [K]``: int64 ``[K, 2]``, 0 where they are unknown."""
+        """Width and height, upright, of the samples at ``indices [K]``: int64 ``[K, 2]``, 0 where they are unknown.
+
+        Those of a picture whose orientation stands behind its pixels, as in a WebP, may be exchanged.
+        """
 
 
 class Source(Protocol):

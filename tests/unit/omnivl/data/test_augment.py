@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from omnivl.data.augment import crop_box, evaluation_view, resize, training_view
+from omnivl.data.augment import View, crop_box, evaluation_view, resize, training_view
 from omnivl.data.config import AugmentConfig
 from omnivl.data.rand_augment import OPERATION_NAMES, OPERATIONS, apply_operation
+from omnivl.data.sizes import Size
 
 STRONG = AugmentConfig(
     brightness=0.5,
@@ -150,7 +151,29 @@ def test_nothing_asked_nothing_done():
     assert np.array_equal(training_view(pixels, 16, PLAIN, random(), flip_allowed=True).pixels, pixels)
 
 
+@pytest.mark.parametrize(
+    ("size", "rows", "columns"),
+    [
+        ((24, 6), slice(3, 9), slice(0, 24)),  # four times as wide as high: all columns, 24 / 4 rows
+        ((4, 12), slice(0, 12), slice(10, 14)),  # a third as wide as high: all rows, 12 / 3 columns
+        ((24, 12), slice(0, 12), slice(0, 24)),  # the picture's own ratio
+    ],
+)
+def test_a_view_of_another_ratio_by_hand(size, rows, columns):
+    pixels = noise(frames=2, height=12, width=24)
+    view = training_view(pixels, size, PLAIN, random(), flip_allowed=True)
+    assert np.array_equal(view.pixels, pixels[:, rows, columns])
+    seen = np.array([[columns.start / 24, rows.start / 12, columns.stop / 24, rows.stop / 12]])
+    np.testing.assert_allclose(view.place.boxes(seen)[0], [[0, 0, 1, 1]], atol=1e-12)
+    halves = training_view(pixels, (size[0] // 2, size[1] // 2), PLAIN, random(), flip_allowed=True).pixels
+    assert np.array_equal(halves, resize(np.ascontiguousarray(pixels[:, rows, columns]), size[0] // 2, size[1] // 2))
+
+
 def turned(pixels: np.ndarray, uniforms: float = 0.999999, **changes: object) -> np.ndarray:
+    return turned_view(pixels, len(pixels[0]), uniforms, **changes).pixels
+
+
+def turned_view(pixels: np.ndarray, size: Size, uniforms: float = 0.999999, **changes: object) -> View:
     """A view at the far end of its ranges of rotation and zoom; the crop is the whole picture."""
 
     class Always(np.random.Generator):
@@ -158,7 +181,7 @@ def turned(pixels: np.ndarray, uniforms: float = 0.999999, **changes: object) ->
             return np.full(size, uniforms)
 
     config = AugmentConfig(crop_scale=(1, 1), crop_ratio=(1, 1), flip=0, **changes)  # type: ignore[arg-type]
-    return training_view(pixels, len(pixels[0]), config, Always(np.random.PCG64(0)), flip_allowed=False).pixels
+    return training_view(pixels, size, config, Always(np.random.PCG64(0)), flip_allowed=False)
 
 
 def test_a_quarter_turn_by_hand():
@@ -168,6 +191,17 @@ def test_a_quarter_turn_by_hand():
     assert np.array_equal(view, np.rot90(pixels, axes=(1, 2)))
     back = turned(pixels, uniforms=0.0, rotate=90.0)
     assert np.array_equal(back, np.rot90(pixels, k=-1, axes=(1, 2)))
+
+
+def test_a_quarter_turn_in_a_view_of_another_ratio_by_hand():
+    pixels = noise(frames=2, height=16, width=24)
+    view = turned_view(pixels, size=(24, 16), rotate=90.0)
+    # view (x, y) shows column 11.5 - (y - 7.5) and row 7.5 + (x - 11.5); beyond rows 0 .. 15 the border goes on
+    rows, columns = (np.arange(24) - 4).clip(0, 15), 19 - np.arange(16)
+    assert np.array_equal(view.pixels, pixels[:, rows[None, :], columns[:, None]])
+    # columns 4 .. 7 and rows 0 .. 3 are seen in rows 12 .. 15 and columns 4 .. 7
+    found = view.place.boxes(np.array([[4 / 24, 0.0, 8 / 24, 4 / 16]]))[0]
+    np.testing.assert_allclose(found, [[4 / 24, 12 / 16, 8 / 24, 1.0]], atol=1e-4)
 
 
 def test_zoom_by_hand():

@@ -13,7 +13,7 @@ SIZES = InputSizes(224, 112, 8, 16, 1, text_length=8, native=True, visual_width=
 def test_shares_by_hand():
     # 9 and 8 go apart, 5 to the lighter one and 4 to the other; of the last two one goes to each.
     assert shares(np.array([1.0, 9.0, 5.0, 8.0, 4.0, 1.0]), 2).tolist() == [[0, 1, 4], [2, 3, 5]]
-    assert shares(np.ones(6), 3).tolist() == [[0, 3], [1, 4], [2, 5]]
+    assert shares(np.ones(6), 3).tolist() == [[0, 1], [2, 3], [4, 5]]
     # The heavy one fills no replica: all get two.
     assert shares(np.array([9.0, 1.0, 1.0, 1.0]), 2).tolist() == [[0, 3], [1, 2]]
     assert shares(np.arange(4.0), 1).tolist() == [[0, 1, 2, 3]]

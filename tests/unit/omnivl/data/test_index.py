@@ -1,3 +1,4 @@
+import io
 import json
 import os
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import media_files
 import numpy as np
 import pytest
+from PIL import Image
 
 from omnivl.data.archive import split_name
 from omnivl.data.decode import decode_still
@@ -70,6 +72,76 @@ def test_the_size_of_a_clip_is_what_its_text_says(write_tar):
     for number, text in enumerate(texts):
         members += [(f"{number}.mp4", clip), (f"{number}.json", json.dumps({"caption": "a", **text}).encode())]
     assert build_index(write_tar(members), "s").sizes.tolist() == [[66, 48]] + [[0, 0]] * 5
+
+
+def huge(form: str) -> bytes:
+    """A picture whose header says that it is wider than an index can hold."""
+    if form == "png":
+        data = media_files.saved("PNG")
+        return data[:16] + b"\xff\xff\xff\xff" + data[20:]
+    data = media_files.saved("BMP")
+    return data[:18] + (-(2**31)).to_bytes(4, "little", signed=True) + data[22:]
+
+
+@pytest.mark.parametrize("form", ["png", "bmp"])
+def test_a_size_that_cannot_be_held_is_not_known(write_tar, form):
+    good = media_files.saved("PNG")
+    index = build_index(write_tar([("0.png", good), (f"1.{form}", huge(form)), ("2.png", good)]), "s")
+    assert index.rejections == ()
+    assert index.sizes.tolist() == [[66, 48], [0, 0], [66, 48]]
+
+
+def large_jpeg(before: int, between: int = 0, after: int = 0) -> bytes:
+    """A turned JPEG of 600 x 400 pixels, with bytes before its EXIF, between EXIF and size, and behind its size."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(file, "JPEG", exif=exif, quality=95)
+    data = file.getvalue()
+
+    def padding(count: int) -> bytes:
+        return b"\xff\xe5" + (count + 2).to_bytes(2, "big") + bytes(count) if count else b""
+
+    exif_end = data.index(b"Exif") + int.from_bytes(data[data.index(b"Exif") - 2 : data.index(b"Exif")], "big") - 2
+    size = data.index(b"\xff\xc0")
+    size_end = size + 2 + int.from_bytes(data[size + 2 : size + 4], "big")
+    parts = data[:2], padding(before), data[2:exif_end], padding(between), data[exif_end:size_end], padding(after)
+    return b"".join((*parts, data[size_end:]))
+
+
+@pytest.mark.parametrize(
+    ("padding", "most"),
+    [
+        ((0,), 1024),
+        ((3000,), 1024 + 65_536),
+        ((0, 3000), 1024 + 65_536),
+        ((0, 0, 600), 1024 + 65_536),  # the size is in the first bytes, the scan is not
+    ],
+)
+def test_of_a_large_turned_jpeg_no_more_is_read_than_its_header(write_tar, monkeypatch, padding, most):
+    data = large_jpeg(*padding)
+    assert len(data) > 200_000
+    path, read = write_tar([("0.jpg", data)]), []
+    pread = os.pread
+
+    def counted(descriptor: int, count: int, offset: int) -> bytes:
+        found = pread(descriptor, count, offset)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr("omnivl.data.index.os.pread", counted)
+    assert build_index(path, "s").sizes.tolist() == [[400, 600]]
+    assert sum(read) <= most + 16_384  # headers of the tar, and the 64 bytes that tell clips from pictures
+
+
+def test_the_scan_of_a_preview_is_not_that_of_the_picture(write_tar):
+    """A preview in the EXIF has a scan of its own; the header goes on behind it."""
+    data, preview = large_jpeg(0), media_files.saved("JPEG", quality=20)[:600]
+    preview += b"\xff\xda" + bytes(20)
+    block = b"\xff\xe5" + (len(preview) + 2).to_bytes(2, "big") + preview
+    for moved in (data[:2] + block + data[2:], large_jpeg(0, 0, 600)[:2] + block + large_jpeg(0, 0, 600)[2:]):
+        assert build_index(write_tar([("0.jpg", moved)]), "s").sizes.tolist() == [[400, 600]]
 
 
 def test_further_files_are_found_by_name(write_tar, png):

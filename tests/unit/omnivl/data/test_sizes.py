@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,13 @@ def test_a_grid_keeps_the_ratio_and_has_few_enough_patches():
     assert np.abs(np.log(off[moderate])).max() < np.log(1.2)
     small = pictures.max(axis=1) < 120
     assert np.abs(found[small] * 16 - pictures[small, ::-1]).max() <= 16  # none is enlarged beyond a patch
+
+
+def test_a_picture_of_an_extreme_ratio_takes_no_time():
+    start = time.perf_counter()
+    assert grids((400_000_000, 1)) == [[1, 196]]
+    assert time.perf_counter() - start < 0.05  # seconds; patch by patch it was 11
+    assert grids((1, 400_000_000), (2**31 - 1, 0), (2**31 - 1, 2**31 - 1)) == [[196, 1], [14, 14], [14, 14]]
 
 
 @pytest.mark.parametrize("clips", [False, True])

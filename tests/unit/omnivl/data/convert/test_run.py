@@ -8,13 +8,14 @@ import tarfile
 from pathlib import Path
 
 import av
+import media_files
 import numpy as np
 import pytest
 from PIL import Image
 
 from omnivl.data.convert import ConvertOptions, FolderReader, TableReader, convert
 from omnivl.data.convert.entry import sample_key
-from omnivl.data.convert.media import shrink
+from omnivl.data.convert.media import shown_size, shrink
 from omnivl.data.convert.run import draw_split
 from omnivl.data.formats import MEDIA_EXTENSIONS
 from omnivl.errors import DataError
@@ -62,6 +63,27 @@ def test_manifest(pictures, tmp_path):
     assert manifest["labels"] == {"cat": 5}
     assert manifest["rejected"] == {}
     assert str(tmp_path) not in json.dumps(manifest)
+
+
+def test_the_size_of_a_video_is_written_where_the_sample_has_none(tmp_path, make_video):
+    given: list[dict[str, object]] = [{}, {"width": 7, "height": "low"}, {"width": 7}]
+    for number in range(len(given)):
+        make_video(tmp_path / f"{number}.mp4", 96, 64)
+    table = tmp_path / "list.jsonl"
+    table.write_text("\n".join(json.dumps({"path": f"{n}.mp4", "c": "x", **own}) for n, own in enumerate(given)))
+    reader = TableReader(table, caption_columns=("c",), keep=("width", "height"))
+    convert(reader, tmp_path / "out", ConvertOptions())
+    with tarfile.open(tmp_path / "out" / "data-000000.tar") as tar:
+        texts = [json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith(".json")]
+    found = [(text["width"], text["height"]) for text in sorted(texts, key=lambda text: text["file"])]
+    assert found == [(96, 64), (7, "low"), (7, 64)]
+
+
+def test_shown_size_is_upright_and_none_for_what_does_not_decode():
+    width, height = media_files.SIDES
+    assert shown_size(media_files.clip(), "w") == (width, height)
+    assert shown_size(media_files.clip(turn=(90, False)), "w") == (height, width)
+    assert shown_size(media_files.clip()[:200], "w") is None
 
 
 def test_split_follows_the_name_and_keeps_concepts_together(pictures, tmp_path, make_image):

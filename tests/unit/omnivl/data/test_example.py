@@ -1,0 +1,81 @@
+"""At which size pictures that keep their own are decoded."""
+
+import cv2
+import numpy as np
+import pytest
+
+from omnivl.data.config import AugmentConfig, DataEntryConfig
+from omnivl.data.decode import decode_still
+from omnivl.data.example import ExampleReader
+from omnivl.data.limits import DecodeLimits
+from omnivl.data.sizes import InputSizes
+from omnivl.data.sources.base import BadSampleError, Sample
+
+NATIVE = InputSizes(
+    image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6, native=True
+)
+
+
+def jpeg(width: int, height: int) -> bytes:
+    across = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
+    return bytes(cv2.imencode(".jpg", across.astype(np.uint8))[1])
+
+
+def reader(sizes: InputSizes = NATIVE, pictures: tuple[str, ...] = (), *, training: bool = False) -> ExampleReader:
+    augment = AugmentConfig(crop_scale=(0.25, 1.0), flip=0)
+    config = DataEntryConfig("s", "image_text", augment=augment, pictures=pictures)
+    return ExampleReader(config, None, sizes, key="k", seed=0, limits=DecodeLimits(), training=training)
+
+
+def decoded(monkeypatch: pytest.MonkeyPatch, made: ExampleReader, sample: Sample) -> list[tuple[int, int]]:
+    """(width, height) to which the pictures of a sample are decoded."""
+    sizes = []
+
+    def kept(shown: Sample, limits: DecodeLimits, needed: int = 0) -> np.ndarray:
+        pixels = decode_still(shown, limits, needed)
+        sizes.append((pixels.shape[2], pixels.shape[1]))
+        return pixels
+
+    monkeypatch.setattr("omnivl.data.example.decode_still", kept)
+    made.finish(sample, 0)
+    return sizes
+
+
+def pair(*sides: tuple[int, int]) -> Sample:
+    files = {f"{number}.jpg": jpeg(*one) for number, one in enumerate(sides)}
+    return Sample("k", "s.tar:k", captions=("a cat",), members=files)
+
+
+def test_each_picture_of_a_set_is_decoded_as_large_as_the_first_ones_view_needs(monkeypatch):
+    both = ("0", "1")
+    assert NATIVE.native_size(False, 2400, 300) == (184, 16)
+    sizes = decoded(monkeypatch, reader(pictures=both), pair((2400, 300), (300, 2400)))
+    assert sizes[1] == (188, 1500), "five eighths: 16 columns would be too few for 184"
+    sizes = decoded(monkeypatch, reader(pictures=both), pair((2400, 300), (1600, 1600)))
+    assert sizes[1] == (200, 200), "a large one is still decoded at an eighth"
+    # a crop may be a quarter of a picture, half of each side
+    sizes = decoded(monkeypatch, reader(pictures=both, training=True), pair((2400, 300), (1600, 1600)))
+    assert sizes[1] == (400, 400)
+
+
+def test_a_picture_alone_is_decoded_at_the_shorter_side_of_its_view(monkeypatch):
+    assert decoded(monkeypatch, reader(), Sample("k", "w", jpeg(2400, 300), "jpg", captions=("a",))) == [(300, 38)]
+    assert decoded(monkeypatch, reader(pictures=("0",)), pair((2400, 300))) == [(300, 38)]
+
+
+def test_a_set_of_squares_is_decoded_at_their_side(monkeypatch):
+    squares = InputSizes(image_size=64, video_size=64, num_frames=2, patch_size=8, tubelet_size=1, text_length=6)
+    sizes = decoded(monkeypatch, reader(squares, ("0", "1")), pair((2400, 300), (300, 2400)))
+    assert sizes == [(600, 75), (75, 600)]
+
+
+@pytest.mark.parametrize("member", [False, True])
+def test_a_picture_is_checked_before_its_size_is_used(monkeypatch, member):
+    png = bytes(cv2.imencode(".png", np.zeros((1, 4, 3), np.uint8))[1])
+    png = png[:16] + (400_000_000).to_bytes(4, "big") + png[20:]
+    sample = Sample("k", "w", png, "png", captions=("a",), members={"0.png": png})
+    made = reader(pictures=("0",) if member else ())
+    monkeypatch.setattr("omnivl.data.example.still_size", lambda *_: pytest.fail("asked for a size"))
+    with pytest.raises(BadSampleError, match=r"too_many_pixels: 400000000 x 1 pixels") as caught:
+        made.finish(sample, 0)
+    assert caught.value.rejection.where == ("w.0.png" if member else "w")
