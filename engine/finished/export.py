@@ -37,6 +37,13 @@ Form = Literal["omnivl", "transformers"]
 DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+CROPS = (
+    "Trained and evaluated on whole pictures and clips of their own sizes (`model.sizes: native`); the processor of "
+    "this folder crops the centre square, so that figures with it may differ."
+)
+"""What the card and the command say of a stage whose pictures keep their sizes."""
+
+
 @dataclass(frozen=True)
 class Exported:
     """The result of an export.
@@ -45,11 +52,13 @@ class Exported:
         folder: The written folder.
         parameters: Number of parameters.
         left_out: Weights of heads that only training needs, which the folder does not hold.
+        notes: Where the folder computes something else than evaluation.
     """
 
     folder: Path
     parameters: int
     left_out: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -96,7 +105,12 @@ def export(
         raise CheckpointError(f"{out}: could not be written ({reason_of(error)}); choose another place") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)  # not there any more once it has its name
-    return Exported(out, parameters, tuple(left_out))
+    return Exported(out, parameters, tuple(left_out), _notes(trained))
+
+
+def _notes(trained: Trained) -> tuple[str, ...]:
+    """Where the folder of a stage computes something else than evaluation."""
+    return (CROPS,) if trained.stage.model.native else ()
 
 
 def _folder_beside(out: Path) -> Path:
@@ -252,6 +266,7 @@ def model_card(
         f"{sizes.kinds_of_filling.replace(chr(39), chr(96))}.",
         f"- Images of {inputs.image_size} pixels, clips of {inputs.num_frames} frames of {inputs.video_size} pixels, "
         f"texts of up to {inputs.text_length} tokens.",
+        *(f"- {note}" for note in _notes(trained)),
         f"- Stage {markdown_text(stage.name)}{step}; objectives: {objectives}; data: "
         f"{', '.join(dict.fromkeys(f'{markdown_text(entry.source)} ({entry.kind})' for entry in stage.data))}.",
         "",

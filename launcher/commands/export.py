@@ -49,9 +49,11 @@ def export(
     if as_json:
         said = {"plan": trained.plan.name, "stage": trained.stage.name, "step": trained.step}
         made = {"format": form, "dtype": dtype, "parameters": done.parameters, "left_out": list(done.left_out)}
-        typer.echo(json.dumps({"folder": str(out), **said, **made}, indent=2))
+        typer.echo(json.dumps({"folder": str(out), **said, **made, "notes": list(done.notes)}, indent=2))
         return
     say(f"{out}: stage {trained.stage.name} of {trained.plan.name}, {done.parameters:,} parameters in {dtype}")
     if done.left_out:
         heads = sorted({".".join(name.split(".")[1:3]) for name in done.left_out})
         say(f"left out, as they only train: {', '.join(heads)}")
+    for note in done.notes:
+        say(note)

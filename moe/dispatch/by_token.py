@@ -112,7 +112,10 @@ def expert_capacity(tokens: int, num_experts: int, top_k: int, factor: float) ->
 
 
 def capacity_of(valid_T: Tensor, num_experts: int, top_k: int, factor: float) -> Tensor:
-    """``expert_capacity`` of the tokens that are no padding, int64 scalar: the same however much padding there is."""
+    """``expert_capacity`` of the tokens that are no padding, int64 scalar: the same however much padding there is.
+
+    It does not warn: only the device knows how many there are.
+    """
     exact = (valid_T.sum().double() * top_k * factor / num_experts).ceil()
     return ((exact / CAPACITY_MULTIPLE).ceil() * CAPACITY_MULTIPLE).long()
 

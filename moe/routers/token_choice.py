@@ -42,8 +42,8 @@ class TokenChoice(RouterConfig):
             experts.
         renormalise: Divide a token's weights by their sum. Experts that are copies of a dense layer then equal that
             layer, as upcycling needs.
-        capacity_factor: Largest number of tokens that an expert serves, over the mean number per expert; null: no
-            limit.
+        capacity_factor: Largest number of tokens that an expert serves, over the mean number of real tokens per expert
+            (padding is not counted), rounded up to a multiple of 4 tokens; null: no limit.
         priority: Under a capacity, serve tokens with a larger highest probability (before ``renormalise``) first,
             instead of earlier tokens.
         selection_bias_rate: Step of a bias that balances the experts without a loss; 0 for no bias.

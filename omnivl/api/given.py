@@ -23,7 +23,7 @@ def picture_sets(method: str, given: Any, media: Media, sizes: InputSizes, batch
         method: Who asks, for messages.
         given: One or several; see ``omnivl.inference.given``.
         media: ``image`` or ``video``.
-        sizes: Of the model's inputs.
+        sizes: Of the pictures and clips that are shown, as a rule those of the model's inputs.
         batch_size: Largest number of samples of a set.
 
     Raises:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from omnivl.api.given import check_words, is_embedding, picture_sets
 from omnivl.api.routing import Routing, routing_of
+from omnivl.data.sizes import InputSizes
 from omnivl.data.templates import unknown_places
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
@@ -66,9 +67,10 @@ class Model:
     """A trained stage in evaluation mode. Nothing is drawn and no gradient is kept: equal calls give equal values.
 
     Pictures are PIL images, uint8 arrays ``[H, W, 3]``, uint8 tensors ``[3, H, W]``, or files by path or content, with
-    at least 8 pixels on a side; one, or any iterable of them. They are resized so that the shorter side fits, and cut
-    in the middle, as in evaluation. Clips are lists of frames, arrays ``[T, H, W, 3]``, tensors ``[T, 3, H, W]`` or
-    files; evenly spaced frames are taken. Texts are cut where the model's positions end.
+    at least 8 pixels on a side; one, or any iterable of them. They are seen as in evaluation: resized so that the
+    shorter side fits, and cut in the middle, or whole where ``sizes`` is ``native`` (but in ``routing``). Clips are
+    lists of frames, arrays ``[T, H, W, 3]``, tensors ``[T, 3, H, W]`` or files; evenly spaced frames are taken. Texts
+    are cut where the model's positions end.
 
     ``batch_size`` is the number of pictures or clips of a forward pass. Only where experts choose their tokens, or have
     a capacity, does a value depend on the others of its batch.
@@ -249,7 +251,8 @@ class Model:
             raise UserError("routing: got neither picture nor text; allowed is one of them, or both; give one")
         said = None if text is None else given_texts([text], "text")[0]
         with torch.no_grad():
-            shown = None if picture is None else next(self._sets("routing", [picture], media, 1))
+            squares = replace(self.encoder.model.inputs, native=False)  # as the task ``routing`` sees pictures
+            shown = None if picture is None else next(self._sets("routing", [picture], media, 1, squares))
             if said is not None:
                 check_words(self.encoder.tokenizer, "text", [said])
             return routing_of(self.encoder, shown, said)
@@ -325,11 +328,14 @@ class Model:
         with torch.no_grad():
             return encoder.texts(texts)
 
-    def _sets(self, method: str, given: Any, media: Media, batch_size: int) -> Iterator[PictureSet]:
+    def _sets(
+        self, method: str, given: Any, media: Media, batch_size: int, sizes: InputSizes | None = None
+    ) -> Iterator[PictureSet]:
+        """Sets of what a method is given; ``sizes`` are by default those of the model's inputs."""
         if media not in ("image", "video"):
             raise UserError(f"media: got {media!r}; allowed are 'image', 'video'; change it")
         self._require(method, Shown(media))
-        return picture_sets(method, given, media, self.encoder.model.inputs, batch_size)
+        return picture_sets(method, given, media, sizes or self.encoder.model.inputs, batch_size)
 
     def _embeddings(self, name: str, given: Any, batch_size: int) -> Tensor:
         """Embeddings of what a search was given, as they are or made now."""

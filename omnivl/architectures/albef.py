@@ -73,7 +73,6 @@ class ALBEF(Architecture):
         *("visual", "text", "embedding", "fused", "momentum_fused", "generation", "fused_generation"),
     )
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
-    packs: ClassVar[bool] = True
     starts_from: ClassVar[Mapping[str, str]] = {"generation": "alignment"}
 
     @property
@@ -84,8 +83,7 @@ class ALBEF(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        native = self.sizes == "native"
-        return Patches.of_images(self.image_size, self.patch_size, native=native)
+        return Patches.of_images(self.image_size, self.patch_size, native=self.native)
 
     @property
     def words(self) -> Words:

@@ -69,20 +69,18 @@ class Architecture(ABC):
         momentum: Momentum twins; None builds none.
         sizes: ``fixed``: pictures and clips are cropped and resized to squares of one side. ``native``: each keeps its
             own size and ratio, rounded to whole patches, and is reduced only where it has more patches than a square
-            of the training side. A batch is packed: blocks compute no padding, and data workers give every replica the
-            same visual work.
+            of the training side. Data workers give every replica the same visual work. Encoders of pictures compute no
+            padding in training; rows that join patches and words, and evaluations, leave it out on a CPU alone.
 
     Class attributes: ``streams``, the streams that the chain can have (see ``omnivl.chain.demands``); ``shows``, visual
-    modalities of samples; ``packs``, whether ``sizes`` may be ``native``; ``presets``, configurations that a plan's
-    ``model.preset`` may name; ``vocabulary``, path in the configuration of the tokenizer's vocabulary size;
-    ``readers``, sections of stacks that may have a separate tokenizer, each with fields ``tokenizer`` and
-    ``vocab_size``; ``starts_from``, stacks whose blocks start as copies of another stack's if the earlier stage has
-    none of theirs.
+    modalities of samples; ``presets``, configurations that a plan's ``model.preset`` may name; ``vocabulary``, path in
+    the configuration of the tokenizer's vocabulary size; ``readers``, sections of stacks that may have a separate
+    tokenizer, each with fields ``tokenizer`` and ``vocab_size``; ``starts_from``, stacks whose blocks start as copies
+    of another stack's if the earlier stage has none of theirs.
     """
 
     streams: ClassVar[tuple[str, ...]]
     shows: ClassVar[tuple[Visual, ...]] = VISUALS
-    packs: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, Any]] = {}
     vocabulary: ClassVar[tuple[str, ...]] = ("vocab_size",)
     readers: ClassVar[tuple[tuple[str, ...], ...]] = ()
@@ -91,6 +89,11 @@ class Architecture(ABC):
     kind: str = ""
     momentum: MomentumConfig | None = None
     sizes: Literal["fixed", "native"] = "fixed"
+
+    @property
+    def native(self) -> bool:
+        """Whether pictures and clips keep their own sizes."""
+        return self.sizes == "native"
 
     @property
     @abstractmethod
@@ -165,8 +168,7 @@ class Architecture(ABC):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
-        if self.sizes == "native" and not self.packs:
-            yield Misfit(("sizes",), "'native'", f"'fixed' with architecture {self.kind!r}", "set it to 'fixed'")
+        return iter(())
 
     def token_misfits(self, tokens: SpecialTokens) -> Iterator[Misfit]:
         """Special tokens with which the architecture would read texts wrongly; paths are those of a plan.

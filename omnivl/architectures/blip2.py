@@ -77,7 +77,6 @@ class BLIP2(Architecture):
     language: LanguageModel | None = None
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "queries", "text", "embedding", "fused", "generation", "language")
-    packs: ClassVar[bool] = True
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
     readers: ClassVar[tuple[tuple[str, ...], ...]] = (("language",),)
 
@@ -94,8 +93,7 @@ class BLIP2(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of the visual tower."""
-        native = self.sizes == "native"
-        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, native=native)
+        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, native=self.native)
 
     @property
     def heads(self) -> HeadSizes:

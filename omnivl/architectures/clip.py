@@ -65,7 +65,6 @@ class CLIP(Architecture):
     projection_size: Annotated[int, Range(1)] = 512
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding")
-    packs: ClassVar[bool] = True
 
     @property
     def inputs(self) -> InputSizes:
@@ -87,8 +86,9 @@ class CLIP(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of the visual stream."""
-        native = self.sizes == "native"
-        return Patches.of_images(self.image_size, self.patch_size, self.num_frames, norm_embeddings=True, native=native)
+        return Patches.of_images(
+            self.image_size, self.patch_size, self.num_frames, norm_embeddings=True, native=self.native
+        )
 
     @property
     def words(self) -> Words:

@@ -65,7 +65,6 @@ class OmniVL(OneWidth):
     streams: ClassVar[tuple[str, ...]] = (
         *("visual", "text", "embedding", "fused", "generation", "masked_visual", "momentum_fused", "fused_generation"),
     )
-    packs: ClassVar[bool] = True
 
     @property
     def patches(self) -> Patches:
@@ -133,7 +132,7 @@ class OmniVL(OneWidth):
         if self.vision.relative_positions and self.patch_dropout > 0:
             got = f"true with patch_dropout {self.patch_dropout:g}"
             yield Misfit(("vision", "relative_positions"), got, "false, or true with patch_dropout 0", "change either")
-        if self.vision.relative_positions and self.sizes == "native":
+        if self.vision.relative_positions and self.native:
             got, allowed = "true with sizes 'native'", "false, or true where frames are squares"
             yield Misfit(("vision", "relative_positions"), got, allowed, "change either")
         if isinstance(self.ffn, AttributeConfig) and self.ffn.attention:

@@ -112,7 +112,7 @@ class OneWidth(Architecture):
             tubelet_size=self.tubelet_size,
             temporal_gain=self.temporal_gain,
             patch_dropout=self.patch_dropout,
-            native=self.sizes == "native",
+            native=self.native,
         )
 
     @property
@@ -154,7 +154,7 @@ class OneWidth(Architecture):
         )
         yield from filling_misfits(self.stack_of(0), self.depths)
         yield from super().misfits()
-        if self.sizes == "native" and self.patch_dropout > 0:
+        if self.native and self.patch_dropout > 0:
             yield Misfit(("patch_dropout",), str(self.patch_dropout), "0 where sizes is 'native'", "set it to 0")
 
 

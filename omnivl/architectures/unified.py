@@ -46,7 +46,6 @@ class Unified(OneWidth):
     norm_by_perceptron: bool = False
 
     streams: ClassVar[tuple[str, ...]] = ("visual", "text", "embedding", "fused", "fused_visual", "masked_visual")
-    packs: ClassVar[bool] = True
 
     @classmethod
     def like(cls, towers: OmniVL) -> "Unified":

@@ -45,7 +45,6 @@ class ViLT(Architecture):
     patch_size: Annotated[int, Range(1)] = 32
 
     streams: ClassVar[tuple[str, ...]] = ("fused", "fused_visual")
-    packs: ClassVar[bool] = True
     shows: ClassVar[tuple[Visual, ...]] = ("image",)
     vocabulary: ClassVar[tuple[str, ...]] = ("words", "vocab_size")
 
@@ -57,8 +56,7 @@ class ViLT(Architecture):
     @property
     def patches(self) -> Patches:
         """Sizes of images and patches."""
-        native = self.sizes == "native"
-        return Patches.of_images(self.image_size, self.patch_size, native=native)
+        return Patches.of_images(self.image_size, self.patch_size, native=self.native)
 
     @property
     def heads(self) -> HeadSizes:

@@ -8,7 +8,8 @@ concatenated.
 """
 
 import functools
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -60,7 +61,18 @@ def packs(qkv: Tensor, num_heads: int, padding: Padding) -> bool:
     if torch.are_deterministic_algorithms_enabled() or torch.compiler.is_compiling():
         return False
     size = qkv.shape[-1] // (3 * num_heads)
-    return size % 8 == 0 and size <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+    able = size % 8 == 0 and size <= 256 and torch.cuda.get_device_capability(qkv.device) >= (8, 0)
+    return able and _varlen_kernel() is not None
+
+
+@functools.cache
+def _varlen_kernel() -> Callable[..., Any] | None:
+    """Attention of rows of different lengths that lie end to end; None where this torch has none with a window."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # takes a second to import
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
 
 
 def kept_attention(
@@ -77,14 +89,13 @@ def kept_attention(
     """
     if not packs(qkv, num_heads, padding):
         return padding.drop(self_attention(padding.restore(qkv), num_heads, mask, causal))
-    from torch.nn.attention.varlen import varlen_attn  # takes a second to import
-
+    kernel = _varlen_kernel()
+    assert kernel is not None, "packs asks for it"
     q, k, v = qkv.view(len(qkv), 3, num_heads, -1).unbind(1)
     starts, longest = padding.starts(), max(padding.length, padding.most_filled)
     window = (-1, 0) if causal else (-1, -1)
-    out = varlen_attn(q, k, v, starts, starts, longest, longest, window_size=window)
-    assert isinstance(out, Tensor), "nothing else was asked for"
-    return out.flatten(1)
+    out: Tensor = kernel(q, k, v, starts, starts, longest, longest, window_size=window).flatten(1)
+    return out
 
 
 def cross_attention(

@@ -27,7 +27,7 @@ from omnivl.errors import ModelError
 from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.linear import LayerNorm, linear
 from omnivl.parts.patches import num_kept, num_patches
-from omnivl.parts.ragged import kept_patches, resampled, visual_mask
+from omnivl.parts.ragged import kept_visual_positions, resampled, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
@@ -329,7 +329,7 @@ class Embed(EmbeddingLayer):
         layout = state.layout
         texts, pictures = (self._encoded(layout, stream) for stream in ("text", "visual"))
         kept = kept_positions(state, lambda token_ids: token_ids != self.pad, texts)
-        return kept | kept_patches(state, self._times(layout), "tokens first", pictures)
+        return kept | kept_visual_positions(state, self._times(layout), "tokens first", pictures)
 
     def _encoded(self, layout: StepLayout, stream: str) -> list[str]:
         """The segments of a stream whose rows go through the encoder."""

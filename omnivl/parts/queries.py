@@ -22,7 +22,7 @@ from omnivl.parts.embed import TextEmbedding, encoded_rows
 from omnivl.parts.join import JoinRows, Sides
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
-from omnivl.parts.ragged import kept_patches, visual_mask
+from omnivl.parts.ragged import kept_visual_positions, visual_mask
 from omnivl.parts.sizes import Patches, Transformer, Words
 
 INPUT = "queries/input"
@@ -134,7 +134,7 @@ class EmbedQuerying(EmbeddingLayer):
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
         """See ``ChainLayer``. Texts are computed whole."""
-        return kept_patches(state, state.layout.num_frames, "frame by frame")
+        return kept_visual_positions(state, state.layout.num_frames, "frame by frame")
 
     def forward(self, state: State) -> State:
         """See the class."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from omnivl.chain.demands import CLEAN, TWIN
 from omnivl.chain.positions import SHARES, chosen_positions, kept_name
 from omnivl.chain.state import State
+from omnivl.data.batch import num_places
 from omnivl.parts.padding import Padding
 
 Order = Literal["tokens first", "frame by frame"]
@@ -89,7 +90,7 @@ def visual_mask(state: State, times: int, order: Order) -> dict[str, Tensor]:
     """
     if "grids" not in state:
         return {}
-    patches = patches_of(state["grids"], num_places(state))
+    patches = patches_of(state["grids"], num_places(state["frames"]))
     if tuple(state.layout.visual) != (CLEAN,):
         patches = patches[rows_of_segments(state, tuple(state.layout.visual))]
     return {"visual_mask": row_mask(patches, times, order)}
@@ -101,7 +102,9 @@ def rows_of_segments(state: State, segments: Sequence[str]) -> Tensor:
     return torch.cat([every if name == CLEAN else state[f"{name}/rows"] for name in segments])
 
 
-def kept_patches(state: State, times: int, order: Order, segments: Sequence[str] | None = None) -> dict[str, Tensor]:
+def kept_visual_positions(
+    state: State, times: int, order: Order, segments: Sequence[str] | None = None
+) -> dict[str, Tensor]:
     """The positions of visual rows and of their twins' that hold something, by ``kept_name``; see ``Ragged``.
 
     Args:
@@ -120,7 +123,7 @@ def kept_patches(state: State, times: int, order: Order, segments: Sequence[str]
     for stream, names in streams.items():
         if not names:
             continue
-        patches = patches_of(state["grids"], num_places(state))[rows_of_segments(state, names)]
+        patches = patches_of(state["grids"], num_places(state["frames"]))[rows_of_segments(state, names)]
         masks = {"": row_mask(patches, times, order)}
         if times > 1 and order == "tokens first":
             masks |= {_FRAMES: row_mask(patches, 1, order).repeat_interleave(times, 0), _PLACES: patches}
@@ -129,12 +132,6 @@ def kept_patches(state: State, times: int, order: Order, segments: Sequence[str]
             if len(chosen) < mask.numel():
                 found[kept_name(stream + which)] = chosen
     return found
-
-
-def num_places(state: State) -> int:
-    """N, of frames whose patches stand side by side."""
-    frames = state["frames"]
-    return frames.shape[-1] // frames.shape[-2]
 
 
 def resampled(table: Tensor, grids: Tensor, places: int, how: Literal["bicubic", "bilinear"] = "bicubic") -> Tensor:

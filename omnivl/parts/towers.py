@@ -16,7 +16,7 @@ from omnivl.parts.block import EmbeddingLayer
 from omnivl.parts.embed import TextEmbedding
 from omnivl.parts.patches import num_patches
 from omnivl.parts.plain_vit import ImageEmbedding
-from omnivl.parts.ragged import kept_patches, visual_mask
+from omnivl.parts.ragged import kept_visual_positions, visual_mask
 from omnivl.parts.sizes import MomentumConfig, Patches, Transformer, Words
 
 
@@ -88,7 +88,8 @@ class EmbedTowers(EmbeddingLayer):
 
     def kept_positions(self, state: State) -> dict[str, Tensor]:
         """See ``ChainLayer``."""
-        return kept_positions(state, self.reads) | kept_patches(state, state.layout.num_frames, "frame by frame")
+        pictures = kept_visual_positions(state, state.layout.num_frames, "frame by frame")
+        return kept_positions(state, self.reads) | pictures
 
     def forward(self, state: State) -> State:
         """Adds ``visual``, ``text``, ``generation``, their masks, and the twins' streams, as the layout asks."""

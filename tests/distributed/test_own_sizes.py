@@ -83,6 +83,11 @@ def test_a_run_on_pictures_of_their_own_sizes(run_distributed: Any, tmp_path: Pa
     assert run_distributed(run_stages, processes=2, limit=150, folder=str(run), plan=plan) == [{"done": True}] * 2
     stages = run / "stages"
     scores = json.loads((stages / "01-spatial" / "evaluation.json").read_text())
-    assert {score["task"] for one in scores["results"] for score in one["scores"]} == {"pairs", "written"}
+    found = [score for one in scores["results"] for score in one["scores"]]
+    assert {(score["task"], score["count"]) for score in found} == {("pairs", 7), ("written", 5)}
+    assert all(score["graded"] and 0 <= score["value"] <= 1 for score in found), "finite, as nan is in no range"
+    recalls = {score["metric"]: score["value"] for score in found if score["task"] == "pairs"}
+    for way in ("image->text", "text->image"):
+        assert recalls[f"{way} R@1"] <= recalls[f"{way} R@5"] <= recalls[f"{way} R@10"] == 1, "of 7"
     for stage in ("01-spatial", "02-temporal"):
         assert (stages / stage / "weights.safetensors").is_file()

@@ -216,7 +216,7 @@ def test_tasks_that_read_captions_name_what_labelled_shards_lack(folder: Path, l
 def test_export_as_json(folder: Path, tmp_path: Path) -> None:
     said = json.loads(run("export", str(folder), str(tmp_path / "out"), "--dtype", "bf16", "--json"))
     size = sum(tensor.numel() for tensor in load_file(tmp_path / "out" / "model.safetensors").values())
-    wanted = {"folder": str(tmp_path / "out"), "plan": "tiny", "stage": "joint", "step": 7}
+    wanted = {"folder": str(tmp_path / "out"), "plan": "tiny", "stage": "joint", "step": 7, "notes": []}
     assert said == {**wanted, "format": "omnivl", "dtype": "bf16", "parameters": size, "left_out": said["left_out"]}
 
 

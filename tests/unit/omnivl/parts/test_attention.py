@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 
 import pytest
 import torch
@@ -119,7 +120,7 @@ def test_kept_positions_are_attended_to_row_by_row(monkeypatch, causal, multiple
     found = []
     for packed in (False, True):
         monkeypatch.setattr(attention, "packs", lambda qkv, heads, padding, packed=packed: packed)
-        monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_rows)
+        monkeypatch.setattr(attention, "_varlen_kernel", lambda: by_rows)
         own = qkv.clone().requires_grad_()
         out = kept_attention(own, padding, 2, mask, causal)
         assert out.isfinite().all()
@@ -132,3 +133,15 @@ def test_kept_positions_are_attended_to_row_by_row(monkeypatch, causal, multiple
 def test_a_cpu_attends_by_rows():
     mask = torch.tensor([[True, False], [True, True]])
     assert not attention.packs(torch.zeros(3, 3 * 16, dtype=torch.bfloat16), 2, Padding(mask))
+
+
+def test_a_torch_whose_kernel_has_no_window_attends_by_rows(monkeypatch: pytest.MonkeyPatch):
+    assert attention._varlen_kernel() is not None
+    for kernel in (lambda query, key, value, is_causal=False: query, None):
+        if kernel is None:
+            monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", None)
+        else:
+            monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+        attention._varlen_kernel.cache_clear()
+        assert attention._varlen_kernel() is None
+    attention._varlen_kernel.cache_clear()

@@ -12,6 +12,7 @@ from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import ModelError
 from omnivl.parts.drop_path import drop_path, drop_path_rates
 from omnivl.parts.embed import resize_positions, resize_times, unfold
+from omnivl.parts.padding import Padding
 
 TOKENS = SpecialTokens(pad=0, cls=1, sep=2, mask=3, decode=4, vocab_size=50, num_reserved=5)
 CONFIG = replace(
@@ -195,6 +196,23 @@ def test_drop_path_keeps_the_mean_and_whole_rows():
     assert drop_path(x, 0.25, training=False) is x
     assert drop_path_rates(0.2, 3) == [0.0, 0.1, 0.2]
     assert drop_path_rates(0.2, 1) == [0.0]
+
+
+def test_drop_path_leaves_out_the_same_samples_without_padding():
+    random = torch.Generator().manual_seed(1)
+    x = torch.randn(64, 5, 3, generator=random)
+    mask = torch.rand(64, 5, generator=random) < 0.6
+    places = mask.flatten().nonzero()[:, 0]
+    padding = Padding(mask, places[torch.randperm(len(places), generator=random)], in_order=False)
+    torch.manual_seed(0)
+    rows = drop_path(x, 0.25, training=True)
+    torch.manual_seed(0)
+    kept = drop_path(padding.drop(x), 0.25, True, padding)
+    torch.testing.assert_close(kept, padding.drop(rows), rtol=0, atol=0)
+    dropped = (rows == 0).flatten(1)
+    assert bool((dropped == dropped[:, :1]).all())
+    assert 0 < int(dropped[:, 0].sum()) < 64
+    assert drop_path(kept, 0.25, False, padding) is kept
 
 
 def test_temporal_gain_starts_the_branches_away_from_zero():

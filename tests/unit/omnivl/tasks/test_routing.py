@@ -8,6 +8,7 @@ import math
 import re
 from copy import copy
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,11 @@ from PIL import Image
 from moe.analysis import expert_table, usage
 from moe.config import LIMoEConfig, MoMELIMoEConfig
 from moe.routers import ExpertChoice, TokenChoice
+from omnivl.api.model import Model, Origin
 from omnivl.architectures import CLIP, OmniVL, Unified
 from omnivl.architectures.build import build_chain
 from omnivl.chain.gather import LocalGather
+from omnivl.data.sources.base import Sample
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
@@ -28,6 +31,7 @@ from omnivl.inference.pictures import PictureSet
 from omnivl.objectives import UniVLC
 from omnivl.parts.sizes import Transformer
 from omnivl.tasks import RoutingTask
+from omnivl.tasks.needs import Provided
 from omnivl.tasks.results import write_files
 from omnivl.tasks.routing.charts import decimals, percent
 from omnivl.tasks.routing.forced import Forced, experts_said, forced_by, idle, told
@@ -101,6 +105,19 @@ def test_the_end_is_noted_where_it_is_the_padding_as_well():
         words.append(table[(table["modality"] == "text") & (table["choice"] == 0)]["word"].astype(str).tolist())
     assert words[0] == words[1]
     assert "[SEP]" in words[0]
+
+
+@pytest.mark.parametrize("media", ["image", "video"])
+def test_a_program_sees_the_pixels_of_the_task(media):
+    """Also where other methods see whole pictures of their own sizes."""
+    encoder = encoder_of(replace(MODEL, image_size=224, video_size=224, patch_size=16, sizes="native"))
+    model = Model(encoder, Origin("plan", "stage", Path("weights"), None), {"stage": Provided(encoder.model, ())})
+    pixels = np.random.default_rng(0).integers(0, 256, (1 if media == "image" else 4, 200, 1000, 3), dtype=np.uint8)
+    pictures = PictureSet.of([Sample("a", "a", frames=pixels)], media, encoder.model.inputs)
+    found = model.routing(pixels[0] if media == "image" else pixels, media=media)
+    assert torch.equal(found.view, pictures.frames([0])[0])
+    assert found.view.shape == (len(pixels), 3, 224, 224)
+    pd.testing.assert_frame_equal(found.table, routed_tokens(encoder, pictures, texts=False))
 
 
 @pytest.mark.parametrize("told", [(), (1, 4, 5)])
