@@ -149,6 +149,7 @@ class BlankGather:
         self.joined: float = 0
         self.gradient: float = 0
         self.calls = 0
+        self.in_backward = False
 
     def join(self, tensor: Tensor) -> Tensor:
         """``[B, ...]`` repeated as often as there are replicas."""
@@ -179,9 +180,17 @@ class BlankGather:
         return [tensor.index_select(0, places) for tensor in tensors]
 
     def shift(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
-        """Copies; in the forward pass a block takes a hop less than there are replicas, which together are a gather."""
+        """Copies; in the forward pass a block takes a hop less than there are replicas, which together are a gather.
+
+        In the backward pass blocks go round once more, and their gradients with them: counted as the sum of a tensor in
+        which a process sends as much.
+        """
+        sent = sum(tensor.nbytes for tensor in tensors)
         self.calls += 1
-        self.joined += sum(tensor.nbytes for tensor in tensors) / (self.replicas - 1)
+        if self.in_backward:
+            self.gradient += sent * self.replicas / (2 * (self.replicas - 1))
+        else:
+            self.joined += sent / (self.replicas - 1)
         return lambda: [tensor.clone() for tensor in tensors]
 
 
@@ -288,8 +297,10 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             joined, joins = gather.joined, gather.calls
             rows = list(banks.rows)
             if made:
+                gather.in_backward = True
                 with backward:
                     torch.autograd.backward(made, gradients)
+                gather.in_backward = False
         for parameter in layer.parameters():
             parameter.grad = None
         layer.discard_step()

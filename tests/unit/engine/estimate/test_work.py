@@ -9,11 +9,12 @@ from torch.nn import functional as F
 from engine.estimate.layers import accelerator_kernels, activation_bytes, blank_states
 from engine.estimate.live import live_peak
 from engine.estimate.operations import Operation, OperationCounter
-from engine.estimate.work import ModelWork, model_work
+from engine.estimate.work import BlankGather, ModelWork, model_work
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
+from omnivl.objectives.tiles import SpreadKeys
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 META = torch.device("meta")
@@ -149,3 +150,16 @@ def test_what_travels() -> None:
         4 * stage.model.hidden_size
     )
     assert experts.trained - experts.active == 0.75 * experts.experts
+
+
+def test_what_a_ring_of_keys_sends() -> None:
+    """Forward the keys go round once; backward they do again, and their gradients one hop more, back home."""
+    gather, own, identity = BlankGather(4), torch.randn(8, 16), torch.arange(8)
+    keys = SpreadKeys(own, identity, gather, ring=True)
+    assert len(list(keys.blocks())) == 4
+    assert (gather.joined, gather.gradient) == (own.nbytes + identity.nbytes, 0)
+    gather.in_backward = True
+    keys.sum_gradients(torch.zeros_like(block.keys) for block in keys.blocks())
+    sent = 3 * (own.nbytes + identity.nbytes) + 4 * own.nbytes
+    assert gather.joined == own.nbytes + identity.nbytes
+    assert gather.gradient * 2 * 3 / 4 == pytest.approx(sent)  # what a ring sends for a sum of so many bytes
