@@ -168,7 +168,8 @@ class Architecture(ABC):
 
     def misfits(self) -> Iterator[Misfit]:
         """Options that do not fit together."""
-        return iter(())
+        if self.native and not self.inputs.native:
+            yield Misfit(("sizes",), "'native'", f"'fixed' with architecture {self.kind!r}", "set it to 'fixed'")
 
     def token_misfits(self, tokens: SpecialTokens) -> Iterator[Misfit]:
         """Special tokens with which the architecture would read texts wrongly; paths are those of a plan.

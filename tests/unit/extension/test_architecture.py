@@ -129,3 +129,10 @@ def test_it_says_what_is_recomputed_and_can_be_asked_for_other() -> None:
     assert (whole.recomputed, whole.visual.recompute, whole.text.recompute) == (("block",), "block", "block")
     assert OmniVL().recomputing("ffn") == OmniVL(recompute="ffn")
     assert OmniVL(recompute="ffn").recomputed == ("ffn",)
+
+
+def test_own_sizes_that_an_architecture_does_not_read_are_refused() -> None:
+    assert list(BagOfWords().misfits()) == []
+    (misfit,) = BagOfWords(sizes="native").misfits()
+    assert str(misfit).endswith("got 'native'; allowed 'fixed' with architecture 'bag_of_words'; set it to 'fixed'")
+    assert list(OmniVL(sizes="native").misfits()) == []
