@@ -108,7 +108,9 @@ def test_a_loader_that_gives_too_little_slows_the_step() -> None:
     assert read["seconds"] == pytest.approx(16 / rate)
 
 
-@pytest.mark.parametrize("given", [(), ("stages.spatial.batch.global_batch_size=16", "parallel.zero_stage=2")])
+@pytest.mark.parametrize(
+    "given", [(), ("stages.spatial.batch.global_batch_size=16", "parallel.zero_stage=2"), ("parallel=auto",)]
+)
 def test_the_overrides_of_a_search_can_be_pasted(given: tuple[str, ...]) -> None:
     """What is printed, split as a shell does, gives a plan with the layout: every one that was found."""
     more = ["stages.spatial.batch.gradient_accumulation_steps=1", *given, "--gpus-per-node", "4"]
