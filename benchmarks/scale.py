@@ -248,7 +248,7 @@ def own_sizes() -> tuple[float, float, float]:
             mask = row_mask(torch.arange(places) < torch.from_numpy(counts[row])[:, None], 1, "tokens first")
             real += int(mask.sum())
             computed += len(chosen_positions(mask, max(1, mask.numel() // SHARES)))
-    return worst, unbalanced, real / computed
+    return float(worst), float(unbalanced), real / computed
 
 
 @contextmanager
