@@ -68,7 +68,7 @@ class Case:
         return [f"{name}={value}" for name, value in fields.items()]
 
 
-EXPERTS = "{kind: limoe, num_experts: 8, blocks: all, router: {kind: token_choice}}"
+EXPERTS = "{kind: limoe, num_experts: 8, every: 1, router: {kind: token_choice}}"
 UNEVEN: Sequence[Case] = tuple(
     Case("ZeRO-1, experts over 2", 2, {"host": "zero", "zero_stage": 1, "expert_parallel_size": 2}, 1, share)
     for share in (0.5, 0.625, 0.75, 0.9)
