@@ -7,26 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stage_steps
 import torch
 from numpy.typing import NDArray
+from stage_steps import Shown, micro_batches
 from torch import Tensor
 
 from engine.hosts.micro_batch import first_states
 from engine.plan.parse import load_plan
-from engine.plan.plan import StagePlan
-from engine.step.freeze import freeze_idle
-from omnivl.architectures.build import build_chain
+from engine.plan.plan import BatchSort, StagePlan
 from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
-from omnivl.chain.preparation import Preparation, asked_fields
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, has_text, has_visual, is_video
-from omnivl.data.collate import PATCH_STRIDE, Collator
-from omnivl.data.example import Example
-from omnivl.data.fields import FieldReader, blank_value
+from omnivl.data.batch import Batch, has_visual, is_video
+from omnivl.data.collate import PATCH_STRIDE, from_strip
 from omnivl.data.sizes import InputSizes
-from omnivl.data.tokenizer import Tokenizer, batch_readers, load_tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.parts.padding import Padding
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
@@ -44,7 +41,6 @@ STAGES = {
     "vqa_tiny": ["pretrain", "open"],
 }
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
-WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
 
 
 def read(name: str, place: str, *more: str) -> tuple[StagePlan, Tokenizer]:
@@ -65,47 +61,27 @@ def pictures(sizes: InputSizes, frames: int, clips: bool, random: np.random.Gene
 
 def batches(stage: StagePlan, tokenizer: Tokenizer, *, trims: bool) -> list[Batch]:
     """A micro-batch of each kind, with pictures of different sizes."""
-    sizes, random, made = stage.model.inputs, np.random.default_rng(0), []
-    readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length)
-    prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
-    collator = Collator(sizes, tokenizer, prepare, trims=trims)
-    for sort in stage.batch_sorts():
-        kind = sort.entry.kind
-        shown = pictures(sizes, sort.layout.num_frames, is_video(kind), random) if has_visual(kind) else [None] * SIZE
-        types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
-        examples = []
-        for row, one in enumerate(shown):
-            text = " ".join(random.choice(WORDS, 1 + row)) if has_text(kind) else None
-            fields = {name: blank_value(field, sizes.side(is_video(kind))) for name, field in types.items()}
-            examples.append(Example(one, text, row, 0, row, "", {}, fields))
-        made.append(collator.collate(examples, kind, sort.key, 0, types))
-    return made
+
+    def shown(sort: BatchSort, random: np.random.Generator) -> Shown:
+        if not has_visual(sort.entry.kind):
+            return [None] * SIZE
+        return pictures(stage.model.inputs, sort.layout.num_frames, is_video(sort.entry.kind), random)
+
+    return micro_batches(stage, tokenizer, shown, more_words=1, trims=trims)
 
 
 def build(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
-    torch.manual_seed(0)
-    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=LocalGather())
-    freeze_idle(chain, stage.layouts())
+    chain = stage_steps.build(stage, tokenizer)
     with torch.no_grad():
         for name, parameter in chain.named_parameters():
             if name.endswith(("positions", "times", "temporal_fc.weight", "video_delta")):
                 parameter.normal_(std=0.1)  # so that a patch in another place is another one
-    return chain.eval()  # dropout draws by the shape of what it drops
+    return chain
 
 
 def step(chain: Chain, stage: StagePlan, given: Sequence[Batch]) -> dict[str, Tensor]:
     """Losses, metrics and gradients of a step."""
-    chain.zero_grad()
-    torch.manual_seed(1)
-    found: dict[str, Tensor] = {}
-    layout = partial(plan_layout, stage.objectives)
-    for place, state in enumerate(first_states(given, layout, torch.device("cpu"), chain, LocalGather())):
-        out = chain(state)
-        if out["loss"].requires_grad:
-            out["loss"].backward()
-        values = {**out.named("loss"), **out.named("metric")}
-        found |= {f"{place} {name}": one.detach() for name, one in values.items()}
-    return found | {name: one.grad.clone() for name, one in chain.named_parameters() if one.grad is not None}
+    return stage_steps.step(chain, stage, given, metrics=True)
 
 
 def computing_all(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,17 +92,7 @@ def computing_all(chain: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float = 1e-5) -> None:
-    assert got.keys() == wanted.keys()
-    largest = max(float(tensor.abs().max()) for tensor in wanted.values())
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(
-            got[name],
-            tensor,
-            rtol=10 * tolerance,
-            atol=tolerance * largest,
-            msg=f"{name}: {got[name]} and {tensor}" if tensor.numel() == 1 else name,
-            equal_nan=True,
-        )
+    stage_steps.assert_equal(got, wanted, rtol=10 * tolerance, atol=tolerance, equal_nan=True)
 
 
 @pytest.mark.parametrize(("name", "place"), CASES)
@@ -171,10 +137,8 @@ def alone(batch: Batch, row: int) -> Tensor:
     """A sample's frames as a picture of their own, ``[1, T, 3, h, w]``."""
     assert batch.frames is not None
     assert batch.grids is not None
-    patch, (rows, columns) = batch.frames.shape[-2], batch.grids[row].tolist()
-    strip = batch.frames[row : row + 1, ..., : rows * columns * patch]
-    cut = strip.reshape(1, -1, 3, patch, rows, columns, patch).permute(0, 1, 2, 4, 3, 5, 6)
-    return cut.reshape(1, -1, 3, rows * patch, columns * patch)
+    rows, columns = batch.grids[row].tolist()
+    return from_strip(batch.frames[row], (rows, columns))[None]
 
 
 @pytest.mark.parametrize("padded", [False, True], ids=["packed", "padded"])

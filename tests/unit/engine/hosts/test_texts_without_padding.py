@@ -6,24 +6,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stage_steps
 import torch
+from stage_steps import Shown, build, micro_batches, step
 from torch import Tensor
 
 from engine.hosts.micro_batch import first_states
 from engine.plan.parse import load_plan
-from engine.plan.plan import Plan, StagePlan
+from engine.plan.plan import BatchSort, Plan, StagePlan
 from engine.step.compiled import compile_blocks
-from engine.step.freeze import freeze_idle
-from omnivl.architectures.build import build_chain
-from omnivl.chain.chain import Chain
 from omnivl.chain.gather import LocalGather
 from omnivl.chain.layout import plan_layout
-from omnivl.chain.preparation import Preparation, asked_fields
-from omnivl.data.batch import Batch, has_text, has_visual, is_video
+from omnivl.data.batch import Batch, has_visual, is_video
 from omnivl.data.collate import STRIDE, Collator
 from omnivl.data.example import Example
-from omnivl.data.fields import FieldReader, blank_value
-from omnivl.data.tokenizer import Tokenizer, batch_readers, load_tokenizer
+from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 from omnivl.parts.padding import Padding
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
@@ -41,7 +38,6 @@ STAGES = {
     "vqa_tiny": ["pretrain", "closed", "open"],
 }
 CASES = [(name, stage) for name, stages in STAGES.items() for stage in stages]
-WORDS = ("red", "heart", "cat", "face", "sun", "tree", "blue", "dog")
 
 
 def read(name: str, stage: str) -> tuple[StagePlan, Tokenizer]:
@@ -53,42 +49,14 @@ def read(name: str, stage: str) -> tuple[StagePlan, Tokenizer]:
 
 def batches(stage: StagePlan, tokenizer: Tokenizer, *, trims: bool) -> list[Batch]:
     """A micro-batch of each kind, texts of 1 to 11 words."""
-    sizes, random, made = stage.model.inputs, np.random.default_rng(0), []
-    readers = batch_readers(stage.model.text_inputs, tokenizer, sizes.text_length)
-    prepare = Preparation(stage.objectives, tokenizer.special, sizes, 0, readers)
-    collator = Collator(sizes, tokenizer, prepare, trims=trims)
-    for sort in stage.batch_sorts():
-        kind, examples = sort.entry.kind, []
-        side = sizes.side(is_video(kind))
-        types = FieldReader(sort.entry, asked_fields(stage.objectives, kind, sort.key)).types
-        for row in range(SIZE):
-            frames = random.integers(0, 256, (sort.layout.num_frames, side, side, 3), dtype=np.uint8)
-            text = " ".join(random.choice(WORDS, 1 + 2 * row)) if has_text(kind) else None
-            fields = {name: blank_value(field, side) for name, field in types.items()}
-            examples.append(Example(frames if has_visual(kind) else None, text, row, 0, row, "", {}, fields))
-        made.append(collator.collate(examples, kind, sort.key, 0, types))
-    return made
 
+    def shown(sort: BatchSort, random: np.random.Generator) -> Shown:
+        if not has_visual(sort.entry.kind):
+            return [None] * SIZE
+        side = stage.model.inputs.side(is_video(sort.entry.kind))
+        return list(random.integers(0, 256, (SIZE, sort.layout.num_frames, side, side, 3), dtype=np.uint8))
 
-def build(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
-    torch.manual_seed(0)
-    chain = build_chain(stage.model, stage.objectives, tokenizer.special, gather=LocalGather())
-    freeze_idle(chain, stage.layouts())
-    return chain.eval()  # dropout draws by the shape of what it drops
-
-
-def step(chain: Chain, stage: StagePlan, given: list[Batch]) -> dict[str, Tensor]:
-    """Losses and gradients of a step."""
-    chain.zero_grad()
-    torch.manual_seed(1)
-    found: dict[str, Tensor] = {}
-    layout = partial(plan_layout, stage.objectives)
-    for place, state in enumerate(first_states(given, layout, torch.device("cpu"), chain, LocalGather())):
-        out = chain(state)
-        if out["loss"].requires_grad:
-            out["loss"].backward()
-        found |= {f"{place} {name}": loss.detach() for name, loss in out.named("loss").items()}
-    return found | {name: one.grad.clone() for name, one in chain.named_parameters() if one.grad is not None}
+    return micro_batches(stage, tokenizer, shown, more_words=2, trims=trims)
 
 
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -106,10 +74,7 @@ def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def assert_equal(got: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
-    assert got.keys() == wanted.keys()
-    largest = max(float(tensor.abs().max()) for tensor in wanted.values())
-    for name, tensor in wanted.items():
-        torch.testing.assert_close(got[name], tensor, rtol=1e-4, atol=1e-6 * largest, msg=f"{name}")
+    stage_steps.assert_equal(got, wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "place"), CASES)
