@@ -10,8 +10,9 @@ from engine.step.muon import MuonConfig
 from omnivl.architectures.base import missing_streams, streams_needed
 from omnivl.chain.demands import Demands
 from omnivl.chain.objective import Objective
-from omnivl.data.batch import DATA_KINDS, is_label, is_video, visual_of
+from omnivl.data.batch import DATA_KINDS, is_label, visual_of
 from omnivl.data.config import entry_keys
+from omnivl.data.sources.generated import GENERATED
 from omnivl.data.templates import unknown_places
 from omnivl.errors import did_you_mean
 from omnivl.parts.decoder import looking_ahead
@@ -77,21 +78,13 @@ def ranges_of_views_rise(stage: StagePlan) -> Iterator[Problem]:
                 yield Problem(("data", index, "augment", name), f"[{low:g}, {high:g}]", allowed, "change the numbers")
 
 
-def motion_gives_clips(stage: StagePlan) -> Iterator[Problem]:
-    """The generated clips have no stills."""
+def generated_sources_make_the_kind(stage: StagePlan) -> Iterator[Problem]:
+    """Sources that draw their samples make some kinds only."""
     for index, entry in enumerate(stage.data):
-        if entry.source == "motion" and not is_video(entry.kind):
-            got = f"{entry.kind!r} of source 'motion'"
-            allowed = ", ".join(repr(kind) for kind in DATA_KINDS if is_video(kind))
-            yield Problem(("data", index, "kind"), got, allowed, "choose one of these")
-
-
-def questions_are_about_images(stage: StagePlan) -> Iterator[Problem]:
-    """The generated questions are texts about images."""
-    for index, entry in enumerate(stage.data):
-        if entry.source == "questions" and entry.kind != "image_text":
-            got = f"{entry.kind!r} of source 'questions'"
-            yield Problem(("data", index, "kind"), got, "'image_text'", "change it")
+        made = GENERATED.get(entry.source)
+        if made is not None and entry.kind not in made:
+            allowed, got = ", ".join(map(repr, made)), f"{entry.kind!r} of source {entry.source!r}"
+            yield Problem(("data", index, "kind"), got, allowed, "choose one of these" if made[1:] else "change it")
 
 
 def there_are_objectives(stage: StagePlan) -> Iterator[Problem]:
@@ -283,8 +276,7 @@ STAGE_RULES: tuple[StageRule, ...] = (
     entries_differ,
     prompts_have_room_for_the_label,
     ranges_of_views_rise,
-    motion_gives_clips,
-    questions_are_about_images,
+    generated_sources_make_the_kind,
     *SAMPLE_RULES,
     there_are_objectives,
     kinds_are_taken,

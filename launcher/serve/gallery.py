@@ -12,6 +12,7 @@ from omnivl.data.emoji.unpack import embedded_shards
 from omnivl.data.limits import DEFAULT_LIMITS
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import NothingLeftError, Sample, Source
+from omnivl.data.sources.generated import GENERATED
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.errors import DataError
 from omnivl.inference.pictures import EVALUATION_SEED, Media, evaluation_entry
@@ -21,7 +22,6 @@ Where = Mapping[str, tuple[str, ...]]
 UNSEEN: Mapping[Media, Where] = {"image": {"style": ("twemoji",)}, "video": {"split": ("val", "test")}}
 """Of the embedded drawings, those that no plan of ours trains on: a style, and animations of concepts."""
 
-_GENERATED = ("motion", "questions")
 _BLOCK = 1 << 22
 
 
@@ -132,7 +132,7 @@ def open_gallery(data: str | None, where: Where, takes: Sequence[Media], max_sam
 
 def _files(source: str) -> list[Path]:
     """The shards of a source, in order; none where its samples are generated."""
-    if source in _GENERATED:
+    if source in GENERATED:
         return []
     return list(embedded_shards()) if source == "emoji" else [Path(path) for path in expand_pattern(source)]
 

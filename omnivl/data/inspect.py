@@ -7,12 +7,12 @@ samples are decoded to be looked at.
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from omnivl.data.batch import DATA_KINDS, DataKind, is_video
+from omnivl.data.batch import DATA_KINDS, is_video
 from omnivl.data.config import DataEntryConfig
 from omnivl.data.formats import TEXT_EXTENSIONS
 from omnivl.data.index import ShardIndex
@@ -22,11 +22,11 @@ from omnivl.data.record import parse_record
 from omnivl.data.sources import is_stream, open_source
 from omnivl.data.sources.base import SHARD_CAUSES, BadSampleError, Rejection, Sample
 from omnivl.data.sources.emoji import EMBEDDED, embedded_shards
+from omnivl.data.sources.generated import GENERATED
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.data.sources.presence import unreadable_shards, why_unreadable
 from omnivl.errors import DataError
 
-_GENERATED: Mapping[str, DataKind] = {"motion": "video_text", "questions": "image_text"}
 _MAX_VALUES = 24  # metadata fields with more distinct values get no table
 _MAX_EXAMPLES = 20
 
@@ -130,7 +130,7 @@ def inspect_source(source: str, *, samples: int = 48, scan: int = 2000) -> Inspe
         raise DataError(f"samples is {samples} and scan {scan}; allowed: 0 or more")
     if is_stream(source):
         raise DataError(f"{source}: a stream cannot be inspected; copy some of its shards to a disk and name them")
-    if source in _GENERATED:
+    if source in GENERATED:
         return _inspect_generated(source, samples, scan)
     shards = embedded_shards(source) if source in EMBEDDED else expand_pattern(source)
     missing = [(shard, why_unreadable(shard) or "") for shard in shards if not Path(shard).is_file()]
@@ -217,13 +217,14 @@ def _read_samples(
 def _inspect_generated(source: str, samples: int, scan: int) -> Inspection:
     """Inspects a source that generates its samples; it generates only those that are scanned or shown."""
     found = Inspection(source)
-    opened = open_source(DataEntryConfig(source=source, kind=_GENERATED[source]), seed=0)
+    kind = GENERATED[source][0]
+    opened = open_source(DataEntryConfig(source=source, kind=kind), seed=0)
     found.samples = len(opened)
     shown = set(spread(len(opened), samples))
     scanned = set(spread(len(opened), min(scan, 4 * samples)))
     for place in sorted(scanned | shown):
         sample = opened.read(place)
-        _count_text(found, sample, "video" if is_video(_GENERATED[source]) else "image")
+        _count_text(found, sample, "video" if is_video(kind) else "image")
         _look_at_media(found, sample, place in scanned, place in shown)
     _drop_wide_fields(found)
     return found

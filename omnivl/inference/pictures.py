@@ -15,13 +15,14 @@ from torch import Tensor
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.pictures import Pictures
-from omnivl.data.batch import DataKind
+from omnivl.data.batch import DataKind, is_video
 from omnivl.data.collate import in_strips
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
 from omnivl.data.sizes import InputSizes, SizeOf
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
+from omnivl.data.sources.generated import GENERATED
 from omnivl.errors import DataError
 
 Media = Literal["image", "video"]
@@ -37,9 +38,6 @@ _KINDS: Mapping[tuple[Media, Reads], DataKind] = {
     ("video", "label"): "video_label",
     ("video", "media"): "video",
 }
-_OF_CAPTIONS_ONLY = frozenset({"questions"})
-"""Sources of which every sample has a caption, and that know no other kind."""
-
 EVALUATION_SEED = 0
 """Seed of generated sources. Their ``part`` separates evaluation and training clips, so that a plan may have the same
 seed."""
@@ -47,7 +45,10 @@ seed."""
 
 def evaluation_entry(source: str, media: Media, where: Mapping[str, tuple[str, ...]], reads: Reads) -> DataEntryConfig:
     """What an evaluation reads of a source, as a data entry; arguments as those of ``PictureSet``."""
-    kind = _KINDS[media, "caption" if source in _OF_CAPTIONS_ONLY else reads]
+    kind = _KINDS[media, reads]
+    made = GENERATED.get(source)
+    if made is not None and kind not in made:  # what it makes has more than the evaluation reads
+        kind = next((one for one in made if is_video(one) == is_video(kind)), kind)
     return DataEntryConfig(source=source, kind=kind, where=where)
 
 

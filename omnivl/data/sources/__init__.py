@@ -36,6 +36,10 @@ def open_source(
         from omnivl.data.sources.questions import QuestionSource
 
         return QuestionSource(config, seed=seed)
+    if config.source == "scenes":
+        from omnivl.data.sources.scenes import SceneSource
+
+        return SceneSource(config, seed=seed, num_frames=num_frames, size=size)
     if is_stream(config.source):
         raise DataError(
             f"data source {config.source!r}: a stream has no list of samples; it can be trained on, but for this use "

@@ -15,6 +15,8 @@ from omnivl.data.index import ShardIndex
 from omnivl.data.index_file import glance_at_index
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import SHARD_CAUSES, Source
+from omnivl.data.sources.emoji import EMBEDDED
+from omnivl.data.sources.generated import GENERATED
 from omnivl.data.sources.opening import is_stream
 from omnivl.data.sources.patterns import expand_pattern
 from omnivl.data.sources.presence import unreadable_shards, why_unreadable
@@ -22,7 +24,7 @@ from omnivl.data.sources.shards import ShardSource, index_path
 from omnivl.data.sources.stream import expand_stream, first_sample
 from omnivl.errors import DataError
 
-GENERATED = ("emoji", "emoji_hands", "motion", "questions")
+BUNDLED = (*EMBEDDED, *GENERATED)
 """Sources that are part of the package; they are opened as a run opens them."""
 
 MOST_NAMES = 10_000
@@ -87,7 +89,7 @@ def glance(
     Raises:
         DataError: There is no such source, a shard that it names is missing, or it has no sample of this kind.
     """
-    if config.source in GENERATED:
+    if config.source in BUNDLED:
         opened = open_source(config, seed=seed, index_cache=index_cache, num_frames=num_frames, size=size)
         return Glance(opened)
     if is_stream(config.source):

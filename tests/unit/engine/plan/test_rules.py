@@ -93,11 +93,11 @@ STAGE_CASES = {
         {"data": "[{source: emoji, kind: image_text, augment: {zoom: [2, 0.5]}}]"},
         "p:7: stages.0.data.0.augment.zoom: got [2, 0.5]; allowed two numbers above 0, smaller first; change the numbers",
     ),
-    "motion_gives_clips": (
+    "generated_sources_make_the_kind": (
         {"data": "[{source: motion, kind: image_text}]"},
         "p:7: stages.0.data.0.kind: got 'image_text' of source 'motion'; allowed 'video_text', 'video_label', 'video'; choose one of these",
     ),
-    "questions_are_about_images": (
+    "generated_sources_make_the_kind: one": (
         {"data": "[{source: questions, kind: video_text}]"},
         "p:7: stages.0.data.0.kind: got 'video_text' of source 'questions'; allowed 'image_text'; change it",
     ),
