@@ -26,7 +26,6 @@ from omnivl.chain.momentum import LocalStorage, ema_update_, whole_parameter
 from omnivl.chain.objective import Objective
 from omnivl.chain.pictures import Pictures
 from omnivl.chain.state import State, StepLayout
-from omnivl.data.batch import DataKind
 
 EMBEDDING_STACK = "contrast"
 """Stack of the layer that makes contrastive embeddings."""
@@ -248,7 +247,7 @@ class Chain(nn.Module):
             fp32 ``[B, P]``, L2-normalised; ``[B, M, P]`` where the architecture makes several of each.
         """
         pictures = Pictures.of(frames)
-        layout = replace(visual_layout(pictures.frames), class_only=True)
+        layout = replace(visual_layout(pictures), class_only=True)
         return self.fold(State(pictures.fields, layout))["visual_embedding"]
 
     def encode_text(self, token_ids: Tensor) -> Tensor:
@@ -277,11 +276,11 @@ def pass_label(name: str, number: int) -> str:
     return name if number == 0 else f"{name} (pass {number + 1})"
 
 
-def visual_layout(frames: Tensor) -> StepLayout:
-    """The layout that encodes ``frames [B, T, 3, H, W]`` and nothing else."""
-    batch_size, num_frames = frames.shape[:2]
-    kind: DataKind = "image_text" if num_frames == 1 else "video_text"
-    return StepLayout(kind, batch_size, num_frames, "encode", visual={"clean": slice(0, batch_size)})
+def visual_layout(frames: Tensor | Pictures) -> StepLayout:
+    """The layout that encodes ``frames [B, T, 3, H, W]``, images or clips, or ``Pictures`` and nothing else."""
+    pictures = Pictures.of(frames)
+    batch_size, num_frames = pictures.frames.shape[:2]
+    return StepLayout(pictures.kind, batch_size, num_frames, "encode", visual={"clean": slice(0, batch_size)})
 
 
 def text_layout(batch_size: int) -> StepLayout:

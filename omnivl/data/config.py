@@ -76,8 +76,9 @@ class DataEntryConfig:
     Attributes:
         source: ``emoji`` (embedded drawings and clips), ``emoji_hands`` (these, and the drawings of five further
             hands), ``motion`` (generated clips), ``questions`` (generated questions about the drawings), ``scenes``
-            (generated scenes of several drawings, with samples for many tasks), or tar shards: a path, a folder, a glob (``data/*.tar``) or a brace pattern (``data/{000..127}.tar``). ``pipe:COMMAND`` and
-            URLs are read as streams, which resume by shard instead of by sample.
+            (generated scenes of several drawings, with samples for many tasks), or tar shards: a path, a folder, a glob
+            (``data/*.tar``) or a brace pattern (``data/{000..127}.tar``). ``pipe:COMMAND`` and URLs are read as
+            streams, which resume by shard instead of by sample.
         kind: Parts of a sample: an image or a clip, with a caption or with a class label; a text, an image or a clip
             alone; or several images with a text.
         weight: Share of micro-batches, relative to the other entries of the stage.

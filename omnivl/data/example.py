@@ -101,6 +101,19 @@ def _check_characters(text: str, where: str) -> None:
         raise BadSampleError("invalid_utf8", where, detail) from error
 
 
+def members_as_samples(sample: Sample, names: Sequence[str]) -> list[Sample | None]:
+    """A sample for each of a sample's files, by their names; None for those that it lacks."""
+    found: list[Sample | None] = []
+    for wanted in names:
+        name = file_named(wanted, sample.members)
+        if name is None:
+            found.append(None)
+        else:
+            where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
+            found.append(replace(sample, where=where, media=sample.members[name], extension=extension))
+    return found
+
+
 def label_number(label: str) -> int:
     """A class index for streams, whose classes are not known beforehand: a hash of the name."""
     return stable_hash("label", label) & 0x7FFFFFFF
@@ -240,7 +253,7 @@ class ExampleReader:
         Pictures of a set have one size, that of the first which is there.
         """
         random = self._views.at(position) if self._training else None
-        every = list(self._shown(sample))
+        every = members_as_samples(sample, self.config.pictures) if self.config.pictures else [sample]
         size = next((self._size_of(shown) for shown in every if shown is not None), self._side)
         for shown in every:
             if shown is None:
@@ -264,18 +277,6 @@ class ExampleReader:
         if shown.media is not None and not isinstance(self._size, int):
             self._limits.check_size(picture_size(shown.media) or (0, 0), shown.where)
         return still_size(shown, self._size)
-
-    def _shown(self, sample: Sample) -> Iterator[Sample | None]:
-        """The sample itself, or one for each of the files that the entry names; None for those that it lacks."""
-        if not self.config.pictures:
-            yield sample
-        for wanted in self.config.pictures:
-            name = file_named(wanted, sample.members)
-            if name is None:
-                yield None
-            else:
-                where, extension = f"{sample.where}.{name}", name.rpartition(".")[2].lower()
-                yield replace(sample, where=where, media=sample.members[name], extension=extension)
 
     def _pixels(self, sample: Sample, position: int, size: Size | None) -> NDArray[np.uint8]:
         """The decoded picture ``[1, H, W, 3]``, or the clip's chosen frames ``[T, H, W, 3]``, for a view of a size."""

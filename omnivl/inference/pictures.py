@@ -19,6 +19,7 @@ from omnivl.data.batch import DataKind, is_video
 from omnivl.data.collate import in_strips
 from omnivl.data.config import DataEntryConfig, LoaderConfig
 from omnivl.data.decode import evaluation_frames
+from omnivl.data.example import members_as_samples
 from omnivl.data.sizes import InputSizes, SizeOf
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
@@ -43,8 +44,12 @@ EVALUATION_SEED = 0
 seed."""
 
 
-def evaluation_entry(source: str, media: Media, where: Mapping[str, tuple[str, ...]], reads: Reads) -> DataEntryConfig:
+def evaluation_entry(
+    source: str, media: Media, where: Mapping[str, tuple[str, ...]], reads: Reads, pictures: tuple[str, ...] = ()
+) -> DataEntryConfig:
     """What an evaluation reads of a source, as a data entry; arguments as those of ``PictureSet``."""
+    if pictures:
+        return DataEntryConfig(source=source, kind="images_text", where=where, pictures=pictures)
     kind = _KINDS[media, reads]
     made = GENERATED.get(source)
     if made is not None and kind not in made:  # what it makes has more than the evaluation reads
@@ -86,6 +91,7 @@ class PictureSet:
         max_samples: int,
         reads: Reads = "caption",
         opened: Source | None = None,
+        pictures: tuple[str, ...] = (),
     ) -> None:
         """Reads the samples.
 
@@ -97,13 +103,14 @@ class PictureSet:
             max_samples: Upper bound on the number of samples.
             reads: What samples must have; others are left out.
             opened: The source where it is open already.
+            pictures: Files that are the pictures of a sample, which then is a set; none for samples of one picture.
 
         Raises:
             DataError: There is no such source, it has no such sample, or one of them is bad.
         """
         if opened is None:
             opened = open_source(
-                evaluation_entry(source, media, where, reads),
+                evaluation_entry(source, media, where, reads, pictures),
                 seed=EVALUATION_SEED,
                 num_frames=sizes.num_frames,
                 size=sizes.video_size,
@@ -112,6 +119,7 @@ class PictureSet:
         self.media = media
         self.sizes, self.side = sizes, sizes.side(media == "video")
         self.num_frames = 1 if media == "image" else sizes.num_frames
+        self._members = pictures
         self.samples: list[Sample] = []
         try:
             for i in range(count):
@@ -155,27 +163,46 @@ class PictureSet:
         return [tuple(sample.captions) for sample in self.samples]
 
     def frames(self, indices: Sequence[int], size: int | None = None) -> Tensor:
-        """Decoded pictures as squares, uint8 ``[len(indices), T, 3, size, size]``; None: of the model's side."""
+        """Decoded pictures as squares, uint8 ``[len(indices), T, 3, size, size]``; None: of the model's side.
+
+        T is the number of frames of a clip, or of pictures of a set.
+        """
         return torch.stack(self._views(indices, size or self.side))
 
     def shown(self, indices: Sequence[int]) -> Tensor | Pictures:
         """Decoded pictures as the model sees them: ``frames``, or with their own sizes."""
         moves = self.media == "video"
         if not self.sizes.native:
-            return self.frames(indices)
+            frames = self.frames(indices)
+            return Pictures(frames, are_sets=True) if self._members else frames
         views = [one.permute(0, 2, 3, 1).numpy() for one in self._views(indices, self.sizes.size_of_view(moves))]
-        return Pictures(*in_strips(views, self.sizes.patch_size))
+        return Pictures(*in_strips(views, self.sizes.patch_size), are_sets=bool(self._members))
 
     def _views(self, indices: Sequence[int], size: SizeOf) -> list[Tensor]:
         try:
-            return [evaluation_frames(self.samples[i], size, self.num_frames, LoaderConfig()) for i in indices]
+            return [self._view(self.samples[i], size) for i in indices]
         except BadSampleError as error:
             raise _bad(error) from error
 
+    def _view(self, sample: Sample, size: SizeOf) -> Tensor:
+        """The frames of a clip, a picture, or the pictures of a set, all of the size of the first."""
+        shown = [] if not self._members else members_as_samples(sample, self._members)
+        if not shown:
+            return evaluation_frames(sample, size, self.num_frames, LoaderConfig())
+        lacking = next((name for name, one in zip(self._members, shown, strict=True) if one is None), None)
+        if lacking is not None:
+            raise BadSampleError("missing_media", sample.where, f"it has no file {lacking!r}")
+        first, *others = [one for one in shown if one is not None]
+        views = [evaluation_frames(first, size, 1, LoaderConfig())]
+        own = (views[0].shape[3], views[0].shape[2])
+        views += [evaluation_frames(one, lambda width, height: own, 1, LoaderConfig()) for one in others]
+        return torch.cat(views)
+
     def thumbnail(self, index: int, size: int = 80) -> str:
-        """A small picture as a PNG data URI; for a clip, its middle frame."""
+        """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""
         frames = self.frames([index], size)[0]
-        picture = frames[len(frames) // 2].permute(1, 2, 0).numpy()
+        chosen = torch.cat(list(frames), dim=2) if self._members else frames[len(frames) // 2]
+        picture = chosen.permute(1, 2, 0).numpy()
         written, png = cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))
         assert written
         return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode()

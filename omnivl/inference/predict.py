@@ -43,7 +43,7 @@ def predict(
     """
     count = len(frames) if token_ids is None else len(token_ids)
     pictures = Pictures.of(frames)
-    layout = visual_layout(pictures.frames)
+    layout = visual_layout(pictures)
     asks = asked(chain, objective, layout.kind, count)
     # Texts may outnumber images; the images keep a separate layout.
     layout = replace(lay_out({objective: asks}, layout.kind, count, layout.num_frames, "predict"), visual=layout.visual)

@@ -45,7 +45,7 @@ def looked_at(
         UserError: The chain has no such objective, or it predicts nothing, or the text that it attends to is missing.
     """
     pictures = Pictures.of(frames)
-    layout, count = visual_layout(pictures.frames), len(pictures)
+    layout, count = visual_layout(pictures), len(pictures)
     joins = asked(chain, objective, layout.kind, count).joins
     name = next((join.seen[0] for join in joins.values() if join.mask == "causal" and join.seen[0] in joins), None)
     if name is None:

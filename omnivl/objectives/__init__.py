@@ -10,22 +10,29 @@ from pydantic import Field
 from omnivl.chain.demands import Demands, Join
 from omnivl.chain.objective import Objective, ObjectiveLoss, PrepareContext
 from omnivl.objectives.answer import Answer
+from omnivl.objectives.choose import Choose
 from omnivl.objectives.classify import Classify
 from omnivl.objectives.itc import ITC
 from omnivl.objectives.itm import ITM
 from omnivl.objectives.lm import LM
+from omnivl.objectives.locate import Locate
 from omnivl.objectives.mcm import MCM
 from omnivl.objectives.mdm import MDM
 from omnivl.objectives.mfm import MFM
 from omnivl.objectives.mlm import MLM
 from omnivl.objectives.mrm import MRM
 from omnivl.objectives.prefix_lm import PrefixLM
+from omnivl.objectives.recognize import Recognize
+from omnivl.objectives.region import Region
+from omnivl.objectives.regress import Regress
+from omnivl.objectives.segment import Segment
 from omnivl.objectives.univlc import NegativeWeights, UniVLC
 from omnivl.objectives.vlm import VLM
 from omnivl.objectives.vqa import VQA
 
 ObjectiveConfig = Annotated[
-    MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM | VQA | Answer | Classify,
+    (MLM | MRM | MFM | MCM | MDM | UniVLC | VLM | LM | ITC | ITM | PrefixLM)
+    | (VQA | Answer | Classify | Choose | Locate | Region | Segment | Regress | Recognize),
     Field(discriminator="kind"),
 ]
 """All objectives that a plan can name, discriminated by ``kind``."""
@@ -42,14 +49,20 @@ __all__ = [
     "VLM",
     "VQA",
     "Answer",
+    "Choose",
     "Classify",
     "Demands",
     "Join",
+    "Locate",
     "NegativeWeights",
     "Objective",
     "ObjectiveConfig",
     "ObjectiveLoss",
     "PrefixLM",
     "PrepareContext",
+    "Recognize",
+    "Region",
+    "Regress",
+    "Segment",
     "UniVLC",
 ]

@@ -1,4 +1,4 @@
-"""Visual question answering as a choice from a list of answers.
+"""Questions answered, and statements judged, by a choice from a list of answers.
 
 Shapes: B samples, A answers, D width of a pooled fused row.
 """
@@ -16,7 +16,7 @@ from omnivl.chain.gather import Gather
 from omnivl.chain.objective import Heads, Objective, ObjectiveLoss, PrepareContext, replica_mean
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
-from omnivl.data.batch import Batch, DataKind, is_label, is_pair
+from omnivl.data.batch import Batch, DataKind, has_text, is_label, visual_of
 from omnivl.data.fields import Field
 from omnivl.data.sizes import InputSizes
 from omnivl.errors import Misfit
@@ -27,10 +27,11 @@ from omnivl.parts.linear import LayerNorm, Linear
 
 @dataclass(frozen=True)
 class VQA(Objective):
-    """Which answers of a list answer the question about the image? Each answer is classified separately.
+    """Which answers of a list answer the question about an image, a clip or a set of images?
 
-    A sample's text is the question. Its field ``answers`` holds people's answers: each once with its share in
-    ``weights``, or as often as it was given. A question without an answer in the list is left out and not counted.
+    A sample's text is the question, or a statement that answers judge (``[contradiction, neutral, entailment]``). Its
+    field ``answers`` holds people's answers: each once with its share in ``weights``, or as often as it was given. A
+    question without an answer in the list is left out and not counted.
 
     Attributes:
         answers: The list, or the path of a text file with an answer on each line. The plan that a run keeps holds the
@@ -38,6 +39,8 @@ class VQA(Objective):
         num_answers: Expected length of the list, as a check; null allows any.
         soft_scores: Score of an answer that n of ten people gave: ``official`` is 0, 0.3, 0.6, 0.9 and 1 for n of
             0, 1, 2, 3 and more, ``metric`` is min(n / 3, 1).
+        loss_kind: ``binary`` classifies each answer separately, since several may be right; ``softmax`` chooses one,
+            with the people's shares as targets.
 
     Source: Kim et al., ViLT, arXiv 2102.03334, section 4.2 and its code: head, soft scores, and a loss that is the mean
         over answers times their number.
@@ -47,6 +50,7 @@ class VQA(Objective):
     answers: str | tuple[str, ...] = ()
     num_answers: int | None = None
     soft_scores: SoftScores = "official"
+    loss_kind: Literal["binary", "softmax"] = "binary"
 
     def __post_init__(self) -> None:
         """Checks the options and reads the list.
@@ -79,7 +83,7 @@ class VQA(Objective):
 
     def demands(self, kind: DataKind, batch_size: int) -> Demands | None:
         """One fused row per sample."""
-        if not is_pair(kind) or is_label(kind):
+        if visual_of(kind) == "none" or not has_text(kind) or is_label(kind):
             return None
         return self.asks(kind, batch_size)
 
@@ -88,13 +92,14 @@ class VQA(Objective):
         return Demands(joins={self.key: Join()}, reads=frozenset({"pooled"}))
 
     def prepare(self, batch: Batch, context: PrepareContext) -> dict[str, Tensor]:
-        """Makes ``{key}/targets`` fp32 ``[B, A]``: the score of each answer of the list."""
+        """Makes ``{key}/targets`` fp32 ``[B, A]``: the score, or the share, of each answer of the list."""
         places = {answer: place for place, answer in enumerate(self.choices)}
         targets = torch.zeros(batch.size, len(places))
         for row, shares in enumerate(answer_shares(batch)):
             for answer, (share, _) in shares.items():
                 if answer in places:
-                    targets[row, places[answer]] = soft_score(share, self.soft_scores)
+                    soft = soft_score(share, self.soft_scores) if self.loss_kind == "binary" else share
+                    targets[row, places[answer]] = soft
         return {f"{self.key}/targets": targets}
 
     def build_head(self, sizes: HeadSizes) -> nn.Module:
@@ -106,11 +111,18 @@ class VQA(Objective):
         return {self.key: _answered(state[f"{self.key}/targets"]).sum()}
 
     def loss(self, state: State, heads: Heads, gather: Gather) -> ObjectiveLoss:
-        """Binary cross-entropy, summed over answers, mean over the questions that have an answer in the list."""
+        """Cross-entropy, binary ones summed over answers; mean over the questions that have an answer in the list.
+
+        Metrics: ``score``, the mean target of the best answer; ``answered``, the share of those questions.
+        """
         assert isinstance(heads.own, AnswerHead)
         logits, targets = heads.own(state.pooled(self.key)), state[f"{self.key}/targets"]
         answered = _answered(targets)
-        each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+        if self.loss_kind == "binary":
+            each = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=1)
+        else:
+            shares = targets / targets.sum(dim=1, keepdim=True).clamp(min=torch.finfo(targets.dtype).tiny)
+            each = F.cross_entropy(logits, shares, reduction="none")
         count = answered.sum()
         with torch.no_grad():
             scores = targets.gather(1, logits.argmax(dim=1, keepdim=True))

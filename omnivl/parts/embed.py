@@ -211,7 +211,7 @@ class VisualEmbedding(nn.Module):
             if masked:
                 own = [where] if clean else []
                 where = torch.cat([*own, *(where.index_select(0, rows) for rows, _ in masked)])
-        if is_video:
+        if is_video or patches.shape[1] > 1:  # of a set, which picture it is
             where = where + resize_times(self.times, patches.shape[1])[None, :, None]
         stack = stack + where.to(dtype)
         if self.training and self.patch_dropout > 0.0 and not masked:
@@ -395,8 +395,11 @@ class Embed(EmbeddingLayer):
             yield from visual.parameters()
         if not any(self._reads_text(layout) for layout in layouts):
             yield from text.parameters()
-        if not any(layout.is_video and layout.visual for layout in layouts):
-            yield from (visual.patches.video_delta, visual.times)
+        shown = [layout for layout in layouts if layout.visual]
+        if not any(layout.is_video for layout in shown):
+            yield visual.patches.video_delta
+        if not any(layout.is_video or layout.num_frames > 1 for layout in shown):
+            yield visual.times
         if all(layout.visual.keys() <= {CLEAN} for layout in layouts):
             yield visual.mask_token
 

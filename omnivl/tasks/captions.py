@@ -58,7 +58,7 @@ class CaptionTask(Task):
         """
         import sacrebleu
 
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         known = pictures.captions
         choice: Choice = {
             "length_penalty": self.length_penalty,

@@ -40,7 +40,7 @@ class MatchingTask(Task):
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text by the log odds that they match."""
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         captions = pictures.captions
         texts = sorted(set(captions))
         columns = torch.split(torch.arange(len(texts)), encoder.batch_size)

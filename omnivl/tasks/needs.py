@@ -93,17 +93,22 @@ class Embeddings(Need):
 
 @dataclass(frozen=True)
 class Shown(Need):
-    """An architecture that takes images, or clips.
+    """An architecture that takes images, clips or sets of images.
 
     Attributes:
         media: ``image`` or ``video``.
+        sets: Whether samples are sets of images.
     """
 
     media: Media
+    sets: bool = False
 
     def lack(self, stage: Provided) -> Lack | None:
         """See ``Need``."""
-        if ("clip" if self.media == "video" else "image") in stage.model.shows:
+        if ("set" if self.sets else "clip" if self.media == "video" else "image") in stage.model.shows:
             return None
+        if self.sets:
+            what = f"has architecture {stage.model.kind!r}, which takes no sets of pictures"
+            return Lack(what, "change model.kind", "pictures", ())
         what = f"has architecture {stage.model.kind!r}, which takes no {self.media}"
         return Lack(what, "change model.kind", "media", "image" if self.media == "video" else "video")

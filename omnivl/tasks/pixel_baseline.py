@@ -38,7 +38,7 @@ class BaselineReference:
     where: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     max_samples: Annotated[int, Range(1)] = MOST_REFERENCES
 
-    def pictures(self, encoder: Encoder, reads: Reads) -> PictureSet:
+    def picture_set(self, encoder: Encoder, reads: Reads) -> PictureSet:
         """The reference pictures, which have what the task's own have."""
         return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples, reads)
 

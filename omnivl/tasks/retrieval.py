@@ -77,7 +77,7 @@ class RetrievalTask(Task):
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Ranks all texts for every picture and all pictures for every text."""
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         texts, relevance = _texts_and_relevance(pictures, self)
         shown, said = encoder.pictures(pictures), encoder.texts(texts)
         relevance = replace(relevance, per_value=shown.shape[1] if shown.dim() == 3 else 1)
@@ -137,7 +137,7 @@ def _pixel_similarity(
         Rows of fp32 ``[pictures, texts]``: minus the smallest distance to a reference picture of that text; texts
         without one rank last.
     """
-    known = reference.pictures(encoder, "caption")
+    known = reference.picture_set(encoder, "caption")
     columns = {text: i for i, text in enumerate(texts)}
     places = [(row, columns[caption]) for row, caption in enumerate(known.captions) if caption in columns]
     shown = pixels_of(encoder, pictures, over_time=True)

@@ -26,6 +26,7 @@ class Samples:
         where: Filter by metadata.
         reads: What they must have.
         max_samples: Upper bound on their number.
+        pictures: Files that are a sample's pictures, see ``Task``.
     """
 
     path: tuple[str, ...]
@@ -34,11 +35,12 @@ class Samples:
     where: Where
     reads: Reads
     max_samples: int
+    pictures: tuple[str, ...] = ()
 
     @property
     def entry(self) -> DataEntryConfig:
         """The same as a data entry."""
-        return evaluation_entry(self.source, self.media, self.where, self.reads)
+        return evaluation_entry(self.source, self.media, self.where, self.reads, self.pictures)
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Task(ABC):
         media: ``image`` or ``video``.
         where: Filter of the samples by metadata, e.g. ``{style: [fluent]}``.
         max_samples: Upper bound on the number of samples; a larger source is thinned evenly.
+        pictures: Files that are the pictures of a sample, which is a set of them: ``[left.png, right.png]``; none for
+            samples of one picture or clip.
     """
 
     reads: ClassVar[Reads] = "caption"
@@ -65,6 +69,7 @@ class Task(ABC):
     media: Media = "image"
     where: Where = field(default_factory=dict)
     max_samples: Annotated[int, Range(1)] = 4096
+    pictures: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Fills in the name."""
@@ -94,13 +99,14 @@ class Task(ABC):
 
     def lacks(self, stage: Provided) -> list[Lack]:
         """What the stage lacks for this task; empty if it can run it."""
-        found = [need.lack(stage) for need in (Shown(self.media), *self.needs)]
+        found = [need.lack(stage) for need in (Shown(self.media, bool(self.pictures)), *self.needs)]
         return [lack for lack in found if lack is not None]
 
     @property
     def samples(self) -> tuple[Samples, ...]:
         """The samples that the task reads: its own, and those of its baseline where it has one."""
-        own = Samples(("source",), self.source, self.media, self.where, self.reads, self.max_samples)
+        given = self.media, self.where, self.reads, self.max_samples, self.pictures
+        own = Samples(("source",), self.source, *given)
         baseline = getattr(self, "baseline", None)
         if baseline is None:
             return (own,)
@@ -124,10 +130,11 @@ class Task(ABC):
         if self.reads == "caption":
             _ = pictures.all_captions
 
-    def pictures(self, encoder: Encoder) -> PictureSet:
+    def picture_set(self, encoder: Encoder) -> PictureSet:
         """The samples of the task.
 
         Raises:
             DataError: There are none, or one of them is bad.
         """
-        return PictureSet(self.source, self.media, self.where, encoder.model.inputs, self.max_samples, self.reads)
+        given = self.media, self.where, encoder.model.inputs, self.max_samples, self.reads
+        return PictureSet(self.source, *given, pictures=self.pictures)

@@ -99,7 +99,7 @@ class VQATask(Task):
         Raises:
             DataError: A sample has no question or no answers.
         """
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         questions = [self._question(pictures, place) for place in range(len(pictures))]
         people = [_given(pictures, place) for place in range(len(pictures))]
         types = [str(sample.meta.get(self.question_type, "other")) for sample in pictures.samples]

@@ -51,7 +51,7 @@ class ZeroShotTask(Task):
         Raises:
             DataError: A sample has no label.
         """
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         labels = _labels(pictures)
         classes = sorted(set(labels))
         places = {label: place for place, label in enumerate(classes)}
@@ -136,7 +136,7 @@ def _labels(pictures: PictureSet) -> list[str]:
 
 def _pixel_accuracy(reference: BaselineReference, pictures: PictureSet, labels: list[str], encoder: Encoder) -> float:
     """Accuracy of the label of the nearest reference picture, all frames compared."""
-    known = reference.pictures(encoder, ZeroShotTask.reads)
+    known = reference.picture_set(encoder, ZeroShotTask.reads)
     known_labels = _labels(known)
     there = pixels_of(encoder, known)
     blocks = torch.split(pixels_of(encoder, pictures), max(1, LARGEST_BLOCK // len(there)))

@@ -136,7 +136,8 @@ class DataLook:
                 self._look.problems.append(Finding((*at, "source"), text))
             with self._look.at(at):
                 shown = (samples.source, samples.media, samples.where, stage.model.inputs)
-                pictures = PictureSet(*shown, MOST_TRIED, samples.reads, opened=found.source)
+                given = (MOST_TRIED, samples.reads, found.source, samples.pictures)
+                pictures = PictureSet(*shown, *given)
                 if samples.path == ("source",):
                     task.examine(pictures)
             self._note_thinned((*at, "max_samples"), samples, len(found.source))

@@ -85,7 +85,7 @@ class RoutingTask(Task):
         from omnivl.tasks.routing.tokens import experts_by_layer, joined, routed_tokens
 
         others = [replace(self, media="image" if self.media == "video" else "video")] if self.both_media else []
-        sets = [one.pictures(encoder) for one in (self, *others)]
+        sets = [one.picture_set(encoder) for one in (self, *others)]
         tables = [routed_tokens(encoder, pictures) for pictures in sets]
         tokens = tables[0] if len(tables) == 1 else joined(tables)
         num_experts = experts_by_layer(encoder.model, tokens)

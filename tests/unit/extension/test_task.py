@@ -63,7 +63,7 @@ class TagTask(Task):
         return (Depth(self.layers),)
 
     def run(self, encoder: Encoder) -> TaskResult:
-        pictures = self.pictures(encoder)
+        pictures = self.picture_set(encoder)
         tags = [[str(tag) for tag in sample.meta["tags"]] for sample in pictures.samples]  # type: ignore[attr-defined]
         first, last = (encoder.texts([own[place] for own in tags]) for place in (0, -1))
         own = encoder.pictures(pictures)
@@ -94,7 +94,7 @@ def test_a_task_in_no_union_runs_and_its_result_is_written_and_shown_as_others(t
     task = read(TagTask, {"kind": "tag", "where": {name: list(values) for name, values in WHERE.items()}})
     assert asdict(task) == {
         **{"kind": "tag", "name": "tag", "source": "emoji", "media": "image", "where": WHERE, "max_samples": 4096},
-        "layers": 1,
+        **{"pictures": (), "layers": 1},
     }
     encoder = make_encoder()
     (result,) = run_tasks([task], encoder)

@@ -209,8 +209,8 @@ def test_captions_of_an_oracle_match_exactly() -> None:
 def test_captions_match_in_any_spelling(spelled: Callable[[str], str]) -> None:
     @dataclass(frozen=True)
     class Spelled(CaptionTask):
-        def pictures(self, encoder: Encoder) -> PictureSet:
-            pictures = super().pictures(encoder)
+        def picture_set(self, encoder: Encoder) -> PictureSet:
+            pictures = super().picture_set(encoder)
             pictures.samples = [
                 replace(sample, captions=tuple(map(spelled, sample.captions))) for sample in pictures.samples
             ]

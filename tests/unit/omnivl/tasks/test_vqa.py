@@ -53,7 +53,7 @@ class SayingYes(Encoder):
 def test_scores_stand_beside_what_the_question_alone_tells():
     (result,) = run_tasks([TASK], encoder_of(FUSED, VQA(answers=ANSWERS), SayingYes))
     scores = {score.metric: score for score in result.scores}
-    samples = TASK.pictures(encoder_of(FUSED, VQA(answers=ANSWERS))).samples
+    samples = TASK.picture_set(encoder_of(FUSED, VQA(answers=ANSWERS))).samples
     checks = [sample.meta["answers"] for sample in samples if sample.meta["question_type"] == "check"]
     kinds = [sample.meta["answers"][0] for sample in samples if sample.meta["question_type"] == "kind"]
     yes = sum(answers == ["yes"] for answers in checks)
