@@ -16,9 +16,10 @@ from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
 from omnivl.tasks.needs import Head, Lack, Need, Provided
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.scorers.groups import by_group
+from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
 from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
-from omnivl.tasks.vqa_score import best_constant, by_group, vqa_accuracy
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from omnivl.data.config import DataEntryConfig
 from omnivl.data.sources import open_source
 from omnivl.data.sources.questions import QuestionSource, answer_list
 from omnivl.errors import DataError
-from omnivl.tasks.vqa_score import best_constant
+from omnivl.tasks.scorers.vqa import best_constant
 
 WHERE = {"style": ("noto",), "group": ("food & drink",)}
 DRAWN = 1500

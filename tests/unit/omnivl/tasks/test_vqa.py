@@ -15,8 +15,8 @@ from omnivl.objectives import ITM, VQA, Answer
 from omnivl.parts.sizes import Transformer, Words
 from omnivl.tasks import Lack, Provided, VQATask
 from omnivl.tasks.run import run_tasks
+from omnivl.tasks.scorers.vqa import vqa_accuracy
 from omnivl.tasks.vqa import _as_people_spell
-from omnivl.tasks.vqa_score import vqa_accuracy
 
 TOKENIZER = load_tokenizer("emoji")
 VOCABULARY = TOKENIZER.special.vocab_size

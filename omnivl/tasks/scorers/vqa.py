@@ -1,17 +1,22 @@
 """VQA's score of an answer, by the answers of ten people.
 
 Source: Antol et al., VQA, arXiv 1505.00468, section 4, and the rules of the official evaluation of VQA v2
-    (visualqa.org/evaluation): spelling is normalised on both sides if people disagree, and each person is left out in
-    turn.
+    (visualqa.org/evaluation; vqaEval.py of github.com/GT-Vision-Lab/VQA): spelling is normalised on both sides if
+    people disagree, and each person is left out in turn.
+Differs: the official program prints per cent, rounded to two places. Its older version, which ALBEF's and LAVIS's
+    ``vqaTools`` carry, always normalises the prediction, and of people's answers only the punctuation: there "two"
+    never matches the "two" of people, and answers that all people spell alike can be missed.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
+_MOST_PERIODS = 32
+"""The official program passes a flag of that value as the number of replacements."""
 _NUMBERS = {
     **{"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"},
     **{"seven": "7", "eight": "8", "nine": "9", "ten": "10"},
@@ -32,8 +37,8 @@ _CONTRACTIONS = {
     for word in _CONTRACTED.split()
     for place, letter in enumerate(word)
     if letter == "'"
-}
-"""Contractions by their spellings without one of the apostrophes."""
+} | {"somebody'd": "somebodyd"}
+"""Contractions by their spellings without one of the apostrophes; and a slip of the official table."""
 
 
 def normalised(answer: str) -> str:
@@ -55,7 +60,7 @@ def without_punctuation(answer: str) -> str:
     for mark in _PUNCTUATION:
         beside_space = f"{mark} " in answer or f" {mark}" in answer
         found = found.replace(mark, "" if beside_space or joins_all else " ")
-    return _PERIOD.sub("", found)
+    return _PERIOD.sub("", found, count=_MOST_PERIODS)
 
 
 def vqa_accuracy(answer: str, given: Sequence[str]) -> float:
@@ -90,14 +95,6 @@ def best_constant(asked: Sequence[Sequence[str]]) -> tuple[str, float]:
             totals[answer] += vqa_accuracy(answer, given)  # type: ignore[assignment]  # a Counter adds up any numbers
     answer, total = totals.most_common(1)[0]
     return answer, total / len(asked)
-
-
-def by_group(groups: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """The mean of the values of each group, groups in alphabetical order."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for group, value in zip(groups, values, strict=True):
-        found[group].append(value)
-    return {group: sum(own) / len(own) for group, own in sorted(found.items())}
 
 
 def _on_one_line(answer: str) -> str:
