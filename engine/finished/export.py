@@ -22,7 +22,7 @@ from engine.disk.saved import saved_weights
 from engine.errors import CheckpointError
 from engine.finished.code import write_code
 from engine.finished.trained import Trained, is_for_training
-from engine.report.table import format_share
+from engine.report.table import format_interval, format_share
 from engine.telemetry.environment import package_versions
 from omnivl.architectures.foreign import Foreign
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
@@ -324,7 +324,11 @@ def _figures(scores: Sequence[Score]) -> list[str]:
         return ["These weights were not evaluated in their run."]
     rows = [
         f"| {markdown_text(one.task)} | {markdown_text(one.metric)} | {format_share(one.value)} | "
-        f"{format_share(one.chance)} | {format_share(one.baseline)} | {one.count} |"
+        f"{format_interval(one)} | {format_share(one.chance)} | {format_share(one.baseline)} | {one.count} |"
         for one in scores
     ]
-    return ["| task | metric | model | chance | 16x16 pixels | queries |", "|---|---|---|---|---|---|", *rows]
+    return [
+        "| task | metric | model | 95 % | chance | 16x16 pixels | queries |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]

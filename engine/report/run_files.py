@@ -67,7 +67,8 @@ def read_evaluation(path: Path) -> dict[str, Any]:
 
 def _score(tree: Mapping[str, Any]) -> Score:
     score = Score(**{one.name: tree[one.name] for one in fields(Score) if one.name in tree})
-    numbers = [score.value, score.count, *(one for one in (score.chance, score.baseline) if one is not None)]
+    ends = () if score.interval is None else score.interval
+    numbers = [score.value, score.count, *ends, *(one for one in (score.chance, score.baseline) if one is not None)]
     if not all(isinstance(number, int | float) for number in numbers):
         raise ValueError(f"got a score without a number: {dict(tree)}")
     return score

@@ -13,12 +13,22 @@ def format_share(value: float | None) -> str:
     return f"{value:.3f}" if value == 0 or abs(value) >= 0.001 else f"{value:.4f}"
 
 
+def format_interval(score: Score) -> str:
+    """Half the width of a confidence interval, as ``±.012``; empty where there is none."""
+    if score.interval is None:
+        return ""
+    low, high = score.interval
+    half = f"{(high - low) / 2:.3f}"
+    return f"±{half.removeprefix('0')}"
+
+
 def score_table(scores: Sequence[Score], title: str) -> PlainTable:
-    """Every score beside chance and the pixel baseline; narrow enough for 80 columns with names of usual length."""
+    """Every score beside its confidence interval, chance and the pixel baseline; fits 80 columns with usual names."""
     table = PlainTable(title=title)
     table.add_column("task", vertical="top")
     table.add_column("metric")
-    for heading in ("model", "chance", "16x16\npixels", "queries"):
+    shown = any(score.interval is not None for score in scores)
+    for heading in ("model", *(["95%"] if shown else []), "chance", "16x16\npixels", "queries"):
         table.add_column(heading, justify="right", vertical="bottom")
     previous = None
     for score in scores:
@@ -28,6 +38,7 @@ def score_table(scores: Sequence[Score], title: str) -> PlainTable:
             score.task if score.task != previous else "",
             score.metric,
             format_share(score.value),
+            *([format_interval(score)] if shown else []),
             format_share(score.chance),
             format_share(score.baseline),
             str(score.count),

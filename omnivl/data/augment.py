@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omnivl.data.config import AugmentConfig
 from omnivl.data.placement import Matrix, Placement, crop_placement, mirror, pixel_map
 from omnivl.data.rand_augment import apply_random_operations
-from omnivl.data.sizes import Size
+from omnivl.data.sizes import Size, SizeOf
 
 Pixels = NDArray[np.uint8]
 
@@ -78,12 +78,20 @@ def training_view(
 def evaluation_view(pixels: Pixels, size: Size) -> View:
     """The whole picture, or of one that is to be a square the middle, resized."""
     height, width = pixels.shape[1:3]
+    place = evaluation_placement(width, height, size)
     if not isinstance(size, int):
-        return View(resize(pixels, *size), crop_placement(0, 0, width, height, (width, height)))
+        return View(resize(pixels, *size), place)
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    view = resize(pixels[:, top : top + side, left : left + side], size, size)
-    return View(view, crop_placement(left, top, side, side, (width, height)))
+    return View(resize(pixels[:, top : top + side, left : left + side], size, size), place)
+
+
+def evaluation_placement(width: int, height: int, size: Size | SizeOf) -> Placement:
+    """Where the points of a picture of some size are in its ``evaluation_view``."""
+    if not isinstance(size, int):
+        return crop_placement(0, 0, width, height, (width, height))
+    side = min(height, width)
+    return crop_placement((width - side) // 2, (height - side) // 2, side, side, (width, height))
 
 
 def _sides(size: Size) -> tuple[int, int]:

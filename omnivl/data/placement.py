@@ -45,6 +45,15 @@ class Placement:
         """This map followed by others."""
         return Placement((*self.steps, *steps))
 
+    def inverse(self) -> "Placement":
+        """The map from the points of the view to those of the picture."""
+
+        def back() -> Matrix:
+            found: Matrix = np.linalg.inv(self.matrix).astype(np.float64, copy=False)
+            return found
+
+        return Placement((back,))
+
     def boxes(self, boxes: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """Maps boxes into the view.
 

@@ -15,11 +15,13 @@ from torch import Tensor
 
 from omnivl.chain.gather import Gather
 from omnivl.chain.pictures import Pictures
+from omnivl.data.augment import evaluation_placement
 from omnivl.data.batch import DataKind, is_video
 from omnivl.data.collate import in_strips
 from omnivl.data.config import DataEntryConfig, LoaderConfig
-from omnivl.data.decode import evaluation_frames
+from omnivl.data.decode import evaluation_frames, still_size
 from omnivl.data.example import members_as_samples
+from omnivl.data.placement import Placement
 from omnivl.data.sizes import InputSizes, SizeOf
 from omnivl.data.sources import open_source
 from omnivl.data.sources.base import BadSampleError, Rejection, Sample, Source
@@ -197,6 +199,18 @@ class PictureSet:
         own = (views[0].shape[3], views[0].shape[2])
         views += [evaluation_frames(one, lambda width, height: own, 1, LoaderConfig()) for one in others]
         return torch.cat(views)
+
+    def placement(self, index: int) -> Placement:
+        """Where the points of a sample's picture are in the view that the model sees.
+
+        Raises:
+            DataError: The picture says no size.
+        """
+        sample, moves = self.samples[index], self.media == "video"
+        whole = still_size(sample, lambda width, height: (width, height))
+        if not isinstance(whole, tuple):
+            raise _bad(BadSampleError("broken_image", sample.where, "its header says no size"))
+        return evaluation_placement(*whole, self.sizes.size_of_view(moves) if self.sizes.native else self.side)
 
     def thumbnail(self, index: int, size: int = 80) -> str:
         """A small picture as a PNG data URI; of a clip, its middle frame; of a set, all pictures side by side."""

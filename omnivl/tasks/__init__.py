@@ -9,36 +9,49 @@ from typing import Annotated
 from pydantic import Field
 
 from omnivl.tasks.captions import CaptionTask
+from omnivl.tasks.classification import ClassificationTask
+from omnivl.tasks.grounding import GroundingTask, SegmentationTask
 from omnivl.tasks.matching import MatchingTask
 from omnivl.tasks.needs import Embeddings, Head, Lack, Need, Provided
+from omnivl.tasks.neighbors import NeighborsTask
+from omnivl.tasks.options import OptionsTask
 from omnivl.tasks.pixel_baseline import BaselineReference
 from omnivl.tasks.results import Gallery, GalleryRow, ResultFile, Score, TaskResult
 from omnivl.tasks.retrieval import RetrievalTask
 from omnivl.tasks.routing.task import RoutingTask
+from omnivl.tasks.sentiment import SentimentTask
 from omnivl.tasks.task import Task
 from omnivl.tasks.vqa import VQATask
 from omnivl.tasks.zero_shot import ZeroShotTask
 
 TaskConfig = Annotated[
-    RetrievalTask | ZeroShotTask | CaptionTask | RoutingTask | MatchingTask | VQATask, Field(discriminator="kind")
+    (RetrievalTask | ZeroShotTask | NeighborsTask | CaptionTask | RoutingTask | MatchingTask)
+    | (VQATask | ClassificationTask | OptionsTask | GroundingTask | SegmentationTask | SentimentTask),
+    Field(discriminator="kind"),
 ]
 """All tasks that ``evaluate.tasks`` of a plan can name, discriminated by ``kind``."""
 
 __all__ = [
     "BaselineReference",
     "CaptionTask",
+    "ClassificationTask",
     "Embeddings",
     "Gallery",
     "GalleryRow",
+    "GroundingTask",
     "Head",
     "Lack",
     "MatchingTask",
     "Need",
+    "NeighborsTask",
+    "OptionsTask",
     "Provided",
     "ResultFile",
     "RetrievalTask",
     "RoutingTask",
     "Score",
+    "SegmentationTask",
+    "SentimentTask",
     "Task",
     "TaskConfig",
     "TaskResult",

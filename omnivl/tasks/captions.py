@@ -9,7 +9,7 @@ from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.inference.search import Choice
 from omnivl.tasks.needs import Head, Need
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
 from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
 
@@ -75,8 +75,8 @@ class CaptionTask(Task):
         bleu = sacrebleu.corpus_bleu(written, padded, lowercase=True).score / 100
         count = len(pictures)
         scores = (
-            Score(self.name, "exact match", sum(exact) / count, None, None, count),
-            Score(self.name, "keyword F1", sum(f1) / count, None, None, count),
+            mean_score(self.name, "exact match", exact),
+            mean_score(self.name, "keyword F1", f1),
             Score(self.name, "BLEU-4", bleu, None, None, count),
         )
         rows = tuple(

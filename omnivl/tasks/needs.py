@@ -80,6 +80,27 @@ class Head(Need):
         return None
 
 
+@dataclass(frozen=True)
+class Chooses(Need):
+    """The head of an objective of some kinds.
+
+    Attributes:
+        objective: Its key.
+        kinds: Classes of objectives.
+    """
+
+    objective: str
+    kinds: tuple[type[Objective], ...]
+
+    def lack(self, stage: Provided) -> Lack | None:
+        """See ``Need``."""
+        found = next((one for one in stage.objectives if one.key == self.objective), None)
+        if found is None or isinstance(found, self.kinds):
+            return Head(self.objective).lack(stage)
+        names = " or ".join(repr(one.kind) for one in self.kinds)  # type: ignore[attr-defined]  # every member has one
+        return Lack(f"trains {self.objective!r}, which is of another kind", f"name an objective of kind {names}")
+
+
 class Embeddings(Need):
     """Embeddings of pictures and texts that a contrastive loss has trained, in this stage or an earlier one."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from omnivl.tasks.results import Score
+from omnivl.tasks.results import Score, mean_score
 
 PLACES = (1, 5, 10)
 """Numbers of places at which recall is reported."""
@@ -173,13 +173,12 @@ def scores_of_ranks(
         baseline: The baseline's ranks, int64 ``[Q]``.
     """
     return [
-        Score(
+        mean_score(
             name,
             metric,
-            recall_at(ranks, k),
-            chance_of(counts, candidates, k),
-            None if baseline is None else recall_at(baseline, k),
-            len(ranks),
+            (ranks < k).numpy(),
+            chance=chance_of(counts, candidates, k),
+            baseline=None if baseline is None else recall_at(baseline, k),
         )
         for k, metric in zip(PLACES, recalls_of(direction), strict=True)
     ]

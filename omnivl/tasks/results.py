@@ -1,10 +1,15 @@
 """Results of a task: scores as rows of a table, galleries of examples, and files."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omnivl.tasks.scorers.confidence import interval
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Score:
         baseline: Value of the 16x16-pixel baseline; None if it was not requested.
         count: Number of queries.
         graded: Whether the value is a share and higher is better, so that it can be drawn as a bar towards 1.
+        interval: The 95 % confidence interval of a mean over the queries, by the bootstrap; None where there is none.
     """
 
     task: str
@@ -28,6 +34,33 @@ class Score:
     baseline: float | None
     count: int
     graded: bool = True
+    interval: tuple[float, float] | None = None
+
+
+def mean_score(
+    task: str,
+    metric: str,
+    values: Sequence[float] | NDArray[Any],
+    *,
+    chance: float | None = None,
+    baseline: float | None = None,
+    clusters: Sequence[Hashable] | None = None,
+    graded: bool = True,
+) -> Score:
+    """The mean of the values of all queries, with its confidence interval.
+
+    Args:
+        task: See ``Score``, as for all others.
+        metric: See ``Score``.
+        values: Of each query, at least one.
+        chance: See ``Score``.
+        baseline: See ``Score``.
+        clusters: What queries share that are no independent draws, such as their picture.
+        graded: See ``Score``.
+    """
+    given = np.asarray(values, dtype=np.float64)
+    low, high = interval(given, f"{task}, {metric}", clusters)
+    return Score(task, metric, float(given.mean()), chance, baseline, len(given), graded, (low, high))
 
 
 @dataclass(frozen=True)

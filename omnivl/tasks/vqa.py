@@ -14,31 +14,11 @@ from omnivl.objectives.answer import Answer
 from omnivl.objectives.answers import ANSWERS, MOST_ANSWERS, WEIGHTS
 from omnivl.objectives.text_lists import read_list
 from omnivl.objectives.vqa import VQA
-from omnivl.tasks.needs import Head, Lack, Need, Provided
-from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult
-from omnivl.tasks.scorers.groups import by_group
+from omnivl.tasks.needs import Chooses, Need
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
 from omnivl.tasks.scorers.vqa import best_constant, vqa_accuracy
 from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
-
-
-@dataclass(frozen=True)
-class Answering(Need):
-    """An objective that answers questions.
-
-    Attributes:
-        objective: Its key.
-    """
-
-    objective: str
-
-    def lack(self, stage: Provided) -> Lack | None:
-        """See ``Need``."""
-        found = next((one for one in stage.objectives if one.key == self.objective), None)
-        if found is None or isinstance(found, VQA | Answer):
-            return Head(self.objective).lack(stage)
-        what = f"trains {self.objective!r}, which answers no questions"
-        return Lack(what, "name an objective of kind 'vqa' or 'answer'")
 
 
 @dataclass(frozen=True)
@@ -86,7 +66,7 @@ class VQATask(Task):
     @property
     def needs(self) -> tuple[Need, ...]:
         """The head that answers."""
-        return (Answering(self.objective),)
+        return (Chooses(self.objective, (VQA, Answer)),)
 
     @property
     def figures(self) -> tuple[str, ...]:
@@ -151,12 +131,13 @@ class VQATask(Task):
         alone = sum(blind[kind] for kind in types) / count
         majority, share = best_constant(people)
         scores = [
-            Score(self.name, "accuracy", sum(found) / count, alone, None, count),
+            mean_score(self.name, "accuracy", found, chance=alone),
             Score(self.name, "accuracy by the question's type alone", alone, None, None, count),
             Score(self.name, f"accuracy of {majority!r} to all questions", share, None, None, count),
         ]
-        for kind, value in by_group(types, found).items():
-            scores.append(Score(self.name, f"accuracy, {kind}", value, blind[kind], None, len(of_type[kind])))
+        for kind in sorted(of_type):
+            own = [value for value, one in zip(found, types, strict=True) if one == kind]
+            scores.append(mean_score(self.name, f"accuracy, {kind}", own, chance=blind[kind]))
         return scores
 
     def _gallery(

@@ -15,7 +15,7 @@ from omnivl.inference.pictures import PictureSet, Reads
 from omnivl.tasks.needs import Embeddings, Need
 from omnivl.tasks.pixel_baseline import BaselineReference, pixels_of
 from omnivl.tasks.ranking import LARGEST_BLOCK
-from omnivl.tasks.results import Score, TaskResult
+from omnivl.tasks.results import TaskResult, mean_score
 from omnivl.tasks.task import Task
 
 
@@ -57,13 +57,12 @@ class ZeroShotTask(Task):
         places = {label: place for place, label in enumerate(classes)}
         truth = torch.tensor([places[label] for label in labels])
         predicted = self._nearest(pictures, classes, encoder)
-        score = Score(
+        score = mean_score(
             self.name,
             f"accuracy, {len(classes)} classes",
-            float((predicted == truth).double().mean()),
-            1 / len(classes),
-            None if self.baseline is None else _pixel_accuracy(self.baseline, pictures, labels, encoder),
-            len(pictures),
+            (predicted == truth).numpy(),
+            chance=1 / len(classes),
+            baseline=None if self.baseline is None else _pixel_accuracy(self.baseline, pictures, labels, encoder),
         )
         return TaskResult((score,))
 

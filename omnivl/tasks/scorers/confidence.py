@@ -53,7 +53,8 @@ def interval(
     given = np.asarray(values, dtype=np.float64)
     if given.size == 0 or not np.isfinite(given).all():
         raise DataError(f"{figure}: an interval needs values that are finite numbers, at least one")
-    sums, sizes = given, np.ones(len(given))
+    sums: NDArray[Any] = given
+    sizes: NDArray[Any] = np.ones(len(given))
     if clusters is not None:
         numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
         place = np.array([numbers[cluster] for cluster in clusters])

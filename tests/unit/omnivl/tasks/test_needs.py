@@ -60,7 +60,7 @@ def test_every_kind_alone_stands_for_a_task_of_that_name():
 
 def test_possible_kinds_ask_every_member_of_the_union():
     assert possible_kinds(Provided(MODEL, (MLM(),))) == []
-    assert possible_kinds(Provided(MODEL, (UniVLC(),))) == ["retrieval", "zero_shot"]
+    assert possible_kinds(Provided(MODEL, (UniVLC(),))) == ["retrieval", "zero_shot", "neighbors"]
     sparse = replace(MODEL, ffn=LIMoEConfig(num_experts=4))
     assert possible_kinds(Provided(sparse, (UniVLC(), LM()))) == ["retrieval", "zero_shot", "caption", "routing"]
 
@@ -78,6 +78,6 @@ def test_a_stage_has_what_stages_that_it_descends_from_have_trained():
     )
     plan = parse_plan(f"name: p\nmodel: {{preset: tiny}}\nstages:\n{stages}")
     found = {stage.name: possible_kinds(provided_in(plan, stage)) for stage in plan.stages}
-    embedded = ["retrieval", "zero_shot"]
+    embedded = ["retrieval", "zero_shot", "neighbors"]
     assert found == {"first": embedded, "aside": [], "second": embedded, "third": [*embedded, "caption"]}
     assert [stage.name for stage in plan.ancestors(plan.stages[3])] == ["second", "first"]

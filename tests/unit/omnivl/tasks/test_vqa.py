@@ -109,7 +109,7 @@ def test_it_needs_an_objective_that_answers():
     assert TASK.lacks(Provided(FUSED, (VQA(answers=ANSWERS),))) == []
     assert replace(TASK, objective="answer").lacks(Provided(TOWERS, (Answer(),))) == []
     assert TASK.lacks(Provided(FUSED, (ITM(),))) == [Lack("does not train 'vqa'", "add the objective 'vqa'")]
-    wrong = Lack("trains 'itm', which answers no questions", "name an objective of kind 'vqa' or 'answer'")
+    wrong = Lack("trains 'itm', which is of another kind", "name an objective of kind 'vqa' or 'answer'")
     assert replace(TASK, objective="itm").lacks(Provided(FUSED, (ITM(),))) == [wrong]
 
 

@@ -1,0 +1,111 @@
+"""Accuracy of a trained head that chooses one answer: entailment, statements, questions with one answer, actions."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+
+from moe.ranges import Range
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet, Reads
+from omnivl.objectives.recognize import Recognize
+from omnivl.objectives.vqa import VQA
+from omnivl.tasks.needs import Chooses, Need
+from omnivl.tasks.results import Gallery, GalleryRow, TaskResult, mean_score
+from omnivl.tasks.sample_fields import text_of
+from omnivl.tasks.scorers.nlvr2 import consistent
+from omnivl.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class ClassificationTask(Task):
+    """Share of samples of which a head of kind ``vqa`` or ``recognize`` gives the right one of its answers.
+
+    An answer that is not in the head's list counts as wrong. Chance is the share of the most frequent answer, without
+    the sample.
+
+    Attributes:
+        objective: Key of the objective that answers.
+        source: As for every task; ``scenes`` has generated samples of many tasks.
+        answer: Field of the samples' JSON with the right answer; ``label`` is the sample's class.
+        by: Field by whose values accuracy is reported as well; null for none.
+        identifier: Field with an identifier of NLVR2: adds the share of sentences that are right with all pictures.
+        gallery: Number of answers to keep for the report.
+    """
+
+    reads: ClassVar[Reads] = "media"
+
+    kind: Literal["classification"] = "classification"
+    objective: str = "vqa"
+    source: str = "scenes"
+    max_samples: Annotated[int, Range(1)] = 1024
+    answer: str = "answer"
+    by: str | None = None
+    identifier: str | None = None
+    gallery: Annotated[int, Range(0)] = 12
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that answers."""
+        return (Chooses(self.objective, (VQA, Recognize)),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("accuracy", "accuracy, *", "consistency")
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Chooses an answer for every sample.
+
+        Raises:
+            DataError: A sample lacks what the task reads.
+        """
+        pictures = self.picture_set(encoder)
+        objective = encoder.chain.objectives[self.objective]
+        assert isinstance(objective, VQA | Recognize), "as needs says"
+        texts = pictures.captions if isinstance(objective, VQA) else []
+        best = encoder.predict(self.objective, pictures, texts).argmax(dim=1).tolist()
+        answers, truth = [objective.choices[place] for place in best], self._truth(pictures)
+        right = np.array([one == own for one, own in zip(answers, truth, strict=True)])
+        scores = [mean_score(self.name, "accuracy", right, chance=commonest(truth))]
+        if self.by is not None:
+            groups: dict[str, list[int]] = defaultdict(list)
+            for place, sample in enumerate(pictures.samples):
+                groups[str(sample.meta.get(self.by, "other"))].append(place)
+            for name, places in sorted(groups.items()):
+                chance = commonest([truth[place] for place in places])
+                scores.append(mean_score(self.name, f"accuracy, {name}", right[places], chance=chance))
+        if self.identifier is not None:
+            names = [text_of(sample, self.identifier) for sample in pictures.samples]
+            whole = np.array(list(consistent(names, right.tolist()).values()))
+            scores.append(mean_score(self.name, "consistency", whole))
+        return TaskResult(tuple(scores), self._gallery(pictures, texts, answers, truth))
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has an answer."""
+        self._truth(pictures)
+
+    def _truth(self, pictures: PictureSet) -> list[str]:
+        """The right answers."""
+        if self.answer == "label":
+            return [str(sample.label) for sample in pictures.samples]
+        return [text_of(sample, self.answer) for sample in pictures.samples]
+
+    def _gallery(
+        self, pictures: PictureSet, texts: Sequence[str], answers: Sequence[str], truth: Sequence[str]
+    ) -> tuple[Gallery, ...]:
+        """Some samples, evenly spread, with the answer given."""
+        count = len(pictures)
+        places = [number * count // self.gallery for number in range(min(self.gallery, count))]
+        rows = []
+        for i in places:
+            asked = f"{texts[i]} ({truth[i]})" if texts else truth[i]
+            rows.append(GalleryRow(asked, pictures.thumbnail(i), (answers[i],), ("",), (answers[i] == truth[i],)))
+        return (Gallery(f"{self.name}: answers", tuple(rows)),) if rows else ()
+
+
+def commonest(answers: Sequence[str]) -> float:
+    """The share of the most frequent answer."""
+    return Counter(answers).most_common(1)[0][1] / len(answers)

@@ -1,0 +1,222 @@
+"""Grounding: boxes of referring expressions and of phrases, and masks."""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from moe.ranges import Range
+from omnivl.data.decode import decode_mask
+from omnivl.data.limits import DEFAULT_LIMITS
+from omnivl.data.placement import Placement
+from omnivl.errors import DataError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet, Reads
+from omnivl.objectives.locate import Locate
+from omnivl.objectives.region import Region, coverage
+from omnivl.objectives.segment import Segment
+from omnivl.tasks.drawn import with_boxes
+from omnivl.tasks.needs import Chooses, Need
+from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.sample_fields import box_of
+from omnivl.tasks.scorers.boxes import iou
+from omnivl.tasks.scorers.masks import THRESHOLDS, ious, overlap
+from omnivl.tasks.task import Task
+
+Boxes = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroundingTask(Task):
+    """Share of expressions whose box is found with an intersection over union of 0.5 or more.
+
+    An objective of kind ``locate`` predicts the box; one of kind ``region`` chooses it among the sample's candidates.
+    Chance is that of a random candidate, where samples have candidates.
+
+    Attributes:
+        objective: Key of the objective.
+        source: As for every task; ``scenes`` has generated expressions.
+        box: Field of the samples' JSON with the box, [left, top, right, bottom] as fractions.
+        candidates: Field with the boxes of all things in the picture.
+        by: Field by whose values accuracy is reported as well; null for none.
+        gallery: Number of boxes to keep for the report: the right one green, the one found red.
+    """
+
+    reads: ClassVar[Reads] = "media"
+
+    kind: Literal["grounding"] = "grounding"
+    objective: str = "locate"
+    source: str = "scenes"
+    max_samples: Annotated[int, Range(1)] = 1024
+    box: str = "box"
+    candidates: str = "candidates"
+    by: str | None = None
+    gallery: Annotated[int, Range(0)] = 12
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that locates or chooses."""
+        return (Chooses(self.objective, (Locate, Region)),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("accuracy at IoU 0.5", "accuracy at IoU 0.5, *", "mean IoU")
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Finds the box of every expression.
+
+        Raises:
+            DataError: A sample lacks what the task reads.
+        """
+        pictures = self.picture_set(encoder)
+        wanted = np.array([box_of(sample, self.box) for sample in pictures.samples])
+        predicted = encoder.predict(self.objective, pictures, pictures.captions)
+        chooses = isinstance(encoder.chain.objectives[self.objective], Region)
+        found = np.array([self._found(pictures, i, one, chooses=chooses) for i, one in enumerate(predicted)])
+        each = iou(found, wanted)
+        hits = each >= 0.5
+        scores = [
+            mean_score(self.name, "accuracy at IoU 0.5", hits, chance=self._chance(pictures, wanted)),
+            mean_score(self.name, "mean IoU", each),
+        ]
+        if self.by is not None:
+            groups: dict[str, list[int]] = defaultdict(list)
+            for place, sample in enumerate(pictures.samples):
+                groups[str(sample.meta.get(self.by, "other"))].append(place)
+            for name, places in sorted(groups.items()):
+                scores.append(mean_score(self.name, f"accuracy at IoU 0.5, {name}", hits[places]))
+        return TaskResult(tuple(scores), self._gallery(pictures, found, wanted, hits))
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a text and a box."""
+        _ = pictures.captions
+        for sample in pictures.samples:
+            box_of(sample, self.box)
+
+    def _candidates(self, pictures: PictureSet, place: int) -> Boxes | None:
+        """The boxes of a sample's candidates ``[K, 4]``; None if it has none."""
+        found = pictures.samples[place].meta.get(self.candidates)
+        return np.array(found, dtype=np.float64) if isinstance(found, list) and found else None
+
+    def _found(self, pictures: PictureSet, place: int, predicted: Tensor, *, chooses: bool) -> Boxes:
+        """The box in the whole picture, of which the model's view may be a part.
+
+        Args:
+            pictures: The samples.
+            place: Of the sample.
+            predicted: A box ``[4]`` in the view, or the scores of its patches.
+            chooses: Whether the candidate is taken whose patches have the highest mean score.
+
+        Raises:
+            DataError: The sample has none.
+        """
+        view = pictures.placement(place)
+        if not chooses:
+            whole, _ = view.inverse().boxes(predicted.double().numpy()[None])
+            return np.asarray(whole[0])
+        boxes = self._candidates(pictures, place)
+        if boxes is None:
+            raise DataError(
+                f"{pictures.samples[place].where} has no list {self.candidates!r} of boxes to choose from; name "
+                "another field in 'candidates'"
+            )
+        side = round(len(predicted) ** 0.5)
+        shown, present = view.boxes(boxes)
+        covered = coverage(torch.from_numpy(shown).float(), side, side).flatten(1)
+        means = (covered * predicted).sum(1) / covered.sum(1).clamp(min=1e-12)
+        return boxes[int(torch.where(torch.from_numpy(present), means, -torch.inf).argmax())]  # type: ignore[no-any-return]
+
+    def _chance(self, pictures: PictureSet, wanted: Boxes) -> float | None:
+        """The share of hits of a random candidate; None if a sample has none."""
+        hits = []
+        for place in range(len(pictures)):
+            boxes = self._candidates(pictures, place)
+            if boxes is None:
+                return None
+            hits.append(float((iou(boxes, wanted[place]) >= 0.5).mean()))
+        return sum(hits) / len(hits)
+
+    def _gallery(
+        self, pictures: PictureSet, found: Boxes, wanted: Boxes, hits: NDArray[np.bool_]
+    ) -> tuple[Gallery, ...]:
+        count = len(pictures)
+        rows = []
+        for i in (number * count // self.gallery for number in range(min(self.gallery, count))):
+            right, drawn = with_boxes(pictures, i, [wanted[i]], "right"), with_boxes(pictures, i, [found[i]], "found")
+            rows.append(GalleryRow(pictures.captions[i], right, ("",), (drawn,), (bool(hits[i]),)))
+        return (Gallery(f"{self.name}: boxes", tuple(rows)),) if rows else ()
+
+
+@dataclass(frozen=True)
+class SegmentationTask(Task):
+    """Masks of referring expressions: mean and overall intersection over union, and precision at thresholds.
+
+    Attributes:
+        objective: Key of the objective, of kind ``segment``.
+        source: As for every task; ``scenes`` has generated expressions.
+        mask: File of a sample that is its mask, black outside.
+    """
+
+    reads: ClassVar[Reads] = "media"
+
+    kind: Literal["segmentation"] = "segmentation"
+    objective: str = "segment"
+    source: str = "scenes"
+    max_samples: Annotated[int, Range(1)] = 1024
+    mask: str = "mask.png"
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """The head that segments."""
+        return (Chooses(self.objective, (Segment,)),)
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """See ``Task``."""
+        return ("mIoU", "oIoU", "P@*")
+
+    def run(self, encoder: Encoder) -> TaskResult:
+        """Finds the mask of every expression, and compares it over the whole picture.
+
+        Raises:
+            DataError: A sample has no mask.
+        """
+        pictures = self.picture_set(encoder)
+        scores = encoder.predict(self.objective, pictures, pictures.captions)
+        counted = [
+            overlap(pictures.placement(i).inverse().mask((one > 0).numpy(), pictures.side), self._mask(pictures, i))
+            for i, one in enumerate(scores)
+        ]
+        shared, either = np.array(counted, dtype=np.int64).T
+        each = ious(shared, either)
+        overall = float(shared.sum() / max(1, either.sum()))
+        return TaskResult(
+            (
+                mean_score(self.name, "mIoU", each),
+                Score(self.name, "oIoU", overall, None, None, len(each)),
+                *(mean_score(self.name, f"P@{threshold}", each >= threshold) for threshold in THRESHOLDS),
+            )
+        )
+
+    def examine(self, pictures: PictureSet) -> None:
+        """See ``Task``: every sample has a text and a mask."""
+        _ = pictures.captions
+        for place in range(len(pictures)):
+            self._mask(pictures, place)
+
+    def _mask(self, pictures: PictureSet, place: int) -> NDArray[np.bool_]:
+        """The mask of the whole picture, scaled to bool ``[S, S]``.
+
+        Raises:
+            DataError: The sample has none.
+        """
+        sample = pictures.samples[place]
+        if self.mask not in sample.members:
+            raise DataError(f"{sample.where} has no file {self.mask!r}; name the mask's file in 'mask'")
+        whole = decode_mask(sample, self.mask, sample.media, DEFAULT_LIMITS)
+        return Placement().mask(whole, pictures.side)

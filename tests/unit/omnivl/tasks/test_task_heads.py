@@ -1,0 +1,272 @@
+"""Tasks of trained heads on generated scenes: what oracles and constants get, and what is refused."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from omnivl.architectures import OmniVL
+from omnivl.architectures.build import build_chain
+from omnivl.chain.gather import LocalGather
+from omnivl.chain.objective import Objective
+from omnivl.data.placement import crop_placement
+from omnivl.data.sources.base import Sample
+from omnivl.data.tokenizer import load_tokenizer
+from omnivl.errors import DataError
+from omnivl.inference.encoder import Encoder
+from omnivl.inference.pictures import PictureSet
+from omnivl.objectives import VQA, Choose, Locate, Recognize, Region, Regress, Segment
+from omnivl.tasks import (
+    ClassificationTask,
+    GroundingTask,
+    NeighborsTask,
+    OptionsTask,
+    Provided,
+    SegmentationTask,
+    SentimentTask,
+    Task,
+)
+from omnivl.tasks.run import run_tasks
+
+TOKENIZER = load_tokenizer("emoji")
+MODEL = replace(
+    OmniVL.presets["tiny"],
+    **{"hidden_size": 16, "num_heads": 2, "vision_layers": 1, "text_layers": 1, "alignment_layers": 1},
+    **{"generation_layers": 1, "image_size": 32, "video_size": 32, "patch_size": 8, "text_length": 20, "num_frames": 8},
+    **{"vocab_size": TOKENIZER.special.vocab_size},
+)
+FOOD = {"style": ("fluent",), "group": ("food & drink",), "part": ("test",)}
+Says = Callable[[Sample, str], object]
+
+
+class Oracle(Encoder):
+    """Predicts what a function says of each sample and text."""
+
+    def predict(
+        self, objective: str, pictures: PictureSet, texts: Sequence[str] = (), candidates: Tensor | None = None
+    ) -> Tensor:
+        said = []
+        for place, sample in enumerate(pictures.samples):
+            if candidates is None:
+                said.append(torch.as_tensor(self.says(sample, texts[place] if texts else "")))  # type: ignore[attr-defined]
+            else:
+                said.append(
+                    torch.tensor([self.says(sample, texts[one]) for one in candidates[place]])  # type: ignore[attr-defined]
+                )
+        return torch.stack(said)
+
+
+def encoder_of(*objectives: Objective, says: Says | None = None) -> Encoder:
+    torch.manual_seed(0)
+    chain = build_chain(MODEL, objectives, TOKENIZER.special)
+    made = (Encoder if says is None else Oracle)(
+        chain, MODEL, TOKENIZER, LocalGather(), torch.device("cpu"), batch_size=8
+    )
+    if says is not None:
+        object.__setattr__(made, "says", says)
+    return made
+
+
+def scores_of(task: Task, encoder: Encoder) -> dict[str, float]:
+    (result,) = run_tasks([task], encoder)
+    assert all(
+        score.interval is None or score.interval[0] <= score.value <= score.interval[1] for score in result.scores
+    )
+    return {score.metric: score.value for score in result.scores}
+
+
+def chances_of(task: Task, encoder: Encoder) -> dict[str, float | None]:
+    (result,) = run_tasks([task], encoder)
+    return {score.metric: score.chance for score in result.scores}
+
+
+ANSWERS = ("contradiction", "neutral", "entailment")
+ENTAILMENT = ClassificationTask(where={**FOOD, "task": ("entailment",)}, max_samples=60, gallery=3)
+
+
+def test_classification() -> None:
+    def right(sample: Sample, text: str) -> Tensor:
+        assert text == sample.captions[0]
+        return torch.eye(3)[ANSWERS.index(str(sample.meta["answer"]))]
+
+    heads = VQA(answers=ANSWERS, loss_kind="softmax")
+    assert scores_of(ENTAILMENT, encoder_of(heads, says=right)) == {"accuracy": 1.0}
+    always = encoder_of(heads, says=lambda sample, text: torch.eye(3)[2])
+    assert scores_of(ENTAILMENT, always)["accuracy"] < 0.6
+    chance = chances_of(ENTAILMENT, always)["accuracy"]
+    assert chance is not None and 1 / 3 < chance < 0.5
+    (result,) = run_tasks([ENTAILMENT], always)
+    assert {row.answer_texts for row in result.galleries[0].rows} == {("entailment",)}
+    unknown = encoder_of(VQA(answers=("a", "b")), says=lambda sample, text: torch.tensor([1.0, 0.0]))
+    assert scores_of(ENTAILMENT, unknown)["accuracy"] == 0.0, "an answer that the list lacks is wrong"
+
+
+def test_classification_by_a_field_and_of_sets() -> None:
+    """Pairs of pictures go through the chain; consistency needs identifiers."""
+    task = ClassificationTask(
+        where={**FOOD, "task": ("pairs",)}, pictures=("left.png", "right.png"), max_samples=10, by="answer", gallery=2
+    )
+    scores = scores_of(task, encoder_of(VQA(answers=("false", "true"), loss_kind="softmax")))
+    assert set(scores) == {"accuracy", "accuracy, false", "accuracy, true"}
+    with pytest.raises(DataError, match="'identifier' is nothing; allowed: a text"):
+        run_tasks([replace(task, identifier="identifier")], encoder_of(VQA(answers=("false", "true"))))
+    lacking = replace(task, pictures=("left.png", "middle.png"))
+    with pytest.raises(DataError, match=r"it has no file 'middle\.png'"):
+        run_tasks([lacking], encoder_of(VQA(answers=("false", "true"))))
+
+
+def test_recognition_of_labels() -> None:
+    task = ClassificationTask(
+        objective="recognize", source="emoji", where={"label": ("fruit", "drink"), "style": ("noto",)}, answer="label"
+    )
+    head = Recognize(classes=("drink", "fruit"))
+
+    def right(sample: Sample, text: str) -> Tensor:
+        assert text == ""
+        return torch.eye(2)[("drink", "fruit").index(str(sample.label))]
+
+    assert scores_of(task, encoder_of(head, says=right)) == {"accuracy": 1.0}
+
+
+OPTIONS = OptionsTask(where={**FOOD, "task": ("reasons",)}, max_samples=40, reasons="why", gallery=2)
+HEADS = (Choose(), Choose(name="why", field="rationales", index="rationale"))
+
+
+def test_options_and_reasons() -> None:
+    """An oracle that knows answers but not reasons."""
+
+    def says(sample: Sample, text: str) -> float:
+        return float(text.endswith(f" {sample.meta['answer']}")) if "because" not in text else 0.0
+
+    scores = scores_of(OPTIONS, encoder_of(*HEADS, says=says))
+    assert scores["accuracy"] == scores["mean reciprocal rank"] == scores["mean rank"] == 1.0
+    assert scores["reason given the right answer"] == 0.0 == scores["both"], "ties count against the model"
+    chances = chances_of(OPTIONS, encoder_of(*HEADS, says=says))
+    assert chances["accuracy"] == 0.25 and chances["mean rank"] == 2.5
+
+    def knows(sample: Sample, text: str) -> float:
+        reasons = sample.meta["rationales"]
+        assert isinstance(reasons, list)
+        return float(text.endswith((f" {sample.meta['answer']}", reasons[int(str(sample.meta["rationale"]))])))
+
+    scores = scores_of(OPTIONS, encoder_of(*HEADS, says=knows))
+    assert scores["both"] == 1.0
+
+
+def test_dialogues_have_ndcg() -> None:
+    task = OptionsTask(where={**FOOD, "task": ("dialogue",)}, max_samples=30)
+    head = Choose(options=3, most_options=10, context=("image_caption", "history"))
+
+    def says(sample: Sample, text: str) -> float:
+        assert text.startswith(str(sample.meta["image_caption"]))
+        return -float(text.endswith(f"{sample.meta['question']} {sample.meta['answer']}"))
+
+    scores = scores_of(task, encoder_of(head, says=says))
+    assert scores["accuracy"] == 0.0 and scores["mean rank"] == 10.0 and scores["NDCG"] == 0.0
+    assert scores["mean reciprocal rank"] == pytest.approx(0.1) and scores["R@5"] == 0.0
+
+
+GROUNDING = GroundingTask(where={**FOOD, "task": ("expressions",)}, max_samples=40, by="expression_type", gallery=2)
+
+
+def test_grounding() -> None:
+    right = encoder_of(Locate(), says=lambda sample, text: torch.tensor(sample.meta["box"]))
+    scores = scores_of(GROUNDING, right)
+    assert scores["accuracy at IoU 0.5"] == 1.0 and scores["mean IoU"] == pytest.approx(1.0, abs=1e-5)
+    assert {"accuracy at IoU 0.5, name", "accuracy at IoU 0.5, size"} <= set(scores)
+    chance = chances_of(GROUNDING, right)["accuracy at IoU 0.5"]
+    assert chance is not None and 0.1 < chance < 0.5, "one of two to six candidates"
+    whole = encoder_of(Locate(), says=lambda sample, text: torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    assert scores_of(GROUNDING, whole)["accuracy at IoU 0.5"] == 0.0
+
+
+def test_grounding_by_regions() -> None:
+    """Patches that are the box's own score highest."""
+
+    def says(sample: Sample, text: str) -> Tensor:
+        left, top, right, bottom = np.array(sample.meta["box"]) * 16
+        scores = torch.zeros(16, 16)
+        scores[round(top) : round(bottom), round(left) : round(right)] = 1.0
+        return scores.flatten()
+
+    task = replace(GROUNDING, objective="region")
+    assert scores_of(task, encoder_of(Region(), says=says))["accuracy at IoU 0.5"] > 0.9
+    without = replace(task, candidates="regions")
+    with pytest.raises(DataError, match="has no list 'regions' of boxes to choose from"):
+        run_tasks([without], encoder_of(Region(), says=says))
+
+
+def test_a_box_in_the_middle_of_a_wide_picture() -> None:
+    """The model sees the middle square: its box is mapped back to the whole picture."""
+    view = crop_placement(50, 0, 100, 100, (200, 100))
+    whole, kept = view.inverse().boxes(np.array([[0.0, 0.1, 0.5, 1.0]]))
+    np.testing.assert_allclose(whole, [[0.25, 0.1, 0.5, 1.0]])
+    assert kept.all()
+    back, _ = view.boxes(whole)
+    np.testing.assert_allclose(back, [[0.0, 0.1, 0.5, 1.0]], atol=1e-12)
+
+
+def test_segmentation() -> None:
+    task = SegmentationTask(where={**FOOD, "task": ("expressions",)}, max_samples=20)
+    sets = PictureSet("scenes", "image", task.where, MODEL.inputs, 20, "media")
+
+    def says(sample: Sample, text: str) -> Tensor:
+        place = next(i for i, one in enumerate(sets.samples) if one.where == sample.where)
+        return torch.from_numpy(task._mask(sets, place)).float() - 0.5
+
+    scores = scores_of(task, encoder_of(Segment(), says=says))
+    assert scores["mIoU"] == scores["oIoU"] == scores["P@0.9"] == 1.0
+    nothing = encoder_of(Segment(), says=lambda sample, text: -torch.ones(32, 32))
+    assert scores_of(task, nothing)["mIoU"] == 0.0
+    with pytest.raises(DataError, match=r"has no file 'other\.png'"):
+        run_tasks([replace(task, mask="other.png")], nothing)
+
+
+def test_sentiment() -> None:
+    task = SentimentTask(where={"task": ("sentiment",)}, max_samples=60)
+    right = encoder_of(Regress(), says=lambda sample, text: float(str(sample.meta["sentiment"])))
+    scores = scores_of(task, right)
+    assert scores["MAE"] == 0.0 and scores["Acc-7"] == scores["Acc-2 non0"] == scores["F1 has0"] == 1.0
+    assert scores["correlation"] == pytest.approx(1.0)
+    zero = encoder_of(Regress(), says=lambda sample, text: 0.0)
+    found = scores_of(task, zero)
+    assert "correlation" not in found, "of a constant there is none"
+    chance = chances_of(task, zero)["MAE"]
+    assert chance is not None and found["MAE"] >= chance > 1.0, "the median is the best constant"
+
+
+def test_neighbors() -> None:
+    """Embeddings that are the class find it; queries must not be among the labelled samples."""
+
+    class Knowing(Encoder):
+        def pictures(self, pictures: PictureSet) -> Tensor:
+            return torch.stack([torch.eye(2)[int(sample.label == "fruit")] for sample in pictures.samples])
+
+    labels = {"label": ("fruit", "drink")}
+    task = NeighborsTask(where={**labels, "style": ("twemoji",)}, known={**labels, "style": ("noto",)}, k=5)
+    made = encoder_of(VQA(answers=("a", "b")))
+    encoder = Knowing(made.chain, made.model, made.tokenizer, made.gather, made.device)
+    assert scores_of(task, encoder) == {"accuracy": 1.0}
+    assert [samples.where for samples in task.samples] == [task.where, task.known]
+    with pytest.raises(DataError, match="are among the labelled ones too"):
+        run_tasks([replace(task, known=labels)], encoder)
+
+
+@pytest.mark.parametrize(
+    ("task", "objective", "wanted"),
+    [
+        (ClassificationTask(objective="locate"), Locate(), "'vqa' or 'recognize'"),
+        (OptionsTask(objective="vqa"), VQA(answers=("a",)), "'choose'"),
+        (GroundingTask(objective="vqa"), VQA(answers=("a",)), "'locate' or 'region'"),
+        (SegmentationTask(objective="vqa"), VQA(answers=("a",)), "'segment'"),
+        (SentimentTask(objective="vqa"), VQA(answers=("a",)), "'regress'"),
+    ],
+)
+def test_an_objective_of_another_kind_is_named(task: Task, objective: Objective, wanted: str) -> None:
+    (lack,) = task.lacks(Provided(MODEL, (objective,)))
+    assert lack.remedy == f"name an objective of kind {wanted}"
+    (absent,) = task.lacks(Provided(MODEL, ()))
+    assert absent.what == f"does not train {objective.key!r}"
