@@ -1,17 +1,27 @@
 """Captions by the generation decoder: exact match, keyword F1, BLEU."""
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, Unpack
 
+import numpy as np
+import torch
+
 from moe.ranges import Range
+from omnivl.chain.gather import together
+from omnivl.errors import UserError
 from omnivl.inference.encoder import Encoder
 from omnivl.inference.generate import writing_search
 from omnivl.inference.pictures import PictureSet
 from omnivl.inference.search import Choice
 from omnivl.tasks.needs import Head, Need
 from omnivl.tasks.results import Gallery, GalleryRow, Score, TaskResult, mean_score
+from omnivl.tasks.scorers.captions import CaptionScores, caption_scores
 from omnivl.tasks.spelling import comparable
 from omnivl.tasks.task import Task
+
+Official = Literal["BLEU-4", "METEOR", "ROUGE-L", "CIDEr-D", "SPICE"]
 
 STOP_WORDS = frozenset({"a", "an", "the", "of", "with", "and", "in", "on", "to"})
 
@@ -26,6 +36,8 @@ class CaptionTask(Task):
         length_penalty: Of the beams' texts the one is taken that maximises log probability / length ** length_penalty.
         min_length: Smallest number of tokens of a caption.
         repetition_penalty: Above 1, tokens that a caption has already are less likely.
+        official: Scores of the field's own programs to add, of ``BLEU-4``, ``METEOR``, ``ROUGE-L``, ``CIDEr-D`` and
+            ``SPICE``; they need the extra ``tasks``, METEOR and SPICE also java (``omnivl.tasks.scorers.captions``).
         gallery: Number of captions to keep for the report.
     """
 
@@ -36,6 +48,7 @@ class CaptionTask(Task):
     length_penalty: Annotated[float, Range(-100, 100)] = 0.0
     min_length: Annotated[int, Range(0)] = 0
     repetition_penalty: Annotated[float, Range(above=0, high=100)] = 1.0
+    official: tuple[Official, ...] = ()
     gallery: Annotated[int, Range(0)] = 12
 
     @property
@@ -46,7 +59,7 @@ class CaptionTask(Task):
     @property
     def figures(self) -> tuple[str, ...]:
         """See ``Task``."""
-        return ("exact match", "keyword F1", "BLEU-4")
+        return ("exact match", "keyword F1", "BLEU-4", *(f"{name}, official" for name in self.official))
 
     def run(self, encoder: Encoder) -> TaskResult:
         """Writes a caption for every sample and compares it with all of the sample's own captions.
@@ -59,6 +72,8 @@ class CaptionTask(Task):
         import sacrebleu
 
         pictures = self.picture_set(encoder)
+        if self.official:  # before anything is written, which takes long
+            self._run_official(["a cat"], [["a cat"]])
         known = pictures.captions
         choice: Choice = {
             "length_penalty": self.length_penalty,
@@ -78,12 +93,53 @@ class CaptionTask(Task):
             mean_score(self.name, "exact match", exact),
             mean_score(self.name, "keyword F1", f1),
             Score(self.name, "BLEU-4", bleu, None, None, count),
+            *self._official(shown, [sample.captions for sample in pictures.samples], encoder),
         )
         rows = tuple(
             GalleryRow(known[i], pictures.thumbnail(i), (shown[i],), ("",), (exact[i],))
             for i in (j * count // self.gallery for j in range(min(self.gallery, count)))
         )
         return TaskResult(scores, (Gallery(f"{self.name}: captions", rows),) if rows else ())
+
+    def _official(
+        self, written: Sequence[str], references: Sequence[Sequence[str]], encoder: Encoder
+    ) -> Iterator[Score]:
+        """The scores of the field's own programs, which one replica runs.
+
+        Raises:
+            UserError: One of them cannot run on this machine.
+        """
+        if not self.official:
+            return
+        gather, count = encoder.gather, len(written)
+        values = torch.zeros(len(self.official), dtype=torch.float64, device=encoder.device)
+        each = torch.zeros(len(self.official), count, dtype=torch.float64, device=encoder.device)
+
+        def scored() -> None:
+            if gather.replica == 0:
+                found = self._run_official(written, references)
+                for place, name in enumerate(self.official):
+                    values[place] = found.values[name]
+                    each[place] = torch.from_numpy(found.each[name]) if name in found.each else math.nan
+
+        together(gather, encoder.device, scored)
+        for name, value, own in zip(self.official, gather.total(values), gather.total(each).cpu().numpy(), strict=True):
+            metric, graded = f"{name}, official", name != "CIDEr-D"
+            if np.isnan(own).any():
+                yield Score(self.name, metric, float(value), None, None, count, graded)
+            else:
+                yield mean_score(self.name, metric, own, graded=graded)
+
+    def _run_official(self, written: Sequence[str], references: Sequence[Sequence[str]]) -> CaptionScores:
+        """All of the scores that are asked for.
+
+        Raises:
+            UserError: One of them cannot run on this machine.
+        """
+        found = caption_scores(written, references, self.official)
+        for name, reason in found.left_out.items():
+            raise UserError(f"task {self.name}: {name} cannot be computed: {reason}; leave it out of 'official'")
+        return found
 
 
 def write_captions(

@@ -69,6 +69,7 @@ def question(random: np.random.Generator, cast: Cast, types: Sequence[str]) -> M
             "question": asked.question,
             "question_type": kind,
             "answers": [asked.answer],
+            "weights": [1.0],
             "answer": asked.answer,
             "program": list(asked.program),
         },

@@ -259,6 +259,22 @@ def test_tags_are_relevant_to_every_picture_that_has_them() -> None:
     assert scores[3].chance > 1 / scores[0].count
 
 
+def test_official_scores_of_captions_stand_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of captions that are the references; what a machine cannot compute is refused before anything is written."""
+    pytest.importorskip("pycocoevalcap", reason="the extra 'tasks' is not installed")
+    monkeypatch.setenv("PATH", "/nowhere")  # without java: the plain tokenizer, and neither METEOR nor SPICE
+    oracle = Oracle()
+    pictures = PictureSet("emoji", "image", WHERE, MODEL.inputs, 12)
+    oracle.learn(pictures, pictures.captions)
+    task = CaptionTask(where=WHERE, max_samples=12, official=("ROUGE-L", "CIDEr-D"))
+    scores = {score.metric: score for score in run_tasks([task], encoder_for(oracle))[0].scores}
+    assert scores["ROUGE-L, official"].value == 1.0
+    cider = scores["CIDEr-D, official"]
+    assert cider.value > 1 and not cider.graded and cider.interval is not None
+    with pytest.raises(UserError, match="task caption: METEOR cannot be computed: needs java"):
+        run_tasks([replace(task, official=("METEOR",))], encoder_for(oracle))
+
+
 def test_captions_by_an_objective_that_writes_none_are_refused() -> None:
     oracle, pictures = oracle_for(WHERE, "name")
     with pytest.raises(UserError) as caught:
