@@ -17,6 +17,7 @@ from engine.plan.plan import SHARED_SECTIONS, Plan, StagePlan
 from engine.plan.schema import describe, field_types, kinds, members
 from engine.plan.yaml import show_value
 from omnivl.architectures import Architecture, OmniVL
+from omnivl.docstrings import attribute_texts
 
 REFERENCE = Path("docs/plan.md")
 
@@ -105,8 +106,6 @@ Host, layout and precision may change at the same start: under ZeRO-3 and in a p
 one to rounding (`tests/distributed/test_amend.py`).
 """
 
-_ENTRY = re.compile(r"^    (\w+): (.+(?:\n      +.+)*)", re.M)
-
 
 def render() -> str:
     """The reference, in Markdown."""
@@ -131,17 +130,6 @@ def sections(root: type) -> list[type]:
 
     visit(root)
     return list(found)
-
-
-def attribute_texts(cls: type) -> dict[str, str]:
-    """The descriptions of the ``Attributes`` sections of a class and its bases, by field, on one line each."""
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        _, marker, attributes = (inspect.cleandoc(base.__doc__ or "")).partition("\nAttributes:\n")
-        if marker:
-            block = re.split(r"\n(?=\S)", attributes)[0]
-            texts |= {name: " ".join(text.split()) for name, text in _ENTRY.findall(block)}
-    return texts
 
 
 def main() -> None:

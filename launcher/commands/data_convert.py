@@ -3,8 +3,9 @@
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -12,15 +13,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from engine.telemetry.console import PlainConsole, PlainTable, titled
 from launcher.commands.signature import set_options
 from omnivl.data.convert import (
-    CocoReader,
+    FORMS,
     ConvertOptions,
     FolderReader,
-    KineticsReader,
+    FormReader,
     Manifest,
     Reader,
-    SSv2Reader,
     TableReader,
-    VqaReader,
     convert,
 )
 from omnivl.data.convert.boxes import BOX_FORMS, BoxForm
@@ -28,6 +27,7 @@ from omnivl.data.convert.folder import FolderText
 from omnivl.data.convert.media import Verify
 from omnivl.data.convert.shards import REJECTED
 from omnivl.data.inspect_page import readable_bytes
+from omnivl.docstrings import attribute_texts, section
 from omnivl.errors import DataError
 from omnivl.shown import printable, printable_json
 
@@ -35,8 +35,6 @@ app = typer.Typer(
     help="Convert a data set into tar shards. Shards of img2dataset and video2dataset need no conversion.",
     no_args_is_help=True,
 )
-
-SplitName = Annotated[str | None, typer.Option(help="Split of all samples; without it the one that the input names.")]
 
 
 def _convert(
@@ -171,67 +169,50 @@ def _separator(given: str) -> str:
     return letter
 
 
-@_command
-def coco(
-    annotations: Annotated[Path, typer.Argument(help="captions_*.json, or Karpathy's dataset_*.json.")],
-    images: Annotated[Path, typer.Argument(help="Folder of the pictures.")],
-    split_name: SplitName = None,
-) -> Reader:
-    """COCO captions.
+def _form_command(cls: type[FormReader]) -> None:
+    """Adds the command of a public data set: its arguments and options are the fields of the reader.
 
-    Examples:
-      omnivl data convert coco annotations/captions_train2017.json train2017 --out shards
+    Args:
+        cls: The reader; its docstring has the help and what each field is.
     """
-    return CocoReader(annotations, images, split_name)
+    texts, types = attribute_texts(cls), get_type_hints(cls)
+    parameters = [_parameter(one, types[one.name], texts[one.name]) for one in fields(cls)]
+
+    def make(**given: Any) -> Reader:
+        values = {_FIELDS.get(name, name): value for name, value in given.items() if value is not None}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+    set_options(make, parameters)
+    make.__name__ = cls.form
+    summary = inspect.cleandoc(cls.__doc__ or "").partition("\nAttributes:\n")[0]
+    make.__doc__ = f"{summary}\nExamples:\n{section(cls, 'Examples')}"
+    _command(make)
 
 
-@_command
-def kinetics(
-    file: Annotated[Path, typer.Argument(help="CSV with label, youtube_id, time_start, time_end, split.")],
-    clips: Annotated[Path, typer.Argument(help="Folder of the cut clips.")],
-    split_name: SplitName = None,
-) -> Reader:
-    """Kinetics 400, 600, 700 and others of its form.
-
-    Examples:
-      omnivl data convert kinetics train.csv clips --out shards
-    """
-    return KineticsReader(file, clips, split_name)
+_FIELDS = {"split_name": "split"}
+"""Options that are called otherwise than their field: ``--split`` draws splits in every command."""
 
 
-@_command
-def ssv2(
-    entries: Annotated[Path, typer.Argument(help="something-something-v2-train.json or -validation.json.")],
-    clips: Annotated[Path, typer.Argument(help="Folder of the .webm clips.")],
-    labels: Annotated[Path | None, typer.Option(help="labels.json, to check the classes against.")] = None,
-    split_name: SplitName = None,
-) -> Reader:
-    """Something-Something v2.
+def _parameter(one: Field[Any], annotation: Any, text: str) -> inspect.Parameter:
+    """The argument or option of a reader's field."""
+    required = one.default is MISSING
+    if annotation == tuple[Path, ...]:
+        annotation, default = list[Path] | None, None
+    else:
+        default = inspect.Parameter.empty if required else one.default
+    names = {field: name for name, field in _FIELDS.items()}
+    words = (f"--{one.name.replace('_', '-')}",) if annotation is bool else ()  # without a --no- of it
+    described = typer.Argument(help=text, show_default=False) if required else typer.Option(*words, help=text)
+    return inspect.Parameter(
+        names.get(one.name, one.name),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[annotation, described],
+    )
 
-    Examples:
-      omnivl data convert ssv2 train.json clips --out shards --labels labels.json
-    """
-    return SSv2Reader(entries, clips, labels, split_name)
 
-
-@_command
-def vqa(
-    questions: Annotated[Path, typer.Argument(help="v2_OpenEnded_mscoco_*_questions.json.")],
-    images: Annotated[Path, typer.Argument(help="Folder of the pictures.")],
-    annotations: Annotated[
-        Path | None, typer.Option(help="v2_mscoco_*_annotations.json; without it samples have no answers.")
-    ] = None,
-    picture: Annotated[
-        str | None, typer.Option(help="File name of a picture with {image_id}; without it as COCO names them.")
-    ] = None,
-    split_name: SplitName = None,
-) -> Reader:
-    """VQA v2: a sample for each question, with a copy of its picture.
-
-    Examples:
-      omnivl data convert vqa questions.json train2014 --annotations annotations.json --out shards
-    """
-    return VqaReader(questions, images, annotations, picture, split_name)
+for _cls in FORMS:
+    _form_command(_cls)
 
 
 def named_columns(option: str, texts: list[str] | None) -> dict[str, str]:

@@ -51,7 +51,7 @@ def read_list(
         raise DataError(f"{file}: only .csv and .tsv lists have separators and quotes; leave these options out")
     match suffix:
         case ".jsonl" | ".ndjson":
-            return _json_lines(file)
+            return read_json_lines(file)
         case ".json":
             return _json_list(file)
         case ".parquet":
@@ -162,7 +162,8 @@ def _line_end(file: Path) -> str:
     return "\r" if b"\r" in first and b"\n" not in first else "\n"
 
 
-def _json_lines(file: Path) -> Iterator[Row | Rejection]:
+def read_json_lines(file: Path) -> Iterator[Row | Rejection]:
+    """Objects of a file that has one on each line, each with ``FILE:LINE``."""
     with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -201,15 +202,28 @@ def load_json(file: Path) -> object:
     Raises:
         DataError: It is no UTF-8, no JSON, or cannot be read; the message has the line.
     """
+    text = load_text(file)
     try:
-        parsed: object = json.loads(file.read_text(encoding="utf-8-sig"))
+        parsed: object = json.loads(text)
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{error.lineno}: no JSON: {error.msg}, column {error.colno}; mend the file") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}: no JSON that can be read: {error}; mend the file") from error
+    return parsed
+
+
+def load_text(file: Path) -> str:
+    """A whole text file.
+
+    Raises:
+        DataError: It is no UTF-8 or cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file}: byte at offset {error.start} is not UTF-8; save the file as UTF-8") from error
     except OSError as error:
         raise DataError(f"{file}: {error.strerror}; give the path of a readable file") from error
-    return parsed
 
 
 def _opened_parquet(file: Path) -> ParquetFile:

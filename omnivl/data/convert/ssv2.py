@@ -2,96 +2,70 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from omnivl.data.convert.clips import find_clips
+from omnivl.data.convert.clips import clip_of, find_clips
 from omnivl.data.convert.entry import Entry
+from omnivl.data.convert.form import FormReader, MakeEntry, Reading, split_of
 from omnivl.data.convert.lists import load_json
-from omnivl.data.sources.base import Rejection
+from omnivl.data.convert.records import Record
 from omnivl.errors import DataError, did_you_mean
-
-_SPLITS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
-class SSv2Reader:
-    """Reads ``something-something-v2-train.json`` or ``-validation.json``.
+class SSv2Reader(FormReader):
+    """Something-Something v2: a clip with its class and what the uploader said of it.
 
-    The class is the template without brackets (``Holding something``), the caption what the uploader filled in
-    (``holding potato``); an entry without a template has its label as class and no caption.
+    The class is the template without brackets (Holding something), the caption what was filled in (holding potato); an
+    entry without a template has its label as class and no caption.
 
     Attributes:
-        entries_file: List of ``{"id", "label", "template", "placeholders"}``.
-        clips: Folder of the clips.
-        labels: ``labels.json`` (class name to number); the classes of the list are checked against it. None checks
-            nothing.
-        split: Split of all samples; None for the one that the file's name says.
+        entries_file: something-something-v2-train.json or -validation.json.
+        clips: Folder of the .webm clips.
+        labels: labels.json, to check the classes against.
+
+    Examples:
+      omnivl data convert ssv2 train.json clips --out shards --labels labels.json
     """
+
+    form = "ssv2"
+    title = "Something-Something v2"
+    known = "id label template placeholders"
 
     entries_file: Path
     clips: Path
     labels: Path | None = None
-    split: str | None = None
 
-    @property
-    def form(self) -> str:
-        """Name of the form."""
-        return "ssv2"
-
-    @property
-    def inputs(self) -> tuple[Path, ...]:
-        """The lists and the clips."""
-        return tuple(path for path in (self.entries_file, self.labels, self.clips) if path is not None)
-
-    def count(self) -> int:
-        """Length of the list."""
-        return len(self._rows())
-
-    def entries(self) -> Iterator[Entry | Rejection]:
+    def samples(self, read: Reading) -> Iterator[MakeEntry]:
         """The list in its order.
 
         Raises:
             DataError: A file is not of this form, or there are no clips.
         """
-        rows, classes, clips = self._rows(), self._classes(), find_clips(self.clips)
-        for number, row in enumerate(rows):
-            where = f"{self.entries_file}[{number}]"
-            if not isinstance(row, dict):
-                yield Rejection("wrong_json", where, f"is a {type(row).__name__}; allowed: an object")
-            else:
-                yield self._entry(where, row, classes, clips)
+        rows, classes, clips = read.objects(self.entries_file), self._classes(), find_clips(self.clips)
+        return (partial(self._entry, record, classes, clips) for record in rows)
 
-    def _entry(
-        self, where: str, row: Mapping[str, object], classes: frozenset[str] | None, clips: Mapping[str, Path]
-    ) -> Entry | Rejection:
-        identifier = str(row.get("id", "")).strip()
-        caption = str(row.get("label") or "").strip()
-        label = str(row.get("template") or caption).replace("[", "").replace("]", "").strip()
+    def _entry(self, record: Record, classes: frozenset[str] | None, clips: Mapping[str, Path]) -> Entry:
+        identifier = str(record.get("id") or "").strip()
+        caption = str(record.get("label") or "").strip()
+        label = str(record.get("template") or caption).replace("[", "").replace("]", "").strip()
         if not label:
-            return Rejection("missing_label", where, "neither label nor template (the test list comes without)")
+            record.refuse("missing_label", "neither label nor template (the test list comes without)")
         if classes is not None and label not in classes:
             change = did_you_mean(label, classes, "name one of its classes")
-            return Rejection("missing_label", where, f"class {label!r} is not in {self.labels}; {change}")
-        if identifier not in clips:
-            return Rejection("missing_media", where, f"no clip {identifier!r} below {self.clips}")
-        path = clips[identifier]
-        placeholders = row.get("placeholders")
+            record.refuse("missing_label", f"class {label!r} is not in {self.labels}; {change}")
+        path = clip_of(clips, record, identifier)
+        placeholders = record.get("placeholders")
         return Entry(
             path=path,
             name=f"{identifier}{path.suffix}",
-            where=where,
-            captions=(caption,) if caption and row.get("template") else (),
+            where=record.where,
+            captions=(caption,) if caption and record.get("template") else (),
             label=label,
-            split=self.split or next((split for split in _SPLITS if split in self.entries_file.stem), None),
+            split=self.split or split_of(self.entries_file.stem),
             meta={"placeholders": placeholders} if placeholders else {},
         )
-
-    def _rows(self) -> list[object]:
-        rows = load_json(self.entries_file)
-        if not isinstance(rows, list):
-            kind = type(rows).__name__
-            raise DataError(f"{self.entries_file}: holds a {kind}; allowed: a list of objects with 'id' and 'label'")
-        return rows
 
     def _classes(self) -> frozenset[str] | None:
         if self.labels is None:

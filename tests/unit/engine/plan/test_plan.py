@@ -8,8 +8,9 @@ import pytest
 
 from engine.plan.parse import load_plan, parse_plan
 from engine.plan.plan import Plan
-from engine.plan.reference import attribute_texts, render, sections
+from engine.plan.reference import render, sections
 from engine.plan.yaml import read_yaml
+from omnivl.docstrings import attribute_texts
 
 ROOT = Path(__file__).parents[4]
 PLANS = sorted((ROOT / "configs" / "plans").glob("*.yaml"))

@@ -43,7 +43,7 @@ def files(tmp_path, make_image):
 def test_each_answered_question_is_a_sample(tmp_path, files):
     manifest = convert(VqaReader(*files, split="train"), tmp_path / "shards", ConvertOptions())
     assert (manifest.form, manifest.samples, dict(manifest.splits)) == ("vqa", 1, {"train": 1})
-    assert dict(manifest.rejected) == {"missing_field": 2, "missing_caption": 1, "wrong_json": 2}
+    assert dict(manifest.rejected) == {"missing_field": 2, "missing_caption": 1, "wrong_field": 1, "wrong_json": 1}
     entry = DataEntryConfig(source=str(tmp_path / "shards"), kind="image_text", text="question")
     sample = open_source(entry, seed=0).read(0)
     assert sample.meta["question"] == "What is this?"
