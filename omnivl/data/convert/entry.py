@@ -29,9 +29,10 @@ class Entry:
         split: Split given by the input.
         meta: Further fields for the sample's JSON.
         pictures: Further pictures or clips by name: ``left`` becomes ``KEY.left.jpg``.
-        masks: Further files by name that are never scaled.
+        masks: Further files by name that are never scaled; or the bytes of a PNG that was drawn.
         seconds: From when to when ``path`` is cut, in seconds after its first frame; None takes all of it.
-        boxes: Boxes in pixels by name, with their form, of the media file or else of the first of ``pictures``.
+        boxes: Boxes in pixels by name, with their form, of the media file or else of the first of ``pictures``: one, a
+            list, a list of lists, or a list of objects with a ``box`` each, of which those outside are left out.
     """
 
     path: Path | None
@@ -43,7 +44,7 @@ class Entry:
     split: str | None = None
     meta: Mapping[str, object] = field(default_factory=dict)
     pictures: Mapping[str, Path] = field(default_factory=dict)
-    masks: Mapping[str, Path] = field(default_factory=dict)
+    masks: Mapping[str, Path | bytes] = field(default_factory=dict)
     seconds: tuple[float, float] | None = None
     boxes: Mapping[str, tuple[BoxForm, object]] = field(default_factory=dict)
 

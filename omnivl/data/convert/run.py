@@ -147,7 +147,7 @@ def _write_one(entry: Entry, shards: ShardSet, manifest: Manifest, options: Conv
         size = pictures[0].size if pictures else None
         if size is None:
             raise BadSampleError("missing_media", entry.where, f"no picture for the boxes in {name!r}")
-        fields[name] = as_fractions(value, form, size, name, entry.where)
+        fields[name] = as_fractions(value, form, size, name, entry.where, shards.reject)
     key = sample_key(entry.name)
     if stable_hash("key", key) in seen:  # a.jpg beside a.png
         key = f"{key}-{short_hash(entry.name)}"
@@ -169,23 +169,21 @@ class _File:
 
 
 def _read_file(
-    name: str, path: Path, where: str, verify: Verify, shorter_side: int | None, seconds: tuple[float, float] | None
+    name: str,
+    path: Path | bytes,
+    where: str,
+    verify: Verify,
+    shorter_side: int | None,
+    seconds: tuple[float, float] | None,
 ) -> _File:
-    """Reads, examines and where asked cuts and scales a file of a sample.
+    """Reads, examines and where asked cuts and scales a file of a sample; bytes are those of a PNG.
 
     Raises:
         BadSampleError: It cannot be read or is no picture or clip.
     """
-    extension = path.suffix.lower().removeprefix(".")
+    extension = "png" if isinstance(path, bytes) else path.suffix.lower().removeprefix(".")
     check_extension(extension, where)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError as error:
-        raise BadSampleError("missing_media", where, f"{path} does not exist") from error
-    except OSError as error:
-        raise BadSampleError("unreadable_path", where, f"{path}: {error.strerror}") from error
-    except ValueError as error:  # a null byte in the name
-        raise BadSampleError("unreadable_path", where, f"{str(path)!r}: {error}") from error
+    data = path if isinstance(path, bytes) else _bytes_of(path, where)
     with naming("unusable", where):
         if seconds is not None:
             data, extension = cut(data, seconds, shorter_side, where), WRITTEN_EXTENSION
@@ -194,6 +192,17 @@ def _read_file(
         if shorter_side is not None:
             data, extension = shrink(data, extension, shorter_side, where)
     return _File(f"{name}.{extension}" if name else extension, data, kind, size)
+
+
+def _bytes_of(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadSampleError("missing_media", where, f"{path} does not exist") from error
+    except OSError as error:
+        raise BadSampleError("unreadable_path", where, f"{path}: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise BadSampleError("unreadable_path", where, f"{str(path)!r}: {error}") from error
 
 
 def _encoded(fields: Mapping[str, object], where: str) -> bytes:

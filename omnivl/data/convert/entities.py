@@ -1,0 +1,106 @@
+"""Flickr30k Entities: sentences whose phrases are marked, and the boxes of what they name."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from omnivl.data.convert.entry import Entry
+from omnivl.data.convert.form import ListedReader, MakeEntry, Reading
+from omnivl.data.convert.lists import load_text
+from omnivl.data.convert.records import Record
+from omnivl.data.sources.base import BadSampleError
+from omnivl.errors import DataError
+
+_PHRASE = re.compile(r"\[/EN#([^/\]\s]+)/(\S+) ([^\]]*)\]")
+
+
+@dataclass(frozen=True)
+class EntitiesReader(ListedReader):
+    """Flickr30k Entities: a sample for each sentence, with its phrases, their boxes and a copy of its picture.
+
+    Attributes:
+        folder: The folder with Annotations and Sentences.
+        images: Folder of Flickr30k's pictures.
+
+    Examples:
+      omnivl data convert entities flickr30k_entities flickr30k-images --lists val.txt --out shards
+    """
+
+    form = "entities"
+    title = "Flickr30k Entities"
+    known = "annotation filename size width height depth object name bndbox xmin ymin xmax ymax scene nobndbox"
+
+    folder: Path
+    images: Path
+
+    def samples(self, read: Reading) -> Iterator[MakeEntry]:
+        """The sentences in the order of the pictures' names.
+
+        Raises:
+            DataError: There is no file of sentences.
+        """
+        files = sorted((self.folder / "Sentences").glob("*.txt"))
+        if not files:
+            raise DataError(f"{self.folder}: no Sentences/*.txt; give the folder with Annotations and Sentences")
+        splits = self.splits(read)
+        for file in files:
+            try:
+                split = splits.of(file.stem, Record(file, "", {}))
+                boxes = _boxes(read, self.folder / "Annotations" / f"{file.stem}.xml")
+            except BadSampleError as error:
+                read.leave_out(error.rejection)
+                continue
+            for number, line in enumerate(load_text(file).split("\n"), start=1):
+                if line.strip():
+                    yield partial(self._entry, Record(file, f":{number}", {"line": line}), number, split, boxes)
+
+    def _entry(self, record: Record, number: int, split: str | None, boxes: Mapping[str, list[list[float]]]) -> Entry:
+        line, image = record.text("line"), record.file.stem
+        found = _PHRASE.findall(line)
+        sentence = _PHRASE.sub(r"\3", line)
+        if re.search(r"\[/?EN#|\[/", sentence):
+            record.refuse("wrong_field", f"a mark is left in {sentence[:60]!r}; allowed: [/EN#NUMBER/TYPE phrase]")
+        return Entry(
+            path=self.images / f"{image}.jpg",
+            name=f"{image}-{number}",
+            where=record.where,
+            captions=(sentence,),
+            identity=f"flickr30k {image}",
+            split=split,
+            meta={
+                "image_id": image,
+                "phrases": [phrase.strip() for _, _, phrase in found],
+                "phrase_ids": [identifier for identifier, _, _ in found],
+            },
+            boxes={"phrase_boxes": ("xyxy", [boxes.get(identifier, []) for identifier, _, _ in found])},
+        )
+
+
+def _boxes(read: Reading, file: Path) -> dict[str, list[list[float]]]:
+    """Boxes in pixels by what they are of. The file counts pixels from 1, as its own tools know.
+
+    Raises:
+        BadSampleError: The file is missing, or no XML of this form.
+    """
+    try:
+        root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BadSampleError("missing_field", str(file), "the file does not exist; it has the boxes") from error
+    except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:
+        raise BadSampleError("wrong_field", str(file), f"no XML: {error}; mend the file") from error
+    boxes: dict[str, list[list[float]]] = defaultdict(list)
+    for element in root.iter():
+        read.record(file, "", {element.tag: None})
+    for number, thing in enumerate(root.iter("object")):
+        box = thing.find("bndbox")
+        if box is None:
+            continue
+        corners = {name: box.findtext(name) for name in ("xmin", "ymin", "xmax", "ymax")}
+        record = Record(file, f":object[{number}].bndbox", corners)
+        for name in thing.iter("name"):
+            boxes[(name.text or "").strip()].append([record.number(corner) - 1 for corner in corners])
+    return boxes
