@@ -82,6 +82,15 @@ def karpathy(folder: Path) -> None:
     put_pictures(folder / "coco" / "val2014", *(str(image["filename"]) for image in images))
 
 
+def captions(folder: Path) -> None:
+    content = {
+        "images": [{"id": 1, "file_name": "1.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}],
+    }
+    put_json(folder / "annotations" / "captions_train2017.json", content)
+    put_pictures(folder / "train2017", "1.jpg")
+
+
 def flickr(folder: Path) -> None:
     image = {"sentids": [0], "imgid": 7, "filename": "1000.jpg", "split": "train", "sentences": [{"raw": "Two men."}]}
     put_json(folder / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": [image]})

@@ -3,10 +3,11 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
+import converter_inputs
 import media_files
 import yaml
+from converter_inputs import INPUTS
 from documentation import ROOT
 
 from engine.plan.parse import load_plan
@@ -29,9 +30,7 @@ def write_inputs(folder: Path) -> None:
     (folder / "plan.yaml").write_text(_OLD_PLAN)
     _write_media(folder)
     _write_tables(folder)
-    _write_coco(folder)
-    _write_vqa(folder)
-    _write_videos(folder)
+    _write_forms(folder)
     _write_run(folder / "runs" / "quickstart")
     for name, script in (("squeue", _SQUEUE), ("sbatch", _SBATCH)):
         path = folder / "bin" / name
@@ -48,10 +47,7 @@ def write_separated_list(folder: Path, separator: str) -> None:
 
 def _write_media(folder: Path) -> None:
     picture, clip = media_files.saved("JPEG"), media_files.clip()
-    for name in (
-        *("pictures/dog/0.jpg", "pictures/dog/1.jpg", "train2017/1.jpg", "0.jpg", "1.jpg"),
-        "train2014/COCO_train2014_000000000001.jpg",
-    ):
+    for name in ("pictures/dog/0.jpg", "pictures/dog/1.jpg", "0.jpg", "1.jpg"):
         _put(folder / name, picture)
     _put(folder / "clips" / "dog" / "a.mp4", clip)
 
@@ -62,28 +58,12 @@ def _write_tables(folder: Path) -> None:
     _json(folder / "vqa.json", [{"image": "0.jpg", "question": "what?", "answers": ["dog"]}])
 
 
-def _write_coco(folder: Path) -> None:
-    images = [{"id": 1, "file_name": "1.jpg"}]
-    captions = {"images": images, "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}]}
-    _json(folder / "annotations" / "captions_train2017.json", captions)
-
-
-def _write_vqa(folder: Path) -> None:
-    about: dict[str, Any] = {"data_subtype": "train2014"}
-    question = {"image_id": 1, "question": "what?", "question_id": 7}
-    answers = [{"answer": "dog", "answer_confidence": "yes", "answer_id": number} for number in range(10)]
-    answer = {"image_id": 1, "question_id": 7, "answers": answers, "multiple_choice_answer": "dog"}
-    _json(folder / "questions.json", about | {"questions": [question]})
-    _json(folder / "annotations.json", about | {"annotations": [answer | {"question_type": "", "answer_type": ""}]})
-
-
-def _write_videos(folder: Path) -> None:
-    _lines(folder / "train.csv", ["label,youtube_id,time_start,time_end,split", "run,abcdefghijk,0,1,train"])
-    _put(folder / "clips" / "dog" / "abcdefghijk_000000_000001.mp4", media_files.clip())
-    template = "Holding [something]"
-    _json(folder / "train.json", [{"id": "1", "label": "holding dog", "template": template, "placeholders": ["dog"]}])
-    _json(folder / "labels.json", {"Holding something": "0"})
-    _put(folder / "clips" / "dog" / "1.webm", media_files.clip("webm", "libvpx"))
+def _write_forms(folder: Path) -> None:
+    """Of each public data set what its examples name."""
+    for given in INPUTS.values():
+        given.write(folder)
+    converter_inputs.captions(folder)
+    converter_inputs.nocaps(folder)
 
 
 def _write_run(run: Path) -> None:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.data.sources.base import BadSampleError, Rejection
 from omnivl.errors import DataError
@@ -91,10 +92,17 @@ class CocoReader(FormReader):
             name=Path(name).as_posix(),
             where=image.where,
             captions=tuple(captions),
-            identity=f"{data_set} {Path(name).stem}" if known in (None, "imgid") else f"image {number}",
+            identity=_identity(image, known, f"{data_set} {Path(name).stem}"),
             split=self.split or ("train" if split == "restval" and self.restval_as_train else split),
             meta={
                 **({} if number is None else {"image_id": number}),
                 **({"domain": image.text("domain")} if image.has("domain") else {}),
             },
         )
+
+
+def _identity(image: Record, known: str | None, named: str) -> str:
+    """Whose picture it is: COCO's by number, as in its other data sets, others by what they are called."""
+    if image.has("open_images_id"):
+        return f"open images {image.identifier('open_images_id')}"
+    return named if known in (None, "imgid") else f"image {image.identifier(str(known))}"

@@ -9,8 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import ListedReader, MakeEntry, Reading
+from omnivl.data.convert.form import ListedReader, MakeEntry
 from omnivl.data.convert.lists import load_text
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.data.sources.base import BadSampleError
 from omnivl.errors import DataError

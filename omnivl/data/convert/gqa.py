@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading, split_of
+from omnivl.data.convert.form import FormReader, MakeEntry, split_of
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.errors import DataError
 

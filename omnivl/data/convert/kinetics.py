@@ -12,7 +12,8 @@ import av
 from omnivl.data.container import open_container
 from omnivl.data.convert.clips import find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 _TOLERANCE = 2.0  # seconds by which cut clips exceed their span: tools cut at key frames

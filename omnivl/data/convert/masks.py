@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 from omnivl.data.convert.records import Record
 from omnivl.data.limits import DecodeLimits
 
-_SHIFT = 4  # bits behind the point that OpenCV takes of a polygon's coordinates
 _LIMITS = DecodeLimits()
 
 
@@ -22,6 +21,8 @@ def mask_png(record: Record, name: str, size: tuple[int, int]) -> bytes:
     Raises:
         BadSampleError: ``wrong_field``: it is neither, or of another size; ``too_many_pixels``.
     """
+    if min(size) < 1:
+        record.refuse("wrong_field", f"the picture is {size[0]} by {size[1]}; allowed: a pixel or more")
     _LIMITS.check_size(size, record.where)
     value = record.get(name)
     if isinstance(value, dict):
@@ -39,13 +40,26 @@ def _from_polygons(record: Record, name: str, size: tuple[int, int]) -> NDArray[
         flat = one.numbers(f"[{number}]")
         if len(flat) < 6 or len(flat) % 2:
             one.wrong(f"[{number}]", "a polygon of three points or more, x and y of each")
-        points = (
-            np.clip(np.reshape(flat, (-1, 2)), 0, size) - 0.5
-        )  # COCO counts from a pixel's corner, OpenCV its centre
-        cv2.fillPoly(mask, [np.rint(points * (1 << _SHIFT)).astype(np.int32)], 1, shift=_SHIFT)
+        mask |= _filled(np.clip(np.reshape(flat, (-1, 2)), 0, size), size)
     if not values:
         record.wrong(name, "a polygon or more")
     return mask
+
+
+def _filled(points: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The pixels whose centres lie inside of a polygon of points ``[N, 2]``. OpenCV's takes those on its line as well.
+
+    Each edge turns what lies right of it, in every row whose centre it crosses, from outside to inside or back.
+    """
+    turns = np.zeros((size[1], size[0] + 1), np.uint8)
+    for (left, top), (right, bottom) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        first, last = (int(np.ceil(end - 0.5)) for end in sorted((top, bottom)))
+        if first < last:
+            rows = np.arange(first, last)
+            crossed = left + (rows + 0.5 - top) * ((right - left) / (bottom - top))
+            turns[rows, np.clip(np.ceil(crossed - 0.5).astype(int), 0, size[0])] ^= 1
+    inside: NDArray[np.uint8] = np.bitwise_xor.accumulate(turns[:, :-1], axis=1)
+    return inside
 
 
 def _from_runs(runs: Record, size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 

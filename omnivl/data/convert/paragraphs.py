@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import ListedReader, MakeEntry, Reading, SplitLists
+from omnivl.data.convert.form import ListedReader, MakeEntry, SplitLists
 from omnivl.data.convert.genome import genome_picture
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 

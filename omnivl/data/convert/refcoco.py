@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
 from omnivl.data.convert.masks import mask_png
 from omnivl.data.convert.pickles import load_pickle
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.errors import DataError
 
@@ -44,11 +45,11 @@ class RefCocoReader(FormReader):
             DataError: The pickle holds no list, or anything that would have to be run.
         """
         top = read.top(self.instances)
-        pictures = {one.get("id"): one for one in read.listed(top, "images")}
-        objects = {one.get("id"): one for one in read.listed(top, "annotations")}
+        pictures = read.keyed(read.listed(top, "images"), "id")
+        objects = read.keyed(read.listed(top, "annotations"), "image_id", "id")
         together: dict[object, list[Record]] = defaultdict(list)
-        for one in objects.values():
-            together[one.get("image_id")].append(one)
+        for (image, _), one in objects.items():
+            together[image].append(one)
         refs = load_pickle(self.refs)
         if not isinstance(refs, list):
             raise DataError(f"{self.refs}: holds a {type(refs).__name__}; allowed: the list of a refs(...).p")
@@ -59,12 +60,12 @@ class RefCocoReader(FormReader):
         self,
         read: Reading,
         record: Record,
-        pictures: Mapping[object, Record],
-        objects: Mapping[object, Record],
+        pictures: Mapping[tuple[str | int, ...], Record],
+        objects: Mapping[tuple[str | int, ...], Record],
         together: Mapping[object, Sequence[Record]],
     ) -> Entry:
         number, image = record.whole("ref_id"), record.whole("image_id")
-        shown, thing = pictures.get(image), objects.get(record.whole("ann_id"))
+        shown, thing = pictures.get((image,)), objects.get((image, record.whole("ann_id")))
         if shown is None or thing is None:
             absent = f"ann_id {record.get('ann_id')}" if thing is None else f"image_id {image}"
             record.refuse("missing_field", f"{absent} is not in {self.instances.name}; give the one beside the pickle")

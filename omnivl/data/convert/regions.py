@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry, texts_of
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.data.sources.base import BadSampleError
 
@@ -54,7 +55,7 @@ class RegionsReader(FormReader):
             captions=captions,
             identity=f"picture {image}",
             split=self.split,
-            meta={"image_id": record.get("image_id")} if record.has("image_id") else {},
+            meta={"image_id": record.identifier("image_id")} if record.has("image_id") else {},
             boxes={"regions": ("xywh", regions)},
         )
 

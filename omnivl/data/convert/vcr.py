@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry, exists
 from omnivl.data.convert.lists import load_json
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 NAMES = (
@@ -78,7 +79,7 @@ class VcrReader(FormReader):
     def _boxes(self, record: Record, count: int) -> list[list[float]]:
         """Boxes in pixels, of whose five numbers the last one is how sure the detector was."""
         file = self.images / record.text("metadata_fn")
-        if not file.is_file():
+        if not exists(file):
             record.refuse("missing_media", f"{file} does not exist; it has the boxes")
         found = load_json(file)
         if not isinstance(found, dict):

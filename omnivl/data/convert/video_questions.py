@@ -7,8 +7,9 @@ from pathlib import Path
 
 from omnivl.data.convert.clips import clip_of, find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading, split_of
+from omnivl.data.convert.form import FormReader, MakeEntry, split_of
 from omnivl.data.convert.lists import load_text
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 

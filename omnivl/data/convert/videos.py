@@ -8,9 +8,10 @@ from pathlib import Path
 
 from omnivl.data.convert.clips import clip_of, find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import ListedReader, MakeEntry, Reading, SplitLists, split_of
+from omnivl.data.convert.form import ListedReader, MakeEntry, SplitLists, split_of
 from omnivl.data.convert.lists import load_text
 from omnivl.data.convert.pickles import load_pickle
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record, shown
 from omnivl.data.sources.base import BadSampleError
 from omnivl.errors import DataError

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from omnivl.data.convert.clips import clip_of, find_clips
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 

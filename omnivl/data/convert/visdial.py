@@ -6,7 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading, picture
+from omnivl.data.convert.form import FormReader, MakeEntry, picture
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 
 _PARTS = {
@@ -62,7 +63,7 @@ class VisDialReader(FormReader):
         questions: Sequence[object],
         answers: Sequence[object],
         split: object,
-        relevance: Mapping[tuple[object, object], Record],
+        relevance: Mapping[tuple[str | int, ...], Record],
     ) -> Entry:
         image, number, asked = dialog.whole("image_id"), len(rounds), rounds[-1]
         question = _said(asked, "question", questions)
@@ -91,11 +92,11 @@ class VisDialReader(FormReader):
             meta=meta,
         )
 
-    def _relevance(self, read: Reading) -> dict[tuple[object, object], Record]:
+    def _relevance(self, read: Reading) -> dict[tuple[str | int, ...], Record]:
         """The dense annotations by picture and round."""
         if self.dense is None:
             return {}
-        return {(one.get("image_id"), one.get("round_id")): one for one in read.objects(self.dense)}
+        return read.keyed(read.objects(self.dense), "image_id", "round_id")
 
 
 def _said(record: Record, name: str, pool: Sequence[object]) -> str:

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from omnivl.data.convert.entry import Entry
-from omnivl.data.convert.form import FormReader, MakeEntry, Reading
+from omnivl.data.convert.form import FormReader, MakeEntry
+from omnivl.data.convert.reading import Reading
 from omnivl.data.convert.records import Record
 from omnivl.errors import DataError
 
@@ -53,16 +54,18 @@ class VqaReader(FormReader):
         answered = None
         if self.annotations is not None:
             found = read.listed(read.top(self.annotations), "annotations")
-            answered = {one.get("question_id"): one for one in found}
+            answered = read.keyed(found, "question_id")
         pattern = self._pattern(top)
         return (partial(self._entry, read, record, answered, pattern) for record in asked)
 
-    def _entry(self, read: Reading, record: Record, answered: Mapping[object, Record] | None, pattern: str) -> Entry:
+    def _entry(
+        self, read: Reading, record: Record, answered: Mapping[tuple[str | int, ...], Record] | None, pattern: str
+    ) -> Entry:
         question = record.text("question", "missing_caption")
         number, image = record.whole("question_id"), record.whole("image_id")
         meta: dict[str, object] = {"question": question, "question_id": number, "image_id": image}
         if answered is not None:
-            found = answered.get(number)
+            found = answered.get((number,))
             if found is None:
                 record.refuse("missing_field", f"question_id {number} has no annotation")
             answers = [one.text("answer") for one in read.inside(found, "answers")]

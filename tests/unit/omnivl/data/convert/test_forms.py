@@ -3,6 +3,7 @@
 import csv
 import json
 import pickle
+import random
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +13,7 @@ from converter_inputs import INPUTS, FormInput
 
 from launcher.commands.data_convert import app
 from omnivl.data.convert import FORMS, ConvertOptions, FormReader, convert
+from omnivl.data.sources.base import Rejection
 from omnivl.docstrings import attribute_texts
 from omnivl.errors import DataError
 
@@ -125,3 +127,68 @@ def test_a_file_of_another_form_is_refused(form, tmp_path):
             convert(reader, tmp_path / "out", OPTIONS)
         assert re.search(r"allowed|no usable sample|no picture or clip|the columns are|mend|header", str(caught.value))
         assert not (tmp_path / "out").exists()
+
+
+ODD = (
+    None,
+    True,
+    -1,
+    7,
+    2.5,
+    "",
+    " ",
+    "x",
+    "a\0b",
+    "a" * 5000,
+    "../x",
+    [],
+    {},
+    [[]],
+    {"x": 1},
+    [None],
+    10**30,
+    "\ud800",
+)
+
+
+@pytest.mark.parametrize("form", READERS)
+@pytest.mark.filterwarnings("ignore:.*are not known to have")
+def test_odd_values_are_left_out_or_refused_by_name(form, tmp_path):
+    """Any value in any place is a sample, a bad one with a cause, or a refusal, never another error."""
+    reader, _ = made(form, tmp_path)
+    files = [path for path in (main_file(form, tmp_path), *reader.inputs) if path.is_file()]
+    draw = random.Random(form)
+    for file in dict.fromkeys(files):
+        original = file.read_bytes()
+        for _ in range(60):
+            file.write_bytes(damaged(file.suffix, original, draw))
+            try:
+                found = list(reader.entries())
+            except DataError:
+                continue
+            for entry in found:
+                if not isinstance(entry, Rejection):
+                    json.dumps(entry.fields(), allow_nan=False)
+        file.write_bytes(original)
+
+
+def damaged(suffix: str, content: bytes, draw: random.Random) -> bytes:
+    """A file in which a value is another one, or a few bytes are."""
+    if suffix in (".p", ".json", ".jsonl"):
+        values = (
+            pickle.loads(content)
+            if suffix == ".p"
+            else [json.loads(one) for one in content.splitlines() if one != b"{"]
+        )
+        place: object = values
+        while isinstance(place, dict | list) and place:
+            name = draw.choice(list(place) if isinstance(place, dict) else range(len(place)))
+            if not isinstance(place[name], dict | list) or not place[name] or draw.random() < 0.2:
+                place[name] = draw.choice(ODD)
+                break
+            place = place[name]
+        return pickle.dumps(values, 2) if suffix == ".p" else "\n".join(map(json.dumps, values)).encode()
+    cut = bytearray(content)
+    for _ in range(3):
+        cut[draw.randrange(len(cut))] = draw.randrange(256)
+    return bytes(cut)
