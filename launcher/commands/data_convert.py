@@ -180,7 +180,10 @@ def _form_command(cls: type[FormReader]) -> None:
 
     def make(**given: Any) -> Reader:
         values = {_FIELDS.get(name, name): value for name, value in given.items() if value is not None}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fitting: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fitting)
 
     set_options(make, parameters)
     make.__name__ = cls.form

@@ -88,7 +88,10 @@ def _boxes(read: Reading, file: Path) -> dict[str, list[list[float]]]:
         BadSampleError: The file is missing, or no XML of this form.
     """
     try:
-        root = ElementTree.fromstring(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        if "<!ENTITY" in text:
+            raise BadSampleError("wrong_field", str(file), "it defines entities; allowed: XML without; mend the file")
+        root = ElementTree.fromstring(text)
     except FileNotFoundError as error:
         raise BadSampleError("missing_field", str(file), "the file does not exist; it has the boxes") from error
     except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:

@@ -267,6 +267,14 @@ def test_phrases(tmp_path):
     assert (found["split"], found["identity"]) == ("val", "flickr30k 1000")
 
 
+def test_boxes_of_phrases_that_define_entities_are_left_out(tmp_path):
+    inputs.entities(tmp_path)
+    file = tmp_path / "flickr30k_entities/Annotations/1000.xml"
+    file.write_text(f'<!DOCTYPE a [<!ENTITY b "bb">]>{file.read_text()}')
+    with pytest.raises(DataError, match=r"1000\.xml: wrong_field: it defines entities; allowed: XML without"):
+        converted_again(tmp_path, "entities")
+
+
 @pytest.mark.parametrize(
     ("form", "captions", "video"),
     [
