@@ -38,7 +38,7 @@ def load_pickle(file: Path) -> object:
         raise DataError(f"{file}: {reason_of(error)}; give the path of a readable file") from error
     try:
         return _run(io.BytesIO(content))
-    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
         raise DataError(
             f"{file}: no pickle of plain values: {error}; allowed: lists, dictionaries, texts and numbers; save it "
             "again from a program that you trust, without other objects"
@@ -120,7 +120,10 @@ def _build(name: str, argument: object, stack: list[object], marks: list[int]) -
 
 
 def _pairs(values: list[object]) -> Iterable[tuple[object, object]]:
-    return zip(values[::2], values[1::2], strict=True)
+    names = values[::2]
+    if wrong := [type(name).__name__ for name in names if not isinstance(name, str | int | float | bytes | None)]:
+        raise TypeError(f"a key is a {wrong[0]}")  # of a deep one not even the hash can be computed
+    return zip(names, values[1::2], strict=True)
 
 
 def _text(letters: bytes) -> str:

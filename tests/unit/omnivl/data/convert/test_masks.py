@@ -145,7 +145,7 @@ def test_a_damaged_pickle_is_read_or_refused(tmp_path, protocol):
     content = pickle.dumps([{"a": (1, 2.5, None, True, (1,), ()), "b": ["x", "é", [1]], 3: 10**30, "c": {}}], protocol)
     draw = random.Random(protocol)
     read = 0
-    for _ in range(3000):
+    for _ in range(300):
         changed = bytearray(content)
         for _ in range(draw.randint(1, 3)):
             changed[draw.randrange(len(changed))] = draw.randrange(256)
@@ -155,12 +155,12 @@ def test_a_damaged_pickle_is_read_or_refused(tmp_path, protocol):
             read += 1
         except DataError:
             pass
-    assert 0 < read < 3000
+    assert 0 < read < 300
 
 
 def test_a_pickle_nested_without_end_is_refused(tmp_path):
-    (tmp_path / "refs.p").write_bytes(b"}(" + b")" + b"\x85" * 100_000 + b"K\x01u.")
-    with pytest.raises(DataError, match="no pickle of plain values: maximum recursion depth exceeded"):
+    (tmp_path / "refs.p").write_bytes(b"}(" + b")" + b"\x85" * 5_000_000 + b"K\x01u.")
+    with pytest.raises(DataError, match="no pickle of plain values: a key is a tuple; allowed: "):
         load_pickle(tmp_path / "refs.p")
 
 
