@@ -142,7 +142,10 @@ def vqa(folder: Path) -> None:
     answer = {"image_id": 1, "question_id": 7, "answers": answers, "multiple_choice_answer": "dog"}
     about = {"data_subtype": "train2014"}
     put_json(folder / "questions.json", about | {"questions": [question, question | {"question_id": 8}]})
-    put_json(folder / "annotations.json", about | {"annotations": [answer | {"question_type": "what"}]})
+    put_json(
+        folder / "annotations.json",
+        about | {"annotations": [answer | {"question_type": "what", "answer_type": "other"}]},
+    )
     put_pictures(folder / "train2014", "COCO_train2014_000000000001.jpg")
 
 

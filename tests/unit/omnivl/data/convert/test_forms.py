@@ -5,10 +5,12 @@ import json
 import pickle
 import random
 import re
+import shlex
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import typer
 from converter_inputs import INPUTS, FormInput
 
 from launcher.commands.data_convert import app
@@ -127,6 +129,29 @@ def test_a_file_of_another_form_is_refused(form, tmp_path):
             convert(reader, tmp_path / "out", OPTIONS)
         assert re.search(r"allowed|no usable sample|no picture or clip|the columns are|mend|header", str(caught.value))
         assert not (tmp_path / "out").exists()
+
+
+def documented() -> list[tuple[str, list[str], set[str]]]:
+    """Form, words and fields of each command in the table of docs/converters.md."""
+    text = (Path(__file__).parents[5] / "docs" / "converters.md").read_text()
+    table = text.partition("## Public data sets")[2].partition("\n\nWhat holds")[0]
+    rows = [row.split("|")[2:5:2] for row in table.splitlines() if row.startswith("|")]
+    lines = [
+        (command, set(re.findall(r"`(\w+)`", names))) for text, names in rows for command in re.findall("`(.+?)`", text)
+    ]
+    words = [(shlex.split(command), names) for command, names in lines]
+    return [(first, rest, names) for (first, *rest), names in words if first in READERS]
+
+
+def test_the_documented_commands_and_fields_are_there(tmp_path):
+    """Every form is in the table; its words are a command's; its fields are in the samples of the small files."""
+    commands = typer.main.get_command(app).commands
+    assert {form for form, _, _ in documented()} == set(READERS)
+    for form, words, names in documented():
+        commands[form].make_context(form, [*words, "--out", "shards"])
+        if form != "coco":  # NoCaps and others have fields of their own
+            found = [one for one in made(form, tmp_path / form)[0].entries() if not isinstance(one, Rejection)]
+            assert names <= {name for one in found for name in (*one.fields(), *one.boxes, *one.masks)}
 
 
 ODD = (
