@@ -80,6 +80,10 @@ def test_protocols_of_phrases_with_several_boxes_differ() -> None:
     assert phrase_ranks([[around]], [TWO]).tolist() == [math.inf]
 
 
+def test_half_an_overlap_is_enough_for_a_phrase() -> None:
+    assert phrase_ranks([[[0, 0, 2, 1]], [[0, 0, 1.9, 1]]], [[[0, 0, 4, 1]]] * 2).tolist() == [1, math.inf]
+
+
 def test_phrases_without_boxes_are_not_scored_and_phrases_without_predictions_are_missed() -> None:
     hit, miss = [0, 0, 1, 1], [5, 5, 6, 6]
     ranked = [[hit], [], [miss] * 5 + [hit], [miss, hit]]

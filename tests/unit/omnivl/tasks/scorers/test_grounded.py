@@ -59,10 +59,11 @@ def test_pictures_without_a_caption_are_missed_and_bring_no_class() -> None:
 
 
 def test_half_an_overlap_is_not_enough() -> None:
-    """Inclusive pixels: 10 x 10 within 10 x 20 is exactly 1/2."""
+    """Inclusive pixels: 10 x 10 within 10 x 20 is exactly 1/2, and 100 of 190 more, where 81 of 162 would not be."""
     references = {"1": [GroundedReference(("man",), ((0, 0, 9, 19),))]}
     assert grounded_scores(references, {"1": GroundedCaption(("man",), ((0, 0, 9, 9),))})["F1_all"] == 0.0
-    assert grounded_scores(references, {"1": GroundedCaption(("man",), ((0, 0, 9, 10),))})["F1_all"] == 1.0
+    references = {"1": [GroundedReference(("man",), ((0, 0, 9, 18),))]}
+    assert grounded_scores(references, {"1": GroundedCaption(("man",), ((0, 0, 9, 9),))})["F1_all"] == 1.0
 
 
 def test_without_objects_there_is_no_score() -> None:
