@@ -67,6 +67,11 @@ class TestWithoutJava:
             assert found.values[name] == pytest.approx(each.mean())
             assert each[2] == 0.0, "the empty caption"
 
+    def test_bleu_by_hand(self) -> None:
+        # In common: 5 of 5 words, 3 of 4 pairs, 2 of 3 triples, 1 of 2 quadruples; 5 words where the reference has 6.
+        found = caption_scores(["a man rides a horse"], [["a man rides a big horse"]], ["BLEU-4"])
+        assert found.values["BLEU-4"] == pytest.approx((3 / 4 * 2 / 3 * 1 / 2) ** 0.25 * np.exp(1 - 6 / 5), rel=1e-6)
+
     def test_rouge_by_hand(self) -> None:
         # Longest common subsequence "a man a horse", 4; of 6 words written and 5 of the reference.
         found = caption_scores(["a man on a big horse"], [["a man rides a horse"]], ["ROUGE-L"])
