@@ -21,6 +21,7 @@ from engine.errors import unwritable
 from engine.hosts import needs_process_group
 from engine.plan.consent import require_consent
 from engine.plan.parse import load_plan, plan_file
+from engine.processes.memory import keep_freed_memory
 from engine.processes.process_group import finish, join_process_group, launched_processes
 from engine.processes.variables import LaunchError
 from engine.run.earlier import Start
@@ -83,6 +84,7 @@ def run_worker(arguments: Sequence[str]) -> int:
     require_consent(plan, [plan_file(options.plan)], options.overrides, allowed=options.allow_commands)
     always = any(needs_process_group(stage.parallel) for stage in plan.stages)
     device = join_process_group(plan.launch.timeout_seconds, always=always)
+    keep_freed_memory(device)
     folder = chosen_folder(options.plan, plan.name, options.run_folder)
     run = RunOptions(
         folder,
