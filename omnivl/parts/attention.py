@@ -20,6 +20,9 @@ from omnivl.parts.linear import Linear, linear
 from omnivl.parts.padding import Padding
 from omnivl.parts.recompute import recomputed
 
+_BF16_VECTOR = 32
+"""Numbers of bf16 in a vector of 512 bits."""
+
 
 def prefers_products(x: Tensor) -> bool:
     """Whether explicit products are faster than torch's fused kernel.
@@ -194,8 +197,28 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tenso
     torch.baddbmm(scores, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5, out=scores)
     if bias is not None:
         scores.view(bias.shape[0] if len(bias) > 1 else 1, -1, *scores.shape[1:]).add_(bias)
-    attention = torch.softmax(scores, dim=-1)
+    attention = _softmax(scores)
     return torch.bmm(attention, v), attention
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Softmax over the last dimension, in the dtype of the scores.
+
+    Torch's bf16 kernels leave the vector units alone where rows are shorter than a vector of bf16: 1.08 ms forward and
+    1.70 ms backward for ``[768, 17, 17]``, by way of fp32 0.52 and 0.20 (one core).
+    """
+    return torch.softmax(scores, dim=-1, dtype=_softmax_dtype(scores)).to(scores.dtype)
+
+
+def _softmax_dtype(rows: Tensor) -> torch.dtype:
+    is_slow = rows.dtype == torch.bfloat16 and rows.shape[-1] < _BF16_VECTOR
+    return torch.float32 if is_slow else rows.dtype
+
+
+def _softmax_backward(grad: Tensor, attention: Tensor) -> Tensor:
+    """The gradient of ``_softmax``, from that of its result."""
+    dtype = _softmax_dtype(attention)
+    return torch._softmax_backward_data(grad.to(dtype), attention.to(dtype), -1, dtype).to(attention.dtype)
 
 
 def _attend_backward(
@@ -204,7 +227,7 @@ def _attend_backward(
     """Writes the gradients of split heads into ``grad_q``, ``grad_k`` and ``grad_v``."""
     torch.bmm(attention.transpose(1, 2), grad, out=grad_v)
     grad_attention = torch.bmm(grad, v.transpose(1, 2))
-    grad_scores = torch._softmax_backward_data(grad_attention, attention, -1, attention.dtype)
+    grad_scores = _softmax_backward(grad_attention, attention)
     scale = q.shape[-1] ** -0.5
     torch.baddbmm(grad_q, grad_scores, k, beta=0, alpha=scale, out=grad_q)
     torch.baddbmm(grad_k, grad_scores.transpose(1, 2), q, beta=0, alpha=scale, out=grad_k)

@@ -67,11 +67,18 @@ def test_causal_bias_counts_from_the_last_key():
     assert attention_bias(None, 2, 3, False, torch.zeros(1)) is None
 
 
-def test_bf16_is_close_to_fp32():
+@pytest.mark.parametrize("positions", [5, 37])
+def test_bf16_is_close_to_fp32(positions: int) -> None:
     torch.manual_seed(0)
-    qkv = torch.randn(2, 37, 3 * 64)
-    low = self_attention(qkv.bfloat16(), 2)
-    torch.testing.assert_close(low.float(), self_attention(qkv, 2), rtol=3e-2, atol=3e-2)
+    high = torch.randn(2, positions, 3 * 64).bfloat16().float().requires_grad_(True)
+    low = high.detach().bfloat16().requires_grad_(True)
+    made, exact = self_attention(low, 2), self_attention(high, 2)
+    upstream = torch.randn_like(exact)
+    made.backward(upstream.bfloat16())
+    exact.backward(upstream)
+    assert made.dtype == torch.bfloat16
+    torch.testing.assert_close(made.float(), exact, rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(low.grad.float(), high.grad, rtol=3e-2, atol=3e-2)
 
 
 def test_cross_attention_reads_the_named_rows_of_memory():
