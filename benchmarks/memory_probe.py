@@ -137,7 +137,8 @@ def _run(
         losses = [host.step([_batch(config, step)], step).loss for step in range(steps)]
     with _peak(peaks, "checkpoint", base):
         (folder / "host").mkdir(exist_ok=True)
-        host.shard().write(folder / "host")
+        shard = host.shard()
+        shard.write(folder / "host", shard.placed())
         host.barrier()
     with _peak(peaks, "weights", base):
         write_weights(host, folder / "weights.safetensors", None)

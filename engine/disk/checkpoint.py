@@ -6,17 +6,19 @@ either a ``.tmp`` folder, which is never read, or a folder whose files do not ma
 and skipped.
 
     checkpoints/step-000123/
-        manifest.json           sizes and hashes of all files below
+        manifest.json           sizes and hashes of all files below, of large ones by ranges
         trainer.json            step, skipped steps, best score, metrics offset, layout
-        loader-00000.json       position in the data, one per process
-        generators-00000.pt     global random generators, one per process
-        host/                   weights, moments, twins, queue: a shard of each process (``engine.hosts.shards``)
+        host/                   a file of each machine (``engine.hosts.shards``): weights, moments, twins, queue, and of
+                                each process its position in the data and its global random generators
+
+Checkpoints of format 2 are read as well. They have a file of tensors for each process, not for each machine, and beside
+it ``loader-00000.json`` and ``generators-00000.pt``.
 """
 
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,15 +27,21 @@ import torch
 
 from engine.errors import CheckpointError
 from engine.hosts.base import Host
+from engine.hosts.saved_tensors import SavedTensors
+from engine.hosts.shards import INDEX
 from engine.processes import ranks
-from engine.processes.files import FileRecord, read_whole, remove_folder, sha256
+from engine.processes.files import FileRecord, first_damaged, read_whole, remove_folder
 from engine.processes.seeds import restore_generators, seed_everything
 
 MANIFEST = "manifest.json"
 HOST_FOLDER = "host"
-FORMAT = 2
+FORMAT = 3
 _NAME = re.compile(r"step-(\d{6,})")
-_ALWAYS = ("trainer.json", "loader-00000.json", "generators-00000.pt")
+_ALWAYS = {
+    2: ("trainer.json", "loader-00000.json", "generators-00000.pt"),
+    FORMAT: ("trainer.json", f"{HOST_FOLDER}/{INDEX}"),
+}
+"""By the formats that are read: files that each checkpoint has."""
 _OURS = re.compile(r"trainer\.json|loader-\d{5,}\.json|generators-\d{5,}\.pt|host/[^/]+")
 """Files of a checkpoint; others, such as those of a file system, may lie beside them."""
 _LEFTOVER = re.compile(r"step-\d{6,}\.(tmp|dropped)")
@@ -117,15 +125,16 @@ def find_fault(checkpoint: Path) -> str | None:
     """
     try:
         files = read_manifest(checkpoint)
-        for name, expected in files.items():
-            file = checkpoint / name
+        for name, ranges in files.items():
+            file, size = checkpoint / name, sum(one["bytes"] for one in ranges)
             if not file.is_file():
                 return f"{name} is missing"
-            if file.stat().st_size != expected["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, the manifest says {expected['bytes']}"
-        for name, expected in files.items():
-            if sha256(checkpoint / name) != expected["sha256"]:
-                return f"{name} does not have the SHA-256 that the manifest says"
+            if file.stat().st_size != size:
+                return f"{name} has {file.stat().st_size} bytes, the manifest says {size}"
+        for name, ranges in files.items():
+            if (damaged := first_damaged(checkpoint / name, ranges)) is not None:
+                where = f" for {_bytes_of(damaged, ranges)}" if len(ranges) > 1 else ""
+                return f"{name} does not have the SHA-256 that the manifest says{where}"
     except CheckpointError as error:
         return str(error)
     except OSError as error:
@@ -133,8 +142,13 @@ def find_fault(checkpoint: Path) -> str | None:
     return None
 
 
-def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
-    """Sizes and hashes of all files of a checkpoint, as its manifest says.
+def _bytes_of(index: int, ranges: Sequence[FileRecord]) -> str:
+    begin = sum(one["bytes"] for one in ranges[:index])
+    return f"bytes {begin} to {begin + ranges[index]['bytes'] - 1} (range {index + 1} of {len(ranges)})"
+
+
+def read_manifest(checkpoint: Path) -> dict[str, list[FileRecord]]:
+    """Sizes and hashes of all files of a checkpoint, as its manifest says: of the ranges of each, in their order.
 
     Args:
         checkpoint: A ``step-...`` folder.
@@ -151,28 +165,36 @@ def read_manifest(checkpoint: Path) -> dict[str, FileRecord]:
         raise CheckpointError(f"{MANIFEST} is not readable ({error})") from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{MANIFEST} is not readable (it is no mapping)")
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{MANIFEST} has format {manifest.get('format')}, this version reads {FORMAT}")
+    if (made := manifest.get("format")) not in (2, FORMAT):
+        raise CheckpointError(f"{MANIFEST} has format {made}, this version reads 2 and {FORMAT}")
     if (step := _NAME.fullmatch(checkpoint.name)) and manifest.get("step") != int(step[1]):
         raise CheckpointError(f"{MANIFEST} is of step {manifest.get('step')}")
     files = manifest.get("files")
-    if not isinstance(files, dict) or not all(_is_record(name, record) for name, record in files.items()):
+    if made == 2 and isinstance(files, dict):
+        files = {name: [record] for name, record in files.items()}
+    if not isinstance(files, dict) or not all(_are_records(name, ranges) for name, ranges in files.items()):
         raise CheckpointError(f"{MANIFEST} is damaged: it does not say name, size and SHA-256 of every file")
     present = (file.relative_to(checkpoint).as_posix() for file in sorted(checkpoint.rglob("*")))
-    unnamed = [name for name in (*_ALWAYS, *present) if _OURS.fullmatch(name) and name not in files]
+    unnamed = [name for name in (*_ALWAYS[made], *present) if _OURS.fullmatch(name) and name not in files]
     if unnamed:
         raise CheckpointError(f"{MANIFEST} does not name {unnamed[0]}")
     return files
 
 
-def _is_record(name: str, record: object) -> bool:
-    """Whether an entry of a manifest is a file in the checkpoint with its size and hash."""
+def _are_records(name: str, ranges: object) -> bool:
+    """Whether an entry of a manifest is a file in the checkpoint with sizes and hashes."""
     return (
         _OURS.fullmatch(name) is not None
-        and isinstance(record, dict)
-        and record.keys() == FileRecord.__annotations__.keys()
-        and type(record["bytes"]) is int
-        and isinstance(record["sha256"], str)
+        and isinstance(ranges, list)
+        and len(ranges) > 0
+        and all(
+            isinstance(one, dict)
+            and one.keys() == FileRecord.__annotations__.keys()
+            and type(one["bytes"]) is int
+            and one["bytes"] >= 0
+            and isinstance(one["sha256"], str)
+            for one in ranges
+        )
     )
 
 
@@ -227,10 +249,20 @@ def load_checkpoint(
     host.load(checkpoint / HOST_FOLDER)
     me = ranks.rank()
     if state.layout.world_size == layout.world_size:
-        restore_generators(torch.load(checkpoint / f"generators-{me:05d}.pt", weights_only=True))
-        return state, json.loads(read_whole(checkpoint / f"loader-{me:05d}.json"))
+        own = _state_of_process(checkpoint, me)
+        restore_generators(own["generators"])
+        return state, own["loader"]
     seed_everything("resumed", state.step, me)
-    return state, {**json.loads(read_whole(checkpoint / f"loader-{0:05d}.json")), "shards": {}}
+    return state, {**_state_of_process(checkpoint, 0)["loader"], "shards": {}}
+
+
+def _state_of_process(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """Position in the data and random generators of a process of the run that wrote a checkpoint."""
+    loader = checkpoint / f"loader-{rank:05d}.json"
+    if not loader.is_file():
+        return SavedTensors(checkpoint / HOST_FOLDER).state(rank)
+    generators = torch.load(checkpoint / f"generators-{rank:05d}.pt", weights_only=True)  # format 2
+    return {"loader": json.loads(read_whole(loader)), "generators": generators}
 
 
 def read_trainer(checkpoint: Path) -> TrainerState:

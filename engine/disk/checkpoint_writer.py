@@ -1,13 +1,13 @@
 """Writes checkpoints while training continues.
 
 A save has three parts. Between two steps, every process takes a *snapshot* of its own shard: it copies the tensors into
-memory that is reserved for this. Then a thread *writes* the process' files. When all processes have written theirs, the
+memory that is reserved for this. The processes tell each other the sizes of their shards, from which each knows its
+place in the file of its machine. Then a thread *writes* the process' part. When all processes have written theirs, the
 first one *seals* the checkpoint: it writes the manifest, renames the folder and deletes old checkpoints. Threads do not
 communicate. The main threads check between two steps whether all threads have finished, so that no collective runs at
 the same time as those of training. One save is under way at a time; the next one waits for it.
 """
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +16,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from engine.disk.checkpoint import FORMAT, HOST_FOLDER, MANIFEST, TrainerState, checkpoint_steps, prune, step_folder
 from engine.errors import CheckpointError
 from engine.hosts.base import Host
-from engine.hosts.shards import KeptMemory
+from engine.hosts.shards import KeptMemory, Records
 from engine.processes import ranks
 from engine.processes.files import FileRecord, sync_folder, write_synced
 from engine.processes.seeds import generator_states
-
-Records = Mapping[str, FileRecord]
 
 
 @dataclass(frozen=True)
@@ -85,24 +81,23 @@ class CheckpointWriter:
                 all. Earlier checkpoints stay.
         """
         self.finish()
-        me = ranks.rank()
         shard = host.shard()
         if self._asynchronous:
             shard = shard.kept(self._memory)
-        generators = io.BytesIO()
-        torch.save(generator_states(), generators)
-        small = {
-            f"loader-{me:05d}.json": json.dumps(loader_state).encode(),
-            f"generators-{me:05d}.pt": generators.getvalue(),
-            **({"trainer.json": json.dumps(asdict(state), indent=2).encode()} if me == 0 else {}),
-        }
+        own = {"loader": loader_state, "generators": generator_states()}
+        shard = replace(shard, state=json.dumps(own).encode())
+        place = shard.placed()
         final = step_folder(self._folder, state.step)
         unfinished = _unfinished(final)
 
         def write() -> Records:
             (unfinished / HOST_FOLDER).mkdir(parents=True, exist_ok=True)
-            records = {f"{HOST_FOLDER}/{name}": one for name, one in shard.write(unfinished / HOST_FOLDER).items()}
-            return records | {name: write_synced(unfinished / name, [content]) for name, content in small.items()}
+            written = shard.write(unfinished / HOST_FOLDER, place)
+            records = {f"{HOST_FOLDER}/{name}": ranges for name, ranges in written.items()}
+            if shard.index is not None:
+                trainer = json.dumps(asdict(state), indent=2).encode()
+                records["trainer.json"] = [write_synced(unfinished / "trainer.json", [trainer])]
+            return records
 
         self._save = _Save(final, state, self._thread.submit(write), prunes)
         if not self._asynchronous:
@@ -155,8 +150,7 @@ class CheckpointWriter:
         unfinished = _unfinished(save.final)
 
         def seal() -> Records:
-            records = {name: record for share in shares for name, record in share.items()}
-            manifest = {"format": FORMAT, "step": save.state.step, "files": dict(sorted(records.items()))}
+            manifest = {"format": FORMAT, "step": save.state.step, "files": dict(sorted(_joined(shares).items()))}
             write_synced(unfinished / MANIFEST, [json.dumps(manifest, indent=1).encode()])
             for inner in (unfinished / HOST_FOLDER, unfinished):
                 sync_folder(inner)
@@ -181,6 +175,15 @@ class CheckpointWriter:
             f"{save.final}: could not be written ({'; '.join(failed)}); {left}. Make room or mend the disk, and give "
             "the same command again: it goes on from the newest whole checkpoint"
         )
+
+
+def _joined(shares: Sequence[Records]) -> dict[str, list[FileRecord]]:
+    """All ranges of each file in their order: the headers of all its processes, then the data of all of them."""
+    of_file: dict[str, list[Sequence[FileRecord]]] = {}
+    for share in shares:
+        for name, ranges in share.items():
+            of_file.setdefault(name, []).append(ranges)
+    return {name: [one for each in zip(*written, strict=True) for one in each] for name, written in of_file.items()}
 
 
 def _unfinished(final: Path) -> Path:

@@ -22,7 +22,7 @@ from engine.disk.checkpoint import (
 )
 from engine.disk.weights_file import check_weights, find_damage
 from engine.errors import CheckpointError
-from engine.hosts.shards import SavedTensors
+from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.stores import WEIGHT
 from omnivl.chain.names import current_name, stack_of
 from omnivl.errors import UserError
@@ -136,7 +136,7 @@ def describe(checkpoint: Path) -> Saved:
         part = parts.setdefault(stack_of(tensor), {"weights": 0, "twins": 0, "moments": 0})
         what = "moments" if field != WEIGHT else "twins" if f".{_TWIN}" in tensor else "weights"
         part[what] += torch.Size(shape).numel()
-    size = sum(entry["bytes"] for entry in files.values())
+    size = sum(record["bytes"] for records in files.values() for record in records)
     return Saved(checkpoint, trainer.step, trainer.skipped, trainer.layout, tensors.steps, size, parts)
 
 

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from engine.errors import CheckpointError
 from engine.hosts.base import WeightsReport
-from engine.hosts.shards import Piece, SavedTensors, Shard, make_shard, share
+from engine.hosts.saved_tensors import SavedTensors
+from engine.hosts.shards import Piece, Shard, make_shard, share
 from engine.hosts.stores import WEIGHT, Run, Store
 from engine.hosts.weights import agree_on_weights, match_weights
 from engine.processes.collectives import broadcast_from_first
@@ -73,7 +74,7 @@ class Holdings:
         for parts, pieces in alike.items():
             # Replicas 0 .. parts - 1 together hold one copy of a bank, the following ones the next copy.
             sharded += share(pieces, self._writers.replica // parts, self._writers.replicas // parts)
-        index = {"steps": steps, "shards": self._gather.replicas, "tensors": self._shapes(moments=moments)}
+        index = {"steps": steps, "tensors": self._shapes(moments=moments)}
         return make_shard(self._gather.replica, sharded, index if self._gather.replica == 0 else None)
 
     def load(self, folder: Path) -> None:
@@ -236,7 +237,8 @@ class HoldingHost:
     def save(self, folder: Path) -> None:
         """Writes this process' shard into a folder that all share, and waits for the others."""
         folder.mkdir(parents=True, exist_ok=True)
-        self.shard().write(folder)
+        shard = self.shard()
+        shard.write(folder, shard.placed())
         self.barrier()
 
     def load(self, folder: Path) -> None:

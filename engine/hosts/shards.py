@@ -1,28 +1,34 @@
-"""A host's tensors on disk: every process writes what it holds, any process reads the parts that it needs.
+"""A host's tensors on disk: every process writes what it holds, the processes of one machine into one file.
 
-    host/index.json                 {"steps": 1200, "shards": 4, "tensors": {"weight/embed.kinds": [2, 512], ...}}
-    host/shard-00000.safetensors    runs of flattened tensors: weight/embed.kinds, exp_avg/embed.kinds ...
-    host/shard-00001.safetensors
-    ...
+    host/index.json                 {"steps": 1200, "shards": [0, 0, 1, 1], "tensors": {"weight/embed.kinds": [2, 512]}}
+    host/shard-00000.safetensors    of processes 0 and 1
+    host/shard-00001.safetensors    of processes 2 and 3, which run on another machine
 
-A tensor that one shard holds whole keeps its shape. Of other tensors a shard holds a one-dimensional run, and the
-file's metadata say where the run begins (``runs``, JSON). The runs of all shards cover every tensor exactly once,
-whatever number of processes wrote them and whatever each of them held.
+Each file is a safetensors file: the length of its header, the header, the data. Header and data consist of ranges, one
+of each process in their order, so that every process can write its own without knowing more of the others than their
+sizes. The file holds under these keys
+
+    weight/embed.kinds              a tensor that one process holds whole, in its shape
+    weight/embed.table[512:1024]    elements 512 to 1023 of a flattened tensor
+    process/00001                   what process 1 keeps beside its tensors: JSON in bytes
+
+The runs of all processes cover every tensor exactly once, whatever number of processes wrote them and whatever each of
+them held. ``engine.hosts.saved_tensors`` reads them.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from engine.errors import CheckpointError
-from engine.processes.files import FileRecord, read_whole, write_synced
-from omnivl.chain.names import current_name
+from engine.processes import ranks
+from engine.processes.files import FileRecord, write_ranges, write_synced
+from engine.processes.machine import machine
 
 INDEX = "index.json"
 _TYPES = {
@@ -32,6 +38,16 @@ _TYPES = {
 """Names of types in safetensors."""
 _BLOCK = 1 << 28
 """Bytes of one block of reserved memory: page-locked memory comes in powers of two, so that others waste some."""
+_LENGTH = 8
+"""Bytes that say the length of a header; headers and data are padded to multiples of as many."""
+_FAR = 10**13
+"""An offset with at least as many digits as any that is written."""
+STATES = "process/"
+"""Begins the keys of what is no tensor of the host."""
+_RUN = re.compile(r"(.*)\[(\d+):\d+\]", re.DOTALL)
+
+Records = Mapping[str, Sequence[FileRecord]]
+"""What a process has written, by file: its ranges in their order."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +70,11 @@ class Piece:
     def is_whole(self) -> bool:
         """Whether the run is the whole tensor."""
         return self.held.numel() == torch.Size(self.shape).numel()
+
+    @property
+    def label(self) -> str:
+        """Its key in a file, which ``read_label`` reads."""
+        return self.key if self.is_whole else f"{self.key}[{self.start}:{self.start + self.held.numel()}]"
 
     def part(self, begin: int, end: int) -> "Piece":
         """The elements from ``begin`` to ``end`` of the run."""
@@ -82,18 +103,81 @@ class KeptMemory:
 
 
 @dataclass(frozen=True)
-class Shard:
-    """The file that one process writes.
+class Part:
+    """What the other processes of a machine have to know of a process' part of their file.
 
     Attributes:
-        number: Index of the shard.
+        machine: On which it runs.
+        head: Bytes of its part of the header.
+        data: Bytes of its data.
+    """
+
+    machine: str
+    head: int
+    data: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a process writes.
+
+    Attributes:
+        shards: Number of the file of each process.
+        shard: Number of its own.
+        head: Byte at which its part of it begins.
+        header_end: Byte at which the header ends and the data of all its processes begin.
+        data: Byte at which its own data begin.
+        end: Size of the file.
+        is_last: Whether its part of the header is the last one.
+    """
+
+    shards: Sequence[int]
+    shard: int
+    head: int
+    header_end: int
+    data: int
+    end: int
+    is_last: bool
+
+    @property
+    def is_first(self) -> bool:
+        """Whether its part of the header is the first one."""
+        return self.head == _LENGTH
+
+
+def place_among(parts: Sequence[Part], process: int) -> Place:
+    """The place of a process among all of a run, with one file for each machine.
+
+    Args:
+        parts: Of each process.
+        process: Which one.
+    """
+    machines = {name: number for number, name in enumerate(dict.fromkeys(part.machine for part in parts))}
+    shards = [machines[part.machine] for part in parts]
+    here = [number for number, shard in enumerate(shards) if shard == shards[process]]
+    before, behind = ([parts[number] for number in here if (number < process) == side] for side in (True, False))
+    head = _LENGTH + sum(part.head for part in before)
+    header_end = head + sum(part.head for part in behind)
+    data = header_end + sum(part.data for part in before)
+    end = data + sum(part.data for part in behind)
+    return Place(shards, shards[process], head, header_end, data, end, is_last=process == here[-1])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What one process writes.
+
+    Attributes:
+        number: Of the process.
         pieces: Its runs, those of wider types first.
-        index: Content of ``index.json``; None for shards other than the one that writes it.
+        index: Content of ``index.json`` but for the files; None for processes other than the one that writes it.
+        state: What it keeps beside its tensors, JSON.
     """
 
     number: int
     pieces: Sequence[Piece]
     index: Mapping[str, Any] | None
+    state: bytes = b"{}"
 
     def kept(self, memory: KeptMemory) -> "Shard":
         """A copy of the shard, which later changes of the tensors do not affect."""
@@ -108,33 +192,78 @@ class Shard:
             self, pieces=[replace(piece, held=copy) for piece, copy in zip(self.pieces, copies, strict=True)]
         )
 
-    def write(self, folder: Path) -> dict[str, FileRecord]:
-        """Writes the shard, and the index if it has one; returns the manifest's entries for both.
+    def placed(self) -> Place:
+        """Where it is written. Called by every process of the run: they tell each other their sizes."""
+        return place_among(ranks.gather(self.part(machine()), Part), self.number)
+
+    def part(self, on: str) -> Part:
+        """Its sizes, on the machine of that name."""
+        head = len(self._entries(_FAR)) + len("{}")
+        return Part(on, head + -head % _LENGTH, sum(piece.held.nbytes for piece in self.pieces) + len(self._state()))
+
+    def write(self, folder: Path, place: Place) -> Records:
+        """Writes the process' part of its file, and the index if it has one. No communication.
 
         Raises:
             OSError: A file could not be written.
         """
-        name = f"shard-{self.number:05d}.safetensors"
-        records = {name: write_synced(folder / name, self._contents())}
+        name = shard_name(place.shard)
+        ranges = [(0 if place.is_first else place.head, self._head(place)), (place.data, self._data())]
+        records = {name: write_ranges(folder / name, ranges, place.end if place.is_first else None)}
         if self.index is not None:
-            records[INDEX] = write_synced(folder / INDEX, [json.dumps(self.index).encode()])
+            index = {**self.index, "shards": place.shards}
+            records[INDEX] = [write_synced(folder / INDEX, [json.dumps(index).encode()])]
         return records
 
-    def _contents(self) -> Iterator[bytes | memoryview]:
-        """Length of the header, header, data; pieces are copied from their device one after the other."""
-        runs = {piece.key: piece.start for piece in self.pieces if not piece.is_whole}
-        header: dict[str, Any] = {"__metadata__": {"runs": json.dumps(runs)}}
-        end = 0
+    def _head(self, place: Place) -> Iterator[bytes]:
+        if place.is_first:
+            yield (place.header_end - _LENGTH).to_bytes(_LENGTH, "little")
+        text = b"%b%b%b" % (
+            b"{" if place.is_first else b",",
+            self._entries(place.data - place.header_end),
+            b"}" if place.is_last else b"",
+        )
+        size = self.part("").head
+        assert len(text) <= size
+        yield text.ljust(size)
+
+    def _entries(self, end: int) -> bytes:
+        """Its entries in the header, if its data begin at that byte of all data."""
+        entries: dict[str, Any] = {}
         for piece in self.pieces:
             begin, end = end, end + piece.held.nbytes
             shape = piece.shape if piece.is_whole else piece.held.shape
-            header[piece.key] = {"dtype": _TYPES[piece.held.dtype], "shape": [*shape], "data_offsets": [begin, end]}
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        yield len(text).to_bytes(8, "little")
-        yield text
+            entries[piece.label] = {"dtype": _TYPES[piece.held.dtype], "shape": [*shape], "data_offsets": [begin, end]}
+        size = len(self._state())
+        entries[state_label(self.number)] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
+        return json.dumps(entries)[1:-1].encode()
+
+    def _data(self) -> Iterator[bytes | memoryview]:
+        """Pieces are copied from their device one after the other."""
         for piece in self.pieces:
             yield piece.held.cpu().view(torch.uint8).numpy().data
+        yield self._state()
+
+    def _state(self) -> bytes:
+        """Padded, so that the data of the next process are aligned."""
+        size = sum(piece.held.nbytes for piece in self.pieces) + len(self.state)
+        return self.state + b" " * (-size % _LENGTH)
+
+
+def shard_name(number: int) -> str:
+    """Name of a file of tensors."""
+    return f"shard-{number:05d}.safetensors"
+
+
+def state_label(process: int) -> str:
+    """Key of what a process keeps beside its tensors."""
+    return f"{STATES}{process:05d}"
+
+
+def read_label(label: str) -> tuple[str, int]:
+    """The key of a run's tensor, and where the run begins in it."""
+    match = _RUN.fullmatch(label)
+    return (label, 0) if match is None else (match[1], int(match[2]))
 
 
 def make_shard(number: int, pieces: Iterable[Piece], index: Mapping[str, Any] | None) -> Shard:
@@ -152,94 +281,6 @@ def share(pieces: Sequence[Piece], copy: int, copies: int) -> Iterator[Piece]:
         count = piece.held.numel()
         yield piece.part(min(max(first - begin, 0), count), min(max(last - begin, 0), count))
         begin += count
-
-
-class SavedTensors:
-    """Reads shards lazily: a process that reads only from its own shard opens no other.
-
-    Attributes:
-        steps: Steps that the optimizer had taken; 0 where there are no moments.
-        shapes: Whole shapes of all tensors by their keys, under today's names.
-    """
-
-    def __init__(self, folder: Path, *, first: int = 0) -> None:
-        """Reads the index.
-
-        Args:
-            folder: Written by ``Shard.write`` of all processes.
-            first: The shard that is searched first.
-
-        Raises:
-            CheckpointError: There is no index.
-        """
-        path = folder / INDEX
-        if not path.is_file():
-            raise CheckpointError(f"{path}: not found; allowed is a folder that a host saved, an index with its shards")
-        try:
-            index = json.loads(read_whole(path))
-            self.steps: int = index["steps"]
-            self.shapes: Mapping[str, tuple[int, ...]] = {
-                _current_key(key): tuple(shape) for key, shape in index["tensors"].items()
-            }
-            numbers = sorted(range(index["shards"]), key=lambda number: number != first)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path}: got a file that is no index of shards ({error!r}); verify it") from error
-        self._unread = iter([folder / f"shard-{number:05d}.safetensors" for number in numbers])
-        self._found: dict[str, list[Piece]] = {key: [] for key in self.shapes}
-
-    def read(self, key: str, start: int, count: int) -> Tensor:
-        """``[count]`` elements of a flattened tensor.
-
-        Raises:
-            CheckpointError: The shards do not hold them all, or one of them cannot be read.
-        """
-        if count == 0:
-            return torch.empty(0)
-        parts: list[tuple[int, Tensor]] = []
-        left = count
-        for piece in self._pieces(key):
-            begin, end = max(start, piece.start), min(start + count, piece.start + piece.held.numel())
-            if begin < end:
-                parts.append((begin, piece.held[begin - piece.start : end - piece.start]))
-                left -= end - begin
-            if left == 0:
-                break
-        if left != 0:
-            raise CheckpointError(f"the shards hold {count - left} of {count} elements of {key}")
-        parts.sort(key=lambda part: part[0])
-        return parts[0][1] if len(parts) == 1 else torch.cat([part for _, part in parts])
-
-    def whole(self, key: str) -> Tensor:
-        """A tensor in its own shape.
-
-        Raises:
-            CheckpointError: As ``read``.
-        """
-        shape = self.shapes[key]
-        return self.read(key, 0, torch.Size(shape).numel()).view(shape)
-
-    def _pieces(self, key: str) -> Iterator[Piece]:
-        yield from self._found[key]
-        for path in self._unread:
-            seen = len(self._found[key])
-            self._open(path)
-            yield from self._found[key][seen:]
-
-    def _open(self, path: Path) -> None:
-        try:
-            with safe_open(path, framework="pt") as file:
-                runs: dict[str, int] = json.loads(file.metadata()["runs"])
-                for key in file.keys():  # noqa: SIM118 - it is no mapping
-                    held = file.get_tensor(key).view(-1)  # mapped: only what is used is read
-                    now = _current_key(key)
-                    self._found[now].append(Piece(now, self.shapes[now], runs.get(key, 0), held))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path}: got a file that is no shard or is truncated ({error})") from error
-
-
-def _current_key(key: str) -> str:
-    field, _, name = key.partition("/")
-    return f"{field}/{current_name(name)}"
 
 
 def _allocate(sizes: Sequence[int], pinned: bool) -> list[Tensor]:

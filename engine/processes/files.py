@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypedDict, TypeVar
 
@@ -19,7 +19,7 @@ _CHUNK = 1 << 24
 
 
 class FileRecord(TypedDict):
-    """Entry of a file in a manifest.
+    """A file, or a range of one, in a manifest.
 
     Attributes:
         bytes: Its size.
@@ -30,28 +30,64 @@ class FileRecord(TypedDict):
     sha256: str
 
 
-def write_synced(path: Path, contents: Iterable[bytes | memoryview]) -> FileRecord:
+Contents = Iterable[bytes | memoryview]
+"""The parts of a range of a file in their order; taken one at a time."""
+
+
+def write_synced(path: Path, contents: Contents) -> FileRecord:
     """Writes a file, hashed on the way, and waits until it is on the disk.
 
     Args:
         path: Replaced where it exists.
-        contents: Its parts in their order; taken one at a time.
+        contents: Of the file.
 
     Raises:
         OSError: It could not be written.
     """
-    size, digest = 0, hashlib.sha256()
-    with path.open("wb", buffering=0) as file:
-        for part in contents:
-            view = memoryview(part).cast("B")
-            for begin in range(0, len(view), _CHUNK):
-                left = view[begin : begin + _CHUNK]
-                digest.update(left)
-                size += len(left)
-                while len(left) > 0:  # an unbuffered write may take a part only
-                    left = left[file.write(left) :]
-        os.fsync(file.fileno())
-    return {"bytes": size, "sha256": digest.hexdigest()}
+    (record,) = _write(path, [(0, contents)], 0)
+    return record
+
+
+def write_ranges(path: Path, ranges: Iterable[tuple[int, Contents]], size: int | None) -> list[FileRecord]:
+    """Writes ranges of a file, hashed on the way, and waits until they are on the disk.
+
+    Other processes may write other ranges of it at the same time.
+
+    Args:
+        path: Kept where it exists.
+        ranges: Where each begins, and its contents.
+        size: Of the whole file; None leaves it to another process to see that the file is not larger.
+
+    Returns:
+        A record of each range.
+
+    Raises:
+        OSError: They could not be written.
+    """
+    return _write(path, ranges, size)
+
+
+def _write(path: Path, ranges: Iterable[tuple[int, Contents]], size: int | None) -> list[FileRecord]:
+    records: list[FileRecord] = []
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if size is not None and os.fstat(descriptor).st_size > size:
+            os.ftruncate(descriptor, size)
+        for begin, contents in ranges:
+            at, digest = begin, hashlib.sha256()
+            for part in contents:
+                view = memoryview(part).cast("B")
+                for start in range(0, len(view), _CHUNK):
+                    left = view[start : start + _CHUNK]
+                    digest.update(left)
+                    while len(left) > 0:  # a write may take a part only
+                        written = os.pwrite(descriptor, left, at)
+                        at, left = at + written, left[written:]
+            records.append({"bytes": at - begin, "sha256": digest.hexdigest()})
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return records
 
 
 def remove_folder(folder: Path) -> None:
@@ -75,10 +111,26 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def sha256(path: Path) -> str:
-    """The hash of a regular file, hexadecimal."""
+def first_damaged(path: Path, records: Sequence[FileRecord]) -> int | None:
+    """The index of the first range of a regular file that is not as recorded; None if all are.
+
+    Args:
+        path: The file.
+        records: Of its ranges, which follow each other from its beginning.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file.
+    """
+    buffer = memoryview(bytearray(min(_CHUNK, max((record["bytes"] for record in records), default=0))))
     with open_plain(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        for index, record in enumerate(records):
+            left, digest = record["bytes"], hashlib.sha256()
+            while left > 0 and (count := file.readinto(buffer[:left])) > 0:
+                digest.update(buffer[:count])
+                left -= count
+            if left > 0 or digest.hexdigest() != record["sha256"]:
+                return index
+    return None
 
 
 def read_whole(path: Path) -> bytes:

@@ -8,6 +8,7 @@ to 64 bits, and texts with lone surrogates, as in names of files that are no UTF
 """
 
 import dataclasses
+import functools
 import json
 import types
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,8 @@ LARGEST = 1 << 28
 _LARGEST_INTEGER = 1 << 63
 _REFUSED = -1
 """Stands in the place of a message's size where its sender could not make it, so that nobody waits for it."""
+
+_hints = functools.cache(get_type_hints)
 
 
 class MessageError(ValueError):
@@ -190,7 +193,7 @@ def _sequence(value: Any, origin: Any, inner: tuple[Any, ...], where: str, *, se
 
 def _record(value: Any, kind: Any, where: str, *, sending: bool) -> Any:
     """A dataclass or a typed dictionary, as a mapping with all its fields."""
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     typed = is_typeddict(kind)
     if sending and not typed:
         _require(value, type(value) is kind, kind.__name__, where)

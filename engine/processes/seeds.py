@@ -25,26 +25,26 @@ def seed_everything(*key: int | str) -> None:
 
 
 def generator_states() -> dict[str, Any]:
-    """Returns the states of all global generators, in types that ``torch.load(weights_only=True)`` reads."""
+    """Returns the states of all global generators, as JSON has it."""
     version, internal, gauss_next = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     assert name == "MT19937"
     states: dict[str, Any] = {
         "python": [version, list(internal), gauss_next],
-        "numpy": [torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)],
-        "torch": torch.get_rng_state(),
+        "numpy": [np.asarray(keys).tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state().tolist(),
     }
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+        states["cuda"] = torch.cuda.get_rng_state().tolist()
     return states
 
 
 def restore_generators(states: Mapping[str, Any]) -> None:
-    """Puts back what ``generator_states`` returned."""
+    """Puts back what ``generator_states`` returned. Lists of numbers may be tensors, as in checkpoints of format 2."""
     version, internal, gauss_next = states["python"]
     random.setstate((version, tuple(internal), gauss_next))
     keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
+    np.random.set_state(("MT19937", np.asarray(keys).astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(torch.as_tensor(states["torch"], dtype=torch.uint8))
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+        torch.cuda.set_rng_state(torch.as_tensor(states["cuda"], dtype=torch.uint8))

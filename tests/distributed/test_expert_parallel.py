@@ -19,7 +19,7 @@ from engine.hosts.pipeline.division import divide_chain
 from engine.hosts.pipeline.host import PipelineHost
 from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
-from engine.hosts.shards import SavedTensors
+from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.zero.host import ZeroHost
 from engine.processes.collectives import ProcessGroupExchange, make_gather
 from engine.step.optimizer import OptimizerConfig

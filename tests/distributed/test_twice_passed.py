@@ -15,7 +15,7 @@ from unpickling import refuse_unpickling
 
 from engine.hosts.base import Host
 from engine.hosts.pipeline.host import PipelineHost
-from engine.hosts.shards import SavedTensors
+from engine.hosts.saved_tensors import SavedTensors
 
 MODEL, STEPS, SAVED = "real-unified-balanced", 4, 2
 PIPELINES = ["pipe2-zero0", "pipe2-zero1"]

@@ -21,6 +21,7 @@ from engine.hosts.pipeline.division import divide_chain
 from engine.hosts.pipeline.host import PipelineHost
 from engine.hosts.pipeline.place import place_in_pipeline
 from engine.hosts.plain import PlainHost
+from engine.hosts.saved_tensors import SavedTensors
 from engine.hosts.zero.host import ZeroHost
 from engine.plan.parallel import Offloading
 from engine.processes import ranks
@@ -288,12 +289,12 @@ def test_whole_weights_go_from_host_to_host(run_distributed: Any, tmp_path: Path
 def save_on_disks_of_which_one_is_full(folder: str) -> dict[str, Any]:
     """Worker: the last replica's disk is full at the second checkpoint."""
     report: dict[str, Any] = {}
-    write = shards.write_synced
+    write = shards.write_ranges
 
-    def full(path: Path, contents: Any) -> Any:
+    def full(path: Path, *what: Any) -> Any:
         if make_gather().replica == 1:
             raise OSError(28, "No space left on device")
-        return write(path, contents)
+        return write(path, *what)
 
     for name in HOSTS:
         for asynchronous in (False, True):
@@ -304,14 +305,14 @@ def save_on_disks_of_which_one_is_full(folder: str) -> dict[str, Any]:
             writer.save(host, state_after(1), {})
             writer.finish()
             train(host, range(1, 2))
-            shards.write_synced = full
+            shards.write_ranges = full
             try:
                 writer.save(host, state_after(2), {})
                 report[f"{run} went on"] = True
                 writer.finish()
             except CheckpointError as error:
                 report[run] = str(error)
-            shards.write_synced = write
+            shards.write_ranges = write
             report[f"{run} left"] = sorted(path.name for path in place.iterdir())
             report[f"{run} fault"] = find_fault(place / "step-000001")
             train(host, range(2, 3))  # nobody was left waiting
@@ -331,12 +332,12 @@ def test_a_disk_that_is_full_on_one_replica_stops_all_and_spoils_nothing(run_dis
 
 def save_behind_training(folder: str) -> dict[str, Any]:
     """Worker: one checkpoint at once, another of the same step whose writing lasts until two steps later."""
-    write, report = shards.write_synced, {}
+    write, report = shards.write_ranges, {}
     released = threading.Event()
 
-    def late(path: Path, contents: Any) -> Any:
+    def late(path: Path, *what: Any) -> Any:
         assert released.wait(60)
-        return write(path, contents)
+        return write(path, *what)
 
     for name in EVERY:
         host = make_host(name)
@@ -347,7 +348,7 @@ def save_behind_training(folder: str) -> dict[str, Any]:
             for how in ("at once", "behind")
         )
         at_once.save(host, state_after(2), {"micro_step": 4})
-        shards.write_synced = late
+        shards.write_ranges = late
         behind.save(host, state_after(2), {"micro_step": 4})
         torch.rand(1)
         for step in (2, 3):
@@ -357,7 +358,7 @@ def save_behind_training(folder: str) -> dict[str, Any]:
         released.set()
         behind.save(host, state_after(4), {"micro_step": 8})  # waits for the one before
         behind.finish()
-        shards.write_synced = write
+        shards.write_ranges = write
         released.clear()
         report[f"{name} after"] = checkpoint_steps(Path(folder) / name / "behind")
     return report
@@ -373,11 +374,14 @@ def test_a_checkpoint_is_of_the_step_at_which_it_was_taken(run_distributed: Any,
         )
         assert at_once == behind, name
         assert find_fault(tmp_path / name / "behind/step-000002") is None
-        for shard in ("host/shard-00000.safetensors", "host/shard-00001.safetensors", "generators-00000.pt"):
-            assert at_once["files"][shard]["sha256"] != later["files"][shard]["sha256"], (name, shard)
+        assert list(at_once["files"]) == ["host/index.json", "host/shard-00000.safetensors", "trainer.json"]
+        then, afterwards = (one["files"]["host/shard-00000.safetensors"] for one in (at_once, later))
+        assert len(then) == len(afterwards) == 4, "header and data of each process"
+        for process in (0, 1):
+            assert then[2 + process]["sha256"] != afterwards[2 + process]["sha256"], (name, process)
         for rank in ranks:
             assert (rank[f"{name} while"], rank[f"{name} after"]) == ([], [2, 4]), name
-        saved = shards.SavedTensors(tmp_path / name / "behind/step-000002/host")
+        saved = SavedTensors(tmp_path / name / "behind/step-000002/host")
         least, most = sorted(rank[f"{name} bytes"] for rank in ranks)
         assert least + most == sum(saved.whole(key).nbytes for key in saved.shapes), f"{name}: every element once"
         assert most < 1.05 * least or name.startswith("pipe"), f"{name}: stages differ in size, shares do not"

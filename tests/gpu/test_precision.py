@@ -67,7 +67,7 @@ def test_a_snapshot_is_of_the_step_at_which_it_was_taken(make_host, make_batch, 
     assert all(piece.held.is_pinned() == (device.type == "cuda") for piece in kept.pieces)
     host.step([make_batch("image_text", 1)], 1)
     (tmp_path / "later").mkdir()
-    for name in kept.write(tmp_path / "later"):
+    for name in kept.write(tmp_path / "later", kept.placed()):
         assert (tmp_path / "later" / name).read_bytes() == (tmp_path / "at once" / name).read_bytes()
 
 

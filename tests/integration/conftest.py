@@ -57,14 +57,12 @@ def _differences(one: object, other: object, path: str = "") -> list[str]:
 
 
 def _final_state(stage: Path) -> dict[str, Any]:
-    """Everything that a stage leaves behind but times."""
+    """Everything that a stage leaves behind but times. Position in the data and generators are among the tensors."""
     checkpoint = max((stage / "checkpoints").glob("step-*"))
     files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
     return {
         "weights": load_file(stage / "weights.safetensors"),
-        "generators": {file.name: torch.load(file) for file in files if file.suffix == ".pt"},
         "host": {file.name: load_file(file) for file in files if file.suffix == ".safetensors"},
-        "loader": {file.name: json.loads(file.read_text()) for file in files if file.name.startswith("loader-")},
         "step": json.loads((checkpoint / "trainer.json").read_text())["step"],
         "metrics": comparable_lines(stage / "metrics.jsonl"),
     }

@@ -133,7 +133,13 @@ def test_any_damage_to_a_checkpoint_is_found_and_the_one_before_is_taken(run: Pa
         (lambda said: {**said, "files": {**said["files"], "trainer.json": {}}}, "is damaged"),
         (lambda said: {**said, "files": list(said["files"])}, "is damaged"),
         (lambda said: {**said, "step": 3}, "is of step 3"),
-        (lambda said: {**said, "format": 3}, "has format 3"),
+        (lambda said: {**said, "format": 4}, "has format 4"),
+        (lambda said: {**said, "format": 2}, "is damaged"),
+        (
+            lambda said: {**said, "files": {**said["files"], "trainer.json": [{"bytes": -1, "sha256": ""}]}},
+            "is damaged",
+        ),
+        (lambda said: {**said, "files": {**said["files"], "trainer.json": []}}, "is damaged"),
         (lambda said: [said], "it is no mapping"),
     ],
 )

@@ -169,10 +169,19 @@ def test_mistakes_are_told_before_anything_starts(pretraining: "Pretraining") ->
 
 
 @pytest.mark.distributed
-def test_a_rank_that_cannot_write_stops_all_without_a_traceback(pretraining: "Pretraining") -> None:
-    """A folder lies where rank 1 writes its part of the checkpoint."""
+def test_a_rank_that_cannot_write_stops_all_without_a_traceback(
+    pretraining: "Pretraining", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two machines; a folder lies where that of rank 1 writes its part of the checkpoint."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'RANK' in os.environ:\n"
+        "    from engine.hosts import shards\n"
+        "    shards.machine = lambda: os.environ['RANK']\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     checkpoints = pretraining.stage("run") / "checkpoints"
-    blocked = checkpoints / "step-000003.tmp" / "loader-00001.json"
+    blocked = checkpoints / "step-000003.tmp" / "host" / "shard-00001.safetensors"
     process = pretraining.start("run", "launch.processes=2", "stages.spatial.steps=5000")
     while process.poll() is None and not (pretraining.stage("run") / "metrics.jsonl").exists():
         pass

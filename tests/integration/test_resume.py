@@ -58,9 +58,9 @@ def test_a_run_that_is_killed_while_it_saves_goes_on_from_the_save_before(
         "import os, time\n"
         "if 'RANK' in os.environ:\n"
         "    from engine.hosts import shards\n"
-        "    write = shards.write_synced\n"
-        "    shards.write_synced = lambda path, parts: time.sleep(600) if 'step-000006' in str(path) "
-        "else write(path, parts)\n"
+        "    write = shards.write_ranges\n"
+        "    shards.write_ranges = lambda path, *what: time.sleep(600) if 'step-000006' in str(path) "
+        "else write(path, *what)\n"
     )
     pretraining.run("whole", "logging.every=1")
     metrics = pretraining.stage("killed") / "metrics.jsonl"

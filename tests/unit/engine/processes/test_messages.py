@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from engine.disk.checkpoint_writer import Records
 from engine.disk.rollback import Rollback
 from engine.hosts.base import WeightsReport
+from engine.hosts.shards import Records
 from engine.plan.parallel import Precision
 from engine.processes import messages
 from engine.processes.messages import MessageError, pack, unpack
@@ -31,7 +31,7 @@ VALUES = [
     (({"event": "evaluation", "scores": {"r": 0.5}}, 12), tuple[dict[str, Any], int] | None),
     (None, tuple[dict[str, Any], int] | None),
     (("fp32", {"spatial": "bf16"}), tuple[Precision, dict[str, Precision]] | None),
-    ((None, {"host/shard-0": {"bytes": 1, "sha256": "ab"}}), tuple[str | None, Records]),
+    ((None, {"host/shard-0": [{"bytes": 1, "sha256": "ab"}]}), tuple[str | None, Records]),
     ((WeightsReport(("a",), (), ("b",)), None), tuple[WeightsReport | None, str | None]),
 ]
 
@@ -58,7 +58,7 @@ def test_a_float_that_is_no_number_arrives() -> None:
         ({1: 2}, Mapping[str, Any], "allowed is a mapping"),
         ({"a": [object()]}, Mapping[str, Any], r"value.a\[0\]: got object"),
         ({"bytes": 1}, Records, "value.bytes: got int"),
-        ({"a": {"bytes": 1}}, Records, "value.a: got dict .* allowed is the fields bytes, sha256"),
+        ({"a": [{"bytes": 1}]}, Records, r"value.a\[0\]: got dict .* allowed is the fields bytes, sha256"),
         ("text", Rollback, "allowed is Rollback"),
     ],
 )
