@@ -1,18 +1,35 @@
 """Reads what the processes of a run have written (``engine.hosts.shards``), whatever their number and layout."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.hosts.shards import INDEX, STATES, Piece, read_label, shard_name, state_label
+from engine.hosts.shards import INDEX, STATES, read_label, shard_name, state_label
 from engine.processes.files import read_whole
 from omnivl.chain.names import current_name
+
+
+class _Run(NamedTuple):
+    """A run of a tensor in a file.
+
+    Attributes:
+        file: An open one.
+        label: The run's key in it.
+        start: Where it begins in the flattened tensor.
+        length: Its elements.
+    """
+
+    file: Any
+    label: str
+    start: int
+    length: int
 
 
 class SavedTensors:
@@ -49,7 +66,7 @@ class SavedTensors:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{path}: got a file that is no index of shards ({error!r}); verify it") from error
         self._folder = folder
-        self._found: dict[str, list[Piece]] = {key: [] for key in self.shapes}
+        self._found: dict[str, list[_Run]] = {key: [] for key in self.shapes}
 
     def read(self, key: str, start: int, count: int) -> Tensor:
         """``[count]`` elements of a flattened tensor.
@@ -61,10 +78,11 @@ class SavedTensors:
             return torch.empty(0)
         parts: list[tuple[int, Tensor]] = []
         left = count
-        for piece in self._pieces(key):
-            begin, end = max(start, piece.start), min(start + count, piece.start + piece.held.numel())
+        for run in self._runs(key):
+            begin, end = max(start, run.start), min(start + count, run.start + run.length)
             if begin < end:
-                parts.append((begin, piece.held[begin - piece.start : end - piece.start]))
+                held = run.file.get_tensor(run.label).view(-1)  # mapped: only what is used is read
+                parts.append((begin, held[begin - run.start : end - run.start]))
                 left -= end - begin
             if left == 0:
                 break
@@ -97,7 +115,7 @@ class SavedTensors:
             raise CheckpointError(f"{path}: got a file that is no shard or is truncated ({error})") from error
         return state
 
-    def _pieces(self, key: str) -> Iterator[Piece]:
+    def _runs(self, key: str) -> Iterator[_Run]:
         yield from self._found[key]
         for path in self._unread:
             seen = len(self._found[key])
@@ -106,15 +124,13 @@ class SavedTensors:
 
     def _open(self, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
-                runs = json.loads((file.metadata() or {}).get("runs", "{}"))  # where they began in format 2
-                for label in file.keys():  # noqa: SIM118 - it is no mapping
-                    if label.startswith(STATES):
-                        continue
+            file: Any = safe_open(path, framework="pt")
+            starts = json.loads((file.metadata() or {}).get("runs", "{}"))  # in format 2
+            for label in file.keys():  # noqa: SIM118 - it is no mapping
+                if not label.startswith(STATES):
                     key, start = read_label(label)
-                    now = _current_key(key)
-                    held = file.get_tensor(label).view(-1)  # mapped: only what is used is read
-                    self._found[now].append(Piece(now, self.shapes[now], runs.get(label, start), held))
+                    length = math.prod(file.get_slice(label).get_shape())
+                    self._found[_current_key(key)].append(_Run(file, label, starts.get(label, start), length))
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: got a file that is no shard or is truncated ({error})") from error
 

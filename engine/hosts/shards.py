@@ -17,7 +17,7 @@ them held. ``engine.hosts.saved_tensors`` reads them.
 """
 
 import json
-import re
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.hosts.shared_file import LENGTH, Part, Place, place_among
 from engine.processes import ranks
 from engine.processes.files import FileRecord, write_ranges, write_synced
 from engine.processes.machine import machine
@@ -38,13 +39,10 @@ _TYPES = {
 """Names of types in safetensors."""
 _BLOCK = 1 << 28
 """Bytes of one block of reserved memory: page-locked memory comes in powers of two, so that others waste some."""
-_LENGTH = 8
-"""Bytes that say the length of a header; headers and data are padded to multiples of as many."""
 _FAR = 10**13
 """An offset with at least as many digits as any that is written."""
 STATES = "process/"
 """Begins the keys of what is no tensor of the host."""
-_RUN = re.compile(r"(.*)\[(\d+):\d+\]", re.DOTALL)
 
 Records = Mapping[str, Sequence[FileRecord]]
 """What a process has written, by file: its ranges in their order."""
@@ -69,12 +67,7 @@ class Piece:
     @property
     def is_whole(self) -> bool:
         """Whether the run is the whole tensor."""
-        return self.held.numel() == torch.Size(self.shape).numel()
-
-    @property
-    def label(self) -> str:
-        """Its key in a file, which ``read_label`` reads."""
-        return self.key if self.is_whole else f"{self.key}[{self.start}:{self.start + self.held.numel()}]"
+        return self.held.numel() == math.prod(self.shape)
 
     def part(self, begin: int, end: int) -> "Piece":
         """The elements from ``begin`` to ``end`` of the run."""
@@ -100,67 +93,6 @@ class KeptMemory:
             self._views = []  # before the new ones are allocated
             self._views, self._sizes = _allocate(sizes, pinned), list(sizes)
         return self._views
-
-
-@dataclass(frozen=True)
-class Part:
-    """What the other processes of a machine have to know of a process' part of their file.
-
-    Attributes:
-        machine: On which it runs.
-        head: Bytes of its part of the header.
-        data: Bytes of its data.
-    """
-
-    machine: str
-    head: int
-    data: int
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process writes.
-
-    Attributes:
-        shards: Number of the file of each process.
-        shard: Number of its own.
-        head: Byte at which its part of it begins.
-        header_end: Byte at which the header ends and the data of all its processes begin.
-        data: Byte at which its own data begin.
-        end: Size of the file.
-        is_last: Whether its part of the header is the last one.
-    """
-
-    shards: Sequence[int]
-    shard: int
-    head: int
-    header_end: int
-    data: int
-    end: int
-    is_last: bool
-
-    @property
-    def is_first(self) -> bool:
-        """Whether its part of the header is the first one."""
-        return self.head == _LENGTH
-
-
-def place_among(parts: Sequence[Part], process: int) -> Place:
-    """The place of a process among all of a run, with one file for each machine.
-
-    Args:
-        parts: Of each process.
-        process: Which one.
-    """
-    machines = {name: number for number, name in enumerate(dict.fromkeys(part.machine for part in parts))}
-    shards = [machines[part.machine] for part in parts]
-    here = [number for number, shard in enumerate(shards) if shard == shards[process]]
-    before, behind = ([parts[number] for number in here if (number < process) == side] for side in (True, False))
-    head = _LENGTH + sum(part.head for part in before)
-    header_end = head + sum(part.head for part in behind)
-    data = header_end + sum(part.data for part in before)
-    end = data + sum(part.data for part in behind)
-    return Place(shards, shards[process], head, header_end, data, end, is_last=process == here[-1])
 
 
 @dataclass(frozen=True)
@@ -199,7 +131,7 @@ class Shard:
     def part(self, on: str) -> Part:
         """Its sizes, on the machine of that name."""
         head = len(self._entries(_FAR)) + len("{}")
-        return Part(on, head + -head % _LENGTH, sum(piece.held.nbytes for piece in self.pieces) + len(self._state()))
+        return Part(on, head + -head % LENGTH, sum(piece.held.nbytes for piece in self.pieces) + len(self._state()))
 
     def write(self, folder: Path, place: Place) -> Records:
         """Writes the process' part of its file, and the index if it has one. No communication.
@@ -217,7 +149,7 @@ class Shard:
 
     def _head(self, place: Place) -> Iterator[bytes]:
         if place.is_first:
-            yield (place.header_end - _LENGTH).to_bytes(_LENGTH, "little")
+            yield (place.header_end - LENGTH).to_bytes(LENGTH, "little")
         text = b"%b%b%b" % (
             b"{" if place.is_first else b",",
             self._entries(place.data - place.header_end),
@@ -232,11 +164,14 @@ class Shard:
         entries: dict[str, Any] = {}
         for piece in self.pieces:
             begin, end = end, end + piece.held.nbytes
-            shape = piece.shape if piece.is_whole else piece.held.shape
-            entries[piece.label] = {"dtype": _TYPES[piece.held.dtype], "shape": [*shape], "data_offsets": [begin, end]}
+            label, shape = piece.key, piece.shape
+            if not piece.is_whole:
+                shape = (count := piece.held.numel(),)
+                label = f"{piece.key}[{piece.start}:{piece.start + count}]"  # which ``read_label`` reads
+            entries[label] = {"dtype": _TYPES[piece.held.dtype], "shape": shape, "data_offsets": (begin, end)}
         size = len(self._state())
         entries[state_label(self.number)] = {"dtype": "U8", "shape": [size], "data_offsets": [end, end + size]}
-        return json.dumps(entries)[1:-1].encode()
+        return json.dumps(entries, separators=(",", ":"))[1:-1].encode()
 
     def _data(self) -> Iterator[bytes | memoryview]:
         """Pieces are copied from their device one after the other."""
@@ -247,7 +182,7 @@ class Shard:
     def _state(self) -> bytes:
         """Padded, so that the data of the next process are aligned."""
         size = sum(piece.held.nbytes for piece in self.pieces) + len(self.state)
-        return self.state + b" " * (-size % _LENGTH)
+        return self.state + b" " * (-size % LENGTH)
 
 
 def shard_name(number: int) -> str:
@@ -262,8 +197,9 @@ def state_label(process: int) -> str:
 
 def read_label(label: str) -> tuple[str, int]:
     """The key of a run's tensor, and where the run begins in it."""
-    match = _RUN.fullmatch(label)
-    return (label, 0) if match is None else (match[1], int(match[2]))
+    key, _, run = label.rpartition("[")
+    start, colon, _ = run.partition(":")
+    return (key, int(start)) if colon and run.endswith("]") else (label, 0)
 
 
 def make_shard(number: int, pieces: Iterable[Piece], index: Mapping[str, Any] | None) -> Shard:

@@ -27,7 +27,8 @@ from engine.disk.checkpoint import (
 from engine.disk.checkpoint_writer import CheckpointWriter
 from engine.errors import CheckpointError
 from engine.hosts.saved_tensors import SavedTensors
-from engine.hosts.shards import Piece, Place, Records, Shard, make_shard
+from engine.hosts.shards import Piece, Records, Shard, make_shard
+from engine.hosts.shared_file import Place
 
 SHARD = "shard-00000.safetensors"
 LAYOUT = SavedLayout("plain", None, 1, 1, 8)
@@ -123,8 +124,8 @@ WRONG = "does not have the SHA-256 that the manifest says"
     [
         (lambda c: (c / "host" / SHARD).unlink(), f"host/{SHARD} is missing"),
         (lambda c: os.truncate(c / "host" / SHARD, 10), f"host/{SHARD} has 10 bytes, the manifest says "),
-        (lambda c: flip(c / "host" / SHARD, 0), f"host/{SHARD} {WRONG} for bytes 0 to 215 (range 1 of 2)"),
-        (lambda c: flip(c / "host" / SHARD, 1015), f"host/{SHARD} {WRONG} for bytes 216 to "),
+        (lambda c: flip(c / "host" / SHARD, 0), f"host/{SHARD} {WRONG} for bytes 0 to 199 (range 1 of 2)"),
+        (lambda c: flip(c / "host" / SHARD, 1015), f"host/{SHARD} {WRONG} for bytes 200 to "),
         (lambda c: flip(c / "trainer.json", 9), f"trainer.json {WRONG}"),
         (lambda c: (c / "manifest.json").unlink(), "manifest.json is missing"),
         (lambda c: (c / "manifest.json").write_text('{"format": 1, "files": {}}'), "manifest.json has format 1, this"),

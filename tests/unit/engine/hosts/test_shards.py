@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from engine.errors import CheckpointError
-from engine.hosts import shards
+from engine.hosts import shards, shared_file
 from engine.hosts.saved_tensors import SavedTensors
-from engine.hosts.shards import KeptMemory, Piece, Records, Shard, make_shard, place_among, share
+from engine.hosts.shards import KeptMemory, Piece, Records, Shard, make_shard, share
+from engine.hosts.shared_file import Part, place_among
 from engine.processes.files import first_damaged, write_ranges, write_synced
 
 TENSORS = {
@@ -95,6 +96,18 @@ def test_processes_of_a_machine_write_one_file_that_anything_reads(tmp_path: Pat
 
 def safe_keys(file: Path) -> dict[str, list[int]]:
     return {key: list(tensor.shape) for key, tensor in load_file(file).items()}
+
+
+def test_a_header_does_not_become_longer_than_safetensors_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine has one more file instead; the first one is not filled up later."""
+    monkeypatch.setattr(shared_file, "_LONGEST", 100)
+    parts = [Part(machine, head, 8) for machine, head in zip("aabaaac", (40, 60, 40, 8, 88, 16, 120), strict=True)]
+    places = [place_among(parts, process) for process in range(7)]
+    assert [place.shard for place in places] == places[0].shards == [0, 0, 1, 2, 2, 3, 4]
+    assert [place.head for place in places] == [8, 48, 8, 8, 16, 8, 8]
+    assert [place.header_end for place in places] == [108, 108, 48, 104, 104, 24, 128]
+    assert [place.end for place in places] == [124, 124, 56, 120, 120, 32, 136]
+    assert [place.is_last for place in places] == [False, True, True, False, True, True, True]
 
 
 def test_what_lay_in_the_place_of_a_file_leaves_no_trace(tmp_path: Path) -> None:
