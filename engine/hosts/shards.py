@@ -126,6 +126,7 @@ class Shard:
 
     def placed(self) -> Place:
         """Where it is written. Called by every process of the run: they tell each other their sizes."""
+        assert self.number == ranks.rank(), "a host spans all processes of the run"
         return place_among(ranks.gather(self.part(machine()), Part), self.number)
 
     def part(self, on: str) -> Part:
