@@ -51,8 +51,9 @@ class GqaReader(FormReader):
         meta: dict[str, object] = {"question": question, "question_id": number, "image_id": image}
         if record.has("answer") or types.fields:  # the test's questions have neither
             meta["answers"] = [record.text("answer")]
-        meta |= {name: types.text(name) for name in ("structural", "semantic") if types.has(name)}
-        meta |= {"group": groups.text("local")} if groups.has("local") else {}
+        meta |= {name: types.text(name) for name in ("structural", "semantic", "detailed") if types.has(name)}
+        for name, of in (("group", "global"), ("local_group", "local")):  # some questions have no global one: null
+            meta |= {name: groups.text(of)} if groups.has(of) else {}
         meta |= {name: record.texts(name) for name in ("entailed", "equivalent") if record.has(name)}
         if record.has("isBalanced"):
             meta["balanced"] = record.flag("isBalanced")
