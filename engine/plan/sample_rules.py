@@ -8,6 +8,7 @@ from omnivl.chain.preparation import asked_fields
 from omnivl.data.batch import has_text, has_visual, is_label, visual_of
 from omnivl.data.config import entry_keys
 from omnivl.data.formats import MEDIA_EXTENSIONS
+from omnivl.data.sources.generated import GENERATED
 from omnivl.data.sources.glance import BUNDLED
 
 StageRule = Callable[[StagePlan], Iterator[Problem]]
@@ -31,7 +32,7 @@ def pictures_fit_the_kind(stage: StagePlan) -> Iterator[Problem]:
         if visual != "set" and len(names) > (1 if has_visual(entry.kind) else 0):
             allowed = "one at most" if has_visual(entry.kind) else "none"
             yield Problem(path, f"{len(names)} for kind {entry.kind!r}", allowed, "choose kind 'images_text'")
-        if names and entry.source in BUNDLED:
+        if names and entry.source in BUNDLED and "images_text" not in GENERATED.get(entry.source, ()):
             yield Problem(path, f"{names} of source {entry.source!r}", "none", "remove them: its samples have one each")
         unread = [name for name in names if "." in name and name.rpartition(".")[2].lower() not in MEDIA_EXTENSIONS]
         if unread:
