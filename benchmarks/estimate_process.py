@@ -14,13 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from benchmarks.measure import clear_peak, peak_bytes
 from engine.estimate.hardware import HardwareConfig
 from engine.estimate.layers import blank_batches
 from engine.estimate.measure import hardware_yaml, measure_hardware
-from engine.hosts import create_host, replica_group
+from engine.hosts import Host, create_host, replica_group
 from engine.hosts.pipeline.cut import divide_stage
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
@@ -30,8 +29,8 @@ from engine.processes.collectives import make_gather
 from engine.processes.process_group import finish, join_process_group
 from engine.step.freeze import freeze_idle
 from engine.telemetry.environment import resident_bytes
-from moe.routers.base import LinearRouter
 from omnivl.architectures.build import build_chain
+from omnivl.data.batch import Batch
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 
@@ -49,6 +48,21 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
     """Seconds of each step but the first two, and the peak memory of this process above that at the start, in bytes."""
     base = resident_bytes()
     clear_peak()
+    host, batches = started(stage, tokenizer)
+    taken = []
+    for step in range(steps + 2):
+        if step == 2:
+            clear_peak()  # excludes memory that only the start of a host needs
+        ranks.barrier()
+        began = time.perf_counter()
+        host.step(batches, step)
+        ranks.barrier()
+        taken.append(time.perf_counter() - began)
+    return taken[2:], peak_bytes() - base
+
+
+def started(stage: StagePlan, tokenizer: Tokenizer) -> tuple[Host, list[Batch]]:
+    """A host with fresh weights, and the blank batches of its steps."""
     device, batch = torch.device("cpu"), stage.batch
     torch.manual_seed(0)
     chain = build_chain(
@@ -72,40 +86,12 @@ def train(stage: StagePlan, tokenizer: Tokenizer, steps: int) -> tuple[list[floa
     )
     chain.train()
     batches = blank_batches(stage, tokenizer) * batch.gradient_accumulation_steps if host.takes_batches else []
-    taken = []
-    for step in range(steps + 2):
-        if step == 2:
-            clear_peak()  # excludes memory that only the start of a host needs
-        ranks.barrier()
-        began = time.perf_counter()
-        host.step(batches, step)
-        ranks.barrier()
-        taken.append(time.perf_counter() - began)
-    return taken[2:], peak_bytes() - base
-
-
-def force_loads(share: float) -> None:
-    """Has every router send this share of the tokens to the first half of its experts, whatever it has learnt."""
-    learnt = LinearRouter.logits
-
-    def forced(self: LinearRouter, x: Tensor, modality: Tensor) -> Tensor:
-        logits = learnt(self, x, modality)
-        tokens, experts = logits.shape
-        place = torch.arange(tokens) * 0.6180339887 % 1.0  # evenly spread, in any run of tokens
-        half = experts // 2
-        first = place < share
-        within = torch.where(first, place / share, (place - share) / max(1.0 - share, 1e-9))
-        expert = (within * half).long().clamp_(max=half - 1) + torch.where(first, 0, half)
-        return logits + 100.0 * torch.nn.functional.one_hot(expert, experts)
-
-    LinearRouter.logits = forced  # type: ignore[method-assign, assignment]
+    return host, batches
 
 
 def main(case: Path, result: Path) -> None:
     """Measures, trains, writes the results."""
     wanted = json.loads(case.read_text())
-    if (share := wanted.get("first_half")) is not None:
-        force_loads(share)
     torch.set_num_threads(wanted["threads"])
     device = join_process_group(always=True)
     processes = ranks.world_size()

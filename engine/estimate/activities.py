@@ -26,6 +26,11 @@ REDUCE, GATHER, JOIN = "gradient reduction", "weight gather", "contrastive gathe
 EXPERTS, BOUNDARY, BUBBLE = "expert all-to-all", "pipeline boundary", "pipeline bubble"
 TIED, MATRICES = "copies of layers", "exchange of matrices"
 
+TRADED = 7
+"""Bytes read and written per byte of rows that are sent to experts and back, the mean of both directions: rows that
+arrive are brought into the experts' order and out of it again, and those that come back are padded. A test counts
+them."""
+
 _ADAM, _NORM, _TWIN, _ADD, _AVERAGE, _CAST = 28, 12, 12, 12, 16, 12
 """Bytes read and written per element: by AdamW, which reads four numbers and writes three; by norm and clipping; by a
 twin's step; by the gradients of each further micro-batch; by the plain host's copy into one buffer and its division; by
@@ -371,7 +376,7 @@ class StepBuilder:
         if self.experts == 1 or not rows:
             return after
         total = all_to_all(rows, self.cluster.group(self.experts)) * 2.0
-        return (self._transfer(stage, total, after, EXPERTS),)
+        return (self._transfer(stage, total, after, EXPERTS, moved=TRADED * rows),)
 
     def _transfer(
         self,

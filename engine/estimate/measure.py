@@ -4,6 +4,7 @@ All processes measure at the same time, as they compute at the same time in trai
 here too. Results are means over the processes.
 """
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from engine.plan.yaml import write_yaml
 from engine.processes import ranks
 from engine.processes.collectives import all_gather_rows, reduce_scatter_rows
 from engine.telemetry.environment import describe_environment, memory_bytes
-from engine.telemetry.peak import measured_peak
+from engine.telemetry.peak import Clock, measured_peak
 
 _DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 _LAYER = {"cpu": (1024, 384, 1536), "cuda": (16384, 1024, 4096)}  # rows, hidden and inner size of a layer's product
@@ -27,23 +28,32 @@ _DEPTH = 12  # layers whose results are held at the same time
 _MESSAGES = (1024, 32 * 2**20)  # bytes of a small and a large message
 
 
-def measure_hardware(device: torch.device, *, local_processes: int, seconds: float = 0.5) -> HardwareConfig:
+Timed = Callable[[Callable[[], object]], float]
+"""Median seconds of an action."""
+
+
+def measure_hardware(
+    device: torch.device, *, local_processes: int, seconds: float = 0.5, clock: Clock = time.perf_counter
+) -> HardwareConfig:
     """Measures what one process has. Called by all processes of all machines; one alone has no links.
 
     Args:
         device: Where this process computes.
         local_processes: Processes on this machine.
         seconds: How long each figure may take.
+        clock: Seconds while the device computes; links are always timed by ``time.perf_counter``. On a CPU with one
+            thread ``time.thread_time`` leaves out what other programs take.
 
     Returns:
         The profile. Where machines have different numbers of processes, it takes each process for a machine.
     """
     per_machine = _per_machine(local_processes)
-    peaks = {name: _mean(measured_peak(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
-    products = {name: _mean(_product_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
-    attention = {name: _mean(_attention_rate(device, dtype, seconds), device) for name, dtype in _DTYPES.items()}
-    bandwidth = _mean(_stream_rate(device, seconds), device)
-    between = _mean(_layer_rate(device, seconds), device)
+    timed = functools.partial(_median_seconds, device=device, seconds=seconds, clock=clock)
+    peaks = {name: _mean(measured_peak(device, dtype, seconds, clock), device) for name, dtype in _DTYPES.items()}
+    products = {name: _mean(_product_rate(device, dtype, timed), device) for name, dtype in _DTYPES.items()}
+    attention = {name: _mean(_attention_rate(device, dtype, timed), device) for name, dtype in _DTYPES.items()}
+    bandwidth = _mean(_stream_rate(device, timed), device)
+    between = _mean(_layer_rate(device, timed), device)
     within, across = _links(device, per_machine, seconds)
     memory = memory_bytes()
     is_gpu = device.type == "cuda"
@@ -56,13 +66,13 @@ def measure_hardware(device: torch.device, *, local_processes: int, seconds: flo
         attention_share=RateConfig(**{name: min(1.0, attention[name] / peaks[name]) for name in _DTYPES}),
         memory_gigabytes_per_second=bandwidth / 1e9,
         memory_share=between / bandwidth,
-        operation_seconds=_mean(_start_seconds(device, seconds), device),
+        operation_seconds=_mean(_start_seconds(device, timed), device),
         processes_per_node=per_machine,
         within_node=within,
         between_nodes=across,
         overlaps=is_gpu,
         host_memory_gib=memory / 2**30,
-        host_gigabytes_per_second=_mean(_host_rate(device, seconds) if is_gpu else bandwidth, device) / 1e9,
+        host_gigabytes_per_second=_mean(_host_rate(device, timed) if is_gpu else bandwidth, device) / 1e9,
         storage_gigabytes_per_second=1.0,
     )
 
@@ -85,7 +95,7 @@ def _short(tree: dict[str, object]) -> dict[str, object]:
     return found
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+def _product_rate(device: torch.device, dtype: torch.dtype, timed: Timed) -> float:
     """Rate of a layer's products forward and backward, in FLOP/s: they are smaller than the best square one."""
     rows, hidden, inner = _LAYER[device.type]
     x, up = torch.randn(rows, hidden, device=device), torch.randn(inner, hidden, device=device)
@@ -97,10 +107,10 @@ def _product_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> f
         grad @ up
         grad.t() @ x
 
-    return 6.0 * rows * hidden * inner / _median_seconds(products, device, seconds)
+    return 6.0 * rows * hidden * inner / timed(products)
 
 
-def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) -> float:
+def _attention_rate(device: torch.device, dtype: torch.dtype, timed: Timed) -> float:
     """Rate of fused attention over rows of 197 positions, forward and backward, in FLOP/s."""
     rows, positions = (16, 197) if device.type == "cpu" else (256, 197)
     query = torch.randn(rows, 6, positions, 64, device=device).to(dtype).requires_grad_()
@@ -110,16 +120,16 @@ def _attention_rate(device: torch.device, dtype: torch.dtype, seconds: float) ->
         torch.autograd.backward([F.scaled_dot_product_attention(query, query, query)], [grad])
         query.grad = None
 
-    return 14.0 * query.numel() * positions / _median_seconds(attend, device, seconds)
+    return 14.0 * query.numel() * positions / timed(attend)
 
 
-def _stream_rate(device: torch.device, seconds: float) -> float:
+def _stream_rate(device: torch.device, timed: Timed) -> float:
     """Bytes per second of adding to a large tensor in place, as the optimizer does."""
     one, other = torch.zeros(2, (2**26 if device.type == "cpu" else 2**28) // 4, device=device)
-    return 3.0 * float(one.nbytes) / _median_seconds(lambda: one.add_(other), device, seconds)
+    return 3.0 * float(one.nbytes) / timed(lambda: one.add_(other))
 
 
-def _layer_rate(device: torch.device, seconds: float) -> float:
+def _layer_rate(device: torch.device, timed: Timed) -> float:
     """Bytes per second of what layers do between their products, forward and backward, memory for results included."""
     rows, _, width = _LAYER[device.type]
     x = torch.randn(rows, width, device=device, requires_grad=True)
@@ -135,10 +145,10 @@ def _layer_rate(device: torch.device, seconds: float) -> float:
     with OperationCounter() as counter:
         layers()
     moved = sum(operation.bytes * count for operation, count in counter.found.items())
-    return float(moved) / _median_seconds(layers, device, seconds)
+    return float(moved) / timed(layers)
 
 
-def _start_seconds(device: torch.device, seconds: float) -> float:
+def _start_seconds(device: torch.device, timed: Timed) -> float:
     """Seconds of an operation on a very small tensor, with its backward pass."""
     one = torch.zeros(8, device=device, requires_grad=True)
 
@@ -148,13 +158,13 @@ def _start_seconds(device: torch.device, seconds: float) -> float:
             x = x * 1.0
         torch.autograd.backward([x.sum()])
 
-    return _median_seconds(chain, device, seconds) / 102
+    return timed(chain) / 102
 
 
-def _host_rate(device: torch.device, seconds: float) -> float:
+def _host_rate(device: torch.device, timed: Timed) -> float:
     source = torch.zeros(2**26, device=device)
     target = torch.zeros(2**26, pin_memory=True)
-    return source.nbytes / _median_seconds(lambda: target.copy_(source), device, seconds)
+    return source.nbytes / timed(lambda: target.copy_(source))
 
 
 def _per_machine(local_processes: int) -> int:
@@ -249,17 +259,17 @@ def _collective_seconds(
     return _mean(_median(taken), device)
 
 
-def _median_seconds(action: Callable[[], object], device: torch.device, seconds: float) -> float:
+def _median_seconds(action: Callable[[], object], device: torch.device, seconds: float, clock: Clock) -> float:
     """Median seconds of an action over some time."""
     action()
     _wait(device)
     taken: list[float] = []
     started = time.perf_counter()
     while len(taken) < 3 or time.perf_counter() - started < seconds:
-        began = time.perf_counter()
+        began = clock()
         action()
         _wait(device)
-        taken.append(time.perf_counter() - began)
+        taken.append(clock() - began)
     return _median(taken)
 
 

@@ -51,6 +51,18 @@ class Operation:
 Operations = Mapping[Operation, float]
 """How often each operation is done; a mean over kinds of steps need not be whole."""
 
+STARTED = Operation("other", "fp32", 0.0, 0.0)
+"""An operation that does nothing."""
+
+
+def weighted(*parts: tuple[Operations, float]) -> Operations:
+    """The sum of operations, each as often as the factor beside them says."""
+    total: dict[Operation, float] = {}
+    for operations, times in parts:
+        for operation, count in operations.items():
+            total[operation] = total.get(operation, 0.0) + times * count
+    return total
+
 
 class OperationCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts dispatched operations, forward or backward, on any device and on ``meta``.

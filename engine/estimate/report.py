@@ -8,7 +8,7 @@ import torch
 from engine.errors import PlanError
 from engine.estimate.activities import COMPUTE
 from engine.estimate.memory import Memory, process_memory
-from engine.estimate.skew import Loads, skewed
+from engine.estimate.skew import Loads, part_of_banks
 from engine.estimate.step import StepEstimate, estimate_step
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import ModelWork, model_work
@@ -199,8 +199,9 @@ def estimate_stage(
     if work is None:
         work = model_work(stage, tokenizer, replicas, device_of(cluster), words)
     division = divide_stage(chain, stage)
-    heavy = work if loads is None else skewed(work, loads, experts)
-    step = estimate_step(stage, heavy, cluster, expert_parallel=experts, division=division)
+    step = estimate_step(
+        stage, part_of_banks(work, experts, loads), cluster, expert_parallel=experts, division=division
+    )
     memories = tuple(
         process_memory(stage, work, replicas=replicas, expert_parallel=experts, division=division, number=number)
         for number in range(1 if division is None else len(division.cuts))

@@ -13,14 +13,13 @@ from dataclasses import asdict, dataclass, replace
 
 from engine.disk.run_folder import differing_fields
 from engine.errors import PlanError
-from engine.estimate.report import SampleBytes, StageEstimate, device_of, estimate_stage, outlined
+from engine.estimate.counts import Counts
+from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
 from engine.estimate.traffic import Cluster
-from engine.estimate.work import ModelWork, model_work
 from engine.plan.parallel import Offload, ParallelConfig
 from engine.plan.plan import SHARED_SECTIONS, StagePlan
 from moe.ranges import AUTO
 from omnivl.architectures.build import outline
-from omnivl.chain.chain import Chain
 from omnivl.data.tokenizer import Tokenizer
 from omnivl.parts.sizes import Recompute
 
@@ -43,20 +42,6 @@ class Found:
     too_large: int
     smallest: StageEstimate | None
 
-    def work_of(self, stage: StagePlan, cluster: Cluster) -> ModelWork | None:
-        """The count of a stage on the cluster of the search, where a layout that fits has an equal one; else None."""
-        processes, size = cluster.processes, stage.batch.micro_batch_size_per_gpu
-        if stage.parallel.replicas(processes) != processes:  # a search joins rows over all processes
-            return None
-        equal = (
-            one.work
-            for one in self.ranked
-            if one.stage.batch.micro_batch_size_per_gpu == size
-            and one.stage.model == stage.model
-            and one.stage.contrasts_step == stage.contrasts_step
-        )
-        return next(equal, None)
-
 
 def search_layouts(
     stage: StagePlan,
@@ -66,7 +51,7 @@ def search_layouts(
     micro_batches: int = 3,
     sample_bytes: SampleBytes | None = None,
     decoded_images_per_second: float | None = None,
-    words: int | None = None,
+    counts: Counts | None = None,
     recomputed: Sequence[Recompute] = _RECOMPUTED,
     allowed: Callable[[StagePlan], bool] = lambda candidate: True,
     progress: Callable[[str], object] = lambda layout: None,
@@ -81,14 +66,13 @@ def search_layouts(
             tried with the size at which its fewer replicas hold as many samples together.
         sample_bytes: Size of samples in storage.
         decoded_images_per_second: See ``estimate_stage``.
-        words: Likewise.
+        counts: Keeps what is counted; None: nothing was counted before, and captions are as long as the model reads.
         recomputed: What else is recomputed besides what the stage says.
         allowed: Whether a layout is tried.
         progress: Called with each micro-batch size whose work is being counted.
     """
     samples = stage.samples_per_step(cluster.processes)
-    works: dict[tuple[int, Recompute, bool], ModelWork] = {}
-    chains: dict[tuple[int, Recompute, bool], Chain] = {}
+    counts = Counts(tokenizer, cluster) if counts is None else counts
     fitting: list[StageEstimate] = []
     others: list[StageEstimate] = []
     planned, tried = stage.batch.micro_batch_size_per_gpu, list(layouts(stage, cluster))
@@ -107,18 +91,13 @@ def search_layouts(
         candidate = replace(stage, parallel=parallel, batch=batch, model=model)
         if not allowed(candidate):
             continue
-        counted = size, mode, candidate.contrasts_step
-        if counted not in works:
-            progress(f"a micro-batch of {size}, recomputed: {mode}")
-            works[counted] = model_work(candidate, tokenizer, cluster.processes, device_of(cluster), words)
-            chains[counted] = outlined(candidate, tokenizer)
         try:
             found = estimate_stage(
                 candidate,
                 tokenizer,
                 cluster,
-                work=works[counted],
-                chain=chains[counted],
+                work=counts.work(candidate, progress),
+                chain=counts.outline(candidate),
                 sample_bytes=sample_bytes or SampleBytes(),
                 decoded_images_per_second=decoded_images_per_second,
             )
@@ -135,6 +114,7 @@ def choose_layout(
     cluster: Cluster,
     *,
     micro_batches: int = 3,
+    counts: Counts | None = None,
     progress: Callable[[str], object] = lambda layout: None,
 ) -> tuple[StageEstimate, str]:
     """The layout of a stage whose host is ``auto``: the fastest that fits and compares as many samples as planned.
@@ -146,6 +126,7 @@ def choose_layout(
         tokenizer: The plan's.
         cluster: Where.
         micro_batches: See ``search_layouts``.
+        counts: Likewise.
         progress: Likewise.
 
     Returns:
@@ -168,6 +149,7 @@ def choose_layout(
         tokenizer,
         cluster,
         micro_batches=micro_batches,
+        counts=counts,
         recomputed=(),
         allowed=allowed,
         progress=progress,

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.estimate.operations import Operations
+from engine.estimate.banks import BankWork
+from engine.estimate.operations import STARTED, Operations, weighted
 from engine.estimate.work import ModelWork, Pass
 from engine.hosts.zero.experts import expert_banks
 from engine.step.freeze import is_unread
@@ -128,37 +129,43 @@ def heaviest(load: NDArray[np.float64], processes: int) -> float:
     return float(load.reshape(processes, -1).sum(axis=1).max() * processes)
 
 
-def skewed(work: ModelWork, loads: Loads, processes: int) -> ModelWork:
-    """The work of the process whose experts get most tokens, layer by layer.
+def part_of_banks(work: ModelWork, processes: int, loads: Loads | None = None) -> ModelWork:
+    """The work of the process whose experts get most tokens, layer by layer, where banks are split.
 
-    Others wait for it, as they need its rows back before they go on. What is no product of an expert stays the same.
+    It has the weights of its experts alone, and the rows that all processes send there. Others wait for it, as they
+    need their rows back before they go on. What banks do not do stays the same.
 
     Args:
-        work: With even loads.
-        loads: Layers that it does not name are even.
+        work: With all experts and even loads.
         processes: P; with 1 nothing changes, as the process has all experts.
+        loads: Layers that it does not name are even; None: all are.
     """
     if processes == 1:
         return work
     passes = []
     for one in work.passes:
-        factor = heaviest(loads[one.layer], processes) if one.layer in loads else 1.0
-        passes.append(one if factor == 1.0 else _heavier(one, factor - 1))
+        if not one.banks.rows:
+            passes.append(one)
+            continue
+        load = (loads or {}).get(one.layer)
+        passes.append(_with_part(one, processes, 1.0 if load is None else heaviest(load, processes)))
     return replace(work, passes=tuple(passes))
 
 
-def _heavier(one: Pass, more: float) -> Pass:
+def _with_part(one: Pass, processes: int, load: float) -> Pass:
+    """A pass of a process with its part of the experts, which get ``load`` times the mean of the rows."""
     return replace(
         one,
-        forward=_sum(one.forward, one.experts, more),
-        backward=_sum(one.backward, one.experts_backward, more),
-        routed=one.routed * (1 + more),
-        routed_gradient=one.routed_gradient * (1 + more),
+        forward=_of_part(one.forward, one.banks, processes, load),
+        backward=_of_part(one.backward, one.banks_backward, processes, load),
+        routed=one.routed * load,
+        routed_gradient=one.routed_gradient * load,
     )
 
 
-def _sum(operations: Operations, further: Operations, times: float) -> Operations:
-    total = dict(operations)
-    for operation, count in further.items():
-        total[operation] = total.get(operation, 0.0) + times * count
-    return total
+def _of_part(operations: Operations, banks: BankWork, processes: int, load: float) -> Operations:
+    elsewhere = 1.0 - 1.0 / processes
+    started = sum(banks.weights.values())  # as many operations, on fewer weights
+    return weighted(
+        (operations, 1.0), (banks.rows, load - 1.0), (banks.weights, -elsewhere), ({STARTED: started}, elsewhere)
+    )

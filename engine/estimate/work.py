@@ -5,26 +5,26 @@ accelerator, or on the CPU by its own. Traffic is counted in the calls that the 
 replicas, rows that routers send to experts, the state that passes from one layer to the next.
 """
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from engine.estimate.banks import BankCounter, BankWork, calls_of_banks, even_loads
 from engine.estimate.forms import layer_form, state_form
 from engine.estimate.layers import accelerator_kernels, activation_bytes, apart, blank_states, made_by_layer
 from engine.estimate.live import LivePeak, live_peak
 from engine.estimate.matrices import Matrices, layer_matrices
-from engine.estimate.operations import Operation, OperationCounter, Operations
+from engine.estimate.operations import OperationCounter, Operations, weighted
 from engine.hosts.pipeline.reads import Notes, ReadState, Wanted, notes_of, unread
 from engine.hosts.zero.sizes import ZeroSizes
 from engine.plan.plan import StagePlan
 from engine.plan.precision import dtype_of
 from engine.step.freeze import freeze, freeze_idle, is_unread, store_frozen
 from engine.step.optimizer import muon_parameters
-from moe.sparse import SparseFeedForward, served_shares
+from moe.sparse import served_shares
 from omnivl.architectures.build import build_chain
 from omnivl.chain.chain import EMBEDDING_STACK, Chain, ChainLayer
 from omnivl.chain.flops import chain_flops, num_rows
@@ -99,8 +99,8 @@ class Pass:
         crossing: Bytes of that part of the state after the layer that later passes read, as a pipeline sends it.
         crossing_gradient: Bytes of its gradient.
         activations: Bytes that the pass keeps for its backward pass, the largest over the kinds of batches.
-        experts: Operations of the forward pass within banks of sparse experts.
-        experts_backward: Likewise of the backward pass, with what is recomputed in it.
+        banks: What of the forward pass' operations banks of sparse experts do.
+        banks_backward: Likewise of the backward pass, with what is recomputed in it.
     """
 
     layer: str
@@ -114,8 +114,8 @@ class Pass:
     crossing: float
     crossing_gradient: float
     activations: int
-    experts: Operations = field(default_factory=dict)
-    experts_backward: Operations = field(default_factory=dict)
+    banks: BankWork = field(default_factory=BankWork)
+    banks_backward: BankWork = field(default_factory=BankWork)
 
 
 @dataclass(frozen=True)
@@ -218,8 +218,10 @@ def model_work(
     store_frozen(chain, stage.model.stacks)
     chain.train()
     states = blank_states(stage, tokenizer, device, chain=chain, words=() if words is None else (words,))
-    kept = activation_bytes(chain, states)
-    found = [_crossing(list(_passes(chain, state, gather, kept))) for state in states]
+    with even_loads(chain):
+        kept = activation_bytes(chain, states)
+        found = [_crossing(list(_passes(chain, state, gather, kept))) for state in states]
+        peaks = tuple(live_peak(chain, state) for state in states)
     weights = [sort.share for sort in stage.batch_sorts()]
     moved = muon_parameters(chain, stage.optimizer)
     mean = [_mean(passes, weights) for passes in zip(*found, strict=True)]
@@ -236,7 +238,7 @@ def model_work(
         layers={name: _size(layer, moved) for name, layer in chain.named_layers.items()},
         batch=stage.batch.micro_batch_size_per_gpu,
         zero=ZeroSizes.of(chain.layers),
-        peaks=tuple(live_peak(chain, state) for state in states),
+        peaks=peaks,
         useful_flops=sum(weight * one for weight, one in zip(weights, flops, strict=True)),
         frames=sum(weight * state.layout.num_frames for weight, state in zip(weights, states, strict=True)),
     )
@@ -275,7 +277,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
     On ``meta`` a pass of the same form as an earlier one is not run again. On the CPU a layer may depend on values.
     """
     known: dict[Hashable, tuple[_Passed, State]] = {}
-    forms = {id(layer): layer_form(layer) for layer in chain.layers}
+    forms, counter = {id(layer): layer_form(layer) for layer in chain.layers}, BankCounter()
     for layer, one_pass in zip(chain.program, chain.passes, strict=True):
         form = forms[id(layer)], state_form(state)
         if form in known:
@@ -286,7 +288,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
         forward, backward = OperationCounter(), OperationCounter()
         with ExitStack() as stack:
             stack.enter_context(accelerator_kernels())
-            banks = stack.enter_context(_watched_banks(layer, forward, backward))
+            calls = stack.enter_context(calls_of_banks(layer))
             watched = ReadState.of(apart(state))
             with forward:
                 after = layer(watched)
@@ -295,12 +297,14 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             made = made_by_layer(given, after)
             gradients = [torch.ones_like(tensor) for tensor in made]
             joined, joins = gather.joined, gather.calls
-            rows = list(banks.rows)
+            called = list(calls)
             if made:
                 gather.in_backward = True
                 with backward:
                     torch.autograd.backward(made, gradients)
                 gather.in_backward = False
+            again = calls[len(called) :]
+            banks, banks_backward = counter.work(called, again)
         for parameter in layer.parameters():
             parameter.grad = None
         layer.discard_step()
@@ -312,93 +316,18 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             joined=joined,
             joined_gradient=gather.gradient,
             joins=joins,
-            routed=sum(size for size, _ in rows),
-            routed_gradient=sum(size for size, has_gradient in rows if has_gradient)
-            + sum(size for size, _ in banks.rows[len(rows) :]),
+            routed=sum(one.sent for one in called),
+            routed_gradient=sum(one.sent for one in called if one.carried) + sum(one.sent for one in again),
             crossing=0.0,
             crossing_gradient=0.0,
             activations=kept[one_pass],
-            experts=banks.forward,
-            experts_backward=banks.backward,
+            banks=banks,
+            banks_backward=banks_backward,
         )
         found = _Passed(made_here, notes, {name: (one.nbytes, one.requires_grad) for name, one in state.items()})
         if all(one.is_meta for one in state.values()):
             known[form] = found, state
         yield found
-
-
-class _BankWatch:
-    """What banks of sparse experts take and do in one pass of a layer.
-
-    Operations of shared experts, which run while rows travel, are not among those of the banks.
-
-    Attributes:
-        rows: Input of each call of a bank as bytes, and whether it gets a gradient; recomputed calls come last.
-        forward: Operations of the forward pass.
-        backward: Operations of the backward pass, with what is recomputed in it.
-    """
-
-    def __init__(self, *counters: OperationCounter) -> None:
-        """Takes the counters of the forward and of the backward pass; the other one stands still meanwhile."""
-        self.rows: list[tuple[int, bool]] = []
-        self.forward, self.backward = Counter[Operation](), Counter[Operation]()
-        self._counters, self._first = counters, 0
-        self._begun: list[tuple[Counter[Operation], ...]] = []
-
-    def begin(self, *_: object) -> None:
-        """Of a part that is called."""
-        self._begun.append(tuple(Counter(one.found) for one in self._counters))
-
-    def end(self, *_: object) -> None:
-        """Of a part whose operations do not count, nor for the part around it."""
-        before = self._begun.pop()
-        for place, counter in enumerate(self._counters):
-            made = counter.found - before[place]
-            for around in self._begun:
-                around[place].update(made)
-
-    def enter(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        """Of a bank."""
-        self.rows.append((given[0].nbytes, given[0].requires_grad))
-        self._first = torch.autograd._get_sequence_nr()  # type: ignore[attr-defined]
-        self.begin()
-
-    def leave(self, module: nn.Module, given: tuple[Tensor, ...], made: Tensor | None) -> None:
-        """Of a bank; without a result where recomputation stops within it, as nothing more is needed."""
-        self._end_counted()
-        waiting, known = [None if made is None else made.grad_fn], set[object]()
-        while waiting:
-            node = waiting.pop()
-            # Leaves are no operations. What is older is not of the bank: its rows, and the copies of its weights.
-            if node is None or node in known or hasattr(node, "variable") or node._sequence_nr() < self._first:
-                continue
-            known.add(node)
-            node.register_prehook(self.begin)
-            node.register_hook(self._end_counted)
-            waiting += [following for following, _ in node.next_functions]
-
-    def _end_counted(self, *_: object) -> None:
-        for total, counter, before in zip((self.forward, self.backward), self._counters, self._begun[-1], strict=True):
-            total.update(counter.found - before)
-        self.end()
-
-
-@contextmanager
-def _watched_banks(layer: ChainLayer, forward: OperationCounter, backward: OperationCounter) -> Iterator[_BankWatch]:
-    """Watches every bank of sparse experts; calls while the second counter counts are those of recomputation."""
-    watch, handles = _BankWatch(forward, backward), []
-    for module in layer.modules():
-        if isinstance(module, SparseFeedForward):
-            handles.append(module.experts.register_forward_pre_hook(watch.enter))
-            handles.append(module.experts.register_forward_hook(watch.leave, always_call=True))
-            if module.shared is not None:
-                handles.append(module.shared.register_forward_pre_hook(watch.begin))
-                handles.append(module.shared.register_forward_hook(watch.end, always_call=True))
-    try:
-        yield watch
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _size(layer: ChainLayer, moved: frozenset[int]) -> LayerSize:
@@ -436,29 +365,22 @@ def _useful(chain: Chain, layout: StepLayout, tokens: int | None) -> float:
 
 def _embedding_twice(one: Pass) -> Pass:
     """A pass whose forward pass is made once more, to contrast the whole step. What it gathers is not counted twice."""
-    forward, experts = ({operation: 2 * count for operation, count in of.items()} for of in (one.forward, one.experts))
-    return replace(one, forward=forward, experts=experts)
+    return replace(one, forward=weighted((one.forward, 2.0)), banks=BankWork.mean([(one.banks, 2.0)]))
 
 
 def _mean(passes: tuple[Pass, ...], weights: list[float]) -> Pass:
     """The mean of one layer's passes over the kinds of batches."""
-
-    def operations(of: str) -> Operations:
-        total: dict[Operation, float] = {}
-        for one, weight in zip(passes, weights, strict=True):
-            for operation, count in getattr(one, of).items():
-                total[operation] = total.get(operation, 0.0) + weight * count
-        return total
-
     numbers = ("joined", "joined_gradient", "joins", "routed", "routed_gradient", "crossing", "crossing_gradient")
     means = {
         name: sum(weight * getattr(one, name) for one, weight in zip(passes, weights, strict=True)) for name in numbers
     }
     return replace(
         passes[0],
-        forward=operations("forward"),
-        backward=operations("backward"),
-        experts=operations("experts"),
-        experts_backward=operations("experts_backward"),
+        forward=weighted(*((one.forward, weight) for one, weight in zip(passes, weights, strict=True))),
+        backward=weighted(*((one.backward, weight) for one, weight in zip(passes, weights, strict=True))),
+        banks=BankWork.mean([(one.banks, weight) for one, weight in zip(passes, weights, strict=True)]),
+        banks_backward=BankWork.mean(
+            [(one.banks_backward, weight) for one, weight in zip(passes, weights, strict=True)]
+        ),
         **means,
     )

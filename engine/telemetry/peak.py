@@ -1,9 +1,13 @@
 """The peak floating point operations per second of a device, to which achieved rates are compared."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+Clock = Callable[[], float]
+"""Seconds since some moment."""
 
 _KNOWN_BF16: tuple[tuple[str, float], ...] = (
     ("GB200", 2500e12),
@@ -65,13 +69,16 @@ def known_peak(name: str) -> float | None:
     return next((flops for key, flops in _KNOWN_BF16 if _has_word(upper, key)), None)
 
 
-def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.8) -> float:
+def measured_peak(
+    device: torch.device, dtype: torch.dtype, seconds: float = 0.8, clock: Clock = time.perf_counter
+) -> float:
     """Best rate of a square matrix product, in FLOP/s.
 
     Args:
         device: Where to multiply.
         dtype: Of the matrices.
         seconds: How long to try.
+        clock: Seconds that a product takes.
     """
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
@@ -81,11 +88,11 @@ def measured_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.8
     repeats = 0
     with torch.inference_mode():
         while repeats < 3 or time.perf_counter() - began < seconds:
-            before = time.perf_counter()
+            before = clock()
             torch.mm(a, b)
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
-            best = min(best, time.perf_counter() - before)
+            best = min(best, clock() - before)
             repeats += 1
     return 2 * size**3 / best
 

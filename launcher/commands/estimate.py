@@ -7,9 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from engine.estimate.counts import Counts
 from engine.estimate.failures import Faults
 from engine.estimate.hardware import load_hardware
-from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage, outlined
+from engine.estimate.report import SampleBytes, StageEstimate, estimate_stage
 from engine.estimate.search import Found, choose_layout, layout_name, search_layouts
 from engine.estimate.skew import loads_by_stage
 from engine.estimate.traffic import Cluster
@@ -96,8 +97,9 @@ def estimate(
     if not chosen:
         known = ", ".join(one.name for one in read.stages)
         raise UserError(f"--stage: got {stage!r}; allowed are {known}; name one of them")
-    outlines = {} if routing is None else {one.name: outlined(one, tokenizer) for one in chosen}
-    loads = {} if routing is None else loads_by_stage(routing, outlines)
+    counts = Counts(tokenizer, cluster, words)
+    open_counts = counts if words is None else Counts(tokenizer, cluster)  # a run does not know how long captions are
+    loads = {} if routing is None else loads_by_stage(routing, {one.name: counts.outline(one) for one in chosen})
     console = PlainConsole()
     told: dict[str, Any] = {}
     estimated: list[StageEstimate] = []
@@ -114,12 +116,12 @@ def estimate(
                     micro_batches=micro_batches,
                     sample_bytes=sizes,
                     decoded_images_per_second=images_per_second,
-                    words=words,
+                    counts=counts,
                     progress=lambda what: status.update(plain_text(what)),
                 )
         planned = one
         if one.parallel.host == AUTO:
-            chosen_layout, why = choose_layout(one, tokenizer, cluster)
+            chosen_layout, why = choose_layout(one, tokenizer, cluster, counts=open_counts)
             if not json_output:
                 console.print(
                     f"stage {one.name}: parallel: auto takes {layout_name(chosen_layout)}: {why}", soft_wrap=True
@@ -129,7 +131,9 @@ def estimate(
             one,
             tokenizer,
             cluster,
-            work=None if found is None else found.work_of(one, cluster),
+            # A pipeline joins rows of fewer replicas than were counted.
+            work=counts.work(one) if one.parallel.host != "pipeline" else None,
+            chain=counts.outline(one),
             sample_bytes=sizes,
             decoded_images_per_second=images_per_second,
             words=words,

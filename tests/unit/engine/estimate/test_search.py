@@ -8,12 +8,15 @@ import torch
 
 from engine.errors import PlanError
 from engine.estimate.activities import TIED
+from engine.estimate.counts import Counts
 from engine.estimate.hardware import HardwareConfig, load_hardware
+from engine.estimate.report import outlined
 from engine.estimate.search import choose_layout, layouts, search_layouts
 from engine.estimate.traffic import Cluster
-from engine.estimate.work import model_work
+from engine.estimate.work import ModelWork, model_work
 from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
+from omnivl.chain.chain import Chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
@@ -67,13 +70,42 @@ def test_a_search_keeps_the_samples_and_ranks_by_time() -> None:
     }
     assert plain["block"].memory.activations < plain["none"].memory.activations
     assert plain["block"].step.seconds > plain["none"].step.seconds
-    assert found.work_of(stage, Cluster(h100, 1, 4)) == model_work(stage, tokenizer, 4, torch.device("meta"))
-    larger = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=32))
-    piped = replace(stage, parallel=replace(stage.parallel, host="pipeline", pipeline_stages=2))
-    assert found.work_of(larger, Cluster(h100, 1, 4)) is None and found.work_of(piped, Cluster(h100, 1, 4)) is None
     tiny = replace(h100, memory_gib=1e-3)
     nothing = search_layouts(stage, tokenizer, Cluster(tiny, 1, 4), micro_batches=1)
     assert nothing.ranked == () and nothing.smallest is not None and not nothing.smallest.fits
+
+
+def test_work_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a search, a choice and an estimate of the same stage."""
+    counted: list[tuple[int, str]] = []
+    outlines: list[int] = []
+
+    def count(stage: StagePlan, *more: object) -> ModelWork:
+        counted.append((stage.batch.micro_batch_size_per_gpu, stage.model.recompute))
+        return model_work(stage, *more)
+
+    def outline(stage: StagePlan, tokenizer: Tokenizer) -> Chain:
+        outlines.append(stage.batch.micro_batch_size_per_gpu)
+        return outlined(stage, tokenizer)
+
+    monkeypatch.setattr("engine.estimate.counts.model_work", count)
+    monkeypatch.setattr("engine.estimate.counts.outlined", outline)
+    overrides = ["parallel=auto", "stages.spatial.batch.micro_batch_size_per_gpu=4", *FEW]
+    plan = load_plan(PLANS / "emoji.yaml", overrides, 2)
+    stage, tokenizer = plan.stage("spatial"), load_tokenizer(plan.tokenizer)
+    cluster = Cluster(load_hardware("h100"), 1, 2)
+    counts = Counts(tokenizer, cluster)
+    search_layouts(stage, tokenizer, cluster, micro_batches=1, counts=counts)
+    before = sorted(counted)
+    assert before == [(4, "block"), (4, "none"), (8, "block"), (8, "none")]
+    assert len(outlines) == 4
+    best, _ = choose_layout(stage, tokenizer, cluster, micro_batches=1, counts=counts)
+    counts.work(best.stage), counts.outline(best.stage)
+    assert sorted(counted) == before and len(outlines) == 4
+    assert counts.work(stage) == model_work(stage, tokenizer, 2, torch.device("meta"))
+    longer = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=16))
+    counts.work(longer)
+    assert counted[-1] == (16, "none") and len(counted) == 5
 
 
 def test_a_layout_is_chosen_by_time_among_those_that_fit() -> None:

@@ -1,6 +1,6 @@
 """What uneven routing costs under expert parallelism."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,22 +8,28 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import Tensor, nn
 
+from engine.estimate.activities import TRADED
+from engine.estimate.banks import calls_of_banks, even_loads
 from engine.estimate.hardware import load_hardware
-from engine.estimate.operations import Operations
+from engine.estimate.operations import OperationCounter, Operations, weighted
 from engine.estimate.report import estimate_stage, outlined
 from engine.estimate.skew import (
-    _heavier,
     experts_by_layer,
     heard_layers,
     heaviest,
     loads_by_stage,
+    part_of_banks,
     read_loads,
-    skewed,
 )
 from engine.estimate.traffic import Cluster
 from engine.estimate.work import Pass, model_work
+from engine.hosts.zero.experts import expert_banks
 from engine.plan.parse import load_plan
+from moe.config import LIMoEConfig
+from moe.experts.bank import ExpertBank
+from moe.sparse import SparseFeedForward
 from omnivl.data.tokenizer import load_tokenizer
 from omnivl.errors import UserError
 
@@ -126,42 +132,121 @@ def _counted(*overrides: str, ffn: str = "") -> dict[str, Pass]:
     return {one.layer: one for one in work.passes}
 
 
+def _banks() -> dict[str, ExpertBank]:
+    plan = load_plan(PLANS / "emoji.yaml", ["model.vision_layers=2", f"stages.spatial.model.ffn={FEW}"], 1)
+    chain = outlined(plan.stage("spatial"), load_tokenizer(plan.tokenizer))
+    return {name.partition(".")[0]: bank for name, bank in expert_banks(chain)}
+
+
+def _bytes(of: Operations) -> float:
+    return sum(one.bytes * count for one, count in of.items())
+
+
+def _all_flops(of: Operations) -> float:
+    return sum(one.flops * count for one, count in of.items())
+
+
 def _flops(of: Operations) -> float:
     return sum(one.flops * count for one, count in of.items() if one.kind == "product" and one.flops > 1e5)
 
 
-def test_experts_of_the_backward_pass_are_counted() -> None:
+def test_rows_of_the_backward_pass_are_counted() -> None:
     plain, again = _counted()["visual_01"], _counted("model.recompute=block")["visual_01"]
-    assert _flops(plain.experts_backward) == pytest.approx(2 * _flops(plain.experts), rel=0.04)
-    assert _flops(again.experts) == _flops(plain.experts)
-    assert _flops(again.experts_backward) == pytest.approx(3 * _flops(plain.experts), rel=0.04)
+    products = _flops(plain.banks.rows)
+    assert products > 0.2 * _flops(plain.forward)
+    assert _flops(plain.banks_backward.rows) == pytest.approx(2 * products, rel=0.04)
+    assert again.banks == plain.banks
+    assert _flops(again.banks_backward.rows) == pytest.approx(3 * products, rel=0.04)
     assert again.routed == plain.routed == plain.routed_gradient
     assert again.routed_gradient == 2 * plain.routed
-    heavy, other = _heavier(plain, 0.5), _heavier(again, 0.5)
-    assert _flops(heavy.backward) - _flops(plain.backward) == pytest.approx(_flops(plain.experts), rel=0.04)
-    assert _flops(other.backward) - _flops(again.backward) == pytest.approx(1.5 * _flops(plain.experts), rel=0.04)
+
+
+def test_rows_and_weights_are_told_apart() -> None:
+    """Of a bank in bf16: products belong to the rows, and casts to the weights, which all other experts have."""
+    bank = _banks()["visual_01"]
+    one = _counted()["visual_01"]
+    elements = sum(parameter.numel() for parameter in bank.parameters())
+    assert _flops(one.banks.weights) == pytest.approx(0.0, abs=1.0)
+    # Each weight is read in fp32 and written in bf16, then read by a product.
+    assert _bytes(one.banks.weights) == pytest.approx(8 * elements, rel=0.02)
+    # Read twice by products that give gradients of rows (one of them of what enters GELU), written once as a gradient,
+    # read again and written in fp32.
+    assert _bytes(one.banks_backward.weights) == pytest.approx((2 + 2 + 2 + 4) * elements, rel=0.02)
+    rows = one.routed / 2 / bank.hidden_size
+    assert _flops(one.banks.rows) == pytest.approx(2 * 2 * rows * bank.hidden_size * bank.inner_size, rel=0.01)
+
+
+def test_counts_of_rows_hold_at_any_number_of_them() -> None:
+    """What is counted on few rows, with rows of as many again, is what is counted on twice as many."""
+    small, large = (_counted(f"batch.micro_batch_size_per_gpu={size}")["visual_01"] for size in (16, 32))
+    doubled = weighted((small.banks.rows, 2.0), (small.banks.weights, 1.0))
+    assert _flops(doubled) == pytest.approx(_flops(large.banks.rows), rel=0.01)
+    assert _bytes(doubled) == pytest.approx(_bytes(large.banks.rows) + _bytes(large.banks.weights), rel=0.01)
+
+
+def test_experts_are_even_on_blank_samples() -> None:
+    """A CPU's kernels depend on the loads, and those of blank samples say nothing."""
+    layer, seen = nn.Module(), []
+    layer.ffn = SparseFeedForward(LIMoEConfig(num_experts=4), 8, 16, ["image"])
+    bank = layer.ffn.experts
+    bank.register_forward_hook(lambda _, given, made: seen.append(given[1].tolist()))
+    rows = torch.randn(11, 8)
+    with even_loads(layer), calls_of_banks(layer) as calls:
+        bank(rows, torch.tensor([10, 0, 0, 0]))
+    bank(rows, torch.tensor([10, 0, 0, 0]))
+    assert seen == [[3, 3, 2, 2], [10, 0, 0, 0]]
+    assert [(one.rows, one.sent, one.carried, one.backward) for one in calls] == [(10, 11 * 8 * 4, False, True)]
 
 
 def test_the_second_forward_pass_of_a_global_contrast_has_no_backward_pass() -> None:
     batch = "batch.gradient_accumulation_steps=2"
     micro, whole = (_counted(batch, f"batch.contrast={how}")["visual_01"] for how in ("micro", "global"))
-    assert _flops(whole.experts) == 2 * _flops(micro.experts)
-    assert whole.experts_backward == micro.experts_backward
+    assert _flops(whole.banks.rows) == 2 * _flops(micro.banks.rows)
+    assert whole.banks_backward == micro.banks_backward
     assert whole.backward == micro.backward
 
 
 def test_frozen_experts_have_no_gradient() -> None:
     trained = _counted()["visual_01"]
     frozen = _counted("freeze=[visual_01.block.ffn.experts.*]")["visual_01"]
-    assert _flops(frozen.experts) == _flops(trained.experts)
-    assert _flops(frozen.experts_backward) == pytest.approx(_flops(trained.experts), rel=0.04)
+    assert _flops(frozen.banks.rows) == _flops(trained.banks.rows)
+    assert _flops(frozen.banks_backward.rows) == pytest.approx(_flops(trained.banks.rows), rel=0.04)
 
 
 def test_shared_experts_get_all_tokens_whatever_the_load() -> None:
     alone, beside = (_counted(ffn=one)["visual_01"] for one in (FEW, FEW.replace("}", ", shared_experts: 1}")))
     assert _flops(beside.forward) > _flops(alone.forward)
-    assert beside.experts == alone.experts
-    assert beside.experts_backward == alone.experts_backward
+    assert beside.banks == alone.banks
+    assert beside.banks_backward == alone.banks_backward
+
+
+class Echo:
+    """An exchange with a second process that sends what it gets."""
+
+    parts, part = 2, 0
+
+    def trade_counts(self, counts: Tensor) -> Tensor:
+        return counts
+
+    def start_rows(self, rows: Tensor, sent: Sequence[int], received: Sequence[int]) -> Callable[[], Tensor]:
+        return lambda: rows
+
+    def join(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor])
+
+
+def test_copies_around_the_exchange_of_rows_are_counted() -> None:
+    moved = []
+    for exchange in (None, Echo()):
+        bank = ExpertBank(2 if exchange is None else 4, 64, 8)
+        if exchange is not None:
+            bank.cut(exchange)
+        rows = torch.randn(512, 64, requires_grad=True)
+        given = torch.ones(512, 64)
+        with OperationCounter() as counter:
+            bank(rows, torch.full((bank.num_experts,), 512 // bank.num_experts)).backward(given)
+        moved.append(_bytes(counter.found))
+    assert moved[1] - moved[0] == pytest.approx(2 * TRADED * 512 * 64 * 4, rel=0.1)
 
 
 def test_only_products_of_experts_and_their_rows_grow() -> None:
@@ -174,19 +259,21 @@ def test_only_products_of_experts_and_their_rows_grow() -> None:
     work = model_work(stage, tokenizer, 4, torch.device("meta"))
     flat = {name: np.full(8, 1 / 8) for name in layers}
     steep = flat | {"unified_03": np.array([0.5, *[0.5 / 7] * 7])}
-    assert skewed(work, flat, 4) == work
-    assert skewed(work, steep, 1) == work
-    heavy = skewed(work, steep, 4)
+    assert part_of_banks(work, 1, steep) == work
+    split, heavy = part_of_banks(work, 4), part_of_banks(work, 4, steep)
+    assert part_of_banks(work, 4, flat) == split
     factor = heaviest(steep["unified_03"], 4)
-    for before, after in zip(work.passes, heavy.passes, strict=True):
-        if before.layer != "unified_03" or not before.experts:
-            assert after == before
+    for whole, even, uneven in zip(work.passes, split.passes, heavy.passes, strict=True):
+        if whole.layer not in layers:
+            assert uneven == even and even.forward == whole.forward and even.backward == whole.backward
             continue
-        assert after.routed == pytest.approx(factor * before.routed)
-        flops = [sum(one.flops * count for one, count in of.items()) for of in (before.experts, before.forward)]
-        assert 0.2 * flops[1] < flops[0] < flops[1]
-        grown = sum(one.flops * count for one, count in after.forward.items())
-        assert grown == pytest.approx(flops[1] + (factor - 1) * flops[0])
+        # A quarter of the weights, as many operations, as many products.
+        assert _bytes(whole.forward) - _bytes(even.forward) == pytest.approx(0.75 * _bytes(whole.banks.weights))
+        assert sum(even.forward.values()) == pytest.approx(sum(whole.forward.values()))
+        assert _all_flops(even.forward) == pytest.approx(_all_flops(whole.forward))
+        more = (factor - 1) * _all_flops(whole.banks.rows) if whole.layer == "unified_03" else 0.0
+        assert _all_flops(uneven.forward) - _all_flops(even.forward) == pytest.approx(more)
+        assert uneven.routed == pytest.approx(whole.routed * (factor if whole.layer == "unified_03" else 1))
     even, uneven = (
         estimate_stage(stage, tokenizer, cluster, work=work, chain=chain, loads=loads) for loads in (None, steep)
     )

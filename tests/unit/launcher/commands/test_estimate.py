@@ -3,12 +3,17 @@
 import json
 import re
 import shlex
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
 from engine.estimate.hardware import load_hardware
+from engine.estimate.report import outlined
+from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
 from launcher.cli import app
 from omnivl.data.sources import open_source
@@ -137,6 +142,31 @@ def test_the_overrides_of_a_search_can_be_pasted(given: tuple[str, ...]) -> None
         close = 1e-3 if stage.parallel.host == "pipeline" else 1e-6
         assert told["stages"]["spatial"]["seconds"] == pytest.approx(layout["seconds"], rel=close)
     assert len(seen) == len(lines)
+
+
+def test_an_open_layout_is_counted_and_outlined_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Also with loads of experts, for which an outline is made before."""
+    calls: Counter[str] = Counter()
+
+    def watched(name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: object, **more: object) -> object:
+            calls[name] += 1
+            return function(*given, **more)
+
+        return call
+
+    for module in ("counts", "report"):
+        for name, function in (("model_work", model_work), ("outlined", outlined)):
+            monkeypatch.setattr(f"engine.estimate.{module}.{name}", watched(name, function))
+    plan = str(Path(PLAN).with_name("limoe_tiny.yaml"))
+    table = tmp_path / "routing.parquet"
+    layers = [f"unified_{number:02}" for number in (1, 3, 5)]
+    pd.DataFrame({"layer": layers, "expert": [0, 1, 2], "served": True}).to_parquet(table)
+    arguments = ["estimate", plan, "parallel=auto", "--gpus-per-node", "1", "--routing", str(table), "--json"]
+    told = json.loads(CliRunner().invoke(app, arguments, catch_exceptions=False).stdout)
+    assert len(told["stages"]) == 1
+    # As many as there are micro-batches to choose from.
+    assert calls["model_work"] == calls["outlined"] <= 4
 
 
 def test_mistakes_are_named() -> None:
