@@ -47,7 +47,7 @@ def with_layouts(plan: Plan, earlier: Earlier, start: Start, device: torch.devic
         PlanError: No layout of a stage fits.
         RunFileError: The earlier start's plan cannot be read.
     """
-    due = [stage for stage in plan.stages if stage.parallel.host == AUTO]
+    due = _due(plan)
     if not due:
         return plan, []
     choices: dict[str, Choice] = json.loads(ranks.on_first(lambda: json.dumps(_kept(due, earlier, start)), str))
@@ -59,10 +59,36 @@ def with_layouts(plan: Plan, earlier: Earlier, start: Start, device: torch.devic
         found: dict[str, Any] = json.loads(ranks.on_first(lambda: _chosen(due, plan.tokenizer, cluster), str))
         choices |= {name: choice for name, (choice, _) in found.items()}
         notes += [f"stage {name}: parallel: auto takes {why}" for name, (_, why) in found.items()]
+    return _with_choices(plan, choices), notes
+
+
+def as_before(plan: Plan, earlier: Earlier) -> Plan:
+    """The plan with the layouts that its open stages had at the run's earlier start, on however many processes.
+
+    It is what can be compared with the earlier plan before layouts are searched. A stage with other samples in a step
+    has its own micro-batches.
+    """
+    processes, choices = ranks.world_size(), dict[str, Choice]()
+    had = {} if earlier.plan is None else {one.name: one for one in earlier.plan.stages}
+    for stage in _due(plan):
+        if (before := had.get(stage.name)) is not None:
+            same = before.samples_per_step(processes) == stage.samples_per_step(processes)
+            choices[stage.name] = {**_values(before), **({} if same else {"batch": _values(stage)["batch"]})}
+    return _with_choices(plan, choices)
+
+
+def _due(plan: Plan) -> list[StagePlan]:
+    return [stage for stage in plan.stages if stage.parallel.host == AUTO]
+
+
+def _with_choices(plan: Plan, choices: Mapping[str, Choice]) -> Plan:
+    """The plan with a layout for each stage that has one; what is said for all stages becomes that of the first."""
+    if not choices:
+        return plan
     stages = tuple(_with(stage, choices[stage.name]) if stage.name in choices else stage for stage in plan.stages)
     first = next(stage for stage in stages if stage.name in choices)
     shared = replace(plan.parallel, **_values(first)["parallel"]) if plan.parallel.host == AUTO else plan.parallel
-    return replace(plan, parallel=shared, stages=stages), notes
+    return replace(plan, parallel=shared, stages=stages)
 
 
 def _kept(stages: Sequence[StagePlan], earlier: Earlier, start: Start) -> dict[str, Choice]:

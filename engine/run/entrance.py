@@ -21,11 +21,12 @@ from engine.plan.yaml import show_path
 from engine.processes import ranks
 from engine.processes.files import remove_folder
 from engine.run.amendment import record
-from engine.run.automatic import with_layouts
+from engine.run.automatic import as_before, with_layouts
 from engine.run.earlier import Earlier, Start, is_done
-from engine.run.preflight import look_at
+from engine.run.preflight import Glances, look_at
 from engine.run.preflight.findings import lines, under_heading
 from engine.telemetry.environment import describe_environment
+from moe.ranges import AUTO
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,28 @@ def enter(run: RunFolder, plan: Plan, options: RunOptions, device: torch.device)
     """
     earlier = Earlier(run)  # rank 0 alone reads it
     plan, chosen = _choose_precision(plan, earlier, options, device)
-    plan, taken = with_layouts(plan, earlier, options.start, device)
     kept = ranks.on_first(functools.partial(earlier.kept_steps, plan, options.start), dict[str, int])
     notes = [] if chosen is None else [f"parallel.precision: auto takes {chosen}, which this machine multiplies faster"]
-    notes += [*taken, *warnings_of(plan), *_epoch_notes(plan, kept)]
-    plan = with_steps(plan, kept)
-    notes += ranks.on_first(lambda: look_ahead(run, plan, options), list[str])
+    epochs, plan = _epoch_notes(plan, kept), with_steps(plan, kept)
+    glances = Glances()
+    if any(stage.parallel.host == AUTO for stage in plan.stages):
+        # Layouts are searched for a while: what is wrong beside them is said before.
+        ranks.on_first(functools.partial(_refuse, run, earlier, plan, options, glances), bool)
+    plan, taken = with_layouts(plan, earlier, options.start, device)
+    notes += [*taken, *warnings_of(plan), *epochs]
+    notes += ranks.on_first(lambda: look_ahead(run, plan, options, glances), list[str])
     notes += ranks.on_first(functools.partial(_enter_folder, run, earlier, plan, options), list[str])
     return plan, notes
 
 
-def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
+def look_ahead(run: RunFolder, plan: Plan, options: RunOptions, glances: Glances | None = None) -> list[str]:
     """Looks at what the stages that are still to run read, all of them.
+
+    Args:
+        run: The folder.
+        plan: With steps for every stage.
+        options: How the run is started.
+        glances: What has opened sources before; None: nothing has.
 
     Returns:
         What to say about it, as ``omnivl check`` says it.
@@ -96,10 +107,25 @@ def look_ahead(run: RunFolder, plan: Plan, options: RunOptions) -> list[str]:
         return []
     file = options.plan_file
     folder = None if file is None else file.parent
-    seen = look_at(plan, stages=due, world_size=ranks.world_size(), open_streams=True, folder=folder)
+    size = ranks.world_size()
+    seen = look_at(plan, stages=due, world_size=size, open_streams=True, folder=folder, glances=glances)
     locate = show_path if file is None else places_of(file, options.overrides)
     seen.refuse(locate)
     return under_heading(lines(seen.notes, locate))
+
+
+def _refuse(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOptions, glances: Glances) -> bool:
+    """Raises what speaks against a run whose layouts are still open; ``glances`` keeps the sources that it opens."""
+    _check_stage(plan, options.start)
+    earlier.goes_on(as_before(plan, earlier), options.start)
+    look_ahead(run, plan, options, glances)
+    return True
+
+
+def _check_stage(plan: Plan, start: Start) -> None:
+    names = [stage.name for stage in plan.stages]
+    if start.stage is not None and start.stage not in names:
+        raise PlanError([f"--stage: got {start.stage!r}; allowed are {', '.join(names)}; name one of them"])
 
 
 def _enter_folder(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOptions) -> list[str]:
@@ -108,14 +134,12 @@ def _enter_folder(run: RunFolder, earlier: Earlier, plan: Plan, options: RunOpti
     Returns:
         What to say about stages that go on otherwise than they began.
     """
-    names = [stage.name for stage in plan.stages]
-    if options.start.stage is not None and options.start.stage not in names:
-        raise PlanError([f"--stage: got {options.start.stage!r}; allowed are {', '.join(names)}; name one of them"])
+    _check_stage(plan, options.start)
     changes, messages = earlier.goes_on(plan, options.start)
     with contextlib.suppress(OSError):
         remove_folder(run.heartbeats)
     if options.start.fresh:
-        run.clear(0 if options.start.stage is None else names.index(options.start.stage))
+        run.clear(options.start.kept(plan) or 0)
     write_whole(run.plan, plan.to_yaml())
     record(run, changes, plan)
     write_whole(run.environment, json.dumps(describe_environment(ranks.world_size()), indent=1))
