@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.estimate.allocations import storage_number
 from moe.sparse import SparseFeedForward
 from omnivl.chain.chain import ChainLayer
 from omnivl.chain.state import State
@@ -32,8 +33,16 @@ def layer_form(layer: ChainLayer) -> Hashable:
 
 
 def state_form(state: State) -> Hashable:
-    """The form of a state: names of the fields, form of each tensor, and the layout itself."""
-    return id(state.layout), tuple((name, _tensor_form(tensor)) for name, tensor in state.items())
+    """The form of a state: names of the fields, form of each tensor, and the layout itself.
+
+    Elsewhere than on ``meta`` masks and places decide about shapes: of tensors that are not of floating point the form
+    is the memory that they are in.
+    """
+    return id(state.layout), tuple((name, _tensor_form(one), _values_of(one)) for name, one in state.items())
+
+
+def _values_of(tensor: Tensor) -> int | None:
+    return None if tensor.is_meta or tensor.is_floating_point() else storage_number(tensor)
 
 
 def _module_form(module: nn.Module) -> Hashable:

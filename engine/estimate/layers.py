@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from engine.estimate.allocations import Allocations, storage_number
-from engine.estimate.results import MetaResults
+from engine.estimate.results import BlankResults, MetaResults
 from engine.estimate.vocabulary import tokenizer_or_words
 from engine.hosts.micro_batch import first_state
 from engine.plan.plan import StagePlan
@@ -178,19 +178,23 @@ def _fused_attention(
     return made
 
 
-_RESULTS = MetaResults()
-"""A pure function with a memory: of all layers, chains and micro-batches that a process looks at."""
+_RESULTS, _BLANK = MetaResults(), BlankResults()
+"""Pure functions with a memory: of all layers, chains and micro-batches that a process looks at."""
 
 
 class _UsualShares(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Chooses shapes that depend on values: the usual share of a mask of words is true, half of a mask of patches.
 
-    Also gives the shape of grouped products in fp32, which torch computes but has no rule for on ``meta``.
+    Also gives the shape of grouped products in fp32, which torch computes but has no rule for on ``meta``. On the CPU
+    costly operations are not computed again and again.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not args or getattr(args[0], "device", None) != torch.device("meta"):
+        device = getattr(args[0], "device", None) if args else None
+        if device == torch.device("cpu"):
+            return _BLANK.call(func, args, kwargs)
+        if device != torch.device("meta"):
             return _RESULTS.call(func, args, kwargs)
         if func is torch.ops.aten.nonzero.default:
             return torch.stack(_places(args[0], MLM.probability), 1)

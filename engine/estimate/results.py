@@ -1,4 +1,4 @@
-"""Results of operations on ``meta``, remembered.
+"""Results of operations, remembered: on ``meta`` all, on a CPU the form of the costly ones.
 
 A tensor on ``meta`` is its shape, strides and type. What an operation returns for it depends on nothing else, but torch
 works it out in Python, for most operations within some tenths of a millisecond. A model does the same operations on the
@@ -6,7 +6,8 @@ same shapes in every block, so that nearly all results are known already.
 """
 
 from collections.abc import Hashable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -53,6 +54,94 @@ class MetaResults:
         return out
 
 
+_COSTLY = frozenset(
+    {
+        *("mm", "addmm", "bmm", "baddbmm", "baddbmm_", "_linear_pointwise", "convolution", "convolution_backward"),
+        "_scaled_dot_product_flash_attention_for_cpu",
+        "_scaled_dot_product_flash_attention_for_cpu_backward",
+        *("gelu", "gelu_backward", "native_layer_norm", "native_layer_norm_backward"),
+    }
+)
+"""Operations that take most of a CPU's time, and whose values decide about no other operation."""
+
+_LARGE = 2**20
+"""Elements from which on results of floating point are activations: no numbers by which rows are drawn."""
+
+
+class BlankResults:
+    """Calls a CPU's operations, the costly ones once for each form of arguments: then their results are zeros.
+
+    Costly are products and the like, and all that gives large tensors of floating point from others. Which operations
+    follow, and what memory they take, is the same: those that choose shapes by values (masks, places, numbers of rows)
+    are called.
+    """
+
+    def __init__(self, large: int = _LARGE) -> None:
+        """Remembers nothing yet.
+
+        Args:
+            large: Elements of a large tensor.
+        """
+        self._large = large
+        self._writes: dict[Any, bool | None] = {}
+        self._forms: dict[Hashable, tuple[bool, list[_Memory | None]]] = {}
+
+    def call(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """What ``func(*args, **kwargs)`` returns, or zeros of the same form."""
+        if not self._is_costly(func, args, kwargs):
+            return func(*args, **kwargs)
+        if func._schema.is_mutable:  # what is written into is there already
+            return kwargs["out"] if "out" in kwargs else args[0]
+        try:
+            key = func, _form_of(args, on_cpu=True), _form_of(tuple(kwargs.items()), on_cpu=True)
+        except _NotRememberedError:
+            return func(*args, **kwargs)
+        if key in self._forms:
+            single, memories = self._forms[key]
+            made = [None if one is None else one.zeros() for one in memories]
+            return made[0] if single else tuple(made)
+        out = func(*args, **kwargs)
+        single = isinstance(out, Tensor)
+        found = (out,) if single else out
+        known = {one._cdata for one in _memory(list(tensors_in((args, *kwargs.values()))))}
+        if all(
+            one is None
+            or (isinstance(one, Tensor) and one.is_floating_point() and one.untyped_storage()._cdata not in known)
+            for one in found
+        ):
+            self._forms[key] = single, [None if one is None else _Memory.of(one) for one in found]
+        return out
+
+    def _is_costly(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
+        if func.overloadpacket.__name__ in _COSTLY:
+            return True
+        given = list(tensors_in((args, *kwargs.values())))
+        if not any(one.numel() >= self._large for one in given) or not all(one.is_floating_point() for one in given):
+            return False
+        if func not in self._writes:
+            self._writes[func] = _writes(func)
+        return self._writes[func] is not None
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """The form of a result in memory of its own, which has ``elements``."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    elements: int
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Self:
+        elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return cls(tensor.shape, tensor.stride(), elements, tensor.dtype)
+
+    def zeros(self) -> Tensor:
+        """Memory that the system gives zeroed, where it is large."""
+        return torch.zeros(self.elements, dtype=self.dtype).as_strided(self.shape, self.stride)
+
+
 class _NotRememberedError(Exception):
     """An argument is not known by its form."""
 
@@ -87,18 +176,18 @@ def _writes(func: Any) -> bool | None:
     return True if in_place else None
 
 
-def _form_of(value: Any) -> Hashable:
-    """What distinguishes one argument from others.
+def _form_of(value: Any, *, on_cpu: bool = False) -> Hashable:
+    """What distinguishes one argument from others; tensors are on ``meta``, or on the CPU.
 
     Raises:
-        _NotRememberedError: It is a tensor elsewhere than on ``meta``, or not known by its value.
+        _NotRememberedError: It is a tensor elsewhere, or not known by its value.
     """
     if isinstance(value, Tensor):
-        if value.device != _META:
+        if value.device.type != ("cpu" if on_cpu else "meta"):
             raise _NotRememberedError
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
-        return type(value), *map(_form_of, value)
+        return type(value), *(_form_of(one, on_cpu=on_cpu) for one in value)
     if value is None or isinstance(value, bool | int | float | str | torch.dtype | torch.device | torch.layout):
         return type(value), value  # 1, 1.0 and True are equal, and give different types
     if isinstance(value, torch.memory_format):

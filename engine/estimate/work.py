@@ -274,7 +274,7 @@ def _crossing(passed: Sequence[_Passed]) -> list[Pass]:
 def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple[str, int], int]) -> Iterator[_Passed]:
     """Runs the layers in their order, each forward and backward; ``kept`` are bytes left for the latter.
 
-    On ``meta`` a pass of the same form as an earlier one is not run again. On the CPU a layer may depend on values.
+    A pass of the same form as an earlier one is not run again.
     """
     known: dict[Hashable, tuple[_Passed, State]] = {}
     forms, counter = {id(layer): layer_form(layer) for layer in chain.layers}, BankCounter()
@@ -325,8 +325,7 @@ def _passes(chain: Chain, state: State, gather: BlankGather, kept: Mapping[tuple
             banks_backward=banks_backward,
         )
         found = _Passed(made_here, notes, {name: (one.nbytes, one.requires_grad) for name, one in state.items()})
-        if all(one.is_meta for one in state.values()):
-            known[form] = found, state
+        known[form] = found, state
         yield found
 
 

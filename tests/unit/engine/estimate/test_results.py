@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from engine.estimate import layers, work
-from engine.estimate.results import MetaResults
+from engine.estimate.results import BlankResults, MetaResults
 from engine.estimate.vocabulary import tokenizer_or_size
 from engine.estimate.work import model_work
 from engine.plan.parse import load_plan
@@ -47,6 +47,62 @@ def test_counts_are_the_same_to_the_byte(name: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(layers, "_RESULTS", known)
         for _ in range(2):
             assert model_work(small, tokenizer, 3, META) == plainly
+
+
+class NothingBlank(BlankResults):
+    """Calls torch every time."""
+
+    def call(self, func, args, kwargs):  # type: ignore[no-untyped-def]
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("limoe_tiny", "bf16"),
+        ("beit3_tiny", "fp32"),
+        *(pytest.param(one, "bf16", marks=pytest.mark.full) for one in SLOW),
+    ],
+)
+def test_counts_on_a_cpu_are_those_of_real_results(name: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros in place of products, and passes of equal layers run once, change no operation and no byte."""
+    plan = load_plan(PLANS / f"{name}.yaml", [f"parallel.precision={precision}"], 2)
+    stage, tokenizer = plan.stages[-1], tokenizer_or_size(plan)
+    small = replace(stage, batch=replace(stage.batch, micro_batch_size_per_gpu=4))
+    found = []
+    for blank in (False, True):
+        with monkeypatch.context() as patched:
+            patched.setattr(layers, "_BLANK", BlankResults(large=2**15) if blank else NothingBlank())
+            if not blank:
+                patched.setattr(work, "layer_form", lambda layer: object())
+            torch.manual_seed(0)
+            found.append(model_work(small, tokenizer, 2, torch.device("cpu")))
+    assert found[0] == found[1]
+
+
+def test_costly_operations_of_a_cpu_are_computed_once() -> None:
+    results, aten = BlankResults(), torch.ops.aten
+    x, w = torch.ones(3, 4), torch.ones(4, 5)
+    first, again = (results.call(aten.mm.default, (x, w), {}) for _ in range(2))
+    assert first.eq(4).all() and again.eq(0).all()
+    assert (again.shape, again.stride(), again.dtype) == (first.shape, first.stride(), first.dtype)
+    assert again.untyped_storage().nbytes() == first.untyped_storage().nbytes()
+    assert results.call(aten.mm.default, (x.double(), w.double()), {}).eq(4).all()  # another form
+    kept = torch.full((3, 5), 7.0)
+    assert results.call(aten.mm.out, (x, w), {"out": kept}) is kept
+    assert results.call(aten.add.Tensor, (x, 1), {}).eq(2).all()  # not costly
+    large = BlankResults(large=12)
+    added, blank = (large.call(aten.add.Tensor, (x, 1), {}) for _ in range(2))
+    assert added.eq(2).all() and blank.eq(0).all()
+    assert large.call(aten.add_.Tensor, (x, 1), {}) is x and x.eq(1).all()
+    for _ in range(2):
+        assert large.call(aten.view.default, (x, [12]), {}).untyped_storage()._cdata == x.untyped_storage()._cdata
+        unsafe = large.call(aten._unsafe_view.default, (x, [12]), {})  # its schema does not say that it is a view
+        assert unsafe.untyped_storage()._cdata == x.untyped_storage()._cdata
+        assert large.call(aten.gt.Scalar, (x, 0.5), {}).all()  # of no floating point
+        assert large.call(aten.where.self, (x > 2, x, x), {}).eq(1).all()
+    normed, mean, _ = results.call(aten.native_layer_norm.default, (x, [4], None, None, 1e-5), {})
+    assert normed.shape == (3, 4) and mean.shape == (3, 1)
 
 
 def test_more_blocks_need_no_more_calls(monkeypatch: pytest.MonkeyPatch) -> None:
