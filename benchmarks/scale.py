@@ -49,7 +49,8 @@ from omnivl.chain.positions import SHARES, chosen_positions
 from omnivl.chain.state import State
 from omnivl.data.balance import shares, visual_work
 from omnivl.data.collate import PATCH_STRIDE
-from omnivl.objectives.tiles import SpreadKeys, softmax_contrast
+from omnivl.objectives.contrast import pair_contrast
+from omnivl.objectives.spread_keys import SpreadKeys
 from omnivl.parts.ragged import row_mask
 from omnivl.parts.sizes import MODALITIES, Patches
 from omnivl.parts.vit import DividedBlock
@@ -271,7 +272,7 @@ def bytes_by_element_of_the_matrix() -> float:
         query, own = (F.normalize(torch.randn(count, 16), dim=-1).requires_grad_(True) for _ in range(2))
         numbers = torch.arange(count)
         with kept_elements() as sizes:
-            softmax_contrast(query, numbers, SpreadKeys(own, numbers, LocalGather()), torch.tensor(10.0))
+            pair_contrast(*SpreadKeys.both(query, own, numbers, LocalGather()), torch.tensor(10.0))
         kept.append(4 * sum(sizes))
     few, many = CONTRAST
     # a + b N + c N**2 through 0 and the two problems: what grows faster than the queries and keys.

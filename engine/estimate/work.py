@@ -152,9 +152,15 @@ class BlankGather:
         self.in_backward = False
 
     def join(self, tensor: Tensor) -> Tensor:
-        """``[B, ...]`` repeated as often as there are replicas."""
+        """``[B, ...]`` repeated as often as there are replicas.
+
+        In the backward pass counted as the sum of a tensor in which a process sends as much.
+        """
         self.calls += 1
-        self.joined += tensor.nbytes
+        if self.in_backward:
+            self.gradient += self.replicas * tensor.nbytes / 2
+        else:
+            self.joined += tensor.nbytes
         if tensor.requires_grad:
             self.gradient += self.replicas * tensor.numel() * 4  # summed in fp32
         return tensor.repeat(self.replicas, *[1] * (tensor.dim() - 1))
@@ -168,6 +174,12 @@ class BlankGather:
         """The first rows."""
         self.gradient += tensor.nbytes
         return tensor[: len(tensor) // self.replicas].clone()
+
+    def trade(self, tensor: Tensor) -> Tensor:
+        """A copy. A process sends as much as for a gather of a replica's rows."""
+        self.calls += 1
+        self.joined += tensor.nbytes / self.replicas
+        return tensor.clone()
 
     def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Rows of the tensors. Each travels once, and its gradient once: a share of a gather and half a reduction."""

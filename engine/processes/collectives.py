@@ -50,6 +50,10 @@ class ProcessGroupGather:
         reduce_scatter_rows(share, source, group=self._group)
         return share
 
+    def trade(self, tensor: Tensor) -> Tensor:
+        """``B`` rows of ``[R * B, ...]`` go to each replica, and ``B`` come from each."""
+        return trade_rows(tensor, None, None, self._group)
+
     def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Rows of the joined tensors, each from the replica that holds it; gradients go back there.
 

@@ -40,6 +40,13 @@ class Gather(Protocol):
     def share_of_total(self, tensor: Tensor) -> Tensor:
         """This replica's rows ``[B, ...]`` of the sum over the replicas of gradient-free ``[replicas * B, ...]``."""
 
+    def trade(self, tensor: Tensor) -> Tensor:
+        """Sends ``B`` rows of a gradient-free ``[replicas * B, ...]`` to each replica, in replica order.
+
+        Returns:
+            What each replica has sent here, ``[replicas * B, ...]`` in replica order.
+        """
+
     def fetch(self, tensors: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
         """Some rows of what ``join`` would give, without the others: each comes from the replica that holds it.
 
@@ -75,6 +82,10 @@ class LocalGather:
         return tensor
 
     def share_of_total(self, tensor: Tensor) -> Tensor:
+        """The tensor itself."""
+        return tensor
+
+    def trade(self, tensor: Tensor) -> Tensor:
         """The tensor itself."""
         return tensor
 

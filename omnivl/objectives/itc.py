@@ -21,9 +21,9 @@ from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, Temper
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DataKind, is_pair
-from omnivl.objectives.key_queue import Pairs
-from omnivl.objectives.recall import recalls, recalls_at_1
-from omnivl.objectives.tiles import SpreadKeys, sigmoid_contrast, softmax_contrast
+from omnivl.objectives.contrast import nearest_is_positive, pair_contrast, sigmoid_contrast
+from omnivl.objectives.recall import recalls
+from omnivl.objectives.spread_keys import SpreadKeys
 from omnivl.parts.similarity import similarity
 
 
@@ -113,19 +113,15 @@ class ITC(Objective):
         visual, text = SpreadKeys.both(own.visual, own.text, identity, gather)
         metrics = {"temperature": (1.0 / scale).detach()}
         if self.loss_type == "softmax":
-            sides = (own.visual, text), (own.text, visual)
-            from_visual, from_text = (
-                softmax_contrast(query, identity, keys, scale, pairs_only=True, label_smoothing=self.label_smoothing)
-                for query, keys in sides
-            )
-            metrics |= recalls(from_visual.nearest_is_positive, from_text.nearest_is_positive)
-            return ObjectiveLoss((from_visual.loss.mean() + from_text.loss.mean()) / 2.0, metrics)
-        metrics |= recalls_at_1(Pairs(own.visual, own.text, identity), visual, text)
+            sides = pair_contrast(visual, text, scale, pairs_only=True, label_smoothing=self.label_smoothing)
+            metrics |= recalls(*(side.nearest_is_positive for side in sides))
+            return ObjectiveLoss((sides[0].loss.mean() + sides[1].loss.mean()) / 2.0, metrics)
         if self.loss_type == "sigmoid":
             assert isinstance(heads.own, BiasHead)
             bias = heads.own.bias[0]
-            metrics["bias"] = bias.detach()
-            return ObjectiveLoss(sigmoid_contrast(own.visual, text, scale, bias).mean(), metrics)
+            loss, nearest = sigmoid_contrast(visual, text, scale, bias)
+            return ObjectiveLoss(loss.mean(), metrics | recalls(*nearest) | {"bias": bias.detach()})
+        metrics |= recalls(*nearest_is_positive(visual, text))
         factor = scale if self.soft_target_factor == "scale" else 1.0 / scale
         return ObjectiveLoss(soft_target_loss(own, scale, factor, gather), metrics)
 

@@ -18,9 +18,10 @@ from omnivl.chain.objective import Head, Heads, Objective, ObjectiveLoss, Prepar
 from omnivl.chain.sizes import HeadSizes
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS, Batch, DataKind, is_label, is_pair, is_video
+from omnivl.objectives.contrast import Contrasted, Reduction, Teacher, pair_contrast, softmax_contrast
 from omnivl.objectives.key_queue import KeyQueue, Keys, Pairs
 from omnivl.objectives.recall import recalls
-from omnivl.objectives.tiles import Contrasted, OldKeys, Reduction, SpreadKeys, Teacher, softmax_contrast
+from omnivl.objectives.spread_keys import OldKeys, SpreadKeys
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ class UniVLC(Objective):
 
         Args:
             queries: Online embeddings of this replica.
-            batch: Visual and textual keys.
+            batch: Visual and textual keys; the queries themselves where ``batch_keys`` is online.
             kind: Of the batch, on every replica.
             scale: 1 / temperature, scalar.
             queue: Older keys.
@@ -188,27 +189,27 @@ class UniVLC(Objective):
         weights = None if self.negative_weights is None else torch.tensor(self.negative_weights.table()).log()
         log_weight = None if weights is None else float(weights[DATA_KINDS.index(kind)])
 
-        def against(query: Tensor, keys: SpreadKeys, older: Tensor | None, teacher: Teacher | None) -> Contrasted:
-            old = None
-            if queue is not None and older is not None:
-                by_domain = None if weights is None else weights.to(older.device)[queue.domain]
-                old = OldKeys(older, queue.identity, queue.valid, by_domain)
-            return softmax_contrast(
-                query,
-                queries.identity,
-                keys,
-                scale,
-                reduction=self.positive_reduction,
+        olds = None
+        if queue is not None:
+            by_domain = None if weights is None else weights.to(queue.domain.device)[queue.domain]
+            olds = [OldKeys(keys, queue.identity, queue.valid, by_domain) for keys in (queue.visual, queue.text)]
+        reduction = self.positive_reduction
+        if self.batch_keys == "online":
+            old = None if olds is None else (olds[0], olds[1])
+            return pair_contrast(*batch, scale, reduction=reduction, log_weight=log_weight, old=old)
+        (old_visual, old_text), (seeing, reading) = olds or (None, None), teachers or (None, None)
+        sides = (queries.visual, batch[1], old_text, seeing), (queries.text, batch[0], old_visual, reading)
+        from_visual, from_text = (
+            softmax_contrast(
+                *(query, queries.identity, keys, scale),
+                reduction=reduction,
                 log_weight=log_weight,
                 old=old,
                 teacher=teacher,
             )
-
-        (visual, text), (seeing, reading) = batch, teachers or (None, None)
-        return (
-            against(queries.visual, text, None if queue is None else queue.text, seeing),
-            against(queries.text, visual, None if queue is None else queue.visual, reading),
+            for query, keys, old, teacher in sides
         )
+        return from_visual, from_text
 
 
 class UniVLCHead(Head):

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from engine.processes.collectives import make_gather
 from omnivl.chain.gather import Gather, LocalGather
-from omnivl.objectives.tiles import (
-    OldKeys,
-    SpreadKeys,
+from omnivl.objectives.contrast import (
     Teacher,
     nearest_is_positive,
+    pair_contrast,
     sigmoid_contrast,
     softmax_contrast,
 )
+from omnivl.objectives.spread_keys import OldKeys, SpreadKeys
 
 pytestmark = pytest.mark.distributed
 
@@ -51,11 +51,10 @@ def values(given: dict[str, Tensor], gather: Gather, ring: bool | None) -> dict[
     older = OldKeys(given["old"], given["old_identity"], torch.arange(7) != 2, torch.linspace(-1, 1, 7))
     teacher = Teacher(given["teacher"][rows], torch.tensor(0.4))
 
-    def record(name: str, run: Callable[[Tensor, SpreadKeys, Tensor, Tensor], Any], keys: str = "keys") -> None:
+    def record(name: str, run: Callable[[Tensor, Tensor, Tensor, Tensor], Any], keys: str = "keys") -> None:
         leaves = [given["query"][rows].clone(), given[keys][rows].clone(), torch.tensor(5.0), torch.tensor(-2.0)]
         query, own, scale, bias = (leaf.requires_grad_(True) for leaf in leaves)
-        found = run(query, SpreadKeys(own, identity, gather, ring), scale, bias)
-        loss = found if isinstance(found, Tensor) else found.loss
+        loss, *figures = run(query, own, scale, bias)
         # As hosts do: the mean over this replica's queries, gradients averaged over the replicas.
         gradients = torch.autograd.grad(loss.mean(), [query, own, scale, bias], allow_unused=True)
         made[f"{name}/loss"] = gather.join(loss.detach())
@@ -64,27 +63,43 @@ def values(given: dict[str, Tensor], gather: Gather, ring: bool | None) -> dict[
         made[f"{name}/scale"] = gather.total(gradients[2]) / gather.replicas
         if gradients[3] is not None:
             made[f"{name}/bias"] = gather.total(gradients[3]) / gather.replicas
-        if not isinstance(found, Tensor):
-            made[f"{name}/right"] = gather.join(found.nearest_is_positive)
-            made[f"{name}/positives"] = gather.join(found.positives)
+        for number, figure in enumerate(figures):
+            made[f"{name}/{number}"] = gather.join(figure)
 
-    record("plain", lambda query, keys, scale, _: softmax_contrast(query, identity, keys, scale))
-    record("several", lambda query, keys, scale, _: softmax_contrast(query, identity, keys, scale), "several")
+    def spread(keys: Tensor) -> SpreadKeys:
+        return SpreadKeys(keys, identity, gather, ring)
+
+    def both(name: str, keys: str = "keys", **options: Any) -> None:
+        """Each direction alone, so that neither hides what is wrong with the other."""
+        for side in range(2):
+            record(
+                f"{name} {side}",
+                lambda query, own, scale, _, side=side: pair_contrast(spread(query), spread(own), scale, **options)[
+                    side
+                ],
+                keys,
+            )
+
+    record("plain", lambda query, own, scale, _: softmax_contrast(query, identity, spread(own), scale))
+    record("several", lambda query, own, scale, _: softmax_contrast(query, identity, spread(own), scale), "several")
     record(
         "all",
-        lambda query, keys, scale, _: softmax_contrast(
-            query, identity, keys, scale, reduction="sum", log_weight=-0.5, old=older, teacher=teacher
+        lambda query, own, scale, _: softmax_contrast(
+            *(query, identity, spread(own), scale), reduction="sum", log_weight=-0.5, old=older, teacher=teacher
         ),
     )
-    record(
-        "pairs",
-        lambda query, keys, scale, _: softmax_contrast(
-            query, identity, keys, scale, pairs_only=True, label_smoothing=0.1
-        ),
-    )
-    record("sigmoid", lambda query, keys, scale, bias: sigmoid_contrast(query, keys, scale, bias))
-    keys = SpreadKeys(given["keys"][rows], identity, gather, ring)
-    made["nearest"] = gather.join(nearest_is_positive(given["query"][rows], identity, keys))
+    both("both")
+    both("several of both", "several")
+    both("weighted", log_weight=-0.5, old=(older, older), reduction="sum")
+    both("pairs", pairs_only=True, label_smoothing=0.1)
+
+    def sigmoid(query: Tensor, own: Tensor, scale: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+        loss, nearest = sigmoid_contrast(spread(query), spread(own), scale, bias)
+        return loss, *nearest
+
+    record("sigmoid", sigmoid)
+    nearest = nearest_is_positive(spread(given["query"][rows]), spread(given["keys"][rows]))
+    made["nearest"] = torch.stack([gather.join(side) for side in nearest])
     return made
 
 

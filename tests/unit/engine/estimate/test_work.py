@@ -14,7 +14,7 @@ from engine.plan.parse import load_plan
 from engine.plan.plan import StagePlan
 from omnivl.architectures.build import build_chain
 from omnivl.data.tokenizer import Tokenizer, load_tokenizer
-from omnivl.objectives.tiles import SpreadKeys
+from omnivl.objectives.spread_keys import SpreadKeys
 
 PLANS = Path(__file__).parents[4] / "configs" / "plans"
 META = torch.device("meta")
@@ -111,14 +111,18 @@ def test_what_is_gathered_is_what_steps_read() -> None:
 
 
 def test_keys_of_other_replicas_and_their_gradients_are_counted() -> None:
-    """By hand: 4 pairs of two embeddings in fp32 and an identity; gradients of the keys of all 3 replicas."""
+    """By hand, with 4 pairs on each of 3 replicas, whose texts visit the pictures.
+
+    Forward: fp32 embeddings of texts, identities, and 8 fp64 sums of each text. Backward: 4 fp64 figures of each text,
+    gathered, which is half of summing as much, and gradients of the texts of all replicas.
+    """
     objectives = "stages.spatial.objectives=[{kind: univlc, queue_size: 0, batch_keys: online}]"
     stage, tokenizer = _stage("emoji.yaml", "spatial", objectives)
     work = model_work(stage, tokenizer, 3, META)
     (losses,) = (one for one in work.passes if one.layer == "losses")
-    embeddings = 2 * 4 * stage.model.projection_size * 4
-    assert losses.joined == embeddings + 4 * 8
-    assert losses.joined_gradient == 3 * embeddings
+    embeddings = 4 * stage.model.projection_size * 4
+    assert losses.joined == pytest.approx(embeddings + 4 * 8 + 4 * 8 * 8)
+    assert losses.joined_gradient == 3 * (embeddings + 4 * 4 * 8 / 2)
 
 
 def test_peak_by_hand() -> None:
@@ -138,8 +142,8 @@ def test_what_travels() -> None:
     work = model_work(stage, tokenizer, 3, META)
     joined = {one.layer: one.joined for one in work.passes}
     size, projected = work.batch, stage.model.projection_size
-    # Embeddings of both sides in fp32, and an identity each.
-    assert joined["losses"] >= size * (2 * 4 * projected + 8)
+    # Embeddings of texts in fp32, an identity each, and 8 sums in fp64.
+    assert joined["losses"] >= size * (4 * projected + 8 + 8 * 8) * (1 - 1e-9)
     routed = {one.layer: one for one in work.passes if one.routed}
     image = 1 + (stage.model.image_size // stage.model.patch_size) ** 2
     visual = routed["visual_01"]

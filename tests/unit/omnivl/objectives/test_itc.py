@@ -14,8 +14,9 @@ from omnivl.chain.gather import LocalGather
 from omnivl.data.special_tokens import SpecialTokens
 from omnivl.errors import UserError
 from omnivl.objectives import ITC
+from omnivl.objectives.contrast import pair_contrast, sigmoid_contrast
 from omnivl.objectives.itc import Embedded, soft_target_loss
-from omnivl.objectives.tiles import SpreadKeys, sigmoid_contrast, softmax_contrast
+from omnivl.objectives.spread_keys import SpreadKeys
 
 TYPES = ("softmax", "soft", "sigmoid")
 
@@ -32,15 +33,12 @@ def keys_of(own: Embedded) -> tuple[SpreadKeys, SpreadKeys]:
 
 
 def softmax_loss(own: Embedded, scale: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    visual, text = keys_of(own)
-    same = torch.zeros(len(own.text), dtype=torch.int64)
-    options = {"pairs_only": True, "label_smoothing": label_smoothing}
-    sides = [softmax_contrast(*side, scale, **options) for side in ((own.visual, same, text), (own.text, same, visual))]
+    sides = pair_contrast(*keys_of(own), scale, pairs_only=True, label_smoothing=label_smoothing)
     return (sides[0].loss.mean() + sides[1].loss.mean()) / 2
 
 
 def sigmoid_loss(own: Embedded, scale: Tensor, bias: Tensor) -> Tensor:
-    return sigmoid_contrast(own.visual, keys_of(own)[1], scale, bias).mean()
+    return sigmoid_contrast(*keys_of(own), scale, bias)[0].mean()
 
 
 def compare(got: Tensor, wanted: Tensor, inputs: list[Tensor]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -12,15 +13,16 @@ from torch import Tensor
 
 from omnivl.chain.gather import LocalGather
 from omnivl.objectives import tiles
-from omnivl.objectives.tiles import (
+from omnivl.objectives.contrast import (
     Contrasted,
-    OldKeys,
-    SpreadKeys,
     Teacher,
     nearest_is_positive,
+    pair_contrast,
     sigmoid_contrast,
     softmax_contrast,
 )
+from omnivl.objectives.spread_keys import OldKeys, SpreadKeys
+from omnivl.parts.similarity import similarity
 
 LN2, LN3 = math.log(2), math.log(3)
 
@@ -120,63 +122,107 @@ def unit(*shape: int) -> Tensor:
     return F.normalize(torch.randn(*shape), dim=-1)
 
 
+@dataclass(frozen=True)
+class Side:
+    """Queries of one direction with all their keys, those of the batch first, and the ones of a queue among them."""
+
+    query: Tensor
+    own: Tensor
+    old: OldKeys | None
+
+    def dense(self, identity: Tensor, scale: Tensor, log_weight: float | None, *, pairs: bool, **options: Any) -> Dense:
+        """The same for the formulas."""
+        count, keys, valid, identities = len(identity), self.own, torch.ones(len(identity), dtype=torch.bool), identity
+        weights = torch.full((count,), 0.0 if log_weight is None else log_weight)
+        if (old := self.old) is not None:
+            keys, valid = torch.cat([keys, old.keys]), torch.cat([valid, old.valid])
+            identities = torch.cat([identities, old.identity])
+            weights = torch.cat([weights, torch.zeros(len(old.keys)) if old.log_weights is None else old.log_weights])
+        same = (identity[:, None] == identities) & valid
+        positive = torch.eye(count, dtype=torch.bool) if pairs else same
+        return Dense(self.query, keys, scale, positive, valid, weights, options)
+
+
+def embedded(count: int, several: int, size: int = 6) -> Tensor:
+    return unit(count, several, size) if several else unit(count, size)
+
+
+def old_keys(count: int, several: int, identities: int, *, weighted: bool) -> OldKeys:
+    weights = torch.cat([torch.tensor([float("-inf")]), torch.randn(count - 1)]) if weighted else None
+    numbers, valid = torch.randint(0, identities, (count,)), torch.rand(count) < 0.6
+    return OldKeys(embedded(count, several), numbers, valid, weights)
+
+
+def check(got: list[Contrasted], dense: list[Dense], inputs: tuple[Tensor, ...]) -> None:
+    """Values and gradients against the formulas."""
+    pulls = [torch.randn(len(one.loss)) for one in got]
+    for one, other in zip(got, dense, strict=True):
+        torch.testing.assert_close(one.loss.double(), other.loss(), atol=2e-6, rtol=1e-6)
+        assert one.positives.tolist() == other.positive.sum(-1).tolist()
+    made = torch.autograd.grad(sum((one.loss * pull).sum() for one, pull in zip(got, pulls, strict=True)), inputs)
+    wanted = sum((one.loss() * pull).sum() for one, pull in zip(dense, pulls, strict=True))
+    for one, other, size in zip(made, torch.autograd.grad(wanted, inputs), (1.0, 1.0, 10.0), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6 * size * other.abs().max().clamp(min=1).item(), rtol=2e-6)
+
+
 def compare(
     *,
-    queries: int = 19,
     old: int = 0,
-    identities: int = 5,
     of_query: int = 0,
     of_key: int = 0,
     weighted: bool = False,
     taught: bool = False,
-    pairs_only: bool = False,
-    **options: Any,
-) -> Contrasted:
-    """Values and gradients against ``Dense``. ``of_query`` and ``of_key`` are the embeddings of each, 0 for one."""
+    reduction: str = "mean",
+) -> None:
+    """One direction. ``of_query`` and ``of_key`` are the embeddings of each, 0 for one."""
     torch.manual_seed(0)
-
-    def embedded(count: int, several: int) -> Tensor:
-        return unit(count, several, 6) if several else unit(count, 6)
-
-    query, own = embedded(queries, of_query).requires_grad_(), embedded(queries, of_key).requires_grad_()
-    scale, identity = torch.tensor(9.0, requires_grad=True), torch.randint(0, identities, (queries,))
+    query, own = embedded(19, of_query).requires_grad_(), embedded(19, of_key).requires_grad_()
+    scale, identity = torch.tensor(9.0, requires_grad=True), torch.randint(0, 5, (19,))
     log_weight = -0.7 if weighted else None
-    all_identities, valid, weights = identity, torch.ones(queries, dtype=torch.bool), torch.full((queries,), -0.7)
-    keys, older = own, None
-    if old:
-        older = OldKeys(
-            embedded(old, of_key),
-            torch.randint(0, identities, (old,)),
-            torch.rand(old) < 0.6,
-            torch.cat([torch.tensor([float("-inf")]), torch.randn(old - 1)]) if weighted else None,
-        )
-        keys, valid = torch.cat([own, older.keys]), torch.cat([valid, older.valid])
-        all_identities = torch.cat([identity, older.identity])
-        weights = torch.cat([weights, torch.zeros(old) if older.log_weights is None else older.log_weights])
-    teacher = embedded(queries, of_query) if taught else None
-    same = (identity[:, None] == all_identities) & valid
-    positive = torch.eye(queries, dtype=torch.bool) if pairs_only else same
-    dense = Dense(
-        **{"query": query, "keys": keys, "scale": scale, "positive": positive, "valid": valid},
-        log_weights=weights if weighted else torch.zeros_like(weights),
-        options=options | ({"teacher": teacher, "alpha": 0.4} if taught else {}),
-    )
+    older = old_keys(old, of_key, 5, weighted=weighted) if old else None
+    teacher = embedded(19, of_query) if taught else None
+    options = {"teacher": teacher, "alpha": 0.4} if taught else {}
     got = softmax_contrast(
-        **{"query": query, "identity": identity, "batch": spread(own, identity), "scale": scale},
+        *(query, identity, spread(own, identity), scale),
+        reduction=reduction,
         old=older,
         teacher=None if teacher is None else Teacher(teacher, torch.tensor(0.4)),
         log_weight=log_weight,
+    )
+    dense = Side(query, own, older).dense(identity, scale, log_weight, pairs=False, reduction=reduction, **options)
+    check([got], [dense], (query, own, scale))
+
+
+def compare_pairs(
+    *,
+    old: int = 0,
+    identities: int = 5,
+    of_visual: int = 0,
+    of_text: int = 0,
+    weighted: bool = False,
+    pairs_only: bool = False,
+    scale: float = 9.0,
+    **options: Any,
+) -> None:
+    """Both directions of pairs, whose embeddings are queries and keys."""
+    torch.manual_seed(0)
+    visual, text = (embedded(19, several).requires_grad_() for several in (of_visual, of_text))
+    factor, identity = torch.tensor(scale, requires_grad=True), torch.randint(0, identities, (19,))
+    log_weight = -0.7 if weighted else None
+    olds = [old_keys(old, several, identities, weighted=weighted) if old else None for several in (of_visual, of_text)]
+    got = pair_contrast(
+        *(spread(visual, identity), spread(text, identity), factor),
         pairs_only=pairs_only,
+        log_weight=log_weight,
+        old=(olds[0], olds[1]) if old else None,
         **options,
     )
-    wanted, pull = dense.loss(), torch.randn(queries)
-    torch.testing.assert_close(got.loss.double(), wanted, atol=2e-6, rtol=1e-6)
-    made = torch.autograd.grad((got.loss * pull).sum(), (query, own, scale))
-    hoped = torch.autograd.grad((wanted * pull).sum(), (query, own, scale))
-    for one, other, size in zip(made, hoped, (1.0, 1.0, 10.0), strict=True):
-        torch.testing.assert_close(one, other, atol=2e-6 * size * other.abs().max().clamp(min=1).item(), rtol=2e-6)
-    assert got.positives.tolist() == positive.sum(-1).tolist()
-    return got
+    sides = [Side(visual, text, olds[1]), Side(text, visual, olds[0])]
+    dense = [side.dense(identity, factor, log_weight, pairs=pairs_only, **options) for side in sides]
+    check(list(got), dense, (visual, text, factor))
+    for side, keys in ((got[0], dense[0]), (got[1], dense[1])):
+        nearest = identity[similarity(keys.query.double(), keys.keys[:19].double()).argmax(-1)]
+        assert side.nearest_is_positive.tolist() == (nearest == identity).tolist()
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -185,21 +231,35 @@ def test_tiles_are_the_formula(old: int, weighted: bool, taught: bool, reduction
     compare(old=old, weighted=weighted, taught=taught, reduction=reduction)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize(("old", "weighted"), list(itertools.product((0, 23), (False, True))))
+def test_tiles_of_both_directions_are_the_formula(old: int, weighted: bool, reduction: str) -> None:
+    compare_pairs(old=old, weighted=weighted, reduction=reduction)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_logits_whose_powers_do_not_fit(weighted: bool) -> None:
+    """Each row and column of a tile then has an exponent of its own."""
+    compare_pairs(scale=300.0, weighted=weighted)
+
+
 @pytest.mark.parametrize(("of_query", "of_key"), [(3, 0), (0, 3), (2, 3)])
 def test_samples_with_several_embeddings(of_query: int, of_key: int) -> None:
     compare(of_query=of_query, of_key=of_key)
     compare(of_query=of_query, of_key=of_key, old=7, weighted=True, taught=True)
+    compare_pairs(of_visual=of_query, of_text=of_key)
+    compare_pairs(of_visual=of_query, of_text=of_key, old=7, weighted=True)
 
 
-@pytest.mark.parametrize("of_query", [0, 3])
-def test_pairs_only_and_smoothed_labels(of_query: int) -> None:
-    compare(pairs_only=True, of_query=of_query)
-    compare(pairs_only=True, label_smoothing=0.1, of_query=of_query)
+@pytest.mark.parametrize("of_visual", [0, 3])
+def test_pairs_only_and_smoothed_labels(of_visual: int) -> None:
+    compare_pairs(pairs_only=True, of_visual=of_visual)
+    compare_pairs(pairs_only=True, label_smoothing=0.1, of_visual=of_visual)
 
 
 def test_every_identity_is_its_own_and_all_are_one() -> None:
-    compare(identities=10**9)
-    compare(identities=1, old=5)
+    compare_pairs(identities=10**9)
+    compare_pairs(identities=1, old=5)
 
 
 @pytest.mark.parametrize(("of_query", "of_key"), [(0, 0), (3, 0), (0, 3)])
@@ -208,7 +268,10 @@ def test_sigmoid_tiles_are_the_formula(of_query: int, of_key: int) -> None:
     query, own = (unit(19, several, 6) if several else unit(19, 6) for several in (of_query, of_key))
     inputs = [query.requires_grad_(), own.requires_grad_()]
     inputs += [torch.tensor(value, requires_grad=True) for value in (10.0, -10.0)]
-    got = sigmoid_contrast(query, spread(own, torch.arange(19)), *inputs[2:])
+    got, nearest = sigmoid_contrast(spread(query, torch.arange(19)), spread(own, torch.arange(19)), *inputs[2:])
+    products = similarity(query.double(), own.double())
+    assert nearest.of_visual.tolist() == (products.argmax(1) == torch.arange(19)).tolist()
+    assert nearest.of_text.tolist() == (products.argmax(0) == torch.arange(19)).tolist()
     wanted, pull = sigmoid_loss(*inputs), torch.randn(19)
     torch.testing.assert_close(got.double(), wanted, atol=2e-6, rtol=1e-6)
     made = torch.autograd.grad((got * pull).sum(), inputs)
@@ -217,10 +280,10 @@ def test_sigmoid_tiles_are_the_formula(of_query: int, of_key: int) -> None:
 
 
 def test_the_nearest_key_is_the_first_of_equals() -> None:
-    keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]).repeat(9, 1)
-    identity = torch.arange(27)
-    query, own = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 3])
-    assert nearest_is_positive(query, own, spread(keys, identity)).tolist() == [True, False]
+    """Samples 1 and 2 are equal: only the first finds itself."""
+    keys, identity = torch.eye(27)[[0, 1, 1, *range(3, 27)]], torch.arange(27)
+    for side in nearest_is_positive(spread(keys, identity), spread(keys, identity)):
+        assert [place for place, right in enumerate(side.tolist()) if not right] == [2]
 
 
 def test_the_matrix_is_never_kept() -> None:
@@ -232,6 +295,6 @@ def test_the_matrix_is_never_kept() -> None:
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, sizes=sizes: (sizes.append(tensor.numel()), tensor)[1], lambda tensor: tensor
         ):
-            softmax_contrast(query, torch.arange(count), spread(own, torch.arange(count)), torch.tensor(3.0))
+            pair_contrast(spread(query, torch.arange(count)), spread(own, torch.arange(count)), torch.tensor(3.0))
         kept.append(sum(sizes))
     assert kept[1] < 2.01 * kept[0], kept

@@ -12,8 +12,9 @@ from omnivl.chain.objective import Heads
 from omnivl.chain.state import State
 from omnivl.data.batch import DATA_KINDS
 from omnivl.objectives import NegativeWeights, UniVLC
+from omnivl.objectives.contrast import Teacher
 from omnivl.objectives.key_queue import Keys, Pairs
-from omnivl.objectives.tiles import SpreadKeys, Teacher
+from omnivl.objectives.spread_keys import SpreadKeys
 from omnivl.objectives.univlc import UniVLCHead
 from omnivl.parts.project import Project
 
