@@ -1,7 +1,7 @@
 """The contrastive loss over large batches on a CPU: seconds and memory of loss and gradients in both directions.
 
 Two processes of one thread hold half of the pairs each. The largest batch is that of one of 512 replicas alone: its
-queries over the keys of all of them, which the others would send.
+pictures over the texts of all of them; other unit embeddings stand in for those that the others would send.
 
 python -m benchmarks contrast
 """

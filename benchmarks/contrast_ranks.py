@@ -1,6 +1,6 @@
 """One process of ``benchmarks.contrast``: RANK PROCESSES PAIRS SIZE TIMES FILE.
 
-FILE is where the processes meet; ``alone``: the others do not exist, and what they would send is not there.
+FILE is where the processes meet; ``alone``: the others do not exist, and other embeddings stand in for theirs.
 """
 
 import json

@@ -21,7 +21,9 @@ from omnivl.objectives.contrast import (
     sigmoid_contrast,
     softmax_contrast,
 )
-from omnivl.objectives.spread_keys import OldKeys, SpreadKeys
+from omnivl.objectives.spread_keys import KeyBlock, OldKeys, SpreadKeys
+from omnivl.objectives.tile_sums import Matrix, Sums, merged
+from omnivl.objectives.tiles import Tile
 from omnivl.parts.similarity import similarity
 
 LN2, LN3 = math.log(2), math.log(3)
@@ -280,10 +282,32 @@ def test_sigmoid_tiles_are_the_formula(of_query: int, of_key: int) -> None:
 
 
 def test_the_nearest_key_is_the_first_of_equals() -> None:
-    """Samples 1 and 2 are equal: only the first finds itself."""
-    keys, identity = torch.eye(27)[[0, 1, 1, *range(3, 27)]], torch.arange(27)
+    """Samples 7, 8 and 12, which the small tiles part, are equal: only the first finds itself."""
+    keys, identity = torch.eye(27)[[*range(8), 7, *range(9, 12), 7, *range(13, 27)]], torch.arange(27)
     for side in nearest_is_positive(spread(keys, identity), spread(keys, identity)):
-        assert [place for place, right in enumerate(side.tolist()) if not right] == [2]
+        assert [place for place, right in enumerate(side.tolist()) if not right] == [8, 12]
+
+
+def test_sums_of_several_replicas_merge() -> None:
+    """Each has some of the keys: of one their powers fit as they are, of the others not."""
+    torch.manual_seed(0)
+    logits, identity, found = torch.randn(5, 12) * torch.tensor([3.0, 150.0, 150.0]).repeat_interleave(4), 70, []
+    logits[:2, 9] = logits[:2, 5] = 400.0  # equally near: the first counts, whoever comes first
+    of_keys = torch.arange(12)
+    of_keys[5] = identity
+    for first in (8, 4, 0):
+        sums, part = Sums(logits, 5), logits[:, first : first + 4]
+        matrix, keys = Matrix(sums, None), torch.empty(4, 1)
+        block = KeyBlock(keys, of_keys[first : first + 4], first)
+        tile = Tile(block, slice(0, 5), slice(0, 4), keys)
+        largest = matrix.largest(tile, part)
+        matrix.meet(tile, part, largest, torch.full((5,), identity), 0, block)
+        matrix.add_powers(tile, part.clone(), largest)
+        found.append(sums.packed())
+    whole = Sums.unpacked(merged(torch.stack(found)))
+    torch.testing.assert_close(whole.log_sum.value(), (logits.double() * LN2).logsumexp(1) / LN2)
+    assert whole.nearest.place.tolist() == [2 * key + (key == 5) for key in logits.argmax(1).tolist()]
+    assert whole.nearest.has_identity()[:2].tolist() == [True, True]
 
 
 def test_the_matrix_is_never_kept() -> None:
