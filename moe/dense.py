@@ -43,6 +43,7 @@ class DenseFeedForward(nn.Module):
         self.fc2 = Linear(inner_size, hidden_size)
 
     def forward(self, x: Tensor, tokens: Tokens | None = None) -> FeedForwardOutput:
-        """Maps ``x [..., D]`` to the same shape; ``tokens`` is ignored."""
-        inner = self.activate(self.fc1(x))
-        return FeedForwardOutput(self.fc2(inner if self.norm is None else self.norm(inner)))
+        """Maps ``x [..., D]`` to the same shape; ``tokens`` is ignored. ``beside`` is ``x``: see ``linear_beside``."""
+        inner, x = self.fc1(x, beside=True)
+        inner = self.activate(inner)
+        return FeedForwardOutput(self.fc2(inner if self.norm is None else self.norm(inner)), beside=x)

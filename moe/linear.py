@@ -85,6 +85,55 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return out
 
 
+class _LinearBeside(torch.autograd.Function):
+    """``x @ weight.T + bias``, and ``x`` once more; what comes back for either is added within the product."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        ctx.set_materialize_grads(False)
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype)), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        grad, grad_beside = grads
+        if grad is None:
+            return grad_beside, None, None
+        x, weight = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            own = weight.to(grad.dtype)
+            if grad_beside is None:
+                grad_x = (rows @ own).view(x.shape)
+            else:
+                grad_x = torch.addmm(grad_beside.reshape(-1, x.shape[-1]), rows, own).view(x.shape)
+        if ctx.needs_input_grad[1]:
+            grad_weight = (rows.t() @ x.reshape(-1, x.shape[-1])).to(weight.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = rows.sum(0).to(ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias
+
+
+def adds_in_products(x: Tensor) -> bool:
+    """Whether ``linear_beside`` is more than ``linear``: on accelerators, where there is a gradient to add."""
+    return torch.is_grad_enabled() and x.requires_grad and x.device.type != "cpu" and not torch.compiler.is_compiling()
+
+
+def linear_beside(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """``linear``, and ``x`` for whatever else reads it: one kernel less than where autograd adds both gradients up."""
+    if not adds_in_products(x):
+        return linear(x, weight, bias), x
+    for parameter in (weight, bias):
+        if parameter is not None:
+            note_use(parameter, x.dtype)
+    if not is_gathered_on_use(weight):
+        weight, bias = working(weight, x.dtype), None if bias is None else working(bias, x.dtype)
+    made: tuple[Tensor, Tensor] = _LinearBeside.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return made
+
+
 class Linear(nn.Module):
     """``nn.Linear`` with fp32 parameters that follows the dtype of its input.
 
@@ -125,8 +174,10 @@ class Linear(nn.Module):
         """How matrices lie in the weight."""
         yield self.weight, self._stacked
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Maps ``[..., I]`` to ``[..., O]`` in ``x.dtype``."""
+    def forward(self, x: Tensor, beside: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Maps ``[..., I]`` to ``[..., O]`` in ``x.dtype``; with ``beside`` returns what ``linear_beside`` does."""
+        if beside:
+            return linear_beside(x, self.weight, self.bias)
         return linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:

@@ -20,10 +20,12 @@ class FeedForwardOutput:
     Attributes:
         y: ``[..., D]``, same shape and dtype as the input.
         router_sums: The packed ``moe.routers.sums.RouterSums`` of the call, fp32, with gradient; None without a router.
+        beside: The input for whatever else reads it, which may save adding gradients up (``moe.linear.linear_beside``).
     """
 
     y: Tensor
     router_sums: Tensor | None = None
+    beside: Tensor | None = None
 
 
 class FeedForward(Protocol):

@@ -288,7 +288,8 @@ class SelfAttention(nn.Module):
         causal: bool = False,
         padding: Padding | None = None,
         scores: Tensor | None = None,
-    ) -> Tensor:
+        beside: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Attends within each row.
 
         Args:
@@ -297,15 +298,16 @@ class SelfAttention(nn.Module):
             causal: Whether each position sees itself and earlier ones only.
             padding: Which positions are left out of ``x``.
             scores: Added to the scores of all rows alike, ``[H, S, S]``.
+            beside: Whether to return ``x`` too, for whatever else reads it (``moe.linear.linear_beside``).
         """
-        qkv = self.qkv(x)
+        qkv, x = self.qkv(x, beside=True) if beside else (self.qkv(x), x)
         if padding is None:
             attended = recomputed(self.recompute, self_attention, qkv, self.num_heads, mask, causal, scores)
         else:
             assert scores is None, "added scores and masks have not met yet"
             attended = recomputed(self.recompute, kept_attention, qkv, padding, self.num_heads, mask, causal)
         out: Tensor = self.out(attended)
-        return out
+        return (out, x) if beside else out
 
     def flops(self, tokens: float, positions: float) -> float:
         """Operations on one row, forward: projections of ``tokens`` positions, attention over all ``positions``."""
@@ -387,6 +389,11 @@ class CrossAttention(nn.Module):
         kv: Tensor = self.kv(memory)
         return kv
 
+    def project_beside(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """``project``, and the memory for whatever else reads it (``moe.linear.linear_beside``)."""
+        made: tuple[Tensor, Tensor] = self.kv(memory, beside=True)
+        return made
+
     def forward(
         self,
         x: Tensor,
@@ -394,7 +401,8 @@ class CrossAttention(nn.Module):
         rows: Tensor | None = None,
         padding: Padding | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:
+        beside: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Lets a stream attend to projected memory.
 
         Args:
@@ -403,11 +411,12 @@ class CrossAttention(nn.Module):
             rows: int64 ``[R]``, the memory row of each row of ``x``; None when they correspond one to one.
             padding: Which positions are left out of ``x``.
             mask: bool ``[R_memory, S]``, which positions of the memory may be attended to; None for all.
+            beside: Whether to return ``x`` too, for whatever else reads it (``moe.linear.linear_beside``).
         """
         kv = kv if rows is None else kv.index_select(0, rows)
         mask = mask if mask is None or rows is None else mask.index_select(0, rows)
-        q = self.q(x)
+        q, x = self.q(x, beside=True) if beside else (self.q(x), x)
         q = q if padding is None else padding.restore(q)
         attended = recomputed(self.recompute, cross_attention, q, kv, self.num_heads, mask)
         out: Tensor = self.out(attended if padding is None else padding.drop(attended))
-        return out
+        return (out, x) if beside else out

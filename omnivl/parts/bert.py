@@ -35,6 +35,7 @@ class ResidualBlock(nn.Module):
     Attributes:
         reads_padding: Whether the feed-forward slot has to be told which positions are padding.
         slot_flops: Operations of the feed-forward slot on one token, forward.
+        ffn: The filling of the slot, which subclasses build.
         norm_out: Normalises what leaves the last block of a pre-norm stack; nothing elsewhere.
     """
 
@@ -59,6 +60,13 @@ class ResidualBlock(nn.Module):
         if not self.reads_padding or mask is None:
             return Tokens.of(TEXT_MODALITY, x, fused=fused, attributes=bits)
         return Tokens.of(TEXT_MODALITY, x, mask if padding is None else padding.valid, fused=fused, attributes=bits)
+
+    def feed(self, norm: nn.Module, x: Tensor, tokens: Tokens) -> tuple[Tensor, FeedForwardOutput]:
+        """The stream after the feed-forward slot, and what the slot returned."""
+        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.enter(norm, x), tokens)
+        if not self.is_pre_norm and out.beside is not None:
+            x = out.beside
+        return self.leave(norm, x, out.y), out
 
     def leave(self, norm: nn.Module, x: Tensor, branch: Tensor) -> Tensor:
         """The stream with a branch's output added."""
@@ -108,12 +116,14 @@ class BertBlock(ResidualBlock):
         padding = None if first_only else Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
         read = self.enter(self.norm1, x)
-        attended = self.attention.first(read, mask) if first_only else self.attention(read, mask, self.causal, padding)
-        x = self.leave(self.norm1, x[:, :1] if first_only else x, attended)
-        out: FeedForwardOutput = recomputed(
-            self.recomputes_ffn, self.ffn, self.enter(self.norm2, x), self.tokens(x, mask, padding, causal=self.causal)
-        )
-        y = self.norm_out(self.leave(self.norm2, x, out.y))
+        if first_only:
+            x, attended = x[:, :1], self.attention.first(read, mask)
+        else:
+            attended, read = self.attention(read, mask, self.causal, padding, beside=True)
+            x = x if self.is_pre_norm else read
+        x = self.leave(self.norm1, x, attended)
+        x, out = self.feed(self.norm2, x, self.tokens(x, mask, padding, causal=self.causal))
+        y = self.norm_out(x)
         return FeedForwardOutput(y if padding is None else padding.restore(y), out.router_sums)
 
 

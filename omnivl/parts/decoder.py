@@ -27,7 +27,6 @@ from omnivl.parts.block import StackBlock
 from omnivl.parts.linear import LayerNorm
 from omnivl.parts.padding import Padding
 from omnivl.parts.patches import num_patches, visual_positions
-from omnivl.parts.recompute import recomputed
 from omnivl.parts.sizes import MODALITIES, MomentumConfig, Patches, Transformer
 
 
@@ -90,13 +89,18 @@ class GroundedBlock(ResidualBlock):
             rows: int64 ``[R]``, the memory row of each row; None when they correspond one to one.
             memory_mask: bool ``[R_memory, S]``, which of its positions may be looked at; None for all.
             kept: int64 ``[n]``, the positions to compute where they are known.
+
+        Returns:
+            The stream; ``beside`` is the memory, for whatever else reads it.
         """
         padding = Padding.worth_dropping(mask, kept)
         x = x if padding is None else padding.drop(x)
-        attended = self.attention(self.enter(self.norm1, x), mask, self.causal, padding)
-        x = self.leave(self.norm1, x, attended)
-        out = self._after_self_attention(x, self.cross.project(memory), rows, memory_mask, mask, padding)
-        return out if padding is None else FeedForwardOutput(padding.restore(out.y), out.router_sums)
+        attended, read = self.attention(self.enter(self.norm1, x), mask, self.causal, padding, beside=True)
+        x = self.leave(self.norm1, x if self.is_pre_norm else read, attended)
+        kv, memory = self.cross.project_beside(memory)
+        out = self._after_self_attention(x, kv, rows, memory_mask, mask, padding)
+        y = out.y if padding is None else padding.restore(out.y)
+        return FeedForwardOutput(y, out.router_sums, memory)
 
     def decode(
         self, x: Tensor, past: Tensor | None, kv: Tensor, rows: Tensor | None, memory_mask: Tensor | None = None
@@ -125,10 +129,10 @@ class GroundedBlock(ResidualBlock):
         mask: Tensor | None = None,
         padding: Padding | None = None,
     ) -> FeedForwardOutput:
-        x = self.leave(self.norm2, x, self.cross(self.enter(self.norm2, x), kv, rows, padding, memory_mask))
-        tokens = self.tokens(x, mask, padding, fused=True, causal=self.causal)
-        out: FeedForwardOutput = recomputed(self.recomputes_ffn, self.ffn, self.enter(self.norm3, x), tokens)
-        return FeedForwardOutput(self.norm_out(self.leave(self.norm3, x, out.y)), out.router_sums)
+        seen, read = self.cross(self.enter(self.norm2, x), kv, rows, padding, memory_mask, beside=True)
+        x = self.leave(self.norm2, x if self.is_pre_norm else read, seen)
+        x, out = self.feed(self.norm3, x, self.tokens(x, mask, padding, fused=True, causal=self.causal))
+        return FeedForwardOutput(self.norm_out(x), out.router_sums)
 
 
 class GroundedLayer(StackBlock):
@@ -171,7 +175,10 @@ class GroundedLayer(StackBlock):
 
 
 class AlignmentBlock(GroundedLayer):
-    """A bidirectional grounded block on the fused rows, and its momentum twin on those that objectives read of it."""
+    """A bidirectional grounded block on the fused rows, and its momentum twin on those that objectives read of it.
+
+    It returns ``memory`` as it was, so that later readers' gradients pass through its product.
+    """
 
     stack = "alignment"
     causal: ClassVar[bool] = False
@@ -196,7 +203,8 @@ class AlignmentBlock(GroundedLayer):
             return state
         seen = state["memory"], state["fused_memory"], state.get("memory_mask")
         out: FeedForwardOutput = self.run(state["fused"], state["fused_mask"], *seen)
-        state = self.with_routing(state.updated(fused=out.y), out.router_sums)
+        assert out.beside is not None
+        state = self.with_routing(state.updated(fused=out.y, memory=out.beside), out.router_sums)
         if "fused" in state.layout.twins:
             seen = state["momentum_memory"], state["momentum_fused_memory"], state.get("momentum_memory_mask")
             twin = self.run_twin(state["momentum_fused"], state.of_twins("fused_mask", "fused"), *seen)
@@ -219,7 +227,8 @@ class GenerationBlock(GroundedLayer):
 
     Row b attends to row b of ``memory``, or to row ``generation_memory[b]``. If texts look at fused rows, these take
     the place of ``memory``, without their padding. If decoding keeps a cache, row b attends to row ``cache/rows[b]``,
-    and the block stores its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``.
+    and the block stores its keys and values in ``cache/{layer}/self`` and ``cache/{layer}/cross``. Otherwise it returns
+    the rows of ``memory`` that the stack looks at, so that later readers' gradients pass through its product.
     """
 
     stack = "generation"
@@ -249,11 +258,15 @@ class GenerationBlock(GroundedLayer):
         if "cache/rows" in state:
             return self._decode(state)
         (memory, mask), rows = seen_by_written(state), state.get("generation_memory")
+        own = state.layout.batch_size
         if rows is None and not state.layout.written_from:  # rows of other replicas or segments may follow
-            memory = memory[: state.layout.batch_size]
-            mask = None if mask is None else mask[: state.layout.batch_size]
+            memory = memory if len(memory) == own else memory[:own]
+            mask = None if mask is None else mask[:own]
         kept = state.get(kept_name("generation"))
         out: FeedForwardOutput = self.run(state["generation"], state["generation_mask"], memory, rows, mask, kept)
+        if not state.layout.written_from:  # only layers of this stack follow
+            assert out.beside is not None
+            state = state.updated(memory=out.beside)
         return self.with_routing(state.updated(generation=out.y), out.router_sums)
 
     def _decode(self, state: State) -> State:

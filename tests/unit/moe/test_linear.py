@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe.config import DenseConfig
 from moe.dense import DenseFeedForward
@@ -10,6 +11,19 @@ from moe.feed_forward import build_feed_forward
 from moe.linear import Linear
 from moe.slot import Slot
 from moe.working import gather_on_use
+
+
+class OperationNames(TorchDispatchMode):
+    """Names of the operations that are no views and allocate more than memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if not func.is_view and "empty" not in str(func):
+            self.found.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -96,3 +110,40 @@ def test_weights_start_so_that_outputs_vary_as_much_as_inputs():
     assert weight.abs().max() <= 2 * 400**-0.5
     # A normal distribution cut at two deviations keeps 0.774 of its variance.
     assert abs(float(weight.detach().var()) * 400 - 0.774) < 0.02
+
+
+@pytest.mark.parametrize("gathered", [True, False])
+@pytest.mark.parametrize("reads", ["product", "input", "both"])
+def test_gradients_added_in_the_product_equal_those_that_autograd_adds(
+    gathered: bool, reads: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(6, 5).double(), torch.randn(2, 3, 6, dtype=torch.float64)
+    if gathered:
+        gather_on_use(layer.weight)
+    torch.nn.init.normal_(layer.bias)
+    found = []
+    for added in (True, False):
+        monkeypatch.setattr("moe.linear.adds_in_products", lambda x, added=added: added)
+        own = x.clone().requires_grad_()
+        layer.zero_grad()
+        made, beside = layer(own, beside=True)
+        loss = (made**2).sum() * (reads != "input") + (beside**3).sum() * (reads != "product")
+        loss.backward()
+        found.append((made.detach(), own.grad, layer.weight.grad, layer.bias.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_on_an_accelerator_no_kernel_adds_the_gradients_up() -> None:
+    with torch.device("meta"):
+        layer, x = Linear(6, 5), torch.empty(4, 6, requires_grad=True)
+    made, beside = layer(x, beside=True)
+    with OperationNames() as names:
+        torch.autograd.backward([made, beside], [torch.empty_like(made), torch.empty_like(beside)])
+    assert names.found == ["addmm", "mm", "sum"]
+
+
+def test_on_a_cpu_the_input_is_returned_as_it_is() -> None:
+    x = torch.randn(4, 6, requires_grad=True)
+    assert Linear(6, 5)(x, beside=True)[1] is x

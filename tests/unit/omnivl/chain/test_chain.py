@@ -407,3 +407,28 @@ def test_a_decoder_without_blocks_writes_nothing():
         "masked_visual, momentum_fused; take the objective out or change model.kind"
     )
     assert "generation" in CONFIG.offers
+
+
+@pytest.mark.parametrize("changes", [{}, {"text_norm": "pre"}, {"recompute": "block"}, {"recompute": "ffn"}])
+def test_gradients_added_in_products_are_those_of_autograd(
+    changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an accelerator takes them (``moe.linear.linear_beside``), here on a CPU."""
+    config, found = replace(CONFIG, **changes), []
+    for added in (True, False):
+        monkeypatch.setattr(
+            "moe.linear.adds_in_products", lambda x, added=added: added and torch.is_grad_enabled() and x.requires_grad
+        )
+        torch.manual_seed(0)
+        chain = build_chain(config, EVERYTHING, TOKENS)
+        torch.manual_seed(1)
+        loss = run(chain, make_batch("image_text"))["loss"]
+        loss.backward()
+        found.append((loss.item(), {name: one.grad for name, one in chain.named_parameters() if one.grad is not None}))
+    (loss, gradients), (usual_loss, usual) = found
+    assert loss == usual_loss
+    assert gradients.keys() == usual.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            gradient, usual[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
