@@ -90,7 +90,7 @@ def pixel_values(frames: Tensor, patch_size: int, dtype: torch.dtype) -> Tensor:
     Raises:
         ModelError: See ``unfold``.
     """
-    return unfold(frames, patch_size).to(dtype=torch.float32).div_(127.5).sub_(1.0).to(dtype)
+    return unfold(frames, patch_size).div(127.5).sub_(1.0).to(dtype)  # in fp32 until the end
 
 
 def unfold(frames: Tensor, patch_size: int) -> Tensor:
